@@ -1,0 +1,1 @@
+"""policyc: quantization policies as source files, planned to the byte and built into bundles."""

@@ -1,0 +1,160 @@
+"""Defects in user input as values: where, what, and how to cure it; text only in `render`.
+
+    SourceText  a text and what to call it          Span  a stretch of it
+    Diagnostic  one defect                          PolicyError  all that a stage found
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from policy_dsl.diagnostic_codes import CODES, Severity
+
+
+@dataclass(frozen=True)
+class SourceText:
+    """A text the user wrote: `name` is its path or how to call it, `text` all of it."""
+
+    name: str
+    text: str
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *(i + 1 for i, char in enumerate(self.text) if char == "\n")]
+
+    def position(self, offset: int) -> tuple[int, int]:
+        """Line and column of a character offset, both counted from 1."""
+        low, high = 0, len(self._starts)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._starts[middle] <= offset else (low, middle)
+        return low + 1, offset - self._starts[low] + 1
+
+    def line(self, number: int) -> str:
+        """The text of a line, counted from 1, without its end."""
+        start = self._starts[number - 1]
+        end = self.text.find("\n", start)
+        return self.text[start : end if end >= 0 else len(self.text)].rstrip("\r")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters `start` up to `end` of a source text."""
+
+    source: SourceText
+    start: int
+    end: int
+
+    @property
+    def location(self) -> str:
+        """`file:line:column` of the first character."""
+        line, column = self.source.position(self.start)
+        return f"{self.source.name}:{line}:{column}"
+
+    @property
+    def line(self) -> int:
+        """The line, counted from 1, of the first character."""
+        return self.source.position(self.start)[0]
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One defect: its code, its message, where it stands, and how to cure it."""
+
+    code: str
+    message: str
+    span: Span | None = None
+    suggestion: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def severity(self) -> Severity:
+        """`error` or `warning`, a property of the code."""
+        return CODES[self.code].severity
+
+
+class PolicyError(Exception):
+    """Raised once by a stage, with every defect that it found."""
+
+    def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
+        self.diagnostics: tuple[Diagnostic, ...] = tuple(diagnostics)
+        super().__init__(render(self.diagnostics))
+
+
+def diagnostic(
+    code: str,
+    span: Span | None = None,
+    *,
+    suggestion: str | None = None,
+    notes: Sequence[str] = (),
+    **facts: object,
+) -> Diagnostic:
+    """A Diagnostic whose message is the code's template filled with `facts`.
+
+    Raises: KeyError if the code is not in the catalogue or a fact is missing.
+    """
+    message = CODES[code].message.format(**facts)
+    return Diagnostic(code, message, span, suggestion, tuple(notes))
+
+
+def fail(
+    code: str,
+    span: Span | None = None,
+    *,
+    suggestion: str | None = None,
+    notes: Sequence[str] = (),
+    **facts: object,
+) -> PolicyError:
+    """A PolicyError with one diagnostic, ready to be raised."""
+    return PolicyError([diagnostic(code, span, suggestion=suggestion, notes=notes, **facts)])
+
+
+def errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """Those diagnostics whose severity is error."""
+    return [found for found in diagnostics if found.severity == "error"]
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate most like `word`, or None if nothing is close."""
+    close = difflib.get_close_matches(word, sorted(set(candidates)), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
+    """The suggestion `did you mean "x"?`, or None if nothing is close."""
+    close = nearest(word, candidates)
+    return f'did you mean "{close}"?' if close is not None else None
+
+
+def render(diagnostics: Iterable[Diagnostic]) -> str:
+    """The diagnostics as text, one blank line between them, no trailing newline."""
+    return "\n\n".join(_render_one(found) for found in diagnostics)
+
+
+def _render_one(found: Diagnostic) -> str:
+    lines = [f"{found.severity}[{found.code}]: {found.message}"]
+    if found.span is not None:
+        lines += _excerpt(found.span, found.suggestion or "")
+    elif found.suggestion:
+        lines.append(f"  = {found.suggestion}")
+    lines += [f"  = {note}" for note in found.notes]
+    return "\n".join(lines)
+
+
+def _excerpt(span: Span, suggestion: str, width: int = 160) -> list[str]:
+    number, column = span.source.position(span.start)
+    shown = span.source.line(number).replace("\t", " ")
+    # A 10 MB line must not become a 10 MB message.
+    cut = max(0, column - 1 - width // 2) if len(shown) > width else 0
+    shown = shown[cut : cut + width]
+    caret_start = column - 1 - cut
+    carets = "^" * max(1, min(span.end - span.start, len(shown) - caret_start))
+    gutter = " " * len(str(number))
+    return [
+        f"  --> {span.location}",
+        f"{number} | {shown}",
+        f"{gutter} | {' ' * caret_start}{carets} {suggestion}".rstrip(),
+    ]

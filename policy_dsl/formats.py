@@ -1,0 +1,97 @@
+"""The type of a format's capability record. The values live in `emitters/<name>/spec.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from policy_dsl.diagnostics import Diagnostic
+from policy_dsl.policy import Treatment
+from policy_dsl.roles import Model, ModelTensor
+
+# Every scheme word of the language and the targets that store it: a policy may name a
+# scheme of a target that is not the one it is being resolved for.
+SCHEME_TARGETS: Mapping[str, tuple[str, ...]] = {
+    "affine": ("mlx_affine", "jangtq_prestack"),
+    "mxfp4": ("mlx_affine",),
+    "mxfp8": ("mlx_affine",),
+    "nvfp4": ("mlx_affine",),
+    "mxtq": ("jangtq_prestack",),
+    "mq2": ("hipfire_hfq",),
+    "mq3": ("hipfire_hfq",),
+    "mq4": ("hipfire_hfq",),
+    "mq6": ("hipfire_hfq",),
+    "mq2-lloyd": ("hipfire_hfq",),
+    "mq3-lloyd": ("hipfire_hfq",),
+    "hfq4": ("hipfire_hfq",),
+    "hfq6": ("hipfire_hfq",),
+    "q8": ("hipfire_hfq",),
+    "int": ("gptq",),
+}
+METHODS = ("rtn", "opt-rtn", "gptq", "lloyd", "awq")
+
+
+@dataclass(frozen=True, slots=True)
+class SchemeSpec:
+    """A scheme of a format: widths, group sizes, methods; the first of each is the default.
+
+    One width means that the scheme's name fixes it. An empty group_sizes means no groups.
+    """
+
+    name: str
+    bits: tuple[int, ...]
+    group_sizes: tuple[int, ...]
+    methods: tuple[str, ...] = ("rtn",)
+    symmetric: bool | None = None
+    about: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PartShape:
+    """One output tensor of a module: the suffix of its name, safetensors dtype, shape."""
+
+    part: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FormatSpec:
+    """What a format can hold and how its bundle is named and laid out. Functions are pure.
+
+    families: family -> None if supported, else the reason why it is refused.
+    fill: (role class, bits or None for any) -> scheme, first match wins; role classes are
+      `experts`, `embed` (embed and lm_head), `matrix` (any other).
+    module_path(tensor, model): the output module of a tensor; tensors with equal paths are stacked
+      along a leading expert axis. None: the format does not carry this tensor (drop, with
+      `omissions[role]` as the reason).
+    part_shapes(treatment, shape, dtype): the output tensors of a module of a logical
+      shape [..., in] whose values are of `dtype`.
+    plain_dtype(tensor, model): the dtype of a kept tensor, and of a quantized one's values.
+    unquantizable(tensor, model): why the format cannot quantize this tensor, else None.
+    review(policy runtimes, modules): findings of the format's own about the lowered modules.
+    shard_nbytes: largest shard; shard_name(index from 1, count) -> file name.
+    """
+
+    name: str
+    about: str
+    schemes: tuple[SchemeSpec, ...]
+    fill: tuple[tuple[str, int | None, str], ...]
+    plain_dtypes: tuple[str, ...]
+    fp8_rules: tuple[str, ...]
+    families: Mapping[str, str | None]
+    module_path: Callable[[ModelTensor, Model], str | None]
+    part_shapes: Callable[[Treatment, tuple[int, ...], str], tuple[PartShape, ...]]
+    plain_dtype: Callable[[ModelTensor, Model], str]
+    unquantizable: Callable[[ModelTensor, Model], str | None]
+    shard_nbytes: int
+    shard_name: Callable[[int, int], str]
+    copied_files: tuple[str, ...]
+    runtimes: Mapping[str, str] = field(default_factory=dict)
+    header_metadata: Mapping[str, str] = field(default_factory=dict)
+    review: Callable[[Any], tuple[Diagnostic, ...]] | None = None
+
+    def scheme(self, name: str) -> SchemeSpec | None:
+        """The scheme of that name, or None."""
+        return next((scheme for scheme in self.schemes if scheme.name == name), None)

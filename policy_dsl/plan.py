@@ -1,0 +1,101 @@
+"""The plan: every output tensor, where it comes from, who decided, and its exact place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from policy_dsl.diagnostics import Diagnostic
+from policy_dsl.inventory import TensorInfo
+from policy_dsl.policy import Policy, Treatment
+from policy_dsl.roles import Model
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRows:
+    """`count` rows of a source tensor, from `first`, that become output rows from `at`.
+
+    Rows are those of the tensor viewed as [rows, last axis]. scale: the FP8 block scales.
+    """
+
+    tensor: TensorInfo
+    scale: TensorInfo | None
+    first: int
+    count: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """One tensor of the output: `start` is its byte offset in `file`, header included."""
+
+    name: str
+    part: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    file: str
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """What one decision produces: the output tensors of a matrix, a stack, or a plain tensor.
+
+    shape: logical, [experts, out, in], [out, in] or that of a plain tensor. dtype: of the values
+    that are encoded or written (safetensors name). rule: `file:line` of the deciding
+    rule, or `defaults.otherwise`. parameters: logical values.
+    """
+
+    name: str
+    role: str
+    layer: int | None
+    treatment: Treatment
+    shape: tuple[int, ...]
+    dtype: str
+    rule: str
+    sources: tuple[SourceRows, ...]
+    tensors: tuple[PlannedTensor, ...]
+    parameters: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Omission:
+    """A source tensor that the bundle leaves out, and why."""
+
+    tensor: TensorInfo
+    role: str
+    layer: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """A file of the bundle. kind: tensors, metadata, copied, record. nbytes None: not known, `reason` says why."""
+
+    name: str
+    kind: str
+    nbytes: int | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a build will do: complete, printable, comparable; nothing is decided later."""
+
+    policy: Policy
+    policy_digest: str
+    target: str
+    model: Model
+    source_digest: str
+    source_nbytes: int
+    modules: tuple[Module, ...]
+    omitted: tuple[Omission, ...] = ()
+    files: tuple[PlannedFile, ...] = ()
+    fp8_rule: str = ""
+    pending: tuple[str, ...] = ()
+    findings: tuple[Diagnostic, ...] = field(default=(), compare=False)

@@ -1,0 +1,151 @@
+"""The semantic model of a policy: frozen values that both readers produce and nothing else does I/O.
+
+    Policy ─ rules: (Rule, …) ─ selector, Treatment
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from policy_dsl.diagnostics import SourceText, Span
+from policy_dsl.selectors import Selector
+
+Action = Literal["quantize", "keep", "cast", "raw", "drop"]
+PLAIN_DTYPES = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """What happens to a tensor. What is None was left out and is filled in by `resolve`.
+
+    quantize: scheme with its parameters; cast: `dtype` is one of f16, bf16, f32;
+    keep: the target's plain dtype; raw: the source's bytes; drop: nothing is written.
+    """
+
+    action: Action
+    bits: int | None = None
+    scheme: str | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
+    method: str | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A selector, its treatment, and where it stands.
+
+    `optional` allows it to match nothing; `target` limits it to one target. `part_spans`
+    gives selector nodes and treatment words their places, for exact carets.
+    """
+
+    selector: Selector
+    treatment: Treatment
+    optional: bool = False
+    target: str | None = None
+    span: Span | None = field(default=None, compare=False, repr=False)
+    selector_span: Span | None = field(default=None, compare=False, repr=False)
+    treatment_span: Span | None = field(default=None, compare=False, repr=False)
+    name_spans: tuple[tuple[Selector, Span], ...] = field(default=(), compare=False, repr=False)
+
+
+class Part(BaseModel):
+    """Base of the policy's mappings: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Defaults(Part):
+    """What fills in a treatment's gaps before the target's own table does."""
+
+    scheme: str | None = Field(None, description="scheme of quantized tensors")
+    bits: int | None = Field(None, ge=1, le=16, description="bits of a bare scheme")
+    group_size: int | None = Field(None, ge=1, description="elements of a group")
+    symmetric: bool | None = Field(None, description="symmetric groups, where the scheme has both")
+    method: str | None = Field(None, description="how codes are chosen")
+    otherwise: Treatment | None = Field(None, description="tensors that no rule reaches; keep")
+
+
+class Prune(Part):
+    """`prune experts to N by METHOD`: keep the N best experts of every layer."""
+
+    component: Literal["experts"] = "experts"
+    to: int = Field(ge=1, description="experts that stay in every layer")
+    by: str = Field("reap", description="saliency that ranks the experts")
+
+
+class Calibration(Part):
+    """Where statistics come from: files that exist, or a text to run."""
+
+    imatrix: str | None = Field(None, description="importance matrix file")
+    saliency: str | None = Field(None, description="expert saliency file")
+    hessians: str | None = Field(None, description="folder of Hessians")
+    text: str | None = Field(None, description="text or token file to run through the model")
+    samples: int | None = Field(None, ge=1, description="sequences")
+    sequence_length: int | None = Field(None, ge=1, description="tokens of a sequence")
+
+
+class Output(Part):
+    """How the bundle is laid out."""
+
+    shard_size: str | None = Field(None, description="largest shard, such as 5GiB")
+    file_name: str | None = Field(None, description="name of a one-file container")
+    layout: str | None = Field(None, description="a layout that the target names")
+
+
+@dataclass(frozen=True, slots=True)
+class Assertion:
+    """A line of `tests`: measure(selector) relation value, as text and as parts.
+
+    measure: bpw, size, bits, min_bits, max_bits, treatment; relation: <= < >= > == is.
+    value: a number (bytes for size), or a Treatment for `is`.
+    """
+
+    text: str
+    measure: str
+    relation: str
+    value: float | Treatment
+    selector: Selector | None = None
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """A comment of the source text and the statement it belongs to.
+
+    `anchor` is a key path such as `rules[3]`, `defaults`, `` (the end); `trailing` tells
+    whether it stood on the statement's own line.
+    """
+
+    anchor: str
+    text: str
+    trailing: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A policy, whole. `extends` is already resolved into `rules` by `load`; the readers
+    leave it as written. `source` and comments take no part in equality.
+    """
+
+    name: str
+    description: str = ""
+    model: str | None = None
+    targets: tuple[str, ...] = ()
+    extends: tuple[str, ...] = ()
+    vars: tuple[tuple[str, int | float | str], ...] = ()
+    defaults: Defaults = Defaults()  # noqa: RUF009
+    rules: tuple[Rule, ...] = ()
+    transforms: tuple[Prune, ...] = ()
+    calibration: Calibration = Calibration()  # noqa: RUF009
+    output: Output = Output()  # noqa: RUF009
+    fp8_dequant: str | None = None
+    metadata: tuple[tuple[str, Any], ...] = ()
+    runtimes: tuple[str, ...] = ()
+    tests: tuple[Assertion, ...] = ()
+    comments: tuple[Comment, ...] = field(default=(), compare=False, repr=False)
+    source: SourceText | None = field(default=None, compare=False, repr=False)
+    key_spans: tuple[tuple[str, Span], ...] = field(default=(), compare=False, repr=False)

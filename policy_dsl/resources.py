@@ -1,0 +1,12 @@
+"""Where the data rooms `grammar/` and `policies/` are, in a checkout or installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def room(name: str) -> Path:
+    """The folder of a data room: `_data/<name>` of an installed package, else the checkout's."""
+    package = Path(__file__).parent
+    installed = package / "_data" / name
+    return installed if installed.is_dir() else package.parent / name
