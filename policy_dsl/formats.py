@@ -10,27 +10,6 @@ from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.policy import Treatment
 from policy_dsl.roles import Model, ModelTensor
 
-# Every scheme word of the language and the targets that store it: a policy may name a
-# scheme of a target that is not the one it is being resolved for.
-SCHEME_TARGETS: Mapping[str, tuple[str, ...]] = {
-    "affine": ("mlx_affine", "jangtq_prestack"),
-    "mxfp4": ("mlx_affine",),
-    "mxfp8": ("mlx_affine",),
-    "nvfp4": ("mlx_affine",),
-    "mxtq": ("jangtq_prestack",),
-    "mq2": ("hipfire_hfq",),
-    "mq3": ("hipfire_hfq",),
-    "mq4": ("hipfire_hfq",),
-    "mq6": ("hipfire_hfq",),
-    "mq2-lloyd": ("hipfire_hfq",),
-    "mq3-lloyd": ("hipfire_hfq",),
-    "hfq4": ("hipfire_hfq",),
-    "hfq6": ("hipfire_hfq",),
-    "q8": ("hipfire_hfq",),
-    "int": ("gptq",),
-}
-METHODS = ("rtn", "opt-rtn", "gptq", "lloyd", "awq")
-
 
 @dataclass(frozen=True, slots=True)
 class SchemeSpec:

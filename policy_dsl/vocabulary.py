@@ -1,0 +1,47 @@
+"""The closed word lists of the language: components, single roles, schemes and their targets, methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# Components whose blocks never count as layers and that a bare projection does not reach.
+OUTSIDE_LANGUAGE_MODEL = frozenset({"vision", "audio", "mtp"})
+COMPONENTS = frozenset(
+    {"experts", "shared_experts", "mlp", "attention", "linear_attention"} | OUTSIDE_LANGUAGE_MODEL
+)
+SINGLE_ROLES = frozenset(
+    {
+        "router",
+        "router_bias",
+        "shared_expert_gate",
+        "norm",
+        "embed",
+        "lm_head",
+        "bias",
+        "sinks",
+        "conv",
+        "ssm",
+    }
+)
+
+# Every scheme word and the targets that store it: a policy may name a scheme of a target
+# that is not the one it is being resolved for.
+SCHEME_TARGETS: Mapping[str, tuple[str, ...]] = {
+    "affine": ("mlx_affine", "jangtq_prestack"),
+    "mxfp4": ("mlx_affine",),
+    "mxfp8": ("mlx_affine",),
+    "nvfp4": ("mlx_affine",),
+    "mxtq": ("jangtq_prestack",),
+    "mq2": ("hipfire_hfq",),
+    "mq3": ("hipfire_hfq",),
+    "mq4": ("hipfire_hfq",),
+    "mq6": ("hipfire_hfq",),
+    "mq2-lloyd": ("hipfire_hfq",),
+    "mq3-lloyd": ("hipfire_hfq",),
+    "hfq4": ("hipfire_hfq",),
+    "hfq6": ("hipfire_hfq",),
+    "q8": ("hipfire_hfq",),
+    "int": ("gptq",),
+}
+TARGETS = tuple(sorted({target for homes in SCHEME_TARGETS.values() for target in homes}))
+METHODS = ("rtn", "opt-rtn", "gptq", "lloyd", "awq")
