@@ -44,4 +44,233 @@ CODES: dict[str, Code] = {
         '{where} has no role "{role}"',
         "The name is no component, projection, role or alias of the architecture.",
     ),
+    # sources
+    "unknown-source": _error(
+        '"{reference}" is no folder, no file, no model of the catalog and no hub id',
+        "A source is a checkpoint folder, a recorded headers file, a catalog name or org/name.",
+    ),
+    "missing-config": _error(
+        "{place} has no config.json", "The config names the architecture; a source needs it."
+    ),
+    "bad-source-json": _error(
+        "{file}: {reason}", "A JSON file of the checkpoint cannot be read as what it should be."
+    ),
+    "no-weights": _error(
+        "{place} holds no safetensors file", "Weights are read from safetensors files only."
+    ),
+    "pickled-weights": _error(
+        "{place} holds its weights as pickles ({files}), which are never read",
+        "Reading a pickle runs code that stands in it.",
+    ),
+    "ambiguous-weights": _error(
+        "{place} has no index, and its safetensors files are no numbered set: {files}",
+        "Without an index only model.safetensors, one file, or a whole numbered set is clear.",
+    ),
+    "shard-outside": _error(
+        'the index names "{file}", which is not the plain name of a safetensors file',
+        "Shards lie beside the index; a path would lead out of the checkpoint.",
+    ),
+    "missing-shard": _error(
+        "{file} is not there; {expected}", "A file that the checkpoint needs is missing."
+    ),
+    "index-mismatch": _error(
+        'tensor "{tensor}": {reason}', "The index and the shards disagree."
+    ),
+    "duplicate-tensor": _error(
+        'tensor "{tensor}" is in {file} and in {other}', "Two shards hold the same tensor."
+    ),
+    "stray-safetensors": _warning(
+        "{place}: {files} not named by the index and not read",
+        "Adapters, or a second copy of the weights, lie beside the checkpoint.",
+    ),
+    "not-safetensors": _error(
+        "{file} is not a whole safetensors file: {reason}",
+        "The header's length or text is broken, or the file is cut short or has bytes left over.",
+    ),
+    "bad-tensor-entry": _error(
+        '{file}: tensor "{tensor}": {reason}', "One entry of a safetensors header is broken."
+    ),
+    "bad-recorded-headers": _error(
+        "{file} is no recorded headers file: {reason}",
+        "Recorded headers are what `policyc inspect --save-headers` writes.",
+    ),
+    # a policy against a model and a target
+    "not-the-boundary": _warning(
+        "these layers are not the boundary of a model of {n_layers} layers",
+        "`boundary layers …` says as many first layers as last ones; here it does not.",
+    ),
+    "middle-without-boundary": _error(
+        "`middle` needs exactly one boundary in the policy, which has {count}",
+        "`middle` is the complement of the policy's one `boundary`.",
+    ),
+    "number-outside-model": _error(
+        "{kind} {written} is outside the model, which has {kind}s 0-{last}",
+        "Layers and experts count from 0; negative numbers count from the end.",
+    ),
+    "matches-nothing": _error(
+        "the rule touches no tensor of {model}",
+        "The selector means nothing in this model, or only tensors that it may not touch.",
+    ),
+    "tied-lm-head": _warning(
+        "lm_head is tied to embed in this model: the rule has nothing to decide",
+        "A tied head has no tensor of its own; the rule for embed decides.",
+    ),
+    "shadowed-rule": _warning(
+        "every one of the {count} tensors that this rule matches is decided by line {lines}",
+        "The last rule that matches decides; this rule decides nothing.",
+    ),
+    "unreached-matrices": _warning(
+        "no rule reaches {count} matrices ({roles}); they take `otherwise`: {nbytes}",
+        "Matrices that no rule names are often forgotten ones.",
+    ),
+    "router-quantized": _warning(
+        "{count} routers are quantized", "Routers are small and choose the experts."
+    ),
+    "larger-than-source": _warning(
+        "{count} outputs are larger than their source: {before} become {after}",
+        "More bits than the source has cost bytes and gain nothing.",
+    ),
+    "no-target": _error(
+        "policy {policy} does not say which target to plan for: {choices}",
+        "A policy with no target or several needs --target.",
+    ),
+    "unknown-target": _error(
+        'there is no target "{target}"; there are {known}', "Targets are bundle formats."
+    ),
+    "unavailable-target": _error(
+        "this version of policyc cannot write {target} yet; it writes {known}",
+        "The language knows the target, the program has no emitter for it.",
+    ),
+    "unsupported-family": _error(
+        "{target} does not take family {family}: {reason}",
+        "The bundle would not load; refused before work starts.",
+    ),
+    "unknown-fp8-rule": _error(
+        'there is no FP8 rule "{rule}"; there are {rules}',
+        "How FP8 weights are rounded when they are dequantized.",
+    ),
+    "prune-count": _error(
+        "experts cannot be pruned to {to}: the model has {count}",
+        "Pruning keeps at least one expert and at most all.",
+    ),
+    "unsupported-transform": _error(
+        "{target} cannot {transform} yet", "The transform is known, the target does not run it."
+    ),
+    "unsupported-dtype": _error(
+        "{target} does not store {dtype}; it stores {held}", "Plain dtypes of the target."
+    ),
+    "unknown-scheme": _error('there is no scheme "{scheme}"', "No target has this scheme."),
+    "foreign-scheme": _error(
+        "scheme {scheme} belongs to target {homes}, not to {target}",
+        "Schemes are bound to the formats that store them.",
+    ),
+    "missing-bits": _error(
+        "{scheme} needs a width: {widths}", "The scheme stores several widths and none is given."
+    ),
+    "unsupported-bits": _error(
+        "{target} cannot store {scheme} at {bits} bits; it has {widths}",
+        "The target's readers know no such width.",
+    ),
+    "unsupported-group-size": _error(
+        "{target} cannot store {scheme} in groups of {group_size}; it has {sizes}",
+        "The target's readers know no such group size.",
+    ),
+    "unsupported-method": _error(
+        "{target} has no method {method} for {scheme}; it has {methods}",
+        "The method does not go with the scheme.",
+    ),
+    "no-symmetric-choice": _error(
+        "{scheme} of {target} is neither `sym` nor `asym`: leave it out",
+        "The scheme has one way of storing zero.",
+    ),
+    "unsupported-source-layout": _error(
+        "{target} cannot take {role} from this source: rows are interleaved or transposed",
+        "The source stores the matrix in an order that this target's build does not undo.",
+    ),
+    "raw-unreadable": _error(
+        "readers of {target} cannot use the source's {dtype} bytes as they are",
+        "`raw` copies bytes; the target's readers must know the dtype.",
+    ),
+    "not-a-matrix": _error(
+        "{role} of shape {shape} is not a matrix and cannot be quantized",
+        "Only matrices are quantized.",
+    ),
+    "unquantizable": _error(
+        "{target} cannot quantize {role}: {reason}", "The target's readers take it plain only."
+    ),
+    "group-does-not-divide": _error(
+        "groups of {group_size} do not divide the {columns} columns",
+        "Groups lie along the last axis and may not be split.",
+    ),
+    "mixed-stack": _error(
+        "{module} is one stack but its experts are treated differently: {one}, {other}",
+        "The target stores all experts of a projection in one tensor of one width.",
+    ),
+    "uneven-stack": _error(
+        "{module} is one stack but its experts have shapes {one} and {other}",
+        "Experts of one stack have one shape.",
+    ),
+    # a checkpoint read through its architecture
+    "unknown-architecture": _error(
+        'no architecture table knows the model_type "{model_type}" of {model}',
+        "Roles come from a table by model family; without one, no name has a meaning.",
+    ),
+    "missing-config-key": _error(
+        "the config of {model} has no {key}{why}",
+        "Sizes come from config.json, so that an incomplete checkpoint is noticed.",
+    ),
+    "bad-config-value": _error(
+        "the config of {model} gives {key} as {value}",
+        "A count of layers or experts is a whole number of a plausible size.",
+    ),
+    "tensor-without-role": _error(
+        "{count} tensors have no role in architecture {family}: {names}",
+        "The family's table does not have these names; nothing is skipped silently.",
+    ),
+    "ambiguous-tensor": _error(
+        "{first} and {second} are the same {role} twice",
+        "The checkpoint holds a matrix under two names; which one counts is unknown.",
+    ),
+    "layer-beyond-config": _error(
+        "{count} tensors stand in layers beyond the config's {n_layers}: {names}",
+        "Only multi-token prediction blocks that the config announces follow the last layer.",
+    ),
+    "missing-layers": _error(
+        "{model} has no tensors of layers {missing}; its config says {n_layers} layers",
+        "The checkpoint is incomplete, or the config is another model's.",
+    ),
+    "missing-experts": _error(
+        "{role} of layer {layer} lacks experts {missing}; the config says {count}",
+        "Every layer has all experts, numbered from 0.",
+    ),
+    "expert-beyond-config": _error(
+        "{role} of layer {layer} has experts {beyond}; the config says {count}",
+        "Every layer has as many experts as the config says, numbered from 0.",
+    ),
+    "missing-tensor": _error(
+        "{model} has no {role}", "A language model has embeddings, and a head unless it is tied."
+    ),
+    "missing-scale": _error(
+        "{count} FP8 or MXFP4 tensors have no scales: {names}",
+        "Values are codes times scales; a weight without its scales cannot be read.",
+    ),
+    "missing-block-size": _error(
+        "{model} has FP8 scales but its config no quantization_config.weight_block_size",
+        "The block is never guessed from shapes: ragged edges would be read wrong.",
+    ),
+    "wrong-scale-grid": _error(
+        "the scales of {name} {shape} are {found}, not {wanted}",
+        "There is one scale for each block, edge blocks included.",
+    ),
+    "wrong-scale-dtype": _error(
+        "{name} is {dtype} with scales of {scale}",
+        "FP8 weights have float scales, MXFP4 blocks have byte exponents.",
+    ),
+    "wrong-shape": _error(
+        "{name} has shape {shape}, not {wanted}", "The shape contradicts the role or the config."
+    ),
+    "unreadable-dtype": _error(
+        "{name} is {dtype}; a matrix is BF16, F16, F32, or FP8 with scales",
+        "Other dtypes are codes of a format that is not read as a source.",
+    ),
 }

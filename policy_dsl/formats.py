@@ -40,16 +40,18 @@ class FormatSpec:
     """What a format can hold and how its bundle is named and laid out. Functions are pure.
 
     families: family -> None if supported, else the reason why it is refused.
-    fill: (role class, bits or None for any) -> scheme, first match wins; role classes are
-      `experts`, `embed` (embed and lm_head), `matrix` (any other).
+    fill: rows (role class, bits or None for any, scheme), first match wins; role classes are
+      `experts`, `embed` (embed and lm_head), `matrix` (any other matrix), `any`.
+    omission(tensor, model): why the format does not carry this tensor, else None.
     module_path(tensor, model): the output module of a tensor; tensors with equal paths are stacked
-      along a leading expert axis. None: the format does not carry this tensor (drop, with
-      `omissions[role]` as the reason).
+      along a leading expert axis. The source's full name means a bare tensor without parts.
     part_shapes(treatment, shape, dtype): the output tensors of a module of a logical
-      shape [..., in] whose values are of `dtype`.
+      shape [..., in] whose values are of `dtype`; one part unless it is quantized.
     plain_dtype(tensor, model): the dtype of a kept tensor, and of a quantized one's values.
     unquantizable(tensor, model): why the format cannot quantize this tensor, else None.
-    review(policy runtimes, modules): findings of the format's own about the lowered modules.
+    fp8_rules: how FP8 sources may be dequantized; the first is the format's own.
+    copied_files: name patterns of the source's side files that the bundle copies.
+    runtimes: reader -> what it is; review(plan): the format's own findings about a plan.
     shard_nbytes: largest shard; shard_name(index from 1, count) -> file name.
     """
 
@@ -60,7 +62,8 @@ class FormatSpec:
     plain_dtypes: tuple[str, ...]
     fp8_rules: tuple[str, ...]
     families: Mapping[str, str | None]
-    module_path: Callable[[ModelTensor, Model], str | None]
+    omission: Callable[[ModelTensor, Model], str | None]
+    module_path: Callable[[ModelTensor, Model], str]
     part_shapes: Callable[[Treatment, tuple[int, ...], str], tuple[PartShape, ...]]
     plain_dtype: Callable[[ModelTensor, Model], str]
     unquantizable: Callable[[ModelTensor, Model], str | None]

@@ -1,0 +1,1 @@
+"""MLX affine and floating-point groups, as stock mlx-lm loads them."""

@@ -1,0 +1,73 @@
+"""What MLX bundles can hold. Source: mlx 0.32.4 (quantizer), mlx-lm 0.32.2 (loader)."""
+
+from __future__ import annotations
+
+from emitters.mlx_affine.names import FAMILIES, module_path, omission, plain_dtype, unquantizable
+from policy_dsl.formats import FormatSpec, PartShape, SchemeSpec
+from policy_dsl.policy import Treatment
+
+_WIDTHS = (2, 3, 4, 5, 6, 8)
+
+
+def part_shapes(
+    treatment: Treatment, shape: tuple[int, ...], dtype: str
+) -> tuple[PartShape, ...]:
+    """The tensors of a module: `weight`, and `scales` and `biases` of quantized ones.
+
+    Codes are a bit stream in uint32 words along the last axis; affine scales and biases have the
+    dtype of the values, the floating-point modes have uint8 scales and no biases.
+    """
+    if treatment.action != "quantize":
+        return (PartShape("weight", dtype, shape),)
+    bits, group_size = treatment.bits or 0, treatment.group_size or 1
+    *lead, columns = shape
+    packed = PartShape("weight", "U32", (*lead, columns * bits // 32))
+    groups = (*lead, columns // group_size)
+    if treatment.scheme == "affine":
+        return packed, PartShape("scales", dtype, groups), PartShape("biases", dtype, groups)
+    return packed, PartShape("scales", "U8", groups)
+
+
+def shard_name(number: int, count: int) -> str:
+    """The file name of a shard, counted from 1; a single one has no number."""
+    if count == 1:
+        return "model.safetensors"
+    return f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+SPEC = FormatSpec(
+    name="mlx_affine",
+    about="MLX bundles for stock mlx-lm and mlx-swift-lm on Apple silicon",
+    schemes=(
+        SchemeSpec("affine", _WIDTHS, (64, 32, 128), about="scale and bias a group"),
+        SchemeSpec("mxfp4", (4,), (32,), about="E2M1 codes, power-of-two scale"),
+        SchemeSpec("mxfp8", (8,), (32,), about="E4M3 codes, power-of-two scale"),
+        SchemeSpec("nvfp4", (4,), (16,), about="E2M1 codes, E4M3 scale"),
+    ),
+    fill=tuple(("any", bits, "affine") for bits in _WIDTHS),
+    plain_dtypes=("BF16", "F16", "F32"),
+    fp8_rules=("bf16", "f32", "bf16_bf16"),
+    families=FAMILIES,
+    omission=omission,
+    module_path=module_path,
+    part_shapes=part_shapes,
+    plain_dtype=plain_dtype,
+    unquantizable=unquantizable,
+    shard_nbytes=5 * 2**30,
+    shard_name=shard_name,
+    copied_files=(
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer.model",
+        "*.tiktoken",
+        "chat_template.jinja",
+        "chat_template.json",
+        "generation_config.json",
+    ),
+    runtimes={"mlx-lm": "Python, any Mac or CPU", "mlx-swift-lm": "Swift on Apple devices"},
+    header_metadata={"format": "mlx"},
+)

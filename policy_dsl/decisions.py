@@ -1,0 +1,137 @@
+"""Which rule decides each tensor of a model: the last one that matches and may touch it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.matching import CompiledRule, compile_rules, is_guarded, nodes
+from policy_dsl.policy import Policy, Treatment
+from policy_dsl.roles import Model, ModelTensor
+from policy_dsl.selectors import Name
+
+KEEP = Treatment("keep")
+OTHERWISE = "defaults.otherwise"
+
+
+class Decision(NamedTuple):
+    """A tensor, the rule that decided (None: no rule reached it), and the treatment as written."""
+
+    tensor: ModelTensor
+    rule: CompiledRule | None
+    written: Treatment
+
+    @property
+    def origin(self) -> str:
+        """`file:line` of the rule, or `defaults.otherwise`."""
+        span = self.rule.rule.span if self.rule else None
+        if self.rule is None or span is None:
+            return OTHERWISE
+        return f"{span.source.name.replace(chr(92), '/').rsplit('/', 1)[-1]}:{span.line}"
+
+
+class Decisions(NamedTuple):
+    """One decision for every tensor, in the model's order, and what is wrong with the rules."""
+
+    made: tuple[Decision, ...]
+    findings: tuple[Diagnostic, ...]
+
+
+def decide(policy: Policy, model: Model, target: str) -> Decisions:
+    """A decision for every tensor of the model, and the findings about the rules."""
+    rules = compile_rules(policy, model, target)
+    otherwise = policy.defaults.otherwise or KEEP
+    tally = _Tally(rules)
+    winners: dict[int, int | None] = {}
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for position, tensor in enumerate(model.tensors):
+        groups[tensor.role, tensor.layer, tensor.is_matrix].append(position)
+    by_name = [index for index, rule in enumerate(rules) if rule.reads_names]
+    for positions in groups.values():
+        first = model.tensors[positions[0]]
+        common = [i for i, rule in enumerate(rules) if not rule.reads_names and rule.decides(first)]
+        for position in positions:
+            tensor = model.tensors[position]
+            named = [i for i in by_name if rules[i].decides(tensor)] if by_name else []
+            winners[position] = tally.count(common + named)
+    made = []
+    for position, tensor in enumerate(model.tensors):
+        winner = winners[position]
+        if winner is None:
+            made.append(Decision(tensor, None, KEEP if is_guarded(tensor) else otherwise))
+        else:
+            made.append(Decision(tensor, rules[winner], rules[winner].rule.treatment))
+    return Decisions(tuple(made), tuple(_rule_findings(rules, tally, model)))
+
+
+def trace(policy: Policy, model: Model, target: str, tensor: ModelTensor) -> list[tuple[CompiledRule, bool]]:
+    """Every rule that matches the tensor, in order, and whether it may touch it."""
+    compiled = compile_rules(policy, model, target)
+    return [(rule, rule.decides(tensor)) for rule in compiled if rule.predicate(tensor)[0]]
+
+
+class _Tally:
+    """How many tensors each rule matched and won, and who won where it matched."""
+
+    def __init__(self, rules: Sequence[CompiledRule]) -> None:
+        self.matched: Counter[int] = Counter()
+        self.won: Counter[int] = Counter()
+        self.beaten_by: dict[int, set[int]] = defaultdict(set)
+
+    def count(self, matching: list[int]) -> int | None:
+        if not matching:
+            return None
+        winner = max(matching)
+        self.won[winner] += 1
+        for index in matching:
+            self.matched[index] += 1
+            if index != winner:
+                self.beaten_by[index].add(winner)
+        return winner
+
+
+def _rule_findings(
+    rules: Sequence[CompiledRule], tally: _Tally, model: Model
+) -> list[Diagnostic]:
+    found: list[Diagnostic] = []
+    for index, compiled in enumerate(rules):
+        found += compiled.findings
+        rule = compiled.rule
+        broken = any(finding.severity == "error" for finding in compiled.findings)
+        if not tally.matched[index] and not (broken or rule.optional or compiled.inapplicable):
+            found.append(_matches_nothing(compiled, model))
+        elif tally.matched[index] and not tally.won[index]:
+            lines = sorted({rules[i].rule.span.line for i in tally.beaten_by[index] if rules[i].rule.span})
+            found.append(
+                diagnostic(
+                    "shadowed-rule",
+                    rule.span,
+                    count=tally.matched[index],
+                    lines=", ".join(str(line) for line in lines),
+                )
+            )
+    return found
+
+
+def _matches_nothing(compiled: CompiledRule, model: Model) -> Diagnostic:
+    rule = compiled.rule
+    names = [node.text for node in nodes(rule.selector) if isinstance(node, Name)]
+    if model.tied and names == ["lm_head"]:
+        return diagnostic("tied-lm-head", rule.selector_span)
+    guarded = [tensor for tensor in model.tensors if compiled.predicate(tensor)[0]]
+    notes = []
+    if guarded:
+        example = guarded[0]
+        notes.append(
+            f"it covers {len(guarded)} guarded tensors such as {example.source.name}; "
+            f'only a rule that names "{example.role}" may touch them'
+        )
+    return diagnostic(
+        "matches-nothing",
+        rule.selector_span or rule.span,
+        suggestion="write `optional` after the treatment if that is expected",
+        notes=notes,
+        model=model.id,
+    )

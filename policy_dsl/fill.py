@@ -1,0 +1,145 @@
+"""A written treatment made whole: the policy's defaults, then the target's table, fill the gaps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
+from policy_dsl.formats import FormatSpec, SchemeSpec
+from policy_dsl.policy import PLAIN_DTYPES, Defaults, Treatment
+from policy_dsl.roles import ModelTensor
+from policy_dsl.vocabulary import SCHEME_TARGETS
+
+PLAIN_WORDS = {dtype: word for word, dtype in PLAIN_DTYPES.items()}
+
+
+def role_class(tensor: ModelTensor) -> str:
+    """The row of a target's table that a tensor belongs to: experts, embed, or matrix."""
+    if tensor.component == "experts":
+        return "experts"
+    return "embed" if tensor.role in ("embed", "lm_head") else "matrix"
+
+
+def fill(
+    written: Treatment, tensor_class: str, defaults: Defaults, spec: FormatSpec
+) -> Treatment | Diagnostic:
+    """The treatment with every parameter set, or the defect that prevents it (without a span).
+
+    keep and raw come back as they are: their dtype depends on the tensor.
+    """
+    if written.action == "cast":
+        return _cast(written, spec)
+    if written.action != "quantize":
+        return written
+    name = written.scheme or defaults.scheme or _scheme_by_table(written, tensor_class, defaults, spec)
+    if name is None:
+        return _no_scheme(written, tensor_class, defaults, spec)
+    scheme = spec.scheme(name)
+    if scheme is None:
+        return _foreign_scheme(name, spec)
+    bits = written.bits or (scheme.bits[0] if len(scheme.bits) == 1 else defaults.bits)
+    if bits is None:
+        return diagnostic("missing-bits", scheme=name, widths=_listed(scheme.bits))
+    filled = replace(
+        written,
+        scheme=name,
+        bits=bits,
+        group_size=written.group_size or _group_size(scheme, defaults),
+        symmetric=written.symmetric if written.symmetric is not None else _symmetric(scheme, defaults),
+        method=written.method or _method(scheme, defaults),
+    )
+    return _first_defect(filled, scheme, spec) or filled
+
+
+def describe(treatment: Treatment) -> str:
+    """The treatment in the language's own words, such as `4bit affine g64`."""
+    if treatment.action == "cast":
+        return treatment.dtype or ""
+    if treatment.action != "quantize":
+        return f"{treatment.action} ({treatment.dtype})" if treatment.dtype else treatment.action
+    words = [f"{treatment.bits}bit" if treatment.bits else "", treatment.scheme or ""]
+    words.append(f"g{treatment.group_size}" if treatment.group_size else "")
+    if treatment.symmetric is not None:
+        words.append("sym" if treatment.symmetric else "asym")
+    if treatment.method and treatment.method != "rtn":
+        words.append(f"by {treatment.method}")
+    return " ".join(word for word in words if word)
+
+
+def _cast(written: Treatment, spec: FormatSpec) -> Treatment | Diagnostic:
+    if PLAIN_DTYPES[written.dtype or ""] in spec.plain_dtypes:
+        return written
+    held = ", ".join(PLAIN_WORDS[dtype] for dtype in spec.plain_dtypes)
+    return diagnostic("unsupported-dtype", target=spec.name, dtype=written.dtype, held=held)
+
+
+def _scheme_by_table(
+    written: Treatment, tensor_class: str, defaults: Defaults, spec: FormatSpec
+) -> str | None:
+    bits = written.bits or defaults.bits
+    for row_class, row_bits, scheme in spec.fill:
+        if row_class in (tensor_class, "any") and row_bits in (bits, None):
+            return scheme
+    return None
+
+
+def _no_scheme(
+    written: Treatment, tensor_class: str, defaults: Defaults, spec: FormatSpec
+) -> Diagnostic:
+    widths = sorted({bits for _, bits, _ in spec.fill if bits is not None})
+    return diagnostic(
+        "unsupported-bits",
+        target=spec.name,
+        scheme=f"its {tensor_class} tensors",
+        bits=written.bits or defaults.bits,
+        widths=_listed(tuple(widths)),
+    )
+
+
+def _foreign_scheme(name: str, spec: FormatSpec) -> Diagnostic:
+    homes = SCHEME_TARGETS.get(name, ())
+    held = _listed(tuple(scheme.name for scheme in spec.schemes))
+    if not homes:
+        meant = did_you_mean(name, SCHEME_TARGETS)
+        return diagnostic("unknown-scheme", suggestion=meant, scheme=name)
+    return diagnostic(
+        "foreign-scheme", scheme=name, target=spec.name, homes=" and ".join(homes),
+        notes=[f"{spec.name} has {held}"],
+    )
+
+
+def _group_size(scheme: SchemeSpec, defaults: Defaults) -> int | None:
+    if len(scheme.group_sizes) > 1 and defaults.group_size is not None:
+        return defaults.group_size
+    return scheme.group_sizes[0] if scheme.group_sizes else None
+
+
+def _symmetric(scheme: SchemeSpec, defaults: Defaults) -> bool | None:
+    if scheme.symmetric is None:
+        return None
+    return scheme.symmetric if defaults.symmetric is None else defaults.symmetric
+
+
+def _method(scheme: SchemeSpec, defaults: Defaults) -> str:
+    return defaults.method if defaults.method in scheme.methods else scheme.methods[0]
+
+
+def _first_defect(filled: Treatment, scheme: SchemeSpec, spec: FormatSpec) -> Diagnostic | None:
+    facts = {"target": spec.name, "scheme": scheme.name}
+    if filled.bits not in scheme.bits:
+        return diagnostic(
+            "unsupported-bits", bits=filled.bits, widths=_listed(scheme.bits), **facts
+        )
+    if filled.group_size is not None and filled.group_size not in scheme.group_sizes:
+        sizes = _listed(scheme.group_sizes) or "no groups"
+        return diagnostic("unsupported-group-size", group_size=filled.group_size, sizes=sizes, **facts)
+    if filled.method not in scheme.methods:
+        methods = _listed(scheme.methods)
+        return diagnostic("unsupported-method", method=filled.method, methods=methods, **facts)
+    if filled.symmetric is not None and scheme.symmetric is None:
+        return diagnostic("no-symmetric-choice", **facts)
+    return None
+
+
+def _listed(values: tuple[object, ...]) -> str:
+    return ", ".join(str(value) for value in values)

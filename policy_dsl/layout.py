@@ -1,0 +1,105 @@
+"""Where every tensor lies: shards of sorted, gapless safetensors, known before a weight is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+DTYPE_NBITS: Mapping[str, int] = {
+    "U64": 64, "I64": 64, "F64": 64, "F32": 32, "U32": 32, "I32": 32,
+    "BF16": 16, "F16": 16, "U16": 16, "I16": 16,
+    "F8_E8M0": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+# The safetensors library writes wide dtypes first, so every tensor is aligned to its element.
+_RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_NBITS)}
+
+
+class Unplaced(Protocol):
+    """A tensor that has a name, dtype, shape and size, and no place yet."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+
+
+class Place(NamedTuple):
+    """A tensor's file and the byte offset of its first element in it."""
+
+    file: str
+    start: int
+
+
+class Layout(NamedTuple):
+    """Places of all tensors by name, and every tensor file's size in bytes."""
+
+    places: dict[str, Place]
+    file_nbytes: dict[str, int]
+
+
+def nbytes_of(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor of a safetensors dtype."""
+    return math.prod(shape) * DTYPE_NBITS[dtype] // 8
+
+
+def lay_out(
+    tensors: Sequence[Unplaced],
+    *,
+    shard_nbytes: int,
+    shard_name: Callable[[int, int], str],
+    metadata: Mapping[str, str],
+) -> Layout:
+    """Places for the tensors, filled shard by shard in the given order.
+
+    A shard is closed when the next tensor would carry it past `shard_nbytes` of tensor bytes;
+    a larger tensor has a shard of its own.
+    """
+    shards: list[list[Unplaced]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        size = nbytes_of(tensor.dtype, tensor.shape)
+        if shards[-1] and filled + size > shard_nbytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += size
+    places: dict[str, Place] = {}
+    file_nbytes: dict[str, int] = {}
+    for number, shard in enumerate(shards, 1):
+        name = shard_name(number, len(shards))
+        start = len(header_bytes(shard, metadata))
+        for tensor in in_file_order(shard):
+            places[tensor.name] = Place(name, start)
+            start += nbytes_of(tensor.dtype, tensor.shape)
+        file_nbytes[name] = start
+    return Layout(places, file_nbytes)
+
+
+def in_file_order(tensors: Sequence[Unplaced]) -> list[Unplaced]:
+    """The tensors of one file in the order of their bytes: wide dtypes first, then by name."""
+    return sorted(tensors, key=lambda tensor: (_RANK[tensor.dtype], tensor.name))
+
+
+def header_bytes(tensors: Sequence[Unplaced], metadata: Mapping[str, str]) -> bytes:
+    """Everything of a safetensors file before its tensors: length and padded JSON header.
+
+    Source: safetensors 0.8, format description in its README; entries in the order that
+    `save_file` writes.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
+    for tensor in in_file_order(tensors):
+        stop = start + nbytes_of(tensor.dtype, tensor.shape)
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [start, stop],
+        }
+        start = stop
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

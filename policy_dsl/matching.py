@@ -1,0 +1,247 @@
+"""What a selector means for a model: which of its tensors, and whether by name.
+
+A guarded tensor (`router`, `router_bias`, `norm`, anything that is not a matrix) is touched
+only by a rule that names it: `by_name` travels beside `matches` through the tree.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
+from policy_dsl.layer_expression import layers_where
+from policy_dsl.naming import meaning_of
+from policy_dsl.policy import Policy, Rule
+from policy_dsl.roles import Model, ModelTensor
+from policy_dsl.selectors import (
+    All,
+    And,
+    Boundary,
+    Except,
+    Family,
+    Glob,
+    LayerRange,
+    Layers,
+    LayersWhere,
+    Middle,
+    Name,
+    Or,
+    Regex,
+    Selector,
+)
+
+GUARDED_ROLES = frozenset({"router", "router_bias", "norm"})
+# (matches, by name)
+Outcome = tuple[bool, bool]
+Predicate = Callable[[ModelTensor], Outcome]
+
+_NO: Outcome = (False, False)
+_YES: Outcome = (True, False)
+_NAMED: Outcome = (True, True)
+
+
+def is_guarded(tensor: ModelTensor) -> bool:
+    """Whether only a rule that names this tensor may touch it."""
+    return not tensor.is_matrix or tensor.role in GUARDED_ROLES
+
+
+def nodes(selector: Selector) -> Iterator[Selector]:
+    """Every node of a selector tree, the root first."""
+    yield selector
+    if isinstance(selector, And | Or):
+        for part in selector.parts:
+            yield from nodes(part)
+    elif isinstance(selector, Except):
+        yield from nodes(selector.base)
+        yield from nodes(selector.excluded)
+
+
+@dataclass(frozen=True)
+class CompiledRule:
+    """A rule made executable for one model.
+
+    findings: what is wrong with its selector in this model. inapplicable: it is bound to another
+    family, so that matching nothing is no defect.
+    """
+
+    rule: Rule
+    predicate: Predicate
+    findings: tuple[Diagnostic, ...]
+    inapplicable: bool
+
+    @cached_property
+    def reads_names(self) -> bool:
+        """Whether the outcome depends on more than role and layer."""
+        return any(
+            isinstance(node, Glob | Regex) or (isinstance(node, Name) and node.experts)
+            for node in nodes(self.rule.selector)
+        )
+
+    def decides(self, tensor: ModelTensor) -> bool:
+        """Whether the rule matches the tensor and may touch it."""
+        matches, by_name = self.predicate(tensor)
+        return matches and (by_name or not is_guarded(tensor))
+
+
+def compile_rules(policy: Policy, model: Model, target: str) -> tuple[CompiledRule, ...]:
+    """The policy's rules for this target, executable, in the order of the text."""
+    compiler = _Compiler(policy, model)
+    wanted = [rule for rule in policy.rules if rule.target in (None, target)]
+    return tuple(compiler.compile(rule) for rule in wanted)
+
+
+class _Compiler:
+    """Turns selector nodes into predicates and collects what is wrong with them."""
+
+    def __init__(self, policy: Policy, model: Model) -> None:
+        self._policy = policy
+        self._model = model
+        self._findings: list[Diagnostic] = []
+        self._rule: Rule
+
+    def compile(self, rule: Rule) -> CompiledRule:
+        self._rule, self._findings = rule, []
+        predicate = self._build(rule.selector)
+        families = [node.name for node in nodes(rule.selector) if isinstance(node, Family)]
+        other = bool(families) and self._model.architecture.family not in families
+        return CompiledRule(rule, predicate, tuple(self._findings), other)
+
+    def _build(self, node: Selector) -> Predicate:
+        match node:
+            case And() | Or():
+                combine = _all_of if isinstance(node, And) else _any_of
+                return combine([self._build(part) for part in node.parts])
+            case Except():
+                return _without(self._build(node.base), self._build(node.excluded))
+            case Glob():
+                return _by_glob(node.pattern)
+            case Regex():
+                full = re.compile(node.pattern).fullmatch
+                return lambda tensor: _YES if full(tensor.source.name) else _NO
+            case All():
+                return lambda tensor: _YES if tensor.is_matrix else _NO
+            case Family():
+                return self._family(node)
+            case Name():
+                return self._name(node)
+            case _:
+                layers = self._layers(node)
+                return lambda tensor: _YES if tensor.layer in layers else _NO
+
+    def _family(self, node: Family) -> Predicate:
+        outcome = _YES if node.name == self._model.architecture.family else _NO
+        return lambda tensor: outcome
+
+    def _name(self, node: Name) -> Predicate:
+        meaning = meaning_of(node.text, self._model, optional=self._rule.optional)
+        if isinstance(meaning, Diagnostic):
+            self._findings.append(
+                Diagnostic(
+                    meaning.code, meaning.message, self._span(node), meaning.suggestion, meaning.notes
+                )
+            )
+            return lambda tensor: _NO
+        whole, named = meaning.roles, meaning.named
+        if not node.experts:
+            return lambda tensor: (_NAMED if tensor.role in named else _YES) if (
+                tensor.role in whole
+            ) else _NO
+        experts = self._numbers(node, node.experts, self._model.n_experts, "expert")
+        return lambda tensor: (
+            _YES if tensor.role in whole and tensor.expert in experts else _NO
+        )
+
+    def _layers(self, node: Selector) -> frozenset[int]:
+        n_layers = self._model.n_layers
+        match node:
+            case Layers(ranges, boundary):
+                found = self._numbers(node, ranges, n_layers, "layer")
+                if boundary and not is_boundary(found, n_layers):
+                    self._report("not-the-boundary", node, n_layers=n_layers)
+                return found
+            case LayersWhere(expression):
+                return layers_where(expression, n_layers)
+            case Boundary(count):
+                return boundary_layers(count, n_layers)
+            case Middle():
+                return self._middle(node)
+        raise TypeError(f"no selector: {node!r}")
+
+    def _middle(self, node: Selector) -> frozenset[int]:
+        everything = frozenset(range(self._model.n_layers))
+        found = {
+            self._layers(other)
+            for rule in self._policy.rules
+            for other in nodes(rule.selector)
+            if isinstance(other, Boundary) or (isinstance(other, Layers) and other.boundary)
+        }
+        if len(found) != 1:
+            self._report("middle-without-boundary", node, count=len(found))
+            return everything
+        return everything - found.pop()
+
+    def _numbers(
+        self, node: Selector, ranges: tuple[LayerRange, ...], count: int, kind: str
+    ) -> frozenset[int]:
+        found: set[int] = set()
+        for each in ranges:
+            start, stop = (n + count if n < 0 else n for n in (each.start, each.stop))
+            if not 0 <= start <= stop < count:
+                written = f"{each.start}" if start == stop else f"{each.start}..{each.stop}"
+                self._report(
+                    "number-outside-model", node, kind=kind, written=written, count=count,
+                    last=count - 1,
+                )
+            found.update(range(max(start, 0), min(stop, count - 1) + 1))
+        return frozenset(found)
+
+    def _span(self, node: Selector) -> Span | None:
+        exact = [span for named, span in self._rule.name_spans if named is node or named == node]
+        return exact[0] if exact else self._rule.selector_span or self._rule.span
+
+    def _report(self, code: str, node: Selector, **facts: object) -> None:
+        found = diagnostic(code, self._span(node), **facts)
+        if found not in self._findings:
+            self._findings.append(found)
+
+
+def boundary_layers(count: int, n_layers: int) -> frozenset[int]:
+    """The first and the last `count` layers."""
+    return frozenset(i for i in range(n_layers) if i < count or i >= n_layers - count)
+
+
+def is_boundary(layers: frozenset[int], n_layers: int) -> bool:
+    """Whether these are as many first layers as last ones."""
+    return any(layers == boundary_layers(count, n_layers) for count in range(1, n_layers + 1))
+
+
+def _all_of(parts: list[Predicate]) -> Predicate:
+    def outcome(tensor: ModelTensor) -> Outcome:
+        found = [part(tensor) for part in parts]
+        return all(one[0] for one in found), any(one[1] for one in found)
+
+    return outcome
+
+
+def _any_of(parts: list[Predicate]) -> Predicate:
+    def outcome(tensor: ModelTensor) -> Outcome:
+        found = [part(tensor) for part in parts]
+        return any(one[0] for one in found), any(one == _NAMED for one in found)
+
+    return outcome
+
+
+def _without(base: Predicate, excluded: Predicate) -> Predicate:
+    return lambda tensor: _NO if excluded(tensor)[0] else base(tensor)
+
+
+def _by_glob(pattern: str) -> Predicate:
+    full = re.compile(fnmatch.translate(pattern)).fullmatch
+    last = pattern.removesuffix(".weight").rsplit(".", 1)[-1]
+    # A glob that spells a tensor's last part means exactly that tensor, so it may touch a router.
+    outcome = _YES if set(last) & set("*?[") or not last else _NAMED
+    return lambda tensor: outcome if full(tensor.source.name) else _NO

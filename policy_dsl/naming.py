@@ -1,0 +1,69 @@
+"""What a name in a selector means for an architecture: the roles, and which of them it spells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
+from policy_dsl.roles import Model, architecture, families
+from policy_dsl.vocabulary import COMPONENTS, OUTSIDE_LANGUAGE_MODEL, SINGLE_ROLES
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """The roles a name stands for; `named` are those that it spells as a role of their own."""
+
+    roles: frozenset[str]
+    named: frozenset[str]
+
+
+def meaning_of(text: str, model: Model, *, optional: bool) -> Meaning | Diagnostic:
+    """The roles that a name means in this model, or the defect of the name.
+
+    With `optional`, a name that only other architectures have means no role at all.
+    """
+    own = model.architecture
+    found = _roles(text, own.roles, own.aliases)
+    if found is not None:
+        return found
+    if text in COMPONENTS or text in SINGLE_ROLES:
+        return Meaning(frozenset({text}), frozenset({text} & SINGLE_ROLES))
+    if optional and _known_elsewhere(text):
+        return Meaning(frozenset(), frozenset())
+    words = {*own.roles, *own.aliases, *COMPONENTS, *SINGLE_ROLES}
+    words |= {role.split(".", 1)[1] for role in own.roles if "." in role}
+    return diagnostic(
+        "unknown-role",
+        suggestion=did_you_mean(text, words),
+        where=f"architecture {own.family}",
+        role=text,
+    )
+
+
+def _roles(
+    text: str, roles: tuple[str, ...], aliases: dict[str, tuple[str, ...]]
+) -> Meaning | None:
+    component, _, projection = text.rpartition(".")
+    components = aliases.get(component, (component,))
+    found: set[str] = set()
+    for word in aliases.get(projection, (projection,)):
+        for part in components:
+            found.update(role for role in roles if _means(part, word, role))
+    if not found:
+        return None
+    spelled = set(aliases.get(text, (text,)))
+    return Meaning(frozenset(found), frozenset(found & (spelled | {text})))
+
+
+def _means(component: str, word: str, role: str) -> bool:
+    if component:
+        return role == f"{component}.{word}"
+    outside, _, last = role.rpartition(".")
+    if word in (role, outside):
+        return True
+    return last == word and outside not in OUTSIDE_LANGUAGE_MODEL
+
+
+def _known_elsewhere(text: str) -> bool:
+    tables = [architecture(family) for family in families()]
+    return any(_roles(text, table.roles, table.aliases) is not None for table in tables)
