@@ -1,0 +1,145 @@
+"""Which tensor scales which: FP8 block scales and MXFP4 block exponents, checked by shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.inventory import Inventory, TensorInfo
+
+FP8_SUFFIX = "_scale_inv"
+MXFP4_SUFFIXES = ("_blocks", "_scales")
+# Converters also store the FP8 byte under the name of an integer.
+_FP8_DTYPES = frozenset({"F8_E4M3", "U8", "I8"})
+_SCALE_DTYPES = frozenset({"F32", "BF16", "F16"})
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Which scales belong to which weight.
+
+    consumed: names of all scales. orphans: scales of a weight that is not there.
+    """
+
+    of_weight: Mapping[str, TensorInfo]
+    consumed: frozenset[str]
+    orphans: tuple[TensorInfo, ...]
+    findings: tuple[Diagnostic, ...] = field(default=())
+
+
+def find_scales(inventory: Inventory) -> Scales:
+    """Every weight's scales, and what is wrong with them.
+
+    Source: FP8 as DeepSeek-V3 and MiniMax-M2 publish it, one multiplier for each
+    `weight_block_size` block, edge blocks smaller; MXFP4 as gpt-oss publishes it, one E8M0
+    exponent for 32 values.
+    """
+    of_weight: dict[str, TensorInfo] = {}
+    orphans = []
+    for name, tensor in inventory.tensors.items():
+        weight = _weight_name(name, inventory.tensors)
+        if weight is None:
+            continue
+        if weight in inventory.tensors:
+            of_weight[weight] = tensor
+        else:
+            orphans.append(tensor)
+    consumed = frozenset(scale.name for scale in (*of_weight.values(), *orphans))
+    findings = (*_fp8_findings(inventory, of_weight), *_mxfp4_findings(inventory, of_weight))
+    return Scales(of_weight, consumed, tuple(orphans), findings)
+
+
+def _weight_name(name: str, tensors: Mapping[str, TensorInfo]) -> str | None:
+    """The weight that a tensor of this name would scale; None if it is no tensor of scales."""
+    if name.endswith(FP8_SUFFIX):
+        return name.removesuffix(FP8_SUFFIX)
+    blocks, scales = MXFP4_SUFFIXES
+    if name.endswith(scales) and name.removesuffix(scales) + blocks in tensors:
+        return name.removesuffix(scales) + blocks
+    return None
+
+
+def _fp8_findings(
+    inventory: Inventory, of_weight: Mapping[str, TensorInfo]
+) -> Iterator[Diagnostic]:
+    bare = [
+        name
+        for name, tensor in inventory.tensors.items()
+        if tensor.dtype == "F8_E4M3" and name not in of_weight
+    ]
+    if bare:
+        yield diagnostic("missing-scale", count=len(bare), names=some(bare))
+    scaled = [
+        (inventory.tensors[name], scale)
+        for name, scale in of_weight.items()
+        if scale.name.endswith(FP8_SUFFIX)
+    ]
+    if not scaled:
+        return
+    block = block_size(inventory.config)
+    if block is None:
+        yield diagnostic("missing-block-size", model=inventory.id)
+        return
+    for weight, scale in scaled:
+        if weight.dtype not in _FP8_DTYPES or scale.dtype not in _SCALE_DTYPES:
+            yield diagnostic(
+                "wrong-scale-dtype", name=weight.name, scale=scale.dtype, dtype=weight.dtype
+            )
+        elif scale.shape != _grid(weight.shape, block):
+            yield _wrong_grid(weight, scale, _grid(weight.shape, block))
+
+
+def _mxfp4_findings(
+    inventory: Inventory, of_weight: Mapping[str, TensorInfo]
+) -> Iterator[Diagnostic]:
+    blocks = MXFP4_SUFFIXES[0]
+    for name, tensor in inventory.tensors.items():
+        if not name.endswith(blocks):
+            continue
+        scale = of_weight.get(name)
+        if scale is None:
+            yield diagnostic("missing-scale", count=1, names=name)
+        elif (tensor.dtype, scale.dtype) != ("U8", "U8"):
+            yield diagnostic(
+                "wrong-scale-dtype", name=name, scale=scale.dtype, dtype=tensor.dtype
+            )
+        elif (
+            len(tensor.shape) != 4 or tensor.shape[-1] != 16 or scale.shape != tensor.shape[:-1]
+        ):
+            yield _wrong_grid(tensor, scale, tensor.shape[:-1])
+
+
+def _wrong_grid(weight: TensorInfo, scale: TensorInfo, wanted: tuple[int, ...]) -> Diagnostic:
+    return diagnostic(
+        "wrong-scale-grid",
+        name=weight.name,
+        shape=list(weight.shape),
+        found=list(scale.shape),
+        wanted=list(wanted),
+    )
+
+
+def block_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """`weight_block_size` of the source's FP8 description, (out, in); None if it has none."""
+    for level in (config, config.get("text_config")):
+        described = level.get("quantization_config") if isinstance(level, Mapping) else None
+        block = described.get("weight_block_size") if isinstance(described, Mapping) else None
+        if isinstance(block, list | tuple) and len(block) == 2:
+            out, into = block
+            if type(out) is int and type(into) is int and min(out, into) > 0:
+                return out, into
+    return None
+
+
+def _grid(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
+    if len(shape) < 2:
+        return ()
+    return (*shape[:-2], -(-shape[-2] // block[0]), -(-shape[-1] // block[1]))
+
+
+def some(names: list[str], limit: int = 5) -> str:
+    """The first few names in order, and how many are left out."""
+    shown = ", ".join(sorted(names)[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
