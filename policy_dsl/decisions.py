@@ -17,7 +17,7 @@ OTHERWISE = "defaults.otherwise"
 
 
 class Decision(NamedTuple):
-    """A tensor, the rule that decided (None: no rule reached it), and the treatment as written."""
+    """A tensor, the rule that decided (None: no rule reached it), the treatment as written."""
 
     tensor: ModelTensor
     rule: CompiledRule | None
@@ -49,9 +49,10 @@ def decide(policy: Policy, model: Model, target: str) -> Decisions:
     for position, tensor in enumerate(model.tensors):
         groups[tensor.role, tensor.layer, tensor.is_matrix].append(position)
     by_name = [index for index, rule in enumerate(rules) if rule.reads_names]
+    by_role = [index for index, rule in enumerate(rules) if not rule.reads_names]
     for positions in groups.values():
         first = model.tensors[positions[0]]
-        common = [i for i, rule in enumerate(rules) if not rule.reads_names and rule.decides(first)]
+        common = [i for i in by_role if rules[i].decides(first)]
         for position in positions:
             tensor = model.tensors[position]
             named = [i for i in by_name if rules[i].decides(tensor)] if by_name else []
@@ -66,7 +67,9 @@ def decide(policy: Policy, model: Model, target: str) -> Decisions:
     return Decisions(tuple(made), tuple(_rule_findings(rules, tally, model)))
 
 
-def trace(policy: Policy, model: Model, target: str, tensor: ModelTensor) -> list[tuple[CompiledRule, bool]]:
+def trace(
+    policy: Policy, model: Model, target: str, tensor: ModelTensor
+) -> list[tuple[CompiledRule, bool]]:
     """Every rule that matches the tensor, in order, and whether it may touch it."""
     compiled = compile_rules(policy, model, target)
     return [(rule, rule.decides(tensor)) for rule in compiled if rule.predicate(tensor)[0]]
@@ -103,7 +106,8 @@ def _rule_findings(
         if not tally.matched[index] and not (broken or rule.optional or compiled.inapplicable):
             found.append(_matches_nothing(compiled, model))
         elif tally.matched[index] and not tally.won[index]:
-            lines = sorted({rules[i].rule.span.line for i in tally.beaten_by[index] if rules[i].rule.span})
+            winners = (rules[i].rule.span for i in tally.beaten_by[index])
+            lines = sorted({span.line for span in winners if span})
             found.append(
                 diagnostic(
                     "shadowed-rule",

@@ -1,7 +1,7 @@
 """Defects in user input as values: where, what, and how to cure it; text only in `render`.
 
-    SourceText  a text and what to call it          Span  a stretch of it
-    Diagnostic  one defect                          PolicyError  all that a stage found
+SourceText  a text and what to call it          Span  a stretch of it
+Diagnostic  one defect                          PolicyError  all that a stage found
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""A written treatment made whole: the policy's defaults, then the target's table, fill the gaps."""
+"""A written treatment made whole: the policy's defaults, then the target's table, fill gaps."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
 from policy_dsl.formats import FormatSpec, SchemeSpec
@@ -31,7 +32,11 @@ def fill(
         return _cast(written, spec)
     if written.action != "quantize":
         return written
-    name = written.scheme or defaults.scheme or _scheme_by_table(written, tensor_class, defaults, spec)
+    name = (
+        written.scheme
+        or defaults.scheme
+        or _scheme_by_table(written, tensor_class, defaults, spec)
+    )
     if name is None:
         return _no_scheme(written, tensor_class, defaults, spec)
     scheme = spec.scheme(name)
@@ -45,7 +50,9 @@ def fill(
         scheme=name,
         bits=bits,
         group_size=written.group_size or _group_size(scheme, defaults),
-        symmetric=written.symmetric if written.symmetric is not None else _symmetric(scheme, defaults),
+        symmetric=written.symmetric
+        if written.symmetric is not None
+        else _symmetric(scheme, defaults),
         method=written.method or _method(scheme, defaults),
     )
     return _first_defect(filled, scheme, spec) or filled
@@ -56,7 +63,9 @@ def describe(treatment: Treatment) -> str:
     if treatment.action == "cast":
         return treatment.dtype or ""
     if treatment.action != "quantize":
-        return f"{treatment.action} ({treatment.dtype})" if treatment.dtype else treatment.action
+        return (
+            f"{treatment.action} ({treatment.dtype})" if treatment.dtype else treatment.action
+        )
     words = [f"{treatment.bits}bit" if treatment.bits else "", treatment.scheme or ""]
     words.append(f"g{treatment.group_size}" if treatment.group_size else "")
     if treatment.symmetric is not None:
@@ -103,7 +112,10 @@ def _foreign_scheme(name: str, spec: FormatSpec) -> Diagnostic:
         meant = did_you_mean(name, SCHEME_TARGETS)
         return diagnostic("unknown-scheme", suggestion=meant, scheme=name)
     return diagnostic(
-        "foreign-scheme", scheme=name, target=spec.name, homes=" and ".join(homes),
+        "foreign-scheme",
+        scheme=name,
+        target=spec.name,
+        homes=" and ".join(homes),
         notes=[f"{spec.name} has {held}"],
     )
 
@@ -125,14 +137,16 @@ def _method(scheme: SchemeSpec, defaults: Defaults) -> str:
 
 
 def _first_defect(filled: Treatment, scheme: SchemeSpec, spec: FormatSpec) -> Diagnostic | None:
-    facts = {"target": spec.name, "scheme": scheme.name}
+    facts: dict[str, Any] = {"target": spec.name, "scheme": scheme.name}
     if filled.bits not in scheme.bits:
         return diagnostic(
             "unsupported-bits", bits=filled.bits, widths=_listed(scheme.bits), **facts
         )
     if filled.group_size is not None and filled.group_size not in scheme.group_sizes:
         sizes = _listed(scheme.group_sizes) or "no groups"
-        return diagnostic("unsupported-group-size", group_size=filled.group_size, sizes=sizes, **facts)
+        return diagnostic(
+            "unsupported-group-size", group_size=filled.group_size, sizes=sizes, **facts
+        )
     if filled.method not in scheme.methods:
         methods = _listed(scheme.methods)
         return diagnostic("unsupported-method", method=filled.method, methods=methods, **facts)

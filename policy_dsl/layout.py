@@ -1,4 +1,4 @@
-"""Where every tensor lies: shards of sorted, gapless safetensors, known before a weight is read."""
+"""Where every tensor lies: shards of gapless safetensors, known before a weight is read."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Unplaced(Protocol):
     """A tensor that has a name, dtype, shape and size, and no place yet."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str: ...
     @property
-    def dtype(self) -> str: ...  # noqa: D102
+    def dtype(self) -> str: ...
     @property
-    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    def shape(self) -> tuple[int, ...]: ...
 
 
 class Place(NamedTuple):

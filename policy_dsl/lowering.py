@@ -17,7 +17,6 @@ from policy_dsl.policy import PLAIN_DTYPES, Defaults, Treatment
 from policy_dsl.roles import Model, ModelTensor
 
 
-
 @dataclass
 class Lowered:
     """What lowering yields: modules without places, omissions, findings."""
@@ -117,8 +116,12 @@ def _settle(
         return _Settled(tensor, decision, filled, PLAIN_DTYPES[filled.dtype or ""])
     dtype = spec.plain_dtype(tensor, model)
     if filled.action == "keep":
-        return _Settled(tensor, decision, replace(filled, dtype=PLAIN_WORDS.get(dtype, dtype)), dtype)
-    return _not_quantizable(tensor, filled, model, spec) or _Settled(tensor, decision, filled, dtype)
+        return _Settled(
+            tensor, decision, replace(filled, dtype=PLAIN_WORDS.get(dtype, dtype)), dtype
+        )
+    return _not_quantizable(tensor, filled, model, spec) or _Settled(
+        tensor, decision, filled, dtype
+    )
 
 
 def _raw(decision: Decision, filled: Treatment, spec: FormatSpec) -> _Settled | Diagnostic:

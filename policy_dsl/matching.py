@@ -9,8 +9,9 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.layer_expression import layers_where
@@ -64,8 +65,8 @@ def nodes(selector: Selector) -> Iterator[Selector]:
 class CompiledRule:
     """A rule made executable for one model.
 
-    findings: what is wrong with its selector in this model. inapplicable: it is bound to another
-    family, so that matching nothing is no defect.
+    findings: what is wrong with its selector in this model. inapplicable: it is bound to
+    another family, so that matching nothing is no defect.
     """
 
     rule: Rule
@@ -112,11 +113,19 @@ class _Compiler:
 
     def _build(self, node: Selector) -> Predicate:
         match node:
-            case And() | Or():
-                combine = _all_of if isinstance(node, And) else _any_of
-                return combine([self._build(part) for part in node.parts])
+            case And():
+                return _all_of([self._build(part) for part in node.parts])
+            case Or():
+                return _any_of([self._build(part) for part in node.parts])
             case Except():
                 return _without(self._build(node.base), self._build(node.excluded))
+            case Name():
+                return self._name(node)
+            case _:
+                return self._leaf(node)
+
+    def _leaf(self, node: Selector) -> Predicate:
+        match node:
             case Glob():
                 return _by_glob(node.pattern)
             case Regex():
@@ -126,8 +135,6 @@ class _Compiler:
                 return lambda tensor: _YES if tensor.is_matrix else _NO
             case Family():
                 return self._family(node)
-            case Name():
-                return self._name(node)
             case _:
                 layers = self._layers(node)
                 return lambda tensor: _YES if tensor.layer in layers else _NO
@@ -139,21 +146,15 @@ class _Compiler:
     def _name(self, node: Name) -> Predicate:
         meaning = meaning_of(node.text, self._model, optional=self._rule.optional)
         if isinstance(meaning, Diagnostic):
-            self._findings.append(
-                Diagnostic(
-                    meaning.code, meaning.message, self._span(node), meaning.suggestion, meaning.notes
-                )
-            )
+            self._findings.append(replace(meaning, span=self._span(node)))
             return lambda tensor: _NO
         whole, named = meaning.roles, meaning.named
         if not node.experts:
-            return lambda tensor: (_NAMED if tensor.role in named else _YES) if (
-                tensor.role in whole
-            ) else _NO
+            return lambda tensor: (
+                (_NAMED if tensor.role in named else _YES) if (tensor.role in whole) else _NO
+            )
         experts = self._numbers(node, node.experts, self._model.n_experts, "expert")
-        return lambda tensor: (
-            _YES if tensor.role in whole and tensor.expert in experts else _NO
-        )
+        return lambda tensor: _YES if tensor.role in whole and tensor.expert in experts else _NO
 
     def _layers(self, node: Selector) -> frozenset[int]:
         n_layers = self._model.n_layers
@@ -193,17 +194,23 @@ class _Compiler:
             if not 0 <= start <= stop < count:
                 written = f"{each.start}" if start == stop else f"{each.start}..{each.stop}"
                 self._report(
-                    "number-outside-model", node, kind=kind, written=written, count=count,
+                    "number-outside-model",
+                    node,
+                    kind=kind,
+                    written=written,
+                    count=count,
                     last=count - 1,
                 )
             found.update(range(max(start, 0), min(stop, count - 1) + 1))
         return frozenset(found)
 
     def _span(self, node: Selector) -> Span | None:
-        exact = [span for named, span in self._rule.name_spans if named is node or named == node]
+        exact = [
+            span for named, span in self._rule.name_spans if named is node or named == node
+        ]
         return exact[0] if exact else self._rule.selector_span or self._rule.span
 
-    def _report(self, code: str, node: Selector, **facts: object) -> None:
+    def _report(self, code: str, node: Selector, **facts: Any) -> None:
         found = diagnostic(code, self._span(node), **facts)
         if found not in self._findings:
             self._findings.append(found)
@@ -242,6 +249,6 @@ def _without(base: Predicate, excluded: Predicate) -> Predicate:
 def _by_glob(pattern: str) -> Predicate:
     full = re.compile(fnmatch.translate(pattern)).fullmatch
     last = pattern.removesuffix(".weight").rsplit(".", 1)[-1]
-    # A glob that spells a tensor's last part means exactly that tensor, so it may touch a router.
+    # A glob that spells the last part means just that tensor: it may touch a router.
     outcome = _YES if set(last) & set("*?[") or not last else _NAMED
     return lambda tensor: outcome if full(tensor.source.name) else _NO

@@ -1,7 +1,8 @@
-"""What a name in a selector means for an architecture: the roles, and which of them it spells."""
+"""What a name in a selector means for an architecture: which roles, and which it spells."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
@@ -41,7 +42,7 @@ def meaning_of(text: str, model: Model, *, optional: bool) -> Meaning | Diagnost
 
 
 def _roles(
-    text: str, roles: tuple[str, ...], aliases: dict[str, tuple[str, ...]]
+    text: str, roles: tuple[str, ...], aliases: Mapping[str, tuple[str, ...]]
 ) -> Meaning | None:
     component, _, projection = text.rpartition(".")
     components = aliases.get(component, (component,))

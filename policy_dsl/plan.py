@@ -41,8 +41,8 @@ class PlannedTensor:
 class Module:
     """What one decision produces: the output tensors of a matrix, a stack, or a plain tensor.
 
-    shape: logical, [experts, out, in], [out, in] or that of a plain tensor. dtype: of the values
-    that are encoded or written (safetensors name). rule: `file:line` of the deciding
+    shape: logical, [experts, out, in], [out, in] or that of a plain tensor. dtype: safetensors
+    name of the values that are encoded or written. rule: `file:line` of the deciding
     rule, or `defaults.otherwise`. parameters: logical values.
     """
 
@@ -75,7 +75,10 @@ class Omission:
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """A file of the bundle. kind: tensors, metadata, copied, record. nbytes None: not known, `reason` says why."""
+    """A file of the bundle. kind: tensors, metadata, copied, record.
+
+    nbytes is None where it is not known; `reason` says why.
+    """
 
     name: str
     kind: str

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
-from policy_dsl.decisions import OTHERWISE, Decision, decide
-from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, did_you_mean, errors, fail
+from policy_dsl.decisions import decide
+from policy_dsl.diagnostics import (
+    Diagnostic,
+    PolicyError,
+    Span,
+    diagnostic,
+    did_you_mean,
+    errors,
+    fail,
+)
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.layout import lay_out
 from policy_dsl.lowering import Lowered, lower
-from policy_dsl.matching import is_guarded
 from policy_dsl.plan import Module, Plan, PlannedFile
+from policy_dsl.plan_warnings import plan_warnings
 from policy_dsl.policy import Policy
 from policy_dsl.print_policy import policy_digest
 from policy_dsl.roles import Model, classify
@@ -53,7 +60,7 @@ def resolve(
         files=files,
         fp8_rule=policy.fp8_dequant or spec.fp8_rules[0],
     )
-    findings += _warnings(plan, decisions.made)
+    findings += plan_warnings(plan, decisions.made)
     if spec.review is not None:
         findings += spec.review(plan)
     if errors(findings):
@@ -77,7 +84,11 @@ def choose_target(
         return chosen
     code = "unavailable-target" if chosen in TARGETS else "unknown-target"
     raise fail(
-        code, span, suggestion=did_you_mean(chosen, specs), target=chosen, known=", ".join(specs)
+        code,
+        span,
+        suggestion=did_you_mean(chosen, specs),
+        target=chosen,
+        known=", ".join(specs),
     )
 
 
@@ -94,7 +105,10 @@ def _check_target(policy: Policy, model: Model, spec: FormatSpec) -> None:
         rules = ", ".join(spec.fp8_rules)
         found.append(
             diagnostic(
-                "unknown-fp8-rule", spans.get("fp8_dequant"), rule=policy.fp8_dequant, rules=rules
+                "unknown-fp8-rule",
+                spans.get("fp8_dequant"),
+                rule=policy.fp8_dequant,
+                rules=rules,
             )
         )
     found += _transform_findings(policy, model, spec, spans.get("transforms"))
@@ -111,7 +125,9 @@ def _transform_findings(
             found.append(diagnostic("prune-count", span, to=prune.to, count=model.n_experts))
         else:
             found.append(
-                diagnostic("unsupported-transform", span, target=spec.name, transform="prune experts")
+                diagnostic(
+                    "unsupported-transform", span, target=spec.name, transform="prune experts"
+                )
             )
     return found
 
@@ -128,92 +144,10 @@ def _place(
     )
     modules = []
     for module in lowered.modules:
-        placed = tuple(
-            replace(tensor, file=layout.places[tensor.name].file, start=layout.places[tensor.name].start)
-            for tensor in module.tensors
-        )
-        modules.append(replace(module, tensors=placed))
+        placed = []
+        for tensor in module.tensors:
+            file, start = layout.places[tensor.name]
+            placed.append(replace(tensor, file=file, start=start))
+        modules.append(replace(module, tensors=tuple(placed)))
     files = [PlannedFile(name, "tensors", size) for name, size in layout.file_nbytes.items()]
     return tuple(modules), tuple(files)
-
-
-def _warnings(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
-    spans = {one.origin: one.rule.rule.span for one in made if one.rule}
-    return [
-        *_unreached(plan, made),
-        *_router_warnings(plan, spans),
-        *_growth_warnings(plan, spans),
-    ]
-
-
-def _unreached(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
-    left_out = {omission.tensor.name for omission in plan.omitted}
-    missed = [
-        one.tensor
-        for one in made
-        if one.rule is None and not is_guarded(one.tensor) and one.tensor.source.name not in left_out
-    ]
-    if not missed:
-        return []
-    roles = sorted({tensor.role for tensor in missed})
-    names = {tensor.source.name for tensor in missed}
-    size = sum(
-        module.nbytes
-        for module in plan.modules
-        if module.rule == OTHERWISE and module.sources[0].tensor.name in names
-    )
-    return [
-        diagnostic(
-            "unreached-matrices",
-            dict(plan.policy.key_spans).get("rules"),
-            count=len(missed),
-            roles=", ".join(roles),
-            nbytes=f"{size / 1e9:.2f} GB",
-        )
-    ]
-
-
-def _router_warnings(plan: Plan, spans: Mapping[str, Span | None]) -> list[Diagnostic]:
-    rules: dict[str, int] = defaultdict(int)
-    for module in plan.modules:
-        if module.role == "router" and module.treatment.action == "quantize":
-            rules[module.rule] += 1
-    return [
-        diagnostic("router-quantized", spans.get(rule), count=count) for rule, count in rules.items()
-    ]
-
-
-def _growth_warnings(plan: Plan, spans: Mapping[str, Span | None]) -> list[Diagnostic]:
-    grown: dict[str, list[int]] = {}
-    for module in plan.modules:
-        before = sum(_source_nbytes(module))
-        if module.nbytes > before:
-            totals = grown.setdefault(module.rule, [0, 0, 0])
-            for index, value in enumerate((1, before, module.nbytes)):
-                totals[index] += value
-    return [
-        diagnostic(
-            "larger-than-source",
-            spans.get(rule),
-            count=count,
-            before=f"{before / 1e9:.3f} GB",
-            after=f"{after / 1e9:.3f} GB",
-        )
-        for rule, (count, before, after) in grown.items()
-    ]
-
-
-def _source_nbytes(module: Module) -> list[float]:
-    """Bytes of the source rows, and of their share of the FP8 scales."""
-    sizes: list[float] = []
-    for rows in module.sources:
-        share = rows.count * rows.tensor.shape[-1] / max(1, _elements(rows.tensor.shape))
-        sizes.append(share * (rows.tensor.nbytes + (rows.scale.nbytes if rows.scale else 0)))
-    return sizes
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product

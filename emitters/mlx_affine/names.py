@@ -50,7 +50,7 @@ def omission(tensor: ModelTensor, model: Model) -> str | None:
 
 
 def module_path(tensor: ModelTensor, model: Model) -> str:
-    """The module of a tensor on disk: experts stacked under `switch_mlp`, the rest as in the source.
+    """The module of a tensor on disk: experts stacked under `switch_mlp`, the rest as it was.
 
     A tensor that is no module's `.weight` keeps its full name.
     """
@@ -72,8 +72,8 @@ def unquantizable(tensor: ModelTensor, model: Model) -> str | None:
 def plain_dtype(tensor: ModelTensor, model: Model) -> str:
     """The dtype of a tensor's values in the bundle, as `mlx_lm.convert` chooses it.
 
-    The config's `torch_dtype` (or its text model's `dtype`) where it is given, else the source's
-    own; FP8 becomes bfloat16. A router's bias is never cast.
+    The config's `torch_dtype` (or its text model's `dtype`) where it is given, else the
+    source's own; FP8 becomes bfloat16. A router's bias is never cast.
     """
     text = model.config.get("text_config") or {}
     wanted = _DTYPES.get(str(model.config.get("torch_dtype") or text.get("dtype")))

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from emitters.mlx_affine.names import FAMILIES, module_path, omission, plain_dtype, unquantizable
+from emitters.mlx_affine.names import (
+    FAMILIES,
+    module_path,
+    omission,
+    plain_dtype,
+    unquantizable,
+)
 from policy_dsl.formats import FormatSpec, PartShape, SchemeSpec
 from policy_dsl.policy import Treatment
 
@@ -14,8 +20,8 @@ def part_shapes(
 ) -> tuple[PartShape, ...]:
     """The tensors of a module: `weight`, and `scales` and `biases` of quantized ones.
 
-    Codes are a bit stream in uint32 words along the last axis; affine scales and biases have the
-    dtype of the values, the floating-point modes have uint8 scales and no biases.
+    Codes are a bit stream in uint32 words along the last axis; affine scales and biases have
+    the dtype of the values, the floating-point modes have uint8 scales and no biases.
     """
     if treatment.action != "quantize":
         return (PartShape("weight", dtype, shape),)
