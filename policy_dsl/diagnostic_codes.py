@@ -76,6 +76,9 @@ CODES: dict[str, Code] = {
     "index-mismatch": _error(
         'tensor "{tensor}": {reason}', "The index and the shards disagree."
     ),
+    "one-shard": _error(
+        "{file} is one of {shards} shards", "The index says that the model has more files."
+    ),
     "duplicate-tensor": _error(
         'tensor "{tensor}" is in {file} and in {other}', "Two shards hold the same tensor."
     ),
@@ -85,7 +88,7 @@ CODES: dict[str, Code] = {
     ),
     "not-safetensors": _error(
         "{file} is not a whole safetensors file: {reason}",
-        "The header's length or text is broken, or the file is cut short or has bytes left over.",
+        "The header is broken, or the file is cut short or has bytes left over.",
     ),
     "bad-tensor-entry": _error(
         '{file}: tensor "{tensor}": {reason}', "One entry of a safetensors header is broken."
@@ -272,5 +275,73 @@ CODES: dict[str, Code] = {
     "unreadable-dtype": _error(
         "{name} is {dtype}; a matrix is BF16, F16, F32, or FP8 with scales",
         "Other dtypes are codes of a format that is not read as a source.",
+    ),
+    # the plan's own tests, saved plans, the command line
+    "test-failed": _error(
+        "the test `{test}` fails: it is {found}", "An assertion of the policy does not hold."
+    ),
+    "test-without-tensors": _error(
+        "the test `{test}` is about no tensor of this plan",
+        "A test that measures nothing proves nothing.",
+    ),
+    "bad-saved-plan": _error(
+        "{path} is no saved plan: {reason}", "Saved plans are what `policyc plan --save` writes."
+    ),
+    "bad-argument": _error("{option}: {reason}", "An option's value is not what it must be."),
+    "unwritable-output": _error(
+        "cannot write {path}: {reason}", "The folder is missing, full, or not permitted."
+    ),
+    "no-model": _error(
+        "policy {policy} names no model: give one with --model",
+        "Planning needs headers: a folder, a recorded headers file, a hub id, a catalog name.",
+    ),
+    "unknown-tensor": _error(
+        '{model} has no tensor "{name}"',
+        "`explain` takes names of the source or of the output, and globs.",
+    ),
+    "many-tensors": _error(
+        '"{name}" means {count} different decisions: {examples}',
+        "`explain` explains one decision; narrow the pattern.",
+    ),
+    # a bundle on disk
+    "not-a-bundle": _error("{path} is no bundle: {reason}", "A bundle is a folder with weights."),
+    "bad-record": _error(
+        "policyc.json of {path} cannot be read: {reason}",
+        "The provenance record says what every file must hold.",
+    ),
+    "no-record": _warning(
+        "{path} has no policyc.json: hashes cannot be checked",
+        "The bundle was made by another tool, or the record was lost.",
+    ),
+    "missing-bundle-file": _error(
+        "{file} is not there, but the {where} names it", "The bundle is not complete."
+    ),
+    "stray-bundle-file": _error(
+        "{file} is not in the record", "A reader may load what the build did not write."
+    ),
+    "file-changed": _error(
+        "{file} is not what was built: {reason}", "Size or SHA-256 differ from the record."
+    ),
+    "tensor-changed": _error(
+        "tensor {tensor} is not what was built: {reason}",
+        "Dtype, shape, or SHA-256 differ from the record.",
+    ),
+    "index-disagrees": _error(
+        "model.safetensors.index.json: {reason}", "The index and the files tell different things."
+    ),
+    "width-disagrees": _error(
+        "module {module}: the tensors say {found}, config.json says {written}",
+        "Readers take widths from the config; wrong ones load as noise or not at all.",
+    ),
+    "incomplete-module": _error(
+        "module {module}: {reason}", "A quantized module has codes, scales and maybe biases."
+    ),
+    "not-comparable": _error(
+        "the source cannot be compared with this bundle: {reason}",
+        "`verify --source` needs the checkpoint that the bundle was built from.",
+    ),
+    "non-finite-decoded": _error(
+        "tensor {tensor} decodes to {count} values that are no finite numbers",
+        "Such weights break a model.",
     ),
 }

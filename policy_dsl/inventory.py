@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from policy_dsl.diagnostics import Diagnostic
+
+# Bits of one element of every dtype that safetensors files use.
+DTYPE_BITS: Mapping[str, int] = MappingProxyType(
+    {
+        "F64": 64,
+        "F32": 32,
+        "F16": 16,
+        "BF16": 16,
+        "F8_E4M3": 8,
+        "F8_E5M2": 8,
+        "F8_E8M0": 8,
+        "F4": 4,
+        "I64": 64,
+        "I32": 32,
+        "I16": 16,
+        "I8": 8,
+        "U64": 64,
+        "U32": 32,
+        "U16": 16,
+        "U8": 8,
+        "BOOL": 8,
+    }
+)
 
 
 class TensorInfo(NamedTuple):
     """One tensor of a checkpoint; `start` and `stop` are byte offsets in its file.
 
-    dtype is safetensors' name (BF16, F16, F32, F8_E4M3, U32 …). Without a file (recorded
-    headers whose shard map is unknown) `file` is None and the offsets are 0.
+    dtype is safetensors' name (BF16, F16, F32, F8_E4M3, U32 …). The offsets count from the
+    file's first byte, so header included. Without a file (recorded headers whose shard map
+    is unknown) `file` is None and the offsets are 0.
     """
 
     name: str
@@ -28,10 +58,12 @@ class TensorInfo(NamedTuple):
 class Inventory:
     """Every tensor of a source, its config, and the files beside the tensors.
 
-    side_files: name -> bytes of every other file of the folder (tokenizer, template, licence,
-    modeling code); None if not known. root: where the files can be read; None if they cannot
-    (catalog, recorded headers, hub headers). quantization: the config's own description of an
-    already quantized source, FP8 block scales apart; None if there is none.
+    side_files: name -> bytes of every other file at the folder's top level (tokenizer,
+    template, licence, modeling code), without config.json, the index and safetensors; None
+    if not known. root: the folder where the files can be read; None if they cannot (catalog,
+    recorded headers, hub headers). file_nbytes: bytes of every shard, empty if not known.
+    notes: where this came from, for people. findings: warnings to show with it. Two
+    inventories are equal whatever their notes and findings.
     """
 
     id: str
@@ -40,8 +72,37 @@ class Inventory:
     side_files: Mapping[str, int] | None = None
     root: Path | None = None
     file_nbytes: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    findings: tuple[Diagnostic, ...] = field(default=(), compare=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def tensor_nbytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor of this safetensors dtype and shape.
+
+    Raises: ValueError if its bits (F4 has 4 an element) do not fill whole bytes.
+    """
+    nbytes, rest = divmod(prod(shape) * DTYPE_BITS[dtype], 8)
+    if rest:
+        raise ValueError(f"{dtype} {list(shape)} ends inside a byte")
+    return nbytes
+
+
+def source_digest(inventory: Inventory) -> str:
+    """SHA-256, as hex, over config, shard sizes, and each tensor's name, dtype, shape, place.
+
+    The order of the tensors, and where the checkpoint lies, do not matter; the weights
+    themselves are not read.
+    """
+    tensors = inventory.tensors
+    facts = {
+        "config": inventory.config,
+        "file_nbytes": dict(inventory.file_nbytes),
+        "tensors": [tensors[name] for name in sorted(tensors)],
+    }
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,201 @@
+"""The header of one safetensors file, from bytes to checked tensors.
+
+    header_nbytes(prefix, …)  how long the header is     parse_header(header, …)  its tensors
+
+Stricter than the reference reader in this: a name that stands twice is refused, and so is
+a name that cannot be printed.
+Source: huggingface/safetensors 0.8, safetensors/src/tensor.rs, `SafeTensors::read_metadata`
+and `Metadata::validate` (u64 little-endian length, JSON, then the tensors without a hole).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import prod
+from operator import attrgetter
+from typing import Any
+
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
+from policy_dsl.inventory import DTYPE_BITS, TensorInfo
+
+LENGTH_NBYTES = 8
+MAX_HEADER_NBYTES = 100_000_000  # the reference reader's own limit
+MAX_DIMENSIONS = 64
+# A wholly corrupt header must not give a hundred thousand messages.
+MAX_FINDINGS = 20
+
+_DAMAGED = "the file is damaged or incomplete: fetch it again, or write it again"
+
+
+class _Doubled(dict[str, Any]):
+    """A JSON object in which the keys of `repeated` stand more than once."""
+
+    repeated: tuple[str, ...] = ()
+
+
+def header_nbytes(prefix: bytes, *, file: str, file_nbytes: int) -> int:
+    """Bytes of the JSON header after the length, read from the file's first 8 bytes.
+
+    Raises: PolicyError if the file is too short or the length cannot be true.
+    """
+    if file_nbytes < LENGTH_NBYTES:
+        size = f"it has only {file_nbytes} bytes" if file_nbytes else "it is empty"
+        raise _not_safetensors(file, size)
+    length = int.from_bytes(prefix[:LENGTH_NBYTES], "little")
+    if length > MAX_HEADER_NBYTES:
+        limit = f"over the limit of {MAX_HEADER_NBYTES}"
+        raise _not_safetensors(file, f"its header would have {length} bytes, {limit}")
+    if length > file_nbytes - LENGTH_NBYTES:
+        end = f"its end at {file_nbytes} bytes"
+        raise _not_safetensors(file, f"its header of {length} bytes goes past {end}")
+    return length
+
+
+def parse_header(header: bytes, *, file: str, file_nbytes: int) -> dict[str, TensorInfo]:
+    """Name -> tensor of one file; offsets are from the file's first byte.
+
+    header: the JSON, without the length before it; file_nbytes: bytes of the whole file.
+    Raises: PolicyError with every defect (at most 20 of a file, then a count).
+    """
+    entries = _read_object(header, file)
+    repeated = entries.repeated if isinstance(entries, _Doubled) else ()
+    found = [_entry_defect(file, name, "it is named twice") for name in repeated]
+    reason = _metadata_defect(entries.pop("__metadata__", {}))
+    found += [_entry_defect(file, "__metadata__", reason)] if reason else []
+    begin = LENGTH_NBYTES + len(header)
+    tensors: dict[str, TensorInfo] = {}
+    for name, entry in entries.items():
+        try:
+            tensors[name] = _tensor(name, entry, file, begin)
+        except ValueError as defect:
+            found.append(_entry_defect(file, name, str(defect)))
+    # Places mean something only when every entry could be read.
+    found = found or list(_layout_defects(tensors, file, begin, file_nbytes))
+    if found:
+        raise PolicyError(capped(found))
+    return tensors
+
+
+def capped(found: list[Diagnostic], limit: int = MAX_FINDINGS) -> list[Diagnostic]:
+    """The first `limit` diagnostics; the last of them notes how many more there are."""
+    if len(found) <= limit:
+        return found
+    last = found[limit - 1]
+    notes = (*last.notes, f"and {len(found) - limit} more defects like these")
+    return [*found[: limit - 1], replace(last, notes=notes)]
+
+
+def shown(name: str, width: int = 160) -> str:
+    """A name from a file as it can be printed: escaped where it must be, and cut."""
+    text = name if name.isprintable() else ascii(name)[1:-1]
+    return text if len(text) <= width else text[:width] + "…"
+
+
+def _read_object(header: bytes, file: str) -> dict[str, Any]:
+    if not header.startswith(b"{"):
+        raise _not_safetensors(file, "its header is no JSON object")
+    try:
+        entries: dict[str, Any] = json.loads(header.decode(), object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        reason = f"its header is not UTF-8 at byte {error.start}"
+    except RecursionError:
+        reason = "its header is nested too deeply"
+    except ValueError as error:
+        reason = f"its header is not JSON: {error}"
+    else:
+        return entries
+    raise _not_safetensors(file, reason)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    doubled = _Doubled(found)
+    counts = Counter(key for key, _ in pairs)
+    doubled.repeated = tuple(key for key, count in counts.items() if count > 1)
+    return doubled
+
+
+def _metadata_defect(metadata: object) -> str | None:
+    if not isinstance(metadata, dict):
+        return "it is no JSON object"
+    wrong = [key for key, value in metadata.items() if not isinstance(value, str)]
+    return f'the value of "{shown(wrong[0])}" is no string' if wrong else None
+
+
+def _tensor(name: str, entry: Any, file: str, begin: int) -> TensorInfo:
+    if not name.isprintable():
+        raise ValueError("its name holds characters that cannot be printed")
+    if isinstance(entry, _Doubled):
+        raise ValueError(f'its "{shown(entry.repeated[0])}" stands twice')
+    try:
+        dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise ValueError("it needs a dtype, a shape and two data_offsets") from None
+    _check_fields(dtype, shape, start, stop)
+    # Exact integers: a product beyond 64 bits cannot equal a length inside the file.
+    if prod(shape) * DTYPE_BITS[dtype] != (stop - start) * 8:
+        said = f"its offsets {start} to {stop} hold {stop - start} bytes"
+        raise ValueError(f"{said}, but {dtype} {shape} is {_size(dtype, shape)}")
+    return TensorInfo(
+        name, dtype, tuple(shape), stop - start, file, begin + start, begin + stop
+    )
+
+
+def _check_fields(dtype: Any, shape: Any, start: Any, stop: Any) -> None:
+    # `type is int` and not isinstance, because a bool is an int there.
+    if type(dtype) is not str or dtype not in DTYPE_BITS:
+        raise ValueError(f"its dtype {_said(dtype)} is not known")
+    if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"its shape is no list of at most {MAX_DIMENSIONS} numbers")
+    for count in shape:
+        if type(count) is not int or not 0 <= count < 1 << 63:
+            raise ValueError(f"its shape holds {_said(count)}, which is no length")
+    if type(start) is not int or type(stop) is not int or not 0 <= start <= stop < 1 << 63:
+        offsets = f"{_said(start)} to {_said(stop)}"
+        raise ValueError(f"its data_offsets {offsets} are no range of bytes")
+
+
+def _said(value: object) -> str:
+    # Nested values are named, not shown: printing them can exhaust the stack.
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return shown(json.dumps(value), 40)
+
+
+def _size(dtype: str, shape: list[int]) -> str:
+    nbytes, rest = divmod(prod(shape) * DTYPE_BITS[dtype], 8)
+    exact = f"{nbytes} bytes" + (f" and {rest} bits" if rest else "")
+    return exact if len(exact) < 60 else "more bytes than any file has"
+
+
+def _layout_defects(
+    tensors: Mapping[str, TensorInfo], file: str, begin: int, file_nbytes: int
+) -> Iterator[Diagnostic]:
+    end, before = begin, "the header"
+    for tensor in sorted(tensors.values(), key=attrgetter("start", "stop")):
+        if tensor.start != end:
+            kind = "overlaps" if tensor.start < end else "leaves a hole after"
+            said = f"it starts at byte {tensor.start} and {kind} {before}"
+            reason = f"{said}, which ends at {end}"
+            yield _entry_defect(file, tensor.name, reason)
+        if tensor.stop >= end:
+            end, before = tensor.stop, f'tensor "{shown(tensor.name)}"'
+    if end != file_nbytes:
+        kind = "ends" if end > file_nbytes else "goes on"
+        reason = f"its tensors end at byte {end}, but the file {kind} at {file_nbytes} bytes"
+        yield diagnostic("not-safetensors", file=file, reason=reason, suggestion=_DAMAGED)
+
+
+def _entry_defect(file: str, name: str, reason: str) -> Diagnostic:
+    return diagnostic(
+        "bad-tensor-entry", file=file, tensor=shown(name), reason=reason, suggestion=_DAMAGED
+    )
+
+
+def _not_safetensors(file: str, reason: str) -> PolicyError:
+    return fail("not-safetensors", file=file, reason=reason, suggestion=_DAMAGED)

@@ -1,0 +1,79 @@
+"""A reference, as a user writes it, to the Inventory of what it names.
+
+A reference is a checkpoint folder or one safetensors file; a recorded headers file; or a
+name of the catalog.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from policy_dsl.diagnostics import did_you_mean, fail
+from policy_dsl.inventory import Inventory
+from policy_dsl.local_files import open_file, open_folder
+from policy_dsl.recorded import read_recorded
+from policy_dsl.shard_map import SUFFIX
+
+_CATALOG = Path(__file__).parent / "catalog"
+_RECORDED = (".json", ".json.gz")
+
+
+def open_source(reference: str) -> Inventory:
+    """The inventory of a source, from headers alone.
+
+    What exists on disk comes first, then the catalog.
+    Raises: PolicyError with every defect of the source.
+    """
+    path = _local_path(reference)
+    if path is not None:
+        return _open_path(path)
+    found = open_catalog(reference)
+    if found is None:
+        cure = did_you_mean(_loose(reference), map(_loose, catalog_names()))
+        raise fail("unknown-source", reference=reference, suggestion=cure)
+    return found
+
+
+def catalog_names() -> tuple[str, ...]:
+    """The catalog's models, sorted, by names that `open_source` takes."""
+    return tuple(sorted(path.name.removesuffix(".json") for path in _CATALOG.glob("*.json")))
+
+
+def open_catalog(name: str) -> Inventory | None:
+    """The catalog's model of this name, with or without its publisher; None if it has none.
+
+    Capitals and the difference between `-` and `_` do not count.
+    """
+    for entry in catalog_names():
+        if _loose(entry) == _loose(name.rpartition("/")[2]):
+            found = read_recorded(_CATALOG / f"{entry}.json")
+            if "/" not in name or _loose(found.id) == _loose(name):
+                note = "from the bundled catalog, which has no weights"
+                return replace(found, notes=(note, *found.notes))
+    return None
+
+
+def _local_path(reference: str) -> Path | None:
+    """The path that the reference is, if it exists or can be nothing else."""
+    try:
+        path = Path(reference).expanduser()
+        exists = bool(reference) and path.exists()
+    except (OSError, RuntimeError) as error:
+        raise fail("unreadable-file", path=reference, reason=str(error)) from error
+    written = reference.startswith(("/", ".", "~"))
+    return path if exists or written or reference.endswith((SUFFIX, *_RECORDED)) else None
+
+
+def _open_path(path: Path) -> Inventory:
+    if path.is_dir():
+        return open_folder(path)
+    if path.name.endswith(SUFFIX):
+        return open_file(path)
+    if not path.exists() and not path.name.endswith(_RECORDED):
+        raise fail("unreadable-file", path=str(path), reason="No such file or directory")
+    return read_recorded(path)
+
+
+def _loose(name: str) -> str:
+    return name.lower().replace("_", "-")
