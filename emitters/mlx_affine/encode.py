@@ -1,0 +1,58 @@
+"""The codec of the format: a block of rows of one matrix to its stored parts, and back.
+
+A quantized module stores `weight` (uint32, packed codes) and `scales`; the affine scheme also
+stores `biases`. Leading axes (stacked experts) are layout only: they are rows here.
+Source: mlx 0.32.4 (CPU), `mx.quantize` and `mx.dequantize`.
+"""
+
+from __future__ import annotations
+
+from emitters.numerics.affine import affine_decode, affine_encode
+from emitters.numerics.fp_modes import FP_MODES, fp_decode, fp_encode
+from emitters.numerics.value_types import Array
+
+AFFINE = "affine"
+
+
+def encode(
+    values: Array, dtype: str, *, scheme: str, bits: int, group_size: int
+) -> dict[str, Array]:
+    """The stored parts of these rows, by the last part of their tensor names.
+
+    values: [rows, in] of value type `dtype`: BF16 (uint16 bit patterns), F16 or F32; not
+    changed. scheme: "affine", "mxfp4", "mxfp8" or "nvfp4". weight: uint32
+    [rows, in*bits/32]; affine scales and biases: [rows, in/group_size] of the source's value
+    type; other scales: uint8 [rows, in/group_size].
+    Raises: ValueError for a scheme, width or group size that mlx does not have, or if a group
+    would be split.
+    """
+    if scheme == AFFINE:
+        parts = affine_encode(values, dtype, bits=bits, group_size=group_size)
+        return dict(zip(("weight", "scales", "biases"), parts, strict=True))
+    _check_mode(scheme, bits, group_size)
+    return dict(zip(("weight", "scales"), fp_encode(values, dtype, mode=scheme), strict=True))
+
+
+def decode(
+    parts: dict[str, Array], dtype: str, *, scheme: str, bits: int, group_size: int
+) -> Array:
+    """The float32 weights [rows, in] that mlx computes with, from parts as `encode` gives them.
+
+    dtype: value type of the scales and biases; of no effect but for affine.
+    Raises: ValueError as `encode` does, or if the parts' shapes disagree.
+    """
+    if scheme == AFFINE:
+        triple = parts["weight"], parts["scales"], parts["biases"]
+        return affine_decode(triple, dtype, bits=bits, group_size=group_size)
+    _check_mode(scheme, bits, group_size)
+    return fp_decode(parts["weight"], parts["scales"], mode=scheme)
+
+
+def _check_mode(scheme: str, bits: int, group_size: int) -> None:
+    """Raises: ValueError unless this scheme exists with this geometry."""
+    if scheme not in FP_MODES:
+        raise ValueError(f"scheme {scheme!r} is none of {AFFINE}, {', '.join(FP_MODES)}")
+    mode = FP_MODES[scheme]
+    if (bits, group_size) != (mode.bits, mode.group_size):
+        own = f"{mode.bits} bits in groups of {mode.group_size}"
+        raise ValueError(f"{scheme} has {own}, not {bits} in {group_size}")

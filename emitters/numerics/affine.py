@@ -1,0 +1,189 @@
+"""Affine quantization of groups of consecutive values: value = scale * code + bias.
+
+The scale may be negative: code 0 stands for the extreme of larger magnitude. Codes come from
+the float32 scale and bias; what is stored are those rounded to the value type of the source.
+Source: mlx 0.32.4 (CPU), `mx.quantize` and `mx.dequantize` with mode "affine".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from emitters.numerics.bitpack import pack_codes, unpack_codes
+from emitters.numerics.jit import device, int64_pair, kernel, reads, writes
+from emitters.numerics.scalars import bits_of, float_at, narrow, order_of, rounded, widen
+from emitters.numerics.value_types import Array, new_values, raw_bits, value_type
+
+_LANES = 16  # groups side by side
+_SMALLEST_STEP = np.float32(1e-7)
+_ZERO = np.float32(0)
+_ORDER_OF_INFINITY = np.int32(0x7F800000)
+_ORDER_OF_MINUS_INFINITY = np.int32(-0x7F800001)
+_ROUNDER = np.float32(2.0**23)  # adding it leaves an integer in the low bits, ties to even
+
+
+@device
+def _extremes(values: Array) -> tuple[np.float32, np.float32]:
+    """The smallest and the largest of float32 [n], NaN ignored; (inf, -inf) if there is none.
+
+    Compared as integers in the order of the floats: unlike float comparisons, LLVM may
+    reorder those, and so reduces 16 at a time. -0 sorts below +0, which no result depends on.
+    """
+    low, high = _ORDER_OF_INFINITY, _ORDER_OF_MINUS_INFINITY
+    for i in range(values.shape[0]):
+        order = order_of(values[i])
+        is_number = values[i] == values[i]
+        low = min(low, order if is_number else _ORDER_OF_INFINITY)
+        high = max(high, order if is_number else _ORDER_OF_MINUS_INFINITY)
+    return float_at(low), float_at(high)
+
+
+@device
+def _choose_scales(lows: Array, highs: Array, top: np.float32) -> None:
+    """Scale and bias of each group in place of its extremes; all float32 [lanes].
+
+    The scale is chosen again as edge / rint(edge / scale), so that zero gets a code exactly.
+    """
+    for k in range(lows.shape[0]):
+        low, high = lows[k], highs[k]
+        step = (high - low) / top
+        step = _SMALLEST_STEP if step < _SMALLEST_STEP else step
+        low_edge = abs(low) > abs(high)
+        scale = step if low_edge else -step
+        edge = low if low_edge else high
+        zero_code = np.rint(edge / scale)
+        reaches = zero_code != _ZERO
+        lows[k] = edge / zero_code if reaches else scale
+        highs[k] = edge if reaches else _ZERO
+
+
+@device
+def _write_codes(
+    values: Array, line: tuple[np.float32, np.float32], top: np.float32, codes: Array
+) -> None:
+    """codes = the nearest code of each value, clamped to 0 .. top; NaN gives 0.
+
+    values: float32 [n]; line: (scale, bias); codes: uint8 [n].
+    Clamping before rounding gives the same codes, its bounds being integers.
+    """
+    scale, bias = line
+    for i in range(values.shape[0]):
+        code = (values[i] - bias) / scale
+        code = code if code > _ZERO else _ZERO
+        code = code if code < top else top
+        codes[i] = np.uint8(bits_of(code + _ROUNDER))
+
+
+@cache
+def _encoder(kind: int, raw: str) -> Callable[..., None]:
+    """The kernel that encodes a flat array of groups of one value type."""
+
+    @kernel(reads(raw), int64_pair, writes("uint32"), writes(raw), writes(raw))
+    def encode_affine(
+        values: Array, layout: tuple[int, int], words: Array, scales: Array, biases: Array
+    ) -> None:
+        bits, size = layout
+        top = np.float32((1 << bits) - 1)
+        wide = np.empty(_LANES * size, np.float32)
+        codes = np.empty(_LANES * size, np.uint8)
+        pieces = np.empty(_LANES * size // 8, np.uint64)
+        lows, highs = np.empty(_LANES, np.float32), np.empty(_LANES, np.float32)
+        for first in range(0, scales.shape[0], _LANES):
+            lanes = min(_LANES, scales.shape[0] - first)
+            n = lanes * size
+            part = values[first * size : first * size + n]
+            for i in range(n):
+                wide[i] = widen(kind, part[i])
+            for k in range(lanes):
+                lows[k], highs[k] = _extremes(wide[k * size : (k + 1) * size])
+            _choose_scales(lows[:lanes], highs[:lanes], top)
+            for k in range(lanes):
+                group = slice(k * size, (k + 1) * size)
+                _write_codes(wide[group], (lows[k], highs[k]), top, codes[group])
+            start = first * size // 32 * bits
+            pack_codes(codes[:n], pieces, words[start : start + n // 32 * bits], bits)
+            for k in range(lanes):
+                scales[first + k] = narrow(kind, lows[k])
+                biases[first + k] = narrow(kind, highs[k])
+
+    return encode_affine
+
+
+@cache
+def _decoder(kind: int, raw: str) -> Callable[..., None]:
+    """The kernel that decodes a flat array of groups whose scales have one value type."""
+
+    @kernel(reads("uint32"), int64_pair, reads(raw), reads(raw), writes("float32"))
+    def decode_affine(
+        words: Array, layout: tuple[int, int], scales: Array, biases: Array, values: Array
+    ) -> None:
+        bits, size = layout
+        codes = np.empty(size, np.uint8)
+        n_words = size // 32 * bits
+        for k in range(scales.shape[0]):
+            unpack_codes(words[k * n_words : (k + 1) * n_words], codes, bits)
+            scale, bias = widen(kind, scales[k]), widen(kind, biases[k])
+            part = values[k * size : (k + 1) * size]
+            for i in range(size):
+                product = rounded(kind, np.float32(codes[i]) * scale)
+                part[i] = rounded(kind, product + bias)
+
+    return decode_affine
+
+
+def affine_encode(
+    values: Array, dtype: str, *, bits: int, group_size: int
+) -> tuple[Array, Array, Array]:
+    """Packed codes, scales and biases of every group along the last axis.
+
+    values: [rows, in] of value type `dtype` (BF16 as uint16), in % group_size == 0;
+    bits in 2, 3, 4, 5, 6, 8; group_size a multiple of 32. packed: uint32 [rows, in*bits/32];
+    scales, biases: [rows, in/group_size], stored as the values are. A group holding an
+    infinity gets scale NaN; NaN elements get code 0 and are otherwise ignored.
+    Raises: ValueError for other widths, or if a group would be split.
+    Source: mlx 0.32.4 (CPU), `mx.quantize`.
+    """
+    _check_geometry(values.shape[-1], bits, group_size)
+    kind, _, raw = value_type(dtype)
+    rows, columns = values.shape
+    packed = np.empty((rows, columns * bits // 32), np.uint32)
+    scales = new_values((rows, columns // group_size), dtype)
+    biases = new_values((rows, columns // group_size), dtype)
+    outputs = packed.reshape(-1), raw_bits(scales, dtype), raw_bits(biases, dtype)
+    _encoder(kind, raw.__name__)(raw_bits(values, dtype), (bits, group_size), *outputs)
+    return packed, scales, biases
+
+
+def affine_decode(
+    parts: tuple[Array, Array, Array], dtype: str, *, bits: int, group_size: int
+) -> Array:
+    """The float32 values [rows, in] that a reader on a CPU sees.
+
+    parts: (packed, scales, biases) as `affine_encode` gives them. The product and the sum
+    are each rounded to `dtype`.
+    Raises: ValueError as `affine_encode` does, or if the parts' shapes disagree.
+    Source: mlx 0.32.4 (CPU), `mx.dequantize`.
+    """
+    packed, scales, biases = parts
+    rows, columns = scales.shape[0], scales.shape[1] * group_size
+    _check_geometry(columns, bits, group_size)
+    if packed.shape != (rows, columns * bits // 32) or biases.shape != scales.shape:
+        shapes = f"{packed.shape}, {scales.shape} and {biases.shape}"
+        raise ValueError(f"shapes {shapes} are not one matrix at {bits} bits, {group_size}")
+    kind, _, raw = value_type(dtype)
+    values = np.empty((rows, columns), np.float32)
+    words = np.require(packed, requirements=["C", "ALIGNED"]).reshape(-1)
+    stored = raw_bits(scales, dtype), raw_bits(biases, dtype)
+    _decoder(kind, raw.__name__)(words, (bits, group_size), *stored, values.reshape(-1))
+    return values
+
+
+def _check_geometry(columns: int, bits: int, group_size: int) -> None:
+    """Raises: ValueError unless these codes pack into whole words, group by group."""
+    if bits not in (2, 3, 4, 5, 6, 8):
+        raise ValueError(f"affine codes have 2, 3, 4, 5, 6 or 8 bits, not {bits}")
+    if group_size <= 0 or group_size % 32 or columns % group_size:
+        raise ValueError(f"groups of {group_size} do not divide rows of {columns} values")

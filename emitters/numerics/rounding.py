@@ -1,0 +1,87 @@
+"""Casts between value types, and the search for values that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from emitters.numerics.jit import int64, kernel, reads, writes
+from emitters.numerics.scalars import narrow, widen
+from emitters.numerics.value_types import Array, new_values, raw_bits, value_type
+
+_STRETCH = 4096  # values searched between two looks at the result
+
+# Exponent bits all set; for E4M3 the mantissa too, as it has no infinity.
+_NOT_FINITE = {"F8_E4M3": 0x7F, "BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
+
+
+@cache
+def _caster(from_dtype: str, to_dtype: str) -> Callable[..., None]:
+    """The kernel that casts a flat array."""
+    source, target = value_type(from_dtype), value_type(to_dtype)
+    from_kind, to_kind = source.kind, target.kind
+
+    @kernel(reads(source.raw.__name__), writes(target.raw.__name__))
+    def cast_values(values: Array, result: Array) -> None:
+        for i in range(values.shape[0]):
+            result[i] = narrow(to_kind, widen(from_kind, values[i]))
+
+    return cast_values
+
+
+def cast(values: Array, from_dtype: str, to_dtype: str) -> Array:
+    """The values in another value type, rounded to nearest, ties to even.
+
+    values: any shape, of value type `from_dtype` (BF16 as uint16); returned as they are when
+    both types are the same. What overflows becomes infinite: see `first_nonfinite`.
+    Raises: ValueError for an unknown dtype, or if the array is not stored as it says.
+    """
+    raw = raw_bits(values, from_dtype)
+    if from_dtype == to_dtype:
+        return values
+    result = new_values(values.shape, to_dtype)
+    _caster(from_dtype, to_dtype)(raw, raw_bits(result, to_dtype))
+    return result
+
+
+def to_float32(values: Array, dtype: str) -> Array:
+    """The values as float32, exactly; arguments as in `cast`."""
+    return cast(values, dtype, "F32")
+
+
+@cache
+def _searcher(raw: str) -> Callable[..., int]:
+    """The kernel that finds the first element with all bits of a mask set."""
+
+    @kernel(reads(raw), reads(raw), returns=int64)
+    def find(values: Array, mask: Array) -> int:
+        wanted = mask[0]
+        for start in range(0, values.shape[0], _STRETCH):
+            part = values[start : start + _STRETCH]
+            largest = mask[1]
+            for i in range(part.shape[0]):
+                largest = max(largest, part[i] & wanted)
+            if largest != wanted:
+                continue
+            for i in range(part.shape[0]):
+                if part[i] & wanted == wanted:
+                    return start + i
+        return -1
+
+    return find
+
+
+def first_nonfinite(values: Array, dtype: str) -> int:
+    """The flat index of the first infinity or NaN, or -1.
+
+    values: any shape, of value type `dtype`, or codes (uint8) of dtype "F8_E4M3".
+    Raises: ValueError for an unknown dtype, or if the array is not stored as it says.
+    """
+    if dtype == "F8_E4M3":
+        raw = np.ascontiguousarray(values).reshape(-1)
+    else:
+        raw = raw_bits(values, dtype)
+    mask = np.array([_NOT_FINITE[dtype], 0], raw.dtype)
+    return int(_searcher(raw.dtype.name)(raw, mask))
