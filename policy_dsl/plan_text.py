@@ -1,0 +1,187 @@
+"""A plan for people: what every role gets, what it costs, what is kept or left out, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from policy_dsl.assertions import TestResult
+from policy_dsl.diagnostics import render
+from policy_dsl.matching import is_guarded
+from policy_dsl.outline import OTHERWISE, Group, Outline, groups, outline, stored_as
+from policy_dsl.plan import Omission, Plan, PlannedFile
+from policy_dsl.report import Block, Column, Facts, Items, Table, render_markdown, render_text
+from policy_dsl.units import both_units, column_unit, counted, in_unit, layer_list
+
+
+def plan_text(
+    plan: Plan,
+    tests: Sequence[TestResult] = (),
+    *,
+    tensors: bool = False,
+    width: int | None = None,
+) -> str:
+    """The plan as text; `tensors` lists every output tensor, `width` bounds the tables."""
+    return render_text(_blocks(plan, tests, tensors=tensors), width=width)
+
+
+def plan_markdown(
+    plan: Plan, tests: Sequence[TestResult] = (), *, tensors: bool = False
+) -> str:
+    """The plan as GitHub markdown."""
+    return render_markdown(_blocks(plan, tests, tensors=tensors))
+
+
+def size_change(before: int, after: int) -> str:
+    """`230.12 GB = 214.32 GiB -> 92.87 GB = 86.49 GiB, 59.6 % smaller`."""
+    change = f"{both_units(before)} -> {both_units(after)}"
+    if not before:
+        return change
+    percent = 100 * (before - after) / before
+    return f"{change}, {abs(percent):.1f} % {'smaller' if percent >= 0 else 'larger'}"
+
+
+def _blocks(plan: Plan, tests: Sequence[TestResult], *, tensors: bool) -> list[Block]:
+    made = outline(plan)
+    found = groups(made.modules)
+    quantized = {
+        module.name for module in plan.modules if module.treatment.action == "quantize"
+    }
+    labels = {module.stored for module in made.modules if module.name in quantized}
+    blocks: list[Block] = [
+        Facts(tuple(_heading(plan))),
+        _group_table("Quantized", [g for g in found if g.stored in labels], plan, made),
+        _group_table("Not quantized", [g for g in found if g.stored not in labels], plan, made),
+        Facts(tuple(_totals(plan, made)), title="Totals"),
+    ]
+    if plan.omitted:
+        blocks.append(Items(tuple(_omissions(plan.omitted)), title="Left out"))
+    if plan.pending:
+        blocks.append(Items(plan.pending, title="Needed before a build"))
+    if tests:
+        blocks.append(Items(tuple(_test_line(test) for test in tests), title="Tests"))
+    if plan.findings:
+        blocks.append(Items((render(plan.findings),), title="Findings"))
+    if tensors:
+        blocks.append(_tensor_table(plan))
+    return [block for block in blocks if not isinstance(block, Table) or block.rows]
+
+
+def _heading(plan: Plan) -> Iterable[tuple[str, str]]:
+    model = plan.model
+    yield "policy", f"{plan.policy.name} (digest {plan.policy_digest[:12]})"
+    yield "target", plan.target
+    counts = [model.architecture.family, counted(model.n_layers, "layer")]
+    if model.n_experts:
+        counts.append(f"{counted(model.n_experts, 'expert')} a layer")
+    yield "model", f"{model.id} ({', '.join(counts)})"
+    if plan.fp8_rule:
+        yield "fp8", f"dequantized by rule {plan.fp8_rule}"
+
+
+def _group_table(title: str, chosen: Sequence[Group], plan: Plan, made: Outline) -> Table:
+    word, scale = column_unit(made.nbytes)
+    guarded = {tensor.role for tensor in plan.model.tensors if is_guarded(tensor)}
+    columns = (
+        Column("role"),
+        Column("layers"),
+        Column("treatment"),
+        Column("tensors", right=True, drop=1),
+        Column("parameters", right=True, drop=2),
+        Column(word, right=True),
+        Column("share", right=True, drop=3),
+        Column("bpw", right=True),
+        Column("decided by", drop=4),
+    )
+    rows = tuple(_group_row(group, made, scale, guarded) for group in chosen)
+    return Table(columns, rows, title)
+
+
+def _group_row(
+    group: Group, made: Outline, scale: int, guarded: Iterable[str]
+) -> tuple[str, ...]:
+    share = 100 * group.nbytes / made.nbytes if made.nbytes else 0.0
+    return (
+        group.role,
+        layer_list(group.layers),
+        group.stored,
+        f"{group.tensors:,}",
+        f"{group.parameters:,}",
+        in_unit(group.nbytes, scale),
+        f"{share:.2f} %",
+        f"{group.bpw or 0:.3f}",
+        _reason(group, guarded),
+    )
+
+
+def _reason(group: Group, guarded: Iterable[str]) -> str:
+    if group.rule != OTHERWISE:
+        return group.rule
+    return "no rule names it (guarded)" if group.role in guarded else f"no rule ({OTHERWISE})"
+
+
+def _totals(plan: Plan, made: Outline) -> Iterable[tuple[str, str]]:
+    count = sum(module.tensors for module in made.modules)
+    yield "tensors", f"{counted(count, 'tensor')}, {made.nbytes:,} bytes"
+    yield "size", size_change(plan.source_nbytes, made.nbytes)
+    meaning = f"8 x bytes of all output tensors / {made.parameters:,} parameters"
+    shown = f"{made.bpw:.4f} bpw" if made.bpw is not None else "no parameters"
+    yield "bits", f"{shown} ({meaning} of the logical model)"
+    yield from _files(plan.files)
+
+
+def _files(files: Sequence[PlannedFile]) -> Iterable[tuple[str, str]]:
+    if not files:
+        return
+    shards = [file for file in files if file.kind == "tensors"]
+    shard_nbytes = sum(file.nbytes or 0 for file in shards)
+    yield "files", f"{counted(len(shards), 'tensor file')}, {shard_nbytes:,} bytes with headers"
+    others = [file for file in files if file.kind != "tensors"]
+    known = [file for file in others if file.nbytes is not None]
+    if known:
+        names = ", ".join(file.name for file in known)
+        yield "beside", f"{sum(file.nbytes or 0 for file in known):,} bytes in {names}"
+    unknown = [file for file in files if file.nbytes is None]
+    for file in unknown:
+        yield "not known", f"size of {file.name}: {file.reason}"
+    if not unknown:
+        yield "folder", both_units(sum(file.nbytes or 0 for file in files))
+
+
+def _omissions(omitted: Sequence[Omission]) -> Iterable[str]:
+    found: dict[tuple[str, str], list[Omission]] = {}
+    for omission in omitted:
+        found.setdefault((omission.role, omission.reason), []).append(omission)
+    for (role, reason), members in found.items():
+        nbytes = sum(member.tensor.nbytes for member in members)
+        size = f"{counted(len(members), 'tensor')}, {both_units(nbytes)}"
+        yield f"{role}: {size}, such as {members[0].tensor.name}: {reason}"
+
+
+def _test_line(test: TestResult) -> str:
+    return f"{'passed' if test.passed else 'FAILED'}  {test.text}  (it is {test.found})"
+
+
+def _tensor_table(plan: Plan) -> Table:
+    columns = (
+        Column("tensor"),
+        Column("dtype"),
+        Column("shape"),
+        Column("bytes", right=True),
+        Column("treatment", drop=3),
+        Column("decided by", drop=2),
+        Column("file", drop=1),
+    )
+    rows = tuple(
+        (
+            tensor.name,
+            tensor.dtype,
+            "x".join(str(size) for size in tensor.shape),
+            f"{tensor.nbytes:,}",
+            stored_as(module),
+            module.rule,
+            tensor.file,
+        )
+        for module in plan.modules
+        for tensor in module.tensors
+    )
+    return Table(columns, rows, "Tensors")

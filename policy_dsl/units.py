@@ -1,0 +1,98 @@
+"""Numbers as the reader sees them: bytes in GB and GiB together, counts, layer lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?)?B?", re.ASCII)
+_POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
+_SCALES = ((9, "GB", 30, "GiB"), (6, "MB", 20, "MiB"), (3, "kB", 10, "KiB"))
+
+
+def parse_nbytes(text: str) -> int | None:
+    """The bytes that `5GiB`, `90 GB`, `512M` or `4096` say; None if the text is no size."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        return None
+    number, prefix = found.groups()
+    base = 1024 if prefix and prefix.endswith("i") else 1000
+    return int(float(number) * base ** _POWERS.get((prefix or " ")[0].lower(), 0))
+
+
+def both_units(nbytes: int) -> str:
+    """`92.87 GB = 86.49 GiB`; smaller sizes in MB and MiB, kB and KiB, or bytes."""
+    for decimal, decimal_word, binary, binary_word in _SCALES:
+        if abs(nbytes) >= 10**decimal:
+            small = nbytes / 2**binary
+            return f"{nbytes / 10**decimal:.2f} {decimal_word} = {small:.2f} {binary_word}"
+    return f"{nbytes} bytes"
+
+
+def signed_bytes(nbytes: int) -> str:
+    """`+12.31 GB`, `-3.20 MB`, `+0 bytes`: a difference of sizes, in decimal units."""
+    for decimal, word, _, _ in _SCALES:
+        if abs(nbytes) >= 10**decimal:
+            return f"{nbytes / 10**decimal:+.2f} {word}"
+    return f"{nbytes:+d} bytes"
+
+
+def column_unit(nbytes: int) -> tuple[str, int]:
+    """The unit in which a column that adds up to `nbytes` is read best, and its bytes."""
+    for decimal, word, _, _ in _SCALES:
+        if abs(nbytes) >= 10**decimal:
+            return word, 10**decimal
+    return "bytes", 1
+
+
+def in_unit(nbytes: int, scale: int) -> str:
+    """`nbytes` as a figure of a column whose unit has `scale` bytes."""
+    return str(nbytes) if scale == 1 else f"{nbytes / scale:.3f}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `96,103 tensors`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def bits_per_weight(nbytes: int, parameters: int) -> float | None:
+    """8 x bytes / parameters, None where there are no parameters."""
+    return 8 * nbytes / parameters if parameters else None
+
+
+def layer_list(layers: Iterable[int]) -> str:
+    """`0-1,60-61`, `2-59`; evenly spaced single layers as `10,13,…,52`; `-` if none."""
+    runs: list[tuple[int, int]] = []
+    for layer in sorted(set(layers)):
+        if runs and runs[-1][1] == layer - 1:
+            runs[-1] = (runs[-1][0], layer)
+        else:
+            runs.append((layer, layer))
+    parts: list[str] = []
+    while runs:
+        steps = _even_singles(runs)
+        parts.append(_spaced(runs[:steps]) if steps > 3 else _run(runs[0]))
+        del runs[: steps if steps > 3 else 1]
+    return ",".join(parts) or "-"
+
+
+def _even_singles(runs: Sequence[tuple[int, int]]) -> int:
+    """How many runs from the first are single layers at one distance."""
+    if len(runs) < 2:
+        return 1
+    distance = runs[1][0] - runs[0][0]
+    count = 1 if runs[0][0] == runs[0][1] else 0
+    while (
+        0 < count < len(runs)
+        and runs[count][0] == runs[count][1] == runs[count - 1][0] + distance
+    ):
+        count += 1
+    return count
+
+
+def _spaced(runs: Sequence[tuple[int, int]]) -> str:
+    return f"{runs[0][0]},{runs[1][0]},…,{runs[-1][0]}"
+
+
+def _run(run: tuple[int, int]) -> str:
+    return str(run[0]) if run[0] == run[1] else f"{run[0]}-{run[1]}"

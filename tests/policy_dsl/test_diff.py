@@ -1,0 +1,89 @@
+"""What changed between two bundles: grouped by role and treatment, with bytes and bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from policy_dsl.diff import diff
+from policy_dsl.diff_text import diff_document, diff_markdown, diff_text
+from policy_dsl.outline import Outline, OutlineModule
+
+WIDTHS = {"3bit affine g64": 3.5, "4bit affine g64": 4.5, "8bit affine g64": 8.5, "keep": 16}
+
+
+def module(role: str, layer: int | None, stored: str, rule: str = "a.yaml:1") -> OutlineModule:
+    parameters = 1 << 30
+    nbytes = int(parameters * WIDTHS[stored] / 8)
+    name = role if layer is None else f"layers.{layer}.{role}"
+    return OutlineModule(name, role, layer, stored, rule, 3, parameters, nbytes)
+
+
+def bundle(middle: str, rule: str = "a.yaml:1", title: str = "a") -> Outline:
+    modules = [module("embed", None, "8bit affine g64")]
+    modules += [module("experts.down_proj", layer, middle, rule) for layer in range(6)]
+    modules += [module("router", layer, "keep") for layer in range(6)]
+    return Outline(title, "mlx_affine", "big", tuple(modules))
+
+
+def test_modules_that_changed_alike_are_one_change() -> None:
+    found = diff(bundle("3bit affine g64"), bundle("4bit affine g64", "b.yaml:9", "b"))
+    (change,) = found.changed
+    assert (change.role, change.layers) == ("experts.down_proj", tuple(range(6)))
+    assert (change.before, change.after) == ("3bit affine g64", "4bit affine g64")
+    assert (change.before_rule, change.after_rule) == ("a.yaml:1", "b.yaml:9")
+    assert change.nbytes_delta == found.nbytes_delta == 6 << 27
+    assert found.added == found.removed == ()
+
+
+def test_text_says_role_layers_treatments_and_bytes() -> None:
+    text = diff_text(diff(bundle("3bit affine g64"), bundle("4bit affine g64", title="b")))
+    line = next(line for line in text.splitlines() if "experts.down_proj" in line)
+    assert line.split() == (
+        "experts.down_proj 0-5 3bit affine g64 -> 4bit affine g64 6 +805.31 MB a.yaml:1".split()
+    )
+    before, after = bundle("3bit affine g64").bpw, bundle("4bit affine g64").bpw
+    assert before is not None
+    assert after is not None
+    assert f"{before:.4f} -> {after:.4f}, {after - before:+.4f}" in text
+
+
+def test_added_and_removed_modules() -> None:
+    full = bundle("3bit affine g64")
+    short = replace(full, modules=full.modules[1:])
+    assert [change.role for change in diff(short, full).added] == ["embed"]
+    (removed,) = diff(full, short).removed
+    assert (removed.before, removed.after) == ("8bit affine g64", None)
+    assert removed.nbytes_delta == -full.modules[0].nbytes
+
+
+def test_equal_bundles_have_an_empty_diff() -> None:
+    same = diff(bundle("3bit affine g64"), bundle("3bit affine g64", "other.yaml:3"))
+    assert same.is_empty
+    assert same.nbytes_delta == 0
+    assert "no tensor is treated differently" in diff_text(same)
+
+
+def test_a_difference_read_backwards_has_the_opposite_sign() -> None:
+    a, b = bundle("3bit affine g64"), bundle("4bit affine g64")
+    assert diff(a, b).nbytes_delta == -diff(b, a).nbytes_delta
+    assert diff(a, b).changed[0].before == diff(b, a).changed[0].after
+
+
+def test_document_has_the_documented_keys() -> None:
+    document = diff_document(diff(bundle("3bit affine g64"), bundle("4bit affine g64")))
+    assert {"schema_version", "changed", "added", "removed", "nbytes_delta"} <= document.keys()
+    assert document["changed"][0]["layers"] == list(range(6))
+    assert document["bpw_delta"] > 0
+
+
+def test_roles_come_from_the_side_that_knows_them() -> None:
+    known = module("experts.down_proj", 2, "3bit affine g64")
+    bare = replace(known, role="layers.{layer}.down_proj", stored="4bit affine g64", rule="")
+    one, other = (Outline("x", "mlx_affine", "big", (each,)) for each in (known, bare))
+    assert diff(one, other).changed[0].role == "experts.down_proj"
+    assert diff(other, one).changed[0].role == "experts.down_proj"
+
+
+def test_markdown_is_a_table() -> None:
+    text = diff_markdown(diff(bundle("3bit affine g64"), bundle("4bit affine g64")))
+    assert "| role | layers | treatment | modules | bytes | decided by |" in text
