@@ -66,7 +66,8 @@ class Architecture:
 
     roles: all that its names can have; the open sets below `elsewhere` (vision, MTP extras)
     come with a model. aliases: a known name -> the projections, role or component it means.
-    layers, experts, mtp_layers: config keys. models: what may stand before `layers.0`.
+    layers, experts, mtp_layers: config keys (of experts, the first that the config has).
+    models: what may stand before `layers.0`.
     names: a name with `#` for each number -> its rule. elsewhere: prefix -> component.
     """
 
@@ -75,7 +76,7 @@ class Architecture:
     roles: tuple[str, ...]
     aliases: Mapping[str, tuple[str, ...]]
     layers: str = field(repr=False)
-    experts: str | None = field(repr=False)
+    experts: tuple[str, ...] = field(repr=False)
     mtp_layers: str | None = field(repr=False)
     models: tuple[str, ...] = field(repr=False)
     names: Mapping[str, NameRule] = field(repr=False)
@@ -89,7 +90,7 @@ def role_of(text: str) -> Role:
     """
     component, _, last = text.rpartition(".")
     single = last in SINGLE_ROLES
-    if not single and component not in COMPONENTS:
+    if not last or (not single and component not in COMPONENTS):
         raise ValueError(f"{text} is no role: neither a single role nor in a component")
     return Role(
         text, component or None, None if single else last, not single or last in MATRIX_ROLES
@@ -119,7 +120,7 @@ def architecture(family: str) -> Architecture:
         roles=tuple(sorted(roles)),
         aliases={alias: tuple(meant) for alias, meant in table.get("aliases", {}).items()},
         layers=table["layers"],
-        experts=table.get("experts"),
+        experts=tuple(table.get("experts", ())),
         mtp_layers=table.get("mtp_layers"),
         models=tuple(table["models"]),
         names=names,

@@ -1,6 +1,6 @@
 """Tensor name -> role, by the table of its architecture; a checkpoint as a model of roles.
 
-Inventory ── architecture: what names mean ── scales ── completeness ──> Model
+Inventory ── architecture: what names mean ── scales, fused ── completeness ──> Model
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from policy_dsl.architecture import (
     Architecture,
     Fusion,
     NameRule,
+    Role,
     architecture,
     families,
     model_types,
@@ -20,6 +21,7 @@ from policy_dsl.architecture import (
 )
 from policy_dsl.completeness import review
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_mean, fail
+from policy_dsl.fused import defuse, fused_defect
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.model import Model, ModelTensor
 from policy_dsl.scales import Scales, find_scales, some
@@ -28,37 +30,27 @@ __all__ = ["Architecture", "Model", "ModelTensor", "architecture", "classify", "
 
 # A config that asks for more is no model, and would only cost memory.
 _LARGEST_COUNT = 65536
-_FLOATS = frozenset({"BF16", "F16", "F32"})
+# An FP8 tensor without scales is reported where scales are looked up.
+_READABLE = frozenset({"BF16", "F16", "F32", "F8_E4M3"})
 _QUANTIZED_ENDINGS = (".weight_packed", ".qweight", ".qzeros", ".scales", ".biases", ".g_idx")
+_ALREADY_QUANTIZED = "some of these names belong to an already quantized checkpoint"
 
 
 def classify(inventory: Inventory) -> Model:
     """The checkpoint as a model: every tensor has exactly one role, or a reason to be ignored.
 
     Raises: PolicyError if no table knows the config's model_type, a tensor has no role or two
-    have the same, FP8 scales are missing or of a wrong shape, or layers, experts or config keys
+    have the same, scales are missing or of a wrong shape, or layers, experts or config keys
     are missing.
     """
     table = _table_of(inventory)
-    counts = _counts(inventory, table)
-    scales = find_scales(inventory)
-    reading = _Reading(inventory, table, counts, scales)
-    reading.read()
-    findings = [*scales.findings, *reading.findings()]
-    if findings:
-        raise PolicyError(findings)
-    model = reading.model()
-    findings = list(review(model))
-    if findings:
-        raise PolicyError(findings)
+    reading = _Reading(inventory.id, table, _counts(inventory, table), find_scales(inventory))
+    for tensor in inventory.tensors.values():
+        reading.read(tensor)
+    _raise_if_any(reading.findings())
+    model = _model(inventory, reading)
+    _raise_if_any(review(model))
     return model
-
-
-@dataclass(frozen=True, slots=True)
-class _Counts:
-    layers: int
-    experts: int
-    mtp_layers: int
 
 
 def config_value(config: Mapping[str, Any], key: str) -> Any:
@@ -68,10 +60,17 @@ def config_value(config: Mapping[str, Any], key: str) -> Any:
     return text.get(key) if found is None and isinstance(text, Mapping) else found
 
 
+def _raise_if_any(findings: Iterator[Diagnostic]) -> None:
+    found = tuple(findings)
+    if found:
+        raise PolicyError(found)
+
+
 def _table_of(inventory: Inventory) -> Architecture:
     model_type = inventory.config.get("model_type")
     if not isinstance(model_type, str):
-        raise fail("missing-config-key", model=inventory.id, key="model_type", why="")
+        why = ", which tells the architecture"
+        raise fail("missing-config-key", model=inventory.id, key="model_type", why=why)
     family = model_types().get(model_type)
     if family is None:
         raise fail(
@@ -84,27 +83,37 @@ def _table_of(inventory: Inventory) -> Architecture:
     return architecture(family)
 
 
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    layers: int
+    experts: int
+    mtp_layers: int
+
+
 def _counts(inventory: Inventory, table: Architecture) -> _Counts:
-    found = {}
-    for key in (table.layers, table.experts, table.mtp_layers):
-        value = config_value(inventory.config, key) if key is not None else None
-        if value is None and key == table.layers:
-            why = ": it says how many layers there are"
-            raise fail("missing-config-key", model=inventory.id, key=key, why=why)
-        valid = type(value) is int and (key != table.layers) <= value <= _LARGEST_COUNT
-        if value is not None and not valid:
-            raise fail("bad-config-value", model=inventory.id, key=key, value=repr(value)[:60])
-        found[key] = value or 0
-    return _Counts(
-        found[table.layers], found.get(table.experts, 0), found.get(table.mtp_layers, 0)
-    )
+    layers = _count(inventory, table.layers)
+    if layers == 0:
+        why = ", which tells the number of layers"
+        raise fail("missing-config-key", model=inventory.id, key=table.layers, why=why)
+    experts = (_count(inventory, key) for key in table.experts)
+    mtp_layers = _count(inventory, table.mtp_layers) if table.mtp_layers else 0
+    return _Counts(layers, next(filter(None, experts), 0), mtp_layers)
+
+
+def _count(inventory: Inventory, key: str) -> int:
+    value = config_value(inventory.config, key)
+    if value is None:
+        return 0
+    if type(value) is not int or not 0 <= value <= _LARGEST_COUNT:
+        raise fail("bad-config-value", model=inventory.id, key=key, value=repr(value)[:60])
+    return value
 
 
 @dataclass
 class _Reading:
     """The pass over all names: what each means, and what is wrong on the way."""
 
-    inventory: Inventory
+    model_id: str
     table: Architecture
     counts: _Counts
     scales: Scales
@@ -114,43 +123,55 @@ class _Reading:
     beyond: list[str] = field(default_factory=list)
     wrong: list[Diagnostic] = field(default_factory=list)
 
-    def read(self) -> None:
-        """Give every tensor its role, in the order of the inventory."""
-        consumed = self.scales.consumed
-        self.ignored += [
-            (orphan, "scales of a weight not there") for orphan in self.scales.orphans
-        ]
-        for tensor in self.inventory.tensors.values():
-            if tensor.name not in consumed:
-                self._read_one(tensor)
-
-    def _read_one(self, tensor: TensorInfo) -> None:
+    def read(self, tensor: TensorInfo) -> None:
+        """Give a tensor its role."""
+        if tensor.name in self.scales.consumed:
+            return
         key, numbers = _key(tensor.name)
         rule = self.table.names.get(key)
-        if rule is None or (
-            rule.layer_at is not None and numbers[rule.layer_at] >= self.counts.layers
-        ):
-            rule = self._unusual(tensor, key, numbers, rule)
-            if rule is None:
-                return
-        if not rule.roles:
+        layer = None
+        if rule is not None and rule.layer_at is not None:
+            layer = numbers[rule.layer_at]
+        if rule is None or (layer is not None and layer >= self.counts.layers):
+            rule, layer = self._unusual(tensor, key, numbers, rule), None
+        if rule is None:
+            return
+        if rule.reason:
             self.ignored.append((tensor, rule.reason))
-            return
-        layer = None if rule.layer_at is None else numbers[rule.layer_at]
-        if rule.fusion is not None:
-            self.tensors += self._defused(tensor, rule, rule.fusion, layer)
-            return
-        expert = None if rule.expert_at is None else numbers[rule.expert_at]
-        role, component, projection, is_matrix = rule.roles[0]
+        elif rule.fusion is not None:
+            self._add_fused(tensor, rule, rule.fusion, layer)
+        else:
+            expert = None if rule.expert_at is None else numbers[rule.expert_at]
+            self._add(tensor, rule.roles[0], layer, expert)
+
+    def _unusual(
+        self, tensor: TensorInfo, key: str, numbers: list[int], rule: NameRule | None
+    ) -> NameRule | None:
+        """The rule of a name outside the language model's blocks; None if it is reported."""
+        first = self.counts.layers
+        beyond = bool(numbers) and first <= numbers[0] < first + self.counts.mtp_layers
+        found = outside(self.table, key, beyond=beyond)
+        if found is None:
+            (self.unknown if rule is None else self.beyond).append(tensor.name)
+        return found
+
+    def _add(
+        self, tensor: TensorInfo, role: Role, layer: int | None, expert: int | None
+    ) -> None:
+        name, component, projection, is_matrix = role
         shape, scale = tensor.shape, self.scales.of_weight.get(tensor.name)
         if is_matrix is None:
             is_matrix = len(shape) == 2
-        if is_matrix and (len(shape) != 2 or (scale is None and tensor.dtype not in _FLOATS)):
-            self._refuse_matrix(tensor, role)
+        if is_matrix and len(shape) != 2:
+            self._refuse(
+                "wrong-shape", tensor, shape=list(shape), wanted=f"[out, in] of {name}"
+            )
+        if is_matrix and scale is None and tensor.dtype not in _READABLE:
+            self._refuse("unreadable-dtype", tensor, dtype=tensor.dtype)
         self.tensors.append(
             ModelTensor(
                 tensor,
-                role,
+                name,
                 component,
                 projection,
                 layer,
@@ -161,69 +182,28 @@ class _Reading:
             )
         )
 
-    def _unusual(
-        self, tensor: TensorInfo, key: str, numbers: list[int], rule: NameRule | None
-    ) -> NameRule | None:
-        """The rule of a name outside the language model's blocks; None if it is reported."""
-        first, last = self.counts.layers, self.counts.layers + self.counts.mtp_layers
-        beyond = bool(numbers) and first <= numbers[0] < last
-        found = outside(self.table, key, beyond=beyond)
-        if found is None:
-            (self.unknown if rule is None else self.beyond).append(tensor.name)
-        return found
-
-    def _defused(
+    def _add_fused(
         self, tensor: TensorInfo, rule: NameRule, fusion: Fusion, layer: int | None
-    ) -> Iterator[ModelTensor]:
-        shape = tensor.shape
-        parts, experts = len(rule.roles), self.counts.experts
-        ndim = 4 if fusion.mxfp4 else 3
-        rows, columns = (shape[1], shape[2]) if len(shape) == ndim else (0, 0)
-        outs, ins = (columns, rows) if fusion.transposed else (rows, columns)
-        if fusion.mxfp4:
-            ins = columns * 32
-        if len(shape) != ndim or shape[0] != experts or outs % parts:
-            wanted = (
-                f"[{experts} experts, …] of {ndim} axes, {parts} projections in equal parts"
-            )
-            self.wrong.append(
-                diagnostic("wrong-shape", name=tensor.name, shape=list(shape), wanted=wanted)
-            )
-            return
-        step = parts if fusion.interleaved else 1
+    ) -> None:
         scale = self.scales.of_weight.get(tensor.name)
-        for expert in range(experts):
-            for part, (role, component, projection, _) in enumerate(rule.roles):
-                first = part if fusion.interleaved else part * (outs // parts)
-                yield ModelTensor(
-                    tensor, role, component, projection, layer, expert, (outs // parts, ins),
-                    first_row=expert * rows + (0 if fusion.transposed else first),
-                    transposed=fusion.transposed, scale=scale, row_step=step,
-                    first_column=first if fusion.transposed else 0, mxfp4=fusion.mxfp4,
-                )  # fmt: skip
+        found = fused_defect(tensor, fusion, len(rule.roles), self.counts.experts)
+        if found is not None:
+            self.wrong.append(found)
+        elif scale is None and tensor.dtype not in _READABLE:
+            self._refuse("unreadable-dtype", tensor, dtype=tensor.dtype)
+        else:
+            self.tensors += defuse(tensor, fusion, rule.roles, layer=layer, scale=scale)
 
-    def _refuse_matrix(self, tensor: TensorInfo, role: str) -> None:
-        if len(tensor.shape) != 2:
-            wanted = f"[out, in] of {role}"
-            self.wrong.append(
-                diagnostic(
-                    "wrong-shape", name=tensor.name, shape=list(tensor.shape), wanted=wanted
-                )
-            )
-        elif tensor.dtype != "F8_E4M3":
-            self.wrong.append(
-                diagnostic("unreadable-dtype", name=tensor.name, dtype=tensor.dtype)
-            )
+    def _refuse(self, code: str, tensor: TensorInfo, **facts: object) -> None:
+        self.wrong.append(diagnostic(code, name=tensor.name, **facts))
 
     def findings(self) -> Iterator[Diagnostic]:
-        """What is wrong with the names and shapes."""
-        yield from self.wrong
+        """What is wrong with names, shapes and scales."""
         if self.unknown:
             quantized = any(name.endswith(_QUANTIZED_ENDINGS) for name in self.unknown)
             yield diagnostic(
                 "tensor-without-role",
-                notes=["names like these belong to an already quantized checkpoint"]
-                * quantized,
+                notes=[_ALREADY_QUANTIZED] if quantized else [],
                 family=self.table.family,
                 count=len(self.unknown),
                 names=some(self.unknown),
@@ -235,29 +215,33 @@ class _Reading:
                 names=some(self.beyond),
                 n_layers=self.counts.layers,
             )
-        if not self.counts.experts and any(
-            each.component == "experts" for each in self.tensors
-        ):
-            key = self.table.experts or "experts"
-            why = ": it says how many experts a layer has"
-            yield diagnostic("missing-config-key", model=self.inventory.id, key=key, why=why)
+        yield from self.scales.findings
+        experts = any(tensor.component == "experts" for tensor in self.tensors)
+        if experts and self.counts.experts == 0:
+            keys = " or ".join(self.table.experts) or "count of experts"
+            why = ", which tells the number of experts"
+            yield diagnostic("missing-config-key", model=self.model_id, key=keys, why=why)
+        else:
+            yield from self.wrong
 
-    def model(self) -> Model:
-        """The model of what was read."""
-        tied = config_value(self.inventory.config, "tie_word_embeddings")
-        if not isinstance(tied, bool):
-            tied = all(tensor.role != "lm_head" for tensor in self.tensors)
-        roles = tuple(sorted({*self.table.roles, *(tensor.role for tensor in self.tensors)}))
-        return Model(
-            id=self.inventory.id,
-            architecture=replace(self.table, roles=roles),
-            config=self.inventory.config,
-            n_layers=self.counts.layers,
-            n_experts=self.counts.experts,
-            tied=tied,
-            tensors=tuple(self.tensors),
-            ignored=tuple(self.ignored),
-        )
+
+def _model(inventory: Inventory, reading: _Reading) -> Model:
+    tensors, table = tuple(reading.tensors), reading.table
+    tied = config_value(inventory.config, "tie_word_embeddings")
+    if not isinstance(tied, bool):
+        tied = all(tensor.role != "lm_head" for tensor in tensors)
+    orphans = tuple((scale, "scales of a weight not there") for scale in reading.scales.orphans)
+    roles = {*table.roles, *(tensor.role for tensor in tensors)}
+    return Model(
+        id=inventory.id,
+        architecture=replace(table, roles=tuple(sorted(roles))),
+        config=inventory.config,
+        n_layers=reading.counts.layers,
+        n_experts=reading.counts.experts,
+        tied=tied,
+        tensors=tensors,
+        ignored=(*reading.ignored, *orphans),
+    )
 
 
 def _key(name: str) -> tuple[str, list[int]]:
@@ -265,6 +249,7 @@ def _key(name: str) -> tuple[str, list[int]]:
     parts = name.split(".")
     numbers = []
     for i, part in enumerate(parts):
+        # 01 is another name than 1, and a number of many digits is no layer.
         if part.isdecimal() and len(part) < 8 and (part[0] != "0" or part == "0"):
             numbers.append(int(part))
             parts[i] = "#"

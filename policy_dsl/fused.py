@@ -1,0 +1,62 @@
+"""A source tensor that holds the matrices of all experts, as one logical tensor for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from policy_dsl.architecture import Fusion, Role
+from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.inventory import TensorInfo
+from policy_dsl.model import ModelTensor
+
+# An MXFP4 block is 16 bytes of two 4-bit codes each.
+MXFP4_BLOCK = 32
+
+
+def fused_defect(
+    tensor: TensorInfo, fusion: Fusion, n_parts: int, n_experts: int
+) -> Diagnostic | None:
+    """What contradicts that it holds `n_parts` matrices of each expert; None if nothing."""
+    ndim = 4 if fusion.mxfp4 else 3
+    if len(tensor.shape) == ndim and tensor.shape[0] == n_experts:
+        outs = tensor.shape[2] if fusion.transposed else tensor.shape[1]
+        if outs % n_parts == 0:
+            return None
+    axes = "in, out" if fusion.transposed else "out, in"
+    wanted = f"[{n_experts} experts, {axes}{' blocks, 16' * fusion.mxfp4}]"
+    if n_parts > 1:
+        wanted += f" with {n_parts} projections in `out`"
+    return diagnostic("wrong-shape", name=tensor.name, shape=list(tensor.shape), wanted=wanted)
+
+
+def defuse(
+    tensor: TensorInfo,
+    fusion: Fusion,
+    roles: tuple[Role, ...],
+    *,
+    layer: int | None,
+    scale: TensorInfo | None,
+) -> Iterator[ModelTensor]:
+    """Every expert's matrices, expert by expert, of a tensor without `fused_defect`."""
+    rows, columns = tensor.shape[1:3]
+    outs, ins = (columns, rows) if fusion.transposed else (rows, columns)
+    size = outs // len(roles)
+    shape = (size, ins * MXFP4_BLOCK if fusion.mxfp4 else ins)
+    for expert in range(tensor.shape[0]):
+        for part, role in enumerate(roles):
+            first = part if fusion.interleaved else part * size
+            yield ModelTensor(
+                tensor,
+                role.name,
+                role.component,
+                role.projection,
+                layer,
+                expert,
+                shape,
+                first_row=expert * rows + (0 if fusion.transposed else first),
+                transposed=fusion.transposed,
+                scale=scale,
+                row_step=len(roles) if fusion.interleaved else 1,
+                first_column=first if fusion.transposed else 0,
+                mxfp4=fusion.mxfp4,
+            )
