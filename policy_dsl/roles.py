@@ -163,11 +163,12 @@ class _Reading:
         if is_matrix is None:
             is_matrix = len(shape) == 2
         if is_matrix and len(shape) != 2:
-            self._refuse(
-                "wrong-shape", tensor, shape=list(shape), wanted=f"[out, in] of {name}"
+            wanted = f"[out, in] of {name}"
+            self.wrong.append(
+                diagnostic("wrong-shape", name=tensor.name, shape=list(shape), wanted=wanted)
             )
-        if is_matrix and scale is None and tensor.dtype not in _READABLE:
-            self._refuse("unreadable-dtype", tensor, dtype=tensor.dtype)
+        elif is_matrix and scale is None:
+            self._check_dtype(tensor)
         self.tensors.append(
             ModelTensor(
                 tensor,
@@ -189,13 +190,16 @@ class _Reading:
         found = fused_defect(tensor, fusion, len(rule.roles), self.counts.experts)
         if found is not None:
             self.wrong.append(found)
-        elif scale is None and tensor.dtype not in _READABLE:
-            self._refuse("unreadable-dtype", tensor, dtype=tensor.dtype)
         else:
+            if scale is None:
+                self._check_dtype(tensor)
             self.tensors += defuse(tensor, fusion, rule.roles, layer=layer, scale=scale)
 
-    def _refuse(self, code: str, tensor: TensorInfo, **facts: object) -> None:
-        self.wrong.append(diagnostic(code, name=tensor.name, **facts))
+    def _check_dtype(self, tensor: TensorInfo) -> None:
+        if tensor.dtype not in _READABLE:
+            self.wrong.append(
+                diagnostic("unreadable-dtype", name=tensor.name, dtype=tensor.dtype)
+            )
 
     def findings(self) -> Iterator[Diagnostic]:
         """What is wrong with names, shapes and scales."""
