@@ -8,12 +8,11 @@ Source: mlx 0.32.4 (CPU), `mx.quantize` and `mx.dequantize` with mode "affine".
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 
 from emitters.numerics.bitpack import pack_codes, unpack_codes
-from emitters.numerics.jit import device, int64_pair, kernel, reads, writes
+from emitters.numerics.jit import device, factory, int64_pair, kernel, reads, writes
 from emitters.numerics.scalars import bits_of, float_at, narrow, order_of, rounded, widen
 from emitters.numerics.value_types import Array, new_values, raw_bits, value_type
 
@@ -77,7 +76,7 @@ def _write_codes(
         codes[i] = np.uint8(bits_of(code + _ROUNDER))
 
 
-@cache
+@factory
 def _encoder(kind: int, raw: str) -> Callable[..., None]:
     """The kernel that encodes a flat array of groups of one value type."""
 
@@ -112,7 +111,7 @@ def _encoder(kind: int, raw: str) -> Callable[..., None]:
     return encode_affine
 
 
-@cache
+@factory
 def _decoder(kind: int, raw: str) -> Callable[..., None]:
     """The kernel that decodes a flat array of groups whose scales have one value type."""
 

@@ -10,11 +10,10 @@ Source: mlx 0.32.4 (`mx.from_fp8`, mlx-lm's MiniMax sanitize); transformers 5.23
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 
-from emitters.numerics.jit import int64_pair, kernel, reads, writes
+from emitters.numerics.jit import factory, int64_pair, kernel, reads, writes
 from emitters.numerics.minifloats import e4m3_value
 from emitters.numerics.rounding import cast
 from emitters.numerics.scalars import narrow, rounded
@@ -23,7 +22,7 @@ from emitters.numerics.value_types import BF16, Array, new_values, raw_bits, val
 FP8_RULES = ("f32", "bf16", "bf16_bf16")
 
 
-@cache
+@factory
 def _dequantizer(kind: int, raw: str, by_bf16: bool) -> Callable[..., None]:
     """The kernel that dequantizes rows of one row of blocks into one value type."""
 

@@ -13,13 +13,12 @@ Source: mlx 0.32.4 (CPU), `mx.quantize` and `mx.dequantize` with these modes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 from emitters.numerics.bitpack import pack_codes, unpack_codes
-from emitters.numerics.jit import device, int64, kernel, reads, writes
+from emitters.numerics.jit import device, factory, int64, kernel, reads, writes
 from emitters.numerics.minifloats import (
     E2M1_MAX,
     E4M3_MAX,
@@ -91,7 +90,7 @@ def _write_nv(kind: int, values: Array, codes: Array) -> np.uint8:
     return byte
 
 
-@cache
+@factory
 def _encoder(kind: int, raw: str) -> Callable[..., None]:
     """The kernel that encodes a flat array of groups of one value type."""
 
@@ -122,7 +121,7 @@ def _encoder(kind: int, raw: str) -> Callable[..., None]:
     return encode_fp
 
 
-@cache
+@factory
 def _decoder() -> Callable[..., None]:
     """The kernel that decodes a flat array of groups."""
 
@@ -156,7 +155,7 @@ def fp_encode(values: Array, dtype: str, *, mode: str) -> tuple[Array, Array]:
     values: [rows, in] of value type `dtype` (BF16 as uint16), finite, in % group == 0; mode:
     a key of `FP_MODES`. packed: uint32 [rows, in*bits/32]; scales: uint8 [rows, in/group].
     Equal to mlx, but for two places where its arithmetic breaks down: see `e8m0_byte`; and
-    values beyond 256 times the largest scale of nvfp4 saturate (mlx may give code 0).
+    nvfp4 values above 2**32 saturate (mlx finds all codes equally near and takes code 0).
     Raises: ValueError for other modes, or if a group would be split.
     Source: mlx 0.32.4 (CPU), `mx.quantize`.
     """

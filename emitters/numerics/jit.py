@@ -6,7 +6,9 @@ Both keep strict IEEE order (no fast-math, no fused multiply-add) and divide as 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial, wraps
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar, cast
 from zlib import crc32
 
@@ -54,13 +56,36 @@ def kernel(*arguments: Any, returns: Any = _types.void) -> Callable[[_Function],
     into the name; constants that a factory closes over are part of the key by themselves
     (plain numbers only: closing over another compiled function would defeat the cache).
     """
+    compiler = partial(numba.njit, returns(*arguments), nogil=True, error_model="numpy")
 
     def compiled(function: _Function) -> _Function:
         function.__qualname__ = f"{function.__qualname__}_{_DIGEST}"
-        decorate = numba.njit(returns(*arguments), cache=True, nogil=True, error_model="numpy")
-        return cast("_Function", decorate(function))
+        try:
+            return cast("_Function", compiler(cache=True)(function))
+        except (OSError, RuntimeError):
+            # No folder for the cache can be written: every run compiles anew.
+            return cast("_Function", compiler()(function))
 
     return compiled
+
+
+def factory(function: _Function) -> _Function:
+    """The function, called once for each set of arguments, also when threads race to be first.
+
+    For functions that make a kernel: waiting for it costs less than compiling it twice.
+    """
+    results: dict[tuple[Any, ...], Any] = {}
+    lock = Lock()
+
+    @wraps(function)
+    def once(*arguments: Any) -> Any:
+        if arguments not in results:
+            with lock:
+                if arguments not in results:
+                    results[arguments] = function(*arguments)
+        return results[arguments]
+
+    return cast("_Function", once)
 
 
 def device(function: _Function) -> _Function:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 
-from emitters.numerics.jit import int64, kernel, reads, writes
+from emitters.numerics.jit import factory, int64, kernel, reads, writes
 from emitters.numerics.scalars import narrow, widen
 from emitters.numerics.value_types import Array, new_values, raw_bits, value_type
 
@@ -17,7 +16,7 @@ _STRETCH = 4096  # values searched between two looks at the result
 _NOT_FINITE = {"F8_E4M3": 0x7F, "BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
 
 
-@cache
+@factory
 def _caster(from_dtype: str, to_dtype: str) -> Callable[..., None]:
     """The kernel that casts a flat array."""
     source, target = value_type(from_dtype), value_type(to_dtype)
@@ -51,7 +50,7 @@ def to_float32(values: Array, dtype: str) -> Array:
     return cast(values, dtype, "F32")
 
 
-@cache
+@factory
 def _searcher(raw: str) -> Callable[..., int]:
     """The kernel that finds the first element with all bits of a mask set."""
 
