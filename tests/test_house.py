@@ -1,0 +1,240 @@
+"""The house rules: who imports whom, and what stays out of which room."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FORMATS = "(formats)"
+# The one table of the import order: a module imports from layers further down, and from its own
+# layer what leads to no cycle; formats never import each other. `policy_dsl.cli` and the folders
+# of emitters stand for all they hold; an unlisted folder of emitters is a format. A leading dot
+# stands for `policy_dsl`.
+LAYERS = (
+    # the commands
+    ".cli",
+    # from a plan to a bundle and back
+    "emitters emitters.core",
+    FORMATS,
+    "emitters.core.interface",
+    "emitters.numerics emitters.tensor_io",
+    # the public names of the front end
+    "policy_dsl",
+    # values shown as text or JSON
+    ".plan_text .plan_json .diff_text",
+    # from policy, inventory and format to a plan, and what can be asked of plans
+    ".resolve .diff .assertions .outline .plan_warnings .decisions .lowering .fill .matching "
+    ".naming .layout",
+    # policy texts, read and printed
+    ".load .read_yaml .read_dsl .print_policy .schema .parsing .statements .fragments "
+    ".read_selector .treatment_words .layer_expression .quoting",
+    # checkpoints, read from headers alone
+    ".sources .local_files .hub_http .recorded .checkpoint .shard_map .safetensors_header "
+    ".name_patterns",
+    ".plan",
+    # the values that a plan is made from
+    ".policy .selectors .inventory .source_quantization .formats .roles .model .completeness "
+    ".fused .scales .architecture",
+    # what everything may use
+    ".diagnostics .diagnostic_codes .findings .report .resources .units .vocabulary",
+)
+# package -> the rooms that may import it
+RESERVED: dict[str, tuple[str, ...]] = {
+    "numpy": ("emitters",),
+    "numba": ("emitters.numerics",),
+    "typer": ("policy_dsl.cli",),
+    "rich": ("policy_dsl.cli",),
+    "torch": (),
+    "transformers": (),
+    "mlx": (),
+    "mlx_lm": (),
+}
+HEAVY = ("numpy", "numba", "torch")
+BANNED_WORDS = ("process", "handle", "manager", "helper", "util", "data")
+DATA_ROOMS = ("grammar", "policies", "policy_dsl/architectures", "policy_dsl/catalog")
+NO_PACKAGES = ("tests", "docs", "grammar", "policies", "examples", "benchmarks")
+# Written in halves, so that this file does not find itself.
+MACHINE_PATHS = re.compile("/(?:wo" + "rk|ro" + "ot|ho" + "me|Us" + "ers)/|[.][.]/sha" + "red")
+
+
+PLACES = {
+    word if word[0] != "." else f"policy_dsl{word}": number
+    for number, line in enumerate(LAYERS)
+    for word in line.split()
+}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("policy_dsl", "emitters")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+TREES = {
+    module: ast.parse(path.read_text(encoding="utf-8")) for module, path in MODULES.items()
+}
+SPECS = [module for module in MODULES if re.fullmatch(r"emitters\.\w+\.spec", module)]
+
+
+def _place(module: str) -> tuple[int, str] | None:
+    """The layer of a module and the room that put it there; None for one without a layer."""
+    parts = module.split(".")
+    rooms = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    for room in rooms:
+        if room in PLACES and (room == module or room not in ("policy_dsl", "emitters")):
+            return PLACES[room], room
+    return (PLACES[FORMATS], rooms[-2]) if parts[0] == "emitters" else None
+
+
+def _imported(module: str) -> Iterator[str]:
+    """The dotted names that a module imports, those of our own modules in full."""
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                yield full if full in MODULES else base
+
+
+def _is_under(module: str, room: str) -> bool:
+    return module == room or module.startswith(f"{room}.")
+
+
+def test_every_module_has_a_layer() -> None:
+    assert [module for module in MODULES if _place(module) is None] == []
+
+
+def test_every_layer_has_its_modules() -> None:
+    known = {place[1] for module in MODULES if (place := _place(module))}
+    assert sorted(set(PLACES) - known - {FORMATS}) == []
+
+
+def test_no_import_goes_back_or_sideways() -> None:
+    wrong = []
+    for module in MODULES:
+        layer, room = _place(module) or (-1, "")
+        for name in _imported(module):
+            there = _place(name) if name in MODULES else None
+            if there is None or there[0] > layer:
+                continue
+            neighbours = there[0] == layer and LAYERS[layer] != FORMATS
+            if not neighbours and there[1] != room:
+                wrong.append(f"{module} -> {name}")
+    assert wrong == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {
+        module: {name for name in _imported(module) if name in MODULES} for module in MODULES
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as cycle:
+        pytest.fail(" -> ".join(cycle.args[1]))
+
+
+def test_packages_stay_in_their_rooms() -> None:
+    wrong = [
+        f"{module} imports {name}"
+        for module in MODULES
+        for name in _imported(module)
+        for package, rooms in RESERVED.items()
+        if _is_under(name, package) and not any(_is_under(module, room) for room in rooms)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from policy_dsl import Plan, Policy, PolicyError, diff, load, resolve",
+        "import policy_dsl.cli",
+        *(f"import {spec}" for spec in SPECS),
+    ],
+)
+def test_starting_loads_no_array_library(statement: str) -> None:
+    program = f"import sys\n{statement}\nprint([n for n in {HEAVY} if n in sys.modules])"
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (run.stdout.strip(), run.stderr) == ("[]", "")
+
+
+def test_rooms_of_data_hold_no_code() -> None:
+    found = [str(path) for room in DATA_ROOMS for path in (ROOT / room).rglob("*.py")]
+    assert found == []
+
+
+def test_only_code_rooms_are_packages() -> None:
+    found = [str(path) for room in NO_PACKAGES for path in (ROOT / room).rglob("__init__.py")]
+    assert found == []
+
+
+def test_names_say_what_things_are() -> None:
+    banned = {word + ending for word in BANNED_WORDS for ending in ("", "s", "r", "rs")}
+    wrong = [
+        f"{module}: {name}"
+        for module, tree in TREES.items()
+        for name in [module.rpartition(".")[2], *_defined_names(tree)]
+        if banned.intersection(_words(name))
+    ]
+    assert wrong == []
+
+
+def _defined_names(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
+
+
+def test_print_is_for_the_command_line_and_assert_for_tests() -> None:
+    wrong = []
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            printed = isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
+            bare = isinstance(node, ast.ExceptHandler) and node.type is None
+            outside = not _is_under(module, "policy_dsl.cli")
+            if isinstance(node, ast.Assert) or bare or (printed and outside):
+                wrong.append(f"{module}:{node.lineno} {ast.unparse(node)}")
+    assert wrong == []
+
+
+def test_annotations_are_never_evaluated() -> None:
+    wrong = [
+        module
+        for module, tree in TREES.items()
+        if any(isinstance(node, ast.FunctionDef) for node in ast.walk(tree))
+        and "__future__" not in set(_imported(module))
+    ]
+    assert wrong == []
+
+
+def test_repository_speaks_of_itself_alone() -> None:
+    rooms = (".ci", "policy_dsl", "emitters", *NO_PACKAGES)
+    files = [*ROOT.glob("*.*"), *(path for room in rooms for path in (ROOT / room).rglob("*"))]
+    texts = [
+        path for path in files if path.suffix in (".py", ".md", ".toml", ".yaml", ".lark", "")
+    ]
+    wrong = [
+        f"{path.relative_to(ROOT)}: {found.group()}"
+        for path in texts
+        if path.is_file() and (found := MACHINE_PATHS.search(path.read_text(encoding="utf-8")))
+    ]
+    assert wrong == []
