@@ -93,6 +93,25 @@ CODES: dict[str, Code] = {
     "bad-tensor-entry": _error(
         '{file}: tensor "{tensor}": {reason}', "One entry of a safetensors header is broken."
     ),
+    "hub-offline": _error(
+        "{what} is not whole in the hub's cache, and HF_HUB_OFFLINE forbids asking the hub",
+        "Offline, only snapshots that were fetched whole can be opened.",
+    ),
+    "hub-no-access": _error(
+        "{what}: the hub refuses access (HTTP {status})",
+        "The repository is gated, private or absent, or the token is not valid.",
+    ),
+    "hub-not-found": _error(
+        "{what} is not on the hub, and no folder here",
+        "The repository, its revision or the file does not exist.",
+    ),
+    "hub-no-ranges": _error(
+        "{what}: the server answers without ranges and would send all {size} bytes",
+        "Headers are read by range; a plan never downloads weights.",
+    ),
+    "hub-failed": _error(
+        "{what}: {reason}", "The hub cannot be reached, or its answer cannot be used."
+    ),
     "bad-recorded-headers": _error(
         "{file} is no recorded headers file: {reason}",
         "Recorded headers are what `policyc inspect --save-headers` writes.",
@@ -343,5 +362,61 @@ CODES: dict[str, Code] = {
     "non-finite-decoded": _error(
         "tensor {tensor} decodes to {count} values that are no finite numbers",
         "Such weights break a model.",
+    ),
+    # building a bundle
+    "source-without-files": _error(
+        "the weights of {model} are not on this machine, only its headers",
+        "A plan needs headers only; a build reads the weights.",
+    ),
+    "pending-statistics": _error(
+        "the build needs statistics that are not there: {pending}",
+        "A plan never needs statistics; the methods that this policy chooses do.",
+    ),
+    "unreadable-values": _error(
+        'tensor "{tensor}" is {dtype}: its values cannot be read as numbers',
+        "Values are BF16, F16, F32, or FP8 with scales.",
+    ),
+    "non-finite-source": _error(
+        'tensor "{tensor}" holds {value} at {place}',
+        "A weight that is no finite number breaks the model; it is never written.",
+    ),
+    "value-overflow": _error(
+        'tensor "{tensor}": the value at {place} is too large for {dtype}',
+        "Written as an infinity it would break the model.",
+    ),
+    "source-changed": _error(
+        "{file} of the source changed during the build: {reason}",
+        "A bundle of two states of a checkpoint would be neither.",
+    ),
+    "output-exists": _error(
+        "{path} is already there", "An existing output is replaced only when that is asked for."
+    ),
+    "output-in-source": _error(
+        "the output {path} lies in the source's folder", "The source is never written to."
+    ),
+    "output-not-a-bundle": _error(
+        "{path} is no bundle of policyc and is not replaced",
+        "Only what a build made is deleted by another build.",
+    ),
+    "output-in-use": _error(
+        "another build is writing {path}", "One build at a time works on an output."
+    ),
+    "other-build": _error(
+        "{path} is the unfinished build of another {what}",
+        "A build is resumed only with the same policy, source and version.",
+    ),
+    "damaged-partial": _error(
+        "{path} cannot be resumed: {reason}", "Something else changed the unfinished build."
+    ),
+    "disk-full": _error(
+        "no room for {path}: {reason}", "What is finished stays; the build can be resumed."
+    ),
+    "too-little-memory": _error(
+        "{given} are too little to build in; at least {needed} are needed",
+        "Libraries and one block of rows must fit.",
+    ),
+    "wrong-result": _error(
+        "the written bundle is not what was planned: {reason}",
+        "The build checks what it wrote before it gives it its name.",
     ),
 }

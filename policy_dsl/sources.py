@@ -1,15 +1,17 @@
 """A reference, as a user writes it, to the Inventory of what it names.
 
-A reference is a checkpoint folder or one safetensors file; a recorded headers file; or a
-name of the catalog.
+A reference is a checkpoint folder or one safetensors file; a recorded headers file; a name of
+the catalog; or a hub id, `org/name` or `org/name@revision`.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 from policy_dsl.diagnostics import did_you_mean, fail
+from policy_dsl.hub_cache import open_cached
 from policy_dsl.inventory import Inventory
 from policy_dsl.local_files import open_file, open_folder
 from policy_dsl.recorded import read_recorded
@@ -17,17 +19,24 @@ from policy_dsl.shard_map import SUFFIX
 
 _CATALOG = Path(__file__).parent / "catalog"
 _RECORDED = (".json", ".json.gz")
+# As the hub has them: no part starts or ends with a dot or dash, and "--" and ".." never stand.
+_HUB_ID = re.compile(
+    r"(?!.*(--|\.\.))\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?(@[\w.][\w./-]*)?", re.ASCII
+)
 
 
 def open_source(reference: str) -> Inventory:
     """The inventory of a source, from headers alone.
 
-    What exists on disk comes first, then the catalog.
+    What exists on disk comes first. A hub id whose snapshot is whole in the hub's cache is read
+    there; else it may be in the catalog, unless it pins a revision; else the hub is asked.
     Raises: PolicyError with every defect of the source.
     """
     path = _local_path(reference)
     if path is not None:
         return _open_path(path)
+    if _HUB_ID.fullmatch(reference):
+        return _open_hub_id(reference)
     found = open_catalog(reference)
     if found is None:
         cure = did_you_mean(_loose(reference), map(_loose, catalog_names()))
@@ -73,6 +82,19 @@ def _open_path(path: Path) -> Inventory:
     if not path.exists() and not path.name.endswith(_RECORDED):
         raise fail("unreadable-file", path=str(path), reason="No such file or directory")
     return read_recorded(path)
+
+
+def _open_hub_id(reference: str) -> Inventory:
+    repository, _, revision = reference.partition("@")
+    found = open_cached(repository, revision or None)
+    if found is None and not revision:
+        found = open_catalog(repository)
+    if found is None:
+        # Not at the top: huggingface_hub's HTTP takes a quarter of a second to import.
+        from policy_dsl.hub import open_hub  # noqa: PLC0415
+
+        found = open_hub(repository, revision or None)
+    return found
 
 
 def _loose(name: str) -> str:
