@@ -14,7 +14,7 @@ import numpy as np
 from emitters.numerics.bitpack import pack_codes, unpack_codes
 from emitters.numerics.jit import device, factory, int64_pair, kernel, reads, writes
 from emitters.numerics.scalars import bits_of, float_at, narrow, order_of, rounded, widen
-from emitters.numerics.value_types import Array, new_values, raw_bits, value_type
+from emitters.numerics.value_types import Array, flat, new_values, raw_bits, value_type
 
 _LANES = 16  # groups side by side
 _SMALLEST_STEP = np.float32(1e-7)
@@ -174,7 +174,7 @@ def affine_decode(
         raise ValueError(f"shapes {shapes} are not one matrix at {bits} bits, {group_size}")
     kind, _, raw = value_type(dtype)
     values = np.empty((rows, columns), np.float32)
-    words = np.require(packed, requirements=["C", "ALIGNED"]).reshape(-1)
+    words = flat(packed, np.uint32, "packed")
     stored = raw_bits(scales, dtype), raw_bits(biases, dtype)
     _decoder(kind, raw.__name__)(words, (bits, group_size), *stored, values.reshape(-1))
     return values

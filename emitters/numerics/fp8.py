@@ -17,7 +17,7 @@ from emitters.numerics.jit import factory, int64_pair, kernel, reads, writes
 from emitters.numerics.minifloats import e4m3_value
 from emitters.numerics.rounding import cast
 from emitters.numerics.scalars import narrow, rounded
-from emitters.numerics.value_types import BF16, Array, new_values, raw_bits, value_type
+from emitters.numerics.value_types import BF16, Array, flat, new_values, raw_bits, value_type
 
 FP8_RULES = ("f32", "bf16", "bf16_bf16")
 
@@ -75,7 +75,7 @@ def fp8_dequantize(  # noqa: PLR0913 - one call is one slice of rows, one grid, 
     dequantize = _dequantizer(kind, raw.__name__, rule != "f32")
     for band in range(first_row // height, end_band):
         band_rows = slice(max(band * height - first_row, 0), (band + 1) * height - first_row)
-        part = np.ascontiguousarray(codes[band_rows]).reshape(-1)
+        part = flat(codes[band_rows], np.uint8, "codes")
         target = raw_bits(result[band_rows], out_dtype)
         dequantize(part, scales[band], (columns, width), target)
     return result

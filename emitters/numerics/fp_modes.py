@@ -30,7 +30,7 @@ from emitters.numerics.minifloats import (
     e8m0_value,
 )
 from emitters.numerics.scalars import bits_of, float_of, rounded, widen
-from emitters.numerics.value_types import Array, raw_bits, value_type
+from emitters.numerics.value_types import Array, flat, raw_bits, value_type
 
 _MXFP4, _MXFP8, _NVFP4 = 0, 1, 2
 _BLOCK = 512  # values encoded together
@@ -183,8 +183,7 @@ def fp_decode(packed: Array, scales: Array, *, mode: str) -> Array:
     if packed.shape != (rows, columns * bits // 32):
         raise ValueError(f"{packed.shape} and {scales.shape} are not one {mode} matrix")
     values = np.empty((rows, columns), np.float32)
-    words = np.require(packed, requirements=["C", "ALIGNED"]).reshape(-1)
-    stored = np.ascontiguousarray(scales).reshape(-1)
+    words, stored = flat(packed, np.uint32, "packed"), flat(scales, np.uint8, "scales")
     _decoder()(words, stored, number, values.reshape(-1))
     return values
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from emitters.numerics.jit import factory, int64, kernel, reads, writes
 from emitters.numerics.scalars import narrow, widen
-from emitters.numerics.value_types import Array, new_values, raw_bits, value_type
+from emitters.numerics.value_types import Array, flat, new_values, raw_bits, value_type
 
 _STRETCH = 4096  # values searched between two looks at the result
 
@@ -78,9 +78,7 @@ def first_nonfinite(values: Array, dtype: str) -> int:
     values: any shape, of value type `dtype`, or codes (uint8) of dtype "F8_E4M3".
     Raises: ValueError for an unknown dtype, or if the array is not stored as it says.
     """
-    if dtype == "F8_E4M3":
-        raw = np.ascontiguousarray(values).reshape(-1)
-    else:
-        raw = raw_bits(values, dtype)
+    is_codes = dtype == "F8_E4M3"
+    raw = flat(values, np.uint8, dtype) if is_codes else raw_bits(values, dtype)
     mask = np.array([_NOT_FINITE[dtype], 0], raw.dtype)
     return int(_searcher(raw.dtype.name)(raw, mask))
