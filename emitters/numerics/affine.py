@@ -53,6 +53,7 @@ def _choose_scales(lows: Array, highs: Array, top: np.float32) -> None:
         low_edge = abs(low) > abs(high)
         scale = step if low_edge else -step
         edge = low if low_edge else high
+        # True divisions: a reciprocal would not give the same bits.
         zero_code = np.rint(edge / scale)
         reaches = zero_code != _ZERO
         lows[k] = edge / zero_code if reaches else scale
@@ -86,11 +87,14 @@ def _encoder(kind: int, raw: str) -> Callable[..., None]:
     ) -> None:
         bits, size = layout
         top = np.float32((1 << bits) - 1)
+        # Rows end where groups end, so the matrix is one run of groups; the steps of one block
+        # of them stay in the first-level cache, and only results go to memory.
         wide = np.empty(_LANES * size, np.float32)
         codes = np.empty(_LANES * size, np.uint8)
         pieces = np.empty(_LANES * size // 8, np.uint64)
         lows, highs = np.empty(_LANES, np.float32), np.empty(_LANES, np.float32)
         for first in range(0, scales.shape[0], _LANES):
+            # The last block may have fewer groups.
             lanes = min(_LANES, scales.shape[0] - first)
             n = lanes * size
             part = values[first * size : first * size + n]

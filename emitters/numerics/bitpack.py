@@ -54,6 +54,7 @@ def pack_codes(codes: Array, pieces: Array, words: Array, bits: int) -> None:
         return
     _fold(codes.view(np.uint64), pieces, bits)
     width = 8 * bits
+    # A word spans at most two pieces; with j outside, the inner loop's shifts do not change.
     for j in range(bits):
         first = 32 * j // width
         second = min(first + 1, 3)
@@ -80,6 +81,7 @@ def _spread(pieces: Array, bits: int) -> None:
 @device
 def unpack_codes(words: Array, codes: Array, bits: int) -> None:
     """codes = the codes of the packed words; shapes as in `pack_codes`."""
+    # A piece spans at most two words for every width there is.
     pieces = codes.view(np.uint64)
     width = 8 * bits
     mask = field_mask(width)

@@ -73,6 +73,7 @@ def fp8_dequantize(  # noqa: PLR0913 - one call is one slice of rows, one grid, 
     kind, _, raw = value_type(out_dtype)
     result = new_values((rows, columns), out_dtype)
     dequantize = _dequantizer(kind, raw.__name__, rule != "f32")
+    # One call for each row of blocks: inside it, every row has the same scales.
     for band in range(first_row // height, end_band):
         band_rows = slice(max(band * height - first_row, 0), (band + 1) * height - first_row)
         part = flat(codes[band_rows], np.uint8, "codes")

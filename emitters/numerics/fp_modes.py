@@ -33,7 +33,7 @@ from emitters.numerics.scalars import bits_of, float_of, rounded, widen
 from emitters.numerics.value_types import Array, flat, raw_bits, value_type
 
 _MXFP4, _MXFP8, _NVFP4 = 0, 1, 2
-_BLOCK = 512  # values encoded together
+_BLOCK = 512  # values encoded together; whole groups and whole runs of 32 codes
 _ZERO = np.float32(0)
 
 
@@ -66,6 +66,7 @@ def _write_mx(kind: int, number: int, values: Array, codes: Array) -> np.uint8:
     """The scale byte of a group; codes = its codes. values: float32 [32]."""
     top = E4M3_MAX if number == _MXFP8 else E2M1_MAX
     byte = e8m0_byte(rounded(kind, _largest(values) / top))
+    # Exact, being a power of two: multiplying rounds as the division would.
     inverse = np.float32(1) / e8m0_value(byte)
     if number == _MXFP8:
         for i in range(values.shape[0]):
@@ -113,6 +114,7 @@ def _encoder(kind: int, raw: str) -> Callable[..., None]:
                 else:
                     byte = _write_mx(kind, number, group, its_codes)
                 scales[(start + first) // size] = byte
+            # Packing takes 32 codes at a time; the last groups of 16 may leave half of that.
             pack_codes(codes, pieces, packed, bits)
             target = words[start * bits // 32 : (start + part.shape[0]) * bits // 32]
             for i in range(target.shape[0]):

@@ -24,6 +24,7 @@ _NAN_BITS = np.uint32(0x7FC00000)
 @device
 def e2m1_code(value: np.float32) -> np.uint8:
     """The code of the nearest value, the smaller magnitude on ties; zero is always code 0."""
+    # Counting passed midpoints has no branch, so loops over it become vector code.
     size = abs(value)
     code = np.uint32(size > np.float32(0.25)) + np.uint32(size > np.float32(0.75))
     code += np.uint32(size > np.float32(1.25)) + np.uint32(size > np.float32(1.75))
@@ -49,6 +50,7 @@ def e4m3_code(value: np.float32) -> np.uint8:
     """The code of the nearest value, ties to even; beyond 448 saturates."""
     sign = np.uint32((bits_of(value) >> np.uint32(24)) & np.uint32(0x80))
     size = abs(value)
+    # Saturating first keeps the carry of the rounding below the NaN code.
     size = size if size < E4M3_MAX else E4M3_MAX
     bits = bits_of(size)
     odd = np.uint32((bits >> np.uint32(20)) & np.uint32(1))

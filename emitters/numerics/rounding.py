@@ -59,6 +59,7 @@ def _searcher(raw: str) -> Callable[..., int]:
         wanted = mask[0]
         for start in range(0, values.shape[0], _STRETCH):
             part = values[start : start + _STRETCH]
+            # A maximum, not a test for each value: that is what becomes vector code.
             largest = mask[1]
             for i in range(part.shape[0]):
                 largest = max(largest, part[i] & wanted)

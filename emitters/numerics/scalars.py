@@ -52,6 +52,7 @@ def float_at(order: np.int32) -> np.float32:
 def _widen_half(raw: np.uint32) -> np.float32:
     """Exactly the float32 value of float16 bits."""
     magnitude = np.uint32(raw & np.uint32(0x7FFF))
+    # The biases differ by 112; infinities and NaN need that twice to reach the last exponent.
     bits = np.uint32((magnitude << np.uint32(13)) + np.uint32(0x38000000))
     bits = np.uint32(bits + np.uint32(0x38000000)) if magnitude >= 0x7C00 else bits
     # Subnormals as an integer times 2**-24: no float32 subnormal is ever an operand.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+# Plain numbers: kernels close over them, and numba's cache must be able to key on them.
 BF16, F16, F32 = 0, 1, 2
 
 
