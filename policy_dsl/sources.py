@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from policy_dsl.diagnostics import did_you_mean, fail
-from policy_dsl.hub_cache import open_cached
 from policy_dsl.inventory import Inventory
 from policy_dsl.local_files import open_file, open_folder
 from policy_dsl.recorded import read_recorded
@@ -85,12 +84,17 @@ def _open_path(path: Path) -> Inventory:
 
 
 def _open_hub_id(reference: str) -> Inventory:
+    # Not at the top: huggingface_hub takes time to import, its HTTP a quarter of a second.
+    try:
+        from policy_dsl.hub_cache import open_cached  # noqa: PLC0415
+    except ValueError as error:
+        # It reads the environment when imported, and fails there.
+        raise fail("hub-failed", what="HF_ENDPOINT", reason=str(error)) from error
     repository, _, revision = reference.partition("@")
     found = open_cached(repository, revision or None)
     if found is None and not revision:
         found = open_catalog(repository)
     if found is None:
-        # Not at the top: huggingface_hub's HTTP takes a quarter of a second to import.
         from policy_dsl.hub import open_hub  # noqa: PLC0415
 
         found = open_hub(repository, revision or None)
