@@ -16,8 +16,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FORMATS = "(formats)"
 # The one table of the import order: a module imports from layers further down, and from its own
-# layer what leads to no cycle; formats never import each other. `policy_dsl.cli` and the folders
-# of emitters stand for all they hold; an unlisted folder of emitters is a format. A leading dot
+# layer what leads to no cycle; formats never import each other. `.cli` and the folders of
+# emitters stand for all they hold; an unlisted folder of emitters is a format. A leading dot
 # stands for `policy_dsl`.
 LAYERS = (
     # the commands
@@ -30,22 +30,25 @@ LAYERS = (
     # the public names of the front end
     "policy_dsl",
     # values shown as text or JSON
-    ".plan_text .plan_json .diff_text",
+    ".plan_text .plan_json .diff_text .explain_text .survey",
     # from policy, inventory and format to a plan, and what can be asked of plans
-    ".resolve .diff .assertions .outline .plan_warnings .decisions .lowering .fill .matching "
-    ".naming .layout",
+    ".resolve .diff .explain .assertions .outline .plan_warnings .decisions .lowering .fill "
+    ".matching .naming .layout",
     # policy texts, read and printed
-    ".load .read_yaml .read_dsl .print_policy .schema .parsing .statements .fragments "
-    ".read_selector .treatment_words .layer_expression .quoting",
+    ".load .read_yaml .read_yaml_rules .yaml_nodes .yaml_comments .read_dsl .draft "
+    ".draft_rules .draft_fields .document .schema .print_policy .print_selector "
+    ".read_selector .parsing .treatment_words .layer_expression .statements .fragments "
+    ".quoting .source_text",
     # checkpoints, read from headers alone
-    ".sources .local_files .hub_http .recorded .checkpoint .shard_map .safetensors_header "
-    ".name_patterns",
+    ".sources .hub .hub_cache .hub_http .local_files .recorded .checkpoint .shard_map "
+    ".safetensors_header .name_patterns",
     ".plan",
     # the values that a plan is made from
     ".policy .selectors .inventory .source_quantization .formats .roles .model .completeness "
     ".fused .scales .architecture",
     # what everything may use
-    ".diagnostics .diagnostic_codes .findings .report .resources .units .vocabulary",
+    ".diagnostics .diagnostic_codes .code_kinds .language_codes .findings .report .resources "
+    ".sizes .units .version .vocabulary",
 )
 # package -> the rooms that may import it
 RESERVED: dict[str, tuple[str, ...]] = {
