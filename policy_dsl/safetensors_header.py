@@ -176,15 +176,16 @@ def _size(dtype: str, shape: list[int]) -> str:
 def _layout_defects(
     tensors: Mapping[str, TensorInfo], file: str, begin: int, file_nbytes: int
 ) -> Iterator[Diagnostic]:
-    end, before = begin, "the header"
+    end = begin
+    before: TensorInfo | None = None
     for tensor in sorted(tensors.values(), key=attrgetter("start", "stop")):
         if tensor.start != end:
             kind = "overlaps" if tensor.start < end else "leaves a hole after"
-            said = f"it starts at byte {tensor.start} and {kind} {before}"
-            reason = f"{said}, which ends at {end}"
+            other = f'tensor "{shown(before.name)}"' if before else "the header"
+            reason = f"it starts at byte {tensor.start} and {kind} {other}, ending at {end}"
             yield _entry_defect(file, tensor.name, reason)
         if tensor.stop >= end:
-            end, before = tensor.stop, f'tensor "{shown(tensor.name)}"'
+            end, before = tensor.stop, tensor
     if end != file_nbytes:
         kind = "ends" if end > file_nbytes else "goes on"
         reason = f"its tensors end at byte {end}, but the file {kind} at {file_nbytes} bytes"

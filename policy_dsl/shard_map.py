@@ -122,8 +122,9 @@ def _misplaced(
         if file in headers and name not in headers[file]:
             yield _mismatch(name, f"the index puts it in {file}, which does not hold it")
     for file, held in headers.items():
-        for name in held.keys() - weight_map.keys():
-            yield _mismatch(name, f"{file} holds it, but the index does not name it")
+        for name in held:
+            if name not in weight_map:
+                yield _mismatch(name, f"{file} holds it, but the index does not name it")
 
 
 def _mismatch(name: str, reason: str) -> Diagnostic:

@@ -76,11 +76,9 @@ def _local_path(reference: str) -> Path | None:
 def _open_path(path: Path) -> Inventory:
     if path.is_dir():
         return open_folder(path)
-    if path.name.endswith(SUFFIX):
-        return open_file(path)
-    if not path.exists() and not path.name.endswith(_RECORDED):
-        raise fail("unreadable-file", path=str(path), reason="No such file or directory")
-    return read_recorded(path)
+    if not path.exists():
+        raise fail("unreadable-file", path=str(path), reason="it is not there")
+    return open_file(path) if path.name.endswith(SUFFIX) else read_recorded(path)
 
 
 def _open_hub_id(reference: str) -> Inventory:
