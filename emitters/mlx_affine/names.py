@@ -34,6 +34,9 @@ FAMILIES: Mapping[str, str | None] = {
 # Routers that mlx-lm holds as a bare parameter: no quantized form exists.
 BARE_ROUTERS = frozenset({"glm4_moe"})
 
+# Families whose expert block mlx-lm names as published; transformers 5 keeps it as `mlp`.
+_SPARSE_MOE = frozenset({"mixtral", "minimax_m2"})
+
 _EXPERT = re.compile(r"\.experts\.(?:\d+\.)?\w+(?:\.weight)?$")
 _LEFT_OUT = {
     "vision": "mlx-lm builds the language model only",
@@ -54,10 +57,12 @@ def module_path(tensor: ModelTensor, model: Model) -> str:
 
     A tensor that is no module's `.weight` keeps its full name.
     """
-    name = tensor.source.name
+    name, family = tensor.source.name, model.architecture.family
+    if family in _SPARSE_MOE:
+        name = name.replace(".mlp.", ".block_sparse_moe.", 1)
     if tensor.expert is not None:
         return _EXPERT.sub(f".switch_mlp.{tensor.projection}", name)
-    if model.architecture.family == "gemma3":
+    if family == "gemma3":
         name = name.replace("model.language_model.", "language_model.model.", 1)
     return name.removesuffix(".weight")
 
