@@ -44,7 +44,8 @@ class FormatSpec:
       `experts`, `embed` (embed and lm_head), `matrix` (any other matrix), `any`.
     omission(tensor, model): why the format does not carry this tensor, else None.
     module_path(tensor, model): the output module of a tensor; tensors with equal paths are
-      stacked along a leading expert axis. The source's full name means a bare tensor.
+      stacked along a leading expert axis. A path that ends as the source's name does
+      (`.bias`) means a bare tensor.
     part_shapes(treatment, shape, dtype): the output tensors of a module of a logical
       shape [..., in] whose values are of `dtype`; one part unless it is quantized.
     plain_dtype(tensor, model): the dtype of a kept tensor, and of a quantized one's values.

@@ -153,7 +153,7 @@ def _module(path: str, stack: list[_Settled], spec: FormatSpec) -> Module | Diag
         return defect
     stacked = first.tensor.expert is not None
     shape = (len(stack), *first.tensor.shape) if stacked else first.tensor.shape
-    bare = path == first.tensor.source.name
+    bare = _is_bare(path, first.tensor)
     parts = spec.part_shapes(first.treatment, shape, first.dtype)
     return Module(
         name=path,
@@ -167,6 +167,13 @@ def _module(path: str, stack: list[_Settled], spec: FormatSpec) -> Module | Diag
         tensors=tuple(_unplaced(path, part, bare) for part in parts),
         parameters=math.prod(shape),
     )
+
+
+def _is_bare(path: str, tensor: ModelTensor) -> bool:
+    name = tensor.source.name
+    if tensor.expert is not None:
+        return path == name
+    return path.rpartition(".")[2] == name.rpartition(".")[2]
 
 
 def _uneven(path: str, stack: list[_Settled]) -> Diagnostic | None:
