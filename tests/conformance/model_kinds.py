@@ -1,0 +1,148 @@
+"""The kinds of checkpoints that conformance is shown on, and the configs publishers write.
+
+What transformers 5 re-saves differs from what publishers publish (nested rope settings, renamed
+or dropped keys), and mlx-lm cannot load it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+N_LAYERS = 6
+# Columns are multiples of 128, so that every group size divides them.
+SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 384,
+    "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 320,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One checkpoint to make: its transformers config and how its publisher stores it.
+
+    dtype: of the tensors; declared: what the config says, None for the same, "" for nothing.
+    storage: `plain`, `fp8` (128 x 128 blocks) or `fused` (experts as 3-D tensors).
+    """
+
+    family: str
+    config_class: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str = "bfloat16"
+    declared: str | None = None
+    storage: str = "plain"
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the language model."""
+        return int(self.options.get("num_hidden_layers", N_LAYERS))
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether it is a mixture of experts."""
+        return any("experts" in key for key in self.options)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as published, and the same weights in a form that mlx-lm can read."""
+
+    published: Path
+    readable: Path
+
+
+_MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_MINIMAX = {**_MIXTRAL, "rope_parameters": {"rope_theta": 5e6, "partial_rotary_factor": 0.5}}
+_QWEN3_MOE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 128,
+    "mlp_only_layers": [1],
+}
+_GLM = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 128,
+    "first_k_dense_replace": 1,
+    "attention_bias": True,
+    "use_qk_norm": True,
+}
+# Blocks of 128 do not divide 192: the last one of a row is partial.
+_PARTIAL = {"intermediate_size": 192, "moe_intermediate_size": 192}
+_TIED = {"tie_word_embeddings": True}
+
+KINDS: Mapping[str, Kind] = {
+    "llama": Kind("llama", "LlamaConfig", {"num_hidden_layers": 9}),
+    "llama_tied": Kind(
+        "llama", "LlamaConfig", {**_TIED, "attention_bias": True, "mlp_bias": True}
+    ),
+    # mlx-lm casts to what the config declares before it quantizes.
+    "llama_cast": Kind("llama", "LlamaConfig", dtype="float32", declared="bfloat16"),
+    "mistral": Kind("mistral", "MistralConfig", dtype="float16"),
+    "mistral_undeclared": Kind("mistral", "MistralConfig", dtype="float16", declared=""),
+    "mixtral": Kind("mixtral", "MixtralConfig", _MIXTRAL),
+    "mixtral_fused": Kind("mixtral", "MixtralConfig", _MIXTRAL, storage="fused"),
+    "qwen2": Kind("qwen2", "Qwen2Config"),
+    "qwen2_tied": Kind("qwen2", "Qwen2Config", _TIED),
+    "qwen3": Kind("qwen3", "Qwen3Config", dtype="float32"),
+    "qwen3_moe": Kind("qwen3_moe", "Qwen3MoeConfig", _QWEN3_MOE),
+    "qwen3_moe_fp8": Kind(
+        "qwen3_moe", "Qwen3MoeConfig", {**_QWEN3_MOE, **_PARTIAL}, storage="fp8"
+    ),
+    "qwen3_moe_fused": Kind("qwen3_moe", "Qwen3MoeConfig", _QWEN3_MOE, storage="fused"),
+    "minimax_m2": Kind("minimax_m2", "MiniMaxM2Config", _MINIMAX),
+    "minimax_m2_fp8": Kind(
+        "minimax_m2", "MiniMaxM2Config", {**_MINIMAX, **_PARTIAL}, storage="fp8"
+    ),
+    "minimax_m2_fused": Kind("minimax_m2", "MiniMaxM2Config", _MINIMAX, storage="fused"),
+    "glm4_moe": Kind("glm4_moe", "Glm4MoeConfig", _GLM),
+    "glm4_moe_fused": Kind("glm4_moe", "Glm4MoeConfig", _GLM, storage="fused"),
+    "gemma3_text": Kind("gemma3", "Gemma3TextConfig", _TIED),
+    "gemma3": Kind("gemma3", "Gemma3Config", _TIED),
+}
+
+
+def published_config(config: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+    """The config that transformers 5 saved, as the family's publishers write it."""
+    found = {key: value for key, value in config.items() if key != "dtype"}
+    if kind.config_class == "Gemma3Config":
+        text = _flat_rope(found.pop("text_config"))
+        found |= {"text_config": text, "vocab_size": text.pop("vocab_size")}
+        for key in ("dtype", "tie_word_embeddings"):
+            text.pop(key)
+        del found["tie_word_embeddings"]
+    else:
+        found = _flat_rope(found)
+    if kind.family == "minimax_m2":
+        found |= {"rotary_dim": 32, "shared_intermediate_size": 0, "use_qk_norm": True}
+    if kind.family == "qwen3_moe":
+        found["num_experts"] = found.pop("num_local_experts")
+    declared = kind.dtype if kind.declared is None else kind.declared
+    # MiniMax-M2.7 writes `dtype`, which mlx-lm does not look at: nothing is cast.
+    key = "dtype" if kind.family == "minimax_m2" else "torch_dtype"
+    return found | ({key: declared} if declared else {})
+
+
+def _flat_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(config)
+    rope = dict(found.pop("rope_parameters"))
+    if "full_attention" not in rope:
+        del rope["rope_type"]
+        return {**found, **rope, "rope_scaling": None}
+    del found["layer_types"]
+    return found | {
+        "rope_theta": rope["full_attention"]["rope_theta"],
+        "rope_local_base_freq": rope["sliding_attention"]["rope_theta"],
+        "sliding_window_pattern": found.pop("_sliding_window_pattern"),
+    }
