@@ -43,10 +43,13 @@ def name_patterns(names: Iterable[str]) -> list[str]:
 def expand_pattern(pattern: str, *, limit: int) -> list[str]:
     """Every name of a pattern, the last field running fastest.
 
-    Raises: ValueError if the pattern is malformed or stands for more than `limit` names.
+    Raises: ValueError if the pattern is malformed, cannot be printed, or stands for more than
+    `limit` names.
     """
     if len(pattern) > MAX_PATTERN_LENGTH:
         raise ValueError(f"a name pattern has {len(pattern)} characters")
+    if not pattern.isprintable():
+        raise ValueError(f"the name pattern {pattern!a} cannot be printed")
     pieces = list(_pieces(pattern))
     count = prod(sum(len(part) for part in piece) for piece in pieces if type(piece) is list)
     if count > limit:
@@ -65,13 +68,11 @@ def _pieces(pattern: str) -> Iterator[str | list[range]]:
     place = 0
     while place < len(pattern):
         token = _TOKEN.match(pattern, place)
-        if token is None:
+        ranges = [_range(part) for part in token[2].split(",")] if token and token[2] else []
+        if token is None or not all(ranges):
             raise ValueError(f'the name pattern "{pattern}" is malformed at {place}')
         place = token.end()
-        if token[1]:
-            yield {"{{": "{", "}}": "}"}.get(token[1], token[1])
-        else:
-            yield [_range(part) for part in token[2].split(",")]
+        yield ranges or {"{{": "{", "}}": "}"}.get(token[1], token[1])
 
 
 def _range(part: str) -> range:

@@ -26,7 +26,7 @@ from policy_dsl.safetensors_header import LENGTH_NBYTES
 from policy_dsl.shard_map import is_plain_name, is_shard_name
 
 MAX_NBYTES = 100_000_000
-MAX_TENSORS = 2_000_000
+MAX_TENSORS = 1_000_000
 
 Size = Annotated[int, Field(ge=0, lt=1 << 63)]
 
@@ -72,7 +72,10 @@ class Recorded(_Record):
 
 
 def write_recorded(inventory: Inventory) -> str:
-    """The inventory as JSON text, one line per group of tensors; its root is left out."""
+    """The inventory as JSON text, one line per group of tensors; its root is left out.
+
+    Raises: ValueError if the tensors of a file leave holes, which no reader lets through.
+    """
     by_file: dict[str | None, list[TensorInfo]] = {}
     for tensor in sorted(inventory.tensors.values(), key=attrgetter("start")):
         by_file.setdefault(tensor.file, []).append(tensor)
@@ -216,8 +219,8 @@ def _record_file(
     groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for tensor in held:
         groups.setdefault((tensor.dtype, tensor.shape), []).append(tensor.name)
-    written = [tensor.name for tensor in held]
-    usual = nbytes is None or written == _usual_order({t.name: t for t in held})
+    named = {tensor.name: tensor for tensor in held}
+    usual = nbytes is None or list(named) == _usual_order(named)
     record = RecordedFile(
         file=file,
         nbytes=nbytes,
@@ -225,8 +228,10 @@ def _record_file(
             Group(dtype=dtype, shape=list(shape), names=name_patterns(names))
             for (dtype, shape), names in groups.items()
         ],
-        order=None if usual else written,
+        order=None if usual else list(named),
     )
+    if nbytes is not None and _placed(record, nbytes, named) != named:
+        raise ValueError(f"the tensors of {file} do not fill it without holes to its end")
     return record
 
 
