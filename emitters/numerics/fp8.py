@@ -13,13 +13,24 @@ from collections.abc import Callable
 
 import numpy as np
 
-from emitters.numerics.jit import factory, int64_pair, kernel, reads, writes
+from emitters.numerics.jit import device, factory, int64_pair, kernel, reads, writes
 from emitters.numerics.minifloats import e4m3_value
 from emitters.numerics.rounding import cast
 from emitters.numerics.scalars import narrow, rounded
 from emitters.numerics.value_types import BF16, Array, flat, new_values, raw_bits, value_type
 
 FP8_RULES = ("f32", "bf16", "bf16_bf16")
+
+
+@device
+def _write_block(
+    target: tuple[int, bool], scale: np.float32, codes: Array, result: Array
+) -> None:
+    """result = the weights of codes [n] under one scale; target: (kind, by way of bfloat16)."""
+    kind, by_bf16 = target
+    for i in range(codes.shape[0]):
+        value = e4m3_value(codes[i]) * scale
+        result[i] = narrow(kind, rounded(BF16, value) if by_bf16 else value)
 
 
 @factory
@@ -35,9 +46,7 @@ def _dequantizer(kind: int, raw: str, by_bf16: bool) -> Callable[..., None]:
             for first in range(0, columns, width):
                 begin, end = start + first, start + min(first + width, columns)
                 part, target = codes[begin:end], result[begin:end]
-                for i in range(end - begin):
-                    value = e4m3_value(part[i]) * scales[first // width]
-                    target[i] = narrow(kind, rounded(BF16, value) if by_bf16 else value)
+                _write_block((kind, by_bf16), scales[first // width], part, target)
 
     return dequantize_band
 

@@ -91,6 +91,31 @@ def _write_nv(kind: int, values: Array, codes: Array) -> np.uint8:
     return byte
 
 
+@device
+def _write_groups(kind: int, number: int, values: Array, codes: Array, scales: Array) -> None:
+    """codes, scales = those of the groups of this mode in values; one scale for each group."""
+    size = values.shape[0] // scales.shape[0]
+    for k in range(scales.shape[0]):
+        group, its_codes = values[k * size : (k + 1) * size], codes[k * size : (k + 1) * size]
+        if number == _NVFP4:
+            scales[k] = _write_nv(kind, group, its_codes)
+        else:
+            scales[k] = _write_mx(kind, number, group, its_codes)
+
+
+@device
+def _read_groups(number: int, codes: Array, scales: Array, values: Array) -> None:
+    """values = what the codes of each group mean under its scale byte."""
+    size = values.shape[0] // scales.shape[0]
+    for k in range(scales.shape[0]):
+        scale = e4m3_value(scales[k]) if number == _NVFP4 else e8m0_value(scales[k])
+        group, its_codes = values[k * size : (k + 1) * size], codes[k * size : (k + 1) * size]
+        for i in range(size):
+            code = its_codes[i]
+            value = e4m3_value(code) if number == _MXFP8 else e2m1_value(code)
+            group[i] = value * scale
+
+
 @factory
 def _encoder(kind: int, raw: str) -> Callable[..., None]:
     """The kernel that encodes a flat array of groups of one value type."""
@@ -105,18 +130,14 @@ def _encoder(kind: int, raw: str) -> Callable[..., None]:
         packed = np.empty(_BLOCK * bits // 32, np.uint32)
         for start in range(0, values.shape[0], _BLOCK):
             part = values[start : start + _BLOCK]
-            for i in range(part.shape[0]):
+            n = part.shape[0]
+            for i in range(n):
                 wide[i] = widen(kind, part[i])
-            for first in range(0, part.shape[0], size):
-                group, its_codes = wide[first : first + size], codes[first : first + size]
-                if number == _NVFP4:
-                    byte = _write_nv(kind, group, its_codes)
-                else:
-                    byte = _write_mx(kind, number, group, its_codes)
-                scales[(start + first) // size] = byte
+            its_scales = scales[start // size : (start + n) // size]
+            _write_groups(kind, number, wide[:n], codes, its_scales)
             # Packing takes 32 codes at a time; the last groups of 16 may leave half of that.
             pack_codes(codes, pieces, packed, bits)
-            target = words[start * bits // 32 : (start + part.shape[0]) * bits // 32]
+            target = words[start * bits // 32 : (start + n) * bits // 32]
             for i in range(target.shape[0]):
                 target[i] = packed[i]
 
@@ -139,14 +160,8 @@ def _decoder() -> Callable[..., None]:
             for i in range(source.shape[0]):
                 packed[i] = source[i]
             unpack_codes(packed, codes, bits)
-            for first in range(0, part.shape[0], size):
-                byte = scales[(start + first) // size]
-                scale = e4m3_value(byte) if number == _NVFP4 else e8m0_value(byte)
-                group, its_codes = part[first : first + size], codes[first : first + size]
-                for i in range(size):
-                    code = its_codes[i]
-                    value = e4m3_value(code) if number == _MXFP8 else e2m1_value(code)
-                    group[i] = value * scale
+            its_scales = scales[start // size : (start + part.shape[0]) // size]
+            _read_groups(number, codes, its_scales, part)
 
     return decode_fp
 

@@ -79,11 +79,10 @@ def factory(function: _Function) -> _Function:
 
     @wraps(function)
     def once(*arguments: Any) -> Any:
-        if arguments not in results:
-            with lock:
-                if arguments not in results:
-                    results[arguments] = function(*arguments)
-        return results[arguments]
+        with lock:
+            if arguments not in results:
+                results[arguments] = function(*arguments)
+            return results[arguments]
 
     return cast("_Function", once)
 

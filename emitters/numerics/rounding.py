@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from emitters.numerics.jit import factory, int64, kernel, reads, writes
+from emitters.numerics.jit import device, factory, int64, kernel, reads, writes
 from emitters.numerics.scalars import narrow, widen
 from emitters.numerics.value_types import Array, flat, new_values, raw_bits, value_type
 
@@ -50,24 +50,37 @@ def to_float32(values: Array, dtype: str) -> Array:
     return cast(values, dtype, "F32")
 
 
+@device
+def _reaches(values: Array, mask: Array) -> bool:
+    """Whether some value has all bits of the mask; mask: (mask, 0) in the values' type.
+
+    By their maximum, not a test for each value: that is what becomes vector code.
+    """
+    largest = mask[1]
+    for i in range(values.shape[0]):
+        largest = max(largest, values[i] & mask[0])
+    return bool(largest == mask[0])
+
+
+@device
+def _first(values: Array, mask: Array) -> int:
+    """The index of the first value with all bits of the mask; one is known to exist."""
+    i = 0
+    while values[i] & mask[0] != mask[0]:
+        i += 1
+    return i
+
+
 @factory
 def _searcher(raw: str) -> Callable[..., int]:
     """The kernel that finds the first element with all bits of a mask set."""
 
     @kernel(reads(raw), reads(raw), returns=int64)
     def find(values: Array, mask: Array) -> int:
-        wanted = mask[0]
         for start in range(0, values.shape[0], _STRETCH):
             part = values[start : start + _STRETCH]
-            # A maximum, not a test for each value: that is what becomes vector code.
-            largest = mask[1]
-            for i in range(part.shape[0]):
-                largest = max(largest, part[i] & wanted)
-            if largest != wanted:
-                continue
-            for i in range(part.shape[0]):
-                if part[i] & wanted == wanted:
-                    return start + i
+            if _reaches(part, mask):
+                return start + _first(part, mask)
         return -1
 
     return find
