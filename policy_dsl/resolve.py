@@ -24,7 +24,7 @@ from policy_dsl.plan_warnings import plan_warnings
 from policy_dsl.policy import Policy
 from policy_dsl.print_policy import policy_digest
 from policy_dsl.roles import Model, classify
-from policy_dsl.units import parse_nbytes
+from policy_dsl.sizes import parse_size
 from policy_dsl.vocabulary import TARGETS
 
 
@@ -135,7 +135,7 @@ def _transform_findings(
 def _place(
     lowered: Lowered, policy: Policy, spec: FormatSpec
 ) -> tuple[tuple[Module, ...], tuple[PlannedFile, ...]]:
-    limit = parse_nbytes(policy.output.shard_size) if policy.output.shard_size else None
+    limit = parse_size(policy.output.shard_size) if policy.output.shard_size else None
     layout = lay_out(
         [tensor for module in lowered.modules for tensor in module.tensors],
         shard_nbytes=limit or spec.shard_nbytes,

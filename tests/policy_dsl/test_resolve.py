@@ -1,0 +1,254 @@
+"""Policy text in, plan out: who decides, what is refused, what is warned about."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emitters.mlx_affine.spec import SPEC
+from policy_dsl.diagnostics import PolicyError, SourceText
+from policy_dsl.fill import describe
+from policy_dsl.inventory import Inventory
+from policy_dsl.plan import Plan
+from policy_dsl.read_dsl import read_dsl
+from policy_dsl.resolve import resolve
+from policy_dsl.sources import open_source
+
+TINY = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"
+SPECS = {SPEC.name: SPEC}
+
+
+@cache
+def tiny() -> Inventory:
+    return open_source(str(TINY))
+
+
+def planned(text: str, inventory: Inventory | None = None) -> Plan:
+    policy = read_dsl(SourceText("p.qpol", text), "p")
+    return resolve(policy, inventory or tiny(), SPECS, target="mlx_affine")
+
+
+def treatments(plan: Plan, role: str) -> dict[int | None, str]:
+    return {m.layer: describe(m.treatment) for m in plan.modules if m.role == role}
+
+
+def codes(text: str, inventory: Inventory | None = None) -> list[str]:
+    try:
+        plan = planned(text, inventory)
+    except PolicyError as error:
+        return sorted({found.code for found in error.diagnostics if found.severity == "error"})
+    return sorted({found.code for found in plan.findings})
+
+
+def test_the_last_matching_rule_decides_whole() -> None:
+    plan = planned("all: 4bit g128; experts.down_proj: 3bit; boundary 1: 8bit")
+    assert treatments(plan, "experts.down_proj") == {
+        0: "8bit affine g64",
+        **{layer: "3bit affine g64" for layer in range(1, 5)},
+        5: "8bit affine g64",
+    }
+    assert treatments(plan, "attention.q_proj")[1] == "4bit affine g128"
+    assert treatments(plan, "attention.q_proj")[0] == "8bit affine g64"
+    assert treatments(plan, "embed") == {None: "4bit affine g128"}
+
+
+def test_routers_norms_and_biases_are_touched_only_by_name() -> None:
+    plan = planned(
+        'all: 4bit; boundary 6: 8bit; "*block_sparse_moe*": 4bit; all except embed: 4bit'
+    )
+    assert set(treatments(plan, "router").values()) == {"keep (f32)"}
+    assert set(treatments(plan, "norm").values()) == {"keep (bf16)"}
+    assert set(treatments(plan, "router_bias").values()) == {"keep (f32)"}
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [
+        "router",
+        "router in layers 0-5",
+        '"*.block_sparse_moe.gate.weight"',
+        '"*.gate"',
+        "all, router",
+    ],
+)
+def test_a_rule_that_names_the_router_touches_it(selector: str) -> None:
+    text = f"all: 4bit; {selector}: 8bit"
+    if selector == '"*.gate"':
+        assert codes(text) == ["matches-nothing"]
+        return
+    assert set(treatments(planned(text), "router").values()) == {"8bit affine g64"}
+
+
+@pytest.mark.parametrize(
+    ("selector", "layers"),
+    [
+        ("layers 0-1,4", {0, 1, 4}),
+        ("layers -2..-1", {4, 5}),
+        ("layers where i % 2 == 0 and i < n // 2", {0, 2}),
+        ("boundary 2", {0, 1, 4, 5}),
+        ("boundary layers 0,5", {0, 5}),
+        ("layers 0-5 except layers 2-3", {0, 1, 4, 5}),
+    ],
+)
+def test_layer_selectors(selector: str, layers: set[int]) -> None:
+    body = f"({selector})" if "except" in selector else selector
+    plan = planned(f"all: 4bit; attention.q_proj in {body}: 8bit")
+    chosen = {at for at, how in treatments(plan, "attention.q_proj").items() if "8bit" in how}
+    assert chosen == layers
+
+
+def test_middle_is_the_complement_of_the_boundary() -> None:
+    plan = planned("all: 4bit; boundary 2: 8bit; experts.down_proj in middle: 3bit")
+    downs = treatments(plan, "experts.down_proj")
+    assert [at for at, how in downs.items() if "3bit" in how] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "alias",
+    ["w2", "experts.w2", "experts.down_proj", "down_proj", "experts except gate_up_proj"],
+)
+def test_aliases_of_the_architecture(alias: str) -> None:
+    plan = planned(f"all: 4bit; {alias}: 3bit")
+    assert set(treatments(plan, "experts.down_proj").values()) == {"3bit affine g64"}
+    assert set(treatments(plan, "experts.up_proj").values()) == {"4bit affine g64"}
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("experts.dwon_proj: 4bit", "unknown-role"),
+        ("mlp: 4bit", "matches-nothing"),
+        ("attention in layers 4-6: 4bit", "number-outside-model"),
+        ("all: 4bit; experts[6-9]: 4bit", "number-outside-model"),
+        ("middle: 4bit", "middle-without-boundary"),
+        ("all: 7bit", "unsupported-bits"),
+        ("all: 4bit g16", "unsupported-group-size"),
+        ("all: 4bit sym", "no-symmetric-choice"),
+        ("all: 4bit by gptq", "unsupported-method"),
+        ("all: 4bit mxtq", "foreign-scheme"),
+        ("all: mxfp4 g64", "unsupported-group-size"),
+        ("all: affine", "missing-bits"),
+        ("norm: 4bit", "not-a-matrix"),
+        ("router_bias: 8bit", "not-a-matrix"),
+        ("attention: raw", "raw-unreadable"),
+        ("experts[0-3]: 4bit; experts[4-7]: 8bit", "mixed-stack"),
+        ("experts[0-3]: 4bit", "mixed-stack"),
+    ],
+)
+def test_what_the_target_or_the_model_cannot_do_is_an_error(text: str, code: str) -> None:
+    assert codes(text) == [code]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("all: 4bit; all: 3bit", "shadowed-rule"),
+        ("experts: 4bit", "unreached-matrices"),
+        ("all: 4bit; router: 8bit", "router-quantized"),
+        ("all: 8bit", "larger-than-source"),
+        ("all: 4bit; boundary layers 0-1: 8bit", "not-the-boundary"),
+    ],
+)
+def test_what_is_legal_and_often_a_mistake_is_a_warning(text: str, code: str) -> None:
+    assert code in codes(text)
+
+
+def test_one_foreign_scheme_is_one_error_that_names_its_home() -> None:
+    text = "down_proj: 4bit mxtq; boundary layers 0-1,60-61: 8bit"
+    with pytest.raises(PolicyError) as caught:
+        planned(text, open_source("MiniMax-M2.7"))
+    (found,) = [d for d in caught.value.diagnostics if d.severity == "error"]
+    assert found.code == "foreign-scheme"
+    assert "jangtq_prestack" in found.message
+    assert found.span is not None
+    assert found.span.location == "p.qpol:1:12"
+
+
+def test_rules_of_other_families_and_optional_rules_may_match_nothing() -> None:
+    text = "all: 4bit; router and family mixtral: 4bit; mlp: 3bit optional; shared_experts.up_proj: 2bit optional"
+    assert codes(text) == []
+
+
+def test_an_unnamed_tensor_takes_otherwise_but_a_router_never_does() -> None:
+    plan = planned("otherwise 4bit; embed: 8bit")
+    assert set(treatments(plan, "attention.q_proj").values()) == {"4bit affine g64"}
+    assert set(treatments(plan, "router").values()) == {"keep (f32)"}
+
+
+def test_every_source_tensor_is_used_once_or_left_out_with_a_reason() -> None:
+    plan = planned("all: 4bit; lm_head: drop")
+    used = [rows.tensor.name for module in plan.modules for rows in module.sources]
+    scales = [rows.scale.name for m in plan.modules for rows in m.sources if rows.scale]
+    omitted = [left.tensor.name for left in plan.omitted]
+    assert omitted == ["lm_head.weight"]
+    assert sorted([*used, *scales, *omitted]) == sorted(tiny().tensors)
+
+
+def test_files_are_filled_without_gaps_in_the_order_of_the_safetensors_library() -> None:
+    plan = planned("output shard_size 2MiB; all: 4bit; router: bf16")
+    assert len({t.file for m in plan.modules for t in m.tensors}) > 2
+    for file in (file for file in plan.files if file.kind == "tensors"):
+        inside = sorted(
+            (t for m in plan.modules for t in m.tensors if t.file == file.name),
+            key=lambda tensor: tensor.start,
+        )
+        for one, following in zip(inside, inside[1:], strict=False):
+            assert one.start + one.nbytes == following.start
+        assert inside[-1].start + inside[-1].nbytes == file.nbytes
+        assert sum(tensor.nbytes for tensor in inside) <= 2 * 2**20
+
+
+def test_a_policy_without_a_target_says_so() -> None:
+    policy = read_dsl(SourceText("p.qpol", "all: 4bit"), "p")
+    with pytest.raises(PolicyError, match="no-target"):
+        resolve(policy, tiny(), SPECS)
+    with pytest.raises(PolicyError, match="cannot write gptq yet"):
+        resolve(policy, tiny(), SPECS, target="gptq")
+
+
+def test_refused_families_say_why() -> None:
+    config = json.loads((TINY / "config.json").read_text())
+    renamed = dataclasses.replace(tiny(), config={**config, "model_type": "no_such_model"})
+    assert codes("all: 4bit", renamed) == ["unknown-architecture"]
+
+
+_NAMES = st.sampled_from(
+    [
+        "all",
+        "experts",
+        "down_proj",
+        "attention.q_proj",
+        "router",
+        "norm",
+        "embed",
+        "lm_head",
+        "w1",
+    ]
+)
+_WHERE = st.sampled_from(
+    ["", " in layers 0-1", " in boundary 1", " in layers where i % 2 == 0"]
+)
+_HOW = st.sampled_from(
+    ["2bit", "3bit g32", "8bit g128", "mxfp4", "nvfp4", "keep", "bf16", "drop"]
+)
+_RULE = st.builds(lambda name, where, how: f"{name}{where}: {how}", _NAMES, _WHERE, _HOW)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(_RULE, min_size=1, max_size=6).map("; ".join))
+def test_resolve_is_total_and_deterministic(text: str) -> None:
+    try:
+        plan = planned(text)
+    except PolicyError as error:
+        assert all(found.code and found.message for found in error.diagnostics)
+        return
+    assert planned(text) == plan
+    assert sum(m.nbytes for m in plan.modules) == sum(
+        t.nbytes for m in plan.modules for t in m.tensors
+    )
