@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic
 from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.matching import CompiledRule, compile_rules
-from policy_dsl.outline import stored_as
+from policy_dsl.outline import treatment_of
 from policy_dsl.plan import Module, Plan
 from policy_dsl.policy import Assertion, Rule, Treatment
 from policy_dsl.units import bits_per_weight, both_units
@@ -65,7 +65,7 @@ def _run(assertion: Assertion, plan: Plan) -> TestResult:
     modules = plan.modules if assertion.selector is None else _selected(assertion, plan)
     if isinstance(assertion.value, Treatment):
         wanted = assertion.value
-        found = ", ".join(sorted({stored_as(module) for module in modules}))
+        found = ", ".join(sorted({treatment_of(module) for module in modules}))
         passed = all(_agrees(module.treatment, wanted) for module in modules)
         return TestResult(assertion.text, found, passed, assertion.span)
     values = _measure(assertion.measure, modules)

@@ -5,40 +5,15 @@ A code names the defect, never the cure. `docs/errors.md` is checked against thi
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from policy_dsl.code_kinds import Code, Severity
+from policy_dsl.code_kinds import error as _error
+from policy_dsl.code_kinds import warning as _warning
+from policy_dsl.language_codes import LANGUAGE_CODES
 
-Severity = Literal["error", "warning"]
-
-
-class Code(NamedTuple):
-    """A kind of defect: its severity, message template, and a sentence of explanation."""
-
-    severity: Severity
-    message: str
-    about: str
-
-
-def _error(message: str, about: str) -> Code:
-    return Code("error", message, about)
-
-
-def _warning(message: str, about: str) -> Code:
-    return Code("warning", message, about)
-
+__all__ = ["CODES", "Code", "Severity"]
 
 CODES: dict[str, Code] = {
-    # reading text
-    "unreadable-file": _error(
-        "cannot read {path}: {reason}", "The file is missing, a folder, or not permitted."
-    ),
-    "not-utf8": _error(
-        "{path} is not UTF-8: byte {byte} at offset {offset}", "Policies are UTF-8 text."
-    ),
-    "too-large": _error(
-        "{path} has {size} bytes; a policy has at most {limit}",
-        "A policy is read whole; something this large is not a policy.",
-    ),
-    "empty-policy": _error("{path} holds no policy", "The file has no key and no statement."),
+    **LANGUAGE_CODES,
     # the vocabulary
     "unknown-role": _error(
         '{where} has no role "{role}"',
@@ -310,6 +285,9 @@ CODES: dict[str, Code] = {
     "unwritable-output": _error(
         "cannot write {path}: {reason}", "The folder is missing, full, or not permitted."
     ),
+    "system-refused": _error(
+        "{path}: {reason}", "The system refused to read or write: not permitted, full, missing."
+    ),
     "no-model": _error(
         "policy {policy} names no model: give one with --model",
         "Planning needs headers: a folder, a recorded headers file, a hub id, a catalog name.",
@@ -324,6 +302,9 @@ CODES: dict[str, Code] = {
     ),
     # a bundle on disk
     "not-a-bundle": _error("{path} is no bundle: {reason}", "A bundle is a folder with weights."),
+    "bad-bundle-metadata": _error(
+        "{path}: {reason}", "Readers of the target could not make sense of the metadata files."
+    ),
     "bad-record": _error(
         "policyc.json of {path} cannot be read: {reason}",
         "The provenance record says what every file must hold.",
@@ -336,7 +317,10 @@ CODES: dict[str, Code] = {
         "{file} is not there, but the {where} names it", "The bundle is not complete."
     ),
     "stray-bundle-file": _error(
-        "{file} is not in the record", "A reader may load what the build did not write."
+        "{file} is not in the record", "A reader loads weights that the build did not write."
+    ),
+    "unrecorded-file": _warning(
+        "{file} is not in the record", "It was added after the build; readers ignore it."
     ),
     "file-changed": _error(
         "{file} is not what was built: {reason}", "Size or SHA-256 differ from the record."
@@ -392,7 +376,8 @@ CODES: dict[str, Code] = {
         "{path} is already there", "An existing output is replaced only when that is asked for."
     ),
     "output-in-source": _error(
-        "the output {path} lies in the source's folder", "The source is never written to."
+        "the output {path} lies in the source's folder or around it",
+        "The source is never written to, and never deleted with an output.",
     ),
     "output-not-a-bundle": _error(
         "{path} is no bundle of policyc and is not replaced",

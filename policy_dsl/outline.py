@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from policy_dsl.fill import describe
 from policy_dsl.plan import Module, Plan
+from policy_dsl.policy import Treatment
 from policy_dsl.units import bits_per_weight
 
 OTHERWISE = "defaults.otherwise"
@@ -19,7 +20,7 @@ OTHERWISE = "defaults.otherwise"
 
 @dataclass(frozen=True, slots=True)
 class OutlineModule:
-    """One decision: `stored` says how the values are held, in the language's words.
+    """One decision. `treatment` tells it with the cast, `stored` only what lies on disk.
 
     tensors: output tensors (codes, scales …). rule: `file:line` or `defaults.otherwise`, empty
     if not known.
@@ -28,6 +29,7 @@ class OutlineModule:
     name: str
     role: str
     layer: int | None
+    treatment: str
     stored: str
     rule: str
     tensors: int
@@ -66,7 +68,7 @@ class Group:
 
     role: str
     layers: tuple[int, ...]
-    stored: str
+    treatment: str
     rule: str
     tensors: int
     parameters: int
@@ -84,13 +86,19 @@ def outline(plan: Plan) -> Outline:
     return Outline(plan.policy.name, plan.target, plan.model.id, modules)
 
 
-def stored_as(module: Module) -> str:
-    """How a module's values are held: `4bit affine g64`, `keep (f32 -> bf16)`."""
+def stored_as(treatment: Treatment, dtype: str) -> str:
+    """What lies on disk: `4bit affine g64`, or the dtype of plain values such as `bf16`."""
+    return describe(treatment) if treatment.action == "quantize" else dtype.lower()
+
+
+def treatment_of(module: Module) -> str:
+    """What happens to a module's values: `4bit affine g64`, `keep (f32 -> bf16)`."""
+    stored = stored_as(module.treatment, module.dtype)
     if module.treatment.action == "quantize":
-        return describe(module.treatment)
-    word, stored = module.treatment.action, module.dtype.lower()
+        return stored
     given = ", ".join(source_dtypes(module)).lower()
-    return f"{word} ({stored})" if given in ("", stored) else f"{word} ({given} -> {stored})"
+    change = stored if given in ("", stored) else f"{given} -> {stored}"
+    return f"{module.treatment.action} ({change})"
 
 
 def source_dtypes(module: Module) -> tuple[str, ...]:
@@ -104,7 +112,7 @@ def groups(modules: Iterable[OutlineModule]) -> tuple[Group, ...]:
     first_seen: dict[str, int] = {}
     for module in modules:
         first_seen.setdefault(module.role, len(first_seen))
-        found.setdefault((module.role, module.stored, module.rule), []).append(module)
+        found.setdefault((module.role, module.treatment, module.rule), []).append(module)
     made = [_group(key, members) for key, members in found.items()]
     return tuple(sorted(made, key=lambda group: (first_seen[group.role], group.layers)))
 
@@ -114,7 +122,8 @@ def _outline_module(module: Module) -> OutlineModule:
         name=module.name,
         role=module.role,
         layer=module.layer,
-        stored=stored_as(module),
+        treatment=treatment_of(module),
+        stored=stored_as(module.treatment, module.dtype),
         rule=module.rule,
         tensors=len(module.tensors),
         parameters=module.parameters,
@@ -123,11 +132,11 @@ def _outline_module(module: Module) -> OutlineModule:
 
 
 def _group(key: tuple[str, str, str], members: list[OutlineModule]) -> Group:
-    role, stored, rule = key
+    role, treatment, rule = key
     return Group(
         role=role,
         layers=tuple(sorted({m.layer for m in members if m.layer is not None})),
-        stored=stored,
+        treatment=treatment,
         rule=rule,
         tensors=sum(m.tensors for m in members),
         parameters=sum(m.parameters for m in members),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from policy_dsl.assertions import TestResult
@@ -20,8 +21,9 @@ from policy_dsl.outline import (
     outline,
     source_dtypes,
     stored_as,
+    treatment_of,
 )
-from policy_dsl.plan import Module, Plan, PlannedTensor
+from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor
 from policy_dsl.units import bits_per_weight
 
 SCHEMA_VERSION = 1
@@ -85,6 +87,19 @@ def document_text(document: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
+def read_saved_plan(path: Path) -> Outline:
+    """The outline of a saved plan's file.
+
+    Raises: PolicyError if it cannot be read, or is no plan with its tensors.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise fail("bad-saved-plan", path=str(path), reason=reason) from None
+    return saved_outline(text, str(path))
+
+
 def saved_outline(text: str, path: str) -> Outline:
     """The outline of a saved plan. path: how to call it.
 
@@ -129,7 +144,8 @@ def _module(rows: list[dict[str, Any]]) -> OutlineModule:
         name=first["module"],
         role=first["role"],
         layer=first["layer"],
-        stored=first["treatment"],
+        treatment=first["treatment"],
+        stored=first["stored"],
         rule=first["rule"],
         tensors=len(rows),
         parameters=sum(int(row["parameters"]) for row in rows),
@@ -174,7 +190,7 @@ def _group_json(group: Group) -> dict[str, Any]:
     return {
         "role": group.role,
         "layers": list(group.layers),
-        "treatment": group.stored,
+        "treatment": group.treatment,
         "rule": group.rule,
         "tensors": group.tensors,
         "parameters": group.parameters,
@@ -183,7 +199,7 @@ def _group_json(group: Group) -> dict[str, Any]:
     }
 
 
-def _dropped(omission: Any) -> dict[str, Any]:
+def _dropped(omission: Omission) -> dict[str, Any]:
     return {
         "name": omission.tensor.name,
         "role": omission.role,
@@ -193,7 +209,7 @@ def _dropped(omission: Any) -> dict[str, Any]:
     }
 
 
-def _file(file: Any) -> dict[str, Any]:
+def _file(file: PlannedFile) -> dict[str, Any]:
     return {
         "name": file.name,
         "kind": file.kind,
@@ -216,7 +232,8 @@ def _tensor(module: Module, tensor: PlannedTensor, *, first: bool) -> dict[str, 
         "module": module.name,
         "role": module.role,
         "layer": module.layer,
-        "treatment": stored_as(module),
+        "treatment": treatment_of(module),
+        "stored": stored_as(module.treatment, module.dtype),
         "parameters": module.parameters if first else 0,
         "source_dtypes": list(source_dtypes(module)),
         "sources": _source_names(module),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from policy_dsl.assertions import TestResult
 from policy_dsl.diagnostics import render
 from policy_dsl.matching import is_guarded
-from policy_dsl.outline import OTHERWISE, Group, Outline, groups, outline, stored_as
+from policy_dsl.outline import OTHERWISE, Group, Outline, groups, outline, treatment_of
 from policy_dsl.plan import Omission, Plan, PlannedFile
 from policy_dsl.report import Block, Column, Facts, Items, Table, render_markdown, render_text
 from policy_dsl.units import both_units, column_unit, counted, in_unit, layer_list
@@ -46,11 +46,13 @@ def _blocks(plan: Plan, tests: Sequence[TestResult], *, tensors: bool) -> list[B
     quantized = {
         module.name for module in plan.modules if module.treatment.action == "quantize"
     }
-    labels = {module.stored for module in made.modules if module.name in quantized}
+    labels = {module.treatment for module in made.modules if module.name in quantized}
     blocks: list[Block] = [
         Facts(tuple(_heading(plan))),
-        _group_table("Quantized", [g for g in found if g.stored in labels], plan, made),
-        _group_table("Not quantized", [g for g in found if g.stored not in labels], plan, made),
+        _group_table("Quantized", [g for g in found if g.treatment in labels], plan, made),
+        _group_table(
+            "Not quantized", [g for g in found if g.treatment not in labels], plan, made
+        ),
         Facts(tuple(_totals(plan, made)), title="Totals"),
     ]
     if plan.omitted:
@@ -103,7 +105,7 @@ def _group_row(
     return (
         group.role,
         layer_list(group.layers),
-        group.stored,
+        group.treatment,
         f"{group.tensors:,}",
         f"{group.parameters:,}",
         in_unit(group.nbytes, scale),
@@ -177,7 +179,7 @@ def _tensor_table(plan: Plan) -> Table:
             tensor.dtype,
             "x".join(str(size) for size in tensor.shape),
             f"{tensor.nbytes:,}",
-            stored_as(module),
+            treatment_of(module),
             module.rule,
             tensor.file,
         )

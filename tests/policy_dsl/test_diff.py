@@ -15,7 +15,7 @@ def module(role: str, layer: int | None, stored: str, rule: str = "a.yaml:1") ->
     parameters = 1 << 30
     nbytes = int(parameters * WIDTHS[stored] / 8)
     name = role if layer is None else f"layers.{layer}.{role}"
-    return OutlineModule(name, role, layer, stored, rule, 3, parameters, nbytes)
+    return OutlineModule(name, role, layer, stored, stored, rule, 3, parameters, nbytes)
 
 
 def bundle(middle: str, rule: str = "a.yaml:1", title: str = "a") -> Outline:
@@ -38,9 +38,8 @@ def test_modules_that_changed_alike_are_one_change() -> None:
 def test_text_says_role_layers_treatments_and_bytes() -> None:
     text = diff_text(diff(bundle("3bit affine g64"), bundle("4bit affine g64", title="b")))
     line = next(line for line in text.splitlines() if "experts.down_proj" in line)
-    assert line.split() == (
-        "experts.down_proj 0-5 3bit affine g64 -> 4bit affine g64 6 +805.31 MB a.yaml:1".split()
-    )
+    change = "experts.down_proj 0-5 3bit affine g64 -> 4bit affine g64 6 +805.31 MB a.yaml:1"
+    assert " ".join(line.split()) == change
     before, after = bundle("3bit affine g64").bpw, bundle("4bit affine g64").bpw
     assert before is not None
     assert after is not None

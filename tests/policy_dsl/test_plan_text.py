@@ -85,7 +85,9 @@ def small_plan() -> Plan:
         files=(
             PlannedFile("model.safetensors", "tensors", 122_000),
             PlannedFile("config.json", "metadata", 1_200),
-            PlannedFile("tokenizer.json", "copied", None, "the source's side files are not known"),
+            PlannedFile(
+                "tokenizer.json", "copied", None, "the source's side files are not known"
+            ),
         ),
         fp8_rule="bf16",
         pending=("imatrix: run `policyc calibrate`",),

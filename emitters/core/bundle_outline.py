@@ -1,0 +1,52 @@
+"""A bundle on disk as an Outline, so that it can be compared with plans and other bundles."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from emitters.core.bundle_reading import Bundle, BundleModule, open_bundle
+from policy_dsl.diagnostics import PolicyError, errors
+from policy_dsl.outline import Outline, OutlineModule, stored_as
+
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
+
+
+def bundle_outline(folder: Path) -> Outline:
+    """The outline of a bundle, from its record, or from headers and metadata alone.
+
+    Raises: PolicyError if the folder is no bundle, or its metadata and tensors disagree.
+    """
+    bundle = open_bundle(folder)
+    if errors(bundle.findings):
+        raise PolicyError(bundle.findings)
+    record = bundle.record
+    title = f"{record['policy']['name']} ({folder})" if record else str(folder)
+    model = str(record["source"]["id"]) if record else str(bundle.inventory.id)
+    return Outline(title, bundle.target, model, outline_modules(bundle))
+
+
+def outline_modules(bundle: Bundle) -> tuple[OutlineModule, ...]:
+    """The bundle's modules as an outline has them."""
+    return tuple(_outline_module(module) for module in bundle.modules)
+
+
+def _outline_module(module: BundleModule) -> OutlineModule:
+    dtype = next(iter(module.tensors.values())).dtype
+    stored = stored_as(module.treatment, dtype)
+    layer = module.layer
+    if not module.role and (found := _LAYER.search(module.name)):
+        layer = int(found[1])
+    plain = f"{module.treatment.action} ({stored})"
+    return OutlineModule(
+        name=module.name,
+        # Without a record the name, its numbers left open, stands for the role.
+        role=module.role or re.sub(r"\d+", "{}", module.name),
+        layer=layer,
+        treatment=stored if module.treatment.action == "quantize" else plain,
+        stored=stored,
+        rule="",
+        tensors=len(module.tensors),
+        parameters=module.parameters,
+        nbytes=module.nbytes,
+    )

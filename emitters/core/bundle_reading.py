@@ -1,0 +1,241 @@
+"""A bundle on disk as values: its tensors by module, its record, and what its metadata claim.
+
+folder ── open_bundle ──> Bundle ── verify, bundle_outline
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+import emitters
+from emitters.core.record import RECORD, record_digest, record_schema
+from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
+from policy_dsl.formats import FormatSpec
+from policy_dsl.inventory import Inventory, TensorInfo
+from policy_dsl.policy import Treatment
+from policy_dsl.sources import open_source
+
+_LARGEST_METADATA = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class BundleModule:
+    """The tensors of one module. role is empty and layer None where no record tells them.
+
+    shape: logical, of the values that the tensors stand for.
+    """
+
+    name: str
+    role: str
+    layer: int | None
+    treatment: Treatment
+    shape: tuple[int, ...]
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def parameters(self) -> int:
+        """Values of the module."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle as it lies on disk. record is None if policyc did not build it.
+
+    claims: what the metadata tell readers about quantized modules. findings: modules that are
+    not what metadata or record say.
+    """
+
+    folder: Path
+    inventory: Inventory
+    record: Mapping[str, Any] | None
+    target: str
+    claims: Mapping[str, Treatment]
+    modules: tuple[BundleModule, ...]
+    findings: tuple[Diagnostic, ...]
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """The bundle in a folder, from headers and metadata; no weight is read.
+
+    Raises: PolicyError if headers, index, or the record cannot be what they must be.
+    """
+    if not folder.is_dir():
+        raise fail("not-a-bundle", path=str(folder), reason="it is no folder")
+    inventory = open_source(str(folder))
+    record = read_record(folder)
+    metadata = _metadata_files(folder)
+    target, claims = _target(folder, record, metadata)
+    spec = emitters.get(target).spec
+    modules = tuple(_modules(inventory, claims, spec, record))
+    findings = tuple(_incomplete(module, spec) for module in modules)
+    return Bundle(
+        folder=folder,
+        inventory=inventory,
+        record=record,
+        target=target,
+        claims=claims,
+        modules=modules,
+        findings=tuple(found for found in findings if found is not None),
+    )
+
+
+def read_record(folder: Path) -> Mapping[str, Any] | None:
+    """The bundle's provenance record, None if there is none.
+
+    Raises: PolicyError (bad-record) if it is not what the published schema says, or its own
+    digest does not fit.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    try:
+        document: dict[str, Any] = json.loads(_read(path))
+        jsonschema.validate(document, record_schema())
+    except jsonschema.ValidationError as error:
+        raise fail("bad-record", path=str(folder), reason=_first_line(error.message)) from None
+    except ValueError as error:
+        raise fail("bad-record", path=str(folder), reason=str(error)) from None
+    if document["digest"] != record_digest(document):
+        reason = "it was edited: its own digest does not fit"
+        raise fail("bad-record", path=str(folder), reason=reason)
+    return document
+
+
+def _target(
+    folder: Path, record: Mapping[str, Any] | None, metadata: Mapping[str, bytes]
+) -> tuple[str, Mapping[str, Treatment]]:
+    """The format that wrote the bundle, and what its metadata claim."""
+    if record is not None:
+        target = str(record["target"])
+        if target not in emitters.names():
+            known = ", ".join(emitters.names())
+            raise fail("unavailable-target", target=target, known=known)
+        return target, _claims(folder, target, metadata)
+    for name in emitters.names():
+        claims = _claims(folder, name, metadata)
+        if claims:
+            return name, claims
+    reason = "it has no policyc.json, and no config that a target of policyc writes"
+    raise fail("not-a-bundle", path=str(folder), reason=reason)
+
+
+def _claims(
+    folder: Path, target: str, metadata: Mapping[str, bytes]
+) -> Mapping[str, Treatment]:
+    try:
+        return emitters.get(target).claims(metadata)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"its metadata are not what {target} has: {error}"
+        raise fail("bad-bundle-metadata", path=str(folder), reason=reason) from None
+
+
+def _modules(
+    inventory: Inventory,
+    claims: Mapping[str, Treatment],
+    spec: FormatSpec,
+    record: Mapping[str, Any] | None,
+) -> Iterator[BundleModule]:
+    """The modules in the order of the files: as the record lists them, else by name."""
+    recorded = record["modules"] if record else {}
+    owner = {name: path for path, known in recorded.items() for name in known["tensors"]}
+    parts = {path: _part_names(treatment, spec) for path, treatment in claims.items()}
+
+    def module_of(tensor: TensorInfo) -> str:
+        path, _, part = tensor.name.rpartition(".")
+        return owner.get(tensor.name) or (path if part in parts.get(path, ()) else tensor.name)
+
+    tensors = sorted(inventory.tensors.values(), key=module_of)
+    for name, members in groupby(tensors, key=module_of):
+        held = {_part(tensor.name): tensor for tensor in members}
+        yield _module(name, held, claims.get(name), recorded.get(name))
+
+
+def _module(
+    name: str,
+    tensors: Mapping[str, TensorInfo],
+    claim: Treatment | None,
+    known: Mapping[str, Any] | None,
+) -> BundleModule:
+    if known is not None:
+        treatment, shape = Treatment(**known["treatment"]), tuple(known["shape"])
+        role, layer = known["role"], known["layer"]
+        return BundleModule(name, role, layer, treatment, shape, tensors)
+    if claim is None:
+        (tensor,) = tensors.values()
+        return BundleModule(name, "", None, Treatment("keep"), tensor.shape, tensors)
+    codes, scales = tensors.get("weight"), tensors.get("scales")
+    shape = codes.shape if codes else ()
+    if codes and scales and scales.shape:
+        shape = (*codes.shape[:-1], scales.shape[-1] * (claim.group_size or 1))
+    return BundleModule(name, "", None, claim, shape, tensors)
+
+
+def _incomplete(module: BundleModule, spec: FormatSpec) -> Diagnostic | None:
+    """The finding that a module's tensors are not those that its treatment needs, if so."""
+    stored = next(iter(module.tensors.values()))
+    scales = module.tensors.get("scales")
+    dtype = (scales or stored).dtype
+    try:
+        wanted = spec.part_shapes(module.treatment, module.shape, dtype)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return diagnostic("incomplete-module", module=module.name, reason="its shape is broken")
+    if module.treatment.action != "quantize":
+        return None
+    expected = {part.part: (part.dtype, part.shape) for part in wanted}
+    found = {part: (tensor.dtype, tensor.shape) for part, tensor in module.tensors.items()}
+    if found.keys() != expected.keys():
+        reason = f"it has {', '.join(found)}; it should have {', '.join(expected)}"
+        return diagnostic("incomplete-module", module=module.name, reason=reason)
+    for part, shape in expected.items():
+        if found[part] != shape:
+            reason = f"{part} is {_shown(found[part])}, not {_shown(shape)}"
+            return diagnostic("incomplete-module", module=module.name, reason=reason)
+    return None
+
+
+def _part_names(treatment: Treatment, spec: FormatSpec) -> frozenset[str]:
+    columns = max(32, treatment.group_size or 1)
+    parts = spec.part_shapes(treatment, (1, columns), "BF16")
+    return frozenset(part.part for part in parts)
+
+
+def _part(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _shown(tensor: tuple[str, tuple[int, ...]]) -> str:
+    return f"{tensor[0]} {list(tensor[1])}"
+
+
+def _metadata_files(folder: Path) -> dict[str, bytes]:
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        if path.name != RECORD and path.stat().st_size <= _LARGEST_METADATA:
+            found[path.name] = _read(path)
+    return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise fail("unreadable-file", path=str(path), reason=reason) from None
+
+
+def _first_line(text: str) -> str:
+    return text.split("\n", 1)[0][:200]

@@ -1,0 +1,214 @@
+"""A bundle on disk -> what was checked, what is wrong, and how far it is from its source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import emitters
+from emitters.core.bundle_reading import Bundle, BundleModule, open_bundle
+from emitters.core.hashing import FileHashes, Places, hash_files
+from emitters.core.record import RECORD
+from emitters.core.verify_source import ModuleError, compare
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors
+from policy_dsl.fill import describe
+from policy_dsl.inventory import Inventory
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at. result: passed, failed, or not possible."""
+
+    name: str
+    result: str
+    about: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """All that verifying a bundle brought to light. errors: None without a source."""
+
+    folder: Path
+    has_record: bool
+    n_files: int
+    n_tensors: int
+    nbytes: int
+    checks: tuple[Check, ...]
+    findings: tuple[Diagnostic, ...]
+    errors: tuple[ModuleError, ...] | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not errors(self.findings)
+
+
+def verify_bundle(folder: Path, source: Inventory | None = None, *, jobs: int) -> VerifyReport:
+    """What is right and wrong with the bundle in a folder.
+
+    Structure, index, every file's and tensor's hash against the record, widths derived from
+    shapes against those in the metadata; with a source, the error of every decoded tensor.
+    Raises: PolicyError if the folder is no bundle at all, or cannot be read.
+    """
+    try:
+        bundle = open_bundle(folder)
+    except PolicyError as error:
+        if any(found.code == "not-a-bundle" for found in error.diagnostics):
+            raise
+        return _unopened(folder, error.diagnostics)
+    stages = [
+        ("structure", bundle.findings, f"{len(bundle.modules)} modules, every header"),
+        ("index", tuple(_index(bundle)), "names, shards, total size"),
+        ("widths", tuple(_widths(bundle)), f"{len(bundle.claims)} quantized modules"),
+        ("hashes", tuple(_hashes(bundle, jobs)), "SHA-256 of every file and tensor"),
+    ]
+    found_errors = None
+    if source is not None:
+        found_errors, findings = compare(bundle, source, jobs=jobs)
+        stages.append(("values", findings, "every tensor decoded and compared with the source"))
+    inventory = bundle.inventory
+    return VerifyReport(
+        folder=folder,
+        has_record=bundle.record is not None,
+        n_files=len(bundle.record["files"]) if bundle.record else len(inventory.file_nbytes),
+        n_tensors=len(inventory.tensors),
+        nbytes=inventory.nbytes,
+        checks=tuple(_check(*stage, has_record=bundle.record is not None) for stage in stages),
+        findings=tuple(found for _, findings, _ in stages for found in findings),
+        errors=found_errors,
+    )
+
+
+def _unopened(folder: Path, findings: tuple[Diagnostic, ...]) -> VerifyReport:
+    """The report of a bundle whose headers, index or record are broken."""
+    has_record = (folder / RECORD).exists()
+    check = Check("structure", "failed", "headers, index and record can be read")
+    return VerifyReport(folder, has_record, 0, 0, 0, (check,), findings, None)
+
+
+def _check(
+    name: str, findings: tuple[Diagnostic, ...], about: str, *, has_record: bool
+) -> Check:
+    if errors(findings):
+        return Check(name, "failed", about)
+    if name == "hashes" and not has_record:
+        return Check(name, "not possible", f"there is no {RECORD}")
+    return Check(name, "passed", about)
+
+
+def _index(bundle: Bundle) -> Iterator[Diagnostic]:
+    """What the index says wrongly; shards and names were compared when headers were read."""
+    path = bundle.folder / INDEX
+    if not path.exists():
+        if len(bundle.inventory.file_nbytes) > 1:
+            yield diagnostic("missing-bundle-file", file=INDEX, where="list of shards")
+        return
+    document: Any = json.loads(path.read_bytes())
+    named = document.get("weight_map", {})
+    for name, tensor in bundle.inventory.tensors.items():
+        if named.get(name) != tensor.file:
+            reason = f"{name} is in {tensor.file}, not in {named.get(name)}"
+            yield diagnostic("index-disagrees", reason=reason)
+            return
+    total = (document.get("metadata") or {}).get("total_size")
+    if total is not None and total != bundle.inventory.nbytes:
+        reason = f"total_size is {total}, the tensors have {bundle.inventory.nbytes} bytes"
+        yield diagnostic("index-disagrees", reason=reason)
+
+
+def _widths(bundle: Bundle) -> Iterator[Diagnostic]:
+    """Modules whose tensors are not those of the width that the metadata tell readers."""
+    spec = emitters.get(bundle.target).spec
+    modules = {module.name: module for module in bundle.modules}
+    for name in bundle.claims.keys() - modules.keys():
+        written = describe(bundle.claims[name])
+        yield diagnostic(
+            "width-disagrees", module=name, found="no such module", written=written
+        )
+    for name, module in modules.items():
+        claim = bundle.claims.get(name)
+        if claim is None:
+            yield from _unclaimed(module)
+            continue
+        scales = module.tensors.get("scales", next(iter(module.tensors.values())))
+        parts = spec.part_shapes(claim, module.shape, scales.dtype)
+        expected = {part.part: (part.dtype, part.shape) for part in parts}
+        found = {part: (one.dtype, one.shape) for part, one in module.tensors.items()}
+        if found != expected:
+            yield diagnostic(
+                "width-disagrees",
+                module=name,
+                found=_shapes(found),
+                written=f"{describe(claim)}: {_shapes(expected)}",
+            )
+
+
+def _unclaimed(module: BundleModule) -> Iterator[Diagnostic]:
+    """A finding if a module is quantized and the metadata say nothing of it."""
+    packed = any(tensor.dtype == "U32" for tensor in module.tensors.values())
+    if module.treatment.action == "quantize" or packed:
+        found = {part: (one.dtype, one.shape) for part, one in module.tensors.items()}
+        yield diagnostic(
+            "width-disagrees", module=module.name, found=_shapes(found), written="nothing"
+        )
+
+
+def _shapes(parts: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
+    shown = (f"{part} {dtype} {list(shape)}" for part, (dtype, shape) in sorted(parts.items()))
+    return ", ".join(shown)
+
+
+def _hashes(bundle: Bundle, jobs: int) -> Iterator[Diagnostic]:
+    """Files and tensors that are not what the record says."""
+    if bundle.record is None:
+        yield diagnostic("no-record", path=str(bundle.folder))
+        return
+    recorded: Mapping[str, Any] = bundle.record["files"]
+    present = {path.name for path in bundle.folder.iterdir() if path.is_file()} - {RECORD}
+    for name in sorted(recorded.keys() - present):
+        yield diagnostic("missing-bundle-file", file=name, where="record")
+    for name in sorted(present - recorded.keys()):
+        weights = name.endswith(".safetensors")
+        yield diagnostic("stray-bundle-file" if weights else "unrecorded-file", file=name)
+    shared = sorted(present & recorded.keys())
+    paths = {bundle.folder / name: _places(bundle.inventory, name) for name in shared}
+    hashed = hash_files(paths, jobs=jobs, advance=lambda nbytes: None)
+    for path, found in hashed.items():
+        yield from _changed_file(path.name, found, recorded[path.name])
+    tensors = {name: sha for found in hashed.values() for name, sha in found.tensors.items()}
+    yield from _changed_tensors(tensors, bundle.record["tensors"])
+
+
+def _places(inventory: Inventory, file: str) -> Places:
+    return {
+        tensor.name: (tensor.start, tensor.stop)
+        for tensor in inventory.tensors.values()
+        if tensor.file == file
+    }
+
+
+def _changed_file(
+    name: str, found: FileHashes, recorded: Mapping[str, Any]
+) -> Iterable[Diagnostic]:
+    if found.nbytes != recorded["nbytes"]:
+        reason = f"it has {found.nbytes} bytes, not {recorded['nbytes']}"
+        yield diagnostic("file-changed", file=name, reason=reason)
+    elif found.sha256 != recorded["sha256"]:
+        yield diagnostic("file-changed", file=name, reason="its SHA-256 is another one")
+
+
+def _changed_tensors(
+    found: Mapping[str, str], recorded: Mapping[str, str]
+) -> Iterable[Diagnostic]:
+    for name in sorted(recorded.keys() | found.keys()):
+        if name not in found:
+            yield diagnostic("tensor-changed", tensor=name, reason="it is not there")
+        elif name not in recorded:
+            yield diagnostic("tensor-changed", tensor=name, reason="the record lacks it")
+        elif found[name] != recorded[name]:
+            yield diagnostic("tensor-changed", tensor=name, reason="its SHA-256 is another one")

@@ -1,0 +1,249 @@
+"""How far a bundle's decoded values are from its source, block by block in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod, sqrt
+from pathlib import Path
+
+import numpy as np
+
+import emitters
+from emitters.core.bundle_reading import Bundle, BundleModule
+from emitters.core.interface import Decode
+from emitters.numerics.fp8 import fp8_dequantize
+from emitters.numerics.rounding import to_float32
+from emitters.numerics.value_types import VALUE_TYPES, Array
+from emitters.tensor_io.read import Source, columns, file_facts
+from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
+from policy_dsl.fill import describe
+from policy_dsl.inventory import Inventory, TensorInfo
+from policy_dsl.outline import stored_as
+from policy_dsl.roles import Model, ModelTensor, classify
+from policy_dsl.scales import block_size
+
+# Two float32 arrays of this many values, and float64 sums over them, at a time and a thread.
+_BLOCK_VALUES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What blocks add up to: squares of source, decoded and difference; products; maximum."""
+
+    source: float = 0.0
+    decoded: float = 0.0
+    difference: float = 0.0
+    product: float = 0.0
+    largest: float = 0.0
+    values: int = 0
+    not_finite: int = 0
+
+    def __add__(self, other: Sums) -> Sums:
+        """The sums of both."""
+        return Sums(
+            self.source + other.source,
+            self.decoded + other.decoded,
+            self.difference + other.difference,
+            self.product + other.product,
+            max(self.largest, other.largest),
+            self.values + other.values,
+            self.not_finite + other.not_finite,
+        )
+
+    @property
+    def relative(self) -> float | None:
+        """Relative Frobenius error |W - D| / |W|; None where the source is all zeros."""
+        return sqrt(self.difference / self.source) if self.source else None
+
+    @property
+    def cosine(self) -> float | None:
+        """Cosine of source and decoded values; None where one is all zeros."""
+        norm = sqrt(self.source) * sqrt(self.decoded)
+        return self.product / norm if norm else None
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleError:
+    """The error of one module against its source."""
+
+    module: str
+    role: str
+    treatment: str
+    sums: Sums
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A source and a bundle, opened for reading."""
+
+    source: Source
+    bundle: Source
+    model: Model
+    decode: Decode
+
+
+def compare(
+    bundle: Bundle, source: Inventory, *, jobs: int
+) -> tuple[tuple[ModuleError, ...], tuple[Diagnostic, ...]]:
+    """The error of every module, and what cannot be compared or decodes to no numbers.
+
+    The source counts with its exact values: FP8 codes times scales in float32.
+    Raises: PolicyError if the source has no readable weights, or names without roles.
+    """
+    pair, stacks = _opened(bundle, source)
+    findings = list(_unmatched(bundle, stacks))
+    comparable = [
+        (module, stacks[module.name])
+        for module in bundle.modules
+        if module.name in stacks and _fits(module, stacks[module.name])
+    ]
+    with ThreadPoolExecutor(jobs, "compare") as workers:
+        found = tuple(workers.map(lambda item: _module_error(pair, *item), comparable))
+    for error in found:
+        if error.sums.not_finite:
+            count = error.sums.not_finite
+            findings.append(diagnostic("non-finite-decoded", tensor=error.module, count=count))
+    return found, tuple(findings)
+
+
+def _opened(
+    bundle: Bundle, source: Inventory
+) -> tuple[_Pair, dict[str, tuple[ModelTensor, ...]]]:
+    """Both sides opened, and the source's tensors by the bundle's module that holds them."""
+    if source.root is None:
+        raise fail("not-comparable", reason=f"{source.id} is known by its headers alone")
+    emitter, model = emitters.get(bundle.target), classify(source)
+    stacks: dict[str, list[ModelTensor]] = {}
+    for tensor in model.tensors:
+        if emitter.spec.omission(tensor, model) is None:
+            stacks.setdefault(emitter.spec.module_path(tensor, model), []).append(tensor)
+    ordered = {
+        path: tuple(sorted(stack, key=lambda tensor: tensor.expert or 0))
+        for path, stack in stacks.items()
+    }
+    pair = _Pair(_source(source, source.root), _source(bundle.inventory, bundle.folder), model,
+                 emitter.decode)  # fmt: skip
+    return pair, ordered
+
+
+def _source(inventory: Inventory, root: Path) -> Source:
+    files = {tensor.file for tensor in inventory.tensors.values() if tensor.file}
+    return Source(root, file_facts(root, files))
+
+
+def _unmatched(
+    bundle: Bundle, stacks: Mapping[str, tuple[ModelTensor, ...]]
+) -> Iterator[Diagnostic]:
+    """Modules that one side lacks or that have another shape."""
+    names = {module.name for module in bundle.modules}
+    dropped = {entry["name"] for entry in bundle.record["omitted"]} if bundle.record else set()
+    for path, stack in stacks.items():
+        if path not in names and not dropped.issuperset(one.source.name for one in stack):
+            yield diagnostic("not-comparable", reason=f"the bundle has no {path}")
+    for module in bundle.modules:
+        if module.name not in stacks:
+            yield diagnostic("not-comparable", reason=f"the source has no {module.name}")
+        elif not _fits(module, stacks[module.name]):
+            shape = list(module.shape)
+            reason = f"{module.name} of shape {shape} is no plain stack of the source's tensors"
+            yield diagnostic("not-comparable", reason=reason)
+
+
+def _fits(module: BundleModule, stack: tuple[ModelTensor, ...]) -> bool:
+    plain = all(
+        not one.transposed and one.row_step == 1 and not one.mxfp4 and one.first_column == 0
+        for one in stack
+    )
+    elements = sum(prod(one.shape) for one in stack)
+    return plain and elements == prod(module.shape)
+
+
+def _module_error(
+    pair: _Pair, module: BundleModule, stack: tuple[ModelTensor, ...]
+) -> ModuleError:
+    sums, at = Sums(), 0
+    for tensor in stack:
+        rows = prod(tensor.shape[:-1])
+        step = max(1, _BLOCK_VALUES // columns(tensor.shape))
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            wanted = _source_values(pair, tensor, tensor.first_row + first, count)
+            found = _decoded(pair, module, at + first, count)
+            sums += _sums(wanted, found)
+        at += rows
+    plain = next(iter(module.tensors.values())).dtype
+    quantized = module.treatment.action == "quantize"
+    treatment = describe(module.treatment) if quantized else stored_as(module.treatment, plain)
+    return ModuleError(module.name, stack[0].role, treatment, sums)
+
+
+def _source_values(pair: _Pair, tensor: ModelTensor, first: int, count: int) -> Array:
+    """float32 [count, in]: rows of a source tensor, FP8 times its scales."""
+    stored = pair.source.rows(tensor.source, first, count)
+    if tensor.scale is None:
+        return to_float32(stored, tensor.source.dtype)
+    block = block_size(pair.model.config)
+    if block is None:
+        raise fail("missing-scale", count=1, names=tensor.source.name)
+    # A stack's matrices each have a grid of their own.
+    height, grid_height = tensor.source.shape[-2], tensor.scale.shape[-2]
+    parts = []
+    for start, stop in _within_matrices(first, count, height):
+        matrix, row = divmod(start, height)
+        grid = pair.source.rows(tensor.scale, matrix * grid_height, grid_height)
+        codes = stored[start - first : stop - first]
+        scales = to_float32(grid, tensor.scale.dtype)
+        parts.append(
+            fp8_dequantize(
+                codes, scales, block=block, first_row=row, rule="f32", out_dtype="F32"
+            )
+        )
+    return np.concatenate(parts)
+
+
+def _within_matrices(first: int, count: int, height: int) -> Iterator[tuple[int, int]]:
+    """Spans of rows that do not cross from one matrix of a stack into the next."""
+    start, end = first, first + count
+    while start < end:
+        stop = min(end, (start // height + 1) * height)
+        yield start, stop
+        start = stop
+
+
+def _decoded(pair: _Pair, module: BundleModule, first: int, count: int) -> Array:
+    """float32 [count, in]: rows of a bundle's module."""
+    parts = {
+        part: _typed(pair.bundle.rows(tensor, first, count), tensor)
+        for part, tensor in module.tensors.items()
+    }
+    if module.treatment.action != "quantize":
+        (tensor,) = module.tensors.values()
+        return to_float32(next(iter(parts.values())), tensor.dtype)
+    scales = module.tensors["scales"]
+    dtype = scales.dtype if scales.dtype in VALUE_TYPES else "BF16"
+    return pair.decode(parts, dtype, module.treatment)
+
+
+def _typed(stored: Array, tensor: TensorInfo) -> Array:
+    return stored.view(np.uint32) if tensor.dtype == "U32" else stored
+
+
+def _sums(wanted: Array, found: Array) -> Sums:
+    source = wanted.reshape(-1).astype(np.float64)
+    decoded = found.reshape(-1).astype(np.float64)
+    difference = decoded - source
+    finite = np.isfinite(decoded)
+    lost = int(decoded.size - np.count_nonzero(finite))
+    if lost:
+        source, decoded, difference = source[finite], decoded[finite], difference[finite]
+    return Sums(
+        source=float(source @ source),
+        decoded=float(decoded @ decoded),
+        difference=float(difference @ difference),
+        product=float(source @ decoded),
+        largest=float(np.abs(difference).max(initial=0.0)),
+        values=int(wanted.size),
+        not_finite=lost,
+    )

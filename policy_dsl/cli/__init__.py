@@ -1,0 +1,93 @@
+"""The command line: `main` runs it; one module for each group of commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from policy_dsl.cli import console
+from policy_dsl.cli.build import build
+from policy_dsl.cli.catalogs import formats, models, schema
+from policy_dsl.cli.check import check
+from policy_dsl.cli.diff import diff
+from policy_dsl.cli.explain import explain
+from policy_dsl.cli.fmt import fmt
+from policy_dsl.cli.inspect import inspect
+from policy_dsl.cli.plan import plan
+from policy_dsl.cli.verify import verify
+from policy_dsl.version import version
+
+app = typer.Typer(
+    name="policyc",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.write(f"policyc {version()}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def policyc(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version."
+        ),
+    ] = False,
+) -> None:
+    """Quantization policies as source files: planned to the byte, built, verified.
+
+    \b
+    Start here:
+      policyc plan config_i                       what a policy does to a 230 GB model
+      policyc build config_i --model ./checkpoint -o ./bundle
+      policyc verify ./bundle
+
+    POLICY is a file or the name of a bundled policy. Results go to stdout, everything else
+    to stderr. Exit codes: 0 fine; 1 a check, verification, test or diff failed; 2 usage, or
+    an invalid policy or source; 130 interrupted.
+    """
+
+
+for command in (
+    check,
+    plan,
+    explain,
+    build,
+    verify,
+    diff,
+    inspect,
+    fmt,
+    schema,
+    formats,
+    models,
+):
+    app.command(command.__name__)(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run policyc with these arguments, else the process's own; the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks must not end in a traceback.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(arguments, prog_name="policyc")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        console.abandon_stdout()
+        code = console.READER_GONE
+    return code

@@ -1,0 +1,143 @@
+"""`policyc build`: plan a policy and write the bundle."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from policy_dsl.cli import console, options
+from policy_dsl.cli.planning import Request, make_plan
+from policy_dsl.diagnostics import fail
+
+if TYPE_CHECKING:
+    from policy_dsl.plan import Plan
+
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FOLDER", help="Bundle to write: MODEL-POLICY."),
+]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", "-j", min=1, max=256, help="Threads; all cores.")
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option("--max-memory", metavar="SIZE", help="Bound of the memory, such as 800MiB."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")]
+ProgressForm = Annotated[
+    Literal["auto", "plain", "json", "none"],
+    typer.Option("--progress", help="How stderr tells how far the build is."),
+]
+
+
+@console.guarded
+def build(
+    policy: options.PolicyName,
+    model: options.ModelName = None,
+    output: Output = None,
+    target: options.TargetName = None,
+    overrides: options.Overrides = None,
+    jobs: Jobs = None,
+    max_memory: MaxMemory = None,
+    force: Force = False,
+    progress: ProgressForm = "auto",
+    format: options.TextOrJson = "text",
+    fail_on_warn: options.FailOnWarn = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Write the bundle that `plan` shows. An interrupted build goes on where it stopped.
+
+    \b
+    Examples:
+      policyc build config_i --model ./MiniMax-M2.7 -o ./M2.7-config-i
+      policyc build mine.yaml --model ./checkpoint -j 4 --max-memory 800MiB
+    """
+    from emitters.core.build import build as built
+    from policy_dsl.cli.progress import reporter
+
+    request = Request(policy, model, target, overrides, verbose)
+    memory = _size(max_memory)
+    plan, inventory = make_plan(request)
+    _stop_on_findings(plan, fail_on_warn=fail_on_warn, quiet=quiet, as_json=format == "json")
+    folder = output or Path(f"{inventory.id.rpartition('/')[2]}-{plan.policy.name}")
+    with reporter("none" if quiet else progress) as report:
+        built(
+            plan,
+            inventory,
+            out=folder,
+            jobs=jobs or os.cpu_count() or 1,
+            force=force,
+            max_memory=memory,
+            progress=report,
+        )
+    _show_result(plan, folder, as_json=format == "json")
+
+
+def _size(text: str | None) -> int | None:
+    from policy_dsl.sizes import parse_size
+
+    if text is None:
+        return None
+    found = parse_size(text)
+    if found is None:
+        raise fail("bad-argument", option="--max-memory", reason=f'"{text}" is no size')
+    return found
+
+
+def _stop_on_findings(plan: Plan, *, fail_on_warn: bool, quiet: bool, as_json: bool) -> None:
+    """Show warnings and failing tests before the work.
+
+    Raises: PolicyError if tests of the policy fail; typer.Exit for warnings that count.
+    """
+    from policy_dsl.assertions import failures, run_tests
+
+    if not quiet:
+        console.show_findings(plan.findings, as_json=as_json)
+    failed = failures(run_tests(plan))
+    if failed:
+        console.show_findings(failed, as_json=as_json)
+        raise typer.Exit(console.FAILED)
+    console.stop_if(console.is_failure(plan.findings, fail_on_warn=fail_on_warn))
+
+
+def _show_result(plan: Plan, folder: Path, *, as_json: bool) -> None:
+    from policy_dsl.outline import outline
+    from policy_dsl.report import Facts, render_text
+    from policy_dsl.units import both_units, counted
+
+    made = outline(plan)
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    verify = f"policyc verify {shlex.quote(str(folder))}"
+    tensors = sum(module.tensors for module in made.modules)
+    if as_json:
+        console.write_json(
+            {
+                "schema_version": 1,
+                "kind": "build",
+                "output": str(folder),
+                "policy": plan.policy.name,
+                "target": plan.target,
+                "model": plan.model.id,
+                "tensors": tensors,
+                "tensor_nbytes": made.nbytes,
+                "file_nbytes": sum(sizes.values()),
+                "bpw": made.bpw,
+                "files": sizes,
+                "verify": verify,
+            }
+        )
+        return
+    facts = (
+        ("bundle", str(folder)),
+        ("holds", f"{plan.model.id} by {plan.policy.name}, for {plan.target}"),
+        ("tensors", f"{counted(tensors, 'tensor')}, {both_units(made.nbytes)}"),
+        ("files", f"{counted(len(sizes), 'file')}, {both_units(sum(sizes.values()))}"),
+        ("bits", f"{made.bpw or 0:.4f} bpw"),
+        ("check", verify),
+    )
+    console.write(render_text([Facts(facts)]))

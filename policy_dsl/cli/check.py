@@ -1,0 +1,147 @@
+"""`policyc check`: defects of policies, alone and against a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from policy_dsl.cli import console, options
+from policy_dsl.cli.planning import Request, load_policy, open_model, plan_for
+from policy_dsl.diagnostics import Diagnostic, PolicyError, errors
+
+if TYPE_CHECKING:
+    from policy_dsl.policy import Policy
+
+PolicyNames = Annotated[
+    list[str],
+    typer.Argument(metavar="POLICY...", help="Policy files, or names of bundled policies."),
+]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What checking one policy found; `against` are the model and target pairs it was for."""
+
+    reference: str
+    name: str | None
+    against: tuple[tuple[str, str], ...]
+    findings: tuple[Diagnostic, ...]
+
+
+@console.guarded
+def check(
+    policies: PolicyNames,
+    model: options.ModelName = None,
+    target: options.TargetName = None,
+    overrides: options.Overrides = None,
+    format: options.AnyFindings = "text",
+    fail_on_warn: options.FailOnWarn = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Find what is wrong with policies, all at once.
+
+    A policy is checked against --model, or against its own model where that is in the
+    catalog or on disk. Exit code 1 if there are errors.
+
+    \b
+    Examples:
+      policyc check policies/*.yaml
+      policyc check mine.qpol --model ./my-checkpoint --target mlx_affine
+      policyc check policies/*.yaml --format github
+    """
+    checked = [
+        check_policy(Request(policy, model, target, overrides, verbose)) for policy in policies
+    ]
+    findings = [found for one in checked for found in one.findings]
+    if format == "text":
+        console.write(console.painted(_text(checked), console.sys.stdout))
+    elif format == "json":
+        console.write_json(_document(checked))
+    elif format == "github":
+        from policy_dsl.findings import github_line
+
+        console.write("".join(github_line(found) + "\n" for found in findings))
+    else:
+        from policy_dsl.findings import sarif
+        from policy_dsl.version import version
+
+        console.write_json(sarif(findings, version=version()))
+    console.stop_if(console.is_failure(findings, fail_on_warn=fail_on_warn))
+
+
+def check_policy(request: Request) -> Checked:
+    """All findings about one policy: its text, then each of its targets on the model."""
+    try:
+        policy = load_policy(request)
+    except PolicyError as error:
+        return Checked(request.policy, None, (), error.diagnostics)
+    findings: list[Diagnostic] = []
+    against: list[tuple[str, str]] = []
+    if request.model or _is_near(policy):
+        targets = (request.target,) if request.target else policy.targets or (None,)
+        for target in targets:
+            findings += _against_model(request, policy, target, against)
+    elif policy.model:
+        console.note(f"note: {policy.model} is not at hand; give --model to check against it")
+    return Checked(request.policy, policy.name, tuple(against), tuple(dict.fromkeys(findings)))
+
+
+def _against_model(
+    request: Request, policy: Policy, target: str | None, against: list[tuple[str, str]]
+) -> Sequence[Diagnostic]:
+    from policy_dsl.assertions import failures, run_tests
+
+    try:
+        plan, inventory = plan_for(policy, open_model(request, policy), target)
+        against.append((inventory.id, plan.target))
+        return [*plan.findings, *failures(run_tests(plan))]
+    except PolicyError as error:
+        return error.diagnostics
+
+
+def _is_near(policy: Policy) -> bool:
+    """Whether the policy's own model can be opened without a network."""
+    from policy_dsl.sources import open_catalog
+
+    if policy.model is None:
+        return False
+    return Path(policy.model).expanduser().exists() or open_catalog(policy.model) is not None
+
+
+def _text(checked: Sequence[Checked]) -> str:
+    from policy_dsl.diagnostics import render
+    from policy_dsl.findings import count_text
+
+    parts = []
+    for one in checked:
+        if one.findings:
+            parts.append(render(one.findings) + "\n\n")
+        shown = " and ".join(f"{model} as {target}" for model, target in one.against)
+        place = f" (against {shown})" if shown else " (against no model)"
+        parts.append(f"{one.reference}: {count_text(one.findings)}{place}\n")
+    return "".join(parts)
+
+
+def _document(checked: Sequence[Checked]) -> dict[str, Any]:
+    from policy_dsl.findings import finding_json
+
+    every = [found for one in checked for found in one.findings]
+    return {
+        "schema_version": 1,
+        "kind": "check",
+        "policies": [
+            {
+                "policy": one.reference,
+                "name": one.name,
+                "against": [{"model": model, "target": name} for model, name in one.against],
+                "findings": [finding_json(found) for found in one.findings],
+            }
+            for one in checked
+        ],
+        "errors": len(errors(every)),
+        "warnings": len(every) - len(errors(every)),
+    }

@@ -1,0 +1,127 @@
+"""What every command shares: results on stdout, the rest on stderr, exit codes, no traceback.
+
+0 fine    1 a check, verification, test or diff failed    2 usage, or invalid input
+130 interrupted    141 the reader of stdout went away
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ParamSpec, TextIO, TypeVar
+
+import typer
+
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, render
+
+FAILED = 1
+INVALID = 2
+INTERRUPTED = 130
+READER_GONE = 141
+
+_COLOURS = {"error": "\x1b[31m", "warning": "\x1b[33m"}
+_SEVERITY = re.compile(r"^(error|warning)(?=\[)", re.MULTILINE)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """The command, with defects of the user's input shown and turned into exit codes."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        as_json = kwargs.get("format") == "json"
+        try:
+            return command(*args, **kwargs)
+        except PolicyError as error:
+            show_findings(error.diagnostics, as_json=as_json)
+            raise typer.Exit(INVALID) from None
+        except BrokenPipeError:
+            abandon_stdout()
+            raise typer.Exit(READER_GONE) from None
+        except KeyboardInterrupt:
+            note("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except OSError as error:
+            show_findings([system_defect(error)], as_json=as_json)
+            raise typer.Exit(INVALID) from None
+
+    return run
+
+
+def abandon_stdout() -> None:
+    """Send what is still in stdout's buffer nowhere: its reader has closed the pipe."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        return
+
+
+def system_defect(error: OSError, path: str | None = None) -> Diagnostic:
+    """The diagnostic of a refused system call."""
+    place = path or error.filename or "a file"
+    return diagnostic("system-refused", path=place, reason=error.strerror or str(error))
+
+
+def write(text: str) -> None:
+    """Write a result to stdout."""
+    sys.stdout.write(text)
+
+
+def write_json(document: Any) -> None:
+    """Write a small JSON document to stdout, indented."""
+    write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def note(text: str) -> None:
+    """Write a line that is no result to stderr."""
+    sys.stderr.write(text + "\n")
+
+
+def show_findings(found: Sequence[Diagnostic], *, as_json: bool = False) -> None:
+    """Write findings to stderr, as text or as a JSON document."""
+    if not found:
+        return
+    if as_json:
+        from policy_dsl.findings import finding_json
+
+        document = {
+            "schema_version": 1,
+            "kind": "findings",
+            "findings": [finding_json(one) for one in found],
+        }
+        note(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        note(painted(render(found), sys.stderr))
+
+
+def painted(text: str, stream: TextIO) -> str:
+    """Rendered diagnostics, coloured where a person looks at `stream`."""
+    if not stream.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return _SEVERITY.sub(lambda word: f"{_COLOURS[word[0]]}{word[0]}\x1b[0m", text)
+
+
+def stdout_width() -> int | None:
+    """Columns of the terminal that shows stdout; None if it is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def stop_if(failed: bool, code: int = FAILED) -> None:
+    """End the command with `code` if it failed.
+
+    Raises: typer.Exit.
+    """
+    if failed:
+        raise typer.Exit(code)
+
+
+def is_failure(found: Iterable[Diagnostic], *, fail_on_warn: bool) -> bool:
+    """Whether findings are errors, or warnings that the user wants to count as errors."""
+    every = list(found)
+    return bool(errors(every)) or (fail_on_warn and bool(every))

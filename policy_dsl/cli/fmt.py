@@ -1,0 +1,80 @@
+"""`policyc fmt`: policies in their usual form, and from YAML to DSL and back."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from policy_dsl.cli import console
+from policy_dsl.cli.files import save_text
+from policy_dsl.diagnostics import PolicyError, fail
+
+Form = Literal["yaml", "dsl"]
+STDIN = "-"
+
+PolicyFiles = Annotated[
+    list[str], typer.Argument(metavar="FILE...", help="Policy files; - is stdin.")
+]
+CheckOnly = Annotated[
+    bool, typer.Option("--check", help="Write nothing; exit with 1 if a file would change.")
+]
+OtherForm = Annotated[
+    Form | None,
+    typer.Option("--to", help="Print one policy in this form; the file stays as it is."),
+]
+
+
+@console.guarded
+def fmt(files: PolicyFiles, check: CheckOnly = False, to: OtherForm = None) -> None:
+    """Rewrite policy files in their usual form, in place; - reads stdin and prints.
+
+    \b
+    Examples:
+      policyc fmt policies/*.yaml
+      policyc fmt --check policies/*.yaml
+      policyc fmt --to dsl policies/config_i.yaml > config_i.qpol
+    """
+    if to is not None and len(files) > 1:
+        raise fail("bad-argument", option="--to", reason="takes one file at a time")
+    defects: list[PolicyError] = []
+    changed = []
+    for file in files:
+        try:
+            if _format_one(file, to, check=check):
+                changed.append(file)
+        except PolicyError as error:
+            defects.append(error)
+    if defects:
+        raise PolicyError(found for error in defects for found in error.diagnostics)
+    if check:
+        console.write("".join(f"{file} is not in the usual form\n" for file in changed))
+        console.stop_if(bool(changed))
+
+
+def _format_one(file: str, to: Form | None, *, check: bool) -> bool:
+    """Format one file; whether its text changes.
+
+    Raises: PolicyError with the defects of the text.
+    """
+    from policy_dsl.load import parse_policy, read_text
+    from policy_dsl.print_policy import print_dsl, print_yaml
+
+    text = _read_stdin() if file == STDIN else read_text(Path(file))
+    policy, form = parse_policy(text, file)
+    shown = print_dsl(policy) if (to or form) == "dsl" else print_yaml(policy)
+    if not check and (to is not None or file == STDIN):
+        console.write(shown)
+    elif not check and shown != text:
+        save_text(Path(file), shown)
+    return shown != text
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        byte = f"0x{error.object[error.start]:02x}"
+        raise fail("not-utf8", path="stdin", byte=byte, offset=error.start) from None

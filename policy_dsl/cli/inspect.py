@@ -1,0 +1,68 @@
+"""`policyc inspect`: what a source or a bundle holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from policy_dsl.cli import console, options
+from policy_dsl.cli.files import save_text
+
+SourceName = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="Folder of a checkpoint or bundle, recorded headers file, hub id, catalog name.",
+    ),
+]
+HeadersFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-headers",
+        metavar="FILE",
+        help="Record the headers, so that this model can be planned where it is not.",
+    ),
+]
+
+
+@console.guarded
+def inspect(
+    checkpoint: SourceName,
+    save_headers: HeadersFile = None,
+    format: options.AnyReport = "text",
+) -> None:
+    """Show a checkpoint's family, layers, experts, dtypes and roles, from headers alone.
+
+    \b
+    Examples:
+      policyc inspect ./my-checkpoint
+      policyc inspect MiniMaxAI/MiniMax-M2.7 --save-headers m2.7.json
+    """
+    from policy_dsl.sources import open_source
+    from policy_dsl.survey import (
+        is_broken,
+        survey,
+        survey_document,
+        survey_markdown,
+        survey_text,
+    )
+
+    inventory = open_source(checkpoint)
+    if save_headers is not None:
+        from policy_dsl.recorded import write_recorded
+
+        save_text(save_headers, write_recorded(inventory))
+    outline = _bundle_outline(checkpoint)
+    if outline is not None:
+        _show_bundle(outline, format)
+        return
+    found = survey(inventory)
+    if format == "json":
+        console.write_json(survey_document(found))
+    elif format == "markdown":
+        console.write(survey_markdown(found))
+    else:
+        console.write(survey_text(found, width=console.stdout_width()))
+    console.stop_if(is_broken(found), console.INVALID)

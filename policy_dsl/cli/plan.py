@@ -1,0 +1,58 @@
+"""`policyc plan`: what a build would write, to the byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from policy_dsl.cli import console, options
+from policy_dsl.cli.files import save_text
+from policy_dsl.cli.planning import Request, make_plan
+
+AllTensors = Annotated[bool, typer.Option("--tensors", help="List every output tensor.")]
+SaveTo = Annotated[
+    Path | None,
+    typer.Option("--save", metavar="FILE", help="Also save the plan as JSON, whole."),
+]
+
+
+@console.guarded
+def plan(
+    policy: options.PolicyName,
+    model: options.ModelName = None,
+    target: options.TargetName = None,
+    overrides: options.Overrides = None,
+    tensors: AllTensors = False,
+    save: SaveTo = None,
+    format: options.AnyReport = "text",
+    fail_on_warn: options.FailOnWarn = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Show what a build would write, to the byte, without reading a weight.
+
+    Exit code 1 if a test of the policy fails.
+
+    \b
+    Examples:
+      policyc plan policies/config_i.yaml
+      policyc plan config_i --model ./my-checkpoint --set middle_bits=4
+      policyc plan config_i --format json --tensors > plan.json
+    """
+    from policy_dsl.assertions import run_tests
+    from policy_dsl.plan_json import document_text, plan_document
+    from policy_dsl.plan_text import plan_markdown, plan_text
+
+    made, _ = make_plan(Request(policy, model, target, overrides, verbose))
+    tests = run_tests(made)
+    if save is not None:
+        save_text(save, document_text(plan_document(made, tests)))
+    if format == "json":
+        console.write(document_text(plan_document(made, tests, tensors=tensors)))
+    elif format == "markdown":
+        console.write(plan_markdown(made, tests, tensors=tensors))
+    else:
+        console.write(plan_text(made, tests, tensors=tensors, width=console.stdout_width()))
+    warned = console.is_failure(made.findings, fail_on_warn=fail_on_warn)
+    console.stop_if(warned or not all(test.passed for test in tests))

@@ -1,0 +1,107 @@
+"""From what the user typed to a Plan: policy, overrides, source, target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from policy_dsl.cli.console import note
+from policy_dsl.diagnostics import PolicyError, diagnostic, fail
+
+if TYPE_CHECKING:
+    from policy_dsl.inventory import Inventory
+    from policy_dsl.plan import Plan
+    from policy_dsl.policy import Policy
+
+
+@dataclass(frozen=True)
+class Request:
+    """A policy with the choices that options made over its own."""
+
+    policy: str
+    model: str | None = None
+    target: str | None = None
+    overrides: Sequence[str] | None = None
+    verbose: bool = False
+
+
+def parse_overrides(written: Sequence[str] | None) -> dict[str, int | float | str]:
+    """`VAR=VALUE` arguments as values: whole numbers, other numbers, else text.
+
+    Raises: PolicyError (bad-argument) for each one without a name or `=`.
+    """
+    found: dict[str, int | float | str] = {}
+    defects = []
+    for each in written or ():
+        name, sign, value = each.partition("=")
+        if not sign or not name.strip():
+            reason = f'"{each}" is not VAR=VALUE'
+            defects.append(diagnostic("bad-argument", option="--set", reason=reason))
+        found[name.strip()] = _number(value.strip())
+    if defects:
+        raise PolicyError(defects)
+    return found
+
+
+def load_policy(request: Request) -> Policy:
+    """The policy with its overrides.
+
+    Raises: PolicyError with every defect of its text.
+    """
+    from policy_dsl.load import load
+
+    return load(request.policy, overrides=parse_overrides(request.overrides))
+
+
+def open_model(request: Request, policy: Policy) -> Inventory:
+    """The inventory of the model that is asked for, or else of the policy's own.
+
+    Raises: PolicyError if there is none, or it has defects.
+    """
+    from policy_dsl.sources import open_source
+
+    reference = request.model or policy.model
+    if reference is None:
+        raise fail("no-model", policy=policy.name)
+    inventory = open_source(reference)
+    if request.verbose:
+        for line in (f"source {inventory.id}", *inventory.notes):
+            note(f"note: {line}")
+    return inventory
+
+
+def make_plan(request: Request) -> tuple[Plan, Inventory]:
+    """The complete plan, side files included, and the inventory it is for.
+
+    Raises: PolicyError with every defect of policy, source, or their meeting.
+    """
+    policy = load_policy(request)
+    return plan_for(policy, open_model(request, policy), request.target)
+
+
+def plan_for(
+    policy: Policy, inventory: Inventory, target: str | None
+) -> tuple[Plan, Inventory]:
+    """The complete plan of a policy for an inventory, and that inventory.
+
+    Raises: PolicyError with every defect of their meeting.
+    """
+    from dataclasses import replace
+
+    import emitters
+    from emitters.core.bundle import complete
+    from policy_dsl.resolve import resolve
+
+    plan = resolve(policy, inventory, emitters.specs(), target=target)
+    plan = replace(plan, findings=(*inventory.findings, *plan.findings))
+    return complete(plan, inventory), inventory
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

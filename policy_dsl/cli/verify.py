@@ -1,0 +1,61 @@
+"""`policyc verify`: whether a bundle is whole, consistent, and near its source."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from policy_dsl.cli import console, options
+
+BundleFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="BUNDLE", help="Folder of a bundle; policyc need not have built it."
+    ),
+]
+SourceName = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        metavar="CHECKPOINT",
+        help="Decode every tensor and report its error against this checkpoint.",
+    ),
+]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", "-j", min=1, max=256, help="Threads; all cores.")
+]
+
+
+@console.guarded
+def verify(
+    bundle: BundleFolder,
+    source: SourceName = None,
+    jobs: Jobs = None,
+    format: options.AnyReport = "text",
+    quiet: options.Quiet = False,
+) -> None:
+    """Check a bundle's files, index, hashes and bit widths; with --source, its values.
+
+    Exit code 1 if something is wrong.
+
+    \b
+    Examples:
+      policyc verify ./bundle
+      policyc verify ./bundle --source ./checkpoint --format json
+    """
+    from emitters.core.verify import verify_bundle
+    from emitters.core.verify_report import verify_document, verify_markdown, verify_text
+    from policy_dsl.sources import open_source
+
+    inventory = open_source(source) if source is not None else None
+    report = verify_bundle(bundle, inventory, jobs=jobs or os.cpu_count() or 1)
+    if format == "json":
+        console.write_json(verify_document(report))
+    elif format == "markdown":
+        console.write(verify_markdown(report))
+    else:
+        console.write(verify_text(report, width=console.stdout_width()))
+    console.stop_if(not report.ok)
