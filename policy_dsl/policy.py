@@ -15,6 +15,7 @@ from policy_dsl.selectors import Selector
 
 Action = Literal["quantize", "keep", "cast", "raw", "drop"]
 PLAIN_DTYPES = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
+MAX_BITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,9 @@ class Treatment:
 class Rule:
     """A selector, its treatment, and where it stands.
 
-    `optional` allows it to match nothing; `target` limits it to one target. `part_spans`
-    gives selector nodes and treatment words their places, for exact carets.
+    `optional` allows it to match nothing; `target` limits it to one target. `name_spans`
+    gives selector nodes their places, for exact carets. `template` is its text with the
+    variables that the author wrote, None if there are none.
     """
 
     selector: Selector
@@ -50,6 +52,7 @@ class Rule:
     selector_span: Span | None = field(default=None, compare=False, repr=False)
     treatment_span: Span | None = field(default=None, compare=False, repr=False)
     name_spans: tuple[tuple[Selector, Span], ...] = field(default=(), compare=False, repr=False)
+    template: str | None = field(default=None, compare=False, repr=False)
 
 
 class Part(BaseModel):
@@ -62,7 +65,7 @@ class Defaults(Part):
     """What fills in a treatment's gaps before the target's own table does."""
 
     scheme: str | None = Field(None, description="scheme of quantized tensors")
-    bits: int | None = Field(None, ge=1, le=16, description="bits of a bare scheme")
+    bits: int | None = Field(None, ge=1, le=MAX_BITS, description="bits of a bare scheme")
     group_size: int | None = Field(None, ge=1, description="elements of a group")
     symmetric: bool | None = Field(None, description="symmetric groups, where the scheme has both")
     method: str | None = Field(None, description="how codes are chosen")
@@ -72,7 +75,9 @@ class Defaults(Part):
 class Prune(Part):
     """`prune experts to N by METHOD`: keep the N best experts of every layer."""
 
-    component: Literal["experts"] = "experts"
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_by_name=True)
+
+    component: Literal["experts"] = Field("experts", alias="prune", description="what is pruned")
     to: int = Field(ge=1, description="experts that stay in every layer")
     by: str = Field("reap", description="saliency that ranks the experts")
 
@@ -116,8 +121,9 @@ class Assertion:
 class Comment:
     """A comment of the source text and the statement it belongs to.
 
-    `anchor` is a key path such as `rules[3]`, `defaults`, `` (the end); `trailing` tells
-    whether it stood on the statement's own line.
+    `anchor` is a key path such as `rules[3]` or `defaults`; `rules[]` is the end of the rules,
+    `^` and `` are the start and the end of the text. `trailing` tells whether it stood on the
+    statement's own line. The text begins with `#`; an empty one is a blank line.
     """
 
     anchor: str
@@ -128,7 +134,10 @@ class Comment:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """A policy, whole. `extends` is already resolved into `rules` by `load`; the readers
-    leave it as written. `source` and comments take no part in equality.
+    leave it as written. Rules of one target come after those of all targets.
+
+    Key paths (`rules[3]`, `defaults.bits`): `key_spans` says where each value stands, `templates`
+    how it was written with variables. These, `source` and comments take no part in equality.
     """
 
     name: str
@@ -149,3 +158,4 @@ class Policy:
     comments: tuple[Comment, ...] = field(default=(), compare=False, repr=False)
     source: SourceText | None = field(default=None, compare=False, repr=False)
     key_spans: tuple[tuple[str, Span], ...] = field(default=(), compare=False, repr=False)
+    templates: tuple[tuple[str, Any], ...] = field(default=(), compare=False, repr=False)

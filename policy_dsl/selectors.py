@@ -105,3 +105,22 @@ class Except:
 Selector = (
     All | Name | Layers | LayersWhere | Boundary | Middle | Family | Glob | Regex | And | Or | Except
 )
+
+
+def any_of(*parts: Selector) -> Selector:
+    """The union of the parts; unions among them become part of it."""
+    flat = [leaf for part in parts for leaf in (part.parts if isinstance(part, Or) else (part,))]
+    return flat[0] if len(flat) == 1 else Or(tuple(flat))
+
+
+def all_of(*parts: Selector) -> Selector:
+    """What every part means; intersections among them become part of it."""
+    flat = [leaf for part in parts for leaf in (part.parts if isinstance(part, And) else (part,))]
+    return flat[0] if len(flat) == 1 else And(tuple(flat))
+
+
+def without(base: Selector, excluded: Selector) -> Selector:
+    """`base` less `excluded`; leaving out twice is leaving out both."""
+    if isinstance(base, Except):
+        return Except(base.base, any_of(base.excluded, excluded))
+    return Except(base, excluded)

@@ -1,0 +1,150 @@
+"""The comments of a YAML text, tied to the keys and items they stand before or beside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from yaml.nodes import MappingNode, Node, ScalarNode
+
+from policy_dsl.policy import Comment
+
+
+class Place(NamedTuple):
+    """Where something begins that comments may belong to.
+
+    block_end: the anchor for deeper comments that follow it, None if it ends no block.
+    """
+
+    start: int
+    anchor: str
+    block_end: str | None = None
+
+
+class _Line(NamedTuple):
+    start: int
+    content: str
+    comment: str | None
+    column: int
+
+
+def yaml_comments(text: str, root: Node, places: Sequence[Place]) -> list[Comment]:
+    """Every comment of the text outside its scalars, and single blank lines as empty ones."""
+    collector = _Collector(sorted(places))
+    for line in _lines(text, _scalars(root)):
+        collector.take(line)
+    return collector.end()
+
+
+class _Collector:
+    """Walks over the lines, keeping comments until the place they belong to turns up."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = list(places)
+        self._waiting: list[tuple[str, int]] = []
+        self._found: list[Comment] = []
+        self._last: Place | None = None
+        self._head = True
+
+    def take(self, line: _Line) -> None:
+        here = self._starting_in(line)
+        if not line.content and line.comment is None:
+            self._blank()
+        elif not line.content:
+            self._waiting.append((line.comment or "", line.column))
+        elif here:
+            self._belong(here[0], line.column)
+            self._last = here[-1]
+        if line.content and line.comment is not None:
+            self._beside(line, bool(here))
+
+    def end(self) -> list[Comment]:
+        while self._waiting and not self._waiting[-1][0]:
+            self._waiting.pop()
+        last = self._last
+        for text, column in self._waiting:
+            deep = column > 0 and last is not None and last.block_end is not None
+            self._found.append(Comment(last.block_end if deep else "", text))  # type: ignore
+        return self._found
+
+    def _starting_in(self, line: _Line) -> list[Place]:
+        here = []
+        end = line.start + len(line.content)
+        while self._places and self._places[0].start < end:
+            here.append(self._places.pop(0))
+        return here
+
+    def _blank(self) -> None:
+        something = self._waiting or self._last
+        if something and not (self._waiting and not self._waiting[-1][0]):
+            self._waiting.append(("", -1))
+
+    def _beside(self, line: _Line, starts_here: bool) -> None:
+        comment = line.comment or ""
+        if starts_here and self._last is not None:
+            self._found.append(Comment(self._last.anchor, comment, True))
+        else:
+            self._waiting.append((comment, line.column))
+
+    def _belong(self, place: Place, column: int) -> None:
+        waiting = self._waiting
+        texts = [text for text, _ in waiting]
+        if self._head and "" in texts:
+            cut = len(texts) - texts[::-1].index("")
+            self._found += [Comment("^", text) for text in texts[: cut - 1]]
+            waiting = waiting[cut:]
+        last = self._last
+        for text, at in waiting:
+            inner = last.block_end if last is not None and at > column else None
+            self._found.append(Comment(inner or place.anchor, text))
+        self._waiting, self._head = [], False
+
+
+def _scalars(node: Node) -> list[tuple[int, int]]:
+    if isinstance(node, ScalarNode):
+        return [(node.start_mark.index, node.end_mark.index)]
+    children = node.value
+    if isinstance(node, MappingNode):
+        children = [each for pair in node.value for each in pair]
+    return [span for child in children for span in _scalars(child)]
+
+
+def _lines(text: str, scalars: Sequence[tuple[int, int]]) -> Iterator[_Line]:
+    """The text's lines, those inside a scalar left out."""
+    inside = iter(sorted(scalars))
+    start, end = next(inside, (len(text), len(text)))
+    at = 0
+    for raw in text.splitlines(keepends=True):
+        line_end = at + len(raw)
+        while end <= at:
+            start, end = next(inside, (len(text) + 1, len(text) + 1))
+        if not start < at < end:
+            yield _split(text, at, line_end, scalars)
+        at = line_end
+
+
+def _split(text: str, at: int, end: int, scalars: Sequence[tuple[int, int]]) -> _Line:
+    raw = text[at:end]
+    hash_at = _comment_start(text, at, end, scalars)
+    content = text[at : hash_at if hash_at >= 0 else end].rstrip()
+    column = len(raw) - len(raw.lstrip(" "))
+    comment = text[hash_at:end].strip() if hash_at >= 0 else None
+    return _Line(at, "" if not content.strip() else content, comment, column)
+
+
+def _comment_start(text: str, at: int, end: int, scalars: Sequence[tuple[int, int]]) -> int:
+    position = text.find("#", at, end)
+    while position >= 0:
+        spaced = position == at or text[position - 1] in " \t"
+        if spaced and not any(_covers(text, span, position) for span in scalars):
+            return position
+        position = text.find("#", position + 1, end)
+    return -1
+
+
+def _covers(text: str, span: tuple[int, int], position: int) -> bool:
+    start, end = span
+    if not start <= position < end:
+        return False
+    # The header line of a block text may end in a comment.
+    return text[start] not in "|>" or "\n" in text[start:position]
