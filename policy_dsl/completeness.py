@@ -10,62 +10,62 @@ from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.model import Model, ModelTensor
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 
-Place = tuple[int | None, str]
+_Place = tuple[int | None, str]
 
 
 def review(model: Model) -> Iterator[Diagnostic]:
     """What is missing or there twice."""
-    places: dict[Place, list[ModelTensor]] = defaultdict(list)
-    layers = set()
+    yield from _missing_layers(model)
+    # Norms and biases share a role, so only matrices can be there twice.
+    places: dict[_Place, list[ModelTensor]] = defaultdict(list)
     for tensor in model.tensors:
-        layers.add(tensor.layer)
         if tensor.is_matrix and tensor.component not in OUTSIDE_LANGUAGE_MODEL:
             places[tensor.layer, tensor.role].append(tensor)
-    layers.discard(None)
-    if len(layers) < model.n_layers:
-        yield diagnostic(
-            "missing-layers",
-            model=model.id,
-            missing=_some(i for i in range(model.n_layers) if i not in layers),
-            n_layers=model.n_layers,
-        )
     for role in ("embed",) if model.tied else ("embed", "lm_head"):
         if (None, role) not in places:
             yield diagnostic("missing-tensor", model=model.id, role=role)
-    for (layer, role), tensors in places.items():
-        yield from _review_place(model, layer, role, tensors)
+    for tensors in places.values():
+        yield from _ambiguous(tensors)
+        if tensors[0].component == "experts":
+            yield from _wrong_experts(model, tensors)
 
 
-def _review_place(
-    model: Model, layer: int | None, role: str, tensors: list[ModelTensor]
-) -> Iterator[Diagnostic]:
-    numbers = {tensor.expert for tensor in tensors}
-    if len(numbers) < len(tensors):
-        yield _ambiguous(tensors)
-    if tensors[0].component != "experts":
-        return
-    expected = range(model.n_experts)
-    if len(numbers) < model.n_experts:
-        missing = _some(i for i in expected if i not in numbers)
+def _missing_layers(model: Model) -> Iterator[Diagnostic]:
+    layers = {tensor.layer for tensor in model.tensors}
+    missing = _some(i for i in range(model.n_layers) if i not in layers)
+    if missing:
         yield diagnostic(
-            "missing-experts", role=role, layer=layer, missing=missing, count=model.n_experts
+            "missing-layers", model=model.id, missing=missing, n_layers=model.n_layers
         )
-    beyond = _some(sorted(i for i in numbers if i is not None and i not in expected))
+
+
+def _ambiguous(tensors: list[ModelTensor]) -> Iterator[Diagnostic]:
+    if len({tensor.expert for tensor in tensors}) == len(tensors):
+        return
+    first: dict[int | None, ModelTensor] = {}
+    second = next(each for each in tensors if first.setdefault(each.expert, each) is not each)
+    yield diagnostic(
+        "ambiguous-tensor",
+        first=first[second.expert].source.name,
+        second=second.source.name,
+        role=second.role,
+    )
+
+
+def _wrong_experts(model: Model, tensors: list[ModelTensor]) -> Iterator[Diagnostic]:
+    """tensors: all experts of one projection in one layer."""
+    role, layer, expected = tensors[0].role, tensors[0].layer, range(model.n_experts)
+    numbers = {tensor.expert for tensor in tensors if tensor.expert is not None}
+    missing = _some(i for i in expected if i not in numbers)
+    if missing:
+        yield diagnostic(
+            "missing-experts", role=role, layer=layer, missing=missing, count=len(expected)
+        )
+    beyond = _some(sorted(numbers.difference(expected)))
     if beyond:
         yield diagnostic(
-            "expert-beyond-config", role=role, layer=layer, beyond=beyond, count=model.n_experts
+            "expert-beyond-config", role=role, layer=layer, beyond=beyond, count=len(expected)
         )
-
-
-def _ambiguous(tensors: list[ModelTensor]) -> Diagnostic:
-    seen: dict[int | None, ModelTensor] = {}
-    for tensor in tensors:
-        first = seen.setdefault(tensor.expert, tensor)
-        if first is not tensor:
-            break
-    return diagnostic(
-        "ambiguous-tensor", first=first.source.name, second=tensor.source.name, role=tensor.role
-    )
 
 
 def _some(numbers: Iterable[int], limit: int = 5) -> str:

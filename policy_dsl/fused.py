@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from policy_dsl.architecture import Fusion, Role
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.model import ModelTensor
+from policy_dsl.name_rules import Fusion, NameRule
 
 # An MXFP4 block is 16 bytes of two 4-bit codes each.
-MXFP4_BLOCK = 32
+_MXFP4_BLOCK = 32
 
 
 def fused_defect(
@@ -30,33 +30,30 @@ def fused_defect(
 
 
 def defuse(
-    tensor: TensorInfo,
-    fusion: Fusion,
-    roles: tuple[Role, ...],
-    *,
-    layer: int | None,
-    scale: TensorInfo | None,
+    tensor: TensorInfo, rule: NameRule, *, layer: int | None, scale: TensorInfo | None
 ) -> Iterator[ModelTensor]:
     """Every expert's matrices, expert by expert, of a tensor without `fused_defect`."""
+    fusion = rule.fusion or Fusion()
     rows, columns = tensor.shape[1:3]
     outs, ins = (columns, rows) if fusion.transposed else (rows, columns)
-    size = outs // len(roles)
-    shape = (size, ins * MXFP4_BLOCK if fusion.mxfp4 else ins)
+    size = outs // len(rule.roles)
+    firsts = range(len(rule.roles)) if fusion.interleaved else range(0, outs, size)
     for expert in range(tensor.shape[0]):
-        for part, role in enumerate(roles):
-            first = part if fusion.interleaved else part * size
+        for role, first in zip(rule.roles, firsts, strict=True):
+            # Outputs are rows of the source, or its columns where it is transposed.
+            row, column = (0, first) if fusion.transposed else (first, 0)
             yield ModelTensor(
-                tensor,
-                role.name,
-                role.component,
-                role.projection,
-                layer,
-                expert,
-                shape,
-                first_row=expert * rows + (0 if fusion.transposed else first),
+                source=tensor,
+                role=role.name,
+                component=role.component,
+                projection=role.projection,
+                layer=layer,
+                expert=expert,
+                shape=(size, ins * _MXFP4_BLOCK if fusion.mxfp4 else ins),
+                first_row=expert * rows + row,
                 transposed=fusion.transposed,
                 scale=scale,
-                row_step=len(roles) if fusion.interleaved else 1,
-                first_column=first if fusion.transposed else 0,
+                row_step=len(rule.roles) if fusion.interleaved else 1,
+                first_column=column,
                 mxfp4=fusion.mxfp4,
             )

@@ -5,31 +5,27 @@ Inventory ── architecture: what names mean ── scales, fused ── compl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from policy_dsl.architecture import (
     Architecture,
-    Fusion,
-    NameRule,
-    Role,
     architecture,
     families,
     model_types,
     outside,
 )
 from policy_dsl.completeness import review
+from policy_dsl.config_counts import Counts, config_value, read_counts
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_mean, fail
 from policy_dsl.fused import defuse, fused_defect
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.model import Model, ModelTensor
+from policy_dsl.name_rules import Fusion, NameRule, Role
 from policy_dsl.scales import Scales, find_scales, some
 
 __all__ = ["Architecture", "Model", "ModelTensor", "architecture", "classify", "families"]
 
-# A config that asks for more is no model, and would only cost memory.
-_LARGEST_COUNT = 65536
 # An FP8 tensor without scales is reported where scales are looked up.
 _READABLE = frozenset({"BF16", "F16", "F32", "F8_E4M3"})
 _QUANTIZED_ENDINGS = (".weight_packed", ".qweight", ".qzeros", ".scales", ".biases", ".g_idx")
@@ -44,20 +40,15 @@ def classify(inventory: Inventory) -> Model:
     are missing.
     """
     table = _table_of(inventory)
-    reading = _Reading(inventory.id, table, _counts(inventory, table), find_scales(inventory))
+    reading = _Reading(
+        inventory.id, table, read_counts(inventory, table), find_scales(inventory)
+    )
     for tensor in inventory.tensors.values():
         reading.read(tensor)
     _raise_if_any(reading.findings())
     model = _model(inventory, reading)
     _raise_if_any(review(model))
     return model
-
-
-def config_value(config: Mapping[str, Any], key: str) -> Any:
-    """A key of the config, or of its `text_config` as multimodal models nest it; else None."""
-    text = config.get("text_config")
-    found = config.get(key)
-    return text.get(key) if found is None and isinstance(text, Mapping) else found
 
 
 def _raise_if_any(findings: Iterator[Diagnostic]) -> None:
@@ -83,45 +74,20 @@ def _table_of(inventory: Inventory) -> Architecture:
     return architecture(family)
 
 
-@dataclass(frozen=True, slots=True)
-class _Counts:
-    layers: int
-    experts: int
-    mtp_layers: int
-
-
-def _counts(inventory: Inventory, table: Architecture) -> _Counts:
-    layers = _count(inventory, table.layers)
-    if layers == 0:
-        why = ", which tells the number of layers"
-        raise fail("missing-config-key", model=inventory.id, key=table.layers, why=why)
-    experts = (_count(inventory, key) for key in table.experts)
-    mtp_layers = _count(inventory, table.mtp_layers) if table.mtp_layers else 0
-    return _Counts(layers, next(filter(None, experts), 0), mtp_layers)
-
-
-def _count(inventory: Inventory, key: str) -> int:
-    value = config_value(inventory.config, key)
-    if value is None:
-        return 0
-    if type(value) is not int or not 0 <= value <= _LARGEST_COUNT:
-        raise fail("bad-config-value", model=inventory.id, key=key, value=repr(value)[:60])
-    return value
-
-
 @dataclass
 class _Reading:
     """The pass over all names: what each means, and what is wrong on the way."""
 
     model_id: str
     table: Architecture
-    counts: _Counts
+    counts: Counts
     scales: Scales
     tensors: list[ModelTensor] = field(default_factory=list)
     ignored: list[tuple[TensorInfo, str]] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     beyond: list[str] = field(default_factory=list)
     wrong: list[Diagnostic] = field(default_factory=list)
+    has_experts: bool = False
 
     def read(self, tensor: TensorInfo) -> None:
         """Give a tensor its role."""
@@ -129,20 +95,12 @@ class _Reading:
             return
         key, numbers = _key(tensor.name)
         rule = self.table.names.get(key)
-        layer = None
-        if rule is not None and rule.layer_at is not None:
-            layer = numbers[rule.layer_at]
-        if rule is None or (layer is not None and layer >= self.counts.layers):
-            rule, layer = self._unusual(tensor, key, numbers, rule), None
-        if rule is None:
-            return
-        if rule.reason:
-            self.ignored.append((tensor, rule.reason))
-        elif rule.fusion is not None:
-            self._add_fused(tensor, rule, rule.fusion, layer)
-        else:
-            expert = None if rule.expert_at is None else numbers[rule.expert_at]
-            self._add(tensor, rule.roles[0], layer, expert)
+        if rule is None or (
+            rule.layer_at is not None and numbers[rule.layer_at] >= self.counts.layers
+        ):
+            rule = self._unusual(tensor, key, numbers, rule)
+        if rule is not None:
+            self._add(tensor, rule, numbers)
 
     def _unusual(
         self, tensor: TensorInfo, key: str, numbers: list[int], rule: NameRule | None
@@ -155,20 +113,26 @@ class _Reading:
             (self.unknown if rule is None else self.beyond).append(tensor.name)
         return found
 
-    def _add(
+    def _add(self, tensor: TensorInfo, rule: NameRule, numbers: list[int]) -> None:
+        layer = None if rule.layer_at is None else numbers[rule.layer_at]
+        if rule.reason:
+            self.ignored.append((tensor, rule.reason))
+        elif rule.fusion is not None:
+            self._add_fused(tensor, rule, rule.fusion, layer)
+        else:
+            expert = None if rule.expert_at is None else numbers[rule.expert_at]
+            self.has_experts = self.has_experts or expert is not None
+            self._add_whole(tensor, rule.roles[0], layer, expert)
+
+    def _add_whole(
         self, tensor: TensorInfo, role: Role, layer: int | None, expert: int | None
     ) -> None:
         name, component, projection, is_matrix = role
         shape, scale = tensor.shape, self.scales.of_weight.get(tensor.name)
         if is_matrix is None:
             is_matrix = len(shape) == 2
-        if is_matrix and len(shape) != 2:
-            wanted = f"[out, in] of {name}"
-            self.wrong.append(
-                diagnostic("wrong-shape", name=tensor.name, shape=list(shape), wanted=wanted)
-            )
-        elif is_matrix and scale is None:
-            self._check_dtype(tensor)
+        if is_matrix:
+            self._check_matrix(tensor, name, scaled=scale is not None)
         self.tensors.append(
             ModelTensor(
                 tensor,
@@ -186,23 +150,43 @@ class _Reading:
     def _add_fused(
         self, tensor: TensorInfo, rule: NameRule, fusion: Fusion, layer: int | None
     ) -> None:
+        self.has_experts = True
         scale = self.scales.of_weight.get(tensor.name)
         found = fused_defect(tensor, fusion, len(rule.roles), self.counts.experts)
         if found is not None:
             self.wrong.append(found)
-        else:
-            if scale is None:
-                self._check_dtype(tensor)
-            self.tensors += defuse(tensor, fusion, rule.roles, layer=layer, scale=scale)
+            return
+        # Blocks without their scales are reported where scales are looked up.
+        self._check_dtype(tensor, scaled=scale is not None or fusion.mxfp4)
+        self.tensors += defuse(tensor, rule, layer=layer, scale=scale)
 
-    def _check_dtype(self, tensor: TensorInfo) -> None:
-        if tensor.dtype not in _READABLE:
+    def _check_matrix(self, tensor: TensorInfo, role: str, *, scaled: bool) -> None:
+        if len(tensor.shape) == 2:
+            self._check_dtype(tensor, scaled=scaled)
+            return
+        shape, wanted = list(tensor.shape), f"[out, in] of {role}"
+        self.wrong.append(
+            diagnostic("wrong-shape", name=tensor.name, shape=shape, wanted=wanted)
+        )
+
+    def _check_dtype(self, tensor: TensorInfo, *, scaled: bool) -> None:
+        if not scaled and tensor.dtype not in _READABLE:
             self.wrong.append(
                 diagnostic("unreadable-dtype", name=tensor.name, dtype=tensor.dtype)
             )
 
     def findings(self) -> Iterator[Diagnostic]:
         """What is wrong with names, shapes and scales."""
+        yield from self._findings_of_names()
+        yield from self.scales.findings
+        if not self.has_experts or self.counts.experts:
+            yield from self.wrong
+            return
+        keys = " or ".join(self.table.experts)
+        why = ", which tells the number of experts"
+        yield diagnostic("missing-config-key", model=self.model_id, key=keys, why=why)
+
+    def _findings_of_names(self) -> Iterator[Diagnostic]:
         if self.unknown:
             quantized = any(name.endswith(_QUANTIZED_ENDINGS) for name in self.unknown)
             yield diagnostic(
@@ -219,14 +203,6 @@ class _Reading:
                 names=some(self.beyond),
                 n_layers=self.counts.layers,
             )
-        yield from self.scales.findings
-        experts = any(tensor.component == "experts" for tensor in self.tensors)
-        if experts and self.counts.experts == 0:
-            keys = " or ".join(self.table.experts) or "count of experts"
-            why = ", which tells the number of experts"
-            yield diagnostic("missing-config-key", model=self.model_id, key=keys, why=why)
-        else:
-            yield from self.wrong
 
 
 def _model(inventory: Inventory, reading: _Reading) -> Model:

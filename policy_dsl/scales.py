@@ -64,51 +64,54 @@ def _weight_name(name: str, tensors: Mapping[str, TensorInfo]) -> str | None:
 def _fp8_findings(
     inventory: Inventory, of_weight: Mapping[str, TensorInfo]
 ) -> Iterator[Diagnostic]:
+    weights = inventory.tensors.values()
     bare = [
-        name
-        for name, tensor in inventory.tensors.items()
-        if tensor.dtype == "F8_E4M3" and name not in of_weight
+        each.name for each in weights if each.dtype == "F8_E4M3" and each.name not in of_weight
     ]
     if bare:
         yield diagnostic("missing-scale", count=len(bare), names=some(bare))
-    scaled = [
-        (inventory.tensors[name], scale)
-        for name, scale in of_weight.items()
-        if scale.name.endswith(FP8_SUFFIX)
-    ]
-    if not scaled:
-        return
+    scaled = {name: s for name, s in of_weight.items() if s.name.endswith(FP8_SUFFIX)}
     block = block_size(inventory.config)
-    if block is None:
+    if block is not None:
+        for name, scale in scaled.items():
+            yield from _fp8_defect(inventory.tensors[name], scale, block)
+    elif scaled:
         yield diagnostic("missing-block-size", model=inventory.id)
-        return
-    for weight, scale in scaled:
-        if weight.dtype not in _FP8_DTYPES or scale.dtype not in _SCALE_DTYPES:
-            yield diagnostic(
-                "wrong-scale-dtype", name=weight.name, scale=scale.dtype, dtype=weight.dtype
-            )
-        elif scale.shape != _grid(weight.shape, block):
-            yield _wrong_grid(weight, scale, _grid(weight.shape, block))
+
+
+def _fp8_defect(
+    weight: TensorInfo, scale: TensorInfo, block: tuple[int, int]
+) -> Iterator[Diagnostic]:
+    if weight.dtype not in _FP8_DTYPES or scale.dtype not in _SCALE_DTYPES:
+        yield _wrong_dtype(weight, scale)
+    elif scale.shape != _grid(weight.shape, block):
+        yield _wrong_grid(weight, scale, _grid(weight.shape, block))
 
 
 def _mxfp4_findings(
     inventory: Inventory, of_weight: Mapping[str, TensorInfo]
 ) -> Iterator[Diagnostic]:
-    blocks = MXFP4_SUFFIXES[0]
     for name, tensor in inventory.tensors.items():
-        if not name.endswith(blocks):
+        if not name.endswith(MXFP4_SUFFIXES[0]):
             continue
-        scale = of_weight.get(name)
-        if scale is None:
+        if name in of_weight:
+            yield from _mxfp4_defect(tensor, of_weight[name])
+        else:
             yield diagnostic("missing-scale", count=1, names=name)
-        elif (tensor.dtype, scale.dtype) != ("U8", "U8"):
-            yield diagnostic(
-                "wrong-scale-dtype", name=name, scale=scale.dtype, dtype=tensor.dtype
-            )
-        elif (
-            len(tensor.shape) != 4 or tensor.shape[-1] != 16 or scale.shape != tensor.shape[:-1]
-        ):
-            yield _wrong_grid(tensor, scale, tensor.shape[:-1])
+
+
+def _mxfp4_defect(blocks: TensorInfo, scale: TensorInfo) -> Iterator[Diagnostic]:
+    *grid, nbytes = blocks.shape or (0,)
+    if (blocks.dtype, scale.dtype) != ("U8", "U8"):
+        yield _wrong_dtype(blocks, scale)
+    elif nbytes != 16 or scale.shape != tuple(grid):
+        yield _wrong_grid(blocks, scale, tuple(grid))
+
+
+def _wrong_dtype(weight: TensorInfo, scale: TensorInfo) -> Diagnostic:
+    return diagnostic(
+        "wrong-scale-dtype", name=weight.name, scale=scale.dtype, dtype=weight.dtype
+    )
 
 
 def _wrong_grid(weight: TensorInfo, scale: TensorInfo, wanted: tuple[int, ...]) -> Diagnostic:
@@ -126,10 +129,9 @@ def block_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
     for level in (config, config.get("text_config")):
         described = level.get("quantization_config") if isinstance(level, Mapping) else None
         block = described.get("weight_block_size") if isinstance(described, Mapping) else None
-        if isinstance(block, list | tuple) and len(block) == 2:
-            out, into = block
-            if type(out) is int and type(into) is int and min(out, into) > 0:
-                return out, into
+        # A list with true, 1.5 or 0 in it is no block, and neither is a single number.
+        if isinstance(block, list | tuple) and [type(size) for size in block] == [int, int]:
+            return (block[0], block[1]) if min(block) > 0 else None
     return None
 
 

@@ -40,12 +40,12 @@ LAYERS = (
     ".read_selector .parsing .treatment_words .layer_expression .statements .fragments "
     ".quoting .source_text",
     # checkpoints, read from headers alone
-    ".sources .hub .hub_cache .hub_http .local_files .recorded .checkpoint .shard_map "
-    ".safetensors_header .name_patterns",
+    ".sources .hub .hub_cache .hub_http .local_files .recorded .recorded_form .checkpoint "
+    ".shard_map .safetensors_header .name_patterns",
     ".plan",
     # the values that a plan is made from
     ".policy .selectors .inventory .source_quantization .formats .roles .model .completeness "
-    ".fused .scales .architecture",
+    ".fused .scales .config_counts .architecture .name_rules",
     # what everything may use
     ".diagnostics .diagnostic_codes .code_kinds .language_codes .findings .report .resources "
     ".sizes .units .version .vocabulary",

@@ -8,6 +8,7 @@ POLICYC_RECORD=1 pytest -m slow tests/policy_dsl/test_architectures_transformers
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+safetensors = pytest.importorskip("safetensors.torch")
 GOLDEN = Path(__file__).parents[1] / "golden" / "architectures"
 CASES = sorted(GOLDEN.glob("*.json"))
 VISION = ("Vision", "Siglip", "MultiModalProject", "MultimodalProject", "PatchMerger")
@@ -113,12 +115,10 @@ def saved_roles(model, saved):
 
 def save(model, folder):
     """The tensors of the saved model, read by safetensors."""
-    from safetensors.torch import load_file
-
     model.save_pretrained(folder)
     tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
-        tensors.update(load_file(path))
+        tensors.update(safetensors.load_file(path))
     return tensors
 
 
@@ -151,24 +151,70 @@ def test_recorded_names_are_those_of_transformers(path, tmp_path):
     assert found == json.loads(path.read_text())
 
 
+def read(config, tensors):
+    """The tensors' roles, by our tables."""
+    found = {
+        name: TensorInfo(name, "F32", tuple(tensor.shape), 4 * tensor.numel())
+        for name, tensor in tensors.items()
+    }
+    return classify(Inventory("tiny", config, found))
+
+
+def values_of(tensor, source):
+    """The [out, in] values of a logical tensor, where its fields say they are."""
+    out, into = tensor.shape
+    rows = source.reshape(-1, source.shape[-1])[tensor.first_row :]
+    if tensor.transposed:
+        return rows[:into, tensor.first_column :: tensor.row_step][:, :out].T
+    return rows[:: tensor.row_step][:out]
+
+
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_a_model_on_the_meta_device_is_classified(path):
     config = json.loads(path.read_text())["config"]
     with torch.device("meta"):
         model = build(config)
-    tensors = {
-        name: TensorInfo(name, "F32", tuple(tensor.shape), 4 * tensor.numel())
-        for name, tensor in model.state_dict().items()
-    }
-    found = classify(Inventory("meta", config, tensors))
+    tensors = model.state_dict()
+    found = read(config, tensors)
     assert {tensor.source.name for tensor in found.tensors} == set(tensors)
-    assert sum(_elements(tensor.shape) for tensor in found.tensors) == sum(
-        _elements(tensor.shape) for tensor in tensors.values()
-    )
+    elements = sum(math.prod(tensor.shape) for tensor in found.tensors)
+    assert elements == sum(tensor.numel() for tensor in tensors.values())
     for tensor in found.tensors:
         expected = role_by_module(model, tensor.source.name).split("+")
-        assert tensor.component == "vision" if expected == ["vision"] else tensor.role in expected
+        assert (
+            tensor.component == "vision" if expected == ["vision"] else tensor.role in expected
+        )
 
 
-def _elements(shape):
-    return int(torch.Size(shape).numel())
+SAVED = [path for path in CASES if '"saved"' in path.read_text()]
+
+
+@pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
+def test_fused_experts_hold_the_values_of_single_ones(path, tmp_path):
+    config = json.loads(path.read_text())["config"]
+    model = build(config)
+    memory, saved = model.state_dict(), save(model, tmp_path)
+    single = {
+        (tensor.role, tensor.layer, tensor.expert): values_of(tensor, saved[tensor.source.name])
+        for tensor in read(config, saved).tensors
+        if tensor.component == "experts"
+    }
+    for tensor in read(config, memory).tensors:
+        if tensor.component == "experts":
+            values = values_of(tensor, memory[tensor.source.name])
+            assert torch.equal(values, single.pop((tensor.role, tensor.layer, tensor.expert)))
+    assert not single
+
+
+def test_a_closed_gate_of_gpt_oss_closes_the_expert():
+    config = json.loads((GOLDEN / "gpt_oss.json").read_text())["config"]
+    model = build(config)
+    memory = model.state_dict()
+    for tensor in read(config, memory).tensors:
+        if tensor.role == "experts.gate_proj":
+            values_of(tensor, memory[tensor.source.name]).zero_()
+    experts = model.model.layers[1].mlp.experts
+    inputs = torch.rand(1, config["hidden_size"])
+    for weight in experts.gate_up_proj:
+        assert torch.count_nonzero(weight)
+        assert not torch.count_nonzero(experts._apply_gate(inputs @ weight))

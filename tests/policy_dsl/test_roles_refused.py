@@ -1,0 +1,148 @@
+"""What is refused on the way from a checkpoint to a model of roles, and how it is said."""
+
+from __future__ import annotations
+
+import pytest
+
+from policy_dsl.inventory import Inventory
+from policy_dsl.roles import families
+
+
+def test_an_unknown_model_type_lists_the_families(changed, message):
+    text = message(changed("llama", config={"model_type": "qwen3_mo"}))
+    assert (
+        'error[unknown-architecture]: no architecture table knows the model_type "qwen3_mo"'
+        in text
+    )
+    assert 'did you mean "qwen3_moe"?' in text
+    assert all(family in text for family in families())
+
+
+@pytest.mark.parametrize("value", [None, 7, ["llama"]])
+def test_a_config_without_a_model_type(value, changed, codes):
+    assert codes(changed("llama", config={"model_type": value})) == ["missing-config-key"]
+
+
+def test_a_config_without_sizes(recorded, changed, codes, message):
+    assert codes(changed("llama", config={"num_hidden_layers": None})) == ["missing-config-key"]
+    assert "num_experts" in message(changed("qwen3_moe", config={"num_experts": None}))
+    assert codes(changed("qwen3_moe", config={"num_experts": None})) == ["missing-config-key"]
+    fused, _ = recorded("qwen3_moe", "memory")
+    config = {**fused.config, "num_experts": None}
+    assert codes(Inventory("tiny", config, fused.tensors)) == ["missing-config-key"]
+
+
+@pytest.mark.parametrize("value", ["3", -1, 2.0, True, 10**9])
+def test_a_count_is_a_plausible_whole_number(value, changed, codes):
+    assert codes(changed("llama", config={"num_hidden_layers": value})) == ["bad-config-value"]
+
+
+def test_tensors_without_a_role_are_named_and_counted(tensor, changed, message):
+    extra = [tensor(f"model.layers.0.self_attn.x{i}_proj.weight", [4, 4]) for i in range(7)]
+    text = message(changed("llama", with_tensors=extra))
+    assert "error[tensor-without-role]: 7 tensors have no role in architecture llama" in text
+    assert "x4_proj.weight and 2 more" in text
+    assert "x5_proj" not in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_proj.weight.extra",
+        "model.layers.00.self_attn.q_proj.weight",
+        "model.layers.-1.self_attn.q_proj.weight",
+        "model.layers.²0.self_attn.q_proj.weight",
+        "model.layers.123456789012.self_attn.q_proj.weight",
+        "model.layers.0.mlp.gate.weight",
+        "Model.norm.weight",
+        "..",
+        "",
+    ],
+)
+def test_a_name_that_is_only_like_a_known_one_has_no_role(name, tensor, changed, codes):
+    assert codes(changed("llama", with_tensors=[tensor(name, [4, 4])])) == [
+        "tensor-without-role"
+    ]
+
+
+@pytest.mark.parametrize("name", ["vision_tower.", "multi_modal_projector.."])
+def test_a_nameless_part_of_a_vision_tower_has_no_role(name, tensor, changed, codes):
+    assert codes(changed("gemma3", with_tensors=[tensor(name, [4, 4])])) == [
+        "tensor-without-role"
+    ]
+
+
+def test_a_quantized_checkpoint_is_recognised(tensor, changed, message):
+    name = "model.layers.0.mlp.gate_proj.qweight"
+    text = message(changed("llama", with_tensors=[tensor(name, [4, 4], "I32")]))
+    assert "already quantized" in text
+
+
+def test_packed_codes_are_no_matrix_of_numbers(tensor, changed, codes):
+    name = "model.layers.0.mlp.gate_proj.weight"
+    source = changed("llama", without=name, with_tensors=[tensor(name, [128, 8], "I32")])
+    assert codes(source) == ["unreadable-dtype"]
+
+
+def test_a_matrix_has_two_axes(tensor, changed, codes):
+    name = "model.layers.0.mlp.gate_proj.weight"
+    source = changed("llama", without=name, with_tensors=[tensor(name, [4, 4, 4])])
+    assert codes(source) == ["wrong-shape"]
+
+
+@pytest.mark.parametrize("shape", [[3, 64, 64], [4, 63, 64], [64, 64], [4, 64, 8, 8]], ids=str)
+def test_fused_experts_have_the_shape_of_the_config(shape, tensor, recorded, codes):
+    source, _ = recorded("qwen3_moe", "memory")
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    tensors = {**source.tensors, name: tensor(name, shape)}
+    assert codes(Inventory("tiny", source.config, tensors)) == ["wrong-shape"]
+
+
+def test_one_matrix_under_two_names_is_ambiguous(tensor, changed, message):
+    fused = tensor("model.layers.1.mlp.experts.down_proj", [4, 64, 32])
+    text = message(changed("qwen3_moe", with_tensors=[fused]))
+    assert "error[ambiguous-tensor]: model.layers.1.mlp.experts.0.down_proj.weight and" in text
+    assert fused.name in text
+
+
+def test_missing_experts_are_named(changed, message):
+    source = changed("qwen3_moe", without="layers.2.mlp.experts.1.up_proj")
+    assert (
+        "error[missing-experts]: experts.up_proj of layer 2 lacks experts 1; the config says 4"
+        in message(source)
+    )
+
+
+def test_experts_beyond_the_config(tensor, changed, codes):
+    extra = tensor("model.layers.2.mlp.experts.9.up_proj.weight", [32, 64])
+    assert codes(changed("qwen3_moe", with_tensors=[extra])) == ["expert-beyond-config"]
+
+
+def test_layers_beyond_the_config(changed, codes, mtp_block):
+    assert codes(changed("llama", config={"num_hidden_layers": 2})) == ["layer-beyond-config"]
+    # The config announces no prediction block, so layer 3 is nothing but one too many.
+    extra = mtp_block("model.layers.3.", "glm4_moe", 2)
+    config = {"num_nextn_predict_layers": 0}
+    source = changed("glm4_moe", with_tensors=extra, config=config)
+    assert codes(source) == ["layer-beyond-config"]
+
+
+def test_missing_layers_and_embeddings(inventory, changed, codes, message):
+    assert codes(changed("llama", without="model.layers.1.")) == ["missing-layers"]
+    assert "no tensors of layers 3, 4, 5, 6, 7, …" in message(
+        changed("llama", config={"num_hidden_layers": 60})
+    )
+    assert codes(changed("llama", without="embed_tokens")) == ["missing-tensor"]
+    assert codes(inventory({"model_type": "llama", "num_hidden_layers": 1})) == [
+        "missing-layers",
+        "missing-tensor",
+    ]
+
+
+def test_independent_defects_come_together(tensor, changed, codes):
+    extra = [
+        tensor("model.extra.weight", [4, 4]),
+        tensor("model.layers.0.mlp.gate_proj.weight_scale_inv", [1, 1], "F32"),
+    ]
+    found = codes(changed("llama", with_tensors=extra, config={"num_hidden_layers": 2}))
+    assert found == ["tensor-without-role", "layer-beyond-config", "missing-block-size"]
