@@ -25,6 +25,7 @@ import numpy as np  # noqa: E402
 
 from emitters.mlx_affine.encode import encode  # noqa: E402
 from emitters.numerics.rounding import cast  # noqa: E402
+from policy_dsl.policy import Treatment  # noqa: E402
 
 COLUMNS = 4096
 CASES = [("affine", bits, 64) for bits in (2, 3, 4, 5, 6, 8)]
@@ -46,11 +47,12 @@ def measure(
 ) -> tuple[float, float]:
     """MB/s of encode and of mx.quantize, after checking that they agree."""
     scheme, bits, group_size = case
+    treatment = Treatment("quantize", bits, scheme, group_size)
     mlx_weights = mx.array(weights).view(mx.bfloat16)
     mx.eval(mlx_weights)
 
     def ours() -> dict[str, np.ndarray]:
-        return encode(weights, "BF16", scheme=scheme, bits=bits, group_size=group_size)
+        return encode(weights, "BF16", treatment)
 
     def theirs() -> list[mx.array]:
         parts = mx.quantize(mlx_weights, group_size=group_size, bits=bits, mode=scheme)

@@ -7,52 +7,57 @@ Source: mlx 0.32.4 (CPU), `mx.quantize` and `mx.dequantize`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from emitters.numerics.affine import affine_decode, affine_encode
 from emitters.numerics.fp_modes import FP_MODES, fp_decode, fp_encode
 from emitters.numerics.value_types import Array
+from policy_dsl.policy import Treatment
 
 AFFINE = "affine"
 
 
-def encode(
-    values: Array, dtype: str, *, scheme: str, bits: int, group_size: int
-) -> dict[str, Array]:
+def encode(values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]:
     """The stored parts of these rows, by the last part of their tensor names.
 
     values: [rows, in] of value type `dtype`: BF16 (uint16 bit patterns), F16 or F32; not
-    changed. scheme: "affine", "mxfp4", "mxfp8" or "nvfp4". weight: uint32
-    [rows, in*bits/32]; affine scales and biases: [rows, in/group_size] of the source's value
-    type; other scales: uint8 [rows, in/group_size].
+    changed. treatment: scheme "affine", "mxfp4", "mxfp8" or "nvfp4", bits and group size.
+    weight: uint32 [rows, in*bits/32]; affine scales and biases: [rows, in/group_size] of the
+    source's value type; other scales: uint8 [rows, in/group_size].
     Raises: ValueError for a scheme, width or group size that mlx does not have, or if a group
     would be split.
     """
+    scheme, bits, group_size = _geometry(treatment)
     if scheme == AFFINE:
-        parts = affine_encode(values, dtype, bits=bits, group_size=group_size)
-        return dict(zip(("weight", "scales", "biases"), parts, strict=True))
-    _check_mode(scheme, bits, group_size)
+        triple = affine_encode(values, dtype, bits=bits, group_size=group_size)
+        return dict(zip(("weight", "scales", "biases"), triple, strict=True))
     return dict(zip(("weight", "scales"), fp_encode(values, dtype, mode=scheme), strict=True))
 
 
-def decode(
-    parts: dict[str, Array], dtype: str, *, scheme: str, bits: int, group_size: int
-) -> Array:
+def decode(parts: Mapping[str, Array], dtype: str, treatment: Treatment) -> Array:
     """The float32 weights [rows, in] that mlx computes with, from parts as `encode` gives them.
 
     dtype: value type of the scales and biases; of no effect but for affine.
     Raises: ValueError as `encode` does, or if the parts' shapes disagree.
     """
+    scheme, bits, group_size = _geometry(treatment)
     if scheme == AFFINE:
         triple = parts["weight"], parts["scales"], parts["biases"]
         return affine_decode(triple, dtype, bits=bits, group_size=group_size)
-    _check_mode(scheme, bits, group_size)
     return fp_decode(parts["weight"], parts["scales"], mode=scheme)
 
 
-def _check_mode(scheme: str, bits: int, group_size: int) -> None:
-    """Raises: ValueError unless this scheme exists with this geometry."""
+def _geometry(treatment: Treatment) -> tuple[str, int, int]:
+    """Scheme, bits and group size. Raises: ValueError unless mlx has such a scheme."""
+    scheme, bits, group_size = treatment.scheme, treatment.bits, treatment.group_size
+    if scheme is None or bits is None or group_size is None:
+        raise ValueError(f"{treatment} is not whole")
+    if scheme == AFFINE:
+        return scheme, bits, group_size
     if scheme not in FP_MODES:
         raise ValueError(f"scheme {scheme!r} is none of {AFFINE}, {', '.join(FP_MODES)}")
     mode = FP_MODES[scheme]
     if (bits, group_size) != (mode.bits, mode.group_size):
         own = f"{mode.bits} bits in groups of {mode.group_size}"
         raise ValueError(f"{scheme} has {own}, not {bits} in {group_size}")
+    return scheme, bits, group_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 
 from emitters.mlx_affine.encode import decode, encode
 from emitters.numerics.rounding import cast, to_float32
+from policy_dsl.policy import Treatment
+
+quantize = partial(Treatment, "quantize")
 
 pytestmark = pytest.mark.slow
 
@@ -69,13 +73,13 @@ def _on_the_cpu() -> None:
 def test_affine(dtype: str, bits: int, group_size: int, same_groups: SameGroups) -> None:
     geometry = {"bits": bits, "group_size": group_size}
     for matrix in families(dtype).values():
-        parts = encode(matrix, dtype, scheme="affine", **geometry)
+        parts = encode(matrix, dtype, quantize(scheme="affine", **geometry))
         reference = mx.quantize(to_mlx(matrix, dtype), mode="affine", **geometry)
         weight, scales, biases = (from_mlx(array) for array in reference)
         same_groups(weight, parts["weight"], group_size * bits // 32)
         same_groups(one_nan(scales, dtype), one_nan(parts["scales"], dtype), 1)
         same_groups(one_nan(biases, dtype), one_nan(parts["biases"], dtype), 1)
-        decoded = decode(parts, dtype, scheme="affine", **geometry)
+        decoded = decode(parts, dtype, quantize(scheme="affine", **geometry))
         expected = from_mlx(mx.dequantize(*reference, mode="affine", **geometry))
         same_groups(one_nan(expected, dtype), one_nan(decoded, "F32"), group_size)
 
@@ -88,10 +92,10 @@ def test_fp_modes(dtype: str, mode: str, same_groups: SameGroups) -> None:
     for name, matrix in families(dtype).items():
         if name == "bits":
             continue
-        parts = encode(matrix, dtype, scheme=mode, **geometry)
+        parts = encode(matrix, dtype, quantize(scheme=mode, **geometry))
         reference = mx.quantize(to_mlx(matrix, dtype), mode=mode, **geometry)
         same_groups(from_mlx(reference[0]), parts["weight"], group_size * bits // 32)
         same_groups(from_mlx(reference[1]), parts["scales"], 1)
-        decoded = decode(parts, dtype, scheme=mode, **geometry)
+        decoded = decode(parts, dtype, quantize(scheme=mode, **geometry))
         expected = mx.dequantize(*reference, mode=mode, dtype=mx.float32, **geometry)
         same_groups(from_mlx(expected), decoded, group_size)

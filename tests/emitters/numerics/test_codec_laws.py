@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 
 from emitters.mlx_affine.encode import decode, encode
 from emitters.numerics.rounding import cast, to_float32
+from policy_dsl.policy import Treatment
+
+quantize = partial(Treatment, "quantize")
 
 Array = NDArray[Any]
 
@@ -71,7 +75,7 @@ def test_affine_error_is_below_two_steps(
 ) -> None:
     matrix = data.draw(weights(dtype, options["group_size"]))
     exact = to_float32(matrix, dtype).astype(np.float64)
-    got = decode(encode(matrix, dtype, **options), dtype, **options)
+    got = decode(encode(matrix, dtype, quantize(**options)), dtype, quantize(**options))
     groups = exact.reshape(-1, options["group_size"])
     error = np.abs(got - exact).reshape(groups.shape).max(axis=1)
     steps = 2 ** options["bits"] - 1
@@ -89,7 +93,7 @@ def test_fp_error_is_below_half_a_gap(
 ) -> None:
     matrix = data.draw(weights(dtype, options["group_size"]))
     exact = to_float32(matrix, dtype).astype(np.float64)
-    got = decode(encode(matrix, dtype, **options), dtype, **options)
+    got = decode(encode(matrix, dtype, quantize(**options)), dtype, quantize(**options))
     groups = exact.reshape(-1, options["group_size"])
     error = np.abs(got - exact).reshape(groups.shape).max(axis=1)
     largest = np.abs(groups).max(axis=1)
@@ -113,12 +117,14 @@ def test_rows_encode_and_decode_on_their_own(
 ) -> None:
     matrix = data.draw(any_bits(dtype, options["group_size"]))
     cut = data.draw(st.integers(1, len(matrix) - 1))
-    whole = encode(matrix, dtype, **options)
-    pieces = [encode(rows, dtype, **options) for rows in (matrix[:cut], matrix[cut:])]
-    decoded = [decode(piece, dtype, **options) for piece in pieces]
+    whole = encode(matrix, dtype, quantize(**options))
+    pieces = [encode(rows, dtype, quantize(**options)) for rows in (matrix[:cut], matrix[cut:])]
+    decoded = [decode(piece, dtype, quantize(**options)) for piece in pieces]
     for part, stored in whole.items():
         assert np.concatenate([p[part] for p in pieces]).tobytes() == stored.tobytes()
-    assert np.concatenate(decoded).tobytes() == decode(whole, dtype, **options).tobytes()
+    assert (
+        np.concatenate(decoded).tobytes() == decode(whole, dtype, quantize(**options)).tobytes()
+    )
 
 
 @compiling
@@ -128,7 +134,7 @@ def test_zero_survives_between_extremes_of_both_signs(
 ) -> None:
     matrix = data.draw(weights(dtype, options["group_size"]))[:, : options["group_size"]].copy()
     matrix[:, 0], matrix[:, 1:3] = 0, cast(np.array([1e4, -1e4], np.float32), "F32", dtype)
-    got = decode(encode(matrix, dtype, **options), dtype, **options)
+    got = decode(encode(matrix, dtype, quantize(**options)), dtype, quantize(**options))
     assert (np.abs(got[:, 0]) <= 1e4 * ROUNDING[dtype][0]).all()
 
 
@@ -136,32 +142,33 @@ def test_zero_survives_between_extremes_of_both_signs(
 def test_threads_give_the_same_bytes(scheme: str) -> None:
     options = {"scheme": scheme, "bits": 4, "group_size": 64 if scheme == "affine" else 16}
     matrix = np.random.default_rng(4).integers(0, 2**15, (256, 512)).astype(np.uint16)
-    alone = encode(matrix, "BF16", **options)
+    alone = encode(matrix, "BF16", quantize(**options))
     with ThreadPoolExecutor(4) as pool:
-        for parts in pool.map(lambda _: encode(matrix, "BF16", **options), range(8)):
+        for parts in pool.map(lambda _: encode(matrix, "BF16", quantize(**options)), range(8)):
             assert all((parts[name] == alone[name]).all() for name in alone)
 
 
 def test_unaligned_and_strided_rows_are_taken() -> None:
     matrix = np.random.default_rng(5).standard_normal((6, 128)).astype(np.float32)
     options = {"scheme": "affine", "bits": 4, "group_size": 64}
-    expected = encode(matrix[::2], "F32", **options)["weight"]
+    expected = encode(matrix[::2], "F32", quantize(**options))["weight"]
     unaligned = np.frombuffer(b"x" + matrix[::2].tobytes(), np.float32, offset=1).reshape(
         3, 128
     )
-    assert (encode(unaligned, "F32", **options)["weight"] == expected).all()
+    assert (encode(unaligned, "F32", quantize(**options))["weight"] == expected).all()
     assert (
-        encode(np.ascontiguousarray(matrix[::2]), "F32", **options)["weight"] == expected
+        encode(np.ascontiguousarray(matrix[::2]), "F32", quantize(**options))["weight"]
+        == expected
     ).all()
 
 
 def test_parts_that_disagree_are_refused() -> None:
     matrix = np.zeros((2, 128), np.uint16)
     affine = {"scheme": "affine", "bits": 4, "group_size": 64}
-    parts = encode(matrix, "BF16", **affine)
+    parts = encode(matrix, "BF16", quantize(**affine))
     with pytest.raises(ValueError, match="not one matrix"):
-        decode({**parts, "weight": parts["weight"][:, :-1]}, "BF16", **affine)
+        decode({**parts, "weight": parts["weight"][:, :-1]}, "BF16", quantize(**affine))
     mode = {"scheme": "mxfp4", "bits": 4, "group_size": 32}
-    parts = encode(matrix, "BF16", **mode)
+    parts = encode(matrix, "BF16", quantize(**mode))
     with pytest.raises(ValueError, match="not one mxfp4 matrix"):
-        decode({**parts, "scales": parts["scales"][:1]}, "BF16", **mode)
+        decode({**parts, "scales": parts["scales"][:1]}, "BF16", quantize(**mode))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from emitters.mlx_affine.encode import decode, encode
 from emitters.numerics.rounding import to_float32
 from emitters.numerics.value_types import raw_bits
+from policy_dsl.policy import Treatment
+
+quantize = partial(Treatment, "quantize")
 
 Array = NDArray[Any]
 Golden = Callable[[str], dict[str, Array]]
@@ -54,7 +58,7 @@ def test_affine_bytes(name: str, golden: Golden, same_groups: SameGroups) -> Non
             prefix.upper(),
         )
         options = {"scheme": "affine", "bits": bits, "group_size": size}
-        parts = encode(source.reshape(-1, source.shape[-1]), dtype, **options)
+        parts = encode(source.reshape(-1, source.shape[-1]), dtype, quantize(**options))
         expected = {part: vectors[f"{key}.{part}"] for part in parts}
         weight = expected["weight"].reshape(parts["weight"].shape)
         same_groups(weight, parts["weight"], size * bits // 32)
@@ -64,7 +68,7 @@ def test_affine_bytes(name: str, golden: Golden, same_groups: SameGroups) -> Non
             same_groups(without_nan_payload(stored, dtype), got, 1)
         if f"{key}.dequant" in vectors:
             weights = to_float32(vectors[f"{key}.dequant"], dtype).reshape(-1, source.shape[-1])
-            same_groups(weights, decode(parts, dtype, **options), size)
+            same_groups(weights, decode(parts, dtype, quantize(**options)), size)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -73,11 +77,11 @@ def test_fp_mode_bytes(prefix: str, mode: str, golden: Golden, same_groups: Same
     vectors = golden("mlx/fp_modes")
     bits, size = MODES[mode]
     options = {"scheme": mode, "bits": bits, "group_size": size}
-    parts = encode(vectors[f"{prefix}.input"], prefix.upper(), **options)
+    parts = encode(vectors[f"{prefix}.input"], prefix.upper(), quantize(**options))
     same_groups(vectors[f"{prefix}.{mode}.weight"], parts["weight"], size * bits // 32)
     same_groups(vectors[f"{prefix}.{mode}.scales"], parts["scales"], 1)
     weights = to_float32(vectors[f"{prefix}.{mode}.dequant_bf16"], "BF16")
-    same_groups(weights, decode(parts, prefix.upper(), **options), size)
+    same_groups(weights, decode(parts, prefix.upper(), quantize(**options)), size)
 
 
 def test_every_vector_is_compared_or_excluded(golden: Golden) -> None:
@@ -94,7 +98,7 @@ def test_the_input_is_not_changed(scheme: str, golden: Golden) -> None:
     source = golden("mlx/affine_random")["bf16.input"]
     bits, size = MODES.get(scheme, (4, 64))
     before = source.copy()
-    encode(source, "BF16", scheme=scheme, bits=bits, group_size=size)
+    encode(source, "BF16", quantize(scheme=scheme, bits=bits, group_size=size))
     assert not source.flags.writeable
     assert (source == before).all()
 
@@ -119,7 +123,5 @@ def test_what_mlx_does_not_have_is_refused(
         encode(
             np.zeros((2, 256), np.uint16),
             dtype,
-            scheme=scheme,
-            bits=bits,
-            group_size=group_size,
+            quantize(scheme=scheme, bits=bits, group_size=group_size),
         )

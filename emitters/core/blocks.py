@@ -1,0 +1,127 @@
+"""One unit of a build, run: rows read, made into values, encoded, written at their places."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from emitters.core.interface import Emitter
+from emitters.core.units import Unit
+from emitters.numerics.fp8 import fp8_dequantize
+from emitters.numerics.rounding import cast, first_nonfinite, to_float32
+from emitters.numerics.value_types import VALUE_TYPES, Array
+from emitters.tensor_io.read import Source, columns
+from emitters.tensor_io.shards import write_at
+from policy_dsl.diagnostics import fail
+from policy_dsl.inventory import TensorInfo
+from policy_dsl.plan import Module, Plan, PlannedTensor, SourceRows
+from policy_dsl.scales import block_size
+
+
+@dataclass(frozen=True)
+class Site:
+    """What every unit of a build needs: the plan, its format, the source, the output folder."""
+
+    plan: Plan
+    emitter: Emitter
+    source: Source
+    folder: Path
+
+
+def run_unit(site: Site, unit: Unit) -> int:
+    """Build the rows of one unit; returns the bytes written.
+
+    Raises: PolicyError if the source cannot be read, holds a value that is not finite or does
+    not fit, or the output cannot be written.
+    """
+    module = site.plan.modules[unit.module]
+    rows = module.sources[unit.source]
+    values = source_values(site, module, rows, (unit.first, unit.count))
+    if module.treatment.action == "quantize":
+        parts = site.emitter.encode(values, module.dtype, module.treatment)
+    else:
+        parts = {module.tensors[0].part: values}
+    written = 0
+    for tensor in module.tensors:
+        part = parts[tensor.part]
+        _check_part(tensor, part, rows.tensor, unit)
+        start = tensor.start + unit.at * (tensor.nbytes // max(1, prod(module.shape[:-1])))
+        written += write_at(site.folder / tensor.file, start, part)
+    return written
+
+
+def source_values(site: Site, module: Module, rows: SourceRows, span: tuple[int, int]) -> Array:
+    """[count, in] finite values of the module's value type.
+
+    span: first source row and count. FP8 is dequantized by the plan's rule.
+    Raises: PolicyError as `run_unit` does.
+    """
+    tensor, (first, count) = rows.tensor, span
+    stored = site.source.rows(tensor, first, count)
+    if rows.scale is not None:
+        _check_finite(stored, "F8_E4M3", tensor, first)
+        values = _dequantized(site, module, rows, first, stored)
+    else:
+        _check_finite(stored, tensor.dtype, tensor, first)
+        if tensor.dtype == module.dtype:
+            return stored
+        values = cast(stored, tensor.dtype, module.dtype)
+    at = first_nonfinite(values, module.dtype)
+    if at >= 0:
+        place = place_of(tensor, first, at)
+        raise fail("value-overflow", tensor=tensor.name, place=place, dtype=module.dtype)
+    return values
+
+
+def place_of(tensor: TensorInfo, first: int, at: int) -> str:
+    """Where the value is that stands `at` values after row `first`, such as `[3, 17]`."""
+    if not tensor.shape:
+        return "its only value"
+    index = np.unravel_index(first * columns(tensor.shape) + at, tensor.shape)
+    return str([int(axis) for axis in index])
+
+
+def _dequantized(
+    site: Site, module: Module, rows: SourceRows, first: int, codes: Array
+) -> Array:
+    """The values of FP8 codes; a stack's matrices each have a grid of their own."""
+    scale, block = rows.scale, block_size(site.plan.model.config)
+    if scale is None or block is None:
+        raise fail("missing-scale", count=1, names=rows.tensor.name)
+    height, grid_height = rows.tensor.shape[-2], scale.shape[-2]
+    matrix, row = divmod(first, height)
+    grid = site.source.rows(scale, matrix * grid_height, grid_height)
+    _check_finite(grid, scale.dtype, scale, matrix * grid_height)
+    return fp8_dequantize(
+        codes,
+        to_float32(grid, scale.dtype),
+        block=block,
+        first_row=row,
+        rule=site.plan.fp8_rule,
+        out_dtype=module.dtype,
+    )
+
+
+def _check_finite(stored: Array, dtype: str, tensor: TensorInfo, first: int) -> None:
+    at = first_nonfinite(stored, dtype)
+    if at < 0:
+        return
+    found = "NaN"
+    if dtype in VALUE_TYPES:
+        found = str(to_float32(stored.reshape(-1)[at : at + 1], dtype)[0])
+    place = place_of(tensor, first, at)
+    raise fail("non-finite-source", tensor=tensor.name, value=found, place=place)
+
+
+def _check_part(tensor: PlannedTensor, part: Array, source: TensorInfo, unit: Unit) -> None:
+    """Scales can overflow although every value is finite."""
+    if tensor.dtype not in VALUE_TYPES or tensor.part == "weight":
+        return
+    at = first_nonfinite(part, tensor.dtype)
+    if at >= 0:
+        row = unit.first + at // part.shape[-1]
+        place = f"the group of {place_of(source, row, 0)}"
+        raise fail("value-overflow", tensor=source.name, place=place, dtype=tensor.dtype)

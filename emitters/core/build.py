@@ -1,0 +1,127 @@
+"""A plan to a finished bundle, in constant memory, to be resumed from any moment.
+
+claim the output ─ open or resume the journal ─ run the units ─ metadata and side files
+─ check and hash what was written ─ record ─ one rename
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+from emitters import get
+from emitters.core.blocks import Site
+from emitters.core.bundle import complete
+from emitters.core.journal import Journal, Savepoints
+from emitters.core.progress import Progress, Silent
+from emitters.core.readiness import ensure_buildable
+from emitters.core.seal import seal
+from emitters.core.start import identity_of, open_journal
+from emitters.core.units import Unit, fit, plan_units, source_nbytes, total_source_nbytes
+from emitters.core.workers import run_units
+from emitters.core.workspace import check_output, claimed
+from emitters.tensor_io.read import Source, file_facts
+from policy_dsl.inventory import Inventory
+from policy_dsl.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What a build did.
+
+    nbytes: of all files; resumed_nbytes: bytes of source weights that an earlier run had done;
+    digest: the record's own.
+    """
+
+    out: Path
+    files: int
+    tensors: int
+    nbytes: int
+    source_nbytes: int
+    resumed_nbytes: int
+    seconds: float
+    digest: str
+
+
+def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
+    plan: Plan,
+    inventory: Inventory,
+    *,
+    out: Path,
+    jobs: int | None = None,
+    force: bool = False,
+    max_memory: int | None = None,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Write the bundle of a plan to the folder `out`; an interrupted build is resumed.
+
+    plan: as `resolve` gives it for this inventory. jobs: threads, by default one for each
+    core. force: a bundle that is already there is replaced once the new one is complete, and
+    the unfinished build of something else is thrown away. max_memory: bytes that the program
+    may take. Plan and source alone decide the bytes.
+    Raises: PolicyError if something is in the way, and KeyboardInterrupt; what is done so far
+    then stays in `<out>.partial`.
+    """
+    started = monotonic()
+    ensure_buildable(plan, inventory)
+    plan, out, told = complete(plan, inventory), out.resolve(), progress or Silent()
+    workers, block_values = fit(jobs or available_cores(), max_memory)
+    check_output(out, inventory.root, force=force)
+    with claimed(out) as workspace:
+        workspace.recover()
+        check_output(out, inventory.root, force=force)
+        site = _site(plan, inventory, workspace.bundle)
+        journal = open_journal(workspace, plan, identity_of(plan, site.source), force=force)
+        resumed = _write_tensors(site, journal, told, jobs=workers, block_values=block_values)
+        digest = seal(site, told, jobs=workers)
+        workspace.finish()
+    return BuildReport(
+        out=out,
+        files=len(plan.files),
+        tensors=sum(len(module.tensors) for module in plan.modules),
+        nbytes=sum(file.nbytes or 0 for file in plan.files),
+        source_nbytes=plan.source_nbytes,
+        resumed_nbytes=resumed,
+        seconds=monotonic() - started,
+        digest=digest,
+    )
+
+
+def available_cores() -> int:
+    """The cores that this program may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _site(plan: Plan, inventory: Inventory, folder: Path) -> Site:
+    root = inventory.root or Path()
+    rows_read = [rows for module in plan.modules for rows in module.sources]
+    shards = {rows.tensor.file or "" for rows in rows_read}
+    scales = {rows.scale.file or "" for rows in rows_read if rows.scale}
+    copied = {file.name for file in plan.files if file.kind == "copied"}
+    source = Source(root, file_facts(root, shards | scales | copied))
+    return Site(plan, get(plan.target), source, folder)
+
+
+def _write_tensors(
+    site: Site, journal: Journal, progress: Progress, *, jobs: int, block_values: int
+) -> int:
+    """Write all rows that are not on disk yet; returns source bytes that were done before."""
+    plan = site.plan
+    total = total_source_nbytes(plan)
+    units = list(plan_units(plan, block_values=block_values, done=journal.done))
+    resumed = total - sum(source_nbytes(plan, unit) for unit in units)
+
+    def finished(unit: Unit, _: int) -> None:
+        progress.advance(source_nbytes(plan, unit))
+
+    progress.begin("encode", total, resumed)
+    try:
+        savepoints = Savepoints(journal, plan, site.folder)
+        run_units(iter(units), site, savepoints, jobs=jobs, finished=finished)
+    finally:
+        progress.end()
+    return resumed

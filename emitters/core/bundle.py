@@ -1,0 +1,66 @@
+"""Everything of a bundle but its tensors: metadata, the source's side files, the record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from emitters import get
+from emitters.core.record import RECORD, UNKNOWN_HASH, record
+from policy_dsl.inventory import Inventory
+from policy_dsl.plan import Plan, PlannedFile
+
+# Licences bind whoever passes a model on, and custom modeling code is part of it.
+_ALWAYS_COPIED = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "*.py")
+_UNKNOWN_SIDE_FILES = "tokenizer, template and licence files"
+
+
+def complete(plan: Plan, inventory: Inventory) -> Plan:
+    """The plan with every file of the bundle; sizes are exact where they can be known.
+
+    plan: as `resolve` gives it, with its tensor files. What depends on side files of which
+    nothing is known has `nbytes` None and the reason.
+    """
+    files = [file for file in plan.files if file.kind == "tensors"]
+    files += [
+        PlannedFile(name, "metadata", len(content))
+        for name, content in get(plan.target).metadata(plan).items()
+    ]
+    files += _copied(plan, inventory)
+    return replace(plan, files=(*files, _record_file(plan, files)))
+
+
+def tensor_files(plan: Plan) -> list[PlannedFile]:
+    """The plan's files that hold tensors."""
+    return [file for file in plan.files if file.kind == "tensors"]
+
+
+def planned_record(plan: Plan, files: Mapping[str, int]) -> bytes:
+    """The record as long as it will be, with zeros for hashes. files: name -> bytes."""
+    tensors = {
+        tensor.name: UNKNOWN_HASH for module in plan.modules for tensor in module.tensors
+    }
+    unknown = {name: (nbytes, UNKNOWN_HASH) for name, nbytes in files.items()}
+    return record(plan, files=unknown, tensors=tensors)
+
+
+def _copied(plan: Plan, inventory: Inventory) -> Iterator[PlannedFile]:
+    if inventory.side_files is None:
+        reason = f"the side files of {inventory.id} are not known"
+        yield PlannedFile(_UNKNOWN_SIDE_FILES, "copied", None, reason)
+        return
+    patterns = (*get(plan.target).spec.copied_files, *_ALWAYS_COPIED)
+    taken = {file.name for file in plan.files} | {RECORD}
+    for name, nbytes in sorted(inventory.side_files.items()):
+        if name not in taken and any(fnmatchcase(name, pattern) for pattern in patterns):
+            yield PlannedFile(name, "copied", nbytes)
+
+
+def _record_file(plan: Plan, files: list[PlannedFile]) -> PlannedFile:
+    sizes = {file.name: file.nbytes for file in files if file.nbytes is not None}
+    if len(sizes) < len(files):
+        return PlannedFile(
+            RECORD, "record", None, "it lists the side files, which are not known"
+        )
+    return PlannedFile(RECORD, "record", len(planned_record(plan, sizes)))

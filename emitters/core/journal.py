@@ -1,0 +1,135 @@
+"""The journal of an unfinished build: what it is a build of, and which output rows are on disk.
+
+One JSON document a line: the identity first, then lists of [module, first row, end row]. A
+line is written only after the rows that it names; what a crash tore off at the end is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from emitters.core.units import Spans, Unit, merge_spans
+from emitters.tensor_io.shards import flush, writing
+from policy_dsl.plan import Plan
+
+Identity = Mapping[str, Any]
+_SAVE_SECONDS = 2.0
+
+
+class Journal:
+    """An open journal; `done`: module -> finished spans of output rows when it was opened."""
+
+    def __init__(self, path: Path, done: Mapping[int, Spans]) -> None:
+        self.path = path
+        self.done = done
+
+    @classmethod
+    def create(cls, path: Path, identity: Identity) -> Journal:
+        """A new journal that begins with `identity`; it is on the disk before this returns.
+
+        Raises: PolicyError if it cannot be written.
+        """
+        with writing(path):
+            path.write_bytes(_line({"identity": identity}))
+        flush(path)
+        flush(path.parent)
+        return cls(path, {})
+
+    @classmethod
+    def resume(cls, path: Path) -> tuple[Journal, Identity] | None:
+        """The journal of an earlier run and its identity; None if there is none to go on with.
+
+        A torn last line is cut off.
+        Raises: PolicyError if it cannot be read or cut.
+        """
+        with writing(path):
+            content = path.read_bytes() if path.is_file() else b""
+            lines, nbytes = _parsed(content)
+            if not lines:
+                return None
+            if nbytes < len(content):
+                os.truncate(path, nbytes)
+        spans: dict[int, list[tuple[int, int]]] = {}
+        for line in lines[1:]:
+            for module, start, stop in line["done"]:
+                spans.setdefault(module, []).append((start, stop))
+        done = {module: merge_spans(found) for module, found in spans.items()}
+        return cls(path, done), lines[0]["identity"]
+
+    def add(self, units: Sequence[Unit]) -> None:
+        """Write down finished units whose rows are on the disk.
+
+        Raises: PolicyError if that fails.
+        """
+        rows = [[unit.module, unit.at, unit.at + unit.count] for unit in units]
+        with writing(self.path), self.path.open("ab", buffering=0) as opened:
+            opened.write(_line({"done": rows}))
+            os.fsync(opened.fileno())
+
+
+class Savepoints:
+    """Finished units on their way into the journal: first their files are flushed.
+
+    A crash, of the machine too, loses the work of a few seconds and never a journal's truth.
+    """
+
+    def __init__(self, journal: Journal, plan: Plan, folder: Path) -> None:
+        self._journal = journal
+        self._plan = plan
+        self._folder = folder
+        self._waiting: list[Unit] = []
+        self._saved_at = monotonic()
+
+    def add(self, unit: Unit) -> None:
+        """Take a finished unit."""
+        self._waiting.append(unit)
+
+    def due(self) -> bool:
+        """Whether it is time to `save` what waits."""
+        return bool(self._waiting) and monotonic() - self._saved_at > _SAVE_SECONDS
+
+    def take(self) -> Sequence[Unit]:
+        """The units that wait to be saved; they wait no longer."""
+        units, self._waiting = self._waiting, []
+        self._saved_at = monotonic()
+        return units
+
+    def save(self, units: Sequence[Unit]) -> None:
+        """Flush and write down units; another thread may go on adding.
+
+        Raises: PolicyError if that fails; they are then done again by the next run.
+        """
+        for file in sorted(self._files(units)):
+            flush(self._folder / file)
+        if units:
+            self._journal.add(units)
+
+    def _files(self, units: Iterable[Unit]) -> set[str]:
+        modules = {unit.module for unit in units}
+        return {tensor.file for at in modules for tensor in self._plan.modules[at].tensors}
+
+
+def _parsed(content: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The documents of all whole lines, up to one that is none, and the bytes they take."""
+    found: list[dict[str, Any]] = []
+    nbytes = 0
+    for line in content.splitlines(keepends=True):
+        wanted = "done" if found else "identity"
+        try:
+            document = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            break
+        if not isinstance(document, dict) or wanted not in document:
+            break
+        found.append(document)
+        nbytes += len(line)
+    return found, nbytes
+
+
+def _line(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"

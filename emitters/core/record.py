@@ -1,0 +1,132 @@
+"""`policyc.json`, the provenance record: what a bundle was made of and by, and every hash.
+
+It names no time, no machine and no path, so that equal builds have equal records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, astuple
+from functools import cache
+from pathlib import Path, PurePath
+from typing import Any
+
+from policy_dsl.plan import Module, Plan
+from policy_dsl.version import version
+
+RECORD = "policyc.json"
+SCHEMA_VERSION = 1
+# Every hash has this length, so that the record's size is known before any hash is.
+UNKNOWN_HASH = "0" * 64
+
+
+def record(
+    plan: Plan, *, files: Mapping[str, tuple[int, str]], tensors: Mapping[str, str]
+) -> bytes:
+    """The record of a bundle, as canonical JSON text.
+
+    files: name -> (bytes, SHA-256) of every file but the record itself; tensors: name ->
+    SHA-256. `digest` is the SHA-256 of the record without it, compact and with sorted keys.
+    """
+    policy = plan.policy
+    document: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "bundle",
+        "policyc": version(),
+        "policy": {
+            "name": policy.name,
+            "digest": plan.policy_digest,
+            "text": policy.source.text if policy.source else None,
+            "variables": dict(policy.vars),
+        },
+        "target": plan.target,
+        "plan_digest": plan_digest(plan),
+        "source": {
+            "id": source_id(plan.model.id),
+            "digest": plan.source_digest,
+            "nbytes": plan.source_nbytes,
+            "fp8_rule": plan.fp8_rule,
+        },
+        "transforms": [prune.model_dump() for prune in policy.transforms],
+        "omitted": [
+            {"name": omission.tensor.name, "reason": omission.reason}
+            for omission in plan.omitted
+        ],
+        "modules": {module.name: _module(module) for module in plan.modules},
+        "files": {
+            name: {"nbytes": nbytes, "sha256": sha256}
+            for name, (nbytes, sha256) in files.items()
+        },
+        "tensors": dict(tensors),
+    }
+    document["digest"] = record_digest(document)
+    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
+    return text.encode() + b"\n"
+
+
+def record_digest(document: Mapping[str, Any]) -> str:
+    """SHA-256, as hex, of a record's contents but for its own `digest`."""
+    return _digest({key: value for key, value in document.items() if key != "digest"})
+
+
+def plan_digest(plan: Plan) -> str:
+    """SHA-256, as hex, of all that decides the bytes of the tensor files.
+
+    Where a rule stands and what the policy says besides do not matter.
+    """
+    modules = [
+        [
+            module.name,
+            astuple(module.treatment),
+            module.dtype,
+            module.shape,
+            [
+                [
+                    rows.tensor.name,
+                    rows.scale and rows.scale.name,
+                    rows.first,
+                    rows.count,
+                    rows.at,
+                ]
+                for rows in module.sources
+            ],
+            [astuple(tensor) for tensor in module.tensors],
+        ]
+        for module in plan.modules
+    ]
+    return _digest([plan.target, plan.fp8_rule, plan.source_digest, modules])
+
+
+def source_id(name: str) -> str:
+    """The source's name without the place where it lies on this machine."""
+    path = PurePath(name)
+    return path.name if path.is_absolute() else name
+
+
+@cache
+def record_schema() -> dict[str, Any]:
+    """The published JSON Schema of the record."""
+    text = Path(__file__).with_name("record.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+def _module(module: Module) -> dict[str, Any]:
+    treatment = {
+        key: value for key, value in asdict(module.treatment).items() if value is not None
+    }
+    return {
+        "role": module.role,
+        "layer": module.layer,
+        "shape": list(module.shape),
+        "dtype": module.dtype,
+        "treatment": treatment,
+        "tensors": [tensor.name for tensor in module.tensors],
+    }
+
+
+def _digest(values: Any) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,98 @@
+"""The end of a build: files beside the tensors, the self-check, the hashes, the record."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from threading import Lock
+
+from emitters.core.blocks import Site
+from emitters.core.hashing import FileHashes, Places, hash_files
+from emitters.core.progress import Progress
+from emitters.core.record import RECORD, record
+from emitters.core.self_check import check_bundle, check_record
+from emitters.tensor_io.shards import writing
+from policy_dsl.diagnostics import fail
+from policy_dsl.plan import Plan
+
+_CHUNK_NBYTES = 4 * 2**20
+
+
+def seal(site: Site, progress: Progress, *, jobs: int) -> str:
+    """Complete the bundle whose tensors are written; returns the record's digest.
+
+    Raises: PolicyError if a file cannot be written or what was written is not what was planned.
+    """
+    plan, folder = site.plan, site.folder
+    for name, content in site.emitter.metadata(plan).items():
+        _write(folder / name, content)
+    for file in plan.files:
+        if file.kind == "copied":
+            _copy(site, file.name, file.nbytes or 0)
+    _check_files(plan, folder)
+    check_bundle(plan, site.emitter, folder)
+    hashes = _hashed(plan, folder, progress, jobs)
+    content = _record(plan, hashes)
+    document = json.loads(content)
+    check_record(document)
+    _write(folder / RECORD, content)
+    _check_files(plan, folder, record=True)
+    return str(document["digest"])
+
+
+def _write(path: Path, content: bytes) -> None:
+    with writing(path):
+        path.write_bytes(content)
+
+
+def _copy(site: Site, name: str, nbytes: int) -> None:
+    """The side file `name` of the source, byte for byte."""
+    path = site.folder / name
+    with writing(path), path.open("wb") as opened:
+        for start in range(0, nbytes, _CHUNK_NBYTES):
+            count = min(_CHUNK_NBYTES, nbytes - start)
+            opened.write(site.source.read(name, start, count).data)
+
+
+def _check_files(plan: Plan, folder: Path, *, record: bool = False) -> None:
+    """Raises: PolicyError unless the folder holds the planned files at their planned sizes."""
+    planned = {file.name: file.nbytes for file in plan.files if record or file.kind != "record"}
+    with writing(folder):
+        found = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
+    found = found if record else {name: size for name, size in found.items() if name != RECORD}
+    for name in sorted(planned.keys() | found.keys()):
+        if planned.get(name) != found.get(name):
+            reason = f"{name} has {found.get(name)} bytes, planned were {planned.get(name)}"
+            raise fail("wrong-result", reason=reason)
+
+
+def _hashed(plan: Plan, folder: Path, progress: Progress, jobs: int) -> dict[str, FileHashes]:
+    """The hashes of every file but the record, by name."""
+    places: dict[str, dict[str, tuple[int, int]]] = {
+        file.name: {} for file in plan.files if file.kind != "record"
+    }
+    for module in plan.modules:
+        for tensor in module.tensors:
+            places[tensor.file][tensor.name] = (tensor.start, tensor.start + tensor.nbytes)
+    lock = Lock()
+
+    def advance(nbytes: int) -> None:
+        with lock:
+            progress.advance(nbytes)
+
+    progress.begin("hash", sum(file.nbytes or 0 for file in plan.files), 0)
+    try:
+        files: dict[Path, Places] = {folder / name: held for name, held in places.items()}
+        hashed = hash_files(files, jobs=jobs, advance=advance)
+    finally:
+        progress.end()
+    return {path.name: found for path, found in hashed.items()}
+
+
+def _record(plan: Plan, hashes: dict[str, FileHashes]) -> bytes:
+    files = {name: (found.nbytes, found.sha256) for name, found in hashes.items()}
+    tensors: dict[str, str] = {}
+    for found in hashes.values():
+        tensors.update(found.tensors)
+    return record(plan, files=files, tensors=tensors)

@@ -1,0 +1,91 @@
+"""The beginning of a build: what it is a build of, fresh shards or those of an earlier run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emitters import get
+from emitters.core.bundle import tensor_files
+from emitters.core.journal import Identity, Journal
+from emitters.core.readiness import ensure_room
+from emitters.core.record import plan_digest
+from emitters.core.workspace import Workspace
+from emitters.tensor_io.read import Source
+from emitters.tensor_io.shards import create_shard, flush
+from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.plan import Plan, PlannedTensor
+from policy_dsl.version import version
+
+_CURE = "--force starts over, and so does deleting that folder"
+# What an identity's parts are called in messages; the first that differs is named.
+_PARTS = {
+    "policyc": "version of policyc",
+    "source": "source, or of another state of it",
+    "policy": "policy",
+    "plan": "plan",
+}
+
+
+def identity_of(plan: Plan, source: Source) -> Identity:
+    """What must be the same for a build to be resumed: version, source, policy, plan."""
+    files: dict[str, Any] = {name: list(facts) for name, facts in source.facts.items()}
+    return {
+        "policyc": version(),
+        "source": {"digest": plan.source_digest, "files": files},
+        "policy": plan.policy_digest,
+        "plan": plan_digest(plan),
+    }
+
+
+def open_journal(
+    workspace: Workspace, plan: Plan, identity: Identity, *, force: bool
+) -> Journal:
+    """The journal to go on with, and the shards that it speaks of, new or from an earlier run.
+
+    Raises: PolicyError if the unfinished build there is another one or damaged and `force` does
+    not allow to throw it away, or if the disk has no room.
+    """
+    resumed = Journal.resume(workspace.journal)
+    if resumed is not None:
+        journal, found = resumed
+        refusal = _refusal(workspace, plan, found, identity)
+        if refusal is None:
+            ensure_room(plan, workspace.bundle)
+            return journal
+        if not force:
+            raise refusal
+    workspace.clear()
+    ensure_room(plan, workspace.bundle)
+    _create_shards(workspace, plan)
+    return Journal.create(workspace.journal, identity)
+
+
+def _refusal(
+    workspace: Workspace, plan: Plan, found: Identity, wanted: Identity
+) -> PolicyError | None:
+    """Why the unfinished build cannot be resumed, else None."""
+    root = str(workspace.root)
+    for part, called in _PARTS.items():
+        if found.get(part) != wanted[part]:
+            return fail("other-build", path=root, what=called, suggestion=_CURE)
+    for file in tensor_files(plan):
+        path = workspace.bundle / file.name
+        if not path.is_file() or path.stat().st_size != file.nbytes:
+            reason = f"{file.name} is not there, or is not as long as it was"
+            return fail("damaged-partial", path=root, reason=reason, suggestion=_CURE)
+    return None
+
+
+def _create_shards(workspace: Workspace, plan: Plan) -> None:
+    """Every shard at its full length with its header, on the disk when this returns."""
+    metadata = get(plan.target).spec.header_metadata
+    held: dict[str, list[PlannedTensor]] = {file.name: [] for file in tensor_files(plan)}
+    for module in plan.modules:
+        for tensor in module.tensors:
+            held[tensor.file].append(tensor)
+    for file in tensor_files(plan):
+        path = workspace.bundle / file.name
+        create_shard(path, held[file.name], metadata, file.nbytes or 0)
+        flush(path)
+    flush(workspace.bundle)
+    flush(workspace.root)

@@ -1,0 +1,79 @@
+"""Units run by threads, few in flight; whatever stops the build, finished work is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+
+from emitters.core.blocks import Site, run_unit
+from emitters.core.journal import Savepoints
+from emitters.core.units import Unit
+
+Finished = Callable[[Unit, int], None]
+
+
+def run_units(
+    units: Iterator[Unit],
+    site: Site,
+    savepoints: Savepoints,
+    *,
+    jobs: int,
+    finished: Finished,
+) -> None:
+    """Run all units on `jobs` threads; `finished(unit, bytes written)` is told of each one.
+
+    Kernels, reads, writes and hashes release the GIL, so that threads are enough. Files are
+    flushed and the journal is written by a thread of its own.
+    Raises: the first error of a unit, after the others in flight have ended and what is
+    finished is in the journal; KeyboardInterrupt likewise.
+    """
+    saver = ThreadPoolExecutor(1, "savepoint")
+    with saver, ThreadPoolExecutor(jobs, "unit") as workers:
+        running: dict[Future[int], Unit] = {}
+        saving: list[Future[None]] = []
+        try:
+            while _refill(running, units, workers, site, 2 * jobs):
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    unit = running.pop(future)
+                    finished(unit, future.result())
+                    savepoints.add(unit)
+                saving = _checked(saving)
+                if savepoints.due() and not saving:
+                    saving.append(saver.submit(savepoints.save, savepoints.take()))
+        finally:
+            _settle(running, savepoints)
+            saving.append(saver.submit(savepoints.save, savepoints.take()))
+    for saved in saving:
+        saved.result()
+
+
+def _refill(
+    running: dict[Future[int], Unit],
+    units: Iterator[Unit],
+    workers: ThreadPoolExecutor,
+    site: Site,
+    limit: int,
+) -> bool:
+    """Bring the units in flight up to the limit; False when none is left."""
+    for unit in islice(units, limit - len(running)):
+        running[workers.submit(run_unit, site, unit)] = unit
+    return bool(running)
+
+
+def _checked(saving: list[Future[None]]) -> list[Future[None]]:
+    """The saves still under way. Raises: the error of one that failed."""
+    for saved in saving:
+        if saved.done():
+            saved.result()
+    return [saved for saved in saving if not saved.done()]
+
+
+def _settle(running: dict[Future[int], Unit], savepoints: Savepoints) -> None:
+    """Start no more units, wait for those under way, keep those that succeeded."""
+    for future in running:
+        future.cancel()
+    wait(running)
+    for future, unit in running.items():
+        if not future.cancelled() and future.exception() is None:
+            savepoints.add(unit)

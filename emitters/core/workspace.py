@@ -1,0 +1,137 @@
+"""The folder in which a build works, its lock, and the renames that finish it.
+
+<out>.partial/lock        held while a build runs
+<out>.partial/journal     which rows are on disk
+<out>.partial/bundle/     becomes <out> by one rename
+<out>.partial/replaced/   the bundle that was <out> before, for the moment between two renames
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from emitters.core.record import RECORD
+from emitters.tensor_io.shards import flush, writing
+from policy_dsl.diagnostics import fail
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a build of `out` works."""
+
+    out: Path
+
+    @property
+    def root(self) -> Path:
+        """The folder of the unfinished build."""
+        return self.out.with_name(self.out.name + ".partial")
+
+    @property
+    def bundle(self) -> Path:
+        """The bundle while it is written."""
+        return self.root / "bundle"
+
+    @property
+    def journal(self) -> Path:
+        """The journal's file."""
+        return self.root / "journal"
+
+    @property
+    def replaced(self) -> Path:
+        """Where the bundle waits that is being replaced."""
+        return self.root / "replaced"
+
+    def clear(self) -> None:
+        """Delete what an earlier run left: the journal first, as it speaks of the rest."""
+        with writing(self.root):
+            self.journal.unlink(missing_ok=True)
+            if self.bundle.exists():
+                shutil.rmtree(self.bundle)
+            self.bundle.mkdir()
+
+    def recover(self) -> None:
+        """Put back a bundle that a crash caught between the two renames of `finish`."""
+        with writing(self.out):
+            if self.replaced.exists() and not self.out.exists():
+                self.replaced.rename(self.out)
+
+    def finish(self) -> None:
+        """Give the bundle its name, the one that it replaces is deleted after that.
+
+        Raises: PolicyError if a rename fails; the bundle is then still whole here.
+        """
+        for path in sorted(self.bundle.iterdir()):
+            flush(path)
+        flush(self.bundle)
+        with writing(self.out):
+            if self.out.exists() and not _is_empty(self.out):
+                self.out.rename(self.replaced)
+            self.bundle.rename(self.out)
+            flush(self.out.parent)
+            shutil.rmtree(self.root)
+
+
+def check_output(out: Path, source: Path | None, *, force: bool) -> None:
+    """Raises: PolicyError if a build may not write to `out`.
+
+    It lies in the source or around it, or it exists and is not empty; with `force` a bundle
+    of policyc may be replaced, and nothing else.
+    """
+    folder = source.resolve() if source else None
+    if folder and (out.is_relative_to(folder) or folder.is_relative_to(out)):
+        cure = "give a folder apart from the source with -o"
+        raise fail("output-in-source", path=str(out), suggestion=cure)
+    if not os.path.lexists(out) or _is_empty(out):
+        return
+    if not force:
+        cure = "--force replaces it once the new bundle is complete"
+        raise fail("output-exists", path=str(out), suggestion=cure)
+    if not (out / RECORD).is_file():
+        cure = f"it has no {RECORD}: move it away, or give another folder with -o"
+        raise fail("output-not-a-bundle", path=str(out), suggestion=cure)
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[Workspace]:
+    """The workspace of `out`, held against other builds while the context lasts.
+
+    Raises: PolicyError if another build holds it or it cannot be made.
+    """
+    workspace = Workspace(out)
+    lock = _locked(workspace)
+    try:
+        yield workspace
+    finally:
+        # Nothing was begun: nothing is left.
+        if not workspace.journal.exists() and not workspace.replaced.exists():
+            shutil.rmtree(workspace.root, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked(workspace: Workspace) -> int:
+    """A descriptor of the lock file, locked."""
+    path = workspace.root / "lock"
+    while True:
+        with writing(workspace.root):
+            workspace.root.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                cure = "wait for it, or stop it"
+                raise fail("output-in-use", path=str(workspace.out), suggestion=cure) from None
+        # A build that just finished has deleted the file that was locked here.
+        if path.exists() and path.stat().st_ino == os.fstat(lock).st_ino:
+            return lock
+        os.close(lock)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())

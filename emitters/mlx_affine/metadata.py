@@ -1,0 +1,152 @@
+"""`config.json` and the index of an MLX bundle, written from a plan and read back.
+
+Source: mlx-lm 0.32.2, `save_config`, `save_model`, `get_total_parameters` and `load_model`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from policy_dsl.plan import Module, Plan
+from policy_dsl.policy import Treatment
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+# What the source's own quantization was, where it once lay, and a tower that is left out.
+_DROPPED = (
+    "quantization",
+    "quantization_config",
+    "compression_config",
+    "_name_or_path",
+    "vision_config",
+)
+_NESTED = ("text_config", "llm_config")
+
+
+def metadata(plan: Plan) -> dict[str, bytes]:
+    """`config.json` and the index, by name.
+
+    The config is the source's with its keys sorted and its quantization replaced, nothing else
+    changed: mlx-lm reads the keys as publishers write them.
+    """
+    return {CONFIG: _json(_config(plan)), INDEX: _json(_index(plan))}
+
+
+def claims(files: Mapping[str, bytes]) -> dict[str, Treatment]:
+    """What mlx-lm understands of these files: module -> scheme, bits and group size.
+
+    Modules that take the default are not in it, as the config does not name them.
+    Raises: ValueError if the config's `quantization` is not what mlx-lm reads.
+    """
+    config = json.loads(files[CONFIG])
+    entries = config.get("quantization", {})
+    if entries != config.get("quantization_config", {}):
+        raise ValueError("quantization and quantization_config differ")
+    return {
+        name: _treatment({"group_size": 64, "bits": 4, **entry})
+        for name, entry in entries.items()
+        if isinstance(entry, dict)
+    }
+
+
+def _config(plan: Plan) -> dict[str, Any]:
+    config = {key: value for key, value in plan.model.config.items() if key not in _DROPPED}
+    for key in _NESTED:
+        if isinstance(config.get(key), Mapping):
+            nested = config[key].items()
+            config[key] = {name: value for name, value in nested if name not in _DROPPED[:3]}
+    quantization = _quantization(plan)
+    if quantization:
+        config["quantization"] = config["quantization_config"] = quantization
+    return {key: _finite(config[key]) for key in sorted(config)}
+
+
+def _quantization(plan: Plan) -> dict[str, Any]:
+    """An entry for every quantized module and `false` for every matrix that is not.
+
+    Entries inherit nothing from the default, so each is whole. Empty if nothing is quantized.
+    """
+    quantized = [module for module in plan.modules if module.treatment.action == "quantize"]
+    if not quantized:
+        return {}
+    described: dict[str, Any] = dict(_default(quantized))
+    for module in plan.modules:
+        if module.treatment.action == "quantize":
+            described[module.name] = _entry(module.treatment)
+        elif len(module.shape) > 1 and _is_weight(module):
+            described[module.name] = False
+    return described
+
+
+def _default(quantized: list[Module]) -> dict[str, Any]:
+    """The entry that covers most parameters; between equals the first of the plan."""
+    covered: Counter[Treatment] = Counter()
+    for module in quantized:
+        covered[module.treatment] += module.parameters
+    return _entry(covered.most_common(1)[0][0])
+
+
+def _entry(treatment: Treatment) -> dict[str, Any]:
+    return {
+        "group_size": treatment.group_size,
+        "bits": treatment.bits,
+        "mode": treatment.scheme,
+    }
+
+
+def _treatment(entry: Mapping[str, Any]) -> Treatment:
+    bits, group_size = entry["bits"], entry["group_size"]
+    if type(bits) is not int or type(group_size) is not int:
+        raise ValueError(f"bits {bits!r} and group_size {group_size!r} are no whole numbers")
+    scheme = str(entry.get("mode", "affine"))
+    return Treatment("quantize", bits, scheme, group_size)
+
+
+def _index(plan: Plan) -> dict[str, Any]:
+    tensors = [tensor for module in plan.modules for tensor in module.tensors]
+    places = {tensor.name: tensor.file for tensor in tensors}
+    return {
+        "metadata": {
+            "total_size": sum(tensor.nbytes for tensor in tensors),
+            "total_parameters": _total_parameters(plan),
+        },
+        "weight_map": {name: places[name] for name in sorted(places)},
+    }
+
+
+def _total_parameters(plan: Plan) -> int:
+    """Logical weights of leaf modules, as mlx-lm counts them.
+
+    A tensor that hangs on a module with children (MiniMax's router bias) is not counted.
+    """
+    leaves = {module.name for module in plan.modules if _is_weight(module)}
+    return sum(
+        module.parameters
+        for module in plan.modules
+        if module.name in leaves or module.name.rpartition(".")[0] in leaves
+    )
+
+
+def _is_weight(module: Module) -> bool:
+    """Whether it is a module with a `.weight`, and not a tensor on its own."""
+    return module.tensors[0].name != module.name
+
+
+def _finite(value: Any) -> Any:
+    """The value with floats that JSON lacks written as mlx-lm writes them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        signed = "Infinity" if value > 0 else "-Infinity"
+        return {"__float__": "NaN" if math.isnan(value) else signed}
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=4).encode()

@@ -1,0 +1,1 @@
+"""Tensor files: rows read from shards, tensors written at their places."""

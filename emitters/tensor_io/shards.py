@@ -1,0 +1,81 @@
+"""Safetensors shards written in any order: header first, tensors at their offsets.
+
+A shard has its full length from the start; a file is opened for every write, so a write needs
+nothing but a path and a place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from emitters.numerics.value_types import Array
+from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.layout import Unplaced, header_bytes
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# fdatasync is missing on some systems; fsync does the same and more.
+_sync = getattr(os, "fdatasync", os.fsync)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A context in which an OSError becomes the PolicyError that says why `path` failed."""
+    try:
+        yield
+    except OSError as error:
+        raise write_failure(path, error) from error
+
+
+def write_failure(path: Path, error: OSError) -> PolicyError:
+    """The error of an output that could not be written: no room, or not permitted."""
+    reason = error.strerror or str(error)
+    if error.errno in _NO_ROOM:
+        cure = "free some space and run the same command again: it goes on where it stopped"
+        return fail("disk-full", path=str(path), reason=reason, suggestion=cure)
+    return fail("unwritable-output", path=str(path), reason=reason)
+
+
+def create_shard(
+    path: Path, tensors: Sequence[Unplaced], metadata: Mapping[str, str], nbytes: int
+) -> None:
+    """Write a shard of `nbytes` bytes with its header; its tensors are zeros.
+
+    Raises: PolicyError if it cannot be written.
+    """
+    with writing(path), path.open("xb") as opened:
+        opened.write(header_bytes(tensors, metadata))
+        opened.truncate(nbytes)
+
+
+def write_at(path: Path, start: int, content: Array) -> int:
+    """Write an array's bytes into an existing file from the byte `start`; returns their count.
+
+    Raises: PolicyError if they cannot be written.
+    """
+    left = content.reshape(-1).view("uint8").data
+    with writing(path):
+        opened = os.open(path, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            while left:
+                written = os.pwrite(opened, left, start)
+                left, start = left[written:], start + written
+        finally:
+            os.close(opened)
+    return content.nbytes
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's entries, are on the disk.
+
+    Raises: PolicyError if they do not get there.
+    """
+    with writing(path):
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            (os.fsync if path.is_dir() else _sync)(opened)
+        finally:
+            os.close(opened)
