@@ -100,6 +100,9 @@ CODES: dict[str, Code] = {
         "`middle` needs exactly one boundary in the policy, which has {count}",
         "`middle` is the complement of the policy's one `boundary`.",
     ),
+    "unknown-family": _error(
+        'there is no family "{family}"', "`policyc formats` lists the model families."
+    ),
     "number-outside-model": _error(
         "{kind} {written} is outside the model, which has {kind}s 0-{last}",
         "Layers and experts count from 0; negative numbers count from the end.",

@@ -15,7 +15,7 @@ from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.layer_expression import layers_where
-from policy_dsl.naming import meaning_of
+from policy_dsl.naming import family_defect, meaning_of
 from policy_dsl.policy import Policy, Rule
 from policy_dsl.roles import Model, ModelTensor
 from policy_dsl.selectors import (
@@ -140,6 +140,9 @@ class _Compiler:
                 return lambda tensor: _YES if tensor.layer in layers else _NO
 
     def _family(self, node: Family) -> Predicate:
+        defect = family_defect(node.name)
+        if defect is not None:
+            self._findings.append(replace(defect, span=self._span(node)))
         outcome = _YES if node.name == self._model.architecture.family else _NO
         return lambda tensor: outcome
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
-from policy_dsl.roles import Model, architecture, families
+from policy_dsl.roles import Architecture, Model, architecture, families
 from policy_dsl.vocabulary import COMPONENTS, OUTSIDE_LANGUAGE_MODEL, SINGLE_ROLES
 
 
@@ -29,15 +29,36 @@ def meaning_of(text: str, model: Model, *, optional: bool) -> Meaning | Diagnost
         return found
     if text in COMPONENTS or text in SINGLE_ROLES:
         return Meaning(frozenset({text}), frozenset({text} & SINGLE_ROLES))
-    if optional and _known_elsewhere(text):
+    if optional and name_defect(text) is None:
         return Meaning(frozenset(), frozenset())
-    words = {*own.roles, *own.aliases, *COMPONENTS, *SINGLE_ROLES}
-    words |= {role.split(".", 1)[1] for role in own.roles if "." in role}
+    return _unknown(text, f"architecture {own.family}", [own])
+
+
+def name_defect(text: str) -> Diagnostic | None:
+    """What is wrong with a name in every family that there is, else None."""
+    if text in COMPONENTS or text in SINGLE_ROLES:
+        return None
+    tables = [architecture(family) for family in families()]
+    if any(_roles(text, table.roles, table.aliases) is not None for table in tables):
+        return None
+    return _unknown(text, "the language", tables)
+
+
+def family_defect(name: str) -> Diagnostic | None:
+    """What is wrong with the name of a family, else None."""
+    if name in families():
+        return None
+    meant = did_you_mean(name, families())
+    return diagnostic("unknown-family", suggestion=meant, family=name)
+
+
+def _unknown(text: str, where: str, tables: Iterable[Architecture]) -> Diagnostic:
+    words = {*COMPONENTS, *SINGLE_ROLES}
+    for table in tables:
+        words |= {*table.roles, *table.aliases}
+        words |= {role.split(".", 1)[1] for role in table.roles if "." in role}
     return diagnostic(
-        "unknown-role",
-        suggestion=did_you_mean(text, words),
-        where=f"architecture {own.family}",
-        role=text,
+        "unknown-role", suggestion=did_you_mean(text, words), where=where, role=text
     )
 
 
@@ -63,8 +84,3 @@ def _means(component: str, word: str, role: str) -> bool:
     if word in (role, outside):
         return True
     return last == word and outside not in OUTSIDE_LANGUAGE_MODEL
-
-
-def _known_elsewhere(text: str) -> bool:
-    tables = [architecture(family) for family in families()]
-    return any(_roles(text, table.roles, table.aliases) is not None for table in tables)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -44,8 +43,8 @@ def check(
 ) -> None:
     """Find what is wrong with policies, all at once.
 
-    A policy is checked against --model, or against its own model where that is in the
-    catalog or on disk. Exit code 1 if there are errors.
+    With --model, against that model too, tests of the policy included. Exit code 1 if there
+    are errors.
 
     \b
     Examples:
@@ -81,12 +80,12 @@ def check_policy(request: Request) -> Checked:
         return Checked(request.policy, None, (), error.diagnostics)
     findings: list[Diagnostic] = []
     against: list[tuple[str, str]] = []
-    if request.model or _is_near(policy):
+    if request.model:
         targets = (request.target,) if request.target else policy.targets or (None,)
         for target in targets:
             findings += _against_model(request, policy, target, against)
-    elif policy.model:
-        console.note(f"note: {policy.model} is not at hand; give --model to check against it")
+    else:
+        findings += _alone(request, policy)
     return Checked(request.policy, policy.name, tuple(against), tuple(dict.fromkeys(findings)))
 
 
@@ -103,13 +102,11 @@ def _against_model(
         return error.diagnostics
 
 
-def _is_near(policy: Policy) -> bool:
-    """Whether the policy's own model can be opened without a network."""
-    from policy_dsl.sources import open_catalog
+def _alone(request: Request, policy: Policy) -> Sequence[Diagnostic]:
+    import emitters
+    from policy_dsl.lint import lint
 
-    if policy.model is None:
-        return False
-    return Path(policy.model).expanduser().exists() or open_catalog(policy.model) is not None
+    return lint(policy, emitters.specs(), target=request.target)
 
 
 def _text(checked: Sequence[Checked]) -> str:
