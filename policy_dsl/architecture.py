@@ -61,6 +61,7 @@ def architecture(family: str) -> Architecture:
 
     Raises: KeyError if there is none; ValueError if a table contradicts itself.
     """
+    # Not by trying to open the file: a family's name comes from a policy.
     if family not in families():
         raise KeyError(family)
     table = _merged(family)
@@ -82,6 +83,7 @@ def architecture(family: str) -> Architecture:
 
 @cache
 def _table(name: str) -> dict[str, Any]:
+    # libyaml reads all tables in a few milliseconds, pure Python takes ten times that.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = (TABLES / f"{name}.yaml").read_text(encoding="utf-8")
     table: dict[str, Any] = yaml.load(text, Loader=loader)
@@ -107,14 +109,16 @@ def outside(architecture: Architecture, key: str, *, beyond: bool) -> NameRule |
     key: the name with `#` for numbers. beyond: its first number is that of an MTP block which
     follows the last layer.
     """
-    component = next(
-        (to for prefix, to in architecture.elsewhere.items() if key.startswith(prefix)), None
-    )
+    for prefix, component in architecture.elsewhere.items():
+        if key.startswith(prefix):
+            return _rule_within(architecture, key, component)
     blocks = tuple(f"{model}.layers.#." for model in architecture.models)
-    if component is None and beyond and key.startswith(blocks):
-        component = "mtp"
-    if component is None:
-        return None
+    if beyond and key.startswith(blocks):
+        return _rule_within(architecture, key, "mtp")
+    return None
+
+
+def _rule_within(architecture: Architecture, key: str, component: str) -> NameRule | None:
     alike = _like_a_block(architecture, key) if component == "mtp" else None
     return alike or _by_last_word(architecture, key, component)
 
@@ -136,18 +140,20 @@ def _moved(role: Role, component: str) -> Role:
 
 def _by_last_word(architecture: Architecture, key: str, component: str) -> NameRule | None:
     """The role that the name's last word gives it: no table spells all vision towers."""
-    *path, word = [part for part in key.split(".") if part != "#"]
-    is_weight = word == "weight" and bool(path)
-    word = _role_word(architecture, path[-1] if is_weight else word, component)
+    named = key.replace(".#", "")
+    path = named.removesuffix(".weight")
+    word = path.rpartition(".")[2]
+    if "norm" in word or word.startswith("ln"):
+        word = "norm"
+    elif component == "mtp":
+        word = architecture.aliases.get(word, (word,))[0]
     if not word:
         return None
     role = role_of(f"{component}.{word}")
-    # A table of positions is two-dimensional too, but no linear layer.
-    linear = is_weight and role.is_matrix and (component == "mtp" or "embed" not in word)
-    return NameRule((role._replace(is_matrix=None if linear else False),))
+    may_be_linear = role.is_matrix and path != named and not _is_position_table(role)
+    return NameRule((role._replace(is_matrix=None if may_be_linear else False),))
 
 
-def _role_word(architecture: Architecture, word: str, component: str) -> str:
-    if "norm" in word or word.startswith("ln"):
-        return "norm"
-    return architecture.aliases.get(word, (word,))[0] if component == "mtp" else word
+def _is_position_table(role: Role) -> bool:
+    """Embeddings of positions have two axes too, but are no linear layers."""
+    return role.component != "mtp" and "embed" in (role.projection or "")

@@ -16,11 +16,7 @@ _Place = tuple[int | None, str]
 def review(model: Model) -> Iterator[Diagnostic]:
     """What is missing or there twice."""
     yield from _missing_layers(model)
-    # Norms and biases share a role, so only matrices can be there twice.
-    places: dict[_Place, list[ModelTensor]] = defaultdict(list)
-    for tensor in model.tensors:
-        if tensor.is_matrix and tensor.component not in OUTSIDE_LANGUAGE_MODEL:
-            places[tensor.layer, tensor.role].append(tensor)
+    places = _places(model)
     for role in ("embed",) if model.tied else ("embed", "lm_head"):
         if (None, role) not in places:
             yield diagnostic("missing-tensor", model=model.id, role=role)
@@ -28,6 +24,16 @@ def review(model: Model) -> Iterator[Diagnostic]:
         yield from _ambiguous(tensors)
         if tensors[0].component == "experts":
             yield from _wrong_experts(model, tensors)
+
+
+def _places(model: Model) -> dict[_Place, list[ModelTensor]]:
+    """The matrices of the language model by layer and role."""
+    places: dict[_Place, list[ModelTensor]] = defaultdict(list)
+    for tensor in model.tensors:
+        # Norms and biases share a role, so only matrices can be there twice.
+        if tensor.is_matrix and tensor.component not in OUTSIDE_LANGUAGE_MODEL:
+            places[tensor.layer, tensor.role].append(tensor)
+    return places
 
 
 def _missing_layers(model: Model) -> Iterator[Diagnostic]:
@@ -69,6 +75,7 @@ def _wrong_experts(model: Model, tensors: list[ModelTensor]) -> Iterator[Diagnos
 
 
 def _some(numbers: Iterable[int], limit: int = 5) -> str:
+    # A hostile config may leave millions missing; only what is shown is looked for.
     shown = list(islice(numbers, limit + 1))
     text = ", ".join(str(number) for number in shown[:limit])
     return f"{text}, …" if len(shown) > limit else text

@@ -18,7 +18,7 @@ def fused_defect(
 ) -> Diagnostic | None:
     """What contradicts that it holds `n_parts` matrices of each expert; None if nothing."""
     ndim = 4 if fusion.mxfp4 else 3
-    if len(tensor.shape) == ndim and tensor.shape[0] == n_experts:
+    if len(tensor.shape) == ndim and tensor.shape[0] == n_experts and all(tensor.shape):
         outs = tensor.shape[2] if fusion.transposed else tensor.shape[1]
         if outs % n_parts == 0:
             return None
@@ -34,8 +34,8 @@ def defuse(
 ) -> Iterator[ModelTensor]:
     """Every expert's matrices, expert by expert, of a tensor without `fused_defect`."""
     fusion = rule.fusion or Fusion()
-    rows, columns = tensor.shape[1:3]
-    outs, ins = (columns, rows) if fusion.transposed else (rows, columns)
+    rows = tensor.shape[1]
+    outs, ins = _matrix_shape(tensor, fusion)
     size = outs // len(rule.roles)
     firsts = range(len(rule.roles)) if fusion.interleaved else range(0, outs, size)
     for expert in range(tensor.shape[0]):
@@ -49,7 +49,7 @@ def defuse(
                 projection=role.projection,
                 layer=layer,
                 expert=expert,
-                shape=(size, ins * _MXFP4_BLOCK if fusion.mxfp4 else ins),
+                shape=(size, ins),
                 first_row=expert * rows + row,
                 transposed=fusion.transposed,
                 scale=scale,
@@ -57,3 +57,11 @@ def defuse(
                 first_column=column,
                 mxfp4=fusion.mxfp4,
             )
+
+
+def _matrix_shape(tensor: TensorInfo, fusion: Fusion) -> tuple[int, int]:
+    """Outputs and inputs of an expert, all projections together."""
+    rows, columns = tensor.shape[1:3]
+    if fusion.mxfp4:
+        return rows, columns * _MXFP4_BLOCK
+    return (columns, rows) if fusion.transposed else (rows, columns)

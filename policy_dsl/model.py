@@ -26,6 +26,7 @@ class ModelTensor:
     counts rows of `out`.
     """
 
+    # The first fields are what every tensor has; a fused source needs the others too.
     source: TensorInfo
     role: str
     component: str | None

@@ -117,11 +117,9 @@ def _rule(
 ) -> tuple[str, NameRule]:
     parts = name.split(".")
     numbers = [part for part in parts if part in _NUMBERS]
-    layer_at, expert_at = (
-        numbers.index(place) if place in numbers else None for place in _NUMBERS
-    )
-    key = ".".join("#" if part in _NUMBERS else part for part in parts)
+    at = {place: place_at for place_at, place in enumerate(numbers)}
+    key = name.replace("{layer}", "#").replace("{expert}", "#")
     # A literal number would be taken out of the names that are looked up.
     if "{" in key or any(part.isdecimal() for part in parts):
         raise ValueError(f"a name may hold only the numbers {_NUMBERS}: {name}")
-    return key, NameRule(roles, layer_at, expert_at, fusion, reason)
+    return key, NameRule(roles, at.get("{layer}"), at.get("{expert}"), fusion, reason)

@@ -90,7 +90,9 @@ def test_a_matrix_has_two_axes(tensor, changed, codes):
     assert codes(source) == ["wrong-shape"]
 
 
-@pytest.mark.parametrize("shape", [[3, 64, 64], [4, 63, 64], [64, 64], [4, 64, 8, 8]], ids=str)
+@pytest.mark.parametrize(
+    "shape", [[3, 64, 64], [4, 63, 64], [4, 0, 64], [64, 64], [4, 64, 8, 8]], ids=str
+)
 def test_fused_experts_have_the_shape_of_the_config(shape, tensor, recorded, codes):
     source, _ = recorded("qwen3_moe", "memory")
     name = "model.layers.1.mlp.experts.gate_up_proj"
