@@ -35,6 +35,10 @@ T = TypeVar("T")
 Apply = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
 
 
+class UnreachableError(PolicyError):
+    """The place refuses, not one of its files: nothing more is asked of it."""
+
+
 class CheckpointFiles(Protocol):
     """Where a checkpoint's files are: what to call the place, their sizes, their bytes."""
 
@@ -103,6 +107,8 @@ def read_json(files: CheckpointFiles, file: str) -> dict[str, Any]:
 def _collect(found: list[Diagnostic], read: Callable[[], T]) -> T | None:
     try:
         return read()
+    except UnreachableError:
+        raise
     except PolicyError as error:
         found += error.diagnostics
         return None
@@ -132,6 +138,7 @@ def _headers(files: CheckpointFiles, apply: Apply) -> dict[str, Header]:
 
 
 def _header(files: CheckpointFiles, file: str) -> Header | PolicyError:
+    # Returned, not raised: every shard is read, so that all defects come at once.
     size = files.sizes[file]
     try:
         first = files.read(file, 0, min(size, FIRST_NBYTES))
@@ -139,6 +146,8 @@ def _header(files: CheckpointFiles, file: str) -> Header | PolicyError:
         if stop > len(first):
             first += files.read(file, len(first), stop)
         return parse_header(first[LENGTH_NBYTES:stop], file=file, file_nbytes=size)
+    except UnreachableError:
+        raise
     except PolicyError as error:
         return error
 

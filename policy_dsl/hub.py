@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from huggingface_hub import constants, hf_hub_url
 
-from policy_dsl.checkpoint import read_checkpoint
+from policy_dsl.checkpoint import UnreachableError, read_checkpoint
 from policy_dsl.diagnostics import fail
 from policy_dsl.hub_http import Address, fetch, fetch_range
 from policy_dsl.inventory import Inventory
@@ -56,8 +56,13 @@ def open_hub(repository: str, revision: str | None) -> Inventory:
     if constants.HF_HUB_OFFLINE:
         raise fail("hub-offline", what=what)
     files = _files(repository, revision, what)
+    # Many shards at once: over a network, waiting is what takes the time.
     with ThreadPoolExecutor(WORKERS) as pool:
-        found = read_checkpoint(files, name=repository, root=None, apply=pool.map)
+        try:
+            found = read_checkpoint(files, name=repository, root=None, apply=pool.map)
+        except UnreachableError:
+            pool.shutdown(cancel_futures=True)
+            raise
     note = f"headers read from {constants.ENDPOINT}, commit {files.commit}"
     return replace(found, notes=(note,))
 

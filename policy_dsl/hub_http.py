@@ -18,7 +18,8 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import build_hf_headers, http_stream_backoff
 
-from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.checkpoint import UnreachableError
+from policy_dsl.diagnostics import diagnostic
 
 ATTEMPTS = 3
 RETRIES = 4
@@ -58,7 +59,7 @@ class Address:
 def fetch(address: Address, *, limit: int) -> bytes:
     """The whole body of a document that has at most `limit` bytes.
 
-    Raises: PolicyError if the hub refuses or fails, or the document is larger.
+    Raises: UnreachableError if the hub refuses or fails, or the document is larger.
     """
     found, whole = _request(address, {}, limit, lambda answer: None)
     if len(found) > limit:
@@ -71,7 +72,7 @@ def fetch(address: Address, *, limit: int) -> bytes:
 def fetch_range(address: Address, start: int, stop: int, *, size: int) -> bytes:
     """Exactly the bytes `start` to `stop` of a file of `size` bytes.
 
-    Raises: PolicyError if the hub refuses or fails, knows no ranges, or the file is another.
+    Raises: UnreachableError if the hub refuses, fails or knows no ranges, or the file differs.
     """
     if start == stop:
         return b""
@@ -81,7 +82,9 @@ def fetch_range(address: Address, start: int, stop: int, *, size: int) -> bytes:
             _check_range(address, answer, (start, stop, size))
         elif stop - start != size:
             cure = "fetch the whole model, or use an endpoint that serves ranges"
-            raise fail("hub-no-ranges", what=address.what, size=size, suggestion=cure)
+            raise UnreachableError(
+                [diagnostic("hub-no-ranges", what=address.what, size=size, suggestion=cure)]
+            )
 
     wanted = {"Range": f"bytes={start}-{stop - 1}"}
     found, _ = _request(address, wanted, stop - start, check)
@@ -156,22 +159,18 @@ def _check_range(address: Address, answer: Answer, wanted: tuple[int, int, int])
         raise _failed(address, f'asked for bytes {start}-{stop - 1}/{size}, it sent "{said}"')
 
 
-def _refused(address: Address, answer: Answer) -> PolicyError:
-    status, code = answer.status_code, answer.headers.get("X-Error-Code", "")
-    if status in (401, 403) or code == "GatedRepo":
-        cure = f"ask for access at {address.page}, then `hf auth login` or set HF_TOKEN"
-        note = "the hub answers like this for a repository that does not exist, too"
-        return fail(
-            "hub-no-access",
-            what=address.what,
-            status=status,
-            suggestion=cure,
-            notes=() if code == "GatedRepo" else (note,),
-        )
+def _refused(address: Address, answer: Answer) -> UnreachableError:
+    what, status = address.what, answer.status_code
+    gated = answer.headers.get("X-Error-Code") == "GatedRepo"
     if status == 404:
-        return fail("hub-not-found", what=address.what)
-    return _failed(address, f"the server answers HTTP {status}")
+        return UnreachableError([diagnostic("hub-not-found", what=what)])
+    if status not in (401, 403):
+        return _failed(address, f"the server answers HTTP {status}")
+    cure = f"ask for access at {address.page}, then `hf auth login` or set HF_TOKEN"
+    notes = [] if gated else ["a repository that does not exist is refused like this, too"]
+    found = diagnostic("hub-no-access", what=what, status=status, suggestion=cure, notes=notes)
+    return UnreachableError([found])
 
 
-def _failed(address: Address, reason: str) -> PolicyError:
-    return fail("hub-failed", what=address.what, reason=reason)
+def _failed(address: Address, reason: str) -> UnreachableError:
+    return UnreachableError([diagnostic("hub-failed", what=address.what, reason=reason)])

@@ -51,17 +51,21 @@ def expand_pattern(pattern: str, *, limit: int) -> list[str]:
     if not pattern.isprintable():
         raise ValueError(f"the name pattern {pattern!a} cannot be printed")
     pieces = list(_pieces(pattern))
-    count = prod(sum(len(part) for part in piece) for piece in pieces if type(piece) is list)
+    # Counted before anything is made: ranges multiply.
+    count = prod(sum(map(len, piece)) for piece in pieces if isinstance(piece, list))
     if count > limit:
         raise ValueError(f'the name pattern "{pattern}" stands for {count} names')
     names = [""]
     for piece in pieces:
-        if isinstance(piece, str):
-            names = [name + piece for name in names]
-        else:
-            ends = [str(number) for part in piece for number in part]
-            names = [name + end for name in names for end in ends]
+        ends = _ends(piece)
+        names = [name + end for name in names for end in ends]
     return names
+
+
+def _ends(piece: str | list[range]) -> list[str]:
+    if isinstance(piece, str):
+        return [piece]
+    return [str(number) for part in piece for number in part]
 
 
 def _pieces(pattern: str) -> Iterator[str | list[range]]:

@@ -2,9 +2,9 @@
 
     write_recorded(inventory)  the text     read_recorded(path)  the inventory again
 
-Names are written as patterns (see name_patterns). Tensors stand grouped by file; a file's
-tensors lie by dtype in the order of the groups, then by name, as the safetensors library
-writes them, else `order` lists them. A null file says that the shard map is not known.
+Names are written as patterns (see name_patterns), grouped by file, dtype and shape; where a
+tensor lies follows from its file's size (see recorded_form). A null file says that the shard
+map is not known.
 """
 
 from __future__ import annotations
@@ -12,63 +12,28 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo, tensor_nbytes
 from policy_dsl.name_patterns import expand_pattern, name_patterns
-from policy_dsl.safetensors_header import LENGTH_NBYTES
+from policy_dsl.recorded_form import (
+    Group,
+    Recorded,
+    RecordedFile,
+    Totals,
+    placed,
+    usual_order,
+)
+from policy_dsl.safetensors_header import shown
 from policy_dsl.shard_map import is_plain_name, is_shard_name
 
 MAX_NBYTES = 100_000_000
 MAX_TENSORS = 1_000_000
-
-Size = Annotated[int, Field(ge=0, lt=1 << 63)]
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Group(_Record):
-    """Tensors of one dtype and shape; `names` are patterns."""
-
-    dtype: str
-    shape: Annotated[list[Size], Field(max_length=64)]
-    names: list[str]
-
-
-class RecordedFile(_Record):
-    """The tensors of one shard; file and nbytes are null if the shard map is not known."""
-
-    file: str | None
-    nbytes: Size | None
-    tensors: list[Group]
-    order: list[str] | None = None
-
-
-class Totals(_Record):
-    """What all tensors add up to, to check a record that was written or edited by hand."""
-
-    tensors: Size
-    nbytes: Size
-
-
-class Recorded(_Record):
-    """The whole document."""
-
-    policyc_headers: Literal[1]
-    id: str
-    notes: list[str] = []
-    config: dict[str, Any]
-    side_files: dict[str, Size] | None
-    totals: Totals
-    files: list[RecordedFile]
 
 
 def write_recorded(inventory: Inventory) -> str:
@@ -129,6 +94,7 @@ def _read_text(path: Path) -> bytes:
 
 
 def _inventory(record: Recorded) -> Inventory:
+    _check_names(record)
     tensors: dict[str, TensorInfo] = {}
     for held in record.files:
         here = _file_tensors(held, limit=MAX_TENSORS - len(tensors))
@@ -156,15 +122,17 @@ def _check_totals(record: Recorded, inventory: Inventory) -> None:
     counted = Totals(tensors=len(inventory.tensors), nbytes=inventory.nbytes)
     if counted != record.totals:
         raise ValueError(f"its totals are {record.totals}, its tensors have {counted}")
-    names = [held.file for held in record.files]
-    for file in names:
-        if file is not None and not is_shard_name(file):
-            raise ValueError(f'"{file[:80]}" is not the plain name of a safetensors file')
-    if len(set(names)) != len(names):
+
+
+def _check_names(record: Recorded) -> None:
+    files = [held.file for held in record.files]
+    if len(set(files)) != len(files):
         raise ValueError("a file stands twice")
-    for file in record.side_files or {}:
-        if not is_plain_name(file):
-            raise ValueError(f'"{file[:80]}" is not a plain file name')
+    # A recorded file's names must not lead anywhere, whatever is done with them later.
+    wrong = [file for file in files if file is not None and not is_shard_name(file)]
+    wrong += [file for file in record.side_files or () if not is_plain_name(file)]
+    if wrong:
+        raise ValueError(f'"{shown(wrong[0], 80)}" is not the plain name of such a file')
 
 
 def _file_tensors(held: RecordedFile, limit: int) -> dict[str, TensorInfo]:
@@ -184,33 +152,7 @@ def _file_tensors(held: RecordedFile, limit: int) -> dict[str, TensorInfo]:
         raise ValueError("two name patterns of a file stand for the same tensor")
     if held.file is None or held.nbytes is None:
         return found
-    return _placed(held, held.nbytes, found)
-
-
-def _placed(
-    held: RecordedFile, file_nbytes: int, found: Mapping[str, TensorInfo]
-) -> dict[str, TensorInfo]:
-    order = _usual_order(found) if held.order is None else held.order
-    if len(order) != len(found) or found.keys() != set(order):
-        raise ValueError(f"the order of {held.file} does not name each of its tensors once")
-    # Tensors fill a file to its end, so the end says where they begin.
-    place = file_nbytes - sum(tensor.nbytes for tensor in found.values())
-    if place < LENGTH_NBYTES + len("{}"):
-        raise ValueError(f"{held.file} has {file_nbytes} bytes, too few for its tensors")
-    placed = {}
-    for name in order:
-        stop = place + found[name].nbytes
-        placed[name] = found[name]._replace(start=place, stop=stop)
-        place = stop
-    return placed
-
-
-def _usual_order(found: Mapping[str, TensorInfo]) -> list[str]:
-    """Names by dtype in order of first sight, then by name in order of bytes."""
-    rank: dict[str, int] = {}
-    for tensor in found.values():
-        rank.setdefault(tensor.dtype, len(rank))
-    return sorted(found, key=lambda name: (rank[found[name].dtype], name.encode()))
+    return placed(held, held.nbytes, found)
 
 
 def _record_file(
@@ -220,7 +162,7 @@ def _record_file(
     for tensor in held:
         groups.setdefault((tensor.dtype, tensor.shape), []).append(tensor.name)
     named = {tensor.name: tensor for tensor in held}
-    usual = nbytes is None or list(named) == _usual_order(named)
+    usual = nbytes is None or list(named) == usual_order(named)
     record = RecordedFile(
         file=file,
         nbytes=nbytes,
@@ -230,7 +172,7 @@ def _record_file(
         ],
         order=None if usual else list(named),
     )
-    if nbytes is not None and _placed(record, nbytes, named) != named:
+    if nbytes is not None and placed(record, nbytes, named) != named:
         raise ValueError(f"the tensors of {file} do not fill it without holes to its end")
     return record
 

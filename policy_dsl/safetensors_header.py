@@ -147,17 +147,21 @@ def _tensor(name: str, entry: Any, file: str, begin: int) -> TensorInfo:
 
 
 def _check_fields(dtype: Any, shape: Any, start: Any, stop: Any) -> None:
-    # `type is int` and not isinstance, because a bool is an int there.
     if type(dtype) is not str or dtype not in DTYPE_BITS:
         raise ValueError(f"its dtype {_said(dtype)} is not known")
     if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"its shape is no list of at most {MAX_DIMENSIONS} numbers")
     for count in shape:
-        if type(count) is not int or not 0 <= count < 1 << 63:
+        if not _is_length(count):
             raise ValueError(f"its shape holds {_said(count)}, which is no length")
-    if type(start) is not int or type(stop) is not int or not 0 <= start <= stop < 1 << 63:
+    if not (_is_length(start) and _is_length(stop) and start <= stop):
         offsets = f"{_said(start)} to {_said(stop)}"
         raise ValueError(f"its data_offsets {offsets} are no range of bytes")
+
+
+def _is_length(value: Any) -> bool:
+    # `type is` and not isinstance, because a bool is an int there.
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _said(value: object) -> str:

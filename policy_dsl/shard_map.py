@@ -138,25 +138,28 @@ def _unindexed(place: str, sizes: Mapping[str, int]) -> tuple[list[str], list[Di
         raise _without_weights(place, sizes)
     if "model.safetensors" in files:
         return ["model.safetensors"], []
-    if len(files) == 1 and not _NUMBERED.fullmatch(files[0]):
+    parts = [part for part in map(_NUMBERED.fullmatch, files) if part]
+    if len(files) == 1 and not parts:
         return files, []
-    parts = [_NUMBERED.fullmatch(file) for file in files]
-    sets = {(part[1], part[3]) for part in parts if part}
-    if len(sets) != 1:
+    # Stem and total; two of them mean two models, or two copies of one.
+    kinds = {(part[1], part[3]) for part in parts}
+    if len(kinds) != 1:
         cure = f"add {INDEX}, or give one of the files"
         listed = _listed(files)
         raise fail("ambiguous-weights", place=place, files=listed, suggestion=cure)
-    numbered = {int(part[2]): part[0] for part in parts if part}
-    return sorted(numbered.values()), list(_gaps(numbered, sets.pop()))
+    numbered = {int(part[2]): part[0] for part in parts}
+    return sorted(numbered.values()), list(_gaps(numbered, kinds.pop()))
 
 
 def _gaps(numbered: Mapping[int, str], kind: tuple[str, str]) -> Iterator[Diagnostic]:
     stem, total = kind
+    # MiniMax-M2.7 counts from 0 (and to a wrong total, which only an index can set right).
     begin = 0 if 0 in numbered else 1
     cure = f"fetch the rest; if the count in the names is wrong, add {INDEX}"
-    missing = sorted(set(range(begin, begin + int(total))) - numbered.keys())
-    if missing:
-        file = f"{stem}-{missing[0]:0{len(total)}d}-of-{total}{SUFFIX}"
+    numbers = range(begin, begin + int(total))
+    missing = next((number for number in numbers if number not in numbered), None)
+    if missing is not None:
+        file = f"{stem}-{missing:0{len(total)}d}-of-{total}{SUFFIX}"
         expected = f"{len(numbered)} of {total} numbered files are, and no index"
         yield diagnostic("missing-shard", file=file, expected=expected, suggestion=cure)
 
