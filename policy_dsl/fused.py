@@ -17,15 +17,14 @@ def fused_defect(
     tensor: TensorInfo, fusion: Fusion, n_parts: int, n_experts: int
 ) -> Diagnostic | None:
     """What contradicts that it holds `n_parts` matrices of each expert; None if nothing."""
-    ndim = 4 if fusion.mxfp4 else 3
-    if len(tensor.shape) == ndim and tensor.shape[0] == n_experts and all(tensor.shape):
-        outs = tensor.shape[2] if fusion.transposed else tensor.shape[1]
-        if outs % n_parts == 0:
-            return None
-    axes = "in, out" if fusion.transposed else "out, in"
-    wanted = f"[{n_experts} experts, {axes}{' blocks, 16' * fusion.mxfp4}]"
-    if n_parts > 1:
-        wanted += f" with {n_parts} projections in `out`"
+    axes = ["experts", *(("in", "out") if fusion.transposed else ("out", "in"))]
+    if fusion.mxfp4:
+        axes = ["experts", "out", "blocks of in", "bytes"]
+    shape = dict(zip(axes, tensor.shape, strict=False))
+    has_axes = len(tensor.shape) == len(axes) and all(tensor.shape)
+    if has_axes and shape["experts"] == n_experts and shape["out"] % n_parts == 0:
+        return None
+    wanted = f"[{', '.join(axes)}] with {n_experts} experts, {n_parts} projections in `out`"
     return diagnostic("wrong-shape", name=tensor.name, shape=list(tensor.shape), wanted=wanted)
 
 
