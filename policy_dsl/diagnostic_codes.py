@@ -58,7 +58,7 @@ CODES: dict[str, Code] = {
         'tensor "{tensor}" is in {file} and in {other}', "Two shards hold the same tensor."
     ),
     "stray-safetensors": _warning(
-        "{place}: {files} not named by the index and not read",
+        "{place}: {files} not among the model's weights and not read",
         "Adapters, or a second copy of the weights, lie beside the checkpoint.",
     ),
     "not-safetensors": _error(

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from huggingface_hub import constants, hf_hub_url
 
-from policy_dsl.checkpoint import UnreachableError, read_checkpoint
+from policy_dsl.checkpoint import read_checkpoint
 from policy_dsl.diagnostics import fail
 from policy_dsl.hub_http import Address, fetch, fetch_range
 from policy_dsl.inventory import Inventory
@@ -57,12 +57,12 @@ def open_hub(repository: str, revision: str | None) -> Inventory:
         raise fail("hub-offline", what=what)
     files = _files(repository, revision, what)
     # Many shards at once: over a network, waiting is what takes the time.
-    with ThreadPoolExecutor(WORKERS) as pool:
-        try:
-            found = read_checkpoint(files, name=repository, root=None, apply=pool.map)
-        except UnreachableError:
-            pool.shutdown(cancel_futures=True)
-            raise
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
+        found = read_checkpoint(files, name=repository, root=None, apply=pool.map)
+    finally:
+        # After a refusal or an interrupt the shards still to come are not asked for.
+        pool.shutdown(cancel_futures=True)
     note = f"headers read from {constants.ENDPOINT}, commit {files.commit}"
     return replace(found, notes=(note,))
 
@@ -87,7 +87,9 @@ def _files(repository: str, revision: str | None, what: str) -> HubFiles:
 
 def _size(entry: Mapping[str, Any]) -> tuple[str, int]:
     file, size = entry["rfilename"], entry["size"]
-    if type(file) is not str or type(size) is not int or size < 0:
+    if type(file) is not str or not file.isprintable():
+        raise ValueError("a file has no name that can be printed")
+    if type(size) is not int or size < 0:
         raise ValueError(f"{file} has no size")
     return file, size
 

@@ -45,7 +45,7 @@ def open_folder(folder: Path, *, name: str | None = None) -> Inventory:
 
     Raises: PolicyError with the defects of all its files.
     """
-    name = name or folder.resolve().name
+    name = name or Path(os.path.abspath(folder)).name
     return read_checkpoint(local_files(folder), name=name, root=folder)
 
 
@@ -66,9 +66,10 @@ def open_file(path: Path) -> Inventory:
         for file, size in files.sizes.items()
         if file in (path.name, "config.json") or not file.endswith((SUFFIX, index or SUFFIX))
     }
-    return read_checkpoint(
-        LocalFiles(path.parent, alone), name=path.resolve().stem, root=path.parent
-    )
+    # Links are not followed for the name: in the hub's cache they lead to a hash.
+    called = Path(os.path.abspath(path))
+    name = called.parent.name if path.name == "model.safetensors" else called.stem
+    return read_checkpoint(LocalFiles(path.parent, alone), name=name, root=path.parent)
 
 
 def local_files(folder: Path) -> LocalFiles:
@@ -83,6 +84,10 @@ def local_files(folder: Path) -> LocalFiles:
     except OSError as error:
         raise _unreadable(folder, error) from error
     for name in names:
+        if not name.isprintable():
+            reason = "its name cannot be printed"
+            found.append(diagnostic("unreadable-file", path=ascii(name), reason=reason))
+            continue
         try:
             facts = (folder / name).stat()
         except OSError as error:

@@ -143,7 +143,8 @@ def _unindexed(place: str, sizes: Mapping[str, int]) -> tuple[list[str], list[Di
         return files, []
     # Stem and total; two of them mean two models, or two copies of one.
     kinds = {(part[1], part[3]) for part in parts}
-    if len(kinds) != 1:
+    total = int(min(kinds)[1]) if kinds else 0
+    if len(kinds) != 1 or len(parts) > total:
         cure = f"add {INDEX}, or give one of the files"
         listed = _listed(files)
         raise fail("ambiguous-weights", place=place, files=listed, suggestion=cure)

@@ -314,6 +314,7 @@ def test_compressed_answers_are_refused(hub: Hub) -> None:
         {"siblings": None},
         {"siblings": [{"rfilename": "config.json"}]},
         {"siblings": [{"rfilename": 3, "size": 3}]},
+        {"siblings": [{"rfilename": "a\ud800", "size": 3}]},
         {"siblings": [{"rfilename": "config.json", "size": True}]},
         {"siblings": "nothing"},
     ],

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -114,7 +116,7 @@ def test_single_file_by_folder_and_by_name(tmp_path: Path) -> None:
     (folder / "LICENSE").write_text("free")
     found = opened(folder)
     by_name = opened(folder / "model.safetensors")
-    assert replace(by_name, id="m") == found
+    assert by_name == found
     assert found.side_files == {"LICENSE": 4}
     odd = write(tmp_path / "odd", {"weights.safetensors": ("a",)})
     assert list(opened(odd).tensors) == ["a"]
@@ -131,6 +133,12 @@ def test_unclear_which_files_are_the_weights(tmp_path: Path) -> None:
     assert said.startswith("ambiguous-weights")
     assert "x.safetensors, y.safetensors" in said
     assert list(opened(folder / "x.safetensors").tensors) == ["a"]
+
+
+def test_more_numbered_files_than_their_names_say(tmp_path: Path) -> None:
+    shards = {f"model-{i}-of-2.safetensors": (f"t{i}",) for i in range(3)}
+    [said] = refused(write(tmp_path / "m", shards))
+    assert said.startswith("ambiguous-weights")
 
 
 def test_stray_files_are_not_mixed_in_and_not_silent(sharded: Path) -> None:
@@ -152,6 +160,14 @@ def test_links_to_files_elsewhere_are_followed(sharded: Path, tmp_path: Path) ->
         path.rename(tmp_path / str(number))
         (cached / path.name).symlink_to(tmp_path / str(number))
     assert replace(opened(cached), id=plain.id, root=plain.root) == plain
+
+
+def test_names_that_cannot_be_printed(sharded: Path) -> None:
+    (sharded / "a\nb").write_text("")
+    os.mkdir(os.fsencode(sharded) + b"/\xff")
+    said = refused(sharded)
+    assert [text.partition(":")[0] for text in said] == ["unreadable-file"] * 2
+    assert all(text.isprintable() for text in said)
 
 
 def test_link_that_leads_nowhere(sharded: Path) -> None:
@@ -281,6 +297,23 @@ def test_references_that_can_be_nothing(reference: str) -> None:
     with pytest.raises(PolicyError) as caught:
         open_source(reference)
     assert [found.code for found in caught.value.diagnostics] == ["unknown-source"]
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_corrupted_folder_is_read_or_refused(sharded: Path, data: st.DataObject) -> None:
+    path = sharded / data.draw(st.sampled_from([FIRST, SECOND, INDEX, "config.json"]))
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        changed[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(changed[: data.draw(st.integers(0, len(whole)))])
+    try:
+        source_digest(opened(sharded))
+    except PolicyError as error:
+        str(error).encode()
+    finally:
+        path.write_bytes(whole)
 
 
 def test_digest_tells_headers_apart_and_not_places(sharded: Path, tmp_path: Path) -> None:
