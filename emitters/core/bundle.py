@@ -19,7 +19,7 @@ _UNKNOWN_SIDE_FILES = "tokenizer, template and licence files"
 def complete(plan: Plan, inventory: Inventory) -> Plan:
     """The plan with every file of the bundle; sizes are exact where they can be known.
 
-    plan: as `resolve` gives it, with its tensor files. What depends on side files of which
+    plan: as `resolve` gives it; a complete one stays as it is. What depends on side files of which
     nothing is known has `nbytes` None and the reason.
     """
     files = [file for file in plan.files if file.kind == "tensors"]
@@ -27,7 +27,7 @@ def complete(plan: Plan, inventory: Inventory) -> Plan:
         PlannedFile(name, "metadata", len(content))
         for name, content in get(plan.target).metadata(plan).items()
     ]
-    files += _copied(plan, inventory)
+    files += _copied(plan, inventory, {RECORD, *(file.name for file in files)})
     return replace(plan, files=(*files, _record_file(plan, files)))
 
 
@@ -45,13 +45,13 @@ def planned_record(plan: Plan, files: Mapping[str, int]) -> bytes:
     return record(plan, files=unknown, tensors=tensors)
 
 
-def _copied(plan: Plan, inventory: Inventory) -> Iterator[PlannedFile]:
+def _copied(plan: Plan, inventory: Inventory, taken: set[str]) -> Iterator[PlannedFile]:
+    """The source's side files that the bundle takes over; `taken` are names of its own."""
     if inventory.side_files is None:
         reason = f"the side files of {inventory.id} are not known"
         yield PlannedFile(_UNKNOWN_SIDE_FILES, "copied", None, reason)
         return
     patterns = (*get(plan.target).spec.copied_files, *_ALWAYS_COPIED)
-    taken = {file.name for file in plan.files} | {RECORD}
     for name, nbytes in sorted(inventory.side_files.items()):
         if name not in taken and any(fnmatchcase(name, pattern) for pattern in patterns):
             yield PlannedFile(name, "copied", nbytes)

@@ -18,7 +18,7 @@ from emitters.tensor_io.shards import flush, writing
 from policy_dsl.plan import Plan
 
 Identity = Mapping[str, Any]
-_SAVE_SECONDS = 2.0
+_SAVE_SECONDS = 1.0
 
 
 class Journal:

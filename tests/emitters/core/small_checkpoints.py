@@ -1,0 +1,131 @@
+"""Small checkpoints written by hand, and bundles read by the safetensors library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Tensors = Mapping[str, tuple[str, Array]]
+
+
+def write_shard(path: Path, tensors: Tensors) -> None:
+    """A safetensors file, without the program's own writer. tensors: name -> dtype, array."""
+    header, at = {}, 0
+    for name, (dtype, array) in tensors.items():
+        offsets = [at, at + array.nbytes]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": offsets}
+        at += array.nbytes
+    text = json.dumps(header).encode()
+    with path.open("wb") as opened:
+        opened.write(len(text).to_bytes(8, "little") + text)
+        for _, array in tensors.values():
+            opened.write(array.tobytes())
+
+
+def bf16(values: Array) -> Array:
+    """The upper halves of float32 values: BF16 bits, rounded towards zero."""
+    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def widened(content: bytes) -> Array:
+    """Exactly the float32 values, flat, of BF16 bytes."""
+    return (np.frombuffer(content, np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def random_bf16(random: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """BF16 bits of small normal values that float16 can hold exactly."""
+    values = 0.02 * random.standard_normal(shape, np.float32)
+    return bf16(np.where(np.abs(values) < 1e-4, 0, values))
+
+
+def write_folder(folder: Path, config: Mapping[str, object], tensors: Tensors) -> None:
+    """A checkpoint folder of one shard."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    write_shard(folder / "model.safetensors", tensors)
+
+
+def llama_config(*, layers: int, hidden: int, inner: int, vocabulary: int) -> dict[str, object]:
+    """The config of `llama_tensors`."""
+    return {
+        "model_type": "llama",
+        "torch_dtype": "bfloat16",
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": False,
+    }
+
+
+def llama_tensors(
+    *, layers: int, hidden: int, inner: int, vocabulary: int
+) -> dict[str, tuple[str, Array]]:
+    """The BF16 tensors of a small Llama."""
+    shapes = {"model.embed_tokens": (vocabulary, hidden), "lm_head": (vocabulary, hidden)}
+    for layer in range(layers):
+        block = f"model.layers.{layer}"
+        shapes |= {f"{block}.self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"}
+        shapes |= {f"{block}.mlp.{name}_proj": (inner, hidden) for name in ("gate", "up")}
+        shapes[f"{block}.mlp.down_proj"] = (hidden, inner)
+        shapes |= {
+            f"{block}.{name}_layernorm": (hidden,) for name in ("input", "post_attention")
+        }
+    shapes["model.norm"] = (hidden,)
+    random = np.random.default_rng(1)
+    return {
+        f"{name}.weight": ("BF16", random_bf16(random, shape))
+        for name, shape in shapes.items()
+    }
+
+
+def write_mixtral(folder: Path, *, fused: bool) -> None:
+    """A Mixtral of one layer and four experts; fused: as transformers 5 keeps them."""
+    shapes = {"model.embed_tokens": (96, 64), "lm_head": (96, 64), "model.norm": (64,)}
+    block = "model.layers.0"
+    shapes |= {f"{block}.self_attn.{name}_proj": (64, 64) for name in "qkvo"}
+    shapes |= {f"{block}.{name}_layernorm": (64,) for name in ("input", "post_attention")}
+    random = np.random.default_rng(2)
+    weights = {f"{name}.weight": random_bf16(random, shape) for name, shape in shapes.items()}
+    gate, up = (random_bf16(random, (4, 128, 64)) for _ in range(2))
+    down, router = random_bf16(random, (4, 64, 128)), random_bf16(random, (4, 64))
+    if fused:
+        weights[f"{block}.mlp.gate.weight"] = router
+        weights[f"{block}.mlp.experts.gate_up_proj"] = np.concatenate((gate, up), axis=1)
+        weights[f"{block}.mlp.experts.down_proj"] = down
+    else:
+        moe = f"{block}.block_sparse_moe"
+        weights[f"{moe}.gate.weight"] = router
+        for expert in range(4):
+            for name, stack in (("w1", gate), ("w2", down), ("w3", up)):
+                weights[f"{moe}.experts.{expert}.{name}.weight"] = stack[expert]
+    config = {
+        **llama_config(layers=1, hidden=64, inner=128, vocabulary=96),
+        "model_type": "mixtral",
+        "num_local_experts": 4,
+    }
+    write_folder(folder, config, {name: ("BF16", bits) for name, bits in weights.items()})
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a folder, by name."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()
+    }
+
+
+def stored(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """dtype, shape and bytes of every tensor, as the safetensors library reads them."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, entry in safetensors.deserialize(path.read_bytes()):
+            found[name] = (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
+    return found

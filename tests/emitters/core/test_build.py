@@ -1,0 +1,120 @@
+"""What a build writes: the planned bytes, the same ones every time, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import jsonschema
+import numpy as np
+import pytest
+from small_checkpoints import Array, digests, stored, widened, write_mixtral
+
+from emitters.core.build import build
+from emitters.core.bundle import complete
+from emitters.core.record import record_schema
+from policy_dsl.resources import room
+
+POLICIES = sorted(path.stem for path in room("policies").glob("*.*"))
+# policy -> values for `--set`, where the embedded model needs other numbers than the policy's.
+NEEDED_VALUES: dict[str, dict[str, str]] = {}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_planned_bytes_are_built_bytes(demo, planned, tmp_path, policy):
+    plan, inventory = planned(demo, policy, **NEEDED_VALUES.get(policy, {}))
+    plan = complete(plan, inventory)
+    build(plan, inventory, out=tmp_path / "out", jobs=2)
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
+    assert sizes == {file.name: file.nbytes for file in plan.files}
+    tensors = [tensor for module in plan.modules for tensor in module.tensors]
+    facts = {tensor.name: (tensor.dtype, tensor.shape, tensor.nbytes) for tensor in tensors}
+    built = stored(tmp_path / "out")
+    assert {name: (*found[:2], len(found[2])) for name, found in built.items()} == facts
+
+
+@pytest.mark.parametrize("policy", ["config_i", "mlx_4bit"])
+def test_workers_and_blocks_do_not_matter(demo, planned, tmp_path, policy):
+    plan, inventory = planned(demo, policy)
+    found = []
+    for jobs, max_memory in ((1, None), (2, None), (8, None), (3, 280 * 2**20)):
+        out = tmp_path / f"{jobs}"
+        build(plan, inventory, out=out, jobs=jobs, max_memory=max_memory)
+        found.append(digests(out))
+    assert found.count(found[0]) == 4
+
+
+def test_the_record_tells_the_truth_and_no_place(demo, planned, tmp_path):
+    plan, inventory = planned(demo, "config_i")
+    report = build(plan, inventory, out=tmp_path / "out")
+    text = (tmp_path / "out" / "policyc.json").read_text()
+    record = json.loads(text)
+    jsonschema.validate(record, record_schema())
+    hashes = digests(tmp_path / "out")
+    del hashes["policyc.json"]
+    assert {name: file["sha256"] for name, file in record["files"].items()} == hashes
+    tensors = {
+        name: hashlib.sha256(content).hexdigest()
+        for name, (_, _, content) in stored(tmp_path / "out").items()
+    }
+    assert record["tensors"] == tensors
+    assert record["digest"] == report.digest
+    assert record["policy"]["text"] == (room("policies") / "config_i.yaml").read_text()
+    assert str(tmp_path) not in text
+    assert str(demo.parent) not in text
+
+
+def test_side_files_are_copied_and_the_source_is_not_touched(write_llama, planned, tmp_path):
+    source = write_llama()
+    before = digests(source), {path: path.stat().st_mtime_ns for path in source.iterdir()}
+    plan, inventory = planned(source)
+    build(plan, inventory, out=tmp_path / "out")
+    after = digests(source), {path: path.stat().st_mtime_ns for path in source.iterdir()}
+    assert before == after
+    built = digests(tmp_path / "out")
+    assert built["LICENSE"] == before[0]["LICENSE"]
+    assert built["tokenizer.json"] == before[0]["tokenizer.json"]
+    assert "notes.md" not in built
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_plain_tensors_are_kept_cast_or_copied(write_llama, planned, tmp_path):
+    source = write_llama()
+    rules = "  all: keep\n  lm_head: f32\n  o_proj: f16\n  embed: raw\n  norm: keep\n"
+    plan, inventory = planned(source, f"name: plain\ntarget: mlx_affine\nrules: |\n{rules}")
+    build(plan, inventory, out=tmp_path / "out")
+    before, after = stored(source), stored(tmp_path / "out")
+    assert after["model.norm.weight"] == before["model.norm.weight"]
+    assert after["model.embed_tokens.weight"] == before["model.embed_tokens.weight"]
+    exact = widened(before["lm_head.weight"][2])
+    assert after["lm_head.weight"] == ("F32", (96, 64), exact.tobytes())
+    name = "model.layers.1.self_attn.o_proj.weight"
+    assert after[name] == ("F16", (64, 64), widened(before[name][2]).astype("f2").tobytes())
+    assert "quantization" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+@pytest.mark.parametrize(("dtype", "storage"), [("F16", "f2"), ("F32", "f4")])
+def test_other_floats_of_the_same_values_give_the_same_bytes(
+    write_llama, planned, tmp_path, dtype, storage
+):
+    def change(tensors: dict[str, tuple[str, Array]]) -> None:
+        for name, (_, bits) in tensors.items():
+            tensors[name] = (dtype, widened(bits.tobytes()).reshape(bits.shape).astype(storage))
+
+    found = []
+    for name, changed in (("bf16", None), (dtype, change)):
+        plan, inventory = planned(write_llama(changed, name=name))
+        build(plan, inventory, out=tmp_path / f"{name}-built")
+        found.append(stored(tmp_path / f"{name}-built"))
+    assert found[0] == found[1]
+
+
+def test_fused_experts_give_what_single_ones_give(tmp_path, planned):
+    found = []
+    for name in ("single", "fused"):
+        source = tmp_path / name
+        write_mixtral(source, fused=name == "fused")
+        plan, inventory = planned(source)
+        build(plan, inventory, out=tmp_path / f"{source.name}-built", jobs=2)
+        found.append(stored(tmp_path / f"{source.name}-built"))
+    assert found[0] == found[1]
