@@ -1,0 +1,54 @@
+"""The README shows what the program really prints, and its two commands are one line each."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LEFT_OUT = "…"
+
+
+def blocks(language: str) -> list[list[str]]:
+    """The lines of every code block of that language."""
+    found = re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [block.splitlines() for block in found]
+
+
+def missing(shown: list[str], real: str) -> list[str]:
+    """The lines that are shown and do not follow in the real text, in this order."""
+    rest = iter(line.rstrip() for line in real.splitlines())
+    return [line for line in shown if line.strip() not in ("", LEFT_OUT) and line not in rest]
+
+
+def test_policy_is_the_bundled_one() -> None:
+    (shown,) = blocks("yaml")
+    policy = (ROOT / "policies" / "config_i.yaml").read_text(encoding="utf-8")
+    assert missing(shown, policy) == []
+
+
+def test_plan_is_what_the_program_prints() -> None:
+    (shown,) = blocks("text")
+    command = [sys.executable, "-m", "policy_dsl.cli", "plan", "policies/config_i.yaml"]
+    printed = subprocess.run(
+        command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    ).stdout
+    assert missing(shown, printed) == []
+
+
+def test_two_commands_of_one_line_each() -> None:
+    setup, test = blocks("sh")
+    assert (len(setup), test) == (1, [".venv/bin/pytest"])
+    assert all(
+        step in setup[0] for step in ("venv", "install", "policyc build", "policyc verify")
+    )
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)]+)\)", README))))
+def test_links_lead_somewhere(target: str) -> None:
+    assert (ROOT / target).exists()
