@@ -63,6 +63,7 @@ def read_checkpoint(
     Raises: PolicyError with the defects of all its files.
     """
     found: list[Diagnostic] = []
+    # Both are tried before anything is raised: one run shows every defect.
     config = _collect(found, lambda: _config(files))
     headers = _collect(found, lambda: _headers(files, apply))
     if config is None or headers is None:
@@ -88,6 +89,7 @@ def read_json(files: CheckpointFiles, file: str) -> dict[str, Any]:
 
     Raises: PolicyError if it is too large, not UTF-8, not JSON, or no object.
     """
+    # Its size is known before it is read, so a huge one is never in memory.
     size = files.sizes[file]
     if size > MAX_JSON_NBYTES:
         raise _bad_json(file, f"it has {size} bytes, more than {MAX_JSON_NBYTES}")

@@ -70,6 +70,7 @@ def open_hub(repository: str, revision: str | None) -> Inventory:
 def _files(repository: str, revision: str | None, what: str) -> HubFiles:
     _check_endpoint()
     url = f"{constants.ENDPOINT}/api/models/{repository}"
+    # Sizes come only when asked for by `blobs`.
     url += f"/revision/{quote(revision, safe='')}?blobs=true" if revision else "?blobs=true"
     text = fetch(Address(url, what, _page(repository)), limit=MAX_LISTING_NBYTES)
     try:
@@ -79,6 +80,7 @@ def _files(repository: str, revision: str | None, what: str) -> HubFiles:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = f"its listing of files cannot be understood ({type(error).__name__}: {error})"
         raise fail("hub-failed", what=what, reason=reason) from error
+    # Every file is read at this commit, so that a push in between mixes nothing.
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
         raise fail("hub-failed", what=what, reason="its listing of files names no commit")
     top = {file: size for file, size in sorted(sizes.items()) if "/" not in file}

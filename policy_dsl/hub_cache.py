@@ -26,6 +26,7 @@ def open_cached(repository: str, revision: str | None) -> Inventory | None:
     folder = _snapshot(repository, revision)
     if folder is None:
         return None
+    # A snapshot that was fetched in part has the same form, and no mark of it.
     try:
         found = open_folder(folder, name=repository)
     except PolicyError as error:

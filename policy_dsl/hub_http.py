@@ -80,6 +80,7 @@ def fetch_range(address: Address, start: int, stop: int, *, size: int) -> bytes:
     def check(answer: Answer) -> None:
         if answer.status_code == 206:
             _check_range(address, answer, (start, stop, size))
+        # A small file sent whole, though a range was asked for, is as good.
         elif stop - start != size:
             cure = "fetch the whole model, or use an endpoint that serves ranges"
             raise UnreachableError(
@@ -136,6 +137,7 @@ def _body(answer: Answer, limit: int) -> tuple[bytes, bool]:
     try:
         for chunk in answer.iter_raw():
             found += chunk
+            # What goes on beyond the limit is never taken.
             if len(found) > limit:
                 break
     except _FAILURES:

@@ -72,6 +72,7 @@ class Inventory:
     side_files: Mapping[str, int] | None = None
     root: Path | None = None
     file_nbytes: Mapping[str, int] = field(default_factory=dict)
+    # How it was found does not make it another source.
     notes: tuple[str, ...] = field(default=(), compare=False)
     findings: tuple[Diagnostic, ...] = field(default=(), compare=False)
 
@@ -86,6 +87,7 @@ def tensor_nbytes(dtype: str, shape: Sequence[int]) -> int:
 
     Raises: ValueError if its bits (F4 has 4 an element) do not fill whole bytes.
     """
+    # Bits, because two elements of F4 share a byte.
     nbytes, rest = divmod(prod(shape) * DTYPE_BITS[dtype], 8)
     if rest:
         raise ValueError(f"{dtype} {list(shape)} ends inside a byte")
@@ -98,6 +100,7 @@ def source_digest(inventory: Inventory) -> str:
     The order of the tensors, and where the checkpoint lies, do not matter; the weights
     themselves are not read.
     """
+    # Sorted: a folder, the hub and a record list the same tensors in different orders.
     tensors = inventory.tensors
     facts = {
         "config": inventory.config,

@@ -30,6 +30,7 @@ class LocalFiles:
         """The bytes `start` to `stop` of a file. Raises: PolicyError if they cannot be had."""
         path = self.folder / file
         try:
+            # Unbuffered: every byte asked for is wanted, and no other.
             with path.open("rb", buffering=0) as opened:
                 opened.seek(start)
                 found = opened.read(stop - start)

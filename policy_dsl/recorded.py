@@ -44,6 +44,7 @@ def write_recorded(inventory: Inventory) -> str:
     by_file: dict[str | None, list[TensorInfo]] = {}
     for tensor in sorted(inventory.tensors.values(), key=attrgetter("start")):
         by_file.setdefault(tensor.file, []).append(tensor)
+    # A shard without tensors is still a file of the checkpoint.
     for file in inventory.file_nbytes:
         by_file.setdefault(file, [])
     record = Recorded(
@@ -70,6 +71,7 @@ def read_recorded(path: Path) -> Inventory:
         record = Recorded.model_validate_json(_read_text(path))
         return _inventory(record)
     except ValidationError as error:
+        # A document of another kind breaks every rule; the first says enough.
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"
         raise _bad(path, f"{where}: {first['msg']}") from error
@@ -80,8 +82,10 @@ def read_recorded(path: Path) -> Inventory:
 def _read_text(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
+            # Told by its first bytes, for names lie.
             zipped = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if zipped else path.open("rb") as file:
+            # One byte more than allowed shows a bomb without unpacking it.
             text = file.read(MAX_NBYTES + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _bad(path, f"its compression is broken: {error}") from error
@@ -119,6 +123,7 @@ def _inventory(record: Recorded) -> Inventory:
 
 
 def _check_totals(record: Recorded, inventory: Inventory) -> None:
+    # Written records are right by construction; these catch edits by hand.
     counted = Totals(tensors=len(inventory.tensors), nbytes=inventory.nbytes)
     if counted != record.totals:
         raise ValueError(f"its totals are {record.totals}, its tensors have {counted}")

@@ -95,6 +95,7 @@ def shown(name: str, width: int = 160) -> str:
 
 
 def _read_object(header: bytes, file: str) -> dict[str, Any]:
+    # As the reference reader has it: no byte order mark, no space before the brace.
     if not header.startswith(b"{"):
         raise _not_safetensors(file, "its header is no JSON object")
     try:
@@ -128,6 +129,7 @@ def _metadata_defect(metadata: object) -> str | None:
 
 
 def _tensor(name: str, entry: Any, file: str, begin: int) -> TensorInfo:
+    # Such a name could drive the terminal it is shown on, or not be encoded at all.
     if not name.isprintable():
         raise ValueError("its name holds characters that cannot be printed")
     if isinstance(entry, _Doubled):
@@ -173,6 +175,7 @@ def _said(value: object) -> str:
 
 def _size(dtype: str, shape: list[int]) -> str:
     nbytes, rest = divmod(prod(shape) * DTYPE_BITS[dtype], 8)
+    # A hostile shape has hundreds of digits.
     exact = f"{nbytes} bytes" + (f" and {rest} bits" if rest else "")
     return exact if len(exact) < 60 else "more bytes than any file has"
 
@@ -188,6 +191,7 @@ def _layout_defects(
             other = f'tensor "{shown(before.name)}"' if before else "the header"
             reason = f"it starts at byte {tensor.start} and {kind} {other}, ending at {end}"
             yield _entry_defect(file, tensor.name, reason)
+        # A tensor inside another one must not move the end back.
         if tensor.stop >= end:
             end, before = tensor.stop, tensor
     if end != file_nbytes:

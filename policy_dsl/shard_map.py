@@ -39,6 +39,7 @@ def find_index(sizes: Mapping[str, int]) -> str | None:
     """The index among these files: the usual one, else the only `*.safetensors.index.json`."""
     if INDEX in sizes:
         return INDEX
+    # Mistral and others name it after their own files.
     others = [file for file in sizes if file.endswith(SUFFIX + ".index.json")]
     return others[0] if len(others) == 1 else None
 
@@ -70,6 +71,7 @@ def shard_names(
     """
     if weight_map is None:
         return _unindexed(place, sizes)
+    # What the names count up to does not matter here: publishers get it wrong.
     needed = Counter(weight_map.values())
     missing = [
         diagnostic(
@@ -122,6 +124,7 @@ def _misplaced(
         if file in headers and name not in headers[file]:
             yield _mismatch(name, f"the index puts it in {file}, which does not hold it")
     for file, held in headers.items():
+        # Not a difference of keys: that would walk the whole index for every shard.
         for name in held:
             if name not in weight_map:
                 yield _mismatch(name, f"{file} holds it, but the index does not name it")
@@ -136,6 +139,7 @@ def _unindexed(place: str, sizes: Mapping[str, int]) -> tuple[list[str], list[Di
     files = sorted(file for file in sizes if file.endswith(SUFFIX))
     if not files:
         raise _without_weights(place, sizes)
+    # The name that loaders look for first.
     if "model.safetensors" in files:
         return ["model.safetensors"], []
     parts = [part for part in map(_NUMBERED.fullmatch, files) if part]

@@ -45,6 +45,7 @@ def quantization_of(inventory: Inventory) -> str | None:
 def _said(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the config, or its language model's part, declares; empty if nothing."""
     parts = [config, *(config.get(place) for place in _PLACES)]
+    # Models with vision keep their language model's settings one level down.
     for part in parts:
         for key in _KEYS:
             found = part.get(key) if isinstance(part, Mapping) else None
@@ -81,6 +82,7 @@ def _form(tensor: TensorInfo, tensors: Mapping[str, TensorInfo]) -> str | None:
         return "4-bit floats"
     if dtype == "U8" and name.endswith("_blocks"):
         return "MXFP4"
+    # Packed words; a lone U32 tensor could be anything, its scales tell.
     if dtype == "U32" and name.removesuffix("weight") + "scales" in tensors:
         return "MLX"
     return _ENDINGS.get(name[name.rfind(".") :])

@@ -56,6 +56,7 @@ def open_catalog(name: str) -> Inventory | None:
     for entry in catalog_names():
         if _loose(entry) == _loose(name.rpartition("/")[2]):
             found = read_recorded(_CATALOG / f"{entry}.json")
+            # Another publisher's model of the same name is another model.
             if "/" not in name or _loose(found.id) == _loose(name):
                 note = "from the bundled catalog, which has no weights"
                 return replace(found, notes=(note, *found.notes))
