@@ -150,7 +150,8 @@ def _outcome(span: Span | None, outcome: str) -> RuleOutcome:
     if span is None:
         return RuleOutcome("", "", outcome)
     text = span.source.text[span.start : span.end].strip()
-    place = f"{span.source.name}:{span.line}"
+    file = span.source.name.replace("\\", "/").rsplit("/", 1)[-1]
+    place = f"{file}:{span.line}"
     return RuleOutcome(place, " ".join(text.split()), outcome)
 
 

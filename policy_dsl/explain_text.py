@@ -85,8 +85,9 @@ def _facts(found: Explanation, plan: Plan) -> Iterable[tuple[str, str]]:
     yield "becomes", f"{module.name} ({_sources(module)})"
     yield "treatment", treatment_of(module)
     yield "decided by", _decided_by(found, module)
-    layers = layer_list(one.layer for one in found.alike if one.layer is not None)
-    yield "alike", f"{counted(len(found.alike), 'module')}, layers {layers}"
+    layers = [one.layer for one in found.alike if one.layer is not None]
+    where = f", layers {layer_list(layers)}" if layers else ""
+    yield "alike", f"{counted(len(found.alike), 'module')}{where}"
 
 
 def _decided_by(found: Explanation, module: Module) -> str:

@@ -14,7 +14,6 @@ from policy_dsl.assertions import TestResult
 from policy_dsl.diagnostics import fail
 from policy_dsl.findings import finding_json
 from policy_dsl.outline import (
-    Group,
     Outline,
     OutlineModule,
     groups,
@@ -23,6 +22,7 @@ from policy_dsl.outline import (
     stored_as,
     treatment_of,
 )
+from policy_dsl.outline_text import group_json
 from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor
 from policy_dsl.units import bits_per_weight
 
@@ -56,7 +56,7 @@ def plan_document(
         },
         "totals": _totals(plan, made),
         "roles": _roles(made),
-        "groups": [_group_json(group) for group in groups(made.modules)],
+        "groups": [group_json(group) for group in groups(made.modules)],
         "dropped": [_dropped(omission) for omission in plan.omitted],
         "files": [_file(file) for file in plan.files],
         "fp8_rule": plan.fp8_rule or None,
@@ -184,19 +184,6 @@ def _roles(made: Outline) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _group_json(group: Group) -> dict[str, Any]:
-    return {
-        "role": group.role,
-        "layers": list(group.layers),
-        "treatment": group.treatment,
-        "rule": group.rule,
-        "tensors": group.tensors,
-        "parameters": group.parameters,
-        "nbytes": group.nbytes,
-        "bpw": group.bpw,
-    }
 
 
 def _dropped(omission: Omission) -> dict[str, Any]:

@@ -92,11 +92,15 @@ def check_policy(request: Request) -> Checked:
 def _against_model(
     request: Request, policy: Policy, target: str | None, against: list[tuple[str, str]]
 ) -> Sequence[Diagnostic]:
+    import emitters
     from policy_dsl.assertions import failures, run_tests
+    from policy_dsl.resolve import choose_target
 
     try:
-        plan, inventory = plan_for(policy, open_model(request, policy), target)
-        against.append((inventory.id, plan.target))
+        inventory = open_model(request, policy)
+        chosen = choose_target(policy, emitters.specs(), target)
+        against.append((inventory.id, chosen))
+        plan = plan_for(policy, inventory, chosen)
         return [*plan.findings, *failures(run_tests(plan))]
     except PolicyError as error:
         return error.diagnostics
@@ -118,7 +122,7 @@ def _text(checked: Sequence[Checked]) -> str:
         if one.findings:
             parts.append(render(one.findings) + "\n\n")
         shown = " and ".join(f"{model} as {target}" for model, target in one.against)
-        place = f" (against {shown})" if shown else " (against no model)"
+        place = f" (against {shown})" if shown else " (alone; --model checks it against one)"
         parts.append(f"{one.reference}: {count_text(one.findings)}{place}\n")
     return "".join(parts)
 

@@ -74,7 +74,7 @@ def _format_one(file: str, to: Form | None, *, check: bool) -> bool:
 
 def _read_stdin() -> str:
     try:
-        return sys.stdin.buffer.read().decode()
+        return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         byte = f"0x{error.object[error.start]:02x}"
         raise fail("not-utf8", path="stdin", byte=byte, offset=error.start) from None

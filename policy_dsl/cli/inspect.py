@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from policy_dsl.cli import console, options
 from policy_dsl.cli.files import save_text
+
+if TYPE_CHECKING:
+    from policy_dsl.inventory import Inventory
 
 SourceName = Annotated[
     str,
@@ -35,12 +38,27 @@ def inspect(
 ) -> None:
     """Show a checkpoint's family, layers, experts, dtypes and roles, from headers alone.
 
+    Of a bundle that policyc built, show what its record says.
+
     \b
     Examples:
       policyc inspect ./my-checkpoint
       policyc inspect MiniMaxAI/MiniMax-M2.7 --save-headers m2.7.json
     """
     from policy_dsl.sources import open_source
+
+    inventory = open_source(checkpoint)
+    if save_headers is not None:
+        from policy_dsl.recorded import write_recorded
+
+        save_text(save_headers, write_recorded(inventory))
+    if (Path(checkpoint) / "policyc.json").is_file():
+        _show_bundle(Path(checkpoint), format)
+    else:
+        _show_source(inventory, format)
+
+
+def _show_source(inventory: Inventory, format: options.ReportFormat) -> None:
     from policy_dsl.survey import (
         is_broken,
         survey,
@@ -49,15 +67,6 @@ def inspect(
         survey_text,
     )
 
-    inventory = open_source(checkpoint)
-    if save_headers is not None:
-        from policy_dsl.recorded import write_recorded
-
-        save_text(save_headers, write_recorded(inventory))
-    outline = _bundle_outline(checkpoint)
-    if outline is not None:
-        _show_bundle(outline, format)
-        return
     found = survey(inventory)
     if format == "json":
         console.write_json(survey_document(found))
@@ -66,3 +75,16 @@ def inspect(
     else:
         console.write(survey_text(found, width=console.stdout_width()))
     console.stop_if(is_broken(found), console.INVALID)
+
+
+def _show_bundle(folder: Path, format: options.ReportFormat) -> None:
+    from emitters.core.bundle_outline import bundle_outline
+    from policy_dsl.outline_text import outline_document, outline_markdown, outline_text
+
+    made = bundle_outline(folder)
+    if format == "json":
+        console.write_json(outline_document(made))
+    elif format == "markdown":
+        console.write(outline_markdown(made))
+    else:
+        console.write(outline_text(made, width=console.stdout_width()))

@@ -26,19 +26,19 @@ class Request:
     verbose: bool = False
 
 
-def parse_overrides(written: Sequence[str] | None) -> dict[str, int | float | str]:
-    """`VAR=VALUE` arguments as values: whole numbers, other numbers, else text.
+def parse_overrides(written: Sequence[str] | None) -> dict[str, str]:
+    """`VAR=VALUE` arguments by name; what kind of value it is, the policy says.
 
     Raises: PolicyError (bad-argument) for each one without a name or `=`.
     """
-    found: dict[str, int | float | str] = {}
+    found: dict[str, str] = {}
     defects = []
     for each in written or ():
         name, sign, value = each.partition("=")
         if not sign or not name.strip():
             reason = f'"{each}" is not VAR=VALUE'
             defects.append(diagnostic("bad-argument", option="--set", reason=reason))
-        found[name.strip()] = _number(value.strip())
+        found[name.strip()] = value.strip()
     if defects:
         raise PolicyError(defects)
     return found
@@ -76,32 +76,22 @@ def make_plan(request: Request) -> tuple[Plan, Inventory]:
 
     Raises: PolicyError with every defect of policy, source, or their meeting.
     """
+    from emitters.core.bundle import complete
+
     policy = load_policy(request)
-    return plan_for(policy, open_model(request, policy), request.target)
+    inventory = open_model(request, policy)
+    return complete(plan_for(policy, inventory, request.target), inventory), inventory
 
 
-def plan_for(
-    policy: Policy, inventory: Inventory, target: str | None
-) -> tuple[Plan, Inventory]:
-    """The complete plan of a policy for an inventory, and that inventory.
+def plan_for(policy: Policy, inventory: Inventory, target: str | None) -> Plan:
+    """The plan of a policy for an inventory, with the files of tensors only.
 
     Raises: PolicyError with every defect of their meeting.
     """
     from dataclasses import replace
 
     import emitters
-    from emitters.core.bundle import complete
     from policy_dsl.resolve import resolve
 
     plan = resolve(policy, inventory, emitters.specs(), target=target)
-    plan = replace(plan, findings=(*inventory.findings, *plan.findings))
-    return complete(plan, inventory), inventory
-
-
-def _number(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    return replace(plan, findings=(*inventory.findings, *plan.findings))
