@@ -153,10 +153,11 @@ def _check_fields(dtype: Any, shape: Any, start: Any, stop: Any) -> None:
         raise ValueError(f"its dtype {_said(dtype)} is not known")
     if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"its shape is no list of at most {MAX_DIMENSIONS} numbers")
-    for count in shape:
-        if not _is_length(count):
-            raise ValueError(f"its shape holds {_said(count)}, which is no length")
-    if not (_is_length(start) and _is_length(stop) and start <= stop):
+    wrong = [count for count in shape if not _is_length(count)]
+    if wrong:
+        raise ValueError(f"its shape holds {_said(wrong[0])}, which is no length")
+    ends = _is_length(start) and _is_length(stop)
+    if not ends or start > stop:
         offsets = f"{_said(start)} to {_said(stop)}"
         raise ValueError(f"its data_offsets {offsets} are no range of bytes")
 

@@ -145,27 +145,30 @@ def _unindexed(place: str, sizes: Mapping[str, int]) -> tuple[list[str], list[Di
     parts = [part for part in map(_NUMBERED.fullmatch, files) if part]
     if len(files) == 1 and not parts:
         return files, []
-    # Stem and total; two of them mean two models, or two copies of one.
-    kinds = {(part[1], part[3]) for part in parts}
-    total = int(min(kinds)[1]) if kinds else 0
-    if len(kinds) != 1 or len(parts) > total:
+    if not _one_set(parts):
         cure = f"add {INDEX}, or give one of the files"
         listed = _listed(files)
         raise fail("ambiguous-weights", place=place, files=listed, suggestion=cure)
-    numbered = {int(part[2]): part[0] for part in parts}
-    return sorted(numbered.values()), list(_gaps(numbered, kinds.pop()))
+    return [part[0] for part in parts], list(_gaps(parts))
 
 
-def _gaps(numbered: Mapping[int, str], kind: tuple[str, str]) -> Iterator[Diagnostic]:
-    stem, total = kind
+def _one_set(parts: list[re.Match[str]]) -> bool:
+    """Whether the numbered names have one stem, one total, and are not more than that."""
+    kinds = {(part[1], part[3]) for part in parts}
+    return len(kinds) == 1 and len(parts) <= int(parts[0][3])
+
+
+def _gaps(parts: list[re.Match[str]]) -> Iterator[Diagnostic]:
+    stem, total = parts[0][1], parts[0][3]
+    there = {int(part[2]) for part in parts}
     # MiniMax-M2.7 counts from 0 (and to a wrong total, which only an index can set right).
-    begin = 0 if 0 in numbered else 1
-    cure = f"fetch the rest; if the count in the names is wrong, add {INDEX}"
+    begin = 0 if 0 in there else 1
     numbers = range(begin, begin + int(total))
-    missing = next((number for number in numbers if number not in numbered), None)
+    missing = next((number for number in numbers if number not in there), None)
     if missing is not None:
         file = f"{stem}-{missing:0{len(total)}d}-of-{total}{SUFFIX}"
-        expected = f"{len(numbered)} of {total} numbered files are, and no index"
+        expected = f"{len(there)} of {total} numbered files are, and no index"
+        cure = f"fetch the rest; if the count in the names is wrong, add {INDEX}"
         yield diagnostic("missing-shard", file=file, expected=expected, suggestion=cure)
 
 
