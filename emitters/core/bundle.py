@@ -19,8 +19,8 @@ _UNKNOWN_SIDE_FILES = "tokenizer, template and licence files"
 def complete(plan: Plan, inventory: Inventory) -> Plan:
     """The plan with every file of the bundle; sizes are exact where they can be known.
 
-    plan: as `resolve` gives it; a complete one stays as it is. What depends on side files of which
-    nothing is known has `nbytes` None and the reason.
+    plan: as `resolve` gives it; a complete one stays as it is. What depends on side files
+    that are not known has `nbytes` None and the reason.
     """
     files = [file for file in plan.files if file.kind == "tensors"]
     files += [

@@ -47,9 +47,7 @@ def write_llama(tmp_path: Path) -> Callable[..., Path]:
 def planned(tmp_path: Path) -> Callable[..., tuple[Plan, Inventory]]:
     """Plans a policy, a bundled name or YAML text, for a checkpoint folder."""
 
-    def make(
-        source: Path, policy: str = FOUR_BITS, **overrides: str
-    ) -> tuple[Plan, Inventory]:
+    def make(source: Path, policy: str = FOUR_BITS, **overrides: str) -> tuple[Plan, Inventory]:
         reference: str | Path = policy
         if "\n" in policy:
             reference = tmp_path / "policy.yaml"

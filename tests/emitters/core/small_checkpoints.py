@@ -82,8 +82,7 @@ def llama_tensors(
     shapes["model.norm"] = (hidden,)
     random = np.random.default_rng(1)
     return {
-        f"{name}.weight": ("BF16", random_bf16(random, shape))
-        for name, shape in shapes.items()
+        f"{name}.weight": ("BF16", random_bf16(random, shape)) for name, shape in shapes.items()
     }
 
 

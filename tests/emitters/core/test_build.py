@@ -6,7 +6,6 @@ import hashlib
 import json
 
 import jsonschema
-import numpy as np
 import pytest
 from small_checkpoints import Array, digests, stored, widened, write_mixtral
 

@@ -1,0 +1,214 @@
+"""A build that is killed, anywhere, goes on where it stopped and ends with the same bytes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_checkpoints import digests
+
+from emitters.core.build import BuildReport, build
+from emitters.core.progress import Silent
+from policy_dsl.diagnostics import PolicyError
+from policy_dsl.inventory import Inventory
+from policy_dsl.plan import Plan
+
+Planned = tuple[Plan, Inventory]
+# Small blocks: some two hundred units.
+SMALL = 280 * 2**20
+FIVE_BITS = "name: five_bits\ntarget: mlx_affine\nrules: |\n  all: 5bit\n  norm: keep\n"
+
+
+class Slow(Silent):
+    """Holds the loop up at every block, so that there is a moment to be killed at."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def advance(self, nbytes: int) -> None:
+        time.sleep(self.seconds)
+
+
+class KilledAt(Silent):
+    """Kills the program, as power loss would, at the beginning or end of a stage."""
+
+    def __init__(self, stage: str, *, end: bool) -> None:
+        self.wanted, self.end_, self.now = stage, end, ""
+
+    def begin(self, stage: str, total: int, done: int) -> None:
+        self.now = stage
+        if not self.end_ and stage == self.wanted:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def end(self) -> None:
+        if self.end_ and self.now == self.wanted:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def child(run: Callable[[], object]) -> multiprocessing.Process:
+    """A copy of this program that runs `run`."""
+    started = multiprocessing.get_context("fork").Process(target=run)
+    started.start()
+    return started
+
+
+@pytest.fixture
+def several_blocks(write_llama, planned) -> Planned:
+    """A plan of about 200 blocks of 64 Ki values, and its inventory."""
+    return planned(write_llama(layers=6, hidden=256, inner=1024, vocabulary=2048))
+
+
+@pytest.fixture
+def expected(several_blocks: Planned, tmp_path: Path) -> dict[str, str]:
+    """The files of an undisturbed build."""
+    build(*several_blocks, out=tmp_path / "undisturbed")
+    return digests(tmp_path / "undisturbed")
+
+
+def resumed(planned: Planned, out: Path) -> BuildReport:
+    """The report of a build that is left alone."""
+    return build(*planned, out=out, jobs=2, max_memory=SMALL)
+
+
+def kill_and_resume(planned: Planned, out: Path, moments: list[float]) -> int:
+    """Kills so many children, each after its seconds; how many of them had begun to write."""
+    hits, slow = 0, Slow(0.01)
+    for seconds in moments:
+        started = child(
+            lambda: build(*planned, out=out, jobs=2, max_memory=SMALL, progress=slow)
+        )
+        time.sleep(seconds)
+        started.kill()
+        started.join()
+        hits += started.exitcode == -signal.SIGKILL and out.with_name("out.partial").exists()
+    return hits
+
+
+def test_killed_builds_end_with_the_same_bytes(several_blocks, expected, tmp_path):
+    out = tmp_path / "out"
+    assert kill_and_resume(several_blocks, out, [1.3, 0.4, 0.2]) == 3
+    assert resumed(several_blocks, out).resumed_nbytes > 0
+    assert digests(out) == expected
+    assert not out.with_name("out.partial").exists()
+
+
+@pytest.mark.slow
+def test_twenty_random_moments(several_blocks, expected, tmp_path):
+    moments = [random.Random(3).uniform(0.01, 1.6) for _ in range(20)]
+    hits = 0
+    for number, moment in enumerate(moments):
+        out = tmp_path / str(number) / "out"
+        out.parent.mkdir()
+        hits += kill_and_resume(several_blocks, out, [moment, moment / 3])
+        resumed(several_blocks, out)
+        assert digests(out) == expected
+    assert hits > 20
+
+
+@pytest.mark.parametrize("stage", ["encode", "hash"])
+@pytest.mark.parametrize("end", [False, True])
+def test_killed_between_stages(several_blocks, expected, tmp_path, stage, end):
+    out, at = tmp_path / "out", KilledAt(stage, end=end)
+    started = child(lambda: build(*several_blocks, out=out, jobs=2, progress=at))
+    started.join()
+    assert started.exitcode == -signal.SIGKILL
+    assert not out.exists()
+    report = resumed(several_blocks, out)
+    assert (report.resumed_nbytes > 0) == ((stage, end) != ("encode", False))
+    assert digests(out) == expected
+
+
+def test_ctrl_c_keeps_what_is_finished(several_blocks, expected, tmp_path):
+    class Interrupted(Silent):
+        def advance(self, nbytes: int) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(*several_blocks, out=tmp_path / "out", progress=Interrupted(), max_memory=SMALL)
+    assert resumed(several_blocks, tmp_path / "out").resumed_nbytes > 0
+    assert digests(tmp_path / "out") == expected
+
+
+def interrupted(planned: Planned, out: Path) -> None:
+    """Leaves an unfinished build behind."""
+
+    class Stop(Silent):
+        def begin(self, stage: str, total: int, done: int) -> None:
+            if stage == "hash":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(*planned, out=out, progress=Stop())
+
+
+def test_a_torn_journal_is_read_to_its_last_whole_line(several_blocks, expected, tmp_path):
+    interrupted(several_blocks, tmp_path / "out")
+    journal = tmp_path / "out.partial" / "journal"
+    journal.write_bytes(journal.read_bytes() + b'{"done":[[0,0')
+    assert resumed(several_blocks, tmp_path / "out").resumed_nbytes > 0
+    assert digests(tmp_path / "out") == expected
+
+
+def test_another_policy_is_refused_and_force_starts_over(
+    several_blocks, planned, write_llama, tmp_path
+):
+    interrupted(several_blocks, tmp_path / "out")
+    other = planned(tmp_path / "source", FIVE_BITS)
+    with pytest.raises(PolicyError) as caught:
+        build(*other, out=tmp_path / "out")
+    assert [found.code for found in caught.value.diagnostics] == ["other-build"]
+    assert "another policy" in str(caught.value)
+    assert build(*other, out=tmp_path / "out", force=True).resumed_nbytes == 0
+    build(*other, out=tmp_path / "fresh")
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+
+
+def test_a_source_that_was_written_again_is_refused(several_blocks, tmp_path):
+    interrupted(several_blocks, tmp_path / "out")
+    os.utime(tmp_path / "source" / "model.safetensors")
+    with pytest.raises(PolicyError, match="another source, or of another state of it"):
+        build(*several_blocks, out=tmp_path / "out")
+
+
+def test_a_partial_that_lost_a_file_is_refused(several_blocks, expected, tmp_path):
+    interrupted(several_blocks, tmp_path / "out")
+    (tmp_path / "out.partial" / "bundle" / "model.safetensors").unlink()
+    with pytest.raises(PolicyError, match="damaged-partial"):
+        build(*several_blocks, out=tmp_path / "out")
+    build(*several_blocks, out=tmp_path / "out", force=True)
+    assert digests(tmp_path / "out") == expected
+
+
+def test_one_build_at_a_time(several_blocks, tmp_path):
+    out = tmp_path / "out"
+
+    class Rival(Silent):
+        def begin(self, stage: str, total: int, done: int) -> None:
+            with pytest.raises(PolicyError, match="output-in-use"):
+                build(*several_blocks, out=out, force=True)
+
+    build(*several_blocks, out=out, progress=Rival())
+    assert out.exists()
+
+
+def test_a_crash_between_the_last_two_renames_loses_nothing(several_blocks, expected, tmp_path):
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    shutil.copytree(tmp_path / "undisturbed", out)
+    (out / "extra").write_text("of the old bundle")
+    started = child(
+        lambda: build(*several_blocks, out=out, force=True, progress=KilledAt("hash", end=True))
+    )
+    started.join()
+    out.rename(partial / "replaced")
+    with pytest.raises(PolicyError, match="output-exists"):
+        build(*several_blocks, out=out)
+    assert (out / "extra").exists()
+    build(*several_blocks, out=out, force=True)
+    assert digests(out) == expected
