@@ -5,7 +5,6 @@ Inventory ── survey ──> Survey ── survey_text | survey_document
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
@@ -57,15 +56,15 @@ def survey(inventory: Inventory) -> Survey:
         model = classify(inventory)
     except PolicyError as error:
         findings = (*findings, *error.diagnostics)
-    dtypes: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    dtypes: dict[str, tuple[int, int]] = {}
     for tensor in inventory.tensors.values():
-        dtypes[tensor.dtype][0] += 1
-        dtypes[tensor.dtype][1] += tensor.nbytes
+        count, nbytes = dtypes.get(tensor.dtype, (0, 0))
+        dtypes[tensor.dtype] = (count + 1, nbytes + tensor.nbytes)
     return Survey(
         inventory=inventory,
         model=model,
         roles=_roles(model.tensors) if model else (),
-        dtypes=tuple((name, *counts) for name, counts in sorted(dtypes.items())),
+        dtypes=tuple((name, *dtypes[name]) for name in sorted(dtypes)),
         quantization=quantization_of(inventory),
         findings=findings,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,6 +13,7 @@ from policy_dsl.cli.planning import Request, make_plan
 from policy_dsl.diagnostics import fail
 
 if TYPE_CHECKING:
+    from emitters.core.build import BuildReport
     from policy_dsl.plan import Plan
 
 Output = Annotated[
@@ -66,16 +66,16 @@ def build(
     _stop_on_findings(plan, fail_on_warn=fail_on_warn, quiet=quiet, as_json=format == "json")
     folder = output or Path(f"{inventory.id.rpartition('/')[2]}-{plan.policy.name}")
     with reporter("none" if quiet else progress) as report:
-        built(
+        made = built(
             plan,
             inventory,
             out=folder,
-            jobs=jobs or os.cpu_count() or 1,
+            jobs=jobs,
             force=force,
             max_memory=memory,
             progress=report,
         )
-    _show_result(plan, folder, as_json=format == "json")
+    _show_result(plan, folder, made, as_json=format == "json")
 
 
 def _size(text: str | None) -> int | None:
@@ -105,12 +105,13 @@ def _stop_on_findings(plan: Plan, *, fail_on_warn: bool, quiet: bool, as_json: b
     console.stop_if(console.is_failure(plan.findings, fail_on_warn=fail_on_warn))
 
 
-def _show_result(plan: Plan, folder: Path, *, as_json: bool) -> None:
+def _show_result(plan: Plan, folder: Path, report: BuildReport, *, as_json: bool) -> None:
     from policy_dsl.outline import outline
     from policy_dsl.report import Facts, render_text
     from policy_dsl.units import both_units, counted
 
     made = outline(plan)
+    # What lies there now, not what was planned.
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     verify = f"policyc verify {shlex.quote(str(folder))}"
     tensors = sum(module.tensors for module in made.modules)
@@ -128,6 +129,9 @@ def _show_result(plan: Plan, folder: Path, *, as_json: bool) -> None:
                 "file_nbytes": sum(sizes.values()),
                 "bpw": made.bpw,
                 "files": sizes,
+                "seconds": report.seconds,
+                "resumed_nbytes": report.resumed_nbytes,
+                "record_digest": report.digest,
                 "verify": verify,
             }
         )
@@ -138,6 +142,15 @@ def _show_result(plan: Plan, folder: Path, *, as_json: bool) -> None:
         ("tensors", f"{counted(tensors, 'tensor')}, {both_units(made.nbytes)}"),
         ("files", f"{counted(len(sizes), 'file')}, {both_units(sum(sizes.values()))}"),
         ("bits", f"{made.bpw or 0:.4f} bpw"),
+        ("time", _duration(report)),
         ("check", verify),
     )
     console.write(render_text([Facts(facts)]))
+
+
+def _duration(report: BuildReport) -> str:
+    from policy_dsl.units import both_units
+
+    if not report.resumed_nbytes:
+        return f"{report.seconds:.1f} s"
+    return f"{report.seconds:.1f} s after {both_units(report.resumed_nbytes)} of an earlier run"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,7 +58,7 @@ def check(
     ]
     findings = [found for one in checked for found in one.findings]
     if format == "text":
-        console.write(console.painted(_text(checked), console.sys.stdout))
+        console.write(console.painted(_text(checked), sys.stdout))
     elif format == "json":
         console.write_json(_document(checked))
     elif format == "github":
