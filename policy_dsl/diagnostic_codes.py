@@ -141,6 +141,15 @@ CODES: dict[str, Code] = {
         "this version of policyc cannot write {target} yet; it writes {known}",
         "The language knows the target, the program has no emitter for it.",
     ),
+    "already-quantized": _error(
+        "{model} is already quantized ({form}); take the original checkpoint, "
+        "or --allow-requantize",
+        "Quantizing twice adds two errors. FP8 with block scales and MXFP4 releases are not meant.",
+    ),
+    "requantized": _warning(
+        "{model} is already quantized ({form}): its error and this one add up",
+        "Allowed by --allow-requantize.",
+    ),
     "unsupported-family": _error(
         "{target} does not take family {family}: {reason}",
         "The bundle would not load; refused before work starts.",

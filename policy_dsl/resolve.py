@@ -25,6 +25,7 @@ from policy_dsl.policy import Policy
 from policy_dsl.print_policy import policy_digest
 from policy_dsl.roles import Model, classify
 from policy_dsl.sizes import parse_size
+from policy_dsl.source_quantization import quantization_of
 from policy_dsl.vocabulary import TARGETS
 
 
@@ -34,17 +35,20 @@ def resolve(
     specs: Mapping[str, FormatSpec],
     *,
     target: str | None = None,
+    allow_requantize: bool = False,
 ) -> Plan:
     """The plan of a policy for a checkpoint; `target` overrides the policy's own.
 
+    allow_requantize: take a source that somebody quantized before, with a warning.
     Raises: PolicyError with every defect of the policy for this model and target.
     """
     spec = specs[choose_target(policy, specs, target)]
+    lossy = _lossy_source(inventory, allow_requantize=allow_requantize)
     model = classify(inventory)
     _check_target(policy, model, spec)
     decisions = decide(policy, model, spec.name)
     lowered = lower(decisions.made, model, policy.defaults, spec)
-    findings = [*decisions.findings, *lowered.findings]
+    findings = [*lossy, *decisions.findings, *lowered.findings]
     if errors(findings):
         raise PolicyError(findings)
     modules, files = _place(lowered, policy, spec)
@@ -90,6 +94,19 @@ def choose_target(
         target=chosen,
         known=", ".join(specs),
     )
+
+
+def _lossy_source(inventory: Inventory, *, allow_requantize: bool) -> list[Diagnostic]:
+    """The warning about a source that was quantized before, if there is one.
+
+    Raises: PolicyError if that is not allowed.
+    """
+    form = quantization_of(inventory)
+    if form is None:
+        return []
+    if not allow_requantize:
+        raise fail("already-quantized", model=inventory.id, form=form)
+    return [diagnostic("requantized", model=inventory.id, form=form)]
 
 
 def _check_target(policy: Policy, model: Model, spec: FormatSpec) -> None:
