@@ -25,6 +25,7 @@ from policy_dsl.draft_fields import SECTIONS, read_field, validate_section
 from policy_dsl.draft_rules import ReadStatement, read_statement
 from policy_dsl.fragments import IDENTIFIER, Fragment, Scalar, mentions_variable, substitute
 from policy_dsl.policy import Assertion, Comment, Policy, Prune, Rule, Treatment
+from policy_dsl.vocabulary import TARGETS
 
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,999})")
 _FLOAT = re.compile(r"-?[0-9]+(?:\.[0-9]+(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)")
@@ -90,6 +91,11 @@ class Draft:
             self.report("repeated-item", value.span, key=key, item=word)
         self._spans[path] = value.span
         self._lists[key].append(word)
+        if key == "targets":
+            self._spans.setdefault("target", value.span)
+            if word not in TARGETS:
+                cure, known = did_you_mean(word, TARGETS), ", ".join(TARGETS)
+                self.report("unknown-target", value.span, cure=cure, target=word, known=known)
         return "targets" if key == "targets" else anchor
 
     def block(self, target: Fragment) -> None:
@@ -134,23 +140,24 @@ class Draft:
         return self._keep(read, template, target)
 
     def report(
-        self, code: str, span: Span, *, cure: str | None = None, **facts: object
+        self, code: str, span: Span, *, cure: str | None = None, **facts: Any
     ) -> None:
         """Adds a defect."""
         self.findings.append(diagnostic(code, span, suggestion=cure, **facts))
 
     def build(self) -> Policy:
         """The policy. Raises: PolicyError with every defect found on the way."""
-        sections = {
+        sections: dict[str, Any] = {
             name: validate_section(part, self._sections[name], self._spans, self.findings)
             for name, part in SECTIONS.items()
         }
         if errors(self.findings):
             raise PolicyError(_in_order(self.findings))
         rules, renamed = _grouped(self._rules, self._lists["targets"])
+        texts: dict[str, Any] = dict(self._texts)
+        texts |= {key: tuple(words) for key, words in self._lists.items()}
         return Policy(
-            **self._texts,  # type: ignore[arg-type]
-            **{key: tuple(words) for key, words in self._lists.items()},  # type: ignore[arg-type]
+            **texts,
             **sections,
             vars=tuple(self._vars.items()),
             rules=rules,
@@ -166,6 +173,7 @@ class Draft:
     def _keep(self, read: ReadStatement, template: str | None, target: str | None) -> str:
         match read.value:
             case Rule() as rule:
+                self._spans.setdefault("rules", read.span)
                 self._rules.append(replace(rule, target=target, template=template))
                 return f"rule:{len(self._rules) - 1}"
             case Prune() as prune:
@@ -184,6 +192,7 @@ class Draft:
             case None:
                 return ""
         self._spans[anchor] = read.span
+        self._spans.setdefault(anchor.partition("[")[0], read.span)
         if template is not None:
             words = template.removeprefix("test ").removeprefix("otherwise ")
             self._templates.append((anchor, words))

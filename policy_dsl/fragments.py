@@ -103,7 +103,7 @@ def escape_variables(text: str) -> str:
 def substitute(
     fragment: Fragment, values: Mapping[str, Scalar]
 ) -> tuple[Fragment, tuple[Diagnostic, ...]]:
-    """The fragment with every `${name}` replaced, and what is wrong with the variables in it."""
+    """The fragment with every `${name}` replaced, and what is wrong with its variables."""
     if not mentions_variable(fragment.text):
         return fragment, ()
     parts: list[Fragment] = []

@@ -44,10 +44,12 @@ def layers_where(expression: str, n_layers: int, span: Span | None = None) -> fr
     span: where the expression stands, for diagnostics.
     Raises: PolicyError if the expression is malformed or divides by zero for some layer.
     """
-    source = SourceText("layers where", expression)
-    tree = parse(Fragment.of(source, 0, len(expression)), "expression")
+    fragment = Fragment.of(SourceText("layers where", expression), 0, len(expression))
+    tree = parse(fragment, "expression")
     if isinstance(tree, Diagnostic):
         raise PolicyError([tree])
+    if defects := expression_defects(tree, fragment):
+        raise PolicyError(defects)
     found = set()
     for layer in range(n_layers):
         try:
@@ -68,11 +70,16 @@ def canonical_expression(tree: Syntax) -> str:
     return _text(tree.children[0], 0)
 
 
-def expression_defects(tree: Syntax, fragment: Fragment) -> Iterator[Diagnostic]:
+def expression_defects(tree: Syntax, fragment: Fragment) -> list[Diagnostic]:
     """What is wrong with an `expression` node: its size, its names, its numbers."""
-    where = place(fragment, tree)
-    if tree.meta.end_pos - tree.meta.start_pos > MAX_EXPRESSION:
-        yield diagnostic("statement-too-long", where, limit=MAX_EXPRESSION)
+    written = fragment.text[tree.meta.start_pos : tree.meta.end_pos]
+    if len("".join(written.split())) > MAX_EXPRESSION:
+        where = place(fragment, tree)
+        return [diagnostic("statement-too-long", where, limit=MAX_EXPRESSION)]
+    return list(_word_defects(tree, fragment))
+
+
+def _word_defects(tree: Syntax, fragment: Fragment) -> Iterator[Diagnostic]:
     for token in tree.scan_values(lambda value: isinstance(value, Token)):
         where = place(fragment, token)
         if token.type == "NAME" and token not in ("i", "n"):
@@ -85,17 +92,27 @@ def expression_defects(tree: Syntax, fragment: Fragment) -> Iterator[Diagnostic]
 def _value(node: Syntax | Token, names: Mapping[str, int]) -> int:
     if isinstance(node, Token):
         return names[node] if node.type == "NAME" else int(node)
-    if node.data == "or":
-        return int(any(_value(part, names) for part in _operands(node)))
-    if node.data == "and":
-        return int(all(_value(part, names) for part in _operands(node)))
-    if node.data == "not":
-        return int(not _value(node.children[0], names))
-    if node.data == "negative":
-        value = _value(node.children[1], names)
-        return -value if node.children[0] == "-" else value
-    if node.data == "comparison":
-        return _compare(node, names)
+    return _EVALUATE[node.data](node, names)
+
+
+def _any(node: Syntax, names: Mapping[str, int]) -> int:
+    return int(any(_value(part, names) for part in _operands(node)))
+
+
+def _every(node: Syntax, names: Mapping[str, int]) -> int:
+    return int(all(_value(part, names) for part in _operands(node)))
+
+
+def _negate(node: Syntax, names: Mapping[str, int]) -> int:
+    return int(not _value(node.children[0], names))
+
+
+def _signed(node: Syntax, names: Mapping[str, int]) -> int:
+    value = _value(node.children[1], names)
+    return -value if node.children[0] == "-" else value
+
+
+def _fold(node: Syntax, names: Mapping[str, int]) -> int:
     total = _value(node.children[0], names)
     for sign, part in zip(node.children[1::2], node.children[2::2], strict=True):
         total = _OPERATORS[str(sign)](total, _value(part, names))
@@ -111,6 +128,17 @@ def _compare(node: Syntax, names: Mapping[str, int]) -> int:
             for sign, (left, right) in zip(signs, sides, strict=True)
         )
     )
+
+
+_EVALUATE: Mapping[str, Callable[[Syntax, Mapping[str, int]], int]] = {
+    "or": _any,
+    "and": _every,
+    "not": _negate,
+    "negative": _signed,
+    "comparison": _compare,
+    "sum": _fold,
+    "product": _fold,
+}
 
 
 def _operands(node: Syntax) -> list[Syntax | Token]:

@@ -2,49 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from policy_dsl.diagnostics import PolicyError, SourceText, Span, diagnostic, did_you_mean, fail
-from policy_dsl.draft import plain_scalar
+from policy_dsl.diagnostics import SourceText, Span, did_you_mean, fail
 from policy_dsl.fragments import Scalar
 from policy_dsl.merge_policies import merge
 from policy_dsl.policy import Policy
 from policy_dsl.read_dsl import read_dsl
-from policy_dsl.read_yaml import read_yaml
+from policy_dsl.read_yaml import looks_like_yaml, read_yaml
 from policy_dsl.resources import room
 from policy_dsl.source_text import MAX_BYTES
+from policy_dsl.variables import final_values
 
-Reader = Callable[[SourceText, str, Mapping[str, Scalar] | None], Policy]
-READERS: Mapping[str, Reader] = {".yaml": read_yaml, ".yml": read_yaml, ".qpol": read_dsl}
+Form = Literal["yaml", "dsl"]
+_FORMS: Mapping[str, Form] = {".yaml": "yaml", ".yml": "yaml", ".qpol": "dsl"}
 # Bases of bases multiply; more than this many are an accident or an attack.
 _MAX_BASES = 200
 
 
-def load(reference: str | Path, *, overrides: Mapping[str, str] | None = None) -> Policy:
+def load(reference: str | Path, *, overrides: Mapping[str, Scalar] | None = None) -> Policy:
     """The policy of a file, or the bundled one of that name, merged with all that it extends.
 
-    overrides: values for its variables, as `--set` gives them.
+    overrides: values for its variables; texts, as `--set` gives them, are read as the
+    type of the variable's default.
     Raises: PolicyError with every defect of the texts, of `extends` and of the overrides.
     """
     chain = list(_Bases().collect(_find(reference), ()))
-    values = _values(chain, overrides or {})
+    values = final_values([base.policy for base in chain], overrides or {})
     return merge([base.reread(values) for base in chain])
 
 
-def read_policy(path: Path) -> Policy:
-    """The policy of one file as it is written: `extends` not followed.
+def parse_policy(text: str, name: str) -> tuple[Policy, Form]:
+    """The policy that a text says, `extends` not followed, and the notation it is in.
 
-    Raises: PolicyError if the file cannot be read or has defects.
+    name: its path; a name without a known suffix leaves the notation to the text itself.
+    Raises: PolicyError with every defect of the text.
     """
-    return _read(path, read_source(path), None)
+    source, path = SourceText(name, text), Path(name)
+    form = _FORMS.get(path.suffix) or ("yaml" if looks_like_yaml(source) else "dsl")
+    stem = path.stem if path.suffix in _FORMS else "policy"
+    return (read_yaml if form == "yaml" else read_dsl)(source, stem), form
+
+
+def read_text(path: Path) -> str:
+    """The text of a policy file without a byte order mark.
+
+    Raises: PolicyError if it cannot be read, is not UTF-8 or larger than 1 MiB.
+    """
+    return read_source(path).text
 
 
 def bundled_names() -> tuple[str, ...]:
     """Names of the bundled policies."""
     folder = room("policies")
-    return tuple(sorted(path.stem for path in folder.iterdir() if path.suffix in READERS))
+    return tuple(sorted(path.stem for path in folder.iterdir() if path.suffix in _FORMS))
 
 
 def read_source(path: Path) -> SourceText:
@@ -116,8 +130,8 @@ def _find(
 ) -> Path:
     path = Path(reference)
     named = isinstance(reference, str) and path.name == reference
-    if named and path.suffix not in READERS:
-        for suffix in READERS:
+    if named and path.suffix not in _FORMS:
+        for suffix in _FORMS:
             bundled = room("policies") / f"{reference}{suffix}"
             if bundled.is_file():
                 return bundled
@@ -125,50 +139,14 @@ def _find(
             cure = did_you_mean(str(reference), bundled_names())
             raise fail("unknown-policy", span, suggestion=cure, name=reference)
     found = path if folder is None else folder / path
-    if not found.is_file():
+    if not found.exists() or found.is_dir():
         reason = "it is a folder" if found.is_dir() else "there is no such file"
-        if not found.exists() or found.is_dir():
-            raise fail("unreadable-file", span, path=found, reason=reason)
+        raise fail("unreadable-file", span, path=found, reason=reason)
     return found
 
 
 def _read(path: Path, source: SourceText, values: Mapping[str, Scalar] | None) -> Policy:
-    reader = READERS.get(path.suffix)
-    if reader is None:
+    form = _FORMS.get(path.suffix)
+    if form is None:
         raise fail("unknown-suffix", path=path)
-    return reader(source, path.stem, values)
-
-
-def _values(chain: list[_Base], overrides: Mapping[str, str]) -> dict[str, Scalar]:
-    values: dict[str, Scalar] = {}
-    findings = []
-    for base in chain:
-        spans = dict(base.policy.key_spans)
-        for name, value in base.policy.vars:
-            if not _fits(value, values.get(name, value)):
-                facts = {"name": name, "expected": _kind(values[name]), "written": value}
-                span = spans.get(f"vars.{name}")
-                findings.append(diagnostic("wrong-variable-type", span, **facts))
-            values[name] = value
-    for name, text in overrides.items():
-        if name not in values:
-            cure = did_you_mean(name, values)
-            findings.append(diagnostic("unknown-variable", suggestion=cure, name=name))
-            continue
-        given = text if isinstance(values[name], str) else plain_scalar(text)
-        if not _fits(given, values[name]):
-            facts = {"name": name, "expected": _kind(values[name]), "written": text}
-            findings.append(diagnostic("wrong-variable-type", **facts))
-        values[name] = given
-    if findings:
-        raise PolicyError(findings)
-    return values
-
-
-def _fits(value: Scalar, default: Scalar) -> bool:
-    wanted = (int, float) if isinstance(default, float) else type(default)
-    return isinstance(value, wanted)
-
-
-def _kind(value: Scalar) -> str:
-    return {int: "a whole number", float: "a number"}.get(type(value), "a text")
+    return (read_yaml if form == "yaml" else read_dsl)(source, path.stem, values)

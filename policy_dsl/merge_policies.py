@@ -34,7 +34,7 @@ def _extend(base: Policy, child: Policy) -> Policy:
     for key in _SECTIONS:
         changes[key] = _overlay(getattr(base, key), getattr(child, key))
     for key in _MAPPINGS:
-        changes[key] = tuple({**dict(getattr(base, key)), **dict(getattr(child, key))}.items())
+        changes[key] = _places(getattr(base, key), getattr(child, key), [])
     replaced = [key for key in _LISTS if getattr(child, key)]
     for key in ("key_spans", "templates"):
         changes[key] = _places(getattr(base, key), getattr(child, key), replaced)
@@ -52,7 +52,7 @@ def _targets(base: Policy, child: Policy) -> tuple[str, ...]:
 
 
 def _rules(rules: tuple[Rule, ...], targets: tuple[str, ...]) -> tuple[Rule, ...]:
-    order = {None: 0, **{target: at for at, target in enumerate(targets, start=1)}}
+    order: dict[str | None, int] = {None: 0, **{target: at for at, target in enumerate(targets, start=1)}}
     return tuple(sorted(rules, key=lambda rule: order[rule.target]))
 
 

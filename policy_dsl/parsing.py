@@ -27,7 +27,7 @@ _EXPECTED = (
     ("COLON", '":" and a treatment'),
     ("WORD", "a treatment, such as 4bit or keep"),
     ("_WHERE", "layer numbers, such as 0-3, or where"),
-    ("LSQB", "a statement"),
+    ("TEXT_KEY", "a statement"),
     ("REGEX", "a selector"),
     ("BOUNDARY", "a selector"),
     ("RANGE", "a number or a range, such as 0-3"),
@@ -128,7 +128,7 @@ def _explain(fragment: Fragment, failure: UnexpectedInput) -> Diagnostic:
         return _unclosed(fragment)
     if word == ":" and ":" in text[:start]:
         return diagnostic("second-colon", fragment.place(start, end))
-    where = fragment.place(start, end) if word else fragment.place(len(text) - 1, len(text))
+    where = fragment.place(start, end) if word else fragment.place(max(0, len(text) - 1), len(text))
     return diagnostic(
         "syntax",
         where,

@@ -1,4 +1,4 @@
-"""The semantic model of a policy: frozen values that both readers produce and nothing else does I/O.
+"""The semantic model of a policy: frozen values that both readers produce.
 
     Policy ─ rules: (Rule, …) ─ selector, Treatment
 """
@@ -67,7 +67,7 @@ class Defaults(Part):
     scheme: str | None = Field(None, description="scheme of quantized tensors")
     bits: int | None = Field(None, ge=1, le=MAX_BITS, description="bits of a bare scheme")
     group_size: int | None = Field(None, ge=1, description="elements of a group")
-    symmetric: bool | None = Field(None, description="symmetric groups, where the scheme has both")
+    symmetric: bool | None = Field(None, description="symmetric groups, if there is a choice")
     method: str | None = Field(None, description="how codes are chosen")
     otherwise: Treatment | None = Field(None, description="tensors that no rule reaches; keep")
 
@@ -77,7 +77,7 @@ class Prune(Part):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_by_name=True)
 
-    component: Literal["experts"] = Field("experts", alias="prune", description="what is pruned")
+    component: Literal["experts"] = Field("experts", alias="prune", description="what")
     to: int = Field(ge=1, description="experts that stay in every layer")
     by: str = Field("reap", description="saliency that ranks the experts")
 
@@ -136,8 +136,9 @@ class Policy:
     """A policy, whole. `extends` is already resolved into `rules` by `load`; the readers
     leave it as written. Rules of one target come after those of all targets.
 
-    Key paths (`rules[3]`, `defaults.bits`): `key_spans` says where each value stands, `templates`
-    how it was written with variables. These, `source` and comments take no part in equality.
+    By key path (`rules[3]`, `defaults.bits`), `key_spans` says where each value stands and
+    `templates` how it was written with variables. These, `source` and comments take no part
+    in equality.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+
 from policy_dsl.policy import Part, Policy
 from policy_dsl.print_lines import Lines
 from policy_dsl.print_parts import (

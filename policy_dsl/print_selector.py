@@ -15,6 +15,7 @@ from policy_dsl.selectors import (
     Glob,
     LayerRange,
     Layers,
+    LayerSet,
     LayersWhere,
     Middle,
     Name,
@@ -22,8 +23,6 @@ from policy_dsl.selectors import (
     Regex,
     Selector,
 )
-
-_LAYER_SETS = (Layers, LayersWhere, Boundary, Middle)
 
 
 def print_selector(selector: Selector) -> str:
@@ -36,24 +35,33 @@ def print_selector(selector: Selector) -> str:
             return ", ".join(_alternative(part) for part in parts)
         case And(parts):
             return _conditions(parts)
-        case All():
-            return "all"
-        case Middle():
-            return "middle"
-        case Boundary(count):
-            return f"boundary {count}"
-        case Family(name):
-            return f"family {name}"
+        case Layers() | LayersWhere() | Boundary() | Middle():
+            return _layer_set(selector)
+    return _leaf(selector)
+
+
+def _layer_set(selector: LayerSet) -> str:
+    match selector:
         case Layers(ranges, boundary):
             return f"{'boundary ' * boundary}layers {print_ranges(ranges)}"
         case LayersWhere(expression):
             return f"layers where {expression}"
+        case Boundary(count):
+            return f"boundary {count}"
+    return "middle"
+
+
+def _leaf(selector: All | Name | Family | Glob | Regex) -> str:
+    match selector:
+        case Name():
+            return _name(selector)
+        case Family(name):
+            return f"family {name}"
         case Glob(pattern):
             return escape_variables(quote(pattern))
         case Regex(pattern):
             return escape_variables(f"/{_slashes_escaped(pattern)}/")
-        case Name():
-            return _name(selector)
+    return "all"
 
 
 def print_ranges(ranges: Iterable[LayerRange]) -> str:
@@ -69,7 +77,7 @@ def _within(part: Selector, looser: tuple[type, ...]) -> str:
 def _alternative(part: Selector) -> str:
     # `a, b in layers 0-1` would be refused, so a bound alternative stands in parentheses.
     bound = isinstance(part, And) and any(
-        isinstance(leaf, _LAYER_SETS) for leaf in part.parts[1:]
+        isinstance(leaf, LayerSet) for leaf in part.parts[1:]
     )
     return f"({print_selector(part)})" if bound else _within(part, (Or, Except))
 
@@ -81,7 +89,7 @@ def _conditions(parts: tuple[Selector, ...]) -> str:
         greedy = isinstance(part, LayersWhere) and index < len(parts) - 1
         word = _within(part, (LayersWhere,) if greedy else (And, Or, Except))
         if index:
-            text += " in " if isinstance(part, _LAYER_SETS) else " and "
+            text += " in " if isinstance(part, LayerSet) else " and "
         text += word
     return text
 

@@ -19,10 +19,19 @@ def unquote(quoted: str) -> str:
     return _ESCAPE.sub(lambda found: _unescaped(found[1]), quoted[1:-1])
 
 
+def short_escapes(text: str) -> str:
+    """A JSON text with `\\U…`, which JSON does not know, as the characters themselves."""
+    return _ESCAPE.sub(
+        lambda found: _unescaped(found[1]) if found[1][0] == "U" else found[0], text
+    )
+
+
 def _escaped(char: str) -> str:
     if char in _ESCAPES:
         return _ESCAPES[char]
-    return char if char.isprintable() else f"\\U{ord(char):08x}"
+    if char.isprintable():
+        return char
+    return f"\\u{ord(char):04x}" if ord(char) < 1 << 16 else f"\\U{ord(char):08x}"
 
 
 def _unescaped(code: str) -> str:

@@ -14,7 +14,7 @@ from policy_dsl.draft import Draft, plain_scalar
 from policy_dsl.fragments import Fragment, Scalar
 from policy_dsl.parsing import Syntax, children, parse, tokens
 from policy_dsl.policy import Comment, Policy
-from policy_dsl.quoting import unquote
+from policy_dsl.quoting import short_escapes, unquote
 from policy_dsl.source_text import checked, whole
 from policy_dsl.statements import Opening, Remark, Statement, split_statements
 
@@ -148,7 +148,8 @@ class _Reader:
             case "text_key":
                 return self._draft.text(key, rest[0], first.span)
             case "list_key":
-                return [self._draft.word(_PLURAL.get(key, key), word) for word in rest][0]
+                anchors = [self._draft.word(_PLURAL.get(key, key), word) for word in rest]
+                return anchors[0]
             case "field":
                 return self._draft.field(_SECTION.get(key, key), *rest)
             case "var":
@@ -166,7 +167,7 @@ class _Reader:
             "null",
         ):
             try:
-                value = json.loads(text, parse_constant=_refuse)
+                value = json.loads(short_escapes(text), parse_constant=_refuse)
             except (ValueError, RecursionError) as failure:
                 reason = str(failure).partition(":")[0]
                 self._draft.report("bad-json", span, reason=reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lark import Token
 
@@ -111,8 +111,9 @@ class _Reader:
 
     def _layers_where(self, tree: Syntax) -> Selector:
         expression = children(tree)[0]
-        self.findings += expression_defects(expression, self._fragment)
-        return LayersWhere(canonical_expression(expression))
+        defects = expression_defects(expression, self._fragment)
+        self.findings += defects
+        return LayersWhere("i" if defects else canonical_expression(expression))
 
     def _boundary(self, tree: Syntax) -> Selector:
         count = tokens(tree)[1]
@@ -178,7 +179,7 @@ class _Reader:
         return LayerRange(start, stop)
 
     def _report(
-        self, code: str, span: Span, *, cure: str | None = None, **facts: object
+        self, code: str, span: Span, *, cure: str | None = None, **facts: Any
     ) -> None:
         self.findings.append(diagnostic(code, span, suggestion=cure, **facts))
 
@@ -190,10 +191,12 @@ def _range_text(start: int, stop: int) -> str:
 def regex_defect(pattern: str) -> str | None:
     """Why a pattern is refused, or None.
 
-    Patterns that could take exponential time, or a high power of the name's length, are refused:
-    a repeated group may neither repeat nor choose, and at most three things that are not
-    digits may repeat without bound.
+    Patterns that could take exponential time, or a high power of a name's length, are refused:
+    a repeated group may neither repeat nor choose inside, and at most three things other than
+    digits may repeat.
     """
+    if not pattern.isprintable():
+        return "it holds a character that does not print"
     if len(pattern) > MAX_PATTERN:
         return f"longer than {MAX_PATTERN} characters"
     try:

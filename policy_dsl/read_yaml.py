@@ -7,7 +7,7 @@ from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from policy_dsl.diagnostics import SourceText, did_you_mean, fail
+from policy_dsl.diagnostics import PolicyError, SourceText, did_you_mean, fail
 from policy_dsl.document import Document
 from policy_dsl.draft import Draft, plain_scalar
 from policy_dsl.draft_fields import SECTIONS
@@ -46,6 +46,19 @@ def read_yaml(
     if not isinstance(root, MappingNode):
         raise fail("not-a-policy", span_of(source, root), found=kind_of(root))
     return _Reader(source, name, values or {}, root).read()
+
+
+def looks_like_yaml(source: SourceText) -> bool:
+    """Whether a text of unknown notation is YAML: a mapping with a key of policies."""
+    try:
+        root = compose(checked(source))
+    except PolicyError:
+        return False
+    return isinstance(root, MappingNode) and any(
+        key.value in Document.model_fields
+        for key, _ in root.value
+        if isinstance(key, ScalarNode)
+    )
 
 
 class _Reader:
@@ -106,9 +119,10 @@ class _Reader:
             self._place(each, anchor)
 
     def _var(self, key: Fragment, node: Node, text: Fragment) -> str:
-        if isinstance(node, ScalarNode) and node.style is None and _is_boolean(node.value):
+        quoted = isinstance(node, ScalarNode) and node.style is not None
+        if not quoted and text.text.lower() in ("true", "false", *_AMBIGUOUS):
             self._wrong(node, f"vars.{key.text}", "a number or a text")
-        return self._draft.var(key, text, quoted=node.style is not None)
+        return self._draft.var(key, text, quoted=quoted)
 
     def _targets(self, pair: Pair) -> None:
         node = pair.value
@@ -167,10 +181,9 @@ class _Reader:
                 self._draft.report("missing-key", span, where="a transform", key=missing)
             return ""
         method = texts.get("by")
-        parts = [component[0:0], "prune ", component, " to ", count]
-        return self._draft.statement(
-            join([*parts, *([" by ", method] if method else [])]), ("prune",)
-        )
+        parts: list[Fragment | str] = [component[0:0], "prune ", component, " to ", count]
+        parts += [" by ", method] if method else []
+        return self._draft.statement(join(parts), ("prune",))
 
     def _statement(self, text: Fragment, keyword: str, kind: str) -> str:
         return self._draft.statement(join([text[0:0], keyword, text]), (kind,))
@@ -181,15 +194,17 @@ class _Reader:
             return {pair.name: self._json(pair.value) for pair in found}
         if isinstance(node, SequenceNode):
             return [self._json(item) for item in node.value]
-        if node.style is not None:
-            return node.value
-        if is_null(node):
+        if not isinstance(node, ScalarNode) or is_null(node):
             return None
-        if node.value.lower() in _AMBIGUOUS:
+        return node.value if node.style is not None else self._plain(node)
+
+    def _plain(self, node: ScalarNode) -> Any:
+        word = node.value.lower()
+        if word in _AMBIGUOUS:
             cure = f'write "{node.value}" in quotes, or true or false'
             span = span_of(self._source, node)
             self._draft.report("ambiguous-word", span, cure=cure, word=node.value)
-        return {"true": True, "false": False}.get(node.value, plain_scalar(node.value))
+        return {"true": True, "false": False}.get(word, plain_scalar(node.value))
 
     def _texts(self, node: Node, where: str) -> list[Fragment]:
         texts = [self._text(item, where) for item in _items(node)]
@@ -226,7 +241,3 @@ class _Reader:
 
 def _items(node: Node) -> list[Node]:
     return list(node.value) if isinstance(node, SequenceNode) else [node]
-
-
-def _is_boolean(text: str) -> bool:
-    return text.lower() in ("true", "false", *_AMBIGUOUS)

@@ -152,13 +152,11 @@ class RuleReader:
 
     def _layers(self, node: Node) -> Fragment | None:
         items = node.value if isinstance(node, SequenceNode) else [node]
-        if not items or any(
-            not isinstance(item, ScalarNode) or is_null(item) for item in items
-        ):
+        scalars = [item for item in items if isinstance(item, ScalarNode) and not is_null(item)]
+        if not items or len(scalars) < len(items):
             self._wrong(node, "layers", "layers, such as 2-59")
             return None
-        texts = [scalar_fragment(self._source, item) for item in items]
-        first, *rest = texts
+        first, *rest = [scalar_fragment(self._source, item) for item in scalars]
         listed = join([first, *(part for text in rest for part in (",", text))])
         if _LAYER_SET.match(first.text):
             return listed

@@ -102,20 +102,24 @@ class Except:
     excluded: Selector
 
 
-Selector = (
-    All | Name | Layers | LayersWhere | Boundary | Middle | Family | Glob | Regex | And | Or | Except
-)
+LayerSet = Layers | LayersWhere | Boundary | Middle
+Leaf = All | Name | LayerSet | Family | Glob | Regex
+Selector = Leaf | And | Or | Except
 
 
 def any_of(*parts: Selector) -> Selector:
     """The union of the parts; unions among them become part of it."""
-    flat = [leaf for part in parts for leaf in (part.parts if isinstance(part, Or) else (part,))]
+    flat: list[Selector] = []
+    for part in parts:
+        flat += part.parts if isinstance(part, Or) else (part,)
     return flat[0] if len(flat) == 1 else Or(tuple(flat))
 
 
 def all_of(*parts: Selector) -> Selector:
     """What every part means; intersections among them become part of it."""
-    flat = [leaf for part in parts for leaf in (part.parts if isinstance(part, And) else (part,))]
+    flat: list[Selector] = []
+    for part in parts:
+        flat += part.parts if isinstance(part, And) else (part,)
     return flat[0] if len(flat) == 1 else And(tuple(flat))
 
 

@@ -16,5 +16,5 @@ def parse_size(text: str) -> int | None:
     found = _SIZE.fullmatch(text.strip())
     if found is None or len(found[1]) > 20 or (found[3] and not found[2]):
         return None
-    base = 1024 if found[3] else 1000
-    return round(float(found[1]) * base ** _POWER[found[2] or ""])
+    unit: int = (1024 if found[3] else 1000) ** _POWER[found[2] or ""]
+    return round(float(found[1]) * unit)

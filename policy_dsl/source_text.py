@@ -1,4 +1,4 @@
-"""Checks of a text before it is read as a policy: its size, its characters, that it says anything."""
+"""Checks of a text before it is read as a policy: its size and its characters."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class _Words:
     def _clash(self, field: str) -> Word | None:
         if field in self.fields:
             return self.fields[field][1]
-        # A tensor that is not quantized has no width, scheme or method, and the other way round.
+        # What is not quantized has no width, scheme or method, and the other way round.
         others = [name for name in self.fields if name != field]
         if field == "action" or "action" in others:
             other = "action" if "action" in others else (others[0] if others else None)

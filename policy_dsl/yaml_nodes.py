@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
         if self.depth >= MAX_NESTING:
             raise fail("nested-too-deeply", span, limit=MAX_NESTING)
         self.depth += 1
-        node: Node | None = super().compose_node(parent, index)  # type: ignore[arg-type]
+        node: Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
 

@@ -1,0 +1,220 @@
+"""Printing and reading are inverse, for any policy, in both notations."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policy_dsl.diagnostics import SourceText
+from policy_dsl.draft_rules import read_statement
+from policy_dsl.fragments import Fragment, substitute
+from policy_dsl.policy import (
+    Calibration,
+    Comment,
+    Defaults,
+    Output,
+    Policy,
+    Prune,
+    Rule,
+    Treatment,
+)
+from policy_dsl.print_policy import policy_digest, print_dsl, print_yaml
+from policy_dsl.print_selector import print_selector
+from policy_dsl.print_values import number
+from policy_dsl.read_dsl import read_dsl
+from policy_dsl.read_yaml import read_yaml
+from policy_dsl.selectors import (
+    All,
+    Boundary,
+    Family,
+    Glob,
+    LayerRange,
+    Layers,
+    LayersWhere,
+    Middle,
+    Name,
+    Regex,
+    all_of,
+    any_of,
+    without,
+)
+from policy_dsl.treatment_words import print_treatment
+from policy_dsl.vocabulary import COMPONENTS, METHODS, SCHEME_TARGETS, SINGLE_ROLES, TARGETS
+
+EXPRESSIONS = [
+    "i < 4",
+    "i < n // 8 or (i - n // 8) % 3 == 2",
+    "not i % 2",
+    "not (i < 3 and n > 5)",
+    "0 < i < n - 1",
+    "-i + n == -(i - 2)",
+    "i - (n - 3) * 2 != 7",
+    "(i < 3) == (n < 5)",
+]
+WORD = st.from_regex(re.compile(r"[a-z][a-z0-9_]{0,8}", re.ASCII), fullmatch=True)
+PRINTED = st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Cn"])
+TEXT = st.text(PRINTED, min_size=1, max_size=30).filter(lambda text: bool(text.strip()))
+LINES = st.lists(TEXT | st.just(""), min_size=1, max_size=4).map("\n".join)
+PROSE = (TEXT | LINES | st.sampled_from(["${x}", "$${", "no", "007", "1e5", "null", "a: b #c"])).filter(
+    lambda text: bool(text.strip())
+)
+NUMBERS = st.integers(0, 99)
+
+
+@st.composite
+def ranges(draw, low=-9):
+    start, length = draw(st.integers(low, 60)), draw(NUMBERS)
+    stop = start + length
+    return LayerRange(start, -1 if start < 0 <= stop else stop)
+
+
+NAMES = st.builds(
+    "{}.{}".format, st.sampled_from(sorted(COMPONENTS)), st.sampled_from(["down_proj", "q_proj"])
+) | st.sampled_from([*sorted(COMPONENTS), *sorted(SINGLE_ROLES), "w1", "down_proj", "model", "to"])
+LEAVES = st.one_of(
+    st.just(All()),
+    st.just(Middle()),
+    st.builds(Name, NAMES),
+    st.builds(
+        Name,
+        st.sampled_from(["experts", "experts.down_proj"]),
+        st.lists(ranges(low=0), min_size=1, max_size=3).map(tuple),
+    ),
+    st.builds(Layers, st.lists(ranges(), min_size=1, max_size=3).map(tuple), st.booleans()),
+    st.builds(LayersWhere, st.sampled_from(EXPRESSIONS)),
+    st.builds(Boundary, st.integers(1, 9)),
+    st.builds(Family, WORD),
+    st.builds(Glob, TEXT),
+    st.builds(Regex, st.sampled_from([r"model/.*\.w[12]", r"a|b#;", r"\d+\\x", r"a|(?:b$){2}", "[/]x"])),
+)
+SELECTORS = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=2, max_size=3).map(lambda parts: all_of(*parts)),
+        st.lists(inner, min_size=2, max_size=3).map(lambda parts: any_of(*parts)),
+        st.builds(without, inner, inner),
+    ),
+    max_leaves=6,
+)
+OPTIONAL_WIDTH = st.none() | st.integers(1, 16)
+QUANTIZED = st.builds(
+    Treatment,
+    st.just("quantize"),
+    OPTIONAL_WIDTH,
+    st.none() | st.sampled_from(sorted(SCHEME_TARGETS)),
+    st.none() | st.sampled_from([32, 64, 128]),
+    st.none() | st.booleans(),
+    st.none() | st.sampled_from(METHODS),
+).filter(lambda treatment: treatment != Treatment("quantize"))
+TREATMENTS = (
+    QUANTIZED
+    | st.sampled_from([Treatment(action) for action in ("keep", "raw", "drop")])
+    | st.sampled_from([Treatment("cast", dtype=dtype) for dtype in ("f16", "bf16", "f32")])
+)
+SCALARS = (
+    st.integers(-(10**12), 10**12) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | SCALARS | PROSE,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+COUNT = st.none() | st.integers(1, 10**6)
+MAYBE_TEXT = st.none() | TEXT
+
+
+@st.composite
+def assertions(draw):
+    selector, relation = draw(SELECTORS), draw(st.sampled_from(["<=", "<", ">=", ">", "=="]))
+    measure = draw(st.sampled_from(["bpw", "size", "bits", "min_bits", "max_bits", "is"]))
+    amount = draw(st.sampled_from(["3", "3.25", "90"]))
+    if measure == "is":
+        text = f"{print_selector(selector)} is {print_treatment(draw(TREATMENTS))}"
+    elif measure in ("bpw", "size"):
+        unit = draw(st.sampled_from(["", "GiB", "GB", "B"])) if measure == "size" else ""
+        text = f"{measure} {relation} {amount}{unit}"
+    else:
+        text = f"{measure}({print_selector(selector)}) {relation} {amount}"
+    source = SourceText("test", f"test {text}")
+    statement, _ = substitute(Fragment.of(source, 0, len(source.text)), {})
+    read = read_statement(statement, ("test",))
+    assert read.findings == [], text
+    return read.value
+
+
+@st.composite
+def policies(draw):
+    targets = tuple(draw(st.lists(st.sampled_from(TARGETS), unique=True)))
+    rules = [
+        Rule(draw(SELECTORS), draw(TREATMENTS), draw(st.booleans()), target=target)
+        for target in (None, *targets)
+        for _ in range(draw(st.integers(0, 2)))
+    ]
+    transforms = draw(st.lists(st.builds(Prune, to=st.integers(1, 999), by=WORD), max_size=1))
+    anchors = ["name", "rules", "rules[]", "", "^", "vars", "tests[0]", "defaults.bits", "targets"]
+    anchors += [f"rules[{index}]" for index in range(len(rules))]
+    comment = st.builds(
+        Comment, st.sampled_from(anchors), TEXT.map("# {}".format), st.booleans()
+    )
+    return Policy(
+        name=draw(WORD),
+        description=draw(st.just("") | PROSE),
+        model=draw(MAYBE_TEXT),
+        targets=targets,
+        extends=tuple(draw(st.lists(WORD | TEXT, max_size=2, unique=True))),
+        vars=tuple(draw(st.dictionaries(WORD, SCALARS, max_size=2)).items()),
+        defaults=draw(
+            st.builds(
+                Defaults,
+                scheme=st.none() | st.sampled_from(sorted(SCHEME_TARGETS)),
+                bits=OPTIONAL_WIDTH,
+                group_size=COUNT,
+                symmetric=st.none() | st.booleans(),
+                method=st.none() | st.sampled_from(METHODS),
+                otherwise=st.none() | TREATMENTS,
+            )
+        ),
+        rules=tuple(rules),
+        transforms=tuple(transforms),
+        calibration=draw(st.builds(Calibration, imatrix=MAYBE_TEXT, text=MAYBE_TEXT, samples=COUNT)),
+        output=draw(st.builds(Output, shard_size=st.sampled_from([None, "5GiB", "5GB"]))),
+        fp8_dequant=draw(st.none() | WORD),
+        metadata=tuple(draw(st.dictionaries(TEXT, JSON, max_size=3)).items()),
+        runtimes=tuple(draw(st.lists(WORD, max_size=2, unique=True))),
+        tests=tuple(draw(st.lists(assertions(), max_size=2))),
+        comments=tuple(draw(st.lists(comment, max_size=3))),
+    )
+
+
+def text_comments(policy: Policy) -> list[str]:
+    return sorted(" ".join(each.text.split()) for each in policy.comments if each.text)
+
+
+@given(policies())
+@settings(max_examples=60, deadline=None)
+def test_printing_then_reading_is_identity_in_both_notations(policy):
+    for printed, read in ((print_yaml, read_yaml), (print_dsl, read_dsl)):
+        text = printed(policy)
+        again = read(SourceText("p", text), policy.name)
+        assert again == policy, text
+        assert printed(again) == text
+        assert text_comments(again) == text_comments(policy), text
+        assert policy_digest(again) == policy_digest(policy)
+
+
+@given(policies())
+@settings(max_examples=30, deadline=None)
+def test_formatting_twice_changes_nothing_across_notations(policy):
+    yaml = print_yaml(read_yaml(SourceText("p", print_yaml(policy)), policy.name))
+    dsl = print_dsl(read_yaml(SourceText("p", yaml), policy.name))
+    back = read_dsl(SourceText("p", dsl), policy.name)
+    assert back == policy
+    assert text_comments(back) == text_comments(policy)
+    assert print_dsl(back) == dsl
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_keep_every_bit(value):
+    assert float(number(value)) == value
