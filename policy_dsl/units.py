@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?)?B?", re.ASCII)
-_POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
 _SCALES = ((9, "GB", 30, "GiB"), (6, "MB", 20, "MiB"), (3, "kB", 10, "KiB"))
-
-
-def parse_nbytes(text: str) -> int | None:
-    """The bytes that `5GiB`, `90 GB`, `512M` or `4096` say; None if the text is no size."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        return None
-    number, prefix = found.groups()
-    base = 1024 if prefix and prefix.endswith("i") else 1000
-    return int(float(number) * base ** _POWERS.get((prefix or " ")[0].lower(), 0))
 
 
 def both_units(nbytes: int) -> str:

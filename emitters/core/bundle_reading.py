@@ -24,6 +24,8 @@ from policy_dsl.policy import Treatment
 from policy_dsl.sources import open_source
 
 _LARGEST_METADATA = 64 * 2**20
+# What reading metadata of some other format runs into.
+_NOT_THAT_FORMAT = (ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,7 @@ def open_bundle(folder: Path) -> Bundle:
         raise fail("not-a-bundle", path=str(folder), reason="it is no folder")
     inventory = open_source(str(folder))
     record = read_record(folder)
-    metadata = _metadata_files(folder)
-    target, claims = _target(folder, record, metadata)
+    target, claims = _target(inventory, record, folder)
     spec = emitters.get(target).spec
     modules = tuple(_modules(inventory, claims, spec, record))
     findings = tuple(_incomplete(module, spec) for module in modules)
@@ -116,31 +117,46 @@ def read_record(folder: Path) -> Mapping[str, Any] | None:
 
 
 def _target(
-    folder: Path, record: Mapping[str, Any] | None, metadata: Mapping[str, bytes]
+    inventory: Inventory, record: Mapping[str, Any] | None, folder: Path
 ) -> tuple[str, Mapping[str, Treatment]]:
     """The format that wrote the bundle, and what its metadata claim."""
+    metadata = _metadata_files(folder)
     if record is not None:
         target = str(record["target"])
         if target not in emitters.names():
             known = ", ".join(emitters.names())
             raise fail("unavailable-target", target=target, known=known)
-        return target, _claims(folder, target, metadata)
+        try:
+            return target, _claims(inventory, target, metadata)
+        except _NOT_THAT_FORMAT as error:
+            reason = f"its metadata are not what {target} has: {error}"
+            raise fail("bad-bundle-metadata", path=str(folder), reason=reason) from None
     for name in emitters.names():
-        claims = _claims(folder, name, metadata)
+        try:
+            claims = _claims(inventory, name, metadata)
+        except _NOT_THAT_FORMAT:
+            continue
         if claims:
             return name, claims
-    reason = "it has no policyc.json, and no config that a target of policyc writes"
+    reason = "it has no policyc.json, and no metadata that a target of policyc writes"
     raise fail("not-a-bundle", path=str(folder), reason=reason)
 
 
 def _claims(
-    folder: Path, target: str, metadata: Mapping[str, bytes]
+    inventory: Inventory, target: str, metadata: Mapping[str, bytes]
 ) -> Mapping[str, Treatment]:
-    try:
-        return emitters.get(target).claims(metadata)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"its metadata are not what {target} has: {error}"
-        raise fail("bad-bundle-metadata", path=str(folder), reason=reason) from None
+    """The claims about named modules, and the default for others that are quantized."""
+    emitter = emitters.get(target)
+    named, default = emitter.claims(metadata), emitter.default_claim(metadata)
+    if default is None:
+        return named
+    parts = _part_names(default, emitter.spec)
+    paths = {name.rpartition(".")[0] for name in inventory.tensors}
+    return named | {
+        path: default
+        for path in paths - named.keys()
+        if all(f"{path}.{part}" in inventory.tensors for part in parts)
+    }
 
 
 def _modules(

@@ -64,3 +64,7 @@ class Emitter:
     def claims(self, files: Mapping[str, bytes]) -> dict[str, Treatment]:
         """What metadata files tell readers: quantized module -> scheme, bits, group size."""
         return cast("dict[str, Treatment]", self._load("metadata").claims(files))
+
+    def default_claim(self, files: Mapping[str, bytes]) -> Treatment | None:
+        """What metadata files tell readers about quantized modules that they do not name."""
+        return cast("Treatment | None", self._load("metadata").default_claim(files))

@@ -53,6 +53,15 @@ def claims(files: Mapping[str, bytes]) -> dict[str, Treatment]:
     }
 
 
+def default_claim(files: Mapping[str, bytes]) -> Treatment | None:
+    """What these files tell readers about quantized modules that they do not name.
+
+    Raises: ValueError as `claims` does; KeyError if the default lacks bits or group size.
+    """
+    entries = json.loads(files[CONFIG]).get("quantization", {})
+    return _treatment(entries) if entries else None
+
+
 def _config(plan: Plan) -> dict[str, Any]:
     config = {key: value for key, value in plan.model.config.items() if key not in _DROPPED}
     for key in _NESTED:

@@ -41,6 +41,7 @@ def build(
     output: Output = None,
     target: options.TargetName = None,
     overrides: options.Overrides = None,
+    allow_requantize: options.Requantize = False,
     jobs: Jobs = None,
     max_memory: MaxMemory = None,
     force: Force = False,
@@ -60,10 +61,11 @@ def build(
     from emitters.core.build import build as built
     from policy_dsl.cli.progress import reporter
 
-    request = Request(policy, model, target, overrides, verbose)
+    request = Request(policy, model, target, overrides, verbose, allow_requantize)
     memory = _size(max_memory)
     plan, inventory = make_plan(request)
-    _stop_on_findings(plan, fail_on_warn=fail_on_warn, quiet=quiet, as_json=format == "json")
+    as_json = "json" in (format, progress)
+    _stop_on_findings(plan, fail_on_warn=fail_on_warn, quiet=quiet, as_json=as_json)
     folder = output or Path(f"{inventory.id.rpartition('/')[2]}-{plan.policy.name}")
     with reporter("none" if quiet else progress) as report:
         made = built(

@@ -95,7 +95,8 @@ def show_findings(found: Sequence[Diagnostic], *, as_json: bool = False) -> None
             "kind": "findings",
             "findings": [finding_json(one) for one in found],
         }
-        note(json.dumps(document, indent=2, ensure_ascii=False))
+        # One line, so that it can stand among lines of progress.
+        note(json.dumps(document, ensure_ascii=False))
     else:
         note(painted(render(found), sys.stderr))
 

@@ -22,6 +22,7 @@ def explain(
     model: options.ModelName = None,
     target: options.TargetName = None,
     overrides: options.Overrides = None,
+    allow_requantize: options.Requantize = False,
     format: options.AnyReport = "text",
     verbose: options.Verbose = False,
 ) -> None:
@@ -35,7 +36,7 @@ def explain(
     from policy_dsl.explain import explain as explained
     from policy_dsl.explain_text import explain_document, explain_markdown, explain_text
 
-    plan, _ = make_plan(Request(policy, model, target, overrides, verbose))
+    plan, _ = make_plan(Request(policy, model, target, overrides, verbose, allow_requantize))
     found = explained(plan, tensor)
     if format == "json":
         console.write_json(explain_document(found, plan))

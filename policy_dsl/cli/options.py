@@ -39,5 +39,9 @@ AnyReport = Annotated[ReportFormat, typer.Option("--format", help="Form of the r
 AnyFindings = Annotated[FindingsFormat, typer.Option("--format", help="Form of the findings.")]
 TextOrJson = Annotated[PlainFormat, typer.Option("--format", help="Form of the result.")]
 FailOnWarn = Annotated[bool, typer.Option("--fail-on-warn", help="Treat warnings as errors.")]
+Requantize = Annotated[
+    bool,
+    typer.Option("--allow-requantize", help="Take a source that is already quantized."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say where things come from.")]

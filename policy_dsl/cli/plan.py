@@ -24,6 +24,7 @@ def plan(
     model: options.ModelName = None,
     target: options.TargetName = None,
     overrides: options.Overrides = None,
+    allow_requantize: options.Requantize = False,
     tensors: AllTensors = False,
     save: SaveTo = None,
     format: options.AnyReport = "text",
@@ -44,7 +45,7 @@ def plan(
     from policy_dsl.plan_json import document_text, plan_document
     from policy_dsl.plan_text import plan_markdown, plan_text
 
-    made, _ = make_plan(Request(policy, model, target, overrides, verbose))
+    made, _ = make_plan(Request(policy, model, target, overrides, verbose, allow_requantize))
     tests = run_tests(made)
     if save is not None:
         save_text(save, document_text(plan_document(made, tests)))

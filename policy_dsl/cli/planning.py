@@ -24,6 +24,7 @@ class Request:
     target: str | None = None
     overrides: Sequence[str] | None = None
     verbose: bool = False
+    allow_requantize: bool = False
 
 
 def parse_overrides(written: Sequence[str] | None) -> dict[str, str]:

@@ -19,7 +19,7 @@ from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor, 
 from policy_dsl.plan_json import document_text, plan_document, saved_outline
 from policy_dsl.plan_text import plan_markdown, plan_text
 from policy_dsl.policy import Policy, Treatment
-from policy_dsl.units import both_units, layer_list, parse_nbytes, signed_bytes
+from policy_dsl.units import both_units, layer_list, signed_bytes
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 ROLES = {"router": "block_sparse_moe.gate", "attention.q_proj": "self_attn.q_proj"}
@@ -187,11 +187,3 @@ def test_sizes_are_printed_in_both_units() -> None:
 )
 def test_layers_are_compressed(layers: list[int], text: str) -> None:
     assert layer_list(layers) == text
-
-
-@pytest.mark.parametrize(
-    ("text", "nbytes"),
-    [("5GiB", 5 << 30), ("90 GB", 90 * 10**9), ("512M", 512 * 10**6), ("7", 7), ("x", None)],
-)
-def test_sizes_are_read(text: str, nbytes: int | None) -> None:
-    assert parse_nbytes(text) == nbytes
