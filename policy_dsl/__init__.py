@@ -1,1 +1,17 @@
-"""policyc: quantization policies as source files, planned to the byte and built into bundles."""
+"""policyc: quantization policies as source files, planned to the byte and built.
+
+load(reference) -> Policy; resolve(policy, inventory, specs) -> Plan; diff(before, after) of two
+outlines. Defects of a policy or a source are raised as one PolicyError.
+"""
+
+from __future__ import annotations
+
+# Imported at once: `resolve` and `diff` are modules here too, and must end up as the functions.
+from policy_dsl.diagnostics import PolicyError
+from policy_dsl.diff import diff
+from policy_dsl.load import load
+from policy_dsl.plan import Plan
+from policy_dsl.policy import Policy
+from policy_dsl.resolve import resolve
+
+__all__ = ["Plan", "Policy", "PolicyError", "diff", "load", "resolve"]

@@ -32,12 +32,12 @@ LAYERS = (
     # values shown as text or JSON
     ".plan_text .plan_json .outline_text .diff_text .explain_text .survey",
     # from policy, inventory and format to a plan, and what can be asked of plans
-    ".resolve .diff .explain .assertions .outline .plan_warnings .decisions .lowering .fill "
-    ".matching .naming .layout",
+    ".resolve .lint .diff .explain .assertions .outline .plan_warnings .decisions .lowering "
+    ".fill .matching .naming .layout",
     # policy texts, read and printed
     ".load .read_yaml .read_yaml_rules .yaml_nodes .yaml_comments .read_dsl .draft "
-    ".draft_rules .draft_fields .document .schema .variables .merge_policies "
-    ".print_policy .print_dsl .print_yaml .print_parts .print_lines .print_values .print_selector "
+    ".draft_rules .draft_fields .document .schema .variables .merge_policies .print_policy "
+    ".print_dsl .print_yaml .print_parts .print_lines .print_values .print_selector "
     ".read_selector .parsing .treatment_words .layer_expression .statements .fragments "
     ".quoting .source_text",
     # checkpoints, read from headers alone
