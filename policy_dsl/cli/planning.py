@@ -81,10 +81,19 @@ def make_plan(request: Request) -> tuple[Plan, Inventory]:
 
     policy = load_policy(request)
     inventory = open_model(request, policy)
-    return complete(plan_for(policy, inventory, request.target), inventory), inventory
+    plan = plan_for(
+        policy, inventory, request.target, allow_requantize=request.allow_requantize
+    )
+    return complete(plan, inventory), inventory
 
 
-def plan_for(policy: Policy, inventory: Inventory, target: str | None) -> Plan:
+def plan_for(
+    policy: Policy,
+    inventory: Inventory,
+    target: str | None,
+    *,
+    allow_requantize: bool = False,
+) -> Plan:
     """The plan of a policy for an inventory, with the files of tensors only.
 
     Raises: PolicyError with every defect of their meeting.
@@ -94,5 +103,6 @@ def plan_for(policy: Policy, inventory: Inventory, target: str | None) -> Plan:
     import emitters
     from policy_dsl.resolve import resolve
 
-    plan = resolve(policy, inventory, emitters.specs(), target=target)
+    specs = emitters.specs()
+    plan = resolve(policy, inventory, specs, target=target, allow_requantize=allow_requantize)
     return replace(plan, findings=(*inventory.findings, *plan.findings))
