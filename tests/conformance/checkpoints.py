@@ -24,7 +24,8 @@ def make_checkpoint(name: str, folder: Path) -> Checkpoint:
     model = _random_model(kind)
     tensors, config = _saved(model, folder / "saved", per_expert=True)
     config = published_config(config, kind)
-    readable = _write(folder / "readable", _as_published(tensors, kind, config), config)
+    tensors = _as_published(tensors, kind, config)
+    readable = _write(folder / "readable", tensors, config, kind.shards)
     if kind.storage == "plain":
         return Checkpoint(readable, readable)
     if kind.storage == "fused":
@@ -108,7 +109,7 @@ def _write_fp8(
     wide = kind.family == "minimax_m2"
     stored: Tensors = {}
     plain: Tensors = {}
-    for name, tensor in _as_published(tensors, kind, config).items():
+    for name, tensor in tensors.items():
         if "_proj." in name or ".experts." in name:
             codes, scales = _to_fp8(tensor, torch.float32 if wide else torch.bfloat16)
             stored |= {name: codes, f"{name}_scale_inv": scales}
@@ -152,22 +153,23 @@ def _spread(scales: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return wide[: shape[0], : shape[1]]
 
 
-def _write(
-    folder: Path, tensors: Tensors, config: Mapping[str, Any], n_shards: int = 3
-) -> Path:
+def _write(folder: Path, tensors: Tensors, config: Mapping[str, Any], shards: int = 3) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config, indent=2))
+    _write_tokenizer(folder)
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
     names = sorted(tensors)
     weight_map = {}
-    for shard in range(n_shards):
+    for shard in range(shards):
         # Neighbours land in different shards, as the scales of published FP8 weights may.
-        held = {name: tensors[name].contiguous() for name in names[shard::n_shards]}
-        file = f"model-{shard + 1:05d}-of-{n_shards:05d}.safetensors"
+        held = {name: tensors[name].contiguous() for name in names[shard::shards]}
+        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
         save_file(held, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(held, file)
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    _write_tokenizer(folder)
     return folder
 
 

@@ -34,6 +34,7 @@ class Kind:
 
     dtype: of the tensors; declared: what the config says, None for the same, "" for nothing.
     storage: `plain`, `fp8` (128 x 128 blocks) or `fused` (experts as 3-D tensors).
+    shards: files of the tensors; one has no index.
     """
 
     family: str
@@ -42,6 +43,7 @@ class Kind:
     dtype: str = "bfloat16"
     declared: str | None = None
     storage: str = "plain"
+    shards: int = 3
 
     @property
     def n_layers(self) -> int:
@@ -108,7 +110,7 @@ KINDS: Mapping[str, Kind] = {
     "minimax_m2_fused": Kind("minimax_m2", "MiniMaxM2Config", _MINIMAX, storage="fused"),
     "glm4_moe": Kind("glm4_moe", "Glm4MoeConfig", _GLM),
     "glm4_moe_fused": Kind("glm4_moe", "Glm4MoeConfig", _GLM, storage="fused"),
-    "gemma3_text": Kind("gemma3", "Gemma3TextConfig", _TIED),
+    "gemma3_text": Kind("gemma3", "Gemma3TextConfig", _TIED, shards=1),
     "gemma3": Kind("gemma3", "Gemma3Config", _TIED),
 }
 

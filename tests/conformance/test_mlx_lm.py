@@ -149,6 +149,16 @@ def test_one_width_for_every_matrix(name, checkpoint, build, stock, tmp_path):
     stock.assert_equal_bundles(ours, theirs)
 
 
+def test_a_bundle_of_several_shards(checkpoint, build, stock, tmp_path):
+    source = checkpoint("qwen3_moe")
+    policy = "target mlx_affine\nextends mlx_4bit\noutput shard_size 500KB\n"
+    ours = build(policy, source.published)
+    stock.assert_equal_bundles(ours, stock.convert(source.readable, tmp_path / "stock"))
+    shards = sorted(ours.glob("*.safetensors"))
+    assert len(shards) > 2
+    assert all(path.stat().st_size <= 600_000 for path in shards)
+
+
 def test_the_config_is_the_publishers_but_for_quantization(checkpoint, build):
     source = checkpoint("minimax_m2_fp8").published
     wanted = json.loads((source / "config.json").read_text())
