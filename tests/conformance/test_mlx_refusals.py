@@ -24,7 +24,11 @@ REFUSED = {
     "kimi_k2": ("model", MLA, {"n_routed_experts": 2}),
     "qwen3_next": ("model", GATED_DELTA, {"num_experts": 2}),
     "qwen3_5": ("model.language_model", GATED_DELTA, {}),
-    "gpt_oss": ("model", MXFP4, {"num_local_experts": 2}),
+    "gpt_oss": (
+        "model",
+        MXFP4,
+        {"num_local_experts": 2, "quantization_config": {"quant_method": "mxfp4"}},
+    ),
 }
 
 
