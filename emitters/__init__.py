@@ -15,6 +15,7 @@ from policy_dsl.formats import FormatSpec
 @cache
 def names() -> tuple[str, ...]:
     """The names of all formats, sorted."""
+    # Found, not registered: a new format is a new folder and nothing else.
     rooms = (room for room in pkgutil.iter_modules(__path__) if room.ispkg)
     found = (room.name for room in rooms if _is_format(room.name))
     return tuple(sorted(found))

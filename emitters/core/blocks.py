@@ -48,6 +48,7 @@ def run_unit(site: Site, unit: Unit) -> int:
     for tensor in module.tensors:
         part = parts[tensor.part]
         _check_part(tensor, part, rows.tensor, unit)
+        # Parts are row-major with equal bytes a row: a block of rows is one stretch of bytes.
         start = tensor.start + unit.at * (tensor.nbytes // max(1, prod(module.shape[:-1])))
         written += write_at(site.folder / tensor.file, start, part)
     return written
@@ -62,11 +63,13 @@ def source_values(site: Site, module: Module, rows: SourceRows, span: tuple[int,
     tensor, (first, count) = rows.tensor, span
     stored = site.source.rows(tensor, first, count)
     if rows.scale is not None:
+        # A NaN code times a scale would be found too, but not told from a NaN scale.
         _check_finite(stored, "F8_E4M3", tensor, first)
         values = _dequantized(site, module, rows, first, stored)
     else:
         _check_finite(stored, tensor.dtype, tensor, first)
         if tensor.dtype == module.dtype:
+            # The common case, a search and no copy.
             return stored
         values = cast(stored, tensor.dtype, module.dtype)
     at = first_nonfinite(values, module.dtype)
@@ -91,6 +94,7 @@ def _dequantized(
     scale, block = rows.scale, block_size(site.plan.model.config)
     if scale is None or block is None:
         raise fail("missing-scale", count=1, names=rows.tensor.name)
+    # A few kilobytes; reading them for every unit keeps units free of shared state.
     height, grid_height = rows.tensor.shape[-2], scale.shape[-2]
     matrix, row = divmod(first, height)
     grid = site.source.rows(scale, matrix * grid_height, grid_height)
@@ -109,7 +113,8 @@ def _check_finite(stored: Array, dtype: str, tensor: TensorInfo, first: int) -> 
     at = first_nonfinite(stored, dtype)
     if at < 0:
         return
-    found = "NaN"
+    # E4M3 has no infinities.
+    found = "nan"
     if dtype in VALUE_TYPES:
         found = str(to_float32(stored.reshape(-1)[at : at + 1], dtype)[0])
     place = place_of(tensor, first, at)

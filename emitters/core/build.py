@@ -68,6 +68,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     ensure_buildable(plan, inventory)
     plan, out, told = complete(plan, inventory), out.resolve(), progress or Silent()
     workers, block_values = fit(jobs or available_cores(), max_memory)
+    # Before anything is made, and again once a bundle that a crash displaced is back.
     check_output(out, inventory.root, force=force)
     with claimed(out) as workspace:
         workspace.recover()
@@ -91,6 +92,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
 
 def available_cores() -> int:
     """The cores that this program may use."""
+    # Containers and schedulers often allow fewer cores than the machine has.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -101,6 +103,7 @@ def _site(plan: Plan, inventory: Inventory, folder: Path) -> Site:
     rows_read = [rows for module in plan.modules for rows in module.sources]
     shards = {rows.tensor.file or "" for rows in rows_read}
     scales = {rows.scale.file or "" for rows in rows_read if rows.scale}
+    # Side files too: a tokenizer that changes half-way belongs to another state of the source.
     copied = {file.name for file in plan.files if file.kind == "copied"}
     source = Source(root, file_facts(root, shards | scales | copied))
     return Site(plan, get(plan.target), source, folder)

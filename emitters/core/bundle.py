@@ -22,7 +22,7 @@ def complete(plan: Plan, inventory: Inventory) -> Plan:
     plan: as `resolve` gives it; a complete one stays as it is. What depends on side files
     that are not known has `nbytes` None and the reason.
     """
-    files = [file for file in plan.files if file.kind == "tensors"]
+    files = tensor_files(plan)
     files += [
         PlannedFile(name, "metadata", len(content))
         for name, content in get(plan.target).metadata(plan).items()
@@ -38,6 +38,7 @@ def tensor_files(plan: Plan) -> list[PlannedFile]:
 
 def planned_record(plan: Plan, files: Mapping[str, int]) -> bytes:
     """The record as long as it will be, with zeros for hashes. files: name -> bytes."""
+    # All hashes are equally long, so the size of a record is known before its contents.
     tensors = {
         tensor.name: UNKNOWN_HASH for module in plan.modules for tensor in module.tensors
     }
@@ -47,6 +48,7 @@ def planned_record(plan: Plan, files: Mapping[str, int]) -> bytes:
 
 def _copied(plan: Plan, inventory: Inventory, taken: set[str]) -> Iterator[PlannedFile]:
     """The source's side files that the bundle takes over; `taken` are names of its own."""
+    # Recorded headers of a model may not say what lay beside its weights.
     if inventory.side_files is None:
         reason = f"the side files of {inventory.id} are not known"
         yield PlannedFile(_UNKNOWN_SIDE_FILES, "copied", None, reason)

@@ -40,8 +40,7 @@ def _outline_module(module: BundleModule) -> OutlineModule:
     plain = f"{module.treatment.action} ({stored})"
     return OutlineModule(
         name=module.name,
-        # Without a record the name, its numbers left open, stands for the role.
-        role=module.role or re.sub(r"\d+", "{}", module.name),
+        role=module.role,
         layer=layer,
         treatment=stored if module.treatment.action == "quantize" else plain,
         stored=stored,

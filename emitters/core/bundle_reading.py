@@ -25,7 +25,10 @@ from policy_dsl.sources import open_source
 
 _LARGEST_METADATA = 64 * 2**20
 # What reading metadata of some other format runs into.
-_NOT_THAT_FORMAT = (ValueError, KeyError, TypeError, AttributeError)
+_NOT_THAT_FORMAT = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+# Dtype and shape of a tensor.
+TensorForm = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,11 @@ class BundleModule:
     treatment: Treatment
     shape: tuple[int, ...]
     tensors: Mapping[str, TensorInfo]
+
+    @property
+    def parts(self) -> dict[str, TensorForm]:
+        """Dtype and shape of each of its tensors."""
+        return {part: (one.dtype, one.shape) for part, one in self.tensors.items()}
 
     @property
     def parameters(self) -> int:
@@ -108,7 +116,7 @@ def read_record(folder: Path) -> Mapping[str, Any] | None:
         jsonschema.validate(document, record_schema())
     except jsonschema.ValidationError as error:
         raise fail("bad-record", path=str(folder), reason=_first_line(error.message)) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise fail("bad-record", path=str(folder), reason=str(error)) from None
     if document["digest"] != record_digest(document):
         reason = "it was edited: its own digest does not fit"
@@ -169,10 +177,12 @@ def _modules(
     recorded = record["modules"] if record else {}
     owner = {name: path for path, known in recorded.items() for name in known["tensors"]}
     parts = {path: _part_names(treatment, spec) for path, treatment in claims.items()}
+    plain = _part_names(Treatment("keep"), spec)
 
     def module_of(tensor: TensorInfo) -> str:
         path, _, part = tensor.name.rpartition(".")
-        return owner.get(tensor.name) or (path if part in parts.get(path, ()) else tensor.name)
+        own = part in parts.get(path, plain)
+        return owner.get(tensor.name) or (path if own else tensor.name)
 
     tensors = sorted(inventory.tensors.values(), key=module_of)
     for name, members in groupby(tensors, key=module_of):
@@ -202,25 +212,37 @@ def _module(
 
 def _incomplete(module: BundleModule, spec: FormatSpec) -> Diagnostic | None:
     """The finding that a module's tensors are not those that its treatment needs, if so."""
-    stored = next(iter(module.tensors.values()))
-    scales = module.tensors.get("scales")
-    dtype = (scales or stored).dtype
-    try:
-        wanted = spec.part_shapes(module.treatment, module.shape, dtype)
-    except (TypeError, ValueError, ZeroDivisionError):
-        return diagnostic("incomplete-module", module=module.name, reason="its shape is broken")
     if module.treatment.action != "quantize":
         return None
-    expected = {part.part: (part.dtype, part.shape) for part in wanted}
-    found = {part: (tensor.dtype, tensor.shape) for part, tensor in module.tensors.items()}
-    if found.keys() != expected.keys():
+    reason = None
+    expected, found = expected_parts(module, module.treatment, spec), module.parts
+    if expected is None:
+        reason = "its shape is broken"
+    elif found.keys() != expected.keys():
         reason = f"it has {', '.join(found)}; it should have {', '.join(expected)}"
-        return diagnostic("incomplete-module", module=module.name, reason=reason)
-    for part, shape in expected.items():
-        if found[part] != shape:
-            reason = f"{part} is {_shown(found[part])}, not {_shown(shape)}"
-            return diagnostic("incomplete-module", module=module.name, reason=reason)
-    return None
+    elif found != expected:
+        reason = f"it has {parts_text(found)}; it should have {parts_text(expected)}"
+    return (
+        diagnostic("incomplete-module", module=module.name, reason=reason) if reason else None
+    )
+
+
+def expected_parts(
+    module: BundleModule, treatment: Treatment, spec: FormatSpec
+) -> dict[str, TensorForm] | None:
+    """What a module's tensors would be under a treatment; None if its shape allows none."""
+    scales = module.tensors.get("scales", next(iter(module.tensors.values())))
+    try:
+        parts = spec.part_shapes(treatment, module.shape, scales.dtype)
+    except ValueError:
+        return None
+    return {part.part: (part.dtype, part.shape) for part in parts}
+
+
+def parts_text(parts: Mapping[str, TensorForm]) -> str:
+    """The parts of a module as text: `scales BF16 [64, 2], weight U32 [64, 16]`."""
+    shown = (f"{part} {dtype} {list(shape)}" for part, (dtype, shape) in sorted(parts.items()))
+    return ", ".join(shown)
 
 
 def _part_names(treatment: Treatment, spec: FormatSpec) -> frozenset[str]:
@@ -231,10 +253,6 @@ def _part_names(treatment: Treatment, spec: FormatSpec) -> frozenset[str]:
 
 def _part(name: str) -> str:
     return name.rpartition(".")[2]
-
-
-def _shown(tensor: tuple[str, tuple[int, ...]]) -> str:
-    return f"{tensor[0]} {list(tensor[1])}"
 
 
 def _metadata_files(folder: Path) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from emitters.tensor_io.shards import writing
 
+# Small enough for the caches: both digests read a chunk while it is there.
 _CHUNK_NBYTES = 2**20
 
 # Name -> (start, stop) of the tensors of a file, in bytes from its beginning.
@@ -39,6 +40,7 @@ def hash_files(
 
 
 def _hash_file(path: Path, places: Places, advance: Callable[[int], None]) -> FileHashes:
+    # Both digests from one reading: a second one would cost the disk more than the CPU.
     whole = hashlib.sha256()
     tensors: dict[str, str] = {}
     with writing(path), FileIO(path) as opened:
@@ -71,6 +73,7 @@ def _chunks(opened: FileIO, start: int, stop: int) -> Iterator[memoryview]:
     buffer = memoryview(bytearray(min(_CHUNK_NBYTES, stop - start)))
     while start < stop:
         got = opened.readinto(buffer[: stop - start])
+        # The file became shorter: the sizes are compared afterwards.
         if not got:
             return
         yield buffer[:got]

@@ -38,6 +38,7 @@ class Emitter:
     Only what is asked for is imported: a plan needs no kernels.
     """
 
+    # A function and not an import: the formats stand above this module.
     def __init__(self, name: str, load: Callable[[str], Any]) -> None:
         self.name = name
         self._load = load

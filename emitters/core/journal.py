@@ -37,6 +37,7 @@ class Journal:
         with writing(path):
             path.write_bytes(_line({"identity": identity}))
         flush(path)
+        # The file's own name must survive a crash as well.
         flush(path.parent)
         return cls(path, {})
 
@@ -52,6 +53,7 @@ class Journal:
             lines, nbytes = _parsed(content)
             if not lines:
                 return None
+            # Lines appended after a torn one would be lost with it.
             if nbytes < len(content):
                 os.truncate(path, nbytes)
         spans: dict[int, list[tuple[int, int]]] = {}
@@ -104,12 +106,14 @@ class Savepoints:
 
         Raises: PolicyError if that fails; they are then done again by the next run.
         """
+        # In this order: a line of the journal must never be ahead of its rows.
         for file in sorted(self._files(units)):
             flush(self._folder / file)
         if units:
             self._journal.add(units)
 
     def _files(self, units: Iterable[Unit]) -> set[str]:
+        # Few files stand behind many units: each is flushed once.
         modules = {unit.module for unit in units}
         return {tensor.file for at in modules for tensor in self._plan.modules[at].tensors}
 

@@ -48,6 +48,7 @@ class Pace:
     @property
     def rate(self) -> float:
         """Bytes a second, of this run alone."""
+        # What an earlier run did says nothing about this one's pace.
         return (self.done - self._first) / max(1e-9, monotonic() - self._started)
 
     @property

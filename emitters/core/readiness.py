@@ -31,6 +31,7 @@ def ensure_room(plan: Plan, folder: Path) -> None:
     """Raises: PolicyError if the disk cannot hold what is yet to be written in `folder`."""
     planned = sum(file.nbytes or 0 for file in plan.files)
     with writing(folder):
+        # Shards have holes at first; what is allocated counts, not how long they are.
         begun = sum(entry.stat().st_blocks * 512 for entry in os.scandir(folder))
         free = shutil.disk_usage(folder).free
     needed = planned - begun + _MARGIN_NBYTES

@@ -76,6 +76,7 @@ def plan_digest(plan: Plan) -> str:
 
     Where a rule stands and what the policy says besides do not matter.
     """
+    # Not the rules: where a policy file lies must not make another plan of it.
     modules = [
         [
             module.name,
@@ -101,6 +102,7 @@ def plan_digest(plan: Plan) -> str:
 
 def source_id(name: str) -> str:
     """The source's name without the place where it lies on this machine."""
+    # A record that names a path would differ from machine to machine.
     path = PurePath(name)
     return path.name if path.is_absolute() else name
 
@@ -114,6 +116,7 @@ def record_schema() -> dict[str, Any]:
 
 
 def _module(module: Module) -> dict[str, Any]:
+    # What a scheme does not have is left out rather than null.
     treatment = {
         key: value for key, value in asdict(module.treatment).items() if value is not None
     }

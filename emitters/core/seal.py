@@ -30,6 +30,7 @@ def seal(site: Site, progress: Progress, *, jobs: int) -> str:
     for file in plan.files:
         if file.kind == "copied":
             _copy(site, file.name, file.nbytes or 0)
+    # Sizes and headers first: hashing a wrong bundle would waste minutes.
     _check_files(plan, folder)
     check_bundle(plan, site.emitter, folder)
     hashes = _hashed(plan, folder, progress, jobs)
@@ -60,6 +61,7 @@ def _check_files(plan: Plan, folder: Path, *, record: bool = False) -> None:
     planned = {file.name: file.nbytes for file in plan.files if record or file.kind != "record"}
     with writing(folder):
         found = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
+    # An earlier run may have come as far as writing the record.
     found = found if record else {name: size for name, size in found.items() if name != RECORD}
     for name in sorted(planned.keys() | found.keys()):
         if planned.get(name) != found.get(name):
@@ -75,13 +77,15 @@ def _hashed(plan: Plan, folder: Path, progress: Progress, jobs: int) -> dict[str
     for module in plan.modules:
         for tensor in module.tensors:
             places[tensor.file][tensor.name] = (tensor.start, tensor.start + tensor.nbytes)
+    # Files are hashed by several threads; a progress display expects one at a time.
     lock = Lock()
 
     def advance(nbytes: int) -> None:
         with lock:
             progress.advance(nbytes)
 
-    progress.begin("hash", sum(file.nbytes or 0 for file in plan.files), 0)
+    total = sum(file.nbytes or 0 for file in plan.files if file.kind != "record")
+    progress.begin("hash", total, 0)
     try:
         files: dict[Path, Places] = {folder / name: held for name, held in places.items()}
         hashed = hash_files(files, jobs=jobs, advance=advance)

@@ -20,6 +20,7 @@ from policy_dsl.plan import Plan
 from policy_dsl.policy import Treatment
 from policy_dsl.safetensors_header import LENGTH_NBYTES, header_nbytes, parse_header
 
+# One wrong offset makes every tensor after it wrong.
 _MOST_FINDINGS = 20
 
 
@@ -83,6 +84,7 @@ def _width_defects(
         yield _wrong(f"{name} is quantized, or the metadata says so, but not both")
     for name in claims.keys() & quantized.keys():
         claimed, module = claims[name], quantized[name]
+        # The shapes of a width differ from those of any other, given the logical shape.
         parts = emitter.spec.part_shapes(claimed, module.shape, module.dtype)
         found = [written[tensor.name].shape for tensor in module.tensors]
         if found != [part.shape for part in parts] or claimed.scheme != module.treatment.scheme:

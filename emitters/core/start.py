@@ -54,6 +54,7 @@ def open_journal(
             return journal
         if not force:
             raise refusal
+    # Without a journal nothing says what a file holds: whatever lies there is of no use.
     workspace.clear()
     ensure_room(plan, workspace.bundle)
     _create_shards(workspace, plan)
@@ -87,5 +88,6 @@ def _create_shards(workspace: Workspace, plan: Plan) -> None:
         path = workspace.bundle / file.name
         create_shard(path, held[file.name], metadata, file.nbytes or 0)
         flush(path)
+    # The journal comes next, and speaks of files that must be there after a crash.
     flush(workspace.bundle)
     flush(workspace.root)

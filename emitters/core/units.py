@@ -51,6 +51,7 @@ def plan_units(
             step = max(1, block_values // max(1, columns(rows.tensor.shape)))
             for start, stop in _missing(rows, spans):
                 for at in range(start, stop, step):
+                    # No block spans two sources: the experts of a stack lie apart.
                     count = min(step, stop - at)
                     yield Unit(index, source, rows.first + at - rows.at, count, at)
 
@@ -91,6 +92,7 @@ def fit(jobs: int, max_memory: int | None) -> tuple[int, int]:
     if free < fewest:
         needed = both_units(_LIBRARIES_NBYTES + fewest)
         raise fail("too-little-memory", given=both_units(max_memory), needed=needed)
+    # Fewer cores cost more time than smaller blocks do.
     workers = min(jobs, free // fewest)
     return workers, min(BLOCK_VALUES, free // workers // _NBYTES_PER_VALUE)
 
@@ -98,6 +100,7 @@ def fit(jobs: int, max_memory: int | None) -> tuple[int, int]:
 def _missing(rows: SourceRows, done: Spans) -> Iterator[tuple[int, int]]:
     """The spans of these rows' output that `done` leaves open."""
     at, stop = rows.at, rows.at + rows.count
+    # An earlier run may have used other blocks, so spans need not end where blocks do.
     for start, end in done:
         if end > at and start < stop:
             if start > at:

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import emitters
-from emitters.core.bundle_reading import Bundle, BundleModule, open_bundle
+from emitters.core.bundle_reading import (
+    Bundle,
+    BundleModule,
+    expected_parts,
+    open_bundle,
+    parts_text,
+)
 from emitters.core.hashing import FileHashes, Places, hash_files
 from emitters.core.record import RECORD
 from emitters.core.verify_source import ModuleError, compare
@@ -18,6 +24,7 @@ from policy_dsl.fill import describe
 from policy_dsl.inventory import Inventory
 
 INDEX = "model.safetensors.index.json"
+_DECODING_NEEDS = ("structure", "widths")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,9 @@ def verify_bundle(folder: Path, source: Inventory | None = None, *, jobs: int) -
         ("hashes", tuple(_hashes(bundle, jobs)), "SHA-256 of every file and tensor"),
     ]
     found_errors = None
-    if source is not None:
+    # What is no whole module cannot be decoded.
+    broken = any(errors(findings) for name, findings, _ in stages if name in _DECODING_NEEDS)
+    if source is not None and not broken:
         found_errors, findings = compare(bundle, source, jobs=jobs)
         stages.append(("values", findings, "every tensor decoded and compared with the source"))
     inventory = bundle.inventory
@@ -115,7 +124,8 @@ def _index(bundle: Bundle) -> Iterator[Diagnostic]:
             reason = f"{name} is in {tensor.file}, not in {named.get(name)}"
             yield diagnostic("index-disagrees", reason=reason)
             return
-    total = (document.get("metadata") or {}).get("total_size")
+    metadata = document.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, Mapping) else None
     if total is not None and total != bundle.inventory.nbytes:
         reason = f"total_size is {total}, the tensors have {bundle.inventory.nbytes} bytes"
         yield diagnostic("index-disagrees", reason=reason)
@@ -125,7 +135,7 @@ def _widths(bundle: Bundle) -> Iterator[Diagnostic]:
     """Modules whose tensors are not those of the width that the metadata tell readers."""
     spec = emitters.get(bundle.target).spec
     modules = {module.name: module for module in bundle.modules}
-    for name in bundle.claims.keys() - modules.keys():
+    for name in sorted(bundle.claims.keys() - modules.keys()):
         written = describe(bundle.claims[name])
         yield diagnostic(
             "width-disagrees", module=name, found="no such module", written=written
@@ -135,16 +145,13 @@ def _widths(bundle: Bundle) -> Iterator[Diagnostic]:
         if claim is None:
             yield from _unclaimed(module)
             continue
-        scales = module.tensors.get("scales", next(iter(module.tensors.values())))
-        parts = spec.part_shapes(claim, module.shape, scales.dtype)
-        expected = {part.part: (part.dtype, part.shape) for part in parts}
-        found = {part: (one.dtype, one.shape) for part, one in module.tensors.items()}
-        if found != expected:
+        expected = expected_parts(module, claim, spec) or {}
+        if module.parts != expected:
             yield diagnostic(
                 "width-disagrees",
                 module=name,
-                found=_shapes(found),
-                written=f"{describe(claim)}: {_shapes(expected)}",
+                found=parts_text(module.parts),
+                written=f"{describe(claim)}: {parts_text(expected)}",
             )
 
 
@@ -152,15 +159,8 @@ def _unclaimed(module: BundleModule) -> Iterator[Diagnostic]:
     """A finding if a module is quantized and the metadata say nothing of it."""
     packed = any(tensor.dtype == "U32" for tensor in module.tensors.values())
     if module.treatment.action == "quantize" or packed:
-        found = {part: (one.dtype, one.shape) for part, one in module.tensors.items()}
-        yield diagnostic(
-            "width-disagrees", module=module.name, found=_shapes(found), written="nothing"
-        )
-
-
-def _shapes(parts: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
-    shown = (f"{part} {dtype} {list(shape)}" for part, (dtype, shape) in sorted(parts.items()))
-    return ", ".join(shown)
+        found = parts_text(module.parts)
+        yield diagnostic("width-disagrees", module=module.name, found=found, written="nothing")
 
 
 def _hashes(bundle: Bundle, jobs: int) -> Iterator[Diagnostic]:

@@ -28,11 +28,13 @@ def run_units(
     Raises: the first error of a unit, after the others in flight have ended and what is
     finished is in the journal; KeyboardInterrupt likewise.
     """
+    # Flushing waits for the disk; meanwhile the workers go on.
     saver = ThreadPoolExecutor(1, "savepoint")
     with saver, ThreadPoolExecutor(jobs, "unit") as workers:
         running: dict[Future[int], Unit] = {}
         saving: list[Future[None]] = []
         try:
+            # Two units a worker: one in work and one at hand, whatever the plan's size.
             while _refill(running, units, workers, site, 2 * jobs):
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     unit = running.pop(future)
@@ -74,6 +76,7 @@ def _settle(running: dict[Future[int], Unit], savepoints: Savepoints) -> None:
     for future in running:
         future.cancel()
     wait(running)
+    # What ended well while another unit failed is kept: the next run need not repeat it.
     for future, unit in running.items():
         if not future.cancelled() and future.exception() is None:
             savepoints.add(unit)

@@ -66,6 +66,7 @@ class Workspace:
 
         Raises: PolicyError if a rename fails; the bundle is then still whole here.
         """
+        # Renames may reach the disk before contents do.
         for path in sorted(self.bundle.iterdir()):
             flush(path)
         flush(self.bundle)
@@ -74,6 +75,7 @@ class Workspace:
                 self.out.rename(self.replaced)
             self.bundle.rename(self.out)
             flush(self.out.parent)
+            # From here on the new bundle has its name; what follows is only tidying.
             shutil.rmtree(self.root)
 
 
@@ -122,6 +124,7 @@ def _locked(workspace: Workspace) -> int:
             workspace.root.mkdir(parents=True, exist_ok=True)
             lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
+                # Held by the open file: it ends with the program, however that ends.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(lock)

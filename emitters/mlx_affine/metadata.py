@@ -70,6 +70,7 @@ def _config(plan: Plan) -> dict[str, Any]:
             config[key] = {name: value for name, value in nested if name not in _DROPPED[:3]}
     quantization = _quantization(plan)
     if quantization:
+        # mlx-lm reads the first, other tools look for the second; both must say the same.
         config["quantization"] = config["quantization_config"] = quantization
     return {key: _finite(config[key]) for key in sorted(config)}
 
@@ -82,8 +83,10 @@ def _quantization(plan: Plan) -> dict[str, Any]:
     quantized = [module for module in plan.modules if module.treatment.action == "quantize"]
     if not quantized:
         return {}
+    # mlx-lm insists on a default, though no module is left to take it.
     described: dict[str, Any] = dict(_default(quantized))
     for module in plan.modules:
+        # Also those that equal the default: older releases guess nothing from shapes.
         if module.treatment.action == "quantize":
             described[module.name] = _entry(module.treatment)
         elif len(module.shape) > 1 and _is_weight(module):
@@ -132,6 +135,7 @@ def _total_parameters(plan: Plan) -> int:
 
     A tensor that hangs on a module with children (MiniMax's router bias) is not counted.
     """
+    # A bias beside a weight belongs to the same leaf.
     leaves = {module.name for module in plan.modules if _is_weight(module)}
     return sum(
         module.parameters

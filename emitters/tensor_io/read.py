@@ -57,6 +57,7 @@ class Source(NamedTuple):
         content = np.empty(nbytes, np.uint8)
         try:
             with FileIO(path) as opened:
+                # Of the opened file, so that a rename in between cannot deceive.
                 facts = os.fstat(opened.fileno())
                 opened.seek(start)
                 filled = _fill(opened, content.data)
@@ -96,6 +97,7 @@ def _fill(opened: FileIO, content: memoryview) -> int:
     """Bytes read: as many as `content` has, unless the file ends before."""
     filled = 0
     while filled < len(content):
+        # One read gives 2 GiB at most, and less on some file systems.
         got = opened.readinto(content[filled:])
         if not got:
             break

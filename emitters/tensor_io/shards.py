@@ -48,6 +48,7 @@ def create_shard(
     """
     with writing(path), path.open("xb") as opened:
         opened.write(header_bytes(tensors, metadata))
+        # The rest is a hole: blocks are allocated as rows arrive, in any order.
         opened.truncate(nbytes)
 
 
@@ -58,6 +59,7 @@ def write_at(path: Path, start: int, content: Array) -> int:
     """
     left = content.reshape(-1).view("uint8").data
     with writing(path):
+        # No O_CREAT: a shard that somebody deleted must not come back without its header.
         opened = os.open(path, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
         try:
             while left:
