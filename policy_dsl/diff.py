@@ -81,16 +81,12 @@ def _changes(pairs: Iterable[Pair]) -> tuple[Change, ...]:
     found: dict[tuple[str, str | None, str | None], list[Pair]] = {}
     for pair in pairs:
         known = [module for module in pair if module is not None]
-        # A bundle read from headers alone does not know roles; then the other side does.
-        role = max((module.role for module in known), key=_is_role)
+        # A bundle read from headers alone does not know roles; the other side may.
+        role = next((module.role for module in known if module.role), known[0].kind)
         old, new = (module.stored if module else None for module in pair)
         found.setdefault((role, old, new), []).append(pair)
     changes = [_change(key, members) for key, members in found.items()]
     return tuple(sorted(changes, key=lambda change: (-abs(change.nbytes_delta), change.role)))
-
-
-def _is_role(word: str) -> bool:
-    return "{" not in word
 
 
 def _change(key: tuple[str, str | None, str | None], pairs: list[Pair]) -> Change:

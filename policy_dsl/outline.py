@@ -7,6 +7,7 @@ bundle on disk ───┘
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,14 +17,15 @@ from policy_dsl.policy import Treatment
 from policy_dsl.units import bits_per_weight
 
 OTHERWISE = "defaults.otherwise"
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class OutlineModule:
     """One decision. `treatment` tells it with the cast, `stored` only what lies on disk.
 
-    tensors: output tensors (codes, scales …). rule: `file:line` or `defaults.otherwise`, empty
-    if not known.
+    tensors: output tensors (codes, scales …). rule: `file:line` or `defaults.otherwise`. role
+    and rule are empty where they are not known.
     """
 
     name: str
@@ -35,6 +37,11 @@ class OutlineModule:
     tensors: int
     parameters: int
     nbytes: int
+
+    @property
+    def kind(self) -> str:
+        """The role; where it is not known, the name with its numbers left open."""
+        return self.role or _NUMBER.sub("{}", self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +118,8 @@ def groups(modules: Iterable[OutlineModule]) -> tuple[Group, ...]:
     found: dict[tuple[str, str, str], list[OutlineModule]] = {}
     first_seen: dict[str, int] = {}
     for module in modules:
-        first_seen.setdefault(module.role, len(first_seen))
-        found.setdefault((module.role, module.treatment, module.rule), []).append(module)
+        first_seen.setdefault(module.kind, len(first_seen))
+        found.setdefault((module.kind, module.treatment, module.rule), []).append(module)
     made = [_group(key, members) for key, members in found.items()]
     return tuple(sorted(made, key=lambda group: (first_seen[group.role], group.layers)))
 

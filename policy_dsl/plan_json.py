@@ -114,7 +114,9 @@ def saved_outline(text: str, path: str) -> Outline:
         return Outline(title, document["target"], document["model"]["id"], modules)
     except json.JSONDecodeError as error:
         raise fail("bad-saved-plan", path=path, reason=f"no JSON: {error}") from None
-    except (KeyError, TypeError, AttributeError) as error:
+    except RecursionError:
+        raise fail("bad-saved-plan", path=path, reason="it is nested too deeply") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"something is missing or of the wrong type: {error}"
         raise fail("bad-saved-plan", path=path, reason=reason) from None
 

@@ -85,9 +85,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app(arguments, prog_name="policyc")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        console.abandon_stdout()
-        code = console.READER_GONE
-    return code
+    except KeyboardInterrupt:
+        code = console.INTERRUPTED
+    return console.close_stdout(code)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -54,17 +55,30 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def abandon_stdout() -> None:
-    """Send what is still in stdout's buffer nowhere: its reader has closed the pipe."""
+def close_stdout(code: int) -> int:
+    """Write out what is left of the result; the exit code, another one if that fails."""
     try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        abandon_stdout()
+        return READER_GONE
+    except OSError as error:
+        abandon_stdout()
+        if code != INVALID:
+            show_findings([system_defect(error, "stdout")])
+        return INVALID
+    return code
+
+
+def abandon_stdout() -> None:
+    """Send what is still in stdout's buffer nowhere: it cannot be written."""
+    with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError:
-        return
 
 
 def system_defect(error: OSError, path: str | None = None) -> Diagnostic:
     """The diagnostic of a refused system call."""
-    place = path or error.filename or "a file"
+    place = path or error.filename or "output"
     return diagnostic("system-refused", path=place, reason=error.strerror or str(error))
 
 

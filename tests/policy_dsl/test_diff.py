@@ -77,7 +77,7 @@ def test_document_has_the_documented_keys() -> None:
 
 def test_roles_come_from_the_side_that_knows_them() -> None:
     known = module("experts.down_proj", 2, "3bit affine g64")
-    bare = replace(known, role="layers.{layer}.down_proj", stored="4bit affine g64", rule="")
+    bare = replace(known, role="", stored="4bit affine g64", rule="")
     one, other = (Outline("x", "mlx_affine", "big", (each,)) for each in (known, bare))
     assert diff(one, other).changed[0].role == "experts.down_proj"
     assert diff(other, one).changed[0].role == "experts.down_proj"
