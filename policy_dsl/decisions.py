@@ -44,19 +44,7 @@ def decide(policy: Policy, model: Model, target: str) -> Decisions:
     rules = compile_rules(policy, model, target)
     otherwise = policy.defaults.otherwise or KEEP
     tally = _Tally(rules)
-    winners: dict[int, int | None] = {}
-    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for position, tensor in enumerate(model.tensors):
-        groups[tensor.role, tensor.layer, tensor.is_matrix].append(position)
-    by_name = [index for index, rule in enumerate(rules) if rule.reads_names]
-    by_role = [index for index, rule in enumerate(rules) if not rule.reads_names]
-    for positions in groups.values():
-        first = model.tensors[positions[0]]
-        common = [i for i in by_role if rules[i].decides(first)]
-        for position in positions:
-            tensor = model.tensors[position]
-            named = [i for i in by_name if rules[i].decides(tensor)] if by_name else []
-            winners[position] = tally.count(common + named)
+    winners = _winners(rules, model, tally)
     made = []
     for position, tensor in enumerate(model.tensors):
         winner = winners[position]
@@ -65,6 +53,27 @@ def decide(policy: Policy, model: Model, target: str) -> Decisions:
         else:
             made.append(Decision(tensor, rules[winner], rules[winner].rule.treatment))
     return Decisions(tuple(made), tuple(_rule_findings(rules, tally, model)))
+
+
+def _winners(
+    rules: Sequence[CompiledRule], model: Model, tally: _Tally
+) -> dict[int, int | None]:
+    """Position of each tensor -> index of the rule that decides it."""
+    # A big MoE model has 100,000 tensors and some hundred kinds of them: rules that do not
+    # read names are asked once for each kind.
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for position, tensor in enumerate(model.tensors):
+        groups[tensor.role, tensor.layer, tensor.is_matrix].append(position)
+    by_name = [index for index, rule in enumerate(rules) if rule.reads_names]
+    by_role = [index for index, rule in enumerate(rules) if not rule.reads_names]
+    winners: dict[int, int | None] = {}
+    for positions in groups.values():
+        first = model.tensors[positions[0]]
+        common = [i for i in by_role if rules[i].decides(first)]
+        for position in positions:
+            named = [i for i in by_name if rules[i].decides(model.tensors[position])]
+            winners[position] = tally.count(common + named)
+    return winners
 
 
 def trace(
@@ -101,22 +110,26 @@ def _rule_findings(
     found: list[Diagnostic] = []
     for index, compiled in enumerate(rules):
         found += compiled.findings
-        rule = compiled.rule
-        broken = any(finding.severity == "error" for finding in compiled.findings)
-        if not tally.matched[index] and not (broken or rule.optional or compiled.inapplicable):
-            found.append(_matches_nothing(compiled, model))
-        elif tally.matched[index] and not tally.won[index]:
-            winners = (rules[i].rule.span for i in tally.beaten_by[index])
-            lines = sorted({span.line for span in winners if span})
+        if not tally.matched[index]:
+            found += [] if _may_match_nothing(compiled) else [_matches_nothing(compiled, model)]
+        elif not tally.won[index]:
+            spans = [rules[winner].rule.span for winner in tally.beaten_by[index]]
+            lines = sorted({span.line for span in spans if span})
             found.append(
                 diagnostic(
                     "shadowed-rule",
-                    rule.span,
+                    compiled.rule.span,
                     count=tally.matched[index],
-                    lines=", ".join(str(line) for line in lines),
+                    lines=", ".join(map(str, lines)),
                 )
             )
     return found
+
+
+def _may_match_nothing(compiled: CompiledRule) -> bool:
+    # A broken selector has its own finding: that it matches nothing only follows from it.
+    broken = any(finding.severity == "error" for finding in compiled.findings)
+    return broken or compiled.rule.optional or compiled.inapplicable
 
 
 def _matches_nothing(compiled: CompiledRule, model: Model) -> Diagnostic:

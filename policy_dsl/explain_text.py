@@ -16,6 +16,12 @@ _OUTCOMES = {
     "lost": "lost: a later rule matches too",
     "guarded": "not applied: it does not name this role (guarded)",
 }
+# Programs find the same keys for a tensor that the bundle leaves out.
+_NO_MODULE: dict[str, Any] = {
+    **dict.fromkeys(("module", "treatment", "rule", "bpw")),
+    "tensors": [],
+    **dict.fromkeys(("nbytes", "parameters", "sources"), 0),
+}
 
 
 def explain_text(found: Explanation, plan: Plan, *, width: int | None = None) -> str:
@@ -42,21 +48,27 @@ def explain_document(found: Explanation, plan: Plan) -> dict[str, Any]:
         "role": tensor.role if tensor else None,
         "layer": tensor.layer if tensor else None,
         "expert": tensor.expert if tensor else None,
-        "module": module.name if module else None,
-        "treatment": treatment_of(module) if module else None,
         "left_out": subject.left_out or None,
-        "rule": module.rule if module else None,
         "guarded": found.guarded,
         "rules": [
             {"rule": rule.place, "text": rule.text, "outcome": rule.outcome}
             for rule in found.rules
         ],
-        "tensors": [_tensor(one) for one in module.tensors] if module else [],
-        "nbytes": module.nbytes if module else 0,
-        "parameters": module.parameters if module else 0,
-        "bpw": bits_per_weight(module.nbytes, module.parameters) if module else None,
-        "sources": len(module.sources) if module else 0,
         "alike": [one.name for one in found.alike],
+        **(_module(module) if module else _NO_MODULE),
+    }
+
+
+def _module(module: Module) -> dict[str, Any]:
+    return {
+        "module": module.name,
+        "treatment": treatment_of(module),
+        "rule": module.rule,
+        "tensors": [_tensor(one) for one in module.tensors],
+        "nbytes": module.nbytes,
+        "parameters": module.parameters,
+        "bpw": bits_per_weight(module.nbytes, module.parameters),
+        "sources": len(module.sources),
     }
 
 

@@ -45,34 +45,41 @@ def fill(
     bits = written.bits or (scheme.bits[0] if len(scheme.bits) == 1 else defaults.bits)
     if bits is None:
         return diagnostic("missing-bits", scheme=name, widths=_listed(scheme.bits))
-    filled = replace(
-        written,
-        scheme=name,
-        bits=bits,
-        group_size=written.group_size or _group_size(scheme, defaults),
-        symmetric=written.symmetric
-        if written.symmetric is not None
-        else _symmetric(scheme, defaults),
-        method=written.method or _method(scheme, defaults),
-    )
+    filled = _filled(replace(written, scheme=name, bits=bits), scheme, defaults)
     return _first_defect(filled, scheme, spec) or filled
 
 
 def describe(treatment: Treatment) -> str:
     """The treatment in the language's own words, such as `4bit affine g64`."""
+    if treatment.action == "quantize":
+        return " ".join(word for word in _words(treatment) if word)
     if treatment.action == "cast":
         return treatment.dtype or ""
-    if treatment.action != "quantize":
-        return (
-            f"{treatment.action} ({treatment.dtype})" if treatment.dtype else treatment.action
-        )
-    words = [f"{treatment.bits}bit" if treatment.bits else "", treatment.scheme or ""]
-    words.append(f"g{treatment.group_size}" if treatment.group_size else "")
-    if treatment.symmetric is not None:
-        words.append("sym" if treatment.symmetric else "asym")
-    if treatment.method and treatment.method != "rtn":
-        words.append(f"by {treatment.method}")
-    return " ".join(word for word in words if word)
+    return f"{treatment.action} ({treatment.dtype})" if treatment.dtype else treatment.action
+
+
+def _words(treatment: Treatment) -> tuple[str, ...]:
+    """The words of a quantizing treatment, empty for what goes without saying."""
+    named = treatment.method not in (None, "rtn")
+    return (
+        f"{treatment.bits}bit" if treatment.bits else "",
+        treatment.scheme or "",
+        f"g{treatment.group_size}" if treatment.group_size else "",
+        {True: "sym", False: "asym", None: ""}[treatment.symmetric],
+        f"by {treatment.method}" if named else "",
+    )
+
+
+def _filled(written: Treatment, scheme: SchemeSpec, defaults: Defaults) -> Treatment:
+    """The treatment with the parameters that its scheme has, beyond the width."""
+    symmetric = written.symmetric
+    return replace(
+        written,
+        group_size=written.group_size or _group_size(scheme, defaults),
+        # `asym` is a written choice too: only None is a gap.
+        symmetric=_symmetric(scheme, defaults) if symmetric is None else symmetric,
+        method=written.method or _method(scheme, defaults),
+    )
 
 
 def _cast(written: Treatment, spec: FormatSpec) -> Treatment | Diagnostic:

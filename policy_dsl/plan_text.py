@@ -42,30 +42,40 @@ def size_change(before: int, after: int) -> str:
 
 def _blocks(plan: Plan, tests: Sequence[TestResult], *, tensors: bool) -> list[Block]:
     made = outline(plan)
-    found = groups(made.modules)
+    blocks: list[Block] = [
+        Facts(tuple(_heading(plan))),
+        *_group_tables(plan, made),
+        Facts(tuple(_totals(plan, made)), title="Totals"),
+        *_lists(plan, tests),
+    ]
+    if tensors:
+        # Last: what people look for must not end up above thousands of lines.
+        blocks.append(_tensor_table(plan))
+    return [block for block in blocks if not isinstance(block, Table) or block.rows]
+
+
+def _group_tables(plan: Plan, made: Outline) -> tuple[Table, Table]:
     quantized = {
         module.name for module in plan.modules if module.treatment.action == "quantize"
     }
     labels = {module.treatment for module in made.modules if module.name in quantized}
-    blocks: list[Block] = [
-        Facts(tuple(_heading(plan))),
-        _group_table("Quantized", [g for g in found if g.treatment in labels], plan, made),
-        _group_table(
-            "Not quantized", [g for g in found if g.treatment not in labels], plan, made
-        ),
-        Facts(tuple(_totals(plan, made)), title="Totals"),
-    ]
-    if plan.omitted:
-        blocks.append(Items(tuple(_omissions(plan.omitted)), title="Left out"))
-    if plan.pending:
-        blocks.append(Items(plan.pending, title="Needed before a build"))
-    if tests:
-        blocks.append(Items(tuple(_test_line(test) for test in tests), title="Tests"))
-    if plan.findings:
-        blocks.append(Items((render(plan.findings),), title="Findings"))
-    if tensors:
-        blocks.append(_tensor_table(plan))
-    return [block for block in blocks if not isinstance(block, Table) or block.rows]
+    found = groups(made.modules)
+    packed = [group for group in found if group.treatment in labels]
+    plain = [group for group in found if group.treatment not in labels]
+    return (
+        _group_table("Quantized", packed, plan, made),
+        _group_table("Not quantized", plain, plan, made),
+    )
+
+
+def _lists(plan: Plan, tests: Sequence[TestResult]) -> list[Items]:
+    lines = {
+        "Left out": tuple(_omissions(plan.omitted)),
+        "Needed before a build": plan.pending,
+        "Tests": tuple(_test_line(test) for test in tests),
+        "Findings": (render(plan.findings),) if plan.findings else (),
+    }
+    return [Items(found, title=title) for title, found in lines.items() if found]
 
 
 def _heading(plan: Plan) -> Iterable[tuple[str, str]]:
@@ -135,18 +145,25 @@ def _files(files: Sequence[PlannedFile]) -> Iterable[tuple[str, str]]:
     if not files:
         return
     shards = [file for file in files if file.kind == "tensors"]
-    shard_nbytes = sum(file.nbytes or 0 for file in shards)
-    yield "files", f"{counted(len(shards), 'tensor file')}, {shard_nbytes:,} bytes with headers"
-    others = [file for file in files if file.kind != "tensors"]
-    known = [file for file in others if file.nbytes is not None]
-    if known:
-        names = ", ".join(file.name for file in known)
-        yield "beside", f"{sum(file.nbytes or 0 for file in known):,} bytes in {names}"
+    count = counted(len(shards), "tensor file")
+    yield "files", f"{count}, {_known_nbytes(shards):,} bytes with headers"
+    yield from _beside([file for file in files if file.kind != "tensors"])
     unknown = [file for file in files if file.nbytes is None]
     for file in unknown:
         yield "not known", f"size of {file.name}: {file.reason}"
     if not unknown:
-        yield "folder", both_units(sum(file.nbytes or 0 for file in files))
+        yield "folder", both_units(_known_nbytes(files))
+
+
+def _beside(files: Sequence[PlannedFile]) -> Iterable[tuple[str, str]]:
+    known = [file for file in files if file.nbytes is not None]
+    if known:
+        names = ", ".join(file.name for file in known)
+        yield "beside", f"{_known_nbytes(known):,} bytes in {names}"
+
+
+def _known_nbytes(files: Sequence[PlannedFile]) -> int:
+    return sum(file.nbytes or 0 for file in files)
 
 
 def _omissions(omitted: Sequence[Omission]) -> Iterable[str]:

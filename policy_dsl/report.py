@@ -64,18 +64,22 @@ def render_markdown(blocks: Iterable[Block]) -> str:
 
 
 def _text_lines(block: Block, width: int | None) -> list[str]:
-    lines = [block.title] if block.title else []
+    if not block.title:
+        return [line.rstrip() for line in _body_lines(block, width)]
     # What stands under a title is set in, so that titles are found by the eye.
-    margin = GAP if block.title else ""
+    body = _body_lines(block, width and width - len(GAP))
+    return [block.title, *(f"{GAP}{line}".rstrip() for line in body)]
+
+
+def _body_lines(block: Block, width: int | None) -> list[str]:
     match block:
         case Table():
-            body = _table_lines(block, width and width - len(margin))
+            return _table_lines(block, width)
         case Facts():
             name_width = max((len(name) for name, _ in block.pairs), default=0)
-            body = [f"{name:<{name_width}}{GAP}{value}" for name, value in block.pairs]
+            return [f"{name:<{name_width}}{GAP}{value}" for name, value in block.pairs]
         case Items():
-            body = [line for item in block.lines for line in item.split("\n")]
-    return lines + [f"{margin}{line}".rstrip() for line in body]
+            return "\n".join(block.lines).split("\n")
 
 
 def _table_lines(table: Table, width: int | None) -> list[str]:
@@ -111,13 +115,17 @@ def _markdown_lines(block: Block) -> list[str]:
     lines = [f"### {block.title}", ""] if block.title else []
     match block:
         case Table():
-            rules = ["---:" if column.right else "---" for column in block.columns]
-            titles = [column.title for column in block.columns]
-            return lines + [_markdown_row(row) for row in (titles, rules, *block.rows)]
+            return lines + _markdown_table(block)
         case Facts():
             return lines + [f"* **{name}**: {_escaped(value)}" for name, value in block.pairs]
         case Items():
             return lines + [f"* {_escaped(line)}" for line in block.lines]
+
+
+def _markdown_table(table: Table) -> list[str]:
+    titles = [column.title for column in table.columns]
+    rules = ["---:" if column.right else "---" for column in table.columns]
+    return [_markdown_row(row) for row in (titles, rules, *table.rows)]
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

@@ -87,10 +87,7 @@ def survey_document(found: Survey) -> dict[str, Any]:
         "schema_version": 1,
         "kind": "inspect",
         "id": inventory.id,
-        "family": model.architecture.family if model else None,
-        "layers": model.n_layers if model else None,
-        "experts": model.n_experts if model else None,
-        "tied_head": model.tied if model else None,
+        **_model_json(model),
         "parameters": found.parameters,
         "tensors": len(inventory.tensors),
         "nbytes": inventory.nbytes,
@@ -100,14 +97,26 @@ def survey_document(found: Survey) -> dict[str, Any]:
             for dtype, count, nbytes in found.dtypes
         ],
         "roles": [_role_json(role) for role in found.roles],
-        "ignored": [
-            {"name": tensor.name, "reason": reason}
-            for tensor, reason in (model.ignored if model else ())
-        ],
         "files": dict(inventory.file_nbytes),
         "side_files": None if inventory.side_files is None else dict(inventory.side_files),
         "notes": list(inventory.notes),
         "findings": [finding_json(one) for one in found.findings],
+    }
+
+
+def _model_json(model: Model | None) -> dict[str, Any]:
+    """What is known of the architecture; None for a source whose names mean nothing."""
+    if model is None:
+        names = ("family", "layers", "experts", "tied_head")
+        return {**dict.fromkeys(names), "ignored": []}
+    return {
+        "family": model.architecture.family,
+        "layers": model.n_layers,
+        "experts": model.n_experts,
+        "tied_head": model.tied,
+        "ignored": [
+            {"name": tensor.name, "reason": reason} for tensor, reason in model.ignored
+        ],
     }
 
 
@@ -151,12 +160,16 @@ def _blocks(found: Survey) -> list[Block]:
     columns = (Column("dtype"), figures[0], figures[2])
     blocks.append(Table(columns, dtype_rows, "Dtypes, scales included"))
     if found.model and found.model.ignored:
-        lines = tuple(f"{tensor.name}: {reason}" for tensor, reason in found.model.ignored)
-        more = (f"and {len(lines) - 10} more",) if len(lines) > 10 else ()
-        blocks.append(Items(lines[:10] + more, "Not weights"))
+        blocks.append(_ignored(found.model))
     if found.findings:
         blocks.append(Items((render(found.findings),), "Findings"))
     return blocks
+
+
+def _ignored(model: Model) -> Items:
+    lines = tuple(f"{tensor.name}: {reason}" for tensor, reason in model.ignored)
+    more = (f"and {len(lines) - 10} more",) if len(lines) > 10 else ()
+    return Items(lines[:10] + more, "Not weights")
 
 
 def _facts(found: Survey) -> Iterable[tuple[str, str]]:
