@@ -144,7 +144,7 @@ CODES: dict[str, Code] = {
     "already-quantized": _error(
         "{model} is already quantized ({form}); take the original checkpoint, "
         "or --allow-requantize",
-        "Quantizing twice adds two errors. FP8 with block scales and MXFP4 releases are not meant.",
+        "Quantizing twice adds two errors. Releases in block-scaled FP8 or MXFP4 are not meant.",
     ),
     "requantized": _warning(
         "{model} is already quantized ({form}): its error and this one add up",
@@ -174,7 +174,8 @@ CODES: dict[str, Code] = {
         "Schemes are bound to the formats that store them.",
     ),
     "missing-bits": _error(
-        "{scheme} needs a width: {widths}", "The scheme stores several widths and none is given."
+        "{scheme} needs a width: {widths}",
+        "The scheme stores several widths and none is given.",
     ),
     "unsupported-bits": _error(
         "{target} cannot store {scheme} at {bits} bits; it has {widths}",
@@ -257,7 +258,8 @@ CODES: dict[str, Code] = {
         "Every layer has as many experts as the config says, numbered from 0.",
     ),
     "missing-tensor": _error(
-        "{model} has no {role}", "A language model has embeddings, and a head unless it is tied."
+        "{model} has no {role}",
+        "A language model has embeddings, and a head unless it is tied.",
     ),
     "missing-scale": _error(
         "{count} FP8 or MXFP4 tensors have no scales: {names}",
@@ -276,7 +278,8 @@ CODES: dict[str, Code] = {
         "FP8 weights have float scales, MXFP4 blocks have byte exponents.",
     ),
     "wrong-shape": _error(
-        "{name} has shape {shape}, not {wanted}", "The shape contradicts the role or the config."
+        "{name} has shape {shape}, not {wanted}",
+        "The shape contradicts the role or the config.",
     ),
     "unreadable-dtype": _error(
         "{name} is {dtype}; a matrix is BF16, F16, F32, or FP8 with scales",
@@ -291,7 +294,8 @@ CODES: dict[str, Code] = {
         "A test that measures nothing proves nothing.",
     ),
     "bad-saved-plan": _error(
-        "{path} is no saved plan: {reason}", "Saved plans are what `policyc plan --save` writes."
+        "{path} is no saved plan: {reason}",
+        "Saved plans are what `policyc plan --save` writes.",
     ),
     "bad-argument": _error("{option}: {reason}", "An option's value is not what it must be."),
     "unwritable-output": _error(
@@ -313,7 +317,9 @@ CODES: dict[str, Code] = {
         "`explain` explains one decision; narrow the pattern.",
     ),
     # a bundle on disk
-    "not-a-bundle": _error("{path} is no bundle: {reason}", "A bundle is a folder with weights."),
+    "not-a-bundle": _error(
+        "{path} is no bundle: {reason}", "A bundle is a folder with weights."
+    ),
     "bad-bundle-metadata": _error(
         "{path}: {reason}", "Readers of the target could not make sense of the metadata files."
     ),
@@ -342,7 +348,8 @@ CODES: dict[str, Code] = {
         "Dtype, shape, or SHA-256 differ from the record.",
     ),
     "index-disagrees": _error(
-        "model.safetensors.index.json: {reason}", "The index and the files tell different things."
+        "model.safetensors.index.json: {reason}",
+        "The index and the files tell different things.",
     ),
     "width-disagrees": _error(
         "module {module}: the tensors say {found}, config.json says {written}",

@@ -1,4 +1,4 @@
-"""The closed word lists of the language: components, single roles, schemes and their targets, methods."""
+"""The closed word lists of the language: components, roles, schemes, targets, methods."""
 
 from __future__ import annotations
 
