@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bundles import Width
@@ -66,10 +69,31 @@ UNIFORM = {
 }
 
 
+# What a config may declare over the tensors' own dtype, and where; mlx-lm casts to it first.
+DECLARED = {
+    "llama": {"torch_dtype": "float16"},
+    "minimax_m2_fp8": {"torch_dtype": "float32"},
+    "qwen3_moe_fp8": {"torch_dtype": "float16"},
+    "glm4_moe": {},
+    "gemma3": {"text_config": {"dtype": "float16"}},
+}
+
+
 def words(width: Width) -> str:
     """A width in the language's words."""
     bits, group_size, mode = width
     return f"{bits}bit {mode} g{group_size}" if mode == "affine" else mode
+
+
+def declaring(keys: Mapping[str, Any], source: Path, out: Path) -> Path:
+    """A copy of a checkpoint whose config declares these dtypes and no other."""
+    shutil.copytree(source, out)
+    config = json.loads((out / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    for key, value in keys.items():
+        config[key] = {**config[key], **value} if isinstance(value, Mapping) else value
+    (out / "config.json").write_text(json.dumps(config))
+    return out
 
 
 def config_i(path: str, n_layers: int, experts: str = ".switch_mlp.") -> Width | None:
@@ -94,6 +118,15 @@ def test_the_default_conversion(name, checkpoint, build, stock, tmp_path):
     source = checkpoint(name)
     ours = build("mlx_4bit", source.published)
     stock.assert_equal_bundles(ours, stock.convert(source.readable, tmp_path / "stock"))
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_a_declared_dtype(name, checkpoint, build, stock, tmp_path):
+    source = checkpoint(name)
+    published = declaring(DECLARED[name], source.published, tmp_path / "published")
+    readable = declaring(DECLARED[name], source.readable, tmp_path / "readable")
+    ours = build("mlx_4bit", published)
+    stock.assert_equal_bundles(ours, stock.convert(readable, tmp_path / "stock"))
 
 
 @pytest.mark.parametrize("name", WITH_EXPERTS)
