@@ -67,7 +67,10 @@ class Draft:
         anchor = self._claim(f"vars.{name}", value.span, key.span)
         if not IDENTIFIER.fullmatch(name):
             self.report("malformed-variable", key.span, written=name)
-        text = self._filled(value, {}).text
+        if _mentions_variable(value.text):
+            self.report("nested-variable", value.span)
+            return anchor
+        text = substitute(value, {})[0].text
         default = text if quoted else plain_scalar(text)
         self._vars[name] = self._overrides.get(name, default)
         return anchor
@@ -133,7 +136,10 @@ class Draft:
 
         kinds: those that may stand here.
         """
-        filled = self._filled(raw, self._vars)
+        filled, findings = substitute(raw, self._vars)
+        if findings:
+            self.findings += findings
+            return ""
         read = read_statement(filled, kinds)
         self.findings += read.findings
         template = " ".join(raw.text.split()) if _mentions_variable(raw.text) else None

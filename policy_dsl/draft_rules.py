@@ -16,6 +16,12 @@ from policy_dsl.sizes import parse_size
 from policy_dsl.treatment_words import print_treatment, read_treatment
 
 _MAX_PRUNED_DIGITS = 6
+_EXPECTED = {
+    "rule": "a rule",
+    "prune": "a transform, such as prune experts to 192 by reap,",
+    "test": "a test",
+    "otherwise": "a treatment",
+}
 
 
 @dataclass
@@ -33,19 +39,17 @@ def read_statement(statement: Fragment, kinds: tuple[str, ...]) -> ReadStatement
     kinds: the grammar's names of those that may stand here; another one is a defect.
     """
     tree = parse(statement)
-    if isinstance(tree, Diagnostic):
+    words = statement.text.split(maxsplit=1)
+    other = kinds == ("prune",) and words[:1] != ["prune"]
+    if isinstance(tree, Diagnostic) and not other:
         return ReadStatement(None, statement.span, [tree])
-    (body,) = children(tree)
-    if body.data not in kinds:
-        word = statement.text.split(maxsplit=1)[0]
-        defect = diagnostic("not-here", statement.span, word=word, expected=_kinds(kinds))
+    body = None if isinstance(tree, Diagnostic) else children(tree)[0]
+    if body is None or body.data not in kinds:
+        expected = _EXPECTED[kinds[0]]
+        defect = diagnostic("not-here", statement.span, word=words[0], expected=expected)
         return ReadStatement(None, statement.span, [defect])
     reader = {"rule": _rule, "prune": _prune, "test": _test, "otherwise": _otherwise}[body.data]
     return reader(body, statement)
-
-
-def _kinds(kinds: tuple[str, ...]) -> str:
-    return {"rule": "a rule", "prune": "a transform", "test": "a test"}.get(kinds[0], "a rule")
 
 
 def _rule(tree: Syntax, statement: Fragment) -> ReadStatement:

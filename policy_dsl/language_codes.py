@@ -100,6 +100,9 @@ LANGUAGE_CODES: dict[str, Code] = {
     "unknown-variable": _error(
         'there is no variable "{name}"', "A variable needs a default under `vars`."
     ),
+    "nested-variable": _error(
+        "a variable's default cannot use a variable", "Defaults are plain values."
+    ),
     "wrong-variable-type": _error(
         'variable "{name}" takes {expected}, not "{written}"',
         "A variable keeps the type of its default.",

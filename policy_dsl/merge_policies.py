@@ -52,7 +52,8 @@ def _targets(base: Policy, child: Policy) -> tuple[str, ...]:
 
 
 def _rules(rules: tuple[Rule, ...], targets: tuple[str, ...]) -> tuple[Rule, ...]:
-    order: dict[str | None, int] = {None: 0, **{target: at for at, target in enumerate(targets, start=1)}}
+    order: dict[str | None, int] = {None: 0}
+    order |= {target: at for at, target in enumerate(targets, start=1)}
     return tuple(sorted(rules, key=lambda rule: order[rule.target]))
 
 

@@ -24,12 +24,14 @@ MAX_STATEMENT = 20_000
 
 # What may come next, most telling first: (a word kind of the grammar, in the users' words).
 _EXPECTED = (
+    ("TIMES", 'an operator, or ":" and a treatment'),
     ("COLON", '":" and a treatment'),
     ("WORD", "a treatment, such as 4bit or keep"),
     ("_WHERE", "layer numbers, such as 0-3, or where"),
     ("TEXT_KEY", "a statement"),
     ("REGEX", "a selector"),
     ("BOUNDARY", "a selector"),
+    ("_LAYERS", 'a number of layers, or "layers"'),
     ("RANGE", "a number or a range, such as 0-3"),
     ("RELATION", "a comparison, such as <= 3.3"),
     ("_IS", '"is" and a treatment'),
@@ -46,16 +48,18 @@ _EXPECTED = (
     ("RPAR", '")"'),
     ("RSQB", '"]"'),
 )
+# What people write instead: (kinds accepted there, what was found, the cure).
+_ANYWHERE = {"COLON", "_EXCEPT", "RPAR", "_IS"}
 _CURES = (
-    (re.compile(r"[-+]?\d+(-|\.\.)?-?\d*$"), "numbers of layers follow the word layers"),
-    (re.compile(r"(layers?|boundary|middle)$"), 'join two conditions with "in" or "and"'),
-    (re.compile(r"or$"), 'a comma means "or"'),
-    (re.compile(r"not$"), 'write "all except …"'),
-    (re.compile(r"[*?]|\["), "a name pattern stands in quotes"),
-    (re.compile(r"/$|/\w"), "whole division is written //"),
-    (re.compile(r"=$"), "equality is written =="),
+    ({"REGEX"}, re.compile(r"[-+]?\d"), 'layers are written "layers {word}"'),
+    ({"TIMES"}, re.compile(r"/"), "whole division is written //"),
+    ({"TIMES"}, re.compile(r"="), "equality is written =="),
+    (_ANYWHERE, re.compile(r"[-+]?\d+(-|\.\.)?-?\d*$"), 'layers are written "in layers {word}"'),
+    (_ANYWHERE, re.compile(r"(layers?|boundary|middle)$"), 'join conditions with "in" or "and"'),
+    (_ANYWHERE, re.compile(r"or$"), 'a comma means "or"'),
+    (_ANYWHERE | {"REGEX"}, re.compile(r"\.?[*?]|\.?\["), "a name pattern stands in quotes"),
 )
-_FOUND = re.compile(r"\s*([\w.+*?$@!-]+|\S|$)")
+_FOUND = re.compile(r'\s*("(?:[^"\\\n]|\\.)*"|[\w.+*?$@!-]+|\S|$)')
 _QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 
 
@@ -123,19 +127,27 @@ def _explain(fragment: Fragment, failure: UnexpectedInput) -> Diagnostic:
     found = _FOUND.match(text, at)
     start, end = found.span(1) if found else (at, at)
     word = text[start:end]
+    odd = text[at : at + 1]
+    if odd.isspace() and not odd.isascii():
+        start, end, word = at, at + 1, f"U+{ord(odd):04X}, which is no plain space"
     accepted = _accepted(failure)
-    if not word and "RPAR" in accepted:
+    if word in ("", ":") and "RPAR" in accepted:
         return _unclosed(fragment)
     if word == ":" and ":" in text[:start]:
         return diagnostic("second-colon", fragment.place(start, end))
-    where = fragment.place(start, end) if word else fragment.place(max(0, len(text) - 1), len(text))
     return diagnostic(
         "syntax",
-        where,
+        fragment.place(start, end),
         suggestion=_cure(text, start, word, accepted),
         expected=_expected(accepted),
-        found=f'"{word}"' if word else "the end of the statement",
+        found=_shown(word),
     )
+
+
+def _shown(word: str) -> str:
+    if not word:
+        return "the end of the statement"
+    return word if word[0] == '"' or " " in word else f'"{word}"'
 
 
 def _accepted(failure: UnexpectedInput) -> set[str]:
@@ -152,18 +164,18 @@ def _expected(accepted: Iterable[str]) -> str:
 
 
 def _cure(text: str, start: int, word: str, accepted: set[str]) -> str | None:
-    first = text.split(maxsplit=1)[0] if text.strip() else ""
-    if text[:start].strip() == first and not accepted & {"WORD", "BARE", "FIELD"}:
-        close = did_you_mean(first, HEADER_WORDS)
-        if close and first not in HEADER_WORDS:
+    before = text[:start].strip()
+    if before == "not":
+        return f'write "all except {word}"'
+    if "COLON" in accepted and before not in HEADER_WORDS:
+        close = did_you_mean(before, HEADER_WORDS)
+        if close:
             return close
-    if accepted & {"COLON", "_EXCEPT", "RPAR", "_IS"}:
-        for pattern, cure in _CURES:
-            if pattern.match(word):
-                return cure
-    if "REGEX" in accepted and re.match(r"[*?\[]", word):
-        return "a name pattern stands in quotes"
-    return None
+    for kinds, pattern, cure in _CURES:
+        if kinds & accepted and pattern.match(word):
+            return cure.format(word=word)
+    missing = "COLON" in accepted and ":" not in text and word and not before.endswith(")")
+    return 'a ":" comes before the treatment' if missing else None
 
 
 def _unclosed(fragment: Fragment) -> Diagnostic:

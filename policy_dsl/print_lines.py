@@ -20,7 +20,7 @@ class Lines:
         self._trailing: dict[str, list[str]] = {}
         for comment in comments:
             kind = self._trailing if comment.trailing else self._leading
-            text = _LINE_BREAKS.sub(" ", comment.text)
+            text = _LINE_BREAKS.sub(" ", comment.text).strip()
             kind.setdefault(comment.anchor, []).append(text)
 
     def head(self) -> None:

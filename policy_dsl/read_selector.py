@@ -118,12 +118,8 @@ class _Reader:
     def _boundary(self, tree: Syntax) -> Selector:
         count = tokens(tree)[1]
         if not count.isdecimal() or len(count) > 9 or int(count) < 1:
-            self._report(
-                "bad-boundary",
-                place(self._fragment, count),
-                cure=f'write "boundary layers {count}"',
-                written=count,
-            )
+            cure = None if count.isdecimal() else f'write "boundary layers {count}"'
+            self._report("bad-boundary", place(self._fragment, count), cure=cure, written=count)
             return Boundary(1)
         return Boundary(int(count))
 

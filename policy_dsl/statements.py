@@ -67,6 +67,7 @@ class _Splitter:
         self._start = 0
         self._before: str | None = None
         self._depth = 0
+        self._broken = False
         self._block: Fragment | None = None
         self._line_used = False
         self._blank = False
@@ -112,6 +113,7 @@ class _Splitter:
         elif token[0] == '"' and not _CLOSED.fullmatch(token):
             where = self._all.place(at, at + len(token))
             self._out.findings.append(diagnostic("unclosed-quote", where))
+            self._broken = True
 
     def _end_line(self, at: int) -> None:
         self._finish(at)
@@ -128,9 +130,9 @@ class _Splitter:
 
     def _finish(self, at: int) -> None:
         body = self._all[self._start : at].strip()
-        self._depth = 0
-        if body.text:
+        if body.text and not self._broken:
             self._add(Statement(body, self._block.text if self._block else None))
+        self._depth, self._broken = 0, False
 
     def _open(self, at: int) -> None:
         block = _BLOCK.match(self._all.text, self._start, at)

@@ -20,9 +20,17 @@ _ESCAPED = re.compile(
     r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|\r?\n\s*|.)|.", re.DOTALL
 )
 _SPACE_ESCAPES = set("ntrvf _NLP\n\r")
-_WORDS = {
-    "found character '\\t' that cannot start any token": "tabs cannot indent; use spaces",
-}
+# What the YAML library says, and what it means for people.
+_WORDS = (
+    (re.compile(r"found character '\\t'"), "tabs cannot indent; use spaces"),
+    (re.compile(r"found character '(.)' that"), 'a text that begins with "{0}" stands in quotes'),
+    (re.compile("expected alphabetic"), "a text that begins with * or & stands in quotes"),
+    (re.compile("expected <block end>"), "the indentation does not fit the lines above"),
+    (re.compile("could not find expected ':'"), 'a ":" is missing after the key'),
+    (re.compile("mapping values"), 'a second ":" in one value; the text needs quotes'),
+    (re.compile("found unexpected end of stream"), "the quote is never closed"),
+    (re.compile("expected the node content"), "a value is missing"),
+)
 
 
 class Pair(NamedTuple):
@@ -46,7 +54,8 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()  # type: ignore[no-untyped-call]
         span = Span(self._source, event.start_mark.index, event.end_mark.index)
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise fail("yaml-alias", span)
+            cure = "a text that begins with * or & stands in quotes"
+            raise fail("yaml-alias", span, suggestion=cure)
         if getattr(event, "tag", None) is not None:
             raise fail("yaml-tag", span, tag=event.tag)
         if self.depth >= MAX_NESTING:
@@ -178,12 +187,19 @@ def _explain(source: SourceText, failure: yaml.MarkedYAMLError) -> Diagnostic:
     problem = failure.problem or "not YAML"
     span = Span(source, at, at + 1)
     line = source.line(span.line)
-    if "mapping values are not allowed" in problem and line.count(":") > 1:
+    of_rules = line.strip().startswith(("- ", "rules:"))
+    if "mapping values are not allowed" in problem and of_rules:
         return _several_statements(span, line)
     if "expected a single document" in (failure.context or ""):
         return diagnostic("several-documents", span)
-    reason = _WORDS.get(problem, problem)
-    return diagnostic("bad-yaml", span, reason=reason)
+    return diagnostic("bad-yaml", span, reason=_in_words(problem))
+
+
+def _in_words(problem: str) -> str:
+    for pattern, words in _WORDS:
+        if found := pattern.search(problem):
+            return words.format(*found.groups())
+    return problem
 
 
 def _several_statements(span: Span, line: str) -> Diagnostic:

@@ -57,9 +57,8 @@ WORD = st.from_regex(re.compile(r"[a-z][a-z0-9_]{0,8}", re.ASCII), fullmatch=Tru
 PRINTED = st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Cn"])
 TEXT = st.text(PRINTED, min_size=1, max_size=30).filter(lambda text: bool(text.strip()))
 LINES = st.lists(TEXT | st.just(""), min_size=1, max_size=4).map("\n".join)
-PROSE = (TEXT | LINES | st.sampled_from(["${x}", "$${", "no", "007", "1e5", "null", "a: b #c"])).filter(
-    lambda text: bool(text.strip())
-)
+TRAPS = st.sampled_from(["${x}", "$${", "no", "007", "1e5", "null", "a: b #c", "True", "- a"])
+PROSE = (TEXT | LINES | TRAPS).filter(lambda text: bool(text.strip()))
 NUMBERS = st.integers(0, 99)
 
 
@@ -71,8 +70,12 @@ def ranges(draw, low=-9):
 
 
 NAMES = st.builds(
-    "{}.{}".format, st.sampled_from(sorted(COMPONENTS)), st.sampled_from(["down_proj", "q_proj"])
-) | st.sampled_from([*sorted(COMPONENTS), *sorted(SINGLE_ROLES), "w1", "down_proj", "model", "to"])
+    "{}.{}".format,
+    st.sampled_from(sorted(COMPONENTS)),
+    st.sampled_from(["down_proj", "q_proj"]),
+) | st.sampled_from(
+    [*sorted(COMPONENTS), *sorted(SINGLE_ROLES), "w1", "down_proj", "model", "to"]
+)
 LEAVES = st.one_of(
     st.just(All()),
     st.just(Middle()),
@@ -87,7 +90,10 @@ LEAVES = st.one_of(
     st.builds(Boundary, st.integers(1, 9)),
     st.builds(Family, WORD),
     st.builds(Glob, TEXT),
-    st.builds(Regex, st.sampled_from([r"model/.*\.w[12]", r"a|b#;", r"\d+\\x", r"a|(?:b$){2}", "[/]x"])),
+    st.builds(
+        Regex,
+        st.sampled_from([r"model/.*\.w[12]", r"a|b#;", r"\d+\\x", r"a|(?:b$){2}", "[/]x"]),
+    ),
 )
 SELECTORS = st.recursive(
     LEAVES,
@@ -153,7 +159,17 @@ def policies(draw):
         for _ in range(draw(st.integers(0, 2)))
     ]
     transforms = draw(st.lists(st.builds(Prune, to=st.integers(1, 999), by=WORD), max_size=1))
-    anchors = ["name", "rules", "rules[]", "", "^", "vars", "tests[0]", "defaults.bits", "targets"]
+    anchors = [
+        "name",
+        "rules",
+        "rules[]",
+        "",
+        "^",
+        "vars",
+        "tests[0]",
+        "defaults.bits",
+        "targets",
+    ]
     anchors += [f"rules[{index}]" for index in range(len(rules))]
     comment = st.builds(
         Comment, st.sampled_from(anchors), TEXT.map("# {}".format), st.booleans()
@@ -178,7 +194,9 @@ def policies(draw):
         ),
         rules=tuple(rules),
         transforms=tuple(transforms),
-        calibration=draw(st.builds(Calibration, imatrix=MAYBE_TEXT, text=MAYBE_TEXT, samples=COUNT)),
+        calibration=draw(
+            st.builds(Calibration, imatrix=MAYBE_TEXT, text=MAYBE_TEXT, samples=COUNT)
+        ),
         output=draw(st.builds(Output, shard_size=st.sampled_from([None, "5GiB", "5GB"]))),
         fp8_dequant=draw(st.none() | WORD),
         metadata=tuple(draw(st.dictionaries(TEXT, JSON, max_size=3)).items()),

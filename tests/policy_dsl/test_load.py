@@ -1,0 +1,194 @@
+"""Policies by path and by name, what they extend, and their variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from policy_dsl.diagnostics import PolicyError
+from policy_dsl.load import bundled_names, load, parse_policy
+from policy_dsl.policy import Policy
+from policy_dsl.print_parts import rule_text
+from policy_dsl.print_policy import policy_digest
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def _write(name: str, text: str | bytes) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return path
+
+    return _write
+
+
+def rules(policy: Policy) -> list[str]:
+    return [rule_text(rule) for rule in policy.rules]
+
+
+def error_of(path: str | Path, **options) -> tuple[str, str]:
+    with pytest.raises(PolicyError) as caught:
+        load(path, **options)
+    return caught.value.diagnostics[0].code, str(caught.value)
+
+
+def test_a_bundled_policy_loads_by_its_name() -> None:
+    assert "config_i" in bundled_names()
+    assert load("config_i").name == "config_i"
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_every_bundled_policy_loads_and_has_its_files_name(name: str) -> None:
+    assert load(name).name == name
+
+
+def test_the_name_is_the_files_unless_the_text_gives_one(write) -> None:
+    assert load(write("mine.qpol", "all: 4bit")).name == "mine"
+    assert load(write("mine.yml", "name: other\nrules: 'all: 4bit'")).name == "other"
+
+
+def test_rules_of_the_base_come_first_and_other_keys_of_the_child_win(write) -> None:
+    write(
+        "base/base.yaml",
+        "model: m\nruntimes: [a]\ndefaults: {bits: 4, group_size: 64}\n"
+        "rules: 'all: 4bit'\ntests: [bpw <= 5]\nmetadata: {a: 1, b: 1}\n",
+    )
+    child = write(
+        "child.qpol",
+        "extends base/base.yaml\nruntime b\ndefault bits 8\nmetadata b 2\nlm_head: 8bit\n",
+    )
+    policy = load(child)
+    assert rules(policy) == ["all: 4bit", "lm_head: 8bit"]
+    assert (policy.model, policy.runtimes, policy.name) == ("m", ("b",), "child")
+    assert (policy.defaults.bits, policy.defaults.group_size) == (8, 64)
+    assert dict(policy.metadata) == {"a": 1, "b": 2}
+    assert [test.text for test in policy.tests] == ["bpw <= 5"]
+    assert policy.extends == ()
+    assert [rule.span.source.name.rpartition("/")[2] for rule in policy.rules] == [
+        "base.yaml",
+        "child.qpol",
+    ]
+
+
+def test_rules_of_one_target_stay_behind_those_of_all_targets(write) -> None:
+    write("base.qpol", "all: 4bit\non gptq {\n  lm_head: 8bit\n}\n")
+    child = write("child.qpol", "extends base.qpol\ntarget mlx_affine\nembed: 8bit\n")
+    policy = load(child)
+    assert rules(policy) == ["all: 4bit", "embed: 8bit", "lm_head: 8bit"]
+    assert policy.targets == ("mlx_affine", "gptq")
+
+
+def test_several_bases_in_their_order_and_a_bundled_one(write) -> None:
+    write("one.qpol", "all: 2bit")
+    child = write("child.yaml", "extends: [one.qpol, mlx_4bit]\nrules: 'embed: 8bit'\n")
+    assert rules(load(child)) == ["all: 2bit", *rules(load("mlx_4bit")), "embed: 8bit"]
+
+
+def test_a_policy_that_extends_itself_is_refused_with_the_chain(write) -> None:
+    write("a.qpol", "extends b.qpol\n")
+    write("b.qpol", "extends c.qpol\n")
+    path = write("c.qpol", "# first\nextends a.qpol\n")
+    code, text = error_of(path)
+    assert code == "cyclic-extends"
+    assert "a policy extends itself: c.qpol -> a.qpol -> b.qpol -> c.qpol" in text
+    assert "b.qpol:1:9" in text
+
+
+def test_bases_that_multiply_without_end_are_refused(write) -> None:
+    write("p0.qpol", "all: 4bit")
+    for level in range(1, 12):
+        write(f"q{level - 1}.qpol", f"extends p{level - 1}.qpol")
+        write(f"p{level}.qpol", f"extends p{level - 1}.qpol, q{level - 1}.qpol")
+    assert error_of(write("top.qpol", "extends p11.qpol"))[0] == "nested-too-deeply"
+
+
+def test_variables_have_defaults_and_can_be_set(write) -> None:
+    path = write("p.yaml", "vars: {down: 3, dtype: bf16}\nrules:\n  - down_proj: ${down}bit\n")
+    assert load(path).rules[0].treatment.bits == 3
+    changed = load(path, overrides={"down": "4"})
+    assert changed.rules[0].treatment.bits == 4
+    assert dict(changed.vars) == {"down": 4, "dtype": "bf16"}
+    assert load(path, overrides={"down": 4}) == changed
+    assert policy_digest(changed) != policy_digest(load(path))
+
+
+def test_a_child_changes_its_bases_variables(write) -> None:
+    write("base.qpol", "var down = 3\ndown_proj: ${down}bit\n")
+    child = write("child.qpol", "extends base.qpol\nvar down = 4\n")
+    assert load(child).rules[0].treatment.bits == 4
+    assert load(child, overrides={"down": "5"}).rules[0].treatment.bits == 5
+
+
+def test_a_text_variable_keeps_what_looks_like_a_number(write) -> None:
+    path = write("p.qpol", 'var tag = "a"\nmetadata tag "${tag}"\nall: 4bit\n')
+    assert load(path, overrides={"tag": "007"}).metadata == (("tag", "007"),)
+
+
+def test_wrong_overrides_are_refused_all_at_once(write) -> None:
+    path = write("p.qpol", "var down = 3\nvar limit = 3.5\nall: ${down}bit\n")
+    with pytest.raises(PolicyError) as caught:
+        load(path, overrides={"dwon": "4", "down": "four", "limit": "4"})
+    assert str(caught.value) == (
+        'error[unknown-variable]: there is no variable "dwon"\n  = did you mean "down"?\n\n'
+        'error[wrong-variable-type]: variable "down" takes a whole number, not "four"'
+    )
+
+
+def test_a_child_gives_a_variable_another_type(write) -> None:
+    write("base.qpol", "var down = 3\nall: ${down}bit\n")
+    code, text = error_of(write("child.qpol", 'extends base.qpol\nvar down = "x"\n'))
+    assert code == "wrong-variable-type"
+    assert "child.qpol:2:" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("p.yaml", b"name: \xff\xfe", "not-utf8"),
+        ("p.txt", b"all: 4bit", "unknown-suffix"),
+        ("p.yaml", b"", "empty-policy"),
+        ("p.qpol", b"\n# c\n", "empty-policy"),
+        ("p.qpol", b"# " + b"x" * (1 << 20), "too-large"),
+        ("p.yaml", b"x" * 10_000_000, "too-large"),
+        ("p.yaml", b"name: a\x00b", "control-character"),
+    ],
+)
+def test_a_file_that_is_no_policy_is_refused(write, name, content, code) -> None:
+    assert error_of(write(name, content))[0] == code
+
+
+def test_a_size_that_is_too_large_is_told_in_bytes(write) -> None:
+    path = write("p.yaml", b"x" * 10_000_000)
+    assert str(path) in error_of(path)[1]
+    assert "has 10000000 bytes; a policy has at most 1048576" in error_of(path)[1]
+
+
+def test_what_is_not_there_or_no_file_is_refused(tmp_path: Path, write) -> None:
+    assert error_of(tmp_path / "no.yaml")[0] == "unreadable-file"
+    assert error_of(tmp_path)[0] == "unreadable-file"
+    code, text = error_of("config_j")
+    assert (code, 'did you mean "config_i"?' in text) == ("unknown-policy", True)
+    code, text = error_of(write("p.qpol", "all: 4bit\nextends no.qpol\n"))
+    assert code == "unreadable-file"
+    assert "p.qpol:2:9" in text
+
+
+def test_byte_order_mark_and_windows_line_ends_are_fine(write) -> None:
+    plain = load(write("p.yaml", "name: x\nrules: |\n  all: 4bit\n  embed: 8bit # e\n"))
+    windows = "\ufeffname: x\r\nrules: |\r\n  all: 4bit\r\n  embed: 8bit # e\r\n"
+    assert load(write("q.yaml", windows)) == plain
+    assert load(write("r.qpol", "\ufeffname x\r\nall: 4bit\r\nembed: 8bit\r\n")) == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("rules: 'all: 4bit'", "yaml"),
+        ("down_proj: 4bit mxtq; boundary layers 0-1,60-61: 8bit", "dsl"),
+        ("all: 4bit\nembed: 8bit", "dsl"),
+    ],
+)
+def test_a_text_without_a_suffix_tells_its_notation(text: str, form: str) -> None:
+    assert parse_policy(text, "-")[1] == form
