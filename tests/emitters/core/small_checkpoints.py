@@ -86,16 +86,38 @@ def llama_tensors(
     }
 
 
-def write_mixtral(folder: Path, *, fused: bool) -> None:
-    """A Mixtral of one layer and four experts; fused: as transformers 5 keeps them."""
+def e4m3_values() -> Array:
+    """The float32 values of all 256 E4M3 codes."""
+    codes = np.arange(256)
+    exponent, mantissa = (codes >> 3) & 15, codes & 7
+    normal = 2.0 ** (exponent - 7.0) * (1 + mantissa / 8)
+    magnitude = np.where(exponent == 0, mantissa * 2.0**-9, normal)
+    magnitude = np.where(codes & 127 == 127, np.nan, magnitude)
+    return np.where(codes & 128, -magnitude, magnitude).astype(np.float32)
+
+
+def nearest_bf16(values: Array) -> Array:
+    """BF16 bits of float32 values, rounded to nearest, ties to even."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def mixtral_config(*, inner: int) -> dict[str, object]:
+    """The config of `mixtral_tensors`."""
+    dense = llama_config(layers=1, hidden=64, inner=inner, vocabulary=96)
+    return {**dense, "model_type": "mixtral", "num_local_experts": 4}
+
+
+def mixtral_tensors(*, fused: bool, inner: int) -> dict[str, tuple[str, Array]]:
+    """A BF16 Mixtral of one layer and four experts; fused: as transformers 5 keeps them."""
     shapes = {"model.embed_tokens": (96, 64), "lm_head": (96, 64), "model.norm": (64,)}
     block = "model.layers.0"
     shapes |= {f"{block}.self_attn.{name}_proj": (64, 64) for name in "qkvo"}
     shapes |= {f"{block}.{name}_layernorm": (64,) for name in ("input", "post_attention")}
     random = np.random.default_rng(2)
     weights = {f"{name}.weight": random_bf16(random, shape) for name, shape in shapes.items()}
-    gate, up = (random_bf16(random, (4, 128, 64)) for _ in range(2))
-    down, router = random_bf16(random, (4, 64, 128)), random_bf16(random, (4, 64))
+    gate, up = (random_bf16(random, (4, inner, 64)) for _ in range(2))
+    down, router = random_bf16(random, (4, 64, inner)), random_bf16(random, (4, 64))
     if fused:
         weights[f"{block}.mlp.gate.weight"] = router
         weights[f"{block}.mlp.experts.gate_up_proj"] = np.concatenate((gate, up), axis=1)
@@ -106,12 +128,7 @@ def write_mixtral(folder: Path, *, fused: bool) -> None:
         for expert in range(4):
             for name, stack in (("w1", gate), ("w2", down), ("w3", up)):
                 weights[f"{moe}.experts.{expert}.{name}.weight"] = stack[expert]
-    config = {
-        **llama_config(layers=1, hidden=64, inner=128, vocabulary=96),
-        "model_type": "mixtral",
-        "num_local_experts": 4,
-    }
-    write_folder(folder, config, {name: ("BF16", bits) for name, bits in weights.items()})
+    return {name: ("BF16", bits) for name, bits in weights.items()}
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -6,14 +6,26 @@ import hashlib
 import json
 
 import jsonschema
+import numpy as np
 import pytest
-from small_checkpoints import Array, digests, stored, widened, write_mixtral
+from small_checkpoints import (
+    Array,
+    digests,
+    e4m3_values,
+    mixtral_config,
+    mixtral_tensors,
+    nearest_bf16,
+    stored,
+    widened,
+    write_folder,
+)
 
 from emitters.core.build import build
 from emitters.core.bundle import complete
 from emitters.core.record import record_schema
 from policy_dsl.resources import room
 
+KEPT = "name: kept\ntarget: mlx_affine\nrules: |\n  all: keep\n  norm: keep\n"
 POLICIES = sorted(path.stem for path in room("policies").glob("*.*"))
 # policy -> values for `--set`, where the embedded model needs other numbers than the policy's.
 NEEDED_VALUES: dict[str, dict[str, str]] = {}
@@ -112,8 +124,34 @@ def test_fused_experts_give_what_single_ones_give(tmp_path, planned):
     found = []
     for name in ("single", "fused"):
         source = tmp_path / name
-        write_mixtral(source, fused=name == "fused")
+        tensors = mixtral_tensors(fused=name == "fused", inner=128)
+        write_folder(source, mixtral_config(inner=128), tensors)
         plan, inventory = planned(source)
         build(plan, inventory, out=tmp_path / f"{source.name}-built", jobs=2)
         found.append(stored(tmp_path / f"{source.name}-built"))
     assert found[0] == found[1]
+
+
+def test_fused_fp8_experts_are_dequantized_block_by_block(tmp_path, planned):
+    # `up` begins at row 192, inside a block; every row ends with a smaller block.
+    tensors = mixtral_tensors(fused=True, inner=192)
+    random = np.random.default_rng(3)
+    codes = random.choice(np.delete(np.arange(256), (127, 255)), (4, 384, 64)).astype(np.uint8)
+    scales = random.uniform(0.001, 0.002, (4, 3, 2)).astype(np.float32)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    tensors |= {name: ("F8_E4M3", codes), f"{name}_scale_inv": ("F32", scales)}
+    described = {"quant_method": "fp8", "weight_block_size": [128, 48]}
+    config = {**mixtral_config(inner=192), "quantization_config": described}
+    write_folder(tmp_path / "source", config, tensors)
+    plan, inventory = planned(tmp_path / "source", KEPT)
+    build(plan, inventory, out=tmp_path / "out", max_memory=280 * 2**20)
+    spread = scales.repeat(128, axis=1).repeat(48, axis=2)[:, :384, :64]
+    expected = nearest_bf16(e4m3_values()[codes] * spread)
+    built = stored(tmp_path / "out")
+    for part, rows in (("gate_proj", slice(0, 192)), ("up_proj", slice(192, 384))):
+        dtype, shape, content = built[
+            f"model.layers.0.block_sparse_moe.switch_mlp.{part}.weight"
+        ]
+        assert (dtype, shape) == ("BF16", (4, 192, 64))
+        assert content == expected[:, rows].tobytes()
+    assert b"weight_block_size" not in (tmp_path / "out" / "config.json").read_bytes()
