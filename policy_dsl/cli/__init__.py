@@ -26,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96},
 )
 
 
@@ -59,20 +59,20 @@ def policyc(
     """
 
 
-for command in (
-    check,
-    plan,
-    explain,
-    build,
-    verify,
-    diff,
-    inspect,
-    fmt,
-    schema,
-    formats,
-    models,
+for command, summary in (
+    (check, "What is wrong with policies, all at once."),
+    (plan, "What a build would write, to the byte."),
+    (explain, "Why one tensor is treated as it is."),
+    (build, "Write the bundle."),
+    (verify, "Whether a bundle is whole, and how far from its source."),
+    (diff, "What changes between policies, plans or bundles."),
+    (inspect, "What a checkpoint or bundle holds."),
+    (fmt, "Policy files in their usual form; YAML to DSL and back."),
+    (schema, "JSON Schema of policies and documents."),
+    (formats, "What each target can hold."),
+    (models, "The catalog of known models."),
 ):
-    app.command(command.__name__)(command)
+    app.command(command.__name__, short_help=summary)(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FOLDER", help="Bundle to write: MODEL-POLICY."),
+    typer.Option(
+        "--output", "-o", metavar="FOLDER", help="The bundle; MODEL-POLICY here if not given."
+    ),
 ]
 Jobs = Annotated[
-    int | None, typer.Option("--jobs", "-j", min=1, max=256, help="Threads; all cores.")
+    int | None,
+    typer.Option(
+        "--jobs", "-j", min=1, max=256, help="Threads; as many as cores if not given."
+    ),
 ]
 MaxMemory = Annotated[
     str | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from policy_dsl.cli import console, options
-from policy_dsl.cli.planning import Request, make_plan
+from policy_dsl.cli.planning import Request, load_policy, make_plan
 
 if TYPE_CHECKING:
     from policy_dsl.outline import Outline
@@ -34,17 +34,21 @@ def diff(
 ) -> None:
     """Show which tensors B treats differently than A, and what that costs.
 
+    A policy that names no model is planned for --model, or else for the other one's.
+
     \b
     Examples:
-      policyc diff config_i mine.yaml --model MiniMaxAI/MiniMax-M2.7
+      policyc diff mlx_4bit config_i
       policyc diff plan.json policies/config_i.yaml --exit-code
       policyc diff ./old-bundle ./new-bundle --format markdown
     """
     from policy_dsl.diff import diff as compared
     from policy_dsl.diff_text import diff_document, diff_markdown, diff_text
 
-    sides = [read_side(Request(each, model, target, overrides, verbose)) for each in (a, b)]
-    found = compared(*sides)
+    requests = [Request(side, model, target, overrides, verbose) for side in (a, b)]
+    shared = model or next(filter(None, map(_own_model, requests)), None)
+    before, after = (read_side(request, shared) for request in requests)
+    found = compared(before, after)
     if format == "json":
         console.write_json(diff_document(found))
     elif format == "markdown":
@@ -54,9 +58,10 @@ def diff(
     console.stop_if(exit_code and not found.is_empty)
 
 
-def read_side(request: Request) -> Outline:
+def read_side(request: Request, model: str | None = None) -> Outline:
     """The outline of what is named: a bundle folder, a saved plan, or a policy.
 
+    model: for a policy that names none.
     Raises: PolicyError if it is none of them, or has defects.
     """
     path = Path(request.policy)
@@ -68,6 +73,17 @@ def read_side(request: Request) -> Outline:
         from policy_dsl.plan_json import read_saved_plan
 
         return read_saved_plan(path)
+    from dataclasses import replace
+
     from policy_dsl.outline import outline
 
-    return outline(make_plan(request)[0])
+    own = request.model or _own_model(request)
+    return outline(make_plan(replace(request, model=own or model))[0])
+
+
+def _own_model(request: Request) -> str | None:
+    """The model that a policy names; None if it names none, or this is no policy."""
+    path = Path(request.policy)
+    if path.is_dir() or path.suffix == ".json":
+        return None
+    return load_policy(request).model

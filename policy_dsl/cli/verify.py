@@ -25,7 +25,10 @@ SourceName = Annotated[
     ),
 ]
 Jobs = Annotated[
-    int | None, typer.Option("--jobs", "-j", min=1, max=256, help="Threads; all cores.")
+    int | None,
+    typer.Option(
+        "--jobs", "-j", min=1, max=256, help="Threads; as many as cores if not given."
+    ),
 ]
 
 
