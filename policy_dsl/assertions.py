@@ -83,6 +83,7 @@ def _selected(assertion: Assertion, plan: Plan) -> tuple[Module, ...]:
         for module in plan.modules
         if any((module.role, rows.tensor.name) in wanted for rows in module.sources)
     )
+    # A test that measures nothing would pass for ever.
     if not modules:
         raise PolicyError(
             [diagnostic("test-without-tensors", assertion.span, test=assertion.text)]
@@ -106,6 +107,7 @@ def _compile(assertion: Assertion, plan: Plan) -> CompiledRule:
 
 def _matching_tensors(compiled: CompiledRule, plan: Plan) -> set[tuple[str, str]]:
     """(role, source name) of every tensor of the model that the selector means."""
+    # A hundred thousand experts share a few hundred answers.
     known: dict[tuple[str, int | None], bool] = {}
     found = set()
     for tensor in plan.model.tensors:
@@ -138,6 +140,7 @@ def _measure(measure: str, modules: Iterable[Module]) -> list[float]:
 
 def _bits(module: Module) -> float:
     quantized = module.treatment.action == "quantize" and module.treatment.bits
+    # A kept tensor counts with the width of its dtype.
     return float(quantized or DTYPE_BITS[module.dtype])
 
 

@@ -73,6 +73,7 @@ def diff(before: Outline, after: Outline) -> PlanDiff:
 
 
 def _differ(before: OutlineModule, after: OutlineModule) -> bool:
+    # Rules and lines are no part of it: the same bundle comes of both.
     return (before.stored, before.nbytes) != (after.stored, after.nbytes)
 
 
@@ -86,6 +87,7 @@ def _changes(pairs: Iterable[Pair]) -> tuple[Change, ...]:
         old, new = (module.stored if module else None for module in pair)
         found.setdefault((role, old, new), []).append(pair)
     changes = [_change(key, members) for key, members in found.items()]
+    # What costs most is what the reader looks for.
     return tuple(sorted(changes, key=lambda change: (-abs(change.nbytes_delta), change.role)))
 
 

@@ -81,6 +81,7 @@ def _row(change: Change) -> tuple[str, ...]:
 
 
 def _arrow(before: str | None, after: str | None) -> str:
+    # A change of the rule alone shows one name, not an arrow to itself.
     if before and after and before != after:
         return f"{before} -> {after}"
     return before or after or ""
@@ -94,6 +95,7 @@ def _totals(found: PlanDiff) -> list[tuple[str, str]]:
         totals.append(
             ("bpw", f"{found.before.bpw:.4f} -> {found.after.bpw:.4f}, {change:+.4f}")
         )
+    # An empty page would leave the reader in doubt.
     if found.is_empty:
         totals.append(("result", "no tensor is treated differently"))
     return totals

@@ -62,6 +62,7 @@ def explain(plan: Plan, name: str) -> Explanation:
     if subject.tensor is None:
         return Explanation(subject, False, (), ())
     matching = trace(plan.policy, plan.model, plan.target, subject.tensor)
+    # The last rule that may touch it decides, as in resolve.
     last = max((at for at, (_, may) in enumerate(matching) if may), default=None)
     rules = tuple(
         _outcome(rule.rule.span, "decided" if at == last else "lost" if may else "guarded")
@@ -80,6 +81,7 @@ def find_subject(plan: Plan, name: str) -> Subject:
     is_glob = bool(set(name) & set("*?["))
     matches = re.compile(fnmatch.translate(name) if is_glob else re.escape(name)).fullmatch
     found = [subject for subject in _subjects(plan) if matches(subject.name)]
+    # Many tensors with one decision are one answer, not an ambiguity.
     kinds: dict[tuple[str, ...], Subject] = {}
     for subject in found:
         kinds.setdefault(_kind(subject.module) if subject.module else ("",), subject)
@@ -98,6 +100,7 @@ def _subjects(plan: Plan) -> Iterator[Subject]:
     for module in plan.modules:
         for name in dict.fromkeys([module.name, *(tensor.name for tensor in module.tensors)]):
             yield Subject(name, module, None)
+    # A kept tensor has the same name on both sides; it is one subject.
     own = {name for module in plan.modules for name in _output_names(module)}
     for module in plan.modules:
         for name in _source_names(module):
@@ -128,6 +131,7 @@ def _tensor(plan: Plan, subject: Subject) -> ModelTensor | None:
     if module is not None:
         own = [rows.tensor.name for rows in module.sources]
         scaled = [r.tensor.name for r in module.sources if r.scale and r.scale.name in wanted]
+        # Scales are explained by the weight that they belong to.
         wanted = set(scaled) or wanted & set(own) or {own[0]}
     role = module.role if module else None
     for tensor in plan.model.tensors:
@@ -176,6 +180,7 @@ def _closest(name: str, known: Iterable[str]) -> str | None:
     shape = nearest(_NUMBER.sub("0", name), shapes)
     if shape is None:
         return None
+    # The typo is seldom in the numbers, so those of the user are kept.
     numbers = iter(_NUMBER.findall(name))
     filled = _NUMBER.sub(lambda found: next(numbers, found[0]), shape)
     return filled if filled in every else shapes[shape]

@@ -54,6 +54,7 @@ def explain_document(found: Explanation, plan: Plan) -> dict[str, Any]:
             {"rule": rule.place, "text": rule.text, "outcome": rule.outcome}
             for rule in found.rules
         ],
+        # Names, so that a script can go on with them.
         "alike": [one.name for one in found.alike],
         **(_module(module) if module else _NO_MODULE),
     }
@@ -91,12 +92,14 @@ def _facts(found: Explanation, plan: Plan) -> Iterable[tuple[str, str]]:
         places = [("layer", tensor.layer), ("expert", tensor.expert)]
         shown = [f"{word} {number}" for word, number in places if number is not None]
         yield "role", ", ".join([tensor.role, *shown])
+    # Nothing is written for it, so there is nothing more to tell.
     if module is None:
         yield "left out", subject.left_out
         return
     yield "becomes", f"{module.name} ({_sources(module)})"
     yield "treatment", treatment_of(module)
     yield "decided by", _decided_by(found, module)
+    # Embeddings and the head stand in no layer.
     layers = [one.layer for one in found.alike if one.layer is not None]
     where = f", layers {layer_list(layers)}" if layers else ""
     yield "alike", f"{counted(len(found.alike), 'module')}{where}"
@@ -137,6 +140,7 @@ def _bytes_table(module: Module) -> Table:
     ]
     bpw = bits_per_weight(module.nbytes, module.parameters) or 0
     total = f"{both_units(module.nbytes)}, {bpw:.3f} bpw of {module.parameters:,} parameters"
+    # The breakdown must add up before the reader's eyes.
     rows.append(("total", total, "", "", f"{module.nbytes:,}"))
     return Table(columns, tuple(rows), "Bytes")
 

@@ -41,6 +41,7 @@ def github_line(found: Diagnostic) -> str:
     Source: GitHub Actions, workflow commands, `error` and `warning` with their properties.
     """
     file, line, column = _place(found)
+    # A finding without a place is shown on the summary page of the run.
     properties = [("file", file), ("line", line), ("col", column), ("title", found.code)]
     shown = ",".join(
         f"{key}={_property(value)}" for key, value in properties if value is not None
@@ -52,6 +53,7 @@ def github_line(found: Diagnostic) -> str:
 def sarif(findings: Iterable[Diagnostic], *, version: str) -> dict[str, Any]:
     """A SARIF 2.1.0 log with one run. version: that of policyc."""
     found = list(findings)
+    # Only rules that fired: the log stays small.
     codes = sorted({one.code for one in found})
     driver = {
         "name": "policyc",
@@ -76,6 +78,7 @@ def _place(found: Diagnostic) -> tuple[str | None, int | None, int | None]:
 
 
 def _command_text(text: str) -> str:
+    # In this order: the percent signs of the other escapes must stay.
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
@@ -102,6 +105,7 @@ def _sarif_result(found: Diagnostic, rule_index: int) -> dict[str, Any]:
     file, line, column = _place(found)
     if file is not None:
         place = {
+            # URIs have forward slashes and no spaces on every system.
             "artifactLocation": {"uri": quote(file.replace("\\", "/"))},
             "region": {"startLine": line, "startColumn": column},
         }

@@ -16,6 +16,7 @@ from policy_dsl.plan import Module, Plan
 from policy_dsl.policy import Treatment
 from policy_dsl.units import bits_per_weight
 
+# What a plan writes for tensors that no rule reached.
 OTHERWISE = "defaults.otherwise"
 _NUMBER = re.compile(r"\d+")
 
@@ -103,6 +104,7 @@ def treatment_of(module: Module) -> str:
     stored = stored_as(module.treatment, module.dtype)
     if module.treatment.action == "quantize":
         return stored
+    # The cast is part of what happens, so it is always told.
     given = ", ".join(source_dtypes(module)).lower()
     change = stored if given in ("", stored) else f"{given} -> {stored}"
     return f"{module.treatment.action} ({change})"
@@ -120,6 +122,7 @@ def groups(modules: Iterable[OutlineModule]) -> tuple[Group, ...]:
     for module in modules:
         first_seen.setdefault(module.kind, len(first_seen))
         found.setdefault((module.kind, module.treatment, module.rule), []).append(module)
+    # Layers are no part of the key: treatments alike far apart are one line.
     made = [_group(key, members) for key, members in found.items()]
     return tuple(sorted(made, key=lambda group: (first_seen[group.role], group.layers)))
 

@@ -40,6 +40,7 @@ def group_json(group: Group) -> dict[str, Any]:
         "role": group.role,
         "layers": list(group.layers),
         "treatment": group.treatment,
+        # Bundles do not know rules; plans do.
         "rule": group.rule,
         "tensors": group.tensors,
         "parameters": group.parameters,

@@ -75,6 +75,7 @@ def plan_document(
 
 def document_text(document: dict[str, Any]) -> str:
     """A JSON document as text: indented, one line per tensor and file, newline at the end."""
+    # Thousands of tensors, each a line: readable, and diffs of saved plans stay small.
     listed = {"tensors", "files", "dropped", "entries"} & document.keys()
     parts = []
     for key, value in document.items():
@@ -107,6 +108,7 @@ def saved_outline(text: str, path: str) -> Outline:
     """
     try:
         document = json.loads(text)
+        # Told apart before reading: `diff` takes any .json file that it is given.
         _require_plan(document, path)
         rows = document["tensors"]
         modules = tuple(_module(rows_of) for rows_of in _by_module(rows))
@@ -125,6 +127,7 @@ def _require_plan(document: Any, path: str) -> None:
     reason = None
     if not isinstance(document, dict) or document.get("kind") != "plan":
         reason = "it is JSON, but no plan"
+    # A plan of another version may mean something else by the same words.
     elif document["schema_version"] != SCHEMA_VERSION:
         reason = f"schema_version is {document['schema_version']}, not {SCHEMA_VERSION}"
     elif "tensors" not in document:
@@ -156,6 +159,7 @@ def _module(rows: list[dict[str, Any]]) -> OutlineModule:
 
 
 def _totals(plan: Plan, made: Outline) -> dict[str, Any]:
+    # One unknown file makes the sum unknown; a guess would be taken for exact.
     unknown = [file for file in plan.files if file.nbytes is None]
     known = sum(file.nbytes or 0 for file in plan.files)
     return {
@@ -223,6 +227,7 @@ def _tensor(module: Module, tensor: PlannedTensor, *, first: bool) -> dict[str, 
         "layer": module.layer,
         "treatment": treatment_of(module),
         "stored": stored_as(module.treatment, module.dtype),
+        # So that the column adds up: scales and biases are no parameters.
         "parameters": module.parameters if first else 0,
         "source_dtypes": list(source_dtypes(module)),
         "sources": _source_names(module),
@@ -233,6 +238,7 @@ def _tensor(module: Module, tensor: PlannedTensor, *, first: bool) -> dict[str, 
 
 
 def _source_names(module: Module) -> list[str]:
+    # A dict keeps the order and drops the repeats of fused sources.
     names: dict[str, None] = {}
     for rows in module.sources:
         names[rows.tensor.name] = None

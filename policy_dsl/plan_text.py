@@ -36,6 +36,7 @@ def size_change(before: int, after: int) -> str:
     change = f"{both_units(before)} -> {both_units(after)}"
     if not before:
         return change
+    # Both in the same unit: a reduction in mixed units is no reduction.
     percent = 100 * (before - after) / before
     return f"{change}, {abs(percent):.1f} % {'smaller' if percent >= 0 else 'larger'}"
 
@@ -58,6 +59,7 @@ def _group_tables(plan: Plan, made: Outline) -> tuple[Table, Table]:
     quantized = {
         module.name for module in plan.modules if module.treatment.action == "quantize"
     }
+    # Two tables: what is quantized is the plan, what is not needs a reason.
     labels = {module.treatment for module in made.modules if module.name in quantized}
     found = groups(made.modules)
     packed = [group for group in found if group.treatment in labels]
@@ -91,6 +93,7 @@ def _heading(plan: Plan) -> Iterable[tuple[str, str]]:
 
 
 def _group_table(title: str, chosen: Sequence[Group], plan: Plan, made: Outline) -> Table:
+    # One unit for all rows, so that sizes can be compared by eye.
     word, scale = column_unit(made.nbytes)
     guarded = {tensor.role for tensor in plan.model.tensors if is_guarded(tensor)}
     columns = (
@@ -142,6 +145,7 @@ def _totals(plan: Plan, made: Outline) -> Iterable[tuple[str, str]]:
 
 
 def _files(files: Sequence[PlannedFile]) -> Iterable[tuple[str, str]]:
+    # A plan that was not completed says nothing about files.
     if not files:
         return
     shards = [file for file in files if file.kind == "tensors"]
@@ -167,6 +171,7 @@ def _known_nbytes(files: Sequence[PlannedFile]) -> int:
 
 
 def _omissions(omitted: Sequence[Omission]) -> Iterable[str]:
+    # A left-out MTP block has hundreds of tensors and one reason.
     found: dict[tuple[str, str], list[Omission]] = {}
     for omission in omitted:
         found.setdefault((omission.role, omission.reason), []).append(omission)

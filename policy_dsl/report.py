@@ -104,6 +104,7 @@ def _fitting_columns(table: Table, width: int | None) -> list[int]:
         (column.drop, at) for at, column in enumerate(table.columns) if column.drop
     )
     for _, at in leaving:
+        # The widest cell decides, titles included.
         total = sum(max(len(row[i]) for row in cells) for i in shown) + len(GAP) * len(shown)
         if width is None or total - len(GAP) <= width:
             break

@@ -51,6 +51,7 @@ class Survey:
 
 def survey(inventory: Inventory) -> Survey:
     """The survey of an inventory. Names without roles become findings, not an exception."""
+    # A source without roles can still be looked at: dtypes and sizes need none.
     model, findings = None, inventory.findings
     try:
         model = classify(inventory)
@@ -98,6 +99,7 @@ def survey_document(found: Survey) -> dict[str, Any]:
         ],
         "roles": [_role_json(role) for role in found.roles],
         "files": dict(inventory.file_nbytes),
+        # Null is not empty: headers from the hub do not tell.
         "side_files": None if inventory.side_files is None else dict(inventory.side_files),
         "notes": list(inventory.notes),
         "findings": [finding_json(one) for one in found.findings],
@@ -142,6 +144,7 @@ def _nbytes(tensor: ModelTensor) -> float:
     """The tensor's share of its source, which may hold several, and of the scales."""
     whole = tensor.source.nbytes + (tensor.scale.nbytes if tensor.scale else 0)
     elements = prod(tensor.source.shape)
+    # MXFP4 packs two values into a byte.
     packed = 2 if tensor.source.dtype == "U8" else 1
     return whole * prod(tensor.shape) / max(1, elements * packed)
 
@@ -149,6 +152,7 @@ def _nbytes(tensor: ModelTensor) -> float:
 def _blocks(found: Survey) -> list[Block]:
     word, scale = column_unit(found.inventory.nbytes)
     blocks: list[Block] = [Facts(tuple(_facts(found)))]
+    # The same figures stand in both tables.
     figures = tuple(Column(title, right=True) for title in ("tensors", "parameters", word))
     if found.roles:
         columns = (Column("role"), Column("layers"), Column("dtype"), *figures)

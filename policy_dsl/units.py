@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+# Each decimal unit stands beside its binary one: the two are mixed up too often.
 _SCALES = ((9, "GB", 30, "GiB"), (6, "MB", 20, "MiB"), (3, "kB", 10, "KiB"))
 
 
@@ -52,11 +53,13 @@ def layer_list(layers: Iterable[int]) -> str:
     runs: list[tuple[int, int]] = []
     for layer in sorted(set(layers)):
         if runs and runs[-1][1] == layer - 1:
+            # The layer follows the last run directly.
             runs[-1] = (runs[-1][0], layer)
         else:
             runs.append((layer, layer))
     parts: list[str] = []
     while runs:
+        # Every third layer protected is common, and twenty numbers are unreadable.
         steps = _even_singles(runs)
         parts.append(_spaced(runs[:steps]) if steps > 3 else _run(runs[0]))
         del runs[: steps if steps > 3 else 1]

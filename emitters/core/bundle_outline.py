@@ -18,6 +18,7 @@ def bundle_outline(folder: Path) -> Outline:
     Raises: PolicyError if the folder is no bundle, or its metadata and tensors disagree.
     """
     bundle = open_bundle(folder)
+    # A diff of a broken bundle would compare noise.
     if errors(bundle.findings):
         raise PolicyError(bundle.findings)
     record = bundle.record
@@ -32,6 +33,7 @@ def outline_modules(bundle: Bundle) -> tuple[OutlineModule, ...]:
 
 
 def _outline_module(module: BundleModule) -> OutlineModule:
+    # A plain module has one tensor; a quantized one does not use this.
     dtype = next(iter(module.tensors.values())).dtype
     stored = stored_as(module.treatment, dtype)
     layer = module.layer

@@ -118,6 +118,7 @@ def read_record(folder: Path) -> Mapping[str, Any] | None:
         raise fail("bad-record", path=str(folder), reason=_first_line(error.message)) from None
     except (ValueError, RecursionError) as error:
         raise fail("bad-record", path=str(folder), reason=str(error)) from None
+    # The hashes in it are worth nothing if anyone can edit them.
     if document["digest"] != record_digest(document):
         reason = "it was edited: its own digest does not fit"
         raise fail("bad-record", path=str(folder), reason=reason)
@@ -175,6 +176,7 @@ def _modules(
 ) -> Iterator[BundleModule]:
     """The modules in the order of the files: as the record lists them, else by name."""
     recorded = record["modules"] if record else {}
+    # The record knows; names are only guessed where there is none.
     owner = {name: path for path, known in recorded.items() for name in known["tensors"]}
     parts = {path: _part_names(treatment, spec) for path, treatment in claims.items()}
     plain = _part_names(Treatment("keep"), spec)
@@ -246,6 +248,7 @@ def parts_text(parts: Mapping[str, TensorForm]) -> str:
 
 
 def _part_names(treatment: Treatment, spec: FormatSpec) -> frozenset[str]:
+    # Any shape will do, only the names of the parts count.
     columns = max(32, treatment.group_size or 1)
     parts = spec.part_shapes(treatment, (1, columns), "BF16")
     return frozenset(part.part for part in parts)
@@ -258,6 +261,7 @@ def _part(name: str) -> str:
 def _metadata_files(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(folder.glob("*.json")):
+        # Tokenizers may be large, but metadata that a reader parses are not.
         if path.name != RECORD and path.stat().st_size <= _LARGEST_METADATA:
             found[path.name] = _read(path)
     return found

@@ -65,6 +65,7 @@ def verify_bundle(folder: Path, source: Inventory | None = None, *, jobs: int) -
     try:
         bundle = open_bundle(folder)
     except PolicyError as error:
+        # Something else altogether is a usage error, not a failed verification.
         if any(found.code == "not-a-bundle" for found in error.diagnostics):
             raise
         return _unopened(folder, error.diagnostics)
@@ -122,6 +123,7 @@ def _index(bundle: Bundle) -> Iterator[Diagnostic]:
     for name, tensor in bundle.inventory.tensors.items():
         if named.get(name) != tensor.file:
             reason = f"{name} is in {tensor.file}, not in {named.get(name)}"
+            # One is enough: an index that is wrong is mostly wrong throughout.
             yield diagnostic("index-disagrees", reason=reason)
             return
     metadata = document.get("metadata")
@@ -157,6 +159,7 @@ def _widths(bundle: Bundle) -> Iterator[Diagnostic]:
 
 def _unclaimed(module: BundleModule) -> Iterator[Diagnostic]:
     """A finding if a module is quantized and the metadata say nothing of it."""
+    # Codes that nothing explains load as garbage or not at all.
     packed = any(tensor.dtype == "U32" for tensor in module.tensors.values())
     if module.treatment.action == "quantize" or packed:
         found = parts_text(module.parts)
@@ -172,6 +175,7 @@ def _hashes(bundle: Bundle, jobs: int) -> Iterator[Diagnostic]:
     present = {path.name for path in bundle.folder.iterdir() if path.is_file()} - {RECORD}
     for name in sorted(recorded.keys() - present):
         yield diagnostic("missing-bundle-file", file=name, where="record")
+    # Readers glob for weights; a note or licence added later harms nobody.
     for name in sorted(present - recorded.keys()):
         weights = name.endswith(".safetensors")
         yield diagnostic("stray-bundle-file" if weights else "unrecorded-file", file=name)
@@ -180,6 +184,7 @@ def _hashes(bundle: Bundle, jobs: int) -> Iterator[Diagnostic]:
     hashed = hash_files(paths, jobs=jobs, advance=lambda nbytes: None)
     for path, found in hashed.items():
         yield from _changed_file(path.name, found, recorded[path.name])
+    # Over all files, as the record does not say which tensor lies where.
     tensors = {name: sha for found in hashed.values() for name, sha in found.tensors.items()}
     yield from _changed_tensors(tensors, bundle.record["tensors"])
 

@@ -13,6 +13,7 @@ from policy_dsl.findings import count_text, finding_json
 from policy_dsl.report import Block, Column, Facts, Items, Table, render_markdown, render_text
 from policy_dsl.units import both_units, counted
 
+# A wrong config has a finding a module; JSON holds them all.
 _SHOWN_FINDINGS = 20
 _WORST = 5
 
@@ -125,6 +126,7 @@ def _error_tables(errors: tuple[ModuleError, ...]) -> list[Block]:
         (one.role, ", ".join(one.treatments), f"{one.modules:,}", *_figures(one.sums))
         for one in role_errors(errors)
     )
+    # An average hides the one layer that went wrong.
     worst = sorted(errors, key=lambda error: error.sums.relative or 0.0, reverse=True)[:_WORST]
     worst_rows = tuple((one.module, one.treatment, *_figures(one.sums)) for one in worst)
     return [

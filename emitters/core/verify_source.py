@@ -60,6 +60,7 @@ class Sums:
     @property
     def cosine(self) -> float | None:
         """Cosine of source and decoded values; None where one is all zeros."""
+        # Two roots, because the product of the squares may overflow.
         norm = sqrt(self.source) * sqrt(self.decoded)
         return self.product / norm if norm else None
 
@@ -138,6 +139,7 @@ def _unmatched(
 ) -> Iterator[Diagnostic]:
     """Modules that one side lacks or that have another shape."""
     names = {module.name for module in bundle.modules}
+    # What the policy dropped on purpose is not missing.
     dropped = {entry["name"] for entry in bundle.record["omitted"]} if bundle.record else set()
     for path, stack in stacks.items():
         if path not in names and not dropped.issuperset(one.source.name for one in stack):
@@ -170,6 +172,7 @@ def _module_error(
         for first in range(0, rows, step):
             count = min(step, rows - first)
             wanted = _source_values(pair, tensor, tensor.first_row + first, count)
+            # Decoded by the format's own decoder, as its readers see the values.
             found = _decoded(pair, module, at + first, count)
             sums += _sums(wanted, found)
         at += rows
@@ -231,6 +234,7 @@ def _typed(stored: Array, tensor: TensorInfo) -> Array:
 
 
 def _sums(wanted: Array, found: Array) -> Sums:
+    # Sums over a billion values need more than float32.
     source = wanted.reshape(-1).astype(np.float64)
     decoded = found.reshape(-1).astype(np.float64)
     difference = decoded - source

@@ -22,6 +22,7 @@ from policy_dsl.version import version
 
 app = typer.Typer(
     name="policyc",
+    # rich would draw boxes around help and tracebacks, and costs a tenth of a second.
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -59,6 +60,7 @@ def policyc(
     """
 
 
+# The order of the help page: from a policy to a bundle, then the side tools.
 for command, summary in (
     (check, "What is wrong with policies, all at once."),
     (plan, "What a build would write, to the byte."),
@@ -83,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments, prog_name="policyc")
+    # typer ends every command by SystemExit, also the good ones.
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:

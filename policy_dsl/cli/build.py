@@ -67,11 +67,14 @@ def build(
     from policy_dsl.cli.progress import reporter
 
     request = Request(policy, model, target, overrides, verbose, allow_requantize)
+    # A wrong option is told before a long look at the source.
     memory = _size(max_memory)
     plan, inventory = make_plan(request)
     as_json = "json" in (format, progress)
     _stop_on_findings(plan, fail_on_warn=fail_on_warn, quiet=quiet, as_json=as_json)
+    # Both names, because one model has many bundles and one policy many models.
     folder = output or Path(f"{inventory.id.rpartition('/')[2]}-{plan.policy.name}")
+    # The bar is closed before the result is printed, also when the build fails.
     with reporter("none" if quiet else progress) as report:
         made = built(
             plan,
@@ -105,6 +108,7 @@ def _stop_on_findings(plan: Plan, *, fail_on_warn: bool, quiet: bool, as_json: b
 
     if not quiet:
         console.show_findings(plan.findings, as_json=as_json)
+    # A policy whose own tests fail must not become a bundle that looks fine.
     failed = failures(run_tests(plan))
     if failed:
         console.show_findings(failed, as_json=as_json)
@@ -120,6 +124,7 @@ def _show_result(plan: Plan, folder: Path, report: BuildReport, *, as_json: bool
     made = outline(plan)
     # What lies there now, not what was planned.
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    # Ready to be pasted: paths with spaces are quoted.
     verify = f"policyc verify {shlex.quote(str(folder))}"
     tensors = sum(module.tensors for module in made.modules)
     if as_json:

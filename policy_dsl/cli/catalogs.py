@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from policy_dsl.formats import FormatSpec
     from policy_dsl.report import Block
 
+# Kept as files, so that other tools can take them from the package.
 SCHEMAS = Path(__file__).parent.parent / "document_schemas"
 
 
@@ -60,6 +61,7 @@ def formats(
 
     specs = emitters.specs()
     if target is not None and target not in specs:
+        # The language knows targets that this version cannot write yet.
         code = "unavailable-target" if target in TARGETS else "unknown-target"
         cure = did_you_mean(target, specs)
         raise fail(code, suggestion=cure, target=target, known=", ".join(specs))
@@ -87,6 +89,7 @@ def models(format: options.AnyReport = "text") -> None:
     from policy_dsl.sources import catalog_names, open_catalog
     from policy_dsl.units import both_units
 
+    # Opened rather than listed: a broken entry must show here, not in a plan.
     found = [(name, open_catalog(name)) for name in catalog_names()]
     entries = [(name, inventory) for name, inventory in found if inventory is not None]
     if format == "json":
@@ -149,6 +152,7 @@ def _spec_blocks(spec: FormatSpec) -> list[Block]:
         ),
         ("readers", ", ".join(f"{name} ({about})" for name, about in spec.runtimes.items())),
     )
+    # A refusal without its reason would read like an oversight.
     refused = [f"{name}: {reason}" for name, reason in spec.families.items() if reason]
     blocks: list[Block] = [
         Facts(facts),

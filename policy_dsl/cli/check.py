@@ -78,15 +78,18 @@ def check_policy(request: Request) -> Checked:
     try:
         policy = load_policy(request)
     except PolicyError as error:
+        # One broken policy must not hide what is wrong with the others.
         return Checked(request.policy, None, (), error.diagnostics)
     findings: list[Diagnostic] = []
     against: list[tuple[str, str]] = []
     if request.model:
+        # Each target has schemes of its own, so a policy for several is checked for each.
         targets = (request.target,) if request.target else policy.targets or (None,)
         for target in targets:
             findings += _against_model(request, policy, target, against)
     else:
         findings += _alone(request, policy)
+    # Two targets may find the same defect; nobody wants to read it twice.
     return Checked(request.policy, policy.name, tuple(against), tuple(dict.fromkeys(findings)))
 
 
@@ -100,6 +103,7 @@ def _against_model(
     try:
         inventory = open_model(request, policy)
         chosen = choose_target(policy, emitters.specs(), target)
+        # Before the plan, which may fail: what was tried is told either way.
         against.append((inventory.id, chosen))
         plan = plan_for(policy, inventory, chosen)
         return [*plan.findings, *failures(run_tests(plan))]

@@ -36,6 +36,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        # Who asked for JSON parses stderr too.
         as_json = kwargs.get("format") == "json"
         try:
             return command(*args, **kwargs)
@@ -44,6 +45,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(INVALID) from None
         except BrokenPipeError:
             abandon_stdout()
+            # `policyc plan … | head` is no mistake and deserves no message.
             raise typer.Exit(READER_GONE) from None
         except KeyboardInterrupt:
             note("interrupted")
@@ -64,6 +66,7 @@ def close_stdout(code: int) -> int:
         return READER_GONE
     except OSError as error:
         abandon_stdout()
+        # The command itself may have told of the full disk already.
         if code != INVALID:
             show_findings([system_defect(error, "stdout")])
         return INVALID
@@ -117,6 +120,7 @@ def show_findings(found: Sequence[Diagnostic], *, as_json: bool = False) -> None
 
 def painted(text: str, stream: TextIO) -> str:
     """Rendered diagnostics, coloured where a person looks at `stream`."""
+    # NO_COLOR counts when it is set to anything; see no-color.org.
     if not stream.isatty() or os.environ.get("NO_COLOR"):
         return text
     return _SEVERITY.sub(lambda word: f"{_COLOURS[word[0]]}{word[0]}\x1b[0m", text)
@@ -124,6 +128,7 @@ def painted(text: str, stream: TextIO) -> str:
 
 def stdout_width() -> int | None:
     """Columns of the terminal that shows stdout; None if it is no terminal."""
+    # Output that goes into a file must not depend on the width of a window.
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 

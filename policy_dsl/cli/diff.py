@@ -46,6 +46,7 @@ def diff(
     from policy_dsl.diff_text import diff_document, diff_markdown, diff_text
 
     requests = [Request(side, model, target, overrides, verbose) for side in (a, b)]
+    # `diff mlx_4bit config_i` should just work: only one of them names a model.
     shared = model or next(filter(None, map(_own_model, requests)), None)
     before, after = (read_side(request, shared) for request in requests)
     found = compared(before, after)
@@ -65,6 +66,7 @@ def read_side(request: Request, model: str | None = None) -> Outline:
     Raises: PolicyError if it is none of them, or has defects.
     """
     path = Path(request.policy)
+    # A folder and a .json file cannot be policies, so there is nothing to guess.
     if path.is_dir():
         from emitters.core.bundle_outline import bundle_outline
 

@@ -36,6 +36,7 @@ def explain(
     from policy_dsl.explain import explain as explained
     from policy_dsl.explain_text import explain_document, explain_markdown, explain_text
 
+    # The whole plan, because alike modules are part of the answer.
     plan, _ = make_plan(Request(policy, model, target, overrides, verbose, allow_requantize))
     found = explained(plan, tensor)
     if format == "json":

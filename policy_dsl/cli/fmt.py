@@ -37,6 +37,7 @@ def fmt(files: PolicyFiles, check: CheckOnly = False, to: OtherForm = None) -> N
       policyc fmt --check policies/*.yaml
       policyc fmt --to dsl policies/config_i.yaml > config_i.qpol
     """
+    # Two policies printed one after the other would be no policy.
     if to is not None and len(files) > 1:
         raise fail("bad-argument", option="--to", reason="takes one file at a time")
     defects: list[PolicyError] = []
@@ -45,6 +46,7 @@ def fmt(files: PolicyFiles, check: CheckOnly = False, to: OtherForm = None) -> N
         try:
             if _format_one(file, to, check=check):
                 changed.append(file)
+        # The other files are still formatted; all defects are shown in the end.
         except PolicyError as error:
             defects.append(error)
     if defects:
@@ -65,6 +67,7 @@ def _format_one(file: str, to: Form | None, *, check: bool) -> bool:
     text = _read_stdin() if file == STDIN else read_text(Path(file))
     policy, form = parse_policy(text, file)
     shown = print_dsl(policy) if (to or form) == "dsl" else print_yaml(policy)
+    # A converted text needs another file name, so it is printed, never put in place.
     if not check and (to is not None or file == STDIN):
         console.write(shown)
     elif not check and shown != text:
@@ -74,6 +77,7 @@ def _format_one(file: str, to: Form | None, *, check: bool) -> bool:
 
 def _read_stdin() -> str:
     try:
+        # The text layer would decode by locale; policies are UTF-8 everywhere.
         return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         byte = f"0x{error.object[error.start]:02x}"

@@ -52,6 +52,7 @@ def inspect(
         from policy_dsl.recorded import write_recorded
 
         save_text(save_headers, write_recorded(inventory))
+    # Another tool's bundle is shown as the quantized source that it is.
     if (Path(checkpoint) / "policyc.json").is_file():
         _show_bundle(Path(checkpoint), format)
     else:
@@ -74,6 +75,7 @@ def _show_source(inventory: Inventory, format: options.ReportFormat) -> None:
         console.write(survey_markdown(found))
     else:
         console.write(survey_text(found, width=console.stdout_width()))
+    # What could be read is shown even if names have no roles.
     console.stop_if(is_broken(found), console.INVALID)
 
 

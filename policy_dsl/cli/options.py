@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+# Closed sets, so that a typo is a usage error before any work.
 ReportFormat = Literal["text", "json", "markdown"]
 FindingsFormat = Literal["text", "json", "github", "sarif"]
 PlainFormat = Literal["text", "json"]

@@ -47,6 +47,7 @@ def plan(
 
     made, _ = make_plan(Request(policy, model, target, overrides, verbose, allow_requantize))
     tests = run_tests(made)
+    # Saved before it is printed: a closed pipe must not cost the file.
     if save is not None:
         save_text(save, document_text(plan_document(made, tests)))
     if format == "json":
@@ -55,5 +56,6 @@ def plan(
         console.write(plan_markdown(made, tests, tensors=tensors))
     else:
         console.write(plan_text(made, tests, tensors=tensors, width=console.stdout_width()))
+    # A failing test still shows the plan, which says why it fails.
     warned = console.is_failure(made.findings, fail_on_warn=fail_on_warn)
     console.stop_if(warned or not all(test.passed for test in tests))

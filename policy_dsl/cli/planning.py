@@ -35,6 +35,7 @@ def parse_overrides(written: Sequence[str] | None) -> dict[str, str]:
     found: dict[str, str] = {}
     defects = []
     for each in written or ():
+        # Values may hold "=" themselves.
         name, sign, value = each.partition("=")
         if not sign or not name.strip():
             reason = f'"{each}" is not VAR=VALUE'
@@ -62,6 +63,7 @@ def open_model(request: Request, policy: Policy) -> Inventory:
     """
     from policy_dsl.sources import open_source
 
+    # The option wins: a policy is often tried on another model than its own.
     reference = request.model or policy.model
     if reference is None:
         raise fail("no-model", policy=policy.name)
@@ -105,4 +107,5 @@ def plan_for(
 
     specs = emitters.specs()
     plan = resolve(policy, inventory, specs, target=target, allow_requantize=allow_requantize)
+    # Warnings about the source belong to the plan that rests on it.
     return replace(plan, findings=(*inventory.findings, *plan.findings))

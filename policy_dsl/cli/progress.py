@@ -19,6 +19,7 @@ Form = Literal["auto", "plain", "json", "none"]
 @contextmanager
 def reporter(form: Form) -> Iterator[Progress]:
     """What a build reports to; `auto` is a bar on a terminal and lines elsewhere."""
+    # A bar in a log file is a hundred lines of control characters.
     if form == "auto" and sys.stderr.isatty():
         with _display() as display:
             yield _Bar(display)
@@ -51,6 +52,7 @@ class _Bar:
 
 
 def _display() -> Display:
+    # rich is loaded only where a person watches.
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -53,6 +53,7 @@ def verify(
     from emitters.core.verify_report import verify_document, verify_markdown, verify_text
     from policy_dsl.sources import open_source
 
+    # Opened first: a wrong --source should not cost the hashing of a large bundle.
     inventory = open_source(source) if source is not None else None
     report = verify_bundle(bundle, inventory, jobs=jobs or os.cpu_count() or 1)
     if format == "json":
