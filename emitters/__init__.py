@@ -5,7 +5,6 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 
 from emitters.core.interface import Emitter
@@ -29,7 +28,7 @@ def get(name: str) -> Emitter:
     """
     if name not in names():
         raise KeyError(name)
-    return Emitter(name, lambda module: import_module(f"{__name__}.{name}.{module}"))
+    return Emitter(name, f"{__name__}.{name}")
 
 
 def specs() -> Mapping[str, FormatSpec]:

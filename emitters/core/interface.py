@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from policy_dsl.formats import FormatSpec
@@ -33,15 +35,15 @@ class Decode(Protocol):
 
 
 class Emitter:
-    """A format by its name. `load` imports one of its modules: spec, encode or metadata.
+    """A format by its name and the package that holds its modules spec, encode and metadata.
 
-    Only what is asked for is imported: a plan needs no kernels.
+    Only what is asked for is imported: a plan needs no kernels. It can be sent to another
+    machine.
     """
 
-    # A function and not an import: the formats stand above this module.
-    def __init__(self, name: str, load: Callable[[str], Any]) -> None:
+    def __init__(self, name: str, package: str) -> None:
         self.name = name
-        self._load = load
+        self.package = package
 
     @property
     def spec(self) -> FormatSpec:
@@ -65,6 +67,10 @@ class Emitter:
     def claims(self, files: Mapping[str, bytes]) -> dict[str, Treatment]:
         """What metadata files tell readers: quantized module -> scheme, bits, group size."""
         return cast("dict[str, Treatment]", self._load("metadata").claims(files))
+
+    def _load(self, module: str) -> ModuleType:
+        # By name: the formats stand above this module, which must know none of them.
+        return import_module(f"{self.package}.{module}")
 
     def default_claim(self, files: Mapping[str, bytes]) -> Treatment | None:
         """What metadata files tell readers about quantized modules that they do not name."""
