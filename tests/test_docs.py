@@ -1,12 +1,17 @@
-"""The pages that must say what the program says: the list of diagnostic codes."""
+"""The pages that must say what the program says: diagnostic codes, commands, options."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
+import pytest
+
+from policy_dsl.cli import main
 from policy_dsl.diagnostic_codes import CODES
 
+COMMANDS = Path(__file__).parent.parent / "docs" / "commands.md"
 ERRORS = Path(__file__).parent.parent / "docs" / "errors.md"
 HEAD = """\
 # Errors and warnings
@@ -44,3 +49,16 @@ def test_every_code_is_documented_as_it_is() -> None:
     if os.environ.get("UPDATE_SNAPSHOTS"):
         ERRORS.write_text(page(), encoding="utf-8")
     assert ERRORS.read_text(encoding="utf-8") == page()
+
+
+def test_every_command_and_option_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    page = COMMANDS.read_text(encoding="utf-8")
+    main(["--help"])
+    commands = re.findall(r"^  (\w+)  ", capsys.readouterr().out.split("Commands:")[1], re.M)
+    headings = " ".join(re.findall(r"^## (.*)$", page, re.M))
+    assert [name for name in commands if not re.search(rf"\b{name}\b", headings)] == []
+    options: set[str] = set()
+    for name in commands:
+        main([name, "--help"])
+        options.update(re.findall(r"(?<![\w-])--[a-z][a-z-]+", capsys.readouterr().out))
+    assert sorted(each for each in options - {"--help"} if f"`{each}" not in page) == []
