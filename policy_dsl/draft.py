@@ -70,6 +70,7 @@ class Draft:
         if _mentions_variable(value.text):
             self.report("nested-variable", value.span)
             return anchor
+        # Without variables, only to turn an escaped `$${` into what it stands for.
         text = substitute(value, {})[0].text
         default = text if quoted else plain_scalar(text)
         self._vars[name] = self._overrides.get(name, default)
@@ -89,6 +90,7 @@ class Draft:
         word = self._value(anchor, value).text
         if not word.strip():
             self.report("empty-value", value.span, key=key)
+        # An item of a list has a path of its own, which `extends` is blamed by.
         path = f"{key}.{word}"
         if path in self._spans:
             self.report("repeated-item", value.span, key=key, item=word)
@@ -110,6 +112,7 @@ class Draft:
         """Takes a field of defaults, calibration or output; returns its anchor."""
         name = key.text
         known = SECTIONS[section].model_fields
+        # `otherwise` is a statement with a treatment, not a field with a word.
         if name not in known or name == "otherwise":
             cure = did_you_mean(name, known)
             self.report("unknown-key", key.span, cure=cure, where=section, key=name)
@@ -142,6 +145,7 @@ class Draft:
             return ""
         read = read_statement(filled, kinds)
         self.findings += read.findings
+        # Kept as written, so that printing gives back `${bits}bit` and not `4bit`.
         template = " ".join(raw.text.split()) if _mentions_variable(raw.text) else None
         return self._keep(read, template, target)
 
@@ -157,6 +161,7 @@ class Draft:
             name: validate_section(part, self._sections[name], self._spans, self.findings)
             for name, part in SECTIONS.items()
         }
+        # A Policy never exists with a hole in it.
         if errors(self.findings):
             raise PolicyError(_in_order(self.findings))
         rules, renamed = _grouped(self._rules, self._lists["targets"])
@@ -231,6 +236,7 @@ class Draft:
             case list():
                 return [self._filled_json(item, span) for item in value]
             case str() if mentions_variable(value):
+                # A value that is nothing but a variable keeps its type: a number stays a number.
                 whole = _WHOLE_VARIABLE.fullmatch(value)
                 if whole and whole[1] in self._vars:
                     return self._vars[whole[1]]
@@ -249,6 +255,7 @@ def _mentions_variable(value: Any) -> bool:
 
 
 def _in_order(findings: list[Diagnostic]) -> list[Diagnostic]:
+    # A section is checked key by key and once more whole: the second look may repeat.
     unique = dict.fromkeys(findings)
     return sorted(unique, key=lambda found: found.span.start if found.span else -1)
 
@@ -257,6 +264,7 @@ def _grouped(
     rules: list[Rule], targets: list[str]
 ) -> tuple[tuple[Rule, ...], Mapping[str, str]]:
     """Rules for all targets first, then those of each; and the comment anchors that follow."""
+    # Rules of a target come after those for all targets: the last that matches decides.
     order = [None, *targets]
     numbered = sorted(enumerate(rules), key=lambda each: order.index(each[1].target))
     renamed = {f"rule:{old}": f"rules[{new}]" for new, (old, _) in enumerate(numbered)}

@@ -57,6 +57,7 @@ class Fragment:
     def place(self, start: int, stop: int) -> Span:
         """Where the characters `start` up to `stop` stand; a point if there are none."""
         if start < stop <= len(self.text):
+            # The value of a variable may end before what stands left of it, as in a merged text.
             return Span(self.source, self.starts[start], max(self.ends[start:stop]))
         point = self.starts[start] if start < len(self.starts) else self._end
         return Span(self.source, point, point)
@@ -76,6 +77,7 @@ def join(parts: Iterable[Fragment | str]) -> Fragment:
     source, at = None, 0
     for part in parts:
         if isinstance(part, str):
+            # Text that nobody wrote stands at a point: a caret there is one column wide.
             point = ends[-1] if ends else at
             starts += [point] * len(part)
             ends += [point] * len(part)
@@ -117,6 +119,7 @@ def substitute(
             value: Scalar = "${"
         elif defect := _defect(found[1], bool(found[2]), values, span):
             findings.append(defect)
+            # Any value will do: the finding is kept, and the rest is still checked.
             value = "0"
         else:
             value = values[found[1]]

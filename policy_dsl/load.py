@@ -31,6 +31,8 @@ def load(reference: str | Path, *, overrides: Mapping[str, Scalar] | None = None
     Raises: PolicyError with every defect of the texts, of `extends` and of the overrides.
     """
     chain = list(_Bases().collect(_find(reference), ()))
+    # Variables are settled over the whole chain before any text is read for good: a base may
+    # use one whose value the policy that extends it has set.
     values = final_values([base.policy for base in chain], overrides or {})
     return merge([base.reread(values) for base in chain])
 
@@ -108,6 +110,7 @@ class _Bases:
         source = read_source(path)
         policy = _read(path, source, None)
         spans = dict(policy.key_spans)
+        # Resolved paths: a cycle through a symbolic link is one too.
         here = (*chain, path.resolve())
         for name in policy.extends:
             span = spans.get(f"extends.{name}")
@@ -130,6 +133,8 @@ def _find(
 ) -> Path:
     path = Path(reference)
     named = isinstance(reference, str) and path.name == reference
+    # A bundled name wins over a file of that name without suffix, so that it means the same
+    # in every folder.
     if named and path.suffix not in _FORMS:
         for suffix in _FORMS:
             bundled = room("policies") / f"{reference}{suffix}"

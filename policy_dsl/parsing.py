@@ -51,10 +51,10 @@ _EXPECTED = (
 # What people write instead: (kinds accepted there, what was found, the cure).
 _ANYWHERE = {"COLON", "_EXCEPT", "RPAR", "_IS"}
 _CURES = (
-    ({"REGEX"}, re.compile(r"[-+]?\d"), 'layers are written "layers {word}"'),
+    ({"REGEX"}, re.compile(r"[-+]?\d"), 'write "layers {word}"'),
     ({"TIMES"}, re.compile(r"/"), "whole division is written //"),
     ({"TIMES"}, re.compile(r"="), "equality is written =="),
-    (_ANYWHERE, re.compile(r"[-+]?\d+(-|\.\.)?-?\d*$"), 'layers are written "in layers {word}"'),
+    (_ANYWHERE, re.compile(r"[-+]?\d+(-|\.\.)?-?\d*$"), 'write "in layers {word}"'),
     (_ANYWHERE, re.compile(r"(layers?|boundary|middle)$"), 'join conditions with "in" or "and"'),
     (_ANYWHERE, re.compile(r"or$"), 'a comma means "or"'),
     (_ANYWHERE | {"REGEX"}, re.compile(r"\.?[*?]|\.?\["), "a name pattern stands in quotes"),

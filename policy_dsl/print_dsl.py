@@ -99,7 +99,7 @@ class _Printer:
             if not rules and not lines.has_comments(end):
                 lines.lead(f"targets.{target}")
                 continue
-            lines.line(f"on {dsl_text(target)} {{", f"targets.{target}")
+            lines.open(f"on {dsl_text(target)} {{", f"targets.{target}")
             for anchor, rule in rules:
                 lines.line(rule_text(rule), anchor, indent="  ")
             lines.lead(end, indent="  ")

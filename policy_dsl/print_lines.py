@@ -16,6 +16,7 @@ class Lines:
 
     def __init__(self, comments: Iterable[Comment]) -> None:
         self._lines: list[str] = []
+        self._opened = False
         self._leading: dict[str, list[str]] = {}
         self._trailing: dict[str, list[str]] = {}
         for comment in comments:
@@ -47,9 +48,15 @@ class Lines:
             self._add(f"{indent}{extra}")
         self._add(f"{indent}{text}" + (f"  {beside[0]}" if beside else ""))
 
+    def open(self, text: str, *anchors: str, indent: str = "") -> None:
+        """Prints a line that opens a block; no blank line follows it."""
+        self.line(text, *anchors, indent=indent)
+        self._opened = True
+
     def inner(self, line: str) -> None:
         """Prints a line of a block text, blank ones too."""
         self._lines.append(line)
+        self._opened = False
 
     def text(self) -> str:
         """Everything printed, and the comments whose anchors never came."""
@@ -60,5 +67,6 @@ class Lines:
         return "\n".join(self._lines).rstrip("\n") + "\n"
 
     def _add(self, line: str) -> None:
-        if line or (self._lines and self._lines[-1]):
+        if line or (self._lines and self._lines[-1] and not self._opened):
             self._lines.append(line)
+            self._opened = False

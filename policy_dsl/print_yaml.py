@@ -43,7 +43,7 @@ class _Printer:
             self._targets()
         self._list("extends", policy.extends)
         if policy.vars:
-            self._lines.line("vars:", "vars")
+            self._lines.open("vars:", "vars")
         for name, value in policy.vars:
             text = yaml_text(value) if isinstance(value, str) else number(value)
             self._lines.line(f"{name}: {text}", f"vars.{name}", indent=_STEP)
@@ -80,7 +80,7 @@ class _Printer:
             anchor = f"{key}[0]"
             self._lines.line(f"{key}: {self._written(anchor, values[0])}", anchor, key)
         elif values:
-            self._lines.line(f"{key}:", key)
+            self._lines.open(f"{key}:", key)
             for index, value in enumerate(values):
                 anchor = f"{key}[{index}]"
                 self._lines.line(f"- {self._written(anchor, value)}", anchor, indent=_STEP)
@@ -88,7 +88,7 @@ class _Printer:
     def _section(self, section: str, part: Part) -> None:
         fields = list(said_fields(part))
         if fields:
-            self._lines.line(f"{section}:", section)
+            self._lines.open(f"{section}:", section)
         for name, value in fields:
             path = f"{section}.{name}"
             if isinstance(value, bool | int) and path not in self._templates:
@@ -101,7 +101,7 @@ class _Printer:
 
     def _statements(self, key: str, texts: list[str]) -> None:
         if texts:
-            self._lines.line(f"{key}:", key)
+            self._lines.open(f"{key}:", key)
         for index, text in enumerate(texts):
             anchor = f"{key}[{index}]"
             item = yaml_statement(self._templates.get(anchor, text))
@@ -118,12 +118,12 @@ class _Printer:
         if len(words) == 1:
             self._lines.line(f"target: {words[0]}", "targets")
         elif words:
-            self._lines.line("targets:", "targets")
+            self._lines.open("targets:", "targets")
             for word in words:
                 self._lines.line(f"- {word}", indent=_STEP)
 
     def _branches(self) -> None:
-        self._lines.line("targets:", "targets")
+        self._lines.open("targets:", "targets")
         for target in self._policy.targets:
             anchor = f"targets.{target}"
             end = f"{anchor}.rules[]"
@@ -136,14 +136,14 @@ class _Printer:
         rules = rules_of(self._policy, target)
         if not rules and not self._lines.has_comments(end):
             return
-        self._lines.line("rules: |", anchor, indent=indent)
+        self._lines.open("rules: |", anchor, indent=indent)
         for place, rule in rules:
             self._lines.line(rule_text(rule), place, indent=indent + _STEP)
         self._lines.lead(end, indent=indent + _STEP)
 
     def _metadata(self) -> None:
         if self._policy.metadata:
-            self._lines.line("metadata:", "metadata")
+            self._lines.open("metadata:", "metadata")
         for name, value in self._policy.metadata:
             path = f"metadata.{name}"
             template = path in self._templates
@@ -154,12 +154,12 @@ class _Printer:
         if isinstance(value, str) and not template:
             self._value(key, value, path, _STEP)
         elif isinstance(value, dict) and value:
-            self._lines.line(f"{key}:", path, indent=_STEP)
+            self._lines.open(f"{key}:", path, indent=_STEP)
             for each, item in value.items():
                 text = self._leaf(item, template)
                 self._lines.line(f"{yaml_text(each, template=True)}: {text}", indent=_STEP * 2)
         elif isinstance(value, list) and value:
-            self._lines.line(f"{key}:", path, indent=_STEP)
+            self._lines.open(f"{key}:", path, indent=_STEP)
             for item in value:
                 self._lines.line(f"- {self._leaf(item, template)}", indent=_STEP * 2)
         else:

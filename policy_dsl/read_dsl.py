@@ -21,7 +21,7 @@ from policy_dsl.statements import Opening, Remark, Statement, split_statements
 # Statements whose values are filled with variables one by one, not as text before parsing.
 _VALUE_STATEMENT = re.compile(
     r"(name|description|model|fp8_dequant|targets?|extends|runtimes?|var|default|calibration"
-    r"|output|metadata)(?![\w.]|\s*[:,])"
+    r"|output|metadata)(?![\w.]|\s*[:,]|\s+(in|and|except)\s)"
 )
 _PLURAL = {"target": "targets", "runtime": "runtimes"}
 _SECTION = {"default": "defaults"}

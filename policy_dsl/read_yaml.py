@@ -15,7 +15,7 @@ from policy_dsl.fragments import Fragment, Scalar, join
 from policy_dsl.policy import Policy, Prune
 from policy_dsl.read_yaml_rules import RuleReader
 from policy_dsl.source_text import checked, whole
-from policy_dsl.yaml_comments import Place, yaml_comments
+from policy_dsl.yaml_comments import Place, place_of, yaml_comments
 from policy_dsl.yaml_nodes import (
     Pair,
     compose,
@@ -88,18 +88,18 @@ class _Reader:
                 self._draft.text(name, text, span_of(self._source, pair.key))
             self._place(pair, name)
         elif name in SECTIONS or name in ("vars", "metadata"):
-            self._place(pair, name)
+            self._place_key(pair, name)
             self._section(pair)
         elif name in ("target", "targets"):
-            self._place(pair, "targets")
+            self._place_key(pair, "targets")
             self._targets(pair)
         elif name in ("extends", "runtimes"):
             self._words(pair, name)
         elif name in ("transforms", "tests"):
-            self._place(pair, name)
+            self._place_key(pair, name)
             self._statements(pair)
         elif name == "rules":
-            self._place(pair, "rules")
+            self._place_key(pair, "rules")
             self._rules.read(pair.value, None)
 
     def _section(self, pair: Pair) -> None:
@@ -132,26 +132,26 @@ class _Reader:
             return
         for each in pairs(self._source, node, self._draft.findings):
             key = scalar_fragment(self._source, each.key)
-            self._place(each, f"targets.{key.text}")
-            self._draft.word("targets", key)
+            self._place_key(each, f"targets.{key.text}")
+            self._draft.block(key)
             if is_null(each.value):
                 continue
             fields = self._pairs(each.value, f"targets.{key.text}")
             self._known(fields, ("rules",), f"targets.{key.text}")
             for field in fields:
                 if field.name == "rules":
-                    self._place(field, f"targets.{key.text}")
+                    self._place_key(field, f"targets.{key.text}")
                     self._rules.read(field.value, key.text)
 
     def _words(self, pair: Pair, key: str) -> None:
         if isinstance(pair.value, SequenceNode):
-            self._place(pair, key)
+            self._place_key(pair, key)
         else:
             self._place(pair, f"{key}[0]")
         for node, word in zip(_items(pair.value), self._texts(pair.value, key), strict=False):
             anchor = self._draft.word(key, word)
             if isinstance(pair.value, SequenceNode):
-                self._places.append(Place(node.start_mark.index, anchor))
+                self._places.append(place_of(node, node, anchor))
 
     def _statements(self, pair: Pair) -> None:
         if not isinstance(pair.value, SequenceNode):
@@ -166,7 +166,7 @@ class _Reader:
                 anchor = self._statement(text, "test ", "test")
             else:
                 anchor = self._statement(text, "", "prune")
-            self._places.append(Place(node.start_mark.index, anchor))
+            self._places.append(place_of(node, node, anchor))
 
     def _transform(self, node: MappingNode) -> str:
         found = pairs(self._source, node, self._draft.findings)
@@ -236,7 +236,11 @@ class _Reader:
         self._draft.report("wrong-type", span, key=key, expected=expected, found=kind_of(node))
 
     def _place(self, pair: Pair, anchor: str) -> None:
-        self._places.append(Place(pair.key.start_mark.index, anchor))
+        self._places.append(place_of(pair.key, pair.value, anchor))
+
+    def _place_key(self, pair: Pair, anchor: str) -> None:
+        # What a section holds has places of its own.
+        self._places.append(place_of(pair.key, pair.key, anchor))
 
 
 def _items(node: Node) -> list[Node]:

@@ -15,7 +15,7 @@ from policy_dsl.fragments import Fragment, join, mentions_variable
 from policy_dsl.quoting import quote
 from policy_dsl.read_dsl import read_rules
 from policy_dsl.statements import Statement, split_statements
-from policy_dsl.yaml_comments import Place
+from policy_dsl.yaml_comments import Place, place_of
 from policy_dsl.yaml_nodes import Pair, is_null, kind_of, pairs, scalar_fragment, span_of
 
 _FIELDS = tuple(RuleFields.model_fields)
@@ -42,7 +42,7 @@ class RuleReader:
             end = f"targets.{target}.rules[]" if target else "rules[]"
             for item in node.value:
                 anchor = self._item(item, target)
-                self._places.append(Place(item.start_mark.index, anchor, end))
+                self._places.append(place_of(item, item, anchor, block_end=end))
         else:
             notes = _as_text(self._source, node) if isinstance(node, MappingNode) else []
             self._wrong(node, "rules", "a text (rules: |) or a list", notes)

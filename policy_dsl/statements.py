@@ -90,6 +90,7 @@ class _Splitter:
         while found := _TOKEN.search(text, at):
             start = found.start()
             token = found[0]
+            # `where i < n // 8` holds slashes that divide.
             if token == "/" and self._before in _BEFORE_REGEX:
                 regex = _REGEX.match(text, start)
                 token = regex[0] if regex else token
@@ -123,6 +124,7 @@ class _Splitter:
         self._line_used = False
 
     def _comment(self, token: str, at: int) -> None:
+        # Asked before the statement ends: a comment beside a rule belongs to that rule.
         trailing = self._line_used or bool(self._all.text[self._start : at].strip())
         self._finish(at)
         self._start = at + len(token)
@@ -130,12 +132,14 @@ class _Splitter:
 
     def _finish(self, at: int) -> None:
         body = self._all[self._start : at].strip()
+        # A statement with an open quote has its finding; parsing it would add a second one.
         if body.text and not self._broken:
             self._add(Statement(body, self._block.text if self._block else None))
         self._depth, self._broken = 0, False
 
     def _open(self, at: int) -> None:
         block = _BLOCK.match(self._all.text, self._start, at)
+        # Braces that open no block are left to the grammar, which names what it expected.
         if block is None or self._block is not None:
             self._depth += 1
             return

@@ -11,12 +11,13 @@ from policy_dsl.policy import Comment
 
 
 class Place(NamedTuple):
-    """Where something begins that comments may belong to.
+    """Where something stands that comments may belong to: its offsets and its anchor.
 
     block_end: the anchor for deeper comments that follow it, None if it ends no block.
     """
 
     start: int
+    stop: int
     anchor: str
     block_end: str | None = None
 
@@ -28,10 +29,18 @@ class _Line(NamedTuple):
     column: int
 
 
+def place_of(
+    first: Node, value: Node, anchor: str, *, block_end: str | None = None
+) -> Place:
+    """The place of a value, or of a key (`first`) with its value."""
+    stops = [stop for _, stop in _scalars("", value)]
+    return Place(first.start_mark.index, max(stops, default=0), anchor, block_end)
+
+
 def yaml_comments(text: str, root: Node, places: Sequence[Place]) -> list[Comment]:
     """Every comment of the text outside its scalars, and single blank lines as empty ones."""
     collector = _Collector(sorted(places))
-    for line in _lines(text, _scalars(root)):
+    for line in _lines(text, _scalars(text, root)):
         collector.take(line)
     return collector.end()
 
@@ -51,7 +60,7 @@ class _Collector:
         if not line.content and line.comment is None:
             self._blank()
         elif not line.content:
-            self._waiting.append((line.comment or "", line.column))
+            self._alone(line.comment or "", line)
         elif here:
             self._belong(here[0], line.column)
             self._last = here[-1]
@@ -61,10 +70,9 @@ class _Collector:
     def end(self) -> list[Comment]:
         while self._waiting and not self._waiting[-1][0]:
             self._waiting.pop()
-        last = self._last
+        block_end = self._last.block_end if self._last else None
         for text, column in self._waiting:
-            deep = column > 0 and last is not None and last.block_end is not None
-            self._found.append(Comment(last.block_end if deep else "", text))  # type: ignore
+            self._found.append(Comment((block_end if column else None) or "", text))
         return self._found
 
     def _starting_in(self, line: _Line) -> list[Place]:
@@ -84,6 +92,12 @@ class _Collector:
         if starts_here and self._last is not None:
             self._found.append(Comment(self._last.anchor, comment, True))
         else:
+            self._alone(comment, line)
+
+    def _alone(self, comment: str, line: _Line) -> None:
+        if self._last is not None and line.start < self._last.stop:
+            self._found.append(Comment(self._last.anchor, comment))
+        else:
             self._waiting.append((comment, line.column))
 
     def _belong(self, place: Place, column: int) -> None:
@@ -93,20 +107,24 @@ class _Collector:
             cut = len(texts) - texts[::-1].index("")
             self._found += [Comment("^", text) for text in texts[: cut - 1]]
             waiting = waiting[cut:]
-        last = self._last
+        block_end = self._last.block_end if self._last else None
+        if block_end == place.block_end:
+            block_end = None
         for text, at in waiting:
-            inner = last.block_end if last is not None and at > column else None
-            self._found.append(Comment(inner or place.anchor, text))
+            deeper = block_end if at > column else None
+            self._found.append(Comment(deeper or place.anchor, text))
         self._waiting, self._head = [], False
 
 
-def _scalars(node: Node) -> list[tuple[int, int]]:
+def _scalars(text: str, node: Node) -> list[tuple[int, int]]:
     if isinstance(node, ScalarNode):
-        return [(node.start_mark.index, node.end_mark.index)]
+        start, end = node.start_mark.index, node.end_mark.index
+        # A block text ends before the blank lines that follow it.
+        return [(start, start + len(text[start:end].rstrip()) if text else end)]
     children = node.value
     if isinstance(node, MappingNode):
         children = [each for pair in node.value for each in pair]
-    return [span for child in children for span in _scalars(child)]
+    return [span for child in children for span in _scalars(text, child)]
 
 
 def _lines(text: str, scalars: Sequence[tuple[int, int]]) -> Iterator[_Line]:

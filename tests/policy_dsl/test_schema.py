@@ -1,0 +1,85 @@
+"""The JSON Schema accepts what the YAML reader accepts, and refuses what it can tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from policy_dsl.diagnostics import PolicyError, SourceText
+from policy_dsl.document import Document
+from policy_dsl.load import read_text
+from policy_dsl.print_policy import print_yaml
+from policy_dsl.read_yaml import read_yaml
+from policy_dsl.resources import room
+from policy_dsl.schema import json_schema
+
+BUNDLED = sorted(room("policies").glob("*.yaml"))
+EVERY_KEY = """\
+name: x
+description: d
+model: m
+target: mlx_affine
+targets: {gptq: {rules: ["embed: 8bit"]}, mlx_affine: }
+extends: [mlx_4bit]
+vars: {a: 1, b: 1.5, c: text}
+defaults: {scheme: affine, bits: 4, group_size: 64, symmetric: false, otherwise: keep}
+transforms: [prune experts to 8 by reap]
+calibration: {imatrix: a.gguf, samples: 8, sequence_length: 512}
+rules:
+  - "all: 4bit"
+  - lm_head: 8bit
+  - {match: experts.down_proj, layers: [0-3, 7], bits: 3, symmetric: true, optional: true}
+output: {shard_size: 5GiB, file_name: model.hfq, layout: flat}
+fp8_dequant: f32
+metadata: {licence: mit, card: {a: [1, null, true]}}
+runtimes: mlx-lm
+tests: [bpw <= 3.3]
+"""
+
+
+def defects(text: str) -> list[str]:
+    validator = Draft202012Validator(json_schema())
+    return [error.message for error in validator.iter_errors(yaml.safe_load(text))]
+
+
+def test_the_schema_is_one() -> None:
+    Draft202012Validator.check_schema(json_schema())
+
+
+@pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
+def test_every_bundled_policy_fits_as_written_and_as_printed(path: Path) -> None:
+    text = read_text(path)
+    assert defects(text) == []
+    assert defects(print_yaml(read_yaml(SourceText(path.name, text), path.stem))) == []
+
+
+def test_every_key_fits_and_is_read() -> None:
+    assert defects(EVERY_KEY) == []
+    policy = read_yaml(SourceText("p", EVERY_KEY), "p")
+    assert policy.targets == ("mlx_affine", "gptq")
+    assert defects(print_yaml(policy)) == []
+    assert set(yaml.safe_load(EVERY_KEY)) == set(Document.model_fields)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nmae: x",
+        "name: [x]",
+        "defaults: {groupsize: 64}",
+        "defaults: {bits: 40}",
+        "rules: {down_proj: 4bit}",
+        "rules: [[a]]",
+        "transforms: [{prune: experts}]",
+        "vars: {a: [1]}",
+        "targets: {gptq: {rule: x}}",
+        "tests: bpw",
+    ],
+)
+def test_what_the_schema_refuses_the_reader_refuses_too(text: str) -> None:
+    assert defects(text) != []
+    with pytest.raises(PolicyError):
+        read_yaml(SourceText("p", text), "p")
