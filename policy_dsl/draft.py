@@ -236,7 +236,7 @@ class Draft:
             case list():
                 return [self._filled_json(item, span) for item in value]
             case str() if mentions_variable(value):
-                # A value that is nothing but a variable keeps its type: a number stays a number.
+                # Nothing but a variable keeps its type: a number stays a number.
                 whole = _WHOLE_VARIABLE.fullmatch(value)
                 if whole and whole[1] in self._vars:
                     return self._vars[whole[1]]
@@ -255,7 +255,7 @@ def _mentions_variable(value: Any) -> bool:
 
 
 def _in_order(findings: list[Diagnostic]) -> list[Diagnostic]:
-    # A section is checked key by key and once more whole: the second look may repeat.
+    # Two checks may find the same defect.
     unique = dict.fromkeys(findings)
     return sorted(unique, key=lambda found: found.span.start if found.span else -1)
 

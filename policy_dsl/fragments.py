@@ -57,7 +57,6 @@ class Fragment:
     def place(self, start: int, stop: int) -> Span:
         """Where the characters `start` up to `stop` stand; a point if there are none."""
         if start < stop <= len(self.text):
-            # The value of a variable may end before what stands left of it, as in a merged text.
             return Span(self.source, self.starts[start], max(self.ends[start:stop]))
         point = self.starts[start] if start < len(self.starts) else self._end
         return Span(self.source, point, point)

@@ -50,6 +50,7 @@ def lower(
         if reason is not None:
             lowered.omitted.append(Omission(tensor.source, tensor.role, tensor.layer, reason))
             continue
+        # A hundred thousand tensors have a handful of treatments: each is filled in once.
         key = (decision.written, role_class(tensor))
         if key not in filled:
             filled[key] = fill(decision.written, key[1], defaults, spec)
@@ -58,6 +59,7 @@ def lower(
             defects.add(decision, settled)
         else:
             stacks.setdefault(spec.module_path(tensor, model), []).append(settled)
+    # Sorted, so that the bundle does not depend on the order of the source's shards.
     for path in sorted(stacks, key=natural_key):
         module = _module(path, stacks[path], spec)
         if isinstance(module, Diagnostic):
@@ -81,6 +83,7 @@ class _Defects:
         self._seen: dict[tuple[int, str, str], tuple[Decision, Diagnostic, list[str]]] = {}
 
     def add(self, decision: Decision, found: Diagnostic) -> None:
+        # One finding for a rule, not one for each of its 15,000 experts.
         key = (id(decision.rule), found.code, found.message)
         entry = self._seen.setdefault(key, (decision, found, []))
         entry[2].append(decision.tensor.source.name)
@@ -91,12 +94,14 @@ class _Defects:
 
 def _placed(decision: Decision, found: Diagnostic, names: list[str]) -> Diagnostic:
     rule = decision.rule.rule if decision.rule else None
+    # The selector was right if it got here: the caret belongs under the treatment.
     span = (rule.treatment_span or rule.span) if rule else None
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return replace(found, span=span, notes=(*found.notes, f"tensor {names[0]}{more}"))
 
 
 def _omission(decision: Decision, model: Model, spec: FormatSpec) -> str | None:
+    # The author's own decision is the better reason where the format would drop it too.
     if decision.written.action == "drop":
         return f"dropped by {decision.origin}"
     return spec.omission(decision.tensor, model)
@@ -108,6 +113,7 @@ def _settle(
     tensor = decision.tensor
     if isinstance(filled, Diagnostic):
         return filled
+    # Before the layout is looked at: bytes that are copied are not read as rows.
     if filled.action == "raw":
         return _raw(decision, filled, spec)
     if tensor.transposed or tensor.row_step != 1:
@@ -134,6 +140,7 @@ def _raw(decision: Decision, filled: Treatment, spec: FormatSpec) -> _Settled | 
 def _not_quantizable(
     tensor: ModelTensor, filled: Treatment, model: Model, spec: FormatSpec
 ) -> Diagnostic | None:
+    # The general reason first: what no format quantizes is not blamed on this one.
     if not tensor.is_matrix:
         return diagnostic("not-a-matrix", role=tensor.role, shape=list(tensor.shape))
     reason = spec.unquantizable(tensor, model)
@@ -146,11 +153,13 @@ def _not_quantizable(
 
 
 def _module(path: str, stack: list[_Settled], spec: FormatSpec) -> Module | Diagnostic:
+    # Expert 10 stands before expert 2 in files that sort their names.
     stack = sorted(stack, key=lambda settled: settled.tensor.expert or 0)
     first = stack[0]
     defect = _uneven(path, stack)
     if defect is not None:
         return defect
+    # A stack of one expert has the expert axis too: readers index it.
     stacked = first.tensor.expert is not None
     shape = (len(stack), *first.tensor.shape) if stacked else first.tensor.shape
     bare = _is_bare(path, first.tensor)
@@ -170,6 +179,7 @@ def _module(path: str, stack: list[_Settled], spec: FormatSpec) -> Module | Diag
 
 
 def _is_bare(path: str, tensor: ModelTensor) -> bool:
+    # A parameter that no module holds, such as a router's bias, has no part to append.
     name = tensor.source.name
     if tensor.expert is not None:
         return path == name

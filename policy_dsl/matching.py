@@ -84,6 +84,7 @@ class CompiledRule:
 
     def decides(self, tensor: ModelTensor) -> bool:
         """Whether the rule matches the tensor and may touch it."""
+        # The guard is applied last, so that a rule that only covers a router can say so.
         matches, by_name = self.predicate(tensor)
         return matches and (by_name or not is_guarded(tensor))
 
@@ -107,6 +108,7 @@ class _Compiler:
     def compile(self, rule: Rule) -> CompiledRule:
         self._rule, self._findings = rule, []
         predicate = self._build(rule.selector)
+        # `router and family mixtral` in a policy for all models is right to match nothing here.
         families = [node.name for node in nodes(rule.selector) if isinstance(node, Family)]
         other = bool(families) and self._model.architecture.family not in families
         return CompiledRule(rule, predicate, tuple(self._findings), other)
@@ -129,6 +131,7 @@ class _Compiler:
             case Glob():
                 return _by_glob(node.pattern)
             case Regex():
+                # A regular expression may cover anything: it never counts as naming a tensor.
                 full = re.compile(node.pattern).fullmatch
                 return lambda tensor: _YES if full(tensor.source.name) else _NO
             case All():
@@ -151,6 +154,7 @@ class _Compiler:
         if isinstance(meaning, Diagnostic):
             self._findings.append(replace(meaning, span=self._span(node)))
             return lambda tensor: _NO
+        # `experts[0-3]` picks by number, which names no role.
         whole, named = meaning.roles, meaning.named
         if not node.experts:
             return lambda tensor: (
@@ -176,6 +180,7 @@ class _Compiler:
         raise TypeError(f"no selector: {node!r}")
 
     def _middle(self, node: Selector) -> frozenset[int]:
+        # Two different boundaries would leave open which of them `middle` complements.
         everything = frozenset(range(self._model.n_layers))
         found = {
             self._layers(other)
@@ -193,6 +198,7 @@ class _Compiler:
     ) -> frozenset[int]:
         found: set[int] = set()
         for each in ranges:
+            # Negative numbers count from the end, as in Python.
             start, stop = (n + count if n < 0 else n for n in (each.start, each.stop))
             if not 0 <= start <= stop < count:
                 written = f"{each.start}" if start == stop else f"{each.start}..{each.stop}"
@@ -214,6 +220,7 @@ class _Compiler:
         return exact[0] if exact else self._rule.selector_span or self._rule.span
 
     def _report(self, code: str, node: Selector, **facts: Any) -> None:
+        # The same selector may be built twice: once for its rule, once for `middle`.
         found = diagnostic(code, self._span(node), **facts)
         if found not in self._findings:
             self._findings.append(found)
@@ -231,6 +238,7 @@ def is_boundary(layers: frozenset[int], n_layers: int) -> bool:
 
 def _all_of(parts: list[Predicate]) -> Predicate:
     def outcome(tensor: ModelTensor) -> Outcome:
+        # `router in layers 0-1` names the router, though layers alone never do.
         found = [part(tensor) for part in parts]
         return all(one[0] for one in found), any(one[1] for one in found)
 
@@ -239,6 +247,7 @@ def _all_of(parts: list[Predicate]) -> Predicate:
 
 def _any_of(parts: list[Predicate]) -> Predicate:
     def outcome(tensor: ModelTensor) -> Outcome:
+        # In `all, router` only the part that names the tensor opens the guard.
         found = [part(tensor) for part in parts]
         return any(one[0] for one in found), any(one == _NAMED for one in found)
 

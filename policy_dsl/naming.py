@@ -27,6 +27,8 @@ def meaning_of(text: str, model: Model, *, optional: bool) -> Meaning | Diagnost
     found = _roles(text, own.roles, own.aliases)
     if found is not None:
         return found
+    # A word of the language that this model has nothing of: the rule matches nothing, which is
+    # a finding of its own and says more than "unknown".
     if text in COMPONENTS or text in SINGLE_ROLES:
         return Meaning(frozenset({text}), frozenset({text} & SINGLE_ROLES))
     if optional and name_defect(text) is None:
@@ -53,6 +55,7 @@ def family_defect(name: str) -> Diagnostic | None:
 
 
 def _unknown(text: str, where: str, tables: Iterable[Architecture]) -> Diagnostic:
+    # Everything that would have been understood may be what was meant.
     words = {*COMPONENTS, *SINGLE_ROLES}
     for table in tables:
         words |= {*table.roles, *table.aliases}
@@ -73,6 +76,7 @@ def _roles(
             found.update(role for role in roles if _means(part, word, role))
     if not found:
         return None
+    # Only a name that is a role by itself spells it: a component never opens the guard.
     spelled = set(aliases.get(text, (text,)))
     return Meaning(frozenset(found), frozenset(found & (spelled | {text})))
 
@@ -80,6 +84,7 @@ def _roles(
 def _means(component: str, word: str, role: str) -> bool:
     if component:
         return role == f"{component}.{word}"
+    # Vision and MTP have a `down_proj` too; the bare word means the language model's.
     outside, _, last = role.rpartition(".")
     if word in (role, outside):
         return True

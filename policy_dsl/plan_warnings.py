@@ -23,6 +23,7 @@ def plan_warnings(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
 
 
 def _unreached(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
+    # Vision towers and tied heads that the format leaves out were not forgotten.
     left_out = {omission.tensor.name for omission in plan.omitted}
     missed = [
         one.tensor
@@ -34,6 +35,7 @@ def _unreached(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
     if not missed:
         return []
     roles = sorted({tensor.role for tensor in missed})
+    # A stack is one module: its first source stands for all of them.
     names = {tensor.source.name for tensor in missed}
     size = sum(
         module.nbytes
@@ -52,6 +54,7 @@ def _unreached(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
 
 
 def _router_warnings(plan: Plan, spans: Mapping[str, Span | None]) -> list[Diagnostic]:
+    # One warning for each rule, where the author can act on it.
     rules: dict[str, int] = defaultdict(int)
     for module in plan.modules:
         if module.role == "router" and module.treatment.action == "quantize":

@@ -43,12 +43,15 @@ def resolve(
     Raises: PolicyError with every defect of the policy for this model and target.
     """
     spec = specs[choose_target(policy, specs, target)]
+    # Asked before roles: packed names have none, and "unknown tensor" would say less.
     lossy = _lossy_source(inventory, allow_requantize=allow_requantize)
     model = classify(inventory)
+    # Findings about single tensors would only repeat that the whole family is refused.
     _check_target(policy, model, spec)
     decisions = decide(policy, model, spec.name)
     lowered = lower(decisions.made, model, policy.defaults, spec)
     findings = [*lossy, *decisions.findings, *lowered.findings]
+    # Defects of rules and of treatments are shown together, one run for all of them.
     if errors(findings):
         raise PolicyError(findings)
     modules, files = _place(lowered, policy, spec)
@@ -64,6 +67,7 @@ def resolve(
         files=files,
         fp8_rule=policy.fp8_dequant or spec.fp8_rules[0],
     )
+    # Warnings need the finished plan: they count bytes.
     findings += plan_warnings(plan, decisions.made)
     if spec.review is not None:
         findings += spec.review(plan)
@@ -86,6 +90,7 @@ def choose_target(
     chosen = target or policy.targets[0]
     if chosen in specs:
         return chosen
+    # A policy for a format that is not built in is no typing error.
     code = "unavailable-target" if chosen in TARGETS else "unknown-target"
     raise fail(
         code,
@@ -138,6 +143,7 @@ def _transform_findings(
 ) -> list[Diagnostic]:
     found = []
     for prune in policy.transforms:
+        # A wrong count is wrong on every target, also where pruning will be possible.
         if not 1 <= prune.to <= model.n_experts:
             found.append(diagnostic("prune-count", span, to=prune.to, count=model.n_experts))
         else:
@@ -159,6 +165,7 @@ def _place(
         shard_name=spec.shard_name,
         metadata=spec.header_metadata,
     )
+    # Offsets are known before a weight is read: workers write without asking each other.
     modules = []
     for module in lowered.modules:
         placed = []
