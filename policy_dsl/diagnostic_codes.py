@@ -363,7 +363,7 @@ CODES: dict[str, Code] = {
         "`verify --source` needs the checkpoint that the bundle was built from.",
     ),
     "non-finite-decoded": _error(
-        "tensor {tensor} decodes to {count} values that are no finite numbers",
+        "{tensor}, or its source, has {count} values that are no finite numbers",
         "Such weights break a model.",
     ),
     # building a bundle

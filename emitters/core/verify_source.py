@@ -238,8 +238,8 @@ def _sums(wanted: Array, found: Array) -> Sums:
     source = wanted.reshape(-1).astype(np.float64)
     decoded = found.reshape(-1).astype(np.float64)
     difference = decoded - source
-    finite = np.isfinite(decoded)
-    lost = int(decoded.size - np.count_nonzero(finite))
+    finite = np.isfinite(difference)
+    lost = int(difference.size - np.count_nonzero(finite))
     if lost:
         source, decoded, difference = source[finite], decoded[finite], difference[finite]
     return Sums(

@@ -9,9 +9,11 @@ import typer
 
 from policy_dsl.cli import console, options
 from policy_dsl.cli.files import save_text
+from policy_dsl.diagnostics import PolicyError
 
 if TYPE_CHECKING:
     from policy_dsl.inventory import Inventory
+    from policy_dsl.outline import Outline
 
 SourceName = Annotated[
     str,
@@ -38,7 +40,7 @@ def inspect(
 ) -> None:
     """Show a checkpoint's family, layers, experts, dtypes and roles, from headers alone.
 
-    Of a bundle that policyc built, show what its record says.
+    Of a bundle, show what each role got.
 
     \b
     Examples:
@@ -52,11 +54,26 @@ def inspect(
         from policy_dsl.recorded import write_recorded
 
         save_text(save_headers, write_recorded(inventory))
-    # Another tool's bundle is shown as the quantized source that it is.
-    if (Path(checkpoint) / "policyc.json").is_file():
-        _show_bundle(Path(checkpoint), format)
+    made = _bundle(Path(checkpoint))
+    if made is not None:
+        _show_bundle(made, format)
     else:
         _show_source(inventory, format)
+
+
+def _bundle(folder: Path) -> Outline | None:
+    """The outline of a bundle, of policyc or another tool; None if this is none."""
+    from emitters.core.bundle_outline import bundle_outline
+
+    if not folder.is_dir():
+        return None
+    try:
+        return bundle_outline(folder)
+    except PolicyError as error:
+        # A source is no bundle; a bundle that is broken must not pass for a source.
+        if any(found.code != "not-a-bundle" for found in error.diagnostics):
+            raise
+        return None
 
 
 def _show_source(inventory: Inventory, format: options.ReportFormat) -> None:
@@ -79,11 +96,9 @@ def _show_source(inventory: Inventory, format: options.ReportFormat) -> None:
     console.stop_if(is_broken(found), console.INVALID)
 
 
-def _show_bundle(folder: Path, format: options.ReportFormat) -> None:
-    from emitters.core.bundle_outline import bundle_outline
+def _show_bundle(made: Outline, format: options.ReportFormat) -> None:
     from policy_dsl.outline_text import outline_document, outline_markdown, outline_text
 
-    made = bundle_outline(folder)
     if format == "json":
         console.write_json(outline_document(made))
     elif format == "markdown":
