@@ -144,7 +144,8 @@ CODES: dict[str, Code] = {
     "already-quantized": _error(
         "{model} is already quantized ({form}); take the original checkpoint, "
         "or --allow-requantize",
-        "Quantizing twice adds two errors. Releases in block-scaled FP8 or MXFP4 are not meant.",
+        "Quantizing twice adds two errors. Releases in block-scaled FP8 or MXFP4 are not "
+        "meant.",
     ),
     "requantized": _warning(
         "{model} is already quantized ({form}): its error and this one add up",
