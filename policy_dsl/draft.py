@@ -149,9 +149,7 @@ class Draft:
         template = " ".join(raw.text.split()) if _mentions_variable(raw.text) else None
         return self._keep(read, template, target)
 
-    def report(
-        self, code: str, span: Span, *, cure: str | None = None, **facts: Any
-    ) -> None:
+    def report(self, code: str, span: Span, *, cure: str | None = None, **facts: Any) -> None:
         """Adds a defect."""
         self.findings.append(diagnostic(code, span, suggestion=cure, **facts))
 

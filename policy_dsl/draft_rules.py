@@ -40,6 +40,7 @@ def read_statement(statement: Fragment, kinds: tuple[str, ...]) -> ReadStatement
     """
     tree = parse(statement)
     words = statement.text.split(maxsplit=1)
+    # "This is no transform" says more than what the grammar expected inside one.
     other = kinds == ("prune",) and words[:1] != ["prune"]
     if isinstance(tree, Diagnostic) and not other:
         return ReadStatement(None, statement.span, [tree])
@@ -57,6 +58,7 @@ def _rule(tree: Syntax, statement: Fragment) -> ReadStatement:
     read = read_selector(selector_tree, statement)
     treatment, optional, findings = _treatment(treatment_tree, statement)
     found = ReadStatement(None, statement.span, [*read.findings, *findings])
+    # Half a rule would match the wrong tensors, and every check after it would be noise.
     if treatment is not None and not found.findings:
         found.value = Rule(
             read.selector,
@@ -93,6 +95,7 @@ def _prune(tree: Syntax, statement: Fragment) -> ReadStatement:
     if component != "experts":
         where = place(statement, component) if isinstance(component, Token) else found.span
         found.findings.append(diagnostic("unprunable", where, component=component))
+    # Length first: Python itself refuses numbers of thousands of digits.
     elif len(str(count)) > _MAX_PRUNED_DIGITS or int(str(count)) < 1:
         where = place(statement, count) if isinstance(count, Token) else found.span
         high = 10**_MAX_PRUNED_DIGITS - 1
@@ -117,6 +120,7 @@ def _test(tree: Syntax, statement: Fragment) -> ReadStatement:
         read = read_selector(children(groups[0])[0], statement)
         selector, found.findings = read.selector, list(read.findings)
     measure, relation = str(parts["MEASURE"]), str(parts["RELATION"])
+    # `90 GiB` and `90GiB` are one test, also when policies are compared.
     quantity = "".join(parts["QUANTITY"].split())
     value = _quantity(measure, quantity)
     if value is None:
@@ -155,4 +159,5 @@ def _quantity(measure: str, text: str) -> float | None:
     if measure == "size":
         size = parse_size(text)
         return None if size is None else float(size)
+    # A unit on a plain measure, as in `bpw <= 3GB`, is a mistake and not a number.
     return float(text) if text[-1].isdigit() and len(text) <= 20 else None

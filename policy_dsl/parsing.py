@@ -55,7 +55,7 @@ _CURES = (
     ({"TIMES"}, re.compile(r"/"), "whole division is written //"),
     ({"TIMES"}, re.compile(r"="), "equality is written =="),
     (_ANYWHERE, re.compile(r"[-+]?\d+(-|\.\.)?-?\d*$"), 'write "in layers {word}"'),
-    (_ANYWHERE, re.compile(r"(layers?|boundary|middle)$"), 'join conditions with "in" or "and"'),
+    (_ANYWHERE, re.compile(r"(layers?|boundary|middle)$"), 'conditions are joined by "in"'),
     (_ANYWHERE, re.compile(r"or$"), 'a comma means "or"'),
     (_ANYWHERE | {"REGEX"}, re.compile(r"\.?[*?]|\.?\["), "a name pattern stands in quotes"),
 )

@@ -74,6 +74,7 @@ class _Printer:
         self._lines.lead(section)
         for name, value in said_fields(part):
             anchor = f"{section}.{name}"
+            # A statement of its own in the DSL: its value is a treatment, not a word.
             if name == "otherwise":
                 words = self._templates.get(anchor, value)
                 self._lines.line(f"otherwise {words}", anchor)
@@ -96,6 +97,7 @@ class _Printer:
         for target in self._policy.targets:
             rules = rules_of(self._policy, target)
             end = f"targets.{target}.rules[]"
+            # The header names every target; a block without rules would say nothing more.
             if not rules and not lines.has_comments(end):
                 lines.lead(f"targets.{target}")
                 continue

@@ -38,6 +38,7 @@ class _Printer:
         self._lines.head()
         for key in TEXT_KEYS:
             self._text(key)
+        # `targets:` is either a list of names or holds the rules of each: one key, two places.
         branched = self._branched()
         if not branched:
             self._targets()
@@ -67,6 +68,7 @@ class _Printer:
         self._value(key, value, key, "")
 
     def _value(self, key: str, value: str, path: str, indent: str) -> None:
+        # A template is printed as it was written, on one line.
         block = None if path in self._templates else yaml_block(value)
         if block is None:
             self._lines.line(f"{key}: {self._written(path, value)}", path, indent=indent)
@@ -76,6 +78,7 @@ class _Printer:
             self._lines.inner(f"{indent}{_STEP}{line}" if line else "")
 
     def _list(self, key: str, values: tuple[str, ...]) -> None:
+        # One item reads better beside its key; both forms read the same.
         if len(values) == 1:
             anchor = f"{key}[0]"
             self._lines.line(f"{key}: {self._written(anchor, values[0])}", anchor, key)
@@ -110,6 +113,7 @@ class _Printer:
     def _branched(self) -> bool:
         named = [f"targets.{target}" for target in self._policy.targets]
         ends = [f"{anchor}.rules[]" for anchor in named]
+        # A comment in an empty branch is reason enough to print the branch.
         ruled = any(rule.target is not None for rule in self._policy.rules)
         return ruled or self._lines.has_comments(*named, *ends)
 
@@ -139,6 +143,7 @@ class _Printer:
         self._lines.open("rules: |", anchor, indent=indent)
         for place, rule in rules:
             self._lines.line(rule_text(rule), place, indent=indent + _STEP)
+        # Comments below the last rule would else end up under the next key.
         self._lines.lead(end, indent=indent + _STEP)
 
     def _metadata(self) -> None:
@@ -171,6 +176,7 @@ class _Printer:
         return json_text(value, template=template)
 
     def _written(self, path: str, value: str) -> str:
+        # What a variable filled in is printed as the variable again.
         if path in self._templates:
             return yaml_text(self._templates[path], template=True)
         return yaml_text(value)

@@ -20,8 +20,8 @@ from policy_dsl.statements import Opening, Remark, Statement, split_statements
 
 # Statements whose values are filled with variables one by one, not as text before parsing.
 _VALUE_STATEMENT = re.compile(
-    r"(name|description|model|fp8_dequant|targets?|extends|runtimes?|var|default|calibration"
-    r"|output|metadata)(?![\w.]|\s*[:,]|\s+(in|and|except)\s)"
+    r"((name|description|model|fp8_dequant|targets?|extends|runtimes?|default|calibration|output)"
+    r"(?!\s+(in|and|except)\s)|var|metadata)(?![\w.]|\s*[:,])"
 )
 _PLURAL = {"target": "targets", "runtime": "runtimes"}
 _SECTION = {"default": "defaults"}
@@ -110,6 +110,7 @@ class _Reader:
         openings = [piece for piece in split.pieces if isinstance(piece, Opening)]
         if not statements and not openings and not split.findings:
             raise fail("empty-policy", whole(self._source), path=self._source.name)
+        # Variables may stand below the rules that use them.
         for statement in sorted(statements, key=lambda each: not _is_var(each.body.text)):
             self._anchors[id(statement)] = self._statement(statement)
         for opening in openings:
@@ -131,6 +132,7 @@ class _Reader:
 
     def _statement(self, statement: Statement) -> str:
         body = statement.body
+        # A block holds rules of its target; headers belong to the whole policy.
         if statement.block is not None:
             return self._draft.statement(body, _RULES, statement.block)
         if not _VALUE_STATEMENT.match(body.text):
@@ -188,6 +190,7 @@ def _value(token: Token, body: Fragment) -> Fragment:
     if token.type != "STRING":
         return body[start:end]
     inner = body[start + 1 : end - 1]
+    # Without escapes every character keeps its own place, and carets stay exact.
     if "\\" not in inner.text:
         return inner
     text = unquote(token)

@@ -77,6 +77,7 @@ class _Reader:
     def _refuse_ambiguous_in(self, terms: list[Syntax]) -> None:
         bound = [any(token.type == "IN" for token in tokens(term)) for term in terms]
         for index in range(1, len(terms)):
+            # `a, b in layers 0-1` binds to b alone, which is rarely meant: asked, not guessed.
             if bound[index] and not bound[index - 1]:
                 span = self._fragment.place(terms[0].meta.start_pos, terms[index].meta.end_pos)
                 self._report("ambiguous-in", span, cure=self._parenthesised(terms, index))
@@ -113,6 +114,7 @@ class _Reader:
         expression = children(tree)[0]
         defects = expression_defects(expression, self._fragment)
         self.findings += defects
+        # Any whole expression will do here: the findings stop the policy.
         return LayersWhere("i" if defects else canonical_expression(expression))
 
     def _boundary(self, tree: Syntax) -> Selector:
@@ -128,6 +130,7 @@ class _Reader:
 
     def _role(self, tree: Syntax) -> Selector:
         name, *dotted = tokens(tree)
+        # Checkpoints call both the router and an expert's projection so.
         if name == "gate":
             cure = 'did you mean "experts.gate_proj" or "router"?'
             self._report("ambiguous-gate", place(self._fragment, name), cure=cure)
@@ -163,6 +166,7 @@ class _Reader:
             self._report("number-too-large", place(self._fragment, token), written=token)
             return LayerRange(0, 0)
         start, stop = int(first), int(last)
+        # `2..-3` depends on the number of layers; only ranges of one sign are known empty.
         if start > stop and (start < 0) == (stop < 0):
             self._report(
                 "empty-range",
@@ -196,6 +200,7 @@ def regex_defect(pattern: str) -> str | None:
     if len(pattern) > MAX_PATTERN:
         return f"longer than {MAX_PATTERN} characters"
     try:
+        # Python only warns of patterns whose meaning it will change.
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             re.compile(pattern)
@@ -206,6 +211,7 @@ def regex_defect(pattern: str) -> str | None:
 
 def _slow(pattern: str) -> str | None:
     units = ["", *_UNIT.findall(pattern), ""]
+    # One entry for each open group: whether anything inside repeats or chooses.
     costly, repeats = [False], 0
     for before, unit, after in zip(units, units[1:], units[2:], strict=False):
         if unit == "(":

@@ -76,6 +76,7 @@ class _Reader:
     def read(self) -> Policy:
         found = pairs(self._source, self._root, self._draft.findings)
         self._known(found, Document.model_fields, "a policy")
+        # Variables may stand below the rules that use them.
         for pair in sorted(found, key=lambda each: each.name != "vars"):
             self._key(pair)
         self._draft.comments += yaml_comments(self._source.text, self._root, self._places)
@@ -120,6 +121,7 @@ class _Reader:
 
     def _var(self, key: Fragment, node: Node, text: Fragment) -> str:
         quoted = isinstance(node, ScalarNode) and node.style is not None
+        # A variable is put into statements, where a truth value means nothing.
         if not quoted and text.text.lower() in ("true", "false", *_AMBIGUOUS):
             self._wrong(node, f"vars.{key.text}", "a number or a text")
         return self._draft.var(key, text, quoted=quoted)
@@ -177,6 +179,7 @@ class _Reader:
         if component is None or count is None:
             span = span_of(self._source, node)
             missing = "prune" if component is None else "to"
+            # A misspelt key is why the other one is missing: one finding, not two.
             if not self._draft.findings:
                 self._draft.report("missing-key", span, where="a transform", key=missing)
             return ""
@@ -196,6 +199,7 @@ class _Reader:
             return [self._json(item) for item in node.value]
         if not isinstance(node, ScalarNode) or is_null(node):
             return None
+        # Quotes make a text of anything: "4" is no number.
         return node.value if node.style is not None else self._plain(node)
 
     def _plain(self, node: ScalarNode) -> Any:

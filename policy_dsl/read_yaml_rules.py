@@ -54,6 +54,7 @@ class RuleReader:
             self._wrong(node, "a rule", "a statement or a mapping")
             return ""
         found = pairs(self._source, node, self._draft.findings)
+        # `- down_proj: 4bit` is a statement that YAML happens to read as a mapping.
         if len(found) == 1 and found[0].name not in _FIELDS and not _near_field(found[0]):
             return self._one_key(found[0], target)
         return self._mapping(node, found, target)
@@ -75,6 +76,7 @@ class RuleReader:
         if not isinstance(pair.value, ScalarNode) or is_null(pair.value):
             self._wrong(pair.value, pair.name, "a treatment, such as 4bit")
             return ""
+        # YAML takes the quotes away that would make a name a pattern in the DSL.
         key = self._selector(pair.key, pattern=pair.key.style is not None)
         return self._single(
             join([key, ": ", scalar_fragment(self._source, pair.value)]), target
@@ -104,11 +106,13 @@ class RuleReader:
         if "match" not in texts:
             self._missing(node, "match")
             return ""
+        # Fields are put together to the statement they mean: one reader decides what is legal.
         words = [word for name in _FIELDS[2:] if name in texts for word in (" ", texts[name])]
         if not words:
             self._missing(node, "treatment")
             return ""
         match, layers = texts["match"], texts.get("layers")
+        # The parentheses keep `a, b` together, which `in` would split.
         selector = [match[0:0], "(", match, ") in ", layers] if layers else [match]
         return self._draft.statement(join([*selector, ":", *words]), _RULE, target)
 
@@ -117,6 +121,7 @@ class RuleReader:
             if name in _FIELDS:
                 continue
             cure = did_you_mean(name, set(_FIELDS) - set(fields))
+            # In `{layers: 0-1,60-61}` YAML ends the value at the comma: 60-61 is a key.
             if re.fullmatch(r"[-+0-9.]+", name):
                 cure = "a list of ranges stands in quotes here"
             span = span_of(self._source, pair.key)
@@ -158,6 +163,7 @@ class RuleReader:
             return None
         first, *rest = [scalar_fragment(self._source, item) for item in scalars]
         listed = join([first, *(part for text in rest for part in (",", text))])
+        # `layers: boundary 2` says what kind of set it is; numbers alone do not.
         if _LAYER_SET.match(first.text):
             return listed
         return join([first[0:0], "layers ", listed])

@@ -95,7 +95,8 @@ class _Splitter:
                 regex = _REGEX.match(text, start)
                 token = regex[0] if regex else token
             elif token == "#":
-                token = text[start:].partition("\n")[0]
+                end = text.find("\n", start)
+                token = text[start : end if end >= 0 else len(text)]
             yield token, start
             at = start + len(token)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ def place_of(
 def yaml_comments(text: str, root: Node, places: Sequence[Place]) -> list[Comment]:
     """Every comment of the text outside its scalars, and single blank lines as empty ones."""
     collector = _Collector(sorted(places))
-    for line in _lines(text, _scalars(text, root)):
+    for line in _Text(text, root).lines():
         collector.take(line)
     return collector.end()
 
@@ -127,42 +128,44 @@ def _scalars(text: str, node: Node) -> list[tuple[int, int]]:
     return [span for child in children for span in _scalars(text, child)]
 
 
-def _lines(text: str, scalars: Sequence[tuple[int, int]]) -> Iterator[_Line]:
-    """The text's lines, those inside a scalar left out."""
-    inside = iter(sorted(scalars))
-    start, end = next(inside, (len(text), len(text)))
-    at = 0
-    for raw in text.splitlines(keepends=True):
-        line_end = at + len(raw)
-        while end <= at:
-            start, end = next(inside, (len(text) + 1, len(text) + 1))
-        if not start < at < end:
-            yield _split(text, at, line_end, scalars)
-        at = line_end
+class _Text:
+    """A text whose scalars are known: a `#` inside one begins no comment."""
 
+    def __init__(self, text: str, root: Node) -> None:
+        self._text = text
+        self._scalars = sorted(_scalars(text, root))
+        self._starts = [start for start, _ in self._scalars]
 
-def _split(text: str, at: int, end: int, scalars: Sequence[tuple[int, int]]) -> _Line:
-    raw = text[at:end]
-    hash_at = _comment_start(text, at, end, scalars)
-    content = text[at : hash_at if hash_at >= 0 else end].rstrip()
-    column = len(raw) - len(raw.lstrip(" "))
-    comment = text[hash_at:end].strip() if hash_at >= 0 else None
-    return _Line(at, "" if not content.strip() else content, comment, column)
+    def lines(self) -> Iterator[_Line]:
+        """The text's lines, those inside a scalar left out."""
+        at = 0
+        for raw in self._text.splitlines(keepends=True):
+            end = at + len(raw)
+            if not self._covers(at - 1) or not self._covers(at):
+                yield self._split(at, end)
+            at = end
 
+    def _split(self, at: int, end: int) -> _Line:
+        raw = self._text[at:end]
+        hash_at = self._comment_start(at, end)
+        content = self._text[at : hash_at if hash_at >= 0 else end].rstrip()
+        column = len(raw) - len(raw.lstrip(" "))
+        comment = self._text[hash_at:end].strip() if hash_at >= 0 else None
+        return _Line(at, content, comment, column)
 
-def _comment_start(text: str, at: int, end: int, scalars: Sequence[tuple[int, int]]) -> int:
-    position = text.find("#", at, end)
-    while position >= 0:
-        spaced = position == at or text[position - 1] in " \t"
-        if spaced and not any(_covers(text, span, position) for span in scalars):
-            return position
-        position = text.find("#", position + 1, end)
-    return -1
+    def _comment_start(self, at: int, end: int) -> int:
+        position = self._text.find("#", at, end)
+        while position >= 0:
+            spaced = position == at or self._text[position - 1] in " \t"
+            if spaced and not self._covers(position):
+                return position
+            position = self._text.find("#", position + 1, end)
+        return -1
 
-
-def _covers(text: str, span: tuple[int, int], position: int) -> bool:
-    start, end = span
-    if not start <= position < end:
-        return False
-    # The header line of a block text may end in a comment.
-    return text[start] not in "|>" or "\n" in text[start:position]
+    def _covers(self, position: int) -> bool:
+        index = bisect_right(self._starts, position) - 1
+        start, end = self._scalars[index] if index >= 0 else (0, 0)
+        if not start <= position < end:
+            return False
+        # The header line of a block text may end in a comment.
+        return self._text[start] not in "|>" or "\n" in self._text[start : position + 1]

@@ -6,6 +6,7 @@ Anchors, aliases, tags and deep nesting are refused while composing, before anyt
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import yaml
@@ -23,7 +24,7 @@ _SPACE_ESCAPES = set("ntrvf _NLP\n\r")
 # What the YAML library says, and what it means for people.
 _WORDS = (
     (re.compile(r"found character '\\t'"), "tabs cannot indent; use spaces"),
-    (re.compile(r"found character '(.)' that"), 'a text that begins with "{0}" stands in quotes'),
+    (re.compile(r"found character '(.)' that"), 'a text that begins with {0} stands in quotes'),
     (re.compile("expected alphabetic"), "a text that begins with * or & stands in quotes"),
     (re.compile("expected <block end>"), "the indentation does not fit the lines above"),
     (re.compile("could not find expected ':'"), 'a ":" is missing after the key'),
@@ -158,7 +159,7 @@ def _body_start(text: str, node: ScalarNode) -> int:
     return start + (node.style in ("'", '"'))
 
 
-def _visible(text: str, node: ScalarNode):  # type: ignore[no-untyped-def]
+def _visible(text: str, node: ScalarNode) -> Iterator[tuple[int, int]]:
     """Start and end of everything in the file that stands for one visible character."""
     at = _body_start(text, node)
     end = node.end_mark.index - (node.style in ("'", '"'))
