@@ -95,6 +95,7 @@ def _merged(family: str) -> dict[str, Any]:
     own = _table(family)
     merged: dict[str, Any] = {}
     for part in [*(_table("_parts")[name] for name in own["include"]), own]:
+        # A misspelt key would silently be a table without its entries.
         unknown = set(part) - {*_MAPPINGS, *_VALUES, "include"}
         if unknown:
             raise ValueError(f"{family}.yaml: unknown key {sorted(unknown)}")
@@ -125,6 +126,7 @@ def _rule_within(architecture: Architecture, key: str, component: str) -> NameRu
 
 def _like_a_block(architecture: Architecture, key: str) -> NameRule | None:
     """MTP blocks are built like the model's own; what is alike is named after them."""
+    # Releases differ in where MTP blocks stand; below `layers.N.` they are alike.
     rest = key.partition("layers.#.")[2]
     rule = architecture.names.get(f"{architecture.models[0]}.layers.#.{rest}")
     if rule is None or not rule.roles:

@@ -96,6 +96,7 @@ def diagnostic(
 
     Raises: KeyError if the code is not in the catalogue or a fact is missing.
     """
+    # A fact that is missing is a defect of the program, and fails loudly here.
     message = CODES[code].message.format(**facts)
     return Diagnostic(code, message, span, suggestion, tuple(notes))
 
@@ -119,6 +120,7 @@ def errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate most like `word`, or None if nothing is close."""
+    # Sorted: between two words as close, the same one is offered every time.
     close = difflib.get_close_matches(word, sorted(set(candidates)), n=1, cutoff=0.6)
     return close[0] if close else None
 
@@ -146,6 +148,7 @@ def _render_one(found: Diagnostic) -> str:
 
 def _excerpt(span: Span, suggestion: str, width: int = 160) -> list[str]:
     number, column = span.source.position(span.start)
+    # A tab is one character of the text and must be one column above the caret.
     shown = span.source.line(number).replace("\t", " ")
     # A 10 MB line must not become a 10 MB message.
     cut = max(0, column - 1 - width // 2) if len(shown) > width else 0

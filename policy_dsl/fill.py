@@ -40,6 +40,7 @@ def fill(
     if name is None:
         return _no_scheme(written, tensor_class, defaults, spec)
     scheme = spec.scheme(name)
+    # No scheme of this target: it may well be another one's, which the finding then names.
     if scheme is None:
         return _foreign_scheme(name, spec)
     bits = written.bits or (scheme.bits[0] if len(scheme.bits) == 1 else defaults.bits)

@@ -74,6 +74,7 @@ def name_rules(table: Mapping[str, Any]) -> dict[str, NameRule]:
     """
     rules: dict[str, NameRule] = {}
     for key, rule in _rules(table):
+        # The later entry would win in a mapping, and a tensor would quietly change its role.
         if key in rules:
             raise ValueError(f"two entries for {key}")
         rules[key] = rule
@@ -96,6 +97,7 @@ def _spelled(pattern: str, models: list[str], met: str = "") -> Iterator[tuple[s
     if choice is None:
         yield pattern, met
         return
+    # `*` in a role stands for the projection that was met, never for the model's prefix.
     of_model = choice[1] == "model"
     for word in models if of_model else choice[1].split(","):
         chosen = pattern[: choice.start()] + word + pattern[choice.end() :]

@@ -91,6 +91,7 @@ class _Reading:
 
     def read(self, tensor: TensorInfo) -> None:
         """Give a tensor its role."""
+        # Scales are read with their weight and are no tensors of the model.
         if tensor.name in self.scales.consumed:
             return
         key, numbers = _key(tensor.name)
@@ -187,6 +188,7 @@ class _Reading:
         yield diagnostic("missing-config-key", model=self.model_id, key=keys, why=why)
 
     def _findings_of_names(self) -> Iterator[Diagnostic]:
+        # Names are reported together: one missing table row explains a thousand of them.
         if self.unknown:
             quantized = any(name.endswith(_QUANTIZED_ENDINGS) for name in self.unknown)
             yield diagnostic(
@@ -208,6 +210,7 @@ class _Reading:
 def _model(inventory: Inventory, reading: _Reading) -> Model:
     tensors, table = tuple(reading.tensors), reading.table
     tied = config_value(inventory.config, "tie_word_embeddings")
+    # Configs may leave it to the default of their library; the tensors themselves tell.
     if not isinstance(tied, bool):
         tied = all(tensor.role != "lm_head" for tensor in tensors)
     orphans = tuple((scale, "scales of a weight not there") for scale in reading.scales.orphans)

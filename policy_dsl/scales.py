@@ -59,6 +59,7 @@ def _weight_name(name: str, tensors: Mapping[str, TensorInfo]) -> str | None:
     if name.endswith(FP8_SUFFIX):
         return name.removesuffix(FP8_SUFFIX)
     blocks, scales = MXFP4_SUFFIXES
+    # `_scales` alone is an ordinary ending; only beside `_blocks` it is MXFP4.
     if name.endswith(scales) and name.removesuffix(scales) + blocks in tensors:
         return name.removesuffix(scales) + blocks
     return None

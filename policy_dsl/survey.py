@@ -145,6 +145,7 @@ def _nbytes(tensor: ModelTensor) -> float:
     whole = tensor.source.nbytes + (tensor.scale.nbytes if tensor.scale else 0)
     elements = prod(tensor.source.shape)
     # MXFP4 packs two values into a byte.
+    # MXFP4 holds two values in each byte.
     packed = 2 if tensor.source.dtype == "U8" else 1
     return whole * prod(tensor.shape) / max(1, elements * packed)
 

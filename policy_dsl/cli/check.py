@@ -62,6 +62,7 @@ def check(
     elif format == "json":
         console.write_json(_document(checked))
     elif format == "github":
+        # Only what the chosen form needs is imported: `check` has to start at once.
         from policy_dsl.findings import github_line
 
         console.write("".join(github_line(found) + "\n" for found in findings))

@@ -51,6 +51,7 @@ def fmt(files: PolicyFiles, check: CheckOnly = False, to: OtherForm = None) -> N
             defects.append(error)
     if defects:
         raise PolicyError(found for error in defects for found in error.diagnostics)
+    # Every file is named before the exit code says that there was one.
     if check:
         console.write("".join(f"{file} is not in the usual form\n" for file in changed))
         console.stop_if(bool(changed))

@@ -50,6 +50,7 @@ def inspect(
     from policy_dsl.sources import open_source
 
     inventory = open_source(checkpoint)
+    # Recorded before anything is shown: headers of an unknown family are worth keeping.
     if save_headers is not None:
         from policy_dsl.recorded import write_recorded
 

@@ -79,6 +79,7 @@ def make_plan(request: Request) -> tuple[Plan, Inventory]:
 
     Raises: PolicyError with every defect of policy, source, or their meeting.
     """
+    # `check` uses this module too, and must not wait for what only builds need.
     from emitters.core.bundle import complete
 
     policy = load_policy(request)
