@@ -20,8 +20,8 @@ from policy_dsl.statements import Opening, Remark, Statement, split_statements
 
 # Statements whose values are filled with variables one by one, not as text before parsing.
 _VALUE_STATEMENT = re.compile(
-    r"((name|description|model|fp8_dequant|targets?|extends|runtimes?|default|calibration|output)"
-    r"(?!\s+(in|and|except)\s)|var|metadata)(?![\w.]|\s*[:,])"
+    r"((name|description|model|fp8_dequant|targets?|extends|runtimes?|default|calibration"
+    r"|output)(?!\s+(in|and|except)\s)|var|metadata)(?![\w.]|\s*[:,])"
 )
 _PLURAL = {"target": "targets", "runtime": "runtimes"}
 _SECTION = {"default": "defaults"}

@@ -1,7 +1,7 @@
 """`fmt` loses nothing: comments stay in place, in both notations and from one to the other.
 
 formatting/NAME is a policy as somebody wrote it; NAME.fmt.yaml and NAME.fmt.qpol are what it
-becomes. To record them anew: POLICYC_RECORD=1 pytest tests/policy_dsl/test_formatting.py
+becomes. To record them anew: UPDATE_SNAPSHOTS=1 pytest tests/policy_dsl/test_formatting.py
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def test_a_policy_is_formatted_as_recorded(path: Path, suffix: str) -> None:
     policy, _ = parse_policy(path.read_text(), path.name)
     text = PRINTERS[suffix](policy)
     recorded = path.with_name(f"{path.name}.fmt.{suffix}")
-    if os.environ.get("POLICYC_RECORD"):
+    if os.environ.get("UPDATE_SNAPSHOTS"):
         recorded.write_text(text)
     assert text == recorded.read_text()
     again, _ = parse_policy(text, f"{path.stem}.{suffix}")
