@@ -13,6 +13,7 @@ import numpy as np
 import emitters
 from emitters.core.bundle_reading import Bundle, BundleModule
 from emitters.core.interface import Decode
+from emitters.numerics.distance import distance
 from emitters.numerics.fp8 import fp8_dequantize
 from emitters.numerics.rounding import to_float32
 from emitters.numerics.value_types import VALUE_TYPES, Array
@@ -24,8 +25,8 @@ from policy_dsl.outline import stored_as
 from policy_dsl.roles import Model, ModelTensor, classify
 from policy_dsl.scales import block_size
 
-# Two float32 arrays of this many values, and float64 sums over them, at a time and a thread.
-_BLOCK_VALUES = 2**20
+# Stored, dequantized and decoded values of a block stay in a core's cache.
+_BLOCK_VALUES = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,20 +235,13 @@ def _typed(stored: Array, tensor: TensorInfo) -> Array:
 
 
 def _sums(wanted: Array, found: Array) -> Sums:
-    # Sums over a billion values need more than float32.
-    source = wanted.reshape(-1).astype(np.float64)
-    decoded = found.reshape(-1).astype(np.float64)
-    difference = decoded - source
-    finite = np.isfinite(difference)
-    lost = int(difference.size - np.count_nonzero(finite))
-    if lost:
-        source, decoded, difference = source[finite], decoded[finite], difference[finite]
+    apart = distance(wanted, found)
     return Sums(
-        source=float(source @ source),
-        decoded=float(decoded @ decoded),
-        difference=float(difference @ difference),
-        product=float(source @ decoded),
-        largest=float(np.abs(difference).max(initial=0.0)),
-        values=int(wanted.size),
-        not_finite=lost,
+        source=apart.true,
+        decoded=apart.decoded,
+        difference=apart.difference,
+        product=apart.product,
+        largest=apart.largest,
+        values=apart.values,
+        not_finite=apart.not_finite,
     )
