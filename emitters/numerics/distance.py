@@ -37,14 +37,15 @@ def _add_lanes(count: int, true: Array, decoded: Array, sums: Array) -> None:
     """Add `count` pairs, at most 16, to the sums [6, 16]."""
     true_squares, decoded_squares, squares = sums[0], sums[1], sums[2]
     products, largest, lost = sums[3], sums[4], sums[5]
+    nothing = np.float64(0.0)
     for i in range(count):
-        w, d = float(true[i]), float(decoded[i])
-        difference = abs(d - w)
+        w, d = np.float64(true[i]), np.float64(decoded[i])
+        difference = np.float64(abs(d - w))
         # Infinities and NaN fail this comparison, and then count as nothing but a loss.
         kept = 1.0 if difference < np.inf else 0.0
-        w = w if kept else 0.0
-        d = d if kept else 0.0
-        difference = difference if kept else 0.0
+        w = w if kept else nothing
+        d = d if kept else nothing
+        difference = difference if kept else nothing
         true_squares[i] += w * w
         decoded_squares[i] += d * d
         squares[i] += difference * difference
