@@ -70,4 +70,5 @@ def test_opening_is_quick() -> None:
         start = time.process_time()
         open_source("minimax-m2.7")
         spent.append(time.process_time() - start)
-    assert min(spent) < 0.15
+    # A tenth of a second alone; even processor time trebles on a busy machine.
+    assert min(spent) < 0.5
