@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from policy_dsl.cli.console import system_defect
@@ -9,10 +10,22 @@ from policy_dsl.diagnostics import PolicyError
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
+    """Write a file whole or not at all; a link stays a link, a device gets the text.
 
     Raises: PolicyError (system-refused) if that cannot be done.
     """
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            # A rename would put a file in the place of /dev/stdout.
+            path.write_text(text, encoding="utf-8")
+            return
+    except OSError as error:
+        raise PolicyError([system_defect(error, str(path))]) from None
+    # Not Path.resolve, which fails on a link to itself without being an OSError.
+    _replace(Path(os.path.realpath(path)), text, shown=path)
+
+
+def _replace(path: Path, text: str, *, shown: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -22,4 +35,4 @@ def save_text(path: Path, text: str) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise PolicyError([system_defect(error, str(path))]) from None
+        raise PolicyError([system_defect(error, str(shown))]) from None
