@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-DTYPE_NBITS: Mapping[str, int] = {
-    "U64": 64, "I64": 64, "F64": 64, "F32": 32, "U32": 32, "I32": 32,
-    "BF16": 16, "F16": 16, "U16": 16, "I16": 16,
-    "F8_E8M0": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "BOOL": 8,
-}  # fmt: skip
+from policy_dsl.inventory import tensor_nbytes
+
 # The safetensors library writes wide dtypes first, so every tensor is aligned to its element.
-_RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_NBITS)}
+_FILE_ORDER = (
+    *("U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16"),
+    *("F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"),
+)
+_RANK = {dtype: rank for rank, dtype in enumerate(_FILE_ORDER)}
 
 
 class Unplaced(Protocol):
@@ -41,11 +41,6 @@ class Layout(NamedTuple):
     file_nbytes: dict[str, int]
 
 
-def nbytes_of(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor of a safetensors dtype."""
-    return math.prod(shape) * DTYPE_NBITS[dtype] // 8
-
-
 def lay_out(
     tensors: Sequence[Unplaced],
     *,
@@ -61,7 +56,7 @@ def lay_out(
     shards: list[list[Unplaced]] = [[]]
     filled = 0
     for tensor in tensors:
-        size = nbytes_of(tensor.dtype, tensor.shape)
+        size = tensor_nbytes(tensor.dtype, tensor.shape)
         if shards[-1] and filled + size > shard_nbytes:
             shards.append([])
             filled = 0
@@ -74,7 +69,7 @@ def lay_out(
         start = len(header_bytes(shard, metadata))
         for tensor in in_file_order(shard):
             places[tensor.name] = Place(name, start)
-            start += nbytes_of(tensor.dtype, tensor.shape)
+            start += tensor_nbytes(tensor.dtype, tensor.shape)
         file_nbytes[name] = start
     return Layout(places, file_nbytes)
 
@@ -93,7 +88,7 @@ def header_bytes(tensors: Sequence[Unplaced], metadata: Mapping[str, str]) -> by
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
     for tensor in in_file_order(tensors):
-        stop = start + nbytes_of(tensor.dtype, tensor.shape)
+        stop = start + tensor_nbytes(tensor.dtype, tensor.shape)
         header[tensor.name] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),

@@ -11,7 +11,7 @@ from policy_dsl.decisions import Decision
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.fill import PLAIN_WORDS, describe, fill, role_class
 from policy_dsl.formats import FormatSpec, PartShape
-from policy_dsl.layout import nbytes_of
+from policy_dsl.inventory import tensor_nbytes
 from policy_dsl.plan import Module, Omission, PlannedTensor, SourceRows
 from policy_dsl.policy import PLAIN_DTYPES, Defaults, Treatment
 from policy_dsl.roles import Model, ModelTensor
@@ -218,5 +218,5 @@ def _rows(stack: list[_Settled]) -> Iterable[SourceRows]:
 
 def _unplaced(path: str, part: PartShape, bare: bool) -> PlannedTensor:
     name = path if bare else f"{path}.{part.part}"
-    size = nbytes_of(part.dtype, part.shape)
+    size = tensor_nbytes(part.dtype, part.shape)
     return PlannedTensor(name, part.part, part.dtype, part.shape, size, "", 0)
