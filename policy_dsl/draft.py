@@ -87,6 +87,9 @@ class Draft:
     def word(self, key: str, value: Fragment) -> str:
         """Takes one more item of extends, targets or runtimes; returns its anchor."""
         anchor = f"{key}[{len(self._lists[key])}]"
+        if key == "extends" and _mentions_variable(value.text):
+            self.report("variable-in-extends", value.span)
+            return anchor
         word = self._value(anchor, value).text
         if not word.strip():
             self.report("empty-value", value.span, key=key)

@@ -60,6 +60,10 @@ LANGUAGE_CODES: dict[str, Code] = {
     "statement-too-long": _error(
         "longer than {limit} characters", "The statement or expression is too long to be read."
     ),
+    "comment-in-folded-text": _error(
+        "this comment takes the lines after it, because YAML joins them",
+        "In a text begun by `>` or a quote lines are one; in `rules: |` they stay apart.",
+    ),
     "not-here": _error(
         'expected {expected}, not a "{word}" statement',
         "A statement of another kind stands where only one kind can.",
@@ -102,6 +106,9 @@ LANGUAGE_CODES: dict[str, Code] = {
     ),
     "nested-variable": _error(
         "a variable's default cannot use a variable", "Defaults are plain values."
+    ),
+    "variable-in-extends": _error(
+        "extends cannot use a variable", "What is extended decides which variables there are."
     ),
     "wrong-variable-type": _error(
         'variable "{name}" takes {expected}, not "{written}"',

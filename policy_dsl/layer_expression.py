@@ -96,11 +96,17 @@ def _value(node: Syntax | Token, names: Mapping[str, int]) -> int:
 
 
 def _any(node: Syntax, names: Mapping[str, int]) -> int:
-    return int(any(_value(part, names) for part in _operands(node)))
+    values = (_value(part, names) for part in _operands(node))
+    return next((value for value in values if value), 0)
 
 
 def _every(node: Syntax, names: Mapping[str, int]) -> int:
-    return int(all(_value(part, names) for part in _operands(node)))
+    value = 1
+    for part in _operands(node):
+        value = _value(part, names)
+        if not value:
+            break
+    return value
 
 
 def _negate(node: Syntax, names: Mapping[str, int]) -> int:

@@ -138,16 +138,24 @@ def _find(
     if named and path.suffix not in _FORMS:
         for suffix in _FORMS:
             bundled = room("policies") / f"{reference}{suffix}"
-            if bundled.is_file():
+            if _exists(bundled):
                 return bundled
-        if folder is not None or not path.exists():
+        if folder is not None or not _exists(path):
             cure = did_you_mean(str(reference), bundled_names())
             raise fail("unknown-policy", span, suggestion=cure, name=reference)
     found = path if folder is None else folder / path
-    if not found.exists() or found.is_dir():
-        reason = "it is a folder" if found.is_dir() else "there is no such file"
+    if not _exists(found) or found.is_dir():
+        reason = "it is a folder" if _exists(found) else "there is no such file"
         raise fail("unreadable-file", span, path=found, reason=reason)
     return found
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        # A name too long for the system, or a folder that may not be looked into.
+        return False
 
 
 def _read(path: Path, source: SourceText, values: Mapping[str, Scalar] | None) -> Policy:

@@ -51,11 +51,19 @@ def read_rules(draft: Draft, text: Fragment, target: str | None) -> None:
         match piece:
             case Remark():
                 remarks.take(piece)
+                refuse_swallowing(draft, piece)
             case Statement(body):
                 remarks.belong(draft.statement(body, _RULES, target))
             case Opening(place, closing) if not closing:
                 draft.report("block-in-rules", place.span, target=place.text)
     remarks.end()
+
+
+def refuse_swallowing(draft: Draft, remark: Remark) -> None:
+    """Adds a defect if a comment takes more than its line: YAML joins lines in `>` texts."""
+    span = remark.span
+    if span is not None and "\n" in span.source.text[span.start : span.end]:
+        draft.report("comment-in-folded-text", span)
 
 
 class Remarks:

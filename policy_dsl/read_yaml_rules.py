@@ -12,9 +12,10 @@ from policy_dsl.document import RuleFields
 from policy_dsl.draft import Draft
 from policy_dsl.draft_fields import read_boolean, read_integer
 from policy_dsl.fragments import Fragment, join, mentions_variable
+from policy_dsl.policy import Comment
 from policy_dsl.quoting import quote
-from policy_dsl.read_dsl import read_rules
-from policy_dsl.statements import Statement, split_statements
+from policy_dsl.read_dsl import read_rules, refuse_swallowing
+from policy_dsl.statements import Remark, Statement, split_statements
 from policy_dsl.yaml_comments import Place, place_of
 from policy_dsl.yaml_nodes import Pair, is_null, kind_of, pairs, scalar_fragment, span_of
 
@@ -60,17 +61,23 @@ class RuleReader:
         return self._mapping(node, found, target)
 
     def _single(self, text: Fragment, target: str | None) -> str:
-        bodies = [
-            piece.body
-            for piece in split_statements(text).pieces
-            if isinstance(piece, Statement)
-        ]
+        split = split_statements(text)
+        self._draft.findings += split.findings
+        bodies = [piece.body for piece in split.pieces if isinstance(piece, Statement)]
         if len(bodies) > 1:
             shown = [f"  {body.text}" for body in bodies]
             notes = ["write them as a text:", "rules: |", *shown]
             self._report("several-statements", text, notes)
             return ""
-        return self._draft.statement(text.strip(), _RULE, target)
+        if split.findings:
+            return ""
+        body = bodies[0] if bodies else text.strip()
+        anchor = self._draft.statement(body, _RULE, target)
+        for piece in split.pieces:
+            if isinstance(piece, Remark) and piece.text:
+                refuse_swallowing(self._draft, piece)
+                self._draft.comments.append(Comment(anchor, piece.text))
+        return anchor
 
     def _one_key(self, pair: Pair, target: str | None) -> str:
         if not isinstance(pair.value, ScalarNode) or is_null(pair.value):

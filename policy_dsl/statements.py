@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.fragments import Fragment
 
 _TOKEN = re.compile(
@@ -45,6 +45,7 @@ class Remark:
 
     text: str
     trailing: bool
+    span: Span | None = None
 
 
 Piece = Statement | Opening | Remark
@@ -129,7 +130,8 @@ class _Splitter:
         trailing = self._line_used or bool(self._all.text[self._start : at].strip())
         self._finish(at)
         self._start = at + len(token)
-        self._add(Remark(token.strip(), trailing))
+        span = self._all.place(at, at + len(token))
+        self._add(Remark(token.strip(), trailing, span))
 
     def _finish(self, at: int) -> None:
         body = self._all[self._start : at].strip()

@@ -70,17 +70,19 @@ on gptq {
 metadata card {"a": 1}
 test bpw <= 3.3
 """
-PLACES = st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["", "  ", "beside"])), max_size=6)
+PLACES = st.lists(
+    st.tuples(st.integers(0, 30), st.sampled_from(["above", "beside"])), max_size=6
+)
 
 
 def with_comments(text: str, places: list[tuple[int, str]]) -> tuple[str, list[str]]:
     """The text with numbered comments above or beside its lines, and those comments."""
     lines = [[line] for line in text.splitlines()]
     comments = []
-    for number, (at, indent) in enumerate(places):
+    for number, (at, where) in enumerate(places):
         comment = f"# c{number}"
         line = lines[at % len(lines)]
-        if indent != "beside":
+        if where == "above":
             line.insert(0, f"{line[-1][: len(line[-1]) - len(line[-1].lstrip())]}{comment}")
         elif "#" not in line[-1]:
             line[-1] += f"  {comment}"

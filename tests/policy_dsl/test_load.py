@@ -168,6 +168,8 @@ def test_a_size_that_is_too_large_is_told_in_bytes(write) -> None:
 def test_what_is_not_there_or_no_file_is_refused(tmp_path: Path, write) -> None:
     assert error_of(tmp_path / "no.yaml")[0] == "unreadable-file"
     assert error_of(tmp_path)[0] == "unreadable-file"
+    assert error_of(write("q.qpol", f"extends {'x/' * 3000}y.qpol"))[0] == "unreadable-file"
+    assert error_of(write("q.qpol", f"extends {'x' * 3000}"))[0] == "unknown-policy"
     code, text = error_of("config_j")
     assert (code, 'did you mean "config_i"?' in text) == ("unknown-policy", True)
     code, text = error_of(write("p.qpol", "all: 4bit\nextends no.qpol\n"))
