@@ -145,13 +145,19 @@ def _by_module(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def _module(rows: list[dict[str, Any]]) -> OutlineModule:
     first = rows[0]
+    texts = [first[key] for key in ("module", "role", "treatment", "stored", "rule")]
+    layer = first["layer"]
+    # What is only carried along must be checked here; what is added up checks itself.
+    if not all(isinstance(text, str) for text in texts) or type(layer) not in (int, type(None)):
+        raise TypeError(f"the row of {first['name']}")
+    name, role, treatment, stored, rule = texts
     return OutlineModule(
-        name=first["module"],
-        role=first["role"],
-        layer=first["layer"],
-        treatment=first["treatment"],
-        stored=first["stored"],
-        rule=first["rule"],
+        name=name,
+        role=role,
+        layer=layer,
+        treatment=treatment,
+        stored=stored,
+        rule=rule,
         tensors=len(rows),
         parameters=sum(int(row["parameters"]) for row in rows),
         nbytes=sum(int(row["nbytes"]) for row in rows),
