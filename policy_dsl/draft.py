@@ -102,13 +102,14 @@ class Draft:
         if key == "targets":
             self._spans.setdefault("target", value.span)
             if word not in TARGETS:
-                cure, known = did_you_mean(word, TARGETS), ", ".join(TARGETS)
-                self.report("unknown-target", value.span, cure=cure, target=word, known=known)
+                self._unknown_target(value, word)
         return "targets" if key == "targets" else anchor
 
     def block(self, target: Fragment) -> None:
-        """Takes the target of a block of rules, known already or not."""
-        if target.text not in self._lists["targets"]:
+        """Takes the target of a block of rules, named before or not."""
+        if target.text not in TARGETS:
+            self._unknown_target(target)
+        elif target.text not in self._lists["targets"]:
             self.word("targets", target)
 
     def field(self, section: str, key: Fragment, value: Fragment) -> str:
@@ -181,6 +182,11 @@ class Draft:
             key_spans=tuple(self._spans.items()),
             templates=tuple(self._templates),
         )
+
+    def _unknown_target(self, value: Fragment, word: str | None = None) -> None:
+        word, known = word or value.text, ", ".join(TARGETS)
+        cure = did_you_mean(word, TARGETS)
+        self.report("unknown-target", value.span, cure=cure, target=word, known=known)
 
     def _keep(self, read: ReadStatement, template: str | None, target: str | None) -> str:
         match read.value:

@@ -67,6 +67,8 @@ def read_or_refuse(read, text):
 @example("${" * 1000 + ": 4bit")
 @example("on a {" * 100)
 @example("}" * 100)
+@example('var t = "gptq"\non ${t} {\n  all: 4bit\n}')
+@example('on "gptq" {\n  all: 4bit\n}')
 @example('"' * 101)
 @settings(max_examples=150, deadline=None)
 def test_any_text_is_read_or_refused(read, text):
