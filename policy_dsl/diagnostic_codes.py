@@ -116,7 +116,7 @@ CODES: dict[str, Code] = {
         "A tied head has no tensor of its own; the rule for embed decides.",
     ),
     "shadowed-rule": _warning(
-        "every one of the {count} tensors that this rule matches is decided by line {lines}",
+        "every one of the {count} tensors that this rule matches is decided by {rules}",
         "The last rule that matches decides; this rule decides nothing.",
     ),
     "unreached-matrices": _warning(
@@ -131,7 +131,7 @@ CODES: dict[str, Code] = {
         "More bits than the source has cost bytes and gain nothing.",
     ),
     "no-target": _error(
-        "policy {policy} does not say which target to plan for: {choices}",
+        "policy {policy} does not say which target to plan for; choose --target: {choices}",
         "A policy with no target or several needs --target.",
     ),
     "unknown-target": _error(
@@ -214,12 +214,12 @@ CODES: dict[str, Code] = {
         "Groups lie along the last axis and may not be split.",
     ),
     "mixed-stack": _error(
-        "{module} is one stack but its experts are treated differently: {one}, {other}",
+        "experts of one stack are treated differently: {one}, {other}",
         "The target stores all experts of a projection in one tensor of one width.",
     ),
     "uneven-stack": _error(
-        "{module} is one stack but its experts have shapes {one} and {other}",
-        "Experts of one stack have one shape.",
+        "experts of one stack have shapes {one} and {other}",
+        "The target stores all experts of a projection in one tensor.",
     ),
     # a checkpoint read through its architecture
     "unknown-architecture": _error(
