@@ -8,10 +8,10 @@ from __future__ import annotations
 
 # Imported at once: `resolve` and `diff` are modules here too, and must end up as the functions.
 from policy_dsl.diagnostics import PolicyError
-from policy_dsl.diff import diff
-from policy_dsl.load import load
+from policy_dsl.language.load import load
 from policy_dsl.plan import Plan
+from policy_dsl.planning.diff import diff
+from policy_dsl.planning.resolve import resolve
 from policy_dsl.policy import Policy
-from policy_dsl.resolve import resolve
 
 __all__ = ["Plan", "Policy", "PolicyError", "diff", "load", "resolve"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.policy import Treatment
-from policy_dsl.roles import Model, ModelTensor
+from policy_dsl.roles.classify import Model, ModelTensor
 
 
 @dataclass(frozen=True, slots=True)

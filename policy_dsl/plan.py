@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.policy import Policy, Treatment
-from policy_dsl.roles import Model
+from policy_dsl.roles.classify import Model
 
 
 @dataclass(frozen=True, slots=True)

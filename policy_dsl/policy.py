@@ -1,6 +1,6 @@
 """The semantic model of a policy: frozen values that both readers produce.
 
-    Policy ─ rules: (Rule, …) ─ selector, Treatment
+Policy ─ rules: (Rule, …) ─ selector, Treatment
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The selector tree: which tensors a rule means. Frozen values, no meaning attached yet.
 
-    Or(Except(And(Name, Layers …), …), …)     `policy_dsl.matching` gives them their meaning
+Or(Except(And(Name, Layers …), …), …)     meaning: policy_dsl.planning.matching
 """
 
 from __future__ import annotations

@@ -30,26 +30,21 @@ LAYERS = (
     # the public names of the front end
     "policy_dsl",
     # values shown as text or JSON
-    ".plan_text .plan_json .outline_text .diff_text .explain_text .survey",
+    ".reports",
     # from policy, inventory and format to a plan, and what can be asked of plans
-    ".resolve .lint .diff .explain .assertions .outline .plan_warnings .decisions .lowering "
-    ".fill .matching .naming .layout",
+    ".planning",
     # policy texts, read and printed
-    ".load .read_yaml .read_yaml_rules .yaml_nodes .yaml_comments .read_dsl .draft "
-    ".draft_rules .draft_fields .document .schema .variables .merge_policies .print_policy "
-    ".print_dsl .print_yaml .print_parts .print_lines .print_values .print_selector "
-    ".read_selector .parsing .treatment_words .layer_expression .statements .fragments "
-    ".quoting .source_text",
+    ".language",
     # checkpoints, read from headers alone
-    ".sources .hub .hub_cache .hub_http .local_files .recorded .recorded_form .checkpoint "
-    ".shard_map .safetensors_header .name_patterns",
+    ".sources",
+    # the values that flow, and names as roles
     ".plan",
-    # the values that a plan is made from
-    ".policy .selectors .inventory .source_quantization .formats .roles .model .completeness "
-    ".fused .scales .config_counts .architecture .name_rules",
+    ".formats",
+    ".roles",
+    ".policy .selectors .inventory",
     # what everything may use
-    ".diagnostics .diagnostic_codes .code_kinds .language_codes .findings .report .resources "
-    ".sizes .units .version .vocabulary",
+    ".diagnostics .diagnostic_codes .code_kinds .language_codes .resources .sizes .units "
+    ".version .vocabulary",
 )
 # package -> the rooms that may import it
 RESERVED: dict[str, tuple[str, ...]] = {

@@ -18,7 +18,7 @@ from emitters.tensor_io.shards import write_at
 from policy_dsl.diagnostics import fail
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Module, Plan, PlannedTensor, SourceRows
-from policy_dsl.scales import block_size
+from policy_dsl.roles.scales import block_size
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from emitters.core.bundle_reading import Bundle, BundleModule, open_bundle
 from policy_dsl.diagnostics import PolicyError, errors
-from policy_dsl.outline import Outline, OutlineModule, stored_as
+from policy_dsl.planning.outline import Outline, OutlineModule, stored_as
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 

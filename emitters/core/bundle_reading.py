@@ -21,7 +21,7 @@ from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import Treatment
-from policy_dsl.sources import open_source
+from policy_dsl.sources.reference import open_source
 
 _LARGEST_METADATA = 64 * 2**20
 # What reading metadata of some other format runs into.

@@ -14,11 +14,11 @@ from emitters.core.interface import Emitter
 from emitters.core.record import record_schema
 from emitters.tensor_io.shards import writing
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
-from policy_dsl.fill import describe
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Plan
+from policy_dsl.planning.fill import describe
 from policy_dsl.policy import Treatment
-from policy_dsl.safetensors_header import LENGTH_NBYTES, header_nbytes, parse_header
+from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, header_nbytes, parse_header
 
 # One wrong offset makes every tensor after it wrong.
 _MOST_FINDINGS = 20

@@ -20,8 +20,8 @@ from emitters.core.hashing import FileHashes, Places, hash_files
 from emitters.core.record import RECORD
 from emitters.core.verify_source import ModuleError, compare
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors
-from policy_dsl.fill import describe
 from policy_dsl.inventory import Inventory
+from policy_dsl.planning.fill import describe
 
 INDEX = "model.safetensors.index.json"
 _DECODING_NEEDS = ("structure", "widths")

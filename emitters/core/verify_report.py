@@ -9,8 +9,16 @@ from typing import Any
 from emitters.core.verify import VerifyReport
 from emitters.core.verify_source import ModuleError, Sums
 from policy_dsl.diagnostics import render
-from policy_dsl.findings import count_text, finding_json
-from policy_dsl.report import Block, Column, Facts, Items, Table, render_markdown, render_text
+from policy_dsl.reports.findings import count_text, finding_json
+from policy_dsl.reports.report import (
+    Block,
+    Column,
+    Facts,
+    Items,
+    Table,
+    render_markdown,
+    render_text,
+)
 from policy_dsl.units import both_units, counted
 
 # A wrong config has a finding a module; JSON holds them all.

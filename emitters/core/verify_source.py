@@ -19,11 +19,11 @@ from emitters.numerics.rounding import to_float32
 from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.read import Source, columns, file_facts
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
-from policy_dsl.fill import describe
 from policy_dsl.inventory import Inventory, TensorInfo
-from policy_dsl.outline import stored_as
-from policy_dsl.roles import Model, ModelTensor, classify
-from policy_dsl.scales import block_size
+from policy_dsl.planning.fill import describe
+from policy_dsl.planning.outline import stored_as
+from policy_dsl.roles.classify import Model, ModelTensor, classify
+from policy_dsl.roles.scales import block_size
 
 # Stored, dequantized and decoded values of a block stay in a core's cache.
 _BLOCK_VALUES = 2**18

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from policy_dsl.roles import Model, ModelTensor
+from policy_dsl.roles.classify import Model, ModelTensor
 
 _MLA = "its latent attention is stored split by heads and transposed"
 _GATED_DELTA = "its norms are stored shifted by one and its convolutions transposed"

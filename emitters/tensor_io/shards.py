@@ -14,7 +14,7 @@ from pathlib import Path
 
 from emitters.numerics.value_types import Array
 from policy_dsl.diagnostics import PolicyError, fail
-from policy_dsl.layout import Unplaced, header_bytes
+from policy_dsl.planning.layout import Unplaced, header_bytes
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # fdatasync is missing on some systems; fsync does the same and more.

@@ -104,7 +104,7 @@ def _stop_on_findings(plan: Plan, *, fail_on_warn: bool, quiet: bool, as_json: b
 
     Raises: PolicyError if tests of the policy fail; typer.Exit for warnings that count.
     """
-    from policy_dsl.assertions import failures, run_tests
+    from policy_dsl.planning.assertions import failures, run_tests
 
     if not quiet:
         console.show_findings(plan.findings, as_json=as_json)
@@ -117,8 +117,8 @@ def _stop_on_findings(plan: Plan, *, fail_on_warn: bool, quiet: bool, as_json: b
 
 
 def _show_result(plan: Plan, folder: Path, report: BuildReport, *, as_json: bool) -> None:
-    from policy_dsl.outline import outline
-    from policy_dsl.report import Facts, render_text
+    from policy_dsl.planning.outline import outline
+    from policy_dsl.reports.report import Facts, render_text
     from policy_dsl.units import both_units, counted
 
     made = outline(plan)

@@ -12,7 +12,7 @@ from policy_dsl.diagnostics import did_you_mean, fail
 
 if TYPE_CHECKING:
     from policy_dsl.formats import FormatSpec
-    from policy_dsl.report import Block
+    from policy_dsl.reports.report import Block
 
 # Kept as files, so that other tools can take them from the package.
 SCHEMAS = Path(__file__).parent.parent / "document_schemas"
@@ -35,7 +35,7 @@ def schema(
       policyc schema plan
     """
     if document == "policy":
-        from policy_dsl.schema import json_schema
+        from policy_dsl.language.schema import json_schema
 
         console.write_json(json_schema())
         return
@@ -56,7 +56,7 @@ def formats(
 ) -> None:
     """Show what each target can hold: schemes, widths, groups, fill-in table, families."""
     import emitters
-    from policy_dsl.report import render_markdown, render_text
+    from policy_dsl.reports.report import render_markdown, render_text
     from policy_dsl.vocabulary import TARGETS
 
     specs = emitters.specs()
@@ -85,8 +85,8 @@ def formats(
 @console.guarded
 def models(format: options.AnyReport = "text") -> None:
     """List the catalog: models that are planned at once, without a download."""
-    from policy_dsl.report import Column, Table, render_markdown, render_text
-    from policy_dsl.sources import catalog_names, open_catalog
+    from policy_dsl.reports.report import Column, Table, render_markdown, render_text
+    from policy_dsl.sources.reference import catalog_names, open_catalog
     from policy_dsl.units import both_units
 
     # Opened rather than listed: a broken entry must show here, not in a plan.
@@ -128,8 +128,8 @@ def models(format: options.AnyReport = "text") -> None:
 
 
 def _spec_blocks(spec: FormatSpec) -> list[Block]:
-    from policy_dsl.fill import PLAIN_WORDS
-    from policy_dsl.report import Column, Facts, Items, Table
+    from policy_dsl.planning.fill import PLAIN_WORDS
+    from policy_dsl.reports.report import Column, Facts, Items, Table
 
     scheme_columns = tuple(map(Column, ("scheme", "bits", "groups", "methods", "about")))
     schemes = tuple(

@@ -63,11 +63,11 @@ def check(
         console.write_json(_document(checked))
     elif format == "github":
         # Only what the chosen form needs is imported: `check` has to start at once.
-        from policy_dsl.findings import github_line
+        from policy_dsl.reports.findings import github_line
 
         console.write("".join(github_line(found) + "\n" for found in findings))
     else:
-        from policy_dsl.findings import sarif
+        from policy_dsl.reports.findings import sarif
         from policy_dsl.version import version
 
         console.write_json(sarif(findings, version=version()))
@@ -98,8 +98,8 @@ def _against_model(
     request: Request, policy: Policy, target: str | None, against: list[tuple[str, str]]
 ) -> Sequence[Diagnostic]:
     import emitters
-    from policy_dsl.assertions import failures, run_tests
-    from policy_dsl.resolve import choose_target
+    from policy_dsl.planning.assertions import failures, run_tests
+    from policy_dsl.planning.resolve import choose_target
 
     try:
         inventory = open_model(request, policy)
@@ -114,14 +114,14 @@ def _against_model(
 
 def _alone(request: Request, policy: Policy) -> Sequence[Diagnostic]:
     import emitters
-    from policy_dsl.lint import lint
+    from policy_dsl.planning.lint import lint
 
     return lint(policy, emitters.specs(), target=request.target)
 
 
 def _text(checked: Sequence[Checked]) -> str:
     from policy_dsl.diagnostics import render
-    from policy_dsl.findings import count_text
+    from policy_dsl.reports.findings import count_text
 
     parts = []
     for one in checked:
@@ -134,7 +134,7 @@ def _text(checked: Sequence[Checked]) -> str:
 
 
 def _document(checked: Sequence[Checked]) -> dict[str, Any]:
-    from policy_dsl.findings import finding_json
+    from policy_dsl.reports.findings import finding_json
 
     every = [found for one in checked for found in one.findings]
     return {

@@ -105,7 +105,7 @@ def show_findings(found: Sequence[Diagnostic], *, as_json: bool = False) -> None
     if not found:
         return
     if as_json:
-        from policy_dsl.findings import finding_json
+        from policy_dsl.reports.findings import finding_json
 
         document = {
             "schema_version": 1,

@@ -11,7 +11,7 @@ from policy_dsl.cli import console, options
 from policy_dsl.cli.planning import Request, load_policy, make_plan
 
 if TYPE_CHECKING:
-    from policy_dsl.outline import Outline
+    from policy_dsl.planning.outline import Outline
 
 Side = Annotated[
     str, typer.Argument(help="A policy, a plan saved by `plan --save`, or a bundle folder.")
@@ -42,8 +42,8 @@ def diff(
       policyc diff plan.json policies/config_i.yaml --exit-code
       policyc diff ./old-bundle ./new-bundle --format markdown
     """
-    from policy_dsl.diff import diff as compared
-    from policy_dsl.diff_text import diff_document, diff_markdown, diff_text
+    from policy_dsl.planning.diff import diff as compared
+    from policy_dsl.reports.diff_text import diff_document, diff_markdown, diff_text
 
     requests = [Request(side, model, target, overrides, verbose) for side in (a, b)]
     # `diff mlx_4bit config_i` should just work: only one of them names a model.
@@ -72,12 +72,12 @@ def read_side(request: Request, model: str | None = None) -> Outline:
 
         return bundle_outline(path)
     if path.suffix == ".json":
-        from policy_dsl.plan_json import read_saved_plan
+        from policy_dsl.reports.plan_json import read_saved_plan
 
         return read_saved_plan(path)
     from dataclasses import replace
 
-    from policy_dsl.outline import outline
+    from policy_dsl.planning.outline import outline
 
     own = request.model or _own_model(request)
     return outline(make_plan(replace(request, model=own or model))[0])

@@ -33,8 +33,8 @@ def explain(
       policyc explain config_i lm_head.weight
       policyc explain config_i 'model.layers.3.*.switch_mlp.down_proj'
     """
-    from policy_dsl.explain import explain as explained
-    from policy_dsl.explain_text import explain_document, explain_markdown, explain_text
+    from policy_dsl.planning.explain import explain as explained
+    from policy_dsl.reports.explain_text import explain_document, explain_markdown, explain_text
 
     # The whole plan, because alike modules are part of the answer.
     plan, _ = make_plan(Request(policy, model, target, overrides, verbose, allow_requantize))

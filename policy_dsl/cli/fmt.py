@@ -62,8 +62,8 @@ def _format_one(file: str, to: Form | None, *, check: bool) -> bool:
 
     Raises: PolicyError with the defects of the text.
     """
-    from policy_dsl.load import parse_policy, read_text
-    from policy_dsl.print_policy import print_dsl, print_yaml
+    from policy_dsl.language.load import parse_policy, read_text
+    from policy_dsl.language.print_policy import print_dsl, print_yaml
 
     text = _read_stdin() if file == STDIN else read_text(Path(file))
     policy, form = parse_policy(text, file)

@@ -13,7 +13,7 @@ from policy_dsl.diagnostics import PolicyError
 
 if TYPE_CHECKING:
     from policy_dsl.inventory import Inventory
-    from policy_dsl.outline import Outline
+    from policy_dsl.planning.outline import Outline
 
 SourceName = Annotated[
     str,
@@ -47,12 +47,12 @@ def inspect(
       policyc inspect ./my-checkpoint
       policyc inspect MiniMaxAI/MiniMax-M2.7 --save-headers m2.7.json
     """
-    from policy_dsl.sources import open_source
+    from policy_dsl.sources.reference import open_source
 
     inventory = open_source(checkpoint)
     # Recorded before anything is shown: headers of an unknown family are worth keeping.
     if save_headers is not None:
-        from policy_dsl.recorded import write_recorded
+        from policy_dsl.sources.recorded import write_recorded
 
         save_text(save_headers, write_recorded(inventory))
     made = _bundle(Path(checkpoint))
@@ -78,7 +78,7 @@ def _bundle(folder: Path) -> Outline | None:
 
 
 def _show_source(inventory: Inventory, format: options.ReportFormat) -> None:
-    from policy_dsl.survey import (
+    from policy_dsl.reports.survey import (
         is_broken,
         survey,
         survey_document,
@@ -98,7 +98,7 @@ def _show_source(inventory: Inventory, format: options.ReportFormat) -> None:
 
 
 def _show_bundle(made: Outline, format: options.ReportFormat) -> None:
-    from policy_dsl.outline_text import outline_document, outline_markdown, outline_text
+    from policy_dsl.reports.outline_text import outline_document, outline_markdown, outline_text
 
     if format == "json":
         console.write_json(outline_document(made))

@@ -41,9 +41,9 @@ def plan(
       policyc plan config_i --model ./my-checkpoint --set middle_bits=4
       policyc plan config_i --format json --tensors > plan.json
     """
-    from policy_dsl.assertions import run_tests
-    from policy_dsl.plan_json import document_text, plan_document
-    from policy_dsl.plan_text import plan_markdown, plan_text
+    from policy_dsl.planning.assertions import run_tests
+    from policy_dsl.reports.plan_json import document_text, plan_document
+    from policy_dsl.reports.plan_text import plan_markdown, plan_text
 
     made, _ = make_plan(Request(policy, model, target, overrides, verbose, allow_requantize))
     tests = run_tests(made)

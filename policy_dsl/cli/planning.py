@@ -51,7 +51,7 @@ def load_policy(request: Request) -> Policy:
 
     Raises: PolicyError with every defect of its text.
     """
-    from policy_dsl.load import load
+    from policy_dsl.language.load import load
 
     return load(request.policy, overrides=parse_overrides(request.overrides))
 
@@ -61,7 +61,7 @@ def open_model(request: Request, policy: Policy) -> Inventory:
 
     Raises: PolicyError if there is none, or it has defects.
     """
-    from policy_dsl.sources import open_source
+    from policy_dsl.sources.reference import open_source
 
     # The option wins: a policy is often tried on another model than its own.
     reference = request.model or policy.model
@@ -104,7 +104,7 @@ def plan_for(
     from dataclasses import replace
 
     import emitters
-    from policy_dsl.resolve import resolve
+    from policy_dsl.planning.resolve import resolve
 
     specs = emitters.specs()
     plan = resolve(policy, inventory, specs, target=target, allow_requantize=allow_requantize)

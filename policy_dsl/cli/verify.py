@@ -51,7 +51,7 @@ def verify(
     """
     from emitters.core.verify import verify_bundle
     from emitters.core.verify_report import verify_document, verify_markdown, verify_text
-    from policy_dsl.sources import open_source
+    from policy_dsl.sources.reference import open_source
 
     # Opened first: a wrong --source should not cost the hashing of a large bundle.
     inventory = open_source(source) if source is not None else None

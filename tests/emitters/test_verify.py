@@ -18,7 +18,7 @@ from emitters.core.verify_report import role_errors, verify_document, verify_tex
 from emitters.core.verify_source import Sums
 from policy_dsl.cli import main
 from policy_dsl.diagnostics import PolicyError
-from policy_dsl.sources import open_source
+from policy_dsl.sources.reference import open_source
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = ROOT / "examples" / "tiny-minimax-m2"

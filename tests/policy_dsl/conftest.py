@@ -13,7 +13,7 @@ import pytest
 
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory, TensorInfo
-from policy_dsl.roles import classify
+from policy_dsl.roles.classify import classify
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "architectures"
 SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1, "I32": 4}

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from policy_dsl.inventory import Inventory, TensorInfo
-from policy_dsl.roles import classify
+from policy_dsl.roles.classify import classify
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy_dsl.load import parse_policy
-from policy_dsl.print_policy import print_dsl, print_yaml
+from policy_dsl.language.load import parse_policy
+from policy_dsl.language.print_policy import print_dsl, print_yaml
 
 FOLDER = Path(__file__).parent / "formatting"
 WRITTEN = sorted(path for path in FOLDER.iterdir() if ".fmt." not in path.name)

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from policy_dsl.inventory import source_digest
-from policy_dsl.sources import open_source
+from policy_dsl.sources.reference import open_source
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples" / "tiny-minimax-m2"
@@ -31,16 +31,16 @@ SHARD = "model-00002-of-00004.safetensors"
 
 CLIENT = """
 import json, sys
-from policy_dsl import sources
+from policy_dsl.sources import reference
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import source_digest
 try:
-    from policy_dsl import hub_http
+    from policy_dsl.sources import hub_http
     hub_http.FIRST_WAIT_SECONDS, hub_http.RETRIES = 0.01, 2
 except ValueError:
     pass
 try:
-    found = sources.open_source(sys.argv[1])
+    found = reference.open_source(sys.argv[1])
 except PolicyError as error:
     said = {"errors": [[d.code, d.message, d.suggestion] for d in error.diagnostics]}
 else:

@@ -7,9 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from policy_dsl.diagnostics import PolicyError, SourceText
+from policy_dsl.language.read_dsl import read_dsl
+from policy_dsl.language.read_yaml import read_yaml
 from policy_dsl.policy import Policy
-from policy_dsl.read_dsl import read_dsl
-from policy_dsl.read_yaml import read_yaml
 
 WORDS = [
     *("rules: |\n", "targets:", "target: x", "vars:", "down: 3", "match:", "layers:", "bits:"),

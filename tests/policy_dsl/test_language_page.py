@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from policy_dsl.diagnostics import PolicyError, SourceText
-from policy_dsl.document import Document, RuleFields
+from policy_dsl.language.document import Document, RuleFields
+from policy_dsl.language.read_dsl import read_dsl
+from policy_dsl.language.read_yaml import read_yaml
 from policy_dsl.policy import Calibration, Defaults, Output, Policy
-from policy_dsl.read_dsl import read_dsl
-from policy_dsl.read_yaml import read_yaml
 from policy_dsl.vocabulary import COMPONENTS, METHODS, SINGLE_ROLES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "language.md").read_text(encoding="utf-8")

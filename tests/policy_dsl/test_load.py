@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from policy_dsl.diagnostics import PolicyError
-from policy_dsl.load import bundled_names, load, parse_policy
+from policy_dsl.language.load import bundled_names, load, parse_policy
+from policy_dsl.language.print_parts import rule_text
+from policy_dsl.language.print_policy import policy_digest
 from policy_dsl.policy import Policy
-from policy_dsl.print_parts import rule_text
-from policy_dsl.print_policy import policy_digest
 
 
 @pytest.fixture

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from policy_dsl.architecture import architecture
-from policy_dsl.assertions import TestResult
 from policy_dsl.diagnostics import PolicyError, diagnostic
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.model import Model, ModelTensor
-from policy_dsl.outline import outline
 from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor, SourceRows
-from policy_dsl.plan_json import document_text, plan_document, saved_outline
-from policy_dsl.plan_text import plan_markdown, plan_text
+from policy_dsl.planning.assertions import TestResult
+from policy_dsl.planning.outline import outline
 from policy_dsl.policy import Policy, Treatment
+from policy_dsl.reports.plan_json import document_text, plan_document, saved_outline
+from policy_dsl.reports.plan_text import plan_markdown, plan_text
+from policy_dsl.roles.architecture import architecture
+from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.units import both_units, layer_list, signed_bytes
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"

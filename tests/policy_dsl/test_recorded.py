@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory, TensorInfo, source_digest
-from policy_dsl.name_patterns import expand_pattern, name_patterns
-from policy_dsl.recorded import write_recorded
-from policy_dsl.sources import open_source
+from policy_dsl.sources.name_patterns import expand_pattern, name_patterns
+from policy_dsl.sources.recorded import write_recorded
+from policy_dsl.sources.reference import open_source
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"
 

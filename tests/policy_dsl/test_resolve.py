@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from emitters.mlx_affine.spec import SPEC
 from policy_dsl.diagnostics import PolicyError, SourceText
-from policy_dsl.fill import describe
 from policy_dsl.inventory import Inventory
+from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.plan import Plan
-from policy_dsl.read_dsl import read_dsl
-from policy_dsl.resolve import resolve
-from policy_dsl.sources import open_source
+from policy_dsl.planning.fill import describe
+from policy_dsl.planning.resolve import resolve
+from policy_dsl.sources.reference import open_source
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"
 SPECS = {SPEC.name: SPEC}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from policy_dsl.inventory import Inventory
-from policy_dsl.roles import classify
+from policy_dsl.roles.classify import classify
 
 
 @pytest.fixture

@@ -8,8 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy_dsl.diagnostics import SourceText
-from policy_dsl.draft_rules import read_statement
-from policy_dsl.fragments import Fragment, substitute
+from policy_dsl.language.draft_rules import read_statement
+from policy_dsl.language.fragments import Fragment, substitute
+from policy_dsl.language.print_policy import policy_digest, print_dsl, print_yaml
+from policy_dsl.language.print_selector import print_selector
+from policy_dsl.language.print_values import number
+from policy_dsl.language.read_dsl import read_dsl
+from policy_dsl.language.read_yaml import read_yaml
+from policy_dsl.language.treatment_words import print_treatment
 from policy_dsl.policy import (
     Calibration,
     Comment,
@@ -20,11 +26,6 @@ from policy_dsl.policy import (
     Rule,
     Treatment,
 )
-from policy_dsl.print_policy import policy_digest, print_dsl, print_yaml
-from policy_dsl.print_selector import print_selector
-from policy_dsl.print_values import number
-from policy_dsl.read_dsl import read_dsl
-from policy_dsl.read_yaml import read_yaml
 from policy_dsl.selectors import (
     All,
     Boundary,
@@ -40,7 +41,6 @@ from policy_dsl.selectors import (
     any_of,
     without,
 )
-from policy_dsl.treatment_words import print_treatment
 from policy_dsl.vocabulary import COMPONENTS, METHODS, SCHEME_TARGETS, SINGLE_ROLES, TARGETS
 
 EXPRESSIONS = [

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import DTYPE_BITS, TensorInfo, tensor_nbytes
-from policy_dsl.safetensors_header import header_nbytes, parse_header
+from policy_dsl.sources.safetensors_header import header_nbytes, parse_header
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"
 

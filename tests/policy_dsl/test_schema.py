@@ -9,12 +9,12 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from policy_dsl.diagnostics import PolicyError, SourceText
-from policy_dsl.document import Document
-from policy_dsl.load import read_text
-from policy_dsl.print_policy import print_yaml
-from policy_dsl.read_yaml import read_yaml
+from policy_dsl.language.document import Document
+from policy_dsl.language.load import read_text
+from policy_dsl.language.print_policy import print_yaml
+from policy_dsl.language.read_yaml import read_yaml
+from policy_dsl.language.schema import json_schema
 from policy_dsl.resources import room
-from policy_dsl.schema import json_schema
 
 BUNDLED = sorted(room("policies").glob("*.yaml"))
 EVERY_KEY = """\

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from policy_dsl.inventory import Inventory, TensorInfo
-from policy_dsl.source_quantization import quantization_of
-from policy_dsl.sources import open_source
+from policy_dsl.sources.quantization import quantization_of
+from policy_dsl.sources.reference import open_source
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"
 BLOCK_FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}

@@ -10,10 +10,10 @@ from small_checkpoints import Array, llama_config, llama_tensors, write_folder
 
 from emitters import specs
 from policy_dsl.inventory import Inventory
-from policy_dsl.load import load
+from policy_dsl.language.load import load
 from policy_dsl.plan import Plan
-from policy_dsl.resolve import resolve
-from policy_dsl.sources import open_source
+from policy_dsl.planning.resolve import resolve
+from policy_dsl.sources.reference import open_source
 
 ROOT = Path(__file__).parents[3]
 SIZES = {"layers": 2, "hidden": 64, "inner": 128, "vocabulary": 96}

@@ -17,7 +17,7 @@ from small_checkpoints import Array, digests
 from emitters.core.build import build
 from emitters.core.progress import Silent
 from policy_dsl.diagnostics import PolicyError
-from policy_dsl.sources import open_source
+from policy_dsl.sources.reference import open_source
 
 NORM_KEPT = "name: other\ntarget: mlx_affine\nrules: |\n"
 GATE = "model.layers.1.mlp.gate_proj.weight"

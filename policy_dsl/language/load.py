@@ -1,0 +1,165 @@
+"""A policy by path or bundled name -> Policy, with `extends` and variables resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from policy_dsl.diagnostics import SourceText, Span, did_you_mean, fail
+from policy_dsl.language.fragments import Scalar
+from policy_dsl.language.merge_policies import merge
+from policy_dsl.language.read_dsl import read_dsl
+from policy_dsl.language.read_yaml import looks_like_yaml, read_yaml
+from policy_dsl.language.source_text import MAX_BYTES
+from policy_dsl.language.variables import final_values
+from policy_dsl.policy import Policy
+from policy_dsl.resources import room
+
+Form = Literal["yaml", "dsl"]
+_FORMS: Mapping[str, Form] = {".yaml": "yaml", ".yml": "yaml", ".qpol": "dsl"}
+# Bases of bases multiply; more than this many are an accident or an attack.
+_MAX_BASES = 200
+
+
+def load(reference: str | Path, *, overrides: Mapping[str, Scalar] | None = None) -> Policy:
+    """The policy of a file, or the bundled one of that name, merged with all that it extends.
+
+    overrides: values for its variables; texts, as `--set` gives them, are read as the
+    type of the variable's default.
+    Raises: PolicyError with every defect of the texts, of `extends` and of the overrides.
+    """
+    chain = list(_Bases().collect(_find(reference), ()))
+    # Variables are settled over the whole chain before any text is read for good: a base may
+    # use one whose value the policy that extends it has set.
+    values = final_values([base.policy for base in chain], overrides or {})
+    return merge([base.reread(values) for base in chain])
+
+
+def parse_policy(text: str, name: str) -> tuple[Policy, Form]:
+    """The policy that a text says, `extends` not followed, and the notation it is in.
+
+    name: its path; a name without a known suffix leaves the notation to the text itself.
+    Raises: PolicyError with every defect of the text.
+    """
+    source, path = SourceText(name, text), Path(name)
+    form = _FORMS.get(path.suffix) or ("yaml" if looks_like_yaml(source) else "dsl")
+    stem = path.stem if path.suffix in _FORMS else "policy"
+    return (read_yaml if form == "yaml" else read_dsl)(source, stem), form
+
+
+def read_text(path: Path) -> str:
+    """The text of a policy file without a byte order mark.
+
+    Raises: PolicyError if it cannot be read, is not UTF-8 or larger than 1 MiB.
+    """
+    return read_source(path).text
+
+
+def bundled_names() -> tuple[str, ...]:
+    """Names of the bundled policies."""
+    folder = room("policies")
+    return tuple(sorted(path.stem for path in folder.iterdir() if path.suffix in _FORMS))
+
+
+def read_source(path: Path) -> SourceText:
+    """The text of a policy file.
+
+    Raises: PolicyError if it cannot be read, is not UTF-8 or larger than 1 MiB.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as failure:
+        reason = (failure.strerror or str(failure)).lower()
+        raise fail("unreadable-file", path=path, reason=reason) from None
+    if len(content) > MAX_BYTES:
+        raise fail("too-large", path=path, size=max(size, len(content)), limit=MAX_BYTES)
+    try:
+        return SourceText(str(path), content.decode("utf-8-sig"))
+    except UnicodeDecodeError as failure:
+        byte = f"0x{content[failure.start]:02x}"
+        raise fail("not-utf8", path=path, byte=byte, offset=failure.start) from None
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A policy of the chain, read with its own variables' defaults."""
+
+    path: Path
+    source: SourceText
+    policy: Policy
+
+    def reread(self, values: Mapping[str, Scalar]) -> Policy:
+        """The policy with these values where its own differ."""
+        own = dict(self.policy.vars)
+        wanted = {name: values[name] for name in own}
+        return self.policy if wanted == own else _read(self.path, self.source, wanted)
+
+
+class _Bases:
+    """Follows `extends`, depth first, so that what is extended comes first."""
+
+    def __init__(self) -> None:
+        self._visits = 0
+
+    def collect(self, path: Path, chain: tuple[Path, ...]) -> Iterator[_Base]:
+        self._visits += 1
+        source = read_source(path)
+        policy = _read(path, source, None)
+        spans = dict(policy.key_spans)
+        # Resolved paths: a cycle through a symbolic link is one too.
+        here = (*chain, path.resolve())
+        for name in policy.extends:
+            span = spans.get(f"extends.{name}")
+            base = _find(name, folder=path.parent, span=span)
+            self._refuse(base, here, span)
+            yield from self.collect(base, here)
+        yield _Base(path, source, policy)
+
+    def _refuse(self, base: Path, chain: tuple[Path, ...], span: Span | None) -> None:
+        if base.resolve() in chain:
+            start = chain.index(base.resolve())
+            names = [path.name for path in (*chain[start:], base)]
+            raise fail("cyclic-extends", span, chain=" -> ".join(names))
+        if self._visits >= _MAX_BASES:
+            raise fail("nested-too-deeply", span, limit=_MAX_BASES)
+
+
+def _find(
+    reference: str | Path, *, folder: Path | None = None, span: Span | None = None
+) -> Path:
+    path = Path(reference)
+    named = isinstance(reference, str) and path.name == reference
+    # A bundled name wins over a file of that name without suffix, so that it means the same
+    # in every folder.
+    if named and path.suffix not in _FORMS:
+        for suffix in _FORMS:
+            bundled = room("policies") / f"{reference}{suffix}"
+            if _exists(bundled):
+                return bundled
+        if folder is not None or not _exists(path):
+            cure = did_you_mean(str(reference), bundled_names())
+            raise fail("unknown-policy", span, suggestion=cure, name=reference)
+    found = path if folder is None else folder / path
+    if not _exists(found) or found.is_dir():
+        reason = "it is a folder" if _exists(found) else "there is no such file"
+        raise fail("unreadable-file", span, path=found, reason=reason)
+    return found
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        # A name too long for the system, or a folder that may not be looked into.
+        return False
+
+
+def _read(path: Path, source: SourceText, values: Mapping[str, Scalar] | None) -> Policy:
+    form = _FORMS.get(path.suffix)
+    if form is None:
+        raise fail("unknown-suffix", path=path)
+    return (read_yaml if form == "yaml" else read_dsl)(source, path.stem, values)

@@ -1,0 +1,210 @@
+"""YAML text -> composed nodes that know their place; nothing is ever constructed.
+
+Anchors, aliases, tags and deep nesting are refused while composing, before anything expands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from policy_dsl.diagnostics import Diagnostic, PolicyError, SourceText, Span, diagnostic, fail
+from policy_dsl.language.fragments import Fragment
+
+MAX_NESTING = 32
+_NULLS = ("", "~", "null", "Null", "NULL")
+_ESCAPED = re.compile(
+    r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|\r?\n\s*|.)|.", re.DOTALL
+)
+_SPACE_ESCAPES = set("ntrvf _NLP\n\r")
+# What the YAML library says, and what it means for people.
+_WORDS = (
+    (re.compile(r"found character '\\t'"), "tabs cannot indent; use spaces"),
+    (re.compile(r"found character '(.)' that"), "a text that begins with {0} stands in quotes"),
+    (re.compile("expected alphabetic"), "a text that begins with * or & stands in quotes"),
+    (re.compile("expected <block end>"), "the indentation does not fit the lines above"),
+    (re.compile("could not find expected ':'"), 'a ":" is missing after the key'),
+    (re.compile("mapping values"), 'a second ":" in one value; the text needs quotes'),
+    (re.compile("found unexpected end of stream"), "the quote is never closed"),
+    (re.compile("expected the node content"), "a value is missing"),
+)
+
+
+class Pair(NamedTuple):
+    """A key of a mapping and its value."""
+
+    name: str
+    key: ScalarNode
+    value: Node
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes, refusing what a policy has no use for."""
+
+    depth = 0
+
+    def __init__(self, source: SourceText) -> None:
+        super().__init__(source.text)
+        self._source = source
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        span = Span(self._source, event.start_mark.index, event.end_mark.index)
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            cure = "a text that begins with * or & stands in quotes"
+            raise fail("yaml-alias", span, suggestion=cure)
+        if getattr(event, "tag", None) is not None:
+            raise fail("yaml-tag", span, tag=event.tag)
+        if self.depth >= MAX_NESTING:
+            raise fail("nested-too-deeply", span, limit=MAX_NESTING)
+        self.depth += 1
+        node: Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def compose(source: SourceText) -> Node | None:
+    """The root node of a YAML text; None if it is empty.
+
+    Raises: PolicyError if it is not YAML, or YAML that policies do not use.
+    """
+    loader = _Loader(source)
+    try:
+        return loader.get_single_node()
+    except yaml.MarkedYAMLError as failure:
+        raise PolicyError([_explain(source, failure)]) from None
+    except (yaml.YAMLError, ValueError, OverflowError, IndexError) as failure:
+        reason = str(failure).splitlines()[0]
+        raise fail("bad-yaml", Span(source, 0, 1), reason=reason) from None
+    finally:
+        loader.dispose()
+
+
+def span_of(source: SourceText, node: Node) -> Span:
+    """Where a node stands; of a mapping or list that spans lines, its first line."""
+    start, end = node.start_mark.index, node.end_mark.index
+    if not isinstance(node, ScalarNode) or node.style in ("|", ">"):
+        line_end = source.text.find("\n", start)
+        end = min(end, line_end if line_end >= 0 else end)
+    return Span(source, start, max(end, start))
+
+
+def kind_of(node: Node) -> str:
+    """What a node is, in the users' words."""
+    if isinstance(node, SequenceNode):
+        return "a list"
+    if isinstance(node, MappingNode):
+        return "a mapping"
+    return "nothing" if is_null(node) else f'"{node.value}"'
+
+
+def is_null(node: Node) -> bool:
+    """Whether a node is an empty value."""
+    return isinstance(node, ScalarNode) and node.style is None and node.value in _NULLS
+
+
+def pairs(source: SourceText, node: MappingNode, findings: list[Diagnostic]) -> list[Pair]:
+    """The keys and values of a mapping; what is wrong with its keys goes to `findings`."""
+    found: dict[str, Pair] = {}
+    for key, value in node.value:
+        span = span_of(source, key)
+        if not isinstance(key, ScalarNode) or is_null(key):
+            findings.append(diagnostic("bad-key", span, found=kind_of(key)))
+        elif key.value == "<<" and key.style is None:
+            findings.append(diagnostic("yaml-alias", span))
+        elif key.value in found:
+            first = span_of(source, found[key.value].key).location
+            notes = [f"first at {first}"]
+            findings.append(diagnostic("duplicate-key", span, notes=notes, key=key.value))
+        else:
+            found[key.value] = Pair(key.value, key, value)
+    return list(found.values())
+
+
+def scalar_fragment(source: SourceText, node: ScalarNode) -> Fragment:
+    """The value of a scalar, each character with its place in the file.
+
+    Indentation, folding and escapes change white space only, so that the other characters of
+    value and file correspond one to one.
+    """
+    units = _visible(source.text, node)
+    starts, ends = list[int](), list[int]()
+    before = _body_start(source.text, node)
+    at = before
+    for char in node.value:
+        if char.isspace():
+            starts.append(before)
+            ends.append(before)
+            continue
+        unit = next(units, None)
+        if unit is None:
+            break
+        starts.append(unit[0])
+        ends.append(unit[1])
+        before = unit[1]
+    if len(starts) < len(node.value) or next(units, None) is not None:
+        span = span_of(source, node)
+        starts, ends = ([each] * len(node.value) for each in (span.start, span.end))
+    return Fragment(node.value, source, starts, ends, at)
+
+
+def _body_start(text: str, node: ScalarNode) -> int:
+    start: int = node.start_mark.index
+    if node.style in ("|", ">"):
+        return text.find("\n", start) + 1 or len(text)
+    return start + (node.style in ("'", '"'))
+
+
+def _visible(text: str, node: ScalarNode) -> Iterator[tuple[int, int]]:
+    """Start and end of everything in the file that stands for one visible character."""
+    at = _body_start(text, node)
+    end = node.end_mark.index - (node.style in ("'", '"'))
+    while at < end:
+        width = 1
+        if node.style == '"' and text[at] == "\\":
+            width = _ESCAPED.match(text, at).end() - at  # type: ignore[union-attr]
+            visible = not _is_space_escape(text[at + 1 : at + width])
+        else:
+            visible = not text[at].isspace()
+            width = 2 if node.style == "'" and text[at : at + 2] == "''" else 1
+        if visible:
+            yield at, at + width
+        at += width
+
+
+def _is_space_escape(code: str) -> bool:
+    if len(code) > 1 and code[0] in "xuU":
+        return chr(int(code[1:], 16)).isspace()
+    return code[:1] in _SPACE_ESCAPES
+
+
+def _explain(source: SourceText, failure: yaml.MarkedYAMLError) -> Diagnostic:
+    mark = failure.problem_mark or failure.context_mark
+    at = min(mark.index, max(len(source.text) - 1, 0)) if mark else 0
+    problem = failure.problem or "not YAML"
+    span = Span(source, at, at + 1)
+    line = source.line(span.line)
+    of_rules = line.strip().startswith(("- ", "rules:"))
+    if "mapping values are not allowed" in problem and of_rules:
+        return _several_statements(span, line)
+    if "expected a single document" in (failure.context or ""):
+        return diagnostic("several-documents", span)
+    return diagnostic("bad-yaml", span, reason=_in_words(problem))
+
+
+def _in_words(problem: str) -> str:
+    for pattern, words in _WORDS:
+        if found := pattern.search(problem):
+            return words.format(*found.groups())
+    return problem
+
+
+def _several_statements(span: Span, line: str) -> Diagnostic:
+    text = line.strip().removeprefix("rules:").strip().removeprefix("- ")
+    shown = [f"  {part.strip()}" for part in text.split(";") if part.strip()]
+    notes = ["write them as a text:", "rules: |", *shown]
+    return diagnostic("several-statements", span, notes=notes)

@@ -1,0 +1,152 @@
+"""The policy's own tests against its plan: what was asked, what was found, whether it holds."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+
+from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic
+from policy_dsl.inventory import DTYPE_BITS
+from policy_dsl.plan import Module, Plan
+from policy_dsl.planning.matching import CompiledRule, compile_rules
+from policy_dsl.planning.outline import treatment_of
+from policy_dsl.policy import Assertion, Rule, Treatment
+from policy_dsl.units import bits_per_weight, both_units
+
+_RELATIONS: Mapping[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    "<": operator.lt,
+    ">=": operator.ge,
+    ">": operator.gt,
+    "==": operator.eq,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TestResult:
+    """A test of the policy: its text, what the plan has, and whether that is enough."""
+
+    __test__ = False  # pytest would collect the class by its name
+
+    text: str
+    found: str
+    passed: bool
+    span: Span | None = None
+
+
+def run_tests(plan: Plan) -> tuple[TestResult, ...]:
+    """The policy's tests, each with what the plan has; `size` is that of all output tensors.
+
+    Raises: PolicyError if a test's selector has a defect or matches no tensor of the plan.
+    """
+    results: list[TestResult] = []
+    defects: list[Diagnostic] = []
+    for assertion in plan.policy.tests:
+        try:
+            results.append(_run(assertion, plan))
+        except PolicyError as error:
+            defects += error.diagnostics
+    if defects:
+        raise PolicyError(defects)
+    return tuple(results)
+
+
+def failures(results: Iterable[TestResult]) -> list[Diagnostic]:
+    """The tests that fail, as diagnostics."""
+    return [
+        diagnostic("test-failed", result.span, test=result.text, found=result.found)
+        for result in results
+        if not result.passed
+    ]
+
+
+def _run(assertion: Assertion, plan: Plan) -> TestResult:
+    modules = plan.modules if assertion.selector is None else _selected(assertion, plan)
+    if isinstance(assertion.value, Treatment):
+        wanted = assertion.value
+        found = ", ".join(sorted({treatment_of(module) for module in modules}))
+        passed = all(_agrees(module.treatment, wanted) for module in modules)
+        return TestResult(assertion.text, found, passed, assertion.span)
+    values = _measure(assertion.measure, modules)
+    relation = _RELATIONS[assertion.relation]
+    passed = all(relation(value, assertion.value) for value in values)
+    return TestResult(assertion.text, _shown(assertion.measure, values), passed, assertion.span)
+
+
+def _selected(assertion: Assertion, plan: Plan) -> tuple[Module, ...]:
+    """The modules that hold a tensor which the assertion's selector means."""
+    compiled = _compile(assertion, plan)
+    wanted = _matching_tensors(compiled, plan)
+    modules = tuple(
+        module
+        for module in plan.modules
+        if any((module.role, rows.tensor.name) in wanted for rows in module.sources)
+    )
+    # A test that measures nothing would pass for ever.
+    if not modules:
+        raise PolicyError(
+            [diagnostic("test-without-tensors", assertion.span, test=assertion.text)]
+        )
+    return modules
+
+
+def _compile(assertion: Assertion, plan: Plan) -> CompiledRule:
+    if assertion.selector is None:
+        raise TypeError("an assertion about the whole plan has nothing to compile")
+    # As one more rule of the policy, because `middle` depends on the others.
+    probe = Rule(
+        assertion.selector, Treatment("keep"), span=assertion.span, selector_span=assertion.span
+    )
+    policy = replace(plan.policy, rules=(*plan.policy.rules, probe))
+    compiled = compile_rules(policy, plan.model, plan.target)[-1]
+    if compiled.findings:
+        raise PolicyError(compiled.findings)
+    return compiled
+
+
+def _matching_tensors(compiled: CompiledRule, plan: Plan) -> set[tuple[str, str]]:
+    """(role, source name) of every tensor of the model that the selector means."""
+    # A hundred thousand experts share a few hundred answers.
+    known: dict[tuple[str, int | None], bool] = {}
+    found = set()
+    for tensor in plan.model.tensors:
+        kind = (tensor.role, tensor.layer)
+        if compiled.reads_names or kind not in known:
+            known[kind] = compiled.predicate(tensor)[0]
+        if known[kind]:
+            found.add((tensor.role, tensor.source.name))
+    return found
+
+
+def _agrees(treatment: Treatment, wanted: Treatment) -> bool:
+    """Whether the treatment has everything that `wanted` says; what it leaves out is free."""
+    said = {field.name: getattr(wanted, field.name) for field in fields(wanted)}
+    return all(
+        value is None or getattr(treatment, name) == value for name, value in said.items()
+    )
+
+
+def _measure(measure: str, modules: Iterable[Module]) -> list[float]:
+    chosen = list(modules)
+    nbytes = sum(module.nbytes for module in chosen)
+    if measure == "size":
+        return [nbytes]
+    if measure == "bpw":
+        return [bits_per_weight(nbytes, sum(m.parameters for m in chosen)) or 0.0]
+    widths = sorted({_bits(module) for module in chosen})
+    return {"min_bits": widths[:1], "max_bits": widths[-1:]}.get(measure, widths)
+
+
+def _bits(module: Module) -> float:
+    quantized = module.treatment.action == "quantize" and module.treatment.bits
+    # A kept tensor counts with the width of its dtype.
+    return float(quantized or DTYPE_BITS[module.dtype])
+
+
+def _shown(measure: str, values: list[float]) -> str:
+    if measure == "size":
+        return both_units(int(values[0]))
+    if measure == "bpw":
+        return f"{values[0]:.4f}"
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,111 @@
+"""What changed between two bundles, planned or built: Outline x Outline -> PlanDiff."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from policy_dsl.planning.outline import Outline, OutlineModule
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Modules of one role that changed alike; `layers` sorted, maybe empty.
+
+    before, after: how the values are held; None on the side that lacks the modules. The rules
+    are those of the first module, empty if not known. names: of the modules, in order.
+    """
+
+    role: str
+    layers: tuple[int, ...]
+    before: str | None
+    after: str | None
+    before_rule: str
+    after_rule: str
+    names: tuple[str, ...]
+    parameters: int
+    nbytes_delta: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanDiff:
+    """What must be done to A to get B: changed treatments, added and removed modules."""
+
+    before: Outline
+    after: Outline
+    changed: tuple[Change, ...]
+    added: tuple[Change, ...]
+    removed: tuple[Change, ...]
+
+    @property
+    def nbytes_delta(self) -> int:
+        """Bytes of all output tensors of B, less those of A."""
+        return self.after.nbytes - self.before.nbytes
+
+    @property
+    def bpw_delta(self) -> float | None:
+        """Bits per weight of B, less those of A; None if one has no parameters."""
+        if self.before.bpw is None or self.after.bpw is None:
+            return None
+        return self.after.bpw - self.before.bpw
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every module has the same treatment, size and place in both."""
+        return not (self.changed or self.added or self.removed)
+
+
+Pair = tuple[OutlineModule | None, OutlineModule | None]
+
+
+def diff(before: Outline, after: Outline) -> PlanDiff:
+    """The difference of two outlines; modules are the same if their names are."""
+    old = {module.name: module for module in before.modules}
+    new = {module.name: module for module in after.modules}
+    shared = [(old[name], module) for name, module in new.items() if name in old]
+    return PlanDiff(
+        before,
+        after,
+        changed=_changes(pair for pair in shared if _differ(*pair)),
+        added=_changes((None, module) for name, module in new.items() if name not in old),
+        removed=_changes((module, None) for name, module in old.items() if name not in new),
+    )
+
+
+def _differ(before: OutlineModule, after: OutlineModule) -> bool:
+    # Rules and lines are no part of it: the same bundle comes of both.
+    return (before.stored, before.nbytes) != (after.stored, after.nbytes)
+
+
+def _changes(pairs: Iterable[Pair]) -> tuple[Change, ...]:
+    """The pairs grouped by role and both treatments, the largest difference first."""
+    found: dict[tuple[str, str | None, str | None], list[Pair]] = {}
+    for pair in pairs:
+        known = [module for module in pair if module is not None]
+        # A bundle read from headers alone does not know roles; the other side may.
+        role = next((module.role for module in known if module.role), known[0].kind)
+        old, new = (module.stored if module else None for module in pair)
+        found.setdefault((role, old, new), []).append(pair)
+    changes = [_change(key, members) for key, members in found.items()]
+    # What costs most is what the reader looks for.
+    return tuple(sorted(changes, key=lambda change: (-abs(change.nbytes_delta), change.role)))
+
+
+def _change(key: tuple[str, str | None, str | None], pairs: list[Pair]) -> Change:
+    first_before, first_after = pairs[0]
+    shown = [after or before for before, after in pairs]
+    members = [module for module in shown if module is not None]
+    return Change(
+        role=key[0],
+        layers=tuple(sorted({m.layer for m in members if m.layer is not None})),
+        before=key[1],
+        after=key[2],
+        before_rule=first_before.rule if first_before else "",
+        after_rule=first_after.rule if first_after else "",
+        names=tuple(module.name for module in members),
+        parameters=sum(module.parameters for module in members),
+        nbytes_delta=sum(
+            (after.nbytes if after else 0) - (before.nbytes if before else 0)
+            for before, after in pairs
+        ),
+    )

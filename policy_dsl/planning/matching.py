@@ -1,0 +1,283 @@
+"""What a selector means for a model: which of its tensors, and whether by name.
+
+A guarded tensor (`router`, `router_bias`, `norm`, anything that is not a matrix) is touched
+only by a rule that names it: `by_name` travels beside `matches` through the tree.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
+from policy_dsl.language.layer_expression import layers_where
+from policy_dsl.planning.naming import family_defect, meaning_of
+from policy_dsl.policy import Policy, Rule
+from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.selectors import (
+    All,
+    And,
+    Boundary,
+    Except,
+    Family,
+    Glob,
+    LayerRange,
+    Layers,
+    LayersWhere,
+    Middle,
+    Name,
+    Or,
+    Regex,
+    Selector,
+)
+
+GUARDED_ROLES = frozenset({"router", "router_bias", "norm"})
+# (matches, by name)
+Outcome = tuple[bool, bool]
+Predicate = Callable[[ModelTensor], Outcome]
+
+_NO: Outcome = (False, False)
+_YES: Outcome = (True, False)
+_NAMED: Outcome = (True, True)
+
+
+def is_guarded(tensor: ModelTensor) -> bool:
+    """Whether only a rule that names this tensor may touch it."""
+    return not tensor.is_matrix or tensor.role in GUARDED_ROLES
+
+
+def nodes(selector: Selector) -> Iterator[Selector]:
+    """Every node of a selector tree, the root first."""
+    yield selector
+    if isinstance(selector, And | Or):
+        for part in selector.parts:
+            yield from nodes(part)
+    elif isinstance(selector, Except):
+        yield from nodes(selector.base)
+        yield from nodes(selector.excluded)
+
+
+@dataclass(frozen=True)
+class CompiledRule:
+    """A rule made executable for one model.
+
+    origin: `file:line` of the rule, with its column where the line has several. findings: what
+    is wrong with its selector in this model. inapplicable: it is bound to another family, so
+    that matching nothing is no defect.
+    """
+
+    rule: Rule
+    origin: str
+    predicate: Predicate
+    findings: tuple[Diagnostic, ...]
+    inapplicable: bool
+
+    @cached_property
+    def reads_names(self) -> bool:
+        """Whether the outcome depends on more than role and layer."""
+        return any(
+            isinstance(node, Glob | Regex) or (isinstance(node, Name) and node.experts)
+            for node in nodes(self.rule.selector)
+        )
+
+    def decides(self, tensor: ModelTensor) -> bool:
+        """Whether the rule matches the tensor and may touch it."""
+        # The guard is applied last, so that a rule that only covers a router can say so.
+        matches, by_name = self.predicate(tensor)
+        return matches and (by_name or not is_guarded(tensor))
+
+
+def compile_rules(policy: Policy, model: Model, target: str) -> tuple[CompiledRule, ...]:
+    """The policy's rules for this target, executable, in the order of the text."""
+    compiler = _Compiler(policy, model)
+    wanted = [rule for rule in policy.rules if rule.target in (None, target)]
+    lines = Counter(_line(rule) for rule in policy.rules)
+    return tuple(compiler.compile(rule, alone=lines[_line(rule)] == 1) for rule in wanted)
+
+
+def _line(rule: Rule) -> tuple[str, int] | None:
+    return (rule.span.source.name, rule.span.line) if rule.span else None
+
+
+def _origin(span: Span | None, *, alone: bool) -> str:
+    """Where a rule stands, short enough for a table."""
+    if span is None:
+        return ""
+    place = span.location.replace("\\", "/").rsplit("/", 1)[-1]
+    return place.rpartition(":")[0] if alone else place
+
+
+class _Compiler:
+    """Turns selector nodes into predicates and collects what is wrong with them."""
+
+    def __init__(self, policy: Policy, model: Model) -> None:
+        self._policy = policy
+        self._model = model
+        self._findings: list[Diagnostic] = []
+        self._rule: Rule
+
+    def compile(self, rule: Rule, *, alone: bool) -> CompiledRule:
+        self._rule, self._findings = rule, []
+        predicate = self._build(rule.selector)
+        # `router and family mixtral` in a policy for all models is right to match nothing here.
+        families = [node.name for node in nodes(rule.selector) if isinstance(node, Family)]
+        other = bool(families) and self._model.architecture.family not in families
+        origin = _origin(rule.span, alone=alone)
+        return CompiledRule(rule, origin, predicate, tuple(self._findings), other)
+
+    def _build(self, node: Selector) -> Predicate:
+        match node:
+            case And():
+                return _all_of([self._build(part) for part in node.parts])
+            case Or():
+                return _any_of([self._build(part) for part in node.parts])
+            case Except():
+                return _without(self._build(node.base), self._build(node.excluded))
+            case Name():
+                return self._name(node)
+            case _:
+                return self._leaf(node)
+
+    def _leaf(self, node: Selector) -> Predicate:
+        match node:
+            case Glob():
+                return _by_glob(node.pattern)
+            case Regex():
+                # A regular expression may cover anything: it never counts as naming a tensor.
+                full = re.compile(node.pattern).fullmatch
+                return lambda tensor: _YES if full(tensor.source.name) else _NO
+            case All():
+                return lambda tensor: _YES if tensor.is_matrix else _NO
+            case Family():
+                return self._family(node)
+            case _:
+                layers = self._layers(node)
+                return lambda tensor: _YES if tensor.layer in layers else _NO
+
+    def _family(self, node: Family) -> Predicate:
+        defect = family_defect(node.name)
+        if defect is not None:
+            self._findings.append(replace(defect, span=self._span(node)))
+        outcome = _YES if node.name == self._model.architecture.family else _NO
+        return lambda tensor: outcome
+
+    def _name(self, node: Name) -> Predicate:
+        meaning = meaning_of(node.text, self._model, optional=self._rule.optional)
+        if isinstance(meaning, Diagnostic):
+            self._findings.append(replace(meaning, span=self._span(node)))
+            return lambda tensor: _NO
+        # `experts[0-3]` picks by number, which names no role.
+        whole, named = meaning.roles, meaning.named
+        if not node.experts:
+            return lambda tensor: (
+                (_NAMED if tensor.role in named else _YES) if (tensor.role in whole) else _NO
+            )
+        experts = self._numbers(node, node.experts, self._model.n_experts, "expert")
+        return lambda tensor: _YES if tensor.role in whole and tensor.expert in experts else _NO
+
+    def _layers(self, node: Selector) -> frozenset[int]:
+        n_layers = self._model.n_layers
+        match node:
+            case Layers(ranges, boundary):
+                found = self._numbers(node, ranges, n_layers, "layer")
+                if boundary and not is_boundary(found, n_layers):
+                    self._report("not-the-boundary", node, n_layers=n_layers)
+                return found
+            case LayersWhere(expression):
+                return layers_where(expression, n_layers)
+            case Boundary(count):
+                return boundary_layers(count, n_layers)
+            case Middle():
+                return self._middle(node)
+        raise TypeError(f"no selector: {node!r}")
+
+    def _middle(self, node: Selector) -> frozenset[int]:
+        # Two different boundaries would leave open which of them `middle` complements.
+        everything = frozenset(range(self._model.n_layers))
+        found = {
+            self._layers(other)
+            for rule in self._policy.rules
+            for other in nodes(rule.selector)
+            if isinstance(other, Boundary) or (isinstance(other, Layers) and other.boundary)
+        }
+        if len(found) != 1:
+            self._report("middle-without-boundary", node, count=len(found))
+            return everything
+        return everything - found.pop()
+
+    def _numbers(
+        self, node: Selector, ranges: tuple[LayerRange, ...], count: int, kind: str
+    ) -> frozenset[int]:
+        found: set[int] = set()
+        for each in ranges:
+            # Negative numbers count from the end, as in Python.
+            start, stop = (n + count if n < 0 else n for n in (each.start, each.stop))
+            if not 0 <= start <= stop < count:
+                written = f"{each.start}" if start == stop else f"{each.start}..{each.stop}"
+                self._report(
+                    "number-outside-model",
+                    node,
+                    kind=kind,
+                    written=written,
+                    count=count,
+                    last=count - 1,
+                )
+            found.update(range(max(start, 0), min(stop, count - 1) + 1))
+        return frozenset(found)
+
+    def _span(self, node: Selector) -> Span | None:
+        exact = [
+            span for named, span in self._rule.name_spans if named is node or named == node
+        ]
+        return exact[0] if exact else self._rule.selector_span or self._rule.span
+
+    def _report(self, code: str, node: Selector, **facts: Any) -> None:
+        # The same selector may be built twice: once for its rule, once for `middle`.
+        found = diagnostic(code, self._span(node), **facts)
+        if found not in self._findings:
+            self._findings.append(found)
+
+
+def boundary_layers(count: int, n_layers: int) -> frozenset[int]:
+    """The first and the last `count` layers."""
+    return frozenset(i for i in range(n_layers) if i < count or i >= n_layers - count)
+
+
+def is_boundary(layers: frozenset[int], n_layers: int) -> bool:
+    """Whether these are as many first layers as last ones."""
+    return any(layers == boundary_layers(count, n_layers) for count in range(1, n_layers + 1))
+
+
+def _all_of(parts: list[Predicate]) -> Predicate:
+    def outcome(tensor: ModelTensor) -> Outcome:
+        # `router in layers 0-1` names the router, though layers alone never do.
+        found = [part(tensor) for part in parts]
+        return all(one[0] for one in found), any(one[1] for one in found)
+
+    return outcome
+
+
+def _any_of(parts: list[Predicate]) -> Predicate:
+    def outcome(tensor: ModelTensor) -> Outcome:
+        # In `all, router` only the part that names the tensor opens the guard.
+        found = [part(tensor) for part in parts]
+        return any(one[0] for one in found), any(one == _NAMED for one in found)
+
+    return outcome
+
+
+def _without(base: Predicate, excluded: Predicate) -> Predicate:
+    return lambda tensor: _NO if excluded(tensor)[0] else base(tensor)
+
+
+def _by_glob(pattern: str) -> Predicate:
+    full = re.compile(fnmatch.translate(pattern)).fullmatch
+    last = pattern.removesuffix(".weight").rsplit(".", 1)[-1]
+    # A glob that spells the last part means just that tensor: it may touch a router.
+    outcome = _YES if set(last) & set("*?[") or not last else _NAMED
+    return lambda tensor: outcome if full(tensor.source.name) else _NO

@@ -1,0 +1,95 @@
+"""Warnings about a finished plan: what is legal and often a mistake."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+
+from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
+from policy_dsl.plan import Module, Plan
+from policy_dsl.planning.decisions import OTHERWISE, Decision
+from policy_dsl.planning.matching import is_guarded
+
+
+def plan_warnings(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
+    """What a reviewer should know: forgotten matrices, quantized routers, outputs that grow."""
+    spans = {one.origin: one.rule.rule.span for one in made if one.rule}
+    return [
+        *_unreached(plan, made),
+        *_router_warnings(plan, spans),
+        *_growth_warnings(plan, spans),
+    ]
+
+
+def _unreached(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
+    # Vision towers and tied heads that the format leaves out were not forgotten.
+    left_out = {omission.tensor.name for omission in plan.omitted}
+    missed = [
+        one.tensor
+        for one in made
+        if one.rule is None
+        and not is_guarded(one.tensor)
+        and one.tensor.source.name not in left_out
+    ]
+    if not missed:
+        return []
+    roles = sorted({tensor.role for tensor in missed})
+    places = dict(plan.policy.key_spans)
+    # A stack is one module: its first source stands for all of them.
+    names = {tensor.source.name for tensor in missed}
+    size = sum(
+        module.nbytes
+        for module in plan.modules
+        if module.rule == OTHERWISE and module.sources[0].tensor.name in names
+    )
+    return [
+        diagnostic(
+            "unreached-matrices",
+            places.get("defaults.otherwise") or places.get("rules"),
+            count=len(missed),
+            roles=", ".join(roles),
+            nbytes=f"{size / 1e9:.2f} GB",
+        )
+    ]
+
+
+def _router_warnings(plan: Plan, spans: Mapping[str, Span | None]) -> list[Diagnostic]:
+    # One warning for each rule, where the author can act on it.
+    rules: dict[str, int] = defaultdict(int)
+    for module in plan.modules:
+        if module.role == "router" and module.treatment.action == "quantize":
+            rules[module.rule] += 1
+    return [
+        diagnostic("router-quantized", spans.get(rule), count=count)
+        for rule, count in rules.items()
+    ]
+
+
+def _growth_warnings(plan: Plan, spans: Mapping[str, Span | None]) -> list[Diagnostic]:
+    grown: dict[str, list[int]] = {}
+    for module in plan.modules:
+        before = _source_nbytes(module)
+        if module.nbytes > before:
+            totals = grown.setdefault(module.rule, [0, 0, 0])
+            for index, value in enumerate((1, before, module.nbytes)):
+                totals[index] += value
+    return [
+        diagnostic(
+            "larger-than-source",
+            spans.get(rule),
+            count=count,
+            before=f"{before / 1e9:.3f} GB",
+            after=f"{after / 1e9:.3f} GB",
+        )
+        for rule, (count, before, after) in grown.items()
+    ]
+
+
+def _source_nbytes(module: Module) -> int:
+    """Bytes of the source rows, and of their share of the FP8 scales."""
+    total = 0.0
+    for rows in module.sources:
+        share = rows.count * rows.tensor.shape[-1] / max(1, math.prod(rows.tensor.shape))
+        total += share * (rows.tensor.nbytes + (rows.scale.nbytes if rows.scale else 0))
+    return round(total)

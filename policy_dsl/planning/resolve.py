@@ -1,0 +1,179 @@
+"""Policy x Inventory x FormatSpecs -> Plan. Pure and total: a Plan, or every defect at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from policy_dsl.diagnostics import (
+    Diagnostic,
+    PolicyError,
+    Span,
+    diagnostic,
+    did_you_mean,
+    errors,
+    fail,
+)
+from policy_dsl.formats import FormatSpec
+from policy_dsl.inventory import Inventory, source_digest
+from policy_dsl.language.print_policy import policy_digest
+from policy_dsl.plan import Module, Plan, PlannedFile
+from policy_dsl.planning.decisions import decide
+from policy_dsl.planning.layout import lay_out
+from policy_dsl.planning.lowering import Lowered, lower
+from policy_dsl.planning.plan_warnings import plan_warnings
+from policy_dsl.policy import Policy
+from policy_dsl.roles.classify import Model, classify
+from policy_dsl.sizes import parse_size
+from policy_dsl.sources.quantization import quantization_of
+from policy_dsl.vocabulary import TARGETS
+
+
+def resolve(
+    policy: Policy,
+    inventory: Inventory,
+    specs: Mapping[str, FormatSpec],
+    *,
+    target: str | None = None,
+    allow_requantize: bool = False,
+) -> Plan:
+    """The plan of a policy for a checkpoint; `target` overrides the policy's own.
+
+    allow_requantize: take a source that somebody quantized before, with a warning.
+    Raises: PolicyError with every defect of the policy for this model and target.
+    """
+    spec = specs[choose_target(policy, specs, target)]
+    # Asked before roles: packed names have none, and "unknown tensor" would say less.
+    lossy = _lossy_source(inventory, allow_requantize=allow_requantize)
+    model = classify(inventory)
+    # Findings about single tensors would only repeat that the whole family is refused.
+    _check_target(policy, model, spec)
+    decisions = decide(policy, model, spec.name)
+    lowered = lower(decisions.made, model, policy.defaults, spec)
+    findings = [*lossy, *decisions.findings, *lowered.findings]
+    # Defects of rules and of treatments are shown together, one run for all of them.
+    if errors(findings):
+        raise PolicyError(findings)
+    modules, files = _place(lowered, policy, spec)
+    plan = Plan(
+        policy=policy,
+        policy_digest=policy_digest(policy),
+        target=spec.name,
+        model=model,
+        source_digest=source_digest(inventory),
+        source_nbytes=inventory.nbytes,
+        modules=modules,
+        omitted=tuple(lowered.omitted),
+        files=files,
+        fp8_rule=policy.fp8_dequant or spec.fp8_rules[0],
+    )
+    # Warnings need the finished plan: they count bytes.
+    findings += plan_warnings(plan, decisions.made)
+    if spec.review is not None:
+        findings += spec.review(plan)
+    if errors(findings):
+        raise PolicyError(findings)
+    return replace(plan, findings=tuple(findings))
+
+
+def choose_target(
+    policy: Policy, specs: Mapping[str, FormatSpec], target: str | None = None
+) -> str:
+    """The target to plan for: the one asked for, else the policy's only one.
+
+    Raises: PolicyError if there is none, more than one, or an unknown one.
+    """
+    span = dict(policy.key_spans).get("target")
+    if target is None and len(policy.targets) != 1:
+        choices = policy.targets or tuple(specs)
+        raise fail("no-target", span, policy=policy.name, choices=", ".join(choices))
+    chosen = target or policy.targets[0]
+    if chosen in specs:
+        return chosen
+    # What --target says stands nowhere in the text.
+    span = span if chosen in policy.targets else None
+    # A policy for a format that is not built in is no typing error.
+    code = "unavailable-target" if chosen in TARGETS else "unknown-target"
+    raise fail(
+        code,
+        span,
+        suggestion=did_you_mean(chosen, specs),
+        target=chosen,
+        known=", ".join(specs),
+    )
+
+
+def _lossy_source(inventory: Inventory, *, allow_requantize: bool) -> list[Diagnostic]:
+    """The warning about a source that was quantized before, if there is one.
+
+    Raises: PolicyError if that is not allowed.
+    """
+    form = quantization_of(inventory)
+    if form is None:
+        return []
+    if not allow_requantize:
+        raise fail("already-quantized", model=inventory.id, form=form)
+    return [diagnostic("requantized", model=inventory.id, form=form)]
+
+
+def _check_target(policy: Policy, model: Model, spec: FormatSpec) -> None:
+    family = model.architecture.family
+    spans = dict(policy.key_spans)
+    found: list[Diagnostic] = []
+    reason = spec.families.get(family, "its tensor names in this format are not known")
+    if reason is not None:
+        found.append(
+            diagnostic("unsupported-family", target=spec.name, family=family, reason=reason)
+        )
+    if policy.fp8_dequant is not None and policy.fp8_dequant not in spec.fp8_rules:
+        rules = ", ".join(spec.fp8_rules)
+        found.append(
+            diagnostic(
+                "unknown-fp8-rule",
+                spans.get("fp8_dequant"),
+                rule=policy.fp8_dequant,
+                rules=rules,
+            )
+        )
+    found += _transform_findings(policy, model, spec, spans.get("transforms"))
+    if found:
+        raise PolicyError(found)
+
+
+def _transform_findings(
+    policy: Policy, model: Model, spec: FormatSpec, span: Span | None
+) -> list[Diagnostic]:
+    found = []
+    for prune in policy.transforms:
+        # A wrong count is wrong on every target, also where pruning will be possible.
+        if not 1 <= prune.to <= model.n_experts:
+            found.append(diagnostic("prune-count", span, to=prune.to, count=model.n_experts))
+        else:
+            found.append(
+                diagnostic(
+                    "unsupported-transform", span, target=spec.name, transform="prune experts"
+                )
+            )
+    return found
+
+
+def _place(
+    lowered: Lowered, policy: Policy, spec: FormatSpec
+) -> tuple[tuple[Module, ...], tuple[PlannedFile, ...]]:
+    limit = parse_size(policy.output.shard_size) if policy.output.shard_size else None
+    layout = lay_out(
+        [tensor for module in lowered.modules for tensor in module.tensors],
+        shard_nbytes=limit or spec.shard_nbytes,
+        shard_name=spec.shard_name,
+        metadata=spec.header_metadata,
+    )
+    # Offsets are known before a weight is read: workers write without asking each other.
+    modules = []
+    for module in lowered.modules:
+        placed = []
+        for tensor in module.tensors:
+            file, start = layout.places[tensor.name]
+            placed.append(replace(tensor, file=file, start=start))
+        modules.append(replace(module, tensors=tuple(placed)))
+    files = [PlannedFile(name, "tensors", size) for name, size in layout.file_nbytes.items()]
+    return tuple(modules), tuple(files)

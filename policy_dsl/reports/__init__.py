@@ -1,0 +1,1 @@
+"""Plans, differences and findings as text, markdown and JSON."""

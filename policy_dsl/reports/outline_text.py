@@ -1,0 +1,77 @@
+"""An Outline as text, markdown, and the documented JSON document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from policy_dsl.planning.outline import Group, Outline, groups
+from policy_dsl.reports.report import Block, Column, Facts, Table, render_markdown, render_text
+from policy_dsl.units import both_units, column_unit, in_unit, layer_list
+
+
+def outline_text(made: Outline, *, width: int | None = None) -> str:
+    """The outline as text."""
+    return render_text(_blocks(made), width=width)
+
+
+def outline_markdown(made: Outline) -> str:
+    """The outline as GitHub markdown."""
+    return render_markdown(_blocks(made))
+
+
+def outline_document(made: Outline) -> dict[str, Any]:
+    """The outline as JSON values."""
+    return {
+        "schema_version": 1,
+        "kind": "inspect_bundle",
+        "title": made.title,
+        "target": made.target,
+        "model": made.model,
+        "tensor_nbytes": made.nbytes,
+        "parameters": made.parameters,
+        "bpw": made.bpw,
+        "groups": [group_json(group) for group in groups(made.modules)],
+    }
+
+
+def group_json(group: Group) -> dict[str, Any]:
+    """A group as a JSON object; `rule` is empty where it is not known."""
+    return {
+        "role": group.role,
+        "layers": list(group.layers),
+        "treatment": group.treatment,
+        # Bundles do not know rules; plans do.
+        "rule": group.rule,
+        "tensors": group.tensors,
+        "parameters": group.parameters,
+        "nbytes": group.nbytes,
+        "bpw": group.bpw,
+    }
+
+
+def _blocks(made: Outline) -> list[Block]:
+    word, scale = column_unit(made.nbytes)
+    facts = (
+        ("bundle", made.title),
+        ("target", made.target),
+        ("model", made.model),
+        ("size", both_units(made.nbytes)),
+        ("bits", f"{made.bpw or 0:.4f} bpw of {made.parameters:,} parameters"),
+    )
+    figures = tuple(
+        Column(title, right=True) for title in ("tensors", "parameters", word, "bpw")
+    )
+    columns = (Column("role"), Column("layers"), Column("treatment"), *figures)
+    rows = tuple(
+        (
+            group.role,
+            layer_list(group.layers),
+            group.treatment,
+            f"{group.tensors:,}",
+            f"{group.parameters:,}",
+            in_unit(group.nbytes, scale),
+            f"{group.bpw or 0:.3f}",
+        )
+        for group in groups(made.modules)
+    )
+    return [Facts(facts), Table(columns, rows)]

@@ -1,0 +1,253 @@
+"""A plan as the documented JSON document, and saved plans read back.
+
+Plan ── plan_document ──> {…} ── json ──> plan.json ── saved_outline ──> Outline
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from policy_dsl.diagnostics import fail
+from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor
+from policy_dsl.planning.assertions import TestResult
+from policy_dsl.planning.outline import (
+    Outline,
+    OutlineModule,
+    groups,
+    outline,
+    source_dtypes,
+    stored_as,
+    treatment_of,
+)
+from policy_dsl.reports.findings import finding_json
+from policy_dsl.reports.outline_text import group_json
+from policy_dsl.units import bits_per_weight
+
+SCHEMA_VERSION = 1
+
+
+def plan_document(
+    plan: Plan, tests: Sequence[TestResult] = (), *, tensors: bool = True
+) -> dict[str, Any]:
+    """The plan as JSON values; with `tensors`, every output tensor and its sources.
+
+    bpw = 8 x bytes of all output tensors / parameters of the logical model after transforms.
+    """
+    made = outline(plan)
+    document: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "plan",
+        "policy": {
+            "name": plan.policy.name,
+            "digest": plan.policy_digest,
+            "description": plan.policy.description,
+        },
+        "target": plan.target,
+        "model": {
+            "id": plan.model.id,
+            "architecture": plan.model.architecture.family,
+            "parameters": made.parameters,
+            "layers": plan.model.n_layers,
+            "experts": plan.model.n_experts,
+            "source_digest": plan.source_digest,
+        },
+        "totals": _totals(plan, made),
+        "roles": _roles(made),
+        "groups": [group_json(group) for group in groups(made.modules)],
+        "dropped": [_dropped(omission) for omission in plan.omitted],
+        "files": [_file(file) for file in plan.files],
+        "fp8_rule": plan.fp8_rule or None,
+        "pending": list(plan.pending),
+        "tests": [_test(test) for test in tests],
+        "findings": [finding_json(found) for found in plan.findings],
+    }
+    if tensors:
+        document["tensors"] = [
+            _tensor(module, tensor, first=at == 0)
+            for module in plan.modules
+            for at, tensor in enumerate(module.tensors)
+        ]
+    return document
+
+
+def document_text(document: dict[str, Any]) -> str:
+    """A JSON document as text: indented, one line per tensor and file, newline at the end."""
+    # Thousands of tensors, each a line: readable, and diffs of saved plans stay small.
+    listed = {"tensors", "files", "dropped", "entries"} & document.keys()
+    parts = []
+    for key, value in document.items():
+        if key in listed:
+            rows = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in value)
+            shown = f"[\n{rows}\n  ]" if value else "[]"
+        else:
+            shown = json.dumps(value, ensure_ascii=False, indent=2).replace("\n", "\n  ")
+        parts.append(f"  {json.dumps(key)}: {shown}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def read_saved_plan(path: Path) -> Outline:
+    """The outline of a saved plan's file.
+
+    Raises: PolicyError if it cannot be read, or is no plan with its tensors.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise fail("bad-saved-plan", path=str(path), reason=reason) from None
+    return saved_outline(text, str(path))
+
+
+def saved_outline(text: str, path: str) -> Outline:
+    """The outline of a saved plan. path: how to call it.
+
+    Raises: PolicyError (bad-saved-plan) if the text is no plan with its tensors.
+    """
+    try:
+        document = json.loads(text)
+        # Told apart before reading: `diff` takes any .json file that it is given.
+        _require_plan(document, path)
+        rows = document["tensors"]
+        modules = tuple(_module(rows_of) for rows_of in _by_module(rows))
+        title = f"{document['policy']['name']} ({path})"
+        return Outline(title, document["target"], document["model"]["id"], modules)
+    except json.JSONDecodeError as error:
+        raise fail("bad-saved-plan", path=path, reason=f"no JSON: {error}") from None
+    except RecursionError:
+        raise fail("bad-saved-plan", path=path, reason="it is nested too deeply") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"something is missing or of the wrong type: {error}"
+        raise fail("bad-saved-plan", path=path, reason=reason) from None
+
+
+def _require_plan(document: Any, path: str) -> None:
+    reason = None
+    if not isinstance(document, dict) or document.get("kind") != "plan":
+        reason = "it is JSON, but no plan"
+    # A plan of another version may mean something else by the same words.
+    elif document["schema_version"] != SCHEMA_VERSION:
+        reason = f"schema_version is {document['schema_version']}, not {SCHEMA_VERSION}"
+    elif "tensors" not in document:
+        reason = "it was written without --tensors; `plan --save` keeps them"
+    if reason is not None:
+        raise fail("bad-saved-plan", path=path, reason=reason)
+
+
+def _by_module(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["module"], []).append(row)
+    return list(found.values())
+
+
+def _module(rows: list[dict[str, Any]]) -> OutlineModule:
+    first = rows[0]
+    texts = [first[key] for key in ("module", "role", "treatment", "stored", "rule")]
+    layer = first["layer"]
+    # What is only carried along must be checked here; what is added up checks itself.
+    if not all(isinstance(text, str) for text in texts) or type(layer) not in (int, type(None)):
+        raise TypeError(f"the row of {first['name']}")
+    name, role, treatment, stored, rule = texts
+    return OutlineModule(
+        name=name,
+        role=role,
+        layer=layer,
+        treatment=treatment,
+        stored=stored,
+        rule=rule,
+        tensors=len(rows),
+        parameters=sum(int(row["parameters"]) for row in rows),
+        nbytes=sum(int(row["nbytes"]) for row in rows),
+    )
+
+
+def _totals(plan: Plan, made: Outline) -> dict[str, Any]:
+    # One unknown file makes the sum unknown; a guess would be taken for exact.
+    unknown = [file for file in plan.files if file.nbytes is None]
+    known = sum(file.nbytes or 0 for file in plan.files)
+    return {
+        "tensors": sum(len(module.tensors) for module in plan.modules),
+        "tensor_nbytes": made.nbytes,
+        "file_nbytes": None if unknown or not plan.files else known,
+        "file_nbytes_unknown_because": unknown[0].reason if unknown else None,
+        "bpw": made.bpw,
+        "source_nbytes": plan.source_nbytes,
+    }
+
+
+def _roles(made: Outline) -> list[dict[str, Any]]:
+    by_role: dict[str, list[OutlineModule]] = {}
+    for module in made.modules:
+        by_role.setdefault(module.role, []).append(module)
+    rows = []
+    for role, members in by_role.items():
+        nbytes = sum(member.nbytes for member in members)
+        parameters = sum(member.parameters for member in members)
+        rows.append(
+            {
+                "role": role,
+                "tensors": sum(member.tensors for member in members),
+                "parameters": parameters,
+                "nbytes": nbytes,
+                "bpw": bits_per_weight(nbytes, parameters),
+            }
+        )
+    return rows
+
+
+def _dropped(omission: Omission) -> dict[str, Any]:
+    return {
+        "name": omission.tensor.name,
+        "role": omission.role,
+        "layer": omission.layer,
+        "nbytes": omission.tensor.nbytes,
+        "reason": omission.reason,
+    }
+
+
+def _file(file: PlannedFile) -> dict[str, Any]:
+    return {
+        "name": file.name,
+        "kind": file.kind,
+        "nbytes": file.nbytes,
+        "reason": file.reason or None,
+    }
+
+
+def _test(test: TestResult) -> dict[str, Any]:
+    return {"test": test.text, "passed": test.passed, "found": test.found}
+
+
+def _tensor(module: Module, tensor: PlannedTensor, *, first: bool) -> dict[str, Any]:
+    """The row of one output tensor; only the first of a module carries its parameters."""
+    return {
+        "name": tensor.name,
+        "dtype": tensor.dtype,
+        "shape": list(tensor.shape),
+        "nbytes": tensor.nbytes,
+        "module": module.name,
+        "role": module.role,
+        "layer": module.layer,
+        "treatment": treatment_of(module),
+        "stored": stored_as(module.treatment, module.dtype),
+        # So that the column adds up: scales and biases are no parameters.
+        "parameters": module.parameters if first else 0,
+        "source_dtypes": list(source_dtypes(module)),
+        "sources": _source_names(module),
+        "rule": module.rule,
+        "file": tensor.file,
+        "start": tensor.start,
+    }
+
+
+def _source_names(module: Module) -> list[str]:
+    # A dict keeps the order and drops the repeats of fused sources.
+    names: dict[str, None] = {}
+    for rows in module.sources:
+        names[rows.tensor.name] = None
+        if rows.scale is not None:
+            names[rows.scale.name] = None
+    return list(names)

@@ -1,0 +1,161 @@
+"""The table of a model family: which tensor names it has and what each is for.
+
+architectures/<family>.yaml, with the parts of architectures/_parts.yaml that it includes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from policy_dsl.roles.name_rules import NameRule, Role, name_rules, role_of
+
+TABLES = Path(__file__).parent.parent / "architectures"
+_MAPPINGS = ("top", "block", "ignored", "elsewhere", "aliases")
+_VALUES = ("model_types", "models", "layers", "experts", "mtp_layers")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model family's table: its names, aliases and how its config tells the sizes.
+
+    roles: all that its names can have; the open sets below `elsewhere` (vision, MTP extras)
+    come with a model. aliases: a known name -> the projections, role or component it means.
+    layers, experts, mtp_layers: config keys (of experts, the first that the config has).
+    models: what may stand before `layers.0`.
+    names: a name with `#` for each number -> its rule. elsewhere: prefix -> component.
+    """
+
+    family: str
+    model_types: tuple[str, ...]
+    roles: tuple[str, ...]
+    aliases: Mapping[str, tuple[str, ...]]
+    layers: str = field(repr=False)
+    experts: tuple[str, ...] = field(repr=False)
+    mtp_layers: str | None = field(repr=False)
+    models: tuple[str, ...] = field(repr=False)
+    names: Mapping[str, NameRule] = field(repr=False)
+    elsewhere: Mapping[str, str] = field(repr=False)
+
+
+@cache
+def families() -> tuple[str, ...]:
+    """The names of all families that have a table, sorted."""
+    return tuple(sorted(path.stem for path in TABLES.glob("[!_]*.yaml")))
+
+
+@cache
+def model_types() -> Mapping[str, str]:
+    """The `model_type` of a config -> its family."""
+    return {each: family for family in families() for each in _table(family)["model_types"]}
+
+
+@cache
+def architecture(family: str) -> Architecture:
+    """The table of a family.
+
+    Raises: KeyError if there is none; ValueError if a table contradicts itself.
+    """
+    # Not by trying to open the file: a family's name comes from a policy.
+    if family not in families():
+        raise KeyError(family)
+    table = _merged(family)
+    names = name_rules(table)
+    roles = {role.name for rule in names.values() for role in rule.roles}
+    return Architecture(
+        family=family,
+        model_types=tuple(table["model_types"]),
+        roles=tuple(sorted(roles)),
+        aliases={alias: tuple(meant) for alias, meant in table["aliases"].items()},
+        layers=table["layers"],
+        experts=tuple(table.get("experts", ())),
+        mtp_layers=table.get("mtp_layers"),
+        models=tuple(table["models"]),
+        names=names,
+        elsewhere=table.get("elsewhere", {}),
+    )
+
+
+@cache
+def _table(name: str) -> dict[str, Any]:
+    # libyaml reads all tables in 2 ms, pure Python in 12.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    text = (TABLES / f"{name}.yaml").read_text(encoding="utf-8")
+    table: dict[str, Any] = yaml.load(text, Loader=loader)
+    return table
+
+
+def _merged(family: str) -> dict[str, Any]:
+    """A family's table with the parts it includes; what the family itself says, wins."""
+    own = _table(family)
+    merged: dict[str, Any] = {}
+    for part in [*(_table("_parts")[name] for name in own["include"]), own]:
+        # A misspelt key would silently be a table without its entries.
+        unknown = set(part) - {*_MAPPINGS, *_VALUES, "include"}
+        if unknown:
+            raise ValueError(f"{family}.yaml: unknown key {sorted(unknown)}")
+        for key, value in part.items():
+            merged[key] = {**merged.get(key, {}), **value} if key in _MAPPINGS else value
+    return merged
+
+
+def outside(architecture: Architecture, key: str, *, beyond: bool) -> NameRule | None:
+    """The rule of a name that the table does not spell: vision towers and MTP blocks.
+
+    key: the name with `#` for numbers. beyond: its first number is that of an MTP block which
+    follows the last layer.
+    """
+    for prefix, component in architecture.elsewhere.items():
+        if key.startswith(prefix):
+            return _rule_within(architecture, key, component)
+    blocks = tuple(f"{model}.layers.#." for model in architecture.models)
+    if beyond and key.startswith(blocks):
+        return _rule_within(architecture, key, "mtp")
+    return None
+
+
+def _rule_within(architecture: Architecture, key: str, component: str) -> NameRule | None:
+    alike = _like_a_block(architecture, key) if component == "mtp" else None
+    return alike or _by_last_word(architecture, key, component)
+
+
+def _like_a_block(architecture: Architecture, key: str) -> NameRule | None:
+    """MTP blocks are built like the model's own; what is alike is named after them."""
+    # Releases differ in where MTP blocks stand; below `layers.N.` they are alike.
+    rest = key.partition("layers.#.")[2]
+    rule = architecture.names.get(f"{architecture.models[0]}.layers.#.{rest}")
+    if rule is None or not rule.roles:
+        return rule
+    roles = tuple(_moved(role, "mtp") for role in rule.roles)
+    return replace(rule, roles=roles, layer_at=None)
+
+
+def _moved(role: Role, component: str) -> Role:
+    last = role.name.rpartition(".")[2]
+    return role._replace(name=f"{component}.{last}", component=component)
+
+
+def _by_last_word(architecture: Architecture, key: str, component: str) -> NameRule | None:
+    """The role that the name's last word gives it: no table spells all vision towers."""
+    named = key.replace(".#", "")
+    path = named.removesuffix(".weight")
+    word = path.rpartition(".")[2]
+    if "norm" in word or word.startswith("ln"):
+        word = "norm"
+    elif component == "mtp":
+        word = architecture.aliases.get(word, (word,))[0]
+    if not word:
+        return None
+    role = role_of(f"{component}.{word}")
+    may_be_linear = role.is_matrix and path != named and not _is_position_table(role)
+    return NameRule((role._replace(is_matrix=None if may_be_linear else False),))
+
+
+def _is_position_table(role: Role) -> bool:
+    """Embeddings of positions have two axes too, but are no linear layers."""
+    return role.component != "mtp" and "embed" in (role.projection or "")

@@ -1,0 +1,239 @@
+"""Tensor name -> role, by the table of its architecture; a checkpoint as a model of roles.
+
+Inventory ── architecture: what names mean ── scales, fused ── completeness ──> Model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_mean, fail
+from policy_dsl.inventory import Inventory, TensorInfo
+from policy_dsl.roles.architecture import (
+    Architecture,
+    architecture,
+    families,
+    model_types,
+    outside,
+)
+from policy_dsl.roles.completeness import review
+from policy_dsl.roles.config_counts import Counts, config_value, read_counts
+from policy_dsl.roles.fused import defuse, fused_defect
+from policy_dsl.roles.model import Model, ModelTensor
+from policy_dsl.roles.name_rules import Fusion, NameRule, Role
+from policy_dsl.roles.scales import Scales, find_scales, some
+
+__all__ = ["Architecture", "Model", "ModelTensor", "architecture", "classify", "families"]
+
+# An FP8 tensor without scales is reported where scales are looked up.
+_READABLE = frozenset({"BF16", "F16", "F32", "F8_E4M3"})
+_QUANTIZED_ENDINGS = (".weight_packed", ".qweight", ".qzeros", ".scales", ".biases", ".g_idx")
+_ALREADY_QUANTIZED = "some of these names belong to an already quantized checkpoint"
+
+
+def classify(inventory: Inventory) -> Model:
+    """The checkpoint as a model: every tensor has exactly one role, or a reason to be ignored.
+
+    Raises: PolicyError if no table knows the config's model_type, a tensor has no role or two
+    have the same, scales are missing or of a wrong shape, or layers, experts or config keys
+    are missing.
+    """
+    table = _table_of(inventory)
+    reading = _Reading(
+        inventory.id, table, read_counts(inventory, table), find_scales(inventory)
+    )
+    for tensor in inventory.tensors.values():
+        reading.read(tensor)
+    _raise_if_any(reading.findings())
+    model = _model(inventory, reading)
+    _raise_if_any(review(model))
+    return model
+
+
+def _raise_if_any(findings: Iterator[Diagnostic]) -> None:
+    found = tuple(findings)
+    if found:
+        raise PolicyError(found)
+
+
+def _table_of(inventory: Inventory) -> Architecture:
+    model_type = inventory.config.get("model_type")
+    if not isinstance(model_type, str):
+        why = ", which tells the architecture"
+        raise fail("missing-config-key", model=inventory.id, key="model_type", why=why)
+    family = model_types().get(model_type)
+    if family is None:
+        raise fail(
+            "unknown-architecture",
+            suggestion=did_you_mean(model_type, model_types()),
+            notes=[f"known families: {', '.join(families())}"],
+            model=inventory.id,
+            model_type=model_type,
+        )
+    return architecture(family)
+
+
+@dataclass
+class _Reading:
+    """The pass over all names: what each means, and what is wrong on the way."""
+
+    model_id: str
+    table: Architecture
+    counts: Counts
+    scales: Scales
+    tensors: list[ModelTensor] = field(default_factory=list)
+    ignored: list[tuple[TensorInfo, str]] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    beyond: list[str] = field(default_factory=list)
+    wrong: list[Diagnostic] = field(default_factory=list)
+    has_experts: bool = False
+
+    def read(self, tensor: TensorInfo) -> None:
+        """Give a tensor its role."""
+        # Scales are read with their weight and are no tensors of the model.
+        if tensor.name in self.scales.consumed:
+            return
+        key, numbers = _key(tensor.name)
+        rule = self.table.names.get(key)
+        if rule is None or (
+            rule.layer_at is not None and numbers[rule.layer_at] >= self.counts.layers
+        ):
+            rule = self._unusual(tensor, key, numbers, rule)
+        if rule is not None:
+            self._add(tensor, rule, numbers)
+
+    def _unusual(
+        self, tensor: TensorInfo, key: str, numbers: list[int], rule: NameRule | None
+    ) -> NameRule | None:
+        """The rule of a name outside the language model's blocks; None if it is reported."""
+        first = self.counts.layers
+        beyond = bool(numbers) and first <= numbers[0] < first + self.counts.mtp_layers
+        found = outside(self.table, key, beyond=beyond)
+        if found is None:
+            (self.unknown if rule is None else self.beyond).append(tensor.name)
+        return found
+
+    def _add(self, tensor: TensorInfo, rule: NameRule, numbers: list[int]) -> None:
+        layer = None if rule.layer_at is None else numbers[rule.layer_at]
+        if rule.reason:
+            self.ignored.append((tensor, rule.reason))
+        elif rule.fusion is not None:
+            self._add_fused(tensor, rule, rule.fusion, layer)
+        else:
+            expert = None if rule.expert_at is None else numbers[rule.expert_at]
+            self.has_experts = self.has_experts or expert is not None
+            self._add_whole(tensor, rule.roles[0], layer, expert)
+
+    def _add_whole(
+        self, tensor: TensorInfo, role: Role, layer: int | None, expert: int | None
+    ) -> None:
+        name, component, projection, is_matrix = role
+        shape, scale = tensor.shape, self.scales.of_weight.get(tensor.name)
+        if is_matrix is None:
+            is_matrix = len(shape) == 2
+        if is_matrix:
+            self._check_matrix(tensor, name, scaled=scale is not None)
+        self.tensors.append(
+            ModelTensor(
+                tensor,
+                name,
+                component,
+                projection,
+                layer,
+                expert,
+                shape,
+                is_matrix=is_matrix,
+                scale=scale,
+            )
+        )
+
+    def _add_fused(
+        self, tensor: TensorInfo, rule: NameRule, fusion: Fusion, layer: int | None
+    ) -> None:
+        self.has_experts = True
+        scale = self.scales.of_weight.get(tensor.name)
+        found = fused_defect(tensor, fusion, len(rule.roles), self.counts.experts)
+        if found is not None:
+            self.wrong.append(found)
+            return
+        # Blocks without their scales are reported where scales are looked up.
+        self._check_dtype(tensor, scaled=scale is not None or fusion.mxfp4)
+        self.tensors += defuse(tensor, rule, layer=layer, scale=scale)
+
+    def _check_matrix(self, tensor: TensorInfo, role: str, *, scaled: bool) -> None:
+        if len(tensor.shape) == 2:
+            self._check_dtype(tensor, scaled=scaled)
+            return
+        shape, wanted = list(tensor.shape), f"[out, in] of {role}"
+        self.wrong.append(
+            diagnostic("wrong-shape", name=tensor.name, shape=shape, wanted=wanted)
+        )
+
+    def _check_dtype(self, tensor: TensorInfo, *, scaled: bool) -> None:
+        if not scaled and tensor.dtype not in _READABLE:
+            self.wrong.append(
+                diagnostic("unreadable-dtype", name=tensor.name, dtype=tensor.dtype)
+            )
+
+    def findings(self) -> Iterator[Diagnostic]:
+        """What is wrong with names, shapes and scales."""
+        yield from self._findings_of_names()
+        yield from self.scales.findings
+        if not self.has_experts or self.counts.experts:
+            yield from self.wrong
+            return
+        keys = " or ".join(self.table.experts)
+        why = ", which tells the number of experts"
+        yield diagnostic("missing-config-key", model=self.model_id, key=keys, why=why)
+
+    def _findings_of_names(self) -> Iterator[Diagnostic]:
+        # Names are reported together: one missing table row explains a thousand of them.
+        if self.unknown:
+            quantized = any(name.endswith(_QUANTIZED_ENDINGS) for name in self.unknown)
+            yield diagnostic(
+                "tensor-without-role",
+                notes=[_ALREADY_QUANTIZED] if quantized else [],
+                family=self.table.family,
+                count=len(self.unknown),
+                names=some(self.unknown),
+            )
+        if self.beyond:
+            yield diagnostic(
+                "layer-beyond-config",
+                count=len(self.beyond),
+                names=some(self.beyond),
+                n_layers=self.counts.layers,
+            )
+
+
+def _model(inventory: Inventory, reading: _Reading) -> Model:
+    tensors, table = tuple(reading.tensors), reading.table
+    tied = config_value(inventory.config, "tie_word_embeddings")
+    # Configs may leave it to the default of their library; the tensors themselves tell.
+    if not isinstance(tied, bool):
+        tied = all(tensor.role != "lm_head" for tensor in tensors)
+    orphans = tuple((scale, "scales of a weight not there") for scale in reading.scales.orphans)
+    roles = {*table.roles, *(tensor.role for tensor in tensors)}
+    return Model(
+        id=inventory.id,
+        architecture=replace(table, roles=tuple(sorted(roles))),
+        config=inventory.config,
+        n_layers=reading.counts.layers,
+        n_experts=reading.counts.experts,
+        tied=tied,
+        tensors=tensors,
+        ignored=(*reading.ignored, *orphans),
+    )
+
+
+def _key(name: str) -> tuple[str, list[int]]:
+    """The name with `#` for each whole number between dots, and the numbers."""
+    parts = name.split(".")
+    numbers = []
+    for i, part in enumerate(parts):
+        # 01 is another name than 1, and a number of many digits is no layer.
+        if part.isdecimal() and len(part) < 8 and (part[0] != "0" or part == "0"):
+            numbers.append(int(part))
+            parts[i] = "#"
+    return ".".join(parts), numbers

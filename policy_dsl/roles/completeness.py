@@ -1,0 +1,81 @@
+"""Whether a model's tensors are whole: each once, no layer or expert left out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.roles.model import Model, ModelTensor
+from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
+
+_Place = tuple[int | None, str]
+
+
+def review(model: Model) -> Iterator[Diagnostic]:
+    """What is missing or there twice."""
+    yield from _missing_layers(model)
+    places = _places(model)
+    for role in ("embed",) if model.tied else ("embed", "lm_head"):
+        if (None, role) not in places:
+            yield diagnostic("missing-tensor", model=model.id, role=role)
+    for tensors in places.values():
+        yield from _ambiguous(tensors)
+        if tensors[0].component == "experts":
+            yield from _wrong_experts(model, tensors)
+
+
+def _places(model: Model) -> dict[_Place, list[ModelTensor]]:
+    """The matrices of the language model by layer and role."""
+    places: dict[_Place, list[ModelTensor]] = defaultdict(list)
+    for tensor in model.tensors:
+        # Norms and biases share a role, so only matrices can be there twice.
+        if tensor.is_matrix and tensor.component not in OUTSIDE_LANGUAGE_MODEL:
+            places[tensor.layer, tensor.role].append(tensor)
+    return places
+
+
+def _missing_layers(model: Model) -> Iterator[Diagnostic]:
+    layers = {tensor.layer for tensor in model.tensors}
+    missing = _some(i for i in range(model.n_layers) if i not in layers)
+    if missing:
+        yield diagnostic(
+            "missing-layers", model=model.id, missing=missing, n_layers=model.n_layers
+        )
+
+
+def _ambiguous(tensors: list[ModelTensor]) -> Iterator[Diagnostic]:
+    if len({tensor.expert for tensor in tensors}) == len(tensors):
+        return
+    first: dict[int | None, ModelTensor] = {}
+    second = next(each for each in tensors if first.setdefault(each.expert, each) is not each)
+    yield diagnostic(
+        "ambiguous-tensor",
+        first=first[second.expert].source.name,
+        second=second.source.name,
+        role=second.role,
+    )
+
+
+def _wrong_experts(model: Model, tensors: list[ModelTensor]) -> Iterator[Diagnostic]:
+    """tensors: all experts of one projection in one layer."""
+    role, layer, expected = tensors[0].role, tensors[0].layer, range(model.n_experts)
+    numbers = {tensor.expert for tensor in tensors if tensor.expert is not None}
+    missing = _some(i for i in expected if i not in numbers)
+    if missing:
+        yield diagnostic(
+            "missing-experts", role=role, layer=layer, missing=missing, count=len(expected)
+        )
+    beyond = _some(sorted(numbers.difference(expected)))
+    if beyond:
+        yield diagnostic(
+            "expert-beyond-config", role=role, layer=layer, beyond=beyond, count=len(expected)
+        )
+
+
+def _some(numbers: Iterable[int], limit: int = 5) -> str:
+    # A hostile config may leave millions missing; only what is shown is looked for.
+    shown = list(islice(numbers, limit + 1))
+    text = ", ".join(str(number) for number in shown[:limit])
+    return f"{text}, …" if len(shown) > limit else text

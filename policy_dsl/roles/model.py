@@ -1,0 +1,62 @@
+"""A checkpoint as a model of roles: the values that `roles.classify` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from policy_dsl.inventory import TensorInfo
+from policy_dsl.roles.architecture import Architecture
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTensor:
+    """One logical tensor of a model: a whole source tensor, or one matrix of a fused one.
+
+    role: `component.projection` or a single role. component, projection: its halves (a single
+    role has projection None, and component None unless it stands inside vision, audio or mtp).
+    layer: the language model's block, else None. expert: its number in the layer, else None.
+    shape: [out, in] of a matrix; the source's shape of anything else.
+    first_row: the first row of the source (viewed as [rows, last axis]) that belongs to it;
+    row_step: from one of its rows to the next. transposed: the source stores [in, out]: its
+    rows from first_row on are inputs, its columns first_column, first_column + row_step …
+    outputs. scale: the FP8 block scales, consumed with it. mxfp4: the source is
+    [experts, out, blocks, 16] packed, and `scale` holds a byte for each block; first_row
+    counts rows of `out`.
+    """
+
+    # The first fields are what every tensor has; a fused source needs the others too.
+    source: TensorInfo
+    role: str
+    component: str | None
+    projection: str | None
+    layer: int | None
+    expert: int | None
+    shape: tuple[int, ...]
+    first_row: int = 0
+    transposed: bool = False
+    is_matrix: bool = True
+    scale: TensorInfo | None = None
+    row_step: int = 1
+    first_column: int = 0
+    mxfp4: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint read through its architecture: every tensor with its role.
+
+    architecture: of the family, its roles completed by those that only this model shows
+    (vision). tied: lm_head is embed. ignored: source tensors that are no weights (rotary
+    tables, FP8 scales of nothing …) with the reason.
+    """
+
+    id: str
+    architecture: Architecture
+    config: Mapping[str, Any]
+    n_layers: int
+    n_experts: int
+    tied: bool
+    tensors: tuple[ModelTensor, ...]
+    ignored: tuple[tuple[TensorInfo, str], ...] = ()

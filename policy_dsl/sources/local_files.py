@@ -1,0 +1,108 @@
+"""A checkpoint on this machine: a folder, or one safetensors file of it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
+from policy_dsl.inventory import Inventory
+from policy_dsl.sources.checkpoint import read_checkpoint, read_json
+from policy_dsl.sources.shard_map import SUFFIX, find_index, read_weight_map
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """The regular files at the top level of `folder`; links are followed (the hub's cache)."""
+
+    folder: Path
+    sizes: Mapping[str, int]
+
+    @property
+    def place(self) -> str:
+        """The folder's path."""
+        return str(self.folder)
+
+    def read(self, file: str, start: int, stop: int) -> bytes:
+        """The bytes `start` to `stop` of a file. Raises: PolicyError if they cannot be had."""
+        path = self.folder / file
+        try:
+            # Unbuffered: every byte asked for is wanted, and no other.
+            with path.open("rb", buffering=0) as opened:
+                opened.seek(start)
+                found = opened.read(stop - start)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if len(found) != stop - start:
+            raise fail("unreadable-file", path=str(path), reason="it became shorter")
+        return found
+
+
+def open_folder(folder: Path, *, name: str | None = None) -> Inventory:
+    """The inventory of a checkpoint folder, called `name`, by default as the folder is.
+
+    Raises: PolicyError with the defects of all its files.
+    """
+    name = name or Path(os.path.abspath(folder)).name
+    return read_checkpoint(local_files(folder), name=name, root=folder)
+
+
+def open_file(path: Path) -> Inventory:
+    """The inventory of a model whose weights are one safetensors file, its config beside it.
+
+    Raises: PolicyError; also if an index beside it says that the file is one of several.
+    """
+    files = local_files(path.parent)
+    index = find_index(files.sizes)
+    if index is not None:
+        shards = set(read_weight_map(read_json(files, index), index).values())
+        if path.name in shards and len(shards) > 1:
+            cure = f"give the folder, {path.parent}"
+            raise fail("one-shard", file=path.name, shards=len(shards), suggestion=cure)
+    alone = {
+        file: size
+        for file, size in files.sizes.items()
+        if file in (path.name, "config.json") or not file.endswith((SUFFIX, index or SUFFIX))
+    }
+    # Links are not followed for the name: in the hub's cache they lead to a hash.
+    called = Path(os.path.abspath(path))
+    name = called.parent.name if path.name == "model.safetensors" else called.stem
+    return read_checkpoint(LocalFiles(path.parent, alone), name=name, root=path.parent)
+
+
+def local_files(folder: Path) -> LocalFiles:
+    """The files of a folder with their sizes, sorted by name.
+
+    Raises: PolicyError if the folder cannot be read, or a link in it leads nowhere.
+    """
+    found: list[Diagnostic] = []
+    sizes: dict[str, int] = {}
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    for name in names:
+        if not name.isprintable():
+            reason = "its name cannot be printed"
+            found.append(diagnostic("unreadable-file", path=ascii(name), reason=reason))
+            continue
+        try:
+            facts = (folder / name).stat()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            found.append(diagnostic("unreadable-file", path=str(folder / name), reason=reason))
+            continue
+        # Opening a pipe would wait for ever; folders are not part of a checkpoint.
+        if stat.S_ISREG(facts.st_mode):
+            sizes[name] = facts.st_size
+    if found:
+        raise PolicyError(found)
+    return LocalFiles(folder, sizes)
+
+
+def _unreadable(path: Path, error: OSError) -> PolicyError:
+    reason = error.strerror or str(error)
+    return fail("unreadable-file", path=str(path), reason=reason)

@@ -1,0 +1,104 @@
+"""A reference, as a user writes it, to the Inventory of what it names.
+
+A reference is a checkpoint folder or one safetensors file; a recorded headers file; a name of
+the catalog; or a hub id, `org/name` or `org/name@revision`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from policy_dsl.diagnostics import did_you_mean, fail
+from policy_dsl.inventory import Inventory
+from policy_dsl.sources.local_files import open_file, open_folder
+from policy_dsl.sources.recorded import read_recorded
+from policy_dsl.sources.shard_map import SUFFIX
+
+_CATALOG = Path(__file__).parent.parent / "catalog"
+_RECORDED = (".json", ".json.gz")
+# As the hub has them: no part starts or ends with a dot or dash, and "--" and ".." never stand.
+_HUB_ID = re.compile(
+    r"(?!.*(--|\.\.))\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?(@[\w.][\w./-]*)?", re.ASCII
+)
+
+
+def open_source(reference: str) -> Inventory:
+    """The inventory of a source, from headers alone.
+
+    What exists on disk comes first. A hub id whose snapshot is whole in the hub's cache is read
+    there; else it may be in the catalog, unless it pins a revision; else the hub is asked.
+    Raises: PolicyError with every defect of the source.
+    """
+    path = _local_path(reference)
+    if path is not None:
+        return _open_path(path)
+    if _HUB_ID.fullmatch(reference):
+        return _open_hub_id(reference)
+    found = open_catalog(reference)
+    if found is None:
+        cure = did_you_mean(_loose(reference), map(_loose, catalog_names()))
+        raise fail("unknown-source", reference=reference, suggestion=cure)
+    return found
+
+
+def catalog_names() -> tuple[str, ...]:
+    """The catalog's models, sorted, by names that `open_source` takes."""
+    return tuple(sorted(path.name.removesuffix(".json") for path in _CATALOG.glob("*.json")))
+
+
+def open_catalog(name: str) -> Inventory | None:
+    """The catalog's model of this name, with or without its publisher; None if it has none.
+
+    Capitals and the difference between `-` and `_` do not count.
+    """
+    for entry in catalog_names():
+        if _loose(entry) == _loose(name.rpartition("/")[2]):
+            found = read_recorded(_CATALOG / f"{entry}.json")
+            # Another publisher's model of the same name is another model.
+            if "/" not in name or _loose(found.id) == _loose(name):
+                note = "from the bundled catalog, which has no weights"
+                return replace(found, notes=(note, *found.notes))
+    return None
+
+
+def _local_path(reference: str) -> Path | None:
+    """The path that the reference is, if it exists or can be nothing else."""
+    try:
+        path = Path(reference).expanduser()
+        exists = bool(reference) and path.exists()
+    except (OSError, RuntimeError) as error:
+        raise fail("unreadable-file", path=reference, reason=str(error)) from error
+    written = reference.startswith(("/", ".", "~"))
+    return path if exists or written or reference.endswith((SUFFIX, *_RECORDED)) else None
+
+
+def _open_path(path: Path) -> Inventory:
+    if path.is_dir():
+        return open_folder(path)
+    if not path.exists():
+        raise fail("unreadable-file", path=str(path), reason="it is not there")
+    return open_file(path) if path.name.endswith(SUFFIX) else read_recorded(path)
+
+
+def _open_hub_id(reference: str) -> Inventory:
+    # Not at the top: huggingface_hub takes time to import, its HTTP a quarter of a second.
+    try:
+        from policy_dsl.sources.hub_cache import open_cached  # noqa: PLC0415
+    except ValueError as error:
+        # It reads the environment when imported, and fails there.
+        raise fail("hub-failed", what="HF_ENDPOINT", reason=str(error)) from error
+    repository, _, revision = reference.partition("@")
+    found = open_cached(repository, revision or None)
+    if found is None and not revision:
+        found = open_catalog(repository)
+    if found is None:
+        from policy_dsl.sources.hub import open_hub  # noqa: PLC0415
+
+        found = open_hub(repository, revision or None)
+    return found
+
+
+def _loose(name: str) -> str:
+    return name.lower().replace("_", "-")
