@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from policy_dsl.diagnostic_codes import CODES, Severity
+from policy_dsl.codes import CODES, Severity
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from policy_dsl.cli import main
-from policy_dsl.diagnostic_codes import CODES
+from policy_dsl.codes import CODES
 
 COMMANDS = Path(__file__).parent.parent / "docs" / "commands.md"
 ERRORS = Path(__file__).parent.parent / "docs" / "errors.md"

@@ -43,7 +43,7 @@ LAYERS = (
     ".roles",
     ".policy .selectors .inventory",
     # what everything may use
-    ".diagnostics .diagnostic_codes .code_kinds .language_codes .resources .sizes .units "
+    ".diagnostics .codes .resources .sizes .units "
     ".version .vocabulary",
 )
 # package -> the rooms that may import it

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from policy_dsl.diagnostic_codes import CODES
+from policy_dsl.codes import CODES
 from policy_dsl.diagnostics import Diagnostic, errors
 
 _SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"

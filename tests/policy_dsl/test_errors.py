@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from policy_dsl.codes.language import LANGUAGE_CODES
 from policy_dsl.diagnostics import PolicyError, SourceText
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import read_yaml
-from policy_dsl.language_codes import LANGUAGE_CODES
 
 FOLDER = Path(__file__).parents[1] / "errors"
 READERS = {"qpol": read_dsl, "yaml": read_yaml}

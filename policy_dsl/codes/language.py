@@ -2,172 +2,169 @@
 
 from __future__ import annotations
 
-from policy_dsl.code_kinds import Code
-from policy_dsl.code_kinds import error as _error
+from policy_dsl.codes.kinds import Code, error
 
 LANGUAGE_CODES: dict[str, Code] = {
     # the text as a whole
-    "unreadable-file": _error(
+    "unreadable-file": error(
         "cannot read {path}: {reason}", "The file is missing, a folder, or not permitted."
     ),
-    "unknown-suffix": _error(
+    "unknown-suffix": error(
         "{path} is neither YAML nor DSL",
         "Policies are .yaml or .yml files (YAML) or .qpol files (DSL).",
     ),
-    "unknown-policy": _error(
+    "unknown-policy": error(
         'there is no policy "{name}"', "The name is no file and no bundled policy."
     ),
-    "not-utf8": _error(
+    "not-utf8": error(
         "{path} is not UTF-8: byte {byte} at offset {offset}", "Policies are UTF-8 text."
     ),
-    "too-large": _error(
+    "too-large": error(
         "{path} has {size} bytes; a policy has at most {limit}",
         "A policy is read whole; something this large is not a policy.",
     ),
-    "control-character": _error(
+    "control-character": error(
         "{written} is a control character", "Policies are text; such characters are accidents."
     ),
-    "empty-policy": _error("{path} holds no policy", "The file has no key and no statement."),
-    "not-a-policy": _error(
+    "empty-policy": error("{path} holds no policy", "The file has no key and no statement."),
+    "not-a-policy": error(
         "a policy is a mapping of keys, not {found}", "The YAML text has another form."
     ),
-    "cyclic-extends": _error(
+    "cyclic-extends": error(
         "a policy extends itself: {chain}", "Following `extends` comes back to the same policy."
     ),
     # syntax
-    "syntax": _error(
+    "syntax": error(
         "expected {expected}, found {found}", "The statement is not built as the language says."
     ),
-    "second-colon": _error(
+    "second-colon": error(
         'a second ":" in one statement; end the statement before it with ";" or a newline',
         "A statement is one selector, a colon and one treatment.",
     ),
-    "unclosed-parenthesis": _error(
+    "unclosed-parenthesis": error(
         '"(" is never closed', "Parentheses close in their statement."
     ),
-    "unclosed-quote": _error("the quote is never closed", "Quoted texts end on their line."),
-    "unclosed-block": _error(
+    "unclosed-quote": error("the quote is never closed", "Quoted texts end on their line."),
+    "unclosed-block": error(
         'the block "on {target}" is never closed', "A block ends with a closing brace."
     ),
-    "stray-brace": _error('"}}" closes nothing', "No block is open here."),
-    "block-in-rules": _error(
+    "stray-brace": error('"}}" closes nothing', "No block is open here."),
+    "block-in-rules": error(
         "rules of one target stand under targets.{target}.rules",
         "`on <target> { … }` belongs to DSL files.",
     ),
-    "nested-too-deeply": _error(
+    "nested-too-deeply": error(
         "nested deeper than {limit}", "Nothing a policy says needs such nesting."
     ),
-    "statement-too-long": _error(
+    "statement-too-long": error(
         "longer than {limit} characters", "The statement or expression is too long to be read."
     ),
-    "comment-in-folded-text": _error(
+    "comment-in-folded-text": error(
         "this comment takes the lines after it, because YAML joins them",
         "In a text begun by `>` or a quote lines are one; in `rules: |` they stay apart.",
     ),
-    "not-here": _error(
+    "not-here": error(
         'expected {expected}, not a "{word}" statement',
         "A statement of another kind stands where only one kind can.",
     ),
-    "several-statements": _error(
+    "several-statements": error(
         "several statements in one YAML value",
         "YAML takes the second colon for a mapping; a block text keeps them apart.",
     ),
     # YAML
-    "bad-yaml": _error("not YAML: {reason}", "The text does not follow YAML's rules."),
-    "several-documents": _error("a second YAML document begins", "A file holds one policy."),
-    "yaml-alias": _error(
+    "bad-yaml": error("not YAML: {reason}", "The text does not follow YAML's rules."),
+    "several-documents": error("a second YAML document begins", "A file holds one policy."),
+    "yaml-alias": error(
         "YAML anchors, aliases and merge keys are not used in policies",
         "They can expand without bound; `vars` and `extends` share values.",
     ),
-    "yaml-tag": _error("YAML tag {tag} is not used in policies", "Policies hold plain values."),
-    "bad-key": _error("{found} cannot be a key", "Keys are texts."),
-    "unknown-key": _error(
-        '{where} has no key "{key}"', "The key is not one of the language's."
-    ),
-    "duplicate-key": _error("{key} is given twice", "A key is said once."),
-    "missing-key": _error('{where} needs the key "{key}"', "Something is left unsaid."),
-    "wrong-type": _error(
+    "yaml-tag": error("YAML tag {tag} is not used in policies", "Policies hold plain values."),
+    "bad-key": error("{found} cannot be a key", "Keys are texts."),
+    "unknown-key": error('{where} has no key "{key}"', "The key is not one of the language's."),
+    "duplicate-key": error("{key} is given twice", "A key is said once."),
+    "missing-key": error('{where} needs the key "{key}"', "Something is left unsaid."),
+    "wrong-type": error(
         "{key} takes {expected}, not {found}", "The value has another type than the key."
     ),
-    "bad-value": _error("{key}: {value} is not {reason}", "The value is out of range."),
-    "empty-value": _error("{key} is empty", "The key holds no text."),
-    "repeated-item": _error("{key} names {item} twice", "An item of a list is said once."),
-    "ambiguous-word": _error(
+    "bad-value": error("{key}: {value} is not {reason}", "The value is out of range."),
+    "empty-value": error("{key} is empty", "The key holds no text."),
+    "repeated-item": error("{key} names {item} twice", "An item of a list is said once."),
+    "ambiguous-word": error(
         "{word} is a truth value in some YAML versions and a text in others",
         "What is meant cannot be told.",
     ),
-    "bad-json": _error("not a JSON value: {reason}", "Values of metadata are JSON."),
+    "bad-json": error("not a JSON value: {reason}", "Values of metadata are JSON."),
     # variables
-    "malformed-variable": _error(
+    "malformed-variable": error(
         '"{written}" is no variable', "A variable is a name of letters, digits and _ in ${…}."
     ),
-    "unknown-variable": _error(
+    "unknown-variable": error(
         'there is no variable "{name}"', "A variable needs a default under `vars`."
     ),
-    "nested-variable": _error(
+    "nested-variable": error(
         "a variable's default cannot use a variable", "Defaults are plain values."
     ),
-    "variable-in-extends": _error(
+    "variable-in-extends": error(
         "extends cannot use a variable", "What is extended decides which variables there are."
     ),
-    "wrong-variable-type": _error(
+    "wrong-variable-type": error(
         'variable "{name}" takes {expected}, not "{written}"',
         "A variable keeps the type of its default.",
     ),
     # selectors
-    "ambiguous-in": _error(
+    "ambiguous-in": error(
         'it is unclear how much "in" covers',
         "`in` binds tighter than the comma; parentheses say what is meant.",
     ),
-    "ambiguous-gate": _error(
+    "ambiguous-gate": error(
         '"gate" may be a projection of the experts or the router',
         "Checkpoints use the name for both.",
     ),
-    "numbered-name": _error(
+    "numbered-name": error(
         "{name} has no numbers; experts have", "Only experts are chosen by number."
     ),
-    "negative-expert": _error("{written} is not an expert", "Experts count from 0."),
-    "empty-range": _error("{written} counts backwards", "A range goes from low to high."),
-    "bad-boundary": _error(
+    "negative-expert": error("{written} is not an expert", "Experts count from 0."),
+    "empty-range": error("{written} counts backwards", "A range goes from low to high."),
+    "bad-boundary": error(
         'boundary takes a number of layers, not "{written}"', "`boundary 2` is 2 at each end."
     ),
-    "number-too-large": _error("{written} is too large", "Numbers have at most 9 digits."),
-    "number-out-of-range": _error(
+    "number-too-large": error("{written} is too large", "Numbers have at most 9 digits."),
+    "number-out-of-range": error(
         "{written} is not within {low} and {high}", "The number is too small or too large."
     ),
-    "empty-pattern": _error("the name pattern is empty", "An empty pattern matches nothing."),
-    "bad-regex": _error(
+    "empty-pattern": error("the name pattern is empty", "An empty pattern matches nothing."),
+    "bad-regex": error(
         "the regular expression is refused: {reason}",
         "It is malformed, or could take unbounded time.",
     ),
-    "unknown-expression-name": _error(
+    "unknown-expression-name": error(
         '"{name}" means nothing here; "layers where" knows i and n',
         "i is the layer, n the number of layers.",
     ),
-    "division-by-zero": _error(
+    "division-by-zero": error(
         "{expression} divides by zero for layer {layer} of {n_layers}",
         "The expression has no value for this model.",
     ),
     # treatments, transforms, tests
-    "missing-treatment": _error("the treatment is missing", "A rule says what happens."),
-    "missing-method": _error('"by" names no method', "A method follows the word."),
-    "unknown-method": _error('there is no method "{method}"', "No target has this method."),
-    "contradicting-treatment": _error(
+    "missing-treatment": error("the treatment is missing", "A rule says what happens."),
+    "missing-method": error('"by" names no method', "A method follows the word."),
+    "unknown-method": error('there is no method "{method}"', "No target has this method."),
+    "contradicting-treatment": error(
         '"{other}" cannot stand beside "{one}"',
         "A treatment has one width, one scheme, one of everything.",
     ),
-    "optional-otherwise": _error(
+    "optional-otherwise": error(
         "only a rule can be optional", "`otherwise` and tests match nothing by themselves."
     ),
-    "unprunable": _error("{component} cannot be pruned", "Only experts can."),
-    "contradicting-transforms": _error(
+    "unprunable": error("{component} cannot be pruned", "Only experts can."),
+    "contradicting-transforms": error(
         "{component} are pruned twice", "One transform says how many remain."
     ),
-    "bad-quantity": _error(
+    "bad-quantity": error(
         "{written} is no value for {measure}",
         "bpw and bits are plain numbers, size has a unit such as GiB.",
     ),
-    "measure-of-nothing": _error(
+    "measure-of-nothing": error(
         "{measure} needs a selector in parentheses", "Only bpw and size can be of the whole."
     ),
 }

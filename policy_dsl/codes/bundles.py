@@ -1,0 +1,115 @@
+"""The codes of bundles on disk and of building them."""
+
+from __future__ import annotations
+
+from policy_dsl.codes.kinds import Code, error, warning
+
+BUNDLE_CODES: dict[str, Code] = {
+    # a bundle on disk
+    "not-a-bundle": error(
+        "{path} is no bundle: {reason}", "A bundle is a folder with weights."
+    ),
+    "bad-bundle-metadata": error(
+        "{path}: {reason}", "Readers of the target could not make sense of the metadata files."
+    ),
+    "bad-record": error(
+        "policyc.json of {path} cannot be read: {reason}",
+        "The provenance record says what every file must hold.",
+    ),
+    "no-record": warning(
+        "{path} has no policyc.json: hashes cannot be checked",
+        "The bundle was made by another tool, or the record was lost.",
+    ),
+    "missing-bundle-file": error(
+        "{file} is not there, but the {where} names it", "The bundle is not complete."
+    ),
+    "stray-bundle-file": error(
+        "{file} is not in the record", "A reader loads weights that the build did not write."
+    ),
+    "unrecorded-file": warning(
+        "{file} is not in the record", "It was added after the build; readers ignore it."
+    ),
+    "file-changed": error(
+        "{file} is not what was built: {reason}", "Size or SHA-256 differ from the record."
+    ),
+    "tensor-changed": error(
+        "tensor {tensor} is not what was built: {reason}",
+        "Dtype, shape, or SHA-256 differ from the record.",
+    ),
+    "index-disagrees": error(
+        "model.safetensors.index.json: {reason}",
+        "The index and the files tell different things.",
+    ),
+    "width-disagrees": error(
+        "module {module}: the tensors say {found}, config.json says {written}",
+        "Readers take widths from the config; wrong ones load as noise or not at all.",
+    ),
+    "incomplete-module": error(
+        "module {module}: {reason}", "A quantized module has codes, scales and maybe biases."
+    ),
+    "not-comparable": error(
+        "the source cannot be compared with this bundle: {reason}",
+        "`verify --source` needs the checkpoint that the bundle was built from.",
+    ),
+    "non-finite-decoded": error(
+        "{tensor}, or its source, has {count} values that are no finite numbers",
+        "Such weights break a model.",
+    ),
+    # building a bundle
+    "source-without-files": error(
+        "the weights of {model} are not on this machine, only its headers",
+        "A plan needs headers only; a build reads the weights.",
+    ),
+    "pending-statistics": error(
+        "the build needs statistics that are not there: {pending}",
+        "A plan never needs statistics; the methods that this policy chooses do.",
+    ),
+    "unreadable-values": error(
+        'tensor "{tensor}" is {dtype}: its values cannot be read as numbers',
+        "Values are BF16, F16, F32, or FP8 with scales.",
+    ),
+    "non-finite-source": error(
+        'tensor "{tensor}" holds {value} at {place}',
+        "A weight that is no finite number breaks the model; it is never written.",
+    ),
+    "value-overflow": error(
+        'tensor "{tensor}": the value at {place} is too large for {dtype}',
+        "Written as an infinity it would break the model.",
+    ),
+    "source-changed": error(
+        "{file} of the source changed during the build: {reason}",
+        "A bundle of two states of a checkpoint would be neither.",
+    ),
+    "output-exists": error(
+        "{path} is already there", "An existing output is replaced only when that is asked for."
+    ),
+    "output-in-source": error(
+        "the output {path} lies in the source's folder or around it",
+        "The source is never written to, and never deleted with an output.",
+    ),
+    "output-not-a-bundle": error(
+        "{path} is no bundle of policyc and is not replaced",
+        "Only what a build made is deleted by another build.",
+    ),
+    "output-in-use": error(
+        "another build is writing {path}", "One build at a time works on an output."
+    ),
+    "other-build": error(
+        "{path} is the unfinished build of another {what}",
+        "A build is resumed only with the same policy, source and version.",
+    ),
+    "damaged-partial": error(
+        "{path} cannot be resumed: {reason}", "Something else changed the unfinished build."
+    ),
+    "disk-full": error(
+        "no room for {path}: {reason}", "What is finished stays; the build can be resumed."
+    ),
+    "too-little-memory": error(
+        "{given} are too little to build in; at least {needed} are needed",
+        "Libraries and one block of rows must fit.",
+    ),
+    "wrong-result": error(
+        "the written bundle is not what was planned: {reason}",
+        "The build checks what it wrote before it gives it its name.",
+    ),
+}

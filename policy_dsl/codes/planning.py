@@ -1,0 +1,174 @@
+"""The codes of policies that meet a model and a target, and of what asks for plans."""
+
+from __future__ import annotations
+
+from policy_dsl.codes.kinds import Code, error, warning
+
+PLANNING_CODES: dict[str, Code] = {
+    # the vocabulary
+    "unknown-role": error(
+        '{where} has no role "{role}"',
+        "The name is no component, projection, role or alias of the architecture.",
+    ),
+    # a policy against a model and a target
+    "not-the-boundary": warning(
+        "these layers are not the boundary of a model of {n_layers} layers",
+        "`boundary layers …` says as many first layers as last ones; here it does not.",
+    ),
+    "middle-without-boundary": error(
+        "`middle` needs exactly one boundary in the policy, which has {count}",
+        "`middle` is the complement of the policy's one `boundary`.",
+    ),
+    "unknown-family": error(
+        'there is no family "{family}"', "`policyc formats` lists the model families."
+    ),
+    "number-outside-model": error(
+        "{kind} {written} is outside the model, which has {kind}s 0-{last}",
+        "Layers and experts count from 0; negative numbers count from the end.",
+    ),
+    "matches-nothing": error(
+        "the rule touches no tensor of {model}",
+        "The selector means nothing in this model, or only tensors that it may not touch.",
+    ),
+    "tied-lm-head": warning(
+        "lm_head is tied to embed in this model: the rule has nothing to decide",
+        "A tied head has no tensor of its own; the rule for embed decides.",
+    ),
+    "shadowed-rule": warning(
+        "every one of the {count} tensors that this rule matches is decided by {rules}",
+        "The last rule that matches decides; this rule decides nothing.",
+    ),
+    "unreached-matrices": warning(
+        "no rule reaches {count} matrices ({roles}); they take `otherwise`: {nbytes}",
+        "Matrices that no rule names are often forgotten ones.",
+    ),
+    "router-quantized": warning(
+        "{count} routers are quantized", "Routers are small and choose the experts."
+    ),
+    "larger-than-source": warning(
+        "{count} outputs are larger than their source: {before} become {after}",
+        "More bits than the source has cost bytes and gain nothing.",
+    ),
+    "no-target": error(
+        "policy {policy} does not say which target to plan for; choose --target: {choices}",
+        "A policy with no target or several needs --target.",
+    ),
+    "unknown-target": error(
+        'there is no target "{target}"; there are {known}', "Targets are bundle formats."
+    ),
+    "unavailable-target": error(
+        "this version of policyc cannot write {target} yet; it writes {known}",
+        "The language knows the target, the program has no emitter for it.",
+    ),
+    "already-quantized": error(
+        "{model} is already quantized ({form}); take the original checkpoint, "
+        "or --allow-requantize",
+        "Quantizing twice adds two errors. Releases in block-scaled FP8 or MXFP4 are not "
+        "meant.",
+    ),
+    "requantized": warning(
+        "{model} is already quantized ({form}): its error and this one add up",
+        "Allowed by --allow-requantize.",
+    ),
+    "unsupported-family": error(
+        "{target} does not take family {family}: {reason}",
+        "The bundle would not load; refused before work starts.",
+    ),
+    "unknown-fp8-rule": error(
+        'there is no FP8 rule "{rule}"; there are {rules}',
+        "How FP8 weights are rounded when they are dequantized.",
+    ),
+    "prune-count": error(
+        "experts cannot be pruned to {to}: the model has {count}",
+        "Pruning keeps at least one expert and at most all.",
+    ),
+    "unsupported-transform": error(
+        "{target} cannot {transform} yet", "The transform is known, the target does not run it."
+    ),
+    "unsupported-dtype": error(
+        "{target} does not store {dtype}; it stores {held}", "Plain dtypes of the target."
+    ),
+    "unknown-scheme": error('there is no scheme "{scheme}"', "No target has this scheme."),
+    "foreign-scheme": error(
+        "scheme {scheme} belongs to target {homes}, not to {target}",
+        "Schemes are bound to the formats that store them.",
+    ),
+    "missing-bits": error(
+        "{scheme} needs a width: {widths}",
+        "The scheme stores several widths and none is given.",
+    ),
+    "unsupported-bits": error(
+        "{target} cannot store {scheme} at {bits} bits; it has {widths}",
+        "The target's readers know no such width.",
+    ),
+    "unsupported-group-size": error(
+        "{target} cannot store {scheme} in groups of {group_size}; it has {sizes}",
+        "The target's readers know no such group size.",
+    ),
+    "unsupported-method": error(
+        "{target} has no method {method} for {scheme}; it has {methods}",
+        "The method does not go with the scheme.",
+    ),
+    "no-symmetric-choice": error(
+        "{scheme} of {target} is neither `sym` nor `asym`: leave it out",
+        "The scheme has one way of storing zero.",
+    ),
+    "unsupported-source-layout": error(
+        "{target} cannot take {role} from this source: rows are interleaved or transposed",
+        "The source stores the matrix in an order that this target's build does not undo.",
+    ),
+    "raw-unreadable": error(
+        "readers of {target} cannot use the source's {dtype} bytes as they are",
+        "`raw` copies bytes; the target's readers must know the dtype.",
+    ),
+    "not-a-matrix": error(
+        "{role} of shape {shape} is not a matrix and cannot be quantized",
+        "Only matrices are quantized.",
+    ),
+    "unquantizable": error(
+        "{target} cannot quantize {role}: {reason}", "The target's readers take it plain only."
+    ),
+    "group-does-not-divide": error(
+        "groups of {group_size} do not divide the {columns} columns",
+        "Groups lie along the last axis and may not be split.",
+    ),
+    "mixed-stack": error(
+        "experts of one stack are treated differently: {one}, {other}",
+        "The target stores all experts of a projection in one tensor of one width.",
+    ),
+    "uneven-stack": error(
+        "experts of one stack have shapes {one} and {other}",
+        "The target stores all experts of a projection in one tensor.",
+    ),
+    # the plan's own tests, saved plans, the command line
+    "test-failed": error(
+        "the test `{test}` fails: it is {found}", "An assertion of the policy does not hold."
+    ),
+    "test-without-tensors": error(
+        "the test `{test}` is about no tensor of this plan",
+        "A test that measures nothing proves nothing.",
+    ),
+    "bad-saved-plan": error(
+        "{path} is no saved plan: {reason}",
+        "Saved plans are what `policyc plan --save` writes.",
+    ),
+    "bad-argument": error("{option}: {reason}", "An option's value is not what it must be."),
+    "unwritable-output": error(
+        "cannot write {path}: {reason}", "The folder is missing, full, or not permitted."
+    ),
+    "system-refused": error(
+        "{path}: {reason}", "The system refused to read or write: not permitted, full, missing."
+    ),
+    "no-model": error(
+        "policy {policy} names no model: give one with --model",
+        "Planning needs headers: a folder, a recorded headers file, a hub id, a catalog name.",
+    ),
+    "unknown-tensor": error(
+        '{model} has no tensor "{name}"',
+        "`explain` takes names of the source or of the output, and globs.",
+    ),
+    "many-tensors": error(
+        '"{name}" means {count} different decisions: {examples}',
+        "`explain` explains one decision; narrow the pattern.",
+    ),
+}

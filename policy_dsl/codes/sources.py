@@ -1,0 +1,145 @@
+"""The codes of defects in checkpoints: files, headers, the hub, names and shapes."""
+
+from __future__ import annotations
+
+from policy_dsl.codes.kinds import Code, error, warning
+
+SOURCE_CODES: dict[str, Code] = {
+    # sources
+    "unknown-source": error(
+        '"{reference}" is no folder, no file, no model of the catalog and no hub id',
+        "A source is a checkpoint folder, a recorded headers file, a catalog name or org/name.",
+    ),
+    "missing-config": error(
+        "{place} has no config.json", "The config names the architecture; a source needs it."
+    ),
+    "bad-source-json": error(
+        "{file}: {reason}", "A JSON file of the checkpoint cannot be read as what it should be."
+    ),
+    "no-weights": error(
+        "{place} holds no safetensors file", "Weights are read from safetensors files only."
+    ),
+    "pickled-weights": error(
+        "{place} holds its weights as pickles ({files}), which are never read",
+        "Reading a pickle runs code that stands in it.",
+    ),
+    "ambiguous-weights": error(
+        "{place} has no index, and its safetensors files are no numbered set: {files}",
+        "Without an index only model.safetensors, one file, or a whole numbered set is clear.",
+    ),
+    "shard-outside": error(
+        'the index names "{file}", which is not the plain name of a safetensors file',
+        "Shards lie beside the index; a path would lead out of the checkpoint.",
+    ),
+    "missing-shard": error(
+        "{file} is not there; {expected}", "A file that the checkpoint needs is missing."
+    ),
+    "index-mismatch": error(
+        'tensor "{tensor}": {reason}', "The index and the shards disagree."
+    ),
+    "one-shard": error(
+        "{file} is one of {shards} shards", "The index says that the model has more files."
+    ),
+    "duplicate-tensor": error(
+        'tensor "{tensor}" is in {file} and in {other}', "Two shards hold the same tensor."
+    ),
+    "stray-safetensors": warning(
+        "{place}: {files} not among the model's weights and not read",
+        "Adapters, or a second copy of the weights, lie beside the checkpoint.",
+    ),
+    "not-safetensors": error(
+        "{file} is not a whole safetensors file: {reason}",
+        "The header is broken, or the file is cut short or has bytes left over.",
+    ),
+    "bad-tensor-entry": error(
+        '{file}: tensor "{tensor}": {reason}', "One entry of a safetensors header is broken."
+    ),
+    "hub-offline": error(
+        "{what} is not whole in the hub's cache, and HF_HUB_OFFLINE forbids asking the hub",
+        "Offline, only snapshots that were fetched whole can be opened.",
+    ),
+    "hub-no-access": error(
+        "{what}: the hub refuses access (HTTP {status})",
+        "The repository is gated, private or absent, or the token is not valid.",
+    ),
+    "hub-not-found": error(
+        "{what} is not on the hub, and no folder here",
+        "The repository, its revision or the file does not exist.",
+    ),
+    "hub-no-ranges": error(
+        "{what}: the server answers without ranges and would send all {size} bytes",
+        "Headers are read by range; a plan never downloads weights.",
+    ),
+    "hub-failed": error(
+        "{what}: {reason}", "The hub cannot be reached, or its answer cannot be used."
+    ),
+    "bad-recorded-headers": error(
+        "{file} is no recorded headers file: {reason}",
+        "Recorded headers are what `policyc inspect --save-headers` writes.",
+    ),
+    # a checkpoint read through its architecture
+    "unknown-architecture": error(
+        'no architecture table knows the model_type "{model_type}" of {model}',
+        "Roles come from a table by model family; without one, no name has a meaning.",
+    ),
+    "missing-config-key": error(
+        "the config of {model} has no {key}{why}",
+        "Sizes come from config.json, so that an incomplete checkpoint is noticed.",
+    ),
+    "bad-config-value": error(
+        "the config of {model} gives {key} as {value}",
+        "A count of layers or experts is a whole number of a plausible size.",
+    ),
+    "tensor-without-role": error(
+        "{count} tensors have no role in architecture {family}: {names}",
+        "The family's table does not have these names; nothing is skipped silently.",
+    ),
+    "ambiguous-tensor": error(
+        "{first} and {second} are the same {role} twice",
+        "The checkpoint holds a matrix under two names; which one counts is unknown.",
+    ),
+    "layer-beyond-config": error(
+        "{count} tensors stand in layers beyond the config's {n_layers}: {names}",
+        "Only multi-token prediction blocks that the config announces follow the last layer.",
+    ),
+    "missing-layers": error(
+        "{model} has no tensors of layers {missing}; its config says {n_layers} layers",
+        "The checkpoint is incomplete, or the config is another model's.",
+    ),
+    "missing-experts": error(
+        "{role} of layer {layer} lacks experts {missing}; the config says {count}",
+        "Every layer has all experts, numbered from 0.",
+    ),
+    "expert-beyond-config": error(
+        "{role} of layer {layer} has experts {beyond}; the config says {count}",
+        "Every layer has as many experts as the config says, numbered from 0.",
+    ),
+    "missing-tensor": error(
+        "{model} has no {role}",
+        "A language model has embeddings, and a head unless it is tied.",
+    ),
+    "missing-scale": error(
+        "{count} FP8 or MXFP4 tensors have no scales: {names}",
+        "Values are codes times scales; a weight without its scales cannot be read.",
+    ),
+    "missing-block-size": error(
+        "{model} has FP8 scales but its config no quantization_config.weight_block_size",
+        "The block is never guessed from shapes: ragged edges would be read wrong.",
+    ),
+    "wrong-scale-grid": error(
+        "the scales of {name} {shape} are {found}, not {wanted}",
+        "There is one scale for each block, edge blocks included.",
+    ),
+    "wrong-scale-dtype": error(
+        "{name} is {dtype} with scales of {scale}",
+        "FP8 weights have float scales, MXFP4 blocks have byte exponents.",
+    ),
+    "wrong-shape": error(
+        "{name} has shape {shape}, not {wanted}",
+        "The shape contradicts the role or the config.",
+    ),
+    "unreadable-dtype": error(
+        "{name} is {dtype}; a matrix is BF16, F16, F32, or FP8 with scales",
+        "Other dtypes are codes of a format that is not read as a source.",
+    ),
+}
