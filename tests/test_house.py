@@ -59,7 +59,10 @@ RESERVED: dict[str, tuple[str, ...]] = {
 }
 HEAVY = ("numpy", "numba", "torch")
 BANNED_WORDS = ("process", "handle", "manager", "helper", "util", "data")
-DATA_ROOMS = ("grammar", "policies", "policy_dsl/architectures", "policy_dsl/catalog")
+DATA_ROOMS = (
+    *("grammar", "policies"),
+    *("policy_dsl/architectures", "policy_dsl/catalog", "policy_dsl/document_schemas"),
+)
 NO_PACKAGES = ("tests", "docs", "grammar", "policies", "examples", "benchmarks")
 # Written in halves, so that this file does not find itself.
 MACHINE_PATHS = re.compile("/(?:wo" + "rk|ro" + "ot|ho" + "me|Us" + "ers)/|[.][.]/sha" + "red")

@@ -53,7 +53,9 @@ def test_wheel_holds_the_packages_and_their_rooms(wheel: Path) -> None:
     tops = {name.split("/", maxsplit=1)[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"policy_dsl", "emitters"}
     rooms = {"grammar": "policy_dsl/_data", "policies": "policy_dsl/_data"}
-    rooms |= {"policy_dsl/architectures": ".", "policy_dsl/catalog": "."}
+    rooms |= dict.fromkeys(
+        ("policy_dsl/architectures", "policy_dsl/catalog", "policy_dsl/document_schemas"), "."
+    )
     kept = [
         (Path(place) / path.relative_to(ROOT)).as_posix()
         for room, place in rooms.items()
