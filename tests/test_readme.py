@@ -1,4 +1,6 @@
-"""The README shows what the program really prints, and its two commands are one line each."""
+"""The README shows what the program really prints, its two commands are one line each, and no
+page leads nowhere.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]
+ROOMS = ("policy_dsl", "emitters", "tests", "docs", "policies", "grammar", "benchmarks")
 LEFT_OUT = "…"
 
 
@@ -49,6 +53,11 @@ def test_two_commands_of_one_line_each() -> None:
     )
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)]+)\)", README))))
-def test_links_lead_somewhere(target: str) -> None:
-    assert (ROOT / target).exists()
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_paths_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    text = path.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    named = re.findall(rf"`((?:{'|'.join(ROOMS)})/[\w./-]+)`", text)
+    assert [link for link in links if not (path.parent / link).exists()] == []
+    assert [name for name in named if not (ROOT / name).exists()] == []
