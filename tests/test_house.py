@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import resolve_name
@@ -43,8 +44,7 @@ LAYERS = (
     ".roles",
     ".policy .selectors .inventory",
     # what everything may use
-    ".diagnostics .codes .resources .sizes .units "
-    ".version .vocabulary",
+    ".diagnostics .codes .resources .sizes .units .version .vocabulary",
 )
 # package -> the rooms that may import it
 RESERVED: dict[str, tuple[str, ...]] = {
@@ -153,6 +153,14 @@ def test_packages_stay_in_their_rooms() -> None:
         if _is_under(name, package) and not any(_is_under(module, room) for room in rooms)
     ]
     assert wrong == []
+
+
+def test_dependencies_are_the_packages_that_are_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[^\w.-]", need)[0] for need in project["dependencies"]}
+    tops = {name.partition(".")[0] for module in MODULES for name in _imported(module)}
+    imported = tops - {"policy_dsl", "emitters"} - sys.stdlib_module_names
+    assert {"PyYAML" if name == "yaml" else name for name in imported} == declared
 
 
 @pytest.mark.parametrize(
