@@ -74,6 +74,10 @@ PLANNING_CODES: dict[str, Code] = {
         "{target} does not take family {family}: {reason}",
         "The bundle would not load; refused before work starts.",
     ),
+    "unknown-runtime": warning(
+        '{target} knows no reader "{runtime}"; it knows {known}',
+        "What a reader of the format cannot load is only told for readers that are known.",
+    ),
     "unknown-fp8-rule": error(
         'there is no FP8 rule "{rule}"; there are {rules}',
         "How FP8 weights are rounded when they are dequantized.",

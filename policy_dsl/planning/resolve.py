@@ -50,7 +50,8 @@ def resolve(
     _check_target(policy, model, spec)
     decisions = decide(policy, model, spec.name)
     lowered = lower(decisions.made, model, policy.defaults, spec)
-    findings = [*lossy, *decisions.findings, *lowered.findings]
+    readers = _reader_findings(policy, spec)
+    findings = [*lossy, *readers, *decisions.findings, *lowered.findings]
     # Defects of rules and of treatments are shown together, one run for all of them.
     if errors(findings):
         raise PolicyError(findings)
@@ -138,6 +139,22 @@ def _check_target(policy: Policy, model: Model, spec: FormatSpec) -> None:
     found += _transform_findings(policy, model, spec, spans.get("transforms"))
     if found:
         raise PolicyError(found)
+
+
+def _reader_findings(policy: Policy, spec: FormatSpec) -> list[Diagnostic]:
+    span = dict(policy.key_spans).get("runtimes")
+    return [
+        diagnostic(
+            "unknown-runtime",
+            span,
+            suggestion=did_you_mean(runtime, spec.runtimes),
+            target=spec.name,
+            runtime=runtime,
+            known=", ".join(spec.runtimes),
+        )
+        for runtime in policy.runtimes
+        if runtime not in spec.runtimes
+    ]
 
 
 def _transform_findings(
