@@ -14,6 +14,14 @@ from functools import cached_property
 from policy_dsl.codes import CODES, Severity
 
 
+def printable(name: str) -> str:
+    """The name of a file, with bytes that are no UTF-8 as `\\xff`.
+
+    File systems take any bytes in a name; JSON and digests do not.
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 @dataclass(frozen=True)
 class SourceText:
     """A text the user wrote: `name` is its path or how to call it, `text` all of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from time import monotonic
 from typing import Protocol, TextIO
 
@@ -85,8 +86,10 @@ class Lines:
 
     def _tell(self) -> None:
         self._told_at = monotonic()
-        self._stream.write((self._document() if self._as_json else self._text()) + "\n")
-        self._stream.flush()
+        # A full disk under a log must not end hours of work.
+        with suppress(OSError):
+            self._stream.write((self._document() if self._as_json else self._text()) + "\n")
+            self._stream.flush()
 
     def _text(self) -> str:
         pace = self._pace

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -77,8 +78,19 @@ for command, summary in (
     app.command(command.__name__, short_help=summary)(command)
 
 
+def _open_closed_streams() -> None:
+    # Python has None for a stream that was closed by `>&-`. Opened first, the device also keeps
+    # files of a build from getting the number of a standard stream.
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            device = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(device, mode, encoding="utf-8"))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run policyc with these arguments, else the process's own; the exit code."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks must not end in a traceback.
         if hasattr(stream, "reconfigure"):

@@ -98,7 +98,7 @@ def _against_model(
     request: Request, policy: Policy, target: str | None, against: list[tuple[str, str]]
 ) -> Sequence[Diagnostic]:
     import emitters
-    from policy_dsl.planning.assertions import failures, run_tests
+    from policy_dsl.planning.assertions import findings_of_tests
     from policy_dsl.planning.resolve import choose_target
 
     try:
@@ -107,7 +107,7 @@ def _against_model(
         # Before the plan, which may fail: what was tried is told either way.
         against.append((inventory.id, chosen))
         plan = plan_for(policy, inventory, chosen)
-        return [*plan.findings, *failures(run_tests(plan))]
+        return [*plan.findings, *findings_of_tests(plan)]
     except PolicyError as error:
         return error.diagnostics
 

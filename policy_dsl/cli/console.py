@@ -96,8 +96,10 @@ def write_json(document: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Write a line that is no result to stderr."""
-    sys.stderr.write(text + "\n")
+    """Write a line that is no result to stderr, if that can still be written."""
+    # The exit code says it too, and must not become that of a crash on a full disk.
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text + "\n")
 
 
 def show_findings(found: Sequence[Diagnostic], *, as_json: bool = False) -> None:

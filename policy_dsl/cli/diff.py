@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from policy_dsl.cli import console, options
-from policy_dsl.cli.planning import Request, load_policy, make_plan
+from policy_dsl.cli.planning import Request, load_policy, make_plan, parse_overrides
+from policy_dsl.diagnostics import PolicyError, diagnostic, did_you_mean
 
 if TYPE_CHECKING:
     from policy_dsl.planning.outline import Outline
@@ -34,7 +36,8 @@ def diff(
 ) -> None:
     """Show which tensors B treats differently than A, and what that costs.
 
-    A policy that names no model is planned for --model, or else for the other one's.
+    A policy that names no model is planned for --model, or else for the other one's. --set
+    holds for the policies that have the variable.
 
     \b
     Examples:
@@ -45,7 +48,9 @@ def diff(
     from policy_dsl.planning.diff import diff as compared
     from policy_dsl.reports.diff_text import diff_document, diff_markdown, diff_text
 
-    requests = [Request(side, model, target, overrides, verbose) for side in (a, b)]
+    requests = _with_own_overrides(
+        [Request(side, model, target, overrides, verbose) for side in (a, b)]
+    )
     # `diff mlx_4bit config_i` should just work: only one of them names a model.
     shared = model or next(filter(None, map(_own_model, requests)), None)
     before, after = (read_side(request, shared) for request in requests)
@@ -66,7 +71,6 @@ def read_side(request: Request, model: str | None = None) -> Outline:
     Raises: PolicyError if it is none of them, or has defects.
     """
     path = Path(request.policy)
-    # A folder and a .json file cannot be policies, so there is nothing to guess.
     if path.is_dir():
         from emitters.core.bundle_outline import bundle_outline
 
@@ -75,17 +79,45 @@ def read_side(request: Request, model: str | None = None) -> Outline:
         from policy_dsl.reports.plan_json import read_saved_plan
 
         return read_saved_plan(path)
-    from dataclasses import replace
-
     from policy_dsl.planning.outline import outline
 
     own = request.model or _own_model(request)
     return outline(make_plan(replace(request, model=own or model))[0])
 
 
+def _with_own_overrides(requests: list[Request]) -> list[Request]:
+    """The requests, each with the overrides of variables that its policy has.
+
+    Raises: PolicyError (bad-argument, unknown-variable).
+    """
+    variables = [_own_variables(request) for request in requests]
+    given = parse_overrides(requests[0].overrides)
+    known = set().union(*variables)
+    unknown = [
+        diagnostic("unknown-variable", suggestion=did_you_mean(name, known), name=name)
+        for name in given
+        if name not in known
+    ]
+    if unknown:
+        raise PolicyError(unknown)
+    return [
+        replace(request, overrides=[f"{name}={given[name]}" for name in given if name in own])
+        for request, own in zip(requests, variables, strict=True)
+    ]
+
+
+def _own_variables(request: Request) -> set[str]:
+    if not request.overrides or not _is_policy(request):
+        return set()
+    return {name for name, _ in load_policy(replace(request, overrides=None)).vars}
+
+
 def _own_model(request: Request) -> str | None:
     """The model that a policy names; None if it names none, or this is no policy."""
+    return load_policy(request).model if _is_policy(request) else None
+
+
+def _is_policy(request: Request) -> bool:
+    # A folder and a .json file cannot be policies, so there is nothing to guess.
     path = Path(request.policy)
-    if path.is_dir() or path.suffix == ".json":
-        return None
-    return load_policy(request).model
+    return not path.is_dir() and path.suffix != ".json"

@@ -106,6 +106,10 @@ SOURCE_CODES: dict[str, Code] = {
         "{model} has no tensors of layers {missing}; its config says {n_layers} layers",
         "The checkpoint is incomplete, or the config is another model's.",
     ),
+    "missing-projection": error(
+        "{model} has no {role} in layers {missing}; the rest of {component} is there",
+        "The checkpoint is incomplete: layers with the same parts have all of their matrices.",
+    ),
     "missing-experts": error(
         "{role} of layer {layer} lacks experts {missing}; the config says {count}",
         "Every layer has all experts, numbered from 0.",
@@ -139,7 +143,7 @@ SOURCE_CODES: dict[str, Code] = {
         "The shape contradicts the role or the config.",
     ),
     "unreadable-dtype": error(
-        "{name} is {dtype}; a matrix is BF16, F16, F32, or FP8 with scales",
+        "dtype {dtype} of {name}: a matrix is BF16, F16, F32, or FP8 with scales",
         "Other dtypes are codes of a format that is not read as a source.",
     ),
 }

@@ -18,7 +18,7 @@ from policy_dsl.sizes import parse_size
 _MAX_PRUNED_DIGITS = 6
 _EXPECTED = {
     "rule": "a rule",
-    "prune": "a transform, such as prune experts to 192 by reap,",
+    "prune": "a transform such as prune experts to 192 by reap",
     "test": "a test",
     "otherwise": "a treatment",
 }

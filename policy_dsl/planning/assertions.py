@@ -40,16 +40,16 @@ def run_tests(plan: Plan) -> tuple[TestResult, ...]:
 
     Raises: PolicyError if a test's selector has a defect or matches no tensor of the plan.
     """
-    results: list[TestResult] = []
-    defects: list[Diagnostic] = []
-    for assertion in plan.policy.tests:
-        try:
-            results.append(_run(assertion, plan))
-        except PolicyError as error:
-            defects += error.diagnostics
+    results, defects = _run_all(plan)
     if defects:
         raise PolicyError(defects)
-    return tuple(results)
+    return results
+
+
+def findings_of_tests(plan: Plan) -> list[Diagnostic]:
+    """What is wrong with the policy's tests: those that cannot be run, and those that fail."""
+    results, defects = _run_all(plan)
+    return [*defects, *failures(results)]
 
 
 def failures(results: Iterable[TestResult]) -> list[Diagnostic]:
@@ -59,6 +59,17 @@ def failures(results: Iterable[TestResult]) -> list[Diagnostic]:
         for result in results
         if not result.passed
     ]
+
+
+def _run_all(plan: Plan) -> tuple[tuple[TestResult, ...], list[Diagnostic]]:
+    results: list[TestResult] = []
+    defects: list[Diagnostic] = []
+    for assertion in plan.policy.tests:
+        try:
+            results.append(_run(assertion, plan))
+        except PolicyError as error:
+            defects += error.diagnostics
+    return tuple(results), defects
 
 
 def _run(assertion: Assertion, plan: Plan) -> TestResult:

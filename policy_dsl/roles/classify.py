@@ -87,6 +87,7 @@ class _Reading:
     unknown: list[str] = field(default_factory=list)
     beyond: list[str] = field(default_factory=list)
     wrong: list[Diagnostic] = field(default_factory=list)
+    unreadable: dict[str, list[str]] = field(default_factory=dict)
     has_experts: bool = False
 
     def read(self, tensor: TensorInfo) -> None:
@@ -172,9 +173,7 @@ class _Reading:
 
     def _check_dtype(self, tensor: TensorInfo, *, scaled: bool) -> None:
         if not scaled and tensor.dtype not in _READABLE:
-            self.wrong.append(
-                diagnostic("unreadable-dtype", name=tensor.name, dtype=tensor.dtype)
-            )
+            self.unreadable.setdefault(tensor.dtype, []).append(tensor.name)
 
     def findings(self) -> Iterator[Diagnostic]:
         """What is wrong with names, shapes and scales."""
@@ -182,10 +181,17 @@ class _Reading:
         yield from self.scales.findings
         if not self.has_experts or self.counts.experts:
             yield from self.wrong
+            yield from self._findings_of_dtypes()
             return
         keys = " or ".join(self.table.experts)
         why = ", which tells the number of experts"
         yield diagnostic("missing-config-key", model=self.model_id, key=keys, why=why)
+
+    def _findings_of_dtypes(self) -> Iterator[Diagnostic]:
+        # A checkpoint of another quantizer has hundreds of them, all for the same reason.
+        for dtype, names in self.unreadable.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            yield diagnostic("unreadable-dtype", name=names[0] + more, dtype=dtype)
 
     def _findings_of_names(self) -> Iterator[Diagnostic]:
         # Names are reported together: one missing table row explains a thousand of them.

@@ -17,6 +17,7 @@ def review(model: Model) -> Iterator[Diagnostic]:
     """What is missing or there twice."""
     yield from _missing_layers(model)
     places = _places(model)
+    yield from _missing_projections(model, places)
     for role in ("embed",) if model.tied else ("embed", "lm_head"):
         if (None, role) not in places:
             yield diagnostic("missing-tensor", model=model.id, role=role)
@@ -43,6 +44,29 @@ def _missing_layers(model: Model) -> Iterator[Diagnostic]:
         yield diagnostic(
             "missing-layers", model=model.id, missing=missing, n_layers=model.n_layers
         )
+
+
+def _missing_projections(
+    model: Model, places: dict[_Place, list[ModelTensor]]
+) -> Iterator[Diagnostic]:
+    """Matrices that some layers lack, though they have others of the same component."""
+    layers: dict[str, set[int]] = defaultdict(set)
+    roles: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for (layer, role), tensors in places.items():
+        component = tensors[0].component
+        if layer is not None and component is not None:
+            layers[component].add(layer)
+            roles[component, role].add(layer)
+    for (component, role), found in roles.items():
+        missing = _some(sorted(layers[component] - found))
+        if missing:
+            yield diagnostic(
+                "missing-projection",
+                model=model.id,
+                role=role,
+                missing=missing,
+                component=component,
+            )
 
 
 def _ambiguous(tensors: list[ModelTensor]) -> Iterator[Diagnostic]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail, printable
 from policy_dsl.inventory import Inventory
 from policy_dsl.sources.checkpoint import read_checkpoint, read_json
 from policy_dsl.sources.shard_map import SUFFIX, find_index, read_weight_map
@@ -46,7 +46,7 @@ def open_folder(folder: Path, *, name: str | None = None) -> Inventory:
 
     Raises: PolicyError with the defects of all its files.
     """
-    name = name or Path(os.path.abspath(folder)).name
+    name = name or printable(Path(os.path.abspath(folder)).name)
     return read_checkpoint(local_files(folder), name=name, root=folder)
 
 
@@ -69,7 +69,7 @@ def open_file(path: Path) -> Inventory:
     }
     # Links are not followed for the name: in the hub's cache they lead to a hash.
     called = Path(os.path.abspath(path))
-    name = called.parent.name if path.name == "model.safetensors" else called.stem
+    name = printable(called.parent.name if path.name == "model.safetensors" else called.stem)
     return read_checkpoint(LocalFiles(path.parent, alone), name=name, root=path.parent)
 
 

@@ -84,6 +84,22 @@ def test_packed_codes_are_no_matrix_of_numbers(tensor, changed, codes):
     assert codes(source) == ["unreadable-dtype"]
 
 
+def test_many_matrices_of_codes_are_one_finding(recorded, message):
+    found, _ = recorded("llama")
+    tensors = {
+        name: each._replace(dtype="I32") if name.endswith("_proj.weight") else each
+        for name, each in found.tensors.items()
+    }
+    text = message(Inventory("tiny", found.config, tensors))
+    assert text.count("unreadable-dtype") == 1
+    assert " more: a matrix is BF16" in text
+
+
+def test_a_layer_that_lacks_a_matrix_of_the_others_is_incomplete(changed, message):
+    text = message(changed("llama", without="layers.0.self_attn.q_proj"))
+    assert "has no attention.q_proj in layers 0; the rest of attention is there" in text
+
+
 def test_a_matrix_has_two_axes(tensor, changed, codes):
     name = "model.layers.0.mlp.gate_proj.weight"
     source = changed("llama", without=name, with_tensors=[tensor(name, [4, 4, 4])])
