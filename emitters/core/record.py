@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
+from policy_dsl.language.print_policy import canonical_text
 from policy_dsl.plan import Module, Plan
 from policy_dsl.version import version
 
@@ -40,6 +41,8 @@ def record(
             "digest": plan.policy_digest,
             "text": policy.source.text if policy.source else None,
             "variables": dict(policy.vars),
+            # With `extends` or `--set` the author's own file is only a part of the policy.
+            "resolved": canonical_text(policy),
         },
         "target": plan.target,
         "plan_digest": plan_digest(plan),
