@@ -75,6 +75,14 @@ def test_the_record_tells_the_truth_and_no_place(demo, planned, tmp_path):
     assert str(demo.parent) not in text
 
 
+def test_the_record_holds_extended_rules_and_set_values(demo, planned, tmp_path):
+    plan, inventory = planned(demo, "mlx_mixed_3_6", low="4")
+    build(plan, inventory, out=tmp_path / "out")
+    policy = json.loads((tmp_path / "out" / "policyc.json").read_text())["policy"]
+    assert "all: 4bit" in policy["resolved"]
+    assert hashlib.sha256(policy["resolved"].encode()).hexdigest() == policy["digest"]
+
+
 def test_side_files_are_copied_and_the_source_is_not_touched(write_llama, planned, tmp_path):
     source = write_llama()
     before = digests(source), {path: path.stat().st_mtime_ns for path in source.iterdir()}
