@@ -40,6 +40,9 @@ def fmt(files: PolicyFiles, check: CheckOnly = False, to: OtherForm = None) -> N
     # Two policies printed one after the other would be no policy.
     if to is not None and len(files) > 1:
         raise fail("bad-argument", option="--to", reason="takes one file at a time")
+    # What is printed in the other form is never the text of the file.
+    if to is not None and check:
+        raise fail("bad-argument", option="--check", reason="cannot stand beside --to")
     defects: list[PolicyError] = []
     changed = []
     for file in files:

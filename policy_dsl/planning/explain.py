@@ -52,6 +52,15 @@ class Explanation:
     rules: tuple[RuleOutcome, ...]
     alike: tuple[Module, ...]
 
+    @property
+    def expert(self) -> int | None:
+        """The expert that the name means; None for the stack of all of them."""
+        tensor, module = self.subject.tensor, self.subject.module
+        # The stack is explained by its first expert.
+        if tensor is None or (module and self.subject.name in set(_output_names(module))):
+            return None
+        return tensor.expert
+
 
 def explain(plan: Plan, name: str) -> Explanation:
     """The explanation of a tensor by its source or output name, or a glob over both.
@@ -108,8 +117,6 @@ def _subjects(plan: Plan) -> Iterator[Subject]:
                 yield Subject(name, module, None)
     for omission in plan.omitted:
         yield Subject(omission.tensor.name, None, None, omission.reason)
-    for tensor, reason in plan.model.ignored:
-        yield Subject(tensor.name, None, None, reason)
 
 
 def _output_names(module: Module) -> Iterator[str]:
@@ -160,6 +167,8 @@ def _unknown(plan: Plan, name: str) -> Exception:
     known = list(dict.fromkeys(subject.name for subject in _subjects(plan)))
     close = _closest(name, known)
     suggestion = f'did you mean "{close}"?' if close else None
+    if plan.model.tied and "lm_head" in name:
+        suggestion = "the head is tied: it is the embedding"
     total = counted(len(plan.modules), "module")
     notes = [f"`policyc plan --tensors` lists the output tensors of all {total}"]
     return fail(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from policy_dsl.diagnostics import (
@@ -17,7 +17,7 @@ from policy_dsl.diagnostics import (
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.language.print_policy import policy_digest
-from policy_dsl.plan import Module, Plan, PlannedFile
+from policy_dsl.plan import Module, Omission, Plan, PlannedFile
 from policy_dsl.planning.decisions import decide
 from policy_dsl.planning.layout import lay_out
 from policy_dsl.planning.lowering import Lowered, lower
@@ -64,7 +64,7 @@ def resolve(
         source_digest=source_digest(inventory),
         source_nbytes=inventory.nbytes,
         modules=modules,
-        omitted=tuple(lowered.omitted),
+        omitted=(*lowered.omitted, *_ignored(model)),
         files=files,
         fp8_rule=policy.fp8_dequant or spec.fp8_rules[0],
     )
@@ -75,6 +75,12 @@ def resolve(
     if errors(findings):
         raise PolicyError(findings)
     return replace(plan, findings=tuple(findings))
+
+
+def _ignored(model: Model) -> Iterator[Omission]:
+    # They hold no weights, but nothing of a source is left out without a word.
+    for tensor, reason in model.ignored:
+        yield Omission(tensor, "", None, reason)
 
 
 def choose_target(

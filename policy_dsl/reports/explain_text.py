@@ -47,7 +47,7 @@ def explain_document(found: Explanation, plan: Plan) -> dict[str, Any]:
         "name": subject.name,
         "role": tensor.role if tensor else None,
         "layer": tensor.layer if tensor else None,
-        "expert": tensor.expert if tensor else None,
+        "expert": found.expert,
         "left_out": subject.left_out or None,
         "guarded": found.guarded,
         "rules": [
@@ -89,7 +89,7 @@ def _facts(found: Explanation, plan: Plan) -> Iterable[tuple[str, str]]:
     yield "tensor", subject.name
     yield "policy", f"{plan.policy.name} for {plan.target} on {plan.model.id}"
     if tensor is not None:
-        places = [("layer", tensor.layer), ("expert", tensor.expert)]
+        places = [("layer", tensor.layer), ("expert", found.expert)]
         shown = [f"{word} {number}" for word, number in places if number is not None]
         yield "role", ", ".join([tensor.role, *shown])
     # Nothing is written for it, so there is nothing more to tell.

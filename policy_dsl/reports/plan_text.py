@@ -186,7 +186,7 @@ def _omissions(omitted: Sequence[Omission]) -> Iterable[str]:
     for (role, reason), members in found.items():
         nbytes = sum(member.tensor.nbytes for member in members)
         size = f"{counted(len(members), 'tensor')}, {both_units(nbytes)}"
-        yield f"{role}: {size}, such as {members[0].tensor.name}: {reason}"
+        yield f"{role or 'no role'}: {size}, such as {members[0].tensor.name}: {reason}"
 
 
 def _test_line(test: TestResult) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ import pytest
 import emitters
 from policy_dsl.cli import main
 from policy_dsl.diagnostics import PolicyError
+from policy_dsl.inventory import TensorInfo
 from policy_dsl.language.load import load, parse_policy
+from policy_dsl.planning.explain import explain
 from policy_dsl.planning.resolve import resolve
+from policy_dsl.reports.plan_text import plan_text
 from policy_dsl.sources.reference import open_source
 
 TINY = str(Path(__file__).parents[2] / "examples" / "tiny-minimax-m2")
@@ -68,3 +72,29 @@ def test_a_wrong_target_option_points_at_no_text(capsys: pytest.CaptureFixture[s
     told = capsys.readouterr().err
     assert 'there is no target "nope"' in told
     assert "-->" not in told
+
+
+@pytest.mark.parametrize(
+    ("name", "expert"),
+    [
+        ("model.layers.1.block_sparse_moe.switch_mlp.up_proj.scales", None),
+        ("model.layers.1.block_sparse_moe.switch_mlp.up_proj", None),
+        ("model.layers.1.block_sparse_moe.experts.3.w3.weight", 3),
+        ("model.layers.1.block_sparse_moe.experts.3.w3.weight_scale_inv", 3),
+    ],
+)
+def test_only_an_expert_s_own_name_means_one_expert(name: str, expert: int | None) -> None:
+    assert explain(plan("all: 4bit"), name).expert == expert
+
+
+def test_what_holds_no_weights_is_left_out_with_a_reason() -> None:
+    source = open_source(TINY)
+    table = TensorInfo("model.layers.0.self_attn.rotary_emb.inv_freq", "F32", (8,), 32)
+    tensors = {**source.tensors, table.name: table}
+    policy, _ = parse_policy("all: 4bit", "p.qpol")
+    made = resolve(
+        policy, replace(source, tensors=tensors), emitters.specs(), target="mlx_affine"
+    )
+    assert [each.tensor.name for each in made.omitted] == [table.name]
+    assert "no role: 1 tensor, 32 bytes, such as model.layers.0" in plan_text(made, ())
+    assert explain(made, table.name).subject.left_out == made.omitted[0].reason

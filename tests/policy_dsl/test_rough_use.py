@@ -97,3 +97,12 @@ def test_check_tells_every_broken_test_at_once(
     assert codes.count("test-failed") == 2
     assert "test-without-tensors" in codes
     assert "shadowed-rule" in codes
+
+
+def test_fmt_cannot_check_and_convert(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = tmp_path / "mine.qpol"
+    policy.write_text(POLICY, encoding="utf-8")
+    assert main(["fmt", "--check", "--to", "yaml", str(policy)]) == 2
+    assert "--check: cannot stand beside --to" in capsys.readouterr().err
