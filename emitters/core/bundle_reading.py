@@ -16,7 +16,7 @@ from typing import Any
 import jsonschema
 
 import emitters
-from emitters.core.record import RECORD, record_digest, record_schema
+from emitters.core.record import RECORD, SCHEMA_VERSION, record_digest, record_schema
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory, TensorInfo
@@ -113,9 +113,12 @@ def read_record(folder: Path) -> Mapping[str, Any] | None:
         return None
     try:
         document: dict[str, Any] = json.loads(_read(path))
+        _require_version(document, folder)
         jsonschema.validate(document, record_schema())
     except jsonschema.ValidationError as error:
-        raise fail("bad-record", path=str(folder), reason=_first_line(error.message)) from None
+        place = ".".join(str(key) for key in error.absolute_path)
+        reason = _first_line(f"{place}: {error.message}" if place else error.message)
+        raise fail("bad-record", path=str(folder), reason=reason) from None
     except (ValueError, RecursionError) as error:
         raise fail("bad-record", path=str(folder), reason=str(error)) from None
     # The hashes in it are worth nothing if anyone can edit them.
@@ -123,6 +126,14 @@ def read_record(folder: Path) -> Mapping[str, Any] | None:
         reason = "it was edited: its own digest does not fit"
         raise fail("bad-record", path=str(folder), reason=reason)
     return document
+
+
+def _require_version(document: Any, folder: Path) -> None:
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    # A later version may well be right, only not for this program.
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        reason = f"its schema_version is {version}; this policyc reads {SCHEMA_VERSION}"
+        raise fail("bad-record", path=str(folder), reason=reason)
 
 
 def _target(

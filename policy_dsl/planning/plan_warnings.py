@@ -10,6 +10,7 @@ from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.decisions import OTHERWISE, Decision
 from policy_dsl.planning.matching import is_guarded
+from policy_dsl.units import both_units
 
 
 def plan_warnings(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
@@ -49,7 +50,7 @@ def _unreached(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
             places.get("defaults.otherwise") or places.get("rules"),
             count=len(missed),
             roles=", ".join(roles),
-            nbytes=f"{size / 1e9:.2f} GB",
+            nbytes=both_units(size),
         )
     ]
 
@@ -79,8 +80,8 @@ def _growth_warnings(plan: Plan, spans: Mapping[str, Span | None]) -> list[Diagn
             "larger-than-source",
             spans.get(rule),
             count=count,
-            before=f"{before / 1e9:.3f} GB",
-            after=f"{after / 1e9:.3f} GB",
+            before=both_units(before),
+            after=both_units(after),
         )
         for rule, (count, before, after) in grown.items()
     ]

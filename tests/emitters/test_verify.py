@@ -166,6 +166,12 @@ def test_a_broken_record(bundle: Path, content: bytes) -> None:
     assert codes(verify_bundle(bundle, jobs=1)) == {"bad-record"}
 
 
+def test_a_record_of_a_later_version_is_told_as_such(bundle: Path) -> None:
+    rewrite(bundle / "policyc.json", lambda record: record.update(schema_version=2))
+    (found,) = verify_bundle(bundle, jobs=1).findings
+    assert "its schema_version is 2; this policyc reads 1" in found.message
+
+
 def test_without_a_record_the_rest_is_checked(bundle: Path) -> None:
     (bundle / "policyc.json").unlink()
     report = verify_bundle(bundle, open_source(str(TINY)), jobs=2)
