@@ -6,6 +6,7 @@ blocks ── render_text(blocks, width) ──> str
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -120,7 +121,15 @@ def _markdown_lines(block: Block) -> list[str]:
         case Facts():
             return lines + [f"* **{name}**: {_escaped(value)}" for name, value in block.pairs]
         case Items():
-            return lines + [f"* {_escaped(line)}" for line in block.lines]
+            return lines + [_markdown_item(line) for line in block.lines]
+
+
+def _markdown_item(text: str) -> str:
+    # An excerpt of the policy needs its line breaks, and its carets their columns.
+    if "\n" not in text:
+        return f"* {_escaped(text)}"
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def _markdown_table(table: Table) -> list[str]:

@@ -106,3 +106,14 @@ def test_fmt_cannot_check_and_convert(
     policy.write_text(POLICY, encoding="utf-8")
     assert main(["fmt", "--check", "--to", "yaml", str(policy)]) == 2
     assert "--check: cannot stand beside --to" in capsys.readouterr().err
+
+
+def test_markdown_keeps_the_lines_of_a_finding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = tmp_path / "mine.qpol"
+    policy.write_text("target mlx_affine\nall: 4bit\nall: 3bit\n", encoding="utf-8")
+    assert main(["plan", str(policy), "--model", str(TINY), "--format", "markdown"]) == 0
+    shown = capsys.readouterr().out
+    assert "```text\nwarning[shadowed-rule]" in shown
+    assert "2 | all: 4bit\n  | ^^^^^^^^^\n" in shown
