@@ -90,20 +90,21 @@ def choose_target(
 
     Raises: PolicyError if there is none, more than one, or an unknown one.
     """
-    span = dict(policy.key_spans).get("target")
+    spans = dict(policy.key_spans)
     if target is None and len(policy.targets) != 1:
         choices = policy.targets or tuple(specs)
-        raise fail("no-target", span, policy=policy.name, choices=", ".join(choices))
+        raise fail(
+            "no-target", spans.get("target"), policy=policy.name, choices=", ".join(choices)
+        )
     chosen = target or policy.targets[0]
     if chosen in specs:
         return chosen
-    # What --target says stands nowhere in the text.
-    span = span if chosen in policy.targets else None
     # A policy for a format that is not built in is no typing error.
     code = "unavailable-target" if chosen in TARGETS else "unknown-target"
     raise fail(
         code,
-        span,
+        # What --target says stands nowhere in the text.
+        spans.get(f"targets.{chosen}"),
         suggestion=did_you_mean(chosen, specs),
         target=chosen,
         known=", ".join(specs),

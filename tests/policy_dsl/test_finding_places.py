@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +66,18 @@ def test_one_mistake_about_stacks_is_told_once() -> None:
     assert mixed.code == "mixed-stack"
     assert mixed.notes[0] == "decided by p.qpol:1:12 and p.qpol:1:1"
     assert mixed.notes[1].endswith("more")
+
+
+def test_of_several_targets_the_one_that_cannot_be_written_is_pointed_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = tmp_path / "two.qpol"
+    policy.write_text("target mlx_affine\nall: 4bit\non gptq { all: 4bit int }\n")
+    assert main(["check", str(policy), "--format", "json"]) == 1
+    (checked,) = json.loads(capsys.readouterr().out)["policies"]
+    assert [(each["code"], each["line"]) for each in checked["findings"]] == [
+        ("unavailable-target", 3)
+    ]
 
 
 def test_a_wrong_target_option_points_at_no_text(capsys: pytest.CaptureFixture[str]) -> None:
