@@ -6,7 +6,6 @@ outlines. Defects of a policy or a source are raised as one PolicyError.
 
 from __future__ import annotations
 
-# Imported at once: `resolve` and `diff` are modules here too, and must end up as the functions.
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.language.load import load
 from policy_dsl.plan import Plan

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TextIO, TypeVar
 
 import typer
@@ -28,6 +29,7 @@ READER_GONE = 141
 _COLOURS = {"error": "\x1b[31m", "warning": "\x1b[33m"}
 _SEVERITY = re.compile(r"^(error|warning)(?=\[)", re.MULTILINE)
 P = ParamSpec("P")
+T = TypeVar("T")
 R = TypeVar("R")
 
 
@@ -39,7 +41,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         # Who asked for JSON parses stderr too.
         as_json = kwargs.get("format") == "json"
         try:
-            return command(*args, **kwargs)
+            with _without_log_lines() if as_json else contextlib.nullcontext():
+                return command(*args, **kwargs)
         except PolicyError as error:
             show_findings(error.diagnostics, as_json=as_json)
             raise typer.Exit(INVALID) from None
@@ -55,6 +58,17 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(INVALID) from None
 
     return run
+
+
+@contextlib.contextmanager
+def _without_log_lines() -> Iterator[None]:
+    # huggingface_hub logs every retry to stderr, where only JSON may stand.
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def close_stdout(code: int) -> int:
@@ -93,6 +107,21 @@ def write(text: str) -> None:
 def write_json(document: Any) -> None:
     """Write a small JSON document to stdout, indented."""
     write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_report(
+    found: T,
+    form: str,
+    renderers: tuple[Callable[[T], Any], Callable[[T], str], Callable[..., str]],
+) -> None:
+    """Write a report to stdout as json, markdown or text, by the renderer of that form."""
+    document, markdown, text = renderers
+    if form == "json":
+        write_json(document(found))
+    elif form == "markdown":
+        write(markdown(found))
+    else:
+        write(text(found, width=stdout_width()))
 
 
 def note(text: str) -> None:

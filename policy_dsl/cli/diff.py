@@ -55,12 +55,7 @@ def diff(
     shared = model or next(filter(None, map(_own_model, requests)), None)
     before, after = (read_side(request, shared) for request in requests)
     found = compared(before, after)
-    if format == "json":
-        console.write_json(diff_document(found))
-    elif format == "markdown":
-        console.write(diff_markdown(found))
-    else:
-        console.write(diff_text(found, width=console.stdout_width()))
+    console.write_report(found, format, (diff_document, diff_markdown, diff_text))
     console.stop_if(exit_code and not found.is_empty)
 
 

@@ -87,12 +87,7 @@ def _show_source(inventory: Inventory, format: options.ReportFormat) -> None:
     )
 
     found = survey(inventory)
-    if format == "json":
-        console.write_json(survey_document(found))
-    elif format == "markdown":
-        console.write(survey_markdown(found))
-    else:
-        console.write(survey_text(found, width=console.stdout_width()))
+    console.write_report(found, format, (survey_document, survey_markdown, survey_text))
     # What could be read is shown even if names have no roles.
     console.stop_if(is_broken(found), console.INVALID)
 
@@ -100,9 +95,4 @@ def _show_source(inventory: Inventory, format: options.ReportFormat) -> None:
 def _show_bundle(made: Outline, format: options.ReportFormat) -> None:
     from policy_dsl.reports.outline_text import outline_document, outline_markdown, outline_text
 
-    if format == "json":
-        console.write_json(outline_document(made))
-    elif format == "markdown":
-        console.write(outline_markdown(made))
-    else:
-        console.write(outline_text(made, width=console.stdout_width()))
+    console.write_report(made, format, (outline_document, outline_markdown, outline_text))

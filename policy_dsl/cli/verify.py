@@ -56,10 +56,5 @@ def verify(
     # Opened first: a wrong --source should not cost the hashing of a large bundle.
     inventory = open_source(source) if source is not None else None
     report = verify_bundle(bundle, inventory, jobs=jobs or os.cpu_count() or 1)
-    if format == "json":
-        console.write_json(verify_document(report))
-    elif format == "markdown":
-        console.write(verify_markdown(report))
-    else:
-        console.write(verify_text(report, width=console.stdout_width()))
+    console.write_report(report, format, (verify_document, verify_markdown, verify_text))
     console.stop_if(not report.ok)
