@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from policy_dsl.cli import main
+from policy_dsl.cli import console, main
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "examples" / "tiny-minimax-m2"
@@ -117,3 +118,15 @@ def test_markdown_keeps_the_lines_of_a_finding(
     shown = capsys.readouterr().out
     assert "```text\nwarning[shadowed-rule]" in shown
     assert "2 | all: 4bit\n  | ^^^^^^^^^\n" in shown
+
+
+@pytest.mark.parametrize(("form", "lines"), [("json", 0), ("text", 1)])
+def test_log_lines_of_libraries_do_not_stand_among_json(
+    form: str, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    @console.guarded
+    def command(*, format: str) -> None:
+        logging.getLogger("huggingface_hub").warning("Retrying %s", format)
+
+    command(format=form)
+    assert len(caplog.records) == lines
