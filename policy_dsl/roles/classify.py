@@ -163,7 +163,8 @@ class _Reading:
         self.tensors += defuse(tensor, rule, layer=layer, scale=scale)
 
     def _check_matrix(self, tensor: TensorInfo, role: str, *, scaled: bool) -> None:
-        if len(tensor.shape) == 2:
+        # An empty matrix is legal in a file and useless in a model.
+        if len(tensor.shape) == 2 and all(tensor.shape):
             self._check_dtype(tensor, scaled=scaled)
             return
         shape, wanted = list(tensor.shape), f"[out, in] of {role}"

@@ -100,9 +100,10 @@ def test_a_layer_that_lacks_a_matrix_of_the_others_is_incomplete(changed, messag
     assert "has no attention.q_proj in layers 0; the rest of attention is there" in text
 
 
-def test_a_matrix_has_two_axes(tensor, changed, codes):
+@pytest.mark.parametrize("shape", [[4, 4, 4], [128, 0], [0, 64], [8]])
+def test_a_matrix_has_two_axes_and_values(shape, tensor, changed, codes):
     name = "model.layers.0.mlp.gate_proj.weight"
-    source = changed("llama", without=name, with_tensors=[tensor(name, [4, 4, 4])])
+    source = changed("llama", without=name, with_tensors=[tensor(name, shape)])
     assert codes(source) == ["wrong-shape"]
 
 
