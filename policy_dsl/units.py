@@ -49,7 +49,7 @@ def bits_per_weight(nbytes: int, parameters: int) -> float | None:
 
 
 def layer_list(layers: Iterable[int]) -> str:
-    """`0-1,60-61`, `2-59`; evenly spaced single layers as `10,13,…,52`; `-` if none."""
+    """`0-1,60-61`, `2-59`; runs at even distances as `10,13,…,52` or `7-8,10-11,…,52-53`."""
     runs: list[tuple[int, int]] = []
     for layer in sorted(set(layers)):
         if runs and runs[-1][1] == layer - 1:
@@ -60,28 +60,28 @@ def layer_list(layers: Iterable[int]) -> str:
     parts: list[str] = []
     while runs:
         # Every third layer protected is common, and twenty numbers are unreadable.
-        steps = _even_singles(runs)
+        steps = _even_runs(runs)
         parts.append(_spaced(runs[:steps]) if steps > 3 else _run(runs[0]))
         del runs[: steps if steps > 3 else 1]
     return ",".join(parts) or "-"
 
 
-def _even_singles(runs: Sequence[tuple[int, int]]) -> int:
-    """How many runs from the first are single layers at one distance."""
+def _even_runs(runs: Sequence[tuple[int, int]]) -> int:
+    """How many runs from the first have its length and stand at one distance."""
     if len(runs) < 2:
         return 1
-    distance = runs[1][0] - runs[0][0]
-    count = 1 if runs[0][0] == runs[0][1] else 0
-    while (
-        0 < count < len(runs)
-        and runs[count][0] == runs[count][1] == runs[count - 1][0] + distance
-    ):
+    size, distance = runs[0][1] - runs[0][0], runs[1][0] - runs[0][0]
+    first, count = runs[0][0], 1
+    while count < len(runs):
+        start = first + count * distance
+        if runs[count] != (start, start + size):
+            break
         count += 1
     return count
 
 
 def _spaced(runs: Sequence[tuple[int, int]]) -> str:
-    return f"{runs[0][0]},{runs[1][0]},…,{runs[-1][0]}"
+    return f"{_run(runs[0])},{_run(runs[1])},…,{_run(runs[-1])}"
 
 
 def _run(run: tuple[int, int]) -> str:

@@ -183,6 +183,8 @@ def test_sizes_are_printed_in_both_units() -> None:
         ([0, 1, 60, 61], "0-1,60-61"),
         ([0, 2, 4], "0,2,4"),
         ([*range(8), *range(10, 53, 3), *range(54, 62)], "0-7,10,13,…,52,54-61"),
+        ([i for i in range(7, 54) if i % 3 != 0], "7-8,10-11,…,52-53"),
+        ([*range(7), *(i for i in range(8, 30) if i % 3), 40], "0-6,8,10-11,13-14,…,28-29,40"),
     ],
 )
 def test_layers_are_compressed(layers: list[int], text: str) -> None:
