@@ -146,7 +146,16 @@ def _find(
     found = path if folder is None else folder / path
     if not _exists(found) or found.is_dir():
         reason = "it is a folder" if _exists(found) else "there is no such file"
-        raise fail("unreadable-file", span, path=found, reason=reason)
+        # Paths of the documentation's examples exist in a checkout only.
+        known = found.suffix in _FORMS and found.stem in bundled_names()
+        cure = f'"{found.stem}" is a bundled policy; write it without folder and suffix'
+        raise fail(
+            "unreadable-file",
+            span,
+            suggestion=cure if known else None,
+            path=found,
+            reason=reason,
+        )
     return found
 
 

@@ -194,3 +194,11 @@ def test_byte_order_mark_and_windows_line_ends_are_fine(write) -> None:
 )
 def test_a_text_without_a_suffix_tells_its_notation(text: str, form: str) -> None:
     assert parse_policy(text, "-")[1] == form
+
+
+def test_the_path_of_a_bundled_policy_that_is_not_here_offers_its_name() -> None:
+    with pytest.raises(PolicyError) as caught:
+        load("policies/somewhere/config_i.yaml")
+    (found,) = caught.value.diagnostics
+    assert found.code == "unreadable-file"
+    assert (found.suggestion or "").startswith('"config_i" is a bundled policy')
