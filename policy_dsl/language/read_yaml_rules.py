@@ -31,6 +31,14 @@ _RULE = ("rule",)
 # Words that stand for themselves in a treatment, and those that a field's value is put into.
 _WORDS = {"scheme": "{}", "dtype": "{}", "treatment": "{}", "method": "by {}"}
 _NUMBERS = {"bits": "{}bit", "group_size": "g{}"}
+# Words of selectors that look like fields, and how they are written.
+_SELECTOR_WORDS = {
+    "boundary": "boundary 2",
+    "middle": "middle",
+    "family": "attention and family llama",
+    "experts": "experts[0-15]",
+    "except": "all except embed, lm_head",
+}
 _LAYER_SET = re.compile(r"\s*(layers?|boundary|middle)\b")
 
 
@@ -138,6 +146,8 @@ class RuleReader:
             # In `{layers: 0-1,60-61}` YAML ends the value at the comma: 60-61 is a key.
             if re.fullmatch(r"[-+0-9.]+", name):
                 cure = "a list of ranges stands in quotes here"
+            elif name in _SELECTOR_WORDS:
+                cure = f'"{name}" is said in the selector: match: {_SELECTOR_WORDS[name]}'
             span = span_of(self._source, pair.key)
             self._draft.report("unknown-key", span, cure=cure, where="a rule", key=name)
 
