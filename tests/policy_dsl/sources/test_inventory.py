@@ -19,7 +19,7 @@ from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.sources.reference import open_source
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 

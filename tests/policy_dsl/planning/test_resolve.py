@@ -21,7 +21,7 @@ from policy_dsl.planning.fill import describe
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.sources.reference import open_source
 
-TINY = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"
+TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 SPECS = {SPEC.name: SPEC}
 
 

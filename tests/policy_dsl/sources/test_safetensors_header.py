@@ -17,7 +17,7 @@ from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import DTYPE_BITS, TensorInfo, tensor_nbytes
 from policy_dsl.sources.safetensors_header import header_nbytes, parse_header
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 
 
 def read(blob: bytes) -> dict[str, TensorInfo]:

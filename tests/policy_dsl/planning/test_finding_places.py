@@ -18,7 +18,7 @@ from policy_dsl.planning.resolve import resolve
 from policy_dsl.reports.plan_text import plan_text
 from policy_dsl.sources.reference import open_source
 
-TINY = str(Path(__file__).parents[2] / "examples" / "tiny-minimax-m2")
+TINY = str(Path(__file__).parents[3] / "examples" / "tiny-minimax-m2")
 
 
 def plan(text, name="p.qpol"):

@@ -2,7 +2,7 @@
 
 What a tensor is for is read off the module that owns it, not off our tables. The outcome is
 recorded in tests/golden/architectures, which the fast tests read; to record it again:
-POLICYC_RECORD=1 pytest -m slow tests/policy_dsl/test_architectures_transformers.py
+POLICYC_RECORD=1 pytest -m slow tests/policy_dsl/roles/test_architectures_transformers.py
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.torch")
-GOLDEN = Path(__file__).parents[1] / "golden" / "architectures"
+GOLDEN = Path(__file__).parents[2] / "golden" / "architectures"
 CASES = sorted(GOLDEN.glob("*.json"))
 VISION = ("Vision", "Siglip", "MultiModalProject", "MultimodalProject", "PatchMerger")
 

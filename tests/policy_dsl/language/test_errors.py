@@ -12,7 +12,7 @@ from policy_dsl.diagnostics import PolicyError, SourceText
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import read_yaml
 
-FOLDER = Path(__file__).parents[1] / "errors"
+FOLDER = Path(__file__).parents[2] / "errors"
 READERS = {"qpol": read_dsl, "yaml": read_yaml}
 CASE = re.compile(
     r"^## (?P<title>.+)\n\n"

@@ -23,7 +23,7 @@ import pytest
 from policy_dsl.inventory import source_digest
 from policy_dsl.sources.reference import open_source
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "examples" / "tiny-minimax-m2"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "someone/tiny"

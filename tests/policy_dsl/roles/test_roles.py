@@ -16,7 +16,7 @@ from policy_dsl.roles.classify import architecture, classify, families
 from policy_dsl.sources.reference import open_source
 from policy_dsl.vocabulary import COMPONENTS, SINGLE_ROLES
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "architectures"
+GOLDEN = Path(__file__).parents[2] / "golden" / "architectures"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from policy_dsl.cli import console, main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY = ROOT / "examples" / "tiny-minimax-m2"
 POLICY = "target mlx_affine\nvar bits = 4\nall: ${bits}bit\n"
 

@@ -17,7 +17,7 @@ import pytest
 
 from policy_dsl.cli import console, main
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 TINY = ROOT / "examples" / "tiny-minimax-m2"
 POLICY = """\
 name: small

@@ -19,7 +19,7 @@ from policy_dsl.sources.name_patterns import expand_pattern, name_patterns
 from policy_dsl.sources.recorded import write_recorded
 from policy_dsl.sources.reference import open_source
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 
 SMALL: dict[str, Any] = {
     "policyc_headers": 1,

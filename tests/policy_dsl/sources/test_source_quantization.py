@@ -11,7 +11,7 @@ from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.sources.quantization import quantization_of
 from policy_dsl.sources.reference import open_source
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 BLOCK_FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 PLAIN = {"model.norm.weight": "BF16", "lm_head.weight": "F32", "gate.bias": "F16"}
 

@@ -14,7 +14,7 @@ from policy_dsl.language.read_yaml import read_yaml
 from policy_dsl.policy import Calibration, Defaults, Output, Policy
 from policy_dsl.vocabulary import COMPONENTS, METHODS, SINGLE_ROLES
 
-PAGE = (Path(__file__).parents[2] / "docs" / "language.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "language.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(qpol|yaml)\n(.*?)```", PAGE, re.DOTALL)
 READERS = {"qpol": read_dsl, "yaml": read_yaml}
 
