@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -83,7 +84,7 @@ def check_output(out: Path, source: Path | None, *, force: bool) -> None:
     """Raises: PolicyError if a build may not write to `out`.
 
     It lies in the source or around it, or it exists and is not empty; with `force` a bundle
-    of policyc may be replaced, and nothing else.
+    of policyc may be replaced, and nothing else: not even files that were put beside it.
     """
     folder = source.resolve() if source else None
     if folder and (out.is_relative_to(folder) or folder.is_relative_to(out)):
@@ -97,6 +98,21 @@ def check_output(out: Path, source: Path | None, *, force: bool) -> None:
     if not (out / RECORD).is_file():
         cure = f"it has no {RECORD}: move it away, or give another folder with -o"
         raise fail("output-not-a-bundle", path=str(out), suggestion=cure)
+    strangers = sorted({path.name for path in out.iterdir()} - _own_files(out))
+    if strangers:
+        names = ", ".join(strangers[:5])
+        cure = "move them away, or give another folder with -o"
+        raise fail("output-has-other-files", path=str(out), names=names, suggestion=cure)
+
+
+def _own_files(out: Path) -> set[str]:
+    """The files that a build made, by its record, and what file browsers leave."""
+    try:
+        files = json.loads((out / RECORD).read_bytes())["files"]
+        return {RECORD, ".DS_Store", *map(str, files)}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        cure = f"its {RECORD} cannot be read: move it away, or give another folder with -o"
+        raise fail("output-not-a-bundle", path=str(out), suggestion=cure) from error
 
 
 @contextmanager

@@ -91,6 +91,10 @@ BUNDLE_CODES: dict[str, Code] = {
         "{path} is no bundle of policyc and is not replaced",
         "Only what a build made is deleted by another build.",
     ),
+    "output-has-other-files": error(
+        "{path} holds files that no build made and is not replaced: {names}",
+        "Only what a build made is deleted by another build.",
+    ),
     "output-in-use": error(
         "another build is writing {path}", "One build at a time works on an output."
     ),

@@ -42,6 +42,10 @@ PLANNING_CODES: dict[str, Code] = {
         "no rule reaches {count} matrices ({roles}); they take `otherwise`: {nbytes}",
         "Matrices that no rule names are often forgotten ones.",
     ),
+    "dropped-tensors": warning(
+        "{roles} of the language model is left out; readers of {target} may refuse the bundle",
+        "`drop` is for towers and heads that nobody reads.",
+    ),
     "router-quantized": warning(
         "{count} routers are quantized", "Routers are small and choose the experts."
     ),

@@ -11,6 +11,7 @@ from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.decisions import OTHERWISE, Decision
 from policy_dsl.planning.matching import is_guarded
 from policy_dsl.units import both_units
+from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 
 
 def plan_warnings(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
@@ -18,6 +19,7 @@ def plan_warnings(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
     spans = {one.origin: one.rule.rule.span for one in made if one.rule}
     return [
         *_unreached(plan, made),
+        *_dropped(plan, made),
         *_router_warnings(plan, spans),
         *_growth_warnings(plan, spans),
     ]
@@ -52,6 +54,24 @@ def _unreached(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
             roles=", ".join(roles),
             nbytes=both_units(size),
         )
+    ]
+
+
+def _dropped(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
+    roles: dict[str, set[str]] = defaultdict(set)
+    spans: dict[str, Span | None] = {}
+    for one in made:
+        tensor = one.tensor
+        spare = tensor.component in OUTSIDE_LANGUAGE_MODEL
+        spare = spare or (tensor.role == "lm_head" and plan.model.tied)
+        if one.written.action == "drop" and not spare:
+            roles[one.origin].add(tensor.role)
+            spans[one.origin] = one.rule.rule.span if one.rule else None
+    return [
+        diagnostic(
+            "dropped-tensors", spans[origin], roles=", ".join(sorted(found)), target=plan.target
+        )
+        for origin, found in roles.items()
     ]
 
 

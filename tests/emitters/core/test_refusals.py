@@ -110,6 +110,16 @@ def test_force_replaces_nothing_but_bundles(write_llama, planned, tmp_path):
     assert (tmp_path / "out" / "thesis.tex").exists()
 
 
+def test_force_does_not_delete_what_stands_beside_a_bundle(write_llama, planned, tmp_path):
+    out = tmp_path / "out"
+    build(*planned(write_llama()), out=out)
+    (out / "notes.txt").write_text("mine")
+    told = refusal(*planned(write_llama(name="other")), out=out, force=True)
+    assert told.startswith("error[output-has-other-files]")
+    assert "notes.txt" in told
+    assert (out / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("place", ["source", "source/out", "."])
 def test_the_source_is_never_an_output(write_llama, planned, tmp_path, place):
     source = write_llama()

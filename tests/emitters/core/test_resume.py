@@ -201,7 +201,8 @@ def test_one_build_at_a_time(several_blocks, tmp_path):
 def test_a_crash_between_the_last_two_renames_loses_nothing(several_blocks, expected, tmp_path):
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     shutil.copytree(tmp_path / "undisturbed", out)
-    (out / "extra").write_text("of the old bundle")
+    # What a file browser leaves is no reason to refuse, and marks the old bundle here.
+    (out / ".DS_Store").write_text("of the old bundle")
     started = child(
         lambda: build(*several_blocks, out=out, force=True, progress=KilledAt("hash", end=True))
     )
@@ -209,6 +210,6 @@ def test_a_crash_between_the_last_two_renames_loses_nothing(several_blocks, expe
     out.rename(partial / "replaced")
     with pytest.raises(PolicyError, match="output-exists"):
         build(*several_blocks, out=out)
-    assert (out / "extra").exists()
+    assert (out / ".DS_Store").exists()
     build(*several_blocks, out=out, force=True)
     assert digests(out) == expected

@@ -1,7 +1,8 @@
 """`fmt` loses nothing: comments stay in place, in both notations and from one to the other.
 
 formatting/NAME is a policy as somebody wrote it; NAME.fmt.yaml and NAME.fmt.qpol are what it
-becomes. To record them anew: UPDATE_SNAPSHOTS=1 pytest tests/policy_dsl/language/test_formatting.py
+becomes. To record them anew:
+    UPDATE_SNAPSHOTS=1 pytest tests/policy_dsl/language/test_formatting.py
 """
 
 from __future__ import annotations

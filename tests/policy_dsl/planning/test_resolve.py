@@ -149,6 +149,7 @@ def test_what_the_target_or_the_model_cannot_do_is_an_error(text: str, code: str
         ("experts: 4bit", "unreached-matrices"),
         ("all: 4bit; router: 8bit", "router-quantized"),
         ("all: 8bit", "larger-than-source"),
+        ("all: 4bit; embed: drop", "dropped-tensors"),
         ("runtime mlx-lmm; all: 4bit", "unknown-runtime"),
         ("all: 4bit; boundary layers 0-1: 8bit", "not-the-boundary"),
     ],
