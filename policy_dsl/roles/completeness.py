@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.roles.config_counts import config_value
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 
@@ -18,6 +19,7 @@ def review(model: Model) -> Iterator[Diagnostic]:
     yield from _missing_layers(model)
     places = _places(model)
     yield from _missing_projections(model, places)
+    yield from _wrong_embedding(model, places.get((None, "embed"), []))
     for role in ("embed",) if model.tied else ("embed", "lm_head"):
         if (None, role) not in places:
             yield diagnostic("missing-tensor", model=model.id, role=role)
@@ -66,6 +68,21 @@ def _missing_projections(
                 role=role,
                 missing=missing,
                 component=component,
+            )
+
+
+def _wrong_embedding(model: Model, tensors: list[ModelTensor]) -> Iterator[Diagnostic]:
+    # Every loader sizes the model by these two numbers before it reads a tensor.
+    rows, columns = (config_value(model.config, key) for key in ("vocab_size", "hidden_size"))
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        return
+    for tensor in tensors:
+        if tensor.shape != (rows, columns):
+            yield diagnostic(
+                "wrong-shape",
+                name=tensor.source.name,
+                shape=list(tensor.shape),
+                wanted=f"[vocab_size {rows}, hidden_size {columns}] as the config says",
             )
 
 

@@ -117,6 +117,11 @@ def test_fused_experts_have_the_shape_of_the_config(shape, tensor, recorded, cod
     assert codes(Inventory("tiny", source.config, tensors)) == ["wrong-shape"]
 
 
+@pytest.mark.parametrize("config", [{"hidden_size": 8}, {"vocab_size": 9}])
+def test_embeddings_have_the_shape_of_the_config(config, changed, codes):
+    assert codes(changed("llama", config=config)) == ["wrong-shape"]
+
+
 def test_one_matrix_under_two_names_is_ambiguous(tensor, changed, message):
     fused = tensor("model.layers.1.mlp.experts.down_proj", [4, 64, 32])
     text = message(changed("qwen3_moe", with_tensors=[fused]))
