@@ -11,7 +11,6 @@ from pydantic import Field
 
 from policy_dsl.policy import MAX_BITS, Calibration, Defaults, Output, Part, Prune
 
-Text = str
 Scalar = int | float | str
 
 
