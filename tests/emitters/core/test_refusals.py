@@ -76,6 +76,16 @@ def test_a_value_too_large_for_its_dtype_is_named(write_llama, planned, tmp_path
     assert 'tensor "lm_head.weight": the value at [5, 6] is too large for F16' in told
 
 
+def test_a_group_too_wide_for_its_scale_is_named(write_llama, planned, tmp_path):
+    def widen(tensors: dict[str, tuple[str, Array]]) -> None:
+        # Both are finite; their distance is more than float32 can hold.
+        tensors[GATE][1][100, 7:9] = 0x7F7F, 0xFF7F
+
+    told = refusal(*planned(write_llama(widen)), out=tmp_path / "out")
+    assert told.startswith("error[value-overflow]")
+    assert f'tensor "{GATE}": the value at the group of [100, 0]' in told
+
+
 def test_headers_alone_cannot_be_built(planned, tmp_path):
     told = refusal(*planned(Path("minimax-m2.7"), "config_i"), out=tmp_path / "out")
     assert told.startswith("error[source-without-files]")

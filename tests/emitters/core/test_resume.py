@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -16,13 +17,14 @@ from small_checkpoints import digests
 
 from emitters.core.build import BuildReport, build
 from emitters.core.progress import Silent
+from emitters.core.units import fit, plan_units, total_source_nbytes
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
 
 Planned = tuple[Plan, Inventory]
-# Small blocks: some two hundred units.
-SMALL = 280 * 2**20
+# So little that most matrices are several blocks.
+SMALL = 258 * 2**20
 FIVE_BITS = "name: five_bits\ntarget: mlx_affine\nrules: |\n  all: 5bit\n  norm: keep\n"
 
 
@@ -61,8 +63,11 @@ def child(run: Callable[[], object]) -> multiprocessing.Process:
 
 @pytest.fixture
 def several_blocks(write_llama, planned) -> Planned:
-    """A plan of about 200 blocks of 64 Ki values, and its inventory."""
-    return planned(write_llama(layers=6, hidden=256, inner=1024, vocabulary=2048))
+    """A plan of some hundred blocks where memory is small, and its inventory."""
+    found = planned(write_llama(layers=6, hidden=256, inner=1024, vocabulary=2048))
+    _, block_values = fit(2, SMALL)
+    assert len(list(plan_units(found[0], block_values=block_values))) > 100
+    return found
 
 
 @pytest.fixture
@@ -137,7 +142,7 @@ def test_ctrl_c_keeps_what_is_finished(several_blocks, expected, tmp_path):
 
 
 def interrupted(planned: Planned, out: Path) -> None:
-    """Leaves an unfinished build behind."""
+    """Leaves an unfinished build behind, all rows of which are written."""
 
     class Stop(Silent):
         def begin(self, stage: str, total: int, done: int) -> None:
@@ -175,6 +180,55 @@ def test_a_source_that_was_written_again_is_refused(several_blocks, tmp_path):
     os.utime(tmp_path / "source" / "model.safetensors")
     with pytest.raises(PolicyError, match="another source, or of another state of it"):
         build(*several_blocks, out=tmp_path / "out")
+
+
+def test_what_is_written_after_a_torn_line_is_not_lost_with_it(several_blocks, tmp_path):
+    interrupted(several_blocks, tmp_path / "out")
+    journal = tmp_path / "out.partial" / "journal"
+    identity = journal.read_text().splitlines()[0]
+    journal.write_text(f'{identity}\n{{"done":[[0,0')
+    interrupted(several_blocks, tmp_path / "out")
+    plan, _ = several_blocks
+    again = resumed(several_blocks, tmp_path / "out")
+    assert again.resumed_nbytes == total_source_nbytes(plan)
+
+
+@pytest.mark.parametrize(
+    ("part", "told"), [("policyc", "another version of policyc"), ("plan", "another plan")]
+)
+def test_another_version_or_plan_is_refused(several_blocks, tmp_path, part, told):
+    interrupted(several_blocks, tmp_path / "out")
+    journal = tmp_path / "out.partial" / "journal"
+    journal.write_text(journal.read_text().replace(f'"{part}":"', f'"{part}":"9.', 1))
+    with pytest.raises(PolicyError, match=told):
+        build(*several_blocks, out=tmp_path / "out")
+
+
+def test_rows_are_redone_where_the_journal_has_gaps(several_blocks, expected, tmp_path):
+    interrupted(several_blocks, tmp_path / "out")
+    partial = tmp_path / "out.partial"
+    shard = partial / "bundle" / "model.safetensors"
+    plan, whole = several_blocks[0], shard.read_bytes()
+    start = min(tensor.start for module in plan.modules for tensor in module.tensors)
+    # Workers end in any order: here only rows 100 to 199 of every module were done in time.
+    shard.write_bytes(whole[:start] + bytes(len(whole) - start))
+    kept = {}
+    for at, module in enumerate(plan.modules):
+        n_rows = module.sources[0].count
+        if n_rows < 200:
+            continue
+        kept[at] = (100, 200)
+        with shard.open("r+b") as opened:
+            for tensor in module.tensors:
+                width = tensor.nbytes // n_rows
+                first, last = (tensor.start + row * width for row in kept[at])
+                opened.seek(first)
+                opened.write(whole[first:last])
+    identity = (partial / "journal").read_text().splitlines()[0]
+    done = json.dumps({"done": [[at, *span] for at, span in kept.items()]})
+    (partial / "journal").write_text(f"{identity}\n{done}\n")
+    assert resumed(several_blocks, tmp_path / "out").resumed_nbytes > 0
+    assert digests(tmp_path / "out") == expected
 
 
 def test_a_partial_that_lost_a_file_is_refused(several_blocks, expected, tmp_path):

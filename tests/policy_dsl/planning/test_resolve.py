@@ -61,7 +61,8 @@ def test_the_last_matching_rule_decides_whole() -> None:
 
 def test_routers_norms_and_biases_are_touched_only_by_name() -> None:
     plan = planned(
-        'all: 4bit; boundary 6: 8bit; "*block_sparse_moe*": 4bit; all except embed: 4bit'
+        'all: 4bit; boundary 6: 8bit; "*block_sparse_moe*": 4bit; all except embed: 4bit; '
+        r"experts, all: 4bit; attention, layers 0-5: 4bit; /.*(gate|norm|q_proj)\.weight/: 4bit"
     )
     assert set(treatments(plan, "router").values()) == {"keep (f32)"}
     assert set(treatments(plan, "norm").values()) == {"keep (bf16)"}
@@ -117,11 +118,29 @@ def test_aliases_of_the_architecture(alias: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "treatment"),
+    [
+        ("all: 4bit", "4bit affine g64"),
+        ("default scheme mxfp4; all: 4bit", "4bit mxfp4 g32"),
+        ("default scheme mxfp4; all: 4bit affine", "4bit affine g64"),
+        ("default group_size 128; all: 4bit", "4bit affine g128"),
+        ("default group_size 128; all: 4bit g32", "4bit affine g32"),
+        ("default group_size 128; all: nvfp4", "4bit nvfp4 g16"),
+        ("default bits 3; all: affine", "3bit affine g64"),
+        ("default bits 3; all: 5bit affine", "5bit affine g64"),
+    ],
+)
+def test_gaps_are_filled_by_the_defaults_then_by_the_target(text: str, treatment: str) -> None:
+    assert set(treatments(planned(text), "experts.up_proj").values()) == {treatment}
+
+
+@pytest.mark.parametrize(
     ("text", "code"),
     [
         ("experts.dwon_proj: 4bit", "unknown-role"),
         ("mlp: 4bit", "matches-nothing"),
         ("attention in layers 4-6: 4bit", "number-outside-model"),
+        ("attention in layers -7..-1: 4bit", "number-outside-model"),
         ("all: 4bit; experts[6-9]: 4bit", "number-outside-model"),
         ("middle: 4bit", "middle-without-boundary"),
         ("all: 7bit", "unsupported-bits"),
