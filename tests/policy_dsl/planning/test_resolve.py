@@ -161,6 +161,13 @@ def test_what_the_target_or_the_model_cannot_do_is_an_error(text: str, code: str
     assert codes(text) == [code]
 
 
+def test_a_group_must_divide_the_rows(recorded) -> None:
+    llama, _ = recorded("llama")
+    widths = {tensor.shape[-1] for tensor in llama.tensors.values() if len(tensor.shape) > 1}
+    assert any(width % 128 for width in widths)
+    assert codes("all: 4bit g128", llama) == ["group-does-not-divide"]
+
+
 @pytest.mark.parametrize(
     ("text", "code"),
     [
@@ -207,6 +214,12 @@ def test_every_source_tensor_is_used_once_or_left_out_with_a_reason() -> None:
     omitted = [left.tensor.name for left in plan.omitted]
     assert omitted == ["lm_head.weight"]
     assert sorted([*used, *scales, *omitted]) == sorted(tiny().tensors)
+
+
+def test_the_order_of_the_sources_tensors_does_not_matter() -> None:
+    backwards = dict(reversed(tiny().tensors.items()))
+    plan = planned("all: 4bit", dataclasses.replace(tiny(), tensors=backwards))
+    assert plan.modules == planned("all: 4bit").modules
 
 
 def test_files_are_filled_without_gaps_in_the_order_of_the_safetensors_library() -> None:

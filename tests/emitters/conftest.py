@@ -15,7 +15,7 @@ from policy_dsl.plan import Plan
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.sources.reference import open_source
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 SIZES = {"layers": 2, "hidden": 64, "inner": 128, "vocabulary": 96}
 FOUR_BITS = "name: four_bits\ntarget: mlx_affine\nrules: |\n  all: 4bit\n  norm: keep\n"
 
