@@ -38,7 +38,7 @@ def plan(
     \b
     Examples:
       policyc plan policies/config_i.yaml
-      policyc plan config_i --model ./my-checkpoint --set middle_bits=4
+      policyc plan mlx_mixed_2_6 --model ./my-checkpoint --set low=3
       policyc plan config_i --format json --tensors > plan.json
     """
     from policy_dsl.planning.assertions import run_tests

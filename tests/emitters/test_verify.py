@@ -142,12 +142,29 @@ def test_a_config_that_names_no_such_module(bundle: Path) -> None:
     assert "width-disagrees" in codes(verify_bundle(bundle, jobs=1))
 
 
+def test_codes_that_the_config_does_not_explain(bundle: Path) -> None:
+    def forget(config: Any) -> None:
+        for key in ("quantization", "quantization_config"):
+            del config[key]
+
+    rewrite(bundle / "config.json", forget)
+    report = verify_bundle(bundle, jobs=1)
+    assert codes(report) == {"width-disagrees", "file-changed"}
+
+
 def test_an_index_with_another_total(bundle: Path) -> None:
     def lie(index: Any) -> None:
         index["metadata"]["total_size"] += 1
 
     rewrite(bundle / "model.safetensors.index.json", lie)
     assert codes(verify_bundle(bundle, jobs=1)) == {"index-disagrees", "file-changed"}
+
+
+def test_an_index_that_lacks_a_tensor_of_a_single_file(tmp_path: Path) -> None:
+    shutil.copytree(STOCK / "expected", tmp_path / "b")
+    index = tmp_path / "b" / "model.safetensors.index.json"
+    rewrite(index, lambda document: document["weight_map"].pop("model.norm.weight"))
+    assert codes(verify_bundle(tmp_path / "b", jobs=1)) == {"index-mismatch"}
 
 
 def test_an_edited_record(bundle: Path) -> None:

@@ -236,6 +236,16 @@ def test_files_are_filled_without_gaps_in_the_order_of_the_safetensors_library()
         assert sum(tensor.nbytes for tensor in inside) <= 2 * 2**20
 
 
+def test_a_shard_takes_what_just_fits_and_none_is_empty() -> None:
+    size = sum(tensor.nbytes for m in planned("all: 4bit").modules for tensor in m.tensors)
+    for limit, count in ((size, 1), (size - 1, 2)):
+        plan = planned(f"output shard_size {limit}; all: 4bit")
+        assert len({tensor.file for m in plan.modules for tensor in m.tensors}) == count
+    plan = planned("output shard_size 1KiB; all: 4bit")
+    used = {tensor.file for module in plan.modules for tensor in module.tensors}
+    assert used == {file.name for file in plan.files if file.kind == "tensors"}
+
+
 def test_a_policy_without_a_target_says_so() -> None:
     policy = read_dsl(SourceText("p.qpol", "all: 4bit"), "p")
     with pytest.raises(PolicyError, match="no-target"):
