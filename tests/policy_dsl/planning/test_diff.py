@@ -62,6 +62,15 @@ def test_equal_bundles_have_an_empty_diff() -> None:
     assert "no tensor is treated differently" in diff_text(same)
 
 
+def test_another_size_of_the_same_width_is_a_difference() -> None:
+    a = bundle("3bit affine g64")
+    pruned = replace(a.modules[1], nbytes=a.modules[1].nbytes // 2)
+    found = diff(a, replace(a, modules=(a.modules[0], pruned, *a.modules[2:])))
+    assert [change.names for change in found.changed] == [(pruned.name,)]
+    assert found.nbytes_delta == -pruned.nbytes
+    assert not found.is_empty
+
+
 def test_a_difference_read_backwards_has_the_opposite_sign() -> None:
     a, b = bundle("3bit affine g64"), bundle("4bit affine g64")
     assert diff(a, b).nbytes_delta == -diff(b, a).nbytes_delta

@@ -8,9 +8,11 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from emitters.mlx_affine.spec import SPEC
 from policy_dsl.diagnostics import PolicyError, SourceText
@@ -234,6 +236,25 @@ def test_files_are_filled_without_gaps_in_the_order_of_the_safetensors_library()
             assert one.start + one.nbytes == following.start
         assert inside[-1].start + inside[-1].nbytes == file.nbytes
         assert sum(tensor.nbytes for tensor in inside) <= 2 * 2**20
+
+
+@pytest.mark.parametrize("text", ["all: 4bit", "all: nvfp4; router: keep; norm: f32"])
+def test_places_are_those_that_the_safetensors_library_gives(text: str) -> None:
+    # The library's numpy part does not know bfloat16.
+    config = {**tiny().config, "torch_dtype": "float16"}
+    half = dataclasses.replace(tiny(), config=config)
+    plan = planned(f"output shard_size 2MiB; {text}", half)
+    types = {"F32": np.float32, "U32": np.uint32, "F16": np.float16, "U8": np.uint8}
+    for file in plan.files:
+        inside = [t for m in plan.modules for t in m.tensors if t.file == file.name]
+        content = save(
+            {t.name: np.zeros(t.shape, types[t.dtype]) for t in inside}, {"format": "mlx"}
+        )
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:start])
+        places = {t.name: start + header[t.name]["data_offsets"][0] for t in inside}
+        assert places == {t.name: t.start for t in inside}
+        assert len(content) == file.nbytes
 
 
 def test_a_shard_takes_what_just_fits_and_none_is_empty() -> None:
