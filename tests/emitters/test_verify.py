@@ -142,6 +142,13 @@ def test_a_config_that_names_no_such_module(bundle: Path) -> None:
     assert "width-disagrees" in codes(verify_bundle(bundle, jobs=1))
 
 
+def test_a_config_that_says_two_things(bundle: Path) -> None:
+    rewrite(bundle / "config.json", lambda config: config["quantization_config"].update(bits=3))
+    report = verify_bundle(bundle, jobs=1)
+    assert not report.ok
+    assert any("quantization_config differ" in found.message for found in report.findings)
+
+
 def test_codes_that_the_config_does_not_explain(bundle: Path) -> None:
     def forget(config: Any) -> None:
         for key in ("quantization", "quantization_config"):

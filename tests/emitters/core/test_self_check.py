@@ -1,0 +1,51 @@
+"""A bundle that is not what was planned is not finished, whoever made the mistake."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from emitters import get
+from emitters.core.build import build
+from emitters.core.bundle import complete
+from emitters.core.self_check import check_bundle
+from policy_dsl.diagnostics import PolicyError
+
+Q_PROJ = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def built(write_llama, planned, tmp_path):
+    """A plan and the folder that a build of it wrote."""
+    plan, inventory = planned(write_llama())
+    build(plan, inventory, out=tmp_path / "out")
+    return complete(plan, inventory), tmp_path / "out"
+
+
+def test_the_built_bundle_is_what_was_planned(built):
+    plan, folder = built
+    check_bundle(plan, get("mlx_affine"), folder)
+
+
+@pytest.mark.parametrize(("bits", "code"), [(8, "width-disagrees"), (None, "wrong-result")])
+def test_metadata_that_tell_another_width_are_found(built, bits, code):
+    plan, folder = built
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("quantization", "quantization_config"):
+        config[key][Q_PROJ] = False if bits is None else {**config[key][Q_PROJ], "bits": bits}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PolicyError, match=code):
+        check_bundle(plan, get("mlx_affine"), folder)
+
+
+def test_a_tensor_by_another_name_is_found(built):
+    plan, folder = built
+    shard = folder / "model.safetensors"
+    content = shard.read_bytes()
+    shard.write_bytes(content.replace(b'"model.norm.weight"', b'"model.nurm.weight"', 1))
+    with pytest.raises(PolicyError) as caught:
+        check_bundle(plan, get("mlx_affine"), folder)
+    told = str(caught.value)
+    assert "model.nurm.weight is one tensor too many" in told
+    assert "model.norm.weight is missing" in told
