@@ -32,6 +32,7 @@ def test_modules_that_changed_alike_are_one_change() -> None:
     assert (change.before, change.after) == ("3bit affine g64", "4bit affine g64")
     assert (change.before_rule, change.after_rule) == ("a.yaml:1", "b.yaml:9")
     assert change.nbytes_delta == found.nbytes_delta == 6 << 27
+    assert change.parameters == 6 << 30
     assert found.added == found.removed == ()
 
 
@@ -53,6 +54,8 @@ def test_added_and_removed_modules() -> None:
     (removed,) = diff(full, short).removed
     assert (removed.before, removed.after) == ("8bit affine g64", None)
     assert removed.nbytes_delta == -full.modules[0].nbytes
+    assert not diff(short, full).is_empty
+    assert not diff(full, short).is_empty
 
 
 def test_equal_bundles_have_an_empty_diff() -> None:
