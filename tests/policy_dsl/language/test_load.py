@@ -123,7 +123,8 @@ def test_a_child_changes_its_bases_variables(write) -> None:
 
 def test_a_text_variable_keeps_what_looks_like_a_number(write) -> None:
     path = write("p.qpol", 'var tag = "a"\nmetadata tag "${tag}"\nall: 4bit\n')
-    assert load(path, overrides={"tag": "007"}).metadata == (("tag", "007"),)
+    for value in ("007", "7", "1.5", "true"):
+        assert load(path, overrides={"tag": value}).metadata == (("tag", value),)
 
 
 def test_wrong_overrides_are_refused_all_at_once(write) -> None:
