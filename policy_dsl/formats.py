@@ -52,6 +52,7 @@ class FormatSpec:
     unquantizable(tensor, model): why the format cannot quantize this tensor, else None.
     fp8_rules: how FP8 sources may be dequantized; the first is the format's own.
     copied_files: name patterns of the source's side files that the bundle copies.
+    settings: the policy's keys beside rules that the format uses, such as `output.shard_size`.
     runtimes: reader -> what it is; review(plan): the format's own findings about a plan.
     shard_nbytes: largest shard; shard_name(index from 1, count) -> file name.
     """
@@ -71,6 +72,7 @@ class FormatSpec:
     shard_nbytes: int
     shard_name: Callable[[int, int], str]
     copied_files: tuple[str, ...]
+    settings: tuple[str, ...] = ()
     runtimes: Mapping[str, str] = field(default_factory=dict)
     header_metadata: Mapping[str, str] = field(default_factory=dict)
     review: Callable[[Any], tuple[Diagnostic, ...]] | None = None

@@ -74,6 +74,7 @@ SPEC = FormatSpec(
         "chat_template.json",
         "generation_config.json",
     ),
+    settings=("output.shard_size",),
     runtimes={"mlx-lm": "Python, any Mac or CPU", "mlx-swift-lm": "Swift on Apple devices"},
     header_metadata={"format": "mlx"},
 )

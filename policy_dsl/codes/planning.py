@@ -82,6 +82,10 @@ PLANNING_CODES: dict[str, Code] = {
         '{target} knows no reader "{runtime}"; it knows {known}',
         "What a reader of the format cannot load is only told for readers that are known.",
     ),
+    "unused-setting": warning(
+        "{target} does not use `{setting}`",
+        "The setting is for another target; for this one it changes nothing.",
+    ),
     "unknown-fp8-rule": error(
         'there is no FP8 rule "{rule}"; there are {rules}',
         "How FP8 weights are rounded when they are dequantized.",

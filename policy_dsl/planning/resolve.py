@@ -50,8 +50,8 @@ def resolve(
     _check_target(policy, model, spec)
     decisions = decide(policy, model, spec.name)
     lowered = lower(decisions.made, model, policy.defaults, spec)
-    readers = _reader_findings(policy, spec)
-    findings = [*lossy, *readers, *decisions.findings, *lowered.findings]
+    unused = [*_reader_findings(policy, spec), *_setting_findings(policy, spec)]
+    findings = [*lossy, *unused, *decisions.findings, *lowered.findings]
     # Defects of rules and of treatments are shown together, one run for all of them.
     if errors(findings):
         raise PolicyError(findings)
@@ -161,6 +161,26 @@ def _reader_findings(policy: Policy, spec: FormatSpec) -> list[Diagnostic]:
         )
         for runtime in policy.runtimes
         if runtime not in spec.runtimes
+    ]
+
+
+def _setting_findings(policy: Policy, spec: FormatSpec) -> list[Diagnostic]:
+    """Settings that this target does not use, unless they may be for another one."""
+    if len(policy.targets) > 1:
+        return []
+    written = [f"output.{key}" for key, value in policy.output if value is not None]
+    written += [f"calibration.{key}" for key, value in policy.calibration if value is not None]
+    written += ["metadata"] if policy.metadata else []
+    spans = dict(policy.key_spans)
+    return [
+        diagnostic(
+            "unused-setting",
+            spans.get(key) or spans.get(key.partition(".")[0]),
+            setting=key,
+            target=spec.name,
+        )
+        for key in written
+        if key not in spec.settings
     ]
 
 
