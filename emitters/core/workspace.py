@@ -57,10 +57,13 @@ class Workspace:
             self.bundle.mkdir()
 
     def recover(self) -> None:
-        """Put back a bundle that a crash caught between the two renames of `finish`."""
+        """Undo or end a `finish` that a crash cut off: put its old bundle back, or delete it."""
         with writing(self.out):
             if self.replaced.exists() and not self.out.exists():
                 self.replaced.rename(self.out)
+            elif self.replaced.exists() and (self.out / RECORD).is_file():
+                # The new bundle has its name; no later one could be put in its place.
+                shutil.rmtree(self.replaced)
 
     def finish(self) -> None:
         """Give the bundle its name, the one that it replaces is deleted after that.

@@ -267,3 +267,15 @@ def test_a_crash_between_the_last_two_renames_loses_nothing(several_blocks, expe
     assert (out / ".DS_Store").exists()
     build(*several_blocks, out=out, force=True)
     assert digests(out) == expected
+
+
+def test_a_crash_after_the_last_rename_does_not_stop_later_builds(
+    several_blocks, expected, tmp_path
+):
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    shutil.copytree(tmp_path / "undisturbed", out)
+    # The new bundle has its name, and the old one was not deleted yet.
+    shutil.copytree(out, partial / "replaced")
+    build(*several_blocks, out=out, force=True)
+    assert digests(out) == expected
+    assert not partial.exists()
