@@ -57,7 +57,7 @@ class Workspace:
             self.bundle.mkdir()
 
     def recover(self) -> None:
-        """Undo or end a `finish` that a crash cut off: put its old bundle back, or delete it."""
+        """Undo or end a `finish` that a crash cut off: its old bundle goes back, or goes."""
         with writing(self.out):
             if self.replaced.exists() and not self.out.exists():
                 self.replaced.rename(self.out)
