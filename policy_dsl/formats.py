@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.policy import Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
 
@@ -53,7 +51,7 @@ class FormatSpec:
     fp8_rules: how FP8 sources may be dequantized; the first is the format's own.
     copied_files: name patterns of the source's side files that the bundle copies.
     settings: the policy's keys beside rules that the format uses, such as `output.shard_size`.
-    runtimes: reader -> what it is; review(plan): the format's own findings about a plan.
+    runtimes: reader -> what it is.
     shard_nbytes: largest shard; shard_name(index from 1, count) -> file name.
     """
 
@@ -75,7 +73,6 @@ class FormatSpec:
     settings: tuple[str, ...] = ()
     runtimes: Mapping[str, str] = field(default_factory=dict)
     header_metadata: Mapping[str, str] = field(default_factory=dict)
-    review: Callable[[Any], tuple[Diagnostic, ...]] | None = None
 
     def scheme(self, name: str) -> SchemeSpec | None:
         """The scheme of that name, or None."""

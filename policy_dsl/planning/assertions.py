@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic
 from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan
-from policy_dsl.planning.matching import CompiledRule, compile_rules
+from policy_dsl.planning.matching import CompiledRule, compile_rule
 from policy_dsl.planning.outline import treatment_of
 from policy_dsl.policy import Assertion, Rule, Treatment
 from policy_dsl.units import bits_per_weight, both_units
@@ -105,12 +105,10 @@ def _selected(assertion: Assertion, plan: Plan) -> tuple[Module, ...]:
 def _compile(assertion: Assertion, plan: Plan) -> CompiledRule:
     if assertion.selector is None:
         raise TypeError("an assertion about the whole plan has nothing to compile")
-    # As one more rule of the policy, because `middle` depends on the others.
     probe = Rule(
         assertion.selector, Treatment("keep"), span=assertion.span, selector_span=assertion.span
     )
-    policy = replace(plan.policy, rules=(*plan.policy.rules, probe))
-    compiled = compile_rules(policy, plan.model, plan.target)[-1]
+    compiled = compile_rule(probe, plan.policy, plan.model)
     if compiled.findings:
         raise PolicyError(compiled.findings)
     return compiled

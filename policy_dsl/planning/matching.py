@@ -100,6 +100,13 @@ def compile_rules(policy: Policy, model: Model, target: str) -> tuple[CompiledRu
     return tuple(compiler.compile(rule, alone=lines[_line(rule)] == 1) for rule in wanted)
 
 
+def compile_rule(rule: Rule, policy: Policy, model: Model) -> CompiledRule:
+    """One rule, executable as if it were the policy's last."""
+    # `middle` looks at all rules, this one too.
+    whole = replace(policy, rules=(*policy.rules, rule))
+    return _Compiler(whole, model).compile(rule, alone=True)
+
+
 def _line(rule: Rule) -> tuple[str, int] | None:
     return (rule.span.source.name, rule.span.line) if rule.span else None
 

@@ -49,6 +49,18 @@ def group_json(group: Group) -> dict[str, Any]:
     }
 
 
+def group_cells(group: Group, scale: int) -> tuple[str, ...]:
+    """Role, layers, treatment, tensors, parameters and bytes of a group, as cells."""
+    return (
+        group.role,
+        layer_list(group.layers),
+        group.treatment,
+        f"{group.tensors:,}",
+        f"{group.parameters:,}",
+        in_unit(group.nbytes, scale),
+    )
+
+
 def _blocks(made: Outline) -> list[Block]:
     word, scale = column_unit(made.nbytes)
     facts = (
@@ -63,15 +75,6 @@ def _blocks(made: Outline) -> list[Block]:
     )
     columns = (Column("role"), Column("layers"), Column("treatment"), *figures)
     rows = tuple(
-        (
-            group.role,
-            layer_list(group.layers),
-            group.treatment,
-            f"{group.tensors:,}",
-            f"{group.parameters:,}",
-            in_unit(group.nbytes, scale),
-            f"{group.bpw or 0:.3f}",
-        )
-        for group in groups(made.modules)
+        (*group_cells(group, scale), f"{group.bpw or 0:.3f}") for group in groups(made.modules)
     )
     return [Facts(facts), Table(columns, rows)]

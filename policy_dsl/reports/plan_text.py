@@ -9,6 +9,7 @@ from policy_dsl.plan import Omission, Plan, PlannedFile
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.matching import is_guarded
 from policy_dsl.planning.outline import OTHERWISE, Group, Outline, groups, outline, treatment_of
+from policy_dsl.reports.outline_text import group_cells
 from policy_dsl.reports.report import (
     Block,
     Column,
@@ -18,7 +19,7 @@ from policy_dsl.reports.report import (
     render_markdown,
     render_text,
 )
-from policy_dsl.units import both_units, column_unit, counted, in_unit, layer_list
+from policy_dsl.units import both_units, column_unit, counted
 
 
 def plan_text(
@@ -124,12 +125,7 @@ def _group_row(
 ) -> tuple[str, ...]:
     share = 100 * group.nbytes / made.nbytes if made.nbytes else 0.0
     return (
-        group.role,
-        layer_list(group.layers),
-        group.treatment,
-        f"{group.tensors:,}",
-        f"{group.parameters:,}",
-        in_unit(group.nbytes, scale),
+        *group_cells(group, scale),
         f"{share:.2f} %",
         f"{group.bpw or 0:.3f}",
         _reason(group, guarded),

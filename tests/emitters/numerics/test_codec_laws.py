@@ -68,16 +68,23 @@ def any_bits(draw: st.DrawFn, dtype: str, group_size: int) -> Array:
     return np.frombuffer(noise, STORAGE[dtype]).reshape(shape)
 
 
+def groups_and_errors(
+    matrix: Array, dtype: str, options: dict[str, Any]
+) -> tuple[Array, Array]:
+    """The values group by group, and the largest error of each group after a round trip."""
+    exact = to_float32(matrix, dtype).astype(np.float64)
+    got = decode(encode(matrix, dtype, quantize(**options)), dtype, quantize(**options))
+    groups = exact.reshape(-1, options["group_size"])
+    return groups, np.abs(got - exact).reshape(groups.shape).max(axis=1)
+
+
 @compiling
 @given(data=st.data(), dtype=dtypes, options=affine_options)
 def test_affine_error_is_below_two_steps(
     data: st.DataObject, dtype: str, options: dict[str, Any]
 ) -> None:
     matrix = data.draw(weights(dtype, options["group_size"]))
-    exact = to_float32(matrix, dtype).astype(np.float64)
-    got = decode(encode(matrix, dtype, quantize(**options)), dtype, quantize(**options))
-    groups = exact.reshape(-1, options["group_size"])
-    error = np.abs(got - exact).reshape(groups.shape).max(axis=1)
+    groups, error = groups_and_errors(matrix, dtype, options)
     steps = 2 ** options["bits"] - 1
     step = np.maximum(np.ptp(groups, axis=1) / steps, 1e-7)
     relative, smallest = ROUNDING[dtype]
@@ -92,10 +99,7 @@ def test_fp_error_is_below_half_a_gap(
     data: st.DataObject, dtype: str, options: dict[str, Any]
 ) -> None:
     matrix = data.draw(weights(dtype, options["group_size"]))
-    exact = to_float32(matrix, dtype).astype(np.float64)
-    got = decode(encode(matrix, dtype, quantize(**options)), dtype, quantize(**options))
-    groups = exact.reshape(-1, options["group_size"])
-    error = np.abs(got - exact).reshape(groups.shape).max(axis=1)
+    groups, error = groups_and_errors(matrix, dtype, options)
     largest = np.abs(groups).max(axis=1)
     if options["scheme"] == "nvfp4":
         # Its scales stop at 448, round by a sixteenth, and are multiples of 2**-9.
