@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from policy_dsl.plan import Module, Plan, PlannedTensor, Refusal
 from policy_dsl.policy import Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
 
@@ -14,6 +15,7 @@ class SchemeSpec:
     """A scheme of a format: widths, group sizes, methods; the first of each is the default.
 
     One width means that the scheme's name fixes it. An empty group_sizes means no groups.
+    values: the dtype in which its encoder takes the values, None for the format's plain dtype.
     """
 
     name: str
@@ -21,16 +23,33 @@ class SchemeSpec:
     group_sizes: tuple[int, ...]
     methods: tuple[str, ...] = ("rtn",)
     symmetric: bool | None = None
+    values: str | None = None
     about: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PartShape:
-    """One output tensor of a module: the suffix of its name, safetensors dtype, shape."""
+    """One output tensor of a module: the suffix of its name, safetensors dtype, shape.
+
+    constant: all its bytes where the treatment alone decides them; else it has equal bytes for
+    every logical row of the module.
+    """
 
     part: str
     dtype: str
     shape: tuple[int, ...]
+    constant: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertPadding:
+    """Experts that readers want added: up to a `multiple`, of zeros, never to be chosen.
+
+    router_bias: what the added experts get as their score correction.
+    """
+
+    multiple: int
+    router_bias: float
 
 
 @dataclass(frozen=True)
@@ -52,7 +71,15 @@ class FormatSpec:
     copied_files: name patterns of the source's side files that the bundle copies.
     settings: the policy's keys beside rules that the format uses, such as `output.shard_size`.
     runtimes: reader -> what it is.
-    shard_nbytes: largest shard; shard_name(index from 1, count) -> file name.
+    shard_nbytes: largest shard; shard_name(index from 1, count) -> file name. overfull: whether
+      a shard is closed by the tensor that reaches that size, and not by the one that would
+      pass it. file_order(modules): the order in which shards are filled, None as modules are.
+    layouts: ways to store experts, the first is the default: None for stacks, else
+      path(path of the stack, expert) -> the module of one expert. Empty: stacks, no choice.
+    padding: family -> experts that are added, unless the policy says no.
+    refusals(plan): the readers of `runtimes` that cannot load a bundle, and why.
+    metadata_keys: keys of the policy's `metadata` -> the values allowed there, or their type.
+    edited_files: side files of the source that the bundle holds in another form.
     """
 
     name: str
@@ -70,6 +97,13 @@ class FormatSpec:
     shard_nbytes: int
     shard_name: Callable[[int, int], str]
     copied_files: tuple[str, ...]
+    overfull: bool = False
+    file_order: Callable[[Sequence[Module]], Sequence[PlannedTensor]] | None = None
+    layouts: Mapping[str, Callable[[str, int], str] | None] = field(default_factory=dict)
+    padding: Mapping[str, ExpertPadding] = field(default_factory=dict)
+    refusals: Callable[[Plan], tuple[Refusal, ...]] | None = None
+    metadata_keys: Mapping[str, type | tuple[str, ...]] = field(default_factory=dict)
+    edited_files: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     runtimes: Mapping[str, str] = field(default_factory=dict)
     header_metadata: Mapping[str, str] = field(default_factory=dict)

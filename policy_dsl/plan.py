@@ -26,7 +26,11 @@ class SourceRows:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """One tensor of the output: `start` is its byte offset in `file`, header included."""
+    """One tensor of the output: `start` is its byte offset in `file`, header included.
+
+    tail: its last bytes, where the plan decides them and no source; all of them if it is a
+    constant such as a width.
+    """
 
     name: str
     part: str
@@ -35,6 +39,12 @@ class PlannedTensor:
     nbytes: int
     file: str
     start: int
+    tail: bytes = b""
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether no source has a part in it."""
+        return bool(self.tail) and len(self.tail) == self.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +53,8 @@ class Module:
 
     shape: logical, [experts, out, in], [out, in] or that of a plain tensor. dtype: safetensors
     name of the values that are encoded or written. rule: `file:line` of the deciding
-    rule, or `defaults.otherwise`. parameters: logical values.
+    rule, or `defaults.otherwise`. parameters: logical values. added: how many of the first
+    axis, at its end, are experts that no source has; their rows are zero bytes.
     """
 
     name: str
@@ -56,6 +67,7 @@ class Module:
     sources: tuple[SourceRows, ...]
     tensors: tuple[PlannedTensor, ...]
     parameters: int
+    added: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -74,8 +86,16 @@ class Omission:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """A reader of the format that cannot load a bundle, and why."""
+
+    runtime: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """A file of the bundle. kind: tensors, metadata, copied, record.
+    """A file of the bundle. kind: tensors, metadata, edited, copied, record.
 
     nbytes is None where it is not known; `reason` says why.
     """
@@ -101,4 +121,5 @@ class Plan:
     files: tuple[PlannedFile, ...] = ()
     fp8_rule: str = ""
     pending: tuple[str, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
     findings: tuple[Diagnostic, ...] = field(default=(), compare=False)

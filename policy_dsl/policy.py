@@ -99,6 +99,7 @@ class Output(Part):
     shard_size: str | None = Field(None, description="largest shard, such as 5GiB")
     file_name: str | None = Field(None, description="name of a one-file container")
     layout: str | None = Field(None, description="a layout that the target names")
+    pad_experts: bool | None = Field(None, description="fill up to the target's multiple")
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,8 @@ LAYERS = (
     # checkpoints, read from headers alone
     ".sources",
     # the values that flow, and names as roles
-    ".plan",
     ".formats",
+    ".plan",
     ".roles",
     ".policy .selectors .inventory",
     # what everything may use

@@ -46,9 +46,13 @@ def run_unit(site: Site, unit: Unit) -> int:
         parts = {module.tensors[0].part: values}
     written = 0
     for tensor in module.tensors:
+        # Written with the header: the rows have no part in it.
+        if tensor.is_constant:
+            continue
         part = parts[tensor.part]
         _check_part(tensor, part, rows.tensor, unit)
         # Parts are row-major with equal bytes a row: a block of rows is one stretch of bytes.
+        # What a row has beyond its source's values is its tail, or zeros.
         start = tensor.start + unit.at * (tensor.nbytes // max(1, prod(module.shape[:-1])))
         written += write_at(site.folder / tensor.file, start, part)
     return written
@@ -127,6 +131,6 @@ def _check_part(tensor: PlannedTensor, part: Array, source: TensorInfo, unit: Un
         return
     at = first_nonfinite(part, tensor.dtype)
     if at >= 0:
-        row = unit.first + at // part.shape[-1]
+        row = unit.first + at * unit.count // part.size
         place = f"the group of {place_of(source, row, 0)}"
         raise fail("value-overflow", tensor=source.name, place=place, dtype=tensor.dtype)

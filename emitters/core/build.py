@@ -104,7 +104,7 @@ def _site(plan: Plan, inventory: Inventory, folder: Path) -> Site:
     shards = {rows.tensor.file or "" for rows in rows_read}
     scales = {rows.scale.file or "" for rows in rows_read if rows.scale}
     # Side files too: a tokenizer that changes half-way belongs to another state of the source.
-    copied = {file.name for file in plan.files if file.kind == "copied"}
+    copied = {file.name for file in plan.files if file.kind in ("copied", "edited")}
     source = Source(root, file_facts(root, shards | scales | copied))
     return Site(plan, get(plan.target), source, folder)
 

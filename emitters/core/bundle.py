@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from emitters import get
 from emitters.core.record import RECORD, UNKNOWN_HASH, record
+from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan, PlannedFile
 
@@ -27,6 +28,7 @@ def complete(plan: Plan, inventory: Inventory) -> Plan:
         PlannedFile(name, "metadata", len(content))
         for name, content in get(plan.target).metadata(plan).items()
     ]
+    files += _edited(plan, inventory)
     files += _copied(plan, inventory, {RECORD, *(file.name for file in files)})
     return replace(plan, files=(*files, _record_file(plan, files)))
 
@@ -34,6 +36,17 @@ def complete(plan: Plan, inventory: Inventory) -> Plan:
 def tensor_files(plan: Plan) -> list[PlannedFile]:
     """The plan's files that hold tensors."""
     return [file for file in plan.files if file.kind == "tensors"]
+
+
+def edited_files(plan: Plan, source: Source) -> dict[str, bytes]:
+    """The side files that the format writes in another form, from those of the source."""
+    emitter = get(plan.target)
+    found = {
+        name: source.read(name, 0, source.facts[name].nbytes).tobytes()
+        for name in emitter.spec.edited_files
+        if name in source.facts
+    }
+    return emitter.edited(plan, found) if found else {}
 
 
 def planned_record(plan: Plan, files: Mapping[str, int]) -> bytes:
@@ -44,6 +57,23 @@ def planned_record(plan: Plan, files: Mapping[str, int]) -> bytes:
     }
     unknown = {name: (nbytes, UNKNOWN_HASH) for name, nbytes in files.items()}
     return record(plan, files=unknown, tensors=tensors)
+
+
+def _edited(plan: Plan, inventory: Inventory) -> Iterator[PlannedFile]:
+    names = [
+        name
+        for name in get(plan.target).spec.edited_files
+        if name in (inventory.side_files or {})
+    ]
+    if inventory.root is None:
+        # Side files that are known by their sizes only, or not at all, which is said elsewhere.
+        for name in names:
+            reason = f"the text of the source's {name} is not known"
+            yield PlannedFile(name, "edited", None, reason)
+        return
+    source = Source(inventory.root, file_facts(inventory.root, names))
+    for name, content in edited_files(plan, source).items():
+        yield PlannedFile(name, "edited", len(content))
 
 
 def _copied(plan: Plan, inventory: Inventory, taken: set[str]) -> Iterator[PlannedFile]:

@@ -16,6 +16,7 @@ from typing import Any
 import jsonschema
 
 import emitters
+from emitters.core.interface import Claim, TensorForm, forms_of
 from emitters.core.record import RECORD, SCHEMA_VERSION, record_digest, record_schema
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.formats import FormatSpec
@@ -27,15 +28,13 @@ _LARGEST_METADATA = 64 * 2**20
 # What reading metadata of some other format runs into.
 _NOT_THAT_FORMAT = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
-# Dtype and shape of a tensor.
-TensorForm = tuple[str, tuple[int, ...]]
-
 
 @dataclass(frozen=True, slots=True)
 class BundleModule:
     """The tensors of one module. role is empty and layer None where no record tells them.
 
-    shape: logical, of the values that the tensors stand for.
+    shape: logical, of the values that the tensors stand for; dtype: of these values. added: how
+    many of the first axis, at its end, no source has.
     """
 
     name: str
@@ -43,7 +42,9 @@ class BundleModule:
     layer: int | None
     treatment: Treatment
     shape: tuple[int, ...]
+    dtype: str
     tensors: Mapping[str, TensorInfo]
+    added: int = 0
 
     @property
     def parts(self) -> dict[str, TensorForm]:
@@ -73,7 +74,7 @@ class Bundle:
     inventory: Inventory
     record: Mapping[str, Any] | None
     target: str
-    claims: Mapping[str, Treatment]
+    claims: Mapping[str, Claim]
     modules: tuple[BundleModule, ...]
     findings: tuple[Diagnostic, ...]
 
@@ -138,22 +139,24 @@ def _require_version(document: Any, folder: Path) -> None:
 
 def _target(
     inventory: Inventory, record: Mapping[str, Any] | None, folder: Path
-) -> tuple[str, Mapping[str, Treatment]]:
+) -> tuple[str, Mapping[str, Claim]]:
     """The format that wrote the bundle, and what its metadata claim."""
     metadata = _metadata_files(folder)
+    tensors = inventory.tensors.values()
+    forms = forms_of({tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors})
     if record is not None:
         target = str(record["target"])
         if target not in emitters.names():
             known = ", ".join(emitters.names())
             raise fail("unavailable-target", target=target, known=known)
         try:
-            return target, _claims(inventory, target, metadata)
+            return target, emitters.get(target).claims(metadata, forms)
         except _NOT_THAT_FORMAT as error:
             reason = f"its metadata are not what {target} has: {error}"
             raise fail("bad-bundle-metadata", path=str(folder), reason=reason) from None
     for name in emitters.names():
         try:
-            claims = _claims(inventory, name, metadata)
+            claims = emitters.get(name).claims(metadata, forms)
         except _NOT_THAT_FORMAT:
             continue
         if claims:
@@ -162,26 +165,9 @@ def _target(
     raise fail("not-a-bundle", path=str(folder), reason=reason)
 
 
-def _claims(
-    inventory: Inventory, target: str, metadata: Mapping[str, bytes]
-) -> Mapping[str, Treatment]:
-    """The claims about named modules, and the default for others that are quantized."""
-    emitter = emitters.get(target)
-    named, default = emitter.claims(metadata), emitter.default_claim(metadata)
-    if default is None:
-        return named
-    parts = _part_names(default, emitter.spec)
-    paths = {name.rpartition(".")[0] for name in inventory.tensors}
-    return named | {
-        path: default
-        for path in paths - named.keys()
-        if all(f"{path}.{part}" in inventory.tensors for part in parts)
-    }
-
-
 def _modules(
     inventory: Inventory,
-    claims: Mapping[str, Treatment],
+    claims: Mapping[str, Claim],
     spec: FormatSpec,
     record: Mapping[str, Any] | None,
 ) -> Iterator[BundleModule]:
@@ -189,7 +175,7 @@ def _modules(
     recorded = record["modules"] if record else {}
     # The record knows; names are only guessed where there is none.
     owner = {name: path for path, known in recorded.items() for name in known["tensors"]}
-    parts = {path: _part_names(treatment, spec) for path, treatment in claims.items()}
+    parts = {path: _part_names(claim.treatment, spec) for path, claim in claims.items()}
     plain = _part_names(Treatment("keep"), spec)
 
     def module_of(tensor: TensorInfo) -> str:
@@ -206,21 +192,25 @@ def _modules(
 def _module(
     name: str,
     tensors: Mapping[str, TensorInfo],
-    claim: Treatment | None,
+    claim: Claim | None,
     known: Mapping[str, Any] | None,
 ) -> BundleModule:
     if known is not None:
-        treatment, shape = Treatment(**known["treatment"]), tuple(known["shape"])
-        role, layer = known["role"], known["layer"]
-        return BundleModule(name, role, layer, treatment, shape, tensors)
+        return BundleModule(
+            name=name,
+            role=known["role"],
+            layer=known["layer"],
+            treatment=Treatment(**known["treatment"]),
+            shape=tuple(known["shape"]),
+            dtype=known["dtype"],
+            tensors=tensors,
+            added=known.get("added", 0),
+        )
     if claim is None:
         (tensor,) = tensors.values()
-        return BundleModule(name, "", None, Treatment("keep"), tensor.shape, tensors)
-    codes, scales = tensors.get("weight"), tensors.get("scales")
-    shape = codes.shape if codes else ()
-    if codes and scales and scales.shape:
-        shape = (*codes.shape[:-1], scales.shape[-1] * (claim.group_size or 1))
-    return BundleModule(name, "", None, claim, shape, tensors)
+        keep = Treatment("keep")
+        return BundleModule(name, "", None, keep, tensor.shape, tensor.dtype, tensors)
+    return BundleModule(name, "", None, claim.treatment, claim.shape, claim.dtype, tensors)
 
 
 def _incomplete(module: BundleModule, spec: FormatSpec) -> Diagnostic | None:
@@ -244,9 +234,8 @@ def expected_parts(
     module: BundleModule, treatment: Treatment, spec: FormatSpec
 ) -> dict[str, TensorForm] | None:
     """What a module's tensors would be under a treatment; None if its shape allows none."""
-    scales = module.tensors.get("scales", next(iter(module.tensors.values())))
     try:
-        parts = spec.part_shapes(treatment, module.shape, scales.dtype)
+        parts = spec.part_shapes(treatment, module.shape, module.dtype)
     except ValueError:
         return None
     return {part.part: (part.dtype, part.shape) for part in parts}

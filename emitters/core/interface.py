@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Plan
@@ -15,6 +15,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
+
+
+# Dtype and shape of a tensor on disk.
+TensorForm = tuple[str, tuple[int, ...]]
+# Module -> part -> form: a bundle's tensors by their names up to the last dot.
+Forms = Mapping[str, Mapping[str, TensorForm]]
+
+
+class Claim(NamedTuple):
+    """What a bundle tells readers about a quantized module.
+
+    shape: logical, as far as the tensors tell, else empty. dtype: of the values it decodes to.
+    """
+
+    treatment: Treatment
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class Encode(Protocol):
@@ -27,10 +44,10 @@ class Encode(Protocol):
 
 
 class Decode(Protocol):
-    """The parts of rows, as `Encode` gives them -> float32 values [rows, in]."""
+    """The parts of rows, as `Encode` gives them -> float32 values [rows, columns]."""
 
     def __call__(
-        self, parts: Mapping[str, Array], dtype: str, treatment: Treatment
+        self, parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int
     ) -> Array: ...
 
 
@@ -64,14 +81,26 @@ class Emitter:
         """The bundle's metadata files, by name, whole; the same bytes for the same plan."""
         return cast("dict[str, bytes]", self._load("metadata").metadata(plan))
 
-    def claims(self, files: Mapping[str, bytes]) -> dict[str, Treatment]:
-        """What metadata files tell readers: quantized module -> scheme, bits, group size."""
-        return cast("dict[str, Treatment]", self._load("metadata").claims(files))
+    def edited(self, plan: Plan, files: Mapping[str, bytes]) -> dict[str, bytes]:
+        """The source's side files of `spec.edited_files`, as the bundle holds them.
+
+        Raises: PolicyError if one of them is not what it must be.
+        """
+        return cast("dict[str, bytes]", self._load("metadata").edited(plan, files))
+
+    def claims(self, files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
+        """What metadata files tell readers about each quantized module of these tensors."""
+        return cast("dict[str, Claim]", self._load("metadata").claims(files, forms))
 
     def _load(self, module: str) -> ModuleType:
         # By name: the formats stand above this module, which must know none of them.
         return import_module(f"{self.package}.{module}")
 
-    def default_claim(self, files: Mapping[str, bytes]) -> Treatment | None:
-        """What metadata files tell readers about quantized modules that they do not name."""
-        return cast("Treatment | None", self._load("metadata").default_claim(files))
+
+def forms_of(tensors: Mapping[str, TensorForm]) -> dict[str, dict[str, TensorForm]]:
+    """Tensors by the module that their names tell: all up to the last dot."""
+    forms: dict[str, dict[str, TensorForm]] = {}
+    for name, form in tensors.items():
+        path, _, part = name.rpartition(".")
+        forms.setdefault(path, {})[part] = form
+    return forms

@@ -96,7 +96,7 @@ def plan_digest(plan: Plan) -> str:
                 ]
                 for rows in module.sources
             ],
-            [astuple(tensor) for tensor in module.tensors],
+            [[*astuple(tensor)[:-1], tensor.tail.hex()] for tensor in module.tensors],
         ]
         for module in plan.modules
     ]
@@ -127,6 +127,8 @@ def _module(module: Module) -> dict[str, Any]:
         "role": module.role,
         "layer": module.layer,
         "shape": list(module.shape),
+        # Nearly always none: what every module would say says nothing.
+        **({"added": module.added} if module.added else {}),
         "dtype": module.dtype,
         "treatment": treatment,
         "tensors": [tensor.name for tensor in module.tensors],

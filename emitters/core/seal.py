@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Lock
 
 from emitters.core.blocks import Site
+from emitters.core.bundle import edited_files
 from emitters.core.hashing import FileHashes, Places, hash_files
 from emitters.core.progress import Progress
 from emitters.core.record import RECORD, record
@@ -25,7 +26,8 @@ def seal(site: Site, progress: Progress, *, jobs: int) -> str:
     Raises: PolicyError if a file cannot be written or what was written is not what was planned.
     """
     plan, folder = site.plan, site.folder
-    for name, content in site.emitter.metadata(plan).items():
+    written = site.emitter.metadata(plan) | edited_files(plan, site.source)
+    for name, content in written.items():
         _write(folder / name, content)
     for file in plan.files:
         if file.kind == "copied":

@@ -10,7 +10,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from emitters.core.bundle import tensor_files
-from emitters.core.interface import Emitter
+from emitters.core.interface import Emitter, forms_of
 from emitters.core.record import record_schema
 from emitters.tensor_io.shards import writing
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
@@ -35,8 +35,10 @@ def check_bundle(plan: Plan, emitter: Emitter, folder: Path) -> None:
         written.update(read_header(folder / file.name))
     _refuse(_tensor_defects(plan, written))
     names = [file.name for file in plan.files if file.kind == "metadata"]
+    forms = forms_of({name: (found.dtype, found.shape) for name, found in written.items()})
     with writing(folder):
-        claims = emitter.claims({name: (folder / name).read_bytes() for name in names})
+        files = {name: (folder / name).read_bytes() for name in names}
+    claims = {name: claim.treatment for name, claim in emitter.claims(files, forms).items()}
     _refuse(_width_defects(plan, emitter, claims, written))
 
 

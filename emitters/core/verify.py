@@ -16,6 +16,7 @@ from emitters.core.bundle_reading import (
     open_bundle,
     parts_text,
 )
+from emitters.core.decoding import Decoder
 from emitters.core.hashing import FileHashes, Places, hash_files
 from emitters.core.record import RECORD
 from emitters.core.verify_source import ModuleError, compare
@@ -131,23 +132,28 @@ def _widths(bundle: Bundle) -> Iterator[Diagnostic]:
     spec = emitters.get(bundle.target).spec
     modules = {module.name: module for module in bundle.modules}
     for name in sorted(bundle.claims.keys() - modules.keys()):
-        written = describe(bundle.claims[name])
+        written = describe(bundle.claims[name].treatment)
         yield diagnostic(
             "width-disagrees", module=name, found="no such module", written=written
         )
+    decoder = Decoder(bundle)
     for name, module in modules.items():
         claim = bundle.claims.get(name)
         if claim is None:
             yield from _unclaimed(module)
             continue
-        expected = expected_parts(module, claim, spec) or {}
+        expected = expected_parts(module, claim.treatment, spec) or {}
         if module.parts != expected:
             yield diagnostic(
                 "width-disagrees",
                 module=name,
                 found=parts_text(module.parts),
-                written=f"{describe(claim)}: {parts_text(expected)}",
+                written=f"{describe(claim.treatment)}: {parts_text(expected)}",
             )
+            continue
+        for part in decoder.wrong_constants(module):
+            reason = f"its {part} does not hold what {describe(module.treatment)} has there"
+            yield diagnostic("incomplete-module", module=name, reason=reason)
 
 
 def _unclaimed(module: BundleModule) -> Iterator[Diagnostic]:

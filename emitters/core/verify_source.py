@@ -6,20 +6,20 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod, sqrt
-from pathlib import Path
 
 import numpy as np
 
 import emitters
 from emitters.core.bundle_reading import Bundle, BundleModule
-from emitters.core.interface import Decode
+from emitters.core.decoding import Decoder, opened
 from emitters.numerics.distance import distance
 from emitters.numerics.fp8 import fp8_dequantize
 from emitters.numerics.rounding import to_float32
-from emitters.numerics.value_types import VALUE_TYPES, Array
-from emitters.tensor_io.read import Source, columns, file_facts
+from emitters.numerics.value_types import Array
+from emitters.tensor_io.read import Source, columns
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
-from policy_dsl.inventory import Inventory, TensorInfo
+from policy_dsl.formats import FormatSpec
+from policy_dsl.inventory import Inventory
 from policy_dsl.planning.fill import describe
 from policy_dsl.planning.outline import stored_as
 from policy_dsl.roles.classify import Model, ModelTensor, classify
@@ -81,9 +81,8 @@ class _Pair:
     """A source and a bundle, opened for reading."""
 
     source: Source
-    bundle: Source
+    bundle: Decoder
     model: Model
-    decode: Decode
 
 
 def compare(
@@ -125,14 +124,26 @@ def _opened(
         path: tuple(sorted(stack, key=lambda tensor: tensor.expert or 0))
         for path, stack in stacks.items()
     }
-    pair = _Pair(_source(source, source.root), _source(bundle.inventory, bundle.folder), model,
-                 emitter.decode)  # fmt: skip
-    return pair, ordered
+    pair = _Pair(opened(source, source.root), Decoder(bundle), model)
+    return pair, _named_as(bundle, ordered, emitter.spec)
 
 
-def _source(inventory: Inventory, root: Path) -> Source:
-    files = {tensor.file for tensor in inventory.tensors.values() if tensor.file}
-    return Source(root, file_facts(root, files))
+def _named_as(
+    bundle: Bundle, stacks: Mapping[str, tuple[ModelTensor, ...]], spec: FormatSpec
+) -> dict[str, tuple[ModelTensor, ...]]:
+    """The stacks by the names of the bundle, in which experts may lie apart."""
+    names = {module.name for module in bundle.modules}
+    found = {}
+    for path, stack in stacks.items():
+        apart = next(
+            (layout for layout in spec.layouts.values() if layout and layout(path, 0) in names),
+            None,
+        )
+        if stack[0].expert is None or path in names or apart is None:
+            found[path] = stack
+        else:
+            found |= {apart(path, one.expert or 0): (one,) for one in stack}
+    return found
 
 
 def _unmatched(
@@ -146,6 +157,9 @@ def _unmatched(
         if path not in names and not dropped.issuperset(one.source.name for one in stack):
             yield diagnostic("not-comparable", reason=f"the bundle has no {path}")
     for module in bundle.modules:
+        if module.added and module.added == module.shape[0]:
+            # An expert that was added has no source to be compared with.
+            continue
         if module.name not in stacks:
             yield diagnostic("not-comparable", reason=f"the source has no {module.name}")
         elif not _fits(module, stacks[module.name]):
@@ -160,7 +174,8 @@ def _fits(module: BundleModule, stack: tuple[ModelTensor, ...]) -> bool:
         for one in stack
     )
     elements = sum(prod(one.shape) for one in stack)
-    return plain and elements == prod(module.shape)
+    first = module.shape[0] - module.added if module.shape else 1
+    return plain and elements == first * prod(module.shape[1:])
 
 
 def _module_error(
@@ -174,8 +189,9 @@ def _module_error(
             count = min(step, rows - first)
             wanted = _source_values(pair, tensor, tensor.first_row + first, count)
             # Decoded by the format's own decoder, as its readers see the values.
-            found = _decoded(pair, module, at + first, count)
-            sums += _sums(wanted, found)
+            found = pair.bundle.rows(module, at + first, count)
+            # A row of the bundle may be longer: a bias, by the experts that were added.
+            sums += _sums(wanted, found[:, : wanted.shape[1]])
         at += rows
     plain = next(iter(module.tensors.values())).dtype
     quantized = module.treatment.action == "quantize"
@@ -214,24 +230,6 @@ def _within_matrices(first: int, count: int, height: int) -> Iterator[tuple[int,
         stop = min(end, (start // height + 1) * height)
         yield start, stop
         start = stop
-
-
-def _decoded(pair: _Pair, module: BundleModule, first: int, count: int) -> Array:
-    """float32 [count, in]: rows of a bundle's module."""
-    parts = {
-        part: _typed(pair.bundle.rows(tensor, first, count), tensor)
-        for part, tensor in module.tensors.items()
-    }
-    if module.treatment.action != "quantize":
-        (tensor,) = module.tensors.values()
-        return to_float32(next(iter(parts.values())), tensor.dtype)
-    scales = module.tensors["scales"]
-    dtype = scales.dtype if scales.dtype in VALUE_TYPES else "BF16"
-    return pair.decode(parts, dtype, module.treatment)
-
-
-def _typed(stored: Array, tensor: TensorInfo) -> Array:
-    return stored.view(np.uint32) if tensor.dtype == "U32" else stored
 
 
 def _sums(wanted: Array, found: Array) -> Sums:

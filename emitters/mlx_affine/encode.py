@@ -34,13 +34,17 @@ def encode(values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]:
     return dict(zip(("weight", "scales"), fp_encode(values, dtype, mode=scheme), strict=True))
 
 
-def decode(parts: Mapping[str, Array], dtype: str, treatment: Treatment) -> Array:
-    """The float32 weights [rows, in] that mlx computes with, from parts as `encode` gives them.
+def decode(
+    parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int
+) -> Array:
+    """The float32 weights [rows, columns] that mlx computes with, from the parts of `encode`.
 
     dtype: value type of the scales and biases; of no effect but for affine.
     Raises: ValueError as `encode` does, or if the parts' shapes disagree.
     """
     scheme, bits, group_size = _geometry(treatment)
+    if parts["scales"].shape[-1] * group_size != columns:
+        raise ValueError(f"scales {parts['scales'].shape} are not those of {columns} columns")
     if scheme == AFFINE:
         triple = parts["weight"], parts["scales"], parts["biases"]
         return affine_decode(triple, dtype, bits=bits, group_size=group_size)

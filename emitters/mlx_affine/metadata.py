@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from emitters.core.interface import Claim, Forms, TensorForm
+from emitters.mlx_affine.spec import part_shapes
 from policy_dsl.plan import Module, Plan
 from policy_dsl.policy import Treatment
 
@@ -36,30 +38,44 @@ def metadata(plan: Plan) -> dict[str, bytes]:
     return {CONFIG: _json(_config(plan)), INDEX: _json(_index(plan))}
 
 
-def claims(files: Mapping[str, bytes]) -> dict[str, Treatment]:
-    """What mlx-lm understands of these files: module -> scheme, bits and group size.
+def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
+    """What mlx-lm understands of these files: quantized module -> scheme, bits, group size.
 
-    Modules that take the default are not in it, as the config does not name them.
-    Raises: ValueError if the config's `quantization` is not what mlx-lm reads.
+    The default holds for modules that the config does not name and that are quantized.
+    Raises: ValueError if the config's `quantization` is not what mlx-lm reads; KeyError if its
+    default lacks bits or group size.
     """
     config = json.loads(files[CONFIG])
     entries = config.get("quantization", {})
     if entries != config.get("quantization_config", {}):
         raise ValueError("quantization and quantization_config differ")
-    return {
-        name: _treatment({"group_size": 64, "bits": 4, **entry})
-        for name, entry in entries.items()
-        if isinstance(entry, dict)
-    }
+    if not entries:
+        return {}
+    found = {}
+    default = _treatment(entries)
+    parts = _part_names(default)
+    for name in forms.keys() - entries.keys():
+        if parts <= forms[name].keys():
+            found[name] = _claim(default, forms[name])
+    for name, entry in entries.items():
+        if isinstance(entry, dict):
+            treatment = _treatment({"group_size": 64, "bits": 4, **entry})
+            found[name] = _claim(treatment, forms.get(name, {}))
+    return found
 
 
-def default_claim(files: Mapping[str, bytes]) -> Treatment | None:
-    """What these files tell readers about quantized modules that they do not name.
+def _part_names(treatment: Treatment) -> set[str]:
+    return {part.part for part in part_shapes(treatment, (1, treatment.group_size or 1), "")}
 
-    Raises: ValueError as `claims` does; KeyError if the default lacks bits or group size.
-    """
-    entries = json.loads(files[CONFIG]).get("quantization", {})
-    return _treatment(entries) if entries else None
+
+def _claim(treatment: Treatment, parts: Mapping[str, TensorForm]) -> Claim:
+    """The claim about a module of these parts; without a shape where one is missing."""
+    codes, scales = parts.get("weight"), parts.get("scales")
+    if codes is None or scales is None or not scales[1]:
+        return Claim(treatment, (), "BF16")
+    shape = (*codes[1][:-1], scales[1][-1] * (treatment.group_size or 1))
+    # The scales of floating-point modes are bytes and say nothing of the values.
+    return Claim(treatment, shape, scales[0] if treatment.scheme == "affine" else "BF16")
 
 
 def _config(plan: Plan) -> dict[str, Any]:

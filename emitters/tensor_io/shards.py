@@ -14,7 +14,8 @@ from pathlib import Path
 
 from emitters.numerics.value_types import Array
 from policy_dsl.diagnostics import PolicyError, fail
-from policy_dsl.planning.layout import Unplaced, header_bytes
+from policy_dsl.plan import PlannedTensor
+from policy_dsl.planning.layout import header_bytes
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # fdatasync is missing on some systems; fsync does the same and more.
@@ -40,9 +41,9 @@ def write_failure(path: Path, error: OSError) -> PolicyError:
 
 
 def create_shard(
-    path: Path, tensors: Sequence[Unplaced], metadata: Mapping[str, str], nbytes: int
+    path: Path, tensors: Sequence[PlannedTensor], metadata: Mapping[str, str], nbytes: int
 ) -> None:
-    """Write a shard of `nbytes` bytes with its header; its tensors are zeros.
+    """Write a shard of `nbytes` bytes with its header; its tensors are zeros but for tails.
 
     Raises: PolicyError if it cannot be written.
     """
@@ -50,6 +51,10 @@ def create_shard(
         opened.write(header_bytes(tensors, metadata))
         # The rest is a hole: blocks are allocated as rows arrive, in any order.
         opened.truncate(nbytes)
+        for tensor in tensors:
+            if tensor.tail:
+                opened.seek(tensor.start + tensor.nbytes - len(tensor.tail))
+                opened.write(tensor.tail)
 
 
 def write_at(path: Path, start: int, content: Array) -> int:

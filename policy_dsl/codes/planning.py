@@ -86,6 +86,24 @@ PLANNING_CODES: dict[str, Code] = {
         "{target} does not use `{setting}`",
         "The setting is for another target; for this one it changes nothing.",
     ),
+    "unknown-layout": error(
+        '{target} has no layout "{layout}"; it has {known}',
+        "`output layout` chooses how a target stores experts, where it has a choice.",
+    ),
+    "bad-metadata-value": error(
+        "metadata {key} cannot be {value!r}; it is {wanted}",
+        "The value goes into the bundle, and its readers take no other.",
+    ),
+    "runtime-refuses": warning(
+        "{runtime} cannot load this bundle: {reason}",
+        "`runtimes` names the readers that matter; a plan lists the others under "
+        '"Readers that cannot load it".',
+    ),
+    "experts-added": warning(
+        "{added} experts are added to the {count} of every layer: {nbytes}",
+        "The target's readers want a multiple; the router never chooses an added expert. "
+        "`output pad_experts false` leaves them out.",
+    ),
     "unknown-fp8-rule": error(
         'there is no FP8 rule "{rule}"; there are {rules}',
         "How FP8 weights are rounded when they are dequantized.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from policy_dsl.inventory import tensor_nbytes
@@ -47,21 +47,15 @@ def lay_out(
     shard_nbytes: int,
     shard_name: Callable[[int, int], str],
     metadata: Mapping[str, str],
+    overfull: bool = False,
 ) -> Layout:
     """Places for the tensors, filled shard by shard in the given order.
 
     A shard is closed when the next tensor would carry it past `shard_nbytes` of tensor bytes;
-    a larger tensor has a shard of its own.
+    a larger tensor has a shard of its own. If `overfull`, it is closed after the tensor that
+    brings it to that size.
     """
-    shards: list[list[Unplaced]] = [[]]
-    filled = 0
-    for tensor in tensors:
-        size = tensor_nbytes(tensor.dtype, tensor.shape)
-        if shards[-1] and filled + size > shard_nbytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(tensor)
-        filled += size
+    shards = list(_filled(tensors, shard_nbytes, overfull=overfull))
     places: dict[str, Place] = {}
     file_nbytes: dict[str, int] = {}
     for number, shard in enumerate(shards, 1):
@@ -72,6 +66,22 @@ def lay_out(
             start += tensor_nbytes(tensor.dtype, tensor.shape)
         file_nbytes[name] = start
     return Layout(places, file_nbytes)
+
+
+def _filled(
+    tensors: Sequence[Unplaced], limit: int, *, overfull: bool
+) -> Iterator[list[Unplaced]]:
+    """The tensors of each shard."""
+    shard: list[Unplaced] = []
+    filled = 0
+    for tensor in tensors:
+        size = tensor_nbytes(tensor.dtype, tensor.shape)
+        if shard and (filled >= limit if overfull else filled + size > limit):
+            yield shard
+            shard, filled = [], 0
+        shard.append(tensor)
+        filled += size
+    yield shard
 
 
 def in_file_order(tensors: Sequence[Unplaced]) -> list[Unplaced]:

@@ -1,19 +1,18 @@
-"""Decisions -> output modules: treatments filled in, experts stacked, parts named and sized."""
+"""Decisions -> output modules: treatments filled in, tensors grouped to stacks of experts."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.formats import FormatSpec, PartShape
-from policy_dsl.inventory import tensor_nbytes
-from policy_dsl.plan import Module, Omission, PlannedTensor, SourceRows
+from policy_dsl.formats import FormatSpec
+from policy_dsl.plan import Module, Omission
 from policy_dsl.planning.decisions import Decision
-from policy_dsl.planning.fill import PLAIN_WORDS, describe, fill, role_class
-from policy_dsl.policy import PLAIN_DTYPES, Defaults, Treatment
+from policy_dsl.planning.fill import PLAIN_WORDS, fill, role_class
+from policy_dsl.planning.stacks import Settled, Stacking
+from policy_dsl.policy import PLAIN_DTYPES, Policy, Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
 
 
@@ -26,23 +25,13 @@ class Lowered:
     findings: list[Diagnostic] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Settled:
-    """A tensor whose treatment is whole; `dtype` is that of its values in the output."""
-
-    tensor: ModelTensor
-    decision: Decision
-    treatment: Treatment
-    dtype: str
-
-
 def lower(
-    made: Iterable[Decision], model: Model, defaults: Defaults, spec: FormatSpec
+    made: Iterable[Decision], model: Model, policy: Policy, spec: FormatSpec
 ) -> Lowered:
     """The modules of the output in natural order of their names, not placed yet."""
     lowered = Lowered()
     defects = _Defects()
-    stacks: dict[str, list[_Settled]] = {}
+    stacks: dict[str, list[Settled]] = {}
     filled: dict[tuple[Treatment, str], Treatment | Diagnostic] = {}
     for decision in made:
         tensor = decision.tensor
@@ -53,19 +42,21 @@ def lower(
         # A hundred thousand tensors have a handful of treatments: each is filled in once.
         key = (decision.written, role_class(tensor))
         if key not in filled:
-            filled[key] = fill(decision.written, key[1], defaults, spec)
+            filled[key] = fill(decision.written, key[1], policy.defaults, spec)
         settled = _settle(decision, filled[key], model, spec)
         if isinstance(settled, Diagnostic):
             defects.add(decision, settled)
         else:
             stacks.setdefault(spec.module_path(tensor, model), []).append(settled)
-    # Sorted, so that the bundle does not depend on the order of the source's shards.
-    for path in sorted(stacks, key=natural_key):
-        module = _module(path, stacks[path], spec)
-        if isinstance(module, Diagnostic):
-            defects.add(stacks[path][0].decision, module, what="stack", name=path)
+    stacking = Stacking.of(policy, model, spec)
+    for path, stack in stacks.items():
+        found = stacking.modules(path, stack)
+        if isinstance(found, Diagnostic):
+            defects.add(stack[0].decision, found, what="stack", name=path)
         else:
-            lowered.modules.append(module)
+            lowered.modules += found
+    # Sorted, so that the bundle does not depend on the order of the source's shards.
+    lowered.modules.sort(key=lambda module: natural_key(module.name))
     lowered.findings = defects.findings()
     return lowered
 
@@ -111,7 +102,7 @@ def _omission(decision: Decision, model: Model, spec: FormatSpec) -> str | None:
 
 def _settle(
     decision: Decision, filled: Treatment | Diagnostic, model: Model, spec: FormatSpec
-) -> _Settled | Diagnostic:
+) -> Settled | Diagnostic:
     tensor = decision.tensor
     if isinstance(filled, Diagnostic):
         return filled
@@ -121,22 +112,22 @@ def _settle(
     if tensor.transposed or tensor.row_step != 1:
         return diagnostic("unsupported-source-layout", target=spec.name, role=tensor.role)
     if filled.action == "cast":
-        return _Settled(tensor, decision, filled, PLAIN_DTYPES[filled.dtype or ""])
-    dtype = spec.plain_dtype(tensor, model)
+        return Settled(tensor, decision, filled, PLAIN_DTYPES[filled.dtype or ""])
+    plain = spec.plain_dtype(tensor, model)
     if filled.action == "keep":
-        return _Settled(
-            tensor, decision, replace(filled, dtype=PLAIN_WORDS.get(dtype, dtype)), dtype
-        )
-    return _not_quantizable(tensor, filled, model, spec) or _Settled(
-        tensor, decision, filled, dtype
-    )
+        word = PLAIN_WORDS.get(plain, plain)
+        return Settled(tensor, decision, replace(filled, dtype=word), plain)
+    scheme = spec.scheme(filled.scheme or "")
+    values = (scheme.values if scheme else None) or plain
+    found = _not_quantizable(tensor, filled, model, spec)
+    return found or Settled(tensor, decision, filled, values)
 
 
-def _raw(decision: Decision, filled: Treatment, spec: FormatSpec) -> _Settled | Diagnostic:
+def _raw(decision: Decision, filled: Treatment, spec: FormatSpec) -> Settled | Diagnostic:
     source = decision.tensor.source
     if source.dtype not in spec.plain_dtypes:
         return diagnostic("raw-unreadable", target=spec.name, dtype=source.dtype)
-    return _Settled(decision.tensor, decision, filled, source.dtype)
+    return Settled(decision.tensor, decision, filled, source.dtype)
 
 
 def _not_quantizable(
@@ -152,71 +143,3 @@ def _not_quantizable(
     if group and tensor.shape[-1] % group:
         return diagnostic("group-does-not-divide", group_size=group, columns=tensor.shape[-1])
     return None
-
-
-def _module(path: str, stack: list[_Settled], spec: FormatSpec) -> Module | Diagnostic:
-    # Expert 10 stands before expert 2 in files that sort their names.
-    stack = sorted(stack, key=lambda settled: settled.tensor.expert or 0)
-    first = stack[0]
-    defect = _uneven(stack)
-    if defect is not None:
-        return defect
-    # A stack of one expert has the expert axis too: readers index it.
-    stacked = first.tensor.expert is not None
-    shape = (len(stack), *first.tensor.shape) if stacked else first.tensor.shape
-    bare = _is_bare(path, first.tensor)
-    parts = spec.part_shapes(first.treatment, shape, first.dtype)
-    return Module(
-        name=path,
-        role=first.tensor.role,
-        layer=first.tensor.layer,
-        treatment=first.treatment,
-        shape=shape,
-        dtype=first.dtype,
-        rule=first.decision.origin,
-        sources=tuple(_rows(stack)),
-        tensors=tuple(_unplaced(path, part, bare) for part in parts),
-        parameters=math.prod(shape),
-    )
-
-
-def _is_bare(path: str, tensor: ModelTensor) -> bool:
-    # A parameter that no module holds, such as a router's bias, has no part to append.
-    name = tensor.source.name
-    if tensor.expert is not None:
-        return path == name
-    return path.rpartition(".")[2] == name.rpartition(".")[2]
-
-
-def _uneven(stack: list[_Settled]) -> Diagnostic | None:
-    first = stack[0]
-    for other in stack[1:]:
-        if (other.treatment, other.dtype) != (first.treatment, first.dtype):
-            return diagnostic(
-                "mixed-stack",
-                one=describe(first.treatment),
-                other=describe(other.treatment),
-                notes=[f"decided by {first.decision.origin} and {other.decision.origin}"],
-            )
-        if other.tensor.shape != first.tensor.shape:
-            return diagnostic(
-                "uneven-stack",
-                one=list(first.tensor.shape),
-                other=list(other.tensor.shape),
-            )
-    return None
-
-
-def _rows(stack: list[_Settled]) -> Iterable[SourceRows]:
-    at = 0
-    for settled in stack:
-        tensor = settled.tensor
-        count = math.prod(tensor.shape[:-1])
-        yield SourceRows(tensor.source, tensor.scale, tensor.first_row, count, at)
-        at += count
-
-
-def _unplaced(path: str, part: PartShape, bare: bool) -> PlannedTensor:
-    name = path if bare else f"{path}.{part.part}"
-    size = tensor_nbytes(part.dtype, part.shape)
-    return PlannedTensor(name, part.part, part.dtype, part.shape, size, "", 0)

@@ -22,6 +22,8 @@ def plan_warnings(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
         *_dropped(plan, made),
         *_router_warnings(plan, spans),
         *_growth_warnings(plan, spans),
+        *_added(plan),
+        *_refused(plan),
     ]
 
 
@@ -104,6 +106,34 @@ def _growth_warnings(plan: Plan, spans: Mapping[str, Span | None]) -> list[Diagn
             after=both_units(after),
         )
         for rule, (count, before, after) in grown.items()
+    ]
+
+
+def _added(plan: Plan) -> list[Diagnostic]:
+    """The warning about experts that the bundle has and the source has not."""
+    padded = [module for module in plan.modules if module.added]
+    if not padded:
+        return []
+    routers = {module.added for module in padded if module.role == "router"}
+    size = sum(module.nbytes * module.added // module.shape[0] for module in padded)
+    return [
+        diagnostic(
+            "experts-added",
+            dict(plan.policy.key_spans).get("output.pad_experts"),
+            added=max(routers, default=0),
+            count=plan.model.n_experts,
+            nbytes=both_units(size),
+        )
+    ]
+
+
+def _refused(plan: Plan) -> list[Diagnostic]:
+    """A warning for each reader that the author cares about and that cannot load the bundle."""
+    span = dict(plan.policy.key_spans).get("runtimes")
+    return [
+        diagnostic("runtime-refuses", span, runtime=one.runtime, reason=one.reason)
+        for one in plan.refusals
+        if one.runtime in plan.policy.runtimes
     ]
 
 

@@ -22,6 +22,7 @@ from policy_dsl.planning.decisions import decide
 from policy_dsl.planning.layout import lay_out
 from policy_dsl.planning.lowering import Lowered, lower
 from policy_dsl.planning.plan_warnings import plan_warnings
+from policy_dsl.planning.settings import setting_findings
 from policy_dsl.policy import Policy
 from policy_dsl.roles.classify import Model, classify
 from policy_dsl.sizes import parse_size
@@ -49,9 +50,9 @@ def resolve(
     # Findings about single tensors would only repeat that the whole family is refused.
     _check_target(policy, model, spec)
     decisions = decide(policy, model, spec.name)
-    lowered = lower(decisions.made, model, policy.defaults, spec)
-    unused = [*_reader_findings(policy, spec), *_setting_findings(policy, spec)]
-    findings = [*lossy, *unused, *decisions.findings, *lowered.findings]
+    lowered = lower(decisions.made, model, policy, spec)
+    settings = setting_findings(policy, spec)
+    findings = [*lossy, *settings, *decisions.findings, *lowered.findings]
     # Defects of rules and of treatments are shown together, one run for all of them.
     if errors(findings):
         raise PolicyError(findings)
@@ -69,6 +70,7 @@ def resolve(
         fp8_rule=policy.fp8_dequant or spec.fp8_rules[0],
     )
     # Warnings need the finished plan: they count bytes.
+    plan = replace(plan, refusals=spec.refusals(plan) if spec.refusals else ())
     findings += plan_warnings(plan, decisions.made)
     return replace(plan, findings=tuple(findings))
 
@@ -144,42 +146,6 @@ def _check_target(policy: Policy, model: Model, spec: FormatSpec) -> None:
         raise PolicyError(found)
 
 
-def _reader_findings(policy: Policy, spec: FormatSpec) -> list[Diagnostic]:
-    span = dict(policy.key_spans).get("runtimes")
-    return [
-        diagnostic(
-            "unknown-runtime",
-            span,
-            suggestion=did_you_mean(runtime, spec.runtimes),
-            target=spec.name,
-            runtime=runtime,
-            known=", ".join(spec.runtimes),
-        )
-        for runtime in policy.runtimes
-        if runtime not in spec.runtimes
-    ]
-
-
-def _setting_findings(policy: Policy, spec: FormatSpec) -> list[Diagnostic]:
-    """Settings that this target does not use, unless they may be for another one."""
-    if len(policy.targets) > 1:
-        return []
-    written = [f"output.{key}" for key, value in policy.output if value is not None]
-    written += [f"calibration.{key}" for key, value in policy.calibration if value is not None]
-    written += ["metadata"] if policy.metadata else []
-    spans = dict(policy.key_spans)
-    return [
-        diagnostic(
-            "unused-setting",
-            spans.get(key) or spans.get(key.partition(".")[0]),
-            setting=key,
-            target=spec.name,
-        )
-        for key in written
-        if key not in spec.settings
-    ]
-
-
 def _transform_findings(
     policy: Policy, model: Model, spec: FormatSpec, span: Span | None
 ) -> list[Diagnostic]:
@@ -201,11 +167,13 @@ def _place(
     lowered: Lowered, policy: Policy, spec: FormatSpec
 ) -> tuple[tuple[Module, ...], tuple[PlannedFile, ...]]:
     limit = parse_size(policy.output.shard_size) if policy.output.shard_size else None
+    modules_in_order = [tensor for module in lowered.modules for tensor in module.tensors]
     layout = lay_out(
-        [tensor for module in lowered.modules for tensor in module.tensors],
+        spec.file_order(lowered.modules) if spec.file_order else modules_in_order,
         shard_nbytes=limit or spec.shard_nbytes,
         shard_name=spec.shard_name,
         metadata=spec.header_metadata,
+        overfull=spec.overfull,
     )
     # Offsets are known before a weight is read: workers write without asking each other.
     modules = []

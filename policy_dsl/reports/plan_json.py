@@ -61,6 +61,9 @@ def plan_document(
         "files": [_file(file) for file in plan.files],
         "fp8_rule": plan.fp8_rule or None,
         "pending": list(plan.pending),
+        "refusals": [
+            {"runtime": one.runtime, "reason": one.reason} for one in plan.refusals
+        ],
         "tests": [_test(test) for test in tests],
         "findings": [finding_json(found) for found in plan.findings],
     }

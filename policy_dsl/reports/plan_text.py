@@ -83,6 +83,9 @@ def _lists(plan: Plan, tests: Sequence[TestResult]) -> list[Items]:
     lines = {
         "Left out": tuple(_omissions(plan.omitted)),
         "Needed before a build": plan.pending,
+        "Readers that cannot load it": tuple(
+            f"{one.runtime}: {one.reason}" for one in plan.refusals
+        ),
         "Tests": tuple(_test_line(test) for test in tests),
         "Findings": (render(plan.findings),) if plan.findings else (),
     }

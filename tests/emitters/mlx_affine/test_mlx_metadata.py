@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 from emitters import get
+from emitters.core.interface import forms_of
 
 MIXED = """name: mixed
 target: mlx_affine
@@ -61,8 +62,11 @@ def test_widths_are_written_whole_and_read_back(write_llama, planned):
         for module in plan.modules
         if module.treatment.action == "quantize"
     }
-    claims = get("mlx_affine").claims(files)
-    found = {name: (one.scheme, one.bits, one.group_size) for name, one in claims.items()}
+    tensors = [tensor for module in plan.modules for tensor in module.tensors]
+    forms = forms_of({tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors})
+    claims = get("mlx_affine").claims(files, forms)
+    read = {name: claim.treatment for name, claim in claims.items()}
+    found = {name: (one.scheme, one.bits, one.group_size) for name, one in read.items()}
     assert found == treatments
 
 

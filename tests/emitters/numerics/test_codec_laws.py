@@ -73,7 +73,8 @@ def groups_and_errors(
 ) -> tuple[Array, Array]:
     """The values group by group, and the largest error of each group after a round trip."""
     exact = to_float32(matrix, dtype).astype(np.float64)
-    got = decode(encode(matrix, dtype, quantize(**options)), dtype, quantize(**options))
+    treatment, columns = quantize(**options), matrix.shape[-1]
+    got = decode(encode(matrix, dtype, treatment), dtype, treatment, columns)
     groups = exact.reshape(-1, options["group_size"])
     return groups, np.abs(got - exact).reshape(groups.shape).max(axis=1)
 
@@ -123,11 +124,12 @@ def test_rows_encode_and_decode_on_their_own(
     cut = data.draw(st.integers(1, len(matrix) - 1))
     whole = encode(matrix, dtype, quantize(**options))
     pieces = [encode(rows, dtype, quantize(**options)) for rows in (matrix[:cut], matrix[cut:])]
-    decoded = [decode(piece, dtype, quantize(**options)) for piece in pieces]
+    treatment, columns = quantize(**options), matrix.shape[-1]
+    decoded = [decode(piece, dtype, treatment, columns) for piece in pieces]
     for part, stored in whole.items():
         assert np.concatenate([p[part] for p in pieces]).tobytes() == stored.tobytes()
     assert (
-        np.concatenate(decoded).tobytes() == decode(whole, dtype, quantize(**options)).tobytes()
+        np.concatenate(decoded).tobytes() == decode(whole, dtype, treatment, columns).tobytes()
     )
 
 
@@ -138,7 +140,8 @@ def test_zero_survives_between_extremes_of_both_signs(
 ) -> None:
     matrix = data.draw(weights(dtype, options["group_size"]))[:, : options["group_size"]].copy()
     matrix[:, 0], matrix[:, 1:3] = 0, cast(np.array([1e4, -1e4], np.float32), "F32", dtype)
-    got = decode(encode(matrix, dtype, quantize(**options)), dtype, quantize(**options))
+    treatment, columns = quantize(**options), matrix.shape[-1]
+    got = decode(encode(matrix, dtype, treatment), dtype, treatment, columns)
     assert (np.abs(got[:, 0]) <= 1e4 * ROUNDING[dtype][0]).all()
 
 
@@ -171,8 +174,10 @@ def test_parts_that_disagree_are_refused() -> None:
     affine = {"scheme": "affine", "bits": 4, "group_size": 64}
     parts = encode(matrix, "BF16", quantize(**affine))
     with pytest.raises(ValueError, match="not one matrix"):
-        decode({**parts, "weight": parts["weight"][:, :-1]}, "BF16", quantize(**affine))
+        decode({**parts, "weight": parts["weight"][:, :-1]}, "BF16", quantize(**affine), 128)
     mode = {"scheme": "mxfp4", "bits": 4, "group_size": 32}
     parts = encode(matrix, "BF16", quantize(**mode))
     with pytest.raises(ValueError, match="not one mxfp4 matrix"):
-        decode({**parts, "scales": parts["scales"][:1]}, "BF16", quantize(**mode))
+        decode({**parts, "scales": parts["scales"][:1]}, "BF16", quantize(**mode), 128)
+    with pytest.raises(ValueError, match="not those of 96 columns"):
+        decode(parts, "BF16", quantize(**mode), 96)

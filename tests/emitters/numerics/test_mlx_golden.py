@@ -68,7 +68,8 @@ def test_affine_bytes(name: str, golden: Golden, same_groups: SameGroups) -> Non
             same_groups(without_nan_payload(stored, dtype), got, 1)
         if f"{key}.dequant" in vectors:
             weights = to_float32(vectors[f"{key}.dequant"], dtype).reshape(-1, source.shape[-1])
-            same_groups(weights, decode(parts, dtype, quantize(**options)), size)
+            decoded = decode(parts, dtype, quantize(**options), source.shape[-1])
+            same_groups(weights, decoded, size)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -81,7 +82,8 @@ def test_fp_mode_bytes(prefix: str, mode: str, golden: Golden, same_groups: Same
     same_groups(vectors[f"{prefix}.{mode}.weight"], parts["weight"], size * bits // 32)
     same_groups(vectors[f"{prefix}.{mode}.scales"], parts["scales"], 1)
     weights = to_float32(vectors[f"{prefix}.{mode}.dequant_bf16"], "BF16")
-    same_groups(weights, decode(parts, prefix.upper(), quantize(**options)), size)
+    decoded = decode(parts, prefix.upper(), quantize(**options), weights.shape[-1])
+    same_groups(weights, decoded, size)
 
 
 def test_every_vector_is_compared_or_excluded(golden: Golden) -> None:

@@ -1,0 +1,76 @@
+"""The values that a bundle's readers compute with: rows of a module, decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+import emitters
+from emitters.core.bundle_reading import Bundle, BundleModule
+from emitters.numerics.rounding import to_float32
+from emitters.numerics.value_types import VALUE_TYPES, Array
+from emitters.tensor_io.read import Source, columns, file_facts
+from policy_dsl.inventory import Inventory, TensorInfo
+
+
+def opened(inventory: Inventory, root: Path) -> Source:
+    """A checkpoint or bundle, opened for reading in the state in which it is."""
+    files = {tensor.file for tensor in inventory.tensors.values() if tensor.file}
+    return Source(root, file_facts(root, files))
+
+
+class Decoder:
+    """Decodes modules of one bundle. Many threads may share it."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._emitter = emitters.get(bundle.target)
+        self._source = opened(bundle.inventory, bundle.folder)
+
+    def rows(self, module: BundleModule, first: int, count: int) -> Array:
+        """float32 [count, last axis]: logical rows of a module, as its readers see them.
+
+        Raises: PolicyError if a file cannot be read any more.
+        """
+        n_rows = max(1, prod(module.shape[:-1]))
+        if module.treatment.action != "quantize":
+            (tensor,) = module.tensors.values()
+            stored = self._rows(tensor, n_rows, first, count)
+            return to_float32(stored, tensor.dtype)
+        forms = self._emitter.spec.part_shapes(module.treatment, module.shape, module.dtype)
+        parts = {
+            form.part: self._rows(module.tensors[form.part], n_rows, first, count)
+            for form in forms
+            if not form.constant
+        }
+        values = self._emitter.decode(
+            parts, module.dtype, module.treatment, columns(module.shape)
+        )
+        return values.reshape(count, -1)
+
+    def wrong_constants(self, module: BundleModule) -> Iterator[str]:
+        """The parts of a quantized module that do not hold what its treatment says."""
+        forms = self._emitter.spec.part_shapes(module.treatment, module.shape, module.dtype)
+        for form in forms:
+            tensor = module.tensors[form.part]
+            if form.constant and self._all(tensor).tobytes() != form.constant:
+                yield form.part
+
+    def _all(self, tensor: TensorInfo) -> Array:
+        return self._source.read(tensor.file or "", tensor.start, tensor.nbytes)
+
+    def _rows(self, tensor: TensorInfo, n_rows: int, first: int, count: int) -> Array:
+        """[count, values of a row]: the share of a part that belongs to these logical rows."""
+        width = tensor.nbytes // n_rows
+        start = tensor.start + first * width
+        stored = self._source.read(tensor.file or "", start, count * width)
+        return stored.view(_storage(tensor.dtype)).reshape(count, -1)
+
+
+def _storage(dtype: str) -> np.dtype[np.generic]:
+    known = VALUE_TYPES.get(dtype)
+    if known is not None:
+        return np.dtype(known.storage)
+    return np.dtype(np.uint32 if dtype == "U32" else np.uint8)

@@ -1,0 +1,179 @@
+"""Settled tensors -> modules: experts stacked or apart, some added, parts named and sized."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.formats import ExpertPadding, FormatSpec, PartShape
+from policy_dsl.inventory import tensor_nbytes
+from policy_dsl.plan import Module, PlannedTensor, SourceRows
+from policy_dsl.planning.decisions import Decision
+from policy_dsl.planning.fill import describe
+from policy_dsl.policy import Policy, Treatment
+from policy_dsl.roles.classify import Model, ModelTensor
+
+# Tensors with an entry for every expert along their first axis.
+_BY_EXPERT = frozenset({"router", "router_bias"})
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A tensor whose treatment is whole; `dtype` is that of its values in the output."""
+
+    tensor: ModelTensor
+    decision: Decision
+    treatment: Treatment
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Stacking:
+    """How a bundle holds experts.
+
+    expert_path: None for stacks. added: experts of every layer, at its end, that no source has.
+    """
+
+    spec: FormatSpec
+    expert_path: Callable[[str, int], str] | None
+    padding: ExpertPadding | None
+    added: int
+
+    @classmethod
+    def of(cls, policy: Policy, model: Model, spec: FormatSpec) -> Stacking:
+        """What the policy's `output` and the format make of this model's experts."""
+        layout = policy.output.layout or next(iter(spec.layouts), "")
+        padding = spec.padding.get(model.architecture.family)
+        added = 0
+        if padding and policy.output.pad_experts is not False:
+            added = -model.n_experts % padding.multiple
+        return cls(spec, spec.layouts.get(layout), padding, added)
+
+    def modules(self, path: str, stack: list[Settled]) -> list[Module] | Diagnostic:
+        """The modules of a stack or a single tensor, not placed yet; or what is wrong."""
+        # Expert 10 stands before expert 2 in files that sort their names.
+        stack = sorted(stack, key=lambda settled: settled.tensor.expert or 0)
+        # Also where experts lie apart: readers stack them after loading.
+        defect = _uneven(stack)
+        if defect is not None:
+            return defect
+        first = stack[0]
+        if first.tensor.expert is None:
+            added = self.added if first.tensor.role in _BY_EXPERT else 0
+            return [self._module(path, stack, first.tensor.shape, added)]
+        if self.expert_path is None:
+            # A stack of one expert has the expert axis too: readers index it.
+            shape = (len(stack), *first.tensor.shape)
+            return [self._module(path, stack, shape, self.added)]
+        return self._apart(self.expert_path, path, stack)
+
+    def _apart(
+        self, expert_path: Callable[[str, int], str], path: str, stack: list[Settled]
+    ) -> list[Module]:
+        shape = stack[0].tensor.shape
+        modules = []
+        for settled in stack:
+            name = expert_path(path, settled.tensor.expert or 0)
+            modules.append(self._module(name, [settled], shape, 0))
+        for number in range(len(stack), len(stack) + self.added):
+            modules.append(self._absent(expert_path(path, number), stack[0]))
+        return modules
+
+    def _module(
+        self, path: str, stack: Sequence[Settled], shape: tuple[int, ...], added: int
+    ) -> Module:
+        first = stack[0]
+        padded = (shape[0] + added, *shape[1:]) if added else shape
+        bare = _is_bare(path, first.tensor)
+        parts = self.spec.part_shapes(first.treatment, padded, first.dtype)
+        tail = self._tail(first, added)
+        return Module(
+            name=path,
+            role=first.tensor.role,
+            layer=first.tensor.layer,
+            treatment=first.treatment,
+            shape=padded,
+            dtype=first.dtype,
+            rule=first.decision.origin,
+            sources=tuple(_rows(stack)),
+            tensors=tuple(_unplaced(path, part, tail, bare=bare) for part in parts),
+            parameters=math.prod(shape),
+            added=added,
+        )
+
+    def _absent(self, path: str, like: Settled) -> Module:
+        """A module of an expert that no source has."""
+        shape = like.tensor.shape
+        parts = self.spec.part_shapes(like.treatment, shape, like.dtype)
+        return Module(
+            name=path,
+            role=like.tensor.role,
+            layer=like.tensor.layer,
+            treatment=like.treatment,
+            shape=shape,
+            dtype=like.dtype,
+            rule=like.decision.origin,
+            sources=(),
+            tensors=tuple(_unplaced(path, part, b"", bare=False) for part in parts),
+            parameters=0,
+            added=shape[0],
+        )
+
+    def _tail(self, first: Settled, added: int) -> bytes:
+        if self.padding is None or first.tensor.role != "router_bias":
+            return b""
+        return _stored(self.padding.router_bias, first.dtype) * added
+
+
+def _stored(value: float, dtype: str) -> bytes:
+    """A value as its bytes in F32, F16 or BF16, cut off where BF16 cannot hold it."""
+    if dtype == "BF16":
+        return struct.pack("<f", value)[2:]
+    return struct.pack("<e" if dtype == "F16" else "<f", value)
+
+
+def _is_bare(path: str, tensor: ModelTensor) -> bool:
+    # A parameter that no module holds, such as a router's bias, has no part to append.
+    name = tensor.source.name
+    if tensor.expert is not None:
+        return path == name
+    return path.rpartition(".")[2] == name.rpartition(".")[2]
+
+
+def _uneven(stack: Sequence[Settled]) -> Diagnostic | None:
+    first = stack[0]
+    for other in stack[1:]:
+        if (other.treatment, other.dtype) != (first.treatment, first.dtype):
+            return diagnostic(
+                "mixed-stack",
+                one=describe(first.treatment),
+                other=describe(other.treatment),
+                notes=[f"decided by {first.decision.origin} and {other.decision.origin}"],
+            )
+        if other.tensor.shape != first.tensor.shape:
+            return diagnostic(
+                "uneven-stack",
+                one=list(first.tensor.shape),
+                other=list(other.tensor.shape),
+            )
+    return None
+
+
+def _rows(stack: Sequence[Settled]) -> Iterable[SourceRows]:
+    at = 0
+    for settled in stack:
+        tensor = settled.tensor
+        count = math.prod(tensor.shape[:-1])
+        yield SourceRows(tensor.source, tensor.scale, tensor.first_row, count, at)
+        at += count
+
+
+def _unplaced(path: str, part: PartShape, tail: bytes, *, bare: bool) -> PlannedTensor:
+    name = path if bare else f"{path}.{part.part}"
+    size = tensor_nbytes(part.dtype, part.shape)
+    return PlannedTensor(
+        name, part.part, part.dtype, part.shape, size, "", 0, part.constant or tail
+    )
