@@ -42,6 +42,17 @@ class PartShape:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsApart:
+    """A layout with a module for each expert, where its scheme is one of `schemes`.
+
+    path(path of the stack, expert) -> the expert's module.
+    """
+
+    path: Callable[[str, int], str]
+    schemes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ExpertPadding:
     """Experts that readers want added: up to a `multiple`, of zeros, never to be chosen.
 
@@ -74,8 +85,8 @@ class FormatSpec:
     shard_nbytes: largest shard; shard_name(index from 1, count) -> file name. overfull: whether
       a shard is closed by the tensor that reaches that size, and not by the one that would
       pass it. file_order(modules): the order in which shards are filled, None as modules are.
-    layouts: ways to store experts, the first is the default: None for stacks, else
-      path(path of the stack, expert) -> the module of one expert. Empty: stacks, no choice.
+    layouts: ways to store experts, the first is the default; None is stacks of all. Empty:
+      stacks, no choice.
     padding: family -> experts that are added, unless the policy says no.
     refusals(plan): the readers of `runtimes` that cannot load a bundle, and why.
     metadata_keys: keys of the policy's `metadata` -> the values allowed there, or their type.
@@ -99,7 +110,7 @@ class FormatSpec:
     copied_files: tuple[str, ...]
     overfull: bool = False
     file_order: Callable[[Sequence[Module]], Sequence[PlannedTensor]] | None = None
-    layouts: Mapping[str, Callable[[str, int], str] | None] = field(default_factory=dict)
+    layouts: Mapping[str, ExpertsApart | None] = field(default_factory=dict)
     padding: Mapping[str, ExpertPadding] = field(default_factory=dict)
     refusals: Callable[[Plan], tuple[Refusal, ...]] | None = None
     metadata_keys: Mapping[str, type | tuple[str, ...]] = field(default_factory=dict)

@@ -5,25 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import sqrt
 
-import numpy as np
-
-import emitters
 from emitters.core.bundle_reading import Bundle, BundleModule
-from emitters.core.decoding import Decoder, opened
+from emitters.core.decoding import Decoder
+from emitters.core.matching import fits, match, rows_of
+from emitters.core.source_values import SourceValues
 from emitters.numerics.distance import distance
-from emitters.numerics.fp8 import fp8_dequantize
-from emitters.numerics.rounding import to_float32
 from emitters.numerics.value_types import Array
-from emitters.tensor_io.read import Source, columns
-from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
-from policy_dsl.formats import FormatSpec
+from emitters.tensor_io.read import columns
+from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.inventory import Inventory
 from policy_dsl.planning.fill import describe
 from policy_dsl.planning.outline import stored_as
-from policy_dsl.roles.classify import Model, ModelTensor, classify
-from policy_dsl.roles.scales import block_size
+from policy_dsl.roles.classify import ModelTensor
 
 # Stored, dequantized and decoded values of a block stay in a core's cache.
 _BLOCK_VALUES = 2**18
@@ -80,9 +75,8 @@ class ModuleError:
 class _Pair:
     """A source and a bundle, opened for reading."""
 
-    source: Source
+    source: SourceValues
     bundle: Decoder
-    model: Model
 
 
 def compare(
@@ -93,12 +87,13 @@ def compare(
     The source counts with its exact values: FP8 codes times scales in float32.
     Raises: PolicyError if the source has no readable weights, or names without roles.
     """
-    pair, stacks = _opened(bundle, source)
+    pair = _Pair(SourceValues(source), Decoder(bundle))
+    stacks = match(bundle, pair.source.model)
     findings = list(_unmatched(bundle, stacks))
     comparable = [
         (module, stacks[module.name])
         for module in bundle.modules
-        if module.name in stacks and _fits(module, stacks[module.name])
+        if module.name in stacks and fits(module, stacks[module.name])
     ]
     with ThreadPoolExecutor(jobs, "compare") as workers:
         found = tuple(workers.map(lambda item: _module_error(pair, *item), comparable))
@@ -107,43 +102,6 @@ def compare(
             count = error.sums.not_finite
             findings.append(diagnostic("non-finite-decoded", tensor=error.module, count=count))
     return found, tuple(findings)
-
-
-def _opened(
-    bundle: Bundle, source: Inventory
-) -> tuple[_Pair, dict[str, tuple[ModelTensor, ...]]]:
-    """Both sides opened, and the source's tensors by the bundle's module that holds them."""
-    if source.root is None:
-        raise fail("not-comparable", reason=f"{source.id} is known by its headers alone")
-    emitter, model = emitters.get(bundle.target), classify(source)
-    stacks: dict[str, list[ModelTensor]] = {}
-    for tensor in model.tensors:
-        if emitter.spec.omission(tensor, model) is None:
-            stacks.setdefault(emitter.spec.module_path(tensor, model), []).append(tensor)
-    ordered = {
-        path: tuple(sorted(stack, key=lambda tensor: tensor.expert or 0))
-        for path, stack in stacks.items()
-    }
-    pair = _Pair(opened(source, source.root), Decoder(bundle), model)
-    return pair, _named_as(bundle, ordered, emitter.spec)
-
-
-def _named_as(
-    bundle: Bundle, stacks: Mapping[str, tuple[ModelTensor, ...]], spec: FormatSpec
-) -> dict[str, tuple[ModelTensor, ...]]:
-    """The stacks by the names of the bundle, in which experts may lie apart."""
-    names = {module.name for module in bundle.modules}
-    found = {}
-    for path, stack in stacks.items():
-        apart = next(
-            (layout for layout in spec.layouts.values() if layout and layout(path, 0) in names),
-            None,
-        )
-        if stack[0].expert is None or path in names or apart is None:
-            found[path] = stack
-        else:
-            found |= {apart(path, one.expert or 0): (one,) for one in stack}
-    return found
 
 
 def _unmatched(
@@ -162,74 +120,29 @@ def _unmatched(
             continue
         if module.name not in stacks:
             yield diagnostic("not-comparable", reason=f"the source has no {module.name}")
-        elif not _fits(module, stacks[module.name]):
+        elif not fits(module, stacks[module.name]):
             shape = list(module.shape)
             reason = f"{module.name} of shape {shape} is no plain stack of the source's tensors"
             yield diagnostic("not-comparable", reason=reason)
 
 
-def _fits(module: BundleModule, stack: tuple[ModelTensor, ...]) -> bool:
-    plain = all(
-        not one.transposed and one.row_step == 1 and not one.mxfp4 and one.first_column == 0
-        for one in stack
-    )
-    elements = sum(prod(one.shape) for one in stack)
-    first = module.shape[0] - module.added if module.shape else 1
-    return plain and elements == first * prod(module.shape[1:])
-
-
 def _module_error(
     pair: _Pair, module: BundleModule, stack: tuple[ModelTensor, ...]
 ) -> ModuleError:
-    sums, at = Sums(), 0
-    for tensor in stack:
-        rows = prod(tensor.shape[:-1])
+    sums = Sums()
+    for tensor, at, rows in rows_of(stack):
         step = max(1, _BLOCK_VALUES // columns(tensor.shape))
         for first in range(0, rows, step):
             count = min(step, rows - first)
-            wanted = _source_values(pair, tensor, tensor.first_row + first, count)
+            wanted = pair.source.rows(tensor, first, count)
             # Decoded by the format's own decoder, as its readers see the values.
             found = pair.bundle.rows(module, at + first, count)
             # A row of the bundle may be longer: a bias, by the experts that were added.
             sums += _sums(wanted, found[:, : wanted.shape[1]])
-        at += rows
     plain = next(iter(module.tensors.values())).dtype
     quantized = module.treatment.action == "quantize"
     treatment = describe(module.treatment) if quantized else stored_as(module.treatment, plain)
     return ModuleError(module.name, stack[0].role, treatment, sums)
-
-
-def _source_values(pair: _Pair, tensor: ModelTensor, first: int, count: int) -> Array:
-    """float32 [count, in]: rows of a source tensor, FP8 times its scales."""
-    stored = pair.source.rows(tensor.source, first, count)
-    if tensor.scale is None:
-        return to_float32(stored, tensor.source.dtype)
-    block = block_size(pair.model.config)
-    if block is None:
-        raise fail("missing-scale", count=1, names=tensor.source.name)
-    # A stack's matrices each have a grid of their own.
-    height, grid_height = tensor.source.shape[-2], tensor.scale.shape[-2]
-    parts = []
-    for start, stop in _within_matrices(first, count, height):
-        matrix, row = divmod(start, height)
-        grid = pair.source.rows(tensor.scale, matrix * grid_height, grid_height)
-        codes = stored[start - first : stop - first]
-        scales = to_float32(grid, tensor.scale.dtype)
-        parts.append(
-            fp8_dequantize(
-                codes, scales, block=block, first_row=row, rule="f32", out_dtype="F32"
-            )
-        )
-    return np.concatenate(parts)
-
-
-def _within_matrices(first: int, count: int, height: int) -> Iterator[tuple[int, int]]:
-    """Spans of rows that do not cross from one matrix of a stack into the next."""
-    start, end = first, first + count
-    while start < end:
-        stop = min(end, (start // height + 1) * height)
-        yield start, stop
-        start = stop
 
 
 def _sums(wanted: Array, found: Array) -> Sums:

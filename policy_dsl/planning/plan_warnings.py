@@ -129,9 +129,14 @@ def _added(plan: Plan) -> list[Diagnostic]:
 
 def _refused(plan: Plan) -> list[Diagnostic]:
     """A warning for each reader that the author cares about and that cannot load the bundle."""
-    span = dict(plan.policy.key_spans).get("runtimes")
+    spans = dict(plan.policy.key_spans)
     return [
-        diagnostic("runtime-refuses", span, runtime=one.runtime, reason=one.reason)
+        diagnostic(
+            "runtime-refuses",
+            spans.get(f"runtimes.{one.runtime}"),
+            runtime=one.runtime,
+            reason=one.reason,
+        )
         for one in plan.refusals
         if one.runtime in plan.policy.runtimes
     ]

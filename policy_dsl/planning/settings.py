@@ -22,12 +22,12 @@ def setting_findings(policy: Policy, spec: FormatSpec) -> list[Diagnostic]:
 
 
 def _readers(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
-    span = dict(policy.key_spans).get("runtimes")
+    spans = dict(policy.key_spans)
     for runtime in policy.runtimes:
         if runtime not in spec.runtimes:
             yield diagnostic(
                 "unknown-runtime",
-                span,
+                spans.get(f"runtimes.{runtime}"),
                 suggestion=did_you_mean(runtime, spec.runtimes),
                 target=spec.name,
                 runtime=runtime,

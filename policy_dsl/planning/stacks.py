@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.formats import ExpertPadding, FormatSpec, PartShape
+from policy_dsl.formats import ExpertPadding, ExpertsApart, FormatSpec, PartShape
 from policy_dsl.inventory import tensor_nbytes
 from policy_dsl.plan import Module, PlannedTensor, SourceRows
 from policy_dsl.planning.decisions import Decision
@@ -34,11 +34,11 @@ class Settled:
 class Stacking:
     """How a bundle holds experts.
 
-    expert_path: None for stacks. added: experts of every layer, at its end, that no source has.
+    apart: None for stacks. added: experts of every layer, at its end, that no source has.
     """
 
     spec: FormatSpec
-    expert_path: Callable[[str, int], str] | None
+    apart: ExpertsApart | None
     padding: ExpertPadding | None
     added: int
 
@@ -64,23 +64,20 @@ class Stacking:
         if first.tensor.expert is None:
             added = self.added if first.tensor.role in _BY_EXPERT else 0
             return [self._module(path, stack, first.tensor.shape, added)]
-        if self.expert_path is None:
+        if self.apart is None or first.treatment.scheme not in self.apart.schemes:
             # A stack of one expert has the expert axis too: readers index it.
             shape = (len(stack), *first.tensor.shape)
             return [self._module(path, stack, shape, self.added)]
-        return self._apart(self.expert_path, path, stack)
+        return list(self._each(self.apart, path, stack))
 
-    def _apart(
-        self, expert_path: Callable[[str, int], str], path: str, stack: list[Settled]
-    ) -> list[Module]:
-        shape = stack[0].tensor.shape
-        modules = []
+    def _each(
+        self, apart: ExpertsApart, path: str, stack: Sequence[Settled]
+    ) -> Iterator[Module]:
         for settled in stack:
-            name = expert_path(path, settled.tensor.expert or 0)
-            modules.append(self._module(name, [settled], shape, 0))
+            name = apart.path(path, settled.tensor.expert or 0)
+            yield self._module(name, [settled], settled.tensor.shape, 0)
         for number in range(len(stack), len(stack) + self.added):
-            modules.append(self._absent(expert_path(path, number), stack[0]))
-        return modules
+            yield self._absent(apart.path(path, number), stack[0])
 
     def _module(
         self, path: str, stack: Sequence[Settled], shape: tuple[int, ...], added: int

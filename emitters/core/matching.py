@@ -1,0 +1,72 @@
+"""Which tensors of a source the modules of a bundle stand for.
+
+Bundle, Model ── match ──> module of the bundle ─> its stack: tensors of the source, in order
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+
+import emitters
+from emitters.core.bundle_reading import Bundle, BundleModule
+from policy_dsl.formats import FormatSpec
+from policy_dsl.roles.classify import Model, ModelTensor
+
+
+def match(bundle: Bundle, model: Model) -> dict[str, tuple[ModelTensor, ...]]:
+    """The stack of every module that the bundle's format makes of a source, experts in order.
+
+    Modules that the bundle lacks are named as its format names them. Whether a module that it
+    has holds nothing else than its stack, `fits` tells.
+    """
+    spec = emitters.get(bundle.target).spec
+    stacks: dict[str, list[ModelTensor]] = {}
+    for tensor in model.tensors:
+        if spec.omission(tensor, model) is None:
+            stacks.setdefault(spec.module_path(tensor, model), []).append(tensor)
+    ordered = {
+        path: tuple(sorted(stack, key=lambda tensor: tensor.expert or 0))
+        for path, stack in stacks.items()
+    }
+    return _named_as(bundle, ordered, spec)
+
+
+def fits(module: BundleModule, stack: tuple[ModelTensor, ...]) -> bool:
+    """Whether a module's rows are its stack's, one tensor after the other, then added ones."""
+    plain = all(
+        not one.transposed and one.row_step == 1 and not one.mxfp4 and one.first_column == 0
+        for one in stack
+    )
+    elements = sum(prod(one.shape) for one in stack)
+    first = module.shape[0] - module.added if module.shape else 1
+    return plain and elements == first * prod(module.shape[1:])
+
+
+def rows_of(stack: tuple[ModelTensor, ...]) -> Iterator[tuple[ModelTensor, int, int]]:
+    """Each tensor of a stack that fits, its first row in the module, and how many it has.
+
+    A row of the module may be longer than the tensor's: a bias, by the experts that were added.
+    """
+    first = 0
+    for tensor in stack:
+        count = prod(tensor.shape[:-1])
+        yield tensor, first, count
+        first += count
+
+
+def _named_as(
+    bundle: Bundle, stacks: Mapping[str, tuple[ModelTensor, ...]], spec: FormatSpec
+) -> dict[str, tuple[ModelTensor, ...]]:
+    """The stacks by the names of the bundle, in which experts may lie apart."""
+    names = {module.name for module in bundle.modules}
+    layouts = [layout.path for layout in spec.layouts.values() if layout]
+    found: dict[str, tuple[ModelTensor, ...]] = {}
+    for path, stack in stacks.items():
+        whole = stack[0].expert is None or path in names
+        apart = [] if whole else [at for at in layouts if at(path, 0) in names]
+        if apart:
+            found |= {apart[0](path, one.expert or 0): (one,) for one in stack}
+        else:
+            found[path] = stack
+    return found

@@ -1,0 +1,127 @@
+"""`config.json` and `jang_config.json`, with the keys and key order of JANG's own writer.
+
+Source: jang 2.5.50, `convert_minimax_jangtq` and `rebundle_jangtq_stacked`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from emitters.jangtq_prestack.capabilities import senses, stamp
+from emitters.jangtq_prestack.names import MXTQ, SEED
+from emitters.jangtq_prestack.spec import SPEC
+from emitters.jangtq_prestack.widths import Widths
+from policy_dsl.plan import Plan
+from policy_dsl.policy import Treatment
+
+_DROPPED = ("quantization", "quantization_config", "compression_config", "_name_or_path")
+
+
+def layout_of(plan: Plan) -> str:
+    """How the bundle stores experts: the policy's choice, else the format's own."""
+    return plan.policy.output.layout or next(iter(SPEC.layouts))
+
+
+def config(plan: Plan, widths: Widths) -> dict[str, Any]:
+    """The source's config with its quantization replaced; widths stand where readers look."""
+    source = {key: value for key, value in plan.model.config.items() if key not in _DROPPED}
+    count = next((key for key in plan.model.architecture.experts if key in source), None)
+    bits = _bits(widths)
+    quantization: dict[str, Any] = {
+        "bits": widths.affine.bits,
+        "mode": "affine",
+        "group_size": widths.affine.group_size,
+        "routed_expert_bits": widths.routed,
+        "mxtq_bits": bits,
+    }
+    # mlx-lm builds modules by these; codes are no modules of its own.
+    for path, treatment in widths.modules.items():
+        if treatment.scheme == "affine":
+            quantization[path] = _affine(treatment)
+        elif treatment.action != "quantize":
+            quantization[path] = False
+    added = {
+        "quantization": quantization,
+        "mxtq_bits": bits,
+        "weight_format": "mxtq",
+    }
+    padded = {count: _experts(plan)} if count else {}
+    return source | added | padded
+
+
+def jang_config(plan: Plan, widths: Widths) -> dict[str, Any]:
+    """What marks the bundle for JANG's engines."""
+    document: dict[str, Any] = {
+        "version": 2,
+        "weight_format": "mxtq",
+        "profile": widths.profile,
+        "source_model": _source_model(plan),
+        "mxtq_seed": SEED,
+        "mxtq_bits": _bits(widths),
+        "quantization": {
+            "method": "affine+mxtq",
+            "group_size": widths.affine.group_size,
+            "bits_default": _default_bits(widths),
+        },
+    }
+    if _experts(plan) > plan.model.n_experts:
+        padding = SPEC.padding[plan.model.architecture.family]
+        document["expert_padding"] = {
+            "original_num_local_experts": plan.model.n_experts,
+            "padded_num_local_experts": _experts(plan),
+            "multiple": padding.multiple,
+            "dummy_bias": padding.router_bias,
+            "reason": "router decode speed alignment",
+        }
+    if widths.modules:
+        document["modules"] = {
+            path: _described(treatment) for path, treatment in widths.modules.items()
+        }
+    document |= senses(plan)
+    document["capabilities"] = stamp(plan)
+    if layout_of(plan) == "prestacked":
+        document["routed_expert_layout"] = "prestacked"
+    return document
+
+
+def _bits(widths: Widths) -> dict[str, Any]:
+    return {"routed_expert": widths.routed, **widths.classes}
+
+
+def _default_bits(widths: Widths) -> int | None:
+    """One width for readers that want one: that of down where projections differ."""
+    if isinstance(widths.routed, Mapping):
+        return widths.routed.get("down_proj", max(widths.routed.values()))
+    return widths.routed
+
+
+def _experts(plan: Plan) -> int:
+    """Experts of a layer in the bundle, added ones included."""
+    added = max((module.added for module in plan.modules if module.role == "router"), default=0)
+    return plan.model.n_experts + added
+
+
+def _source_model(plan: Plan) -> dict[str, str]:
+    """Whose model it is: the policy's word, else a hub id, else what JANG's writer says."""
+    named = dict(plan.policy.metadata).get("source_model", {})
+    ids = [one for one in (plan.model.id, plan.policy.model or "") if one.count("/") == 1]
+    org, _, name = (ids[0] if ids else "MiniMaxAI/MiniMax-M2.7").partition("/")
+    found = {"name": name, "org": org, "architecture": plan.model.architecture.family}
+    return found | {key: str(value) for key, value in named.items()}
+
+
+def _affine(treatment: Treatment) -> dict[str, Any]:
+    return {"group_size": treatment.group_size, "bits": treatment.bits, "mode": "affine"}
+
+
+def _described(treatment: Treatment) -> dict[str, Any]:
+    if treatment.scheme == MXTQ:
+        return {"scheme": MXTQ, "bits": treatment.bits}
+    if treatment.action == "quantize":
+        return {
+            "scheme": treatment.scheme,
+            "bits": treatment.bits,
+            "group_size": treatment.group_size,
+        }
+    return {"dtype": treatment.dtype or "f16"}

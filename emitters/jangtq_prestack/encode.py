@@ -1,0 +1,58 @@
+"""The codec of the format: a block of rows of one matrix to its stored parts, and back.
+
+Source: jang 2.5.50, `turboquant.linear`; mlx 0.32.4 (CPU) for affine groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from emitters.jangtq_prestack.names import MXTQ
+from emitters.numerics.affine import affine_decode, affine_encode
+from emitters.numerics.mxtq import mxtq_decode, mxtq_encode
+from emitters.numerics.value_types import Array
+from policy_dsl.policy import Treatment
+
+_AFFINE_PARTS = ("weight", "scales", "biases")
+
+
+def encode(values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]:
+    """The stored parts of these rows, by the last part of their tensor names.
+
+    values: [rows, in] of value type `dtype`; not changed. treatment: scheme "mxtq" with 1 to
+    4 bits, or "affine" with bits and group size. tq_packed: uint32 [rows, words]; tq_norms:
+    float16 [rows, 1]; the width `tq_bits` is no part of any row. weight: uint32
+    [rows, in*bits/32]; scales, biases: [rows, in/group_size] as the values are.
+    Raises: ValueError for a scheme or width that the format lacks, or a split group.
+    """
+    bits = treatment.bits or 0
+    if treatment.scheme == MXTQ:
+        packed, norms = mxtq_encode(values, dtype, bits=bits)
+        return {"tq_packed": packed, "tq_norms": norms.reshape(-1, 1)}
+    triple = affine_encode(values, dtype, bits=bits, group_size=_group_size(treatment))
+    return dict(zip(_AFFINE_PARTS, triple, strict=True))
+
+
+def decode(
+    parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int
+) -> Array:
+    """The float32 weights [rows, columns] that readers compute with, from parts of `encode`.
+
+    dtype: value type of affine scales and biases; of no effect for mxtq.
+    Raises: ValueError as `encode` does, or if the parts' shapes disagree.
+    """
+    bits = treatment.bits or 0
+    if treatment.scheme == MXTQ:
+        norms = parts["tq_norms"].reshape(-1)
+        return mxtq_decode(parts["tq_packed"], norms, columns=columns, bits=bits)
+    weight, scales, biases = (parts[part] for part in _AFFINE_PARTS)
+    group_size = _group_size(treatment)
+    if scales.shape[-1] * group_size != columns:
+        raise ValueError(f"scales {scales.shape} are not those of {columns} columns")
+    return affine_decode((weight, scales, biases), dtype, bits=bits, group_size=group_size)
+
+
+def _group_size(treatment: Treatment) -> int:
+    if treatment.scheme != "affine" or treatment.group_size is None:
+        raise ValueError(f"{treatment} is no scheme of this format")
+    return treatment.group_size

@@ -1,0 +1,91 @@
+"""Tensor names of a JANGTQ bundle: as published, experts stacked under `switch_mlp` or apart.
+
+Source: jang 2.5.50, `load_jangtq` and `rebundle_jangtq_stacked`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from policy_dsl.roles.classify import Model, ModelTensor
+
+MXTQ = "mxtq"
+# Of the rotation; the same in every bundle that was ever shipped.
+SEED = 42
+
+_NO_EXPERTS = "it has no experts, and MXTQ codes are for experts only"
+_NOT_KNOWN = "JANG has no profile for it, or stores it in another way"
+
+# family -> None if names and stacks are all that differ, else why it is refused
+FAMILIES: Mapping[str, str | None] = {
+    "minimax_m2": None,
+    "qwen3_moe": None,
+    "glm4_moe": None,
+    "deepseek_v3": None,
+    "kimi_k2": None,
+    "mixtral": _NOT_KNOWN,
+    "qwen3_next": _NOT_KNOWN,
+    "qwen3_5": _NOT_KNOWN,
+    "gpt_oss": _NOT_KNOWN,
+    "llama": _NO_EXPERTS,
+    "mistral": _NO_EXPERTS,
+    "qwen2": _NO_EXPERTS,
+    "qwen3": _NO_EXPERTS,
+    "gemma3": _NO_EXPERTS,
+}
+# Projection -> its name in MiniMax checkpoints, in the order of JANG's own writer.
+SHORT_NAMES: Mapping[str, str] = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+
+PROJECTIONS = tuple(SHORT_NAMES)
+
+_SHORT_BLOCK = ".block_sparse_moe."
+_STACK = ".switch_mlp."
+_EXPERT = re.compile(r"\.experts\.(?:\d+\.)?\w+(?:\.weight)?$")
+_LEFT_OUT = {
+    "vision": "jang's loader of these families builds the language model only",
+    "audio": "jang's loader of these families builds the language model only",
+    "mtp": "jang's loader has no multi-token prediction for these families",
+}
+
+
+def omission(tensor: ModelTensor, model: Model) -> str | None:
+    """Why jang's loader has no place for a tensor, else None."""
+    if tensor.role == "lm_head" and model.tied:
+        return "tied: readers use embed_tokens"
+    return _LEFT_OUT.get(tensor.component or "")
+
+
+def module_path(tensor: ModelTensor, model: Model) -> str:
+    """The module of a tensor on disk: experts stacked under `switch_mlp`, the rest as it was.
+
+    A tensor that is no module's `.weight` keeps its full name.
+    """
+    name = tensor.source.name
+    if model.architecture.family == "minimax_m2":
+        # transformers 5 saves the block as `mlp`; readers know the published name.
+        name = name.replace(".mlp.", _SHORT_BLOCK, 1)
+    if tensor.expert is not None:
+        return _EXPERT.sub(f"{_STACK}{tensor.projection}", name)
+    return name.removesuffix(".weight")
+
+
+def expert_path(path: str, expert: int) -> str:
+    """The module of one expert of a stack, where experts lie apart."""
+    block, _, projection = path.rpartition(_STACK)
+    if f"{block}.".endswith(_SHORT_BLOCK):
+        projection = SHORT_NAMES[projection]
+    return f"{block}.experts.{expert}.{projection}"
+
+
+def projection_of(path: str) -> str | None:
+    """The projection of an expert's or a stack's module, from its name; None for others."""
+    block, _, last = path.rpartition(".")
+    if not re.search(r"\.(switch_mlp|experts\.\d+)$", block):
+        return None
+    return next((name for name, short in SHORT_NAMES.items() if last in (name, short)), None)
+
+
+def plain_dtype(tensor: ModelTensor, model: Model) -> str:
+    """F16, for every tensor that is not coded, and for what affine groups are made of."""
+    return "F16"

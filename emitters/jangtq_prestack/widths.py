@@ -1,0 +1,189 @@
+"""The widths of a bundle as JANG's files tell them: one for all experts, or a map of modules.
+
+Plan ── widths_of ──> Widths <── read_widths ── config.json, jang_config.json
+Source: jang 2.5.50, `convert_minimax_jangtq`, profiles and `mxtq_bits`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from emitters.jangtq_prestack.names import MXTQ, PROJECTIONS, projection_of
+from emitters.jangtq_prestack.spec import SPEC
+from policy_dsl.plan import Module, Plan
+from policy_dsl.policy import Treatment
+
+_Value = TypeVar("_Value")
+
+CUSTOM = "custom"
+STANDARD = Treatment("quantize", 8, "affine", 64, method="rtn")
+PLAIN_BITS = 16
+_MXTQ, _AFFINE = SPEC.schemes
+# Widths of gate, down and up -> profile, where all else is standard affine or F16.
+_PROFILES: Mapping[tuple[int, ...], str] = {
+    (2, 2, 2): "JANGTQ2",
+    (3, 3, 3): "JANGTQ3",
+    (4, 4, 4): "JANGTQ4",
+    (2, 4, 2): "JANGTQ_K",
+}
+# Entry of `mxtq_bits` -> how the roles that it speaks of begin.
+_CLASSES = {
+    "attention": "attention.",
+    "shared_expert": "shared_experts.",
+    "embed_tokens": "embed",
+    "lm_head": "lm_head",
+}
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The widths of a bundle. routed: of expert codes, for all or by projection, or not told.
+
+    classes: what `mxtq_bits` says besides. affine: the treatment of affine modules without an
+    entry of their own. modules: treatments by module, in custom bundles.
+    """
+
+    profile: str
+    routed: int | Mapping[str, int] | None
+    classes: Mapping[str, int]
+    affine: Treatment
+    modules: Mapping[str, Treatment]
+
+    def coded(self, path: str) -> int | None:
+        """The width of a module of expert codes; None if nothing tells it."""
+        if path in self.modules:
+            return self.modules[path].bits
+        if isinstance(self.routed, Mapping):
+            return self.routed.get(projection_of(path) or "")
+        return self.routed
+
+
+def widths_of(plan: Plan) -> Widths:
+    """The widths of a planned bundle, and the profile that names them."""
+    matrices = [module for module in plan.modules if is_matrix(module)]
+    experts = [module for module in matrices if projection_of(module.name)]
+    rest = [module for module in matrices if not projection_of(module.name)]
+    routed = {
+        name: _most(module.treatment.bits for module in experts if _codes(module, name))
+        for name in PROJECTIONS
+    }
+    profile = _profile(experts, rest)
+    affine = _most(module.treatment for module in rest if module.treatment.scheme == "affine")
+    classes = {
+        entry: _most(_bits(module) for module in rest if module.role.startswith(begin)) or 8
+        for entry, begin in _CLASSES.items()
+    }
+    return Widths(
+        profile=profile,
+        routed=_shortest(routed),
+        classes=classes | {"norms_router_biases": PLAIN_BITS},
+        affine=affine or STANDARD,
+        modules={one.name: one.treatment for one in matrices} if profile == CUSTOM else {},
+    )
+
+
+def read_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> Widths:
+    """The widths that a bundle's files tell readers, in any of the forms that they know.
+
+    Raises: KeyError, TypeError or ValueError if an entry is broken.
+    """
+    quantization = config.get("quantization") or {}
+    affine = _affine({"bits": 8, "group_size": 64, **quantization})
+    if "mode" not in quantization:
+        # The first converter wrote the experts' width here; readers go by shapes anyway.
+        affine = replace(affine, bits=None)
+    modules = {path: _affine(one) for path, one in quantization.items() if "." in path and one}
+    for path, entry in (jang.get("modules") or {}).items():
+        if entry.get("scheme") == MXTQ:
+            modules[path] = Treatment("quantize", _known(entry["bits"], _MXTQ.bits), MXTQ)
+    routed = next(iter(told_widths(config, jang).values()), None)
+    return Widths(str(jang.get("profile", "")), routed, {}, affine, modules)
+
+
+def told_widths(
+    config: Mapping[str, Any], jang: Mapping[str, Any]
+) -> dict[str, int | dict[str, int]]:
+    """Place -> the widths of experts that it tells; each reader has a favourite of its own.
+
+    Raises: TypeError, ValueError or AttributeError if one of them is no width.
+    """
+    quantization = config.get("quantization") or {}
+    places = {
+        "mxtq_bits": config.get("mxtq_bits"),
+        "quantization.routed_expert_bits": quantization.get("routed_expert_bits"),
+        "quantization.mxtq_bits": quantization.get("mxtq_bits"),
+        "mxtq_bits of jang_config.json": jang.get("mxtq_bits"),
+    }
+    found = {place: _told(entry) for place, entry in places.items()}
+    return {place: widths for place, widths in found.items() if widths is not None}
+
+
+def is_matrix(module: Module) -> bool:
+    """Whether it could be quantized: a matrix or a stack of them."""
+    return len(module.shape) > 1
+
+
+def _affine(entry: Mapping[str, Any]) -> Treatment:
+    bits = _known(entry["bits"], _AFFINE.bits)
+    group_size = _known(entry["group_size"], _AFFINE.group_sizes)
+    return Treatment("quantize", bits, "affine", group_size)
+
+
+def _told(entry: Any) -> int | dict[str, int] | None:
+    """The width of experts in an entry: a number, one for each projection, or either inside."""
+    if isinstance(entry, Mapping) and not entry.keys() & set(PROJECTIONS):
+        entry = entry.get("routed_expert")
+    if not isinstance(entry, Mapping):
+        return None if entry is None else _known(entry, _MXTQ.bits)
+    told = (name for name in PROJECTIONS if name in entry)
+    return _shortest({name: _known(entry[name], _MXTQ.bits) for name in told})
+
+
+def _known(value: Any, known: tuple[int, ...]) -> int:
+    # JSON has true and 2.0, which Python takes for 1 and 2.
+    if type(value) is not int or value not in known:
+        raise ValueError(f"{value!r} is none of {', '.join(map(str, known))}")
+    return value
+
+
+def _codes(module: Module, projection: str) -> bool:
+    return module.treatment.scheme == MXTQ and projection_of(module.name) == projection
+
+
+def _bits(module: Module) -> int:
+    return module.treatment.bits or PLAIN_BITS
+
+
+def _most(values: Iterable[_Value]) -> _Value | None:
+    """The most frequent of the values, the first of several; None if there are none."""
+    counted = Counter(values).most_common(1)
+    return counted[0][0] if counted else None
+
+
+def _shortest(routed: Mapping[str, int | None]) -> int | dict[str, int] | None:
+    """One width where all projections share it, as published bundles say it, else one each."""
+    known = {name: bits for name, bits in routed.items() if bits is not None}
+    if len(known) == len(PROJECTIONS) and len(set(known.values())) == 1:
+        return next(iter(known.values()))
+    return known or None
+
+
+def _profile(experts: Iterable[Module], rest: Iterable[Module]) -> str:
+    """The published profile whose widths these are, else `custom`."""
+    found: dict[str, set[Treatment]] = {name: set() for name in PROJECTIONS}
+    for module in experts:
+        found[projection_of(module.name) or ""].add(module.treatment)
+    same = all(len(treatments) == 1 for treatments in found.values())
+    first = [next(iter(treatments)) for treatments in found.values()] if same else []
+    if not same or any(treatment.scheme != MXTQ for treatment in first):
+        return CUSTOM
+    for module in rest:
+        plain = module.role in ("router", "shared_expert_gate")
+        if module.dtype != "F16" or plain != (module.treatment.action != "quantize"):
+            return CUSTOM
+        if not plain and module.treatment != STANDARD:
+            return CUSTOM
+    return _PROFILES.get(tuple(treatment.bits or 0 for treatment in first), CUSTOM)

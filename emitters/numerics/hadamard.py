@@ -1,0 +1,122 @@
+"""Hadamard rotation of 16 rows at once, for use inside kernels.
+
+The rows lie side by side as lanes: element j of all rows, then element j + 1 of all rows.
+Loops then run over neighbouring floats, which LLVM turns into vector code, while each row
+keeps its own fixed order of additions.
+
+A row is split into the powers of two of its length, largest first, and each of these blocks
+is transformed on its own: 1536 = 1024 + 512. The matrix is Sylvester's, scaled to be
+orthonormal, hence its own inverse.
+Source: jang 2.5.50, `jang_tools.turboquant.rotation`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from emitters.numerics.jit import device
+from emitters.numerics.value_types import Array
+
+LANES = 16  # rows side by side
+CHUNK = 256  # elements of each lane that fit the first-level cache together
+
+_LANES = np.uint64(LANES)
+_FOUR = np.uint64(4)
+
+
+@device
+def shuffle(pairs: Array, halves: Array) -> None:
+    """pairs = the elements of both halves in turn; both float32 [n], not overlapping.
+
+    Four shuffles turn 16 rows into lanes: each moves one bit of the row number to the end of
+    the address.
+    """
+    n = halves.shape[0] // 2
+    first, second = halves[:n], halves[n:]
+    for i in range(n):
+        pairs[2 * i] = first[i]
+        pairs[2 * i + 1] = second[i]
+
+
+@device
+def unshuffle(halves: Array, pairs: Array) -> None:
+    """The inverse of `shuffle`: halves = the even elements, then the odd ones."""
+    n = halves.shape[0] // 2
+    first, second = halves[:n], halves[n:]
+    for i in range(n):
+        first[i] = pairs[2 * i]
+        second[i] = pairs[2 * i + 1]
+
+
+@device
+def _times(value: np.float32, scale: np.float32 | None) -> np.float32:
+    """The value times scale, if there is one; known when compiling."""
+    return value if scale is None else value * scale
+
+
+@device
+def _two(lanes: Array, start: np.uint64, step: np.uint64, scale: np.float32 | None) -> None:
+    """One stage on the 2 * step floats from start on, then times scale."""
+    for i in range(start, start + step):
+        a, b = lanes[i], lanes[i + step]
+        lanes[i], lanes[i + step] = _times(a + b, scale), _times(a - b, scale)
+
+
+@device
+def _four(lanes: Array, start: np.uint64, step: np.uint64, scale: np.float32 | None) -> None:
+    """Two stages on the 4 * step floats from start on, then times scale."""
+    double = step + step
+    triple = double + step
+    for i in range(start, start + step):
+        a, b, c, d = lanes[i], lanes[i + step], lanes[i + double], lanes[i + triple]
+        a, b, c, d = a + b, a - b, c + d, c - d
+        lanes[i], lanes[i + step] = _times(a + c, scale), _times(b + d, scale)
+        lanes[i + double], lanes[i + triple] = _times(a - c, scale), _times(b - d, scale)
+
+
+@device
+def _stages(lanes: Array, step: np.uint64, scale: np.float32 | None) -> None:
+    """All stages that add floats at least a step apart, then times scale.
+
+    Unsigned, since a signed index could be one from the end: LLVM would not see that the
+    parts of a stage do not overlap.
+    """
+    n = np.uint64(lanes.shape[0])
+    while _FOUR * step < n:
+        for start in range(np.uint64(0), n, _FOUR * step):
+            _four(lanes, np.uint64(start), step, None)
+        step *= _FOUR
+    if _FOUR * step == n:
+        _four(lanes, np.uint64(0), step, scale)
+    elif step < n:
+        _two(lanes, np.uint64(0), step, scale)
+
+
+@device
+def _rotate_block(lanes: Array) -> None:
+    """The rotation of one block; lanes: float32 [n, 16], flat, n a power of two."""
+    n = lanes.shape[0] // LANES
+    scale = np.float32(1 / np.sqrt(np.float64(n)))
+    if n <= CHUNK:
+        _stages(lanes, _LANES, scale)
+        return
+    # Chunk by chunk as long as stages stay inside a chunk: that is a pass over memory saved.
+    for start in range(0, n, CHUNK):
+        _stages(lanes[start * LANES : (start + CHUNK) * LANES], _LANES, None)
+    _stages(lanes, np.uint64(CHUNK) * _LANES, scale)
+
+
+@device
+def rotate(lanes: Array) -> None:
+    """The rotation of every lane, in place; lanes: float32 [n, 16], flat, any n.
+
+    Signs are not part of it: they go before it, and after it on the way back.
+    """
+    columns, start, n = lanes.shape[0] // LANES, 0, 1
+    while 2 * n <= columns:
+        n *= 2
+    while start < columns:
+        if n <= columns - start:
+            _rotate_block(lanes[start * LANES : (start + n) * LANES])
+            start += n
+        n //= 2

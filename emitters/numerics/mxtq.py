@@ -1,0 +1,284 @@
+"""MXTQ: rows rotated, divided by their norm, and coded by the nearest of 2**bits centroids.
+
+A row is stored as its codes and its norm; the signs of the rotation and the centroids follow
+from its length (`mxtq_tables`). Words of 32 bits hold 32 // bits codes, the first one lowest;
+no code lies in two words, and each row starts a new word.
+Source: jang 2.5.50, `jang_tools.turboquant.linear.tq_quantize_weight`; where rows do not fill
+whole words, `jang_tools.convert_zaya_common.tq_quantize_weight_rowwise`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from emitters.numerics.hadamard import CHUNK, LANES, rotate, shuffle, unshuffle
+from emitters.numerics.jit import device, factory, kernel, reads, writes
+from emitters.numerics.mxtq_tables import codebook, signs
+from emitters.numerics.scalars import narrow, widen
+from emitters.numerics.value_types import F16, Array, flat, raw_bits, value_type
+
+_STRETCH = 160  # columns coded at a time: whole words at every width
+_RUN = 8  # squares added before the sums go back to memory
+_LIMITS = 15  # borders between the codes of 4 bits
+_SMALLEST_DIVISOR = np.float32(1e-10)
+_LANES = np.uint64(LANES)
+_ZERO, _ONE, _TWO, _THREE = np.uint32(0), np.uint32(1), np.uint32(2), np.uint32(3)
+_FOUR, _EIGHT, _TWELVE = np.uint32(4), np.uint32(8), np.uint32(12)
+
+
+@device
+def _load(kind: int, values: Array, signs: Array, lanes: Array, scratch: Array) -> None:
+    """lanes = up to 16 rows of values times signs; rows that are missing repeat the last one.
+
+    values: raw bits [rows * columns]; signs: float32 [columns]; lanes: float32 [columns, 16];
+    scratch: float32 [CHUNK, 16].
+    """
+    columns, half = signs.shape[0], LANES // 2
+    last = values.shape[0] // columns - 1
+    for start in range(0, columns, CHUNK):
+        part = signs[start : start + CHUNK]
+        n = part.shape[0]
+        # The first of four shuffles is done on the way: row k beside row k + 8.
+        pairs, chunk = scratch[: n * LANES], lanes[start * LANES : (start + n) * LANES]
+        for k in range(half):
+            first, second = min(k, last) * columns, min(k + half, last) * columns
+            a, b = values[first + start :][:n], values[second + start :][:n]
+            target = pairs[2 * k * n :][: 2 * n]
+            for i in range(n):
+                target[2 * i] = widen(kind, a[i]) * part[i]
+                target[2 * i + 1] = widen(kind, b[i]) * part[i]
+        shuffle(chunk, pairs)
+        shuffle(pairs, chunk)
+        shuffle(chunk, pairs)
+
+
+@device
+def _store(lanes: Array, signs: Array, values: Array, scratch: Array) -> None:
+    """values = the rows of the lanes times signs; lanes are destroyed. Shapes as in `_load`."""
+    columns = signs.shape[0]
+    for start in range(0, columns, CHUNK):
+        part = signs[start : start + CHUNK]
+        n = part.shape[0]
+        rows, chunk = scratch[: n * LANES], lanes[start * LANES : (start + n) * LANES]
+        unshuffle(rows, chunk)
+        unshuffle(chunk, rows)
+        unshuffle(rows, chunk)
+        unshuffle(chunk, rows)
+        for k in range(values.shape[0] // columns):
+            source, target = chunk[k * n :][:n], values[k * columns + start :][:n]
+            for i in range(n):
+                target[i] = source[i] * part[i]
+
+
+@device
+def _norms(lanes: Array, norms: Array) -> None:
+    """norms = the Euclidean norm of each lane, squares added one after the other.
+
+    lanes: float32 [n, 16], n % 8 == 0; zeros at the end change nothing. norms: float32 [16].
+    """
+    norms[:] = 0
+    for start in range(0, lanes.shape[0], _RUN * LANES):
+        part = lanes[start : start + _RUN * LANES]
+        for k in range(LANES):
+            total = norms[k]
+            for j in range(_RUN):
+                total += part[j * LANES + k] * part[j * LANES + k]
+            norms[k] = total
+    for k in range(LANES):
+        norms[k] = np.sqrt(norms[k])
+
+
+@device
+def _above(value: np.float32, a: np.float32, b: np.float32, c: np.float32) -> np.uint32:
+    """How many of three ascending limits lie below the value; none lies below NaN."""
+    count = _ONE if value > a else _ZERO
+    count = _TWO if value > b else count
+    return _THREE if value > c else count
+
+
+@device
+def _code(bits: int, value: np.float32, limits: tuple[np.float32, ...]) -> np.uint32:
+    """How many of the 15 ascending limits lie below the value; up to 2 bits have only 3.
+
+    Two digits of base 4 take 6 comparisons instead of 15.
+    """
+    a, b, c, digit = limits[0], limits[1], limits[2], _ZERO
+    if bits > 2:
+        if value > limits[3]:
+            a, b, c, digit = limits[4], limits[5], limits[6], _FOUR
+        if value > limits[7]:
+            a, b, c, digit = limits[8], limits[9], limits[10], _EIGHT
+        if value > limits[11]:
+            a, b, c, digit = limits[12], limits[13], limits[14], _TWELVE
+    return np.uint32(digit + _above(value, a, b, c))
+
+
+@device
+def _write_codes(bits: int, lanes: Array, divisors: Array, limits: Array, codes: Array) -> None:
+    """codes = those of the quotients, and zero where there are no more lanes.
+
+    lanes: float32 [n]; limits: float32 [15]; divisors, codes: float32, uint32 [n or more].
+    """
+    # Names instead of elements: for all LLVM knows, writing a code might change an array.
+    a, b, c, d, e = limits[0], limits[1], limits[2], limits[3], limits[4]
+    f, g, h, i, j = limits[5], limits[6], limits[7], limits[8], limits[9]
+    k, m, n, o, p = limits[10], limits[11], limits[12], limits[13], limits[14]
+    for at in range(lanes.shape[0]):
+        quotient = lanes[at] / divisors[at]
+        codes[at] = _code(bits, quotient, (a, b, c, d, e, f, g, h, i, j, k, m, n, o, p))
+    codes[lanes.shape[0] :] = 0
+
+
+@device
+def _pack(bits: int, codes: Array, start: np.uint64) -> None:
+    """The first 16 codes from start on = the words of the codes [32 // bits, 16] there."""
+    for i in range(start, start + _LANES):
+        word = codes[i]
+        for j in range(1, 32 // bits):
+            word |= np.uint32(codes[i + np.uint64(j) * _LANES] << np.uint32(j * bits))
+        codes[i] = word
+
+
+@device
+def _write_words(bits: int, codes: Array, words: Array, row_words: int) -> None:
+    """words = the packed codes of a stretch of columns.
+
+    codes: uint32 [columns of n words, 16], destroyed; words: from the stretch's first word on,
+    the next row's row_words later.
+    """
+    size = 32 // bits * LANES
+    n = codes.shape[0] // size
+    for j in range(n):
+        _pack(bits, codes, np.uint64(j * size))
+    for k in range(-(-words.shape[0] // row_words)):
+        row = words[k * row_words :]
+        for j in range(n):
+            row[j] = codes[j * size + k]
+
+
+@device
+def _unpack(bits: int, words: Array, centroids: Array, scales: Array, lanes: Array) -> None:
+    """lanes = the centroids of the codes in one word of each lane, times its scale.
+
+    words: uint32 [16]; scales: float32 [16]; lanes: float32 [32 // bits, 16].
+    """
+    mask = np.uint32((1 << bits) - 1)
+    for j in range(32 // bits):
+        for k in range(LANES):
+            code = np.uint32(words[k] >> np.uint32(j * bits)) & mask
+            lanes[j * LANES + k] = centroids[code] * scales[k]
+
+
+@factory
+def _encoder(kind: int, raw: str, bits: int) -> Callable[..., None]:
+    """The kernel that encodes rows of one value type at one width."""
+
+    @kernel(reads(raw), reads("float32"), reads("float32"), writes("uint32"), writes("uint16"))
+    def encode_mxtq(
+        values: Array, signs: Array, limits: Array, words: Array, norms: Array
+    ) -> None:
+        columns, per_word = signs.shape[0], 32 // bits
+        row_words = -(-columns // per_word)
+        lanes = np.zeros(-(-columns // _RUN) * _RUN * LANES, np.float32)
+        scratch = np.empty(CHUNK * LANES, np.float32)
+        lane_norms = np.empty(LANES, np.float32)
+        divisors = np.empty(_STRETCH * LANES, np.float32)
+        codes = np.empty(_STRETCH * LANES, np.uint32)
+        for first in range(0, norms.shape[0], LANES):
+            end = min(first + LANES, norms.shape[0])
+            _load(kind, values[first * columns : end * columns], signs, lanes, scratch)
+            rotate(lanes[: columns * LANES])
+            _norms(lanes, lane_norms)
+            for k in range(first, end):
+                norms[k] = narrow(F16, lane_norms[k - first])
+            for k in range(LANES):
+                norm = lane_norms[k]
+                divisors[k::LANES] = _SMALLEST_DIVISOR if norm < _SMALLEST_DIVISOR else norm
+            for start in range(0, columns, _STRETCH):
+                stretch = lanes[start * LANES : min(start + _STRETCH, columns) * LANES]
+                _write_codes(bits, stretch, divisors, limits, codes)
+                used = codes[: -(-stretch.shape[0] // (per_word * LANES)) * per_word * LANES]
+                begin = first * row_words + start // per_word
+                _write_words(bits, used, words[begin : end * row_words], row_words)
+
+    return encode_mxtq
+
+
+@factory
+def _decoder(bits: int) -> Callable[..., None]:
+    """The kernel that decodes rows of one width."""
+    floats = reads("float32")
+
+    @kernel(reads("uint32"), reads("uint16"), floats, floats, writes("float32"))
+    def decode_mxtq(
+        words: Array, norms: Array, centroids: Array, signs: Array, values: Array
+    ) -> None:
+        columns, size = signs.shape[0], 32 // bits * LANES
+        row_words = -(-columns * LANES // size)
+        lanes = np.empty(row_words * size, np.float32)
+        scratch = np.empty(CHUNK * LANES, np.float32)
+        # Lanes without a row stay zero.
+        line, scales = np.zeros(LANES, np.uint32), np.zeros(LANES, np.float32)
+        for first in range(0, norms.shape[0], LANES):
+            end = min(first + LANES, norms.shape[0])
+            for k in range(first, end):
+                scales[k - first] = widen(F16, norms[k])
+            for j in range(row_words):
+                for k in range(first, end):
+                    line[k - first] = words[k * row_words + j]
+                _unpack(bits, line, centroids, scales, lanes[j * size : (j + 1) * size])
+            rotate(lanes[: columns * LANES])
+            _store(lanes, signs, values[first * columns : end * columns], scratch)
+
+    return decode_mxtq
+
+
+def mxtq_encode(
+    values: Array, dtype: str, *, bits: int, seed: int = 42
+) -> tuple[Array, Array]:
+    """Packed codes and norms of every row.
+
+    values: [rows, in] of value type `dtype` (BF16 as uint16), in >= 4; bits: 1 to 4; seed: of
+    the signs. packed: uint32 [rows, ceil(in / (32 // bits))]; norms: float16 [rows]. Norms
+    from 65520 on are stored as infinity. A zero row, or one whose squares overflow, gets the
+    lower of the two middle codes throughout; a NaN makes a row's codes 0 and its norm NaN.
+    Raises: ValueError for other widths or value types, or for shorter rows.
+    Source: jang 2.5.50 on mlx 0.32.4 (CPU, x86-64), `tq_quantize_weight`.
+    """
+    rows, columns = values.shape
+    centroids = codebook(columns, bits)
+    kind, _, raw = value_type(dtype)
+    limits = np.full(_LIMITS, np.inf, np.float32)
+    limits[: 2**bits - 1] = (centroids[:-1] + centroids[1:]) / np.float32(2)
+    packed = np.empty((rows, _row_words(columns, bits)), np.uint32)
+    norms = np.empty(rows, np.float16)
+    outputs = packed.reshape(-1), raw_bits(norms, "F16")
+    encode = _encoder(kind, raw.__name__, bits)
+    encode(raw_bits(values, dtype), signs(columns, seed), limits, *outputs)
+    return packed, norms
+
+
+def mxtq_decode(
+    packed: Array, norms: Array, *, columns: int, bits: int, seed: int = 42
+) -> Array:
+    """The float32 values [rows, columns]: centroids times norm, rotated back.
+
+    packed, norms: as `mxtq_encode` gives them, with the same bits and seed.
+    Raises: ValueError as `mxtq_encode` does, or if the parts' shapes disagree.
+    Source: jang 2.5.50 on mlx 0.32.4 (CPU), `hadamard_inverse` of the centroids times norms.
+    """
+    tables = codebook(columns, bits), signs(columns, seed)
+    if norms.ndim != 1 or packed.shape != (norms.shape[0], _row_words(columns, bits)):
+        shapes = f"{packed.shape} and {norms.shape}"
+        raise ValueError(f"shapes {shapes} are not {columns} columns at {bits} bits")
+    values = np.empty((norms.shape[0], columns), np.float32)
+    words = flat(packed, np.uint32, "packed")
+    _decoder(bits)(words, raw_bits(norms, "F16"), *tables, values.reshape(-1))
+    return values
+
+
+def _row_words(columns: int, bits: int) -> int:
+    """How many words hold the codes of one row."""
+    return -(-columns // (32 // bits))
