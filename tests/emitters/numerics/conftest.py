@@ -20,6 +20,7 @@ STORAGE: dict[str, type[np.generic]] = {
     "BF16": np.uint16,
     "U32": np.uint32,
     "U8": np.uint8,
+    "I64": np.int64,
     "F8_E4M3": np.uint8,
 }
 
