@@ -11,35 +11,22 @@ Linux.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, installed or not
-os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+from one_core import CORE, best_seconds
 
-import mlx.core as mx  # noqa: E402 - the lines above must come first
-import numpy as np  # noqa: E402
+# mlx starts its threads when it is imported, so that comes later.
+# isort: split
 
-from emitters.mlx_affine.encode import encode  # noqa: E402
-from emitters.numerics.rounding import cast  # noqa: E402
-from policy_dsl.policy import Treatment  # noqa: E402
+import mlx.core as mx
+import numpy as np
+
+from emitters.mlx_affine.encode import encode
+from emitters.numerics.rounding import cast
+from policy_dsl.policy import Treatment
 
 COLUMNS = 4096
 CASES = [("affine", bits, 64) for bits in (2, 3, 4, 5, 6, 8)]
 CASES += [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]
-
-
-def best_seconds(run: Callable[[], object], repeats: int) -> float:
-    """The shortest of `repeats` runs."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
 
 
 def measure(
@@ -82,7 +69,7 @@ def main() -> None:
     rows = options.megabytes * 2**20 // (2 * COLUMNS)
     normal = np.random.default_rng(0).standard_normal((rows, COLUMNS), np.float32)
     weights = cast(normal * np.float32(0.02), "F32", "BF16")
-    print(f"{rows} x {COLUMNS} bfloat16, core {os.sched_getaffinity(0)}, mlx {mx.__version__}")
+    print(f"{rows} x {COLUMNS} bfloat16, core {CORE}, mlx {mx.__version__}")
     print(f"{'scheme':8} {'bits':>4} {'group':>5} {'policyc MB/s':>13} {'mlx MB/s':>9} ratio")
     for case in CASES:
         ours, theirs = measure(weights, case, options.repeats)
