@@ -10,7 +10,14 @@ from policy_dsl.codes.kinds import Code, Severity
 from policy_dsl.codes.language import LANGUAGE_CODES
 from policy_dsl.codes.planning import PLANNING_CODES
 from policy_dsl.codes.sources import SOURCE_CODES
+from policy_dsl.codes.statistics import STATISTICS_CODES
 
 __all__ = ["CODES", "Code", "Severity"]
 
-CODES: dict[str, Code] = {**LANGUAGE_CODES, **SOURCE_CODES, **PLANNING_CODES, **BUNDLE_CODES}
+CODES: dict[str, Code] = {
+    **LANGUAGE_CODES,
+    **SOURCE_CODES,
+    **PLANNING_CODES,
+    **STATISTICS_CODES,
+    **BUNDLE_CODES,
+}

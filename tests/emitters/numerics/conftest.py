@@ -19,6 +19,7 @@ STORAGE: dict[str, type[np.generic]] = {
     "F16": np.float16,
     "BF16": np.uint16,
     "U32": np.uint32,
+    "U16": np.uint16,
     "U8": np.uint8,
     "I64": np.int64,
     "F8_E4M3": np.uint8,

@@ -1,0 +1,29 @@
+"""The codes of defects in files of statistics, which methods that look at inputs need."""
+
+from __future__ import annotations
+
+from policy_dsl.codes.kinds import Code, error, warning
+
+STATISTICS_CODES: dict[str, Code] = {
+    # importance matrices
+    "not-an-imatrix": error(
+        "{path} is no whole importance matrix: {reason}",
+        "llama-imatrix writes them, as GGUF or in the older form `.dat`.",
+    ),
+    "bad-imatrix-entry": error(
+        'importance matrix {path}, entry "{entry}": {reason}',
+        "Sums of squares and counts of tokens are numbers from 0 up, and some token came.",
+    ),
+    "imatrix-of-another-model": error(
+        'importance matrix {path}, entry "{entry}": {found}, the model has {wanted}',
+        "An entry has a sum for each column of each expert, so the file is another model's.",
+    ),
+    "missing-imatrix-entry": error(
+        "importance matrix {path} has nothing about {what}",
+        "The file was made of another model, or its text never reached this matrix.",
+    ),
+    "imatrix-without-counts": warning(
+        "importance matrix {path} does not say how many tokens each expert got",
+        "Experts that are added up weigh alike then, however often they were chosen.",
+    ),
+}
