@@ -219,10 +219,12 @@ def _incomplete(module: BundleModule, spec: FormatSpec) -> Diagnostic | None:
         return None
     reason = None
     expected, found = expected_parts(module, module.treatment, spec), module.parts
-    if expected is None:
+    names = _part_names(module.treatment, spec)
+    # First: without all parts there may be no shape.
+    if found.keys() != names:
+        reason = f"it has {', '.join(sorted(found))}; it should have {', '.join(sorted(names))}"
+    elif expected is None:
         reason = "its shape is broken"
-    elif found.keys() != expected.keys():
-        reason = f"it has {', '.join(found)}; it should have {', '.join(expected)}"
     elif found != expected:
         reason = f"it has {parts_text(found)}; it should have {parts_text(expected)}"
     return (

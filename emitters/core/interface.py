@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
+from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Plan
 from policy_dsl.policy import Treatment
@@ -89,8 +91,24 @@ class Emitter:
         return cast("dict[str, bytes]", self._load("metadata").edited(plan, files))
 
     def claims(self, files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
-        """What metadata files tell readers about each quantized module of these tensors."""
+        """What metadata files tell readers about each quantized module of these tensors.
+
+        Raises: PolicyError if they are broken; ValueError, KeyError, TypeError, AttributeError
+        or RecursionError if they may be another format's.
+        """
         return cast("dict[str, Claim]", self._load("metadata").claims(files, forms))
+
+    def defects(
+        self, folder: Path, shards: Collection[str], claims: Mapping[str, Claim]
+    ) -> Iterable[Diagnostic]:
+        """What the format's readers need besides tensors of the widths that they are told.
+
+        Formats whose readers need no more do not define it.
+        """
+        check = getattr(self._load("metadata"), "defects", None)
+        if check is None:
+            return ()
+        return cast("Iterable[Diagnostic]", check(folder, shards, claims))
 
     def _load(self, module: str) -> ModuleType:
         # By name: the formats stand above this module, which must know none of them.

@@ -25,7 +25,7 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.planning.fill import describe
 
 INDEX = "model.safetensors.index.json"
-_DECODING_NEEDS = ("structure", "widths")
+_SOUND = ("structure", "widths")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,11 @@ def verify_bundle(folder: Path, source: Inventory | None = None, *, jobs: int) -
         ("hashes", tuple(_hashes(bundle, jobs)), "SHA-256 of every file and tensor"),
     ]
     found_errors = None
-    # What is no whole module cannot be decoded.
-    broken = any(errors(findings) for name, findings, _ in stages if name in _DECODING_NEEDS)
+    # What is no whole module cannot be decoded, and tells readers nothing.
+    broken = any(errors(findings) for name, findings, _ in stages if name in _SOUND)
+    if not broken:
+        needed = f"files and counts that those of {bundle.target} need"
+        stages.append(("readers", tuple(_readers(bundle)), needed))
     if source is not None and not broken:
         found_errors, findings = compare(bundle, source, jobs=jobs)
         stages.append(("values", findings, "every tensor decoded and compared with the source"))
@@ -122,9 +125,17 @@ def _index(bundle: Bundle) -> Iterator[Diagnostic]:
     document: Any = json.loads(path.read_bytes())
     metadata = document.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, Mapping) else None
-    if total is not None and total != bundle.inventory.nbytes:
-        reason = f"total_size is {total}, the tensors have {bundle.inventory.nbytes} bytes"
+    inventory = bundle.inventory
+    # Writers count tensors, or whole files, or leave a 0; no reader does anything with it.
+    if total and total not in (inventory.nbytes, sum(inventory.file_nbytes.values())):
+        reason = f"total_size is {total}, the tensors have {inventory.nbytes} bytes"
         yield diagnostic("index-disagrees", reason=reason)
+
+
+def _readers(bundle: Bundle) -> Iterable[Diagnostic]:
+    """What readers of the format miss although every module is as the metadata say."""
+    shards = bundle.inventory.file_nbytes.keys()
+    return emitters.get(bundle.target).defects(bundle.folder, shards, bundle.claims)
 
 
 def _widths(bundle: Bundle) -> Iterator[Diagnostic]:

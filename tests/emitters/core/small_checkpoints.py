@@ -139,9 +139,10 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def stored(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """dtype, shape and bytes of every tensor, as the safetensors library reads them."""
+    """dtype, shape and bytes of a model's tensors, as the safetensors library reads them."""
     found = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    # Other names are no shards: JANG's runtime has tables of its own.
+    for path in sorted(folder.glob("model*.safetensors")):
         for name, entry in safetensors.deserialize(path.read_bytes()):
             found[name] = (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
     return found
