@@ -40,9 +40,10 @@ DTYPE_BITS: Mapping[str, int] = MappingProxyType(
 class TensorInfo(NamedTuple):
     """One tensor of a checkpoint; `start` and `stop` are byte offsets in its file.
 
-    dtype is safetensors' name (BF16, F16, F32, F8_E4M3, U32 …). The offsets count from the
-    file's first byte, so header included. Without a file (recorded headers whose shard map
-    is unknown) `file` is None and the offsets are 0.
+    dtype is safetensors' name (BF16, F16, F32, F8_E4M3, U32 …); in an HFQ file it is that of
+    its quant code (MQ4G256, Q8F16 …), and the shape is that of the values. The offsets count
+    from the file's first byte, so header included. Without a file (recorded headers whose shard
+    map is unknown) `file` is None and the offsets are 0.
     """
 
     name: str
@@ -54,6 +55,21 @@ class TensorInfo(NamedTuple):
     stop: int = 0
 
 
+class Container(NamedTuple):
+    """The one file that a whole model lies in, as it describes itself.
+
+    form: what kind of file, for people. arch_id: the number by which loaders choose a model
+    family; family: its name, None if the number is not known. tokenizer, chat_template:
+    whether it holds one that loaders read.
+    """
+
+    form: str
+    arch_id: int
+    family: str | None
+    tokenizer: bool
+    chat_template: bool
+
+
 @dataclass(frozen=True)
 class Inventory:
     """Every tensor of a source, its config, and the files beside the tensors.
@@ -62,6 +78,7 @@ class Inventory:
     template, licence, modeling code), without config.json, the index and safetensors; None
     if not known. root: the folder where the files can be read; None if they cannot (catalog,
     recorded headers, hub headers). file_nbytes: bytes of every shard, empty if not known.
+    container: of a model that is one such file, which only its own loaders read; else None.
     notes: where this came from, for people. findings: warnings to show with it. Two
     inventories are equal whatever their notes and findings.
     """
@@ -72,6 +89,7 @@ class Inventory:
     side_files: Mapping[str, int] | None = None
     root: Path | None = None
     file_nbytes: Mapping[str, int] = field(default_factory=dict)
+    container: Container | None = None
     # How it was found does not make it another source.
     notes: tuple[str, ...] = field(default=(), compare=False)
     findings: tuple[Diagnostic, ...] = field(default=(), compare=False)

@@ -19,7 +19,8 @@ SourceName = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="Folder of a checkpoint or bundle, recorded headers file, hub id, catalog name.",
+        help="Folder of a checkpoint or bundle, HFQ file, recorded headers file, hub id, "
+        "catalog name.",
     ),
 ]
 HeadersFile = Annotated[
@@ -40,7 +41,7 @@ def inspect(
 ) -> None:
     """Show a checkpoint's family, layers, experts, dtypes and roles, from headers alone.
 
-    Of a bundle, show what each role got.
+    Of a bundle, show what each role got; of an HFQ file, whoever made it, its quant codes.
 
     \b
     Examples:

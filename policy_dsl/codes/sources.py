@@ -8,7 +8,8 @@ SOURCE_CODES: dict[str, Code] = {
     # sources
     "unknown-source": error(
         '"{reference}" is no folder, no file, no model of the catalog and no hub id',
-        "A source is a checkpoint folder, a recorded headers file, a catalog name or org/name.",
+        "A source is a checkpoint folder or file, a recorded headers file, a catalog name or "
+        "org/name.",
     ),
     "missing-config": error(
         "{place} has no config.json", "The config names the architecture; a source needs it."
@@ -17,7 +18,8 @@ SOURCE_CODES: dict[str, Code] = {
         "{file}: {reason}", "A JSON file of the checkpoint cannot be read as what it should be."
     ),
     "no-weights": error(
-        "{place} holds no safetensors file", "Weights are read from safetensors files only."
+        "{place} holds no safetensors file",
+        "Weights are read from safetensors files; a model may also be one HFQ file.",
     ),
     "pickled-weights": error(
         "{place} holds its weights as pickles ({files}), which are never read",
@@ -52,7 +54,23 @@ SOURCE_CODES: dict[str, Code] = {
         "The header is broken, or the file is cut short or has bytes left over.",
     ),
     "bad-tensor-entry": error(
-        '{file}: tensor "{tensor}": {reason}', "One entry of a safetensors header is broken."
+        '{file}: tensor "{tensor}": {reason}',
+        "One entry of a file's list of tensors is broken.",
+    ),
+    "not-hfq": error(
+        "{file} is not a whole HFQ file: {reason}",
+        "The header, the metadata or the index is broken, or the file is cut short or goes on.",
+    ),
+    "several-hfq": error(
+        "{place} holds several HFQ files: {files}", "Each of them is a whole model."
+    ),
+    "hfq-without-roles": warning(
+        "the tensors of {model} are shown without roles: {reason}",
+        "The file itself can be read; its names are not those of a family that is known.",
+    ),
+    "unrecordable-source": error(
+        "headers of {model} cannot be recorded: it is a {form} file",
+        "Recorded headers stand for checkpoints of safetensors files.",
     ),
     "hub-offline": error(
         "{what} is not whole in the hub's cache, and HF_HUB_OFFLINE forbids asking the hub",

@@ -5,13 +5,13 @@ Inventory ── survey ──> Survey ── survey_text | survey_document
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, errors, render
-from policy_dsl.inventory import Inventory
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, render
+from policy_dsl.inventory import Container, Inventory
 from policy_dsl.reports.findings import finding_json
 from policy_dsl.reports.report import (
     Block,
@@ -24,6 +24,7 @@ from policy_dsl.reports.report import (
 )
 from policy_dsl.roles.classify import classify
 from policy_dsl.roles.model import Model, ModelTensor
+from policy_dsl.sources.hfq_roles import classify_hfq
 from policy_dsl.sources.quantization import quantization_of
 from policy_dsl.units import both_units, column_unit, counted, in_unit, layer_list
 
@@ -59,12 +60,7 @@ class Survey:
 
 def survey(inventory: Inventory) -> Survey:
     """The survey of an inventory. Names without roles become findings, not an exception."""
-    # A source without roles can still be looked at: dtypes and sizes need none.
-    model, findings = None, inventory.findings
-    try:
-        model = classify(inventory)
-    except PolicyError as error:
-        findings = (*findings, *error.diagnostics)
+    model, findings = _classified(inventory)
     dtypes: dict[str, tuple[int, int]] = {}
     for tensor in inventory.tensors.values():
         count, nbytes = dtypes.get(tensor.dtype, (0, 0))
@@ -75,8 +71,23 @@ def survey(inventory: Inventory) -> Survey:
         roles=_roles(model.tensors) if model else (),
         dtypes=tuple((name, *dtypes[name]) for name in sorted(dtypes)),
         quantization=quantization_of(inventory),
-        findings=findings,
+        findings=(*inventory.findings, *findings),
     )
+
+
+def _classified(inventory: Inventory) -> tuple[Model | None, Sequence[Diagnostic]]:
+    """The model, None if its names have no roles, and what is wrong with it."""
+    # A source without roles can still be looked at: dtypes and sizes need none.
+    in_container = inventory.container is not None
+    try:
+        return (classify_hfq if in_container else classify)(inventory), ()
+    except PolicyError as error:
+        if not in_container:
+            return None, error.diagnostics
+        # Its loaders know more families than have a table here: no defect of the file.
+        reason = error.diagnostics[0].message
+        unknown = diagnostic("hfq-without-roles", model=inventory.id, reason=reason)
+        return None, (unknown,)
 
 
 def survey_text(found: Survey, *, width: int | None = None) -> str:
@@ -101,6 +112,7 @@ def survey_document(found: Survey) -> dict[str, Any]:
         "tensors": len(inventory.tensors),
         "nbytes": inventory.nbytes,
         "quantization": found.quantization,
+        "container": inventory.container._asdict() if inventory.container else None,
         "dtypes": [
             {"dtype": dtype, "tensors": count, "nbytes": nbytes}
             for dtype, count, nbytes in found.dtypes
@@ -190,6 +202,8 @@ def _facts(found: Survey) -> Iterable[tuple[str, str]]:
     yield "source", inventory.id
     for note in inventory.notes:
         yield "note", note
+    if inventory.container is not None:
+        yield from _container_facts(inventory.container)
     if model is not None:
         experts = f", {counted(model.n_experts, 'expert')} a layer" if model.n_experts else ""
         tied = ", the head is tied to the embeddings" if model.tied else ""
@@ -203,6 +217,13 @@ def _facts(found: Survey) -> Iterable[tuple[str, str]]:
         files = counted(len(inventory.file_nbytes), "file")
         yield "files", f"{files} of tensors, {both_units(total)}"
     yield "precision", found.quantization or "as released, not quantized by somebody else"
+
+
+def _container_facts(container: Container) -> Iterable[tuple[str, str]]:
+    family = container.family or "a family that is not known"
+    yield "container", f"{container.form}, arch_id {container.arch_id}: {family}"
+    has = {"tokenizer": container.tokenizer, "chat template": container.chat_template}
+    yield "embedded", ", ".join(part if there else f"no {part}" for part, there in has.items())
 
 
 def _role_row(role: RoleTotals, scale: int) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_mean, fail
-from policy_dsl.inventory import Inventory, TensorInfo
+from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo
 from policy_dsl.roles.architecture import (
     Architecture,
     architecture,
@@ -135,6 +135,9 @@ class _Reading:
             is_matrix = len(shape) == 2
         if is_matrix:
             self._check_matrix(tensor, name, scaled=scale is not None)
+        elif tensor.dtype not in DTYPE_BITS:
+            # Blocks of a container's own; nothing is known of their values.
+            self._check_dtype(tensor, scaled=False)
         self.tensors.append(
             ModelTensor(
                 tensor,

@@ -1,4 +1,4 @@
-"""A checkpoint on this machine: a folder, or one safetensors file of it."""
+"""A model on this machine: a checkpoint folder, one safetensors file, or one HFQ file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail, printable
 from policy_dsl.inventory import Inventory
 from policy_dsl.sources.checkpoint import read_checkpoint, read_json
+from policy_dsl.sources.hfq_files import find_hfq, is_called_hfq, model_name, read_hfq
 from policy_dsl.sources.shard_map import SUFFIX, find_index, read_weight_map
 
 
@@ -44,10 +45,15 @@ class LocalFiles:
 def open_folder(folder: Path, *, name: str | None = None) -> Inventory:
     """The inventory of a checkpoint folder, called `name`, by default as the folder is.
 
+    A folder without safetensors may hold one HFQ file instead.
     Raises: PolicyError with the defects of all its files.
     """
     name = name or printable(Path(os.path.abspath(folder)).name)
-    return read_checkpoint(local_files(folder), name=name, root=folder)
+    files = local_files(folder)
+    container = find_hfq(files)
+    if container is not None:
+        return read_hfq(files, container, name=name, root=folder)
+    return read_checkpoint(files, name=name, root=folder)
 
 
 def open_file(path: Path) -> Inventory:
@@ -71,6 +77,23 @@ def open_file(path: Path) -> Inventory:
     called = Path(os.path.abspath(path))
     name = printable(called.parent.name if path.name == "model.safetensors" else called.stem)
     return read_checkpoint(LocalFiles(path.parent, alone), name=name, root=path.parent)
+
+
+def open_hfq_file(path: Path) -> Inventory:
+    """The inventory of a model that is one HFQ file, whatever lies beside it.
+
+    Raises: PolicyError if it is none, or damaged.
+    """
+    files = local_files(path.parent)
+    # Other models and quantizations in the folder are no part of this one.
+    alone = {
+        file: size
+        for file, size in files.sizes.items()
+        if file == path.name or not (file.endswith(SUFFIX) or is_called_hfq(file))
+    }
+    called = Path(os.path.abspath(path))
+    name = printable(model_name(called.name))
+    return read_hfq(LocalFiles(path.parent, alone), path.name, name=name, root=path.parent)
 
 
 def local_files(folder: Path) -> LocalFiles:

@@ -28,8 +28,11 @@ _FACTS = ("mode", "bits", "group_size", "format", "fmt", "quant_algo")
 def quantization_of(inventory: Inventory) -> str | None:
     """How the source is quantized, for people; None if it has its full or native precision.
 
-    The config is asked first; what it forgets to say, the names and dtypes of tensors tell.
+    A container's config is the original checkpoint's and tells nothing. Of other sources the
+    config is asked first; what it forgets to say, the names and dtypes of tensors tell.
     """
+    if inventory.container is not None:
+        return inventory.container.form
     said = _said(inventory.config)
     native = _native(said)
     if said and native is None:

@@ -39,8 +39,12 @@ MAX_TENSORS = 1_000_000
 def write_recorded(inventory: Inventory) -> str:
     """The inventory as JSON text, one line per group of tensors; its root is left out.
 
-    Raises: ValueError if the tensors of a file leave holes, which no reader lets through.
+    Raises: PolicyError if it is no safetensors checkpoint; ValueError if the tensors of a file
+    leave holes, which no reader lets through.
     """
+    if inventory.container is not None:
+        form = inventory.container.form
+        raise fail("unrecordable-source", model=inventory.id, form=form)
     by_file: dict[str | None, list[TensorInfo]] = {}
     for tensor in sorted(inventory.tensors.values(), key=attrgetter("start")):
         by_file.setdefault(tensor.file, []).append(tensor)

@@ -1,7 +1,7 @@
 """A reference, as a user writes it, to the Inventory of what it names.
 
-A reference is a checkpoint folder or one safetensors file; a recorded headers file; a name of
-the catalog; or a hub id, `org/name` or `org/name@revision`.
+A reference is a checkpoint folder, one safetensors file, or one HFQ file; a recorded headers
+file; a name of the catalog; or a hub id, `org/name` or `org/name@revision`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from pathlib import Path
 
 from policy_dsl.diagnostics import did_you_mean, fail
 from policy_dsl.inventory import Inventory
-from policy_dsl.sources.local_files import open_file, open_folder
+from policy_dsl.sources.hfq_container import MAGIC
+from policy_dsl.sources.hfq_files import is_called_hfq
+from policy_dsl.sources.local_files import open_file, open_folder, open_hfq_file
 from policy_dsl.sources.recorded import read_recorded
 from policy_dsl.sources.shard_map import SUFFIX
 
@@ -79,7 +81,22 @@ def _open_path(path: Path) -> Inventory:
         return open_folder(path)
     if not path.exists():
         raise fail("unreadable-file", path=str(path), reason="it is not there")
+    if _is_hfq(path):
+        return open_hfq_file(path)
     return open_file(path) if path.name.endswith(SUFFIX) else read_recorded(path)
+
+
+def _is_hfq(path: Path) -> bool:
+    # Opening a pipe would wait for ever.
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            # A damaged file is best judged as what it is called.
+            return file.read(len(MAGIC)) == MAGIC or is_called_hfq(path.name)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise fail("unreadable-file", path=str(path), reason=reason) from error
 
 
 def _open_hub_id(reference: str) -> Inventory:

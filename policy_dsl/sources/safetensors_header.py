@@ -27,7 +27,7 @@ MAX_DIMENSIONS = 64
 # A wholly corrupt header must not give a hundred thousand messages.
 MAX_FINDINGS = 20
 
-_DAMAGED = "the file is damaged or incomplete: fetch it again, or write it again"
+DAMAGED = "the file is damaged or incomplete: fetch it again, or write it again"
 
 
 class _Doubled(dict[str, Any]):
@@ -62,16 +62,16 @@ def parse_header(header: bytes, *, file: str, file_nbytes: int) -> dict[str, Ten
     """
     entries = _read_object(header, file)
     repeated = entries.repeated if isinstance(entries, _Doubled) else ()
-    found = [_entry_defect(file, name, "it is named twice") for name in repeated]
+    found = [entry_defect(file, name, "it is named twice") for name in repeated]
     reason = _metadata_defect(entries.pop("__metadata__", {}))
-    found += [_entry_defect(file, "__metadata__", reason)] if reason else []
+    found += [entry_defect(file, "__metadata__", reason)] if reason else []
     begin = LENGTH_NBYTES + len(header)
     tensors: dict[str, TensorInfo] = {}
     for name, entry in entries.items():
         try:
             tensors[name] = _tensor(name, entry, file, begin)
         except ValueError as defect:
-            found.append(_entry_defect(file, name, str(defect)))
+            found.append(entry_defect(file, name, str(defect)))
     # Places mean something only when every entry could be read.
     found = found or list(_layout_defects(tensors, file, begin, file_nbytes))
     if found:
@@ -86,6 +86,13 @@ def capped(found: list[Diagnostic], limit: int = MAX_FINDINGS) -> list[Diagnosti
     last = found[limit - 1]
     notes = (*last.notes, f"and {len(found) - limit} more defects like these")
     return [*found[: limit - 1], replace(last, notes=notes)]
+
+
+def entry_defect(file: str, name: str, reason: str) -> Diagnostic:
+    """The diagnostic of one tensor of a file's list."""
+    return diagnostic(
+        "bad-tensor-entry", file=file, tensor=shown(name), reason=reason, suggestion=DAMAGED
+    )
 
 
 def shown(name: str, width: int = 160) -> str:
@@ -191,21 +198,15 @@ def _layout_defects(
             kind = "overlaps" if tensor.start < end else "leaves a hole after"
             other = f'tensor "{shown(before.name)}"' if before else "the header"
             reason = f"it starts at byte {tensor.start} and {kind} {other}, ending at {end}"
-            yield _entry_defect(file, tensor.name, reason)
+            yield entry_defect(file, tensor.name, reason)
         # A tensor inside another one must not move the end back.
         if tensor.stop >= end:
             end, before = tensor.stop, tensor
     if end != file_nbytes:
         kind = "ends" if end > file_nbytes else "goes on"
         reason = f"its tensors end at byte {end}, but the file {kind} at {file_nbytes} bytes"
-        yield diagnostic("not-safetensors", file=file, reason=reason, suggestion=_DAMAGED)
-
-
-def _entry_defect(file: str, name: str, reason: str) -> Diagnostic:
-    return diagnostic(
-        "bad-tensor-entry", file=file, tensor=shown(name), reason=reason, suggestion=_DAMAGED
-    )
+        yield diagnostic("not-safetensors", file=file, reason=reason, suggestion=DAMAGED)
 
 
 def _not_safetensors(file: str, reason: str) -> PolicyError:
-    return fail("not-safetensors", file=file, reason=reason, suggestion=_DAMAGED)
+    return fail("not-safetensors", file=file, reason=reason, suggestion=DAMAGED)

@@ -91,7 +91,7 @@ def strays(place: str, sizes: Mapping[str, int], used: Iterable[str]) -> tuple[D
     left = sorted({file for file in sizes if file.endswith(SUFFIX)} - set(used))
     if not left:
         return ()
-    files = _listed(left) + (" is" if len(left) == 1 else " are")
+    files = listed(left) + (" is" if len(left) == 1 else " are")
     return (diagnostic("stray-safetensors", place=place, files=files),)
 
 
@@ -147,8 +147,7 @@ def _unindexed(place: str, sizes: Mapping[str, int]) -> tuple[list[str], list[Di
         return files, []
     if not _one_set(parts):
         cure = f"add {INDEX}, or give one of the files"
-        listed = _listed(files)
-        raise fail("ambiguous-weights", place=place, files=listed, suggestion=cure)
+        raise fail("ambiguous-weights", place=place, files=listed(files), suggestion=cure)
     return [part[0] for part in parts], list(_gaps(parts))
 
 
@@ -176,10 +175,11 @@ def _without_weights(place: str, sizes: Mapping[str, int]) -> PolicyError:
     pickles = sorted(file for file in sizes if file.endswith(PICKLES))
     cure = "use a revision or conversion of the model with safetensors files"
     if pickles:
-        return fail("pickled-weights", place=place, files=_listed(pickles), suggestion=cure)
+        return fail("pickled-weights", place=place, files=listed(pickles), suggestion=cure)
     return fail("no-weights", place=place)
 
 
-def _listed(files: list[str], limit: int = 4) -> str:
+def listed(files: list[str], limit: int = 4) -> str:
+    """The first few files, and how many are left out."""
     more = f" and {len(files) - limit} more" if len(files) > limit else ""
     return ", ".join(shown(file, 80) for file in files[:limit]) + more

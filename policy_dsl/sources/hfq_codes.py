@@ -1,0 +1,114 @@
+"""The numbers in a hipfire HFQ file: quant codes with their block sizes, and model families.
+
+The one table of them, for the reader here and for whoever writes such files.
+Source: Kaden-Schutt/hipfire, crates/hipfire-quantize/src/hfq.rs @ 2b62be6, read as facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from types import MappingProxyType
+from typing import NamedTuple
+
+
+class QuantCode(NamedTuple):
+    """How a tensor is stored: `nbytes` for every `group` elements, the last group padded.
+
+    group and nbytes are None where rows are laid out whole, or the size is not known.
+    """
+
+    name: str
+    group: int | None = None
+    nbytes: int | None = None
+
+
+# Codes from 31 on mean different things to different versions of hipfire: none is known here.
+QUANT_CODES: Mapping[int, QuantCode] = MappingProxyType(
+    {
+        0: QuantCode("Q4F16G64", 64, 36),
+        1: QuantCode("F16", 1, 2),
+        2: QuantCode("F32", 1, 4),
+        3: QuantCode("Q8F16", 32, 34),
+        4: QuantCode("Q4K", 256, 144),
+        5: QuantCode("Q8HFQ"),
+        6: QuantCode("HFQ4G256", 256, 136),
+        7: QuantCode("HFQ4G128", 128, 72),
+        8: QuantCode("HFQ6G256", 256, 200),
+        9: QuantCode("HFQ2G256", 256, 72),
+        10: QuantCode("HFQ2G128", 128, 40),
+        11: QuantCode("HFQ3G256", 256, 104),
+        12: QuantCode("HFQ3G128", 128, 56),
+        13: QuantCode("MQ4G256", 256, 136),
+        14: QuantCode("MQ8G256", 256, 258),
+        15: QuantCode("MQ6G256", 256, 200),
+        16: QuantCode("BF16", 1, 2),
+        17: QuantCode("MQ3G256", 256, 104),
+        18: QuantCode("MQ2G256", 256, 72),
+        19: QuantCode("MQ2G256Lloyd", 256, 72),
+        20: QuantCode("MQ3G256Lloyd", 256, 112),
+        21: QuantCode("HFP4G32"),
+        # DeepSeek's table from token to expert, plain integers.
+        22: QuantCode("U32", 1, 4),
+        24: QuantCode("MFP4G32"),
+        28: QuantCode("ParoQuantG128"),
+        29: QuantCode("ParoQuantG128Tiled"),
+        30: QuantCode("MQ4G256Lloyd", 256, 160),
+    }
+)
+
+# arch_id -> the family of models, or the kind of sidecar, that a loader takes the file for.
+ARCH_FAMILIES: Mapping[int, str] = MappingProxyType(
+    {
+        0: "LLaMA, Mistral",
+        1: "Qwen3",
+        5: "Qwen3.5 dense",
+        6: "Qwen3.5 MoE",
+        7: "Qwen2 dense",
+        8: "dots.ocr",
+        9: "DeepSeek V4 Flash",
+        10: "MiniMax-M2",
+        11: "LFM2.5",
+        12: "Cohere2-MoE",
+        13: "Gemma 4 text",
+        14: "Muse Glimmer",
+        20: "DFlash draft",
+        21: "Qwen3.5 MTP head",
+        22: "Gemma 4 EAGLE draft",
+        23: "Muse Glimmer draft",
+        45: "FLUX.2",
+        46: "FLUX.2 text encoder",
+        47: "Stable Diffusion UNet",
+        255: "toy",
+    }
+)
+
+_Q8HFQ = 5
+
+
+def code_name(code: int) -> str:
+    """The name of a quant code; `code31` for one that has no settled meaning."""
+    known = QUANT_CODES.get(code)
+    return known.name if known else f"code{code}"
+
+
+def stored_nbytes(code: int, shape: Sequence[int]) -> int | None:
+    """Bytes of a tensor of this logical shape under a quant code; None if they do not follow.
+
+    Groups run over the flattened tensor, so only its very last one can be short; it is stored
+    whole.
+    """
+    if code == _Q8HFQ:
+        return _q8hfq_nbytes(shape)
+    known = QUANT_CODES.get(code)
+    if known is None or known.group is None or known.nbytes is None:
+        return None
+    return -(-prod(shape) // known.group) * known.nbytes
+
+
+def _q8hfq_nbytes(shape: Sequence[int]) -> int | None:
+    # Each row: a half for every 32 values, the values, then zeros up to 128 bytes.
+    if len(shape) != 2 or shape[1] % 32:
+        return None
+    rows, columns = shape
+    return rows * -(-(columns // 16 + columns) // 128) * 128
