@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from policy_dsl.plan import Module, Plan, PlannedTensor, Refusal
-from policy_dsl.policy import Treatment
+from policy_dsl.policy import Policy, Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
 
 
@@ -16,6 +16,7 @@ class SchemeSpec:
 
     One width means that the scheme's name fixes it. An empty group_sizes means no groups.
     values: the dtype in which its encoder takes the values, None for the format's plain dtype.
+    flat: groups run over the whole tensor, so that they need not divide its rows.
     """
 
     name: str
@@ -24,6 +25,7 @@ class SchemeSpec:
     methods: tuple[str, ...] = ("rtn",)
     symmetric: bool | None = None
     values: str | None = None
+    flat: bool = False
     about: str = ""
 
 
@@ -32,24 +34,27 @@ class PartShape:
     """One output tensor of a module: the suffix of its name, safetensors dtype, shape.
 
     constant: all its bytes where the treatment alone decides them; else it has equal bytes for
-    every logical row of the module.
+    every logical row of the module. nbytes: of dtypes that are no safetensors' one. together:
+    logical rows that are coded as one, where groups run on from row to row.
     """
 
     part: str
     dtype: str
     shape: tuple[int, ...]
     constant: bytes = b""
+    nbytes: int | None = None
+    together: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertsApart:
     """A layout with a module for each expert, where its scheme is one of `schemes`.
 
-    path(path of the stack, expert) -> the expert's module.
+    path(path of the stack, expert) -> the expert's module. None is what is not quantized.
     """
 
     path: Callable[[str, int], str]
-    schemes: tuple[str, ...]
+    schemes: tuple[str | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,8 @@ class FormatSpec:
     part_shapes(treatment, shape, dtype): the output tensors of a module of a logical
       shape [..., in] whose values are of `dtype`; one part unless it is quantized.
     plain_dtype(tensor, model): the dtype of a kept tensor, and of a quantized one's values.
-    unquantizable(tensor, model): why the format cannot quantize this tensor, else None.
+    unsupported(tensor, model, treatment): why readers cannot take a tensor stored like that,
+      else None; asked of whole treatments, plain ones included.
     fp8_rules: how FP8 sources may be dequantized; the first is the format's own.
     copied_files: name patterns of the source's side files that the bundle copies.
     settings: the policy's keys beside rules that the format uses, such as `output.shard_size`.
@@ -91,6 +97,15 @@ class FormatSpec:
     refusals(plan): the readers of `runtimes` that cannot load a bundle, and why.
     metadata_keys: keys of the policy's `metadata` -> the values allowed there, or their type.
     edited_files: side files of the source that the bundle holds in another form.
+    container(policy, modules): the name of the one file that holds all tensors, without gaps
+      after a preface that the emitter makes; None for safetensors shards.
+    embedded_files: side files of the source that the preface holds.
+    cuts_off: whether values that become F16 are rounded toward zero.
+    conflicts(modules): what readers need several modules to share and they do not.
+    remarks(policy, modules): what a plan says about choices that no treatment shows.
+    companions(modules): tensors that no source has and whose bytes statistics decide.
+    column_scale(module): the tensor by whose values a module's columns were multiplied, if the
+      bundle has it. statistics: method -> what it needs to know of the model's inputs.
     """
 
     name: str
@@ -104,7 +119,7 @@ class FormatSpec:
     module_path: Callable[[ModelTensor, Model], str]
     part_shapes: Callable[[Treatment, tuple[int, ...], str], tuple[PartShape, ...]]
     plain_dtype: Callable[[ModelTensor, Model], str]
-    unquantizable: Callable[[ModelTensor, Model], str | None]
+    unsupported: Callable[[ModelTensor, Model, Treatment], str | None]
     shard_nbytes: int
     shard_name: Callable[[int, int], str]
     copied_files: tuple[str, ...]
@@ -115,6 +130,14 @@ class FormatSpec:
     refusals: Callable[[Plan], tuple[Refusal, ...]] | None = None
     metadata_keys: Mapping[str, type | tuple[str, ...]] = field(default_factory=dict)
     edited_files: tuple[str, ...] = ()
+    container: Callable[[Policy, Sequence[Module]], str] | None = None
+    embedded_files: tuple[str, ...] = ()
+    cuts_off: bool = False
+    conflicts: Callable[[Sequence[Module]], list[str]] | None = None
+    remarks: Callable[[Policy, Sequence[Module]], tuple[tuple[str, str], ...]] | None = None
+    companions: Callable[[Sequence[Module]], tuple[Module, ...]] | None = None
+    column_scale: Callable[[str], str | None] | None = None
+    statistics: Mapping[str, str] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
     runtimes: Mapping[str, str] = field(default_factory=dict)
     header_metadata: Mapping[str, str] = field(default_factory=dict)

@@ -54,7 +54,8 @@ class Module:
     shape: logical, [experts, out, in], [out, in] or that of a plain tensor. dtype: safetensors
     name of the values that are encoded or written. rule: `file:line` of the deciding
     rule, or `defaults.otherwise`. parameters: logical values. added: how many of the first
-    axis, at its end, are experts that no source has; their rows are zero bytes.
+    axis, at its end, are experts that no source has; their rows are zero bytes. together:
+    rows that are coded as one.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Module:
     tensors: tuple[PlannedTensor, ...]
     parameters: int
     added: int = 0
+    together: int = 1
 
     @property
     def nbytes(self) -> int:
@@ -97,13 +99,15 @@ class Refusal:
 class PlannedFile:
     """A file of the bundle. kind: tensors, metadata, edited, copied, record.
 
-    nbytes is None where it is not known; `reason` says why.
+    nbytes is None where it is not known; `reason` says why, and `least` is the part of it that
+    is known.
     """
 
     name: str
     kind: str
     nbytes: int | None
     reason: str = ""
+    least: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,4 +126,5 @@ class Plan:
     fp8_rule: str = ""
     pending: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    remarks: tuple[tuple[str, str], ...] = ()
     findings: tuple[Diagnostic, ...] = field(default=(), compare=False)

@@ -86,6 +86,10 @@ class Calibration(Part):
     """Where statistics come from: files that exist, or a text to run."""
 
     imatrix: str | None = Field(None, description="importance matrix file")
+    awq_alpha: float | None = Field(None, ge=0, le=1, description="exponent of AWQ scales")
+    awq_scales: Literal["exact", "upstream"] | None = Field(
+        None, description="weights scaled by the stored value, or by what it rounds"
+    )
     saliency: str | None = Field(None, description="expert saliency file")
     hessians: str | None = Field(None, description="folder of Hessians")
     text: str | None = Field(None, description="text or token file to run through the model")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from emitters.core.interface import Emitter
+from emitters.core.interface import Emitter, UnstorableError
 from emitters.core.units import Unit
 from emitters.numerics.fp8 import fp8_dequantize
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
@@ -18,17 +19,22 @@ from emitters.tensor_io.shards import write_at
 from policy_dsl.diagnostics import fail
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Module, Plan, PlannedTensor, SourceRows
+from policy_dsl.planning.fill import describe
 from policy_dsl.roles.scales import block_size
 
 
 @dataclass(frozen=True)
 class Site:
-    """What every unit of a build needs: the plan, its format, the source, the output folder."""
+    """What every unit of a build needs: the plan, its format, the source, the output folder.
+
+    column_scales: module -> float32 [in], by which its columns are multiplied before coding.
+    """
 
     plan: Plan
     emitter: Emitter
     source: Source
     folder: Path
+    column_scales: Mapping[str, Array] = field(default_factory=dict)
 
 
 def run_unit(site: Site, unit: Unit) -> int:
@@ -40,8 +46,11 @@ def run_unit(site: Site, unit: Unit) -> int:
     module = site.plan.modules[unit.module]
     rows = module.sources[unit.source]
     values = source_values(site, module, rows, (unit.first, unit.count))
+    scale = site.column_scales.get(module.name)
+    if scale is not None:
+        values = values * scale
     if module.treatment.action == "quantize":
-        parts = site.emitter.encode(values, module.dtype, module.treatment)
+        parts = _encoded(site, module, values, (rows.tensor, unit))
     else:
         parts = {module.tensors[0].part: values}
     written = 0
@@ -53,9 +62,21 @@ def run_unit(site: Site, unit: Unit) -> int:
         _check_part(tensor, part, rows.tensor, unit)
         # Parts are row-major with equal bytes a row: a block of rows is one stretch of bytes.
         # What a row has beyond its source's values is its tail, or zeros.
-        start = tensor.start + unit.at * (tensor.nbytes // max(1, prod(module.shape[:-1])))
+        start = tensor.start + unit.at * tensor.nbytes // max(1, prod(module.shape[:-1]))
         written += write_at(site.folder / tensor.file, start, part)
     return written
+
+
+def _encoded(
+    site: Site, module: Module, values: Array, origin: tuple[TensorInfo, Unit]
+) -> dict[str, Array]:
+    tensor, unit = origin
+    try:
+        return site.emitter.encode(values, module.dtype, module.treatment)
+    except UnstorableError as error:
+        place = f"a group of row {place_of(tensor, unit.first + error.row, 0)}"
+        written = describe(module.treatment)
+        raise fail("value-overflow", tensor=tensor.name, place=place, dtype=written) from None
 
 
 def source_values(site: Site, module: Module, rows: SourceRows, span: tuple[int, int]) -> Array:
@@ -75,7 +96,9 @@ def source_values(site: Site, module: Module, rows: SourceRows, span: tuple[int,
         if tensor.dtype == module.dtype:
             # The common case, a search and no copy.
             return stored
-        values = cast(stored, tensor.dtype, module.dtype)
+        values = cast(
+            stored, tensor.dtype, module.dtype, cuts_off=site.emitter.spec.cuts_off
+        )
     at = first_nonfinite(values, module.dtype)
     if at >= 0:
         place = place_of(tensor, first, at)

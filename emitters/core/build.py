@@ -7,6 +7,7 @@ claim the output ─ open or resume the journal ─ run the units ─ metadata a
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -19,9 +20,11 @@ from emitters.core.progress import Progress, Silent
 from emitters.core.readiness import ensure_buildable
 from emitters.core.seal import seal
 from emitters.core.start import identity_of, open_journal
+from emitters.core.statistics import prepare
 from emitters.core.units import Unit, fit, plan_units, source_nbytes, total_source_nbytes
 from emitters.core.workers import run_units
 from emitters.core.workspace import check_output, claimed
+from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
@@ -66,15 +69,17 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     """
     started = monotonic()
     ensure_buildable(plan, inventory)
-    plan, out, told = complete(plan, inventory), out.resolve(), progress or Silent()
+    plan, prepared = prepare(complete(plan, inventory))
+    out, told = out.resolve(), progress or Silent()
     workers, block_values = fit(jobs or available_cores(), max_memory)
     # Before anything is made, and again once a bundle that a crash displaced is back.
     check_output(out, inventory.root, force=force)
     with claimed(out) as workspace:
         workspace.recover()
         check_output(out, inventory.root, force=force)
-        site = _site(plan, inventory, workspace.bundle)
-        journal = open_journal(workspace, plan, identity_of(plan, site.source), force=force)
+        site = _site(plan, inventory, workspace.bundle, prepared.column_scales)
+        identity = identity_of(plan, site.source)
+        journal = open_journal(workspace, plan, site.source, identity, force=force)
         resumed = _write_tensors(site, journal, told, jobs=workers, block_values=block_values)
         digest = seal(site, told, jobs=workers)
         workspace.finish()
@@ -98,15 +103,19 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _site(plan: Plan, inventory: Inventory, folder: Path) -> Site:
+def _site(
+    plan: Plan, inventory: Inventory, folder: Path, column_scales: Mapping[str, Array]
+) -> Site:
     root = inventory.root or Path()
     rows_read = [rows for module in plan.modules for rows in module.sources]
     shards = {rows.tensor.file or "" for rows in rows_read}
     scales = {rows.scale.file or "" for rows in rows_read if rows.scale}
     # Side files too: a tokenizer that changes half-way belongs to another state of the source.
-    copied = {file.name for file in plan.files if file.kind in ("copied", "edited")}
-    source = Source(root, file_facts(root, shards | scales | copied))
-    return Site(plan, get(plan.target), source, folder)
+    beside = {file.name for file in plan.files if file.kind in ("copied", "edited")}
+    emitter = get(plan.target)
+    beside |= {*emitter.spec.embedded_files} & {*(inventory.side_files or {})}
+    source = Source(root, file_facts(root, shards | scales | beside))
+    return Site(plan, emitter, source, folder, column_scales)
 
 
 def _write_tensors(

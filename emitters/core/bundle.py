@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -23,6 +23,7 @@ def complete(plan: Plan, inventory: Inventory) -> Plan:
     plan: as `resolve` gives it; a complete one stays as it is. What depends on side files
     that are not known has `nbytes` None and the reason.
     """
+    plan = _with_preface(plan, inventory)
     files = tensor_files(plan)
     files += [
         PlannedFile(name, "metadata", len(content))
@@ -41,12 +42,14 @@ def tensor_files(plan: Plan) -> list[PlannedFile]:
 def edited_files(plan: Plan, source: Source) -> dict[str, bytes]:
     """The side files that the format writes in another form, from those of the source."""
     emitter = get(plan.target)
-    found = {
-        name: source.read(name, 0, source.facts[name].nbytes).tobytes()
-        for name in emitter.spec.edited_files
-        if name in source.facts
-    }
+    found = _held(emitter.spec.edited_files, source)
     return emitter.edited(plan, found) if found else {}
+
+
+def preface(plan: Plan, source: Source) -> bytes:
+    """What stands before the tensors of the plan's one container, from the source's files."""
+    emitter = get(plan.target)
+    return emitter.preface(plan, _held(emitter.spec.embedded_files, source))
 
 
 def planned_record(plan: Plan, files: Mapping[str, int]) -> bytes:
@@ -57,6 +60,37 @@ def planned_record(plan: Plan, files: Mapping[str, int]) -> bytes:
     }
     unknown = {name: (nbytes, UNKNOWN_HASH) for name, nbytes in files.items()}
     return record(plan, files=unknown, tensors=tensors)
+
+
+def _held(names: Iterable[str], source: Source) -> dict[str, bytes]:
+    """The source's files of these names that it has."""
+    return {
+        name: source.read(name, 0, source.facts[name].nbytes).tobytes()
+        for name in names
+        if name in source.facts
+    }
+
+
+def _with_preface(plan: Plan, inventory: Inventory) -> Plan:
+    """The plan with the places of a container's tensors, if its preface can be made here."""
+    containers = [file for file in plan.files if file.kind == "tensors" and file.nbytes is None]
+    if not containers:
+        return plan
+    (container,) = containers
+    emitter = get(plan.target)
+    if inventory.root is None:
+        # Its size without what it tells of the model is a fact all the same.
+        least = len(emitter.preface(plan, None)) + sum(one.nbytes for one in plan.modules)
+        return replace(plan, files=(replace(container, least=least),))
+    names = [one for one in emitter.spec.embedded_files if one in (inventory.side_files or {})]
+    source = Source(inventory.root, file_facts(inventory.root, names))
+    size = len(preface(plan, source))
+    modules = tuple(
+        replace(module, tensors=tuple(replace(t, start=t.start + size) for t in module.tensors))
+        for module in plan.modules
+    )
+    placed = replace(container, nbytes=size + container.least, reason="", least=0)
+    return replace(plan, modules=modules, files=(placed,))
 
 
 def _edited(plan: Plan, inventory: Inventory) -> Iterator[PlannedFile]:

@@ -13,6 +13,7 @@ from emitters.core.bundle_reading import Bundle, BundleModule
 from emitters.numerics.rounding import to_float32
 from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.read import Source, columns, file_facts
+from policy_dsl.formats import PartShape
 from policy_dsl.inventory import Inventory, TensorInfo
 
 
@@ -28,9 +29,22 @@ class Decoder:
     def __init__(self, bundle: Bundle) -> None:
         self._emitter = emitters.get(bundle.target)
         self._source = opened(bundle.inventory, bundle.folder)
+        self._modules = {module.name: module for module in bundle.modules}
+
+    def scales(self) -> set[str]:
+        """The modules that are no weights, but what columns of others were multiplied by."""
+        return {name for one in self._modules if (name := self._scale_of(one)) is not None}
+
+    def together(self, module: BundleModule) -> int:
+        """How many logical rows are coded as one: `rows` takes whole multiples only."""
+        if module.treatment.action != "quantize":
+            return 1
+        return max(form.together for form in self._forms(module))
 
     def rows(self, module: BundleModule, first: int, count: int) -> Array:
         """float32 [count, last axis]: logical rows of a module, as its readers see them.
+
+        Columns that were scaled before they were coded have their own size again.
 
         Raises: PolicyError if a file cannot be read any more.
         """
@@ -39,33 +53,48 @@ class Decoder:
             (tensor,) = module.tensors.values()
             stored = self._rows(tensor, n_rows, first, count)
             return to_float32(stored, tensor.dtype)
-        forms = self._emitter.spec.part_shapes(module.treatment, module.shape, module.dtype)
         parts = {
             form.part: self._rows(module.tensors[form.part], n_rows, first, count)
-            for form in forms
+            for form in self._forms(module)
             if not form.constant
         }
         values = self._emitter.decode(
             parts, module.dtype, module.treatment, columns(module.shape)
         )
-        return values.reshape(count, -1)
+        scale = self._column_scale(module)
+        values = values.reshape(count, -1)
+        return values if scale is None else values / scale
 
     def wrong_constants(self, module: BundleModule) -> Iterator[str]:
         """The parts of a quantized module that do not hold what its treatment says."""
-        forms = self._emitter.spec.part_shapes(module.treatment, module.shape, module.dtype)
-        for form in forms:
+        for form in self._forms(module):
             tensor = module.tensors[form.part]
             if form.constant and self._all(tensor).tobytes() != form.constant:
                 yield form.part
+
+    def _forms(self, module: BundleModule) -> tuple[PartShape, ...]:
+        return self._emitter.spec.part_shapes(module.treatment, module.shape, module.dtype)
+
+    def _column_scale(self, module: BundleModule) -> Array | None:
+        """float32 [in]: what the columns were multiplied by, if the bundle has it."""
+        held = self._modules.get(self._scale_of(module.name) or "")
+        if held is None:
+            return None
+        scale: Array = self.rows(held, 0, 1)[0]
+        return scale
+
+    def _scale_of(self, name: str) -> str | None:
+        spec = self._emitter.spec
+        return spec.column_scale(name) if spec.column_scale else None
 
     def _all(self, tensor: TensorInfo) -> Array:
         return self._source.read(tensor.file or "", tensor.start, tensor.nbytes)
 
     def _rows(self, tensor: TensorInfo, n_rows: int, first: int, count: int) -> Array:
         """[count, values of a row]: the share of a part that belongs to these logical rows."""
-        width = tensor.nbytes // n_rows
-        start = tensor.start + first * width
-        stored = self._source.read(tensor.file or "", start, count * width)
+        start = tensor.start + first * tensor.nbytes // n_rows
+        stop = tensor.start + (first + count) * tensor.nbytes // n_rows
+        stored = self._source.read(tensor.file or "", start, stop - start)
         return stored.view(_storage(tensor.dtype)).reshape(count, -1)
 
 

@@ -16,6 +16,8 @@ from policy_dsl.policy import Treatment
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from emitters.tensor_io.imatrix import Imatrix
+
     Array = NDArray[Any]
 
 
@@ -36,10 +38,32 @@ class Claim(NamedTuple):
     dtype: str
 
 
+class UnstorableError(Exception):
+    """A block of rows holds one, `row` of the block, that the format has no numbers for."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row}")
+        self.row = row
+
+
+class Prepared(NamedTuple):
+    """contents: tensor -> all its bytes; column_scales: module -> float32 [in]."""
+
+    contents: Mapping[str, bytes]
+    column_scales: Mapping[str, Array]
+
+
+class Statistics(NamedTuple):
+    """What is known of the inputs of a model's matrices; None is what was not given."""
+
+    imatrix: Imatrix | None = None
+
+
 class Encode(Protocol):
     """values [rows, in] of value type `dtype` -> part -> array [rows, …].
 
     Pure, the values stay as they are. It gets one block of rows at a time, from many threads.
+    Raises: UnstorableError for values that are finite and too large for the format.
     """
 
     def __call__(self, values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]: ...
@@ -89,6 +113,22 @@ class Emitter:
         Raises: PolicyError if one of them is not what it must be.
         """
         return cast("dict[str, bytes]", self._load("metadata").edited(plan, files))
+
+    def preface(self, plan: Plan, files: Mapping[str, bytes] | None) -> bytes:
+        """What stands before the tensors of the plan's one container.
+
+        files: those of `spec.embedded_files` that the source has; None for a preface without
+        anything about the model, and without padding.
+        Raises: PolicyError if one of them is not what it must be.
+        """
+        return cast("bytes", self._load("metadata").preface(plan, files))
+
+    def prepare(self, plan: Plan, statistics: Statistics) -> Prepared:
+        """What statistics decide: the bytes of companions, scales of columns.
+
+        Raises: PolicyError if the statistics are not those of this model.
+        """
+        return cast("Prepared", self._load("statistics").prepare(plan, statistics))
 
     def claims(self, files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
         """What metadata files tell readers about each quantized module of these tensors.

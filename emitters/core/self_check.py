@@ -18,6 +18,8 @@ from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Plan
 from policy_dsl.planning.fill import describe
 from policy_dsl.policy import Treatment
+from policy_dsl.sources.hfq_container import HEADER_NBYTES, MAGIC, parse_container
+from policy_dsl.sources.hfq_container import header_nbytes as hfq_header_nbytes
 from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, header_nbytes, parse_header
 
 # One wrong offset makes every tensor after it wrong.
@@ -49,13 +51,19 @@ def check_record(document: Mapping[str, Any]) -> None:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of a safetensors file, by name.
+    """The tensors of a safetensors file or of a container, by name.
 
-    Raises: PolicyError if it cannot be read or is no whole safetensors file.
+    Raises: PolicyError if it cannot be read or is no whole file of either kind.
     """
     with writing(path), path.open("rb") as opened:
         size = path.stat().st_size
-        prefix = opened.read(LENGTH_NBYTES)
+        prefix = opened.read(HEADER_NBYTES)
+        if prefix.startswith(MAGIC):
+            more = hfq_header_nbytes(prefix, file=path.name, file_nbytes=size) - len(prefix)
+            header = prefix + opened.read(more)
+            held = parse_container(header, file=path.name, file_nbytes=size)
+            return {name: tensor.info for name, tensor in held.tensors.items()}
+        opened.seek(LENGTH_NBYTES)
         header = opened.read(header_nbytes(prefix, file=path.name, file_nbytes=size))
     return parse_header(header, file=path.name, file_nbytes=size)
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from emitters import get
-from emitters.core.bundle import tensor_files
+from emitters.core.bundle import preface, tensor_files
 from emitters.core.journal import Identity, Journal
 from emitters.core.readiness import ensure_room
 from emitters.core.record import plan_digest
 from emitters.core.workspace import Workspace
 from emitters.tensor_io.read import Source
-from emitters.tensor_io.shards import create_shard, flush
+from emitters.tensor_io.shards import create_file, flush
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.plan import Plan, PlannedTensor
+from policy_dsl.planning.layout import header_bytes
 from policy_dsl.version import version
 
 _CURE = "--force starts over, and so does deleting that folder"
@@ -38,7 +39,7 @@ def identity_of(plan: Plan, source: Source) -> Identity:
 
 
 def open_journal(
-    workspace: Workspace, plan: Plan, identity: Identity, *, force: bool
+    workspace: Workspace, plan: Plan, source: Source, identity: Identity, *, force: bool
 ) -> Journal:
     """The journal to go on with, and the shards that it speaks of, new or from an earlier run.
 
@@ -57,7 +58,7 @@ def open_journal(
     # Without a journal nothing says what a file holds: whatever lies there is of no use.
     workspace.clear()
     ensure_room(plan, workspace.bundle)
-    _create_shards(workspace, plan)
+    _create_files(workspace, plan, source)
     return Journal.create(workspace.journal, identity)
 
 
@@ -77,16 +78,20 @@ def _refusal(
     return None
 
 
-def _create_shards(workspace: Workspace, plan: Plan) -> None:
-    """Every shard at its full length with its header, on the disk when this returns."""
-    metadata = get(plan.target).spec.header_metadata
+def _create_files(workspace: Workspace, plan: Plan, source: Source) -> None:
+    """Every tensor file at its full length with its header, on the disk when this returns."""
+    spec = get(plan.target).spec
     held: dict[str, list[PlannedTensor]] = {file.name: [] for file in tensor_files(plan)}
     for module in plan.modules:
         for tensor in module.tensors:
             held[tensor.file].append(tensor)
     for file in tensor_files(plan):
         path = workspace.bundle / file.name
-        create_shard(path, held[file.name], metadata, file.nbytes or 0)
+        if spec.container is not None:
+            header = preface(plan, source)
+        else:
+            header = header_bytes(held[file.name], spec.header_metadata)
+        create_file(path, header, held[file.name], file.nbytes or 0)
         flush(path)
     # The journal comes next, and speaks of files that must be there after a crash.
     flush(workspace.bundle)

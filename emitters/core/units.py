@@ -49,6 +49,8 @@ def plan_units(
         spans = finished.get(index, ())
         for source, rows in enumerate(module.sources):
             step = max(1, block_values // max(1, columns(rows.tensor.shape)))
+            # Rows that are coded as one stay in one block.
+            step = -(-step // module.together) * module.together
             for start, stop in _missing(rows, spans):
                 for at in range(start, stop, step):
                     # No block spans two sources: the experts of a stack lie apart.

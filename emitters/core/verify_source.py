@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import sqrt
@@ -89,7 +89,7 @@ def compare(
     """
     pair = _Pair(SourceValues(source), Decoder(bundle))
     stacks = match(bundle, pair.source.model)
-    findings = list(_unmatched(bundle, stacks))
+    findings = list(_unmatched(bundle, stacks, pair.bundle.scales()))
     comparable = [
         (module, stacks[module.name])
         for module in bundle.modules
@@ -105,9 +105,9 @@ def compare(
 
 
 def _unmatched(
-    bundle: Bundle, stacks: Mapping[str, tuple[ModelTensor, ...]]
+    bundle: Bundle, stacks: Mapping[str, tuple[ModelTensor, ...]], scales: Collection[str]
 ) -> Iterator[Diagnostic]:
-    """Modules that one side lacks or that have another shape."""
+    """Modules that one side lacks or that have another shape; `scales` have no source."""
     names = {module.name for module in bundle.modules}
     # What the policy dropped on purpose is not missing.
     dropped = {entry["name"] for entry in bundle.record["omitted"]} if bundle.record else set()
@@ -115,8 +115,8 @@ def _unmatched(
         if path not in names and not dropped.issuperset(one.source.name for one in stack):
             yield diagnostic("not-comparable", reason=f"the bundle has no {path}")
     for module in bundle.modules:
-        if module.added and module.added == module.shape[0]:
-            # An expert that was added has no source to be compared with.
+        # Nor has an expert that was added.
+        if module.name in scales or (module.added and module.added == module.shape[0]):
             continue
         if module.name not in stacks:
             yield diagnostic("not-comparable", reason=f"the source has no {module.name}")
@@ -131,7 +131,8 @@ def _module_error(
 ) -> ModuleError:
     sums = Sums()
     for tensor, at, rows in rows_of(stack):
-        step = max(1, _BLOCK_VALUES // columns(tensor.shape))
+        together = pair.bundle.together(module)
+        step = max(1, _BLOCK_VALUES // columns(tensor.shape) // together) * together
         for first in range(0, rows, step):
             count = min(step, rows - first)
             wanted = pair.source.rows(tensor, first, count)

@@ -28,10 +28,10 @@ _QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
 _Layers = Mapping[int | None, Mapping[str, Module]]
 
 
-def unquantizable(tensor: ModelTensor, model: Model) -> str | None:
+def unsupported(tensor: ModelTensor, model: Model, treatment: Treatment) -> str | None:
     """Why readers can hold a matrix only plain, else None."""
-    family = model.architecture.family
-    if tensor.role == "router" and family in _BARE_ROUTERS:
+    family, quantized = model.architecture.family, treatment.action == "quantize"
+    if quantized and tensor.role == "router" and family in _BARE_ROUTERS:
         return f"readers hold the router of {family} as a bare parameter"
     return None
 

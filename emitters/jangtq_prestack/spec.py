@@ -12,7 +12,7 @@ from emitters.jangtq_prestack.names import (
     plain_dtype,
 )
 from emitters.jangtq_prestack.order import SHARD_NBYTES, file_order
-from emitters.jangtq_prestack.readers import RUNTIMES, refusals, unquantizable
+from emitters.jangtq_prestack.readers import RUNTIMES, refusals, unsupported
 from policy_dsl.formats import ExpertPadding, ExpertsApart, FormatSpec, PartShape, SchemeSpec
 from policy_dsl.policy import Treatment
 
@@ -71,7 +71,7 @@ SPEC = FormatSpec(
     module_path=module_path,
     part_shapes=part_shapes,
     plain_dtype=plain_dtype,
-    unquantizable=unquantizable,
+    unsupported=unsupported,
     shard_nbytes=SHARD_NBYTES,
     shard_name=shard_name,
     overfull=True,

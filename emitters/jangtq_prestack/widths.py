@@ -36,6 +36,8 @@ _CLASSES = {
     "embed_tokens": "embed",
     "lm_head": "lm_head",
 }
+# Mappings of `quantization` that speak of no module.
+_NO_MODULES = ("routed_expert_bits", "mxtq_bits")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,11 @@ def read_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> Widths:
     if "mode" not in quantization:
         # The first converter wrote the experts' width here; readers go by shapes anyway.
         affine = replace(affine, bits=None)
-    modules = {path: _affine(one) for path, one in quantization.items() if "." in path and one}
+    modules = {
+        path: _affine(one)
+        for path, one in quantization.items()
+        if isinstance(one, Mapping) and path not in _NO_MODULES
+    }
     for path, entry in (jang.get("modules") or {}).items():
         if entry.get("scheme") == MXTQ:
             modules[path] = Treatment("quantize", _known(entry["bits"], _MXTQ.bits), MXTQ)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from policy_dsl.policy import Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
 
 _MLA = "its latent attention is stored split by heads and transposed"
@@ -67,8 +68,10 @@ def module_path(tensor: ModelTensor, model: Model) -> str:
     return name.removesuffix(".weight")
 
 
-def unquantizable(tensor: ModelTensor, model: Model) -> str | None:
+def unsupported(tensor: ModelTensor, model: Model, treatment: Treatment) -> str | None:
     """Why mlx-lm can hold a matrix only plain, else None."""
+    if treatment.action != "quantize":
+        return None
     if tensor.role == "router" and model.architecture.family in BARE_ROUTERS:
         return f"mlx-lm holds the router of {model.architecture.family} as a bare parameter"
     return None

@@ -7,7 +7,7 @@ from emitters.mlx_affine.names import (
     module_path,
     omission,
     plain_dtype,
-    unquantizable,
+    unsupported,
 )
 from policy_dsl.formats import FormatSpec, PartShape, SchemeSpec
 from policy_dsl.policy import Treatment
@@ -58,7 +58,7 @@ SPEC = FormatSpec(
     module_path=module_path,
     part_shapes=part_shapes,
     plain_dtype=plain_dtype,
-    unquantizable=unquantizable,
+    unsupported=unsupported,
     shard_nbytes=5 * 2**30,
     shard_name=shard_name,
     copied_files=(

@@ -14,7 +14,6 @@ import numpy as np
 from emitters.numerics.rounding import cast, to_float32
 from emitters.numerics.value_types import Array
 
-DEFAULT_ALPHA = 0.55
 _RANGE = (np.float32(0.01), np.float32(100))
 _SUM_RANGE = (1e-12, 1e30)
 
@@ -44,7 +43,7 @@ def _added(sums: Array) -> Array:
     return total
 
 
-def awq_scale(sums: Array, alpha: float = DEFAULT_ALPHA) -> Array:
+def awq_scale(sums: Array, alpha: float) -> Array:
     """float32 [in]: root mean squares to the power alpha, their geometric mean made 1.
 
     sums: float32 [in], of squared inputs; any factor on all of them cancels. NaN counts as

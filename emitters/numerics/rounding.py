@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from emitters.numerics.jit import device, factory, int64, kernel, reads, writes
-from emitters.numerics.scalars import narrow, widen
+from emitters.numerics.scalars import bits_of, half_toward_zero, narrow, widen
 from emitters.numerics.value_types import Array, flat, new_values, raw_bits, value_type
 
 _STRETCH = 4096  # values searched between two looks at the result
@@ -17,7 +17,7 @@ _NOT_FINITE = {"F8_E4M3": 0x7F, "BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000
 
 
 @factory
-def _caster(from_dtype: str, to_dtype: str) -> Callable[..., None]:
+def _caster(from_dtype: str, to_dtype: str, cuts_off: bool) -> Callable[..., None]:
     """The kernel that casts a flat array."""
     source, target = value_type(from_dtype), value_type(to_dtype)
     from_kind, to_kind = source.kind, target.kind
@@ -25,23 +25,26 @@ def _caster(from_dtype: str, to_dtype: str) -> Callable[..., None]:
     @kernel(reads(source.raw.__name__), writes(target.raw.__name__))
     def cast_values(values: Array, result: Array) -> None:
         for i in range(values.shape[0]):
-            result[i] = narrow(to_kind, widen(from_kind, values[i]))
+            wide = widen(from_kind, values[i])
+            result[i] = half_toward_zero(bits_of(wide)) if cuts_off else narrow(to_kind, wide)
 
     return cast_values
 
 
-def cast(values: Array, from_dtype: str, to_dtype: str) -> Array:
+def cast(values: Array, from_dtype: str, to_dtype: str, *, cuts_off: bool = False) -> Array:
     """The values in another value type, rounded to nearest, ties to even.
 
     values: any shape, of value type `from_dtype` (BF16 as uint16); returned as they are when
-    both types are the same. What overflows becomes infinite: see `first_nonfinite`.
+    both types are the same. What overflows becomes infinite: see `first_nonfinite`. cuts_off:
+    values that become F16 are rounded toward zero.
     Raises: ValueError for an unknown dtype, or if the array is not stored as it says.
     """
     raw = raw_bits(values, from_dtype)
     if from_dtype == to_dtype:
         return values
     result = new_values(values.shape, to_dtype)
-    _caster(from_dtype, to_dtype)(raw, raw_bits(result, to_dtype))
+    cut = cuts_off and to_dtype == "F16"
+    _caster(from_dtype, to_dtype, cut)(raw, raw_bits(result, to_dtype))
     return result
 
 

@@ -97,6 +97,25 @@ def _narrow_half(bits: np.uint32) -> np.uint32:
 
 
 @device
+def half_toward_zero(bits: np.uint32) -> np.uint32:
+    """float16 bits of a float32, cut off toward zero; overflow is infinite, NaN keeps its top.
+
+    Source: Kaden-Schutt/hipfire 91e58a5, crates/hipfire-quantize, run on a CPU.
+    """
+    magnitude = np.uint32(bits & _MAGNITUDE)
+    normal = np.uint32(np.uint32(magnitude + np.uint32(0xC8000000)) >> np.uint32(13))
+    # Subnormals count units of 2**-24: the fraction with its leading one, shifted down.
+    places = np.uint32(np.uint32(126) - (magnitude >> np.uint32(23)))
+    fraction = np.uint32((magnitude & np.uint32(0x7FFFFF)) | np.uint32(0x800000))
+    small = np.uint32(fraction >> places) if places < 32 else np.uint32(0)
+    half = small if magnitude < _HALF_NORMAL else normal
+    half = np.uint32(0x7C00) if magnitude >= np.uint32(0x47800000) else half
+    nan = np.uint32(0x7C01) | np.uint32((magnitude & np.uint32(0x7FFFFF)) >> np.uint32(13))
+    half = nan if magnitude > _INFINITY else half
+    return np.uint32(half | np.uint32(np.uint32(bits & _SIGN) >> np.uint32(16)))
+
+
+@device
 def narrow(kind: int, value: np.float32) -> np.uint32:
     """The bits of the value type `kind` nearest to a float32, ties to even.
 

@@ -1,6 +1,6 @@
-"""Safetensors shards written in any order: header first, tensors at their offsets.
+"""Files of tensors written in any order: header first, tensors at their offsets.
 
-A shard has its full length from the start; a file is opened for every write, so a write needs
+A file has its full length from the start; a file is opened for every write, so a write needs
 nothing but a path and a place.
 """
 
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from emitters.numerics.value_types import Array
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.plan import PlannedTensor
-from policy_dsl.planning.layout import header_bytes
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # fdatasync is missing on some systems; fsync does the same and more.
@@ -40,15 +39,15 @@ def write_failure(path: Path, error: OSError) -> PolicyError:
     return fail("unwritable-output", path=str(path), reason=reason)
 
 
-def create_shard(
-    path: Path, tensors: Sequence[PlannedTensor], metadata: Mapping[str, str], nbytes: int
+def create_file(
+    path: Path, header: bytes, tensors: Iterable[PlannedTensor], nbytes: int
 ) -> None:
-    """Write a shard of `nbytes` bytes with its header; its tensors are zeros but for tails.
+    """Write a file of `nbytes` bytes with its header; its tensors are zeros but for tails.
 
     Raises: PolicyError if it cannot be written.
     """
     with writing(path), path.open("xb") as opened:
-        opened.write(header_bytes(tensors, metadata))
+        opened.write(header)
         # The rest is a hole: blocks are allocated as rows arrive, in any order.
         opened.truncate(nbytes)
         for tensor in tensors:

@@ -155,8 +155,13 @@ PLANNING_CODES: dict[str, Code] = {
         "{role} of shape {shape} is not a matrix and cannot be quantized",
         "Only matrices are quantized.",
     ),
-    "unquantizable": error(
-        "{target} cannot quantize {role}: {reason}", "The target's readers take it plain only."
+    "unsupported-treatment": error(
+        "{target} cannot store {role} as {treatment}: {reason}",
+        "The target's readers would refuse the tensor, or misread it.",
+    ),
+    "conflict": error(
+        "{target}: {reason}",
+        "Treatments that are right by themselves, and that readers cannot take together.",
     ),
     "group-does-not-divide": error(
         "groups of {group_size} do not divide the {columns} columns",

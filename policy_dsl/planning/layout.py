@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from policy_dsl.inventory import tensor_nbytes
+from policy_dsl.plan import PlannedTensor
 
 # The safetensors library writes wide dtypes first, so every tensor is aligned to its element.
 _FILE_ORDER = (
@@ -39,6 +40,16 @@ class Layout(NamedTuple):
 
     places: dict[str, Place]
     file_nbytes: dict[str, int]
+
+
+def lay_in_one(tensors: Sequence[PlannedTensor], file: str) -> Layout:
+    """Places in a container: no gap in the given order, counted from the first tensor."""
+    places: dict[str, Place] = {}
+    start = 0
+    for tensor in tensors:
+        places[tensor.name] = Place(file, start)
+        start += tensor.nbytes
+    return Layout(places, {file: start})
 
 
 def lay_out(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Module, Omission
 from policy_dsl.planning.decisions import Decision
-from policy_dsl.planning.fill import PLAIN_WORDS, fill, role_class
+from policy_dsl.planning.fill import PLAIN_WORDS, describe, fill, role_class
 from policy_dsl.planning.stacks import Settled, Stacking
 from policy_dsl.policy import PLAIN_DTYPES, Policy, Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
@@ -43,7 +44,10 @@ def lower(
         key = (decision.written, role_class(tensor))
         if key not in filled:
             filled[key] = fill(decision.written, key[1], policy.defaults, spec)
-        settled = _settle(decision, filled[key], model, spec)
+        whole = filled[key]
+        if not isinstance(whole, Diagnostic):
+            whole = _refused(tensor, whole, model, spec) or whole
+        settled = _settle(decision, whole, model, spec)
         if isinstance(settled, Diagnostic):
             defects.add(decision, settled)
         else:
@@ -55,6 +59,8 @@ def lower(
             defects.add(stack[0].decision, found, what="stack", name=path)
         else:
             lowered.modules += found
+    if spec.companions is not None:
+        lowered.modules += spec.companions(lowered.modules)
     # Sorted, so that the bundle does not depend on the order of the source's shards.
     lowered.modules.sort(key=lambda module: natural_key(module.name))
     lowered.findings = defects.findings()
@@ -119,8 +125,27 @@ def _settle(
         return Settled(tensor, decision, replace(filled, dtype=word), plain)
     scheme = spec.scheme(filled.scheme or "")
     values = (scheme.values if scheme else None) or plain
-    found = _not_quantizable(tensor, filled, model, spec)
+    found = _not_quantizable(tensor, filled, flat=bool(scheme and scheme.flat))
     return found or Settled(tensor, decision, filled, values)
+
+
+def _refused(
+    tensor: ModelTensor, filled: Treatment, model: Model, spec: FormatSpec
+) -> Diagnostic | None:
+    """What readers of the format have against a tensor stored like that, if anything."""
+    # What nobody quantizes is said where it is tried.
+    if filled.action == "quantize" and not tensor.is_matrix:
+        return None
+    reason = spec.unsupported(tensor, model, filled)
+    if reason is None:
+        return None
+    return diagnostic(
+        "unsupported-treatment",
+        target=spec.name,
+        role=tensor.role,
+        treatment=describe(filled),
+        reason=reason,
+    )
 
 
 def _raw(decision: Decision, filled: Treatment, spec: FormatSpec) -> Settled | Diagnostic:
@@ -131,15 +156,12 @@ def _raw(decision: Decision, filled: Treatment, spec: FormatSpec) -> Settled | D
 
 
 def _not_quantizable(
-    tensor: ModelTensor, filled: Treatment, model: Model, spec: FormatSpec
+    tensor: ModelTensor, filled: Treatment, *, flat: bool
 ) -> Diagnostic | None:
     # The general reason first: what no format quantizes is not blamed on this one.
     if not tensor.is_matrix:
         return diagnostic("not-a-matrix", role=tensor.role, shape=list(tensor.shape))
-    reason = spec.unquantizable(tensor, model)
-    if reason is not None:
-        return diagnostic("unquantizable", target=spec.name, role=tensor.role, reason=reason)
-    group = filled.group_size
-    if group and tensor.shape[-1] % group:
-        return diagnostic("group-does-not-divide", group_size=group, columns=tensor.shape[-1])
+    group, columns = filled.group_size, tensor.shape[-1]
+    if group and (prod(tensor.shape) if flat else columns) % group:
+        return diagnostic("group-does-not-divide", group_size=group, columns=columns)
     return None

@@ -7,20 +7,24 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
+from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.decisions import OTHERWISE, Decision
 from policy_dsl.planning.matching import is_guarded
+from policy_dsl.policy import Treatment
 from policy_dsl.units import both_units
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 
 
-def plan_warnings(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
+def plan_warnings(
+    plan: Plan, made: tuple[Decision, ...], spec: FormatSpec
+) -> list[Diagnostic]:
     """What a reviewer should know: forgotten matrices, quantized routers, outputs that grow."""
     spans = {one.origin: one.rule.rule.span for one in made if one.rule}
     return [
         *_unreached(plan, made),
         *_dropped(plan, made),
-        *_router_warnings(plan, spans),
+        *(_router_warnings(plan, spans) if _has_plain_routers(plan, made, spec) else []),
         *_growth_warnings(plan, spans),
         *_added(plan),
         *_refused(plan),
@@ -46,7 +50,8 @@ def _unreached(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
     size = sum(
         module.nbytes
         for module in plan.modules
-        if module.rule == OTHERWISE and module.sources[0].tensor.name in names
+        if module.rule == OTHERWISE
+        and any(rows.tensor.name in names for rows in module.sources[:1])
     )
     return [
         diagnostic(
@@ -77,6 +82,14 @@ def _dropped(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
     ]
 
 
+def _has_plain_routers(plan: Plan, made: tuple[Decision, ...], spec: FormatSpec) -> bool:
+    """Whether readers of the format would take a router that is not quantized."""
+    # Where they would not, quantizing it is no choice.
+    keep = Treatment("keep")
+    routers = (one.tensor for one in made if one.tensor.role == "router")
+    return all(spec.unsupported(router, plan.model, keep) is None for router in routers)
+
+
 def _router_warnings(plan: Plan, spans: Mapping[str, Span | None]) -> list[Diagnostic]:
     # One warning for each rule, where the author can act on it.
     rules: dict[str, int] = defaultdict(int)
@@ -93,7 +106,7 @@ def _growth_warnings(plan: Plan, spans: Mapping[str, Span | None]) -> list[Diagn
     grown: dict[str, list[int]] = {}
     for module in plan.modules:
         before = _source_nbytes(module)
-        if module.nbytes > before:
+        if module.sources and module.nbytes > before:
             totals = grown.setdefault(module.rule, [0, 0, 0])
             for index, value in enumerate((1, before, module.nbytes)):
                 totals[index] += value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from policy_dsl.diagnostics import (
@@ -17,17 +17,20 @@ from policy_dsl.diagnostics import (
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.language.print_policy import policy_digest
-from policy_dsl.plan import Module, Omission, Plan, PlannedFile
+from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor
 from policy_dsl.planning.decisions import decide
-from policy_dsl.planning.layout import lay_out
+from policy_dsl.planning.layout import Layout, lay_in_one, lay_out
 from policy_dsl.planning.lowering import Lowered, lower
 from policy_dsl.planning.plan_warnings import plan_warnings
 from policy_dsl.planning.settings import setting_findings
+from policy_dsl.planning.statistics import pending_statistics
 from policy_dsl.policy import Policy
 from policy_dsl.roles.classify import Model, classify
 from policy_dsl.sizes import parse_size
 from policy_dsl.sources.quantization import quantization_of
 from policy_dsl.vocabulary import TARGETS
+
+_NO_PREFACE = "its metadata hold the source's tokenizer and template"
 
 
 def resolve(
@@ -52,7 +55,9 @@ def resolve(
     decisions = decide(policy, model, spec.name)
     lowered = lower(decisions.made, model, policy, spec)
     settings = setting_findings(policy, spec)
-    findings = [*lossy, *settings, *decisions.findings, *lowered.findings]
+    conflicts = spec.conflicts(lowered.modules) if spec.conflicts else []
+    told = [diagnostic("conflict", target=spec.name, reason=reason) for reason in conflicts]
+    findings = [*lossy, *settings, *decisions.findings, *lowered.findings, *told]
     # Defects of rules and of treatments are shown together, one run for all of them.
     if errors(findings):
         raise PolicyError(findings)
@@ -68,10 +73,12 @@ def resolve(
         omitted=(*lowered.omitted, *_ignored(model)),
         files=files,
         fp8_rule=policy.fp8_dequant or spec.fp8_rules[0],
+        pending=pending_statistics(modules, policy, spec),
+        remarks=spec.remarks(policy, modules) if spec.remarks else (),
     )
     # Warnings need the finished plan: they count bytes.
     plan = replace(plan, refusals=spec.refusals(plan) if spec.refusals else ())
-    findings += plan_warnings(plan, decisions.made)
+    findings += plan_warnings(plan, decisions.made, spec)
     return replace(plan, findings=tuple(findings))
 
 
@@ -166,15 +173,7 @@ def _transform_findings(
 def _place(
     lowered: Lowered, policy: Policy, spec: FormatSpec
 ) -> tuple[tuple[Module, ...], tuple[PlannedFile, ...]]:
-    limit = parse_size(policy.output.shard_size) if policy.output.shard_size else None
-    modules_in_order = [tensor for module in lowered.modules for tensor in module.tensors]
-    layout = lay_out(
-        spec.file_order(lowered.modules) if spec.file_order else modules_in_order,
-        shard_nbytes=limit or spec.shard_nbytes,
-        shard_name=spec.shard_name,
-        metadata=spec.header_metadata,
-        overfull=spec.overfull,
-    )
+    layout = _layout(lowered.modules, policy, spec)
     # Offsets are known before a weight is read: workers write without asking each other.
     modules = []
     for module in lowered.modules:
@@ -183,5 +182,27 @@ def _place(
             file, start = layout.places[tensor.name]
             placed.append(replace(tensor, file=file, start=start))
         modules.append(replace(module, tensors=tuple(placed)))
-    files = [PlannedFile(name, "tensors", size) for name, size in layout.file_nbytes.items()]
-    return tuple(modules), tuple(files)
+    sizes = layout.file_nbytes.items()
+    if spec.container is not None:
+        # What stands before the tensors is made of side files, which planning does not read.
+        return tuple(modules), tuple(
+            PlannedFile(name, "tensors", None, _NO_PREFACE, size) for name, size in sizes
+        )
+    return tuple(modules), tuple(PlannedFile(name, "tensors", size) for name, size in sizes)
+
+
+def _layout(modules: Sequence[Module], policy: Policy, spec: FormatSpec) -> Layout:
+    tensors: Sequence[PlannedTensor] = [one for module in modules for one in module.tensors]
+    if spec.file_order is not None:
+        tensors = spec.file_order(modules)
+    if spec.container is not None:
+        name = policy.output.file_name or spec.container(policy, modules)
+        return lay_in_one(tensors, name)
+    limit = parse_size(policy.output.shard_size) if policy.output.shard_size else None
+    return lay_out(
+        tensors,
+        shard_nbytes=limit or spec.shard_nbytes,
+        shard_name=spec.shard_name,
+        metadata=spec.header_metadata,
+        overfull=spec.overfull,
+    )

@@ -99,6 +99,7 @@ class Stacking:
             tensors=tuple(_unplaced(path, part, tail, bare=bare) for part in parts),
             parameters=math.prod(shape),
             added=added,
+            together=parts[0].together,
         )
 
     def _absent(self, path: str, like: Settled) -> Module:
@@ -170,7 +171,9 @@ def _rows(stack: Sequence[Settled]) -> Iterable[SourceRows]:
 
 def _unplaced(path: str, part: PartShape, tail: bytes, *, bare: bool) -> PlannedTensor:
     name = path if bare else f"{path}.{part.part}"
-    size = tensor_nbytes(part.dtype, part.shape)
+    size = part.nbytes
+    if size is None:
+        size = tensor_nbytes(part.dtype, part.shape)
     return PlannedTensor(
         name, part.part, part.dtype, part.shape, size, "", 0, part.constant or tail
     )

@@ -216,6 +216,7 @@ def _file(file: PlannedFile) -> dict[str, Any]:
         "name": file.name,
         "kind": file.kind,
         "nbytes": file.nbytes,
+        **({"least_nbytes": file.least} if file.least else {}),
         "reason": file.reason or None,
     }
 

@@ -102,6 +102,7 @@ def _heading(plan: Plan) -> Iterable[tuple[str, str]]:
     yield "model", f"{model.id} ({', '.join(counts)})"
     if plan.fp8_rule:
         yield "fp8", f"dequantized by rule {plan.fp8_rule}"
+    yield from plan.remarks
 
 
 def _group_table(title: str, chosen: Sequence[Group], plan: Plan, made: Outline) -> Table:
@@ -157,7 +158,12 @@ def _files(files: Sequence[PlannedFile]) -> Iterable[tuple[str, str]]:
         return
     shards = [file for file in files if file.kind == "tensors"]
     count = counted(len(shards), "tensor file")
-    yield "files", f"{count}, {_known_nbytes(shards):,} bytes with headers"
+    if all(file.nbytes is not None for file in shards):
+        yield "files", f"{count}, {_known_nbytes(shards):,} bytes with headers"
+    else:
+        least = sum(file.least for file in shards)
+        size = f"{least:,} bytes = {both_units(least)}"
+        yield "files", f"{count}, {size} with header and index, without its metadata"
     yield from _beside([file for file in files if file.kind != "tensors"])
     unknown = [file for file in files if file.nbytes is None]
     for file in unknown:

@@ -59,7 +59,7 @@ def test_an_importance_matrix_becomes_hipfires_sidecar() -> None:
         imatrix.sums(f"experts.{name}_proj", 0, n_matrices=12, columns=256)
         for name in ("gate", "up")
     )
-    scale = column_scale(awq_scale(gate_up_sums(gate.sums, up.sums)), exact=False)
+    scale = column_scale(awq_scale(gate_up_sums(gate.sums, up.sums), 0.55), exact=False)
     assert units_apart(scale.stored[:6], SIDECAR_START.view(np.float16)) <= 1
 
 
@@ -68,7 +68,7 @@ def test_without_sums_of_up_gate_alone_counts(golden: Golden) -> None:
     alone = gate_up_sums(gate, None)
     np.testing.assert_array_equal(gate_up_sums(gate, gate[:, :128]), alone)
     # Twice the sums are the same scale, as far as the bounds leave it alone.
-    twice = awq_scale(gate_up_sums(gate, gate))
+    twice = awq_scale(gate_up_sums(gate, gate), 0.55)
     inside = alone > 0
     np.testing.assert_array_equal(alone[inside] * 2, gate_up_sums(gate, gate)[inside])
     assert (twice[inside] > 0.01).any()
@@ -95,7 +95,7 @@ def test_a_common_factor_cancels_and_the_geometric_mean_is_1(
 
 def test_the_exact_scale_cancels_in_a_reader() -> None:
     sums = np.random.default_rng(5).gamma(0.5, 100, 3072).astype(np.float32)
-    scale = awq_scale(sums)
+    scale = awq_scale(sums, 0.55)
     exact, compatible = (column_scale(scale, exact=mode) for mode in (True, False))
     np.testing.assert_array_equal(exact.stored, compatible.stored)
     np.testing.assert_array_equal(exact.applied, exact.stored.astype(np.float32))
