@@ -10,6 +10,7 @@ import pytest
 
 from emitters import get, specs
 from emitters.core.bundle import complete
+from emitters.core.interface import forms_of
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import load, parse_policy
@@ -202,6 +203,16 @@ def test_a_custom_bundle_names_every_matrix() -> None:
     assert boundary == {"group_size": 64, "bits": 8, "mode": "affine"}
     # The map of codes is no business of mlx-lm.
     assert f"{STACK}.up_proj" not in quantization
+
+
+def test_a_width_of_the_head_alone_is_read_back() -> None:
+    plan = planned(USUAL + "lm_head: 4bit g128")
+    emitter = get("jangtq_prestack")
+    tensors = [tensor for one in plan.modules for tensor in one.tensors]
+    forms = forms_of({tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors})
+    head = emitter.claims(emitter.metadata(plan), forms)["lm_head"]
+    assert (head.treatment.bits, head.treatment.group_size) == (4, 128)
+    assert head.shape == module(plan, "lm_head").shape
 
 
 @pytest.mark.parametrize(
