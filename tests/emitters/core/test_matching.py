@@ -1,0 +1,84 @@
+"""Modules of a bundle and the tensors of its source: stacks, experts apart, experts added."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emitters.core.build import build
+from emitters.core.bundle_reading import Bundle, open_bundle
+from emitters.core.decoding import Decoder
+from emitters.core.matching import fits, match, rows_of
+from emitters.core.source_values import SourceValues
+
+MLX = "target: mlx_affine\nrules: 'all: keep'\n"
+JANG = "target: jangtq_prestack\nrules: 'all: f16; experts: 4bit'\n"
+APART = JANG + "output: {layout: per_expert}\n"
+BLOCK = "model.layers.3.block_sparse_moe"
+
+
+@pytest.fixture
+def made(
+    demo: Path, tmp_path: Path, planned: Callable[..., tuple]
+) -> Callable[[str], tuple[Bundle, SourceValues]]:
+    """Builds the embedded model by a policy; the bundle and its source, opened."""
+
+    def make(policy: str) -> tuple[Bundle, SourceValues]:
+        plan, inventory = planned(demo, policy)
+        build(plan, inventory, out=tmp_path / "bundle", jobs=1)
+        return open_bundle(tmp_path / "bundle"), SourceValues(inventory)
+
+    return make
+
+
+@pytest.mark.parametrize("policy", [MLX, JANG, APART], ids=["mlx", "stacks", "apart"])
+def test_every_tensor_of_the_source_has_its_rows_in_one_module(made, policy):
+    """Of other tensors they would be nowhere near: codes of 4 bits have a tenth of error."""
+    bundle, source = made(policy)
+    stacks, decoder, met = match(bundle, source.model), Decoder(bundle), []
+    for module in bundle.modules:
+        for tensor, first, count in rows_of(stacks.get(module.name, ())):
+            wanted = source.rows(tensor, 0, count)
+            found = decoder.rows(module, first, count)[:, : wanted.shape[1]]
+            apart = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+            assert apart < 0.12, f"{tensor.source.name} in {module.name}"
+            met.append(tensor.source.name)
+    assert sorted(met) == sorted(tensor.source.name for tensor in source.model.tensors)
+
+
+def test_a_stack_is_the_experts_in_their_order(made):
+    bundle, source = made(MLX)
+    stack = match(bundle, source.model)[f"{BLOCK}.switch_mlp.down_proj"]
+    names = [tensor.source.name for tensor in stack]
+    assert names == [f"{BLOCK}.experts.{number}.w2.weight" for number in range(8)]
+    assert [rows[1:] for rows in rows_of(stack)] == [(256 * at, 256) for at in range(8)]
+
+
+def test_an_expert_apart_is_a_stack_of_one(made):
+    bundle, source = made(APART)
+    stacks = match(bundle, source.model)
+    (tensor,) = stacks[f"{BLOCK}.experts.7.w2"]
+    assert tensor.source.name == f"{BLOCK}.experts.7.w2.weight"
+    added = {f"{BLOCK}.experts.{number}.w2" for number in range(8, 32)}
+    assert added < {module.name for module in bundle.modules}
+    assert not added & stacks.keys()
+
+
+@pytest.mark.parametrize("policy", [JANG, APART], ids=["stacks", "apart"])
+def test_added_experts_do_not_keep_modules_from_fitting(made, policy):
+    bundle, source = made(policy)
+    stacks = match(bundle, source.model)
+    shared = [module for module in bundle.modules if module.name in stacks]
+    assert any(module.added for module in shared)
+    assert all(fits(module, stacks[module.name]) for module in shared)
+
+
+def test_a_stack_of_another_size_does_not_fit(made):
+    bundle, source = made(MLX)
+    stacks = match(bundle, source.model)
+    (module,) = [one for one in bundle.modules if one.name == f"{BLOCK}.switch_mlp.down_proj"]
+    assert fits(module, stacks[module.name])
+    assert not fits(module, stacks[module.name][:-1])
