@@ -56,6 +56,7 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "transformers": (),
     "mlx": (),
     "mlx_lm": (),
+    "jang_tools": (),
 }
 HEAVY = ("numpy", "numba", "torch")
 BANNED_WORDS = ("process", "handle", "manager", "helper", "util", "data")

@@ -9,11 +9,13 @@ from typing import Any
 
 from safetensors import deserialize
 
+# Dtype, shape and bytes of a tensor, as its file has them.
+Tensor = tuple[str, tuple[int, ...], bytes]
 # How a module is stored: (bits, group size, mode).
 Width = tuple[int, int, str]
 
 
-def tensors(bundle: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+def tensors(bundle: Path) -> dict[str, Tensor]:
     """Name -> dtype, shape and bytes of every tensor of a bundle."""
     found = {}
     for path in sorted(bundle.glob("model*.safetensors")):

@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 import transformers
-from model_kinds import KINDS, N_LAYERS, SIZES, Checkpoint, Kind, published_config
+from model_kinds import (
+    JANG_KINDS,
+    KINDS,
+    N_LAYERS,
+    SIZES,
+    Checkpoint,
+    Kind,
+    published_config,
+)
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -20,7 +28,7 @@ _FP8_BLOCK = 128
 
 def make_checkpoint(name: str, folder: Path) -> Checkpoint:
     """The checkpoint of a kind, written below `folder`."""
-    kind = KINDS[name]
+    kind = {**KINDS, **JANG_KINDS}[name]
     model = _random_model(kind)
     tensors, config = _saved(model, folder / "saved", per_expert=True)
     config = published_config(config, kind)

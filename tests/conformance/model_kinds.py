@@ -114,6 +114,38 @@ KINDS: Mapping[str, Kind] = {
     "gemma3": Kind("gemma3", "Gemma3Config", _TIED),
 }
 
+# Families and sizes that only jang's tools are asked about.
+_ROPE = {"rope_parameters": {"rope_theta": 5e6, "partial_rotary_factor": 0.5}}
+_WIDE = {
+    **_ROPE,
+    "num_local_experts": 32,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+}
+_LATENT = {
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 128,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 128,
+    "q_lora_rank": 128,
+    "qk_rope_head_dim": 32,
+    "qk_nope_head_dim": 64,
+    "v_head_dim": 64,
+}
+JANG_KINDS: Mapping[str, Kind] = {
+    "minimax_m2_32": Kind("minimax_m2", "MiniMaxM2Config", _WIDE),
+    "minimax_m2_32_fp8": Kind("minimax_m2", "MiniMaxM2Config", _WIDE, storage="fp8"),
+    "deepseek_v3": Kind("deepseek_v3", "DeepseekV3Config", _LATENT),
+    # Kimi-K2 is published as DeepSeek-V3 under its own name.
+    "kimi_k2": Kind("kimi_k2", "DeepseekV3Config", _LATENT),
+}
+
 
 def published_config(config: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
     """The config that transformers 5 saved, as the family's publishers write it."""
@@ -130,6 +162,8 @@ def published_config(config: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
         found |= {"rotary_dim": 32, "shared_intermediate_size": 0, "use_qk_norm": True}
     if kind.family == "qwen3_moe":
         found["num_experts"] = found.pop("num_local_experts")
+    if kind.family == "kimi_k2":
+        found["model_type"] = "kimi_k2"
     declared = kind.dtype if kind.declared is None else kind.declared
     # MiniMax-M2.7 writes `dtype`, which mlx-lm does not look at: nothing is cast.
     key = "dtype" if kind.family == "minimax_m2" else "torch_dtype"

@@ -38,9 +38,16 @@ def convert_by(
     return convert(source, out, quant_predicate=predicate, q_group_size=32, **options)
 
 
-def logits(bundle: Path, prompt: Sequence[int] = PROMPT) -> NDArray[np.float32]:
-    """Logits [tokens, vocabulary] of stock mlx-lm, which loads the bundle strictly."""
+def logits(
+    bundle: Path, prompt: Sequence[int] = PROMPT, *, dtype: str | None = None
+) -> NDArray[np.float32]:
+    """Logits [tokens, vocabulary] of stock mlx-lm, which loads the bundle strictly.
+
+    dtype: what all its floating-point parameters are cast to, if not None.
+    """
     model, _ = load_model(bundle, strict=True)
+    if dtype is not None:
+        model.set_dtype(getattr(mx, dtype))
     return np.array(model(mx.array([prompt]))[0].astype(mx.float32))
 
 
