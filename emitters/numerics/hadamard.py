@@ -15,17 +15,18 @@ from __future__ import annotations
 import numpy as np
 
 from emitters.numerics.jit import device
+from emitters.numerics.scalars import widen
 from emitters.numerics.value_types import Array
 
 LANES = 16  # rows side by side
-CHUNK = 256  # elements of each lane that fit the first-level cache together
+_CHUNK = 256  # elements of each lane that fit the first-level cache together
 
 _LANES = np.uint64(LANES)
 _FOUR = np.uint64(4)
 
 
 @device
-def shuffle(pairs: Array, halves: Array) -> None:
+def _shuffle(pairs: Array, halves: Array) -> None:
     """pairs = the elements of both halves in turn; both float32 [n], not overlapping.
 
     Four shuffles turn 16 rows into lanes: each moves one bit of the row number to the end of
@@ -39,13 +40,61 @@ def shuffle(pairs: Array, halves: Array) -> None:
 
 
 @device
-def unshuffle(halves: Array, pairs: Array) -> None:
-    """The inverse of `shuffle`: halves = the even elements, then the odd ones."""
+def _unshuffle(halves: Array, pairs: Array) -> None:
+    """The inverse of `_shuffle`: halves = the even elements, then the odd ones."""
     n = halves.shape[0] // 2
     first, second = halves[:n], halves[n:]
     for i in range(n):
         first[i] = pairs[2 * i]
         second[i] = pairs[2 * i + 1]
+
+
+@device
+def load_lanes(kind: int, values: Array, signs: Array, lanes: Array) -> None:
+    """lanes = up to 16 rows of values times signs; rows that are missing repeat the last one.
+
+    values: raw bits [rows * columns]; signs: float32 [columns]; lanes: float32 [columns, 16].
+    """
+    scratch = np.empty(_CHUNK * LANES, np.float32)
+    columns, half = signs.shape[0], LANES // 2
+    last = values.shape[0] // columns - 1
+    for start in range(0, columns, _CHUNK):
+        part = signs[start : start + _CHUNK]
+        n = part.shape[0]
+        # The first of four shuffles is done on the way: row k beside row k + 8.
+        pairs, chunk = scratch[: n * LANES], lanes[start * LANES : (start + n) * LANES]
+        for k in range(half):
+            first, second = min(k, last) * columns, min(k + half, last) * columns
+            a, b = values[first + start :][:n], values[second + start :][:n]
+            target = pairs[2 * k * n :][: 2 * n]
+            for i in range(n):
+                target[2 * i] = widen(kind, a[i]) * part[i]
+                target[2 * i + 1] = widen(kind, b[i]) * part[i]
+        _shuffle(chunk, pairs)
+        _shuffle(pairs, chunk)
+        _shuffle(chunk, pairs)
+
+
+@device
+def store_lanes(lanes: Array, signs: Array, values: Array) -> None:
+    """values = the lanes times signs, row by row; lanes are destroyed.
+
+    lanes, signs: as in `load_lanes`; values: float32 [rows * columns], up to 16 rows.
+    """
+    scratch = np.empty(_CHUNK * LANES, np.float32)
+    columns = signs.shape[0]
+    for start in range(0, columns, _CHUNK):
+        part = signs[start : start + _CHUNK]
+        n = part.shape[0]
+        rows, chunk = scratch[: n * LANES], lanes[start * LANES : (start + n) * LANES]
+        _unshuffle(rows, chunk)
+        _unshuffle(chunk, rows)
+        _unshuffle(rows, chunk)
+        _unshuffle(chunk, rows)
+        for k in range(values.shape[0] // columns):
+            source, target = chunk[k * n :][:n], values[k * columns + start :][:n]
+            for i in range(n):
+                target[i] = source[i] * part[i]
 
 
 @device
@@ -97,13 +146,13 @@ def _rotate_block(lanes: Array) -> None:
     """The rotation of one block; lanes: float32 [n, 16], flat, n a power of two."""
     n = lanes.shape[0] // LANES
     scale = np.float32(1 / np.sqrt(np.float64(n)))
-    if n <= CHUNK:
+    if n <= _CHUNK:
         _stages(lanes, _LANES, scale)
         return
     # Chunk by chunk as long as stages stay inside a chunk: that is a pass over memory saved.
-    for start in range(0, n, CHUNK):
-        _stages(lanes[start * LANES : (start + CHUNK) * LANES], _LANES, None)
-    _stages(lanes, np.uint64(CHUNK) * _LANES, scale)
+    for start in range(0, n, _CHUNK):
+        _stages(lanes[start * LANES : (start + _CHUNK) * LANES], _LANES, None)
+    _stages(lanes, np.uint64(_CHUNK) * _LANES, scale)
 
 
 @device

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from emitters.numerics.hadamard import CHUNK, LANES, rotate, shuffle, unshuffle
+from emitters.numerics.hadamard import LANES, load_lanes, rotate, store_lanes
 from emitters.numerics.jit import device, factory, kernel, reads, writes
 from emitters.numerics.mxtq_tables import codebook, signs
 from emitters.numerics.scalars import narrow, widen
@@ -26,50 +26,6 @@ _SMALLEST_DIVISOR = np.float32(1e-10)
 _LANES = np.uint64(LANES)
 _ZERO, _ONE, _TWO, _THREE = np.uint32(0), np.uint32(1), np.uint32(2), np.uint32(3)
 _FOUR, _EIGHT, _TWELVE = np.uint32(4), np.uint32(8), np.uint32(12)
-
-
-@device
-def _load(kind: int, values: Array, signs: Array, lanes: Array, scratch: Array) -> None:
-    """lanes = up to 16 rows of values times signs; rows that are missing repeat the last one.
-
-    values: raw bits [rows * columns]; signs: float32 [columns]; lanes: float32 [columns, 16];
-    scratch: float32 [CHUNK, 16].
-    """
-    columns, half = signs.shape[0], LANES // 2
-    last = values.shape[0] // columns - 1
-    for start in range(0, columns, CHUNK):
-        part = signs[start : start + CHUNK]
-        n = part.shape[0]
-        # The first of four shuffles is done on the way: row k beside row k + 8.
-        pairs, chunk = scratch[: n * LANES], lanes[start * LANES : (start + n) * LANES]
-        for k in range(half):
-            first, second = min(k, last) * columns, min(k + half, last) * columns
-            a, b = values[first + start :][:n], values[second + start :][:n]
-            target = pairs[2 * k * n :][: 2 * n]
-            for i in range(n):
-                target[2 * i] = widen(kind, a[i]) * part[i]
-                target[2 * i + 1] = widen(kind, b[i]) * part[i]
-        shuffle(chunk, pairs)
-        shuffle(pairs, chunk)
-        shuffle(chunk, pairs)
-
-
-@device
-def _store(lanes: Array, signs: Array, values: Array, scratch: Array) -> None:
-    """values = the rows of the lanes times signs; lanes are destroyed. Shapes as in `_load`."""
-    columns = signs.shape[0]
-    for start in range(0, columns, CHUNK):
-        part = signs[start : start + CHUNK]
-        n = part.shape[0]
-        rows, chunk = scratch[: n * LANES], lanes[start * LANES : (start + n) * LANES]
-        unshuffle(rows, chunk)
-        unshuffle(chunk, rows)
-        unshuffle(rows, chunk)
-        unshuffle(chunk, rows)
-        for k in range(values.shape[0] // columns):
-            source, target = chunk[k * n :][:n], values[k * columns + start :][:n]
-            for i in range(n):
-                target[i] = source[i] * part[i]
 
 
 @device
@@ -91,6 +47,24 @@ def _norms(lanes: Array, norms: Array) -> None:
 
 
 @device
+def _bits(centroids: Array) -> int:
+    """The width of the codes."""
+    bits = 1
+    while 1 << bits < centroids.shape[0]:
+        bits += 1
+    return bits
+
+
+@device
+def _limits(centroids: Array) -> Array:
+    """The limits between neighbouring centroids, ascending; infinity up to 15 of them."""
+    limits = np.full(_LIMITS, np.inf, np.float32)
+    for k in range(centroids.shape[0] - 1):
+        limits[k] = (centroids[k] + centroids[k + 1]) / np.float32(2)
+    return limits
+
+
+@device
 def _above(value: np.float32, a: np.float32, b: np.float32, c: np.float32) -> np.uint32:
     """How many of three ascending limits lie below the value; none lies below NaN."""
     count = _ONE if value > a else _ZERO
@@ -99,25 +73,24 @@ def _above(value: np.float32, a: np.float32, b: np.float32, c: np.float32) -> np
 
 
 @device
-def _code(bits: int, value: np.float32, limits: tuple[np.float32, ...]) -> np.uint32:
-    """How many of the 15 ascending limits lie below the value; up to 2 bits have only 3.
+def _above_all(value: np.float32, limits: tuple[np.float32, ...]) -> np.uint32:
+    """How many of 15 ascending limits lie below the value.
 
-    Two digits of base 4 take 6 comparisons instead of 15.
+    Two digits of base 4 take 6 comparisons.
     """
     a, b, c, digit = limits[0], limits[1], limits[2], _ZERO
-    if bits > 2:
-        if value > limits[3]:
-            a, b, c, digit = limits[4], limits[5], limits[6], _FOUR
-        if value > limits[7]:
-            a, b, c, digit = limits[8], limits[9], limits[10], _EIGHT
-        if value > limits[11]:
-            a, b, c, digit = limits[12], limits[13], limits[14], _TWELVE
+    if value > limits[3]:
+        a, b, c, digit = limits[4], limits[5], limits[6], _FOUR
+    if value > limits[7]:
+        a, b, c, digit = limits[8], limits[9], limits[10], _EIGHT
+    if value > limits[11]:
+        a, b, c, digit = limits[12], limits[13], limits[14], _TWELVE
     return np.uint32(digit + _above(value, a, b, c))
 
 
 @device
 def _write_codes(bits: int, lanes: Array, divisors: Array, limits: Array, codes: Array) -> None:
-    """codes = those of the quotients, and zero where there are no more lanes.
+    """codes = how many limits lie below each quotient, and zero where lanes end.
 
     lanes: float32 [n]; limits: float32 [15]; divisors, codes: float32, uint32 [n or more].
     """
@@ -125,9 +98,13 @@ def _write_codes(bits: int, lanes: Array, divisors: Array, limits: Array, codes:
     a, b, c, d, e = limits[0], limits[1], limits[2], limits[3], limits[4]
     f, g, h, i, j = limits[5], limits[6], limits[7], limits[8], limits[9]
     k, m, n, o, p = limits[10], limits[11], limits[12], limits[13], limits[14]
-    for at in range(lanes.shape[0]):
-        quotient = lanes[at] / divisors[at]
-        codes[at] = _code(bits, quotient, (a, b, c, d, e, f, g, h, i, j, k, m, n, o, p))
+    if bits > 2:
+        every = (a, b, c, d, e, f, g, h, i, j, k, m, n, o, p)
+        for at in range(lanes.shape[0]):
+            codes[at] = _above_all(lanes[at] / divisors[at], every)
+    else:
+        for at in range(lanes.shape[0]):
+            codes[at] = _above(lanes[at] / divisors[at], a, b, c)
     codes[lanes.shape[0] :] = 0
 
 
@@ -151,7 +128,16 @@ def _write_words(bits: int, codes: Array, words: Array, row_words: int) -> None:
     size = 32 // bits * LANES
     n = codes.shape[0] // size
     for j in range(n):
-        _pack(bits, codes, np.uint64(j * size))
+        start = np.uint64(j * size)
+        # Literals, so that the loop over the codes of a word is unrolled.
+        if bits == 1:
+            _pack(1, codes, start)
+        elif bits == 2:
+            _pack(2, codes, start)
+        elif bits == 3:
+            _pack(3, codes, start)
+        else:
+            _pack(4, codes, start)
     for k in range(-(-words.shape[0] // row_words)):
         row = words[k * row_words :]
         for j in range(n):
@@ -172,23 +158,24 @@ def _unpack(bits: int, words: Array, centroids: Array, scales: Array, lanes: Arr
 
 
 @factory
-def _encoder(kind: int, raw: str, bits: int) -> Callable[..., None]:
-    """The kernel that encodes rows of one value type at one width."""
+def _encoder(kind: int, raw: str) -> Callable[..., None]:
+    """The kernel that encodes rows of one value type."""
+    tables = reads("float32"), reads("float32")
 
-    @kernel(reads(raw), reads("float32"), reads("float32"), writes("uint32"), writes("uint16"))
+    @kernel(reads(raw), *tables, writes("uint32"), writes("uint16"))
     def encode_mxtq(
-        values: Array, signs: Array, limits: Array, words: Array, norms: Array
+        values: Array, signs: Array, centroids: Array, words: Array, norms: Array
     ) -> None:
-        columns, per_word = signs.shape[0], 32 // bits
+        bits, limits, columns = _bits(centroids), _limits(centroids), signs.shape[0]
+        per_word = 32 // bits
         row_words = -(-columns // per_word)
         lanes = np.zeros(-(-columns // _RUN) * _RUN * LANES, np.float32)
-        scratch = np.empty(CHUNK * LANES, np.float32)
         lane_norms = np.empty(LANES, np.float32)
         divisors = np.empty(_STRETCH * LANES, np.float32)
         codes = np.empty(_STRETCH * LANES, np.uint32)
         for first in range(0, norms.shape[0], LANES):
             end = min(first + LANES, norms.shape[0])
-            _load(kind, values[first * columns : end * columns], signs, lanes, scratch)
+            load_lanes(kind, values[first * columns : end * columns], signs, lanes)
             rotate(lanes[: columns * LANES])
             _norms(lanes, lane_norms)
             for k in range(first, end):
@@ -207,18 +194,18 @@ def _encoder(kind: int, raw: str, bits: int) -> Callable[..., None]:
 
 
 @factory
-def _decoder(bits: int) -> Callable[..., None]:
-    """The kernel that decodes rows of one width."""
-    floats = reads("float32")
+def _decoder() -> Callable[..., None]:
+    """The kernel that decodes rows."""
+    tables = reads("float32"), reads("float32")
 
-    @kernel(reads("uint32"), reads("uint16"), floats, floats, writes("float32"))
+    @kernel(reads("uint32"), reads("uint16"), *tables, writes("float32"))
     def decode_mxtq(
-        words: Array, norms: Array, centroids: Array, signs: Array, values: Array
+        words: Array, norms: Array, signs: Array, centroids: Array, values: Array
     ) -> None:
-        columns, size = signs.shape[0], 32 // bits * LANES
+        bits, columns = _bits(centroids), signs.shape[0]
+        size = 32 // bits * LANES
         row_words = -(-columns * LANES // size)
         lanes = np.empty(row_words * size, np.float32)
-        scratch = np.empty(CHUNK * LANES, np.float32)
         # Lanes without a row stay zero.
         line, scales = np.zeros(LANES, np.uint32), np.zeros(LANES, np.float32)
         for first in range(0, norms.shape[0], LANES):
@@ -230,7 +217,7 @@ def _decoder(bits: int) -> Callable[..., None]:
                     line[k - first] = words[k * row_words + j]
                 _unpack(bits, line, centroids, scales, lanes[j * size : (j + 1) * size])
             rotate(lanes[: columns * LANES])
-            _store(lanes, signs, values[first * columns : end * columns], scratch)
+            store_lanes(lanes, signs, values[first * columns : end * columns])
 
     return decode_mxtq
 
@@ -248,15 +235,12 @@ def mxtq_encode(
     Source: jang 2.5.50 on mlx 0.32.4 (CPU, x86-64), `tq_quantize_weight`.
     """
     rows, columns = values.shape
-    centroids = codebook(columns, bits)
     kind, _, raw = value_type(dtype)
-    limits = np.full(_LIMITS, np.inf, np.float32)
-    limits[: 2**bits - 1] = (centroids[:-1] + centroids[1:]) / np.float32(2)
+    tables = signs(columns, seed), codebook(columns, bits)
     packed = np.empty((rows, _row_words(columns, bits)), np.uint32)
     norms = np.empty(rows, np.float16)
     outputs = packed.reshape(-1), raw_bits(norms, "F16")
-    encode = _encoder(kind, raw.__name__, bits)
-    encode(raw_bits(values, dtype), signs(columns, seed), limits, *outputs)
+    _encoder(kind, raw.__name__)(raw_bits(values, dtype), *tables, *outputs)
     return packed, norms
 
 
@@ -269,13 +253,13 @@ def mxtq_decode(
     Raises: ValueError as `mxtq_encode` does, or if the parts' shapes disagree.
     Source: jang 2.5.50 on mlx 0.32.4 (CPU), `hadamard_inverse` of the centroids times norms.
     """
-    tables = codebook(columns, bits), signs(columns, seed)
+    tables = signs(columns, seed), codebook(columns, bits)
     if norms.ndim != 1 or packed.shape != (norms.shape[0], _row_words(columns, bits)):
         shapes = f"{packed.shape} and {norms.shape}"
         raise ValueError(f"shapes {shapes} are not {columns} columns at {bits} bits")
     values = np.empty((norms.shape[0], columns), np.float32)
     words = flat(packed, np.uint32, "packed")
-    _decoder(bits)(words, raw_bits(norms, "F16"), *tables, values.reshape(-1))
+    _decoder()(words, raw_bits(norms, "F16"), *tables, values.reshape(-1))
     return values
 
 
