@@ -67,6 +67,10 @@ class ExpertPadding:
     multiple: int
     router_bias: float
 
+    def added(self, n_experts: int) -> int:
+        """How many experts are added to a layer of `n_experts`."""
+        return -n_experts % self.multiple
+
 
 @dataclass(frozen=True)
 class FormatSpec:

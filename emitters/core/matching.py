@@ -34,10 +34,7 @@ def match(bundle: Bundle, model: Model) -> dict[str, tuple[ModelTensor, ...]]:
 
 def fits(module: BundleModule, stack: tuple[ModelTensor, ...]) -> bool:
     """Whether a module's rows are its stack's, one tensor after the other, then added ones."""
-    plain = all(
-        not one.transposed and one.row_step == 1 and not one.mxfp4 and one.first_column == 0
-        for one in stack
-    )
+    plain = all(one.is_rows_of_source for one in stack)
     elements = sum(prod(one.shape) for one in stack)
     first = module.shape[0] - module.added if module.shape else 1
     return plain and elements == first * prod(module.shape[1:])

@@ -144,7 +144,8 @@ PLANNING_CODES: dict[str, Code] = {
         "The scheme has one way of storing zero.",
     ),
     "unsupported-source-layout": error(
-        "{target} cannot take {role} from this source: rows are interleaved or transposed",
+        "{target} cannot take {role} from this source: its rows are interleaved, transposed or "
+        "packed",
         "The source stores the matrix in an order that this target's build does not undo.",
     ),
     "raw-unreadable": error(
@@ -170,6 +171,11 @@ PLANNING_CODES: dict[str, Code] = {
     "mixed-stack": error(
         "experts of one stack are treated differently: {one}, {other}",
         "The target stores all experts of a projection in one tensor of one width.",
+    ),
+    "partial-stack": error(
+        "only {kept} of the {count} experts of a stack are left",
+        "The router chooses among all experts by their numbers: dropping some of them makes a "
+        "model that answers nonsense.",
     ),
     "uneven-stack": error(
         "experts of one stack have shapes {one} and {other}",

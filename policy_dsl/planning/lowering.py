@@ -112,11 +112,11 @@ def _settle(
     tensor = decision.tensor
     if isinstance(filled, Diagnostic):
         return filled
-    # Before the layout is looked at: bytes that are copied are not read as rows.
+    unusable = _unusable(tensor, filled, spec)
+    if unusable is not None:
+        return unusable
     if filled.action == "raw":
-        return _raw(decision, filled, spec)
-    if tensor.transposed or tensor.row_step != 1:
-        return diagnostic("unsupported-source-layout", target=spec.name, role=tensor.role)
+        return Settled(tensor, decision, filled, tensor.source.dtype)
     if filled.action == "cast":
         return Settled(tensor, decision, filled, PLAIN_DTYPES[filled.dtype or ""])
     plain = spec.plain_dtype(tensor, model)
@@ -148,11 +148,17 @@ def _refused(
     )
 
 
-def _raw(decision: Decision, filled: Treatment, spec: FormatSpec) -> Settled | Diagnostic:
-    source = decision.tensor.source
-    if source.dtype not in spec.plain_dtypes:
-        return diagnostic("raw-unreadable", target=spec.name, dtype=source.dtype)
-    return Settled(decision.tensor, decision, filled, source.dtype)
+def _unusable(
+    tensor: ModelTensor, filled: Treatment, spec: FormatSpec
+) -> Diagnostic | None:
+    """What keeps the source's bytes from being read as rows of the output, if anything."""
+    dtype = tensor.source.dtype
+    if filled.action == "raw" and dtype not in spec.plain_dtypes:
+        return diagnostic("raw-unreadable", target=spec.name, dtype=dtype)
+    # Raw bytes too: the bundle names a tensor as if its rows were in order.
+    if not tensor.is_rows_of_source:
+        return diagnostic("unsupported-source-layout", target=spec.name, role=tensor.role)
+    return None
 
 
 def _not_quantizable(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import ExpertPadding, ExpertsApart, FormatSpec, PartShape
@@ -34,12 +34,14 @@ class Settled:
 class Stacking:
     """How a bundle holds experts.
 
-    apart: None for stacks. added: experts of every layer, at its end, that no source has.
+    apart: None for stacks. count: experts of every layer in the source. added: experts at its
+    end that no source has.
     """
 
     spec: FormatSpec
     apart: ExpertsApart | None
     padding: ExpertPadding | None
+    count: int
     added: int
 
     @classmethod
@@ -47,41 +49,49 @@ class Stacking:
         """What the policy's `output` and the format make of this model's experts."""
         layout = policy.output.layout or next(iter(spec.layouts), "")
         padding = spec.padding.get(model.architecture.family)
-        added = 0
-        if padding and policy.output.pad_experts is not False:
-            added = -model.n_experts % padding.multiple
-        return cls(spec, spec.layouts.get(layout), padding, added)
+        wanted = padding is not None and policy.output.pad_experts is not False
+        added = padding.added(model.n_experts) if padding and wanted else 0
+        return cls(spec, spec.layouts.get(layout), padding, model.n_experts, added)
 
     def modules(self, path: str, stack: list[Settled]) -> list[Module] | Diagnostic:
         """The modules of a stack or a single tensor, not placed yet; or what is wrong."""
         # Expert 10 stands before expert 2 in files that sort their names.
         stack = sorted(stack, key=lambda settled: settled.tensor.expert or 0)
-        # Also where experts lie apart: readers stack them after loading.
-        defect = _uneven(stack)
-        if defect is not None:
-            return defect
         first = stack[0]
+        shape = first.tensor.shape
         if first.tensor.expert is None:
             added = self.added if first.tensor.role in _BY_EXPERT else 0
-            return [self._module(path, stack, first.tensor.shape, added)]
+            return [self._module(path, stack, shape, added)]
+        # Also where experts lie apart: readers stack them after loading.
+        defect = _uneven(stack) or self._partial(stack)
+        if defect is not None:
+            return defect
         if self.apart is None or first.treatment.scheme not in self.apart.schemes:
             # A stack of one expert has the expert axis too: readers index it.
-            shape = (len(stack), *first.tensor.shape)
-            return [self._module(path, stack, shape, self.added)]
+            return [self._module(path, stack, (self.count, *shape), self.added)]
         return list(self._each(self.apart, path, stack))
+
+    def _partial(self, stack: Sequence[Settled]) -> Diagnostic | None:
+        if len(stack) == self.count:
+            return None
+        return diagnostic("partial-stack", kept=len(stack), count=self.count)
 
     def _each(
         self, apart: ExpertsApart, path: str, stack: Sequence[Settled]
     ) -> Iterator[Module]:
-        for settled in stack:
-            name = apart.path(path, settled.tensor.expert or 0)
-            yield self._module(name, [settled], settled.tensor.shape, 0)
-        for number in range(len(stack), len(stack) + self.added):
-            yield self._absent(apart.path(path, number), stack[0])
+        first = stack[0]
+        rows, *rest = first.tensor.shape
+        for number, settled in enumerate(stack):
+            yield self._module(apart.path(path, number), [settled], (rows, *rest), 0)
+        for number in range(self.count, self.count + self.added):
+            # Nothing but added rows.
+            module = self._module(apart.path(path, number), [first], (0, *rest), rows)
+            yield replace(module, sources=())
 
     def _module(
         self, path: str, stack: Sequence[Settled], shape: tuple[int, ...], added: int
     ) -> Module:
+        """The module of a stack of this shape, to which `added` of the first axis come."""
         first = stack[0]
         padded = (shape[0] + added, *shape[1:]) if added else shape
         bare = _is_bare(path, first.tensor)
@@ -100,24 +110,6 @@ class Stacking:
             parameters=math.prod(shape),
             added=added,
             together=parts[0].together,
-        )
-
-    def _absent(self, path: str, like: Settled) -> Module:
-        """A module of an expert that no source has."""
-        shape = like.tensor.shape
-        parts = self.spec.part_shapes(like.treatment, shape, like.dtype)
-        return Module(
-            name=path,
-            role=like.tensor.role,
-            layer=like.tensor.layer,
-            treatment=like.treatment,
-            shape=shape,
-            dtype=like.dtype,
-            rule=like.decision.origin,
-            sources=(),
-            tensors=tuple(_unplaced(path, part, b"", bare=False) for part in parts),
-            parameters=0,
-            added=shape[0],
         )
 
     def _tail(self, first: Settled, added: int) -> bytes:

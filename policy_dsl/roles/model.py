@@ -42,6 +42,13 @@ class ModelTensor:
     first_column: int = 0
     mxfp4: bool = False
 
+    @property
+    def is_rows_of_source(self) -> bool:
+        """Whether its rows are rows of the source, one after the other, as they are stored."""
+        return not (
+            self.transposed or self.mxfp4 or self.row_step != 1 or self.first_column != 0
+        )
+
 
 @dataclass(frozen=True)
 class Model:

@@ -73,6 +73,25 @@ def _mtp_block(prefix, case, layer):
     ]
 
 
+def _packed_gpt_oss():
+    """The recorded gpt-oss with its experts as published: blocks of MXFP4 and their scales."""
+    packed = []
+    for layer in range(3):
+        for name, rows, columns in (("gate_up_proj", 256, 64), ("down_proj", 64, 128)):
+            stem = f"model.layers.{layer}.mlp.experts.{name}"
+            blocks = [4, rows, columns // 32]
+            packed.append(_tensor(f"{stem}_blocks", [*blocks, 16], "U8"))
+            packed.append(_tensor(f"{stem}_scales", blocks, "U8"))
+    config = {"quantization_config": {"quant_method": "mxfp4"}}
+    return _changed("gpt_oss", without="mlp.experts.", with_tensors=packed, config=config)
+
+
+@pytest.fixture
+def packed_gpt_oss():
+    """An inventory with MXFP4 experts, rows of gate and up in turns."""
+    return _packed_gpt_oss()
+
+
 @pytest.fixture
 def tensor():
     """(name, shape, dtype) -> TensorInfo."""

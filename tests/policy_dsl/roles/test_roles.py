@@ -153,17 +153,8 @@ def test_kimi_k25_is_published_below_language_model(inventory, recorded):
     )
 
 
-def test_interleaved_mxfp4_experts_of_gpt_oss(tensor, changed):
-    moe = "model.layers.{}.mlp.experts."
-    packed = []
-    for layer in range(3):
-        for name, rows in (("gate_up_proj", 256), ("down_proj", 64)):
-            columns = 64 if name == "gate_up_proj" else 128
-            blocks = [4, rows, columns // 32]
-            packed.append(tensor(f"{moe.format(layer)}{name}_blocks", [*blocks, 16], "U8"))
-            packed.append(tensor(f"{moe.format(layer)}{name}_scales", blocks, "U8"))
-    source = changed("gpt_oss", without="mlp.experts.", with_tensors=packed)
-    experts = [each for each in classify(source).tensors if each.component == "experts"]
+def test_interleaved_mxfp4_experts_of_gpt_oss(packed_gpt_oss):
+    experts = [each for each in classify(packed_gpt_oss).tensors if each.component == "experts"]
     assert len(experts) == 3 * 4 * 3
     up = next(each for each in experts if (each.role, each.expert) == ("experts.up_proj", 2))
     assert (up.shape, up.first_row, up.row_step, up.mxfp4) == ((128, 64), 2 * 256 + 1, 2, True)
