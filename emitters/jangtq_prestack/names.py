@@ -13,6 +13,8 @@ from policy_dsl.roles.classify import Model, ModelTensor
 MXTQ = "mxtq"
 # Of the rotation; the same in every bundle that was ever shipped.
 SEED = 42
+# Of fewer values, jang's codebooks differ from machine to machine.
+SHORTEST_ROW = 4
 
 _NO_EXPERTS = "it has no experts, and MXTQ codes are for experts only"
 _NOT_KNOWN = "JANG has no profile for it, or stores it in another way"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
-from emitters.jangtq_prestack.names import MXTQ, projection_of
+from emitters.jangtq_prestack.names import MXTQ, SHORTEST_ROW, projection_of
 from policy_dsl.plan import Module, Plan, Refusal
 from policy_dsl.policy import Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
@@ -29,8 +29,14 @@ _Layers = Mapping[int | None, Mapping[str, Module]]
 
 
 def unsupported(tensor: ModelTensor, model: Model, treatment: Treatment) -> str | None:
-    """Why readers can hold a matrix only plain, else None."""
+    """Why readers cannot hold a tensor like that, else None."""
     family, quantized = model.architecture.family, treatment.action == "quantize"
+    if treatment.scheme == MXTQ:
+        # Nothing in a bundle tells the length of other rows, which may end inside a word.
+        if tensor.component != "experts":
+            return "Swift readers know such codes of routed experts only"
+        if tensor.shape[-1] < SHORTEST_ROW:
+            return f"rows of fewer than {SHORTEST_ROW} values have no codebook"
     if quantized and tensor.role == "router" and family in _BARE_ROUTERS:
         return f"readers hold the router of {family} as a bare parameter"
     return None

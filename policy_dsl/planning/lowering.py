@@ -12,6 +12,7 @@ from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Module, Omission
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.planning.fill import PLAIN_WORDS, describe, fill, role_class
+from policy_dsl.planning.matching import is_guarded
 from policy_dsl.planning.stacks import Settled, Stacking
 from policy_dsl.policy import PLAIN_DTYPES, Policy, Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
@@ -31,7 +32,7 @@ def lower(
 ) -> Lowered:
     """The modules of the output in natural order of their names, not placed yet."""
     lowered = Lowered()
-    defects = _Defects()
+    defects = _Defects(policy)
     stacks: dict[str, list[Settled]] = {}
     filled: dict[tuple[Treatment, str], Treatment | Diagnostic] = {}
     for decision in made:
@@ -76,7 +77,8 @@ def natural_key(name: str) -> list[tuple[bool, int, str]]:
 class _Defects:
     """Findings about tensors, one a rule and code, with a count and an example."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy) -> None:
+        self._otherwise = dict(policy.key_spans).get("defaults.otherwise")
         self._seen: dict[tuple[int, str, str], tuple[Decision, Diagnostic, list[str]]] = {}
 
     def add(
@@ -88,15 +90,16 @@ class _Defects:
         entry[2].append(f"{what} {name or decision.tensor.source.name}")
 
     def findings(self) -> list[Diagnostic]:
-        return [_placed(*entry) for entry in self._seen.values()]
+        return [self._placed(*entry) for entry in self._seen.values()]
 
-
-def _placed(decision: Decision, found: Diagnostic, names: list[str]) -> Diagnostic:
-    rule = decision.rule.rule if decision.rule else None
-    # The selector was right if it got here: the caret belongs under the treatment.
-    span = (rule.treatment_span or rule.span) if rule else None
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return replace(found, span=span, notes=(*found.notes, f"{names[0]}{more}"))
+    def _placed(self, decision: Decision, found: Diagnostic, names: list[str]) -> Diagnostic:
+        span = None if is_guarded(decision.tensor) else self._otherwise
+        if decision.rule is not None:
+            rule = decision.rule.rule
+            # The selector was right if it got here: the caret belongs under the treatment.
+            span = rule.treatment_span or rule.span
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return replace(found, span=span, notes=(*found.notes, f"{names[0]}{more}"))
 
 
 def _omission(decision: Decision, model: Model, spec: FormatSpec) -> str | None:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hash_sources import Recipe, write_source
 
 from emitters import get, specs
 from emitters.core.bundle import complete
@@ -80,12 +81,22 @@ def test_gaps_are_filled_by_role_and_width(text: str, role: str, treatment: str)
         ("output layout stacked; all: 8bit", "unknown-layout"),
         ('metadata tool_parser "minimx"; all: 8bit', "bad-metadata-value"),
         ('metadata supports_tools "yes"; all: 8bit', "bad-metadata-value"),
+        ("attention.o_proj: 4bit mxtq", "unsupported-treatment"),
+        ("router: 4bit mxtq", "unsupported-treatment"),
         ("experts: 2bit; experts[0-3]: 4bit", "mixed-stack"),
         ("output layout per_expert; experts: 2bit; experts[0-3]: 4bit", "mixed-stack"),
     ],
 )
 def test_what_the_format_cannot_hold_is_an_error(text: str, code: str) -> None:
     assert errors_of(text) == [code]
+
+
+def test_rows_too_short_for_a_codebook_are_refused(tmp_path: Path) -> None:
+    recipe = Recipe(form="bf16", seed=1, H=64, I=3, E=32, L=1, V=64, heads=2, kv=1, hd=32)
+    short = open_source(str(write_source(tmp_path / "source", recipe)))
+    with pytest.raises(PolicyError, match="down_proj as 2bit mxtq: rows of fewer than 4"):
+        planned(USUAL, short)
+    planned(USUAL + "experts.down_proj: f16", short)
 
 
 @pytest.mark.parametrize(

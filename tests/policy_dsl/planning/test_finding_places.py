@@ -48,6 +48,13 @@ def test_what_no_rule_reaches_points_at_otherwise() -> None:
     assert missed.span.location == "p.qpol:1:11"
 
 
+def test_a_refused_otherwise_is_shown_and_not_blamed_for_guarded_tensors() -> None:
+    with pytest.raises(PolicyError) as caught:
+        plan("otherwise 4bit mxtq\nexperts: 4bit; router: 4bit g100")
+    places = {one.code: one.span and one.span.location for one in caught.value.diagnostics}
+    assert places == {"foreign-scheme": "p.qpol:1:11", "unsupported-group-size": "p.qpol:2:24"}
+
+
 def test_a_shadowed_rule_names_the_file_of_the_winner(tmp_path: Path) -> None:
     (tmp_path / "base.qpol").write_text("target mlx_affine\nexperts: 4bit\n", encoding="utf-8")
     child = tmp_path / "child.qpol"
