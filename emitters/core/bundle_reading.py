@@ -53,8 +53,9 @@ class BundleModule:
 
     @property
     def parameters(self) -> int:
-        """Values of the module."""
-        return prod(self.shape)
+        """Values of the model in the module."""
+        values = prod(self.shape)
+        return values - values // self.shape[0] * self.added if self.added else values
 
     @property
     def nbytes(self) -> int:

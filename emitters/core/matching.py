@@ -6,11 +6,13 @@ Bundle, Model ── match ──> module of the bundle ─> its stack: tensors 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import prod
 
 import emitters
 from emitters.core.bundle_reading import Bundle, BundleModule
 from policy_dsl.formats import FormatSpec
+from policy_dsl.planning.stacks import BY_EXPERT
 from policy_dsl.roles.classify import Model, ModelTensor
 
 
@@ -30,6 +32,40 @@ def match(bundle: Bundle, model: Model) -> dict[str, tuple[ModelTensor, ...]]:
         for path, stack in stacks.items()
     }
     return _named_as(bundle, ordered, spec)
+
+
+def with_added(bundle: Bundle, model: Model) -> Bundle:
+    """The bundle with those experts marked as added that its format adds to such a model.
+
+    A record tells them; of other bundles, the count of the model's own experts does.
+    """
+    spec = emitters.get(bundle.target).spec
+    padding = spec.padding.get(model.architecture.family)
+    count = model.n_experts
+    added = padding.added(count) if padding else 0
+    if bundle.record is not None or not added:
+        return bundle
+    by_expert = [
+        one for one in model.tensors if one.expert is not None or one.role in BY_EXPERT
+    ]
+    padded = {spec.module_path(tensor, model) for tensor in by_expert}
+    alone = {
+        layout.path(spec.module_path(tensor, model), number)
+        for tensor in by_expert
+        for layout in spec.layouts.values()
+        for number in range(count, count + added)
+        # Once for each stack.
+        if layout is not None and tensor.expert == 0
+    }
+
+    def marked(module: BundleModule) -> BundleModule:
+        if module.name in alone:
+            return replace(module, added=module.shape[0])
+        if module.name in padded and module.shape[0] == count + added:
+            return replace(module, added=added)
+        return module
+
+    return replace(bundle, modules=tuple(marked(module) for module in bundle.modules))
 
 
 def fits(module: BundleModule, stack: tuple[ModelTensor, ...]) -> bool:

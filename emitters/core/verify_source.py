@@ -9,7 +9,7 @@ from math import sqrt
 
 from emitters.core.bundle_reading import Bundle, BundleModule
 from emitters.core.decoding import Decoder
-from emitters.core.matching import fits, match, rows_of
+from emitters.core.matching import fits, match, rows_of, with_added
 from emitters.core.source_values import SourceValues
 from emitters.numerics.distance import distance
 from emitters.numerics.value_types import Array
@@ -87,7 +87,9 @@ def compare(
     The source counts with its exact values: FP8 codes times scales in float32.
     Raises: PolicyError if the source has no readable weights, or names without roles.
     """
-    pair = _Pair(SourceValues(source), Decoder(bundle))
+    values = SourceValues(source)
+    bundle = with_added(bundle, values.model)
+    pair = _Pair(values, Decoder(bundle))
     stacks = match(bundle, pair.source.model)
     findings = list(_unmatched(bundle, stacks, pair.bundle.scales()))
     comparable = [

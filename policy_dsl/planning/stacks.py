@@ -17,7 +17,7 @@ from policy_dsl.policy import Policy, Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
 
 # Tensors with an entry for every expert along their first axis.
-_BY_EXPERT = frozenset({"router", "router_bias"})
+BY_EXPERT = frozenset({"router", "router_bias"})
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Stacking:
         first = stack[0]
         shape = first.tensor.shape
         if first.tensor.expert is None:
-            added = self.added if first.tensor.role in _BY_EXPERT else 0
+            added = self.added if first.tensor.role in BY_EXPERT else 0
             return [self._module(path, stack, shape, added)]
         # Also where experts lie apart: readers stack them after loading.
         defect = _uneven(stack) or self._partial(stack)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 from emitters.core.build import build
 from emitters.core.bundle_reading import Bundle, open_bundle
 from emitters.core.decoding import Decoder
-from emitters.core.matching import fits, match, rows_of
+from emitters.core.matching import fits, match, rows_of, with_added
 from emitters.core.source_values import SourceValues
+from emitters.core.verify import verify_bundle
+from policy_dsl.sources.reference import open_source
 
 MLX = "target: mlx_affine\nrules: 'all: keep'\n"
 JANG = "target: jangtq_prestack\nrules: 'all: f16; experts: 4bit'\n"
@@ -74,6 +77,27 @@ def test_added_experts_do_not_keep_modules_from_fitting(made, policy):
     shared = [module for module in bundle.modules if module.name in stacks]
     assert any(module.added for module in shared)
     assert all(fits(module, stacks[module.name]) for module in shared)
+
+
+@pytest.mark.parametrize("policy", [JANG, APART], ids=["stacks", "apart"])
+def test_without_a_record_the_model_tells_which_experts_were_added(made, demo, policy):
+    bundle, source = made(policy)
+    (bundle.folder / "policyc.json").unlink()
+    foreign = open_bundle(bundle.folder)
+    assert not any(module.added for module in foreign.modules)
+    known = {module.name: module.added for module in bundle.modules}
+    told = {module.name: module.added for module in with_added(foreign, source.model).modules}
+    assert told == known
+    report = verify_bundle(bundle.folder, open_source(str(demo)), jobs=1)
+    assert [found.code for found in report.findings] == ["no-record"]
+
+
+def test_experts_beyond_what_the_format_adds_are_not_taken_for_added(made):
+    bundle, source = made(APART)
+    (bundle.folder / "policyc.json").unlink()
+    foreign = open_bundle(bundle.folder)
+    fewer = replace(source.model, n_experts=40)
+    assert not any(module.added for module in with_added(foreign, fewer).modules)
 
 
 def test_a_stack_of_another_size_does_not_fit(made):
