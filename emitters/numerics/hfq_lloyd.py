@@ -1,0 +1,230 @@
+"""Codes of 2**bits levels that Lloyd's iteration finds in a group, for 16 groups of 256.
+
+The rule: levels start at quantiles. Eight times, each value takes the nearest level, the
+first of equally near ones, and each level moves to the mean of its values. Distances are
+float32; means are float64 sums in the order of the values, divided and rounded. The reference
+stops after a pass without a change of code; more passes would change no level either.
+
+Values in ascending order take ascending levels. So the borders between the values of two
+levels are found by bisection, and a sum between borders is a difference of partial sums. That
+gives the same bits if sums are exact in any order, and if levels are not so close that rounded
+distances to them are equal. Both are rare; then the rule is followed value by value.
+Source: Kaden-Schutt/hipfire at 0e5eb9a, crates/hipfire-quantize/src/quant_mq.rs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from emitters.numerics.hadamard import LANES
+from emitters.numerics.hfq_groups import zero_at
+from emitters.numerics.jit import device
+from emitters.numerics.lane_sort import sort_lanes
+from emitters.numerics.scalars import bits_of, float_of, narrow, widen
+from emitters.numerics.value_types import F16, Array
+
+_PASSES = 8
+_HALVINGS = 8  # from 256 elements to one
+_STRETCH = 16 * LANES  # floats summed in one loop
+_LANES, _ZERO = np.uint64(LANES), np.float32(0)
+_ROW = np.uint32(LANES)
+_EXPONENT = np.uint32(0x7F800000)
+# 2**e times this has its last bit at 2**(e - 44). Of numbers below 2**(e + 1) without smaller
+# bits, 256 add up exactly in any order: 44 + 1 + 8 bits are those of a float64.
+_COARSE = np.float64(1.5 * 2**8)
+_CLOSE = np.float32(2.0**-20)  # of the span; distances are rounded to 2**-24 of it
+
+
+@device
+def _start(lanes: Array, ordered: Array, levels: Array) -> None:
+    """levels = the middles of equal parts of each ordered lane.
+
+    lanes, ordered: float32 [size, 16]; levels: float32 [n, 16]; all flat.
+    """
+    n, last = levels.shape[0] // LANES, lanes.shape[0] // LANES - 1
+    for i in range(levels.shape[0]):
+        rank = int((2 * (i // LANES) + 1) * last / (2 * n) + 0.5)
+        k = i % LANES
+        levels[i] = ordered[rank * LANES + k]
+        if levels[i] == _ZERO:
+            # In a stable order, zeros of both signs stay as they came.
+            lane = lanes[k::LANES]
+            levels[i] = zero_at(lane, rank - int(np.count_nonzero(lane < _ZERO)))
+
+
+@device
+def _add_up(ordered: Array, below: Array) -> bool:
+    """below = the sum of all elements before each one; whether sums are exact in any order.
+
+    ordered: float32 [size, 16]; below: float64 [size + 1, 16]; flat.
+    """
+    n = np.uint64(ordered.shape[0])
+    coarse = np.empty(_STRETCH, np.float64)
+    for k in range(LANES):
+        largest = max(abs(ordered[k]), abs(ordered[ordered.shape[0] - LANES + k]))
+        coarse[k] = np.float64(float_of(bits_of(largest) & _EXPONENT)) * _COARSE
+        below[k] = 0
+    for i in range(LANES, _STRETCH):
+        coarse[i] = coarse[i - LANES]
+    inexact = 0
+    for start in range(np.uint64(0), n, np.uint64(_STRETCH)):
+        for i in range(np.uint64(_STRETCH)):
+            value = np.float64(ordered[start + i])
+            below[start + i + _LANES] = below[start + i] + value
+            inexact += (value + coarse[i]) - coarse[i] != value
+    return inexact == 0
+
+
+@device
+def _are_apart(levels: Array, spans: Array) -> bool:
+    """Whether the levels of each lane ascend, by more than distances are rounded.
+
+    If not, a value far from two levels may seem as near to the one as to the other, and the
+    values of a level are no run. levels: float32 [n, 16], flat; spans: float32 [16], from the
+    smallest to the largest value of each lane.
+    """
+    close = 0
+    for i in range(levels.shape[0] - LANES):
+        span = spans[i % LANES]
+        step = levels[i + LANES] - levels[i]
+        close += span > _ZERO and not step > span * _CLOSE
+    return close == 0
+
+
+@device
+def _find_borders(ordered: Array, levels: Array, borders: Array) -> None:
+    """borders = where the elements that are nearer to a level than to the one before begin.
+
+    ordered: float32 [256, 16]; levels: float32 [n, 16]; borders: uint32 [n - 1, 16]; all flat.
+    The borders are indices into the flat array.
+    """
+    n = np.uint64(borders.shape[0])
+    values = np.empty(n, np.float32)
+    for i in range(n):
+        borders[i] = i % _LANES
+    # All bisections go side by side, without a branch. A step of one element comes twice, for
+    # 256 elements have 257 borders.
+    for halving in range(1, _HALVINGS + 2):
+        step = max(np.uint32(ordered.shape[0] >> halving), _ROW)
+        for i in range(n):
+            values[i] = ordered[np.uint64(np.uint32(borders[i] + step - _ROW))]
+        for i in range(n):
+            nearer = abs(values[i] - levels[i + _LANES]) < abs(values[i] - levels[i])
+            borders[i] += np.uint32(0) if nearer else step
+
+
+@device
+def _sum_between(below: Array, borders: Array, sums: Array, counts: Array) -> None:
+    """sums, counts = those of the elements between borders.
+
+    below: as from `_add_up`; borders: uint32 [n + 1, 16]; sums: float64, counts: int64 [n, 16].
+    """
+    for i in range(sums.shape[0]):
+        start, end = borders[i], borders[i + LANES]
+        sums[i], counts[i] = below[end] - below[start], (end - start) // LANES
+
+
+@device
+def _sum_in_order(lanes: Array, codes: Array, sums: Array, counts: Array) -> None:
+    """sums, counts = those of the values of each code, added in the order of the values."""
+    sums[:], counts[:] = 0, 0
+    for i in range(lanes.shape[0]):
+        at = codes[i] * LANES + i % LANES
+        sums[at] += np.float64(lanes[i])
+        counts[at] += 1
+
+
+@device
+def _assign(bits: int, lanes: Array, levels: Array, codes: Array) -> None:
+    """codes = the nearest level of each value, the first of equally near ones.
+
+    lanes: float32 [256, 16]; levels: float32 [2**bits, 16]; codes: uint8 [256, 16]; all flat.
+    """
+    for start in range(np.uint64(0), np.uint64(lanes.shape[0]), _LANES):
+        for k in range(np.uint64(0), _LANES):
+            value = lanes[start + k]
+            best, code = abs(value - levels[k]), np.int32(0)
+            for m in range(1, 1 << bits):
+                distance = abs(value - levels[np.uint64(m) * _LANES + k])
+                code = np.int32(m) if distance < best else code
+                best = distance if distance < best else best
+            codes[start + k] = code
+
+
+@device
+def _exchange(lane: Array, code: int) -> None:
+    """This code and the one above it change places; lane: uint8 [size]."""
+    for i in range(lane.shape[0]):
+        if code <= lane[i] <= code + 1:
+            lane[i] = 2 * code + 1 - lane[i]
+
+
+@device
+def _order_levels(levels: Array, codes: Array) -> None:
+    """The levels of each lane in ascending order, equal ones as they were; codes follow."""
+    for last in range(levels.shape[0] - LANES, 0, -LANES):
+        for i in range(last):
+            if levels[i] > levels[i + LANES]:
+                levels[i], levels[i + LANES] = levels[i + LANES], levels[i]
+                _exchange(codes[i % LANES :: LANES], i // LANES)
+
+
+@device
+def _find_levels(bits: int, lanes: Array, codes: Array, levels: Array) -> None:
+    """codes, levels = those of each lane; shapes as in `_assign`.
+
+    Codes are nearest to the levels before their last move. A lane of equal values keeps its
+    levels.
+    """
+    ordered, before, n = lanes.copy(), levels.copy(), levels.shape[0]
+    sort_lanes(ordered)
+    spans = ordered[-LANES:] - ordered[:LANES]
+    _start(lanes, ordered, levels)
+    below = np.empty(lanes.shape[0] + LANES, np.float64)
+    exact = _add_up(ordered, below)
+    borders = np.empty(n + LANES, np.uint32)
+    for k in range(LANES):
+        borders[k], borders[n + k] = k, lanes.shape[0] + k
+    sums, counts = np.empty(n, np.float64), np.empty(n, np.int64)
+    for _ in range(_PASSES):
+        before[:] = levels
+        if exact and _are_apart(levels, spans):
+            _find_borders(ordered, levels, borders[LANES:n])
+            _sum_between(below, borders, sums, counts)
+        else:
+            _assign(bits, lanes, levels, codes)
+            _sum_in_order(lanes, codes, sums, counts)
+        for i in range(n):
+            moves = counts[i] > 0 and spans[i % LANES] > _ZERO
+            levels[i] = np.float32(sums[i] / counts[i]) if moves else levels[i]
+    _assign(bits, lanes, before, codes)
+
+
+@device
+def write_lloyd(bits: int, lanes: Array, codes: Array, blocks: Array) -> None:
+    """codes = those of each lane; each block begins with its levels, float16, two in a word.
+
+    lanes: float32 [256, 16], flat; codes: uint8 [256, 16], flat; blocks: uint32 [n, words],
+    n up to 16.
+    """
+    levels = np.empty(LANES << bits, np.float32)
+    _find_levels(bits, lanes, codes, levels)
+    _order_levels(levels, codes)
+    for k in range(blocks.shape[0]):
+        lane, block = levels[k::LANES], blocks[k]
+        for m in range(lane.shape[0] // 2):
+            high = np.uint32(narrow(F16, lane[2 * m + 1]) << np.uint32(16))
+            block[m] = narrow(F16, lane[2 * m]) | high
+
+
+@device
+def read_lloyd(bits: int, codes: Array, blocks: Array, rows: Array) -> None:
+    """rows = the levels of the codes of each block; codes: uint8, rows: float32, [16, 256]."""
+    levels = np.empty(1 << bits, np.float32)
+    for k in range(blocks.shape[0]):
+        for m in range(levels.shape[0]):
+            half = blocks[k, m // 2] >> np.uint32(16 * (m % 2))
+            levels[m] = widen(F16, half & np.uint32(0xFFFF))
+        its_codes, row = codes[k], rows[k]
+        for i in range(row.shape[0]):
+            row[i] = levels[its_codes[i]]
