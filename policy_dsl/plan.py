@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from policy_dsl.diagnostics import Diagnostic
+from policy_dsl.diagnostics import Diagnostic, Span
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.policy import Policy, Treatment
 from policy_dsl.roles.classify import Model
@@ -110,6 +110,20 @@ class PlannedFile:
     least: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class StatisticsFile:
+    """A file of statistics that a build reads.
+
+    name: of the statistic, such as `imatrix`. path: as it was written, in a policy at `span`,
+    or else on the command line. sha256: in hex, of its contents; empty until they are read.
+    """
+
+    name: str
+    path: str
+    span: Span | None = field(default=None, compare=False, repr=False)
+    sha256: str = ""
+
+
 @dataclass(frozen=True)
 class Plan:
     """All that a build will do: complete, printable, comparable; nothing is decided later."""
@@ -124,6 +138,7 @@ class Plan:
     omitted: tuple[Omission, ...] = ()
     files: tuple[PlannedFile, ...] = ()
     fp8_rule: str = ""
+    statistics: tuple[StatisticsFile, ...] = ()
     pending: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     remarks: tuple[tuple[str, str], ...] = ()

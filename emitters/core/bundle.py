@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from emitters import get
 from emitters.core.record import RECORD, UNKNOWN_HASH, record
 from emitters.tensor_io.read import Source, file_facts
+from policy_dsl.diagnostics import fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan, PlannedFile
 
@@ -22,7 +23,9 @@ def complete(plan: Plan, inventory: Inventory) -> Plan:
 
     plan: as `resolve` gives it; a complete one stays as it is. What depends on side files
     that are not known has `nbytes` None and the reason.
+    Raises: PolicyError if the policy names a container as another file of the bundle is called.
     """
+    _check_container(plan)
     plan = _with_preface(plan, inventory)
     files = tensor_files(plan)
     files += [
@@ -69,6 +72,17 @@ def _held(names: Iterable[str], source: Source) -> dict[str, bytes]:
         for name in names
         if name in source.facts
     }
+
+
+def _check_container(plan: Plan) -> None:
+    spec, name = get(plan.target).spec, plan.policy.output.file_name
+    if spec.container is None or name is None:
+        return
+    patterns = (*_ALWAYS_COPIED, *spec.copied_files, *spec.edited_files)
+    if any(fnmatchcase(name, pattern) for pattern in patterns):
+        span = dict(plan.policy.key_spans).get("output.file_name")
+        reason = "the bundle takes files of such names from the source"
+        raise fail("bad-file-name", span, name=name, reason=reason)
 
 
 def _with_preface(plan: Plan, inventory: Inventory) -> Plan:

@@ -29,10 +29,14 @@ def bundle_outline(folder: Path) -> Outline:
 
 def outline_modules(bundle: Bundle) -> tuple[OutlineModule, ...]:
     """The bundle's modules as an outline has them."""
-    return tuple(_outline_module(module) for module in bundle.modules)
+    scales = {module.name for module in bundle.scales.values()}
+    return tuple(
+        _outline_module(module, 0 if module.name in scales else module.parameters)
+        for module in bundle.modules
+    )
 
 
-def _outline_module(module: BundleModule) -> OutlineModule:
+def _outline_module(module: BundleModule, parameters: int) -> OutlineModule:
     # A plain module has one tensor; a quantized one does not use this.
     dtype = next(iter(module.tensors.values())).dtype
     stored = stored_as(module.treatment, dtype)
@@ -48,6 +52,6 @@ def _outline_module(module: BundleModule) -> OutlineModule:
         stored=stored,
         rule="",
         tensors=len(module.tensors),
-        parameters=module.parameters,
+        parameters=parameters,
         nbytes=module.nbytes,
     )

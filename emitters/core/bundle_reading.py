@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -22,7 +23,7 @@ from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import Treatment
-from policy_dsl.sources.reference import open_source
+from policy_dsl.sources.reference import is_hfq_file, open_source
 
 _LARGEST_METADATA = 64 * 2**20
 # What reading metadata of some other format runs into.
@@ -79,17 +80,29 @@ class Bundle:
     modules: tuple[BundleModule, ...]
     findings: tuple[Diagnostic, ...]
 
+    @cached_property
+    def scales(self) -> Mapping[str, BundleModule]:
+        """Module -> the one that holds what its columns were multiplied by; no weights."""
+        find = emitters.get(self.target).spec.column_scale
+        held = {module.name: module for module in self.modules}
+        found = {name: find(name) for name in held} if find else {}
+        return {name: held[scale] for name, scale in found.items() if scale in held}
 
-def open_bundle(folder: Path) -> Bundle:
-    """The bundle in a folder, from headers and metadata; no weight is read.
 
+def open_bundle(path: Path) -> Bundle:
+    """The bundle in a folder, or the one that is a single file, from headers and metadata.
+
+    No weight is read. Of a file, the record beside it counts if it is about this file.
     Raises: PolicyError if headers, index, or the record cannot be what they must be.
     """
-    if not folder.is_dir():
-        raise fail("not-a-bundle", path=str(folder), reason="it is no folder")
-    inventory = open_source(str(folder))
+    if not path.is_dir() and not (path.exists() and is_hfq_file(path)):
+        raise fail("not-a-bundle", path=str(path), reason="it is no folder")
+    inventory = open_source(str(path))
+    folder = path if path.is_dir() else path.parent
     record = read_record(folder)
-    target, claims = _target(inventory, record, folder)
+    if record is not None and path != folder and path.name not in record["files"]:
+        record = None
+    target, claims = _target(inventory, record, path)
     spec = emitters.get(target).spec
     modules = tuple(_modules(inventory, claims, spec, record))
     findings = tuple(_incomplete(module, spec) for module in modules)
@@ -139,10 +152,11 @@ def _require_version(document: Any, folder: Path) -> None:
 
 
 def _target(
-    inventory: Inventory, record: Mapping[str, Any] | None, folder: Path
+    inventory: Inventory, record: Mapping[str, Any] | None, path: Path
 ) -> tuple[str, Mapping[str, Claim]]:
     """The format that wrote the bundle, and what its metadata claim."""
-    metadata = _metadata_files(folder)
+    # What lies beside a container is no part of it.
+    metadata = {} if inventory.container else _metadata_files(path)
     tensors = inventory.tensors.values()
     forms = forms_of({tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors})
     if record is not None:
@@ -154,16 +168,20 @@ def _target(
             return target, emitters.get(target).claims(metadata, forms)
         except _NOT_THAT_FORMAT as error:
             reason = f"its metadata are not what {target} has: {error}"
-            raise fail("bad-bundle-metadata", path=str(folder), reason=reason) from None
+            raise fail("bad-bundle-metadata", path=str(path), reason=reason) from None
+    contained = inventory.container is not None
     for name in emitters.names():
+        if (emitters.get(name).spec.container is not None) != contained:
+            continue
         try:
             claims = emitters.get(name).claims(metadata, forms)
         except _NOT_THAT_FORMAT:
             continue
-        if claims:
+        # A container says what it is, also if nothing in it is quantized.
+        if claims or contained:
             return name, claims
     reason = "it has no policyc.json, and no metadata that a target of policyc writes"
-    raise fail("not-a-bundle", path=str(folder), reason=reason)
+    raise fail("not-a-bundle", path=str(path), reason=reason)
 
 
 def _modules(

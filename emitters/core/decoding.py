@@ -29,11 +29,7 @@ class Decoder:
     def __init__(self, bundle: Bundle) -> None:
         self._emitter = emitters.get(bundle.target)
         self._source = opened(bundle.inventory, bundle.folder)
-        self._modules = {module.name: module for module in bundle.modules}
-
-    def scales(self) -> set[str]:
-        """The modules that are no weights, but what columns of others were multiplied by."""
-        return {name for one in self._modules if (name := self._scale_of(one)) is not None}
+        self._scales = bundle.scales
 
     def together(self, module: BundleModule) -> int:
         """How many logical rows are coded as one: `rows` takes whole multiples only."""
@@ -51,19 +47,24 @@ class Decoder:
         n_rows = max(1, prod(module.shape[:-1]))
         if module.treatment.action != "quantize":
             (tensor,) = module.tensors.values()
-            stored = self._rows(tensor, n_rows, first, count)
+            stored = self._rows(tensor, n_rows, (first, count))
             return to_float32(stored, tensor.dtype)
+        forms = [form for form in self._forms(module) if not form.constant]
+        span = first, count
         parts = {
-            form.part: self._rows(module.tensors[form.part], n_rows, first, count)
-            for form in self._forms(module)
-            if not form.constant
+            form.part: self._rows(module.tensors[form.part], n_rows, span, form.together)
+            for form in forms
         }
-        values = self._emitter.decode(
-            parts, module.dtype, module.treatment, columns(module.shape)
-        )
+        width = columns(module.shape)
+        decoded = self._emitter.decode(parts, module.dtype, module.treatment, width)
+        # What fills up the last of the groups that run over all rows is none of them.
+        values: Array = decoded.reshape(-1, width)[:count]
         scale = self._column_scale(module)
-        values = values.reshape(count, -1)
-        return values if scale is None else values / scale
+        if scale is None:
+            return values
+        # A damaged scale gives values that are not finite, which is found.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return values / scale
 
     def wrong_constants(self, module: BundleModule) -> Iterator[str]:
         """The parts of a quantized module that do not hold what its treatment says."""
@@ -77,25 +78,27 @@ class Decoder:
 
     def _column_scale(self, module: BundleModule) -> Array | None:
         """float32 [in]: what the columns were multiplied by, if the bundle has it."""
-        held = self._modules.get(self._scale_of(module.name) or "")
+        held = self._scales.get(module.name)
         if held is None:
             return None
         scale: Array = self.rows(held, 0, 1)[0]
         return scale
 
-    def _scale_of(self, name: str) -> str | None:
-        spec = self._emitter.spec
-        return spec.column_scale(name) if spec.column_scale else None
-
     def _all(self, tensor: TensorInfo) -> Array:
         return self._source.read(tensor.file or "", tensor.start, tensor.nbytes)
 
-    def _rows(self, tensor: TensorInfo, n_rows: int, first: int, count: int) -> Array:
-        """[count, values of a row]: the share of a part that belongs to these logical rows."""
+    def _rows(
+        self, tensor: TensorInfo, n_rows: int, span: tuple[int, int], together: int = 1
+    ) -> Array:
+        """[count / together, …]: the share of a part that belongs to these logical rows.
+
+        span: first row and count.
+        """
+        first, count = span
         start = tensor.start + first * tensor.nbytes // n_rows
         stop = tensor.start + (first + count) * tensor.nbytes // n_rows
         stored = self._source.read(tensor.file or "", start, stop - start)
-        return stored.view(_storage(tensor.dtype)).reshape(count, -1)
+        return stored.view(_storage(tensor.dtype)).reshape(count // together, -1)
 
 
 def _storage(dtype: str) -> np.dtype[np.generic]:

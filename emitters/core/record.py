@@ -52,6 +52,7 @@ def record(
             "nbytes": plan.source_nbytes,
             "fp8_rule": plan.fp8_rule,
         },
+        **_statistics(plan),
         "transforms": [prune.model_dump() for prune in policy.transforms],
         "omitted": [
             {"name": omission.tensor.name, "reason": omission.reason}
@@ -116,6 +117,15 @@ def record_schema() -> dict[str, Any]:
     text = Path(__file__).with_name("record.schema.json").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
+
+
+def _statistics(plan: Plan) -> dict[str, Any]:
+    """The entry about files of statistics, if there are any."""
+    files = {
+        file.name: {"file": PurePath(file.path).name, "sha256": file.sha256 or UNKNOWN_HASH}
+        for file in plan.statistics
+    }
+    return {"statistics": files} if files else {}
 
 
 def _module(module: Module) -> dict[str, Any]:

@@ -23,17 +23,23 @@ _PARTS = {
     "policyc": "version of policyc",
     "source": "source, or of another state of it",
     "policy": "policy",
+    "statistics": "file of statistics",
     "plan": "plan",
 }
 
 
 def identity_of(plan: Plan, source: Source) -> Identity:
-    """What must be the same for a build to be resumed: version, source, policy, plan."""
+    """What must be the same for a build to be resumed.
+
+    Version, source, policy, files of statistics and plan.
+    """
     files: dict[str, Any] = {name: list(facts) for name, facts in source.facts.items()}
     return {
         "policyc": version(),
         "source": {"digest": plan.source_digest, "files": files},
         "policy": plan.policy_digest,
+        # Not their names: a file that was moved is the same.
+        "statistics": {file.name: file.sha256 for file in plan.statistics},
         "plan": plan_digest(plan),
     }
 

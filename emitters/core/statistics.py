@@ -2,47 +2,78 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from emitters import get
 from emitters.core.interface import Prepared, Statistics
-from emitters.tensor_io.imatrix import open_imatrix
-from policy_dsl.plan import Module, Plan
+from emitters.tensor_io.imatrix import Imatrix, open_imatrix
+from policy_dsl.diagnostics import Diagnostic
+from policy_dsl.plan import Module, Plan, StatisticsFile
+
+_CHUNK_NBYTES = 4 * 2**20
+
+
+def statistics_findings(plan: Plan) -> tuple[Diagnostic, ...]:
+    """Warnings about the files of statistics, from their headers.
+
+    A file that a policy names may be missing: a plan needs none.
+    Raises: PolicyError if one cannot be read, or the command line named it and it is not there.
+    """
+    files = [file for file in plan.statistics if file.span is None or _place(file).exists()]
+    return tuple(found for file in files for found in _opened(file).findings)
 
 
 def prepare(plan: Plan) -> tuple[Plan, Prepared]:
     """The plan with the bytes that statistics decide, and the scales of columns.
 
+    Its files of statistics have their digests then.
     Raises: PolicyError if a file of statistics cannot be read or is another model's.
     """
-    emitter = get(plan.target)
-    methods = {module.treatment.method or "" for module in plan.modules}
-    if not methods & emitter.spec.statistics.keys():
+    if not plan.statistics:
         return plan, Prepared({}, {})
-    calibration, spans = plan.policy.calibration, dict(plan.policy.key_spans)
-    imatrix = None
-    if calibration.imatrix is not None:
-        path = _beside_policy(plan, calibration.imatrix)
-        imatrix = open_imatrix(path, spans.get("calibration.imatrix"))
-    prepared = emitter.prepare(plan, Statistics(imatrix))
-    modules = tuple(_filled(module, prepared) for module in plan.modules)
-    return replace(plan, modules=modules), prepared
+    opened = {file.name: _opened(file) for file in plan.statistics}
+    prepared = get(plan.target).prepare(plan, Statistics(**opened))
+    return replace(
+        plan,
+        modules=tuple(_filled(module, prepared.contents) for module in plan.modules),
+        statistics=tuple(
+            replace(file, sha256=_sha256(opened[file.name])) for file in plan.statistics
+        ),
+    ), prepared
 
 
-def _filled(module: Module, prepared: Prepared) -> Module:
+def _opened(file: StatisticsFile) -> Imatrix:
+    return open_imatrix(_place(file), file.span)
+
+
+def _place(file: StatisticsFile) -> Path:
+    """Where a file is: beside the policy that names it, if it is there."""
+    if file.span is not None:
+        beside = Path(file.span.source.name).parent / file.path
+        if beside.exists():
+            return beside
+    return Path(file.path)
+
+
+def _filled(module: Module, contents: Mapping[str, bytes]) -> Module:
     """The module with the contents that were decided now, which then are constants of it."""
-    if not any(tensor.name in prepared.contents for tensor in module.tensors):
+    if not any(tensor.name in contents for tensor in module.tensors):
         return module
     tensors = tuple(
-        replace(tensor, tail=prepared.contents.get(tensor.name, tensor.tail))
+        replace(tensor, tail=contents.get(tensor.name, tensor.tail))
         for tensor in module.tensors
     )
     return replace(module, tensors=tensors)
 
 
-def _beside_policy(plan: Plan, written: str) -> Path:
-    """A path as the policy's author means it: from the policy's own folder, if it is there."""
-    source = plan.policy.source
-    beside = Path(source.name).parent / written if source else Path(written)
-    return beside if beside.exists() else Path(written)
+def _sha256(imatrix: Imatrix) -> str:
+    """The digest of a file that is still the one whose sums were read."""
+    digest, name = hashlib.sha256(), imatrix.path.name
+    nbytes = imatrix.source.facts[name].nbytes
+    for start in range(0, nbytes, _CHUNK_NBYTES):
+        count = min(_CHUNK_NBYTES, nbytes - start)
+        digest.update(imatrix.source.read(name, start, count).data)
+    return digest.hexdigest()

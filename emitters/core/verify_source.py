@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import sqrt
@@ -12,7 +12,7 @@ from emitters.core.decoding import Decoder
 from emitters.core.matching import fits, match, rows_of, with_added
 from emitters.core.source_values import SourceValues
 from emitters.numerics.distance import distance
-from emitters.numerics.value_types import Array
+from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.read import columns
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.inventory import Inventory
@@ -91,11 +91,13 @@ def compare(
     bundle = with_added(bundle, values.model)
     pair = _Pair(values, Decoder(bundle))
     stacks = match(bundle, pair.source.model)
-    findings = list(_unmatched(bundle, stacks, pair.bundle.scales()))
+    findings = list(_unmatched(bundle, stacks))
     comparable = [
         (module, stacks[module.name])
         for module in bundle.modules
-        if module.name in stacks and fits(module, stacks[module.name])
+        if module.name in stacks
+        and fits(module, stacks[module.name])
+        and _foreign_dtype(module) is None
     ]
     with ThreadPoolExecutor(jobs, "compare") as workers:
         found = tuple(workers.map(lambda item: _module_error(pair, *item), comparable))
@@ -107,9 +109,11 @@ def compare(
 
 
 def _unmatched(
-    bundle: Bundle, stacks: Mapping[str, tuple[ModelTensor, ...]], scales: Collection[str]
+    bundle: Bundle, stacks: Mapping[str, tuple[ModelTensor, ...]]
 ) -> Iterator[Diagnostic]:
-    """Modules that one side lacks or that have another shape; `scales` have no source."""
+    """Modules that one side lacks or that have another shape."""
+    # Scales of columns have no source.
+    scales = {module.name for module in bundle.scales.values()}
     names = {module.name for module in bundle.modules}
     # What the policy dropped on purpose is not missing.
     dropped = {entry["name"] for entry in bundle.record["omitted"]} if bundle.record else set()
@@ -126,6 +130,17 @@ def _unmatched(
             shape = list(module.shape)
             reason = f"{module.name} of shape {shape} is no plain stack of the source's tensors"
             yield diagnostic("not-comparable", reason=reason)
+        elif (dtype := _foreign_dtype(module)) is not None:
+            reason = f"{module.name} is {dtype}, which is not decoded here"
+            yield diagnostic("not-comparable", reason=reason)
+
+
+def _foreign_dtype(module: BundleModule) -> str | None:
+    """The dtype of a module that nothing says how to decode, if it is such a one."""
+    if module.treatment.action == "quantize":
+        return None
+    dtypes = (tensor.dtype for tensor in module.tensors.values())
+    return next((dtype for dtype in dtypes if dtype not in VALUE_TYPES), None)
 
 
 def _module_error(

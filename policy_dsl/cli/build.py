@@ -47,6 +47,7 @@ def build(
     target: options.TargetName = None,
     overrides: options.Overrides = None,
     allow_requantize: options.Requantize = False,
+    imatrix: options.ImatrixFile = None,
     jobs: Jobs = None,
     max_memory: MaxMemory = None,
     force: Force = False,
@@ -66,7 +67,7 @@ def build(
     from emitters.core.build import build as built
     from policy_dsl.cli.progress import reporter
 
-    request = Request(policy, model, target, overrides, verbose, allow_requantize)
+    request = Request(policy, model, target, overrides, verbose, allow_requantize, imatrix)
     # A wrong option is told before a long look at the source.
     memory = _size(max_memory)
     plan, inventory = make_plan(request)

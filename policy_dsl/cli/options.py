@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -34,6 +35,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="VAR=VALUE", help="Set a variable of the policy. Repeatable."
+    ),
+]
+ImatrixFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--imatrix",
+        metavar="FILE",
+        help="Importance matrix of llama.cpp, instead of the one that the policy names.",
     ),
 ]
 AnyReport = Annotated[ReportFormat, typer.Option("--format", help="Form of the result.")]

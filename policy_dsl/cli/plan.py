@@ -25,6 +25,7 @@ def plan(
     target: options.TargetName = None,
     overrides: options.Overrides = None,
     allow_requantize: options.Requantize = False,
+    imatrix: options.ImatrixFile = None,
     tensors: AllTensors = False,
     save: SaveTo = None,
     format: options.AnyReport = "text",
@@ -45,7 +46,8 @@ def plan(
     from policy_dsl.reports.plan_json import document_text, plan_document
     from policy_dsl.reports.plan_text import plan_markdown, plan_text
 
-    made, _ = make_plan(Request(policy, model, target, overrides, verbose, allow_requantize))
+    request = Request(policy, model, target, overrides, verbose, allow_requantize, imatrix)
+    made, _ = make_plan(request)
     tests = run_tests(made)
     # Saved before it is printed: a closed pipe must not cost the file.
     if save is not None:

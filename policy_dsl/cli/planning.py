@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policy_dsl.cli.console import note
@@ -25,6 +26,12 @@ class Request:
     overrides: Sequence[str] | None = None
     verbose: bool = False
     allow_requantize: bool = False
+    imatrix: Path | None = None
+
+    @property
+    def statistics(self) -> dict[str, str]:
+        """The files of statistics that options name."""
+        return {} if self.imatrix is None else {"imatrix": str(self.imatrix)}
 
 
 def parse_overrides(written: Sequence[str] | None) -> dict[str, str]:
@@ -81,12 +88,18 @@ def make_plan(request: Request) -> tuple[Plan, Inventory]:
     """
     # `check` uses this module too, and must not wait for what only builds need.
     from emitters.core.bundle import complete
+    from emitters.core.statistics import statistics_findings
 
     policy = load_policy(request)
     inventory = open_model(request, policy)
     plan = plan_for(
-        policy, inventory, request.target, allow_requantize=request.allow_requantize
+        policy,
+        inventory,
+        request.target,
+        allow_requantize=request.allow_requantize,
+        statistics=request.statistics,
     )
+    plan = replace(plan, findings=(*plan.findings, *statistics_findings(plan)))
     return complete(plan, inventory), inventory
 
 
@@ -96,17 +109,24 @@ def plan_for(
     target: str | None,
     *,
     allow_requantize: bool = False,
+    statistics: Mapping[str, str] | None = None,
 ) -> Plan:
     """The plan of a policy for an inventory, with the files of tensors only.
 
+    statistics: files to take instead of those that the policy names.
     Raises: PolicyError with every defect of their meeting.
     """
-    from dataclasses import replace
-
     import emitters
     from policy_dsl.planning.resolve import resolve
 
     specs = emitters.specs()
-    plan = resolve(policy, inventory, specs, target=target, allow_requantize=allow_requantize)
+    plan = resolve(
+        policy,
+        inventory,
+        specs,
+        target=target,
+        allow_requantize=allow_requantize,
+        statistics=statistics,
+    )
     # Warnings about the source belong to the plan that rests on it.
     return replace(plan, findings=(*inventory.findings, *plan.findings))

@@ -13,7 +13,8 @@ from policy_dsl.cli import console, options
 BundleFolder = Annotated[
     Path,
     typer.Argument(
-        metavar="BUNDLE", help="Folder of a bundle; policyc need not have built it."
+        metavar="BUNDLE",
+        help="Folder of a bundle, or an HFQ file; policyc need not have built it.",
     ),
 ]
 SourceName = Annotated[

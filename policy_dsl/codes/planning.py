@@ -90,6 +90,10 @@ PLANNING_CODES: dict[str, Code] = {
         '{target} has no layout "{layout}"; it has {known}',
         "`output layout` chooses how a target stores experts, where it has a choice.",
     ),
+    "bad-file-name": error(
+        'the file cannot be called "{name}": {reason}',
+        "`output file_name` is a plain name, and none that the bundle has for another file.",
+    ),
     "bad-metadata-value": error(
         "metadata {key} cannot be {value!r}; it is {wanted}",
         "The value goes into the bundle, and its readers take no other.",

@@ -5,6 +5,10 @@ from __future__ import annotations
 from policy_dsl.codes.kinds import Code, error, warning
 
 STATISTICS_CODES: dict[str, Code] = {
+    "unused-statistics": warning(
+        "no treatment of this plan needs {name}: {path} is not read",
+        "Only methods that look at inputs, such as `awq`, need statistics of them.",
+    ),
     # importance matrices
     "not-an-imatrix": error(
         "{path} is no whole importance matrix: {reason}",

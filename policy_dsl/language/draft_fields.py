@@ -20,6 +20,7 @@ SECTIONS: Mapping[str, type[Part]] = {
     "output": Output,
 }
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
+_NUMBER = re.compile(r"[-+]?[0-9]{1,18}(\.[0-9]{1,40})?(e[-+]?[0-9]{1,3})?")
 _BOOLEANS = {"true": True, "false": False}
 # YAML 1.1 reads these words as truth values; people rarely mean to.
 _YAML_BOOLEANS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
@@ -32,6 +33,8 @@ def read_field(
     kind = _kind(part, name)
     if kind is int:
         return read_integer(value, findings, where=name)
+    if kind is float:
+        return read_number(value, findings, where=name)
     if kind is bool:
         return read_boolean(value, findings, where=name)
     checker = _WORD_CHECKS.get(name, _any_text)
@@ -46,6 +49,14 @@ def read_integer(value: Fragment, findings: list[Diagnostic], *, where: str) -> 
     if _INTEGER.fullmatch(value.text):
         return int(value.text)
     findings.append(_wrong(where, "a whole number", value))
+    return None
+
+
+def read_number(value: Fragment, findings: list[Diagnostic], *, where: str) -> float | None:
+    """The number that the text is; None after adding a defect."""
+    if _NUMBER.fullmatch(value.text):
+        return float(value.text)
+    findings.append(_wrong(where, "a number", value))
     return None
 
 

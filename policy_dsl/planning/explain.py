@@ -25,7 +25,8 @@ _NUMBER = re.compile(r"\d+")
 class Subject:
     """What a name means: the module that holds it, or why nothing does.
 
-    tensor: the model's tensor that is explained; None for a source tensor without a role.
+    tensor: the model's tensor that is explained; None for a source tensor without a role, and
+    for what no source has.
     """
 
     name: str
@@ -68,8 +69,10 @@ def explain(plan: Plan, name: str) -> Explanation:
     Raises: PolicyError (unknown-tensor, many-tensors) if the name is none or several.
     """
     subject = find_subject(plan, name)
+    module = subject.module
+    alike = tuple(m for m in plan.modules if module and _kind(m) == _kind(module))
     if subject.tensor is None:
-        return Explanation(subject, False, (), ())
+        return Explanation(subject, False, (), alike)
     matching = trace(plan.policy, plan.model, plan.target, subject.tensor)
     # The last rule that may touch it decides, as in resolve.
     last = max((at for at, (_, may) in enumerate(matching) if may), default=None)
@@ -77,8 +80,6 @@ def explain(plan: Plan, name: str) -> Explanation:
         _outcome(rule, "decided" if at == last else "lost" if may else "guarded")
         for at, (rule, may) in enumerate(matching)
     )
-    module = subject.module
-    alike = tuple(m for m in plan.modules if module and _kind(m) == _kind(module))
     return Explanation(subject, is_guarded(subject.tensor), rules, alike)
 
 
@@ -139,7 +140,7 @@ def _tensor(plan: Plan, subject: Subject) -> ModelTensor | None:
         own = [rows.tensor.name for rows in module.sources]
         scaled = [r.tensor.name for r in module.sources if r.scale and r.scale.name in wanted]
         # Scales are explained by the weight that they belong to.
-        wanted = set(scaled) or wanted & set(own) or {own[0]}
+        wanted = set(scaled) or wanted & set(own) or set(own[:1])
     role = module.role if module else None
     for tensor in plan.model.tensors:
         if tensor.source.name in wanted and role in (None, tensor.role):

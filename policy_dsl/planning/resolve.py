@@ -23,7 +23,7 @@ from policy_dsl.planning.layout import Layout, lay_in_one, lay_out
 from policy_dsl.planning.lowering import Lowered, lower
 from policy_dsl.planning.plan_warnings import plan_warnings
 from policy_dsl.planning.settings import setting_findings
-from policy_dsl.planning.statistics import pending_statistics
+from policy_dsl.planning.statistics import needs, statistics_files, unused_statistics
 from policy_dsl.policy import Policy
 from policy_dsl.roles.classify import Model, classify
 from policy_dsl.sizes import parse_size
@@ -33,17 +33,19 @@ from policy_dsl.vocabulary import TARGETS
 _NO_PREFACE = "its metadata hold the source's tokenizer and template"
 
 
-def resolve(
+def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     policy: Policy,
     inventory: Inventory,
     specs: Mapping[str, FormatSpec],
     *,
     target: str | None = None,
     allow_requantize: bool = False,
+    statistics: Mapping[str, str] | None = None,
 ) -> Plan:
     """The plan of a policy for a checkpoint; `target` overrides the policy's own.
 
     allow_requantize: take a source that somebody quantized before, with a warning.
+    statistics: files, by name such as `imatrix`, instead of those that the policy names.
     Raises: PolicyError with every defect of the policy for this model and target.
     """
     spec = specs[choose_target(policy, specs, target)]
@@ -62,6 +64,9 @@ def resolve(
     if errors(findings):
         raise PolicyError(findings)
     modules, files = _place(lowered, policy, spec)
+    needed, given = needs(modules, spec), statistics or {}
+    known = statistics_files(needed, policy, given)
+    findings += unused_statistics(needed, policy, spec, given)
     plan = Plan(
         policy=policy,
         policy_digest=policy_digest(policy),
@@ -73,7 +78,8 @@ def resolve(
         omitted=(*lowered.omitted, *_ignored(model)),
         files=files,
         fp8_rule=policy.fp8_dequant or spec.fp8_rules[0],
-        pending=pending_statistics(modules, policy, spec),
+        statistics=known,
+        pending=tuple(needed[name] for name in needed.keys() - {one.name for one in known}),
         remarks=spec.remarks(policy, modules) if spec.remarks else (),
     )
     # Warnings need the finished plan: they count bytes.

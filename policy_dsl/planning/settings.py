@@ -8,6 +8,9 @@ from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
 from policy_dsl.formats import FormatSpec
 from policy_dsl.policy import Policy
 
+# Readers take files with such endings for something else.
+_TAKEN_ENDINGS = (".safetensors", ".json", ".py")
+_LONGEST_NAME = 255
 _CALLED = {bool: "true or false", str: "a text", dict: "a mapping"}
 
 
@@ -17,6 +20,7 @@ def setting_findings(policy: Policy, spec: FormatSpec) -> list[Diagnostic]:
         *_readers(policy, spec),
         *_unused(policy, spec),
         *_layout(policy, spec),
+        *_file_name(policy, spec),
         *_metadata(policy, spec),
     ]
 
@@ -69,6 +73,27 @@ def _layout(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
         layout=layout,
         known=", ".join(spec.layouts),
     )
+
+
+def _file_name(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
+    name = policy.output.file_name
+    # A target with files of fixed names does not use the setting, which is another finding.
+    if name is None or spec.container is None:
+        return
+    reason = None
+    if "/" in name or "\\" in name:
+        reason = "it is a path, and the file lies in the bundle's folder"
+    elif name.startswith("."):
+        reason = "it begins with a dot, and such files are hidden"
+    elif not name.isprintable() or name != name.strip():
+        reason = "it holds something that cannot be seen"
+    elif len(name.encode()) > _LONGEST_NAME:
+        reason = f"it has more than {_LONGEST_NAME} bytes"
+    elif name.endswith(_TAKEN_ENDINGS):
+        reason = f"files that end in {', '.join(_TAKEN_ENDINGS)} are something else"
+    if reason is not None:
+        span = dict(policy.key_spans).get("output.file_name")
+        yield diagnostic("bad-file-name", span, name=name, reason=reason)
 
 
 def _metadata(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:

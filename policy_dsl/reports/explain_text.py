@@ -92,6 +92,8 @@ def _facts(found: Explanation, plan: Plan) -> Iterable[tuple[str, str]]:
         places = [("layer", tensor.layer), ("expert", found.expert)]
         shown = [f"{word} {number}" for word, number in places if number is not None]
         yield "role", ", ".join([tensor.role, *shown])
+    elif module is not None:
+        yield "role", module.role
     # Nothing is written for it, so there is nothing more to tell.
     if module is None:
         yield "left out", subject.left_out
@@ -117,6 +119,8 @@ def _decided_by(found: Explanation, module: Module) -> str:
 def _sources(module: Module) -> str:
     dtypes = ", ".join(source_dtypes(module))
     shape = "x".join(str(size) for size in module.shape)
+    if not module.sources:
+        return f"{shape}, from no tensor of the source"
     return f"{shape} from {counted(len(module.sources), 'source tensor')} of {dtypes}"
 
 

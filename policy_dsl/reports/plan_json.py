@@ -60,6 +60,7 @@ def plan_document(
         "dropped": [_dropped(omission) for omission in plan.omitted],
         "files": [_file(file) for file in plan.files],
         "fp8_rule": plan.fp8_rule or None,
+        "statistics": {file.name: file.path for file in plan.statistics},
         "pending": list(plan.pending),
         "refusals": [
             {"runtime": one.runtime, "reason": one.reason} for one in plan.refusals

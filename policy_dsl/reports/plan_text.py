@@ -103,6 +103,8 @@ def _heading(plan: Plan) -> Iterable[tuple[str, str]]:
     if plan.fp8_rule:
         yield "fp8", f"dequantized by rule {plan.fp8_rule}"
     yield from plan.remarks
+    for file in plan.statistics:
+        yield file.name, file.path
 
 
 def _group_table(title: str, chosen: Sequence[Group], plan: Plan, made: Outline) -> Table:

@@ -65,6 +65,23 @@ def open_catalog(name: str) -> Inventory | None:
     return None
 
 
+def is_hfq_file(path: Path) -> bool:
+    """Whether a path is an HFQ file, or is called as one.
+
+    Raises: PolicyError if it cannot be read.
+    """
+    # Opening a pipe would wait for ever.
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            # A damaged file is best judged as what it is called.
+            return file.read(len(MAGIC)) == MAGIC or is_called_hfq(path.name)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise fail("unreadable-file", path=str(path), reason=reason) from error
+
+
 def _local_path(reference: str) -> Path | None:
     """The path that the reference is, if it exists or can be nothing else."""
     try:
@@ -81,22 +98,9 @@ def _open_path(path: Path) -> Inventory:
         return open_folder(path)
     if not path.exists():
         raise fail("unreadable-file", path=str(path), reason="it is not there")
-    if _is_hfq(path):
+    if is_hfq_file(path):
         return open_hfq_file(path)
     return open_file(path) if path.name.endswith(SUFFIX) else read_recorded(path)
-
-
-def _is_hfq(path: Path) -> bool:
-    # Opening a pipe would wait for ever.
-    if not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            # A damaged file is best judged as what it is called.
-            return file.read(len(MAGIC)) == MAGIC or is_called_hfq(path.name)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise fail("unreadable-file", path=str(path), reason=reason) from error
 
 
 def _open_hub_id(reference: str) -> Inventory:

@@ -45,15 +45,22 @@ def write_llama(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def planned(tmp_path: Path) -> Callable[..., tuple[Plan, Inventory]]:
-    """Plans a policy, a bundled name or YAML text, for a checkpoint folder."""
+    """Plans a policy, a bundled name or YAML text, for a checkpoint folder.
 
-    def make(source: Path, policy: str = FOUR_BITS, **overrides: str) -> tuple[Plan, Inventory]:
+    imatrix: the importance matrix of the model, for policies that need one.
+    """
+
+    def make(
+        source: Path, policy: str = FOUR_BITS, *, imatrix: Path | None = None, **overrides: str
+    ) -> tuple[Plan, Inventory]:
         reference: str | Path = policy
         if "\n" in policy:
             reference = tmp_path / "policy.yaml"
             reference.write_text(policy)
         inventory = open_source(str(source))
-        return resolve(load(reference, overrides=overrides), inventory, specs()), inventory
+        read = load(reference, overrides=overrides)
+        given = {"imatrix": str(imatrix)} if imatrix else {}
+        return resolve(read, inventory, specs(), statistics=given), inventory
 
     return make
 
@@ -62,3 +69,9 @@ def planned(tmp_path: Path) -> Callable[..., tuple[Plan, Inventory]]:
 def demo() -> Path:
     """The embedded model."""
     return ROOT / "examples" / "tiny-minimax-m2"
+
+
+@pytest.fixture
+def imatrix() -> Path:
+    """The importance matrix of the embedded model."""
+    return ROOT / "examples" / "tiny-minimax-m2-data" / "imatrix.gguf"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
+
+from policy_dsl.sources.hfq_codes import QUANT_CODES
 
 Array = NDArray[Any]
 Tensors = Mapping[str, tuple[str, Array]]
@@ -139,10 +142,38 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def stored(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """dtype, shape and bytes of a model's tensors, as the safetensors library reads them."""
+    """dtype, shape and bytes of a model's tensors.
+
+    As the safetensors library reads them; those of an HFQ file by the rules of its format.
+    """
     found = {}
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        if content.startswith(b"HFQM"):
+            found |= hfq_tensors(content)
     # Other names are no shards: JANG's runtime has tables of its own.
     for path in sorted(folder.glob("model*.safetensors")):
         for name, entry in safetensors.deserialize(path.read_bytes()):
             found[name] = (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
+    return found
+
+
+def hfq_tensors(content: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """dtype, shape and bytes of the tensors of an HFQ file."""
+    count, start, stop = struct.unpack_from("<IQQ", content, 12)
+    text = content[start:stop].decode("utf-8", "surrogateescape")
+    length = json.JSONDecoder().raw_decode(text)[1]
+    at = start + len(text[:length].encode("utf-8", "surrogateescape")) + 4
+    found = {}
+    for _ in range(count):
+        (length,) = struct.unpack_from("<H", content, at)
+        name = content[at + 2 : at + 2 + length].decode()
+        at += 2 + length
+        code, dimensions = struct.unpack_from("<BB", content, at)
+        shape = struct.unpack_from(f"<{dimensions}I", content, at + 2)
+        at += 2 + 4 * dimensions
+        (nbytes,) = struct.unpack_from("<Q", content, at + 4)
+        at += 12
+        found[name] = QUANT_CODES[code].name, shape, content[stop : stop + nbytes]
+        stop += nbytes
     return found

@@ -195,7 +195,14 @@ def policies(draw):
         rules=tuple(rules),
         transforms=tuple(transforms),
         calibration=draw(
-            st.builds(Calibration, imatrix=MAYBE_TEXT, text=MAYBE_TEXT, samples=COUNT)
+            st.builds(
+                Calibration,
+                imatrix=MAYBE_TEXT,
+                awq_alpha=st.none() | st.floats(0, 1),
+                awq_scales=st.sampled_from([None, "exact", "upstream"]),
+                text=MAYBE_TEXT,
+                samples=COUNT,
+            )
         ),
         output=draw(st.builds(Output, shard_size=st.sampled_from([None, "5GiB", "5GB"]))),
         fp8_dequant=draw(st.none() | WORD),
