@@ -43,6 +43,8 @@ PROJECTIONS = tuple(SHORT_NAMES)
 
 _SHORT_BLOCK = ".block_sparse_moe."
 _STACK = ".switch_mlp."
+_LAST_WORDS = {word: name for name, short in SHORT_NAMES.items() for word in (name, short)}
+_IN_EXPERTS = re.compile(r"\.(?:switch_mlp|experts\.\d+)\.\w+$")
 _EXPERT = re.compile(r"\.experts\.(?:\d+\.)?\w+(?:\.weight)?$")
 _LEFT_OUT = {
     "vision": "jang's loader of these families builds the language model only",
@@ -82,10 +84,9 @@ def expert_path(path: str, expert: int) -> str:
 
 def projection_of(path: str) -> str | None:
     """The projection of an expert's or a stack's module, from its name; None for others."""
-    block, _, last = path.rpartition(".")
-    if not re.search(r"\.(switch_mlp|experts\.\d+)$", block):
-        return None
-    return next((name for name, short in SHORT_NAMES.items() if last in (name, short)), None)
+    projection = _LAST_WORDS.get(path[path.rfind(".") + 1 :])
+    # The word first: of the many modules few but experts get to the pattern.
+    return projection if projection and _IN_EXPERTS.search(path) else None
 
 
 def plain_dtype(tensor: ModelTensor, model: Model) -> str:

@@ -66,11 +66,14 @@ class Widths:
 def widths_of(plan: Plan) -> Widths:
     """The widths of a planned bundle, and the profile that names them."""
     matrices = [module for module in plan.modules if is_matrix(module)]
-    experts = [module for module in matrices if projection_of(module.name)]
-    rest = [module for module in matrices if not projection_of(module.name)]
+    experts: dict[str, list[Module]] = {name: [] for name in PROJECTIONS}
+    rest: list[Module] = []
+    for module in matrices:
+        projection = projection_of(module.name)
+        (experts[projection] if projection else rest).append(module)
     routed = {
-        name: _most(module.treatment.bits for module in experts if _codes(module, name))
-        for name in PROJECTIONS
+        name: _most(one.treatment.bits for one in found if one.treatment.scheme == MXTQ)
+        for name, found in experts.items()
     }
     profile = _profile(experts, rest)
     affine = _most(module.treatment for module in rest if module.treatment.scheme == "affine")
@@ -155,10 +158,6 @@ def _known(value: Any, known: tuple[int, ...]) -> int:
     return value
 
 
-def _codes(module: Module, projection: str) -> bool:
-    return module.treatment.scheme == MXTQ and projection_of(module.name) == projection
-
-
 def _bits(module: Module) -> int:
     return module.treatment.bits or PLAIN_BITS
 
@@ -177,14 +176,14 @@ def _shortest(routed: Mapping[str, int | None]) -> int | dict[str, int] | None:
     return known or None
 
 
-def _profile(experts: Iterable[Module], rest: Iterable[Module]) -> str:
+def _profile(experts: Mapping[str, Iterable[Module]], rest: Iterable[Module]) -> str:
     """The published profile whose widths these are, else `custom`."""
-    found: dict[str, set[Treatment]] = {name: set() for name in PROJECTIONS}
-    for module in experts:
-        found[projection_of(module.name) or ""].add(module.treatment)
-    same = all(len(treatments) == 1 for treatments in found.values())
-    first = [next(iter(treatments)) for treatments in found.values()] if same else []
-    if not same or any(treatment.scheme != MXTQ for treatment in first):
+    found = [{module.treatment for module in held} for held in experts.values()]
+    first = [treatment for treatments in found for treatment in treatments]
+    # More or fewer than one a projection have no name.
+    if [len(treatments) for treatments in found] != [1] * len(found):
+        return CUSTOM
+    if any(treatment.scheme != MXTQ for treatment in first):
         return CUSTOM
     for module in rest:
         plain = module.role in ("router", "shared_expert_gate")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from policy_dsl.inventory import tensor_nbytes
 from policy_dsl.plan import PlannedTensor
 
 # The safetensors library writes wide dtypes first, so every tensor is aligned to its element.
@@ -15,17 +14,6 @@ _FILE_ORDER = (
     *("F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"),
 )
 _RANK = {dtype: rank for rank, dtype in enumerate(_FILE_ORDER)}
-
-
-class Unplaced(Protocol):
-    """A tensor that has a name, dtype, shape and size, and no place yet."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
 
 
 class Place(NamedTuple):
@@ -53,7 +41,7 @@ def lay_in_one(tensors: Sequence[PlannedTensor], file: str) -> Layout:
 
 
 def lay_out(
-    tensors: Sequence[Unplaced],
+    tensors: Sequence[PlannedTensor],
     *,
     shard_nbytes: int,
     shard_name: Callable[[int, int], str],
@@ -74,33 +62,32 @@ def lay_out(
         start = len(header_bytes(shard, metadata))
         for tensor in in_file_order(shard):
             places[tensor.name] = Place(name, start)
-            start += tensor_nbytes(tensor.dtype, tensor.shape)
+            start += tensor.nbytes
         file_nbytes[name] = start
     return Layout(places, file_nbytes)
 
 
 def _filled(
-    tensors: Sequence[Unplaced], limit: int, *, overfull: bool
-) -> Iterator[list[Unplaced]]:
+    tensors: Sequence[PlannedTensor], limit: int, *, overfull: bool
+) -> Iterator[list[PlannedTensor]]:
     """The tensors of each shard."""
-    shard: list[Unplaced] = []
+    shard: list[PlannedTensor] = []
     filled = 0
     for tensor in tensors:
-        size = tensor_nbytes(tensor.dtype, tensor.shape)
-        if shard and (filled >= limit if overfull else filled + size > limit):
+        if shard and (filled >= limit if overfull else filled + tensor.nbytes > limit):
             yield shard
             shard, filled = [], 0
         shard.append(tensor)
-        filled += size
+        filled += tensor.nbytes
     yield shard
 
 
-def in_file_order(tensors: Sequence[Unplaced]) -> list[Unplaced]:
+def in_file_order(tensors: Sequence[PlannedTensor]) -> list[PlannedTensor]:
     """The tensors of one file in the order of their bytes: wide dtypes first, then by name."""
     return sorted(tensors, key=lambda tensor: (_RANK[tensor.dtype], tensor.name))
 
 
-def header_bytes(tensors: Sequence[Unplaced], metadata: Mapping[str, str]) -> bytes:
+def header_bytes(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
     """Everything of a safetensors file before its tensors: length and padded JSON header.
 
     Source: safetensors 0.8, format description in its README; entries in the order that
@@ -109,7 +96,7 @@ def header_bytes(tensors: Sequence[Unplaced], metadata: Mapping[str, str]) -> by
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
     for tensor in in_file_order(tensors):
-        stop = start + tensor_nbytes(tensor.dtype, tensor.shape)
+        stop = start + tensor.nbytes
         header[tensor.name] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
