@@ -130,6 +130,22 @@ def test_killed_between_stages(several_blocks, expected, tmp_path, stage, end):
     assert digests(out) == expected
 
 
+@pytest.mark.parametrize(("layout", "end"), [("prestacked", False), ("per_expert", True)])
+def test_what_no_source_has_outlives_a_crash(demo, planned, tmp_path, layout, end):
+    """Widths, router corrections and zeros of added experts are in the files from the start."""
+    rules = "rules: 'all: f16; experts: 2bit'\n"
+    policy = f"target: jangtq_prestack\noutput: {{layout: {layout}}}\n{rules}"
+    padded = planned(demo, policy)
+    started = child(
+        lambda: build(*padded, out=tmp_path / "out", progress=KilledAt("encode", end=end))
+    )
+    started.join()
+    assert started.exitcode == -signal.SIGKILL
+    build(*padded, out=tmp_path / "undisturbed")
+    assert (build(*padded, out=tmp_path / "out").resumed_nbytes > 0) == end
+    assert digests(tmp_path / "out") == digests(tmp_path / "undisturbed")
+
+
 def test_ctrl_c_keeps_what_is_finished(several_blocks, expected, tmp_path):
     class Interrupted(Silent):
         def advance(self, nbytes: int) -> None:
