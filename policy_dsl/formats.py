@@ -72,79 +72,95 @@ class ExpertPadding:
         return -n_experts % self.multiple
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FormatSpec:
     """What a format can hold and how its bundle is named and laid out. Functions are pure.
 
-    families: family -> None if supported, else the reason why it is refused.
-    fill: rows (role class, bits or None for any, scheme), first match wins; role classes are
-      `experts`, `embed` (embed and lm_head), `matrix` (any other matrix), `any`.
-    omission(tensor, model): why the format does not carry this tensor, else None.
-    module_path(tensor, model): the output module of a tensor; tensors with equal paths are
-      stacked along a leading expert axis. A path that ends as the source's name does
-      (`.bias`) means a bare tensor.
-    part_shapes(treatment, shape, dtype): the output tensors of a module of a logical
-      shape [..., in] whose values are of `dtype`; one part unless it is quantized.
-    plain_dtype(tensor, model): the dtype of a kept tensor, and of a quantized one's values.
-    unsupported(tensor, model, treatment): why readers cannot take a tensor stored like that,
-      else None; asked of whole treatments, plain ones included.
-    fp8_rules: how FP8 sources may be dequantized; the first is the format's own.
-    copied_files: name patterns of the source's side files that the bundle copies.
-    settings: the policy's keys beside rules that the format uses, such as `output.shard_size`.
-    runtimes: reader -> what it is.
-    shard_nbytes: largest shard; shard_name(index from 1, count) -> file name. overfull: whether
-      a shard is closed by the tensor that reaches that size, and not by the one that would
-      pass it. file_order(modules): the order in which shards are filled, None as modules are.
-    layouts: ways to store experts, the first is the default; None is stacks of all. Empty:
-      stacks, no choice.
-    padding: family -> experts that are added, unless the policy says no.
-    refusals(plan): the readers of `runtimes` that cannot load a bundle, and why.
-    metadata_keys: keys of the policy's `metadata` -> the values allowed there, or their type.
-    edited_files: side files of the source that the bundle holds in another form.
-    container(policy, modules): the name of the one file that holds all tensors, without gaps
-      after a preface that the emitter makes; None for safetensors shards.
-    embedded_files: side files of the source that the preface holds.
-    cuts_off: whether values that become F16 are rounded toward zero.
-    conflicts(modules): what readers need several modules to share and they do not.
-    remarks(policy, modules): what a plan says about choices that no treatment shows.
-    companions(modules): tensors that no source has and whose bytes statistics decide.
-    column_scale(module): the tensor by whose values a module's columns were multiplied, if the
-      bundle has it. statistics: method -> what it needs to know of the model's inputs.
+    What can be stored
+      fill: rows (role class, bits or None for any, scheme), first match wins; role classes are
+        `experts`, `embed` (embed and lm_head), `matrix` (any other matrix), `any`.
+      plain_dtypes: of what is not quantized. plain_dtype(tensor, model): the one of a kept
+        tensor, and of a quantized one's values. cuts_off: whether values that become F16 are
+        rounded toward zero.
+      fp8_rules: how FP8 sources may be dequantized; the first is the format's own.
+    Which models, and which of their tensors
+      families: family -> None if supported, else the reason why it is refused.
+      omission(tensor, model): why the format does not carry this tensor, else None.
+    What readers would not take
+      unsupported(tensor, model, treatment): why they cannot take a tensor stored like that,
+        else None; asked of whole treatments, plain ones included.
+      conflicts(modules): what they need several modules to share and they do not.
+      runtimes: reader -> what it is. refusals(plan): those that cannot load a bundle, and why.
+    What modules and their tensors are
+      module_path(tensor, model): the output module of a tensor; tensors with equal paths are
+        stacked along a leading expert axis. A path that ends as the source's name does
+        (`.bias`) means a bare tensor.
+      part_shapes(treatment, shape, dtype): the output tensors of a module of a logical
+        shape [..., in] whose values are of `dtype`; one part unless it is quantized.
+      layouts: ways to store experts, the first is the default; None is stacks of all. Empty:
+        stacks, no choice.
+      padding: family -> experts that are added, unless the policy says no.
+      companions(modules): tensors that no source has and whose bytes statistics decide.
+      column_scale(module): the tensor by whose values a module's columns were multiplied, if
+        the bundle has it.
+      statistics: method -> what it needs to know of the model's inputs.
+    Where tensors lie
+      shard_nbytes: largest shard; shard_name(index from 1, count) -> file name;
+        header_metadata: of each. overfull: whether a shard is closed by the tensor that reaches
+        that size, and not by the one that would pass it.
+      file_order(modules): the order in which shards are filled, None as modules are.
+      container(policy, modules): the name of the one file that holds all tensors, without gaps
+        after a preface that the emitter makes; None for safetensors shards.
+    Which other files there are
+      copied_files: name patterns of the source's side files that the bundle copies.
+      edited_files: those that it holds in another form. embedded_files: those that a
+        container's preface holds.
+    Which words of a policy are used
+      settings: keys beside its rules, such as `output.shard_size`.
+      metadata_keys: keys of its `metadata` -> the values allowed there, or their type.
+      remarks(policy, modules): what a plan says about choices that no treatment shows.
     """
 
     name: str
     about: str
+
     schemes: tuple[SchemeSpec, ...]
     fill: tuple[tuple[str, int | None, str], ...]
     plain_dtypes: tuple[str, ...]
+    plain_dtype: Callable[[ModelTensor, Model], str]
+    cuts_off: bool = False
     fp8_rules: tuple[str, ...]
+
     families: Mapping[str, str | None]
     omission: Callable[[ModelTensor, Model], str | None]
+
+    unsupported: Callable[[ModelTensor, Model, Treatment], str | None]
+    conflicts: Callable[[Sequence[Module]], list[str]] | None = None
+    runtimes: Mapping[str, str] = field(default_factory=dict)
+    refusals: Callable[[Plan], tuple[Refusal, ...]] | None = None
+
     module_path: Callable[[ModelTensor, Model], str]
     part_shapes: Callable[[Treatment, tuple[int, ...], str], tuple[PartShape, ...]]
-    plain_dtype: Callable[[ModelTensor, Model], str]
-    unsupported: Callable[[ModelTensor, Model, Treatment], str | None]
-    shard_nbytes: int
-    shard_name: Callable[[int, int], str]
-    copied_files: tuple[str, ...]
-    overfull: bool = False
-    file_order: Callable[[Sequence[Module]], Sequence[PlannedTensor]] | None = None
     layouts: Mapping[str, ExpertsApart | None] = field(default_factory=dict)
     padding: Mapping[str, ExpertPadding] = field(default_factory=dict)
-    refusals: Callable[[Plan], tuple[Refusal, ...]] | None = None
-    metadata_keys: Mapping[str, type | tuple[str, ...]] = field(default_factory=dict)
-    edited_files: tuple[str, ...] = ()
-    container: Callable[[Policy, Sequence[Module]], str] | None = None
-    embedded_files: tuple[str, ...] = ()
-    cuts_off: bool = False
-    conflicts: Callable[[Sequence[Module]], list[str]] | None = None
-    remarks: Callable[[Policy, Sequence[Module]], tuple[tuple[str, str], ...]] | None = None
     companions: Callable[[Sequence[Module]], tuple[Module, ...]] | None = None
     column_scale: Callable[[str], str | None] | None = None
     statistics: Mapping[str, str] = field(default_factory=dict)
-    settings: tuple[str, ...] = ()
-    runtimes: Mapping[str, str] = field(default_factory=dict)
+
+    shard_nbytes: int
+    shard_name: Callable[[int, int], str]
     header_metadata: Mapping[str, str] = field(default_factory=dict)
+    overfull: bool = False
+    file_order: Callable[[Sequence[Module]], Sequence[PlannedTensor]] | None = None
+    container: Callable[[Policy, Sequence[Module]], str] | None = None
+
+    copied_files: tuple[str, ...]
+    edited_files: tuple[str, ...] = ()
+    embedded_files: tuple[str, ...] = ()
+
+    settings: tuple[str, ...] = ()
+    metadata_keys: Mapping[str, type | tuple[str, ...]] = field(default_factory=dict)
+    remarks: Callable[[Policy, Sequence[Module]], tuple[tuple[str, str], ...]] | None = None
 
     def scheme(self, name: str) -> SchemeSpec | None:
         """The scheme of that name, or None."""

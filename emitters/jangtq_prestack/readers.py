@@ -7,7 +7,7 @@ Source: jang 2.5.50 (`load_jangtq`, runs on a CPU), osaurus-ai/vmlx-swift at b29
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from emitters.jangtq_prestack.names import MXTQ, SHORTEST_ROW, projection_of
 from policy_dsl.plan import Module, Plan, Refusal
@@ -25,7 +25,7 @@ _BARE_ROUTERS = frozenset({"glm4_moe", "deepseek_v3", "kimi_k2"})
 _QK_NORM = frozenset({"qwen3_moe", "glm4_moe"})
 _QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
 
-_Layers = Mapping[int | None, Mapping[str, Module]]
+_Layers = Mapping[int, Mapping[str, Module]]
 
 
 def unsupported(tensor: ModelTensor, model: Model, treatment: Treatment) -> str | None:
@@ -151,16 +151,16 @@ def _is_plain(module: Module, dtype: str) -> bool:
 
 def _by_layer(plan: Plan) -> _Layers:
     """Layer -> projection -> the module of its experts, of the first where they lie apart."""
-    found: dict[int | None, dict[str, Module]] = defaultdict(dict)
+    found: dict[int, dict[str, Module]] = defaultdict(dict)
     for module in plan.modules:
         name = projection_of(module.name)
-        if name:
+        if name and module.layer is not None:
             found[module.layer].setdefault(name, module)
     return found
 
 
 def _by_role(plan: Plan) -> _Layers:
-    found: dict[int | None, dict[str, Module]] = defaultdict(dict)
+    found: dict[int, dict[str, Module]] = defaultdict(dict)
     for module in plan.modules:
         if module.role in _QKV and module.layer is not None:
             found[module.layer][module.role] = module
@@ -173,9 +173,10 @@ def _width(roles: Mapping[str, Module], name: str) -> int | None:
     return treatment.bits if treatment and treatment.scheme == MXTQ else None
 
 
-def _at(reason: str, layers: list[int | None]) -> str | None:
-    if not layers:
-        return None
+def _at(reason: str, layers: Iterable[int | None]) -> str | None:
+    """The reason with the layers that give it; None if there is no layer."""
     known = sorted(layer for layer in layers if layer is not None)
+    if not known:
+        return None
     more = f" and {len(known) - 1} more" if len(known) > 1 else ""
     return f"{reason} (layer {known[0]}{more})"

@@ -66,6 +66,7 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     modules, files = _place(lowered, policy, spec)
     needed, given = needs(modules, spec), statistics or {}
     known = statistics_files(needed, policy, given)
+    named = {one.name for one in known}
     findings += unused_statistics(needed, policy, spec, given)
     plan = Plan(
         policy=policy,
@@ -79,7 +80,7 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
         files=files,
         fp8_rule=policy.fp8_dequant or spec.fp8_rules[0],
         statistics=known,
-        pending=tuple(needed[name] for name in needed.keys() - {one.name for one in known}),
+        pending=tuple(cure for name, cure in needed.items() if name not in named),
         remarks=spec.remarks(policy, modules) if spec.remarks else (),
     )
     # Warnings need the finished plan: they count bytes.
