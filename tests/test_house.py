@@ -180,6 +180,26 @@ def test_starting_loads_no_array_library(statement: str) -> None:
     assert (run.stdout.strip(), run.stderr) == ("[]", "")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "kept_out"),
+    [
+        (["check", "jangtq_k"], HEAVY),
+        (["plan", "jangtq_k"], ("numba", "torch")),
+        (["explain", "config_i", "lm_head.weight"], ("numba", "torch")),
+    ],
+)
+def test_commands_that_read_no_weights_are_light(
+    arguments: list[str], kept_out: tuple[str, ...]
+) -> None:
+    # How quick they are is measured in benchmarks/; what makes them slow is kept out here.
+    command = f"from policy_dsl.cli import main\nprint(main({arguments}))"
+    program = f"import sys\n{command}\nprint([n for n in {kept_out} if n in sys.modules])"
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.stdout.splitlines()[-2:] == ["0", "[]"], run.stderr
+
+
 def test_rooms_of_data_hold_no_code() -> None:
     found = [str(path) for room in DATA_ROOMS for path in (ROOT / room).rglob("*.py")]
     assert found == []

@@ -487,22 +487,3 @@ class TestProgram:
         out, err = ran.communicate()
         assert (ran.returncode, err) == (0, b"")
         assert b"Totals" in out
-
-    @pytest.mark.parametrize(
-        ("arguments", "seconds"),
-        [(["check", "policies/config_i.yaml"], 0.5), (["plan", "config_i"], 3.0)],
-    )
-    def test_it_is_quick(self, arguments: list[str], seconds: float) -> None:
-        # Processor time of the quicker run: what other programs take does not count.
-        assert min(processor_seconds(arguments) for _ in range(2)) < seconds
-
-
-def processor_seconds(arguments: list[str]) -> float:
-    before = os.times()
-    start(*arguments).communicate()
-    after = os.times()
-    return (
-        after.children_user
-        + after.children_system
-        - (before.children_user + before.children_system)
-    )
