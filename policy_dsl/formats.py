@@ -162,6 +162,10 @@ class FormatSpec:
     metadata_keys: Mapping[str, type | tuple[str, ...]] = field(default_factory=dict)
     remarks: Callable[[Policy, Sequence[Module]], tuple[tuple[str, str], ...]] | None = None
 
+    def layout(self, policy: Policy) -> str:
+        """The layout of experts that a policy chooses; empty where there is no choice."""
+        return policy.output.layout or next(iter(self.layouts), "")
+
     def scheme(self, name: str) -> SchemeSpec | None:
         """The scheme of that name, or None."""
         return next((scheme for scheme in self.schemes if scheme.name == name), None)

@@ -18,11 +18,6 @@ from policy_dsl.policy import Treatment
 _DROPPED = ("quantization", "quantization_config", "compression_config", "_name_or_path")
 
 
-def layout_of(plan: Plan) -> str:
-    """How the bundle stores experts: the policy's choice, else the format's own."""
-    return plan.policy.output.layout or next(iter(SPEC.layouts))
-
-
 def config(plan: Plan, widths: Widths) -> dict[str, Any]:
     """The source's config with its quantization replaced; widths stand where readers look."""
     source = {key: value for key, value in plan.model.config.items() if key not in _DROPPED}
@@ -80,7 +75,7 @@ def jang_config(plan: Plan, widths: Widths) -> dict[str, Any]:
         }
     document |= senses(plan)
     document["capabilities"] = stamp(plan)
-    if layout_of(plan) == "prestacked":
+    if SPEC.layout(plan.policy) == "prestacked":
         document["routed_expert_layout"] = "prestacked"
     return document
 

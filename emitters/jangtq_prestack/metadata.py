@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from emitters.core.interface import Claim, Forms, TensorForm
-from emitters.jangtq_prestack.config import config, jang_config, layout_of
+from emitters.jangtq_prestack.config import config, jang_config
 from emitters.jangtq_prestack.names import MXTQ, SEED, projection_of
 from emitters.jangtq_prestack.order import file_order
 from emitters.jangtq_prestack.sidecar import SIDECAR, Code, sidecar
-from emitters.jangtq_prestack.spec import AFFINE_WIDTHS
+from emitters.jangtq_prestack.spec import AFFINE_WIDTHS, SPEC
 from emitters.jangtq_prestack.structure import CONFIG, JANG_CONFIG, defects
 from emitters.jangtq_prestack.templates import edited
 from emitters.jangtq_prestack.widths import Widths, read_widths, widths_of
@@ -119,7 +119,7 @@ def _index(plan: Plan) -> dict[str, Any]:
         # The files' bytes, headers included, as jang's rebundler counts them.
         "total_size": sum(file.nbytes or 0 for file in plan.files if file.kind == "tensors"),
     }
-    if layout_of(plan) == "prestacked":
+    if SPEC.layout(plan.policy) == "prestacked":
         about["rebundled_layout"] = "prestacked-switch_mlp"
     weight_map = {name: file for file, names in held.items() for name in names}
     return {"metadata": about, "weight_map": weight_map}

@@ -47,11 +47,11 @@ class Stacking:
     @classmethod
     def of(cls, policy: Policy, model: Model, spec: FormatSpec) -> Stacking:
         """What the policy's `output` and the format make of this model's experts."""
-        layout = policy.output.layout or next(iter(spec.layouts), "")
+        apart = spec.layouts.get(spec.layout(policy))
         padding = spec.padding.get(model.architecture.family)
         wanted = padding is not None and policy.output.pad_experts is not False
         added = padding.added(model.n_experts) if padding and wanted else 0
-        return cls(spec, spec.layouts.get(layout), padding, model.n_experts, added)
+        return cls(spec, apart, padding, model.n_experts, added)
 
     def modules(self, path: str, stack: list[Settled]) -> list[Module] | Diagnostic:
         """The modules of a stack or a single tensor, not placed yet; or what is wrong."""

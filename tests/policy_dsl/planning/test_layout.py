@@ -1,0 +1,47 @@
+"""Which tensors share a shard, by the two rules that formats have for closing one."""
+
+from __future__ import annotations
+
+import pytest
+
+from policy_dsl.plan import PlannedTensor
+from policy_dsl.planning.layout import lay_out
+
+
+def shards(sizes: list[int], *, limit: int, overfull: bool) -> list[list[int]]:
+    """The sizes of the tensors of each shard, in the order in which they were given."""
+    tensors = [
+        PlannedTensor(f"{at:03}", "weight", "U8", (size,), size, "", 0)
+        for at, size in enumerate(sizes)
+    ]
+    layout = lay_out(
+        tensors,
+        shard_nbytes=limit,
+        shard_name=lambda number, count: f"{number}-of-{count}",
+        metadata={},
+        overfull=overfull,
+    )
+    held: dict[str, list[int]] = {}
+    for tensor in tensors:
+        held.setdefault(layout.places[tensor.name].file, []).append(tensor.nbytes)
+    assert list(held) == [f"{at}-of-{len(held)}" for at in range(1, len(held) + 1)]
+    assert list(held) == list(layout.file_nbytes)
+    return list(held.values())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "closed_before", "closed_after"),
+    [
+        ([4, 4, 4], [[4, 4], [4]], [[4, 4, 4]]),
+        ([5, 5, 5], [[5, 5], [5]], [[5, 5], [5]]),
+        ([9, 2, 9], [[9], [2], [9]], [[9, 2], [9]]),
+        ([30, 1, 30], [[30], [1], [30]], [[30], [1, 30]]),
+        ([10], [[10]], [[10]]),
+        ([3, 0, 10], [[3, 0], [10]], [[3, 0, 10]]),
+    ],
+)
+def test_a_shard_is_closed_before_or_after_it_is_full(
+    sizes: list[int], closed_before: list[list[int]], closed_after: list[list[int]]
+) -> None:
+    assert shards(sizes, limit=10, overfull=False) == closed_before
+    assert shards(sizes, limit=10, overfull=True) == closed_after
