@@ -34,6 +34,7 @@ def lower(
     lowered = Lowered()
     defects = _Defects(policy)
     stacks: dict[str, list[Settled]] = {}
+    broken: set[str] = set()
     filled: dict[tuple[Treatment, str], Treatment | Diagnostic] = {}
     for decision in made:
         tensor = decision.tensor
@@ -49,12 +50,17 @@ def lower(
         if not isinstance(whole, Diagnostic):
             whole = _refused(tensor, whole, model, spec) or whole
         settled = _settle(decision, whole, model, spec)
+        path = spec.module_path(tensor, model)
         if isinstance(settled, Diagnostic):
             defects.add(decision, settled)
+            broken.add(path)
         else:
-            stacks.setdefault(spec.module_path(tensor, model), []).append(settled)
+            stacks.setdefault(path, []).append(settled)
     stacking = Stacking.of(policy, model, spec)
     for path, stack in stacks.items():
+        # The others of a stack would only be found to be too few.
+        if path in broken:
+            continue
         found = stacking.modules(path, stack)
         if isinstance(found, Diagnostic):
             defects.add(stack[0].decision, found, what="stack", name=path)

@@ -55,6 +55,11 @@ def test_single_experts_cannot_be_dropped(spec: FormatSpec) -> None:
     assert errors_of("all: 8bit; experts[7]: drop", spec) == ["partial-stack"]
 
 
+@pytest.mark.parametrize("spec", [SPEC, APART], ids=["stacks", "apart"])
+def test_a_stack_is_not_called_partial_for_experts_that_are_wrong(spec: FormatSpec) -> None:
+    assert errors_of("all: 8bit; experts[0-1]: 8bit g100", spec) == ["unsupported-group-size"]
+
+
 def test_all_experts_of_a_layer_can_be_dropped() -> None:
     plan = planned("all: 8bit; experts in layers 3: drop")
     assert not [one for one in plan.modules if one.name.startswith(f"{BLOCK}.switch_mlp")]
