@@ -15,6 +15,7 @@ from emitters.jangtq_prestack.widths import Widths
 from policy_dsl.plan import Plan
 from policy_dsl.policy import Treatment
 
+_MINIMAX = "MiniMaxAI/MiniMax-M2.7"
 _DROPPED = ("quantization", "quantization_config", "compression_config", "_name_or_path")
 
 
@@ -98,11 +99,14 @@ def _experts(plan: Plan) -> int:
 
 
 def _source_model(plan: Plan) -> dict[str, str]:
-    """Whose model it is: the policy's word, else a hub id, else what JANG's writer says."""
+    """Whose model it is: the policy's word, else a hub id, else the source's own name."""
     named = dict(plan.policy.metadata).get("source_model", {})
+    family = plan.model.architecture.family
     ids = [one for one in (plan.model.id, plan.policy.model or "") if one.count("/") == 1]
-    org, _, name = (ids[0] if ids else "MiniMaxAI/MiniMax-M2.7").partition("/")
-    found = {"name": name, "org": org, "architecture": plan.model.architecture.family}
+    # JANG's writer for MiniMax says so of each of them.
+    usual = _MINIMAX if family == "minimax_m2" else f"/{plan.model.id}"
+    org, _, name = (ids[0] if ids else usual).partition("/")
+    found = {"name": name, "org": org, "architecture": family}
     return found | {key: str(value) for key, value in named.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from policy_dsl.language.load import load, parse_policy
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.fill import describe
 from policy_dsl.planning.resolve import resolve
+from policy_dsl.roles.classify import architecture
 from policy_dsl.sources.reference import open_source
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
@@ -259,6 +261,23 @@ def test_the_stamp_takes_the_policys_words() -> None:
     assert (stamp["tool_parser"], stamp["supports_thinking"]) == ("hunyuan", False)
     assert (stamp["reasoning_parser"], stamp["family"]) == ("qwen3", "minimax_m2")
     assert len(stamp) == 12
+
+
+@pytest.mark.parametrize(
+    ("family", "written", "name", "org"),
+    [
+        # What JANG's converter says of every MiniMax.
+        ("minimax_m2", "", "MiniMax-M2.7", "MiniMaxAI"),
+        ("minimax_m2", "model Org/Name\n", "Name", "Org"),
+        ("qwen3_moe", "", "tiny-minimax-m2", ""),
+        ("qwen3_moe", "model Qwen/Qwen3-30B-A3B\n", "Qwen3-30B-A3B", "Qwen"),
+    ],
+)
+def test_whose_model_it_is(family: str, written: str, name: str, org: str) -> None:
+    plan = planned(f"{written}output pad_experts false\n{USUAL}")
+    renamed = replace(plan.model, architecture=architecture(family))
+    found = jang_config(replace(plan, model=renamed))["source_model"]
+    assert found == {"name": name, "org": org, "architecture": family}
 
 
 def test_planned_files_are_complete_and_exact() -> None:
