@@ -9,7 +9,7 @@ sums are read when they are asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,7 +139,11 @@ def open_imatrix(path: Path, span: Span | None = None) -> Imatrix:
     span: where a policy names it, for the findings. Memory: 50 MB at most, whatever the file.
     Raises: PolicyError if it cannot be read, or is no whole importance matrix.
     """
-    source = Source(path.parent, file_facts(path.parent, [path.name]))
+    try:
+        source = Source(path.parent, file_facts(path.parent, [path.name]))
+    except PolicyError as error:
+        # Where a policy names it is where the cure is.
+        raise PolicyError(replace(found, span=span) for found in error.diagnostics) from error
     # Opening a pipe would wait for ever.
     if not path.is_file():
         raise fail("unreadable-file", span, path=str(path), reason="it is no file")

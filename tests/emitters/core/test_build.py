@@ -32,8 +32,8 @@ NEEDED_VALUES: dict[str, dict[str, str]] = {}
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_planned_bytes_are_built_bytes(demo, planned, tmp_path, policy):
-    plan, inventory = planned(demo, policy, **NEEDED_VALUES.get(policy, {}))
+def test_planned_bytes_are_built_bytes(demo, imatrix, planned, tmp_path, policy):
+    plan, inventory = planned(demo, policy, imatrix=imatrix, **NEEDED_VALUES.get(policy, {}))
     plan = complete(plan, inventory)
     build(plan, inventory, out=tmp_path / "out", jobs=2)
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
@@ -44,9 +44,9 @@ def test_planned_bytes_are_built_bytes(demo, planned, tmp_path, policy):
     assert {name: (*found[:2], len(found[2])) for name, found in built.items()} == facts
 
 
-@pytest.mark.parametrize("policy", ["config_i", "mlx_4bit"])
-def test_workers_and_blocks_do_not_matter(demo, planned, tmp_path, policy):
-    plan, inventory = planned(demo, policy)
+@pytest.mark.parametrize("policy", ["config_i", "mlx_4bit", "hipfire_mq2"])
+def test_workers_and_blocks_do_not_matter(demo, imatrix, planned, tmp_path, policy):
+    plan, inventory = planned(demo, policy, imatrix=imatrix)
     found = []
     for jobs, max_memory in ((1, None), (2, None), (8, None), (3, 258 * 2**20)):
         out = tmp_path / f"{jobs}"

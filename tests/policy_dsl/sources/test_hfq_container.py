@@ -62,12 +62,14 @@ def defects(content: bytes) -> list[str]:
     return [f"{found.code}: {found.message}" for found in caught.value.diagnostics]
 
 
-@pytest.mark.parametrize("file", ["tiny-minimax.mq4", "tiny-minimax.mq2-lloyd"])
+@pytest.mark.parametrize("file", FILES)
 def test_reads_what_hipfire_writes(file: str) -> None:
     content = (GOLDEN / file).read_bytes()
-    manifest = json.loads((GOLDEN / "tiny-minimax.manifest.json").read_text())[file]
+    model = file.partition(".")[0]
+    manifest = json.loads((GOLDEN / f"{model}.manifest.json").read_text())[file]
     found = read(content)
-    assert (found.arch_id, found.payload_start) == (10, manifest["data_offset"])
+    arch_id = {"tiny-minimax": 10, "tiny-llama": 0}[model]
+    assert (found.arch_id, found.payload_start) == (arch_id, manifest["data_offset"])
     assert list(found.tensors) == list(manifest["tensors"])
     for name, wanted in manifest["tensors"].items():
         info, code, group_size = found.tensors[name]

@@ -172,7 +172,7 @@ def test_such_a_source_is_quantized_and_not_planned_from(shown: Shown) -> None:
 
 
 def test_blocks_have_no_role_in_a_plan_even_where_no_matrix_is_expected() -> None:
-    found = open_source(str(GOLDEN / "tiny-llama.q8f16"))
+    found = open_source(str(LLAMA))
     plain = {name: info._replace(dtype="F16") for name, info in found.tensors.items()}
     norm = plain["model.norm.weight"]._replace(dtype="Q8F16")
     with pytest.raises(PolicyError, match=r"dtype Q8F16 of model\.norm\.weight"):

@@ -1,0 +1,1 @@
+"""HFQ containers for hipfire: one file, experts in blocks of 256 rotated values."""

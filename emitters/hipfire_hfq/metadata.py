@@ -1,0 +1,160 @@
+"""What stands before the tensors of an HFQ file, written from a plan, and its codes read back.
+
+Source: Kaden-Schutt/hipfire, crates/hipfire-quantize at 91e58a5, run on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from emitters.core.interface import Claim, Forms
+from emitters.hipfire_hfq.names import ARCH_IDS, file_order
+from emitters.hipfire_hfq.spec import CODES, SPEC
+from emitters.hipfire_hfq.structure import defects
+from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.plan import Plan, PlannedTensor
+from policy_dsl.policy import Treatment
+from policy_dsl.sources.hfq_codes import QUANT_CODES
+
+__all__ = ["claims", "defects", "metadata", "preface"]
+
+_MAGIC, _VERSION, _ALIGNMENT = b"HFQM", 1, 4096
+_HEADER = struct.Struct("<4sIIIQQ")
+_CODE_OF = {code.name: number for number, code in QUANT_CODES.items()}
+_SCHEME_OF = {QUANT_CODES[code].name: found for found, code in CODES.items()}
+
+
+def metadata(plan: Plan) -> dict[str, bytes]:
+    """Nothing: all that a loader reads stands in the one file."""
+    return {}
+
+
+def preface(plan: Plan, files: Mapping[str, bytes] | None) -> bytes:
+    """Header, metadata, index and padding; without files, header and index alone.
+
+    files: the source's tokenizer, template and generation config.
+    Raises: PolicyError if one of them is no UTF-8 text or no JSON.
+    """
+    order = file_order(plan.modules)
+    index = struct.pack("<I", len(order)) + b"".join(_entry(tensor) for tensor in order)
+    told = b"" if files is None else _told(plan, files)
+    size = _HEADER.size + len(told) + len(index)
+    # Readers map the file: tensors begin on a page.
+    padding = 0 if files is None else -size % _ALIGNMENT
+    arch_id = ARCH_IDS[plan.model.architecture.family]
+    header = _HEADER.pack(
+        _MAGIC, _VERSION, arch_id, len(order), _HEADER.size, size + padding
+    )
+    return header + told + index + bytes(padding)
+
+
+def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
+    """What a loader understands of each coded tensor: its code alone tells it."""
+    return dict(_claims(forms))
+
+
+def _claims(forms: Forms) -> Iterator[tuple[str, Claim]]:
+    for path, parts in forms.items():
+        dtype, shape = parts.get("weight", ("", ()))
+        if dtype in _SCHEME_OF:
+            scheme, group = _SCHEME_OF[dtype]
+            known = SPEC.scheme(scheme)
+            bits = known.bits[0] if known else None
+            yield path, Claim(Treatment("quantize", bits, scheme, group), shape, "F32")
+
+
+def _entry(tensor: PlannedTensor) -> bytes:
+    name, code = tensor.name.encode(), _CODE_OF[tensor.dtype]
+    group = QUANT_CODES[code].group or 0
+    return b"".join(
+        (
+            struct.pack("<H", len(name)),
+            name,
+            struct.pack(f"<BB{len(tensor.shape)}I", code, len(tensor.shape), *tensor.shape),
+            # One element is no group to readers.
+            struct.pack("<IQ", group if group > 1 else 0, tensor.nbytes),
+        )
+    )
+
+
+def _told(plan: Plan, files: Mapping[str, bytes]) -> bytes:
+    config = plan.model.config
+    told: dict[str, str] = {
+        "architecture": _written(config.get("model_type", "llama"), "config.json"),
+        "config": _written(config, "config.json"),
+        # A text, which loaders parse themselves.
+        "tokenizer": _written(_text(files, "tokenizer.json") or "{}", "tokenizer.json"),
+        "tokenizer_config": _written(_tokenizer_config(files), "tokenizer_config.json"),
+    }
+    name = "generation_config.json"
+    if name in files:
+        told["generation_config"] = _written(_parsed(files, name), name)
+    return ("{" + ",".join(f'"{key}":{told[key]}' for key in sorted(told)) + "}").encode()
+
+
+def _tokenizer_config(files: Mapping[str, bytes]) -> Any:
+    document = _parsed(files, "tokenizer_config.json")
+    template = _text(files, "chat_template.jinja")
+    # Without a place of its own in the file, a template that nothing holds would be lost.
+    held = {} if document is None else document
+    if template and isinstance(held, dict) and held.get("chat_template") is None:
+        return {**held, "chat_template": template}
+    return document
+
+
+def _parsed(files: Mapping[str, bytes], name: str) -> Any:
+    text = _text(files, name)
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _bad(name, error) from None
+
+
+def _text(files: Mapping[str, bytes], name: str) -> str | None:
+    try:
+        return files[name].decode() if name in files else None
+    except UnicodeDecodeError:
+        raise fail("unreadable-file", path=name, reason="it is not UTF-8 text") from None
+
+
+def _written(value: Any, file: str) -> str:
+    """A value of one of the source's files as JSON that every reader takes."""
+    try:
+        text = _compact(value)
+        # Half a surrogate pair is no character, though JSON has escapes for it.
+        text.encode()
+    except (ValueError, RecursionError) as error:
+        raise _bad(file, error) from None
+    return text
+
+
+def _compact(value: Any) -> str:
+    """JSON with sorted keys and the shortest floats, as the format's own writer has it."""
+    if isinstance(value, Mapping):
+        pairs = (f"{_compact(key)}:{_compact(value[key])}" for key in sorted(value))
+        return "{" + ",".join(pairs) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ",".join(_compact(item) for item in value) + "]"
+    if isinstance(value, float):
+        return _shortest(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _shortest(value: float) -> str:
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is no number in JSON")
+    digits, found, exponent = repr(value).partition("e")
+    if not found:
+        return digits
+    if int(exponent) == -5:
+        return f"{value:.{len(digits.replace('.', '').lstrip('-')) + 4}f}"
+    return f"{digits}e{int(exponent)}"
+
+
+def _bad(file: str, error: Exception) -> PolicyError:
+    reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return fail("bad-source-json", file=file, reason=reason)
