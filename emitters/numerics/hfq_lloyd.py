@@ -24,7 +24,6 @@ from emitters.numerics.scalars import bits_of, float_of, narrow, widen
 from emitters.numerics.value_types import F16, Array
 
 _PASSES = 8
-_HALVINGS = 8  # from 256 elements to one
 _STRETCH = 16 * LANES  # floats summed in one loop
 _LANES, _ZERO = np.uint64(LANES), np.float32(0)
 _ROW = np.uint32(LANES)
@@ -102,15 +101,16 @@ def _find_borders(ordered: Array, levels: Array, borders: Array) -> None:
     values = np.empty(n, np.float32)
     for i in range(n):
         borders[i] = i % _LANES
-    # All bisections go side by side, without a branch. A step of one element comes twice, for
-    # 256 elements have 257 borders.
-    for halving in range(1, _HALVINGS + 2):
-        step = max(np.uint32(ordered.shape[0] >> halving), _ROW)
+    # All bisections go side by side, without a branch. The largest element is always nearest to
+    # the last level, so that no border is beyond it.
+    step = np.uint32(ordered.shape[0] // 2)
+    while step >= _ROW:
         for i in range(n):
             values[i] = ordered[np.uint64(np.uint32(borders[i] + step - _ROW))]
         for i in range(n):
             nearer = abs(values[i] - levels[i + _LANES]) < abs(values[i] - levels[i])
             borders[i] += np.uint32(0) if nearer else step
+        step = np.uint32(step >> np.uint32(1))
 
 
 @device
