@@ -72,6 +72,32 @@ class ExpertPadding:
         return -n_experts % self.multiple
 
 
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """Tensors in numbered safetensors files. nbytes: largest shard; metadata: of each header.
+
+    name(index from 1, count) -> file name. overfull: whether a shard is closed by the tensor
+    that reaches that size, and not by the one that would pass it.
+    """
+
+    nbytes: int
+    name: Callable[[int, int], str]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    overfull: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """All tensors in one file, without gaps after a preface that the emitter makes.
+
+    name(policy, modules) -> file name. embedded_files: side files of the source that the
+    preface holds.
+    """
+
+    name: Callable[[Policy, Sequence[Module]], str]
+    embedded_files: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FormatSpec:
     """What a format can hold and how its bundle is named and laid out. Functions are pure.
@@ -105,16 +131,11 @@ class FormatSpec:
         the bundle has it.
       statistics: method -> what it needs to know of the model's inputs.
     Where tensors lie
-      shard_nbytes: largest shard; shard_name(index from 1, count) -> file name;
-        header_metadata: of each. overfull: whether a shard is closed by the tensor that reaches
-        that size, and not by the one that would pass it.
-      file_order(modules): the order in which shards are filled, None as modules are.
-      container(policy, modules): the name of the one file that holds all tensors, without gaps
-        after a preface that the emitter makes; None for safetensors shards.
+      tensor_files: in shards, or in one container.
+      file_order(modules): the order in which files are filled, None as modules are.
     Which other files there are
       copied_files: name patterns of the source's side files that the bundle copies.
-      edited_files: those that it holds in another form. embedded_files: those that a
-        container's preface holds.
+      edited_files: those that it holds in another form.
     Which words of a policy are used
       settings: keys beside its rules, such as `output.shard_size`.
       metadata_keys: keys of its `metadata` -> the values allowed there, or their type.
@@ -147,20 +168,25 @@ class FormatSpec:
     column_scale: Callable[[str], str | None] | None = None
     statistics: Mapping[str, str] = field(default_factory=dict)
 
-    shard_nbytes: int
-    shard_name: Callable[[int, int], str]
-    header_metadata: Mapping[str, str] = field(default_factory=dict)
-    overfull: bool = False
+    tensor_files: Shards | Container
     file_order: Callable[[Sequence[Module]], Sequence[PlannedTensor]] | None = None
-    container: Callable[[Policy, Sequence[Module]], str] | None = None
 
     copied_files: tuple[str, ...]
     edited_files: tuple[str, ...] = ()
-    embedded_files: tuple[str, ...] = ()
 
     settings: tuple[str, ...] = ()
     metadata_keys: Mapping[str, type | tuple[str, ...]] = field(default_factory=dict)
     remarks: Callable[[Policy, Sequence[Module]], tuple[tuple[str, str], ...]] | None = None
+
+    @property
+    def container(self) -> Container | None:
+        """The one file that holds all tensors, None if they lie in shards."""
+        return self.tensor_files if isinstance(self.tensor_files, Container) else None
+
+    @property
+    def embedded_files(self) -> tuple[str, ...]:
+        """Side files of the source that a container holds; none of shards do."""
+        return self.container.embedded_files if self.container else ()
 
     def layout(self, policy: Policy) -> str:
         """The layout of experts that a policy chooses; empty where there is no choice."""

@@ -13,6 +13,7 @@ from emitters.core.workspace import Workspace
 from emitters.tensor_io.read import Source
 from emitters.tensor_io.shards import create_file, flush
 from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.formats import Container
 from policy_dsl.plan import Plan, PlannedTensor
 from policy_dsl.planning.layout import header_bytes
 from policy_dsl.version import version
@@ -86,17 +87,17 @@ def _refusal(
 
 def _create_files(workspace: Workspace, plan: Plan, source: Source) -> None:
     """Every tensor file at its full length with its header, on the disk when this returns."""
-    spec = get(plan.target).spec
+    files = get(plan.target).spec.tensor_files
     held: dict[str, list[PlannedTensor]] = {file.name: [] for file in tensor_files(plan)}
     for module in plan.modules:
         for tensor in module.tensors:
             held[tensor.file].append(tensor)
     for file in tensor_files(plan):
         path = workspace.bundle / file.name
-        if spec.container is not None:
+        if isinstance(files, Container):
             header = preface(plan, source)
         else:
-            header = header_bytes(held[file.name], spec.header_metadata)
+            header = header_bytes(held[file.name], files.metadata)
         create_file(path, header, held[file.name], file.nbytes or 0)
         flush(path)
     # The journal comes next, and speaks of files that must be there after a crash.

@@ -14,7 +14,7 @@ from emitters.hipfire_hfq.names import (
     omission,
 )
 from emitters.hipfire_hfq.tiers import companions, container, remarks
-from policy_dsl.formats import ExpertsApart, FormatSpec, PartShape, SchemeSpec
+from policy_dsl.formats import Container, ExpertsApart, FormatSpec, PartShape, SchemeSpec
 from policy_dsl.policy import Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.sources.hfq_codes import QUANT_CODES, stored_nbytes
@@ -60,11 +60,6 @@ def plain_dtype(tensor: ModelTensor, model: Model) -> str:
     return "F16"
 
 
-def shard_name(number: int, count: int) -> str:
-    """An HFQ file has no shards."""
-    raise ValueError(f"shard {number} of {count}: an HFQ file has none")
-
-
 SPEC = FormatSpec(
     name="hipfire_hfq",
     about="HFQ containers for hipfire on AMD GPUs",
@@ -100,19 +95,19 @@ SPEC = FormatSpec(
     unsupported=unsupported,
     conflicts=conflicts,
     refusals=refusals,
-    shard_nbytes=0,
-    shard_name=shard_name,
+    tensor_files=Container(
+        container,
+        (
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "chat_template.jinja",
+            "generation_config.json",
+        ),
+    ),
     file_order=file_order,
     layouts={
         "apart": ExpertsApart(expert_path, (*dict.fromkeys(name for name, _ in CODES), None))
     },
-    container=container,
-    embedded_files=(
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-        "generation_config.json",
-    ),
     cuts_off=True,
     companions=companions,
     column_scale=column_scale,

@@ -13,7 +13,14 @@ from emitters.jangtq_prestack.names import (
 )
 from emitters.jangtq_prestack.order import SHARD_NBYTES, file_order
 from emitters.jangtq_prestack.readers import RUNTIMES, refusals, unsupported
-from policy_dsl.formats import ExpertPadding, ExpertsApart, FormatSpec, PartShape, SchemeSpec
+from policy_dsl.formats import (
+    ExpertPadding,
+    ExpertsApart,
+    FormatSpec,
+    PartShape,
+    SchemeSpec,
+    Shards,
+)
 from policy_dsl.policy import Treatment
 
 AFFINE_WIDTHS = (8, 6, 5, 4, 3, 2)
@@ -72,9 +79,7 @@ SPEC = FormatSpec(
     part_shapes=part_shapes,
     plain_dtype=plain_dtype,
     unsupported=unsupported,
-    shard_nbytes=SHARD_NBYTES,
-    shard_name=shard_name,
-    overfull=True,
+    tensor_files=Shards(SHARD_NBYTES, shard_name, overfull=True),
     file_order=file_order,
     # Readers stack codes themselves; of other tensors they would take the first layer's only.
     layouts={"prestacked": None, "per_expert": ExpertsApart(expert_path, (MXTQ,))},

@@ -9,7 +9,7 @@ from emitters.mlx_affine.names import (
     plain_dtype,
     unsupported,
 )
-from policy_dsl.formats import FormatSpec, PartShape, SchemeSpec
+from policy_dsl.formats import FormatSpec, PartShape, SchemeSpec, Shards
 from policy_dsl.policy import Treatment
 
 _WIDTHS = (2, 3, 4, 5, 6, 8)
@@ -59,8 +59,7 @@ SPEC = FormatSpec(
     part_shapes=part_shapes,
     plain_dtype=plain_dtype,
     unsupported=unsupported,
-    shard_nbytes=5 * 2**30,
-    shard_name=shard_name,
+    tensor_files=Shards(5 * 2**30, shard_name, metadata={"format": "mlx"}),
     copied_files=(
         "tokenizer.json",
         "tokenizer_config.json",
@@ -76,5 +75,4 @@ SPEC = FormatSpec(
     ),
     settings=("output.shard_size",),
     runtimes={"mlx-lm": "Python, any Mac or CPU", "mlx-swift-lm": "Swift on Apple devices"},
-    header_metadata={"format": "mlx"},
 )

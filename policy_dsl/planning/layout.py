@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from policy_dsl.formats import Shards
 from policy_dsl.plan import PlannedTensor
 
 # The safetensors library writes wide dtypes first, so every tensor is aligned to its element.
@@ -40,26 +41,19 @@ def lay_in_one(tensors: Sequence[PlannedTensor], file: str) -> Layout:
     return Layout(places, {file: start})
 
 
-def lay_out(
-    tensors: Sequence[PlannedTensor],
-    *,
-    shard_nbytes: int,
-    shard_name: Callable[[int, int], str],
-    metadata: Mapping[str, str],
-    overfull: bool = False,
-) -> Layout:
+def lay_out(tensors: Sequence[PlannedTensor], files: Shards) -> Layout:
     """Places for the tensors, filled shard by shard in the given order.
 
-    A shard is closed when the next tensor would carry it past `shard_nbytes` of tensor bytes;
-    a larger tensor has a shard of its own. If `overfull`, it is closed after the tensor that
-    brings it to that size.
+    A shard is closed when the next tensor would carry it past the largest size, in bytes of
+    tensors; a larger tensor has a shard of its own. If they are overfull, it is closed after
+    the tensor that brings it to that size.
     """
-    shards = list(_filled(tensors, shard_nbytes, overfull=overfull))
+    shards = list(_filled(tensors, files.nbytes, overfull=files.overfull))
     places: dict[str, Place] = {}
     file_nbytes: dict[str, int] = {}
     for number, shard in enumerate(shards, 1):
-        name = shard_name(number, len(shards))
-        start = len(header_bytes(shard, metadata))
+        name = files.name(number, len(shards))
+        start = len(header_bytes(shard, files.metadata))
         for tensor in in_file_order(shard):
             places[tensor.name] = Place(name, start)
             start += tensor.nbytes

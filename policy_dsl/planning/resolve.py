@@ -14,7 +14,7 @@ from policy_dsl.diagnostics import (
     errors,
     fail,
 )
-from policy_dsl.formats import FormatSpec
+from policy_dsl.formats import Container, FormatSpec
 from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.language.print_policy import policy_digest
 from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor
@@ -199,14 +199,8 @@ def _layout(modules: Sequence[Module], policy: Policy, spec: FormatSpec) -> Layo
     tensors: Sequence[PlannedTensor] = [one for module in modules for one in module.tensors]
     if spec.file_order is not None:
         tensors = spec.file_order(modules)
-    if spec.container is not None:
-        name = policy.output.file_name or spec.container(policy, modules)
-        return lay_in_one(tensors, name)
+    files = spec.tensor_files
+    if isinstance(files, Container):
+        return lay_in_one(tensors, policy.output.file_name or files.name(policy, modules))
     limit = parse_size(policy.output.shard_size) if policy.output.shard_size else None
-    return lay_out(
-        tensors,
-        shard_nbytes=limit or spec.shard_nbytes,
-        shard_name=spec.shard_name,
-        metadata=spec.header_metadata,
-        overfull=spec.overfull,
-    )
+    return lay_out(tensors, replace(files, nbytes=limit) if limit else files)

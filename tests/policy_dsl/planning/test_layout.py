@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from policy_dsl.formats import Shards
 from policy_dsl.plan import PlannedTensor
 from policy_dsl.planning.layout import lay_out
 
@@ -14,13 +15,8 @@ def shards(sizes: list[int], *, limit: int, overfull: bool) -> list[list[int]]:
         PlannedTensor(f"{at:03}", "weight", "U8", (size,), size, "", 0)
         for at, size in enumerate(sizes)
     ]
-    layout = lay_out(
-        tensors,
-        shard_nbytes=limit,
-        shard_name=lambda number, count: f"{number}-of-{count}",
-        metadata={},
-        overfull=overfull,
-    )
+    files = Shards(limit, lambda number, count: f"{number}-of-{count}", overfull=overfull)
+    layout = lay_out(tensors, files)
     held: dict[str, list[int]] = {}
     for tensor in tensors:
         held.setdefault(layout.places[tensor.name].file, []).append(tensor.nbytes)
