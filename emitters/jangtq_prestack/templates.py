@@ -53,7 +53,9 @@ def _tokenizer(stored: bytes, template: str | None) -> bytes:
     # Engines that look for the template here and nowhere else.
     if template is not None and document.get("chat_template") != template:
         document["chat_template"] = template
-        content = json.dumps(document, indent=2, ensure_ascii=False).encode()
+        text = json.dumps(document, indent=2, ensure_ascii=False)
+        # JSON may escape halves of a character, which are no text: they stay escapes.
+        content = text.encode(errors="backslashreplace")
     return content
 
 
