@@ -48,6 +48,9 @@ def defects(
     source = Source(folder, file_facts(folder, shards))
     for name, reason in islice(_defects(container), _MOST_DEFECTS):
         yield _told(file, name, reason)
+    padding = container.payload_start - container.index_stop
+    if source.read(file, container.index_stop, padding).any():
+        yield _told(file, "", "there is something between its index and its first tensor")
     for name, tensor in container.tensors.items():
         found = first_defect(source, tensor, positive=name.endswith(f".{SCALE}.weight"))
         if found is not None:

@@ -89,11 +89,13 @@ def _file_name(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
         reason = "it holds something that cannot be seen"
     elif len(name.encode()) > _LONGEST_NAME:
         reason = f"it has more than {_LONGEST_NAME} bytes"
-    elif name.endswith(_TAKEN_ENDINGS):
+    elif name.casefold().endswith(_TAKEN_ENDINGS):
+        # Disks that ignore case would take it for the record.
         reason = f"files that end in {', '.join(_TAKEN_ENDINGS)} are something else"
     if reason is not None:
         span = dict(policy.key_spans).get("output.file_name")
-        yield diagnostic("bad-file-name", span, name=name, reason=reason)
+        shown = name if name.isprintable() else ascii(name)[1:-1]
+        yield diagnostic("bad-file-name", span, name=shown, reason=reason)
 
 
 def _metadata(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:

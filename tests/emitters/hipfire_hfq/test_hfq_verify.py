@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,6 +198,17 @@ def test_a_number_of_another_family(changed, name: str, number: int) -> None:
 
     messages = told(changed(name, change))
     assert any(f"its arch_id is {number} (" in message for message in messages)
+
+
+def test_something_in_the_padding(tmp_path: Path) -> None:
+    path = Path(shutil.copyfile(GOLDEN / LLAMA, tmp_path / "model.mq4"))
+    content = bytearray(path.read_bytes())
+    (start,) = struct.unpack_from("<Q", content, 24)
+    assert content[start - 1] == 0
+    content[start - 1] = 1
+    path.write_bytes(content)
+    (found,) = told(tmp_path)
+    assert "between its index and its first tensor" in found
 
 
 def test_groups_of_another_size(changed) -> None:
