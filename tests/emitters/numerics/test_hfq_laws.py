@@ -127,11 +127,13 @@ def test_values_far_from_close_levels_go_to_the_first_of_them(code: int) -> None
         assert encode_blocks(group, code).tobytes() == expected
 
 
+@pytest.mark.parametrize("coarse", [True, False])
 @pytest.mark.parametrize("code", LEVEL_BITS)
-def test_sums_that_are_not_exact_are_made_in_order(code: int) -> None:
+def test_sums_that_are_not_exact_are_made_in_order(code: int, coarse: bool) -> None:
     random, found = np.random.default_rng(2), 0
     while found < 32:
-        noise = random.normal(0, 2.0**-40, 256)
+        noise = random.normal(0, 4, 256)
+        noise = (np.rint(noise) if coarse else noise) / 2**40
         group = layered(random, [*random.integers(16, 64, 3), 0], noise) * np.float32(2**30)
         values = rotated(group)
         # One of four levels starts in the noise: partial sums of all values lose its last bits.
@@ -178,10 +180,10 @@ def test_a_short_group_decodes_as_far_as_it_goes(data: st.DataObject, code: int)
 @compiling
 @given(data=st.data(), code=st.sampled_from(sorted(UNROTATED_BITS)))
 def test_error_of_equal_steps(data: st.DataObject, code: int) -> None:
-    elements = st.floats(-1e4, 1e4, width=32) | st.floats(-0.125, 0.125, width=32)
-    size = group_size(code)
-    values = np.array(data.draw(st.lists(elements, min_size=size, max_size=size)), np.float32)
-    got = decode_blocks(encode_blocks(values, code), code, size)
+    elements = st.floats(-1e4, 1e4, width=32) | st.floats(1, 1.125, width=32)
+    drawn = st.lists(elements, min_size=1, max_size=group_size(code))
+    values = np.array(data.draw(drawn), np.float32)
+    got = decode_blocks(encode_blocks(values, code), code, values.size)
     step = np.ptp(values.astype(np.float64)) / (2 ** UNROTATED_BITS[code] - 1)
     slack = np.abs(values).max() * 2.0**-20 + 2.0**-140
     assert (np.abs(got.astype(np.float64) - values) <= step / 2 + slack).all()
@@ -216,6 +218,24 @@ def test_the_lowest_value_of_zeros_is_plus_zero(code: int) -> None:
         assert (header == [1, 0]).all()
         assert not np.signbit(header).any()
         assert not blocks[:, 8:].any()
+
+
+@pytest.mark.parametrize("code", UNROTATED_BITS)
+@pytest.mark.parametrize("first", [0.0, -0.0])
+def test_of_equal_zeros_the_first_is_the_lowest_value(code: int, first: float) -> None:
+    values = np.abs(gaussian(group_size(code)))
+    for at in range(0, 120, 7):
+        group = values.copy()
+        group[at], group[at + 1 : at + 6 : 2] = first, -first
+        low = encode_blocks(group, code)[:, 4:8].copy().view(np.float32)
+        assert (low[0, 0], np.signbit(low[0, 0])) == (0, np.signbit(first))
+
+
+def test_bytes_of_the_smallest_numbers() -> None:
+    # The inverse of the scale is infinite.
+    values = np.array([2.0**-140, 0, -(2.0**-149), -0.0] * 8, np.float32)
+    block = encode_blocks(values, 3)[0]
+    assert block.view(np.int8).tolist() == [0, 0, *[127, 0, -128, 0] * 8]
 
 
 @pytest.mark.parametrize("code", CODES)
