@@ -1,10 +1,11 @@
 """Speed of the HFQ block codec, in relation to mx.quantize at 4 bits, on one core, in one run.
 
-    python benchmarks/hfq_speed.py [--megabytes 32] [--repeats 9]
+    python benchmarks/hfq_speed.py [--megabytes 16] [--repeats 25]
 
-Each line is the best of several runs, in MB/s of bfloat16 source (MB = 1e6 bytes); encoding
-includes the widening to float32. mx.quantize, groups of 64, is only a measure of the machine:
-hipfire's own encoders are no package. Needs mlx (`policyc[conformance]`) and Linux.
+Each line is the best of several runs, in MB/s of bfloat16 source (MB = 1e6 bytes); 16 MiB are
+a block of a build. Encoding includes the widening to float32. mx.quantize, groups of 64, only
+measures the machine: hipfire's own encoders are no package. Needs mlx (`policyc[conformance]`)
+and Linux.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def mlx_rate(weights: np.ndarray, repeats: int) -> float:
 def main() -> None:
     """Print one line for each quant code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--megabytes", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--megabytes", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=25)
     options = parser.parse_args()
     mx.set_default_device(mx.cpu)
     normal = np.random.default_rng(0).standard_normal(options.megabytes * 2**19, np.float32)
