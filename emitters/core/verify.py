@@ -162,6 +162,15 @@ def _widths(bundle: Bundle) -> Iterator[Diagnostic]:
                 written=f"{describe(claim.treatment)}: {parts_text(expected)}",
             )
             continue
+        # Of rows that end inside a word, the parts do not tell the length.
+        if claim.shape and claim.shape != module.shape:
+            yield diagnostic(
+                "width-disagrees",
+                module=name,
+                found=f"the shape {list(module.shape)}",
+                written=f"the shape {list(claim.shape)}",
+            )
+            continue
         for part in decoder.wrong_constants(module):
             reason = f"its {part} does not hold what {describe(module.treatment)} has there"
             yield diagnostic("incomplete-module", module=name, reason=reason)

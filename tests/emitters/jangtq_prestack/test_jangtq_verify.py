@@ -189,6 +189,19 @@ def test_a_config_with_another_width(bundle):
     assert all(f"module {STACK}.down_proj" in message for _, message in told)
 
 
+@pytest.mark.parametrize("value", [32, 65, 0, -5, 10**10])
+def test_rows_of_another_length_than_the_record_says(built, tmp_path, value):
+    folder = Path(shutil.copytree(built(PRESTACKED).bundle, tmp_path / "bundle"))
+    rewrite(folder / "config.json", lambda config: put(config, "hidden_size", value))
+    told = [(code, message) for code, message in found(folder) if code != "file-changed"]
+    assert {code for code, _ in told} == {"width-disagrees"}
+    for projection, (_, message) in zip(("gate_proj", "up_proj"), told, strict=True):
+        assert message == (
+            f"module {STACK}.{projection}: the tensors say the shape [32, 64, 64],"
+            f" config.json says the shape [32, 64, {value}]"
+        )
+
+
 def test_a_config_with_another_affine_width(bundle):
     folder = bundle(PRESTACKED)
     rewrite(folder / "config.json", lambda config: put(config, "quantization.bits", 4))
