@@ -5,24 +5,34 @@ Source: jang 2.5.50, `convert_minimax_jangtq` and `rebundle_jangtq_stacked`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from emitters.jangtq_prestack.capabilities import senses, stamp
 from emitters.jangtq_prestack.names import MXTQ, SEED
+from emitters.jangtq_prestack.sizes import counted, ensure_told
 from emitters.jangtq_prestack.spec import SPEC
 from emitters.jangtq_prestack.widths import Widths
 from policy_dsl.plan import Plan
 from policy_dsl.policy import Treatment
 
 _MINIMAX = "MiniMaxAI/MiniMax-M2.7"
+# A path may have one slash as well, behind a dot or in front of all.
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _DROPPED = ("quantization", "quantization_config", "compression_config", "_name_or_path")
 
 
 def config(plan: Plan, widths: Widths) -> dict[str, Any]:
-    """The source's config with its quantization replaced; widths stand where readers look."""
-    source = {key: value for key, value in plan.model.config.items() if key not in _DROPPED}
-    count = next((key for key in plan.model.architecture.experts if key in source), None)
+    """The source's config with its quantization replaced; widths stand where readers look.
+
+    Raises: PolicyError if the source's config tells readers other sizes than tensors have.
+    """
+    n_experts = _experts(plan)
+    kept = {key: value for key, value in plan.model.config.items() if key not in _DROPPED}
+    source = counted(kept, plan.model.n_experts, n_experts)
+    # Found here it costs nothing: the finished bundle would fail its own check.
+    ensure_told(source, plan, n_experts)
     bits = _bits(widths)
     quantization: dict[str, Any] = {
         "bits": widths.affine.bits,
@@ -42,8 +52,7 @@ def config(plan: Plan, widths: Widths) -> dict[str, Any]:
         "mxtq_bits": bits,
         "weight_format": "mxtq",
     }
-    padded = {count: _experts(plan)} if count else {}
-    return source | added | padded
+    return source | added
 
 
 def jang_config(plan: Plan, widths: Widths) -> dict[str, Any]:
@@ -102,9 +111,11 @@ def _source_model(plan: Plan) -> dict[str, str]:
     """Whose model it is: the policy's word, else a hub id, else the source's own name."""
     named = dict(plan.policy.metadata).get("source_model", {})
     family = plan.model.architecture.family
-    ids = [one for one in (plan.model.id, plan.policy.model or "") if one.count("/") == 1]
     # JANG's writer for MiniMax says so of each of them.
     usual = _MINIMAX if family == "minimax_m2" else f"/{plan.model.id}"
+    ids = [one for one in (plan.model.id, plan.policy.model or "") if _HUB_ID.fullmatch(one)]
+    # The model that bundled policies are for; they are extended, and used for others.
+    ids = [one for one in ids if one != _MINIMAX]
     org, _, name = (ids[0] if ids else usual).partition("/")
     found = {"name": name, "org": org, "architecture": family}
     return found | {key: str(value) for key, value in named.items()}

@@ -12,9 +12,10 @@ from typing import Any
 
 from emitters.core.interface import Claim, Forms, TensorForm
 from emitters.jangtq_prestack.config import config, jang_config
-from emitters.jangtq_prestack.names import MXTQ, SEED, projection_of
+from emitters.jangtq_prestack.names import MXTQ, SEED
 from emitters.jangtq_prestack.order import file_order
 from emitters.jangtq_prestack.sidecar import SIDECAR, Code, sidecar
+from emitters.jangtq_prestack.sizes import flat, row_length
 from emitters.jangtq_prestack.spec import AFFINE_WIDTHS, SPEC
 from emitters.jangtq_prestack.structure import CONFIG, JANG_CONFIG, defects
 from emitters.jangtq_prestack.templates import edited
@@ -54,23 +55,33 @@ def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
     marked = known.get("weight_format") == "mxtq"
     try:
         # jang's loader does without this one.
-        jang = json.loads(files.get(JANG_CONFIG, b"{}"))
+        jang = _object(files.get(JANG_CONFIG, b"{}"))
         if not marked and jang.get("weight_format") != "mxtq":
             raise ValueError("weight_format is not mxtq")
         if jang.get("mxtq_seed", SEED) != SEED:
-            raise ValueError(f"mxtq_seed is {jang['mxtq_seed']}, and only {SEED} is known")
-        return dict(_claims(known, read_widths(known, jang), forms))
+            raise ValueError(f"mxtq_seed is {jang['mxtq_seed']!r}, and only {SEED} is known")
+        return dict(_claims(flat(known), read_widths(known, jang), forms))
     except _BROKEN as error:
         # No other format may make something of what this one's mark stands on.
         if marked:
-            raise fail("bad-bundle-metadata", path=JANG_CONFIG, reason=str(error)) from None
+            path = f"{CONFIG} or {JANG_CONFIG}"
+            raise fail("bad-bundle-metadata", path=path, reason=str(error)) from None
         raise
+
+
+def _object(content: bytes) -> Mapping[str, Any]:
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{JANG_CONFIG} is no JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{JANG_CONFIG} is no JSON object")
+    return document
 
 
 def _claims(
     known: Mapping[str, Any], widths: Widths, forms: Forms
 ) -> Iterator[tuple[str, Claim]]:
-    known = {**known.get("text_config", {}), **known}
     for path, parts in forms.items():
         if parts.keys() & _MXTQ_PARTS:
             yield path, _mxtq_claim(path, parts, known, widths)
@@ -83,9 +94,9 @@ def _mxtq_claim(
 ) -> Claim:
     packed = parts["tq_packed"][1] if "tq_packed" in parts else ()
     rows = parts["tq_norms"][1] if "tq_norms" in parts else packed[:-1]
-    # Readers take widths of rows from the model: in the last word of a row may be room.
-    hidden = projection_of(path) != "down_proj"
-    columns = int(known["hidden_size"]) if hidden else _expert_width(known)
+    key, columns = row_length(known, path)
+    if type(columns) is not int:
+        raise ValueError(f"{key} is {columns!r}, and no length of rows")
     bits = widths.coded(path)
     if bits is None:
         words = packed[-1] if packed else 0
@@ -102,10 +113,6 @@ def _affine_claim(parts: Mapping[str, TensorForm], treatment: Treatment) -> Clai
         bits = codes[1][-1] * 32 // columns if columns and codes[1] else 0
         treatment = replace(treatment, bits=bits if bits in AFFINE_WIDTHS else 8)
     return Claim(treatment, (*codes[1][:-1], columns) if columns else (), dtype)
-
-
-def _expert_width(known: Mapping[str, Any]) -> int:
-    return int(known.get("moe_intermediate_size") or known["intermediate_size"])
 
 
 def _index(plan: Plan) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 from emitters.core.interface import Claim
 from emitters.jangtq_prestack.names import MXTQ, projection_of
 from emitters.jangtq_prestack.sidecar import SIDECAR, wrong_tables
+from emitters.jangtq_prestack.sizes import flat, told_count
 from emitters.jangtq_prestack.widths import told_widths
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 
@@ -25,7 +26,6 @@ JANG_CONFIG = "jang_config.json"
 # A cache that engines write for themselves; in a bundle it would hide the bundle's own stacks.
 _CACHES = ("jangtq_stacked.safetensors", "jangtq_stacked.json")
 _SHARDS = "model-*.safetensors"
-_COUNTS = ("n_routed_experts", "num_experts", "num_local_experts", "n_routed")
 _APART = re.compile(r"(.+)\.experts\.(\d+)\.(\w+)")
 
 
@@ -64,8 +64,7 @@ def _experts(
     known: Mapping[str, Any], jang: Mapping[str, Any], claims: Mapping[str, Claim]
 ) -> Iterator[Diagnostic]:
     """Stacks of another height than the config's count, experts with other numbers."""
-    known = {**known.get("text_config", {}), **known}
-    count = next((known[key] for key in _COUNTS if known.get(key)), None)
+    _, count = told_count(flat(known))
     apart: dict[str, set[int]] = defaultdict(set)
     if count is None:
         return
@@ -73,10 +72,10 @@ def _experts(
         if found := _APART.fullmatch(path):
             apart[f"{found[1]}.experts.*.{found[3]}"].add(int(found[2]))
         elif projection_of(path) and claim.shape[0] != count:
-            yield _wrong(CONFIG, f"it has {count} experts, {path} has {claim.shape[0]}")
+            yield _wrong(CONFIG, f"it has {count!r} experts, {path} has {claim.shape[0]}")
     for path, numbers in apart.items():
         if numbers != set(range(len(numbers))) or len(numbers) != count:
-            yield _wrong(CONFIG, f"it has {count} experts, {path} has {len(numbers)} others")
+            yield _wrong(CONFIG, f"it has {count!r} experts, {path} has {len(numbers)} others")
     if apart and jang.get("routed_expert_layout") == "prestacked":
         yield _wrong(JANG_CONFIG, "it says prestacked, but experts lie apart")
 

@@ -93,9 +93,9 @@ def widths_of(plan: Plan) -> Widths:
 def read_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> Widths:
     """The widths that a bundle's files tell readers, in any of the forms that they know.
 
-    Raises: KeyError, TypeError or ValueError if an entry is broken.
+    Raises: ValueError if an entry is broken.
     """
-    quantization = config.get("quantization") or {}
+    quantization = _mapping(config, "quantization")
     affine = _affine({"bits": 8, "group_size": 64, **quantization})
     if "mode" not in quantization:
         # The first converter wrote the experts' width here; readers go by shapes anyway.
@@ -105,9 +105,12 @@ def read_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> Widths:
         for path, one in quantization.items()
         if isinstance(one, Mapping) and path not in _NO_MODULES
     }
-    for path, entry in (jang.get("modules") or {}).items():
+    described = _mapping(jang, "modules")
+    for path in described:
+        entry = _mapping(described, path)
         if entry.get("scheme") == MXTQ:
-            modules[path] = Treatment("quantize", _known(entry["bits"], _MXTQ.bits), MXTQ)
+            bits = _known(f"modules {path}: bits", entry.get("bits"), _MXTQ.bits)
+            modules[path] = Treatment("quantize", bits, MXTQ)
     routed = next(iter(told_widths(config, jang).values()), None)
     return Widths(str(jang.get("profile", "")), routed, {}, affine, modules)
 
@@ -117,17 +120,31 @@ def told_widths(
 ) -> dict[str, int | dict[str, int]]:
     """Place -> the widths of experts that it tells; each reader has a favourite of its own.
 
-    Raises: TypeError, ValueError or AttributeError if one of them is no width.
+    Raises: ValueError if one of them is no width.
     """
-    quantization = config.get("quantization") or {}
+    quantization = _mapping(config, "quantization")
     places = {
         "mxtq_bits": config.get("mxtq_bits"),
         "quantization.routed_expert_bits": quantization.get("routed_expert_bits"),
         "quantization.mxtq_bits": quantization.get("mxtq_bits"),
         "mxtq_bits of jang_config.json": jang.get("mxtq_bits"),
     }
-    found = {place: _told(entry) for place, entry in places.items()}
-    return {place: widths for place, widths in found.items() if widths is not None}
+    found = {}
+    for place, entry in places.items():
+        try:
+            widths = _told(entry)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        if widths is not None:
+            found[place] = widths
+    return found
+
+
+def _mapping(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    entry = document.get(key) or {}
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{key} is {entry!r}, and no mapping")
+    return entry
 
 
 def is_matrix(module: Module) -> bool:
@@ -136,8 +153,8 @@ def is_matrix(module: Module) -> bool:
 
 
 def _affine(entry: Mapping[str, Any]) -> Treatment:
-    bits = _known(entry["bits"], _AFFINE.bits)
-    group_size = _known(entry["group_size"], _AFFINE.group_sizes)
+    bits = _known("bits", entry.get("bits"), _AFFINE.bits)
+    group_size = _known("group_size", entry.get("group_size"), _AFFINE.group_sizes)
     return Treatment("quantize", bits, "affine", group_size)
 
 
@@ -146,15 +163,15 @@ def _told(entry: Any) -> int | dict[str, int] | None:
     if isinstance(entry, Mapping) and not entry.keys() & set(PROJECTIONS):
         entry = entry.get("routed_expert")
     if not isinstance(entry, Mapping):
-        return None if entry is None else _known(entry, _MXTQ.bits)
+        return None if entry is None else _known("width", entry, _MXTQ.bits)
     told = (name for name in PROJECTIONS if name in entry)
-    return _shortest({name: _known(entry[name], _MXTQ.bits) for name in told})
+    return _shortest({name: _known(name, entry[name], _MXTQ.bits) for name in told})
 
 
-def _known(value: Any, known: tuple[int, ...]) -> int:
+def _known(called: str, value: Any, known: tuple[int, ...]) -> int:
     # JSON has true and 2.0, which Python takes for 1 and 2.
     if type(value) is not int or value not in known:
-        raise ValueError(f"{value!r} is none of {', '.join(map(str, known))}")
+        raise ValueError(f"{called} {value!r} is none of {', '.join(map(str, known))}")
     return value
 
 

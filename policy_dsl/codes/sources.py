@@ -106,7 +106,7 @@ SOURCE_CODES: dict[str, Code] = {
     ),
     "bad-config-value": error(
         "the config of {model} gives {key} as {value}",
-        "A count of layers or experts is a whole number of a plausible size.",
+        "Counts and sizes are whole numbers, plausible ones, and those of the tensors.",
     ),
     "tensor-without-role": error(
         "{count} tensors have no role in architecture {family}: {names}",

@@ -269,8 +269,11 @@ def test_the_stamp_takes_the_policys_words() -> None:
         # What JANG's converter says of every MiniMax.
         ("minimax_m2", "", "MiniMax-M2.7", "MiniMaxAI"),
         ("minimax_m2", "model Org/Name\n", "Name", "Org"),
+        ("minimax_m2", "model ./Name\n", "MiniMax-M2.7", "MiniMaxAI"),
         ("qwen3_moe", "", "tiny-minimax-m2", ""),
         ("qwen3_moe", "model Qwen/Qwen3-30B-A3B\n", "Qwen3-30B-A3B", "Qwen"),
+        # Bundled policies are for that model, and used for others.
+        ("qwen3_moe", "model MiniMaxAI/MiniMax-M2.7\n", "tiny-minimax-m2", ""),
     ],
 )
 def test_whose_model_it_is(family: str, written: str, name: str, org: str) -> None:
