@@ -9,6 +9,9 @@ from policy_dsl.plan import Module, Plan, PlannedTensor, Refusal
 from policy_dsl.policy import Policy, Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
 
+# What an entry of a policy's `metadata` may be: one of these texts, of a type, a mapping.
+MetadataValues = type | tuple[str, ...] | Mapping[str, "MetadataValues"]
+
 
 @dataclass(frozen=True, slots=True)
 class SchemeSpec:
@@ -138,7 +141,8 @@ class FormatSpec:
       edited_files: those that it holds in another form.
     Which words of a policy are used
       settings: keys beside its rules, such as `output.shard_size`.
-      metadata_keys: keys of its `metadata` -> the values allowed there, or their type.
+      metadata_keys: keys of its `metadata` -> the values allowed there, their type, or of a
+        mapping its keys -> the same.
       remarks(policy, modules): what a plan says about choices that no treatment shows.
     """
 
@@ -175,7 +179,7 @@ class FormatSpec:
     edited_files: tuple[str, ...] = ()
 
     settings: tuple[str, ...] = ()
-    metadata_keys: Mapping[str, type | tuple[str, ...]] = field(default_factory=dict)
+    metadata_keys: Mapping[str, MetadataValues] = field(default_factory=dict)
     remarks: Callable[[Policy, Sequence[Module]], tuple[tuple[str, str], ...]] | None = None
 
     @property

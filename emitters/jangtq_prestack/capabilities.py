@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from policy_dsl.formats import MetadataValues
 from policy_dsl.plan import Plan
 
 
@@ -30,7 +31,7 @@ _ROWS: Mapping[str, _Row] = {
 }
 _SENSES = ("vision", "audio", "video")
 # What a policy's `metadata` may say: names that JANG has registered.
-METADATA_KEYS: Mapping[str, type | tuple[str, ...]] = {
+METADATA_KEYS: Mapping[str, MetadataValues] = {
     "reasoning_parser": (
         *("deepseek_r1", "gemma4", "inkling", "minimax_m3", "mistral", "muse_glimmer"),
         *("openai_gptoss", "qwen3", "think_xml"),
@@ -45,7 +46,7 @@ METADATA_KEYS: Mapping[str, type | tuple[str, ...]] = {
     "think_in_template": bool,
     "supports_tools": bool,
     "supports_thinking": bool,
-    "source_model": dict,
+    "source_model": {"name": str, "org": str, "architecture": str},
 }
 
 

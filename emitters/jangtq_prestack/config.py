@@ -109,7 +109,7 @@ def _experts(plan: Plan) -> int:
 
 def _source_model(plan: Plan) -> dict[str, str]:
     """Whose model it is: the policy's word, else a hub id, else the source's own name."""
-    named = dict(plan.policy.metadata).get("source_model", {})
+    named: Mapping[str, str] = dict(plan.policy.metadata).get("source_model", {})
     family = plan.model.architecture.family
     # JANG's writer for MiniMax says so of each of them.
     usual = _MINIMAX if family == "minimax_m2" else f"/{plan.model.id}"
@@ -117,8 +117,7 @@ def _source_model(plan: Plan) -> dict[str, str]:
     # The model that bundled policies are for; they are extended, and used for others.
     ids = [one for one in ids if one != _MINIMAX]
     org, _, name = (ids[0] if ids else usual).partition("/")
-    found = {"name": name, "org": org, "architecture": family}
-    return found | {key: str(value) for key, value in named.items()}
+    return {"name": name, "org": org, "architecture": family, **named}
 
 
 def _affine(treatment: Treatment) -> dict[str, Any]:

@@ -95,7 +95,7 @@ PLANNING_CODES: dict[str, Code] = {
         "`output file_name` is a plain name, and none that the bundle has for another file.",
     ),
     "bad-metadata-value": error(
-        "metadata {key} cannot be {value!r}; it is {wanted}",
+        "metadata {key} cannot be {value}; it is {wanted}",
         "The value goes into the bundle, and its readers take no other.",
     ),
     "runtime-refuses": warning(

@@ -11,6 +11,7 @@ from policy_dsl.planning.fill import fill
 from policy_dsl.planning.matching import nodes
 from policy_dsl.planning.naming import family_defect, name_defect
 from policy_dsl.planning.resolve import choose_target
+from policy_dsl.planning.settings import setting_findings
 from policy_dsl.policy import Policy, Rule
 from policy_dsl.selectors import Family, Name
 
@@ -20,7 +21,7 @@ _CLASSES = ("matrix", "experts", "embed")
 def lint(
     policy: Policy, specs: Mapping[str, FormatSpec], *, target: str | None = None
 ) -> tuple[Diagnostic, ...]:
-    """Findings that need no model: names, families, and treatments for each of the targets."""
+    """Findings that need no model: names, families; treatments and settings by target."""
     found: list[Diagnostic] = []
     for rule in policy.rules:
         found += _name_findings(rule)
@@ -31,6 +32,7 @@ def lint(
             found += error.diagnostics
         else:
             found += _treatment_findings(policy, spec)
+            found += setting_findings(policy, spec, specs)
     return tuple(dict.fromkeys(found))
 
 

@@ -56,7 +56,7 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     _check_target(policy, model, spec)
     decisions = decide(policy, model, spec.name)
     lowered = lower(decisions.made, model, policy, spec)
-    settings = setting_findings(policy, spec)
+    settings = setting_findings(policy, spec, specs)
     conflicts = spec.conflicts(lowered.modules) if spec.conflicts else []
     told = [diagnostic("conflict", target=spec.name, reason=reason) for reason in conflicts]
     findings = [*lossy, *settings, *decisions.findings, *lowered.findings, *told]

@@ -2,61 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
-from policy_dsl.formats import FormatSpec
+from policy_dsl.formats import FormatSpec, MetadataValues
 from policy_dsl.policy import Policy
 
 # Readers take files with such endings for something else.
 _TAKEN_ENDINGS = (".safetensors", ".json", ".py")
 _LONGEST_NAME = 255
-_CALLED = {bool: "true or false", str: "a text", dict: "a mapping"}
+_CALLED = {bool: "true or false", str: "a text"}
 
 
-def setting_findings(policy: Policy, spec: FormatSpec) -> list[Diagnostic]:
-    """Readers that the target does not know, settings that it does not use, values it lacks."""
+def setting_findings(
+    policy: Policy, spec: FormatSpec, specs: Mapping[str, FormatSpec]
+) -> list[Diagnostic]:
+    """Readers that the target does not know, settings that it does not use, values it lacks.
+
+    specs: of all targets. Where a policy is for several, a word may be for another of them.
+    """
+    several = len(policy.targets) > 1
+    meant = [specs[name] for name in policy.targets if name in specs] if several else []
+    known = [spec, *(other for other in meant if other is not spec)]
+    # Nobody here knows what a target takes that is not installed.
+    told = [] if several and len(meant) < len(policy.targets) else _unknown(policy, known)
     return [
-        *_readers(policy, spec),
-        *_unused(policy, spec),
+        *told,
         *_layout(policy, spec),
         *_file_name(policy, spec),
         *_metadata(policy, spec),
     ]
 
 
-def _readers(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
-    spans = dict(policy.key_spans)
+def _unknown(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic]:
+    """Readers and settings that none of these targets knows; the first is the one to blame."""
+    spec, spans = specs[0], dict(policy.key_spans)
+    readers = {name: None for one in specs for name in one.runtimes}
     for runtime in policy.runtimes:
-        if runtime not in spec.runtimes:
+        if runtime not in readers:
             yield diagnostic(
                 "unknown-runtime",
                 spans.get(f"runtimes.{runtime}"),
-                suggestion=did_you_mean(runtime, spec.runtimes),
+                suggestion=did_you_mean(runtime, readers),
                 target=spec.name,
                 runtime=runtime,
                 known=", ".join(spec.runtimes),
             )
-
-
-def _unused(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
-    """Settings that this target does not use, unless they may be for another one."""
-    if len(policy.targets) > 1:
-        return
-    written = [f"output.{key}" for key, value in policy.output if value is not None]
-    written += [f"calibration.{key}" for key, value in policy.calibration if value is not None]
-    written += [f"metadata.{key}" for key, _ in policy.metadata]
-    used = {*spec.settings, *(f"metadata.{key}" for key in spec.metadata_keys)}
-    spans = dict(policy.key_spans)
-    for key in written:
-        if key not in used:
+    used = {setting for one in specs for setting in one.settings}
+    used |= {f"metadata.{key}" for one in specs for key in one.metadata_keys}
+    for setting in _written(policy):
+        section, _, key = setting.partition(".")
+        near = [one.removeprefix(f"{section}.") for one in used if one.startswith(section)]
+        if setting not in used:
             yield diagnostic(
                 "unused-setting",
-                spans.get(key) or spans.get(key.partition(".")[0]),
-                suggestion=did_you_mean(key, used),
-                setting=key,
+                spans.get(setting) or spans.get(section),
+                suggestion=did_you_mean(key, near),
+                setting=setting,
                 target=spec.name,
             )
+
+
+def _written(policy: Policy) -> Iterator[str]:
+    yield from (f"output.{key}" for key, value in policy.output if value is not None)
+    yield from (f"calibration.{key}" for key, value in policy.calibration if value is not None)
+    yield from (f"metadata.{key}" for key, _ in policy.metadata)
 
 
 def _layout(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
@@ -104,17 +115,39 @@ def _metadata(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
         allowed = spec.metadata_keys.get(key)
         if allowed is None or _is_allowed(value, allowed):
             continue
-        words = allowed if isinstance(allowed, tuple) else (_CALLED[allowed],)
         yield diagnostic(
             "bad-metadata-value",
             spans.get(f"metadata.{key}") or spans.get("metadata"),
-            suggestion=did_you_mean(str(value), words),
+            suggestion=_meant(value, allowed),
             key=key,
-            value=value,
-            wanted=", ".join(words),
+            # In the policy's own words: true and null, not True and None.
+            value=json.dumps(value, ensure_ascii=False),
+            wanted=_wanted(allowed),
         )
 
 
-def _is_allowed(value: object, allowed: type | tuple[str, ...]) -> bool:
+def _is_allowed(value: object, allowed: MetadataValues) -> bool:
+    if isinstance(allowed, tuple):
+        return value in allowed
+    if isinstance(allowed, Mapping):
+        if not isinstance(value, Mapping):
+            return False
+        return all(key in allowed and _is_allowed(value[key], allowed[key]) for key in value)
     # A boolean is an int to Python, and no number to anybody else.
-    return value in allowed if isinstance(allowed, tuple) else type(value) is allowed
+    return type(value) is allowed
+
+
+def _wanted(allowed: MetadataValues) -> str:
+    if isinstance(allowed, tuple):
+        return ", ".join(allowed)
+    if isinstance(allowed, Mapping):
+        entries = (f"{key} ({_wanted(value)})" for key, value in allowed.items())
+        return f"a mapping of {', '.join(entries)}"
+    return _CALLED[allowed]
+
+
+def _meant(value: object, allowed: MetadataValues) -> str | None:
+    if isinstance(allowed, Mapping) and isinstance(value, Mapping):
+        unknown = [str(key) for key in value if key not in allowed]
+        return did_you_mean(unknown[0], allowed) if unknown else None
+    return did_you_mean(str(value), allowed) if isinstance(allowed, tuple) else None
