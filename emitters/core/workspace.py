@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,10 @@ from pathlib import Path
 from emitters.core.record import RECORD
 from emitters.tensor_io.shards import flush, writing
 from policy_dsl.diagnostics import fail
+
+# What file browsers leave where they were.
+_BROWSED = ".DS_Store"
+_WORK = frozenset({"lock", "journal", "bundle", "replaced", _BROWSED})
 
 
 @dataclass(frozen=True)
@@ -101,18 +105,23 @@ def check_output(out: Path, source: Path | None, *, force: bool) -> None:
     if not (out / RECORD).is_file():
         cure = f"it has no {RECORD}: move it away, or give another folder with -o"
         raise fail("output-not-a-bundle", path=str(out), suggestion=cure)
-    strangers = sorted({path.name for path in out.iterdir()} - _own_files(out))
+    strangers = {path.name for path in out.iterdir()} - _own_files(out)
+    _refuse(out, strangers)
+
+
+def _refuse(folder: Path, strangers: Collection[str]) -> None:
+    """Raises: PolicyError if there are any: what no build made, none deletes."""
     if strangers:
-        names = ", ".join(strangers[:5])
+        names = ", ".join(sorted(strangers)[:5])
         cure = "move them away, or give another folder with -o"
-        raise fail("output-has-other-files", path=str(out), names=names, suggestion=cure)
+        raise fail("output-has-other-files", path=str(folder), names=names, suggestion=cure)
 
 
 def _own_files(out: Path) -> set[str]:
     """The files that a build made, by its record, and what file browsers leave."""
     try:
         files = json.loads((out / RECORD).read_bytes())["files"]
-        return {RECORD, ".DS_Store", *map(str, files)}
+        return {RECORD, _BROWSED, *map(str, files)}
     except (OSError, ValueError, TypeError, KeyError) as error:
         cure = f"its {RECORD} cannot be read: move it away, or give another folder with -o"
         raise fail("output-not-a-bundle", path=str(out), suggestion=cure) from error
@@ -122,9 +131,12 @@ def _own_files(out: Path) -> set[str]:
 def claimed(out: Path) -> Iterator[Workspace]:
     """The workspace of `out`, held against other builds while the context lasts.
 
-    Raises: PolicyError if another build holds it or it cannot be made.
+    Raises: PolicyError if another build holds it, it cannot be made, or is a folder of another
+    kind that only happens to have its name.
     """
     workspace = Workspace(out)
+    # All of it is deleted in the end.
+    _refuse(workspace.root, _listed(workspace.root) - _WORK)
     lock = _locked(workspace)
     try:
         yield workspace
@@ -133,6 +145,15 @@ def claimed(out: Path) -> Iterator[Workspace]:
         if not workspace.journal.exists() and not workspace.replaced.exists():
             shutil.rmtree(workspace.root, ignore_errors=True)
         os.close(lock)
+
+
+def _listed(folder: Path) -> set[str]:
+    with writing(folder):
+        try:
+            return set(os.listdir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            # A build that ends deletes it; a file of its name is told where it is in the way.
+            return set()
 
 
 def _locked(workspace: Workspace) -> int:

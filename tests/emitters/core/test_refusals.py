@@ -130,6 +130,18 @@ def test_force_does_not_delete_what_stands_beside_a_bundle(write_llama, planned,
     assert (out / "notes.txt").read_text() == "mine"
 
 
+def test_a_folder_that_only_has_the_name_of_unfinished_work_stays(
+    write_llama, planned, tmp_path
+):
+    notes = tmp_path / "out.partial" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    told = refusal(*planned(write_llama()), out=tmp_path / "out", force=True)
+    assert told.startswith("error[output-has-other-files]")
+    assert os.listdir(notes.parent) == ["notes.txt"]
+    assert notes.read_text() == "mine"
+
+
 @pytest.mark.parametrize("place", ["source", "source/out", "."])
 def test_the_source_is_never_an_output(write_llama, planned, tmp_path, place):
     source = write_llama()
