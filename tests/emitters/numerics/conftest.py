@@ -18,6 +18,8 @@ STORAGE: dict[str, type[np.generic]] = {
     "F32": np.float32,
     "F16": np.float16,
     "BF16": np.uint16,
+    "I32": np.int32,
+    "I16": np.int16,
     "U32": np.uint32,
     "U16": np.uint16,
     "U8": np.uint8,

@@ -1,0 +1,164 @@
+"""The GPTQ kernels give the recorded codes, scales and words of AutoRound."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from emitters.numerics.gptq_layout import (
+    GptqParts,
+    first_unstorable_zero,
+    gptq_decode,
+    pack_columns,
+    pack_zeros,
+    unpack_columns,
+    unpack_zeros,
+)
+from emitters.numerics.gptq_rtn import gptq_rtn
+from emitters.numerics.gptq_search import gptq_search
+from emitters.numerics.gptq_weights import search_weights
+from emitters.numerics.rounding import cast, to_float32
+
+Array = NDArray[Any]
+Golden = Callable[[str], dict[str, Array]]
+SameGroups = Callable[[Array, Array, int], None]
+
+# Recorded cases that are not compared, and why.
+EXCLUDED = {
+    r"b[567]\..*": "5, 6 and 7 bits are packed in two ways, and no reader says in which",
+    r"zp0\..*\.qzeros_v1": "version 1 has no zero point 0, and what tools store decodes to 1",
+}
+VERSIONS = {"qzeros_v1": "gptq", "qzeros_v2": "gptq_v2"}
+VALUE_TYPES = {"uint16": "BF16", "float16": "F16", "float32": "F32"}
+RTN_CASE = re.compile(r"(float32|bfloat16)\.(rtn|opt)_(a?sym)_?(\w*)\.b(\d)\.g(-?\d+)\.levels")
+MORE_CASE = re.compile(r"(0161|0122)\.(\w+)\.(a?sym|opt)\.b(\d)\.g(-?\d+)\.?(\w*)\.levels")
+
+
+def excluded(name: str) -> bool:
+    """Whether a vector is one of those that are not compared."""
+    return any(re.fullmatch(pattern, name) for pattern in EXCLUDED)
+
+
+def cases(vectors: dict[str, Array], pattern: str) -> list[re.Match[str]]:
+    """The vectors with such names that are compared."""
+    matches = (re.fullmatch(pattern, name) for name in vectors if not excluded(name))
+    return [match for match in matches if match]
+
+
+def test_words(golden: Golden, same_groups: SameGroups) -> None:
+    vectors = golden("gptq/pack")
+    packed = cases(vectors, r"((?:zp0\.)?b(\d)\..*)\.levels")
+    assert len(packed) == 4 * 10 + 1
+    for match in packed:
+        name, bits = match[1], int(match[2])
+        words = pack_columns(vectors[f"{name}.levels"], bits=bits)
+        same_groups(vectors[f"{name}.qweight"], words, words.shape[1])
+        same_groups(vectors[f"{name}.levels"], unpack_columns(words, bits=bits), 32)
+        for part in [part for part in VERSIONS if not excluded(f"{name}.{part}")]:
+            zeros = np.ascontiguousarray(vectors[f"{name}.zp"].T).astype(np.int16)
+            words = pack_zeros(zeros, bits=bits, version=VERSIONS[part])
+            same_groups(vectors[f"{name}.{part}"], words, words.shape[1])
+            same_groups(zeros, unpack_zeros(words, bits=bits, version=VERSIONS[part]), 32)
+
+
+def test_biases_are_plain_float16(golden: Golden, same_groups: SameGroups) -> None:
+    vectors = golden("gptq/pack")
+    for match in cases(vectors, r"(.*)\.bias_in"):
+        same_groups(vectors[f"{match[1]}.bias"], cast(vectors[match[0]], "F32", "F16"), 1)
+
+
+def test_a_zero_point_of_zero_is_found(golden: Golden) -> None:
+    vectors = golden("gptq/pack")
+    zeros = np.ascontiguousarray(vectors["zp0.b4.asym.g32.32x64.zp"].T).astype(np.int16)
+    at = first_unstorable_zero(zeros, bits=4, version="gptq")
+    assert zeros.reshape(-1)[at] == 0
+    assert (zeros.reshape(-1)[:at] > 0).all()
+    assert first_unstorable_zero(zeros, bits=4, version="gptq_v2") == -1
+    with pytest.raises(ValueError, match="zero point 0"):
+        pack_zeros(zeros, bits=4, version="gptq")
+
+
+def check(
+    expected: tuple[Array, Array, Array | None],
+    parts: GptqParts,
+    bits: int,
+    same_groups: SameGroups,
+) -> None:
+    """Compares codes, scales and, if they are recorded, zero points."""
+    levels, scales, zeros = expected
+    same_groups(levels, unpack_columns(parts.qweight, bits=bits), 32)
+    same_groups(scales, parts.scales, 1)
+    middle = np.full_like(parts.zeros, 1 << (bits - 1))
+    same_groups(middle if zeros is None else zeros, parts.zeros, 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "version", "count"),
+    [("gptq/rtn", "0.16.1", 192), ("gptq/rtn_0122", "0.12.2", 18)],
+)
+def test_rtn_and_search(
+    file: str, version: str, count: int, golden: Golden, same_groups: SameGroups
+) -> None:
+    vectors = golden(file)
+    found = cases(vectors, RTN_CASE.pattern)
+    assert len(found) == count == sum(name.endswith(".levels") for name in vectors)
+    for match in found:
+        weight = vectors[f"weight.{match[1]}"]
+        dtype, bits, size = VALUE_TYPES[weight.dtype.name], int(match[5]), int(match[6])
+        name = match[0].removesuffix(".levels")
+        options = {"bits": bits, "group_size": size}
+        if match[2] == "rtn":
+            symmetric = match[3] == "sym"
+            parts = gptq_rtn(weight, dtype, symmetric=symmetric, arithmetic=dtype, **options)
+        else:
+            weights = None
+            if match[4]:
+                imatrix = vectors[f"imatrix.{match[4]}"]
+                weights = search_weights(imatrix, grid=version, **options)
+            parts = gptq_search(weight, dtype, weights=weights, grid=version, **options)
+        zeros = vectors.get(f"{name}.zp")
+        turned = None if zeros is None else np.ascontiguousarray(zeros.T).astype(np.int16)
+        expected = vectors[match[0]], vectors[f"{name}.scales_f16"], turned
+        check(expected, parts, bits, same_groups)
+
+
+def test_float16_values_idle_columns_and_long_sums(
+    golden: Golden, same_groups: SameGroups
+) -> None:
+    vectors = golden("gptq/more")
+    found = [match for name in vectors if (match := MORE_CASE.fullmatch(name))]
+    assert len(found) == sum(name.endswith(".levels") for name in vectors)
+    for match in found:
+        version = {"0161": "0.16.1", "0122": "0.12.2"}[match[1]]
+        weight, bits = vectors[f"w.{match[2]}"], int(match[4])
+        dtype = VALUE_TYPES[weight.dtype.name]
+        options = {"bits": bits, "group_size": int(match[5])}
+        if match[3] == "opt":
+            weights = None
+            if match[6]:
+                imatrix = vectors[f"imatrix.{match[6]}.{weight.shape[1]}"]
+                weights = search_weights(imatrix, grid=version, **options)
+            parts = gptq_search(weight, dtype, weights=weights, grid=version, **options)
+        else:
+            symmetric = match[3] == "sym"
+            parts = gptq_rtn(weight, dtype, symmetric=symmetric, arithmetic=dtype, **options)
+        name = match[0].removesuffix(".levels")
+        expected = vectors[match[0]], vectors[f"{name}.scales"], vectors.get(f"{name}.zeros")
+        check(expected, parts, bits, same_groups)
+
+
+def test_decoded_weights(golden: Golden, same_groups: SameGroups) -> None:
+    vectors, decoded = golden("gptq/pack"), golden("gptq/more")
+    found = [name.removeprefix("decoded.") for name in decoded if name.startswith("decoded.")]
+    assert len(found) == 7
+    for name in found:
+        bits, size = int(name[1]), int(name.split(".")[2][1:])
+        zeros = unpack_zeros(vectors[f"{name}.qzeros_v1"], bits=bits, version="gptq")
+        parts = GptqParts(vectors[f"{name}.qweight"], zeros, vectors[f"{name}.scales"])
+        values = gptq_decode(parts, bits=bits, group_size=size)
+        same_groups(to_float32(decoded[f"decoded.{name}"], "F16"), values, 32)
