@@ -1,0 +1,43 @@
+"""What readers are told of a matrix, and what stands for most of a bundle."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from policy_dsl.plan import Module, Plan
+
+AUTO_ROUND, GPTQ = "auto-round", "gptq"
+
+
+class Width(NamedTuple):
+    """How a quantized matrix is stored, as far as rules of both dialects tell it."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
+
+
+def width_of(module: Module) -> Width | None:
+    """The width of a module; None if it is not quantized."""
+    treatment = module.treatment
+    if treatment.action != "quantize":
+        return None
+    symmetric = treatment.symmetric is not False
+    return Width(treatment.bits or 0, treatment.group_size or 0, symmetric)
+
+
+def default_width(modules: Iterable[Module]) -> Width | None:
+    """The width of most parameters, between equals the first; None if nothing is quantized."""
+    covered: Counter[Width] = Counter()
+    for module in modules:
+        width = width_of(module)
+        if width is not None:
+            covered[width] += module.parameters
+    return covered.most_common(1)[0][0] if covered else None
+
+
+def dialect_of(plan: Plan) -> str:
+    """Whose configuration a bundle gets: the policy's word, else AutoRound's."""
+    return str(dict(plan.policy.metadata).get("dialect", AUTO_ROUND))
