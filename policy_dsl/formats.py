@@ -133,6 +133,7 @@ class FormatSpec:
       column_scale(module): the tensor by whose values a module's columns were multiplied, if
         the bundle has it.
       statistics: method -> what it needs to know of the model's inputs.
+      optional_statistics: method -> what it does better with, and can do without.
     Where tensors lie
       tensor_files: in shards, or in one container.
       file_order(modules): the order in which files are filled, None as modules are.
@@ -171,6 +172,7 @@ class FormatSpec:
     companions: Callable[[Sequence[Module]], tuple[Module, ...]] | None = None
     column_scale: Callable[[str], str | None] | None = None
     statistics: Mapping[str, str] = field(default_factory=dict)
+    optional_statistics: Mapping[str, str] = field(default_factory=dict)
 
     tensor_files: Shards | Container
     file_order: Callable[[Sequence[Module]], Sequence[PlannedTensor]] | None = None

@@ -14,6 +14,8 @@ from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.plan import Module, Plan, StatisticsFile
 
 _CHUNK_NBYTES = 4 * 2**20
+# The statistics that a build reads; others decide the plan, and are read before it is made.
+_READ_HERE = frozenset({"imatrix"})
 
 
 def statistics_findings(plan: Plan) -> tuple[Diagnostic, ...]:
@@ -22,7 +24,7 @@ def statistics_findings(plan: Plan) -> tuple[Diagnostic, ...]:
     A file that a policy names may be missing: a plan needs none.
     Raises: PolicyError if one cannot be read, or the command line named it and it is not there.
     """
-    files = [file for file in plan.statistics if file.span is None or _place(file).exists()]
+    files = [one for one in _to_read(plan) if one.span is None or _place(one).exists()]
     return tuple(found for file in files for found in _opened(file).findings)
 
 
@@ -32,17 +34,22 @@ def prepare(plan: Plan) -> tuple[Plan, Prepared]:
     Its files of statistics have their digests then.
     Raises: PolicyError if a file of statistics cannot be read or is another model's.
     """
-    if not plan.statistics:
+    opened = {file.name: _opened(file) for file in _to_read(plan)}
+    if not opened:
         return plan, Prepared({}, {})
-    opened = {file.name: _opened(file) for file in plan.statistics}
     prepared = get(plan.target).prepare(plan, Statistics(**opened))
     return replace(
         plan,
         modules=tuple(_filled(module, prepared.contents) for module in plan.modules),
         statistics=tuple(
-            replace(file, sha256=_sha256(opened[file.name])) for file in plan.statistics
+            replace(file, sha256=_sha256(opened[file.name])) if file.name in opened else file
+            for file in plan.statistics
         ),
     ), prepared
+
+
+def _to_read(plan: Plan) -> list[StatisticsFile]:
+    return [file for file in plan.statistics if file.name in _READ_HERE]
 
 
 def _opened(file: StatisticsFile) -> Imatrix:

@@ -23,7 +23,7 @@ from policy_dsl.planning.layout import Layout, lay_in_one, lay_out
 from policy_dsl.planning.lowering import Lowered, lower
 from policy_dsl.planning.plan_warnings import plan_warnings
 from policy_dsl.planning.settings import setting_findings
-from policy_dsl.planning.statistics import needs, statistics_files, unused_statistics
+from policy_dsl.planning.statistics import statistics_of
 from policy_dsl.policy import Policy
 from policy_dsl.roles.classify import Model, classify
 from policy_dsl.sizes import parse_size
@@ -64,10 +64,8 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     if errors(findings):
         raise PolicyError(findings)
     modules, files = _place(lowered, policy, spec)
-    needed, given = needs(modules, spec), statistics or {}
-    known = statistics_files(needed, policy, given)
-    named = {one.name for one in known}
-    findings += unused_statistics(needed, policy, spec, given)
+    known = statistics_of(modules, policy, spec, statistics or {})
+    findings += known.findings
     plan = Plan(
         policy=policy,
         policy_digest=policy_digest(policy),
@@ -79,8 +77,8 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
         omitted=(*lowered.omitted, *_ignored(model)),
         files=files,
         fp8_rule=policy.fp8_dequant or spec.fp8_rules[0],
-        statistics=known,
-        pending=tuple(cure for name, cure in needed.items() if name not in named),
+        statistics=known.files,
+        pending=known.pending,
         remarks=spec.remarks(policy, modules) if spec.remarks else (),
     )
     # Warnings need the finished plan: they count bytes.

@@ -1,8 +1,9 @@
-"""What a build needs to know about the model's inputs, and which files say it."""
+"""What a build may know about the model's inputs, and which files say it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import FormatSpec
@@ -16,11 +17,33 @@ _SOURCES = {
 }
 
 
-def needs(modules: Iterable[Module], spec: FormatSpec) -> dict[str, str]:
-    """The statistics that the methods of these modules need, and how to get each."""
+@dataclass(frozen=True, slots=True)
+class PlanStatistics:
+    """The files that a plan's methods use, how to get those that they lack, and findings.
+
+    Only what a method cannot do without is pending.
+    """
+
+    files: tuple[StatisticsFile, ...]
+    pending: tuple[str, ...]
+    findings: tuple[Diagnostic, ...]
+
+
+def statistics_of(
+    modules: Sequence[Module], policy: Policy, spec: FormatSpec, given: Mapping[str, str]
+) -> PlanStatistics:
+    """What the methods of these modules use, of what is given by name or the policy names."""
     methods = {module.treatment.method or "" for module in modules}
-    names = sorted({spec.statistics[one] for one in methods if one in spec.statistics})
-    return {name: _SOURCES[name] for name in names}
+    needed = {spec.statistics[one] for one in methods if one in spec.statistics}
+    helpful = spec.optional_statistics
+    used = needed | {helpful[one] for one in methods if one in helpful}
+    files = statistics_files(sorted(used), policy, given)
+    missing = needed - {file.name for file in files}
+    return PlanStatistics(
+        files,
+        pending=tuple(_SOURCES[name] for name in sorted(missing)),
+        findings=tuple(_unused(used, policy, spec, given)),
+    )
 
 
 def statistics_files(
@@ -38,24 +61,19 @@ def statistics_files(
     return tuple(found)
 
 
-def unused_statistics(
-    needed: Collection[str], policy: Policy, spec: FormatSpec, given: Mapping[str, str]
-) -> list[Diagnostic]:
-    """A warning for each file that no method of the plan needs."""
+def _unused(
+    used: Collection[str], policy: Policy, spec: FormatSpec, given: Mapping[str, str]
+) -> Iterator[Diagnostic]:
+    """A warning for each file that no method of the plan uses."""
     written, spans = dict(policy.calibration), dict(policy.key_spans)
+    known = {*spec.statistics.values(), *spec.optional_statistics.values()}
     # Of a policy, only what the target may use: the rest is an unused setting.
     said = {
         name: str(written[name])
-        for name in spec.statistics.values()
+        for name in known
         if f"calibration.{name}" in spec.settings and written.get(name) is not None
     }
-    return [
-        diagnostic(
-            "unused-statistics",
-            None if name in given else spans.get(f"calibration.{name}"),
-            name=name,
-            path=path,
-        )
-        for name, path in sorted((said | dict(given)).items())
-        if name not in needed
-    ]
+    for name, path in sorted((said | dict(given)).items()):
+        if name not in used:
+            span = None if name in given else spans.get(f"calibration.{name}")
+            yield diagnostic("unused-statistics", span, name=name, path=path)
