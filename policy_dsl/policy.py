@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from policy_dsl.diagnostics import SourceText, Span
-from policy_dsl.selectors import Selector
+from policy_dsl.selectors import LayerRange, Selector
 
 Action = Literal["quantize", "keep", "cast", "raw", "drop"]
 PLAIN_DTYPES = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
@@ -72,14 +72,23 @@ class Defaults(Part):
     otherwise: Treatment | None = Field(None, description="tensors that no rule reaches; keep")
 
 
-class Prune(Part):
-    """`prune experts to N by METHOD`: keep the N best experts of every layer."""
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """`prune experts to N by NAME`, or `prune experts keep 0-5,7`.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_by_name=True)
+    Either `to` and `by`: the N experts of every layer that the saliency NAME ranks highest. Or
+    `keep`: these experts of every layer, ranges ascending, apart, and none of them negative.
+    """
 
-    component: Literal["experts"] = Field("experts", alias="prune", description="what")
-    to: int = Field(ge=1, description="experts that stay in every layer")
-    by: str = Field("reap", description="saliency that ranks the experts")
+    to: int | None = None
+    by: str = ""
+    keep: tuple[LayerRange, ...] = ()
+    component: Literal["experts"] = "experts"
+
+    @property
+    def count(self) -> int:
+        """How many experts stay in every layer."""
+        return self.to or sum(each.stop - each.start + 1 for each in self.keep)
 
 
 class Calibration(Part):

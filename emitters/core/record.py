@@ -53,7 +53,7 @@ def record(
             "fp8_rule": plan.fp8_rule,
         },
         **_statistics(plan),
-        "transforms": [prune.model_dump() for prune in policy.transforms],
+        "transforms": [asdict(prune) for prune in policy.transforms],
         "omitted": [
             {"name": omission.tensor.name, "reason": omission.reason}
             for omission in plan.omitted

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from policy_dsl.policy import MAX_BITS, Calibration, Defaults, Output, Part, Prune
+from policy_dsl.policy import MAX_BITS, Calibration, Defaults, Output, Part
 
 Scalar = int | float | str
 
@@ -48,6 +48,24 @@ class DefaultFields(Defaults):
     )
 
 
+class PruneFields(Part):
+    """A transform as a mapping."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["to"], "properties": {"keep": False}},
+                {"required": ["keep"], "properties": {"to": False, "by": False}},
+            ]
+        }
+    )
+
+    component: Literal["experts"] = Field(alias="prune", description="what")
+    to: int | None = Field(None, ge=1, description="experts that stay in every layer")
+    by: str | None = Field(None, description="saliency that ranks the experts; reap")
+    keep: int | str | None = Field(None, description="the experts that stay, such as 0-5,7")
+
+
 class Document(Part):
     """A quantization policy."""
 
@@ -63,7 +81,7 @@ class Document(Part):
     )
     vars: dict[str, Scalar] | None = Field(None, description="values for ${name}")
     defaults: DefaultFields | None = Field(None, description="what fills gaps in treatments")
-    transforms: list[str | Prune] | None = Field(
+    transforms: list[str | PruneFields] | None = Field(
         None, description="changes of the model, such as: prune experts to 192 by reap"
     )
     calibration: Calibration | None = Field(None, description="where statistics come from")

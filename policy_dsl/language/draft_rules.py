@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lark import Token
@@ -10,9 +11,10 @@ from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.language.fragments import Fragment
 from policy_dsl.language.parsing import Syntax, children, parse, place, tokens
 from policy_dsl.language.print_selector import print_selector
-from policy_dsl.language.read_selector import read_selector
+from policy_dsl.language.read_selector import read_numbers, read_selector
 from policy_dsl.language.treatment_words import print_treatment, read_treatment
 from policy_dsl.policy import Assertion, Prune, Rule, Treatment
+from policy_dsl.selectors import LayerRange
 from policy_dsl.sizes import parse_size
 
 _MAX_PRUNED_DIGITS = 6
@@ -90,21 +92,44 @@ def _otherwise(tree: Syntax, statement: Fragment) -> ReadStatement:
 
 
 def _prune(tree: Syntax, statement: Fragment) -> ReadStatement:
-    component, count, method = tree.children
+    component, *words = tokens(tree)
     found = ReadStatement(None, statement.span)
     if component != "experts":
-        where = place(statement, component) if isinstance(component, Token) else found.span
+        where = place(statement, component)
         found.findings.append(diagnostic("unprunable", where, component=component))
-    # Length first: Python itself refuses numbers of thousands of digits.
-    elif len(str(count)) > _MAX_PRUNED_DIGITS or int(str(count)) < 1:
-        where = place(statement, count) if isinstance(count, Token) else found.span
-        high = 10**_MAX_PRUNED_DIGITS - 1
-        found.findings.append(
-            diagnostic("number-out-of-range", where, written=count, low=1, high=high)
-        )
+    elif listed := children(tree):
+        ranges, findings = read_numbers(listed[0], statement)
+        found.findings += findings
+        found.value = None if findings else Prune(keep=_apart(ranges))
     else:
-        found.value = Prune(to=int(str(count)), by=str(method or "reap"))
+        count, *method = words
+        found.value = _counted(count, str(method[0]) if method else "reap")
+        if found.value is None:
+            low, high = 1, 10**_MAX_PRUNED_DIGITS - 1
+            where = place(statement, count)
+            found.findings.append(
+                diagnostic("number-out-of-range", where, written=count, low=low, high=high)
+            )
     return found
+
+
+def _counted(count: Token, method: str) -> Prune | None:
+    # Length first: Python itself refuses numbers of thousands of digits.
+    if len(count) > _MAX_PRUNED_DIGITS or int(count) < 1:
+        return None
+    return Prune(to=int(count), by=method)
+
+
+def _apart(ranges: Iterable[LayerRange]) -> tuple[LayerRange, ...]:
+    """The same numbers as ascending ranges that do not touch: one form for equal lists."""
+    merged: list[LayerRange] = []
+    for each in sorted(ranges, key=lambda one: one.start):
+        if merged and each.start <= merged[-1].stop + 1:
+            stop = max(each.stop, merged[-1].stop)
+            merged[-1] = LayerRange(merged[-1].start, stop)
+        else:
+            merged.append(each)
+    return tuple(merged)
 
 
 def _test(tree: Syntax, statement: Fragment) -> ReadStatement:

@@ -36,7 +36,7 @@ _EXPECTED = (
     ("RELATION", "a comparison, such as <= 3.3"),
     ("_IS", '"is" and a treatment'),
     ("QUANTITY", "a number, such as 3.3 or 90GiB"),
-    ("_TO", '"to" and a number of experts'),
+    ("_TO", '"to" and a number of experts, or "keep" and their numbers'),
     ("COMPARE", "a comparison, such as i < 4"),
     ("INT", "a number, i, n or a parenthesis"),
     ("JSON", "a JSON value"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from policy_dsl.language.print_selector import print_selector
+from policy_dsl.language.print_selector import print_ranges, print_selector
 from policy_dsl.language.treatment_words import print_treatment
 from policy_dsl.policy import Part, Policy, Prune, Rule, Treatment
 
@@ -27,6 +27,8 @@ def rule_text(rule: Rule) -> str:
 
 def prune_text(prune: Prune) -> str:
     """A transform as a statement."""
+    if prune.keep:
+        return f"prune {prune.component} keep {print_ranges(prune.keep)}"
     return f"prune {prune.component} to {prune.to} by {prune.by}"
 
 

@@ -57,6 +57,15 @@ def read_selector(tree: Syntax, fragment: Fragment) -> ReadSelector:
     return ReadSelector(selector, tuple(reader.spans), tuple(reader.findings))
 
 
+def read_numbers(
+    tree: Syntax, fragment: Fragment
+) -> tuple[tuple[LayerRange, ...], tuple[Diagnostic, ...]]:
+    """The numbers from 0 up that a `ranges` node says, as written, and what is wrong."""
+    reader = _Reader(fragment)
+    found = reader.ranges(tree, signed=False)
+    return found, tuple(reader.findings)
+
+
 class _Reader:
     """Walks the tree; `spans` and `findings` grow on the way."""
 
@@ -108,7 +117,7 @@ class _Reader:
         return Middle()
 
     def _layers(self, tree: Syntax) -> Selector:
-        return Layers(self._ranges(children(tree)[0]), boundary=bool(tokens(tree)))
+        return Layers(self.ranges(children(tree)[0]), boundary=bool(tokens(tree)))
 
     def _layers_where(self, tree: Syntax) -> Selector:
         expression = children(tree)[0]
@@ -142,7 +151,7 @@ class _Reader:
             self._report(
                 "numbered-name", span, cure='write "experts[0-15].down_proj"', name=name
             )
-        return Name(str(name) + "".join(dotted), self._ranges(numbers[0], signed=False))
+        return Name(str(name) + "".join(dotted), self.ranges(numbers[0], signed=False))
 
     def _glob(self, tree: Syntax) -> Selector:
         pattern = unquote(tokens(tree)[0])
@@ -156,7 +165,8 @@ class _Reader:
             self._report("bad-regex", place(self._fragment, tree), reason=reason)
         return Regex(pattern)
 
-    def _ranges(self, tree: Syntax, *, signed: bool = True) -> tuple[LayerRange, ...]:
+    def ranges(self, tree: Syntax, *, signed: bool = True) -> tuple[LayerRange, ...]:
+        """The numbers that a `ranges` node says, from the end too if they may be signed."""
         return tuple(self._range(token, signed) for token in tokens(tree))
 
     def _range(self, token: Token, signed: bool) -> LayerRange:

@@ -8,7 +8,7 @@ from typing import Any
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from policy_dsl.diagnostics import PolicyError, SourceText, did_you_mean, fail
-from policy_dsl.language.document import Document
+from policy_dsl.language.document import Document, PruneFields
 from policy_dsl.language.draft import Draft, plain_scalar
 from policy_dsl.language.draft_fields import SECTIONS
 from policy_dsl.language.fragments import Fragment, Scalar, join
@@ -24,7 +24,7 @@ from policy_dsl.language.yaml_nodes import (
     scalar_fragment,
     span_of,
 )
-from policy_dsl.policy import Policy, Prune
+from policy_dsl.policy import Policy
 
 _TEXTS = ("name", "description", "model", "fp8_dequant")
 # YAML 1.1 truth values: nobody means the boolean who writes `licence: no`.
@@ -172,20 +172,24 @@ class _Reader:
 
     def _transform(self, node: MappingNode) -> str:
         found = pairs(self._source, node, self._draft.findings)
-        fields = {field.alias or name for name, field in Prune.model_fields.items()}
-        self._known(found, fields, "a transform")
+        fields = {field.alias or name for name, field in PruneFields.model_fields.items()}
         texts = {each.name: self._text(each.value, each.name) for each in found}
-        component, count = texts.get("prune"), texts.get("to")
-        if component is None or count is None:
+        # A list of experts is ranked by nothing, and its length is the count.
+        words = ("keep",) if "keep" in texts else ("to", "by")
+        known = {"prune", *words} if "keep" in texts else fields
+        self._known(found, known, f"a transform{' with keep' * ('keep' in texts)}")
+        component = texts.get("prune")
+        if component is None or words[0] not in texts:
             span = span_of(self._source, node)
-            missing = "prune" if component is None else "to"
+            missing = "prune" if component is None else 'to" or "keep'
             # A misspelt key is why the other one is missing: one finding, not two.
             if not self._draft.findings:
                 self._draft.report("missing-key", span, where="a transform", key=missing)
             return ""
-        method = texts.get("by")
-        parts: list[Fragment | str] = [component[0:0], "prune ", component, " to ", count]
-        parts += [" by ", method] if method else []
+        parts: list[Fragment | str] = [component[0:0], "prune ", component]
+        for word in words:
+            text = texts.get(word)
+            parts += [f" {word} ", text] if text else []
         return self._draft.statement(join(parts), ("prune",))
 
     def _statement(self, text: Fragment, keyword: str, kind: str) -> str:

@@ -164,8 +164,10 @@ def _transform_findings(
     found = []
     for prune in policy.transforms:
         # A wrong count is wrong on every target, also where pruning will be possible.
-        if not 1 <= prune.to <= model.n_experts:
-            found.append(diagnostic("prune-count", span, to=prune.to, count=model.n_experts))
+        if not 1 <= prune.count <= model.n_experts:
+            found.append(
+                diagnostic("prune-count", span, to=prune.count, count=model.n_experts)
+            )
         else:
             found.append(
                 diagnostic(

@@ -151,6 +151,23 @@ def assertions(draw):
 
 
 @st.composite
+def apart_ranges(draw):
+    """Ascending ranges that do not touch: the one form of a list of numbers."""
+    start, found = 0, []
+    for gap, length in draw(st.lists(st.tuples(COUNTS, COUNTS), min_size=1, max_size=4)):
+        start += gap
+        found.append(LayerRange(start, start + length))
+        start += length + 2
+    return tuple(found)
+
+
+COUNTS = st.integers(0, 20)
+PRUNES = st.builds(Prune, to=st.integers(1, 999), by=WORD) | st.builds(
+    Prune, keep=apart_ranges()
+)
+
+
+@st.composite
 def policies(draw):
     targets = tuple(draw(st.lists(st.sampled_from(TARGETS), unique=True)))
     rules = [
@@ -158,7 +175,7 @@ def policies(draw):
         for target in (None, *targets)
         for _ in range(draw(st.integers(0, 2)))
     ]
-    transforms = draw(st.lists(st.builds(Prune, to=st.integers(1, 999), by=WORD), max_size=1))
+    transforms = draw(st.lists(PRUNES, max_size=1))
     anchors = [
         "name",
         "rules",

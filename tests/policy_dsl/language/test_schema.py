@@ -65,6 +65,15 @@ def test_every_key_fits_and_is_read() -> None:
 
 
 @pytest.mark.parametrize(
+    "fields", ["to: 8", "to: 8, by: reap", "keep: 3", "keep: 0-5", 'keep: "0-5,7"']
+)
+def test_a_transform_may_be_a_mapping(fields: str) -> None:
+    text = f"transforms: [{{prune: experts, {fields}}}]"
+    assert defects(text) == []
+    assert len(read_yaml(SourceText("p", text), "p").transforms) == 1
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "nmae: x",
@@ -74,6 +83,9 @@ def test_every_key_fits_and_is_read() -> None:
         "rules: {down_proj: 4bit}",
         "rules: [[a]]",
         "transforms: [{prune: experts}]",
+        "transforms: [{to: 8}]",
+        "transforms: [{prune: experts, to: 8, keep: 3}]",
+        "transforms: [{prune: experts, keep: 0-5, by: reap}]",
         "vars: {a: [1]}",
         "targets: {gptq: {rule: x}}",
         "tests: bpw",
