@@ -7,7 +7,7 @@ transformers 5.23.0 with optimum 2.3.0 (run on a CPU where they can be).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from emitters.gptq.schemes import STORAGE
 from emitters.gptq.widths import (
@@ -16,6 +16,7 @@ from emitters.gptq.widths import (
     Width,
     default_width,
     dialect_of,
+    quantized,
     width_of,
 )
 from policy_dsl.formats import MetadataValues
@@ -68,10 +69,9 @@ def unsupported(tensor: ModelTensor, model: Model, treatment: Treatment) -> str 
 def conflicts(modules: Sequence[Module]) -> list[str]:
     """What quantized modules must share, because it is told once for the whole bundle."""
     found: dict[str, str] = {}
-    for module in modules:
-        if module.treatment.action == "quantize":
-            version = STORAGE[module.treatment.scheme or ""].version
-            found.setdefault(version, module.treatment.scheme or "")
+    for module in quantized(modules):
+        version = STORAGE[module.treatment.scheme or ""].version
+        found.setdefault(version, module.treatment.scheme or "")
     if len(found) < 2:
         return []
     schemes = " and ".join(sorted(found.values()))
@@ -114,7 +114,7 @@ def _fused_alike(plan: Plan) -> str | None:
 def _symmetric(plan: Plan) -> str | None:
     """Kernels for experts read zero points of the auto-round dialect, others never do."""
     every = dialect_of(plan) == GPTQ
-    for module in _quantized(plan):
+    for module in quantized(plan.modules):
         width = width_of(module)
         few = width is not None and width.bits in _MARLIN_WIDTHS
         spared = module.role.startswith("experts.") or not few
@@ -127,7 +127,7 @@ def _symmetric(plan: Plan) -> str | None:
 def _gptq_widths(plan: Plan) -> str | None:
     if dialect_of(plan) != GPTQ:
         return None
-    for module in _quantized(plan):
+    for module in quantized(plan.modules):
         if module.treatment.bits not in _MARLIN_WIDTHS:
             cure = "dialect auto-round has kernels for others"
             return f"it reads 4 and 8 bits of this dialect, {module.name} has others; {cure}"
@@ -138,7 +138,7 @@ def _first_version(plan: Plan) -> str | None:
     """Both are read alike where zero points are not read at all: in the other dialect."""
     if dialect_of(plan) != AUTO_ROUND:
         return None
-    for module in _quantized(plan):
+    for module in quantized(plan.modules):
         if STORAGE[module.treatment.scheme or ""].version != "gptq":
             return (
                 f"it takes zero points of version 1 only, {module.name} has"
@@ -195,10 +195,6 @@ _CONSTRAINTS: tuple[tuple[str, Callable[[Plan], str | None]], ...] = (
     ("vllm", _first_version),
     ("vllm", _slow_experts),
 )
-
-
-def _quantized(plan: Plan) -> Iterator[Module]:
-    return (module for module in plan.modules if module.treatment.action == "quantize")
 
 
 def _widths(modules: Iterable[Module]) -> set[object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from policy_dsl.plan import Module, Plan
@@ -41,3 +41,8 @@ def default_width(modules: Iterable[Module]) -> Width | None:
 def dialect_of(plan: Plan) -> str:
     """Whose configuration a bundle gets: the policy's word, else AutoRound's."""
     return str(dict(plan.policy.metadata).get("dialect", AUTO_ROUND))
+
+
+def quantized(modules: Iterable[Module]) -> Iterator[Module]:
+    """The quantized ones among them."""
+    return (module for module in modules if module.treatment.action == "quantize")

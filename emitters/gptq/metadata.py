@@ -1,0 +1,110 @@
+"""`config.json`, the copy of its quantization, and the index: from a plan, and read back.
+
+Source: auto-round 0.16.1, its flow without a model; transformers 5.23.0, `save_pretrained`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from emitters.core.interface import Claim, Forms, TensorForm
+from emitters.gptq import auto_round, gptq_config
+from emitters.gptq.schemes import STORAGE
+from emitters.gptq.structure import CONFIG, defects
+from emitters.gptq.told import Told, read
+from emitters.gptq.widths import AUTO_ROUND, GPTQ, Width, default_width, dialect_of
+from policy_dsl.plan import Plan
+from policy_dsl.policy import Treatment
+
+__all__ = ["claims", "defects", "metadata"]
+
+INDEX = "model.safetensors.index.json"
+_DIALECTS = {AUTO_ROUND: auto_round, GPTQ: gptq_config}
+# What the source's own quantization was.
+_DROPPED = ("quantization_config", "compression_config")
+_WORD_BITS = 32
+_PROJECTION = re.compile(r".*(?:_proj|\.w[123])")
+
+
+def metadata(plan: Plan) -> dict[str, bytes]:
+    """`config.json`, its `quantization_config` once more, and the index of several shards.
+
+    The config is the source's, key by key, with the new quantization at its end. A single
+    shard has no index: its readers look for `model.safetensors`.
+    """
+    given = plan.model.config.items()
+    config = {key: _finite(value) for key, value in given if key not in _DROPPED}
+    default, files = default_width(plan.modules), {}
+    if default is not None:
+        dialect = _DIALECTS[dialect_of(plan)]
+        config["quantization_config"] = dialect.quantization(plan, default)
+        files[dialect.SIDECAR] = _json(config["quantization_config"])
+    shards = {tensor.file for module in plan.modules for tensor in module.tensors}
+    if len(shards) > 1:
+        files[INDEX] = _json(_index(plan))
+    return {CONFIG: _json(config), **files}
+
+
+def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
+    """What readers understand of these files: packed module -> scheme, width, shape.
+
+    Linears that they take for packed and that are not are among them, without a shape.
+    Raises: KeyError, ValueError, TypeError or AttributeError if the config is another
+    format's.
+    """
+    config = json.loads(files[CONFIG])
+    if "quantization_config" not in config:
+        return {}
+    told = read(config["quantization_config"], forms.keys())
+    found = {name: _claim(told, name, parts) for name, parts in forms.items()}
+    return {name: claim for name, claim in found.items() if claim is not None}
+
+
+def _claim(told: Told, name: str, parts: Mapping[str, TensorForm]) -> Claim | None:
+    packed = "qweight" in parts
+    if not packed and not (told.covers and "weight" in parts and _PROJECTION.fullmatch(name)):
+        return None
+    width = told.width(name)
+    if width is None:
+        return None
+    stored = (told.version, "g_idx" in parts)
+    scheme = next(scheme for scheme, storage in STORAGE.items() if storage == stored)
+    treatment = Treatment("quantize", width.bits, scheme, width.group_size, width.symmetric)
+    return Claim(treatment, _shape(width, parts), parts.get("scales", ("F16",))[0])
+
+
+def _shape(width: Width, parts: Mapping[str, TensorForm]) -> tuple[int, ...]:
+    """The logical shape [out, in] that the words tell, empty if there are none."""
+    words = parts["qweight"][1] if "qweight" in parts else ()
+    if len(words) != 2:
+        return ()
+    return words[1], words[0] * _WORD_BITS // width.bits
+
+
+def _index(plan: Plan) -> dict[str, Any]:
+    tensors = [tensor for module in plan.modules for tensor in module.tensors]
+    places = {tensor.name: tensor.file for tensor in tensors}
+    return {
+        "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
+        "weight_map": {name: places[name] for name in sorted(places)},
+    }
+
+
+def _finite(value: Any) -> Any:
+    """The value with floats that JSON lacks written as transformers writes them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        signed = "Infinity" if value > 0 else "-Infinity"
+        return {"__float__": "NaN" if math.isnan(value) else signed}
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=2).encode()

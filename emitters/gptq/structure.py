@@ -1,0 +1,122 @@
+"""What readers of packed checkpoints stumble over although every tensor has the right size.
+
+Source: vLLM 0.33.0 (its Marlin kernels have the zero point of symmetric groups built in),
+auto-round 0.16.1 and gptqmodel 7.7.0 (where they look for a configuration), read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emitters.core.interface import Claim
+from emitters.gptq import auto_round, gptq_config
+from emitters.gptq.schemes import STORAGE
+from emitters.numerics.gptq_layout import unpack_zeros
+from emitters.numerics.value_types import Array
+from emitters.tensor_io.read import Source, file_facts
+from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.inventory import TensorInfo
+from policy_dsl.roles.config_counts import config_value
+from policy_dsl.sources.reference import open_source
+
+CONFIG = "config.json"
+_QUANTIZATION = "quantization_config"
+# What the copy must say too; the rest is notes about how it was made.
+_SHARED = (
+    *("bits", "group_size", "sym", "desc_act", "lm_head", "dynamic", "checkpoint_format"),
+    *("packing_format", "block_name_to_quantize", "extra_config"),
+)
+_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(\w+)")
+# One wrong shard makes every module in it wrong.
+_MOST_DEFECTS = 20
+
+
+def defects(
+    folder: Path, shards: Collection[str], claims: Mapping[str, Claim]
+) -> Iterator[Diagnostic]:
+    """What readers would miss, or read without a word of complaint.
+
+    shards: the files with the bundle's tensors. claims: of every packed module, found to be
+    right. All scales and zero points are read.
+    Raises: PolicyError if a file cannot be read any more.
+    """
+    config = json.loads((folder / CONFIG).read_bytes())
+    yield from _copies(folder, config)
+    yield from _experts(config, claims)
+    yield from islice(_numbers(folder, shards, claims), _MOST_DEFECTS)
+
+
+def _copies(folder: Path, config: Mapping[str, Any]) -> Iterator[Diagnostic]:
+    told = config.get(_QUANTIZATION, {})
+    for file in (auto_round.SIDECAR, gptq_config.SIDECAR):
+        if not (folder / file).exists():
+            continue
+        try:
+            copy = json.loads((folder / file).read_bytes())
+            wrong = [key for key in _SHARED if copy.get(key) != told.get(key)]
+        except (ValueError, AttributeError, RecursionError):
+            yield _wrong(file, "it is no JSON object, and some readers look there first")
+            continue
+        if wrong:
+            reason = f"its {wrong[0]} is another one than in {CONFIG}; readers look at either"
+            yield _wrong(file, reason)
+
+
+def _experts(config: Mapping[str, Any], claims: Mapping[str, Claim]) -> Iterator[Diagnostic]:
+    """Experts with other numbers than those that the config makes readers look for."""
+    count = next(filter(None, (config_value(config, key) for key in _COUNTS)), None)
+    if count is None:
+        return
+    held: dict[str, set[int]] = defaultdict(set)
+    for name in claims:
+        if found := _EXPERT.fullmatch(name):
+            held[f"{found[1]}.experts.*.{found[3]}"].add(int(found[2]))
+    for path, numbers in held.items():
+        if len(numbers) != count or numbers != set(range(len(numbers))):
+            yield _wrong(CONFIG, f"it has {count!r} experts, {path} has {len(numbers)} others")
+
+
+def _numbers(
+    folder: Path, shards: Collection[str], claims: Mapping[str, Claim]
+) -> Iterator[Diagnostic]:
+    """Scales and zero points that no kernel computes with as they are told."""
+    source, tensors = Source(folder, file_facts(folder, shards)), _tensors(folder)
+    for name, claim in claims.items():
+        scales, zeros = tensors[f"{name}.scales"], tensors[f"{name}.qzeros"]
+        if not np.isfinite(_read(source, scales, np.float16)).all():
+            yield _bad(scales, "a scale is not finite")
+        if claim.treatment.symmetric and not _are_middle(_read(source, zeros, np.int32), claim):
+            yield _bad(zeros, "it holds other zero points than those of symmetric groups")
+
+
+def _are_middle(qzeros: Array, claim: Claim) -> bool:
+    bits, scheme = claim.treatment.bits or 0, claim.treatment.scheme or ""
+    zeros = unpack_zeros(qzeros, bits=bits, version=STORAGE[scheme].version)
+    return bool((zeros == 1 << (bits - 1)).all())
+
+
+def _tensors(folder: Path) -> Mapping[str, TensorInfo]:
+    return open_source(str(folder)).tensors
+
+
+def _read(source: Source, tensor: TensorInfo, dtype: type[np.generic]) -> Array:
+    stored = source.read(tensor.file or "", tensor.start, tensor.nbytes)
+    return stored.view(dtype).reshape(tensor.shape)
+
+
+def _bad(tensor: TensorInfo, reason: str) -> Diagnostic:
+    name, file = tensor.name, tensor.file or ""
+    return diagnostic("bad-tensor-entry", file=file, tensor=name, reason=reason)
+
+
+def _wrong(file: str, reason: str) -> Diagnostic:
+    return diagnostic("bad-bundle-metadata", path=file, reason=reason)
