@@ -38,7 +38,8 @@ class PartShape:
 
     constant: all its bytes where the treatment alone decides them; else it has equal bytes for
     every logical row of the module. nbytes: of dtypes that are no safetensors' one. together:
-    logical rows that are coded as one, where groups run on from row to row.
+    logical rows that are coded as one, where groups run on from row to row. by_columns: whether
+    these rows lie along its second axis, and not along the first.
     """
 
     part: str
@@ -47,6 +48,7 @@ class PartShape:
     constant: bytes = b""
     nbytes: int | None = None
     together: int = 1
+    by_columns: bool = False
 
 
 @dataclass(frozen=True, slots=True)

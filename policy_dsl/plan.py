@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 from policy_dsl.diagnostics import Diagnostic, Span
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.policy import Policy, Treatment
 from policy_dsl.roles.classify import Model
+from policy_dsl.units import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +18,8 @@ class SourceRows:
     """`count` rows of a source tensor, from `first`, that become output rows from `at`.
 
     Rows are those of the tensor viewed as [rows, last axis]. scale: the FP8 block scales.
+    picked: the only rows that count, ascending; of a tensor of one row, the only values of it.
+    Empty: all.
     """
 
     tensor: TensorInfo
@@ -22,14 +27,19 @@ class SourceRows:
     first: int
     count: int
     at: int
+    picked: tuple[int, ...] = ()
+
+    def row_of_source(self, row: int) -> int:
+        """Which row of the tensor a row is that counts."""
+        return self.picked[row] if self.picked and prod(self.tensor.shape[:-1]) > 1 else row
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
     """One tensor of the output: `start` is its byte offset in `file`, header included.
 
-    tail: its last bytes, where the plan decides them and no source; all of them if it is a
-    constant such as a width.
+    by_columns: whether logical rows lie along its second axis. tail: its last bytes, where the
+    plan decides them and no source; all of them if it is a constant such as a width.
     """
 
     name: str
@@ -39,14 +49,14 @@ class PlannedTensor:
     nbytes: int
     file: str
     start: int
+    by_columns: bool = False
     tail: bytes = b""
 
     def placed(self, file: str, start: int) -> PlannedTensor:
         """The tensor at that place."""
         # `replace` takes twice as long, and a plan may have 150,000 of them.
-        return PlannedTensor(
-            self.name, self.part, self.dtype, self.shape, self.nbytes, file, start, self.tail
-        )
+        what = self.name, self.part, self.dtype, self.shape, self.nbytes
+        return PlannedTensor(*what, file, start, self.by_columns, self.tail)
 
     @property
     def is_constant(self) -> bool:
@@ -86,20 +96,67 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Omission:
-    """A source tensor that the bundle leaves out, and why."""
+    """A source tensor that the bundle leaves out with its FP8 scales, and why.
+
+    expert: its number in the source, where it is one of an expert that was pruned.
+    """
 
     tensor: TensorInfo
     role: str
     layer: int | None
     reason: str
+    scale: TensorInfo | None = None
+    expert: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor and its scales."""
+        return self.tensor.nbytes + (self.scale.nbytes if self.scale else 0)
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The experts that a plan keeps, in their old order with new numbers.
+
+    before: experts of every layer of the source. kept: layer -> their old numbers, ascending,
+    as many in each. by: the saliency that ranks them; empty where the policy lists them.
+    chosen: whether they are known, or the first ones stand in for them.
+    """
+
+    before: int
+    kept: Mapping[int, tuple[int, ...]]
+    by: str = ""
+    chosen: bool = True
+
+    @property
+    def count(self) -> int:
+        """Experts of every layer that stay."""
+        return len(next(iter(self.kept.values())))
+
+    @property
+    def about(self) -> str:
+        """`256 -> 192 experts in 62 layers by reap`."""
+        change = f"{self.before} -> {counted(self.count, 'expert')}"
+        places = counted(len(self.kept), "layer")
+        return f"{change} in {places} {f'by {self.by}' if self.by else 'as listed'}"
+
+    @property
+    def reason(self) -> str:
+        """Why a tensor of an expert that does not stay is left out."""
+        how = f"by {self.by}" if self.by else "as the policy lists them"
+        return f"pruned: {self.count} of {self.before} experts stay, {how}"
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A reader of the format that cannot load a bundle, and why."""
+    """A reader of the format that cannot load a bundle, and why.
+
+    fatal: whether a policy that names this reader is refused, and not only warned.
+    """
 
     runtime: str
     reason: str
+    fatal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,4 +206,5 @@ class Plan:
     pending: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     remarks: tuple[tuple[str, str], ...] = ()
+    pruning: Pruning | None = None
     findings: tuple[Diagnostic, ...] = field(default=(), compare=False)

@@ -6,9 +6,9 @@ Policy ─ rules: (Rule, …) ─ selector, Treatment
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from policy_dsl.diagnostics import SourceText, Span
 from policy_dsl.selectors import LayerRange, Selector
@@ -16,6 +16,17 @@ from policy_dsl.selectors import LayerRange, Selector
 Action = Literal["quantize", "keep", "cast", "raw", "drop"]
 PLAIN_DTYPES = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
 MAX_BITS = 16
+# The group size that stands for one group a row.
+WHOLE_ROW = -1
+
+
+def _group_size(written: int | None) -> int | None:
+    if written is not None and written < 1 and written != WHOLE_ROW:
+        raise ValueError("1 or more, or -1 for whole rows")
+    return written
+
+
+GroupSize = Annotated[int | None, AfterValidator(_group_size)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,7 @@ class Defaults(Part):
 
     scheme: str | None = Field(None, description="scheme of quantized tensors")
     bits: int | None = Field(None, ge=1, le=MAX_BITS, description="bits of a bare scheme")
-    group_size: int | None = Field(None, ge=1, description="elements of a group")
+    group_size: GroupSize = Field(None, description="elements of a group; -1 for whole rows")
     symmetric: bool | None = Field(None, description="symmetric groups, if there is a choice")
     method: str | None = Field(None, description="how codes are chosen")
     otherwise: Treatment | None = Field(None, description="tensors that no rule reaches; keep")

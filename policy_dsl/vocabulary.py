@@ -43,6 +43,9 @@ SCHEME_TARGETS: Mapping[str, tuple[str, ...]] = {
     "hfq6": ("hipfire_hfq",),
     "q8": ("hipfire_hfq",),
     "int": ("gptq",),
+    "int-gidx": ("gptq",),
+    "int-v2": ("gptq",),
+    "int-v2-gidx": ("gptq",),
 }
 TARGETS = tuple(sorted({target for homes in SCHEME_TARGETS.values() for target in homes}))
-METHODS = ("rtn", "opt-rtn", "gptq", "lloyd", "awq")
+METHODS = ("rtn", "opt-rtn", "opt-rtn-0.12.2", "gptq", "lloyd", "awq")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from emitters.core.interface import Emitter, UnstorableError
+from emitters.core.interface import Emitter, Prepared, UnstorableError
 from emitters.core.units import Unit
 from emitters.numerics.fp8 import fp8_dequantize
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
 from emitters.numerics.value_types import VALUE_TYPES, Array
-from emitters.tensor_io.read import Source, columns
+from emitters.tensor_io.read import Source, columns, picked_rows
 from emitters.tensor_io.shards import write_at
 from policy_dsl.diagnostics import fail
 from policy_dsl.inventory import TensorInfo
@@ -27,14 +26,14 @@ from policy_dsl.roles.scales import block_size
 class Site:
     """What every unit of a build needs: the plan, its format, the source, the output folder.
 
-    column_scales: module -> float32 [in], by which its columns are multiplied before coding.
+    prepared: what statistics decide.
     """
 
     plan: Plan
     emitter: Emitter
     source: Source
     folder: Path
-    column_scales: Mapping[str, Array] = field(default_factory=dict)
+    prepared: Prepared
 
 
 def run_unit(site: Site, unit: Unit) -> int:
@@ -46,11 +45,11 @@ def run_unit(site: Site, unit: Unit) -> int:
     module = site.plan.modules[unit.module]
     rows = module.sources[unit.source]
     values = source_values(site, module, rows, (unit.first, unit.count))
-    scale = site.column_scales.get(module.name)
+    scale = site.prepared.column_scales.get(module.name)
     if scale is not None:
         values = values * scale
     if module.treatment.action == "quantize":
-        parts = _encoded(site, module, values, (rows.tensor, unit))
+        parts = _encoded(site, module, values, (rows, unit))
     else:
         parts = {module.tensors[0].part: values}
     written = 0
@@ -59,33 +58,57 @@ def run_unit(site: Site, unit: Unit) -> int:
         if tensor.is_constant:
             continue
         part = parts[tensor.part]
-        _check_part(tensor, part, rows.tensor, unit)
-        # Parts are row-major with equal bytes a row: a block of rows is one stretch of bytes.
+        _check_part(tensor, part, rows, unit)
+        # Equal bytes a row: a block of rows is one stretch of bytes, or one of each line.
         # What a row has beyond its source's values is its tail, or zeros.
-        start = tensor.start + unit.at * tensor.nbytes // max(1, prod(module.shape[:-1]))
-        written += write_at(site.folder / tensor.file, start, part)
+        stride = tensor.nbytes // tensor.shape[0] if tensor.by_columns else 0
+        share = (stride or tensor.nbytes) * unit.at // max(1, prod(module.shape[:-1]))
+        path = site.folder / tensor.file
+        written += write_at(path, tensor.start + share, part, stride=stride)
     return written
 
 
 def _encoded(
-    site: Site, module: Module, values: Array, origin: tuple[TensorInfo, Unit]
+    site: Site, module: Module, values: Array, origin: tuple[SourceRows, Unit]
 ) -> dict[str, Array]:
-    tensor, unit = origin
+    rows, unit = origin
+    tensor = rows.tensor
+    importance = site.prepared.importance.get(module.name)
+    given = {} if importance is None else {"importance": importance}
     try:
-        return site.emitter.encode(values, module.dtype, module.treatment)
+        return site.emitter.encode(values, module.dtype, module.treatment, **given)
     except UnstorableError as error:
-        place = f"a group of row {place_of(tensor, unit.first + error.row, 0)}"
+        row = rows.row_of_source(unit.first + error.row)
+        place = f"a group of row {place_of(tensor, row, 0)}"
         written = describe(module.treatment)
+        if error.reason:
+            reason = error.reason
+            raise fail(
+                "unstorable-value",
+                tensor=tensor.name,
+                place=place,
+                treatment=written,
+                reason=reason,
+            ) from None
         raise fail("value-overflow", tensor=tensor.name, place=place, dtype=written) from None
 
 
 def source_values(site: Site, module: Module, rows: SourceRows, span: tuple[int, int]) -> Array:
     """[count, in] finite values of the module's value type.
 
-    span: first source row and count. FP8 is dequantized by the plan's rule.
+    span: first row, of those that count, and count. FP8 is dequantized by the plan's rule.
     Raises: PolicyError as `run_unit` does.
     """
-    tensor, (first, count) = rows.tensor, span
+
+    def read(first: int, count: int) -> Array:
+        return _stretch(site, module, rows, first, count)
+
+    return picked_rows(read, rows.tensor, rows.picked, span)
+
+
+def _stretch(site: Site, module: Module, rows: SourceRows, first: int, count: int) -> Array:
+    """The values of rows that follow each other in the source."""
+    tensor = rows.tensor
     stored = site.source.rows(tensor, first, count)
     if rows.scale is not None:
         # A NaN code times a scale would be found too, but not told from a NaN scale.
@@ -148,12 +171,12 @@ def _check_finite(stored: Array, dtype: str, tensor: TensorInfo, first: int) -> 
     raise fail("non-finite-source", tensor=tensor.name, value=found, place=place)
 
 
-def _check_part(tensor: PlannedTensor, part: Array, source: TensorInfo, unit: Unit) -> None:
+def _check_part(tensor: PlannedTensor, part: Array, rows: SourceRows, unit: Unit) -> None:
     """Scales can overflow although every value is finite."""
     if tensor.dtype not in VALUE_TYPES or tensor.part == "weight":
         return
     at = first_nonfinite(part, tensor.dtype)
     if at >= 0:
-        row = unit.first + at * unit.count // part.size
-        place = f"the group of {place_of(source, row, 0)}"
-        raise fail("value-overflow", tensor=source.name, place=place, dtype=tensor.dtype)
+        row = at % unit.count if tensor.by_columns else at * unit.count // part.size
+        place = f"the group of {place_of(rows.tensor, rows.row_of_source(unit.first + row), 0)}"
+        raise fail("value-overflow", tensor=rows.tensor.name, place=place, dtype=tensor.dtype)

@@ -7,7 +7,6 @@ claim the output ─ open or resume the journal ─ run the units ─ metadata a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -15,6 +14,7 @@ from time import monotonic
 from emitters import get
 from emitters.core.blocks import Site
 from emitters.core.bundle import complete
+from emitters.core.interface import Prepared
 from emitters.core.journal import Journal, Savepoints
 from emitters.core.progress import Progress, Silent
 from emitters.core.readiness import ensure_buildable
@@ -24,7 +24,6 @@ from emitters.core.statistics import prepare
 from emitters.core.units import Unit, fit, plan_units, source_nbytes, total_source_nbytes
 from emitters.core.workers import run_units
 from emitters.core.workspace import check_output, claimed
-from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
@@ -77,7 +76,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     with claimed(out) as workspace:
         workspace.recover()
         check_output(out, inventory.root, force=force)
-        site = _site(plan, inventory, workspace.bundle, prepared.column_scales)
+        site = _site(plan, inventory, workspace.bundle, prepared)
         identity = identity_of(plan, site.source)
         journal = open_journal(workspace, plan, site.source, identity, force=force)
         resumed = _write_tensors(site, journal, told, jobs=workers, block_values=block_values)
@@ -104,7 +103,7 @@ def available_cores() -> int:
 
 
 def _site(
-    plan: Plan, inventory: Inventory, folder: Path, column_scales: Mapping[str, Array]
+    plan: Plan, inventory: Inventory, folder: Path, prepared: Prepared
 ) -> Site:
     root = inventory.root or Path()
     rows_read = [rows for module in plan.modules for rows in module.sources]
@@ -115,7 +114,7 @@ def _site(
     emitter = get(plan.target)
     beside |= {*emitter.spec.embedded_files} & {*(inventory.side_files or {})}
     source = Source(root, file_facts(root, shards | scales | beside))
-    return Site(plan, emitter, source, folder, column_scales)
+    return Site(plan, emitter, source, folder, prepared)
 
 
 def _write_tensors(

@@ -16,6 +16,9 @@ from emitters.tensor_io.read import Source, columns, file_facts
 from policy_dsl.formats import PartShape
 from policy_dsl.inventory import Inventory, TensorInfo
 
+# Stored, dequantized and decoded values of a block stay in a core's cache.
+_BLOCK_VALUES = 2**18
+
 
 def opened(inventory: Inventory, root: Path) -> Source:
     """A checkpoint or bundle, opened for reading in the state in which it is."""
@@ -31,11 +34,14 @@ class Decoder:
         self._source = opened(bundle.inventory, bundle.folder)
         self._scales = bundle.scales
 
-    def together(self, module: BundleModule) -> int:
-        """How many logical rows are coded as one: `rows` takes whole multiples only."""
-        if module.treatment.action != "quantize":
-            return 1
-        return max(form.together for form in self._forms(module))
+    def block_rows(self, module: BundleModule) -> int:
+        """How many logical rows to ask for at once."""
+        forms = self._forms(module) if module.treatment.action == "quantize" else ()
+        apart = any(form.by_columns for form in forms)
+        together = max((form.together for form in forms), default=1)
+        # Rows that lie apart are read by pieces, which should be long.
+        values = _BLOCK_VALUES * (16 if apart else 1)
+        return max(1, values // columns(module.shape) // together) * together
 
     def rows(self, module: BundleModule, first: int, count: int) -> Array:
         """float32 [count, last axis]: logical rows of a module, as its readers see them.
@@ -52,7 +58,9 @@ class Decoder:
         forms = [form for form in self._forms(module) if not form.constant]
         span = first, count
         parts = {
-            form.part: self._rows(module.tensors[form.part], n_rows, span, form.together)
+            form.part: self._lines(module.tensors[form.part], n_rows, span)
+            if form.by_columns
+            else self._rows(module.tensors[form.part], n_rows, span, form.together)
             for form in forms
         }
         width = columns(module.shape)
@@ -101,8 +109,19 @@ class Decoder:
         return stored.view(_storage(tensor.dtype)).reshape(count // together, -1)
 
 
+    def _lines(self, tensor: TensorInfo, n_rows: int, span: tuple[int, int]) -> Array:
+        """[lines, …]: the share of each line of a part that belongs to these logical rows."""
+        first, count = span
+        n_lines = tensor.shape[0]
+        stride = tensor.nbytes // n_lines
+        start = tensor.start + first * stride // n_rows
+        shape = n_lines, count * stride // n_rows
+        stored = self._source.lines(tensor.file or "", start, shape, stride)
+        return stored.view(_storage(tensor.dtype))
+
+
 def _storage(dtype: str) -> np.dtype[np.generic]:
     known = VALUE_TYPES.get(dtype)
     if known is not None:
         return np.dtype(known.storage)
-    return np.dtype(np.uint32 if dtype == "U32" else np.uint8)
+    return np.dtype({"U32": np.uint32, "I32": np.int32}.get(dtype, np.uint8))

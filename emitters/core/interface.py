@@ -39,18 +39,33 @@ class Claim(NamedTuple):
 
 
 class UnstorableError(Exception):
-    """A block of rows holds one, `row` of the block, that the format has no numbers for."""
+    """A block of rows holds one, `row` of the block, that the format has no numbers for.
 
-    def __init__(self, row: int) -> None:
+    reason: why, with the cure, if it is not that its values are too large.
+    """
+
+    def __init__(self, row: int, reason: str = "") -> None:
         super().__init__(f"row {row}")
         self.row = row
+        self.reason = reason
 
 
 class Prepared(NamedTuple):
-    """contents: tensor -> all its bytes; column_scales: module -> float32 [in]."""
+    """What statistics decide about tensors and modules, by their names.
+
+    contents: of a tensor, all its bytes. column_scales: float32 [in], by which a module's
+    columns are multiplied before coding. importance: float32 [in], mean squares of what meets
+    its columns, for the encoder.
+    """
 
     contents: Mapping[str, bytes]
     column_scales: Mapping[str, Array]
+    importance: Mapping[str, Array]
+
+    @classmethod
+    def nothing(cls) -> Prepared:
+        """What no statistics decide."""
+        return cls({}, {}, {})
 
 
 class Statistics(NamedTuple):
@@ -62,11 +77,15 @@ class Statistics(NamedTuple):
 class Encode(Protocol):
     """values [rows, in] of value type `dtype` -> part -> array [rows, …].
 
-    Pure, the values stay as they are. It gets one block of rows at a time, from many threads.
-    Raises: UnstorableError for values that are finite and too large for the format.
+    Parts whose rows lie by columns are [lines, rows …]. Pure, the values stay as they are. It
+    gets one block of rows at a time, from many threads. importance: of the columns; only
+    formats whose `prepare` gives one take it.
+    Raises: UnstorableError for values that are finite and that the format cannot store.
     """
 
-    def __call__(self, values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]: ...
+    def __call__(
+        self, values: Array, dtype: str, treatment: Treatment, importance: Array = ...
+    ) -> dict[str, Array]: ...
 
 
 class Decode(Protocol):

@@ -12,8 +12,8 @@ from math import prod
 import emitters
 from emitters.core.bundle_reading import Bundle, BundleModule
 from policy_dsl.formats import FormatSpec
-from policy_dsl.planning.stacks import BY_EXPERT
 from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.roles.model import BY_EXPERT
 
 
 def match(bundle: Bundle, model: Model) -> dict[str, tuple[ModelTensor, ...]]:

@@ -97,7 +97,7 @@ def plan_digest(plan: Plan) -> str:
                 ]
                 for rows in module.sources
             ],
-            [[*astuple(tensor)[:-1], tensor.tail.hex()] for tensor in module.tensors],
+            [[*astuple(tensor)[:-1], _short(tensor.tail)] for tensor in module.tensors],
         ]
         for module in plan.modules
     ]
@@ -143,6 +143,12 @@ def _module(module: Module) -> dict[str, Any]:
         "treatment": treatment,
         "tensors": [tensor.name for tensor in module.tensors],
     }
+
+
+@cache
+def _short(content: bytes) -> str:
+    """The digest of some bytes of a tensor, of which thousands may have the same."""
+    return hashlib.sha256(content).hexdigest() if content else ""
 
 
 def _digest(values: Any) -> str:

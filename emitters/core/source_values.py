@@ -10,6 +10,7 @@ from emitters.core.decoding import opened
 from emitters.numerics.fp8 import fp8_dequantize
 from emitters.numerics.rounding import to_float32
 from emitters.numerics.value_types import Array
+from emitters.tensor_io.read import picked_rows
 from policy_dsl.diagnostics import fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.roles.classify import Model, ModelTensor, classify
@@ -33,8 +34,16 @@ class SourceValues:
 
         Raises: PolicyError if a file cannot be read any more, or FP8 blocks have no size.
         """
+
+        def read(first: int, count: int) -> Array:
+            return self._stretch(tensor, first, count)
+
         # Of the tensor as it is stored, which may hold other tensors of the model before.
-        first += tensor.first_row
+        span = first + tensor.first_row, count
+        return picked_rows(read, tensor.source, tensor.picked, span)
+
+    def _stretch(self, tensor: ModelTensor, first: int, count: int) -> Array:
+        """The values of rows that follow each other in the source."""
         stored = self._source.rows(tensor.source, first, count)
         if tensor.scale is None:
             return to_float32(stored, tensor.source.dtype)

@@ -36,7 +36,7 @@ def prepare(plan: Plan) -> tuple[Plan, Prepared]:
     """
     opened = {file.name: _opened(file) for file in _to_read(plan)}
     if not opened:
-        return plan, Prepared({}, {})
+        return plan, Prepared.nothing()
     prepared = get(plan.target).prepare(plan, Statistics(**opened))
     return replace(
         plan,

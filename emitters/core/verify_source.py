@@ -13,15 +13,11 @@ from emitters.core.matching import fits, match, rows_of, with_added
 from emitters.core.source_values import SourceValues
 from emitters.numerics.distance import distance
 from emitters.numerics.value_types import VALUE_TYPES, Array
-from emitters.tensor_io.read import columns
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.inventory import Inventory
 from policy_dsl.planning.fill import describe
 from policy_dsl.planning.outline import stored_as
 from policy_dsl.roles.classify import ModelTensor
-
-# Stored, dequantized and decoded values of a block stay in a core's cache.
-_BLOCK_VALUES = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +144,7 @@ def _module_error(
 ) -> ModuleError:
     sums = Sums()
     for tensor, at, rows in rows_of(stack):
-        together = pair.bundle.together(module)
-        step = max(1, _BLOCK_VALUES // columns(tensor.shape) // together) * together
+        step = pair.bundle.block_rows(module)
         for first in range(0, rows, step):
             count = min(step, rows - first)
             wanted = pair.source.rows(tensor, first, count)

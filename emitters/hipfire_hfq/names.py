@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from policy_dsl.plan import Module, PlannedTensor
 from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.roles.published_names import experts_path, published_name
 
 # family -> the number by which loaders know it.
 ARCH_IDS: Mapping[str, int] = {
@@ -33,8 +34,6 @@ FAMILIES: Mapping[str, str | None] = {
     "gemma3": _NO_RULES,
     "gpt_oss": _NO_RULES,
 }
-_SHORT = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
-_EXPERT = re.compile(r"\.experts\.(?:\d+\.)?\w+(?:\.weight)?$")
 _SCALED = re.compile(r"(.*\.block_sparse_moe)\.experts\.\d+\.(?:w1|w3)$")
 _LEFT_OUT = {
     "vision": "hipfire's loaders of these families read the language model only",
@@ -53,18 +52,9 @@ def omission(tensor: ModelTensor, model: Model) -> str | None:
 
 def module_path(tensor: ModelTensor, model: Model) -> str:
     """The module of a tensor: its published name; that of a layer's experts has a `*`."""
-    name = tensor.source.name
-    if model.architecture.family == "minimax_m2":
-        # transformers 5 saves the block as `mlp`; loaders know the published name.
-        name = name.replace(".mlp.", ".block_sparse_moe.", 1)
     if tensor.expert is not None:
-        return _EXPERT.sub(f".experts.*.{_SHORT[tensor.projection or '']}", name)
-    return name.removesuffix(".weight")
-
-
-def expert_path(path: str, expert: int) -> str:
-    """The module of one expert."""
-    return path.replace("*", str(expert), 1)
+        return experts_path(tensor, model)
+    return published_name(tensor, model).removesuffix(".weight")
 
 
 def column_scale(module: str) -> str | None:

@@ -8,7 +8,6 @@ from emitters.hipfire_hfq.constraints import RUNTIMES, conflicts, refusals, unsu
 from emitters.hipfire_hfq.names import (
     FAMILIES,
     column_scale,
-    expert_path,
     file_order,
     module_path,
     omission,
@@ -17,6 +16,7 @@ from emitters.hipfire_hfq.tiers import companions, container, remarks
 from policy_dsl.formats import Container, ExpertsApart, FormatSpec, PartShape, SchemeSpec
 from policy_dsl.policy import Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.roles.published_names import expert_path
 from policy_dsl.sources.hfq_codes import QUANT_CODES, stored_nbytes
 
 # (scheme, group size) -> quant code.

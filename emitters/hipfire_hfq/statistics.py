@@ -28,7 +28,7 @@ def prepare(plan: Plan, statistics: Statistics) -> Prepared:
         if module.treatment.method == AWQ and (name := scale_of(module.name)) is not None
     }
     if statistics.imatrix is None:
-        return Prepared({}, {})
+        return Prepared.nothing()
     exact = scales_of(plan.policy) == EXACT
     contents: dict[str, bytes] = {}
     applied: dict[str, Array] = {}
@@ -37,7 +37,7 @@ def prepare(plan: Plan, statistics: Statistics) -> Prepared:
         scale = column_scale(awq_scale(sums, alpha_of(plan.policy)), exact=exact)
         contents[f"{name}.weight"] = scale.stored.tobytes()
         applied[name] = scale.applied
-    return Prepared(contents, dict(_by_module(plan, applied)))
+    return Prepared(contents, dict(_by_module(plan, applied)), {})
 
 
 def _by_module(plan: Plan, applied: dict[str, Array]) -> Iterator[tuple[str, Array]]:

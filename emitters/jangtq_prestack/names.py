@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 
 from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.roles.published_names import SHORT_NAMES, published_name, stack_path
 
 MXTQ = "mxtq"
 # Of the rotation; the same in every bundle that was ever shipped.
@@ -36,16 +37,13 @@ FAMILIES: Mapping[str, str | None] = {
     "qwen3": _NO_EXPERTS,
     "gemma3": _NO_EXPERTS,
 }
-# Projection -> its name in MiniMax checkpoints, in the order of JANG's own writer.
-SHORT_NAMES: Mapping[str, str] = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
-
+# In the order of JANG's own writer.
 PROJECTIONS = tuple(SHORT_NAMES)
 
 _SHORT_BLOCK = ".block_sparse_moe."
 _STACK = ".switch_mlp."
 _LAST_WORDS = {word: name for name, short in SHORT_NAMES.items() for word in (name, short)}
 _IN_EXPERTS = re.compile(r"\.(?:switch_mlp|experts\.\d+)\.\w+$")
-_EXPERT = re.compile(r"\.experts\.(?:\d+\.)?\w+(?:\.weight)?$")
 _LEFT_OUT = {
     "vision": "jang's loader of these families builds the language model only",
     "audio": "jang's loader of these families builds the language model only",
@@ -65,12 +63,9 @@ def module_path(tensor: ModelTensor, model: Model) -> str:
 
     A tensor that is no module's `.weight` keeps its full name.
     """
-    name = tensor.source.name
-    if model.architecture.family == "minimax_m2":
-        # transformers 5 saves the block as `mlp`; readers know the published name.
-        name = name.replace(".mlp.", _SHORT_BLOCK, 1)
+    name = published_name(tensor, model)
     if tensor.expert is not None:
-        return _EXPERT.sub(f"{_STACK}{tensor.projection}", name)
+        return stack_path(name, f"switch_mlp.{tensor.projection}")
     return name.removesuffix(".weight")
 
 

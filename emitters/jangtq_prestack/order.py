@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from emitters.jangtq_prestack.names import SHORT_NAMES, projection_of
+from emitters.jangtq_prestack.names import PROJECTIONS, projection_of
 from policy_dsl.plan import Module, PlannedTensor
 
 SHARD_NBYTES = 10**9
@@ -75,5 +75,5 @@ def _sharded(pieces: Sequence[_Piece]) -> Iterator[tuple[int, PlannedTensor | No
 def _absent_key(module: Module) -> tuple[int, int, int]:
     """Added experts come last: by layer, expert, and projection."""
     expert = int(module.name.split(".")[-2])
-    order = list(SHORT_NAMES)
+    order = list(PROJECTIONS)
     return module.layer or 0, expert, order.index(projection_of(module.name) or order[0])

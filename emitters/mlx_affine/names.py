@@ -5,11 +5,11 @@ Source: mlx-lm 0.32.2, `sanitize` of each model module; checked against its conv
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from policy_dsl.policy import Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.roles.published_names import published_name, stack_path
 
 _MLA = "its latent attention is stored split by heads and transposed"
 _GATED_DELTA = "its norms are stored shifted by one and its convolutions transposed"
@@ -35,10 +35,6 @@ FAMILIES: Mapping[str, str | None] = {
 # Routers that mlx-lm holds as a bare parameter: no quantized form exists.
 BARE_ROUTERS = frozenset({"glm4_moe"})
 
-# Families whose expert block mlx-lm names as published; transformers 5 keeps it as `mlp`.
-_SPARSE_MOE = frozenset({"mixtral", "minimax_m2"})
-
-_EXPERT = re.compile(r"\.experts\.(?:\d+\.)?\w+(?:\.weight)?$")
 _LEFT_OUT = {
     "vision": "mlx-lm builds the language model only",
     "audio": "mlx-lm builds the language model only",
@@ -58,11 +54,9 @@ def module_path(tensor: ModelTensor, model: Model) -> str:
 
     A tensor that is no module's `.weight` keeps its full name.
     """
-    name, family = tensor.source.name, model.architecture.family
-    if family in _SPARSE_MOE:
-        name = name.replace(".mlp.", ".block_sparse_moe.", 1)
+    name, family = published_name(tensor, model), model.architecture.family
     if tensor.expert is not None:
-        return _EXPERT.sub(f".switch_mlp.{tensor.projection}", name)
+        return stack_path(name, f"switch_mlp.{tensor.projection}")
     if family == "gemma3":
         name = name.replace("model.language_model.", "language_model.model.", 1)
     return name.removesuffix(".weight")

@@ -7,7 +7,7 @@ a shard that is replaced under a running build is noticed, and no count of shard
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -53,17 +53,26 @@ class Source(NamedTuple):
 
         Raises: PolicyError if the file is gone, unreadable, or not what it was.
         """
+        return self.lines(file, start, (1, nbytes), nbytes).reshape(-1)
+
+    def lines(self, file: str, start: int, shape: tuple[int, int], stride: int) -> Array:
+        """uint8 [lines, nbytes] of a file: the first of each `stride` bytes, from `start`.
+
+        Raises: PolicyError as `read` does.
+        """
         path = self.root / file
-        content = np.empty(nbytes, np.uint8)
+        content = np.empty(shape, np.uint8)
         try:
             with FileIO(path) as opened:
                 # Of the opened file, so that a rename in between cannot deceive.
                 facts = os.fstat(opened.fileno())
-                opened.seek(start)
-                filled = _fill(opened, content.data)
+                filled = 0
+                for number, line in enumerate(content):
+                    opened.seek(start + number * stride)
+                    filled += _fill(opened, line.data)
         except OSError as error:
             raise _unreadable(path, error) from error
-        if filled < nbytes:
+        if filled < content.nbytes:
             raise fail("source-changed", file=file, reason="it became shorter")
         if FileFacts(facts.st_size, facts.st_mtime_ns) != self.facts[file]:
             raise fail("source-changed", file=file, reason="its size or time is another one")
@@ -83,14 +92,44 @@ class Source(NamedTuple):
         return typed.reshape(count, -1)
 
 
+def picked_rows(
+    read: Callable[[int, int], Array],
+    tensor: TensorInfo,
+    picked: Sequence[int],
+    span: tuple[int, int],
+) -> Array:
+    """The rows of a span, counted among those that are picked, or among all if none are.
+
+    read(first, count) -> rows of the tensor. span: first and count.
+    """
+    first, count = span
+    if not picked:
+        return read(first, count)
+    if n_rows(tensor) == 1:
+        return read(0, 1)[:, list(picked)]
+    stretches: list[list[int]] = []
+    for row in picked[first : first + count]:
+        if stretches and row == sum(stretches[-1]):
+            stretches[-1][1] += 1
+        else:
+            stretches.append([row, 1])
+    # Neighbours are read at once: a router keeps most of its rows.
+    return np.concatenate([read(start, length) for start, length in stretches])
+
+
 def columns(shape: tuple[int, ...]) -> int:
     """Length of the last axis; 1 for a scalar."""
     return shape[-1] if shape else 1
 
 
+def n_rows(tensor: TensorInfo) -> int:
+    """Rows of a tensor viewed as [rows, last axis]; an empty one counts as one."""
+    return max(1, prod(tensor.shape[:-1]))
+
+
 def row_nbytes(tensor: TensorInfo) -> int:
     """Bytes of one row of a tensor viewed as [rows, last axis]."""
-    return tensor.nbytes // max(1, prod(tensor.shape[:-1]))
+    return tensor.nbytes // n_rows(tensor)
 
 
 def _fill(opened: FileIO, content: memoryview) -> int:

@@ -56,22 +56,29 @@ def create_file(
                 opened.write(tensor.tail)
 
 
-def write_at(path: Path, start: int, content: Array) -> int:
+def write_at(path: Path, start: int, content: Array, *, stride: int = 0) -> int:
     """Write an array's bytes into an existing file from the byte `start`; returns their count.
 
+    stride: bytes from one line of an array [lines, …] to the next, where they lie apart.
     Raises: PolicyError if they cannot be written.
     """
-    left = content.reshape(-1).view("uint8").data
+    together = not stride or stride * len(content) == content.nbytes
+    lines = content.reshape(1 if together else len(content), -1).view("uint8")
     with writing(path):
         # No O_CREAT: a shard that somebody deleted must not come back without its header.
         opened = os.open(path, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
         try:
-            while left:
-                written = os.pwrite(opened, left, start)
-                left, start = left[written:], start + written
+            for number, line in enumerate(lines):
+                _write_all(opened, start + number * stride, line.data)
         finally:
             os.close(opened)
     return content.nbytes
+
+
+def _write_all(opened: int, start: int, left: memoryview) -> None:
+    while left:
+        written = os.pwrite(opened, left, start)
+        left, start = left[written:], start + written
 
 
 def flush(path: Path) -> None:

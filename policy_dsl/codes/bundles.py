@@ -76,6 +76,10 @@ BUNDLE_CODES: dict[str, Code] = {
         'tensor "{tensor}": the value at {place} is too large for {dtype}',
         "Written as an infinity it would break the model.",
     ),
+    "unstorable-value": error(
+        'tensor "{tensor}": {place} cannot be stored as {treatment}: {reason}',
+        "Readers would decode other values than those that were meant.",
+    ),
     "source-changed": error(
         "{file} of the source changed during the build: {reason}",
         "A bundle of two states of a checkpoint would be neither.",

@@ -103,6 +103,10 @@ PLANNING_CODES: dict[str, Code] = {
         "`runtimes` names the readers that matter; a plan lists the others under "
         '"Readers that cannot load it".',
     ),
+    "runtime-cannot": error(
+        "{runtime} cannot hold this: {reason}",
+        "The policy names this reader in `runtimes`; take the name out if another one will do.",
+    ),
     "experts-added": warning(
         "{added} experts are added to the {count} of every layer: {nbytes}",
         "The target's readers want a multiple; the router never chooses an added expert. "
@@ -116,8 +120,20 @@ PLANNING_CODES: dict[str, Code] = {
         "experts cannot be pruned to {to}: the model has {count}",
         "Pruning keeps at least one expert and at most all.",
     ),
-    "unsupported-transform": error(
-        "{target} cannot {transform} yet", "The transform is known, the target does not run it."
+    "prune-below-routed": error(
+        "experts cannot be pruned to {to}: {key} says that every token gets {routed} of them",
+        "Readers choose that many experts for a token, so as many have to stay.",
+    ),
+    "prune-in-groups": error(
+        "experts of {model} cannot be pruned: its router chooses among {groups} groups of "
+        "them ({key})",
+        "Groups are experts with neighbouring numbers: without some of them, experts change "
+        "their group, and the model's routing another meaning.",
+    ),
+    "prune-beside-mtp": error(
+        "MTP blocks have experts of their own, which no saliency ranks: {count} tensors such "
+        "as {name}",
+        "Readers build MTP blocks with as many experts as all others.",
     ),
     "unsupported-dtype": error(
         "{target} does not store {dtype}; it stores {held}", "Plain dtypes of the target."

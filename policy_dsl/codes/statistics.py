@@ -7,7 +7,21 @@ from policy_dsl.codes.kinds import Code, error, warning
 STATISTICS_CODES: dict[str, Code] = {
     "unused-statistics": warning(
         "no treatment of this plan needs {name}: {path} is not read",
-        "Only methods that look at inputs, such as `awq`, need statistics of them.",
+        "Only methods that look at inputs, such as `awq`, need statistics of them; saliencies "
+        "only `prune experts to N by NAME`.",
+    ),
+    # what ranks experts
+    "not-saliencies": error(
+        "{path} holds no saliencies of experts: {reason}",
+        "They are tensors [layers, experts] in safetensors, or lists in JSON.",
+    ),
+    "missing-saliency": error(
+        '{path} has no entry "{name}"; it has {known}',
+        "`prune experts to N by NAME` takes the entry NAME of the saliency file.",
+    ),
+    "bad-saliency": error(
+        'saliencies {path}, entry "{name}": {reason}',
+        "An entry has a number for every expert of each layer; `keep` lists those that stay.",
     ),
     # importance matrices
     "not-an-imatrix": error(

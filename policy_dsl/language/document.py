@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from policy_dsl.policy import MAX_BITS, Calibration, Defaults, Output, Part
+from policy_dsl.policy import MAX_BITS, Calibration, Defaults, GroupSize, Output, Part
 
 Scalar = int | float | str
 
@@ -24,7 +24,7 @@ class RuleFields(Part):
     treatment: str | None = Field(None, description="treatment words, such as 4bit affine g64")
     bits: int | None = Field(None, ge=1, le=MAX_BITS, description="width of the codes")
     scheme: str | None = Field(None, description="how numbers are stored")
-    group_size: int | None = Field(None, ge=1, description="elements of a group")
+    group_size: GroupSize = Field(None, description="elements of a group; -1 for whole rows")
     symmetric: bool | None = Field(None, description="symmetric groups")
     method: str | None = Field(None, description="how codes are chosen")
     dtype: str | None = Field(None, description="plain dtype: f16, bf16 or f32")

@@ -89,7 +89,7 @@ def validate_section(
                     spans.get(f"{section}.{field}"),
                     key=f"{section}.{field}",
                     value=error["input"],
-                    reason=error["msg"].removeprefix("Input should be "),
+                    reason=_PREFIX.sub("", error["msg"]),
                 )
             )
         return part()
@@ -135,6 +135,9 @@ def _size(name: str, value: Fragment) -> Diagnostic | None:
         return None
     return _wrong(name, "a size", value, "write a number with a unit, such as 5GiB or 5GB")
 
+
+# What pydantic says before the reason.
+_PREFIX = re.compile("Input should be |Value error, ")
 
 _WORD_CHECKS: Mapping[str, Callable[[str, Fragment], Diagnostic | None]] = {
     "scheme": _scheme,

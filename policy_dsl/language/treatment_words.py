@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic, did_you_mean
-from policy_dsl.policy import MAX_BITS, PLAIN_DTYPES, Treatment
+from policy_dsl.policy import MAX_BITS, PLAIN_DTYPES, WHOLE_ROW, Treatment
 from policy_dsl.vocabulary import METHODS, SCHEME_TARGETS
 
 Word = tuple[str, Span]
 ACTIONS = ("keep", "raw", "drop")
 _BITS = re.compile(r"([0-9]+)bits?")
-_GROUP = re.compile(r"g([0-9]+)")
+_GROUP = re.compile(r"g(-1|[0-9]+)")
 _SYMMETRY = {"sym": True, "asym": False}
 _KNOWN = (*SCHEME_TARGETS, *METHODS, *PLAIN_DTYPES, *ACTIONS, *_SYMMETRY, "4bit", "optional")
 _OTHER_NAMES = {
@@ -93,7 +93,9 @@ class _Words:
 
     def _number(self, field: str, digits: str, word: Word) -> None:
         limit = MAX_BITS if field == "bits" else 1 << 20
-        if len(digits) > 9 or not 1 <= int(digits) <= limit:
+        if digits == str(WHOLE_ROW):
+            self._say(field, WHOLE_ROW, word)
+        elif len(digits) > 9 or not 1 <= int(digits) <= limit:
             self.findings.append(
                 diagnostic("number-out-of-range", word[1], written=word[0], low=1, high=limit)
             )

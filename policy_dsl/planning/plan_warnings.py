@@ -141,11 +141,11 @@ def _added(plan: Plan) -> list[Diagnostic]:
 
 
 def _refused(plan: Plan) -> list[Diagnostic]:
-    """A warning for each reader that the author cares about and that cannot load the bundle."""
+    """A finding for each reader that the author cares about and that cannot load the bundle."""
     spans = dict(plan.policy.key_spans)
     return [
         diagnostic(
-            "runtime-refuses",
+            "runtime-cannot" if one.fatal else "runtime-refuses",
             spans.get(f"runtimes.{one.runtime}"),
             runtime=one.runtime,
             reason=one.reason,

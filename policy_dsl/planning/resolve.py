@@ -8,7 +8,6 @@ from dataclasses import replace
 from policy_dsl.diagnostics import (
     Diagnostic,
     PolicyError,
-    Span,
     diagnostic,
     did_you_mean,
     errors,
@@ -22,12 +21,14 @@ from policy_dsl.planning.decisions import decide
 from policy_dsl.planning.layout import Layout, lay_in_one, lay_out
 from policy_dsl.planning.lowering import Lowered, lower
 from policy_dsl.planning.plan_warnings import plan_warnings
+from policy_dsl.planning.pruning import ensure_all_pruned, pruned, pruning_of
 from policy_dsl.planning.settings import setting_findings
 from policy_dsl.planning.statistics import statistics_of
 from policy_dsl.policy import Policy
 from policy_dsl.roles.classify import Model, classify
 from policy_dsl.sizes import parse_size
 from policy_dsl.sources.quantization import quantization_of
+from policy_dsl.sources.saliency import Saliency
 from policy_dsl.vocabulary import TARGETS
 
 _NO_PREFACE = "its metadata hold the source's tokenizer and template"
@@ -41,11 +42,13 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     target: str | None = None,
     allow_requantize: bool = False,
     statistics: Mapping[str, str] | None = None,
+    saliency: Saliency | None = None,
 ) -> Plan:
     """The plan of a policy for a checkpoint; `target` overrides the policy's own.
 
     allow_requantize: take a source that somebody quantized before, with a warning.
     statistics: files, by name such as `imatrix`, instead of those that the policy names.
+    saliency: what ranks experts, if the policy prunes by it and somebody has it.
     Raises: PolicyError with every defect of the policy for this model and target.
     """
     spec = specs[choose_target(policy, specs, target)]
@@ -54,7 +57,11 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     model = classify(inventory)
     # Findings about single tensors would only repeat that the whole family is refused.
     _check_target(policy, model, spec)
+    pruning = pruning_of(policy, model, saliency)
+    model, lost = pruned(model, pruning) if pruning else (model, ())
     decisions = decide(policy, model, spec.name)
+    if pruning:
+        ensure_all_pruned(decisions.made, model, spec)
     lowered = lower(decisions.made, model, policy, spec)
     settings = setting_findings(policy, spec, specs)
     conflicts = spec.conflicts(lowered.modules) if spec.conflicts else []
@@ -64,7 +71,7 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     if errors(findings):
         raise PolicyError(findings)
     modules, files = _place(lowered, policy, spec)
-    known = statistics_of(modules, policy, spec, statistics or {})
+    known = statistics_of(modules, policy, spec, statistics or {}, saliency)
     findings += known.findings
     plan = Plan(
         policy=policy,
@@ -74,16 +81,19 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
         source_digest=source_digest(inventory),
         source_nbytes=inventory.nbytes,
         modules=modules,
-        omitted=(*lowered.omitted, *_ignored(model)),
+        omitted=(*lowered.omitted, *lost, *_ignored(model)),
         files=files,
         fp8_rule=policy.fp8_dequant or spec.fp8_rules[0],
         statistics=known.files,
         pending=known.pending,
         remarks=spec.remarks(policy, modules) if spec.remarks else (),
+        pruning=pruning,
     )
     # Warnings need the finished plan: they count bytes.
     plan = replace(plan, refusals=spec.refusals(plan) if spec.refusals else ())
     findings += plan_warnings(plan, decisions.made, spec)
+    if errors(findings):
+        raise PolicyError(findings)
     return replace(plan, findings=tuple(findings))
 
 
@@ -153,28 +163,8 @@ def _check_target(policy: Policy, model: Model, spec: FormatSpec) -> None:
                 rules=rules,
             )
         )
-    found += _transform_findings(policy, model, spec, spans.get("transforms"))
     if found:
         raise PolicyError(found)
-
-
-def _transform_findings(
-    policy: Policy, model: Model, spec: FormatSpec, span: Span | None
-) -> list[Diagnostic]:
-    found = []
-    for prune in policy.transforms:
-        # A wrong count is wrong on every target, also where pruning will be possible.
-        if not 1 <= prune.count <= model.n_experts:
-            found.append(
-                diagnostic("prune-count", span, to=prune.count, count=model.n_experts)
-            )
-        else:
-            found.append(
-                diagnostic(
-                    "unsupported-transform", span, target=spec.name, transform="prune experts"
-                )
-            )
-    return found
 
 
 def _place(

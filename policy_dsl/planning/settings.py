@@ -51,6 +51,8 @@ def _unknown(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic
             )
     used = {setting for one in specs for setting in one.settings}
     used |= {f"metadata.{key}" for one in specs for key in one.metadata_keys}
+    # Experts are pruned before a target comes in; whether they are, the plan tells.
+    used.add("calibration.saliency")
     for setting in _written(policy):
         section, _, key = setting.partition(".")
         near = [one.removeprefix(f"{section}.") for one in used if one.startswith(section)]

@@ -15,9 +15,7 @@ from policy_dsl.planning.decisions import Decision
 from policy_dsl.planning.fill import describe
 from policy_dsl.policy import Policy, Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
-
-# Tensors with an entry for every expert along their first axis.
-BY_EXPERT = frozenset({"router", "router_bias"})
+from policy_dsl.roles.model import BY_EXPERT
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,8 @@ def _rows(stack: Sequence[Settled]) -> Iterable[SourceRows]:
     for settled in stack:
         tensor = settled.tensor
         count = math.prod(tensor.shape[:-1])
-        yield SourceRows(tensor.source, tensor.scale, tensor.first_row, count, at)
+        source = tensor.source, tensor.scale, tensor.first_row
+        yield SourceRows(*source, count, at, tensor.picked)
         at += count
 
 
@@ -166,6 +165,5 @@ def _unplaced(path: str, part: PartShape, tail: bytes, *, bare: bool) -> Planned
     size = part.nbytes
     if size is None:
         size = tensor_nbytes(part.dtype, part.shape)
-    return PlannedTensor(
-        name, part.part, part.dtype, part.shape, size, "", 0, part.constant or tail
-    )
+    what = name, part.part, part.dtype, part.shape, size
+    return PlannedTensor(*what, "", 0, part.by_columns, part.constant or tail)

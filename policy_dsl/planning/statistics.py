@@ -9,11 +9,16 @@ from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Module, StatisticsFile
 from policy_dsl.policy import Policy
+from policy_dsl.sources.saliency import Saliency
 
+SALIENCY = "saliency"
 # Statistic -> how to get one.
 _SOURCES = {
     "imatrix": "an importance matrix: run llama.cpp's llama-imatrix on the model, and give the "
     "file with --imatrix or `calibration imatrix`",
+    SALIENCY: "a ranking of the experts, of which the first in each layer stand in: run REAP's "
+    "observer on the model, and give what it finds with --saliency or `calibration saliency`, "
+    "or list those that stay with `prune experts keep …`",
 }
 
 
@@ -30,20 +35,36 @@ class PlanStatistics:
 
 
 def statistics_of(
-    modules: Sequence[Module], policy: Policy, spec: FormatSpec, given: Mapping[str, str]
+    modules: Sequence[Module],
+    policy: Policy,
+    spec: FormatSpec,
+    given: Mapping[str, str],
+    saliency: Saliency | None,
 ) -> PlanStatistics:
-    """What the methods of these modules use, of what is given by name or the policy names."""
+    """What these modules and the policy use, of what is given by name or the policy names.
+
+    saliency: what was read of the file of that name.
+    """
     methods = {module.treatment.method or "" for module in modules}
     needed = {spec.statistics[one] for one in methods if one in spec.statistics}
     helpful = spec.optional_statistics
     used = needed | {helpful[one] for one in methods if one in helpful}
     files = statistics_files(sorted(used), policy, given)
+    if is_ranked(policy):
+        needed, used = needed | {SALIENCY}, used | {SALIENCY}
+        read = saliency
+        files += (StatisticsFile(SALIENCY, read.path, read.span, read.sha256),) if read else ()
     missing = needed - {file.name for file in files}
     return PlanStatistics(
         files,
         pending=tuple(_SOURCES[name] for name in sorted(missing)),
         findings=tuple(_unused(used, policy, spec, given)),
     )
+
+
+def is_ranked(policy: Policy) -> bool:
+    """Whether a saliency says which experts the policy keeps."""
+    return any(prune.by for prune in policy.transforms)
 
 
 def statistics_files(
@@ -68,10 +89,11 @@ def _unused(
     written, spans = dict(policy.calibration), dict(policy.key_spans)
     known = {*spec.statistics.values(), *spec.optional_statistics.values()}
     # Of a policy, only what the target may use: the rest is an unused setting.
+    usable = [name for name in known if f"calibration.{name}" in spec.settings]
     said = {
         name: str(written[name])
-        for name in known
-        if f"calibration.{name}" in spec.settings and written.get(name) is not None
+        for name in (*usable, SALIENCY)
+        if written.get(name) is not None
     }
     for name, path in sorted((said | dict(given)).items()):
         if name not in used:

@@ -10,6 +10,10 @@ from policy_dsl.inventory import TensorInfo
 from policy_dsl.roles.architecture import Architecture
 
 
+# Roles with an entry for every expert along their first axis.
+BY_EXPERT = frozenset({"router", "router_bias"})
+
+
 @dataclass(frozen=True, slots=True)
 class ModelTensor:
     """One logical tensor of a model: a whole source tensor, or one matrix of a fused one.
@@ -23,7 +27,7 @@ class ModelTensor:
     rows from first_row on are inputs, its columns first_column, first_column + row_step …
     outputs. scale: the FP8 block scales, consumed with it. mxfp4: the source is
     [experts, out, blocks, 16] packed, and `scale` holds a byte for each block; first_row
-    counts rows of `out`.
+    counts rows of `out`. picked: as in `SourceRows`, the entries of the experts that stay.
     """
 
     # The first fields are what every tensor has; a fused source needs the others too.
@@ -41,6 +45,7 @@ class ModelTensor:
     row_step: int = 1
     first_column: int = 0
     mxfp4: bool = False
+    picked: tuple[int, ...] = ()
 
     @property
     def is_rows_of_source(self) -> bool:

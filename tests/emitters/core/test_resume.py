@@ -83,12 +83,15 @@ def resumed(planned: Planned, out: Path) -> BuildReport:
 
 
 def kill_and_resume(planned: Planned, out: Path, moments: list[float]) -> int:
-    """Kills so many children, each after its seconds; how many of them had begun to write."""
-    hits, slow = 0, Slow(0.01)
+    """Kills so many children, each its seconds after something is saved; how many it hit."""
+    hits, slow = 0, Slow(0.05)
+    journal = out.with_name("out.partial") / "journal"
     for seconds in moments:
         started = child(
             lambda: build(*planned, out=out, jobs=2, max_memory=SMALL, progress=slow)
         )
+        while started.is_alive() and not _has_saved(journal):
+            time.sleep(0.01)
         time.sleep(seconds)
         started.kill()
         started.join()
@@ -96,9 +99,14 @@ def kill_and_resume(planned: Planned, out: Path, moments: list[float]) -> int:
     return hits
 
 
+def _has_saved(journal: Path) -> bool:
+    """Whether it names rows, after the line that says what it is a journal of."""
+    return journal.is_file() and journal.read_bytes().count(b"\n") > 1
+
+
 def test_killed_builds_end_with_the_same_bytes(several_blocks, expected, tmp_path):
     out = tmp_path / "out"
-    assert kill_and_resume(several_blocks, out, [1.3, 0.4, 0.2]) == 3
+    assert kill_and_resume(several_blocks, out, [0.3, 0.4, 0.2]) == 3
     assert resumed(several_blocks, out).resumed_nbytes > 0
     assert digests(out) == expected
     assert not out.with_name("out.partial").exists()

@@ -90,6 +90,7 @@ def test_in_binds_tighter_than_comma_and_comma_than_except() -> None:
         ("4bit affine asym opt-rtn", "4bit affine asym by opt-rtn"),
         ("optional keep", "keep optional"),
         ("g64", "g64"),
+        ("g-1 opt-rtn-0.12.2 4bit int-v2", "4bit int-v2 g-1 by opt-rtn-0.12.2"),
         ("bf16", "bf16"),
         ("raw", "raw"),
         ("drop optional", "drop optional"),

@@ -1,0 +1,1 @@
+"""GPTQ-packed linears, as vLLM, AutoRound and GPTQModel read them."""

@@ -1,0 +1,84 @@
+"""The codec of the format: rows of one matrix to columns of codes, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from emitters.core.interface import UnstorableError
+from emitters.gptq.schemes import RTN, SEARCHES, STORAGE
+from emitters.numerics.gptq_layout import (
+    GptqParts,
+    first_unstorable_zero,
+    gptq_decode,
+    pack_zeros,
+    unpack_zeros,
+)
+from emitters.numerics.gptq_rtn import gptq_rtn
+from emitters.numerics.gptq_search import gptq_search
+from emitters.numerics.gptq_weights import search_weights
+from emitters.numerics.value_types import Array
+from policy_dsl.policy import Treatment
+
+_CURE = "quantize it sym, or as int-v2 for readers that take version 2"
+
+
+def encode(
+    values: Array, dtype: str, treatment: Treatment, importance: Array | None = None
+) -> dict[str, Array]:
+    """The stored parts of these rows: qweight, qzeros int32, scales float16.
+
+    values: [rows, in] of value type `dtype`, not changed, rows % 32 == 0; importance: float32
+    [in], mean squares of what meets each column. Shapes as in `GptqParts`, zero points packed.
+    Raises: UnstorableError with the row of a zero point that cannot be stored; ValueError for
+    another scheme.
+    """
+    parts = _parts(values, dtype, treatment, importance)
+    bits, version = _width(treatment), STORAGE[treatment.scheme or ""].version
+    at = first_unstorable_zero(parts.zeros, bits=bits, version=version)
+    if at >= 0:
+        zero, row = parts.zeros.reshape(-1)[at], at % len(values)
+        raise UnstorableError(row, f"it has the zero point {zero}; {_CURE}")
+    qzeros = pack_zeros(parts.zeros, bits=bits, version=version)
+    return {"qweight": parts.qweight, "qzeros": qzeros, "scales": parts.scales}
+
+
+def decode(
+    parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int
+) -> Array:
+    """float32 [rows, columns]: what readers on a CPU compute with, products in float16.
+
+    parts: as `encode` gives them.
+    Raises: ValueError for another scheme, or if the parts' shapes disagree.
+    """
+    bits, version = _width(treatment), STORAGE[treatment.scheme or ""].version
+    zeros = unpack_zeros(parts["qzeros"], bits=bits, version=version)
+    stored = GptqParts(parts["qweight"], zeros, parts["scales"])
+    return gptq_decode(stored, bits=bits, group_size=treatment.group_size or columns)
+
+
+def _parts(
+    values: Array, dtype: str, treatment: Treatment, importance: Array | None
+) -> GptqParts:
+    bits, size = _width(treatment), treatment.group_size or values.shape[1]
+    if treatment.method == RTN:
+        # AutoRound's flow without a model computes in float32, whatever the weights are.
+        return gptq_rtn(
+            values,
+            dtype,
+            bits=bits,
+            group_size=size,
+            symmetric=treatment.symmetric is not False,
+            arithmetic="F32",
+        )
+    grid = SEARCHES[treatment.method or ""]
+    weights = None
+    if importance is not None:
+        weights = search_weights(importance, bits=bits, group_size=size, grid=grid)
+    return gptq_search(values, dtype, bits=bits, group_size=size, weights=weights, grid=grid)
+
+
+def _width(treatment: Treatment) -> int:
+    """The bits of a treatment. Raises: ValueError unless the format has its scheme."""
+    if treatment.scheme not in STORAGE or treatment.bits is None:
+        raise ValueError(f"{treatment} is no scheme of this format")
+    return treatment.bits

@@ -1,0 +1,78 @@
+"""The schemes of the format: how zero points are stored, and whether groups are numbered.
+
+Source: auto-round 0.16.1 and GPTQModel 7.7.0, packers and readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from policy_dsl.formats import PartShape
+from policy_dsl.policy import WHOLE_ROW, Treatment
+
+WIDTHS = (4, 8, 3, 2)
+GROUP_SIZES = (128, 64, 32, WHOLE_ROW)
+RTN = "rtn"
+# Method -> the version of AutoRound whose scales it tries.
+SEARCHES: Mapping[str, str] = {"opt-rtn": "0.16.1", "opt-rtn-0.12.2": "0.12.2"}
+BAND = 32  # rows whose codes and zero points fill whole words
+
+
+class Storage(NamedTuple):
+    """version: of zero points, "gptq" (one less is stored) or "gptq_v2"; g_idx: if there."""
+
+    version: str
+    g_idx: bool
+
+
+STORAGE: Mapping[str, Storage] = {
+    "int": Storage("gptq", g_idx=False),
+    "int-gidx": Storage("gptq", g_idx=True),
+    "int-v2": Storage("gptq_v2", g_idx=False),
+    "int-v2-gidx": Storage("gptq_v2", g_idx=True),
+}
+
+
+def part_shapes(
+    treatment: Treatment, shape: tuple[int, ...], dtype: str
+) -> tuple[PartShape, ...]:
+    """The tensors of a module [out, in]: `qweight`, `qzeros`, `scales`, perhaps `g_idx`.
+
+    Codes are packed along `in`, zero points along `out`, both into int32 words; rows of the
+    module are columns of the tensors. Plain modules have a `weight`.
+    Raises: ValueError if a quantized module is no matrix.
+    """
+    if treatment.action != "quantize":
+        return (PartShape("weight", dtype, shape),)
+    if len(shape) != 2:
+        raise ValueError(f"{list(shape)} is no matrix")
+    bits, (out, columns) = treatment.bits or 0, shape
+    size = group_length(treatment, columns)
+    groups = columns // size
+    parts = (
+        _by_columns("qweight", "I32", (columns * bits // 32, out)),
+        _by_columns("qzeros", "I32", (groups, out * bits // 32)),
+        _by_columns("scales", "F16", (groups, out)),
+    )
+    if not STORAGE[treatment.scheme or ""].g_idx:
+        return parts
+    return (*parts, PartShape("g_idx", "I32", (columns,), constant=_g_idx(columns, size)))
+
+
+def group_length(treatment: Treatment, columns: int) -> int:
+    """How many values of a row of `columns` share a scale."""
+    size = treatment.group_size or columns
+    return columns if size == WHOLE_ROW else size
+
+
+def _by_columns(part: str, dtype: str, shape: tuple[int, int]) -> PartShape:
+    return PartShape(part, dtype, shape, together=BAND, by_columns=True)
+
+
+# One object for all modules of a shape: a large model has tens of thousands.
+@lru_cache(maxsize=64)
+def _g_idx(columns: int, size: int) -> bytes:
+    """The number of each column's group, as little-endian int32."""
+    return b"".join((i // size).to_bytes(4, "little") for i in range(columns))

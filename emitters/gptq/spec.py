@@ -1,0 +1,72 @@
+"""What GPTQ checkpoints can hold. Source: auto-round 0.16.1, GPTQModel 7.7.0, vLLM 0.33.0."""
+
+from __future__ import annotations
+
+from emitters.gptq.names import FAMILIES, module_path, omission, plain_dtype
+from emitters.gptq.readers import METADATA_KEYS, RUNTIMES, conflicts, refusals, unsupported
+from emitters.gptq.schemes import (
+    GROUP_SIZES,
+    RTN,
+    SEARCHES,
+    STORAGE,
+    WIDTHS,
+    part_shapes,
+)
+from policy_dsl.formats import ExpertsApart, FormatSpec, SchemeSpec, Shards
+from policy_dsl.roles.published_names import expert_path
+
+_ABOUT = {
+    "int": "integers with zero points, version 1",
+    "int-gidx": "the same and a group number for each column",
+    "int-v2": "zero points of version 2, which has a zero point 0",
+    "int-v2-gidx": "version 2 and a group number for each column",
+}
+
+
+def shard_name(number: int, count: int) -> str:
+    """The file name of a shard, counted from 1; a single one has no number."""
+    if count == 1:
+        return "model.safetensors"
+    return f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+SPEC = FormatSpec(
+    name="gptq",
+    about="GPTQ-packed checkpoints for vLLM, AutoRound, GPTQModel and transformers",
+    schemes=tuple(
+        SchemeSpec(
+            name, WIDTHS, GROUP_SIZES, (RTN, *SEARCHES), symmetric=True, about=_ABOUT[name]
+        )
+        for name in STORAGE
+    ),
+    fill=tuple(("any", bits, "int") for bits in WIDTHS),
+    plain_dtypes=("BF16", "F16", "F32"),
+    plain_dtype=plain_dtype,
+    fp8_rules=("bf16", "bf16_bf16", "f32"),
+    families=FAMILIES,
+    omission=omission,
+    unsupported=unsupported,
+    conflicts=conflicts,
+    runtimes=RUNTIMES,
+    refusals=refusals,
+    module_path=module_path,
+    part_shapes=part_shapes,
+    layouts={"apart": ExpertsApart(expert_path, (*STORAGE, None))},
+    optional_statistics=dict.fromkeys(SEARCHES, "imatrix"),
+    tensor_files=Shards(4 * 10**9, shard_name, metadata={"format": "pt"}),
+    copied_files=(
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer.model",
+        "*.tiktoken",
+        "chat_template.jinja",
+        "chat_template.json",
+        "generation_config.json",
+    ),
+    settings=("output.shard_size", "calibration.imatrix"),
+    metadata_keys=METADATA_KEYS,
+)

@@ -1,0 +1,63 @@
+"""What weighs in the search for scales: mean squares of each column's inputs, if given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from emitters.core.interface import Prepared, Statistics
+from emitters.gptq.schemes import SEARCHES
+from emitters.numerics.gptq_weights import search_weights
+from emitters.numerics.value_types import Array
+from emitters.tensor_io.imatrix import Imatrix
+from policy_dsl.diagnostics import fail
+from policy_dsl.plan import Module, Plan
+from policy_dsl.roles.published_names import expert_of
+
+
+def prepare(plan: Plan, statistics: Statistics) -> Prepared:
+    """The importance of the columns of each module whose scales are searched.
+
+    Raises: PolicyError if the importance matrix is not one of this model, or a search cannot
+    take it.
+    """
+    if statistics.imatrix is None:
+        return Prepared.nothing()
+    return Prepared({}, {}, dict(_importance(plan, statistics.imatrix)))
+
+
+def _importance(plan: Plan, imatrix: Imatrix) -> Iterator[tuple[str, Array]]:
+    # One entry holds all experts of a layer: read once for all of them.
+    read: dict[tuple[str, int | None], Array] = {}
+    for module in plan.modules:
+        if module.treatment.method not in SEARCHES:
+            continue
+        expert = expert_of(module.name)
+        key = module.role, module.layer
+        if key not in read:
+            count = 1 if expert is None else plan.model.n_experts
+            found = imatrix.sums(*key, n_matrices=count, columns=module.shape[-1])
+            read = {key: found.importance()}
+        weights = read[key][expert or 0]
+        _check(module, weights, imatrix)
+        yield module.name, weights
+
+
+def _check(module: Module, weights: Array, imatrix: Imatrix) -> None:
+    """Raises: PolicyError if the module's search cannot take these weights."""
+    treatment = module.treatment
+    try:
+        search_weights(
+            weights,
+            bits=treatment.bits or 0,
+            group_size=treatment.group_size or 0,
+            grid=SEARCHES[treatment.method or ""],
+        )
+    except ValueError as error:
+        raise fail(
+            "bad-imatrix-entry",
+            imatrix.span,
+            path=str(imatrix.path),
+            entry=module.name,
+            reason=str(error),
+            suggestion="take opt-rtn, or give an importance matrix of more text",
+        ) from None
