@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from emitters import get
 from emitters.core.interface import Prepared, Statistics
 from emitters.tensor_io.imatrix import Imatrix, open_imatrix
 from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.plan import Module, Plan, StatisticsFile
+from policy_dsl.sources.local_files import located
 
 _CHUNK_NBYTES = 4 * 2**20
 # The statistics that a build reads; others decide the plan, and are read before it is made.
@@ -24,7 +24,11 @@ def statistics_findings(plan: Plan) -> tuple[Diagnostic, ...]:
     A file that a policy names may be missing: a plan needs none.
     Raises: PolicyError if one cannot be read, or the command line named it and it is not there.
     """
-    files = [one for one in _to_read(plan) if one.span is None or _place(one).exists()]
+    files = [
+        one
+        for one in _to_read(plan)
+        if one.span is None or located(one.path, one.span).exists()
+    ]
     return tuple(found for file in files for found in _opened(file).findings)
 
 
@@ -53,16 +57,7 @@ def _to_read(plan: Plan) -> list[StatisticsFile]:
 
 
 def _opened(file: StatisticsFile) -> Imatrix:
-    return open_imatrix(_place(file), file.span)
-
-
-def _place(file: StatisticsFile) -> Path:
-    """Where a file is: beside the policy that names it, if it is there."""
-    if file.span is not None:
-        beside = Path(file.span.source.name).parent / file.path
-        if beside.exists():
-            return beside
-    return Path(file.path)
+    return open_imatrix(located(file.path, file.span), file.span)
 
 
 def _filled(module: Module, contents: Mapping[str, bytes]) -> Module:

@@ -48,6 +48,7 @@ def build(
     overrides: options.Overrides = None,
     allow_requantize: options.Requantize = False,
     imatrix: options.ImatrixFile = None,
+    saliency: options.SaliencyFile = None,
     jobs: Jobs = None,
     max_memory: MaxMemory = None,
     force: Force = False,
@@ -67,7 +68,9 @@ def build(
     from emitters.core.build import build as built
     from policy_dsl.cli.progress import reporter
 
-    request = Request(policy, model, target, overrides, verbose, allow_requantize, imatrix)
+    request = Request(
+        policy, model, target, overrides, verbose, allow_requantize, imatrix, saliency
+    )
     # A wrong option is told before a long look at the source.
     memory = _size(max_memory)
     plan, inventory = make_plan(request)

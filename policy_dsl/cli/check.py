@@ -38,6 +38,7 @@ def check(
     model: options.ModelName = None,
     target: options.TargetName = None,
     overrides: options.Overrides = None,
+    saliency: options.SaliencyFile = None,
     format: options.AnyFindings = "text",
     fail_on_warn: options.FailOnWarn = False,
     verbose: options.Verbose = False,
@@ -54,7 +55,8 @@ def check(
       policyc check policies/*.yaml --format github
     """
     checked = [
-        check_policy(Request(policy, model, target, overrides, verbose)) for policy in policies
+        check_policy(Request(policy, model, target, overrides, verbose, saliency=saliency))
+        for policy in policies
     ]
     findings = [found for one in checked for found in one.findings]
     if format == "text":
@@ -106,7 +108,7 @@ def _against_model(
         chosen = choose_target(policy, emitters.specs(), target)
         # Before the plan, which may fail: what was tried is told either way.
         against.append((inventory.id, chosen))
-        plan = plan_for(policy, inventory, chosen)
+        plan = plan_for(policy, inventory, chosen, statistics=request.statistics)
         return [*plan.findings, *findings_of_tests(plan)]
     except PolicyError as error:
         return error.diagnostics

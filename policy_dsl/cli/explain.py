@@ -23,6 +23,7 @@ def explain(
     target: options.TargetName = None,
     overrides: options.Overrides = None,
     allow_requantize: options.Requantize = False,
+    saliency: options.SaliencyFile = None,
     format: options.AnyReport = "text",
     verbose: options.Verbose = False,
 ) -> None:
@@ -37,7 +38,11 @@ def explain(
     from policy_dsl.reports.explain_text import explain_document, explain_markdown, explain_text
 
     # The whole plan, because alike modules are part of the answer.
-    plan, _ = make_plan(Request(policy, model, target, overrides, verbose, allow_requantize))
+    plan, _ = make_plan(
+        Request(
+            policy, model, target, overrides, verbose, allow_requantize, saliency=saliency
+        )
+    )
     found = explained(plan, tensor)
     if format == "json":
         console.write_json(explain_document(found, plan))

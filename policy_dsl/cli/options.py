@@ -45,6 +45,14 @@ ImatrixFile = Annotated[
         help="Importance matrix of llama.cpp, instead of the one that the policy names.",
     ),
 ]
+SaliencyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--saliency",
+        metavar="FILE",
+        help="Ranking of the experts, instead of the one that the policy names.",
+    ),
+]
 AnyReport = Annotated[ReportFormat, typer.Option("--format", help="Form of the result.")]
 AnyFindings = Annotated[FindingsFormat, typer.Option("--format", help="Form of the findings.")]
 TextOrJson = Annotated[PlainFormat, typer.Option("--format", help="Form of the result.")]

@@ -26,6 +26,7 @@ def plan(
     overrides: options.Overrides = None,
     allow_requantize: options.Requantize = False,
     imatrix: options.ImatrixFile = None,
+    saliency: options.SaliencyFile = None,
     tensors: AllTensors = False,
     save: SaveTo = None,
     format: options.AnyReport = "text",
@@ -46,7 +47,9 @@ def plan(
     from policy_dsl.reports.plan_json import document_text, plan_document
     from policy_dsl.reports.plan_text import plan_markdown, plan_text
 
-    request = Request(policy, model, target, overrides, verbose, allow_requantize, imatrix)
+    request = Request(
+        policy, model, target, overrides, verbose, allow_requantize, imatrix, saliency
+    )
     made, _ = make_plan(request)
     tests = run_tests(made)
     # Saved before it is printed: a closed pipe must not cost the file.

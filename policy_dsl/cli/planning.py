@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from policy_dsl.inventory import Inventory
     from policy_dsl.plan import Plan
     from policy_dsl.policy import Policy
+    from policy_dsl.sources.saliency import Saliency
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,13 @@ class Request:
     verbose: bool = False
     allow_requantize: bool = False
     imatrix: Path | None = None
+    saliency: Path | None = None
 
     @property
     def statistics(self) -> dict[str, str]:
         """The files of statistics that options name."""
-        return {} if self.imatrix is None else {"imatrix": str(self.imatrix)}
+        named = {"imatrix": self.imatrix, "saliency": self.saliency}
+        return {name: str(path) for name, path in named.items() if path is not None}
 
 
 def parse_overrides(written: Sequence[str] | None) -> dict[str, str]:
@@ -114,7 +117,7 @@ def plan_for(
     """The plan of a policy for an inventory, with the files of tensors only.
 
     statistics: files to take instead of those that the policy names.
-    Raises: PolicyError with every defect of their meeting.
+    Raises: PolicyError with every defect of their meeting, and of the file that ranks experts.
     """
     import emitters
     from policy_dsl.planning.resolve import resolve
@@ -127,6 +130,26 @@ def plan_for(
         target=target,
         allow_requantize=allow_requantize,
         statistics=statistics,
+        saliency=_saliency_of(policy, statistics or {}),
     )
     # Warnings about the source belong to the plan that rests on it.
     return replace(plan, findings=(*inventory.findings, *plan.findings))
+
+
+def _saliency_of(policy: Policy, statistics: Mapping[str, str]) -> Saliency | None:
+    """What ranks the experts that the policy prunes; None if it needs none, or names no file.
+
+    Raises: PolicyError if the file cannot be read, or does not rank by what the policy says.
+    """
+    from policy_dsl.planning.statistics import SALIENCY, is_ranked, statistics_files
+    from policy_dsl.sources.local_files import located
+    from policy_dsl.sources.saliency import read_saliency
+
+    if not is_ranked(policy):
+        return None
+    (ranking,) = (prune.by for prune in policy.transforms)
+    for file in statistics_files([SALIENCY], policy, statistics):
+        found = read_saliency(located(file.path, file.span), ranking, file.span)
+        # Where it was found is this machine's business.
+        return replace(found, path=file.path)
+    return None

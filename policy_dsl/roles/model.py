@@ -9,7 +9,6 @@ from typing import Any
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.roles.architecture import Architecture
 
-
 # Roles with an entry for every expert along their first axis.
 BY_EXPERT = frozenset({"router", "router_bias"})
 

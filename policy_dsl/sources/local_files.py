@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail, printable
+from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail, printable
 from policy_dsl.inventory import Inventory
 from policy_dsl.sources.checkpoint import read_checkpoint, read_json
 from policy_dsl.sources.hfq_files import find_hfq, is_called_hfq, model_name, read_hfq
@@ -40,6 +40,15 @@ class LocalFiles:
         if len(found) != stop - start:
             raise fail("unreadable-file", path=str(path), reason="it became shorter")
         return found
+
+
+def located(path: str, span: Span | None) -> Path:
+    """Where a file is that a policy names at `span`: beside the policy, if it is there."""
+    if span is not None:
+        beside = Path(span.source.name).parent / path
+        if beside.exists():
+            return beside
+    return Path(path)
 
 
 def open_folder(folder: Path, *, name: str | None = None) -> Inventory:

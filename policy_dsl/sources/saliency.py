@@ -134,6 +134,7 @@ def read_saliency(path: Path, name: str, span: Span | None = None) -> Saliency:
     """
     content = _content(path, span)
     digest = hashlib.sha256(content).hexdigest()
+    rows: Mapping[int, Any] | Sequence[Any]
     try:
         # The length of a header of safetensors is no text: its upper bytes are zero.
         if content[4:LENGTH_NBYTES] == bytes(4):
