@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -208,3 +208,14 @@ class Plan:
     remarks: tuple[tuple[str, str], ...] = ()
     pruning: Pruning | None = None
     findings: tuple[Diagnostic, ...] = field(default=(), compare=False)
+
+    @property
+    def source_experts(self) -> int:
+        """Experts of every layer of the source."""
+        return self.pruning.before if self.pruning else self.model.n_experts
+
+    def old_experts(self, layer: int | None) -> Sequence[int]:
+        """The source's numbers of a layer's experts, in their order."""
+        if self.pruning is None or layer is None:
+            return range(self.model.n_experts)
+        return self.pruning.kept[layer]

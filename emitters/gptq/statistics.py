@@ -34,8 +34,11 @@ def _importance(plan: Plan, imatrix: Imatrix) -> Iterator[tuple[str, Array]]:
         expert = expert_of(module.name)
         key = module.role, module.layer
         if key not in read:
-            count = 1 if expert is None else plan.model.n_experts
+            count = 1 if expert is None else plan.source_experts
             found = imatrix.sums(*key, n_matrices=count, columns=module.shape[-1])
+            if expert is not None:
+                # The file is about the model as it was before experts were pruned.
+                found = found.of(plan.old_experts(module.layer))
             read = {key: found.importance()}
         weights = read[key][expert or 0]
         _check(module, weights, imatrix)

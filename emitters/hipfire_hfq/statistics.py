@@ -49,7 +49,7 @@ def _by_module(plan: Plan, applied: dict[str, Array]) -> Iterator[tuple[str, Arr
 
 def _sums(imatrix: Imatrix, module: Module, plan: Plan) -> Array:
     """float32 [in]: what gate and up of all experts of a module's layer got as input."""
-    count, columns = plan.model.n_experts, module.shape[-1]
+    count, columns = plan.source_experts, module.shape[-1]
     found: list[Array] = []
     for role in ("experts.gate_proj", "experts.up_proj"):
         try:
@@ -59,5 +59,5 @@ def _sums(imatrix: Imatrix, module: Module, plan: Plan) -> Array:
             if not found or error.diagnostics[0].code != "missing-imatrix-entry":
                 raise
         else:
-            found.append(sums.sums)
+            found.append(sums.of(plan.old_experts(module.layer)).sums)
     return gate_up_sums(found[0], found[1] if len(found) > 1 else None)

@@ -8,7 +8,7 @@ sums are read when they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +41,11 @@ class InputSums(NamedTuple):
     sums: Array
     counts: Array
     counts_known: bool = True
+
+    def of(self, matrices: Sequence[int]) -> InputSums:
+        """What is known of these matrices, in this order."""
+        chosen = list(matrices)
+        return self._replace(sums=self.sums[chosen], counts=self.counts[chosen])
 
     def importance(self) -> Array:
         """float32 [n_matrices, columns]: mean squared inputs; 1 for experts without tokens.
