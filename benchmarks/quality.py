@@ -177,7 +177,7 @@ def measure(
     plans: Iterable[Plan], inventory: Inventory, windows: torch.Tensor
 ) -> Iterator[Figures]:
     """Of the source, then of the bundle of each plan."""
-    source = SourceValues(inventory)
+    source = SourceValues(inventory, classify(inventory))
     exact = source_tensors(source)
     wanted = logits_of(exact, windows)
     as_is = likeness(wanted, wanted, windows)

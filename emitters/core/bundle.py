@@ -143,4 +143,7 @@ def _record_file(plan: Plan, files: list[PlannedFile]) -> PlannedFile:
         return PlannedFile(
             RECORD, "record", None, "it lists the side files, which are not known"
         )
+    if plan.pending:
+        reason = "it names the statistics, and what they decide, that are not there yet"
+        return PlannedFile(RECORD, "record", None, reason)
     return PlannedFile(RECORD, "record", len(planned_record(plan, sizes)))

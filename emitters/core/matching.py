@@ -12,7 +12,10 @@ from math import prod
 import emitters
 from emitters.core.bundle_reading import Bundle, BundleModule
 from policy_dsl.formats import FormatSpec
+from policy_dsl.plan import Pruning
+from policy_dsl.planning.pruning import expert_layers
 from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.roles.config_counts import config_value
 from policy_dsl.roles.model import BY_EXPERT
 
 
@@ -32,6 +35,33 @@ def match(bundle: Bundle, model: Model) -> dict[str, tuple[ModelTensor, ...]]:
         for path, stack in stacks.items()
     }
     return _named_as(bundle, ordered, spec)
+
+
+def other_experts(bundle: Bundle, model: Model, pruning: Pruning | None) -> str | None:
+    """Why the bundle's experts cannot be those of the source; None if they may be.
+
+    pruning: as the bundle's record tells it.
+    """
+    count, layers = model.n_experts, expert_layers(model)
+    if pruning is not None:
+        same = pruning.before == count and tuple(sorted(pruning.kept)) == layers
+        kept = f"{pruning.count} of {pruning.before} experts in {len(pruning.kept)} layers"
+        has = f"it keeps {kept}; {model.id} has {count} in {len(layers)}"
+        beyond = any(max(old) >= count for old in pruning.kept.values())
+        return None if same and not beyond else has
+    if bundle.record is not None:
+        return None
+    keys = model.architecture.experts
+    told = [config_value(bundle.inventory.config, key) for key in keys]
+    padding = emitters.get(bundle.target).spec.padding.get(model.architecture.family)
+    known = {None, count, count + (padding.added(count) if padding else 0)}
+    if known.issuperset(told):
+        return None
+    has = next(one for one in told if one not in known)
+    return (
+        f"it has {has} experts a layer and {model.id} has {count}; which of them it keeps only "
+        f"a record tells, and it has none"
+    )
 
 
 def with_added(bundle: Bundle, model: Model) -> Bundle:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from policy_dsl.language.print_policy import canonical_text
-from policy_dsl.plan import Module, Plan
+from policy_dsl.plan import Module, Plan, Pruning
 from policy_dsl.version import version
 
 RECORD = "policyc.json"
@@ -53,10 +53,12 @@ def record(
             "fp8_rule": plan.fp8_rule,
         },
         **_statistics(plan),
-        "transforms": [asdict(prune) for prune in policy.transforms],
+        "transforms": _transforms(plan),
         "omitted": [
             {"name": omission.tensor.name, "reason": omission.reason}
             for omission in plan.omitted
+            # Those of pruned experts the numbers of the others tell.
+            if omission.expert is None
         ],
         "modules": {module.name: _module(module) for module in plan.modules},
         "files": {
@@ -94,6 +96,7 @@ def plan_digest(plan: Plan) -> str:
                     rows.first,
                     rows.count,
                     rows.at,
+                    *rows.picked,
                 ]
                 for rows in module.sources
             ],
@@ -102,6 +105,14 @@ def plan_digest(plan: Plan) -> str:
         for module in plan.modules
     ]
     return _digest([plan.target, plan.fp8_rule, plan.source_digest, modules])
+
+
+def recorded_pruning(document: Mapping[str, Any] | None) -> Pruning | None:
+    """The experts that a record says its bundle keeps; None if it says nothing of them."""
+    for transform in document["transforms"] if document else ():
+        kept = {int(layer): tuple(old) for layer, old in transform["kept"].items()}
+        return Pruning(transform["before"], kept, transform["by"] or "")
+    return None
 
 
 def source_id(name: str) -> str:
@@ -126,6 +137,23 @@ def _statistics(plan: Plan) -> dict[str, Any]:
         for file in plan.statistics
     }
     return {"statistics": files} if files else {}
+
+
+def _transforms(plan: Plan) -> list[dict[str, Any]]:
+    """What was done to the model: which experts of each layer the bundle has, by old number."""
+    pruning = plan.pruning
+    if pruning is None:
+        return []
+    kept = {str(layer): list(numbers) for layer, numbers in pruning.kept.items()}
+    return [
+        {
+            "prune": "experts",
+            "by": pruning.by or None,
+            "before": pruning.before,
+            "to": pruning.count,
+            "kept": kept,
+        }
+    ]
 
 
 def _module(module: Module) -> dict[str, Any]:

@@ -13,20 +13,20 @@ from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import picked_rows
 from policy_dsl.diagnostics import fail
 from policy_dsl.inventory import Inventory
-from policy_dsl.roles.classify import Model, ModelTensor, classify
+from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.roles.scales import block_size
 
 
 class SourceValues:
-    """A source as a model, opened for reading. Many threads may share it.
+    """A source opened for reading, as the model that is made of it. Threads may share it.
 
-    Raises: PolicyError if the source has no readable weights, or names without roles.
+    Raises: PolicyError if the source has no readable weights.
     """
 
-    def __init__(self, source: Inventory) -> None:
+    def __init__(self, source: Inventory, model: Model) -> None:
         if source.root is None:
             raise fail("not-comparable", reason=f"{source.id} is known by its headers alone")
-        self.model: Model = classify(source)
+        self.model = model
         self._source = opened(source, source.root)
 
     def rows(self, tensor: ModelTensor, first: int, count: int) -> Array:

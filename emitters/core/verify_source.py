@@ -9,7 +9,8 @@ from math import sqrt
 
 from emitters.core.bundle_reading import Bundle, BundleModule
 from emitters.core.decoding import Decoder
-from emitters.core.matching import fits, match, rows_of, with_added
+from emitters.core.matching import fits, match, other_experts, rows_of, with_added
+from emitters.core.record import recorded_pruning
 from emitters.core.source_values import SourceValues
 from emitters.numerics.distance import distance
 from emitters.numerics.value_types import VALUE_TYPES, Array
@@ -17,7 +18,8 @@ from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.inventory import Inventory
 from policy_dsl.planning.fill import describe
 from policy_dsl.planning.outline import stored_as
-from policy_dsl.roles.classify import ModelTensor
+from policy_dsl.planning.pruning import pruned
+from policy_dsl.roles.classify import ModelTensor, classify
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +85,16 @@ def compare(
     The source counts with its exact values: FP8 codes times scales in float32.
     Raises: PolicyError if the source has no readable weights, or names without roles.
     """
-    values = SourceValues(source)
-    bundle = with_added(bundle, values.model)
-    pair = _Pair(values, Decoder(bundle))
-    stacks = match(bundle, pair.source.model)
+    model, pruning = classify(source), recorded_pruning(bundle.record)
+    reason = other_experts(bundle, model, pruning)
+    # Every module of experts would say so, and none of them why.
+    if reason is not None:
+        return (), (diagnostic("not-comparable", reason=reason),)
+    if pruning is not None:
+        model, _ = pruned(model, pruning)
+    bundle = with_added(bundle, model)
+    pair = _Pair(SourceValues(source, model), Decoder(bundle))
+    stacks = match(bundle, model)
     findings = list(_unmatched(bundle, stacks))
     comparable = [
         (module, stacks[module.name])

@@ -15,6 +15,7 @@ from emitters.core.decoding import Decoder
 from emitters.core.matching import fits, match, rows_of, with_added
 from emitters.core.source_values import SourceValues
 from emitters.core.verify import verify_bundle
+from policy_dsl.roles.classify import classify
 from policy_dsl.sources.reference import open_source
 
 MLX = "target: mlx_affine\nrules: 'all: keep'\n"
@@ -32,7 +33,8 @@ def made(
     def make(policy: str) -> tuple[Bundle, SourceValues]:
         plan, inventory = planned(demo, policy)
         build(plan, inventory, out=tmp_path / "bundle", jobs=1)
-        return open_bundle(tmp_path / "bundle"), SourceValues(inventory)
+        source = SourceValues(inventory, classify(inventory))
+        return open_bundle(tmp_path / "bundle"), source
 
     return make
 
