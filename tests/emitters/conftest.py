@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from small_checkpoints import Array, llama_config, llama_tensors, write_folder
 
-from emitters import specs
+from policy_dsl.cli.planning import plan_for
 from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import load
 from policy_dsl.plan import Plan
-from policy_dsl.planning.resolve import resolve
 from policy_dsl.sources.reference import open_source
 
 ROOT = Path(__file__).parents[2]
@@ -47,11 +46,16 @@ def write_llama(tmp_path: Path) -> Callable[..., Path]:
 def planned(tmp_path: Path) -> Callable[..., tuple[Plan, Inventory]]:
     """Plans a policy, a bundled name or YAML text, for a checkpoint folder.
 
-    imatrix: the importance matrix of the model, for policies that need one.
+    imatrix, saliency: files of statistics of the model, for policies that need them.
     """
 
     def make(
-        source: Path, policy: str = FOUR_BITS, *, imatrix: Path | None = None, **overrides: str
+        source: Path,
+        policy: str = FOUR_BITS,
+        *,
+        imatrix: Path | None = None,
+        saliency: Path | None = None,
+        **overrides: str,
     ) -> tuple[Plan, Inventory]:
         reference: str | Path = policy
         if "\n" in policy:
@@ -59,8 +63,9 @@ def planned(tmp_path: Path) -> Callable[..., tuple[Plan, Inventory]]:
             reference.write_text(policy)
         inventory = open_source(str(source))
         read = load(reference, overrides=overrides)
-        given = {"imatrix": str(imatrix)} if imatrix else {}
-        return resolve(read, inventory, specs(), statistics=given), inventory
+        named = {"imatrix": imatrix, "saliency": saliency}
+        given = {name: str(path) for name, path in named.items() if path is not None}
+        return plan_for(read, inventory, None, statistics=given), inventory
 
     return make
 
@@ -69,6 +74,12 @@ def planned(tmp_path: Path) -> Callable[..., tuple[Plan, Inventory]]:
 def demo() -> Path:
     """The embedded model."""
     return ROOT / "examples" / "tiny-minimax-m2"
+
+
+@pytest.fixture
+def saliency() -> Path:
+    """What ranks the experts of the embedded model."""
+    return ROOT / "examples" / "tiny-minimax-m2-data" / "reap.safetensors"
 
 
 @pytest.fixture

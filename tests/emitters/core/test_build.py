@@ -28,12 +28,13 @@ from policy_dsl.resources import room
 KEPT = "name: kept\ntarget: mlx_affine\nrules: |\n  all: keep\n  norm: keep\n"
 POLICIES = sorted(path.stem for path in room("policies").glob("*.*"))
 # policy -> values for `--set`, where the embedded model needs other numbers than the policy's.
-NEEDED_VALUES: dict[str, dict[str, str]] = {}
+NEEDED_VALUES = {"reap_w4a16": {"experts": "6"}}
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_planned_bytes_are_built_bytes(demo, imatrix, planned, tmp_path, policy):
-    plan, inventory = planned(demo, policy, imatrix=imatrix, **NEEDED_VALUES.get(policy, {}))
+def test_planned_bytes_are_built_bytes(demo, imatrix, saliency, planned, tmp_path, policy):
+    files, values = {"imatrix": imatrix, "saliency": saliency}, NEEDED_VALUES.get(policy, {})
+    plan, inventory = planned(demo, policy, **files, **values)
     plan = complete(plan, inventory)
     build(plan, inventory, out=tmp_path / "out", jobs=2)
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
