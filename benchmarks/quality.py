@@ -8,7 +8,7 @@ So all targets are measured alike, and only weights: not what a reader's kernels
 
 The text is what the model was not trained on (examples/tiny-minimax-m2-data), windows of 256
 positions; fewer tokens are windows evenly spread over it. The source counts with its exact
-values, FP8 codes times scales. The same numbers come out of every run.
+values, FP8 codes times scales, and with all its experts. The same numbers come out of every run.
 
 size, bpw     all tensors of the bundle, and their bits for each parameter of the model
 weight error  |W - D| / |W| over all quantized tensors together, as `verify --source` has it
@@ -24,6 +24,7 @@ Needs torch and transformers (`pip install -e ".[conformance]" torch`).
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,18 +40,18 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-import emitters  # noqa: E402
 from emitters.core.build import available_cores, build  # noqa: E402
 from emitters.core.bundle_reading import Bundle, open_bundle  # noqa: E402
 from emitters.core.decoding import Decoder  # noqa: E402
 from emitters.core.matching import match, rows_of  # noqa: E402
 from emitters.core.source_values import SourceValues  # noqa: E402
 from emitters.core.verify_source import Sums, compare  # noqa: E402
-from policy_dsl import Plan, PolicyError, load, resolve  # noqa: E402
+from policy_dsl import Plan, PolicyError, load  # noqa: E402
+from policy_dsl.cli.planning import plan_for  # noqa: E402
 from policy_dsl.diagnostics import errors, render  # noqa: E402
 from policy_dsl.inventory import Inventory  # noqa: E402
 from policy_dsl.reports import report  # noqa: E402
-from policy_dsl.roles.classify import Model, classify  # noqa: E402
+from policy_dsl.roles.classify import Model, ModelTensor, classify  # noqa: E402
 from policy_dsl.sources.reference import open_source  # noqa: E402
 from policy_dsl.units import bits_per_weight  # noqa: E402
 
@@ -82,37 +83,43 @@ class Likeness:
 class Figures:
     """A line of the table.
 
-    absent: tensors of the source that the bundle does not hold; added_nbytes: of experts that
-    only the bundle has.
+    parameters: of the model, pruned where the policy says so; absent: its tensors that the
+    bundle does not hold; added_nbytes: of experts that only the bundle has.
     """
 
     name: str
     target: str
     nbytes: int
+    parameters: int
     weight_error: float | None
     likeness: Likeness
     absent: tuple[str, ...] = ()
     added_nbytes: int = 0
 
 
+def called(tensor: ModelTensor) -> str:
+    """The name of a tensor in its model, where experts may have been pruned."""
+    return re.sub(r"(?<=\.experts\.)\d+", str(tensor.expert), tensor.source.name)
+
+
 def source_tensors(source: SourceValues) -> Tensors:
-    """Every tensor of the source, dequantized."""
+    """Every tensor of the source's model, dequantized."""
     found = {}
     for tensor in source.model.tensors:
         rows = source.rows(tensor, 0, prod(tensor.shape[:-1]))
-        found[tensor.source.name] = rows.reshape(tensor.shape)
+        found[called(tensor)] = rows.reshape(tensor.shape)
     return found
 
 
 def decoded_tensors(bundle: Bundle, model: Model) -> Tensors:
-    """Every tensor of the source that the bundle holds, as the bundle's readers see it."""
+    """Every tensor of the model that the bundle holds, as the bundle's readers see it."""
     decoder, stacks = Decoder(bundle), match(bundle, model)
     found = {}
     for module in bundle.modules:
         # Added experts stand for nothing in the source, and are never chosen.
         for tensor, first, count in rows_of(stacks.get(module.name, ())):
             rows = decoder.rows(module, first, count)[:, : tensor.shape[-1]]
-            found[tensor.source.name] = rows.reshape(tensor.shape)
+            found[called(tensor)] = rows.reshape(tensor.shape)
     return found
 
 
@@ -138,10 +145,13 @@ def evaluation_windows(tokens: int) -> torch.Tensor:
     return windows[torch.arange(count) * total // count]
 
 
-def logits_of(tensors: Tensors, windows: torch.Tensor) -> list[torch.Tensor]:
+def logits_of(
+    tensors: Tensors, n_experts: int, windows: torch.Tensor
+) -> list[torch.Tensor]:
     """float32 [BATCH, positions, vocabulary] for each batch of windows."""
     config = transformers.AutoConfig.from_pretrained(SOURCE)
     del config.quantization_config
+    config.num_local_experts = n_experts
     model, loaded = transformers.MiniMaxM2ForCausalLM.from_pretrained(
         None,
         config=config,
@@ -177,30 +187,38 @@ def measure(
     plans: Iterable[Plan], inventory: Inventory, windows: torch.Tensor
 ) -> Iterator[Figures]:
     """Of the source, then of the bundle of each plan."""
-    source = SourceValues(inventory, classify(inventory))
-    exact = source_tensors(source)
-    wanted = logits_of(exact, windows)
+    whole = classify(inventory)
+    exact = source_tensors(SourceValues(inventory, whole))
+    wanted = logits_of(exact, whole.n_experts, windows)
     as_is = likeness(wanted, wanted, windows)
-    yield Figures("(source)", "-", inventory.nbytes, None, as_is)
+    yield Figures("(source)", "-", inventory.nbytes, parameters_of(whole), None, as_is)
     for plan in plans:
+        exact = source_tensors(SourceValues(inventory, plan.model))
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "bundle"
             build(plan, inventory, out=out)
             bundle = open_bundle(out)
             error = weight_error(bundle, inventory)
-            decoded = decoded_tensors(bundle, source.model)
+            decoded = decoded_tensors(bundle, plan.model)
+        logits = logits_of({**exact, **decoded}, plan.model.n_experts, windows)
         yield Figures(
             plan.policy.name,
             plan.target,
             bundle.inventory.nbytes,
+            parameters_of(plan.model),
             error,
-            likeness(logits_of({**exact, **decoded}, windows), wanted, windows),
+            likeness(logits, wanted, windows),
             tuple(sorted(exact.keys() - decoded.keys())),
             sum(one.nbytes * one.added // one.shape[0] for one in bundle.modules if one.added),
         )
 
 
-def cells(figures: Figures, parameters: int, as_is: Likeness) -> tuple[str, ...]:
+def parameters_of(model: Model) -> int:
+    """Values of all tensors."""
+    return sum(prod(tensor.shape) for tensor in model.tensors)
+
+
+def cells(figures: Figures, as_is: Likeness) -> tuple[str, ...]:
     """A line of the table. as_is: of the source."""
     found, error = figures.likeness, figures.weight_error
     change = found.perplexity / as_is.perplexity - 1
@@ -210,7 +228,7 @@ def cells(figures: Figures, parameters: int, as_is: Likeness) -> tuple[str, ...]
         figures.name,
         figures.target,
         f"{figures.nbytes / 1e6:.3f} MB",
-        f"{bits_per_weight(figures.nbytes, parameters):.3f}",
+        f"{bits_per_weight(figures.nbytes, figures.parameters):.3f}",
         "-" if error is None else f"{error:.5f}",
         f"{found.cosine:.6f}",
         f"{found.divergence:.6f}",
@@ -229,15 +247,15 @@ def notes_on(figures: Figures) -> Iterator[str]:
         yield f"{figures.name}: {size} of its size are experts that only the target wants"
 
 
-def shown(found: Sequence[Figures], parameters: int, positions: int) -> list[report.Block]:
+def shown(found: Sequence[Figures], positions: int) -> list[report.Block]:
     """What was measured and how, a line for each policy, and what must be known of some."""
     facts = (
-        ("model", f"{SOURCE.name}, {parameters:,} parameters"),
+        ("model", f"{SOURCE.name}, {found[0].parameters:,} parameters"),
         ("text", f"{positions:,} positions that it was not trained on"),
         ("with", f"torch {torch.__version__}, transformers {transformers.__version__}"),
     )
     columns = tuple(report.Column(title, right=at > 1) for at, title in enumerate(COLUMNS))
-    rows = tuple(cells(figures, parameters, found[0].likeness) for figures in found)
+    rows = tuple(cells(figures, found[0].likeness) for figures in found)
     notes = tuple(note for figures in found for note in notes_on(figures))
     blocks: list[report.Block] = [report.Facts(facts), report.Table(columns, rows)]
     return [*blocks, report.Items(notes)] if notes else blocks
@@ -260,14 +278,13 @@ def main() -> None:
     # The same sums on any number of cores, and no waiting for each other on busy ones.
     torch.set_num_threads(1)
     try:
-        inventory, specs = open_source(str(SOURCE)), emitters.specs()
-        plans = [resolve(load(name), inventory, specs) for name in options.policies]
+        inventory = open_source(str(SOURCE))
+        plans = [plan_for(load(name), inventory, None) for name in options.policies]
         windows = evaluation_windows(options.tokens)
         found = list(measure(plans, inventory, windows))
     except PolicyError as error:
         raise SystemExit(render(error.diagnostics)) from None
-    parameters = sum(prod(tensor.shape) for tensor in classify(inventory).tensors)
-    blocks = shown(found, parameters, windows[:, 1:].numel())
+    blocks = shown(found, windows[:, 1:].numel())
     as_text = report.render_markdown if options.format == "markdown" else report.render_text
     print(as_text(blocks), end="")
 
