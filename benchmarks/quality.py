@@ -8,7 +8,7 @@ So all targets are measured alike, and only weights: not what a reader's kernels
 
 The text is what the model was not trained on (examples/tiny-minimax-m2-data), windows of 256
 positions; fewer tokens are windows evenly spread over it. The source counts with its exact
-values, FP8 codes times scales, and with all its experts. The same numbers come out of every run.
+values, FP8 codes times scales, and all its experts. The same numbers come out of every run.
 
 size, bpw     all tensors of the bundle, and their bits for each parameter of the model
 weight error  |W - D| / |W| over all quantized tensors together, as `verify --source` has it
