@@ -1,4 +1,4 @@
-"""Recorded checkpoints of AutoRound, built again: every tensor and all that readers are told."""
+"""Recorded checkpoints of AutoRound, built again: tensors, and all that readers are told."""
 
 from __future__ import annotations
 
