@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from emitters.core.bundle_reading import Bundle, BundleModule, open_bundle
+from emitters.core.record import recorded_pruning
 from policy_dsl.diagnostics import PolicyError, errors
 from policy_dsl.planning.outline import Outline, OutlineModule, stored_as
 
@@ -24,7 +25,15 @@ def bundle_outline(folder: Path) -> Outline:
     record = bundle.record
     title = f"{record['policy']['name']} ({folder})" if record else str(folder)
     model = str(record["source"]["id"]) if record else str(bundle.inventory.id)
-    return Outline(title, bundle.target, model, outline_modules(bundle))
+    modules = outline_modules(bundle)
+    pruning = recorded_pruning(record)
+    return Outline(title, bundle.target, model, modules, _experts(bundle), pruning)
+
+
+def _experts(bundle: Bundle) -> int | None:
+    """The experts of a layer that a source has, as far as the routers tell."""
+    routers = [one for one in bundle.modules if one.role == "router"]
+    return routers[0].shape[0] - routers[0].added if routers else None
 
 
 def outline_modules(bundle: Bundle) -> tuple[OutlineModule, ...]:

@@ -90,8 +90,7 @@ def compare(
     # Every module of experts would say so, and none of them why.
     if reason is not None:
         return (), (diagnostic("not-comparable", reason=reason),)
-    if pruning is not None:
-        model, _ = pruned(model, pruning)
+    model, _ = pruned(model, pruning)
     bundle = with_added(bundle, model)
     pair = _Pair(SourceValues(source, model), Decoder(bundle))
     stacks = match(bundle, model)

@@ -27,6 +27,8 @@ from policy_dsl.language.yaml_nodes import (
 from policy_dsl.policy import Policy
 
 _TEXTS = ("name", "description", "model", "fp8_dequant")
+# A transform's keys, in the order in which a statement says them.
+_TRANSFORM = tuple(field.alias or name for name, field in PruneFields.model_fields.items())
 # YAML 1.1 truth values: nobody means the boolean who writes `licence: no`.
 _AMBIGUOUS = ("yes", "no", "on", "off", "y", "n")
 
@@ -171,25 +173,25 @@ class _Reader:
             self._places.append(place_of(node, node, anchor))
 
     def _transform(self, node: MappingNode) -> str:
+        before = len(self._draft.findings)
         found = pairs(self._source, node, self._draft.findings)
-        fields = {field.alias or name for name, field in PruneFields.model_fields.items()}
-        texts = {each.name: self._text(each.value, each.name) for each in found}
+        listed = any(each.name == "keep" for each in found)
         # A list of experts is ranked by nothing, and its length is the count.
-        words = ("keep",) if "keep" in texts else ("to", "by")
-        known = {"prune", *words} if "keep" in texts else fields
-        self._known(found, known, f"a transform{' with keep' * ('keep' in texts)}")
-        component = texts.get("prune")
-        if component is None or words[0] not in texts:
+        known = ("prune", "keep") if listed else _TRANSFORM
+        self._known(found, known, "a transform with keep" if listed else "a transform")
+        texts = {each.name: self._text(each.value, each.name) for each in found}
+        missing = [*({"prune"} - texts.keys())]
+        missing += [] if texts.keys() & {"to", "keep"} else ['to" or "keep']
+        # A misspelt key is why the other one is missing: one finding, not two.
+        if missing and len(self._draft.findings) == before:
             span = span_of(self._source, node)
-            missing = "prune" if component is None else 'to" or "keep'
-            # A misspelt key is why the other one is missing: one finding, not two.
-            if not self._draft.findings:
-                self._draft.report("missing-key", span, where="a transform", key=missing)
+            self._draft.report("missing-key", span, where="a transform", key=missing[0])
+        if len(self._draft.findings) > before:
             return ""
-        parts: list[Fragment | str] = [component[0:0], "prune ", component]
-        for word in words:
+        parts: list[Fragment | str] = []
+        for word in known:
             text = texts.get(word)
-            parts += [f" {word} ", text] if text else []
+            parts += [text[0:0], f"{word} ", text, " "] if text else []
         return self._draft.statement(join(parts), ("prune",))
 
     def _statement(self, text: Fragment, keyword: str, kind: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from policy_dsl.planning.outline import Outline, OutlineModule
+from policy_dsl.units import layer_list
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,27 @@ class PlanDiff:
     @property
     def is_empty(self) -> bool:
         """Whether every module has the same treatment, size and place in both."""
-        return not (self.changed or self.added or self.removed)
+        return not (self.changed or self.added or self.removed or self.experts)
+
+    @property
+    def experts(self) -> str:
+        """How the experts of a layer differ, in number or in which they are; else empty."""
+        before, after = self.before.experts, self.after.experts
+        if before != after and None not in (before, after):
+            return f"{before} -> {after} a layer"
+        kept = [_kept(side) for side in (self.before, self.after)]
+        if None in kept or before is None or kept[0] == kept[1]:
+            return ""
+        one, other = (each or {} for each in kept)
+        layers = [layer for layer in {**one, **other} if one.get(layer) != other.get(layer)]
+        return f"{after} a layer, not the same ones in layers {layer_list(sorted(layers))}"
+
+
+def _kept(side: Outline) -> Mapping[int, tuple[int, ...]] | None:
+    """The old numbers of the experts of each layer; None while they are not chosen."""
+    if side.pruning is None or side.pruning.count == side.pruning.before:
+        return {}
+    return side.pruning.kept if side.pruning.chosen else None
 
 
 Pair = tuple[OutlineModule | None, OutlineModule | None]

@@ -8,10 +8,11 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from policy_dsl.diagnostics import fail, nearest
-from policy_dsl.plan import Module, Plan
+from policy_dsl.plan import Module, Omission, Plan
 from policy_dsl.planning.decisions import trace
 from policy_dsl.planning.matching import CompiledRule, is_guarded
 from policy_dsl.planning.outline import treatment_of
@@ -25,14 +26,21 @@ _NUMBER = re.compile(r"\d+")
 class Subject:
     """What a name means: the module that holds it, or why nothing does.
 
-    tensor: the model's tensor that is explained; None for a source tensor without a role, and
-    for what no source has.
+    tensor: the model's tensor that is explained; None for a source tensor without a role, for
+    what no source has, and for a pruned expert's. omission: of a tensor that is left out.
     """
 
     name: str
     module: Module | None
     tensor: ModelTensor | None
-    left_out: str = ""
+    omission: Omission | None = None
+
+
+class Namesake(NamedTuple):
+    """An expert of the source by its number there, and its new one; None if it is pruned."""
+
+    source_expert: int
+    expert: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +54,33 @@ class RuleOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Everything that is known about one decision. alike: modules with the same decision."""
+    """Everything that is known about one decision. alike: modules with the same decision.
+
+    kept_expert: the number in the source of the expert that the name means. namesake: that of
+    another one, whose tensor has this name in the source, and what became of it.
+    """
 
     subject: Subject
     guarded: bool
     rules: tuple[RuleOutcome, ...]
     alike: tuple[Module, ...]
+    kept_expert: int | None = None
+    namesake: Namesake | None = None
+
+    @property
+    def source_expert(self) -> int | None:
+        """The number in the source of the expert that the name means, if some were pruned."""
+        omission = self.subject.omission
+        return omission.expert if omission else self.kept_expert
 
     @property
     def expert(self) -> int | None:
         """The expert that the name means; None for the stack of all of them."""
         tensor, module = self.subject.tensor, self.subject.module
+        own = set(_output_names(module)) if module else set()
         # The stack is explained by its first expert.
-        if tensor is None or (module and self.subject.name in set(_output_names(module))):
-            return None
-        return tensor.expert
+        stacked = self.subject.name in own and module is not None and len(module.sources) > 1
+        return None if tensor is None or stacked else tensor.expert
 
 
 def explain(plan: Plan, name: str) -> Explanation:
@@ -80,7 +100,8 @@ def explain(plan: Plan, name: str) -> Explanation:
         _outcome(rule, "decided" if at == last else "lost" if may else "guarded")
         for at, (rule, may) in enumerate(matching)
     )
-    return Explanation(subject, is_guarded(subject.tensor), rules, alike)
+    found = Explanation(subject, is_guarded(subject.tensor), rules, alike)
+    return _with_old_numbers(found, plan)
 
 
 def find_subject(plan: Plan, name: str) -> Subject:
@@ -101,9 +122,30 @@ def find_subject(plan: Plan, name: str) -> Subject:
         examples = "; ".join(_described(subject) for subject in list(kinds.values())[:4])
         raise fail("many-tensors", name=name, count=len(kinds), examples=examples)
     first = found[0]
-    return Subject(
-        first.name, first.module, first.tensor or _tensor(plan, first), first.left_out
-    )
+    return replace(first, tensor=first.tensor or _tensor(plan, first))
+
+
+def _with_old_numbers(found: Explanation, plan: Plan) -> Explanation:
+    """The explanation with what its expert was called in the source, if experts were pruned."""
+    tensor = found.subject.tensor
+    if plan.pruning is None or tensor is None or found.expert is None:
+        return found
+    old = plan.old_experts(tensor.layer)[found.expert]
+    return replace(found, kept_expert=old, namesake=_namesake(plan, found.subject))
+
+
+def _namesake(plan: Plan, subject: Subject) -> Namesake | None:
+    """The expert of the source whose tensor is called like one of the bundle's, if another."""
+    name, tensor = subject.name, subject.tensor
+    if tensor is None or name == tensor.source.name:
+        return None
+    for omission in plan.omitted:
+        if name == omission.tensor.name and omission.expert is not None:
+            return Namesake(omission.expert, None)
+    for other in plan.model.tensors:
+        if name == other.source.name and other.expert is not None:
+            return Namesake(plan.old_experts(other.layer)[other.expert], other.expert)
+    return None
 
 
 def _subjects(plan: Plan) -> Iterator[Subject]:
@@ -112,12 +154,17 @@ def _subjects(plan: Plan) -> Iterator[Subject]:
             yield Subject(name, module, None)
     # A kept tensor has the same name on both sides; it is one subject.
     own = {name for module in plan.modules for name in _output_names(module)}
-    for module in plan.modules:
-        for name in _source_names(module):
-            if name not in own:
-                yield Subject(name, module, None)
-    for omission in plan.omitted:
-        yield Subject(omission.tensor.name, None, None, omission.reason)
+    read = ((name, module) for module in plan.modules for name in _source_names(module))
+    yield from (Subject(name, module, None) for name, module in read if name not in own)
+    # Of a pruned expert, whose number another one may have now.
+    lost = ((name, one) for one in plan.omitted for name in _omitted_names(one))
+    yield from (Subject(name, None, None, one) for name, one in lost if name not in own)
+
+
+def _omitted_names(omission: Omission) -> Iterator[str]:
+    yield omission.tensor.name
+    if omission.scale is not None:
+        yield omission.scale.name
 
 
 def _output_names(module: Module) -> Iterator[str]:
@@ -154,7 +201,7 @@ def _kind(module: Module) -> tuple[str, ...]:
 
 def _described(subject: Subject) -> str:
     if subject.module is None:
-        return f"{subject.name} ({subject.left_out})"
+        return f"{subject.name} ({subject.omission.reason if subject.omission else ''})"
     return f"{subject.name} ({subject.module.role}, {treatment_of(subject.module)})"
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from policy_dsl.plan import Module, Plan
+from policy_dsl.plan import Module, Plan, Pruning
 from policy_dsl.planning.fill import describe
 from policy_dsl.policy import Treatment
 from policy_dsl.units import bits_per_weight
@@ -47,12 +47,17 @@ class OutlineModule:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A bundle, planned or built, as far as it can be compared with another one."""
+    """A bundle, planned or built, as far as it can be compared with another one.
+
+    experts: of a layer; None where it is not known.
+    """
 
     title: str
     target: str
     model: str
     modules: tuple[OutlineModule, ...]
+    experts: int | None = None
+    pruning: Pruning | None = None
 
     @property
     def nbytes(self) -> int:
@@ -91,7 +96,9 @@ class Group:
 def outline(plan: Plan) -> Outline:
     """The outline of a plan."""
     modules = tuple(_outline_module(module) for module in plan.modules)
-    return Outline(plan.policy.name, plan.target, plan.model.id, modules)
+    experts = plan.model.n_experts
+    title = plan.policy.name
+    return Outline(title, plan.target, plan.model.id, modules, experts, plan.pruning)
 
 
 def stored_as(treatment: Treatment, dtype: str) -> str:

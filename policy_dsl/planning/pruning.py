@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
+from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
 from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Omission, Pruning
 from policy_dsl.planning.decisions import Decision
@@ -75,12 +75,12 @@ def pruning_of(policy: Policy, model: Model, saliency: Saliency | None) -> Pruni
 def _defects(prune: Prune, policy: Policy, model: Model) -> Iterator[Diagnostic]:
     """What is against keeping so many experts, or these, of the model."""
     span = dict(policy.key_spans).get("transforms")
-    count, before = prune.count, model.n_experts
+    # A config may count experts that no layer has.
+    count, before = prune.count, model.n_experts if expert_layers(model) else 0
     last = prune.keep[-1].stop if prune.keep else 0
     if not 1 <= count <= before:
         yield diagnostic("prune-count", span, to=count, count=before)
-        return
-    if last >= before:
+    elif last >= before:
         yield diagnostic(
             "number-outside-model",
             span,
@@ -89,6 +89,12 @@ def _defects(prune: Prune, policy: Policy, model: Model) -> Iterator[Diagnostic]
             count=before,
             last=before - 1,
         )
+    else:
+        yield from _routing_defects(count, model, span)
+
+
+def _routing_defects(count: int, model: Model, span: Span | None) -> Iterator[Diagnostic]:
+    """What is against a router of the model that chooses among so many experts."""
     for key in _ROUTED:
         routed = config_value(model.config, key)
         if type(routed) is int and routed > count:
@@ -98,12 +104,12 @@ def _defects(prune: Prune, policy: Policy, model: Model) -> Iterator[Diagnostic]
         yield diagnostic("prune-in-groups", span, model=model.id, groups=groups, key=_GROUPS)
 
 
-def pruned(model: Model, pruning: Pruning) -> tuple[Model, tuple[Omission, ...]]:
+def pruned(model: Model, pruning: Pruning | None) -> tuple[Model, tuple[Omission, ...]]:
     """The model with only these experts, renumbered in their old order, and what it lost.
 
     Routers and their biases lose the same entries; the config tells the new count.
     """
-    if pruning.count == pruning.before:
+    if pruning is None or pruning.count == pruning.before:
         return model, ()
     new = {
         layer: {old: number for number, old in enumerate(kept)}
@@ -173,14 +179,16 @@ def _counted(config: Mapping[str, Any], keys: tuple[str, ...], count: int) -> di
     return found
 
 
-def ensure_all_pruned(made: Sequence[Decision], model: Model, spec: FormatSpec) -> None:
+def ensure_all_pruned(
+    pruning: Pruning | None, made: Sequence[Decision], model: Model, spec: FormatSpec
+) -> None:
     """Raises: PolicyError if the bundle of a pruned model would hold experts that are not.
 
     MTP blocks have experts of their own, and readers build them with the config's one count.
     """
     carried = [
         one
-        for one in made
+        for one in (made if pruning else ())
         if one.tensor.component == "mtp"
         and "experts" in one.tensor.source.name.split(".")
         and one.written.action != "drop"

@@ -58,10 +58,9 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     # Findings about single tensors would only repeat that the whole family is refused.
     _check_target(policy, model, spec)
     pruning = pruning_of(policy, model, saliency)
-    model, lost = pruned(model, pruning) if pruning else (model, ())
+    model, lost = pruned(model, pruning)
     decisions = decide(policy, model, spec.name)
-    if pruning:
-        ensure_all_pruned(decisions.made, model, spec)
+    ensure_all_pruned(pruning, decisions.made, model, spec)
     lowered = lower(decisions.made, model, policy, spec)
     settings = setting_findings(policy, spec, specs)
     conflicts = spec.conflicts(lowered.modules) if spec.conflicts else []

@@ -33,6 +33,7 @@ def diff_document(found: PlanDiff) -> dict[str, Any]:
         "changed": [_change(change) for change in found.changed],
         "added": [_change(change) for change in found.added],
         "removed": [_change(change) for change in found.removed],
+        "experts": found.experts or None,
         "nbytes_delta": found.nbytes_delta,
         "bpw_delta": found.bpw_delta,
     }
@@ -54,7 +55,8 @@ def _blocks(found: PlanDiff) -> list[Block]:
 
 
 def _title(side: Outline) -> str:
-    return f"{side.title}, {side.target}, {side.model}"
+    pruned = f", {side.pruning.about}" if side.pruning else ""
+    return f"{side.title}, {side.target}, {side.model}{pruned}"
 
 
 def _table(title: str, changes: Sequence[Change]) -> Table:
@@ -90,6 +92,8 @@ def _arrow(before: str | None, after: str | None) -> str:
 def _totals(found: PlanDiff) -> list[tuple[str, str]]:
     sizes = f"{both_units(found.before.nbytes)} -> {both_units(found.after.nbytes)}"
     totals = [("size", f"{sizes}, {signed_bytes(found.nbytes_delta)}")]
+    if found.experts:
+        totals.insert(0, ("experts", found.experts))
     if found.before.bpw is not None and found.after.bpw is not None:
         change = found.after.bpw - found.before.bpw
         totals.append(
@@ -109,6 +113,8 @@ def _side(side: Outline) -> dict[str, Any]:
         "tensor_nbytes": side.nbytes,
         "parameters": side.parameters,
         "bpw": side.bpw,
+        "experts": side.experts,
+        "pruned": side.pruning.about if side.pruning else None,
     }
 
 

@@ -37,7 +37,8 @@ def explain_markdown(found: Explanation, plan: Plan) -> str:
 def explain_document(found: Explanation, plan: Plan) -> dict[str, Any]:
     """The explanation as JSON values."""
     subject, module = found.subject, found.subject.module
-    tensor = subject.tensor
+    omission = subject.omission
+    told = subject.tensor or omission
     return {
         "schema_version": 1,
         "kind": "explain",
@@ -45,10 +46,12 @@ def explain_document(found: Explanation, plan: Plan) -> dict[str, Any]:
         "target": plan.target,
         "model": plan.model.id,
         "name": subject.name,
-        "role": tensor.role if tensor else None,
-        "layer": tensor.layer if tensor else None,
+        "role": told.role or None if told else None,
+        "layer": told.layer if told else None,
         "expert": found.expert,
-        "left_out": subject.left_out or None,
+        "source_expert": found.source_expert,
+        "namesake": found.namesake._asdict() if found.namesake else None,
+        "left_out": omission.reason if omission else None,
         "guarded": found.guarded,
         "rules": [
             {"rule": rule.place, "text": rule.text, "outcome": rule.outcome}
@@ -85,18 +88,18 @@ def _blocks(found: Explanation, plan: Plan) -> list[Block]:
 
 
 def _facts(found: Explanation, plan: Plan) -> Iterable[tuple[str, str]]:
-    subject, module, tensor = found.subject, found.subject.module, found.subject.tensor
+    subject, module, omission = found.subject, found.subject.module, found.subject.omission
+    told = subject.tensor or omission
     yield "tensor", subject.name
     yield "policy", f"{plan.policy.name} for {plan.target} on {plan.model.id}"
-    if tensor is not None:
-        places = [("layer", tensor.layer), ("expert", found.expert)]
-        shown = [f"{word} {number}" for word, number in places if number is not None]
-        yield "role", ", ".join([tensor.role, *shown])
+    if told is not None and told.role:
+        yield "role", ", ".join([told.role, *_places(found, told.layer)])
     elif module is not None:
         yield "role", module.role
+    yield from _namesake(found)
     # Nothing is written for it, so there is nothing more to tell.
     if module is None:
-        yield "left out", subject.left_out
+        yield "left out", omission.reason if omission else ""
         return
     yield "becomes", f"{module.name} ({_sources(module)})"
     yield "treatment", treatment_of(module)
@@ -105,6 +108,23 @@ def _facts(found: Explanation, plan: Plan) -> Iterable[tuple[str, str]]:
     layers = [one.layer for one in found.alike if one.layer is not None]
     where = f", layers {layer_list(layers)}" if layers else ""
     yield "alike", f"{counted(len(found.alike), 'module')}{where}"
+
+
+def _namesake(found: Explanation) -> Iterable[tuple[str, str]]:
+    if found.namesake is not None:
+        old, new = found.namesake
+        became = "which is pruned" if new is None else f"now expert {new}"
+        yield "beware", f"the source's tensor of this name is of its expert {old}, {became}"
+
+
+def _places(found: Explanation, layer: int | None) -> Iterable[str]:
+    if layer is not None:
+        yield f"layer {layer}"
+    new, old = found.expert, found.source_expert
+    if new is not None:
+        yield f"expert {new}" if old is None else f"expert {new}, {old} in the source"
+    elif old is not None:
+        yield f"expert {old} of the source"
 
 
 def _decided_by(found: Explanation, module: Module) -> str:

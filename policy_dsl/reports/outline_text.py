@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from policy_dsl.plan import Pruning
 from policy_dsl.planning.outline import Group, Outline, groups
 from policy_dsl.reports.report import Block, Column, Facts, Table, render_markdown, render_text
 from policy_dsl.units import both_units, column_unit, in_unit, layer_list
@@ -30,8 +31,26 @@ def outline_document(made: Outline) -> dict[str, Any]:
         "tensor_nbytes": made.nbytes,
         "parameters": made.parameters,
         "bpw": made.bpw,
+        "transforms": transforms_json(made.pruning),
         "groups": [group_json(group) for group in groups(made.modules)],
     }
+
+
+def transforms_json(pruning: Pruning | None) -> list[dict[str, Any]]:
+    """What was done to the model; `kept` is null while nobody chose the experts that stay."""
+    if pruning is None:
+        return []
+    kept = {str(layer): list(numbers) for layer, numbers in pruning.kept.items()}
+    return [
+        {
+            "prune": "experts",
+            "by": pruning.by or None,
+            "before": pruning.before,
+            "to": pruning.count,
+            "layers": len(pruning.kept),
+            "kept": kept if pruning.chosen else None,
+        }
+    ]
 
 
 def group_json(group: Group) -> dict[str, Any]:
@@ -67,6 +86,7 @@ def _blocks(made: Outline) -> list[Block]:
         ("bundle", made.title),
         ("target", made.target),
         ("model", made.model),
+        *((("pruned", made.pruning.about),) if made.pruning else ()),
         ("size", both_units(made.nbytes)),
         ("bits", f"{made.bpw or 0:.4f} bpw of {made.parameters:,} parameters"),
     )

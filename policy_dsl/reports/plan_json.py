@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from policy_dsl.diagnostics import fail
-from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor
+from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor, Pruning
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.outline import (
     Outline,
@@ -23,10 +23,12 @@ from policy_dsl.planning.outline import (
     treatment_of,
 )
 from policy_dsl.reports.findings import finding_json
-from policy_dsl.reports.outline_text import group_json
+from policy_dsl.reports.outline_text import group_json, transforms_json
 from policy_dsl.units import bits_per_weight
 
 SCHEMA_VERSION = 1
+# More layers or experts than any model has.
+_LARGEST_COUNT = 65536
 
 
 def plan_document(
@@ -54,6 +56,7 @@ def plan_document(
             "experts": plan.model.n_experts,
             "source_digest": plan.source_digest,
         },
+        "transforms": transforms_json(plan.pruning),
         "totals": _totals(plan, made),
         "roles": _roles(made),
         "groups": [group_json(group) for group in groups(made.modules)],
@@ -117,7 +120,9 @@ def saved_outline(text: str, path: str) -> Outline:
         rows = document["tensors"]
         modules = tuple(_module(rows_of) for rows_of in _by_module(rows))
         title = f"{document['policy']['name']} ({path})"
-        return Outline(title, document["target"], document["model"]["id"], modules)
+        model = document["model"]
+        experts, pruning = int(model["experts"]), _pruning(document)
+        return Outline(title, document["target"], model["id"], modules, experts, pruning)
     except json.JSONDecodeError as error:
         raise fail("bad-saved-plan", path=path, reason=f"no JSON: {error}") from None
     except RecursionError:
@@ -125,6 +130,23 @@ def saved_outline(text: str, path: str) -> Outline:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"something is missing or of the wrong type: {error}"
         raise fail("bad-saved-plan", path=path, reason=reason) from None
+
+
+def _pruning(document: dict[str, Any]) -> Pruning | None:
+    """What a saved plan says was done to the model; those of old versions say nothing."""
+    for found in document.get("transforms", ()):
+        before, ranking, kept = int(found["before"]), str(found["by"] or ""), found["kept"]
+        if kept is not None:
+            if not kept:
+                raise ValueError("transforms")
+            chosen = {int(layer): tuple(map(int, old)) for layer, old in kept.items()}
+            return Pruning(before, chosen, ranking)
+        if max(found["layers"], found["to"]) > _LARGEST_COUNT:
+            raise ValueError("transforms")
+        # In their place stand as many, as in the plan itself.
+        first = tuple(range(found["to"]))
+        return Pruning(before, dict.fromkeys(range(found["layers"]), first), ranking, False)
+    return None
 
 
 def _require_plan(document: Any, path: str) -> None:
@@ -207,7 +229,7 @@ def _dropped(omission: Omission) -> dict[str, Any]:
         "name": omission.tensor.name,
         "role": omission.role,
         "layer": omission.layer,
-        "nbytes": omission.tensor.nbytes,
+        "nbytes": omission.nbytes,
         "reason": omission.reason,
     }
 

@@ -100,6 +100,9 @@ def _heading(plan: Plan) -> Iterable[tuple[str, str]]:
     if model.n_experts:
         counts.append(f"{counted(model.n_experts, 'expert')} a layer")
     yield "model", f"{model.id} ({', '.join(counts)})"
+    if plan.pruning:
+        stand_in = "" if plan.pruning.chosen else "; the first of each layer stand in for them"
+        yield "pruned", f"{plan.pruning.about}{stand_in}"
     if plan.fp8_rule:
         yield "fp8", f"dequantized by rule {plan.fp8_rule}"
     yield from plan.remarks
@@ -191,7 +194,7 @@ def _omissions(omitted: Sequence[Omission]) -> Iterable[str]:
     for omission in omitted:
         found.setdefault((omission.role, omission.reason), []).append(omission)
     for (role, reason), members in found.items():
-        nbytes = sum(member.tensor.nbytes for member in members)
+        nbytes = sum(member.nbytes for member in members)
         size = f"{counted(len(members), 'tensor')}, {both_units(nbytes)}"
         yield f"{role or 'no role'}: {size}, such as {members[0].tensor.name}: {reason}"
 

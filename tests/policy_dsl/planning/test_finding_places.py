@@ -113,4 +113,4 @@ def test_what_holds_no_weights_is_left_out_with_a_reason() -> None:
     )
     assert [each.tensor.name for each in made.omitted] == [table.name]
     assert "no role: 1 tensor, 32 bytes, such as model.layers.0" in plan_text(made, ())
-    assert explain(made, table.name).subject.left_out == made.omitted[0].reason
+    assert explain(made, table.name).subject.omission == made.omitted[0]
