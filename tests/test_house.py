@@ -168,7 +168,7 @@ def test_dependencies_are_the_packages_that_are_imported() -> None:
     "statement",
     [
         "from policy_dsl import Plan, Policy, PolicyError, diff, load, resolve",
-        "import policy_dsl.cli",
+        "import policy_dsl.cli.app",
         *(f"import {spec}" for spec in SPECS),
     ],
 )

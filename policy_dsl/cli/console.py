@@ -23,7 +23,6 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, 
 
 FAILED = 1
 INVALID = 2
-INTERRUPTED = 130
 READER_GONE = 141
 
 _COLOURS = {"error": "\x1b[31m", "warning": "\x1b[33m"}
@@ -50,9 +49,6 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             abandon_stdout()
             # `policyc plan … | head` is no mistake and deserves no message.
             raise typer.Exit(READER_GONE) from None
-        except KeyboardInterrupt:
-            note("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
         except OSError as error:
             show_findings([system_defect(error)], as_json=as_json)
             raise typer.Exit(INVALID) from None

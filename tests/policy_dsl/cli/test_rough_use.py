@@ -47,6 +47,24 @@ def test_closed_streams_are_no_crash(line: str, code: int, tmp_path: Path) -> No
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.parametrize("library", ["typer", "pydantic", "lark", "numba"])
+def test_ctrl_c_while_libraries_load_is_one_line(library: str, tmp_path: Path) -> None:
+    """A module of that name stands before the library, and gets the signal while it loads."""
+    signal = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / f"{library}.py").write_text(signal, encoding="utf-8")
+    (tmp_path / "mine.qpol").write_text(POLICY, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "policy_dsl.cli", "build", tmp_path / "mine.qpol"]
+    ran = subprocess.run(
+        [*command, "--model", TINY, "-o", tmp_path / "out"],
+        check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "interrupted\n")
+
+
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no full device here")
 @pytest.mark.parametrize(
     ("line", "code"),
