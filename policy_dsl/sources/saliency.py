@@ -14,6 +14,7 @@ import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,6 @@ KEEP = "keep"
 # Far more than a number for each expert takes; JSON takes ten times its size in memory.
 _LARGEST = 64 * 2**20
 _NUMBERS = {"F32": "f", "F64": "d", "I32": "i", "I64": "q"}
-_FORMS = "a list of lists, or an object of lists by layer"
 _SOURCE = "run REAP's observer on the model, and write what it finds as docs/pruning.md says"
 
 
@@ -69,7 +69,7 @@ class Saliency:
                 place = f"expert {expert} of layer {layer} has {value!r:.40}"
                 self._require(type(value) in (int, float), f"{place}, which is no number")
                 # Nothing ranks before or behind it.
-                self._require(not isnan(value), place)
+                self._require(type(value) is int or not isnan(value), place)
             found[layer] = tuple(row)
         return found
 
@@ -84,8 +84,8 @@ class Saliency:
                 known = type(value) is int and 0 <= value < shape.n_experts
                 experts = f"the model has experts 0-{shape.n_experts - 1}"
                 self._require(known, f"layer {layer} keeps {value!r:.40}; {experts}")
-            twice = sorted({value for value in row if row.count(value) > 1})[:1]
-            self._require(not twice, f"layer {layer} keeps expert {twice} twice")
+            for value, after in pairwise(sorted(row)):
+                self._require(value != after, f"layer {layer} keeps expert {value} twice")
             why = "all layers keep as many, because readers know one count"
             self._require(
                 len(row) == count, f"layer {layer} keeps {len(row)} experts, not {count}; {why}"
@@ -97,8 +97,9 @@ class Saliency:
         """The row of every layer that has experts."""
         layers = shape.expert_layers
         rows = self._by_layer(self.rows, shape)
-        beyond = sorted(layer for layer in rows if layer >= shape.n_layers)[:1]
-        self._require(not beyond, f"it has a layer {beyond}, the model {shape.n_layers} layers")
+        last = max(rows, default=0)
+        wanted = f"the model has layers 0-{shape.n_layers - 1}"
+        self._require(last < shape.n_layers, f"it has a layer {last}; {wanted}")
         for layer in layers:
             self._require(layer in rows, f"it has nothing about layer {layer}")
             row, listed = rows[layer], isinstance(rows[layer], list | tuple)
@@ -188,11 +189,14 @@ def _json_rows(
         raise _no_saliencies(path, span, reason) from None
     if not isinstance(document, dict):
         raise _no_saliencies(path, span, "it is JSON, and no object of entries")
-    found = _entry(document, path, name, span)
+    # What else stands there says where the numbers come from.
+    entries = {key: one for key, one in document.items() if isinstance(one, list | dict)}
+    found = _entry(entries, path, name, span)
     if isinstance(found, list):
         return found
-    if not isinstance(found, dict) or not all(map(_is_layer, found)):
-        raise _bad(str(path), name, span, f"it is not {_FORMS}")
+    odd = next((key for key in found if not _is_layer(key)), None)
+    if odd is not None:
+        raise _bad(str(path), name, span, f'"{shown(odd)}" is no number of a layer')
     return {int(layer): row for layer, row in found.items()}
 
 
@@ -207,7 +211,7 @@ def _entry(entries: Mapping[str, Any], path: Path, name: str, span: Span | None)
     raise fail(
         "missing-saliency",
         span,
-        suggestion=did_you_mean(name, entries),
+        suggestion=did_you_mean(name, map(shown, entries)),
         path=str(path),
         name=name,
         known=", ".join(shown(one) for one in sorted(entries)[:8]) or "nothing",
