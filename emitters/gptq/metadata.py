@@ -6,7 +6,6 @@ Source: auto-round 0.16.1, its flow without a model; transformers 5.23.0, `save_
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from emitters.gptq.told import Told, read
 from emitters.gptq.widths import AUTO_ROUND, GPTQ, Width, default_width, dialect_of
 from policy_dsl.plan import Plan
 from policy_dsl.policy import Treatment
+from policy_dsl.sources.hub_layout import finite
 
 __all__ = ["claims", "defects", "metadata"]
 
@@ -37,7 +37,7 @@ def metadata(plan: Plan) -> dict[str, bytes]:
     shard has no index: its readers look for `model.safetensors`.
     """
     given = plan.model.config.items()
-    config = {key: _finite(value) for key, value in given if key not in _DROPPED}
+    config = {key: finite(value) for key, value in given if key not in _DROPPED}
     default, files = default_width(plan.modules), {}
     if default is not None:
         dialect = _DIALECTS[dialect_of(plan)]
@@ -92,18 +92,6 @@ def _index(plan: Plan) -> dict[str, Any]:
         "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
         "weight_map": {name: places[name] for name in sorted(places)},
     }
-
-
-def _finite(value: Any) -> Any:
-    """The value with floats that JSON lacks written as transformers writes them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        signed = "Infinity" if value > 0 else "-Infinity"
-        return {"__float__": "NaN" if math.isnan(value) else signed}
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _json(document: Mapping[str, Any]) -> bytes:

@@ -14,6 +14,7 @@ from emitters.gptq.schemes import (
 )
 from policy_dsl.formats import ExpertsApart, FormatSpec, SchemeSpec, Shards
 from policy_dsl.roles.published_names import expert_path
+from policy_dsl.sources.hub_layout import TOKENIZER_FILES, shard_name
 
 _ABOUT = {
     "int": "integers with zero points, version 1",
@@ -21,13 +22,6 @@ _ABOUT = {
     "int-v2": "zero points of version 2, which has a zero point 0",
     "int-v2-gidx": "version 2 and a group number for each column",
 }
-
-
-def shard_name(number: int, count: int) -> str:
-    """The file name of a shard, counted from 1; a single one has no number."""
-    if count == 1:
-        return "model.safetensors"
-    return f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
 SPEC = FormatSpec(
@@ -54,19 +48,7 @@ SPEC = FormatSpec(
     layouts={"apart": ExpertsApart(expert_path, (*STORAGE, None))},
     optional_statistics=dict.fromkeys(SEARCHES, "imatrix"),
     tensor_files=Shards(4 * 10**9, shard_name, metadata={"format": "pt"}),
-    copied_files=(
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
-        "tokenizer.model",
-        "*.tiktoken",
-        "chat_template.jinja",
-        "chat_template.json",
-        "generation_config.json",
-    ),
+    copied_files=TOKENIZER_FILES,
     settings=("output.shard_size", "calibration.imatrix"),
     metadata_keys=METADATA_KEYS,
 )

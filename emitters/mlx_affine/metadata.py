@@ -6,7 +6,6 @@ Source: mlx-lm 0.32.2, `save_config`, `save_model`, `get_total_parameters` and `
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from emitters.core.interface import Claim, Forms, TensorForm
 from emitters.mlx_affine.spec import part_shapes
 from policy_dsl.plan import Module, Plan
 from policy_dsl.policy import Treatment
+from policy_dsl.sources.hub_layout import finite
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -88,7 +88,7 @@ def _config(plan: Plan) -> dict[str, Any]:
     if quantization:
         # mlx-lm reads the first, other tools look for the second; both must say the same.
         config["quantization"] = config["quantization_config"] = quantization
-    return {key: _finite(config[key]) for key in sorted(config)}
+    return {key: finite(config[key]) for key in sorted(config)}
 
 
 def _quantization(plan: Plan) -> dict[str, Any]:
@@ -163,18 +163,6 @@ def _total_parameters(plan: Plan) -> int:
 def _is_weight(module: Module) -> bool:
     """Whether it is a module with a `.weight`, and not a tensor on its own."""
     return module.tensors[0].name != module.name
-
-
-def _finite(value: Any) -> Any:
-    """The value with floats that JSON lacks written as mlx-lm writes them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        signed = "Infinity" if value > 0 else "-Infinity"
-        return {"__float__": "NaN" if math.isnan(value) else signed}
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _json(document: Mapping[str, Any]) -> bytes:

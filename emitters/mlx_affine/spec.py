@@ -11,6 +11,7 @@ from emitters.mlx_affine.names import (
 )
 from policy_dsl.formats import FormatSpec, PartShape, SchemeSpec, Shards
 from policy_dsl.policy import Treatment
+from policy_dsl.sources.hub_layout import TOKENIZER_FILES, shard_name
 
 _WIDTHS = (2, 3, 4, 5, 6, 8)
 
@@ -34,13 +35,6 @@ def part_shapes(
     return packed, PartShape("scales", "U8", groups)
 
 
-def shard_name(number: int, count: int) -> str:
-    """The file name of a shard, counted from 1; a single one has no number."""
-    if count == 1:
-        return "model.safetensors"
-    return f"model-{number:05d}-of-{count:05d}.safetensors"
-
-
 SPEC = FormatSpec(
     name="mlx_affine",
     about="MLX bundles for stock mlx-lm and mlx-swift-lm on Apple silicon",
@@ -60,19 +54,7 @@ SPEC = FormatSpec(
     plain_dtype=plain_dtype,
     unsupported=unsupported,
     tensor_files=Shards(5 * 2**30, shard_name, metadata={"format": "mlx"}),
-    copied_files=(
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
-        "tokenizer.model",
-        "*.tiktoken",
-        "chat_template.jinja",
-        "chat_template.json",
-        "generation_config.json",
-    ),
+    copied_files=TOKENIZER_FILES,
     settings=("output.shard_size",),
     runtimes={"mlx-lm": "Python, any Mac or CPU", "mlx-swift-lm": "Swift on Apple devices"},
 )
