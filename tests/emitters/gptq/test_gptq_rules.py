@@ -1,0 +1,157 @@
+"""Every reader finds each module's own width in a configuration, by the names that it uses."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from reader_lookups import Width, by_auto_round, by_gptqmodel, by_vllm, by_vllm_gptq
+from tiny_models import FAMILIES, planned, tiny
+
+from emitters import get
+from policy_dsl.plan import Module, Plan
+
+QKV = ("q_proj", "k_proj", "v_proj")
+GATE_UP = ("gate_proj", "up_proj")
+MOE = frozenset({"mixtral", "minimax_m2", "qwen3_moe", "glm4_moe"})
+# Rules after `all: 4bit`, for any family and for those with experts.
+MIXED = {
+    "uniform": "",
+    "attention by layer": "attention in layers 1: 8bit g64",
+    "kept attention": "attention: keep",
+    "one kept": "o_proj in layers 0, 2: keep",
+    "groups only": "attention: 4bit g64; o_proj: 4bit g-1",
+    "head": "lm_head: 8bit optional",
+    "head alike": "lm_head: 4bit optional",
+    "head alone": "all: keep; lm_head: 4bit optional",
+}
+EXPERTS = {
+    "layer of experts": "experts in layers 1: 8bit g-1",
+    "layers of experts": "experts in layers 1-2: 8bit; attention: 8bit g64",
+    "kept experts": "experts in layers 2: keep",
+    "experts by group": "experts in layers 2: 4bit g-1",
+    "experts only": "all: keep; experts: 4bit",
+    "attention only": "all: keep; attention: 4bit",
+    "all layers differ": "experts in layers 0: 8bit optional; experts in layers 1: 4bit g-1",
+}
+
+
+def width(module: Module) -> Width:
+    treatment = module.treatment
+    if treatment.action != "quantize":
+        return None
+    assert treatment.bits
+    assert treatment.group_size
+    return treatment.bits, treatment.group_size, treatment.symmetric is not False
+
+
+def linears(plan: Plan) -> dict[str, Module]:
+    """The modules that are linears to readers: matrices with a weight of their own."""
+    return {
+        one.name: one
+        for one in plan.modules
+        if len(one.shape) == 2 and one.role != "embed" and one.tensors[0].name != one.name
+    }
+
+
+def config_of(plan: Plan) -> Any:
+    files = get("gptq").metadata(plan)
+    return json.loads(files["config.json"])["quantization_config"]
+
+
+def joined(plan: Plan) -> Mapping[str, tuple[str, ...]]:
+    """What vLLM's class of the family joins, by the name that it gives it."""
+    if plan.model.architecture.family in ("mixtral", "minimax_m2"):
+        return {"qkv_proj": QKV}
+    return {"qkv_proj": QKV, "gate_up_proj": GATE_UP}
+
+
+def vllm_names(plan: Plan) -> dict[str, set[Width]]:
+    """vLLM's names for the plan's linears -> the widths of what it holds there.
+
+    It makes routers without asking how they are stored, but for Qwen3-MoE's.
+    """
+    family = plan.model.architecture.family
+    words = {member: word for word, members in joined(plan).items() for member in members}
+    found: dict[str, set[Width]] = defaultdict(set)
+    for name, module in linears(plan).items():
+        if module.role == "router" and family != "qwen3_moe":
+            continue
+        parent, _, last = name.rpartition(".")
+        if match := re.fullmatch(r"(.+\.experts)\.\d+", parent):
+            own = match[1]
+        else:
+            own = f"{parent}.{words.get(last, last)}".removeprefix(".")
+        if family == "minimax_m2":
+            own = own.replace(".block_sparse_moe", ".mlp")
+        found[own].add(width(module))
+    return found
+
+
+CASES = [
+    *((family, case) for family in FAMILIES for case in MIXED),
+    *((family, case) for family in sorted(MOE) for case in EXPERTS),
+]
+
+
+def plan_of(family: str, case: str, dialect: str) -> Plan:
+    rules = {**MIXED, **EXPERTS}[case]
+    head = f"metadata dialect {dialect}"
+    return planned(tiny(family), rules.replace("; ", "\n"), head=head)
+
+
+@pytest.mark.parametrize(("family", "case"), CASES)
+def test_auto_round_finds_every_linear_as_it_is_stored(family, case):
+    for dialect in ("auto-round", "gptq"):
+        plan = plan_of(family, case, dialect)
+        config, found = config_of(plan), linears(plan)
+        told = {name: by_auto_round(config, name, found) for name in found}
+        assert told == {name: width(module) for name, module in found.items()}
+
+
+@pytest.mark.parametrize(("family", "case"), CASES)
+def test_vllm_finds_every_module_under_its_own_names(family, case):
+    plan = plan_of(family, case, "auto-round")
+    config, names = config_of(plan), vllm_names(plan)
+    told = {name: {by_vllm(config, name, joined(plan))} for name in names}
+    assert told == names
+
+
+@pytest.mark.parametrize(("family", "case"), CASES)
+def test_readers_of_the_gptq_dialect_find_the_same(family, case):
+    plan = plan_of(family, case, "gptq")
+    config, names, found = config_of(plan), vllm_names(plan), linears(plan)
+    packed = [name for name, module in found.items() if width(module)]
+    told = {name: {by_vllm_gptq(config, name, joined(plan), packed)} for name in names}
+    assert told == names
+    told = {name: by_gptqmodel(config, name) for name in found if found[name].role != "router"}
+    assert told == {name: width(found[name]) for name in told}
+
+
+def test_projections_of_experts_that_differ_are_told_one_by_one():
+    # vLLM has one width for them, which the plan says; other readers do not mind.
+    plan = planned(tiny("minimax_m2"), "experts.down_proj in layers 0, 2: 8bit")
+    config, found = config_of(plan), linears(plan)
+    told = {name: by_auto_round(config, name, found) for name in found}
+    assert told == {name: width(module) for name, module in found.items()}
+    assert any(one.runtime == "vllm" for one in plan.refusals)
+
+
+def test_rules_for_many_experts_are_few():
+    plan = planned(tiny("minimax_m2"), "experts in layers 0, 2: keep")
+    told = config_of(plan)["extra_config"]
+    (pattern,) = [key for key in told if "experts" in key]
+    assert pattern == r".*layers\.(0|2)\.(mlp|block_sparse_moe)\.experts.*"
+    assert told[pattern] == {"bits": 16, "data_type": "float"}
+
+
+def test_shared_experts_are_no_experts():
+    plan = planned(tiny("glm4_moe"), "experts in layers 1: 8bit")
+    config, found = config_of(plan), linears(plan)
+    shared = [name for name, one in found.items() if one.role.startswith("shared_experts")]
+    assert shared
+    assert {by_auto_round(config, name, found) for name in shared} == {(4, 32, True)}
