@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_checkpoints import digests
+from small_checkpoints import (
+    digests,
+    e4m3_values,
+    mixtral_config,
+    mixtral_tensors,
+    nearest_bf16,
+    stored,
+    write_folder,
+)
 
 from emitters.core.build import build
 from emitters.core.bundle_reading import Bundle, BundleModule, open_bundle
@@ -246,6 +254,45 @@ def test_a_build_needs_to_know_who_stays(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="pending-statistics"):
         build(planned("mlx_affine", TO_SIX), open_source(str(DEMO)), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_experts_of_a_fused_source_are_pruned_too(tmp_path: Path, *, fused: bool) -> None:
+    """FP8 with a grid of scales for each expert, of which two of four stay."""
+    tensors = mixtral_tensors(fused=fused, inner=192)
+    scales = np.random.default_rng(3).uniform(0.001, 0.002, (4, 3, 2)).astype(np.float32)
+    down = np.random.default_rng(4).integers(0, 126, (4, 64, 192)).astype(np.uint8)
+    path = "model.layers.0"
+    if fused:
+        grid = {f"{path}.mlp.experts.down_proj_scale_inv": ("F32", scales[:, :1])}
+        tensors |= {f"{path}.mlp.experts.down_proj": ("F8_E4M3", down), **grid}
+    else:
+        for number in range(4):
+            name = f"{path}.block_sparse_moe.experts.{number}.w2.weight"
+            grid = {f"{name}_scale_inv": ("F32", scales[number, :1])}
+            tensors |= {name: ("F8_E4M3", down[number]), **grid}
+    described = {"quant_method": "fp8", "weight_block_size": [128, 96]}
+    config = {**mixtral_config(inner=192), "quantization_config": described}
+    write_folder(tmp_path / "source", config, tensors)
+    policy, _ = parse_policy("target mlx_affine\nprune experts keep 1,3\nall: keep", "p.qpol")
+    source = open_source(str(tmp_path / "source"))
+    plan = plan_for(policy, source, None)
+    build(plan, source, out=tmp_path / "out", jobs=1)
+    assert verified(tmp_path / "out", tmp_path / "source").findings == ()
+    kept, spread = [1, 3], scales[:, :1].repeat(64, axis=1).repeat(96, axis=2)
+    expected = nearest_bf16(e4m3_values()[down] * spread)[kept]
+    moe = f"{path}.block_sparse_moe"
+    whole = mixtral_tensors(fused=False, inner=192)
+    found = stored(tmp_path / "out")
+    assert found[f"{moe}.switch_mlp.down_proj.weight"][1:] == ((2, 64, 192), expected.tobytes())
+    for part, word in (("gate_proj", "w1"), ("up_proj", "w3")):
+        rows = [whole[f"{moe}.experts.{number}.{word}.weight"][1] for number in kept]
+        assert found[f"{moe}.switch_mlp.{part}.weight"][2] == np.stack(rows).tobytes()
+    router = whole[f"{moe}.gate.weight"][1][kept]
+    assert found[f"{moe}.gate.weight"][1:] == ((2, 64), router.tobytes())
+    # Two of four experts, and their scales.
+    experts = 3 * 2 * 192 * 64 * 2 - 2 * 192 * 64
+    assert sum(one.nbytes for one in plan.omitted) == experts + 2 * scales[0, :1].nbytes
 
 
 @given(st.data())
