@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from emitters.core.interface import Emitter, Prepared, UnstorableError
+from emitters.core.misfit import Misfit, band_of
 from emitters.core.units import Unit
 from emitters.numerics.fp8 import fp8_dequantize
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
 from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.read import Source, columns, picked_rows
 from emitters.tensor_io.shards import write_at
-from policy_dsl.diagnostics import fail
+from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Module, Plan, PlannedTensor, SourceRows
 from policy_dsl.planning.fill import describe
@@ -58,7 +59,6 @@ def run_unit(site: Site, unit: Unit) -> int:
         if tensor.is_constant:
             continue
         part = parts[tensor.part]
-        _check_part(tensor, part, rows, unit)
         # Equal bytes a row: a block of rows is one stretch of bytes, or one of each line.
         # What a row has beyond its source's values is its tail, or zeros.
         stride = tensor.nbytes // tensor.shape[0] if tensor.by_columns else 0
@@ -71,26 +71,42 @@ def run_unit(site: Site, unit: Unit) -> int:
 def _encoded(
     site: Site, module: Module, values: Array, origin: tuple[SourceRows, Unit]
 ) -> dict[str, Array]:
-    rows, unit = origin
-    tensor = rows.tensor
     importance = site.prepared.importance.get(module.name)
     given = {} if importance is None else {"importance": importance}
     try:
-        return site.emitter.encode(values, module.dtype, module.treatment, **given)
+        parts = site.emitter.encode(values, module.dtype, module.treatment, **given)
     except UnstorableError as error:
-        row = rows.row_of_source(unit.first + error.row)
-        place = f"a group of row {place_of(tensor, row, 0)}"
-        written = describe(module.treatment)
+        place, found = _misfit(site, module, values, origin, error.row)
         if error.reason:
-            reason = error.reason
-            raise fail(
-                "unstorable-value",
-                tensor=tensor.name,
-                place=place,
-                treatment=written,
-                reason=reason,
-            ) from None
-        raise fail("value-overflow", tensor=tensor.name, place=place, dtype=written) from None
+            raise found.unstorable(place, error.reason) from None
+        raise found.too_large(place, describe(module.treatment)) from None
+    for tensor in module.tensors:
+        at = -1 if tensor.is_constant else _first_overflow(tensor, parts[tensor.part], values)
+        if at >= 0:
+            place, found = _misfit(site, module, values, origin, at)
+            whose = f"whose {tensor.part} are {tensor.dtype}"
+            raise found.too_large(place, f"{describe(module.treatment)}, {whose}")
+    return parts
+
+
+def _first_overflow(tensor: PlannedTensor, part: Array, values: Array) -> int:
+    """The first row whose scale is infinite although its values are not, or -1."""
+    if tensor.dtype not in VALUE_TYPES:
+        return -1
+    at = first_nonfinite(part, tensor.dtype)
+    if at < 0:
+        return -1
+    return at % len(values) if tensor.by_columns else at * len(values) // part.size
+
+
+def _misfit(
+    site: Site, module: Module, values: Array, origin: tuple[SourceRows, Unit], row: int
+) -> tuple[str, Misfit]:
+    """Where a group is that cannot be stored, in that row of the values, and its neighbours."""
+    rows, unit = origin
+    place = place_of(rows.tensor, rows.row_of_source(unit.first + row), 0)
+    found = Misfit(site.plan, site.emitter, module, rows, band_of(values, module.dtype, row))
+    return f"a group of row {place}", found
 
 
 def source_values(site: Site, module: Module, rows: SourceRows, span: tuple[int, int]) -> Array:
@@ -124,9 +140,22 @@ def _stretch(site: Site, module: Module, rows: SourceRows, first: int, count: in
         )
     at = first_nonfinite(values, module.dtype)
     if at >= 0:
-        place = place_of(tensor, first, at)
-        raise fail("value-overflow", tensor=tensor.name, place=place, dtype=module.dtype)
+        raise _overflow(site, module, rows, (first, stored), at)
     return values
+
+
+def _overflow(
+    site: Site, module: Module, rows: SourceRows, read: tuple[int, Array], at: int
+) -> PolicyError:
+    """The error of a value that is finite, and not in the module's dtype. read: as stored."""
+    first, stored = read
+    if rows.scale is not None:
+        exact = _dequantized(site, replace(module, dtype="F32"), rows, first, stored)
+    else:
+        exact = to_float32(stored, rows.tensor.dtype)
+    band = band_of(exact, "F32", at // exact.shape[-1])
+    what = f"{exact.reshape(-1)[at]:.4g} at {place_of(rows.tensor, first, at)}"
+    return Misfit(site.plan, site.emitter, module, rows, band).too_large(what, module.dtype)
 
 
 def place_of(tensor: TensorInfo, first: int, at: int) -> str:
@@ -169,14 +198,3 @@ def _check_finite(stored: Array, dtype: str, tensor: TensorInfo, first: int) -> 
         found = str(to_float32(stored.reshape(-1)[at : at + 1], dtype)[0])
     place = place_of(tensor, first, at)
     raise fail("non-finite-source", tensor=tensor.name, value=found, place=place)
-
-
-def _check_part(tensor: PlannedTensor, part: Array, rows: SourceRows, unit: Unit) -> None:
-    """Scales can overflow although every value is finite."""
-    if tensor.dtype not in VALUE_TYPES or tensor.part == "weight":
-        return
-    at = first_nonfinite(part, tensor.dtype)
-    if at >= 0:
-        row = at % unit.count if tensor.by_columns else at * unit.count // part.size
-        place = f"the group of {place_of(rows.tensor, rows.row_of_source(unit.first + row), 0)}"
-        raise fail("value-overflow", tensor=rows.tensor.name, place=place, dtype=tensor.dtype)

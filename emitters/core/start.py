@@ -50,8 +50,8 @@ def open_journal(
 ) -> Journal:
     """The journal to go on with, and the shards that it speaks of, new or from an earlier run.
 
-    Raises: PolicyError if the unfinished build there is another one or damaged and `force` does
-    not allow to throw it away, or if the disk has no room.
+    Raises: PolicyError if the unfinished build there is another one or damaged, some of it is
+    done, and `force` does not allow to throw it away; or if the disk has no room.
     """
     resumed = Journal.resume(workspace.journal)
     if resumed is not None:
@@ -60,7 +60,8 @@ def open_journal(
         if refusal is None:
             ensure_room(plan, workspace.bundle)
             return journal
-        if not force:
+        # Where nothing is done yet, nothing is lost.
+        if journal.done and not force:
             raise refusal
     # Without a journal nothing says what a file holds: whatever lies there is of no use.
     workspace.clear()

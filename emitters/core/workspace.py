@@ -13,17 +13,24 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from emitters.core.record import RECORD
 from emitters.tensor_io.shards import flush, writing
-from policy_dsl.diagnostics import fail
+from policy_dsl.diagnostics import PolicyError, fail
 
 # What file browsers leave where they were.
 _BROWSED = ".DS_Store"
 _WORK = frozenset({"lock", "journal", "bundle", "replaced", _BROWSED})
+# What the same source and policy lead to again, and what the self-check finds in what is written.
+_FINAL = frozenset(
+    {
+        *("non-finite-source", "unstorable-value", "value-overflow"),
+        *("wrong-result", "width-disagrees", "not-safetensors", "bad-tensor-entry", "not-hfq"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,12 @@ class Workspace:
             if self.bundle.exists():
                 shutil.rmtree(self.bundle)
             self.bundle.mkdir()
+
+    def forget(self) -> None:
+        """Make the work one that nothing can go on with."""
+        # The error that led here is the one to tell, not that a folder is gone.
+        with suppress(OSError):
+            self.journal.unlink()
 
     def recover(self) -> None:
         """Undo or end a `finish` that a crash cut off: its old bundle goes back, or goes."""
@@ -131,6 +144,7 @@ def _own_files(out: Path) -> set[str]:
 def claimed(out: Path) -> Iterator[Workspace]:
     """The workspace of `out`, held against other builds while the context lasts.
 
+    What can be gone on with stays when the context ends by an error, and nothing else.
     Raises: PolicyError if another build holds it, it cannot be made, or is a folder of another
     kind that only happens to have its name.
     """
@@ -140,8 +154,12 @@ def claimed(out: Path) -> Iterator[Workspace]:
     lock = _locked(workspace)
     try:
         yield workspace
+    except PolicyError as error:
+        if _FINAL.intersection(found.code for found in error.diagnostics):
+            workspace.forget()
+        raise
     finally:
-        # Nothing was begun: nothing is left.
+        # Nothing was begun, or nothing came of it: nothing is left.
         if not workspace.journal.exists() and not workspace.replaced.exists():
             shutil.rmtree(workspace.root, ignore_errors=True)
         os.close(lock)

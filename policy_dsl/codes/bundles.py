@@ -73,8 +73,9 @@ BUNDLE_CODES: dict[str, Code] = {
         "A weight that is no finite number breaks the model; it is never written.",
     ),
     "value-overflow": error(
-        'tensor "{tensor}": the value at {place} is too large for {dtype}',
-        "Written as an infinity it would break the model.",
+        'tensor "{tensor}": {what} is too large for {dtype}',
+        "Written as an infinity it would break the model. What the target stores is tried, and "
+        "what would hold the value is named.",
     ),
     "unstorable-value": error(
         'tensor "{tensor}": {place} cannot be stored as {treatment}: {reason}',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_checkpoints import Array, digests
+from small_checkpoints import Array, bf16, digests
 
 from emitters.core.build import build
 from emitters.core.progress import Silent
@@ -21,6 +22,8 @@ from policy_dsl.sources.reference import open_source
 
 NORM_KEPT = "name: other\ntarget: mlx_affine\nrules: |\n"
 GATE = "model.layers.1.mlp.gate_proj.weight"
+# BF16 bits that F16 cannot hold, an infinity -> what becomes of their tensor instead.
+CURES = {0x7F00: "bf16", 0x7F80: "drop"}
 
 
 def refusal(*arguments: object, **options: object) -> str:
@@ -37,6 +40,11 @@ def poke(name: str, row: int, column: int, bits: int) -> Callable[[dict], None]:
         tensors[name][1][row, column] = bits
 
     return change
+
+
+def widen(tensors: dict[str, tuple[str, Array]]) -> None:
+    """Two values of a group: both are finite, their distance is more than float32 can hold."""
+    tensors[GATE][1][100, 7:9] = 0x7F7F, 0xFF7F
 
 
 @pytest.mark.parametrize(
@@ -73,17 +81,48 @@ def test_a_value_too_large_for_its_dtype_is_named(write_llama, planned, tmp_path
     source = write_llama(poke("lm_head.weight", 5, 6, 0x7F00))
     rules = "  all: 4bit\n  norm: keep\n  lm_head: f16\n"
     told = refusal(*planned(source, NORM_KEPT + rules), out=tmp_path / "out")
-    assert 'tensor "lm_head.weight": the value at [5, 6] is too large for F16' in told
+    assert 'tensor "lm_head.weight": 1.701e+38 at [5, 6] is too large for F16' in told
+    assert "6 |   lm_head: f16\n  |            ^^^ bf16 or f32 would hold it" in told
 
 
 def test_a_group_too_wide_for_its_scale_is_named(write_llama, planned, tmp_path):
-    def widen(tensors: dict[str, tuple[str, Array]]) -> None:
-        # Both are finite; their distance is more than float32 can hold.
-        tensors[GATE][1][100, 7:9] = 0x7F7F, 0xFF7F
-
     told = refusal(*planned(write_llama(widen)), out=tmp_path / "out")
     assert told.startswith("error[value-overflow]")
-    assert f'tensor "{GATE}": the value at the group of [100, 0]' in told
+    where = f'tensor "{GATE}": a group of row [100, 0] is too large for 4bit affine g64'
+    assert f"{where}, whose scales are BF16" in told
+    assert "^^^^ bf16 or f32 would hold it" in told
+
+
+def test_what_would_hold_a_value_does(write_llama, planned, tmp_path):
+    """hipfire has no matrices of F32: what holds the value is another of its schemes."""
+
+    def enlarge(tensors: dict[str, tuple[str, Array]]) -> None:
+        tensors["lm_head.weight"][1][77, :2] = bf16(np.array([1e8, -1e8], np.float32))
+
+    source = write_llama(enlarge, hidden=256, inner=256)
+    policy = "name: q\ntarget: hipfire_hfq\nrules: |\n  all: q8\n  norm: f16\n"
+    told = refusal(*planned(source, policy), out=tmp_path / "out")
+    cure = re.search(r"\^ (.*) would hold it", told)
+    assert cure is not None
+    treatments = re.split(", | or ", cure[1])
+    assert "6bit mq6 g256" in treatments
+    assert {"f16", "f32"}.isdisjoint(treatments)
+    for number, treatment in enumerate(treatments):
+        cured = f"{policy}  lm_head: {treatment}\n"
+        build(*planned(source, cured), out=tmp_path / str(number))
+
+
+@pytest.mark.parametrize("value", [0x7F00, 0x7F80])
+def test_a_value_that_stops_a_build_leaves_nothing_in_the_way(
+    write_llama, planned, tmp_path, value
+):
+    """Neither the same policy nor another one can go on with that work."""
+    source = write_llama(poke("lm_head.weight", 5, 6, value))
+    rules = "  all: 4bit\n  norm: keep\n"
+    refusal(*planned(source, f"{NORM_KEPT}{rules}  lm_head: f16\n"), out=tmp_path / "out")
+    assert not (tmp_path / "out.partial").exists()
+    cured = planned(source, f"{NORM_KEPT}{rules}  lm_head: {CURES[value]}\n")
+    build(*cured, out=tmp_path / "out")
 
 
 def test_headers_alone_cannot_be_built(planned, tmp_path):

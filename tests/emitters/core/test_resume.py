@@ -199,6 +199,14 @@ def test_another_policy_is_refused_and_force_starts_over(
     assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
 
 
+def test_another_policy_starts_over_where_nothing_is_done(several_blocks, planned, tmp_path):
+    at = KilledAt("encode", end=False)
+    started = child(lambda: build(*several_blocks, out=tmp_path / "out", progress=at))
+    started.join()
+    assert (tmp_path / "out.partial" / "journal").exists()
+    build(*planned(tmp_path / "source", FIVE_BITS), out=tmp_path / "out")
+
+
 def test_a_source_that_was_written_again_is_refused(several_blocks, tmp_path):
     interrupted(several_blocks, tmp_path / "out")
     os.utime(tmp_path / "source" / "model.safetensors")

@@ -1,0 +1,135 @@
+"""Values that do not fit in what they are to become: the errors, with what would hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from emitters.core.interface import Emitter, UnstorableError
+from emitters.numerics.rounding import cast, first_nonfinite, to_float32
+from emitters.numerics.value_types import Array
+from policy_dsl.diagnostics import PolicyError, Span, fail
+from policy_dsl.formats import SchemeSpec
+from policy_dsl.plan import Module, Plan, SourceRows
+from policy_dsl.planning.decisions import trace
+from policy_dsl.planning.fill import PLAIN_WORDS, describe
+from policy_dsl.policy import Treatment
+from policy_dsl.roles.classify import ModelTensor
+
+# Rows that formats code together at most, with groups that do not run on from row to row.
+BAND = 32
+# A treatment that loses more of the largest value does not hold it, whatever it stores.
+_LARGEST_LOSS = 0.25
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Values of a module that are finite, and that its treatment cannot store.
+
+    rows: where they come from. values: float32 [rows, in], at most a band of them.
+    """
+
+    plan: Plan
+    emitter: Emitter
+    module: Module
+    rows: SourceRows
+    values: Array
+
+    def too_large(self, what: str, dtype: str) -> PolicyError:
+        """The error: `what` is too large for `dtype`, and which treatments would hold it."""
+        name = self.rows.tensor.name
+        held = list(self._holding())
+        more = f"{', '.join(held[:-1])} or {held[-1]}" if len(held) > 1 else "".join(held)
+        cure = f"nothing that {self.plan.target} stores holds it: is the checkpoint whole?"
+        if held:
+            cure = f"{more} would hold it; give the tensor a rule of its own"
+        facts = {"tensor": name, "what": what, "dtype": dtype}
+        return fail("value-overflow", self._span(), suggestion=cure, **facts)
+
+    def unstorable(self, place: str, reason: str) -> PolicyError:
+        """The error: the format has no numbers for what stands at `place`."""
+        return fail(
+            "unstorable-value",
+            self._span(),
+            tensor=self.rows.tensor.name,
+            place=place,
+            treatment=describe(self.module.treatment),
+            reason=reason,
+        )
+
+    def _holding(self) -> Iterator[str]:
+        """What the target stores that would hold the values, in the policy's words.
+
+        Plain dtypes, and of every scheme the width that is nearest to what was wanted.
+        """
+        tensor = self._tensor()
+        spec, model = self.emitter.spec, self.plan.model
+        for dtype in spec.plain_dtypes:
+            treatment = Treatment("cast", dtype=PLAIN_WORDS[dtype])
+            if spec.unsupported(tensor, model, treatment) is None and self._fits(dtype):
+                yield PLAIN_WORDS[dtype]
+        if self.module.treatment.action != "quantize":
+            return
+        for scheme in spec.schemes:
+            dtype = scheme.values or spec.plain_dtype(tensor, model)
+            for treatment in self._treatments(scheme):
+                allowed = spec.unsupported(tensor, model, treatment) is None
+                if allowed and self._fits(dtype) and self._is_kept(treatment, dtype):
+                    yield describe(treatment)
+                    break
+
+    def _treatments(self, scheme: SchemeSpec) -> Iterator[Treatment]:
+        """Treatments of a scheme, those with a width near to the module's own first."""
+        wanted, columns = self.module.treatment, self.values.shape[-1]
+        sizes = [size for size in scheme.group_sizes if columns % size == 0]
+        if scheme.group_sizes and not sizes:
+            return
+        own = wanted.group_size if wanted.group_size in sizes else None
+        group = own or (sizes[0] if sizes else None)
+        for bits in sorted(scheme.bits, key=lambda bits: abs(bits - (wanted.bits or 0))):
+            what = bits, scheme.name, group, scheme.symmetric, scheme.methods[0]
+            yield Treatment("quantize", *what)
+
+    def _fits(self, dtype: str) -> bool:
+        narrow = cast(self.values, "F32", dtype, cuts_off=self.emitter.spec.cuts_off)
+        return first_nonfinite(narrow, dtype) < 0
+
+    def _is_kept(self, treatment: Treatment, dtype: str) -> bool:
+        """Whether the values come back from a treatment, more or less."""
+        given = cast(self.values, "F32", dtype, cuts_off=self.emitter.spec.cuts_off)
+        # Sums of such values overflow, which is an answer too.
+        with np.errstate(all="ignore"):
+            try:
+                parts = self.emitter.encode(given, dtype, treatment)
+            except UnstorableError:
+                return False
+            back = self.emitter.decode(parts, dtype, treatment, given.shape[-1])
+            lost = np.abs(back - self.values).max() / np.abs(self.values).max()
+        return bool(lost <= _LARGEST_LOSS)
+
+    def _tensor(self) -> ModelTensor:
+        """What the values are in the model; a source tensor may hold several of its tensors."""
+        rows = self.rows
+        return next(
+            tensor
+            for tensor in self.plan.model.tensors
+            if tensor.source == rows.tensor and tensor.first_row == rows.first
+        )
+
+    def _span(self) -> Span | None:
+        """The treatment that was chosen, where the policy says it."""
+        plan = self.plan
+        matching = trace(plan.policy, plan.model, plan.target, self._tensor())
+        rules = [compiled.rule for compiled, may in matching if may]
+        if rules:
+            return rules[-1].treatment_span or rules[-1].span
+        return dict(plan.policy.key_spans).get("defaults.otherwise")
+
+
+def band_of(values: Array, dtype: str, row: int) -> Array:
+    """float32 [rows, in]: the band that `row` of the values, of value type `dtype`, is in."""
+    first = row // BAND * BAND
+    return to_float32(np.ascontiguousarray(values[first : first + BAND]), dtype)
+
