@@ -24,7 +24,7 @@ from policy_dsl.diagnostics import PolicyError, fail
 # What file browsers leave where they were.
 _BROWSED = ".DS_Store"
 _WORK = frozenset({"lock", "journal", "bundle", "replaced", _BROWSED})
-# What the same source and policy lead to again, and what the self-check finds in what is written.
+# What the same source and policy lead to again, and what the self-check finds written.
 _FINAL = frozenset(
     {
         *("non-finite-source", "unstorable-value", "value-overflow"),
