@@ -32,7 +32,7 @@ KEEP = "keep"
 # Far more than a number for each expert takes; JSON takes ten times its size in memory.
 _LARGEST = 64 * 2**20
 _NUMBERS = {"F32": "f", "F64": "d", "I32": "i", "I64": "q"}
-_SOURCE = "run REAP's observer on the model, and write what it finds as docs/pruning.md says"
+_SOURCE = "give the file that REAP's observer wrote of the model, as docs/pruning.md has it"
 
 
 class ModelShape(NamedTuple):
@@ -159,7 +159,7 @@ def _content(path: Path, span: Span | None) -> bytes:
             return path.read_bytes()
     except OSError as error:
         reason = error.strerror or str(error)
-    raise fail("unreadable-file", span, path=str(path), reason=reason)
+    raise fail("unreadable-file", span, suggestion=_SOURCE, path=str(path), reason=reason)
 
 
 def _tensor_rows(
