@@ -34,6 +34,7 @@ _SHARED = (
     *("bits", "group_size", "sym", "desc_act", "lm_head", "dynamic", "checkpoint_format"),
     *("packing_format", "block_name_to_quantize", "extra_config"),
 )
+_CODES = ".qweight"
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(\w+)")
 # One wrong shard makes every module in it wrong.
@@ -52,7 +53,10 @@ def defects(
     config = json.loads((folder / CONFIG).read_bytes())
     yield from _copies(folder, config)
     yield from _experts(config, claims)
-    yield from islice(_numbers(folder, shards, claims), _MOST_DEFECTS)
+    tensors = open_source(str(folder)).tensors
+    yield from islice(_untold(tensors, claims), _MOST_DEFECTS)
+    source = Source(folder, file_facts(folder, shards))
+    yield from islice(_numbers(source, tensors, claims), _MOST_DEFECTS)
 
 
 def _copies(folder: Path, config: Mapping[str, Any]) -> Iterator[Diagnostic]:
@@ -85,11 +89,19 @@ def _experts(config: Mapping[str, Any], claims: Mapping[str, Claim]) -> Iterator
             yield _wrong(CONFIG, f"it has {count!r} experts, {path} has {len(numbers)} others")
 
 
+def _untold(
+    tensors: Mapping[str, TensorInfo], claims: Mapping[str, Claim]
+) -> Iterator[Diagnostic]:
+    """Codes that readers take for nothing they know, and leave the linear random."""
+    for name, tensor in tensors.items():
+        if name.endswith(_CODES) and name.removesuffix(_CODES) not in claims:
+            yield _bad(tensor, f"{CONFIG} says that its module is not quantized")
+
+
 def _numbers(
-    folder: Path, shards: Collection[str], claims: Mapping[str, Claim]
+    source: Source, tensors: Mapping[str, TensorInfo], claims: Mapping[str, Claim]
 ) -> Iterator[Diagnostic]:
     """Scales and zero points that no kernel computes with as they are told."""
-    source, tensors = Source(folder, file_facts(folder, shards)), _tensors(folder)
     for name, claim in claims.items():
         scales, zeros = tensors[f"{name}.scales"], tensors[f"{name}.qzeros"]
         if not np.isfinite(_read(source, scales, np.float16)).all():
@@ -102,10 +114,6 @@ def _are_middle(qzeros: Array, claim: Claim) -> bool:
     bits, scheme = claim.treatment.bits or 0, claim.treatment.scheme or ""
     zeros = unpack_zeros(qzeros, bits=bits, version=STORAGE[scheme].version)
     return bool((zeros == 1 << (bits - 1)).all())
-
-
-def _tensors(folder: Path) -> Mapping[str, TensorInfo]:
-    return open_source(str(folder)).tensors
 
 
 def _read(source: Source, tensor: TensorInfo, dtype: type[np.generic]) -> Array:

@@ -1,0 +1,195 @@
+"""What is read from configurations: ours, AutoRound's, GPTQModel's, and broken ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import FAMILIES, GOLDEN, forms, packed, planned, tiny
+
+from emitters import get
+from emitters.core.interface import Claim, Forms, forms_of
+from policy_dsl.plan import Plan
+
+RECORDED = sorted((GOLDEN / "gptq_configs").glob("*.json"))
+LAYER = "model.layers.0.self_attn"
+# One linear of 64 x 64 at 4 bits in groups of 32, and a norm.
+PARTS = {"qweight": ("I32", (8, 64)), "qzeros": ("I32", (2, 8)), "scales": ("F16", (2, 64))}
+FORMS: Forms = {f"{LAYER}.q_proj": PARTS, "model.norm": {"weight": ("BF16", (64,))}}
+USUAL = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True}
+GPTQ = {**USUAL, "quant_method": "gptq", "desc_act": False}
+
+
+def claimed(quantization: object, of: Forms = FORMS) -> dict[str, Claim]:
+    config = json.dumps({"model_type": "llama", "quantization_config": quantization})
+    return get("gptq").claims({"config.json": config.encode()}, of)
+
+
+def shown(claim: Claim) -> tuple[Any, ...]:
+    told = claim.treatment
+    return told.scheme, told.bits, told.group_size, told.symmetric, claim.shape
+
+
+def read_back(plan: Plan) -> dict[str, tuple[Any, ...]]:
+    claims = get("gptq").claims(get("gptq").metadata(plan), forms(plan))
+    return {name: shown(claim) for name, claim in claims.items()}
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_other_tools_configurations_explain_their_tensors(path: Path):
+    recorded = json.loads(path.read_text())
+    tensors = {
+        name: (dtype, tuple(shape)) for name, (dtype, shape) in recorded["tensors"].items()
+    }
+    found = forms_of(tensors)
+    claims = claimed(recorded["quantization_config"], found)
+    assert claims.keys() == {name for name, parts in found.items() if "qweight" in parts}
+    for name, claim in claims.items():
+        expected = get("gptq").spec.part_shapes(claim.treatment, claim.shape, claim.dtype)
+        assert {part.part: (part.dtype, part.shape) for part in expected} == found[name]
+    wide = {name for name, claim in claims.items() if claim.treatment.bits == 8}
+    qkv = {f"model.layers.1.self_attn.{name}_proj" for name in "qkv"}
+    assert wide == ({"lm_head"} if path.stem.endswith("head") else qkv)
+
+
+@pytest.mark.parametrize("dialect", ["auto-round", "gptq"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "",
+        "lm_head: 8bit optional\nattention in layers 1: 8bit g64",
+        "o_proj: keep\ndown_proj in layers 2: 3bit",
+        "all: 2bit g-1 asym\nembed, lm_head: keep optional",
+        "all: 4bit int-gidx\nembed, lm_head: keep optional\nq_proj: 8bit int",
+        "all: 4bit int-v2-gidx asym\nembed, lm_head: keep optional\no_proj: 8bit int-v2",
+    ],
+)
+def test_what_is_written_is_read_back(family, rules, dialect):
+    plan = planned(tiny(family), rules, head=f"metadata dialect {dialect}")
+    expected = {
+        name: (
+            *(module.treatment.scheme, module.treatment.bits, module.treatment.group_size),
+            *(module.treatment.symmetric, module.shape),
+        )
+        for name, module in packed(plan).items()
+    }
+    assert read_back(plan) == expected
+
+
+def test_a_plain_model_claims_nothing():
+    plan = planned(tiny("llama"), "all: keep")
+    assert read_back(plan) == {}
+    assert "quantization_config" not in json.loads(get("gptq").metadata(plan)["config.json"])
+
+
+@pytest.mark.parametrize(
+    ("quantization", "scheme"),
+    [
+        (USUAL, "int"),
+        ({**USUAL, "packing_format": "auto_round:auto_gptq"}, "int"),
+        ({**USUAL, "packing_format": "auto_round:gptqmodel"}, "int-v2"),
+        ({**USUAL, "packing_format": "auto_round"}, "int-v2"),
+        (GPTQ, "int"),
+        ({**GPTQ, "checkpoint_format": "gptq_v2"}, "int-v2"),
+        ({**GPTQ, "format": "gptq_v2"}, "int-v2"),
+    ],
+)
+def test_the_version_of_zero_points(quantization, scheme):
+    (claim,) = claimed(quantization).values()
+    assert shown(claim) == (scheme, 4, 32, True, (64, 64))
+    numbered = {f"{LAYER}.q_proj": {**PARTS, "g_idx": ("I32", (64,))}}
+    (claim,) = claimed(quantization, numbered).values()
+    assert claim.treatment.scheme == f"{scheme}-gidx"
+
+
+@pytest.mark.parametrize(
+    ("quantization", "bits"),
+    [
+        ({**USUAL, "extra_config": {f"{LAYER}.q_proj": {"bits": 8}}}, 8),
+        ({**USUAL, "extra_config": {r".*self_attn\.q": {"bits": 8}, "q_proj": {"bits": 2}}}, 8),
+        ({**USUAL, "extra_config": {"layers.0.self_attn.q_proj": {"bits": 3}}}, 3),
+        ({**USUAL, "extra_config": {"attn": {"bits": 16, "data_type": "float"}}}, None),
+        # A name of another module is no pattern.
+        ({**USUAL, "extra_config": {"model.norm": {"bits": 16}}}, 4),
+        ({**USUAL, "extra_config": None}, 4),
+        ({**USUAL, "block_name_to_quantize": "model.layers"}, 4),
+        ({**USUAL, "block_name_to_quantize": ["model.visual", "model.layers"]}, 4),
+        ({**USUAL, "block_name_to_quantize": "model.visual"}, None),
+        ({**USUAL, "to_quant_block_names": "model.visual"}, None),
+        ({**GPTQ, "dynamic": {r"+:.*\.0\.": {"bits": 8}, r"-:.*\.0\.": {}}}, 8),
+        ({**GPTQ, "dynamic": {r".*q_proj": {"bits": 8}}}, 8),
+        ({**GPTQ, "dynamic": {r"-:.*q_proj": {}}}, None),
+        # Matched from the start, not found somewhere.
+        ({**GPTQ, "dynamic": {r"-:self_attn": {}}}, 4),
+        ({**GPTQ, "modules_in_block_to_quantize": [["mlp.up_proj"], ["self_attn.q_proj"]]}, 4),
+        ({**GPTQ, "modules_in_block_to_quantize": ["mlp.up_proj"]}, None),
+    ],
+)
+def test_rules_are_looked_up_as_readers_do(quantization, bits):
+    claims = claimed(quantization)
+    assert [claim.treatment.bits for claim in claims.values()] == ([bits] if bits else [])
+
+
+def test_a_head_is_packed_only_if_it_is_said():
+    head = {"lm_head": PARTS}
+    assert claimed(USUAL, head) == {}
+    assert claimed({**USUAL, "block_name_to_quantize": "model.layers"}, head) == {}
+    assert "lm_head" in claimed({**USUAL, "extra_config": {"lm_head": {"bits": 4}}}, head)
+    assert claimed(GPTQ, head) == {}
+    assert "lm_head" in claimed({**GPTQ, "lm_head": True}, head)
+
+
+def test_a_plain_linear_that_readers_take_for_packed_is_claimed():
+    plain: Forms = {
+        f"{LAYER}.o_proj": {"weight": ("BF16", (64, 64))},
+        "model.layers.0.mlp.gate": {"weight": ("BF16", (4, 64))},
+        "model.layers.0.input_layernorm": {"weight": ("BF16", (64,))},
+        "lm_head": {"weight": ("BF16", (96, 64))},
+    }
+    (found,) = claimed(USUAL, plain).items()
+    assert found[0] == f"{LAYER}.o_proj"
+    assert found[1].shape == ()
+    kept = {"extra_config": {f"{LAYER}.o_proj": {"bits": 16, "data_type": "float"}}}
+    assert claimed({**USUAL, **kept}, plain) == {}
+    # The tensors themselves tell readers of the other dialect.
+    assert claimed(GPTQ, plain) == {}
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {},
+        [],
+        "gptq",
+        {"bits": 4, "group_size": 64},
+        {**USUAL, "quant_method": "fp8"},
+        {**USUAL, "quant_method": "awq"},
+        {**USUAL, "data_type": "mx_fp"},
+        {**USUAL, "packing_format": "auto_round:auto_awq"},
+        {**USUAL, "packing_format": "auto_round:llm_compressor"},
+        {**GPTQ, "checkpoint_format": "marlin"},
+        {**USUAL, "bits": 5},
+        {**USUAL, "bits": True},
+        {**USUAL, "bits": "4"},
+        {**USUAL, "group_size": 0},
+        {**USUAL, "group_size": [128, 128]},
+        {**USUAL, "sym": "yes"},
+        {**USUAL, "extra_config": {"(": {"bits": 8}}},
+        {**USUAL, "extra_config": {"q_proj": {"bits": 7}}},
+        {**USUAL, "extra_config": ["q_proj"]},
+        {**GPTQ, "dynamic": {"-:*": {}}},
+    ],
+)
+def test_what_is_no_such_configuration_is_refused(quantization):
+    refused = (ValueError, KeyError, TypeError, AttributeError)
+    with pytest.raises(refused):
+        claimed(quantization)
+
+
+def test_without_a_quantization_nothing_is_claimed():
+    assert get("gptq").claims({"config.json": b'{"model_type": "llama"}'}, FORMS) == {}
+    with pytest.raises(KeyError):
+        get("gptq").claims({}, FORMS)
