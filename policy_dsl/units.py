@@ -38,9 +38,9 @@ def in_unit(nbytes: int, scale: int) -> str:
     return str(nbytes) if scale == 1 else f"{nbytes / scale:.3f}"
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 file`, `96,103 tensors`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 file`, `96,103 tensors`; plural: of nouns that do not end in an s then."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or f'{noun}s'}"
 
 
 def bits_per_weight(nbytes: int, parameters: int) -> float | None:

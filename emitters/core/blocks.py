@@ -172,7 +172,7 @@ def _dequantized(
     """The values of FP8 codes; a stack's matrices each have a grid of their own."""
     scale, block = rows.scale, block_size(site.plan.model.config)
     if scale is None or block is None:
-        raise fail("missing-scale", count=1, names=rows.tensor.name)
+        raise fail("missing-scale", tensors="1 tensor", names=rows.tensor.name)
     # A few kilobytes; reading them for every unit keeps units free of shared state.
     height, grid_height = rows.tensor.shape[-2], scale.shape[-2]
     matrix, row = divmod(first, height)

@@ -49,7 +49,7 @@ class SourceValues:
             return to_float32(stored, tensor.source.dtype)
         block = block_size(self.model.config)
         if block is None:
-            raise fail("missing-scale", count=1, names=tensor.source.name)
+            raise fail("missing-scale", tensors="1 tensor", names=tensor.source.name)
         # A stack's matrices each have a grid of their own.
         height, grid_height = tensor.source.shape[-2], tensor.scale.shape[-2]
         parts = []

@@ -20,6 +20,7 @@ from policy_dsl.planning.fill import describe
 from policy_dsl.planning.outline import stored_as
 from policy_dsl.planning.pruning import pruned
 from policy_dsl.roles.classify import ModelTensor, classify
+from policy_dsl.units import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +107,9 @@ def compare(
         found = tuple(workers.map(lambda item: _module_error(pair, *item), comparable))
     for error in found:
         if error.sums.not_finite:
-            count = error.sums.not_finite
-            findings.append(diagnostic("non-finite-decoded", tensor=error.module, count=count))
+            values = counted(error.sums.not_finite, "value")
+            facts = {"tensor": error.module, "values": values}
+            findings.append(diagnostic("non-finite-decoded", **facts))
     return found, tuple(findings)
 
 

@@ -52,7 +52,7 @@ BUNDLE_CODES: dict[str, Code] = {
         "`verify --source` needs the checkpoint that the bundle was built from.",
     ),
     "non-finite-decoded": error(
-        "{tensor}, or its source, has {count} values that are no finite numbers",
+        "{tensor}, or its source, is not finite in {values}",
         "Such weights break a model.",
     ),
     # building a bundle

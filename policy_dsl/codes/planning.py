@@ -35,11 +35,11 @@ PLANNING_CODES: dict[str, Code] = {
         "A tied head has no tensor of its own; the rule for embed decides.",
     ),
     "shadowed-rule": warning(
-        "every one of the {count} tensors that this rule matches is decided by {rules}",
+        "all that this rule matches ({tensors}) is decided by {rules}",
         "The last rule that matches decides; this rule decides nothing.",
     ),
     "unreached-matrices": warning(
-        "no rule reaches {count} matrices ({roles}); they take `otherwise`: {nbytes}",
+        "no rule reaches {matrices} ({roles}); `otherwise` decides: {nbytes}",
         "Matrices that no rule names are often forgotten ones.",
     ),
     "dropped-tensors": warning(
@@ -47,10 +47,10 @@ PLANNING_CODES: dict[str, Code] = {
         "`drop` is for towers and heads that nobody reads.",
     ),
     "router-quantized": warning(
-        "{count} routers are quantized", "Routers are small and choose the experts."
+        "the policy quantizes {routers}", "Routers are small and choose the experts."
     ),
     "larger-than-source": warning(
-        "{count} outputs are larger than their source: {before} become {after}",
+        "{outputs} larger than the source: {before} become {after}",
         "More bits than the source has cost bytes and gain nothing.",
     ),
     "no-target": error(
@@ -108,7 +108,7 @@ PLANNING_CODES: dict[str, Code] = {
         "The policy names this reader in `runtimes`; take the name out if another one will do.",
     ),
     "experts-added": warning(
-        "{added} experts are added to the {count} of every layer: {nbytes}",
+        "{target} adds {experts} to the {count} of every layer: {nbytes}",
         "The target's readers want a multiple; the router never chooses an added expert. "
         "`output pad_experts false` leaves them out.",
     ),
@@ -193,7 +193,7 @@ PLANNING_CODES: dict[str, Code] = {
         "The target stores all experts of a projection in one tensor of one width.",
     ),
     "partial-stack": error(
-        "only {kept} of the {count} experts of a stack are left",
+        "a stack is left with {kept} of its {count} experts",
         "The router chooses among all experts by their numbers: dropping some of them makes a "
         "model that answers nonsense.",
     ),

@@ -109,7 +109,7 @@ SOURCE_CODES: dict[str, Code] = {
         "Counts and sizes are whole numbers, plausible ones, and those of the tensors.",
     ),
     "tensor-without-role": error(
-        "{count} tensors have no role in architecture {family}: {names}",
+        "architecture {family} has no role for {tensors}: {names}",
         "The family's table does not have these names; nothing is skipped silently.",
     ),
     "ambiguous-tensor": error(
@@ -117,7 +117,7 @@ SOURCE_CODES: dict[str, Code] = {
         "The checkpoint holds a matrix under two names; which one counts is unknown.",
     ),
     "layer-beyond-config": error(
-        "{count} tensors stand in layers beyond the config's {n_layers}: {names}",
+        "{tensors} in layers beyond the {n_layers} of the config: {names}",
         "Only multi-token prediction blocks that the config announces follow the last layer.",
     ),
     "missing-layers": error(
@@ -141,7 +141,7 @@ SOURCE_CODES: dict[str, Code] = {
         "A language model has embeddings, and a head unless it is tied.",
     ),
     "missing-scale": error(
-        "{count} FP8 or MXFP4 tensors have no scales: {names}",
+        "{tensors} of FP8 or MXFP4 without scales: {names}",
         "Values are codes times scales; a weight without its scales cannot be read.",
     ),
     "missing-block-size": error(

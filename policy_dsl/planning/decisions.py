@@ -11,6 +11,7 @@ from policy_dsl.planning.matching import CompiledRule, compile_rules, is_guarded
 from policy_dsl.policy import Policy, Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.selectors import Name
+from policy_dsl.units import counted
 
 KEEP = Treatment("keep")
 OTHERWISE = "defaults.otherwise"
@@ -116,7 +117,7 @@ def _rule_findings(
                 diagnostic(
                     "shadowed-rule",
                     compiled.rule.span,
-                    count=tally.matched[index],
+                    tensors=counted(tally.matched[index], "tensor"),
                     rules=", ".join(dict.fromkeys(winners)),
                 )
             )
@@ -138,8 +139,9 @@ def _matches_nothing(compiled: CompiledRule, model: Model) -> Diagnostic:
     notes = []
     if guarded:
         example = guarded[0]
+        covered = counted(len(guarded), "guarded tensor")
         notes.append(
-            f"it covers {len(guarded)} guarded tensors such as {example.source.name}; "
+            f"it covers {covered} such as {example.source.name}; "
             f'only a rule that names "{example.role}" may touch them'
         )
     return diagnostic(

@@ -12,7 +12,7 @@ from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.decisions import OTHERWISE, Decision
 from policy_dsl.planning.matching import is_guarded
 from policy_dsl.policy import Treatment
-from policy_dsl.units import both_units
+from policy_dsl.units import both_units, counted
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 
 
@@ -57,7 +57,7 @@ def _unreached(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
         diagnostic(
             "unreached-matrices",
             places.get("defaults.otherwise") or places.get("rules"),
-            count=len(missed),
+            matrices=counted(len(missed), "matrix", "matrices"),
             roles=", ".join(roles),
             nbytes=both_units(size),
         )
@@ -97,7 +97,9 @@ def _router_warnings(plan: Plan, spans: Mapping[str, Span | None]) -> list[Diagn
         if module.role == "router" and module.treatment.action == "quantize":
             rules[module.rule] += 1
     return [
-        diagnostic("router-quantized", spans.get(rule), count=count)
+        diagnostic(
+            "router-quantized", spans.get(rule), routers=counted(count, "router")
+        )
         for rule, count in rules.items()
     ]
 
@@ -105,16 +107,17 @@ def _router_warnings(plan: Plan, spans: Mapping[str, Span | None]) -> list[Diagn
 def _growth_warnings(plan: Plan, spans: Mapping[str, Span | None]) -> list[Diagnostic]:
     grown: dict[str, list[int]] = {}
     for module in plan.modules:
-        before = _source_nbytes(module)
-        if module.sources and module.nbytes > before:
+        # Experts that no source has are another warning, and no rule's doing.
+        before, after = _source_nbytes(module), module.nbytes - _added_nbytes(module)
+        if module.sources and after > before:
             totals = grown.setdefault(module.rule, [0, 0, 0])
-            for index, value in enumerate((1, before, module.nbytes)):
+            for index, value in enumerate((1, before, after)):
                 totals[index] += value
     return [
         diagnostic(
             "larger-than-source",
             spans.get(rule),
-            count=count,
+            outputs=counted(count, "output"),
             before=both_units(before),
             after=both_units(after),
         )
@@ -128,12 +131,13 @@ def _added(plan: Plan) -> list[Diagnostic]:
     if not padded:
         return []
     routers = {module.added for module in padded if module.role == "router"}
-    size = sum(module.nbytes * module.added // module.shape[0] for module in padded)
+    size = sum(map(_added_nbytes, padded))
     return [
         diagnostic(
             "experts-added",
             dict(plan.policy.key_spans).get("output.pad_experts"),
-            added=max(routers, default=0),
+            target=plan.target,
+            experts=counted(max(routers, default=0), "expert"),
             count=plan.model.n_experts,
             nbytes=both_units(size),
         )
@@ -153,6 +157,11 @@ def _refused(plan: Plan) -> list[Diagnostic]:
         for one in plan.refusals
         if one.runtime in plan.policy.runtimes
     ]
+
+
+def _added_nbytes(module: Module) -> int:
+    """Bytes of the experts that no source has."""
+    return module.nbytes * module.added // module.shape[0] if module.added else 0
 
 
 def _source_nbytes(module: Module) -> int:

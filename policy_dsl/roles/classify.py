@@ -23,6 +23,7 @@ from policy_dsl.roles.fused import defuse, fused_defect
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.roles.name_rules import Fusion, NameRule, Role
 from policy_dsl.roles.scales import Scales, find_scales, some
+from policy_dsl.units import counted
 
 __all__ = ["Architecture", "Model", "ModelTensor", "architecture", "classify", "families"]
 
@@ -205,13 +206,13 @@ class _Reading:
                 "tensor-without-role",
                 notes=[_ALREADY_QUANTIZED] if quantized else [],
                 family=self.table.family,
-                count=len(self.unknown),
+                tensors=counted(len(self.unknown), "tensor"),
                 names=some(self.unknown),
             )
         if self.beyond:
             yield diagnostic(
                 "layer-beyond-config",
-                count=len(self.beyond),
+                tensors=counted(len(self.beyond), "tensor"),
                 names=some(self.beyond),
                 n_layers=self.counts.layers,
             )

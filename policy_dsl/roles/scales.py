@@ -8,6 +8,7 @@ from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.inventory import Inventory, TensorInfo
+from policy_dsl.units import counted
 
 FP8_SUFFIX = "_scale_inv"
 MXFP4_SUFFIXES = ("_blocks", "_scales")
@@ -73,7 +74,9 @@ def _fp8_findings(
         each.name for each in weights if each.dtype == "F8_E4M3" and each.name not in of_weight
     ]
     if bare:
-        yield diagnostic("missing-scale", count=len(bare), names=some(bare))
+        yield diagnostic(
+            "missing-scale", tensors=counted(len(bare), "tensor"), names=some(bare)
+        )
     scaled = {name: s for name, s in of_weight.items() if s.name.endswith(FP8_SUFFIX)}
     block = block_size(inventory.config)
     if block is not None:
@@ -100,7 +103,7 @@ def _mxfp4_findings(
         if name in of_weight:
             yield from _mxfp4_defect(inventory.tensors[name], of_weight[name])
         else:
-            yield diagnostic("missing-scale", count=1, names=name)
+            yield diagnostic("missing-scale", tensors="1 tensor", names=name)
 
 
 def _mxfp4_defect(blocks: TensorInfo, scale: TensorInfo) -> Iterator[Diagnostic]:

@@ -148,7 +148,17 @@ def test_experts_are_added_up_to_a_multiple_of_32() -> None:
     assert json.loads(files["config.json"])["num_local_experts"] == 32
     assert jang_config(plan)["expert_padding"]["original_num_local_experts"] == 8
     (told,) = [found for found in plan.findings if found.code == "experts-added"]
-    assert "24 experts are added to the 8 of every layer" in told.message
+    assert "jangtq_prestack adds 24 experts to the 8 of every layer" in told.message
+
+
+def test_a_rule_is_not_blamed_for_added_experts() -> None:
+    """The routers have 32 rows instead of 8, each as large as in the source."""
+    plan = planned("all: 8bit; experts: 2bit; router: f32; router_bias, norm: keep")
+    assert module(plan, "model.layers.3.block_sparse_moe.gate").added == 24
+    (told,) = [found for found in plan.findings if found.code == "larger-than-source"]
+    # FP8 has 8 bits, and 8-bit groups have 8.5.
+    assert told.span is not None
+    assert told.span.source.text[told.span.start : told.span.end] == "all: 8bit"
 
 
 def test_a_policy_may_leave_the_expert_count_alone() -> None:

@@ -91,7 +91,7 @@ def small_plan() -> Plan:
         ),
         fp8_rule="bf16",
         pending=("imatrix: run `policyc calibrate`",),
-        findings=(diagnostic("router-quantized", count=4),),
+        findings=(diagnostic("router-quantized", routers="4 routers"),),
     )
 
 

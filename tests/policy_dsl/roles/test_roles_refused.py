@@ -40,7 +40,7 @@ def test_a_count_is_a_plausible_whole_number(value, changed, codes):
 def test_tensors_without_a_role_are_named_and_counted(tensor, changed, message):
     extra = [tensor(f"model.layers.0.self_attn.x{i}_proj.weight", [4, 4]) for i in range(7)]
     text = message(changed("llama", with_tensors=extra))
-    assert "error[tensor-without-role]: 7 tensors have no role in architecture llama" in text
+    assert "error[tensor-without-role]: architecture llama has no role for 7 tensors" in text
     assert "x4_proj.weight and 2 more" in text
     assert "x5_proj" not in text
 

@@ -74,7 +74,7 @@ def test_an_fp8_weight_without_scales_is_refused(inventory, message, fp8):
         if "experts.0.up_proj.weight_s" not in each.name
     ]
     text = message(inventory(source.config, *kept))
-    assert "error[missing-scale]: 2 FP8" in text
+    assert "error[missing-scale]: 2 tensors of FP8" in text
     assert "model.layers.1.mlp.experts.0.up_proj.weight" in text
 
 
