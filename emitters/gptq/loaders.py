@@ -31,9 +31,9 @@ def _renamed_experts(plan: Plan) -> str | None:
     if family not in _RENAMED_EXPERTS or not _packs_experts(plan):
         return None
     return (
-        f"its class for {family} has other names for experts: packed ones are left out, mostly"
-        " without an error, and experts stay random; load it with vLLM, or with a modeling file"
-        " of your own"
+        f"transformers' own class for {family} has other names for experts: packed ones are left"
+        " out, mostly without an error, and experts stay random; load it with vLLM, or with"
+        " modeling code that has experts as linears (trust_remote_code)"
     )
 
 
