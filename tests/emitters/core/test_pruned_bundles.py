@@ -29,6 +29,8 @@ from emitters.core.decoding import opened
 from emitters.core.progress import Silent
 from emitters.core.record import record_digest
 from emitters.core.verify import VerifyReport, verify_bundle
+from emitters.numerics.awq import awq_scale, column_scale, gate_up_sums
+from emitters.tensor_io.imatrix import open_imatrix
 from emitters.tensor_io.read import picked_rows
 from policy_dsl.cli.planning import plan_for
 from policy_dsl.diagnostics import PolicyError
@@ -39,6 +41,7 @@ from policy_dsl.sources.reference import open_source
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "examples" / "tiny-minimax-m2"
+IMATRIX = ROOT / "examples" / "tiny-minimax-m2-data" / "imatrix.gguf"
 REAP = ROOT / "examples" / "tiny-minimax-m2-data" / "reap.safetensors"
 TO_SIX = "prune experts to 6 by reap"
 # Routers too, and experts in every way that a target stores them.
@@ -49,6 +52,7 @@ RULES = {
     "jangtq_prestack unpadded": "all: 8bit g32; experts: 2bit; output pad_experts false",
     "hipfire_hfq": "all, router: q8; experts: mq4",
     "gptq": "attention, experts: 4bit int g32; embed, lm_head: keep",
+    "gptq searched": "attention: 4bit int g32; experts: 4bit int g128 by opt-rtn; embed: keep",
     "gptq plain": "attention: 4bit int g32; experts, embed, lm_head: keep",
 }
 CASES = pytest.mark.parametrize("case", RULES)
@@ -59,6 +63,8 @@ def planned(case: str, prune: str = "", saliency: Path | None = None) -> Plan:
     text = f"target {target}\n{prune}\n{RULES[case]}"
     policy, _ = parse_policy(text, "p.qpol")
     given = {"saliency": str(saliency)} if saliency else {}
+    if "opt-rtn" in text or "awq" in text:
+        given["imatrix"] = str(IMATRIX)
     return plan_for(policy, open_source(str(DEMO)), None, statistics=given)
 
 
@@ -248,6 +254,28 @@ def test_a_list_says_the_same_as_saliencies_that_choose_it(tmp_path: Path) -> No
     )
     one, other = (digests(tmp_path / name) for name in ("a", "b"))
     assert {name for name in one if one[name] != other[name]} == {"policyc.json"}
+
+
+def test_scales_of_columns_are_those_of_the_experts_that_stay(tmp_path: Path) -> None:
+    rules = "all, router: q8; experts: mq4; experts.gate_proj, experts.up_proj: mq4 by awq"
+    policy, _ = parse_policy(f"target hipfire_hfq\n{TO_SIX}\n{rules}", "p.qpol")
+    source = open_source(str(DEMO))
+    given = {"saliency": str(REAP), "imatrix": str(IMATRIX)}
+    plan = plan_for(policy, source, None, statistics=given)
+    build(plan, source, out=tmp_path / "out", jobs=1)
+    assert verified(tmp_path / "out").findings == ()
+    bundle, imatrix = open_bundle(tmp_path / "out"), open_imatrix(IMATRIX)
+    for module in bundle.modules:
+        if module.role != "awq_scale":
+            continue
+        sums = [
+            imatrix.sums(role, module.layer, n_matrices=8, columns=256)
+            .of(plan.old_experts(module.layer))
+            .sums
+            for role in ("experts.gate_proj", "experts.up_proj")
+        ]
+        scale = column_scale(awq_scale(gate_up_sums(*sums), 0.55), exact=True)
+        assert contents(bundle, module)["weight"] == scale.stored.tobytes()
 
 
 def test_a_build_needs_to_know_who_stays(tmp_path: Path) -> None:
