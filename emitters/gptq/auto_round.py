@@ -14,11 +14,11 @@ from emitters.gptq.widths import AUTO_ROUND, Width, quantized
 from policy_dsl.plan import Plan
 
 SIDECAR = "quantization_config.json"
-# Packing format -> version of the zero points; the first of each is written.
+# Packing format -> version of the zero points; the first of each is what AutoRound writes.
 VERSIONS: Mapping[str, str] = {
     "auto_round:auto_gptq": "gptq",
-    "auto_round:gptqmodel": "gptq_v2",
     "auto_round": "gptq_v2",
+    "auto_round:gptqmodel": "gptq_v2",
 }
 _KEPT = {"bits": 16, "data_type": "float"}
 _OLDEST = "0.12.2"

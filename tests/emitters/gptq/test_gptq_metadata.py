@@ -137,7 +137,7 @@ def test_the_default_is_what_most_weights_have():
     [
         ("int", "auto_round:auto_gptq", "gptq", "0.16.1", True),
         ("int-gidx", "auto_round:auto_gptq", "gptq", "0.16.1", True),
-        ("int-v2", "auto_round:gptqmodel", "gptq_v2", "0.16.1", True),
+        ("int-v2", "auto_round", "gptq_v2", "0.16.1", True),
         ("int by opt-rtn", "auto_round:auto_gptq", "gptq", "0.16.1", False),
         ("int by opt-rtn-0.12.2", "auto_round:auto_gptq", "gptq", "0.12.2", False),
     ],
