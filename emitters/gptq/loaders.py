@@ -31,8 +31,8 @@ def _renamed_experts(plan: Plan) -> str | None:
     if family not in _RENAMED_EXPERTS or not _packs_experts(plan):
         return None
     return (
-        f"transformers' own class for {family} has other names for experts: packed ones are left"
-        " out, mostly without an error, and experts stay random; load it with vLLM, or with"
+        f"transformers' own class for {family} has other names for experts: packed ones are"
+        " left out, mostly without an error, and experts stay random; load it with vLLM, or with"
         " modeling code that has experts as linears (trust_remote_code)"
     )
 
