@@ -89,7 +89,7 @@ def _defects(prune: Prune, policy: Policy, model: Model) -> Iterator[Diagnostic]
             count=before,
             last=before - 1,
         )
-    else:
+    elif count < before:
         yield from _routing_defects(count, model, span)
 
 
@@ -186,9 +186,10 @@ def ensure_all_pruned(
 
     MTP blocks have experts of their own, and readers build them with the config's one count.
     """
+    less = pruning is not None and pruning.count < pruning.before
     carried = [
         one
-        for one in (made if pruning else ())
+        for one in (made if less else ())
         if one.tensor.component == "mtp"
         and "experts" in one.tensor.source.name.split(".")
         and one.written.action != "drop"
