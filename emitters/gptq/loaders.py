@@ -32,8 +32,8 @@ def _renamed_experts(plan: Plan) -> str | None:
         return None
     return (
         f"transformers' own class for {family} has other names for experts: packed ones are"
-        " left out, mostly without an error, and experts stay random; load it with vLLM, or with"
-        " modeling code that has experts as linears (trust_remote_code)"
+        " left out, mostly without an error, and experts stay random; load it with vLLM, or"
+        " with modeling code that has experts as linears (trust_remote_code)"
     )
 
 
