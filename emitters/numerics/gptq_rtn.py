@@ -47,22 +47,17 @@ def _quotient(kind: int, value: np.float32, scale: np.float32) -> np.float32:
 
 
 @device
-def _choose_scales(rule: _Rule, lows: Array, highs: Array, stored: Array) -> None:
-    """Scale and zero point of each group in place of its extremes; float32 [groups].
-
-    stored: uint16 [groups], the scales as float16.
-    """
+def _choose_line(rule: _Rule, values: Array) -> _Line:
+    """Scale and zero point of a group; values: float32 [n]."""
     kind, bits, symmetric = rule
     half, top = np.float32(1 << (bits - 1)), np.float32((1 << bits) - 1)
-    for k in range(lows.shape[0]):
-        low, high = lows[k], highs[k]
-        # Equal extremes give a negative scale, a group of zeros a positive one.
-        span = (-low if high < -low else -high) if symmetric else rounded(kind, high - low)
-        scale = rounded(F16, rounded(kind, span / (half if symmetric else top)))
-        floor = -_SMALLEST_SCALE if scale < _ZERO else _SMALLEST_SCALE
-        scale = floor if abs(scale) < _SMALLEST_SCALE else scale
-        lows[k], stored[k] = scale, narrow(F16, scale)
-        highs[k] = half if symmetric else np.rint(_quotient(kind, -low, scale))
+    low, high = _range(values)
+    # Equal extremes give a negative scale, a group of zeros a positive one.
+    span = (-low if high < -low else -high) if symmetric else rounded(kind, high - low)
+    scale = rounded(F16, rounded(kind, span / (half if symmetric else top)))
+    floor = -_SMALLEST_SCALE if scale < _ZERO else _SMALLEST_SCALE
+    scale = floor if abs(scale) < _SMALLEST_SCALE else scale
+    return scale, half if symmetric else np.rint(_quotient(kind, -low, scale))
 
 
 @device
@@ -102,21 +97,16 @@ def _encoder(dtype: str, kind: int, symmetric: bool) -> Callable[..., None]:
         rows, rule = values.shape[0] // columns, (kind, bits, symmetric)
         n_groups = scales.shape[0] // max(rows, 1)
         size = columns // max(n_groups, 1)
-        wide, codes = np.empty(columns, np.float32), np.empty(columns, np.uint8)
-        lows, highs = np.empty(n_groups, np.float32), np.empty(n_groups, np.float32)
-        stored, band = np.empty(n_groups, np.uint16), new_band(columns // 32 * bits)
+        group, codes = np.empty(size, np.float32), np.empty(columns, np.uint8)
+        band = new_band(columns // 32 * bits)
         for row in range(rows):
-            # A row at a time stays in the first-level cache; only results go to memory.
-            part = values[row * columns : (row + 1) * columns]
-            for i in range(columns):
-                wide[i] = widen(source, part[i])
             for k in range(n_groups):
-                lows[k], highs[k] = _range(wide[k * size : (k + 1) * size])
-            _choose_scales(rule, lows, highs, stored)
-            for k in range(n_groups):
-                group, at = slice(k * size, (k + 1) * size), k * rows + row
-                _write_codes(rule, wide[group], (lows[k], highs[k]), codes[group])
-                scales[at], zeros[at] = stored[k], np.int16(highs[k])
+                part = values[row * columns + k * size :][:size]
+                for i in range(size):
+                    group[i] = widen(source, part[i])
+                line, at = _choose_line(rule, group), k * rows + row
+                _write_codes(rule, group, line, codes[k * size : (k + 1) * size])
+                scales[at], zeros[at] = narrow(F16, line[0]), np.int16(line[1])
             pack_row(codes, bits, (row, rows), band, words)
 
     return encode_rtn
