@@ -108,8 +108,8 @@ def compare(
     for error in found:
         if error.sums.not_finite:
             values = counted(error.sums.not_finite, "value")
-            facts = {"tensor": error.module, "values": values}
-            findings.append(diagnostic("non-finite-decoded", **facts))
+            found_bad = diagnostic("non-finite-decoded", tensor=error.module, values=values)
+            findings.append(found_bad)
     return found, tuple(findings)
 
 

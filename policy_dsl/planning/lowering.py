@@ -134,7 +134,7 @@ def _settle(
         return Settled(tensor, decision, replace(filled, dtype=word), plain)
     scheme = spec.scheme(filled.scheme or "")
     values = (scheme.values if scheme else None) or plain
-    found = _not_quantizable(tensor, filled, flat=bool(scheme and scheme.flat))
+    found = _not_quantizable(tensor, filled, model, spec)
     return found or Settled(tensor, decision, filled, values)
 
 
@@ -171,12 +171,25 @@ def _unusable(
 
 
 def _not_quantizable(
-    tensor: ModelTensor, filled: Treatment, *, flat: bool
+    tensor: ModelTensor, filled: Treatment, model: Model, spec: FormatSpec
 ) -> Diagnostic | None:
     # The general reason first: what no format quantizes is not blamed on this one.
     if not tensor.is_matrix:
         return diagnostic("not-a-matrix", role=tensor.role, shape=list(tensor.shape))
+    scheme = spec.scheme(filled.scheme or "")
+    flat, sizes = (scheme.flat, scheme.group_sizes) if scheme else (False, ())
     group, columns = filled.group_size, tensor.shape[-1]
-    if group and (prod(tensor.shape) if flat else columns) % group:
-        return diagnostic("group-does-not-divide", group_size=group, columns=columns)
-    return None
+    divided = prod(tensor.shape) if flat else columns
+    if not group or divided % group == 0:
+        return None
+    others = [replace(filled, group_size=size) for size in sizes if divided % size == 0]
+    fitting = [
+        f"g{other.group_size}" for other in others if not _refused(tensor, other, model, spec)
+    ]
+    cure = f"{' or '.join(fitting)} would"
+    if not fitting:
+        kept = _refused(tensor, Treatment("keep"), model, spec) is None
+        cure = f"no group size of {filled.scheme} does{': `keep` it' if kept else ''}"
+    return diagnostic(
+        "group-does-not-divide", suggestion=cure, group_size=group, columns=columns
+    )
