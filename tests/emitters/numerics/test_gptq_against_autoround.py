@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from emitters.numerics.gptq_layout import unpack_columns
+from emitters.numerics.gptq_layout import pack_zeros, unpack_columns
 from emitters.numerics.gptq_rtn import gptq_rtn
 from emitters.numerics.gptq_search import gptq_search
 from emitters.numerics.gptq_weights import search_weights
@@ -72,6 +72,12 @@ def imatrices(seed: int) -> dict[str, Array | None]:
     return {"none": None} | {kind: each.astype(np.float32) for kind, each in kinds.items()}
 
 
+def tensor_of(torch: Any, weights: Array, dtype: str) -> Any:
+    """A copy as a tensor."""
+    tensor = torch.from_numpy(weights.copy())
+    return tensor.view(torch.bfloat16) if dtype == "BF16" else tensor
+
+
 def packed(torch: Any, decoded: Any, scale: Any, zero: Any, bits: int) -> tuple[Array, Array]:
     """Levels as AutoRound's packer makes them, and the scales that it stores."""
     scale = scale.reshape(ROWS, -1)
@@ -90,8 +96,7 @@ def test_codes_and_scales(
     rule: str, kind: str, dtype: str, torch: Any, autoround: Any, same_groups: SameGroups
 ) -> None:
     weights = cast(spreads(1)[kind].astype(np.float32), "F32", dtype)
-    tensor = torch.from_numpy(weights.copy())
-    tensor = tensor.view(torch.bfloat16) if dtype == "BF16" else tensor
+    tensor = tensor_of(torch, weights, dtype)
     for bits, size in itertools.product((2, 3, 4, 8), (32, 128, -1)):
         options = {"bits": bits, "group_size": size}
         if rule in ("symmetric", "asymmetric"):
@@ -113,6 +118,27 @@ def test_codes_and_scales(
         levels, scales = packed(torch, *theirs, bits)
         same_groups(levels, unpack_columns(ours.qweight, bits=bits), 32)
         same_groups(scales, ours.scales, 1)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_words_of_the_model_free_flow(
+    symmetric: bool, dtype: str, torch: Any, autoround: Any, same_groups: SameGroups
+) -> None:
+    quantize = import_module("auto_round.utils.model_free_utils").quantize_weight_rtn
+    rows = np.concatenate([each[:8] for each in spreads(3).values()] + [np.zeros((8, COLUMNS))])
+    weights = cast(rows.astype(np.float32), "F32", dtype)
+    packing, version = (
+        ("auto_round:auto_gptq", "gptq") if symmetric else ("auto_round", "gptq_v2")
+    )
+    for bits, size in itertools.product((2, 4, 8), (32, 128)):
+        theirs = quantize(
+            tensor_of(torch, weights, dtype), bits, size, sym=symmetric, packing=packing
+        )
+        ours = gptq_rtn(weights, dtype, bits=bits, group_size=size, symmetric=symmetric)
+        words = pack_zeros(ours.zeros, bits=bits, version=version)
+        for part, expected in zip((ours.qweight, words, ours.scales), theirs, strict=True):
+            same_groups(np.ascontiguousarray(expected.numpy()), part, part.shape[1])
 
 
 @pytest.mark.parametrize("size", [32, 64, 96, 128, 512, 544, 3072, 8192, 16384])
