@@ -1,4 +1,4 @@
-"""Where the data rooms `grammar/` and `policies/` are, in a checkout or installed."""
+"""Where data files lie: `grammar/` and `policies/`, in a checkout or installed; schemas."""
 
 from __future__ import annotations
 
@@ -10,3 +10,8 @@ def room(name: str) -> Path:
     package = Path(__file__).parent
     installed = package / "_data" / name
     return installed if installed.is_dir() else package.parent / name
+
+
+def document_schemas() -> Path:
+    """The folder of JSON Schemas, one for each kind of document."""
+    return Path(__file__).with_name("document_schemas")

@@ -10,11 +10,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, astuple
 from functools import cache
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from policy_dsl.language.print_policy import canonical_text
 from policy_dsl.plan import Module, Plan, Pruning
+from policy_dsl.resources import document_schemas
 from policy_dsl.version import version
 
 RECORD = "policyc.json"
@@ -125,7 +126,7 @@ def source_id(name: str) -> str:
 @cache
 def record_schema() -> dict[str, Any]:
     """The published JSON Schema of the record."""
-    text = Path(__file__).with_name("record.schema.json").read_text(encoding="utf-8")
+    text = (document_schemas() / "bundle.json").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
 

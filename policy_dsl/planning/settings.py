@@ -35,6 +35,12 @@ def setting_findings(
     ]
 
 
+def used_settings(spec: FormatSpec) -> tuple[str, ...]:
+    """The keys of `output` and `calibration` that count for a target."""
+    # Experts are pruned before a target comes in; whether they are, the plan tells.
+    return (*spec.settings, "calibration.saliency")
+
+
 def _unknown(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic]:
     """Readers and settings that none of these targets knows; the first is the one to blame."""
     spec, spans = specs[0], dict(policy.key_spans)
@@ -49,10 +55,8 @@ def _unknown(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic
                 runtime=runtime,
                 known=", ".join(spec.runtimes),
             )
-    used = {setting for one in specs for setting in one.settings}
+    used = {setting for one in specs for setting in used_settings(one)}
     used |= {f"metadata.{key}" for one in specs for key in one.metadata_keys}
-    # Experts are pruned before a target comes in; whether they are, the plan tells.
-    used.add("calibration.saliency")
     for setting in _written(policy):
         section, _, key = setting.partition(".")
         near = [one.removeprefix(f"{section}.") for one in used if one.startswith(section)]
@@ -124,7 +128,7 @@ def _metadata(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
             key=key,
             # In the policy's own words: true and null, not True and None.
             value=json.dumps(value, ensure_ascii=False),
-            wanted=_wanted(allowed),
+            wanted=values_text(allowed),
         )
 
 
@@ -139,11 +143,12 @@ def _is_allowed(value: object, allowed: MetadataValues) -> bool:
     return type(value) is allowed
 
 
-def _wanted(allowed: MetadataValues) -> str:
+def values_text(allowed: MetadataValues) -> str:
+    """What an entry of a policy's `metadata` may be, in words."""
     if isinstance(allowed, tuple):
         return ", ".join(allowed)
     if isinstance(allowed, Mapping):
-        entries = (f"{key} ({_wanted(value)})" for key, value in allowed.items())
+        entries = (f"{key} ({values_text(value)})" for key, value in allowed.items())
         return f"a mapping of {', '.join(entries)}"
     return _CALLED[allowed]
 

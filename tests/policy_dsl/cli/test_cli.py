@@ -318,6 +318,7 @@ class TestBuildAndVerify:
             "json",
         )
         lines = [json.loads(line) for line in run(*arguments).err.splitlines()]
+        assert all(fits_its_schema(line) for line in lines)
         assert {line["stage"] for line in lines if line["kind"] == "progress"} >= {"encode"}
 
     def test_what_is_there_is_not_overwritten(
@@ -459,6 +460,10 @@ class TestCatalogs:
             schema = run("schema", path.stem).document
             jsonschema.Draft202012Validator.check_schema(schema)
         jsonschema.Draft202012Validator.check_schema(run("schema").document)
+
+    def test_the_schema_of_a_record(self, run: Any, bundle: Path) -> None:
+        record = json.loads((bundle / "policyc.json").read_text(encoding="utf-8"))
+        jsonschema.validate(record, run("schema", record["kind"]).document)
 
     def test_an_unknown_schema(self, run: Any) -> None:
         assert 'did you mean "plan"?' in run("schema", "plann").err
