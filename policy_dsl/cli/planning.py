@@ -137,8 +137,9 @@ def plan_for(
 
 
 def _saliency_of(policy: Policy, statistics: Mapping[str, str]) -> Saliency | None:
-    """What ranks the experts that the policy prunes; None if it needs none, or names no file.
+    """What ranks the experts that the policy prunes; None if it needs none, or none is there.
 
+    A file that the policy names may be missing: a plan needs none.
     Raises: PolicyError if the file cannot be read, or does not rank by what the policy says.
     """
     from policy_dsl.planning.statistics import SALIENCY, is_ranked, statistics_files
@@ -149,7 +150,10 @@ def _saliency_of(policy: Policy, statistics: Mapping[str, str]) -> Saliency | No
         return None
     (ranking,) = (prune.by for prune in policy.transforms)
     for file in statistics_files([SALIENCY], policy, statistics):
-        found = read_saliency(located(file.path, file.span), ranking, file.span)
+        place = located(file.path, file.span)
+        if file.span is not None and not place.exists():
+            continue
+        found = read_saliency(place, ranking, file.span)
         # Where it was found is this machine's business.
         return replace(found, path=file.path)
     return None

@@ -57,9 +57,16 @@ def statistics_of(
     missing = needed - {file.name for file in files}
     return PlanStatistics(
         files,
-        pending=tuple(_SOURCES[name] for name in sorted(missing)),
+        pending=tuple(_cure(name, policy) for name in sorted(missing)),
         findings=tuple(_unused(used, policy, spec, given)),
     )
+
+
+def _cure(name: str, policy: Policy) -> str:
+    """How to get a statistic that is not there."""
+    named = dict(policy.calibration)[name]
+    absent = f" ({named}, which the policy names, is not here)" if named else ""
+    return f"{_SOURCES[name]}{absent}"
 
 
 def is_ranked(policy: Policy) -> bool:

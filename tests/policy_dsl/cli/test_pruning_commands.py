@@ -156,7 +156,6 @@ def test_inspecting_tells_what_was_pruned(
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (None, "cannot read"),
         (b"no", "it is neither safetensors nor JSON"),
         (b'{"raep": []}', 'did you mean "raep"?'),
         (b'{"reap": [[1, 2, 3]]}', "it has 1 layers, the model has 6"),
@@ -165,11 +164,10 @@ def test_inspecting_tells_what_was_pruned(
 )
 @pytest.mark.parametrize("written", [False, True], ids=["option", "policy"])
 def test_a_bad_file_is_an_error_with_its_place(
-    run: Any, tmp_path: Path, command: str, content: bytes | None, told: str, *, written: bool
+    run: Any, tmp_path: Path, command: str, content: bytes, told: str, *, written: bool
 ) -> None:
     path = tmp_path / "ranks.json"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     more = {"explain": ["lm_head.weight"], "diff": ["mlx_4bit"]}.get(command, [])
     if written:
         # Looked for beside the policy.
@@ -180,6 +178,20 @@ def test_a_bad_file_is_an_error_with_its_place(
     assert told in out + err
     assert ("p.qpol:4:" in out + err) == written
     assert "Traceback" not in out + err
+
+
+def test_a_policy_is_planned_without_the_file_that_it_names(run: Any, tmp_path: Path) -> None:
+    text = f'{MLX}calibration saliency "ranks.json"\n'
+    code, out, _ = run("plan", text=text)
+    assert code == 0
+    assert "ranks.json, which the policy names, is not here" in out
+    code, _, err = run("build", "-o", tmp_path / "out", text=text)
+    assert code == 2
+    assert "error[pending-statistics]" in err
+    # What the command line names is meant to be there.
+    code, _, err = run("plan", "--saliency", "ranks.json", text=text)
+    assert code == 2
+    assert "cannot read ranks.json" in err
 
 
 def test_check_finds_what_cannot_be_pruned(run: Any) -> None:
