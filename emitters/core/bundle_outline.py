@@ -26,14 +26,18 @@ def bundle_outline(folder: Path) -> Outline:
     title = f"{record['policy']['name']} ({folder})" if record else str(folder)
     model = str(record["source"]["id"]) if record else str(bundle.inventory.id)
     modules = outline_modules(bundle)
+    experts, added = _experts(bundle)
     pruning = recorded_pruning(record)
-    return Outline(title, bundle.target, model, modules, _experts(bundle), pruning)
+    return Outline(title, bundle.target, model, modules, experts, pruning, added)
 
 
-def _experts(bundle: Bundle) -> int | None:
-    """The experts of a layer that a source has, as far as the routers tell."""
-    routers = [one for one in bundle.modules if one.role == "router"]
-    return routers[0].shape[0] - routers[0].added if routers else None
+def _experts(bundle: Bundle) -> tuple[int | None, int]:
+    """The experts of a layer that a source has, as far as that is told, and the added ones."""
+    for one in bundle.modules:
+        # Where experts lie apart, an added one is a module of its own.
+        if one.role == "router" or 0 < one.added < one.shape[0]:
+            return one.shape[0] - one.added, one.added
+    return None, 0
 
 
 def outline_modules(bundle: Bundle) -> tuple[OutlineModule, ...]:

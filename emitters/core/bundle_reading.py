@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from math import prod
@@ -102,9 +102,13 @@ def open_bundle(path: Path) -> Bundle:
     record = read_record(folder)
     if record is not None and path != folder and path.name not in record["files"]:
         record = None
-    target, claims = _target(inventory, record, path)
+    # What lies beside a container is no part of it.
+    metadata = {} if inventory.container else _metadata_files(path)
+    target, claims = _target(inventory, record, path, metadata)
     spec = emitters.get(target).spec
     modules = tuple(_modules(inventory, claims, spec, record))
+    if record is None:
+        modules = _with_added(modules, target, metadata)
     findings = tuple(_incomplete(module, spec) for module in modules)
     return Bundle(
         folder=folder,
@@ -152,11 +156,12 @@ def _require_version(document: Any, folder: Path) -> None:
 
 
 def _target(
-    inventory: Inventory, record: Mapping[str, Any] | None, path: Path
+    inventory: Inventory,
+    record: Mapping[str, Any] | None,
+    path: Path,
+    metadata: Mapping[str, bytes],
 ) -> tuple[str, Mapping[str, Claim]]:
     """The format that wrote the bundle, and what its metadata claim."""
-    # What lies beside a container is no part of it.
-    metadata = {} if inventory.container else _metadata_files(path)
     tensors = inventory.tensors.values()
     forms = forms_of({tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors})
     if record is not None:
@@ -206,6 +211,18 @@ def _modules(
     for name, members in groupby(tensors, key=module_of):
         held = {_part(tensor.name): tensor for tensor in members}
         yield _module(name, held, claims.get(name), recorded.get(name))
+
+
+def _with_added(
+    modules: tuple[BundleModule, ...], target: str, metadata: Mapping[str, bytes]
+) -> tuple[BundleModule, ...]:
+    """The modules with the experts that only pad, as far as metadata tell them."""
+    shapes = {module.name: module.shape for module in modules}
+    added = emitters.get(target).added(metadata, shapes)
+    return tuple(
+        replace(module, added=added[module.name]) if module.name in added else module
+        for module in modules
+    )
 
 
 def _module(

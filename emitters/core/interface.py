@@ -157,6 +157,17 @@ class Emitter:
         """
         return cast("dict[str, Claim]", self._load("metadata").claims(files, forms))
 
+    def added(
+        self, files: Mapping[str, bytes], shapes: Mapping[str, tuple[int, ...]]
+    ) -> Mapping[str, int]:
+        """Module -> how many of its first axis, at its end, are experts that only pad.
+
+        files: metadata that `claims` has read; shapes: logical, by module. Formats whose
+        metadata say nothing of them do not define it.
+        """
+        find = getattr(self._load("metadata"), "added", None)
+        return {} if find is None else cast("Mapping[str, int]", find(files, shapes))
+
     def defects(
         self, folder: Path, shards: Collection[str], claims: Mapping[str, Claim]
     ) -> Iterable[Diagnostic]:

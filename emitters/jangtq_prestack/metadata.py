@@ -14,6 +14,7 @@ from emitters.core.interface import Claim, Forms, TensorForm
 from emitters.jangtq_prestack.config import config, jang_config
 from emitters.jangtq_prestack.names import MXTQ, SEED
 from emitters.jangtq_prestack.order import file_order
+from emitters.jangtq_prestack.padding import added
 from emitters.jangtq_prestack.sidecar import SIDECAR, Code, sidecar
 from emitters.jangtq_prestack.sizes import flat, row_length
 from emitters.jangtq_prestack.spec import AFFINE_WIDTHS, SPEC
@@ -24,7 +25,7 @@ from policy_dsl.diagnostics import fail
 from policy_dsl.plan import Plan
 from policy_dsl.policy import Treatment
 
-__all__ = ["claims", "defects", "edited", "metadata"]
+__all__ = ["added", "claims", "defects", "edited", "metadata"]
 
 INDEX = "model.safetensors.index.json"
 _MXTQ_PARTS = {"tq_packed", "tq_norms", "tq_bits"}

@@ -49,7 +49,8 @@ class OutlineModule:
 class Outline:
     """A bundle, planned or built, as far as it can be compared with another one.
 
-    experts: of a layer; None where it is not known.
+    experts: of a layer, without those that only the bundle has; None where it is not known.
+    added: those that only the bundle has.
     """
 
     title: str
@@ -58,6 +59,7 @@ class Outline:
     modules: tuple[OutlineModule, ...]
     experts: int | None = None
     pruning: Pruning | None = None
+    added: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -97,8 +99,9 @@ def outline(plan: Plan) -> Outline:
     """The outline of a plan."""
     modules = tuple(_outline_module(module) for module in plan.modules)
     experts = plan.model.n_experts
-    title = plan.policy.name
-    return Outline(title, plan.target, plan.model.id, modules, experts, plan.pruning)
+    added = max((module.added for module in plan.modules if module.sources), default=0)
+    title, model = plan.policy.name, plan.model.id
+    return Outline(title, plan.target, model, modules, experts, plan.pruning, added)
 
 
 def stored_as(treatment: Treatment, dtype: str) -> str:

@@ -20,7 +20,7 @@ _OUTCOMES = {
 _NO_MODULE: dict[str, Any] = {
     **dict.fromkeys(("module", "treatment", "rule", "bpw")),
     "tensors": [],
-    **dict.fromkeys(("nbytes", "parameters", "sources"), 0),
+    **dict.fromkeys(("nbytes", "parameters", "sources", "added"), 0),
 }
 
 
@@ -38,7 +38,7 @@ def explain_document(found: Explanation, plan: Plan) -> dict[str, Any]:
     """The explanation as JSON values."""
     subject, module = found.subject, found.subject.module
     omission = subject.omission
-    told = subject.tensor or omission
+    told = subject.tensor or omission or module
     return {
         "schema_version": 1,
         "kind": "explain",
@@ -73,6 +73,7 @@ def _module(module: Module) -> dict[str, Any]:
         "parameters": module.parameters,
         "bpw": bits_per_weight(module.nbytes, module.parameters),
         "sources": len(module.sources),
+        "added": module.added,
     }
 
 
@@ -95,7 +96,7 @@ def _facts(found: Explanation, plan: Plan) -> Iterable[tuple[str, str]]:
     if told is not None and told.role:
         yield "role", ", ".join([told.role, *_places(found, told.layer)])
     elif module is not None:
-        yield "role", module.role
+        yield "role", ", ".join([module.role, *_places(found, module.layer)])
     yield from _namesake(found)
     # Nothing is written for it, so there is nothing more to tell.
     if module is None:
@@ -140,8 +141,11 @@ def _sources(module: Module) -> str:
     dtypes = ", ".join(source_dtypes(module))
     shape = "x".join(str(size) for size in module.shape)
     if not module.sources:
-        return f"{shape}, from no tensor of the source"
-    return f"{shape} from {counted(len(module.sources), 'source tensor')} of {dtypes}"
+        # Where experts lie apart, one that only pads is a module of its own.
+        about = ": an expert that only pads" if module.added else ""
+        return f"{shape}, from no tensor of the source{about}"
+    more = f", and {counted(module.added, 'expert')} that only pad" if module.added else ""
+    return f"{shape} from {counted(len(module.sources), 'source tensor')} of {dtypes}{more}"
 
 
 def _bytes_table(module: Module) -> Table:

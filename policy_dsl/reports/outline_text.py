@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from policy_dsl.plan import Pruning
@@ -28,6 +29,8 @@ def outline_document(made: Outline) -> dict[str, Any]:
         "title": made.title,
         "target": made.target,
         "model": made.model,
+        "experts": made.experts,
+        "experts_added": made.added,
         "tensor_nbytes": made.nbytes,
         "parameters": made.parameters,
         "bpw": made.bpw,
@@ -82,14 +85,6 @@ def group_cells(group: Group, scale: int) -> tuple[str, ...]:
 
 def _blocks(made: Outline) -> list[Block]:
     word, scale = column_unit(made.nbytes)
-    facts = (
-        ("bundle", made.title),
-        ("target", made.target),
-        ("model", made.model),
-        *((("pruned", made.pruning.about),) if made.pruning else ()),
-        ("size", both_units(made.nbytes)),
-        ("bits", f"{made.bpw or 0:.4f} bpw of {made.parameters:,} parameters"),
-    )
     figures = tuple(
         Column(title, right=True) for title in ("tensors", "parameters", word, "bpw")
     )
@@ -97,4 +92,19 @@ def _blocks(made: Outline) -> list[Block]:
     rows = tuple(
         (*group_cells(group, scale), f"{group.bpw or 0:.3f}") for group in groups(made.modules)
     )
-    return [Facts(facts), Table(columns, rows)]
+    return [Facts(tuple(_facts(made))), Table(columns, rows)]
+
+
+def _facts(made: Outline) -> Iterator[tuple[str, str]]:
+    yield "bundle", made.title
+    yield "target", made.target
+    yield "model", made.model
+    if not any(module.role for module in made.modules):
+        yield "record", "none: names stand for roles, and parameters are what tensors hold"
+    if made.experts:
+        more = f", and {made.added:,} that only pad" if made.added else ""
+        yield "experts", f"{made.experts:,} a layer{more}"
+    if made.pruning:
+        yield "pruned", made.pruning.about
+    yield "size", both_units(made.nbytes)
+    yield "bits", f"{made.bpw or 0:.4f} bpw of {made.parameters:,} parameters"

@@ -54,6 +54,8 @@ def plan_document(
             "parameters": made.parameters,
             "layers": plan.model.n_layers,
             "experts": plan.model.n_experts,
+            # What only the bundle has: zeros that fill a reader's multiple up.
+            "experts_added": made.added,
             "source_digest": plan.source_digest,
         },
         "transforms": transforms_json(plan.pruning),
@@ -121,8 +123,9 @@ def saved_outline(text: str, path: str) -> Outline:
         modules = tuple(_module(rows_of) for rows_of in _by_module(rows))
         title = f"{document['policy']['name']} ({path})"
         model = document["model"]
-        experts, pruning = int(model["experts"]), _pruning(document)
-        return Outline(title, document["target"], model["id"], modules, experts, pruning)
+        experts, added = int(model["experts"]), int(model["experts_added"])
+        about = title, document["target"], model["id"]
+        return Outline(*about, modules, experts, _pruning(document), added)
     except json.JSONDecodeError as error:
         raise fail("bad-saved-plan", path=path, reason=f"no JSON: {error}") from None
     except RecursionError:

@@ -146,7 +146,7 @@ def test_inspecting_tells_what_was_pruned(
 ) -> None:
     assert run("build", "--saliency", REAP, "-o", tmp_path / "out", "-q")[0] == 0
     assert main(["inspect", str(tmp_path / "out")]) == 0
-    assert "pruned  8 -> 6 experts in 6 layers by reap\n" in capsys.readouterr().out
+    assert "pruned   8 -> 6 experts in 6 layers by reap\n" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "out"), "--format", "json"]) == 0
     (transform,) = document(capsys.readouterr().out)["transforms"]
     assert transform["kept"]["0"] == [0, 1, 2, 3, 6, 7]
