@@ -7,11 +7,13 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from gptq_peers import interpreter
 from model_kinds import Checkpoint
 
 from policy_dsl.cli import main
@@ -135,5 +137,87 @@ def jang_refusals(
         assert main(words) == 0
         refusals = json.loads(capsys.readouterr().out)["refusals"]
         return [one["reason"] for one in refusals if one["runtime"] == "jang"]
+
+    return plan
+
+
+@pytest.fixture(scope="session")
+def auto_round() -> Iterator[Callable[..., Any]]:
+    """Calls a function of `gptq_auto_round.py` by its name, in an interpreter of its own."""
+    if find_spec("auto_round") is None:
+        pytest.skip("auto-round is not installed")
+    with interpreter("gptq_auto_round") as call:
+        yield call
+
+
+@pytest.fixture(scope="session")
+def gptqmodel() -> Iterator[Callable[..., Any]]:
+    """Calls a function of `gptq_gptqmodel.py` by its name, in an interpreter of its own.
+
+    With `alone=True` in one where transformers loads nothing: GPTQModel replaces its experts.
+    """
+    for package in ("gptqmodel", "optimum"):
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: it wants a newer torch, see .ci/run")
+    # Its pool of threads fails on few cores, and compiling takes longer than all the rest.
+    quick = {"GPTQMODEL_CPU_WORKERS": "2", "TORCHDYNAMO_DISABLE": "1"}
+    with ExitStack() as opened:
+        module = "gptq_gptqmodel"
+        first, second = (
+            opened.enter_context(interpreter(module, **quick)) for _ in ("shared", "alone")
+        )
+
+        def call(name: str, *arguments: Any, alone: bool = False) -> Any:
+            return (second if alone else first)(name, *arguments)
+
+        yield call
+
+
+@pytest.fixture(scope="session")
+def stock_transformers() -> Iterator[Callable[..., Any]]:
+    """Calls a function of `gptq_transformers.py`, in an interpreter with no other package."""
+    if find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
+    with interpreter("gptq_transformers") as call:
+        yield call
+
+
+@pytest.fixture(scope="session")
+def gptq(
+    checkpoint: Callable[[str], Checkpoint], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Builds a policy's text for a kind or a folder, each only once; the bundle."""
+    made: dict[tuple[str | Path, str], Path] = {}
+
+    def build_once(source: str | Path, policy: str) -> Path:
+        if (source, policy) not in made:
+            found = checkpoint(source).published if isinstance(source, str) else source
+            folder = tmp_path_factory.mktemp("gptq")
+            (folder / "policy.qpol").write_text(f"target gptq\n{policy}\n")
+            words = ["build", str(folder / "policy.qpol"), "--model", str(found)]
+            assert main([*words, "-o", str(folder / "built"), "-q"]) == 0
+            made[source, policy] = folder / "built"
+        return made[source, policy]
+
+    return build_once
+
+
+@pytest.fixture
+def gptq_refusals(
+    checkpoint: Callable[[str], Checkpoint],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[[str, str], dict[str, str]]:
+    """Readers that cannot load what a policy's text makes of a kind, with their reasons."""
+
+    def plan(kind: str, policy: str) -> dict[str, str]:
+        path, source = tmp_path / "planned.qpol", checkpoint(kind).published
+        path.write_text(f"target gptq\n{policy}\n")
+        capsys.readouterr()
+        assert main(["plan", str(path), "--model", str(source), "--format", "json"]) == 0
+        found: dict[str, str] = {}
+        for one in json.loads(capsys.readouterr().out)["refusals"]:
+            found[one["runtime"]] = "\n".join([found.get(one["runtime"], ""), one["reason"]])
+        return found
 
     return plan
