@@ -14,6 +14,8 @@ from policy_dsl.diagnostics import SourceText, Span
 from policy_dsl.selectors import LayerRange, Selector
 
 Action = Literal["quantize", "keep", "cast", "raw", "drop"]
+# What a variable holds.
+Scalar = bool | int | float | str
 PLAIN_DTYPES = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
 MAX_BITS = 16
 # The group size that stands for one group a row.
@@ -171,7 +173,7 @@ class Policy:
     model: str | None = None
     targets: tuple[str, ...] = ()
     extends: tuple[str, ...] = ()
-    vars: tuple[tuple[str, int | float | str], ...] = ()
+    vars: tuple[tuple[str, Scalar], ...] = ()
     defaults: Defaults = Defaults()  # noqa: RUF009
     rules: tuple[Rule, ...] = ()
     transforms: tuple[Prune, ...] = ()

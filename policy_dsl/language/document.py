@@ -9,9 +9,15 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from policy_dsl.policy import MAX_BITS, Calibration, Defaults, GroupSize, Output, Part
-
-Scalar = int | float | str
+from policy_dsl.policy import (
+    MAX_BITS,
+    Calibration,
+    Defaults,
+    GroupSize,
+    Output,
+    Part,
+    Scalar,
+)
 
 
 class RuleFields(Part):

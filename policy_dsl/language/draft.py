@@ -26,13 +26,13 @@ from policy_dsl.language.draft_rules import ReadStatement, read_statement
 from policy_dsl.language.fragments import (
     IDENTIFIER,
     Fragment,
-    Scalar,
     mentions_variable,
     substitute,
 )
-from policy_dsl.policy import Assertion, Comment, Policy, Prune, Rule, Treatment
+from policy_dsl.policy import Assertion, Comment, Policy, Prune, Rule, Scalar, Treatment
 from policy_dsl.vocabulary import TARGETS
 
+TRUTH = {"true": True, "false": False}
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,999})")
 _FLOAT = re.compile(r"-?[0-9]+(?:\.[0-9]+(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)")
 _WHOLE_VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -40,7 +40,9 @@ _VARIABLE = re.compile(r"(?<!\$)\$\{")
 
 
 def plain_scalar(text: str) -> Scalar:
-    """A bare word as the value it looks like: a whole number, a number, or text."""
+    """A bare word as the value it looks like: a truth value, a number, or text."""
+    if text in TRUTH:
+        return TRUTH[text]
     if _INTEGER.fullmatch(text):
         return int(text)
     if _FLOAT.fullmatch(text) and math.isfinite(float(text)):

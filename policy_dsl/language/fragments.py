@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from policy_dsl.diagnostics import Diagnostic, SourceText, Span, diagnostic, did_you_mean
+from policy_dsl.policy import Scalar
 
-Scalar = int | float | str
 # `$${` is a literal `${`; anything after a lone `${` must be a name and a closing brace.
 _VARIABLE = re.compile(r"\$\$\{|\$\{([^}\n]*)(\}?)")
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
@@ -122,7 +122,9 @@ def substitute(
             value = "0"
         else:
             value = values[found[1]]
-        parts.append(_placed(str(value), span))
+        # Truth values as policies write them, not as Python does.
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        parts.append(_placed(text, span))
     return join([*parts, fragment[done:]]), tuple(findings)
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from policy_dsl.diagnostics import SourceText, Span, did_you_mean, fail, printable
-from policy_dsl.language.fragments import Scalar
 from policy_dsl.language.merge_policies import merge
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import looks_like_yaml, read_yaml
 from policy_dsl.language.source_text import MAX_BYTES
 from policy_dsl.language.variables import final_values
-from policy_dsl.policy import Policy
+from policy_dsl.policy import Policy, Scalar
 from policy_dsl.resources import room
 
 Form = Literal["yaml", "dsl"]

@@ -8,6 +8,7 @@ from typing import Any
 from policy_dsl.language.draft import plain_scalar
 from policy_dsl.language.fragments import escape_variables
 from policy_dsl.language.quoting import quote
+from policy_dsl.policy import Scalar
 
 _DSL_BARE = re.compile(r"[A-Za-z0-9_./~+-][\w./@:+~-]*", re.ASCII)
 _YAML_PLAIN = re.compile(
@@ -26,10 +27,10 @@ def dsl_text(text: str, *, template: bool = False) -> str:
     return text if _DSL_BARE.fullmatch(text) else quote(text)
 
 
-def dsl_scalar(value: int | float | str) -> str:
-    """A variable's value in DSL; a text that looks like a number is quoted."""
+def dsl_scalar(value: Scalar) -> str:
+    """A variable's value in DSL; a text that looks like another value is quoted."""
     if not isinstance(value, str):
-        return number(value)
+        return json_text(value)
     text = dsl_text(value)
     return quote(text) if not isinstance(plain_scalar(text), str) else text
 

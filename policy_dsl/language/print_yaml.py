@@ -16,7 +16,6 @@ from policy_dsl.language.print_parts import (
 )
 from policy_dsl.language.print_values import (
     json_text,
-    number,
     yaml_block,
     yaml_statement,
     yaml_text,
@@ -52,7 +51,7 @@ class _Printer:
         if policy.vars:
             self._lines.open("vars:", "vars")
         for name, value in policy.vars:
-            text = yaml_text(value) if isinstance(value, str) else number(value)
+            text = yaml_text(value) if isinstance(value, str) else json_text(value)
             self._lines.line(f"{name}: {text}", f"vars.{name}", indent=_STEP)
         self._section("defaults", policy.defaults)
         self._statements("transforms", [prune_text(each) for each in policy.transforms])

@@ -11,12 +11,12 @@ from lark import Token
 
 from policy_dsl.diagnostics import Diagnostic, SourceText, fail
 from policy_dsl.language.draft import Draft, plain_scalar
-from policy_dsl.language.fragments import Fragment, Scalar
+from policy_dsl.language.fragments import Fragment
 from policy_dsl.language.parsing import Syntax, children, parse, tokens
 from policy_dsl.language.quoting import short_escapes, unquote
 from policy_dsl.language.source_text import checked, whole
 from policy_dsl.language.statements import Opening, Remark, Statement, split_statements
-from policy_dsl.policy import Comment, Policy
+from policy_dsl.policy import Comment, Policy, Scalar
 
 # Statements whose values are filled with variables one by one, not as text before parsing.
 _VALUE_STATEMENT = re.compile(
@@ -171,11 +171,7 @@ class _Reader:
         span = body.place(token.start_pos or 0, token.end_pos or 0)
         text = token.strip()
         value: Any = plain_scalar(text)
-        if not re.fullmatch(r"[\w.+$-][\w.+$ {}/-]*", text) or text in (
-            "true",
-            "false",
-            "null",
-        ):
+        if not re.fullmatch(r"[\w.+$-][\w.+$ {}/-]*", text) or text == "null":
             try:
                 value = json.loads(short_escapes(text), parse_constant=_refuse)
             except (ValueError, RecursionError) as failure:

@@ -9,9 +9,9 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from policy_dsl.diagnostics import PolicyError, SourceText, did_you_mean, fail
 from policy_dsl.language.document import Document, PruneFields
-from policy_dsl.language.draft import Draft, plain_scalar
+from policy_dsl.language.draft import TRUTH, Draft, plain_scalar
 from policy_dsl.language.draft_fields import SECTIONS
-from policy_dsl.language.fragments import Fragment, Scalar, join
+from policy_dsl.language.fragments import Fragment, join
 from policy_dsl.language.read_yaml_rules import RuleReader
 from policy_dsl.language.source_text import checked, whole
 from policy_dsl.language.yaml_comments import Place, place_of, yaml_comments
@@ -24,7 +24,7 @@ from policy_dsl.language.yaml_nodes import (
     scalar_fragment,
     span_of,
 )
-from policy_dsl.policy import Policy
+from policy_dsl.policy import Policy, Scalar
 
 _TEXTS = ("name", "description", "model", "fp8_dequant")
 # A transform's keys, in the order in which a statement says them.
@@ -123,9 +123,10 @@ class _Reader:
 
     def _var(self, key: Fragment, node: Node, text: Fragment) -> str:
         quoted = isinstance(node, ScalarNode) and node.style is not None
-        # A variable is put into statements, where a truth value means nothing.
-        if not quoted and text.text.lower() in ("true", "false", *_AMBIGUOUS):
-            self._wrong(node, f"vars.{key.text}", "a number or a text")
+        # One spelling of truth values, that of the statements which variables are put into.
+        mistakable = text.text.lower() in (*TRUTH, *_AMBIGUOUS) and text.text not in TRUTH
+        if not quoted and mistakable:
+            self._wrong(node, f"vars.{key.text}", "true or false, a number or a text")
         return self._draft.var(key, text, quoted=quoted)
 
     def _targets(self, pair: Pair) -> None:
@@ -214,7 +215,7 @@ class _Reader:
             cure = f'write "{node.value}" in quotes, or true or false'
             span = span_of(self._source, node)
             self._draft.report("ambiguous-word", span, cure=cure, word=node.value)
-        return {"true": True, "false": False}.get(word, plain_scalar(node.value))
+        return TRUTH.get(word, plain_scalar(node.value))
 
     def _texts(self, node: Node, where: str) -> list[Fragment]:
         texts = [self._text(item, where) for item in _items(node)]

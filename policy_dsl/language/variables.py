@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, did_you_mean
 from policy_dsl.language.draft import plain_scalar
-from policy_dsl.language.fragments import Scalar
-from policy_dsl.policy import Policy
+from policy_dsl.policy import Policy, Scalar
 
 
 def final_values(
@@ -48,12 +47,13 @@ def _read(given: Scalar, default: Scalar) -> Scalar:
 
 
 def _fits(value: Scalar, default: Scalar) -> bool:
-    wanted = (int, float) if isinstance(default, float) else type(default)
-    return isinstance(value, wanted)
+    # A truth value is an int to Python, and no number to anybody else.
+    wanted = (int, float) if isinstance(default, float) else (type(default),)
+    return type(value) in wanted
 
 
 def _wrong(name: str, default: Scalar, written: Scalar, span: Span | None) -> Diagnostic:
-    kinds = {int: "a whole number", float: "a number"}
+    kinds = {bool: "true or false", int: "a whole number", float: "a number"}
     expected = kinds.get(type(default), "a text")
     return diagnostic(
         "wrong-variable-type", span, name=name, expected=expected, written=written

@@ -114,6 +114,32 @@ def test_variables_have_defaults_and_can_be_set(write) -> None:
     assert policy_digest(changed) != policy_digest(load(path))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "var tools = true\nmetadata supports_tools ${tools}\noutput pad_experts ${tools}\n",
+        "vars: {tools: true}\nmetadata: {supports_tools: '${tools}'}\n"
+        "output: {pad_experts: '${tools}'}\n",
+    ],
+)
+def test_truth_values_stay_truth_values(write, text: str) -> None:
+    path = write("p.yaml" if text.startswith("vars:") else "p.qpol", text)
+    for overrides, value in (({}, True), ({"tools": "false"}, False), ({"tools": False}, False)):
+        policy = load(path, overrides=overrides)
+        assert dict(policy.vars)["tools"] is value
+        assert dict(policy.metadata)["supports_tools"] is value
+        assert policy.output.pad_experts is value
+    for wrong in ("maybe", "1", "True", 1):
+        with pytest.raises(PolicyError, match='"tools" takes true or false, not "'):
+            load(path, overrides={"tools": wrong})
+
+
+def test_a_truth_value_is_no_number(write) -> None:
+    path = write("p.qpol", "var down = 3\ndown_proj: ${down}bit\n")
+    with pytest.raises(PolicyError, match='"down" takes a whole number, not "true"'):
+        load(path, overrides={"down": "true"})
+
+
 def test_a_child_changes_its_bases_variables(write) -> None:
     write("base.qpol", "var down = 3\ndown_proj: ${down}bit\n")
     child = write("child.qpol", "extends base.qpol\nvar down = 4\n")

@@ -120,7 +120,11 @@ TREATMENTS = (
     | st.sampled_from([Treatment("cast", dtype=dtype) for dtype in ("f16", "bf16", "f32")])
 )
 SCALARS = (
-    st.integers(-(10**12), 10**12) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+    st.integers(-(10**12), 10**12)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.booleans()
+    | st.sampled_from(["true", "false", "True", "yes"])
+    | TEXT
 )
 JSON = st.recursive(
     st.none() | st.booleans() | SCALARS | PROSE,

@@ -24,7 +24,7 @@ model: m
 target: mlx_affine
 targets: {gptq: {rules: ["embed: 8bit"]}, mlx_affine: }
 extends: [mlx_4bit]
-vars: {a: 1, b: 1.5, c: text}
+vars: {a: 1, b: 1.5, c: text, d: true}
 defaults: {scheme: affine, bits: 4, group_size: 64, symmetric: false, otherwise: keep}
 transforms: [prune experts to 8 by reap]
 calibration: {imatrix: a.gguf, samples: 8, sequence_length: 512}
