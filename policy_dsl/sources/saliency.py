@@ -32,7 +32,7 @@ KEEP = "keep"
 # Far more than a number for each expert takes; JSON takes ten times its size in memory.
 _LARGEST = 64 * 2**20
 _NUMBERS = {"F32": "f", "F64": "d", "I32": "i", "I64": "q"}
-_SOURCE = "give the file that REAP's observer wrote of the model, as docs/pruning.md has it"
+_SOURCE = "docs/pruning.md shows how to make one of what REAP's observer wrote of the model"
 
 
 class ModelShape(NamedTuple):
@@ -170,20 +170,20 @@ def _tensor_rows(
     tensors = parse_header(header, file=path.name, file_nbytes=len(content))
     found: TensorInfo = _entry(tensors, path, name, span)
     kind = _NUMBERS.get(found.dtype)
-    if kind is None or len(found.shape) != 2:
+    # What takes no bytes may have any number of rows or columns.
+    if kind is None or len(found.shape) != 2 or 0 in found.shape:
         wanted = f"[layers, experts] of {', '.join(_NUMBERS)}"
         shape = f"{found.dtype} {list(found.shape)}"
         raise _bad(str(path), name, span, f"it is {shape}, not {wanted}")
-    rows, columns = found.shape
-    numbers = struct.iter_unpack(f"<{columns}{kind}", content[found.start : found.stop])
-    return list(numbers) if columns else [()] * rows
+    row = struct.Struct(f"<{found.shape[1]}{kind}")
+    return list(row.iter_unpack(content[found.start : found.stop]))
 
 
 def _json_rows(
     content: bytes, path: Path, name: str, span: Span | None
 ) -> Mapping[int, Any] | Sequence[Any]:
     try:
-        document = json.loads(content)
+        document = json.loads(content, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         reason = f"it is neither safetensors nor JSON: {error}"
         raise _no_saliencies(path, span, reason) from None
@@ -198,6 +198,16 @@ def _json_rows(
     if odd is not None:
         raise _bad(str(path), name, span, f'"{shown(odd)}" is no number of a layer')
     return {int(layer): row for layer, row in found.items()}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Raises: ValueError if it has a key twice: one of them would not count."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f'"{shown(key)}" stands twice in an object')
+        found[key] = value
+    return found
 
 
 def _is_layer(key: str) -> bool:

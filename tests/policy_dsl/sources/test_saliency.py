@@ -160,6 +160,15 @@ def test_a_tensor_that_does_not_fit_the_model(
     assert told in found.message
 
 
+@pytest.mark.parametrize("shape", [[10**15, 0], [0, 10**15], [0, 0]])
+def test_a_tensor_of_nothing_says_nothing(tmp_path: Path, shape: list[int]) -> None:
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
+    header = json.dumps({"reap": entry}).encode()
+    path = tmp_path / "saliency"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    assert f"it is F32 {shape}, not [layers, experts]" in refused(path).message
+
+
 def test_an_entry_that_is_not_there() -> None:
     found = refused(DEMO, "raep")
     assert found.message == f'{DEMO} has no entry "raep"; it has reap, tokens'
@@ -176,6 +185,8 @@ def test_an_entry_that_is_not_there() -> None:
         (b'{"reap": ' + b"[" * 100_000, "not-saliencies", "neither safetensors nor JSON"),
         (b"\xff\xfe\x00", "not-saliencies", "it is neither safetensors nor JSON"),
         (b'{"reap": "all"}', "missing-saliency", "it has nothing"),
+        (b'{"reap": [], "reap": []}', "not-saliencies", '"reap" stands twice in an object'),
+        (b'{"reap": {"1": [1], "1": [2]}}', "not-saliencies", '"1" stands twice'),
         (DEMO.read_bytes()[:200], "not-safetensors", "is not a whole safetensors file"),
         (DEMO.read_bytes() + b"\0", "not-safetensors", "is not a whole safetensors file"),
         (struct.pack("<Q", 2) + b"{}", "missing-saliency", "it has nothing"),
