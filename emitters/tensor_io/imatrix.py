@@ -160,19 +160,30 @@ def open_imatrix(path: Path, span: Span | None = None) -> Imatrix:
             "not-an-imatrix", span, path=str(path), reason=reason, suggestion=_REMAKE
         ) from error
     if defects:
-        found = [
-            diagnostic(
-                "bad-imatrix-entry",
-                span,
-                path=str(path),
-                entry=shown(name),
-                reason=reason,
-                suggestion=_REMAKE,
-            )
-            for name, reason in defects.items()
-        ]
-        raise PolicyError(capped(found))
+        raise PolicyError(capped(_defects_found(path, span, defects)))
     return Imatrix(path, entries, source, span)
+
+
+def _defects_found(
+    path: Path, span: Span | None, defects: Mapping[str, str]
+) -> list[Diagnostic]:
+    """One finding for each thing that is wrong. defects: entry -> what is wrong with it."""
+    # A file of another precision is one mistake, and not one for each matrix of a model.
+    alike: dict[str, list[str]] = {}
+    for name, reason in defects.items():
+        alike.setdefault(reason, []).append(name)
+    return [
+        diagnostic(
+            "bad-imatrix-entry",
+            span,
+            suggestion=_REMAKE,
+            notes=[f"the same is wrong with {len(names) - 1} more"] if len(names) > 1 else [],
+            path=str(path),
+            entry=shown(names[0]),
+            reason=reason,
+        )
+        for reason, names in alike.items()
+    ]
 
 
 def _entries(source: Source, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:

@@ -141,6 +141,19 @@ def test_entries_that_mean_nothing(
     assert refusal(path) == ("bad-imatrix-entry", message)
 
 
+def test_a_mistake_that_all_entries_share_is_one_error(tmp_path: Path) -> None:
+    tensors = gguf_tensors(random_statistics())
+    for name in (GATE, QUERY):
+        sums = tensors[f"{name}.in_sum2"]
+        tensors[f"{name}.in_sum2"] = sums.astype(np.float64)
+    path = write_gguf(tmp_path / "i.gguf", tensors)
+    with pytest.raises(PolicyError) as caught:
+        open_imatrix(path)
+    (found,) = caught.value.diagnostics
+    assert found.message.endswith('": its .in_sum2 are F64, not F32')
+    assert found.notes == ("the same is wrong with 1 more",)
+
+
 @pytest.mark.parametrize("value", [np.nan, -1.0, np.inf])
 def test_legacy_sums_that_mean_nothing(tmp_path: Path, value: float) -> None:
     statistics = random_statistics()
