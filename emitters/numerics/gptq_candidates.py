@@ -210,13 +210,11 @@ def _fill(kind: int, base: np.float32, multipliers: Array, table: Array) -> None
 def _least(
     target: Target, group: Array, multipliers: Array, base: np.float32, scratch: _Scratch
 ) -> np.float32:
-    """The first scale of least loss; one whose loss is NaN wins if it is the first of all."""
+    """The first scale of least loss. If the loss of the first of all is NaN, it wins."""
     table, errors = scratch
     inverse = own(target[0], multipliers[0] * base)
     best = _reciprocal(target[0], inverse)
     limit = _loss(target, group, (inverse, best), errors)
-    if not limit <= np.inf:
-        return np.float32(best)
     _fill(target[0], base, multipliers[1:], table)
     first, last, near = 0, N_CANDIDATES, _first_near(target, group, table)
     for lane in range(FOLDED):
