@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 Output = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", metavar="FOLDER", help="The bundle; MODEL-POLICY here if not given."
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="The bundle; MODEL-POLICY here if not given.",
+        parser=options.given_path,
     ),
 ]
 Jobs = Annotated[

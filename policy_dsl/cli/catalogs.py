@@ -16,7 +16,8 @@ def schema(
     document: Annotated[
         str,
         typer.Argument(
-            metavar="[DOCUMENT]",
+            metavar="DOCUMENT",
+            parser=options.given_text,
             help="policy, or the `kind` of a JSON document: plan, bundle (policyc.json), …",
         ),
     ] = "policy",
@@ -46,7 +47,10 @@ def schema(
 @console.guarded
 def formats(
     target: Annotated[
-        str | None, typer.Argument(metavar="[TARGET]", help="Only this target.")
+        str | None,
+        typer.Argument(
+            metavar="TARGET", help="Only this target.", parser=options.given_text
+        ),
     ] = None,
     format: options.AnyReport = "text",
 ) -> None:

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 PolicyNames = Annotated[
     list[str],
-    typer.Argument(metavar="POLICY...", help="Policy files, or names of bundled policies."),
+    typer.Argument(
+        metavar="POLICY",
+        help="Policy files, or names of bundled policies.",
+        parser=options.given_text,
+    ),
 ]
 
 

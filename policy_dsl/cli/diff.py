@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from policy_dsl.planning.outline import Outline
 
 Side = Annotated[
-    str, typer.Argument(help="A policy, a plan saved by `plan --save`, or a bundle folder.")
+    str,
+    typer.Argument(
+        help="A policy, a plan saved by `plan --save`, or a bundle folder.",
+        parser=options.given_text,
+    ),
 ]
 ExitCode = Annotated[
     bool, typer.Option("--exit-code", help="Exit with 1 if there is a difference.")

@@ -11,7 +11,11 @@ from policy_dsl.cli.planning import Request, make_plan
 
 TensorName = Annotated[
     str,
-    typer.Argument(metavar="TENSOR", help="Name in the source or in the output; or a glob."),
+    typer.Argument(
+        metavar="TENSOR",
+        help="Name in the source or in the output; or a glob.",
+        parser=options.given_text,
+    ),
 ]
 
 

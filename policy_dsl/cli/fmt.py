@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from policy_dsl.cli import console
+from policy_dsl.cli import console, options
 from policy_dsl.cli.files import save_text
 from policy_dsl.diagnostics import PolicyError, fail
 
@@ -16,7 +16,10 @@ Form = Literal["yaml", "dsl"]
 STDIN = "-"
 
 PolicyFiles = Annotated[
-    list[str], typer.Argument(metavar="FILE...", help="Policy files; - is stdin.")
+    list[str],
+    typer.Argument(
+        metavar="FILE", help="Policy files; - is stdin.", parser=options.given_text
+    ),
 ]
 CheckOnly = Annotated[
     bool, typer.Option("--check", help="Write nothing; exit with 1 if a file would change.")

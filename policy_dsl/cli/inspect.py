@@ -19,6 +19,7 @@ SourceName = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
+        parser=options.given_text,
         help="Folder of a checkpoint or bundle, HFQ file, recorded headers file, hub id, "
         "catalog name.",
     ),
@@ -28,6 +29,7 @@ HeadersFile = Annotated[
     typer.Option(
         "--save-headers",
         metavar="FILE",
+        parser=options.given_path,
         help="Record the headers, so that this model can be planned where it is not.",
     ),
 ]

@@ -7,6 +7,26 @@ from typing import Annotated, Literal
 
 import typer
 
+
+def given_text(word: str) -> str:
+    """The word of an option or argument.
+
+    Raises: typer.BadParameter for an empty one.
+    """
+    # What an unset variable of the shell leaves; as a path it would mean the current folder.
+    if not word:
+        raise typer.BadParameter("it is empty; is a variable of the shell not set?")
+    return word
+
+
+def given_path(word: str) -> Path:
+    """The path that an option or argument names.
+
+    Raises: typer.BadParameter for an empty one.
+    """
+    return Path(given_text(word))
+
+
 # Closed sets, so that a typo is a usage error before any work.
 ReportFormat = Literal["text", "json", "markdown"]
 FindingsFormat = Literal["text", "json", "github", "sarif"]
@@ -14,13 +34,18 @@ PlainFormat = Literal["text", "json"]
 
 PolicyName = Annotated[
     str,
-    typer.Argument(metavar="POLICY", help="Policy file, or the name of a bundled policy."),
+    typer.Argument(
+        metavar="POLICY",
+        help="Policy file, or the name of a bundled policy.",
+        parser=given_text,
+    ),
 ]
 ModelName = Annotated[
     str | None,
     typer.Option(
         "--model",
         metavar="PATH|HUB_ID|CATALOG",
+        parser=given_text,
         help="Checkpoint to use instead of the policy's own: a folder, a recorded headers "
         "file, org/name on the hub, or a catalog name.",
     ),
@@ -28,7 +53,10 @@ ModelName = Annotated[
 TargetName = Annotated[
     str | None,
     typer.Option(
-        "--target", metavar="TARGET", help="Bundle format, if the policy has several."
+        "--target",
+        metavar="TARGET",
+        help="Bundle format, if the policy has several.",
+        parser=given_text,
     ),
 ]
 Overrides = Annotated[
@@ -42,6 +70,7 @@ ImatrixFile = Annotated[
     typer.Option(
         "--imatrix",
         metavar="FILE",
+        parser=given_path,
         help="Importance matrix of llama.cpp, instead of the one that the policy names.",
     ),
 ]
@@ -50,6 +79,7 @@ SaliencyFile = Annotated[
     typer.Option(
         "--saliency",
         metavar="FILE",
+        parser=given_path,
         help="Ranking of the experts, instead of the one that the policy names.",
     ),
 ]

@@ -14,7 +14,12 @@ from policy_dsl.cli.planning import Request, make_plan
 AllTensors = Annotated[bool, typer.Option("--tensors", help="List every output tensor.")]
 SaveTo = Annotated[
     Path | None,
-    typer.Option("--save", metavar="FILE", help="Also save the plan as JSON, whole."),
+    typer.Option(
+        "--save",
+        metavar="FILE",
+        help="Also save the plan as JSON, whole.",
+        parser=options.given_path,
+    ),
 ]
 
 

@@ -14,6 +14,7 @@ BundleFolder = Annotated[
     Path,
     typer.Argument(
         metavar="BUNDLE",
+        parser=options.given_path,
         help="Folder of a bundle, or an HFQ file; policyc need not have built it.",
     ),
 ]
@@ -22,6 +23,7 @@ SourceName = Annotated[
     typer.Option(
         "--source",
         metavar="CHECKPOINT",
+        parser=options.given_text,
         help="Decode every tensor and report its error against this checkpoint.",
     ),
 ]

@@ -102,6 +102,36 @@ class TestHelp:
         assert "Usage" in ran.err
 
 
+    @pytest.mark.parametrize(
+        ("arguments", "where"),
+        [
+            (["plan", "config_i", "--model", ""], "--model"),
+            (["plan", "config_i", "--imatrix", ""], "--imatrix"),
+            (["plan", "config_i", "--saliency", ""], "--saliency"),
+            (["plan", "config_i", "--target", ""], "--target"),
+            (["plan", "config_i", "--save", ""], "--save"),
+            (["build", "config_i", "-o", "", "--force"], "--output"),
+            (["check", ""], "POLICY"),
+            (["explain", "config_i", ""], "TENSOR"),
+            (["verify", ""], "BUNDLE"),
+            (["verify", "bundle", "--source", ""], "--source"),
+            (["inspect", ""], "CHECKPOINT"),
+            (["inspect", "bundle", "--save-headers", ""], "--save-headers"),
+            (["diff", "config_i", ""], "b"),
+            (["fmt", ""], "FILE"),
+            (["schema", ""], "DOCUMENT"),
+            (["formats", ""], "TARGET"),
+        ],
+    )
+    def test_an_empty_word_is_wrong_usage(
+        self, run: Any, arguments: list[str], where: str
+    ) -> None:
+        """What is left of `"$OUT"` where no one set it; as a path it is the current folder."""
+        ran = run(*arguments)
+        assert (ran.code, ran.out) == (2, "")
+        assert re.search(f"Invalid value for '{where}'.*: it is empty", ran.err)
+
+
 class TestPlan:
     def test_the_catalog_model_is_planned_to_the_published_size(self, run: Any) -> None:
         ran = run("plan", "config_i")
