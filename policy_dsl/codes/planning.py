@@ -112,6 +112,10 @@ PLANNING_CODES: dict[str, Code] = {
         "The target's readers want a multiple; the router never chooses an added expert. "
         "`output pad_experts false` leaves them out.",
     ),
+    "experts-not-added": warning(
+        "{target} adds no experts to models of family {family}",
+        "`output pad_experts true` asks for them; readers of these models want no multiple.",
+    ),
     "unknown-fp8-rule": error(
         'there is no FP8 rule "{rule}"; there are {rules}',
         "How FP8 weights are rounded when they are dequantized.",

@@ -27,6 +27,7 @@ def plan_warnings(
         *(_router_warnings(plan, spans) if _has_plain_routers(plan, made, spec) else []),
         *_growth_warnings(plan, spans),
         *_added(plan),
+        *_not_added(plan, spec),
         *_refused(plan),
     ]
 
@@ -142,6 +143,16 @@ def _added(plan: Plan) -> list[Diagnostic]:
             nbytes=both_units(size),
         )
     ]
+
+
+def _not_added(plan: Plan, spec: FormatSpec) -> list[Diagnostic]:
+    """The warning that experts are wanted which the target does not add to such models."""
+    family = plan.model.architecture.family
+    # A target that adds none to any model does not use the setting, which is another finding.
+    if not plan.policy.output.pad_experts or not spec.padding or family in spec.padding:
+        return []
+    span = dict(plan.policy.key_spans).get("output.pad_experts")
+    return [diagnostic("experts-not-added", span, target=spec.name, family=family)]
 
 
 def _refused(plan: Plan) -> list[Diagnostic]:

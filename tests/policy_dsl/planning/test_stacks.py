@@ -77,6 +77,18 @@ def test_added_experts_are_as_large_as_the_others_and_have_no_parameters() -> No
     assert len(experts[2]) == 6 * 12 * 3
 
 
+@pytest.mark.parametrize(("wish", "told"), [("true", ["p.qpol:1:20"]), ("false", [])])
+def test_experts_that_are_wanted_and_not_added_are_told(
+    recorded: Callable[..., tuple[Inventory, object]], wish: str, told: list[str]
+) -> None:
+    spec = replace(PADDED, settings=("output.pad_experts",))
+    text = f"output pad_experts {wish}; all: 8bit g32"
+    found = planned(text, spec, recorded("qwen3_moe")[0]).findings
+    places = [one.span.location for one in found if one.code == "experts-not-added" and one.span]
+    assert places == told
+    assert "experts-not-added" not in {one.code for one in planned(text, spec).findings}
+
+
 def test_the_correction_of_added_experts_is_stored_in_the_dtype_of_the_others() -> None:
     tails = {}
     for word in ("f32", "f16", "bf16"):
