@@ -124,8 +124,8 @@ def test_variables_have_defaults_and_can_be_set(write) -> None:
 )
 def test_truth_values_stay_truth_values(write, text: str) -> None:
     path = write("p.yaml" if text.startswith("vars:") else "p.qpol", text)
-    for overrides, value in (({}, True), ({"tools": "false"}, False), ({"tools": False}, False)):
-        policy = load(path, overrides=overrides)
+    for given, value in ((None, True), ("false", False), (False, False), ("true", True)):
+        policy = load(path, overrides={} if given is None else {"tools": given})
         assert dict(policy.vars)["tools"] is value
         assert dict(policy.metadata)["supports_tools"] is value
         assert policy.output.pad_experts is value
