@@ -53,8 +53,7 @@ def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
     """What readers understand of these files: packed module -> scheme, width, shape.
 
     Linears that they take for packed and that are not are among them, without a shape.
-    Raises: KeyError, ValueError, TypeError or AttributeError if the config is another
-    format's.
+    Raises: KeyError without a config; ValueError or TypeError if it is another format's.
     """
     config = json.loads(files[CONFIG])
     if "quantization_config" not in config:
@@ -80,7 +79,8 @@ def _claim(told: Told, name: str, parts: Mapping[str, TensorForm]) -> Claim | No
 def _shape(width: Width, parts: Mapping[str, TensorForm]) -> tuple[int, ...]:
     """The logical shape [out, in] that the words tell, empty if there are none."""
     words = parts["qweight"][1] if "qweight" in parts else ()
-    if len(words) != 2:
+    # No words are a matrix of any size.
+    if len(words) != 2 or 0 in words:
         return ()
     return words[1], words[0] * _WORD_BITS // width.bits
 

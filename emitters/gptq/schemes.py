@@ -75,4 +75,5 @@ def _by_columns(part: str, dtype: str, shape: tuple[int, int]) -> PartShape:
 @lru_cache(maxsize=64)
 def _g_idx(columns: int, size: int) -> bytes:
     """The number of each column's group, as little-endian int32."""
-    return b"".join((i // size).to_bytes(4, "little") for i in range(columns))
+    numbers = range(-(-columns // size))
+    return b"".join(group.to_bytes(4, "little") * size for group in numbers)[: 4 * columns]

@@ -7,7 +7,7 @@ Source: vLLM 0.33.0 (`INCConfigParser`, `get_dynamic_override`), auto-round 0.16
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,9 +16,15 @@ from emitters.gptq.schemes import WIDTHS
 from emitters.gptq.widths import AUTO_ROUND, GPTQ, Width
 from policy_dsl.policy import WHOLE_ROW
 
+_Entry = Mapping[str, Any]
+
 _USUAL = "auto_round:auto_gptq"
 _PLAIN_BITS = 16
 _HEAD = "lm_head"
+_NOT = "-:"
+_SIGNS = ("+:", _NOT)
+# More values than any row has: a number of this size in a config is a mistake.
+_LARGEST_GROUP = 2**20
 
 
 class Told(NamedTuple):
@@ -32,80 +38,115 @@ class Told(NamedTuple):
     covers: bool
 
 
-def read(config: Mapping[str, Any], names: Collection[str]) -> Told:
+def read(config: Any, names: Collection[str]) -> Told:
     """What a `quantization_config` tells of the modules of these names.
 
-    Raises: ValueError, KeyError, TypeError or AttributeError for another format's, or for
-    widths that this one does not have.
+    Raises: ValueError for another format's, or for widths that this one does not have.
     """
-    method, default = config["quant_method"], _width(config, None)
-    if method == AUTO_ROUND:
-        if config.get("data_type", "int") != "int":
-            raise ValueError(f"its data_type is {config['data_type']!r}")
-        version = VERSIONS[config.get("packing_format", _USUAL)]
-        patterns = _patterns(config, names)
-        return Told(version, partial(_auto_round, config, default, patterns), covers=True)
-    if method != GPTQ:
+    if not isinstance(config, Mapping):
+        raise ValueError("its quantization_config is no object")
+    method = config.get("quant_method")
+    if method not in (AUTO_ROUND, GPTQ):
         raise ValueError(f"its quant_method is {method!r}")
+    default = _width(config, None)
+    if method == AUTO_ROUND:
+        kind = config.get("data_type", "int")
+        if kind != "int":
+            raise ValueError(f"its data_type is {kind!r}")
+        packing = config.get("packing_format", _USUAL)
+        if packing not in [*VERSIONS]:
+            raise ValueError(f"its packing_format is {packing!r}")
+        rules = _rules_of(config, "extra_config", names)
+        width = partial(_auto_round, default, rules, _covered(config))
+        return Told(VERSIONS[packing], width, covers=True)
     version = config.get("checkpoint_format", config.get("format", "gptq"))
-    if version not in VERSIONS.values():
+    if version not in [*VERSIONS.values()]:
         raise ValueError(f"its checkpoint_format is {version!r}")
-    return Told(version, partial(_gptq, config, default), covers=False)
+    listed = _texts(config, "modules_in_block_to_quantize")
+    rules = _rules_of(config, "dynamic")
+    width = partial(_gptq, default, rules, listed, bool(config.get("lm_head")))
+    return Told(version, width, covers=False)
 
 
-def _patterns(
-    config: Mapping[str, Any], names: Collection[str]
-) -> list[tuple[re.Pattern[str], Mapping[str, Any]]]:
-    """Rules by pattern: those that are no name of a module, in order."""
-    entries = (config.get("extra_config") or {}).items()
-    return [(_compiled(key), entry) for key, entry in entries if key not in names]
+class _Rules(NamedTuple):
+    """exact: by the whole name of a module. patterns: the others, in order; sign: `-:` or "".
+
+    An entry is what differs from the default.
+    """
+
+    exact: Mapping[str, _Entry]
+    patterns: Sequence[tuple[str, re.Pattern[str], _Entry]]
+
+
+def _rules_of(config: Mapping[str, Any], key: str, names: Collection[str] = ()) -> _Rules:
+    """The rules by module; those that are no name of one are patterns.
+
+    Raises: ValueError if they are no rules.
+    """
+    entries = config.get(key) or {}
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"its {key} is no object")
+    exact, patterns = {}, []
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"its {key} has no object for {name!r}")
+        if name in names:
+            exact[name] = entry
+        else:
+            sign, text = (name[:2], name[2:]) if name[:2] in _SIGNS else ("", name)
+            patterns.append((sign, _compiled(text), entry))
+    return _Rules(exact, patterns)
+
+
+def _covered(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the names of packed modules begin with, empty if nothing is said."""
+    keys = "block_name_to_quantize", "to_quant_block_names"
+    told = _texts(config, next((key for key in keys if key in config), keys[0]))
+    return tuple(one for text in told for one in text.split(",") if one)
 
 
 def _auto_round(
-    config: Mapping[str, Any],
-    default: Width,
-    patterns: list[tuple[re.Pattern[str], Mapping[str, Any]]],
-    name: str,
+    default: Width, rules: _Rules, covered: tuple[str, ...], name: str
 ) -> Width | None:
-    entry = (config.get("extra_config") or {}).get(name)
+    entry = rules.exact.get(name)
     if entry is None:
-        found = (entry for pattern, entry in patterns if pattern.search(name))
+        found = (entry for _, pattern, entry in rules.patterns if pattern.search(name))
         entry = next(found, None)
     if entry is not None:
         return _narrowed(entry, default)
-    covered = config.get("block_name_to_quantize", config.get("to_quant_block_names"))
     if not covered:
         return None if name.endswith(_HEAD) else default
-    prefixes = covered.split(",") if isinstance(covered, str) else covered
-    return default if name.startswith(tuple(prefixes)) else None
+    return default if name.startswith(covered) else None
 
 
-def _gptq(config: Mapping[str, Any], default: Width, name: str) -> Width | None:
-    if name.endswith(_HEAD) and not config.get("lm_head"):
+def _gptq(
+    default: Width, rules: _Rules, listed: Sequence[str], packs_head: bool, name: str
+) -> Width | None:
+    is_head = name.endswith(_HEAD)
+    if is_head and not packs_head:
         return None
-    for key, entry in (config.get("dynamic") or {}).items():
-        if _compiled(key[2:] if key[:2] in ("+:", "-:") else key).match(name):
-            return None if key.startswith("-:") else _narrowed(entry, default)
-    listed = _flat(config.get("modules_in_block_to_quantize") or [])
-    if listed and not name.endswith(_HEAD) and not any(one in name for one in listed):
+    for sign, pattern, entry in rules.patterns:
+        if pattern.match(name):
+            return None if sign == _NOT else _narrowed(entry, default)
+    if listed and not is_head and not any(one in name for one in listed):
         return None
     return default
 
 
-def _narrowed(entry: Mapping[str, Any], default: Width) -> Width | None:
-    if entry.get("bits", default.bits) >= _PLAIN_BITS:
-        return None
-    return _width(entry, default)
+def _narrowed(entry: _Entry, default: Width) -> Width | None:
+    bits = entry.get("bits", default.bits)
+    is_plain = isinstance(bits, int | float) and bits >= _PLAIN_BITS
+    return None if is_plain else _width(entry, default)
 
 
-def _width(entry: Mapping[str, Any], default: Width | None) -> Width:
-    """The width in an entry, its gaps filled by the default. Raises: ValueError, KeyError."""
+def _width(entry: _Entry, default: Width | None) -> Width:
+    """The width in an entry, its gaps filled by the default. Raises: ValueError."""
     given = {"sym": True} if default is None else _named(default)
     given |= {key: entry[key] for key in ("bits", "group_size", "sym") if key in entry}
-    bits, size, symmetric = given["bits"], given["group_size"], given["sym"]
+    bits, size, symmetric = (given.get(key) for key in ("bits", "group_size", "sym"))
     if type(bits) is not int or bits not in WIDTHS:
         raise ValueError(f"bits {bits!r} are none of {', '.join(map(str, sorted(WIDTHS)))}")
-    if type(size) is not int or (size < 1 and size != WHOLE_ROW):
+    if type(size) is not int or (not 1 <= size <= _LARGEST_GROUP and size != WHOLE_ROW):
         raise ValueError(f"group_size {size!r} is no number of values")
     if type(symmetric) is not bool:
         raise ValueError(f"sym {symmetric!r} is neither true nor false")
@@ -119,9 +160,16 @@ def _named(width: Width) -> dict[str, Any]:
 def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no pattern: {error}") from None
+    # The others for counts that no machine has, and for parentheses without end.
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{pattern:.60} is no pattern: {error}") from None
 
 
-def _flat(listed: Any) -> list[str]:
-    return [one for item in listed for one in (item if isinstance(item, list) else [item])]
+def _texts(config: Mapping[str, Any], key: str) -> list[str]:
+    """The texts of an entry, which may be one, a list, or lists in a list."""
+    told = config.get(key) or []
+    outer = told if isinstance(told, list) else [told]
+    texts = [one for item in outer for one in (item if isinstance(item, list) else [item])]
+    if not all(isinstance(one, str) for one in texts):
+        raise ValueError(f"its {key} is no list of names")
+    return texts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ def test_the_version_of_zero_points(quantization, scheme):
         ({**USUAL, "block_name_to_quantize": "model.layers"}, 4),
         ({**USUAL, "block_name_to_quantize": ["model.visual", "model.layers"]}, 4),
         ({**USUAL, "block_name_to_quantize": "model.visual"}, None),
+        ({**USUAL, "block_name_to_quantize": "model.visual,"}, None),
         ({**USUAL, "to_quant_block_names": "model.visual"}, None),
         ({**GPTQ, "dynamic": {r"+:.*\.0\.": {"bits": 8}, r"-:.*\.0\.": {}}}, 8),
         ({**GPTQ, "dynamic": {r".*q_proj": {"bits": 8}}}, 8),
@@ -159,34 +161,49 @@ def test_a_plain_linear_that_readers_take_for_packed_is_claimed():
 
 
 @pytest.mark.parametrize(
-    "quantization",
+    ("quantization", "told"),
     [
-        {},
-        [],
-        "gptq",
-        {"bits": 4, "group_size": 64},
-        {**USUAL, "quant_method": "fp8"},
-        {**USUAL, "quant_method": "awq"},
-        {**USUAL, "data_type": "mx_fp"},
-        {**USUAL, "packing_format": "auto_round:auto_awq"},
-        {**USUAL, "packing_format": "auto_round:llm_compressor"},
-        {**GPTQ, "checkpoint_format": "marlin"},
-        {**USUAL, "bits": 5},
-        {**USUAL, "bits": True},
-        {**USUAL, "bits": "4"},
-        {**USUAL, "group_size": 0},
-        {**USUAL, "group_size": [128, 128]},
-        {**USUAL, "sym": "yes"},
-        {**USUAL, "extra_config": {"(": {"bits": 8}}},
-        {**USUAL, "extra_config": {"q_proj": {"bits": 7}}},
-        {**USUAL, "extra_config": ["q_proj"]},
-        {**GPTQ, "dynamic": {"-:*": {}}},
+        ({}, "its quant_method is None"),
+        ([], "its quantization_config is no object"),
+        ("gptq", "its quantization_config is no object"),
+        (None, "its quantization_config is no object"),
+        ({"bits": 4, "group_size": 64}, "its quant_method is None"),
+        ({**USUAL, "quant_method": "fp8"}, "its quant_method is 'fp8'"),
+        ({**USUAL, "quant_method": ["gptq"]}, "its quant_method is ['gptq']"),
+        ({**USUAL, "data_type": "mx_fp"}, "its data_type is 'mx_fp'"),
+        ({**USUAL, "packing_format": "auto_round:auto_awq"}, "its packing_format is"),
+        ({**USUAL, "packing_format": []}, "its packing_format is []"),
+        ({**GPTQ, "checkpoint_format": "marlin"}, "its checkpoint_format is 'marlin'"),
+        ({**USUAL, "bits": 5}, "bits 5 are none of 2, 3, 4, 8"),
+        ({**USUAL, "bits": True}, "bits True are none of"),
+        ({**USUAL, "bits": "4"}, "bits '4' are none of"),
+        ({"quant_method": "gptq", "group_size": 32}, "bits None are none of"),
+        ({"quant_method": "gptq", "bits": 4}, "group_size None is no number of values"),
+        ({**USUAL, "group_size": 0}, "group_size 0 is no number of values"),
+        # What is numbered by groups of this size would not fit into memory.
+        ({**USUAL, "group_size": 2**31}, "group_size 2147483648 is no number of values"),
+        ({**USUAL, "group_size": [128, 128]}, "group_size [128, 128] is no number of values"),
+        ({**USUAL, "sym": "yes"}, "sym 'yes' is neither true nor false"),
+        ({**USUAL, "extra_config": {"(": {"bits": 8}}}, "( is no pattern"),
+        ({**USUAL, "extra_config": {"a{99999999999}": {"bits": 8}}}, "is no pattern"),
+        ({**USUAL, "extra_config": {"(" * 9999: {"bits": 8}}}, "is no pattern"),
+        ({**USUAL, "extra_config": {"q_proj": {"bits": 7}}}, "bits 7 are none of"),
+        ({**USUAL, "extra_config": {"q_proj": None}}, "no object for 'q_proj'"),
+        ({**USUAL, "extra_config": ["q_proj"]}, "its extra_config is no object"),
+        ({**USUAL, "block_name_to_quantize": [1]}, "is no list of names"),
+        ({**GPTQ, "dynamic": {"-:*": {}}}, "* is no pattern"),
     ],
 )
-def test_what_is_no_such_configuration_is_refused(quantization):
-    refused = (ValueError, KeyError, TypeError, AttributeError)
-    with pytest.raises(refused):
+def test_what_is_no_such_configuration_is_refused_with_the_reason(quantization, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
         claimed(quantization)
+
+
+@pytest.mark.parametrize("words", [(10**15, 0), (0, 10**15), (8, 8, 8)])
+def test_words_that_are_no_matrix_tell_no_shape(words):
+    odd = {**PARTS, "qweight": ("I32", words), "g_idx": ("I32", (64,))}
+    (claim,) = claimed(USUAL, {f"{LAYER}.q_proj": odd}).values()
+    assert claim.shape == ()
 
 
 def test_without_a_quantization_nothing_is_claimed():
