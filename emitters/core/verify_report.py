@@ -118,7 +118,7 @@ def _blocks(report: VerifyReport) -> list[Block]:
         shown = [render([found]) for found in report.findings[:_SHOWN_FINDINGS]]
         more = len(report.findings) - len(shown)
         blocks.append(Items((*shown, *([f"and {more} more"] if more else [])), "Findings"))
-    if report.errors is not None:
+    if report.errors:
         blocks += _error_tables(report.errors)
     return blocks
 

@@ -61,19 +61,17 @@ class PlanDiff:
         before, after = self.before.experts, self.after.experts
         if before != after and None not in (before, after):
             return f"{before} -> {after} a layer"
-        kept = [_kept(side) for side in (self.before, self.after)]
-        if None in kept or before is None or kept[0] == kept[1]:
+        one, other = _kept(self.before), _kept(self.after)
+        # Of a bundle without a record, nobody knows which experts are left.
+        if not one or not other or one == other:
             return ""
-        one, other = (each or {} for each in kept)
         layers = [layer for layer in {**one, **other} if one.get(layer) != other.get(layer)]
         return f"{after} a layer, not the same ones in layers {layer_list(sorted(layers))}"
 
 
-def _kept(side: Outline) -> Mapping[int, tuple[int, ...]] | None:
-    """The old numbers of the experts of each layer; None while they are not chosen."""
-    if side.pruning is None or side.pruning.count == side.pruning.before:
-        return {}
-    return side.pruning.kept if side.pruning.chosen else None
+def _kept(side: Outline) -> Mapping[int, tuple[int, ...]]:
+    """The old numbers of the experts of each layer; empty unless some are known to be left."""
+    return side.pruning.kept if side.pruning and side.pruning.chosen else {}
 
 
 Pair = tuple[OutlineModule | None, OutlineModule | None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,21 @@ def test_a_difference_knows_other_experts_of_the_same_count(run: Any, tmp_path: 
     assert "experts  6 a layer, not the same ones in layers 1-5\n" in out
     assert "no tensor is treated differently" not in out
     assert run("diff", saved, "--saliency", REAP, "--exit-code")[0] == 0
+
+
+def test_nothing_is_said_of_experts_that_nobody_knows(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, unknown = tmp_path / "known", tmp_path / "unknown"
+    assert run("build", "--saliency", REAP, "-o", known, "-q")[0] == 0
+    shutil.copytree(known, unknown)
+    (unknown / "policyc.json").unlink()
+    for sides in ((known, unknown), (unknown, known)):
+        assert main(["diff", *map(str, sides), "--format", "json"]) == 0
+        assert document(capsys.readouterr().out)["experts"] is None
+    assert main(["verify", str(unknown), "--source", str(TINY)]) == 1
+    # No module was compared, so there is nothing to put into tables.
+    assert "relative error" not in capsys.readouterr().out
 
 
 def test_a_bundle_is_inspected_and_compared_with_its_policy(run: Any, tmp_path: Path) -> None:
