@@ -181,7 +181,7 @@ PLANNING_CODES: dict[str, Code] = {
         "Only matrices are quantized.",
     ),
     "unsupported-treatment": error(
-        "{target} cannot store {role} as {treatment}: {reason}",
+        "{target} cannot store {roles} as {treatment}: {reason}",
         "The target's readers would refuse the tensor, or misread it.",
     ),
     "conflict": error(

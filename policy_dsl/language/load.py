@@ -135,27 +135,38 @@ def _find(
     # A bundled name wins over a file of that name without suffix, so that it means the same
     # in every folder.
     if named and path.suffix not in _FORMS:
-        for suffix in _FORMS:
-            bundled = room("policies") / f"{reference}{suffix}"
-            if _exists(bundled):
-                return bundled
+        bundled = _with_suffix(room("policies") / reference)
+        if bundled is not None:
+            return bundled
         if folder is not None or not _exists(path):
-            cure = did_you_mean(str(reference), bundled_names())
+            here = _with_suffix((folder or Path()) / reference)
+            near = did_you_mean(str(reference), bundled_names())
+            cure = f'did you mean "{here.name}"?' if here else near
             raise fail("unknown-policy", span, suggestion=cure, name=reference)
     found = path if folder is None else folder / path
     if not _exists(found) or found.is_dir():
         reason = "it is a folder" if _exists(found) else "there is no such file"
-        # Paths of the documentation's examples exist in a checkout only.
-        known = found.suffix in _FORMS and found.stem in bundled_names()
-        cure = f'"{found.stem}" is a bundled policy; write it without folder and suffix'
-        raise fail(
-            "unreadable-file",
-            span,
-            suggestion=cure if known else None,
-            path=found,
-            reason=reason,
-        )
+        cure = _cure(found)
+        raise fail("unreadable-file", span, suggestion=cure, path=found, reason=reason)
     return found
+
+
+def _cure(path: Path) -> str | None:
+    """What may have been meant by a path that is no file."""
+    if _exists(path):
+        return "a policy is a file; checkpoints go with --model"
+    # Paths of the documentation's examples exist in a checkout only.
+    if path.suffix in _FORMS and path.stem in bundled_names():
+        return f'"{path.stem}" is a bundled policy; write it without folder and suffix'
+    # A policy of that name may be there in the other notation.
+    found = _with_suffix(path.with_suffix("")) if path.suffix in _FORMS else None
+    return f'did you mean "{found}"?' if found else None
+
+
+def _with_suffix(path: Path) -> Path | None:
+    """The file of that name with one of the suffixes of policies, if it is there."""
+    names = (path.with_name(f"{path.name}{suffix}") for suffix in _FORMS)
+    return next(filter(_exists, names), None)
 
 
 def _exists(path: Path) -> bool:

@@ -11,6 +11,7 @@ from policy_dsl.policy import PLAIN_DTYPES, Defaults, Treatment
 from policy_dsl.roles.classify import ModelTensor
 from policy_dsl.vocabulary import SCHEME_TARGETS
 
+_CALLED = {"experts": "experts", "embed": "embeddings", "matrix": "matrices"}
 PLAIN_WORDS = {dtype: word for word, dtype in PLAIN_DTYPES.items()}
 
 
@@ -107,7 +108,7 @@ def _no_scheme(
     return diagnostic(
         "unsupported-bits",
         target=spec.name,
-        scheme=f"its {tensor_class} tensors",
+        scheme=_CALLED[tensor_class],
         bits=written.bits or defaults.bits,
         widths=_listed(tuple(widths)),
     )

@@ -12,10 +12,12 @@ from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Module, Omission
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.planning.fill import PLAIN_WORDS, describe, fill, role_class
-from policy_dsl.planning.matching import is_guarded
 from policy_dsl.planning.stacks import Settled, Stacking
-from policy_dsl.policy import PLAIN_DTYPES, Policy, Treatment
+from policy_dsl.planning.tensor_defects import Refusal, TensorDefects
+from policy_dsl.policy import PLAIN_DTYPES, Defaults, Policy, Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
+
+_KEEP = Treatment("keep")
 
 
 @dataclass
@@ -32,7 +34,7 @@ def lower(
 ) -> Lowered:
     """The modules of the output in natural order of their names, not placed yet."""
     lowered = Lowered()
-    defects = _Defects(policy)
+    defects = TensorDefects(policy)
     stacks: dict[str, list[Settled]] = {}
     broken: set[str] = set()
     filled: dict[tuple[Treatment, str], Treatment | Diagnostic] = {}
@@ -46,16 +48,13 @@ def lower(
         key = (decision.written, role_class(tensor))
         if key not in filled:
             filled[key] = fill(decision.written, key[1], policy.defaults, spec)
-        whole = filled[key]
-        if not isinstance(whole, Diagnostic):
-            whole = _refused(tensor, whole, model, spec) or whole
-        settled = _settle(decision, whole, model, spec)
+        settled = _settle(decision, filled[key], model, spec)
         path = spec.module_path(tensor, model)
-        if isinstance(settled, Diagnostic):
+        if isinstance(settled, Settled):
+            stacks.setdefault(path, []).append(settled)
+        else:
             defects.add(decision, settled)
             broken.add(path)
-        else:
-            stacks.setdefault(path, []).append(settled)
     stacking = Stacking.of(policy, model, spec)
     for path, stack in stacks.items():
         # The others of a stack would only be found to be too few.
@@ -80,34 +79,6 @@ def natural_key(name: str) -> list[tuple[bool, int, str]]:
     return [(piece.isdigit(), int(piece) if piece.isdigit() else 0, piece) for piece in pieces]
 
 
-class _Defects:
-    """Findings about tensors, one a rule and code, with a count and an example."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._otherwise = dict(policy.key_spans).get("defaults.otherwise")
-        self._seen: dict[tuple[int, str, str], tuple[Decision, Diagnostic, list[str]]] = {}
-
-    def add(
-        self, decision: Decision, found: Diagnostic, *, what: str = "tensor", name: str = ""
-    ) -> None:
-        # One finding for a rule, not one for each of its 15,000 experts.
-        key = (id(decision.rule), found.code, found.message)
-        entry = self._seen.setdefault(key, (decision, found, []))
-        entry[2].append(f"{what} {name or decision.tensor.source.name}")
-
-    def findings(self) -> list[Diagnostic]:
-        return [self._placed(*entry) for entry in self._seen.values()]
-
-    def _placed(self, decision: Decision, found: Diagnostic, names: list[str]) -> Diagnostic:
-        span = None if is_guarded(decision.tensor) else self._otherwise
-        if decision.rule is not None:
-            rule = decision.rule.rule
-            # The selector was right if it got here: the caret belongs under the treatment.
-            span = rule.treatment_span or rule.span
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        return replace(found, span=span, notes=(*found.notes, f"{names[0]}{more}"))
-
-
 def _omission(decision: Decision, model: Model, spec: FormatSpec) -> str | None:
     # The author's own decision is the better reason where the format would drop it too.
     if decision.written.action == "drop":
@@ -117,13 +88,13 @@ def _omission(decision: Decision, model: Model, spec: FormatSpec) -> str | None:
 
 def _settle(
     decision: Decision, filled: Treatment | Diagnostic, model: Model, spec: FormatSpec
-) -> Settled | Diagnostic:
+) -> Settled | Diagnostic | Refusal:
     tensor = decision.tensor
     if isinstance(filled, Diagnostic):
         return filled
-    unusable = _unusable(tensor, filled, spec)
-    if unusable is not None:
-        return unusable
+    defect = _refused(tensor, filled, model, spec) or _unusable(tensor, filled, spec)
+    if defect is not None:
+        return defect
     if filled.action == "raw":
         return Settled(tensor, decision, filled, tensor.source.dtype)
     if filled.action == "cast":
@@ -140,7 +111,7 @@ def _settle(
 
 def _refused(
     tensor: ModelTensor, filled: Treatment, model: Model, spec: FormatSpec
-) -> Diagnostic | None:
+) -> Refusal | None:
     """What readers of the format have against a tensor stored like that, if anything."""
     # What nobody quantizes is said where it is tried.
     if filled.action == "quantize" and not tensor.is_matrix:
@@ -148,13 +119,27 @@ def _refused(
     reason = spec.unsupported(tensor, model, filled)
     if reason is None:
         return None
-    return diagnostic(
-        "unsupported-treatment",
-        target=spec.name,
-        role=tensor.role,
-        treatment=describe(filled),
-        reason=reason,
-    )
+    return Refusal(spec.name, describe(filled), reason, _cure(tensor, filled, model, spec))
+
+
+def _cure(tensor: ModelTensor, filled: Treatment, model: Model, spec: FormatSpec) -> str:
+    """A treatment that readers would take, as near to what was wanted as can be; else empty."""
+    if filled.action != "quantize":
+        return ""
+    scheme = spec.scheme(filled.scheme or "")
+    plainer = replace(filled, method=scheme.methods[0] if scheme else None)
+    width = Treatment("quantize", bits=filled.bits)
+    by_table = fill(width, role_class(tensor), Defaults(), spec)
+    for word, other in (
+        (describe(plainer), plainer),
+        (describe(width), by_table),
+        (_KEEP.action, _KEEP),
+    ):
+        if isinstance(other, Diagnostic) or other == filled:
+            continue
+        if spec.unsupported(tensor, model, other) is None:
+            return word
+    return ""
 
 
 def _unusable(
@@ -188,7 +173,7 @@ def _not_quantizable(
     ]
     cure = f"{' or '.join(fitting)} would"
     if not fitting:
-        kept = _refused(tensor, Treatment("keep"), model, spec) is None
+        kept = _refused(tensor, _KEEP, model, spec) is None
         cure = f"no group size of {filled.scheme} does{': `keep` it' if kept else ''}"
     return diagnostic(
         "group-does-not-divide", suggestion=cure, group_size=group, columns=columns

@@ -83,13 +83,20 @@ def _lists(plan: Plan, tests: Sequence[TestResult]) -> list[Items]:
     lines = {
         "Left out": tuple(_omissions(plan.omitted)),
         "Needed before a build": plan.pending,
-        "Readers that cannot load it": tuple(
-            f"{one.runtime}: {one.reason}" for one in plan.refusals
-        ),
+        "Readers that cannot load it": tuple(_refusals(plan)),
         "Tests": tuple(_test_line(test) for test in tests),
         "Findings": (render(plan.findings),) if plan.findings else (),
     }
     return [Items(found, title=title) for title, found in lines.items() if found]
+
+
+def _refusals(plan: Plan) -> Iterable[str]:
+    # Readers that are built on each other refuse for one reason.
+    alike: dict[str, list[str]] = {}
+    for one in plan.refusals:
+        alike.setdefault(one.reason, []).append(one.runtime)
+    for reason, runtimes in alike.items():
+        yield f"{', '.join(runtimes)}: {reason}"
 
 
 def _heading(plan: Plan) -> Iterable[tuple[str, str]]:

@@ -199,6 +199,10 @@ def test_what_is_not_there_or_no_file_is_refused(tmp_path: Path, write) -> None:
     assert error_of(write("q.qpol", f"extends {'x' * 3000}"))[0] == "unknown-policy"
     code, text = error_of("config_j")
     assert (code, 'did you mean "config_i"?' in text) == ("unknown-policy", True)
+    assert "checkpoints go with --model" in error_of(tmp_path)[1]
+    write("there.qpol", "all: 4bit")
+    assert 'there.qpol"?' in error_of(tmp_path / "there.yaml")[1]
+    assert 'did you mean "there.qpol"?' in error_of(write("q.qpol", "extends there"))[1]
     code, text = error_of(write("p.qpol", "all: 4bit\nextends no.qpol\n"))
     assert code == "unreadable-file"
     assert "p.qpol:2:9" in text

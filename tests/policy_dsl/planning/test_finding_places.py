@@ -75,6 +75,29 @@ def test_one_mistake_about_stacks_is_told_once() -> None:
     assert mixed.notes[1].endswith("more")
 
 
+@pytest.mark.parametrize(
+    ("target", "text", "roles", "cure"),
+    [
+        ("gptq", "all: 4bit", "embed", 'write "embed: keep" after it'),
+        ("gptq", "all: 8bit; embed: keep; router: 8bit", "router", 'write "router: keep"'),
+        ("gptq", "all: 4bit asym by opt-rtn; embed: keep", "lm_head", '"4bit int g128 asym"'),
+        ("jangtq_prestack", "all: 4bit mxtq", "attention.v_proj, lm_head", '"4bit" would do'),
+        ("hipfire_hfq", "all: 4bit awq; embed, router: q8", "lm_head", '"4bit mq4 g256" would'),
+        ("hipfire_hfq", "all: q8", "experts.up_proj", None),
+    ],
+)
+def test_what_readers_refuse_is_one_error_with_what_they_would_take(
+    target: str, text: str, roles: str, cure: str | None
+) -> None:
+    policy, _ = parse_policy(text, "p.qpol")
+    with pytest.raises(PolicyError) as caught:
+        resolve(policy, open_source(TINY), emitters.specs(), target=target)
+    (told,) = [one for one in caught.value.diagnostics if one.span]
+    assert f"{roles} as " in told.message
+    assert (told.suggestion or "").startswith(cure or "")
+    assert (told.suggestion is None) == (cure is None)
+
+
 def test_of_several_targets_the_one_that_cannot_be_written_is_pointed_at() -> None:
     text = "target mlx_affine\nall: 4bit\non gptq { all: 4bit int }\n"
     policy, _ = parse_policy(text, "two.qpol")

@@ -21,7 +21,9 @@ from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.plan import Plan
 from policy_dsl.planning.fill import describe
 from policy_dsl.planning.resolve import resolve
+from policy_dsl.sizes import parse_size
 from policy_dsl.sources.reference import open_source
+from policy_dsl.units import both_units
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 SPECS = {SPEC.name: SPEC}
@@ -216,6 +218,11 @@ def test_rules_of_other_families_and_optional_rules_may_match_nothing() -> None:
     assert codes(text) == []
 
 
+def test_widths_are_told_for_the_tensors_that_lack_them() -> None:
+    with pytest.raises(PolicyError, match="mlx_affine cannot store matrices at 7 bits; it has"):
+        planned("attention: 7bit; all except attention: keep")
+
+
 def test_an_unnamed_tensor_takes_otherwise_but_a_router_never_does() -> None:
     plan = planned("otherwise 4bit; embed: 8bit")
     assert set(treatments(plan, "attention.q_proj").values()) == {"4bit affine g64"}
@@ -278,6 +285,13 @@ def test_a_shard_takes_what_just_fits_and_none_is_empty() -> None:
     plan = planned("output shard_size 1KiB; all: 4bit")
     used = {tensor.file for module in plan.modules for tensor in module.tensors}
     assert used == {file.name for file in plan.files if file.kind == "tensors"}
+
+
+def test_sizes_are_read_as_they_are_printed() -> None:
+    written = {"2.5 kB": 2500, "2.5KB": 2500, "3 KiB": 3072, "1MB": 10**6, "4096": 4096}
+    assert {text: parse_size(text) for text in written} == written
+    assert parse_size(both_units(3072).partition(" = ")[0]) == 3070
+    assert [parse_size(text) for text in ("", "5kb", "5 k", "iB", "-1")] == [None] * 5
 
 
 def test_a_policy_without_a_target_says_so() -> None:

@@ -11,7 +11,15 @@ import pytest
 
 from policy_dsl.diagnostics import PolicyError, diagnostic
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor, SourceRows
+from policy_dsl.plan import (
+    Module,
+    Omission,
+    Plan,
+    PlannedFile,
+    PlannedTensor,
+    Refusal,
+    SourceRows,
+)
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.outline import outline
 from policy_dsl.policy import Policy, Treatment
@@ -125,6 +133,12 @@ def test_tables_lose_columns_to_fit_the_width() -> None:
     assert max(map(len, table.splitlines())) <= 60 < max(map(len, wide.splitlines()))
     assert "treatment" in table
     assert "parameters" not in table
+
+
+def test_readers_that_refuse_for_one_reason_share_a_line() -> None:
+    found = (("mlx-lm", "too old"), ("mlx-swift-lm", "too old"), ("vllm", "too new"))
+    plan = replace(small_plan(), refusals=tuple(Refusal(*each) for each in found))
+    assert "  mlx-lm, mlx-swift-lm: too old\n  vllm: too new\n" in plan_text(plan)
 
 
 def test_parameters_count_weights_once_and_no_scales() -> None:
