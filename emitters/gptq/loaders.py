@@ -28,7 +28,7 @@ def constraints(plan: Plan) -> Iterator[tuple[str, str]]:
 def _renamed_experts(plan: Plan) -> str | None:
     """Names are mapped for plain experts, as tensors of a stack."""
     family = plan.model.architecture.family
-    if family not in _RENAMED_EXPERTS or not _packs_experts(plan):
+    if family not in _RENAMED_EXPERTS or not _packs(plan, "experts."):
         return None
     return (
         f"transformers' own class for {family} has other names for experts: packed ones are"
@@ -40,12 +40,28 @@ def _renamed_experts(plan: Plan) -> str | None:
 def _stacked_experts(plan: Plan) -> str | None:
     """auto-round and gptqmodel take stacks apart again, optimum does not."""
     renamed = plan.model.architecture.family in _RENAMED_EXPERTS
-    if dialect_of(plan) != GPTQ or renamed or not _packs_experts(plan):
+    if dialect_of(plan) != GPTQ or renamed or not _packs(plan, "experts."):
         return None
     return (
         "it stacks experts: in this dialect packed ones are left out without an error, and stay"
         " random; use dialect auto-round"
     )
+
+
+def _own_blocks(plan: Plan) -> str | None:
+    """In its own dialect gptqmodel replaces blocks with experts by classes of its own."""
+    family = plan.model.architecture.family
+    cure = "use dialect auto-round"
+    if dialect_of(plan) != GPTQ:
+        return None
+    if family == "glm4_moe":
+        return f"its class for blocks with experts of {family} fails on the first token; {cure}"
+    if family == "qwen3_moe" and _packs(plan, "mlp."):
+        return (
+            "it knows no dense blocks beside those with experts: packed ones are left out"
+            f" without an error, and stay random; keep mlp, or {cure}"
+        )
+    return None
 
 
 def _one_width(plan: Plan) -> str | None:
@@ -95,13 +111,14 @@ _CONSTRAINTS: tuple[tuple[Callable[[Plan], str | None], tuple[str, ...]], ...] =
     (_asymmetric, ("auto-round", "transformers")),
     (_asymmetric_default, ("gptqmodel",)),
     (_stacked_experts, ("transformers",)),
+    (_own_blocks, ("gptqmodel",)),
     (_one_width, ("transformers",)),
     (_group_numbers, ("transformers",)),
 )
 
 
-def _packs_experts(plan: Plan) -> bool:
-    return any(module.role.startswith("experts.") for module in quantized(plan.modules))
+def _packs(plan: Plan, component: str) -> bool:
+    return any(module.role.startswith(component) for module in quantized(plan.modules))
 
 
 def _is_first_version(treatment: Treatment) -> bool:

@@ -22,7 +22,6 @@ BELOW = {
 ALONE = {
     "llama": ("llama", FOUR),
     "qwen3": ("qwen3", FOUR_NUMBERED),
-    # Dense layers between those with experts it would leave as they were made.
     "qwen3_moe": ("qwen3_moe", f"{FOUR}\nmlp: keep"),
     "mixed": ("llama", mixed("int sym", dialect="gptq")),
     "mixed, asymmetric": ("llama", mixed("int-v2 asym", dialect="gptq")),
@@ -80,6 +79,24 @@ def test_transformers_leaves_experts_out(kind, gptq, gptq_refusals, gptqmodel):
     absent = gptqmodel("missing", gptq(kind, FOUR_NUMBERED), "float16")
     assert absent != []
     assert [name for name in absent if ".mlp.experts." not in name] == []
+
+
+def test_dense_blocks_beside_experts_stay_random(
+    gptq, gptq_refusals, gptqmodel, stock_transformers, tmp_path
+):
+    assert "no dense blocks" in gptq_refusals("qwen3_moe", FOUR)["gptqmodel"]
+    bundle = gptq("qwen3_moe", FOUR)
+    plain = write_plain(bundle, tmp_path / "plain")
+    expected = stock_transformers("logits", plain, PROMPT, "float16")
+    found = gptqmodel("own_logits", bundle, PROMPT, "float16", alone=True)
+    with pytest.raises(AssertionError):
+        assert_close(found, expected)
+
+
+def test_glm_fails_in_a_class_of_its_own(gptq, gptq_refusals, gptqmodel):
+    assert "first token" in gptq_refusals("glm4_moe", FOUR)["gptqmodel"]
+    with pytest.raises(AttributeError, match="sigmoid"):
+        gptqmodel("own_logits", gptq("glm4_moe", FOUR), PROMPT, "float16", alone=True)
 
 
 @pytest.mark.parametrize(

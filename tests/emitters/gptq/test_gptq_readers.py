@@ -127,9 +127,16 @@ def test_experts_of_renamed_families_load_in_vllm_alone():
 def test_what_transformers_does_by_itself_it_does_with_stacks():
     for family in ("qwen3_moe", "glm4_moe"):
         assert planned(tiny(family), "").refusals == ()
-        plan = planned(tiny(family), "", head=GPTQ)
-        assert {one.runtime for one in plan.refusals} == {"transformers"}
+        plan = planned(tiny(family), "mlp: keep", head=GPTQ)
         assert "stay random" in refused(plan, "transformers")
+
+
+def test_what_gptqmodel_has_classes_of_its_own_for():
+    assert "no dense blocks" in refused(planned(tiny("qwen3_moe"), "", head=GPTQ), "gptqmodel")
+    assert refused(planned(tiny("qwen3_moe"), "mlp: keep", head=GPTQ), "gptqmodel") == ""
+    for rules in ("", "experts, mlp, shared_experts: keep"):
+        told = refused(planned(tiny("glm4_moe"), rules, head=GPTQ), "gptqmodel")
+        assert "fails on the first token" in told
 
 
 def test_optimum_knows_one_width_and_wants_group_numbers():
