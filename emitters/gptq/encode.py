@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from emitters.core.interface import UnstorableError
 from emitters.gptq.schemes import RTN, SEARCHES, STORAGE
 from emitters.numerics.gptq_layout import (
@@ -19,7 +21,8 @@ from emitters.numerics.gptq_weights import search_weights
 from emitters.numerics.value_types import Array
 from policy_dsl.policy import Treatment
 
-_CURE = "quantize it sym, or as int-v2 for readers that take version 2"
+# What rounds to an infinity in float16.
+_OVERFLOW = np.float32(65520)
 
 
 def encode(
@@ -29,15 +32,19 @@ def encode(
 
     values: [rows, in] of value type `dtype`, not changed, rows % 32 == 0; importance: float32
     [in], mean squares of what meets each column. Shapes as in `GptqParts`, zero points packed.
-    Raises: UnstorableError with the row of a zero point that cannot be stored; ValueError for
-    another scheme.
+    Raises: UnstorableError with the row of values that float16 does not hold, or of a zero
+    point that cannot be stored; ValueError for another scheme.
     """
     parts = _parts(values, dtype, treatment, importance)
     bits, version = _width(treatment), STORAGE[treatment.scheme or ""].version
+    # First: where a scale is infinite, the zero point means nothing.
+    row = _first_too_large(parts, treatment)
+    if row >= 0:
+        raise UnstorableError(row)
     at = first_unstorable_zero(parts.zeros, bits=bits, version=version)
     if at >= 0:
         zero, row = parts.zeros.reshape(-1)[at], at % len(values)
-        raise UnstorableError(row, f"it has the zero point {zero}; {_CURE}")
+        raise UnstorableError(row, f"it has the zero point {zero}; {_cure(zero, treatment)}")
     qzeros = pack_zeros(parts.zeros, bits=bits, version=version)
     return {"qweight": parts.qweight, "qzeros": qzeros, "scales": parts.scales}
 
@@ -75,6 +82,27 @@ def _parts(
     if importance is not None:
         weights = search_weights(importance, bits=bits, group_size=size, grid=grid)
     return gptq_search(values, dtype, bits=bits, group_size=size, weights=weights, grid=grid)
+
+
+def _first_too_large(parts: GptqParts, treatment: Treatment) -> int:
+    """The first row in which readers, who round products to float16, see infinities, or -1."""
+    bits, zeros = _width(treatment), parts.zeros.astype(np.float32)
+    longest = np.maximum(zeros, np.float32((1 << bits) - 1) - zeros)
+    far = np.abs(parts.scales.astype(np.float32)) * longest >= _OVERFLOW
+    if not far.any():
+        return -1
+    # The code that is so far from the zero point may be one that no value has.
+    seen = gptq_decode(parts, bits=bits, group_size=treatment.group_size or 0)
+    rows = np.flatnonzero(~np.isfinite(seen).all(axis=1))
+    return int(rows[0]) if len(rows) else -1
+
+
+def _cure(zero: int, treatment: Treatment) -> str:
+    """What to do about a zero point: 0 is one that version 2 has."""
+    if zero:
+        return "quantize it sym"
+    scheme = (treatment.scheme or "").replace("int", "int-v2", 1)
+    return f"quantize it sym, or as {scheme} for readers that take version 2"
 
 
 def _width(treatment: Treatment) -> int:

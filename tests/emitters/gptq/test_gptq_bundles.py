@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,23 @@ import pytest
 import safetensors
 from small_checkpoints import Array, bf16, digests, stored, widened
 
+from emitters import get
 from emitters.core.build import build
+from emitters.core.interface import UnstorableError
 from emitters.core.verify import verify_bundle
 from policy_dsl.cli import main
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
+from policy_dsl.policy import Treatment
 from policy_dsl.sources.reference import open_source
 
 # What plain rounding loses of values of a bell curve in groups of 64, |W - D| / |W|.
 LOSS = {2: 0.75, 3: 0.25, 4: 0.12, 8: 0.008}
 # In 258 MiB most matrices of the Llama below are several blocks.
 SMALL = 258 * 2**20
+SYM, ASYM = (Treatment("quantize", 8, "int", 32, sym, "rtn") for sym in (True, False))
+SEARCHED = replace(SYM, method="opt-rtn")
 Planned = Callable[..., tuple[Plan, Inventory]]
 WriteLlama = Callable[..., Path]
 
@@ -152,6 +158,46 @@ def test_a_zero_point_that_version_1_lacks_stops_the_build(
     build(*planned(source, policy("4bit int-v2 g64 asym")), out=out, force=True)
     found = values_of(opened(out), "model.layers.1.mlp.up_proj", 4, 0)
     assert lost(source_of(source, "model.layers.1.mlp.up_proj"), found) < LOSS[4]
+
+
+def refused(rows: list[Array], treatment: Treatment) -> UnstorableError:
+    """What stops 32 rows of 64 values, of which these are the last ones, the others even."""
+    values = np.full((32, 64), 0.5, np.float32)
+    values[:, ::2] *= -1
+    values[32 - len(rows) :] = rows
+    with pytest.raises(UnstorableError) as caught:
+        get("gptq").encode(values, "F32", treatment)
+    return caught.value
+
+
+@pytest.mark.parametrize("treatment", [SYM, ASYM, SEARCHED])
+@pytest.mark.parametrize("largest", [7e4, 3e7, 1e38])
+def test_what_readers_would_see_as_infinite_is_too_large(
+    treatment: Treatment, largest: float
+) -> None:
+    found = refused([np.linspace(0, largest, 64), np.linspace(-1, 1, 64)], treatment)
+    # Not that it has no zero point: another one would not help.
+    assert (found.row, found.reason) == (30, "")
+
+
+@pytest.mark.parametrize("treatment", [SYM, ASYM, SEARCHED])
+def test_what_is_nearly_too_large_is_packed(treatment: Treatment) -> None:
+    values = np.tile(np.linspace(-65000, 65000, 64, dtype=np.float32), (32, 1))
+    treatment = replace(treatment, scheme="int-v2")
+    parts = get("gptq").encode(values, "F32", treatment)
+    seen = get("gptq").decode(parts, "F32", treatment, 64)
+    assert np.abs(seen - values).max() < 1000
+
+
+@pytest.mark.parametrize("storage", ["int", "int-gidx"])
+def test_a_zero_point_that_is_missing_is_told_with_what_has_it(storage: str) -> None:
+    found = refused([np.linspace(1, 2, 64)], replace(ASYM, scheme=storage))
+    assert found.row == 31
+    assert "the zero point 0; quantize it sym, or as int-v2" in found.reason
+    assert (storage.replace("int", "int-v2") + " for readers") in found.reason
+    # The smallest scales are rounded so much that codes do not reach the other extreme.
+    beyond = refused([np.linspace(-0.0025609105, 0, 64)], replace(ASYM, scheme=storage))
+    assert beyond.reason == "it has the zero point 256; quantize it sym"
 
 
 def test_what_was_damaged_is_found(
