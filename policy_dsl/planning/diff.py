@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from policy_dsl.planning.outline import Outline, OutlineModule
 from policy_dsl.units import layer_list
@@ -75,20 +76,83 @@ def _kept(side: Outline) -> Mapping[int, tuple[int, ...]]:
 
 
 Pair = tuple[OutlineModule | None, OutlineModule | None]
+Modules = list[OutlineModule]
 
 
 def diff(before: Outline, after: Outline) -> PlanDiff:
-    """The difference of two outlines; modules are the same if their names are."""
+    """The difference of two outlines.
+
+    Modules are the same if their names are, or if they hold all values of a role in a layer.
+    """
     old = {module.name: module for module in before.modules}
     new = {module.name: module for module in after.modules}
     shared = [(old[name], module) for name, module in new.items() if name in old]
+    gone = [module for name, module in old.items() if name not in new]
+    come = [module for name, module in new.items() if name not in old]
+    stacked = _stacked(gone, come)
+    found = {module.name for sides in stacked for side in sides for module in side}
+    changed = [pair for pair in shared if _differ(*pair)]
+    for one, other in stacked:
+        changed += _paired(one, other) if _hold(one) != _hold(other) else ()
     return PlanDiff(
         before,
         after,
-        changed=_changes(pair for pair in shared if _differ(*pair)),
-        added=_changes((None, module) for name, module in new.items() if name not in old),
-        removed=_changes((module, None) for name, module in old.items() if name not in new),
+        changed=_changes(changed),
+        added=_changes((None, module) for module in come if module.name not in found),
+        removed=_changes((module, None) for module in gone if module.name not in found),
     )
+
+
+def _stacked(
+    gone: Iterable[OutlineModule], come: Iterable[OutlineModule]
+) -> list[tuple[Modules, Modules]]:
+    """Modules of one side that are those of the other, where one of them stacks experts."""
+    old, new = _by_place(gone), _by_place(come)
+    # Roles tell it, which a bundle without a record has not.
+    sides = [(old[place], new[place]) for place in old if place[0] and place in new]
+    # As many values on both sides: what is pruned or left out is another matter.
+    return [
+        (one, other)
+        for one, other in sides
+        if 1 in (len(one), len(other)) and _parameters(one) == _parameters(other)
+    ]
+
+
+def _by_place(modules: Iterable[OutlineModule]) -> dict[tuple[str, int | None], Modules]:
+    found: dict[tuple[str, int | None], Modules] = defaultdict(list)
+    for module in modules:
+        found[module.role, module.layer].append(module)
+    return found
+
+
+def _parameters(modules: Modules) -> int:
+    return sum(module.parameters for module in modules)
+
+
+def _hold(modules: Modules) -> tuple[set[str], int]:
+    """How modules are stored, and in how many bytes."""
+    return {module.stored for module in modules}, sum(module.nbytes for module in modules)
+
+
+def _paired(one: Modules, other: Modules) -> Iterable[tuple[OutlineModule, OutlineModule]]:
+    """The modules of one side with their shares of the stack on the other."""
+    count = max(len(one), len(other))
+    return zip(_shares(one, count), _shares(other, count), strict=True)
+
+
+def _shares(modules: Modules, count: int) -> Modules:
+    """The modules, or the only one in so many shares; the first takes what is left over."""
+    if len(modules) == count:
+        return modules
+    (whole,) = modules
+    nbytes, parameters = whole.nbytes // count, whole.parameters // count
+    share = replace(whole, nbytes=nbytes, parameters=parameters)
+    first = replace(
+        whole,
+        nbytes=whole.nbytes - nbytes * (count - 1),
+        parameters=whole.parameters - parameters * (count - 1),
+    )
+    return [first, *[share] * (count - 1)]
 
 
 def _differ(before: OutlineModule, after: OutlineModule) -> bool:
@@ -121,7 +185,8 @@ def _change(key: tuple[str, str | None, str | None], pairs: list[Pair]) -> Chang
         after=key[2],
         before_rule=first_before.rule if first_before else "",
         after_rule=first_after.rule if first_after else "",
-        names=tuple(module.name for module in members),
+        # A stack stands for each of its experts.
+        names=tuple(dict.fromkeys(module.name for module in members)),
         parameters=sum(module.parameters for module in members),
         nbytes_delta=sum(
             (after.nbytes if after else 0) - (before.nbytes if before else 0)

@@ -47,6 +47,33 @@ def test_text_says_role_layers_treatments_and_bytes() -> None:
     assert f"{before:.4f} -> {after:.4f}, {after - before:+.4f}" in text
 
 
+def apart(stacked: Outline, stored: str, count: int = 8) -> Outline:
+    """The bundle with each expert in a module of its own, of odd bytes."""
+    modules = []
+    for one in stacked.modules:
+        if one.role != "experts.down_proj":
+            modules.append(one)
+            continue
+        each = replace(one, stored=stored, treatment=stored, parameters=one.parameters // 8)
+        each = replace(each, nbytes=int(each.parameters * WIDTHS[stored] / 8) + 1)
+        modules += [replace(each, name=f"{one.name}.{expert}") for expert in range(count)]
+    return replace(stacked, modules=tuple(modules))
+
+
+def test_stacked_experts_are_compared_with_those_that_lie_apart() -> None:
+    stacked = bundle("3bit affine g64")
+    other = apart(stacked, "4bit affine g64")
+    for found, names in ((diff(stacked, other), 48), (diff(other, stacked), 6)):
+        (change,) = found.changed
+        assert found.added == found.removed == ()
+        assert (change.layers, len(change.names)) == (tuple(range(6)), names)
+        assert change.parameters == 6 << 30
+        assert abs(change.nbytes_delta) == abs(found.nbytes_delta) == (6 << 27) + 48
+    # Pruned experts are no treatment of others.
+    fewer = diff(stacked, apart(stacked, "4bit affine g64", count=7))
+    assert [len(each) for each in (fewer.changed, fewer.added, fewer.removed)] == [0, 1, 1]
+
+
 def test_added_and_removed_modules() -> None:
     full = bundle("3bit affine g64")
     short = replace(full, modules=full.modules[1:])
