@@ -112,10 +112,13 @@ def check_output(out: Path, source: Path | None, *, force: bool) -> None:
         raise fail("output-in-source", path=str(out), suggestion=cure)
     if not os.path.lexists(out) or _is_empty(out):
         return
+    is_bundle = (out / RECORD).is_file()
     if not force:
         cure = "--force replaces it once the new bundle is complete"
+        if not is_bundle:
+            cure = f"it has no {RECORD}, so nothing replaces it: give another folder with -o"
         raise fail("output-exists", path=str(out), suggestion=cure)
-    if not (out / RECORD).is_file():
+    if not is_bundle:
         cure = f"it has no {RECORD}: move it away, or give another folder with -o"
         raise fail("output-not-a-bundle", path=str(out), suggestion=cure)
     strangers = {path.name for path in out.iterdir()} - _own_files(out)

@@ -154,6 +154,10 @@ def test_a_failed_forced_build_leaves_the_old_bundle(write_llama, planned, tmp_p
 def test_force_replaces_nothing_but_bundles(write_llama, planned, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    told = refusal(*planned(write_llama(name="one")), out=tmp_path / "out")
+    # What is no cure is not offered as one.
+    assert told.startswith("error[output-exists]")
+    assert "--force" not in told
     told = refusal(*planned(write_llama()), out=tmp_path / "out", force=True)
     assert told.startswith("error[output-not-a-bundle]")
     assert (tmp_path / "out" / "thesis.tex").exists()
