@@ -56,7 +56,7 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     lossy = _lossy_source(inventory, allow_requantize=allow_requantize)
     model = classify(inventory)
     # Findings about single tensors would only repeat that the whole family is refused.
-    _check_target(policy, model, spec)
+    _check_family(model, spec)
     pruning = pruning_of(policy, model, saliency)
     model, lost = pruned(model, pruning)
     decisions = decide(policy, model, spec.name)
@@ -143,27 +143,11 @@ def _lossy_source(inventory: Inventory, *, allow_requantize: bool) -> list[Diagn
     return [diagnostic("requantized", model=inventory.id, form=form)]
 
 
-def _check_target(policy: Policy, model: Model, spec: FormatSpec) -> None:
+def _check_family(model: Model, spec: FormatSpec) -> None:
     family = model.architecture.family
-    spans = dict(policy.key_spans)
-    found: list[Diagnostic] = []
     reason = spec.families.get(family, "its tensor names in this format are not known")
     if reason is not None:
-        found.append(
-            diagnostic("unsupported-family", target=spec.name, family=family, reason=reason)
-        )
-    if policy.fp8_dequant is not None and policy.fp8_dequant not in spec.fp8_rules:
-        rules = ", ".join(spec.fp8_rules)
-        found.append(
-            diagnostic(
-                "unknown-fp8-rule",
-                spans.get("fp8_dequant"),
-                rule=policy.fp8_dequant,
-                rules=rules,
-            )
-        )
-    if found:
-        raise PolicyError(found)
+        raise fail("unsupported-family", target=spec.name, family=family, reason=reason)
 
 
 def _place(

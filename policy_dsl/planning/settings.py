@@ -29,6 +29,7 @@ def setting_findings(
     told = [] if several and len(meant) < len(policy.targets) else _unknown(policy, known)
     return [
         *told,
+        *_fp8_rule(policy, spec),
         *_layout(policy, spec),
         *_file_name(policy, spec),
         *_metadata(policy, spec),
@@ -74,6 +75,18 @@ def _written(policy: Policy) -> Iterator[str]:
     yield from (f"output.{key}" for key, value in policy.output if value is not None)
     yield from (f"calibration.{key}" for key, value in policy.calibration if value is not None)
     yield from (f"metadata.{key}" for key, _ in policy.metadata)
+
+
+def _fp8_rule(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
+    rule = policy.fp8_dequant
+    if rule is not None and rule not in spec.fp8_rules:
+        yield diagnostic(
+            "unknown-fp8-rule",
+            dict(policy.key_spans).get("fp8_dequant"),
+            suggestion=did_you_mean(rule, spec.fp8_rules),
+            rule=rule,
+            rules=", ".join(spec.fp8_rules),
+        )
 
 
 def _layout(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:

@@ -25,6 +25,7 @@ def findings(text: str, target: str | None = None, without: str = "") -> list[Di
     [
         ("output layout perexpert", "unknown-layout", "per_expert"),
         ("output file_name a.b", "unused-setting", None),
+        ("fp8_dequant bf61", "unknown-fp8-rule", "bf16"),
         ("metadata tool_parsr qwen", "unused-setting", "tool_parser"),
         ("metadata licence mit", "unused-setting", None),
         ("runtime vmlx", "unknown-runtime", None),
