@@ -11,6 +11,7 @@ from math import prod
 
 import emitters
 from emitters.core.bundle_reading import Bundle, BundleModule
+from emitters.tensor_io.read import columns
 from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Pruning
 from policy_dsl.planning.pruning import expert_layers
@@ -101,6 +102,9 @@ def with_added(bundle: Bundle, model: Model) -> Bundle:
 def fits(module: BundleModule, stack: tuple[ModelTensor, ...]) -> bool:
     """Whether a module's rows are its stack's, one tensor after the other, then added ones."""
     plain = all(one.is_rows_of_source for one in stack)
+    # As many values are not as many rows; only added experts make rows longer.
+    if not module.added and columns(module.shape) != columns(stack[0].shape):
+        return False
     elements = sum(prod(one.shape) for one in stack)
     first = module.shape[0] - module.added if module.shape else 1
     return plain and elements == first * prod(module.shape[1:])

@@ -26,6 +26,7 @@ INDEX = "model.safetensors.index.json"
 _DIALECTS = {AUTO_ROUND: auto_round, GPTQ: gptq_config}
 # What the source's own quantization was.
 _DROPPED = ("quantization_config", "compression_config")
+_PARTS = frozenset({"qweight", "qzeros", "scales"})
 _WORD_BITS = 32
 _PROJECTION = re.compile(r".*(?:_proj|\.w[123])")
 
@@ -64,7 +65,8 @@ def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
 
 
 def _claim(told: Told, name: str, parts: Mapping[str, TensorForm]) -> Claim | None:
-    packed = "qweight" in parts
+    # Scales without codes were packed too, once.
+    packed = not _PARTS.isdisjoint(parts)
     if not packed and not (told.covers and "weight" in parts and _PROJECTION.fullmatch(name)):
         return None
     width = told.width(name)

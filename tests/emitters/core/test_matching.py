@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -81,14 +82,23 @@ def test_added_experts_do_not_keep_modules_from_fitting(made, policy):
     assert all(fits(module, stacks[module.name]) for module in shared)
 
 
+def foreign(folder: Path) -> Bundle:
+    """The bundle without what tells which experts were added."""
+    (folder / "policyc.json").unlink()
+    path = folder / "jang_config.json"
+    config = json.loads(path.read_bytes())
+    del config["expert_padding"]
+    path.write_text(json.dumps(config))
+    return open_bundle(folder)
+
+
 @pytest.mark.parametrize("policy", [JANG, APART], ids=["stacks", "apart"])
 def test_without_a_record_the_model_tells_which_experts_were_added(made, demo, policy):
     bundle, source = made(policy)
-    (bundle.folder / "policyc.json").unlink()
-    foreign = open_bundle(bundle.folder)
-    assert not any(module.added for module in foreign.modules)
+    unknown = foreign(bundle.folder)
+    assert not any(module.added for module in unknown.modules)
     known = {module.name: module.added for module in bundle.modules}
-    told = {module.name: module.added for module in with_added(foreign, source.model).modules}
+    told = {module.name: module.added for module in with_added(unknown, source.model).modules}
     assert told == known
     report = verify_bundle(bundle.folder, open_source(str(demo)), jobs=1)
     assert [found.code for found in report.findings] == ["no-record"]
@@ -96,10 +106,9 @@ def test_without_a_record_the_model_tells_which_experts_were_added(made, demo, p
 
 def test_experts_beyond_what_the_format_adds_are_not_taken_for_added(made):
     bundle, source = made(APART)
-    (bundle.folder / "policyc.json").unlink()
-    foreign = open_bundle(bundle.folder)
     fewer = replace(source.model, n_experts=40)
-    assert not any(module.added for module in with_added(foreign, fewer).modules)
+    found = with_added(foreign(bundle.folder), fewer)
+    assert not any(module.added for module in found.modules)
 
 
 def test_a_stack_of_another_size_does_not_fit(made):
@@ -108,3 +117,7 @@ def test_a_stack_of_another_size_does_not_fit(made):
     (module,) = [one for one in bundle.modules if one.name == f"{BLOCK}.switch_mlp.down_proj"]
     assert fits(module, stacks[module.name])
     assert not fits(module, stacks[module.name][:-1])
+    # As many values in rows of another length are others.
+    experts, out, columns = module.shape
+    longer = replace(module, shape=(experts, out // 2, columns * 2))
+    assert not fits(longer, stacks[module.name])

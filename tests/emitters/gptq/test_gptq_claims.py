@@ -199,6 +199,13 @@ def test_what_is_no_such_configuration_is_refused_with_the_reason(quantization, 
         claimed(quantization)
 
 
+@pytest.mark.parametrize("lost", ["qweight", "qzeros", "scales"])
+def test_what_is_left_of_a_packed_linear_is_claimed(lost):
+    rest = {part: form for part, form in PARTS.items() if part != lost}
+    (found,) = claimed(GPTQ, {f"{LAYER}.q_proj": rest}).values()
+    assert found.treatment.bits == 4
+
+
 @pytest.mark.parametrize("words", [(10**15, 0), (0, 10**15), (8, 8, 8)])
 def test_words_that_are_no_matrix_tell_no_shape(words):
     odd = {**PARTS, "qweight": ("I32", words), "g_idx": ("I32", (64,))}
