@@ -57,6 +57,8 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "mlx": (),
     "mlx_lm": (),
     "jang_tools": (),
+    "auto_round": (),
+    "gptqmodel": (),
 }
 HEAVY = ("numpy", "numba", "torch")
 BANNED_WORDS = ("process", "handle", "manager", "helper", "util", "data")
