@@ -102,8 +102,9 @@ def with_added(bundle: Bundle, model: Model) -> Bundle:
 def fits(module: BundleModule, stack: tuple[ModelTensor, ...]) -> bool:
     """Whether a module's rows are its stack's, one tensor after the other, then added ones."""
     plain = all(one.is_rows_of_source for one in stack)
-    # As many values are not as many rows; only added experts make rows longer.
-    if not module.added and columns(module.shape) != columns(stack[0].shape):
+    # As many values are not as many rows; only in a bias, added experts make the row longer.
+    is_padded_row = module.added > 0 and len(module.shape) == 1
+    if not is_padded_row and columns(module.shape) != columns(stack[0].shape):
         return False
     elements = sum(prod(one.shape) for one in stack)
     first = module.shape[0] - module.added if module.shape else 1
