@@ -72,8 +72,8 @@ def test_a_policy_that_names_vllm_is_held_to_it(
     assert main(["plan", str(policy), "--model", str(demo)]) == 0
     assert "vllm" in capsys.readouterr().out
     policy.write_text(f"target gptq\nruntime vllm\n{rules}")
-    for command in ("plan", "check"):
-        assert main([command, str(policy), "--model", str(demo)]) == (2 if command == "plan" else 1)
+    for command, code in (("plan", 2), ("check", 1)):
+        assert main([command, str(policy), "--model", str(demo)]) == code
         told = capsys.readouterr()
         assert "error[runtime-cannot]: vllm cannot hold this" in told.out + told.err
         assert "p.qpol:2" in told.out + told.err
