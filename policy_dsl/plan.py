@@ -135,16 +135,19 @@ class Pruning:
 
     @property
     def about(self) -> str:
-        """`256 -> 192 experts in 62 layers by reap`."""
+        """`256 -> 192 experts in 62 layers by reap`; that the first stand in, if they do."""
         change = f"{self.before} -> {counted(self.count, 'expert')}"
         places = counted(len(self.kept), "layer")
-        return f"{change} in {places} {f'by {self.by}' if self.by else 'as listed'}"
+        how = f"by {self.by}" if self.by else "as listed"
+        stand_in = "" if self.chosen else "; the first of each layer stand in for them"
+        return f"{change} in {places} {how}{stand_in}"
 
     @property
     def reason(self) -> str:
         """Why a tensor of an expert that does not stay is left out."""
         how = f"by {self.by}" if self.by else "as the policy lists them"
-        return f"pruned: {self.count} of {self.before} experts stay, {how}"
+        ranked = "" if self.chosen else " (not ranked yet)"
+        return f"pruned: {self.count} of {self.before} experts stay, {how}{ranked}"
 
 
 @dataclass(frozen=True, slots=True)

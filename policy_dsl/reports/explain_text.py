@@ -93,6 +93,9 @@ def _facts(found: Explanation, plan: Plan) -> Iterable[tuple[str, str]]:
     told = subject.tensor or omission
     yield "tensor", subject.name
     yield "policy", f"{plan.policy.name} for {plan.target} on {plan.model.id}"
+    # Which expert it is in the source is nothing to rely on then.
+    if plan.pruning and not plan.pruning.chosen:
+        yield "pruned", plan.pruning.about
     if told is not None and told.role:
         yield "role", ", ".join([told.role, *_places(found, told.layer)])
     elif module is not None:

@@ -108,8 +108,7 @@ def _heading(plan: Plan) -> Iterable[tuple[str, str]]:
         counts.append(f"{counted(model.n_experts, 'expert')} a layer")
     yield "model", f"{model.id} ({', '.join(counts)})"
     if plan.pruning:
-        stand_in = "" if plan.pruning.chosen else "; the first of each layer stand in for them"
-        yield "pruned", f"{plan.pruning.about}{stand_in}"
+        yield "pruned", plan.pruning.about
     if plan.fp8_rule:
         yield "fp8", f"dequantized by rule {plan.fp8_rule}"
     yield from plan.remarks

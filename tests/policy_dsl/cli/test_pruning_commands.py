@@ -108,6 +108,18 @@ def test_explanations_tell_the_old_number_and_the_new_one(
     assert (found["left_out"] is None) == (".4." not in name or text == HFQ)
 
 
+def test_without_a_ranking_nothing_is_told_for_sure(run: Any, tmp_path: Path) -> None:
+    stand_in = "8 -> 6 experts in 6 layers by reap; the first of each layer stand in for them"
+    for name in (f"{FIRST}.1.w1.weight", f"{FIRST}.7.w1.weight"):
+        assert stand_in in run("explain", name)[1]
+        assert stand_in not in run("explain", name, "--saliency", REAP)[1]
+    found = document(run("explain", f"{FIRST}.7.w1.weight", "--format", "json")[1])
+    assert found["left_out"] == "pruned: 6 of 8 experts stay, by reap (not ranked yet)"
+    whole = tmp_path / "whole.qpol"
+    whole.write_text("target mlx_affine\nall: 4bit g32\n", encoding="utf-8")
+    assert stand_in in run("diff", whole)[1]
+
+
 def test_a_difference_says_that_experts_were_pruned(run: Any, tmp_path: Path) -> None:
     whole = tmp_path / "whole.qpol"
     whole.write_text("target mlx_affine\nall: 4bit g32\n", encoding="utf-8")
