@@ -108,7 +108,6 @@ class Decoder:
         stored = self._source.read(tensor.file or "", start, stop - start)
         return stored.view(_storage(tensor.dtype)).reshape(count // together, -1)
 
-
     def _lines(self, tensor: TensorInfo, n_rows: int, span: tuple[int, int]) -> Array:
         """[lines, …]: the share of each line of a part that belongs to these logical rows."""
         first, count = span

@@ -13,8 +13,6 @@ from policy_dsl.cli import main
 PUBLISHED = 91_512_175_232
 
 
-
-
 def test_the_pruned_model_is_as_large_as_the_published_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
