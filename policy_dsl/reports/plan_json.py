@@ -123,14 +123,15 @@ def saved_outline(text: str, path: str) -> Outline:
         modules = tuple(_module(rows_of) for rows_of in _by_module(rows))
         title = f"{document['policy']['name']} ({path})"
         model = document["model"]
-        experts, added = int(model["experts"]), int(model["experts_added"])
+        experts, added = int(model["experts"]), int(model.get("experts_added", 0))
         about = title, document["target"], model["id"]
         return Outline(*about, modules, experts, _pruning(document), added)
     except json.JSONDecodeError as error:
         raise fail("bad-saved-plan", path=path, reason=f"no JSON: {error}") from None
     except RecursionError:
         raise fail("bad-saved-plan", path=path, reason="it is nested too deeply") from None
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    # An overflow is a number that is infinite.
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         reason = f"something is missing or of the wrong type: {error}"
         raise fail("bad-saved-plan", path=path, reason=reason) from None
 
@@ -144,11 +145,11 @@ def _pruning(document: dict[str, Any]) -> Pruning | None:
                 raise ValueError("transforms")
             chosen = {int(layer): tuple(map(int, old)) for layer, old in kept.items()}
             return Pruning(before, chosen, ranking)
-        if max(found["layers"], found["to"]) > _LARGEST_COUNT:
+        layers, count = range(found["layers"]), range(found["to"])
+        if not layers or max(len(layers), len(count)) > _LARGEST_COUNT:
             raise ValueError("transforms")
         # In their place stand as many, as in the plan itself.
-        first = tuple(range(found["to"]))
-        return Pruning(before, dict.fromkeys(range(found["layers"]), first), ranking, False)
+        return Pruning(before, dict.fromkeys(layers, tuple(count)), ranking, False)
     return None
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,6 +181,34 @@ def test_what_is_no_saved_plan_is_refused(text: str, reason: str) -> None:
     with pytest.raises(PolicyError, match="bad-saved-plan") as caught:
         saved_outline(text, "x.json")
     assert reason in str(caught.value)
+
+
+PRUNED = {"prune": "experts", "by": "reap", "before": 8, "to": 6, "layers": 6, "kept": None}
+
+
+def test_a_plan_that_was_saved_by_an_older_version_reads_back() -> None:
+    document = plan_document(small_plan())
+    del document["transforms"], document["model"]["experts_added"]
+    found = saved_outline(document_text(document), "plan.json")
+    assert (found.pruning, found.experts) == (None, document["model"]["experts"])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"layers": count} for count in (0, -1, 10**30, "6", None)),
+        *({"to": count} for count in (10**30, "6", None)),
+        *({"before": count} for count in (float("inf"), float("nan"), None)),
+        *({"kept": kept} for kept in ({}, [], {"x": [1]}, {"0": 1}, {"0": [float("inf")]})),
+    ],
+)
+def test_what_no_plan_says_of_pruning_is_refused(changed: dict[str, Any]) -> None:
+    document = plan_document(small_plan())
+    document["transforms"] = [{**PRUNED, **changed}]
+    with pytest.raises(PolicyError, match="bad-saved-plan"):
+        saved_outline(document_text(document), "x.json")
+    document["transforms"] = [PRUNED]
+    assert saved_outline(document_text(document), "x.json").pruning is not None
 
 
 def test_sizes_are_printed_in_both_units() -> None:
