@@ -35,7 +35,7 @@ def _experts(bundle: Bundle) -> tuple[int | None, int]:
     """The experts of a layer that a source has, as far as that is told, and the added ones."""
     for one in bundle.modules:
         # Where experts lie apart, an added one is a module of its own.
-        if one.role == "router" or 0 < one.added < one.shape[0]:
+        if one.shape and (one.role == "router" or 0 < one.added < one.shape[0]):
             return one.shape[0] - one.added, one.added
     return None, 0
 

@@ -255,7 +255,10 @@ def _incomplete(module: BundleModule, spec: FormatSpec) -> Diagnostic | None:
         return None
     reason = None
     expected, found = expected_parts(module, module.treatment, spec), module.parts
-    names = _part_names(module.treatment, spec)
+    try:
+        names = _part_names(module.treatment, spec)
+    except ValueError as error:
+        return diagnostic("incomplete-module", module=module.name, reason=str(error))
     # First: without all parts there may be no shape.
     if found.keys() != names:
         reason = f"it has {', '.join(sorted(found))}; it should have {', '.join(sorted(names))}"
@@ -286,6 +289,7 @@ def parts_text(parts: Mapping[str, TensorForm]) -> str:
 
 
 def _part_names(treatment: Treatment, spec: FormatSpec) -> frozenset[str]:
+    """The parts of a module. Raises: ValueError if the format has no such treatment."""
     # Any shape will do, only the names of the parts count.
     columns = max(32, treatment.group_size or 1)
     parts = spec.part_shapes(treatment, (1, columns), "BF16")

@@ -42,13 +42,16 @@ def part_shapes(
 
     Codes are packed along `in`, zero points along `out`, both into int32 words; rows of the
     module are columns of the tensors. Plain modules have a `weight`.
-    Raises: ValueError if a quantized module is no matrix.
+    Raises: ValueError if a quantized module is no matrix, or stored in no way of the format.
     """
     if treatment.action != "quantize":
         return (PartShape("weight", dtype, shape),)
     if len(shape) != 2:
         raise ValueError(f"{list(shape)} is no matrix")
-    bits, (out, columns) = treatment.bits or 0, shape
+    storage, bits = STORAGE.get(treatment.scheme or ""), treatment.bits
+    if storage is None or bits not in WIDTHS:
+        raise ValueError(f"{bits} bits of {treatment.scheme} are none of the format's")
+    out, columns = shape
     size = group_length(treatment, columns)
     groups = columns // size
     parts = (
@@ -56,7 +59,7 @@ def part_shapes(
         _by_columns("qzeros", "I32", (groups, out * bits // 32)),
         _by_columns("scales", "F16", (groups, out)),
     )
-    if not STORAGE[treatment.scheme or ""].g_idx:
+    if not storage.g_idx:
         return parts
     return (*parts, PartShape("g_idx", "I32", (columns,), constant=_g_idx(columns, size)))
 
