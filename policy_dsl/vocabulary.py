@@ -25,6 +25,9 @@ SINGLE_ROLES = frozenset(
     }
 )
 
+# Roles of MTP blocks that checkpoints call otherwise than their namesakes in the model.
+_NAMESAKES: Mapping[str, str] = {"head": "lm_head"}
+
 # Every scheme word and the targets that store it: a policy may name a scheme of a target
 # that is not the one it is being resolved for.
 SCHEME_TARGETS: Mapping[str, tuple[str, ...]] = {
@@ -49,3 +52,15 @@ SCHEME_TARGETS: Mapping[str, tuple[str, ...]] = {
 }
 TARGETS = tuple(sorted({target for homes in SCHEME_TARGETS.values() for target in homes}))
 METHODS = ("rtn", "opt-rtn", "opt-rtn-0.12.2", "gptq", "lloyd", "awq")
+
+
+def namesake(role: str) -> str:
+    """The role that an MTP block's role is like in the model: `router` of `mtp.router`.
+
+    Any other role comes back as it is, and so do projections, which components share.
+    """
+    component, _, word = role.rpartition(".")
+    if component != "mtp":
+        return role
+    word = _NAMESAKES.get(word, word)
+    return word if word in SINGLE_ROLES else role

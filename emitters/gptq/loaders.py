@@ -13,6 +13,7 @@ from emitters.gptq.schemes import STORAGE
 from emitters.gptq.widths import AUTO_ROUND, GPTQ, default_width, dialect_of, quantized
 from policy_dsl.plan import Plan
 from policy_dsl.policy import Treatment
+from policy_dsl.vocabulary import namesake
 
 # Published names of experts are those of the classes in other families.
 _RENAMED_EXPERTS = frozenset({"minimax_m2", "mixtral"})
@@ -71,8 +72,9 @@ def _one_width(plan: Plan) -> str | None:
         return None
     rules = exact_rules(plan.modules, default)
     for module in plan.modules:
-        packed_head = module.role == "lm_head" and module.treatment.action == "quantize"
-        others = module.role not in ("lm_head", "router")
+        role = namesake(module.role)
+        packed_head = role == "lm_head" and module.treatment.action == "quantize"
+        others = role not in ("lm_head", "router")
         if module.name in rules and (others or packed_head):
             told = "in this dialect it has one width for all linears of the blocks"
             return f"{told}, and {module.name} has another; use dialect auto-round"

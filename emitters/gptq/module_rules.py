@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from emitters.gptq.widths import Width, width_of
 from policy_dsl.plan import Module
+from policy_dsl.vocabulary import namesake
 
 # Module or pattern -> its width; None is what is not quantized.
 Rules = Mapping[str, Width | None]
@@ -91,7 +92,7 @@ def expert_rules(modules: Sequence[Module], default: Width) -> Rules:
 def _is_linear(module: Module) -> bool:
     """Whether it may be a linear to readers, and no table or bare parameter."""
     is_weight = module.tensors[0].name != module.name
-    return is_weight and len(module.shape) == 2 and module.role != "embed"
+    return is_weight and len(module.shape) == 2 and namesake(module.role) != "embed"
 
 
 def _experts(modules: Iterable[Module]) -> Mapping[int, dict[str, Width | None]]:

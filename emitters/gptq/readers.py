@@ -33,8 +33,8 @@ def unsupported(tensor: ModelTensor, model: Model, treatment: Treatment) -> str 
     """Why no reader can hold a matrix packed like that, else None."""
     if treatment.action != "quantize":
         return None
-    if tensor.role in _NOT_LINEAR:
-        return _NOT_LINEAR[tensor.role]
+    if tensor.namesake in _NOT_LINEAR:
+        return _NOT_LINEAR[tensor.namesake]
     if treatment.method in SEARCHES and treatment.symmetric is False:
         return "AutoRound searches no scales for asymmetric groups: use rtn, or sym"
     uneven = [size for size in tensor.shape if size % _STEP]

@@ -33,7 +33,7 @@ def unsupported(tensor: ModelTensor, model: Model, treatment: Treatment) -> str 
     minimax = model.architecture.family == "minimax_m2"
     if treatment.method == "awq" and not (minimax and tensor.role in _GATE_UP):
         return "it knows AWQ for gate and up of MiniMax-M2's experts only"
-    allowed, reason = _MINIMAX.get(tensor.role, ((), "")) if minimax else ((), "")
+    allowed, reason = _MINIMAX.get(tensor.namesake, ((), "")) if minimax else ((), "")
     if allowed and treatment.scheme not in allowed:
         return reason
     is_float32 = treatment.dtype == "f32" or (

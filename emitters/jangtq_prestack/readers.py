@@ -37,7 +37,7 @@ def unsupported(tensor: ModelTensor, model: Model, treatment: Treatment) -> str 
             return "Swift readers know such codes of routed experts only"
         if tensor.shape[-1] < SHORTEST_ROW:
             return f"rows of fewer than {SHORTEST_ROW} values have no codebook"
-    if quantized and tensor.role == "router" and family in _BARE_ROUTERS:
+    if quantized and tensor.namesake == "router" and family in _BARE_ROUTERS:
         return f"readers hold the router of {family} as a bare parameter"
     return None
 

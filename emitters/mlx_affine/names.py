@@ -66,7 +66,7 @@ def unsupported(tensor: ModelTensor, model: Model, treatment: Treatment) -> str 
     """Why mlx-lm can hold a matrix only plain, else None."""
     if treatment.action != "quantize":
         return None
-    if tensor.role == "router" and model.architecture.family in BARE_ROUTERS:
+    if tensor.namesake == "router" and model.architecture.family in BARE_ROUTERS:
         return f"mlx-lm holds the router of {model.architecture.family} as a bare parameter"
     return None
 
@@ -80,7 +80,7 @@ def plain_dtype(tensor: ModelTensor, model: Model) -> str:
     text = model.config.get("text_config") or {}
     wanted = _DTYPES.get(str(model.config.get("torch_dtype") or text.get("dtype")))
     source = tensor.source.dtype
-    if tensor.role == "router_bias" or (wanted is None and source in _DTYPES.values()):
+    if tensor.namesake == "router_bias" or (wanted is None and source in _DTYPES.values()):
         return source
     return wanted or "BF16"
 

@@ -17,9 +17,10 @@ PLAIN_WORDS = {dtype: word for word, dtype in PLAIN_DTYPES.items()}
 
 def role_class(tensor: ModelTensor) -> str:
     """The row of a target's table that a tensor belongs to: experts, embed, or matrix."""
-    if tensor.component == "experts":
+    # Experts of MTP blocks are in another component.
+    if tensor.component == "experts" or tensor.expert is not None:
         return "experts"
-    return "embed" if tensor.role in ("embed", "lm_head") else "matrix"
+    return "embed" if tensor.namesake in ("embed", "lm_head") else "matrix"
 
 
 def fill(

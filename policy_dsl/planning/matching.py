@@ -48,7 +48,7 @@ _NAMED: Outcome = (True, True)
 
 def is_guarded(tensor: ModelTensor) -> bool:
     """Whether only a rule that names this tensor may touch it."""
-    return not tensor.is_matrix or tensor.role in GUARDED_ROLES
+    return not tensor.is_matrix or tensor.namesake in GUARDED_ROLES
 
 
 def nodes(selector: Selector) -> Iterator[Selector]:

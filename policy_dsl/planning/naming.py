@@ -38,6 +38,9 @@ def meaning_of(text: str, model: Model, *, optional: bool) -> Meaning | Diagnost
 
 def name_defect(text: str) -> Diagnostic | None:
     """What is wrong with a name in every family that there is, else None."""
+    # What towers and MTP blocks have besides, only a model shows.
+    if text.rpartition(".")[0] in OUTSIDE_LANGUAGE_MODEL:
+        return None
     if text in COMPONENTS or text in SINGLE_ROLES:
         return None
     tables = [architecture(family) for family in families()]

@@ -13,7 +13,7 @@ from policy_dsl.planning.decisions import OTHERWISE, Decision
 from policy_dsl.planning.matching import is_guarded
 from policy_dsl.policy import Treatment
 from policy_dsl.units import both_units, counted
-from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
+from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL, namesake
 
 
 def plan_warnings(
@@ -87,7 +87,7 @@ def _has_plain_routers(plan: Plan, made: tuple[Decision, ...], spec: FormatSpec)
     """Whether readers of the format would take a router that is not quantized."""
     # Where they would not, quantizing it is no choice.
     keep = Treatment("keep")
-    routers = (one.tensor for one in made if one.tensor.role == "router")
+    routers = (one.tensor for one in made if one.tensor.namesake == "router")
     return all(spec.unsupported(router, plan.model, keep) is None for router in routers)
 
 
@@ -95,7 +95,7 @@ def _router_warnings(plan: Plan, spans: Mapping[str, Span | None]) -> list[Diagn
     # One warning for each rule, where the author can act on it.
     rules: dict[str, int] = defaultdict(int)
     for module in plan.modules:
-        if module.role == "router" and module.treatment.action == "quantize":
+        if namesake(module.role) == "router" and module.treatment.action == "quantize":
             rules[module.rule] += 1
     return [
         diagnostic(

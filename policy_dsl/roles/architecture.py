@@ -126,8 +126,8 @@ def _rule_within(architecture: Architecture, key: str, component: str) -> NameRu
 
 def _like_a_block(architecture: Architecture, key: str) -> NameRule | None:
     """MTP blocks are built like the model's own; what is alike is named after them."""
-    # Releases differ in where MTP blocks stand; below `layers.N.` they are alike.
-    rest = key.partition("layers.#.")[2]
+    # Releases differ in what MTP blocks are called: behind the block's number they are alike.
+    rest = key.partition(".#.")[2]
     rule = architecture.names.get(f"{architecture.models[0]}.layers.#.{rest}")
     if rule is None or not rule.roles:
         return rule

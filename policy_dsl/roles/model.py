@@ -8,6 +8,7 @@ from typing import Any
 
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.roles.architecture import Architecture
+from policy_dsl.vocabulary import namesake
 
 # Roles with an entry for every expert along their first axis.
 BY_EXPERT = frozenset({"router", "router_bias"})
@@ -45,6 +46,11 @@ class ModelTensor:
     first_column: int = 0
     mxfp4: bool = False
     picked: tuple[int, ...] = ()
+
+    @property
+    def namesake(self) -> str:
+        """Its role; of an MTP block's router, norm or head the role of the model's own."""
+        return namesake(self.role)
 
     @property
     def is_rows_of_source(self) -> bool:
