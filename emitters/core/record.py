@@ -32,8 +32,18 @@ def record(
     files: name -> (bytes, SHA-256) of every file but the record itself; tensors: name ->
     SHA-256. `digest` is the SHA-256 of the record without it, compact and with sorted keys.
     """
+    document = record_document(plan, files=files, tensors=tensors)
+    document["digest"] = record_digest(document)
+    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
+    return text.encode() + b"\n"
+
+
+def record_document(
+    plan: Plan, *, files: Mapping[str, tuple[int, str]], tensors: Mapping[str, str]
+) -> dict[str, Any]:
+    """The record as JSON values, without its `digest`."""
     policy = plan.policy
-    document: dict[str, Any] = {
+    return {
         "schema_version": SCHEMA_VERSION,
         "kind": "bundle",
         "policyc": version(),
@@ -68,9 +78,6 @@ def record(
         },
         "tensors": dict(tensors),
     }
-    document["digest"] = record_digest(document)
-    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
-    return text.encode() + b"\n"
 
 
 def record_digest(document: Mapping[str, Any]) -> str:

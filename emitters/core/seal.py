@@ -34,7 +34,7 @@ def seal(site: Site, progress: Progress, *, jobs: int) -> str:
             _copy(site, file.name, file.nbytes or 0)
     # Sizes and headers first: hashing a wrong bundle would waste minutes.
     _check_files(plan, folder)
-    check_bundle(plan, site.emitter, folder)
+    check_bundle(plan, folder)
     hashes = _hashed(plan, folder, progress, jobs)
     content = _record(plan, hashes)
     document = json.loads(content)

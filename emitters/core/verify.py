@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import emitters
 from emitters.core.bundle_reading import (
@@ -26,6 +26,14 @@ from policy_dsl.planning.fill import describe
 
 INDEX = "model.safetensors.index.json"
 _SOUND = ("structure", "widths")
+
+
+class Stage(NamedTuple):
+    """One thing that is looked at, what is wrong with it, and what was looked at in words."""
+
+    name: str
+    findings: tuple[Diagnostic, ...]
+    about: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +78,14 @@ def verify_bundle(folder: Path, source: Inventory | None = None, *, jobs: int) -
         if any(found.code == "not-a-bundle" for found in error.diagnostics):
             raise
         return _unopened(folder, error.diagnostics)
-    stages = [
-        ("structure", bundle.findings, f"{len(bundle.modules)} modules, every header"),
-        ("index", tuple(_index(bundle)), "names, shards, total size"),
-        ("widths", tuple(_widths(bundle)), f"{len(bundle.claims)} quantized modules"),
-        ("hashes", tuple(_hashes(bundle, jobs)), "SHA-256 of every file and tensor"),
-    ]
+    stages = written_stages(bundle)
+    hashed = tuple(_hashes(bundle, jobs))
+    stages.append(Stage("hashes", hashed, "SHA-256 of every file and tensor"))
     found_errors = None
-    # What is no whole module cannot be decoded, and tells readers nothing.
-    broken = any(errors(findings) for name, findings, _ in stages if name in _SOUND)
-    if not broken:
-        needed = f"files and counts that those of {bundle.target} need"
-        stages.append(("readers", tuple(_readers(bundle)), needed))
-    if source is not None and not broken:
+    if source is not None and not _is_broken(stages):
         found_errors, findings = compare(bundle, source, jobs=jobs)
-        stages.append(("values", findings, "every tensor decoded and compared with the source"))
+        about = "every tensor decoded and compared with the source"
+        stages.append(Stage("values", findings, about))
     inventory = bundle.inventory
     return VerifyReport(
         folder=folder,
@@ -93,9 +94,30 @@ def verify_bundle(folder: Path, source: Inventory | None = None, *, jobs: int) -
         n_tensors=len(inventory.tensors),
         nbytes=inventory.nbytes,
         checks=tuple(_check(*stage, has_record=bundle.record is not None) for stage in stages),
-        findings=tuple(found for _, findings, _ in stages for found in findings),
+        findings=tuple(found for stage in stages for found in stage.findings),
         errors=found_errors,
     )
+
+
+def written_stages(bundle: Bundle) -> list[Stage]:
+    """What is asked of every bundle, also of one that a build has just written.
+
+    Headers, metadata, and what the format's readers need besides; no hashes, no source.
+    """
+    stages = [
+        Stage("structure", bundle.findings, f"{len(bundle.modules)} modules, every header"),
+        Stage("index", tuple(_index(bundle)), "names, shards, total size"),
+        Stage("widths", tuple(_widths(bundle)), f"{len(bundle.claims)} quantized modules"),
+    ]
+    if not _is_broken(stages):
+        needed = f"files and counts that those of {bundle.target} need"
+        stages.append(Stage("readers", tuple(_readers(bundle)), needed))
+    return stages
+
+
+def _is_broken(stages: Iterable[Stage]) -> bool:
+    """Whether modules are not whole: they cannot be decoded, and readers cannot use them."""
+    return any(errors(stage.findings) for stage in stages if stage.name in _SOUND)
 
 
 def _unopened(folder: Path, findings: tuple[Diagnostic, ...]) -> VerifyReport:

@@ -18,19 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emitters.core.record import RECORD
+from emitters.core.self_check import WrongBundleError
 from emitters.tensor_io.shards import flush, writing
 from policy_dsl.diagnostics import PolicyError, fail
 
 # What file browsers leave where they were.
 _BROWSED = ".DS_Store"
 _WORK = frozenset({"lock", "journal", "bundle", "replaced", _BROWSED})
-# What the same source and policy lead to again, and what the self-check finds written.
-_FINAL = frozenset(
-    {
-        *("non-finite-source", "unstorable-value", "value-overflow"),
-        *("wrong-result", "width-disagrees", "not-safetensors", "bad-tensor-entry", "not-hfq"),
-    }
-)
+# What the same source and policy lead to again.
+_FINAL = frozenset({"non-finite-source", "unstorable-value", "value-overflow", "wrong-result"})
 
 
 @dataclass(frozen=True)
@@ -158,7 +154,8 @@ def claimed(out: Path) -> Iterator[Workspace]:
     try:
         yield workspace
     except PolicyError as error:
-        if _FINAL.intersection(found.code for found in error.diagnostics):
+        final = isinstance(error, WrongBundleError)
+        if final or _FINAL.intersection(found.code for found in error.diagnostics):
             workspace.forget()
         raise
     finally:
