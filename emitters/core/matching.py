@@ -16,7 +16,7 @@ from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Pruning
 from policy_dsl.planning.pruning import expert_layers
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.config_counts import config_value
+from policy_dsl.roles.config_meaning import written_value
 from policy_dsl.roles.model import BY_EXPERT
 
 
@@ -53,7 +53,7 @@ def other_experts(bundle: Bundle, model: Model, pruning: Pruning | None) -> str 
     if bundle.record is not None:
         return None
     keys = model.architecture.experts
-    told = [config_value(bundle.inventory.config, key) for key in keys]
+    told = [written_value(bundle.inventory.config, key) for key in keys]
     padding = emitters.get(bundle.target).spec.padding.get(model.architecture.family)
     known = {None, count, count + (padding.added(count) if padding else 0)}
     if known.issuperset(told):

@@ -24,7 +24,7 @@ from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.roles.config_counts import config_value
+from policy_dsl.roles.config_meaning import written_value
 from policy_dsl.sources.reference import open_source
 
 CONFIG = "config.json"
@@ -77,7 +77,7 @@ def _copies(folder: Path, config: Mapping[str, Any]) -> Iterator[Diagnostic]:
 
 def _experts(config: Mapping[str, Any], claims: Mapping[str, Claim]) -> Iterator[Diagnostic]:
     """Experts with other numbers than those that the config makes readers look for."""
-    count = next(filter(None, (config_value(config, key) for key in _COUNTS)), None)
+    count = next(filter(None, (written_value(config, key) for key in _COUNTS)), None)
     if count is None:
         return
     held: dict[str, set[int]] = defaultdict(set)

@@ -16,7 +16,7 @@ from policy_dsl.plan import Omission, Pruning
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.policy import Policy, Prune
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.config_counts import config_value
+from policy_dsl.roles.config_meaning import config_value
 from policy_dsl.roles.model import BY_EXPERT
 from policy_dsl.sources.saliency import KEEP, ModelShape, Saliency
 
@@ -61,9 +61,7 @@ def pruning_of(policy: Policy, model: Model, saliency: Saliency | None) -> Pruni
         return Pruning(model.n_experts, dict.fromkeys(layers, listed))
     if saliency is None:
         first = tuple(range(count))
-        return Pruning(
-            model.n_experts, dict.fromkeys(layers, first), prune.by, chosen=False
-        )
+        return Pruning(model.n_experts, dict.fromkeys(layers, first), prune.by, chosen=False)
     shape = ModelShape(layers, model.n_layers, model.n_experts)
     if saliency.name == KEEP:
         return Pruning(model.n_experts, saliency.kept(shape, count), prune.by)
@@ -96,10 +94,10 @@ def _defects(prune: Prune, policy: Policy, model: Model) -> Iterator[Diagnostic]
 def _routing_defects(count: int, model: Model, span: Span | None) -> Iterator[Diagnostic]:
     """What is against a router of the model that chooses among so many experts."""
     for key in _ROUTED:
-        routed = config_value(model.config, key)
+        routed = config_value(model.config, model.architecture, key)
         if type(routed) is int and routed > count:
             yield diagnostic("prune-below-routed", span, to=count, routed=routed, key=key)
-    groups = config_value(model.config, _GROUPS)
+    groups = config_value(model.config, model.architecture, _GROUPS)
     if type(groups) is int and groups > 1:
         yield diagnostic("prune-in-groups", span, model=model.id, groups=groups, key=_GROUPS)
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import yaml
 
+from policy_dsl.roles.config_keys import ConfigKey, config_keys, merged_keys
 from policy_dsl.roles.name_rules import NameRule, Role, name_rules, role_of
 
 TABLES = Path(__file__).parent.parent / "architectures"
-_MAPPINGS = ("top", "block", "ignored", "elsewhere", "aliases")
+_MAPPINGS = ("top", "block", "ignored", "elsewhere", "aliases", "config")
 _VALUES = ("model_types", "models", "layers", "experts", "mtp_layers")
 
 
@@ -26,7 +27,8 @@ class Architecture:
 
     roles: all that its names can have; the open sets below `elsewhere` (vision, MTP extras)
     come with a model. aliases: a known name -> the projections, role or component it means.
-    layers, experts, mtp_layers: config keys (of experts, the first that the config has).
+    layers, experts_key, mtp_layers: canonical keys of its config; None where it has none.
+    config: canonical key -> where a config has it, and what its absence means.
     models: what may stand before `layers.0`.
     names: a name with `#` for each number -> its rule. elsewhere: prefix -> component.
     """
@@ -36,11 +38,20 @@ class Architecture:
     roles: tuple[str, ...]
     aliases: Mapping[str, tuple[str, ...]]
     layers: str = field(repr=False)
-    experts: tuple[str, ...] = field(repr=False)
+    experts_key: str | None = field(repr=False)
     mtp_layers: str | None = field(repr=False)
     models: tuple[str, ...] = field(repr=False)
     names: Mapping[str, NameRule] = field(repr=False)
     elsewhere: Mapping[str, str] = field(repr=False)
+    config: Mapping[str, ConfigKey] = field(repr=False)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The names under which a config may tell how many experts a layer has."""
+        key = self.experts_key
+        if key is None:
+            return ()
+        return self.config[key].names if key in self.config else (key,)
 
 
 @cache
@@ -73,11 +84,12 @@ def architecture(family: str) -> Architecture:
         roles=tuple(sorted(roles)),
         aliases={alias: tuple(meant) for alias, meant in table["aliases"].items()},
         layers=table["layers"],
-        experts=tuple(table.get("experts", ())),
+        experts_key=table.get("experts"),
         mtp_layers=table.get("mtp_layers"),
         models=tuple(table["models"]),
         names=names,
         elsewhere=table.get("elsewhere", {}),
+        config=config_keys(table),
     )
 
 
@@ -100,7 +112,9 @@ def _merged(family: str) -> dict[str, Any]:
         if unknown:
             raise ValueError(f"{family}.yaml: unknown key {sorted(unknown)}")
         for key, value in part.items():
-            merged[key] = {**merged.get(key, {}), **value} if key in _MAPPINGS else value
+            before = merged.get(key, {})
+            own = merged_keys(before, value) if key == "config" else value
+            merged[key] = {**before, **own} if key in _MAPPINGS else own
     return merged
 
 

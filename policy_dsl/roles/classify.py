@@ -18,7 +18,7 @@ from policy_dsl.roles.architecture import (
     outside,
 )
 from policy_dsl.roles.completeness import review
-from policy_dsl.roles.config_counts import Counts, config_value, read_counts
+from policy_dsl.roles.config_meaning import Counts, given_value, read_counts
 from policy_dsl.roles.fused import defuse, fused_defect
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.roles.name_rules import Fusion, NameRule, Role
@@ -220,7 +220,7 @@ class _Reading:
 
 def _model(inventory: Inventory, reading: _Reading) -> Model:
     tensors, table = tuple(reading.tensors), reading.table
-    tied = config_value(inventory.config, "tie_word_embeddings")
+    tied = given_value(inventory.config, table, "tie_word_embeddings")
     # Configs may leave it to the default of their library; the tensors themselves tell.
     if not isinstance(tied, bool):
         tied = all(tensor.role != "lm_head" for tensor in tensors)

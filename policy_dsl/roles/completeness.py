@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.roles.config_counts import config_value
+from policy_dsl.roles.config_meaning import config_value
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 
@@ -73,7 +73,10 @@ def _missing_projections(
 
 def _wrong_embedding(model: Model, tensors: list[ModelTensor]) -> Iterator[Diagnostic]:
     # Every loader sizes the model by these two numbers before it reads a tensor.
-    rows, columns = (config_value(model.config, key) for key in ("vocab_size", "hidden_size"))
+    rows, columns = (
+        config_value(model.config, model.architecture, key)
+        for key in ("vocab_size", "hidden_size")
+    )
     if not isinstance(rows, int) or not isinstance(columns, int):
         return
     for tensor in tensors:

@@ -1,0 +1,113 @@
+"""The defaults in the families' tables are those of transformers' config classes."""
+
+from __future__ import annotations
+
+import pytest
+
+from policy_dsl.roles.classify import architecture
+from policy_dsl.roles.config_meaning import config_value, written_value
+
+pytestmark = pytest.mark.slow
+TYPES = {
+    "llama": "llama",
+    "mistral": "mistral",
+    "mixtral": "mixtral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3_moe",
+    "qwen3_next": "qwen3_next",
+    "qwen3_5": "qwen3_5",
+    "qwen3_5_text": "qwen3_5",
+    "qwen3_5_moe": "qwen3_5",
+    "qwen3_5_moe_text": "qwen3_5",
+    "minimax_m2": "minimax_m2",
+    "glm4_moe": "glm4_moe",
+    "gemma3": "gemma3",
+    "gemma3_text": "gemma3",
+    "gpt_oss": "gpt_oss",
+    "deepseek_v3": "deepseek_v3",
+    "deepseek_v32": "deepseek_v3",
+    "kimi_k25": "kimi_k2",
+}
+# Keys of publishers' own code and of other readers; transformers has no attribute for them.
+ELSEWHERE = {
+    "minimax_m2": {
+        "partial_rotary_factor",
+        "use_qk_norm",
+        "shared_intermediate_size",
+        "rotary_dim",
+    },
+    "deepseek_v3": {"moe_layer_freq", "index_n_heads", "index_head_dim", "index_topk"},
+    "kimi_k2": {"moe_layer_freq"},
+    "glm4_moe": {"moe_layer_freq"},
+    "qwen3_next": {"full_attention_interval"},
+    "qwen3_5": {"full_attention_interval"},
+}
+# transformers builds a prediction block only when it is told to; silence means none here.
+OTHERWISE = {"num_nextn_predict_layers"}
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_absent_keys_mean_what_transformers_assumes(model_type):
+    transformers = pytest.importorskip("transformers")
+    table = architecture(TYPES[model_type])
+    whole = transformers.CONFIG_MAPPING[model_type]().get_text_config()
+    saved = whole.to_dict()
+    sizes = {key: value for key, value in saved.items() if _must_be_there(table, key)}
+    config = {"model_type": model_type, **sizes}
+    for key in table.config:
+        wanted = config_value(saved, table, key)
+        if key in OTHERWISE or (key not in config and written_value(saved, key) is None):
+            continue
+        assert config_value(config, table, key) == wanted, key
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_every_key_is_one_of_transformers(model_type):
+    transformers = pytest.importorskip("transformers")
+    family = TYPES[model_type]
+    whole = transformers.CONFIG_MAPPING[model_type]().get_text_config().to_dict()
+    flat = {**whole, **_flat(whole.get("rope_parameters") or {})}
+    for key, entry in architecture(family).config.items():
+        # Some of its models look for `head_dim`, which no class of theirs declares.
+        known = key in ELSEWHERE.get(family, ()) or key in {"head_dim", *OTHERWISE}
+        of_other_types = family == "qwen3_5" or key == "mlp_layer_types"
+        assert known or of_other_types or any(path[-1] in flat for path in entry.paths), key
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_what_transformers_saves_means_what_it_was_made_of(model_type, tmp_path):
+    """Values that no default has, written by transformers, found by the table."""
+    transformers = pytest.importorskip("transformers")
+    table = architecture(TYPES[model_type])
+    own = transformers.CONFIG_MAPPING[model_type]().get_text_config().to_dict()
+    given = {
+        key: value + 2
+        for key, value in own.items()
+        if key in table.config and type(value) is int and key != "num_hidden_layers"
+    }
+    given["hidden_size"] = given["num_attention_heads"] * 8
+    if "n_routed_experts" in given:
+        given["n_routed_experts"] = given["n_group"] * 4
+    nested = model_type in ("gemma3", "qwen3_5", "qwen3_5_moe", "kimi_k25")
+    made = transformers.CONFIG_MAPPING[model_type](
+        **({"text_config": given} if nested else given)
+    )
+    made.save_pretrained(tmp_path)
+    saved, _ = transformers.PreTrainedConfig.get_config_dict(tmp_path)
+    for key, value in given.items():
+        derived = (
+            key == "head_dim" and "deepseek" in type(made.get_text_config()).__name__.lower()
+        )
+        if not derived:
+            assert config_value(saved, table, key) == value, key
+
+
+def _must_be_there(table, key):
+    entry = table.config.get(key)
+    return entry is not None and not entry.defaults
+
+
+def _flat(mapping):
+    inner = [one for one in mapping.values() if isinstance(one, dict)]
+    return {key: value for one in [mapping, *inner] for key, value in one.items()}
