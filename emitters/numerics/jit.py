@@ -5,14 +5,17 @@ Both keep strict IEEE order (no fast-math, no fused multiply-add) and divide as 
 
 from __future__ import annotations
 
+import logging
+import pickle
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import cache, wraps
+from hashlib import sha256
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar, cast
-from zlib import crc32
 
 import numba
+from numba.core.registry import cpu_target
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -23,15 +26,9 @@ int64 = _types.int64
 int64_pair = _types.UniTuple(int64, 2)
 
 
-def _digest_of_sources() -> str:
-    """Checksum of every source file of this room."""
-    checksum = 0
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        checksum = crc32(source.read_bytes(), checksum)
-    return f"{checksum:08x}"
-
-
-_DIGEST = _digest_of_sources()
+# What a cache that cannot be written, or holds a damaged file, makes numba raise.
+_CACHE_FAULTS = (OSError, EOFError, pickle.UnpicklingError)
+_lost_caches: list[str] = []
 
 
 def reads(element: str) -> Any:
@@ -51,22 +48,66 @@ def writes(element: str) -> Any:
 def kernel(*arguments: Any, returns: Any = _types.void) -> Callable[[_Function], _Function]:
     """A decorator: the function compiled at once for these types, free of the GIL.
 
-    The machine code is cached on disk. Numba's cache key sees the file that holds the kernel
-    but not the device functions it calls from other files, so the digest of all of them goes
-    into the name; constants that a factory closes over are part of the key by themselves
-    (plain numbers only: closing over another compiled function would defeat the cache).
+    The machine code is cached on disk, see `_cached_name`. Constants that a factory closes over
+    are plain numbers: closing over another compiled function would defeat the cache.
     """
-    compiler = partial(numba.njit, returns(*arguments), nogil=True, error_model="numpy")
+    signature = returns(*arguments)
 
     def compiled(function: _Function) -> _Function:
-        function.__qualname__ = f"{function.__qualname__}_{_DIGEST}"
+        function.__qualname__ = _cached_name(function, signature)
+        dispatcher = _dispatcher(function)
         try:
-            return cast("_Function", compiler(cache=True)(function))
-        except (OSError, RuntimeError):
-            # No folder for the cache can be written: every run compiles anew.
-            return cast("_Function", compiler()(function))
+            dispatcher.enable_caching()
+        except (OSError, RuntimeError) as fault:  # numba finds no folder to write to
+            _report_lost_cache(str(fault))
+        try:
+            dispatcher.compile(signature)
+        except _CACHE_FAULTS as fault:
+            _report_lost_cache(str(fault))
+            # Compiled but not kept, or neither read nor compiled.
+            if not dispatcher.signatures:
+                dispatcher = _dispatcher(function)
+                dispatcher.compile(signature)
+        dispatcher.disable_compile()
+        return cast("_Function", dispatcher)
 
     return compiled
+
+
+def _dispatcher(function: Callable[..., Any]) -> Any:
+    return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+def _cached_name(function: Callable[..., Any], signature: Any) -> str:
+    """The function's name with a digest of everything that its machine code depends on.
+
+    Numba's own key misses device functions in other files. And numba numbers the versions in
+    one file of the cache without a lock: of two programs that compile at the same time, one
+    would find the code of the other under its key. With this name each version has a file.
+    """
+    constants = [cell.cell_contents for cell in function.__closure__ or ()]
+    digest = sha256(repr((_compiler_and_sources(), signature, constants)).encode())
+    return f"{function.__qualname__}_{digest.hexdigest()[:16]}"
+
+
+@cache
+def _compiler_and_sources() -> tuple[Any, ...]:
+    """Version and processor that numba compiles for, and a digest of this room's sources."""
+    digest = sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    processor = cpu_target.target_context.codegen().magic_tuple()
+    return numba.__version__, processor, digest.hexdigest()
+
+
+def _report_lost_cache(reason: str) -> None:
+    if not _lost_caches:
+        logging.getLogger(__name__).warning(
+            "compiled kernels cannot be cached (%s): each run compiles them again, which takes "
+            "seconds. Set NUMBA_CACHE_DIR to an empty folder that you can write to.",
+            reason,
+        )
+    _lost_caches.append(reason)
 
 
 def factory(function: _Function) -> _Function:

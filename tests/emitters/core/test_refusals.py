@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
-import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from child_builds import FullDisk, refusals_of_build
 from small_checkpoints import Array, bf16, digests
 
 from emitters.core.build import build
@@ -228,21 +227,8 @@ def test_too_little_memory_is_told(write_llama, planned, tmp_path):
 def test_a_full_disk_is_told_and_the_build_goes_on_later(write_llama, planned, tmp_path):
     plan, inventory = planned(write_llama())
 
-    class Filling(Silent):
-        """From here on no byte past the first 20 kB of a file can be written."""
-
-        def begin(self, stage: str, total: int, done: int) -> None:
-            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-
-    def fill() -> None:
-        told = refusal(plan, inventory, out=tmp_path / "out", progress=Filling())
-        os._exit(0 if told.startswith("error[disk-full]") else 1)
-
-    child = multiprocessing.get_context("fork").Process(target=fill)
-    child.start()
-    child.join()
-    assert child.exitcode == 0
+    told = refusals_of_build((plan, inventory), out=tmp_path / "out", progress=FullDisk())
+    assert told == ["disk-full"]
     assert not (tmp_path / "out").exists()
     build(plan, inventory, out=tmp_path / "out")
     build(plan, inventory, out=tmp_path / "other")

@@ -3,62 +3,25 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from child_builds import KilledAt, Planned, Slow, start_build
 from small_checkpoints import digests
 
 from emitters.core.build import BuildReport, build
 from emitters.core.progress import Silent
 from emitters.core.units import fit, plan_units, total_source_nbytes
 from policy_dsl.diagnostics import PolicyError
-from policy_dsl.inventory import Inventory
-from policy_dsl.plan import Plan
 
-Planned = tuple[Plan, Inventory]
 # So little that most matrices are several blocks.
 SMALL = 258 * 2**20
 FIVE_BITS = "name: five_bits\ntarget: mlx_affine\nrules: |\n  all: 5bit\n  norm: keep\n"
-
-
-class Slow(Silent):
-    """Holds the loop up at every block, so that there is a moment to be killed at."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def advance(self, nbytes: int) -> None:
-        time.sleep(self.seconds)
-
-
-class KilledAt(Silent):
-    """Kills the program, as power loss would, at the beginning or end of a stage."""
-
-    def __init__(self, stage: str, *, end: bool) -> None:
-        self.wanted, self.end_, self.now = stage, end, ""
-
-    def begin(self, stage: str, total: int, done: int) -> None:
-        self.now = stage
-        if not self.end_ and stage == self.wanted:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def end(self) -> None:
-        if self.end_ and self.now == self.wanted:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def child(run: Callable[[], object]) -> multiprocessing.Process:
-    """A copy of this program that runs `run`."""
-    started = multiprocessing.get_context("fork").Process(target=run)
-    started.start()
-    return started
 
 
 @pytest.fixture
@@ -87,9 +50,7 @@ def kill_and_resume(planned: Planned, out: Path, moments: list[float]) -> int:
     hits, slow = 0, Slow(0.05)
     journal = out.with_name("out.partial") / "journal"
     for seconds in moments:
-        started = child(
-            lambda: build(*planned, out=out, jobs=2, max_memory=SMALL, progress=slow)
-        )
+        started = start_build(planned, out=out, jobs=2, max_memory=SMALL, progress=slow)
         while started.is_alive() and not _has_saved(journal):
             time.sleep(0.01)
         time.sleep(seconds)
@@ -129,7 +90,7 @@ def test_twenty_random_moments(several_blocks, expected, tmp_path):
 @pytest.mark.parametrize("end", [False, True])
 def test_killed_between_stages(several_blocks, expected, tmp_path, stage, end):
     out, at = tmp_path / "out", KilledAt(stage, end=end)
-    started = child(lambda: build(*several_blocks, out=out, jobs=2, progress=at))
+    started = start_build(several_blocks, out=out, jobs=2, progress=at)
     started.join()
     assert started.exitcode == -signal.SIGKILL
     assert not out.exists()
@@ -144,9 +105,8 @@ def test_what_no_source_has_outlives_a_crash(demo, planned, tmp_path, layout, en
     rules = "rules: 'all: f16; experts: 2bit'\n"
     policy = f"target: jangtq_prestack\noutput: {{layout: {layout}}}\n{rules}"
     padded = planned(demo, policy)
-    started = child(
-        lambda: build(*padded, out=tmp_path / "out", progress=KilledAt("encode", end=end))
-    )
+    at = KilledAt("encode", end=end)
+    started = start_build(padded, out=tmp_path / "out", progress=at)
     started.join()
     assert started.exitcode == -signal.SIGKILL
     build(*padded, out=tmp_path / "undisturbed")
@@ -201,7 +161,7 @@ def test_another_policy_is_refused_and_force_starts_over(
 
 def test_another_policy_starts_over_where_nothing_is_done(several_blocks, planned, tmp_path):
     at = KilledAt("encode", end=False)
-    started = child(lambda: build(*several_blocks, out=tmp_path / "out", progress=at))
+    started = start_build(several_blocks, out=tmp_path / "out", progress=at)
     started.join()
     assert (tmp_path / "out.partial" / "journal").exists()
     build(*planned(tmp_path / "source", FIVE_BITS), out=tmp_path / "out")
@@ -289,9 +249,8 @@ def test_a_crash_between_the_last_two_renames_loses_nothing(several_blocks, expe
     shutil.copytree(tmp_path / "undisturbed", out)
     # What a file browser leaves is no reason to refuse, and marks the old bundle here.
     (out / ".DS_Store").write_text("of the old bundle")
-    started = child(
-        lambda: build(*several_blocks, out=out, force=True, progress=KilledAt("hash", end=True))
-    )
+    at = KilledAt("hash", end=True)
+    started = start_build(several_blocks, out=out, force=True, progress=at)
     started.join()
     out.rename(partial / "replaced")
     with pytest.raises(PolicyError, match="output-exists"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -80,7 +80,6 @@ def test_experts_are_added_one_after_the_other() -> None:
     assert gate_up_sums(sums, None).tolist() == [2**24]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0.001, 1000))
 def test_a_common_factor_cancels_and_the_geometric_mean_is_1(
     seed: int, alpha: float, factor: float

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -32,7 +32,6 @@ TOPS = {"mxfp4": 6.0, "mxfp8": 448.0, "nvfp4": 6.0}
 # Half of the widest gap between neighbouring codes, over the largest code.
 HALF_GAPS = {"mxfp4": 1 / 6, "mxfp8": 16 / 448, "nvfp4": 1 / 6}
 
-compiling = settings(deadline=None)  # the first examples compile
 
 affine_options = st.builds(
     lambda bits, size: {"scheme": "affine", "bits": bits, "group_size": size},
@@ -79,7 +78,6 @@ def groups_and_errors(
     return groups, np.abs(got - exact).reshape(groups.shape).max(axis=1)
 
 
-@compiling
 @given(data=st.data(), dtype=dtypes, options=affine_options)
 def test_affine_error_is_below_two_steps(
     data: st.DataObject, dtype: str, options: dict[str, Any]
@@ -94,7 +92,6 @@ def test_affine_error_is_below_two_steps(
     assert (error <= 1.51 * step + slack).all()
 
 
-@compiling
 @given(data=st.data(), dtype=dtypes, options=fp_options)
 def test_fp_error_is_below_half_a_gap(
     data: st.DataObject, dtype: str, options: dict[str, Any]
@@ -115,7 +112,6 @@ def test_fp_error_is_below_half_a_gap(
     assert (error <= bound * (1 + 2 * relative) + lost).all()
 
 
-@compiling
 @given(data=st.data(), dtype=dtypes, options=affine_options | fp_options)
 def test_rows_encode_and_decode_on_their_own(
     data: st.DataObject, dtype: str, options: dict[str, Any]
@@ -133,7 +129,6 @@ def test_rows_encode_and_decode_on_their_own(
     )
 
 
-@compiling
 @given(data=st.data(), dtype=dtypes, options=affine_options)
 def test_zero_survives_between_extremes_of_both_signs(
     data: st.DataObject, dtype: str, options: dict[str, Any]

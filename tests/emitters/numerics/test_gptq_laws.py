@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -37,8 +37,6 @@ ENCODERS: dict[str, Encoder] = {
 WIDTHS = (2, 3, 4, 8)
 ROUNDING = {"BF16": 2.0**-8, "F16": 2.0**-10, "F32": 2.0**-23}
 
-compiling = settings(deadline=None)  # the first examples compile
-
 
 def gaussian(rows: int, columns: int, dtype: str = "BF16") -> Array:
     """Weights as trained ones are."""
@@ -51,7 +49,6 @@ def same(some: GptqParts, others: GptqParts) -> bool:
     return all(a.tobytes() == b.tobytes() for a, b in zip(some, others, strict=True))
 
 
-@compiling
 @given(
     encoder=st.sampled_from(sorted(ENCODERS)),
     dtype=st.sampled_from(sorted(ROUNDING)),
@@ -82,7 +79,6 @@ def test_rows_encode_and_decode_on_their_own(
     assert np.concatenate(halves).tobytes() == gptq_decode(whole, **options).tobytes()
 
 
-@compiling
 @given(
     bits=st.sampled_from(WIDTHS),
     dtype=st.sampled_from(sorted(ROUNDING)),
@@ -243,9 +239,7 @@ def test_what_the_layout_cannot_hold_is_refused(
     dtype: str, columns: int, bits: int, size: int, encoder: str
 ) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        ENCODERS[encoder](
-            np.zeros((32, columns), np.uint16), dtype, bits=bits, group_size=size
-        )
+        ENCODERS[encoder](np.zeros((32, columns), np.uint16), dtype, bits=bits, group_size=size)
 
 
 @pytest.mark.parametrize("wrong", [-1.0, np.nan, np.inf])

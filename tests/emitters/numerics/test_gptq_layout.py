@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -24,7 +24,6 @@ from emitters.numerics.gptq_layout import (
 
 Array = NDArray[Any]
 
-compiling = settings(deadline=None)  # the first examples compile
 widths = st.sampled_from(WIDTHS)
 seeds = st.integers(0, 2**32)
 
@@ -38,7 +37,6 @@ def random_parts(seed: int, bits: int, groups: int, rows: int) -> GptqParts:
     return GptqParts(pack_columns(codes, bits=bits), zeros, scales)
 
 
-@compiling
 @given(
     bits=widths, rows=st.integers(0, 70), columns=st.sampled_from(range(0, 224, 32)), seed=seeds
 )
@@ -52,7 +50,6 @@ def test_codes_come_back(bits: int, rows: int, columns: int, seed: int) -> None:
     assert (codes == before).all()
 
 
-@compiling
 @given(
     bits=widths,
     version=st.sampled_from(sorted(ZERO_OFFSETS)),
@@ -78,7 +75,6 @@ def test_zero_points_come_back_and_blocks_of_32_rows_are_columns(
     assert (zeros == before).all()
 
 
-@compiling
 @given(bits=widths, groups=st.integers(1, 4), rows=st.integers(1, 40), seed=seeds)
 def test_values_are_scales_times_codes_from_the_zero_point(
     bits: int, groups: int, rows: int, seed: int

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -26,8 +26,6 @@ ERRORS = {
     **{19: 0.335, 20: 0.185, 3: 0.0054},
 }
 CODES = [3, *UNROTATED_BITS, 13, 15, 17, 18, *LEVEL_BITS]
-
-compiling = settings(deadline=None)  # the first examples compile
 
 
 def group_size(code: int) -> int:
@@ -98,16 +96,13 @@ KINDS = {
 }
 
 
-@compiling
 @given(
     code=st.sampled_from(sorted(LEVEL_BITS)),
     kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=20),
     seed=st.integers(0, 2**32),
     exponent=st.integers(-12, 3),
 )
-def test_lloyd_follows_its_rule(
-    code: int, kinds: list[str], seed: int, exponent: int
-) -> None:
+def test_lloyd_follows_its_rule(code: int, kinds: list[str], seed: int, exponent: int) -> None:
     random = np.random.default_rng(seed)
     groups = np.stack([KINDS[kind](random) for kind in kinds]) * 10.0**exponent
     groups = groups.astype(np.float32)
@@ -152,7 +147,6 @@ def any_bits(draw: st.DrawFn, group: int) -> Array:
     )
 
 
-@compiling
 @given(data=st.data(), code=st.sampled_from(CODES))
 def test_groups_encode_and_decode_on_their_own(data: st.DataObject, code: int) -> None:
     size = group_size(code)
@@ -166,7 +160,6 @@ def test_groups_encode_and_decode_on_their_own(data: st.DataObject, code: int) -
     assert np.concatenate(decoded).tobytes() == together.tobytes()
 
 
-@compiling
 @given(data=st.data(), code=st.sampled_from(CODES))
 def test_a_short_group_decodes_as_far_as_it_goes(data: st.DataObject, code: int) -> None:
     values = gaussian(data.draw(st.integers(1, 40 * group_size(code))))
@@ -177,7 +170,6 @@ def test_a_short_group_decodes_as_far_as_it_goes(data: st.DataObject, code: int)
     assert (np.abs(got - values) <= np.abs(values).max()).all()
 
 
-@compiling
 @given(data=st.data(), code=st.sampled_from(sorted(UNROTATED_BITS)))
 def test_error_of_equal_steps(data: st.DataObject, code: int) -> None:
     elements = st.floats(-1e4, 1e4, width=32) | st.floats(1, 1.125, width=32)

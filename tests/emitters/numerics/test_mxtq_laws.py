@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -37,7 +37,6 @@ def gaussian(rows: int, columns: int) -> Array:
     return cast(normal * np.float32(0.02), "F32", "BF16")
 
 
-@settings(deadline=None)  # the first examples compile
 @given(data=st.data(), dtype=st.sampled_from(sorted(STORAGE)), bits=st.sampled_from([2, 3]))
 def test_rows_encode_and_decode_on_their_own(
     data: st.DataObject, dtype: str, bits: int

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -69,7 +69,6 @@ def test_float16_rounds_as_numpy_does() -> None:
     assert (cast(values, "F32", "F16").view(np.uint16) == expected.view(np.uint16)).all()
 
 
-@settings(deadline=None)  # the first example compiles
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_bfloat16_rounds_to_nearest_even(number: float) -> None:
     value = np.float32(number)

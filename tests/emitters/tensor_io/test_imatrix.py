@@ -107,7 +107,7 @@ def test_a_legacy_file_has_the_same_means(tmp_path: Path, text: bytes | None) ->
     assert [found.code for found in old.findings] == ["imatrix-without-counts"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     experts=st.integers(1, 9),

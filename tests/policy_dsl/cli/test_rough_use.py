@@ -54,7 +54,10 @@ def test_ctrl_c_while_libraries_load_is_one_line(library: str, tmp_path: Path) -
     (tmp_path / f"{library}.py").write_text(signal, encoding="utf-8")
     (tmp_path / "mine.qpol").write_text(POLICY, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    command = [sys.executable, "-m", "policy_dsl.cli", "build", tmp_path / "mine.qpol"]
+    # Who starts tests in the background ignores SIGINT, and children inherit that.
+    program = "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "from policy_dsl.cli import main\nsys.exit(main())"
+    command = [sys.executable, "-c", program, "build", tmp_path / "mine.qpol"]
     ran = subprocess.run(
         [*command, "--model", TINY, "-o", tmp_path / "out"],
         check=False,

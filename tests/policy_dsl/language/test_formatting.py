@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from policy_dsl.language.load import parse_policy
@@ -95,7 +95,6 @@ def with_comments(text: str, places: list[tuple[int, str]]) -> tuple[str, list[s
 
 @pytest.mark.parametrize(("written", "suffix"), [(YAML, "yaml"), (DSL, "qpol")])
 @given(places=PLACES)
-@settings(deadline=None)
 def test_every_comment_is_kept_wherever_it_stands(written, suffix, places):
     if suffix == "yaml":
         written = written.replace("target: mlx_affine\n", "")

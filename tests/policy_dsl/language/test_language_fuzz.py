@@ -70,13 +70,13 @@ def read_or_refuse(read, text):
 @example('var t = "gptq"\non ${t} {\n  all: 4bit\n}')
 @example('on "gptq" {\n  all: 4bit\n}')
 @example('"' * 101)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_text_is_read_or_refused(read, text):
     read_or_refuse(read, text)
 
 
 @given(st.lists(SENTENCES, max_size=5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_rules_of_a_yaml_policy_are_read_or_refused(items):
     block = "\n".join(f"  {line}" for item in items for line in item.splitlines())
     read_or_refuse(read_yaml, f"rules: |\n{block}\n")

@@ -239,7 +239,7 @@ def text_comments(policy: Policy) -> list[str]:
 
 
 @given(policies())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_printing_then_reading_is_identity_in_both_notations(policy):
     for printed, read in ((print_yaml, read_yaml), (print_dsl, read_dsl)):
         text = printed(policy)
@@ -251,7 +251,7 @@ def test_printing_then_reading_is_identity_in_both_notations(policy):
 
 
 @given(policies())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_formatting_twice_changes_nothing_across_notations(policy):
     yaml = print_yaml(read_yaml(SourceText("p", print_yaml(policy)), policy.name))
     dsl = print_dsl(read_yaml(SourceText("p", yaml), policy.name))

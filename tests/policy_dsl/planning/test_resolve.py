@@ -316,7 +316,7 @@ _RULE = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(_RULE, min_size=1, max_size=6).map("; ".join))
 def test_resolve_is_total_and_deterministic(text: str) -> None:
     try:
