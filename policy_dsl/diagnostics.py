@@ -2,16 +2,23 @@
 
 SourceText  a text and what to call it          Span  a stretch of it
 Diagnostic  one defect                          PolicyError  all that a stage found
+grouped     defects of one kind as one
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from policy_dsl.codes import CODES, Severity
+
+# What differs between messages about one kind of defect: quoted text, shapes, names, numbers.
+_VARYING = re.compile(r'"[^"]*"|\[[^\]]*\]|[\w*-]+(?:\.[\w*-]+){2,}|[0-9]+')
+_MOST_EXAMPLES = 3
+_COUNTED = "in all "
 
 
 def printable(name: str) -> str:
@@ -70,13 +77,20 @@ class Span:
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One defect: its code, its message, where it stands, and how to cure it."""
+    """One defect: its code, its message, where it appears, and how to cure it.
+
+    kind: equal for defects that differ only in what has them; empty if nothing else can.
+    examples: the first things that have the defect. count: how many have it.
+    """
 
     code: str
     message: str
     span: Span | None = None
     suggestion: str | None = None
     notes: tuple[str, ...] = ()
+    kind: str = field(default="", compare=False, repr=False)
+    examples: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    count: int = field(default=1, compare=False, repr=False)
 
     @property
     def severity(self) -> Severity:
@@ -85,10 +99,10 @@ class Diagnostic:
 
 
 class PolicyError(Exception):
-    """Raised once by a stage, with every defect that it found."""
+    """Raised once by a stage, with every defect that it found, one for each kind."""
 
     def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
-        self.diagnostics: tuple[Diagnostic, ...] = tuple(diagnostics)
+        self.diagnostics: tuple[Diagnostic, ...] = tuple(grouped(diagnostics))
         super().__init__(render(self.diagnostics))
 
 
@@ -105,8 +119,41 @@ def diagnostic(
     Raises: KeyError if the code is not in the catalogue or a fact is missing.
     """
     # A fact that is missing is a defect of the program, and fails loudly here.
-    message = CODES[code].message.format(**facts)
-    return Diagnostic(code, message, span, suggestion, tuple(notes))
+    known = CODES[code]
+    message = known.message.format(**facts)
+    if not known.each:
+        return Diagnostic(code, message, span, suggestion, tuple(notes))
+    same = known.message.format(**{**facts, known.each: "…"})
+    kind, examples = f"{code}: {_VARYING.sub('…', same)}", (str(facts[known.each]),)
+    return Diagnostic(code, message, span, suggestion, tuple(notes), kind, examples)
+
+
+def grouped(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """The defects in order, those of one kind as one: the first, with a count and examples.
+
+    What was grouped before can be grouped again.
+    """
+    found: dict[object, Diagnostic] = {}
+    for each in diagnostics:
+        # Defects without a kind stay as they are, also when they are equal.
+        key = (each.kind, each.span, each.suggestion) if each.kind else id(each)
+        found[key] = _joined(found[key], each) if key in found else each
+    return [_counted(each) for each in found.values()]
+
+
+def _joined(first: Diagnostic, other: Diagnostic) -> Diagnostic:
+    examples = (*first.examples, *other.examples)[:_MOST_EXAMPLES]
+    return replace(first, examples=examples, count=first.count + other.count)
+
+
+def _counted(found: Diagnostic) -> Diagnostic:
+    """The defect with a note that counts the things that have it, if they are several."""
+    if found.count == 1:
+        return found
+    notes = tuple(note for note in found.notes if not note.startswith(_COUNTED))
+    more = ", …" if found.count > len(found.examples) else ""
+    count = f"{_COUNTED}{found.count:,}: {', '.join(found.examples)}{more}"
+    return replace(found, notes=(*notes, count))
 
 
 def fail(

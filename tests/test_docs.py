@@ -27,6 +27,9 @@ error[unknown-role]: architecture qwen3_moe has no role "experts.dwon_proj"
    |            ^^^^^^^^^^^^^^^^^ did you mean "experts.down_proj"?
 ```
 
+What many tensors, modules or files have is one finding, about the first of them; a note counts
+them and names a few.
+
 `--format json` gives every finding as an object with `code`, `severity`, `message`, `file`,
 `line`, `column`, `suggestion` and `notes`; `policyc check` has `github` and `sarif` too.
 Words in braces stand for the facts of the case.

@@ -20,7 +20,7 @@ from emitters.core.decoding import Decoder
 from emitters.core.hashing import FileHashes, Places, hash_files
 from emitters.core.record import RECORD
 from emitters.core.verify_source import ModuleError, compare
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, grouped
 from policy_dsl.inventory import Inventory
 from policy_dsl.planning.fill import describe
 
@@ -94,7 +94,7 @@ def verify_bundle(folder: Path, source: Inventory | None = None, *, jobs: int) -
         n_tensors=len(inventory.tensors),
         nbytes=inventory.nbytes,
         checks=tuple(_check(*stage, has_record=bundle.record is not None) for stage in stages),
-        findings=tuple(found for stage in stages for found in stage.findings),
+        findings=tuple(grouped(found for stage in stages for found in stage.findings)),
         errors=found_errors,
     )
 

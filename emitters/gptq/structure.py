@@ -10,7 +10,6 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,6 @@ _SHARED = (
 _CODES = ".qweight"
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(\w+)")
-# One wrong shard makes every module in it wrong.
-_MOST_DEFECTS = 20
 
 
 def defects(
@@ -54,9 +51,9 @@ def defects(
     yield from _copies(folder, config)
     yield from _experts(config, claims)
     tensors = open_source(str(folder)).tensors
-    yield from islice(_untold(tensors, claims), _MOST_DEFECTS)
+    yield from _untold(tensors, claims)
     source = Source(folder, file_facts(folder, shards))
-    yield from islice(_numbers(source, tensors, claims), _MOST_DEFECTS)
+    yield from _numbers(source, tensors, claims)
 
 
 def _copies(folder: Path, config: Mapping[str, Any]) -> Iterator[Diagnostic]:

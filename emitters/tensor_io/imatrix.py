@@ -21,7 +21,7 @@ from emitters.tensor_io.imatrix_legacy import legacy_entries
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
 from policy_dsl.roles.llama_cpp_names import llama_cpp_names
-from policy_dsl.sources.safetensors_header import capped, shown
+from policy_dsl.sources.safetensors_header import shown
 
 _MAGIC = b"GGUF"
 # What damage makes the readers raise; OSError is a file that could not be mapped.
@@ -160,29 +160,24 @@ def open_imatrix(path: Path, span: Span | None = None) -> Imatrix:
             "not-an-imatrix", span, path=str(path), reason=reason, suggestion=_REMAKE
         ) from error
     if defects:
-        raise PolicyError(capped(_defects_found(path, span, defects)))
+        raise PolicyError(_defects_found(path, span, defects))
     return Imatrix(path, entries, source, span)
 
 
 def _defects_found(
     path: Path, span: Span | None, defects: Mapping[str, str]
 ) -> list[Diagnostic]:
-    """One finding for each thing that is wrong. defects: entry -> what is wrong with it."""
-    # A file of another precision is one mistake, and not one for each matrix of a model.
-    alike: dict[str, list[str]] = {}
-    for name, reason in defects.items():
-        alike.setdefault(reason, []).append(name)
+    """What is wrong with the entries. defects: entry -> what is wrong with it."""
     return [
         diagnostic(
             "bad-imatrix-entry",
             span,
             suggestion=_REMAKE,
-            notes=[f"the same is wrong with {len(names) - 1} more"] if len(names) > 1 else [],
             path=str(path),
-            entry=shown(names[0]),
+            entry=shown(name),
             reason=reason,
         )
-        for reason, names in alike.items()
+        for name, reason in defects.items()
     ]
 
 

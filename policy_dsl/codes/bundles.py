@@ -21,20 +21,29 @@ BUNDLE_CODES: dict[str, Code] = {
         "The bundle was made by another tool, or the record was lost.",
     ),
     "missing-bundle-file": error(
-        "{file} is not there, but the {where} names it", "The bundle is not complete."
+        "{file} is not there, but the {where} names it",
+        "The bundle is not complete.",
+        each="file",
     ),
     "stray-bundle-file": error(
-        "{file} is not in the record", "A reader loads weights that the build did not write."
+        "{file} is not in the record",
+        "A reader loads weights that the build did not write.",
+        each="file",
     ),
     "unrecorded-file": warning(
-        "{file} is not in the record", "It was added after the build; readers ignore it."
+        "{file} is not in the record",
+        "It was added after the build; readers ignore it.",
+        each="file",
     ),
     "file-changed": error(
-        "{file} is not what was built: {reason}", "Size or SHA-256 differ from the record."
+        "{file} is not what was built: {reason}",
+        "Size or SHA-256 differ from the record.",
+        each="file",
     ),
     "tensor-changed": error(
         "tensor {tensor} is not what was built: {reason}",
         "Dtype, shape, or SHA-256 differ from the record.",
+        each="tensor",
     ),
     "index-disagrees": error(
         "model.safetensors.index.json: {reason}",
@@ -43,9 +52,12 @@ BUNDLE_CODES: dict[str, Code] = {
     "width-disagrees": error(
         "module {module}: the tensors say {found}, config.json says {written}",
         "Readers take widths from the config; wrong ones load as noise or not at all.",
+        each="module",
     ),
     "incomplete-module": error(
-        "module {module}: {reason}", "A quantized module has codes, scales and maybe biases."
+        "module {module}: {reason}",
+        "A quantized module has codes, scales and maybe biases.",
+        each="module",
     ),
     "not-comparable": error(
         "the source cannot be compared with this bundle: {reason}",
@@ -54,6 +66,7 @@ BUNDLE_CODES: dict[str, Code] = {
     "non-finite-decoded": error(
         "{tensor}, or its source, is not finite in {values}",
         "Such weights break a model.",
+        each="tensor",
     ),
     # building a bundle
     "source-without-files": error(
@@ -67,6 +80,7 @@ BUNDLE_CODES: dict[str, Code] = {
     "unreadable-values": error(
         'tensor "{tensor}" is {dtype}: its values cannot be read as numbers',
         "Values are BF16, F16, F32, or FP8 with scales.",
+        each="tensor",
     ),
     "non-finite-source": error(
         'tensor "{tensor}" holds {value} at {place}',

@@ -32,18 +32,23 @@ SOURCE_CODES: dict[str, Code] = {
     "shard-outside": error(
         'the index names "{file}", which is not the plain name of a safetensors file',
         "Shards lie beside the index; a path would lead out of the checkpoint.",
+        each="file",
     ),
     "missing-shard": error(
-        "{file} is not there; {expected}", "A file that the checkpoint needs is missing."
+        "{file} is not there; {expected}",
+        "A file that the checkpoint needs is missing.",
+        each="file",
     ),
     "index-mismatch": error(
-        'tensor "{tensor}": {reason}', "The index and the shards disagree."
+        'tensor "{tensor}": {reason}', "The index and the shards disagree.", each="tensor"
     ),
     "one-shard": error(
         "{file} is one of {shards} shards", "The index says that the model has more files."
     ),
     "duplicate-tensor": error(
-        'tensor "{tensor}" is in {file} and in {other}', "Two shards hold the same tensor."
+        'tensor "{tensor}" is in {file} and in {other}',
+        "Two shards hold the same tensor.",
+        each="tensor",
     ),
     "stray-safetensors": warning(
         "{place}: {files} not among the model's weights and not read",
@@ -52,10 +57,12 @@ SOURCE_CODES: dict[str, Code] = {
     "not-safetensors": error(
         "{file} is not a whole safetensors file: {reason}",
         "The header is broken, or the file is cut short or has bytes left over.",
+        each="file",
     ),
     "bad-tensor-entry": error(
         '{file}: tensor "{tensor}": {reason}',
         "One entry of a file's list of tensors is broken.",
+        each="tensor",
     ),
     "not-hfq": error(
         "{file} is not a whole HFQ file: {reason}",
@@ -115,6 +122,7 @@ SOURCE_CODES: dict[str, Code] = {
     "ambiguous-tensor": error(
         "{first} and {second} are the same {role} twice",
         "The checkpoint holds a matrix under two names; which one counts is unknown.",
+        each="first",
     ),
     "layer-beyond-config": error(
         "{tensors} in layers beyond the {n_layers} of the config: {names}",
@@ -131,10 +139,12 @@ SOURCE_CODES: dict[str, Code] = {
     "missing-experts": error(
         "{role} of layer {layer} lacks experts {missing}; the config says {count}",
         "Every layer has all experts, numbered from 0.",
+        each="layer",
     ),
     "expert-beyond-config": error(
         "{role} of layer {layer} has experts {beyond}; the config says {count}",
         "Every layer has as many experts as the config says, numbered from 0.",
+        each="layer",
     ),
     "missing-tensor": error(
         "{model} has no {role}",
@@ -151,14 +161,17 @@ SOURCE_CODES: dict[str, Code] = {
     "wrong-scale-grid": error(
         "the scales of {name} {shape} are {found}, not {wanted}",
         "There is one scale for each block, edge blocks included.",
+        each="name",
     ),
     "wrong-scale-dtype": error(
         "{name} is {dtype} with scales of {scale}",
         "FP8 weights have float scales, MXFP4 blocks have byte exponents.",
+        each="name",
     ),
     "wrong-shape": error(
         "{name} has shape {shape}, not {wanted}",
         "The shape contradicts the role or the config.",
+        each="name",
     ),
     "unreadable-dtype": error(
         "dtype {dtype} of {name}: a matrix is BF16, F16, F32, or FP8 with scales",

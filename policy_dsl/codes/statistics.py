@@ -31,10 +31,12 @@ STATISTICS_CODES: dict[str, Code] = {
     "bad-imatrix-entry": error(
         'importance matrix {path}, entry "{entry}": {reason}',
         "Sums of squares and counts of tokens are numbers from 0 up, and some token came.",
+        each="entry",
     ),
     "imatrix-of-another-model": error(
         'importance matrix {path}, entry "{entry}": {found}, the model has {wanted}',
         "An entry has a sum for each column of each expert, so the file is another model's.",
+        each="entry",
     ),
     "missing-imatrix-entry": error(
         "importance matrix {path} has nothing about {what}",

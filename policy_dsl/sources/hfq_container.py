@@ -27,7 +27,6 @@ from policy_dsl.sources.hfq_codes import code_name, stored_nbytes
 from policy_dsl.sources.safetensors_header import (
     DAMAGED,
     MAX_DIMENSIONS,
-    capped,
     entry_defect,
     shown,
 )
@@ -109,7 +108,7 @@ def parse_container(header: bytes, *, file: str, file_nbytes: int) -> HfqContain
     """The container whose bytes before the first tensor are `header`.
 
     file: what to call it, also in its tensors; file_nbytes: bytes of the whole file.
-    Raises: PolicyError with every defect (at most 20 of the index, then a count).
+    Raises: PolicyError with every defect.
     """
     payload_start = header_nbytes(header, file=file, file_nbytes=file_nbytes)
     arch_id, count = _HEADER.unpack_from(header)[2:4]
@@ -134,7 +133,7 @@ def parse_container(header: bytes, *, file: str, file_nbytes: int) -> HfqContain
     # Places mean something only when every entry is right.
     found = found or list(_end_defects(tensors, file, place, file_nbytes))
     if found:
-        raise PolicyError(capped(found))
+        raise PolicyError(found)
     return HfqContainer(arch_id, metadata, tensors, index_start, at, payload_start)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from math import prod
 from operator import attrgetter
 from typing import Any
@@ -24,8 +23,6 @@ from policy_dsl.inventory import DTYPE_BITS, TensorInfo
 LENGTH_NBYTES = 8
 MAX_HEADER_NBYTES = 100_000_000  # the reference reader's own limit
 MAX_DIMENSIONS = 64
-# A wholly corrupt header must not give a hundred thousand messages.
-MAX_FINDINGS = 20
 
 DAMAGED = "the file is damaged or incomplete: fetch it again, or write it again"
 
@@ -58,7 +55,7 @@ def parse_header(header: bytes, *, file: str, file_nbytes: int) -> dict[str, Ten
     """Name -> tensor of one file; offsets are from the file's first byte.
 
     header: the JSON, without the length before it; file_nbytes: bytes of the whole file.
-    Raises: PolicyError with every defect (at most 20 of a file, then a count).
+    Raises: PolicyError with every defect.
     """
     entries = _read_object(header, file)
     repeated = entries.repeated if isinstance(entries, _Doubled) else ()
@@ -75,17 +72,8 @@ def parse_header(header: bytes, *, file: str, file_nbytes: int) -> dict[str, Ten
     # Places mean something only when every entry could be read.
     found = found or list(_layout_defects(tensors, file, begin, file_nbytes))
     if found:
-        raise PolicyError(capped(found))
+        raise PolicyError(found)
     return tensors
-
-
-def capped(found: list[Diagnostic], limit: int = MAX_FINDINGS) -> list[Diagnostic]:
-    """The first `limit` diagnostics; the last of them notes how many more there are."""
-    if len(found) <= limit:
-        return found
-    last = found[limit - 1]
-    notes = (*last.notes, f"and {len(found) - limit} more defects like these")
-    return [*found[: limit - 1], replace(last, notes=notes)]
 
 
 def entry_defect(file: str, name: str, reason: str) -> Diagnostic:

@@ -14,7 +14,7 @@ from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.sources.safetensors_header import capped, shown
+from policy_dsl.sources.safetensors_header import shown
 
 SUFFIX = ".safetensors"
 INDEX = "model.safetensors.index.json"
@@ -58,7 +58,7 @@ def read_weight_map(index: Mapping[str, Any], file: str) -> dict[str, str]:
     wrong = sorted(shard for shard in set(values) if not is_shard_name(shard))
     if wrong:
         found = [diagnostic("shard-outside", file=shown(shard)) for shard in wrong]
-        raise PolicyError(capped(found))
+        raise PolicyError(found)
     return weight_map
 
 
@@ -98,14 +98,14 @@ def strays(place: str, sizes: Mapping[str, int], used: Iterable[str]) -> tuple[D
 def placement_defects(
     headers: Mapping[str, Header], weight_map: Mapping[str, str] | None
 ) -> list[Diagnostic]:
-    """Where the shards' headers contradict each other or the index, at most 20.
+    """Where the shards' headers contradict each other or the index.
 
     A tensor whose shard is not among `headers` (missing, or broken) is not judged.
     """
     found = list(_duplicates(headers))
     if weight_map is not None:
         found += _misplaced(headers, weight_map)
-    return capped(found)
+    return found
 
 
 def _duplicates(headers: Mapping[str, Header]) -> Iterator[Diagnostic]:

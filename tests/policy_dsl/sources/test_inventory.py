@@ -55,6 +55,14 @@ def refused(folder: Path) -> list[str]:
     return [f"{found.code}: {found.message}" for found in caught.value.diagnostics]
 
 
+def noted(folder: Path, code: str) -> list[str]:
+    """The notes of the defects of this code in a folder."""
+    with pytest.raises(PolicyError) as caught:
+        opened(folder)
+    found = (one for one in caught.value.diagnostics if one.code == code)
+    return [note for one in found for note in one.notes]
+
+
 def test_embedded_model_equals_what_the_reference_library_reads() -> None:
     found = opened(EXAMPLE)
     seen = 0
@@ -165,7 +173,7 @@ def test_names_that_cannot_be_printed(sharded: Path) -> None:
     (sharded / "a\nb").write_text("")
     os.mkdir(os.fsencode(sharded) + b"/\xff")
     said = refused(sharded)
-    assert [text.partition(":")[0] for text in said] == ["unreadable-file"] * 2
+    assert [text.partition(":")[0] for text in said] == ["unreadable-file"]
     assert all(text.isprintable() for text in said)
 
 
@@ -215,9 +223,16 @@ def test_index_and_shards_disagree(sharded: Path) -> None:
     assert set(refused(sharded)) == {
         f"missing-shard: {third} is not there; the index puts 1 tensors in it",
         f'index-mismatch: tensor "a": the index puts it in {SECOND}, which does not hold it',
-        f'index-mismatch: tensor "x": the index puts it in {FIRST}, which does not hold it',
         f'index-mismatch: tensor "c": {SECOND} holds it, but the index does not name it',
     }
+    assert noted(sharded, "index-mismatch") == ["in all 2: a, x"]
+
+
+def test_what_is_wrong_with_every_shard_is_one_finding(sharded: Path) -> None:
+    for file in (FIRST, SECOND):
+        (sharded / file).write_bytes(b"version https://git")
+    assert [text.partition(":")[0] for text in refused(sharded)] == ["not-safetensors"]
+    assert noted(sharded, "not-safetensors") == [f"in all 2: {FIRST}, {SECOND}"]
 
 
 def test_tensor_in_two_shards(sharded: Path) -> None:

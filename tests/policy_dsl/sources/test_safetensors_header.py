@@ -212,8 +212,8 @@ def test_all_defects_come_at_once_and_not_endlessly() -> None:
     assert len(defects(blob({"a": entry("X"), "b": entry(shape=[3]), "c": 0}))) == 3
     with pytest.raises(PolicyError) as caught:
         read(blob({f"t{i}": entry("X") for i in range(5000)}))
-    assert len(caught.value.diagnostics) == 20
-    assert "4980 more" in caught.value.diagnostics[-1].notes[0]
+    (found,) = caught.value.diagnostics
+    assert found.notes == ("in all 5,000: t0, t1, t2, …",)
 
 
 def test_long_names_are_cut_in_messages() -> None:
