@@ -60,6 +60,12 @@ def told(path: Path) -> list[str]:
     return [found.message for found in report.findings if found.code != "no-record"]
 
 
+def counts(path: Path) -> list[int]:
+    """How many tensors each finding is about, but for the missing record."""
+    found = verify_bundle(path, jobs=1).findings
+    return [one.count for one in found if one.code != "no-record"]
+
+
 def coded(parts: Parts, name: str, code: int, nbytes: int, group_size: int) -> None:
     """Gives a tensor another code, and as many zeros as it has bytes then."""
     shape = parts.tensors[name].shape
@@ -101,9 +107,10 @@ def test_gate_and_up_of_two_codes(changed) -> None:
             up = f"{MOE}.experts.{expert}.w3.weight"
             parts.tensors[up] = parts.tensors[up.replace("w3", "w2")]
 
-    messages = told(changed(MINIMAX, change))
-    assert len(messages) == 12
-    assert all("it is MQ4G256, and readers take it for MQ2G256Lloyd" in one for one in messages)
+    folder = changed(MINIMAX, change)
+    (message,) = told(folder)
+    assert "it is MQ4G256, and readers take it for MQ2G256Lloyd" in message
+    assert counts(folder) == [12]
 
 
 @pytest.mark.parametrize("code", [6, 17, 18])
@@ -117,9 +124,10 @@ def test_experts_that_no_kernel_runs(changed, code: int) -> None:
             for block in range(256):
                 parts.tensors[down].put(nbytes // 256 * block, "f", 1)
 
-    messages = told(changed(MINIMAX, change))
-    assert len(messages) == 12
-    assert all("readers take MQ4G256, MQ6G256, MQ2G256Lloyd, MQ3G256L" in m for m in messages)
+    folder = changed(MINIMAX, change)
+    (message,) = told(folder)
+    assert "readers take MQ4G256, MQ6G256, MQ2G256Lloyd, MQ3G256L" in message
+    assert counts(folder) == [12]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +169,7 @@ def test_a_config_of_a_billion_layers(changed) -> None:
     def change(parts: Parts) -> None:
         parts.metadata["config"]["num_hidden_layers"] = 10**9
 
-    assert len(told(changed(MINIMAX, change))) == 100
+    assert counts(changed(MINIMAX, change)) == [100]
 
 
 @pytest.mark.parametrize("value", [None, 0, -1, 2.0, "8", True, [8]])

@@ -193,21 +193,25 @@ def test_a_config_with_another_width(bundle):
 def test_rows_of_another_length_than_the_record_says(built, tmp_path, value):
     folder = Path(shutil.copytree(built(PRESTACKED).bundle, tmp_path / "bundle"))
     rewrite(folder / "config.json", lambda config: put(config, "hidden_size", value))
-    told = [(code, message) for code, message in found(folder) if code != "file-changed"]
-    assert {code for code, _ in told} == {"width-disagrees"}
-    for projection, (_, message) in zip(("gate_proj", "up_proj"), told, strict=True):
-        assert message == (
-            f"module {STACK}.{projection}: the tensors say the shape [32, 64, 64],"
-            f" config.json says the shape [32, 64, {value}]"
-        )
+    (told,) = (one for one in verify_bundle(folder, jobs=1).findings if one.code[:4] != "file")
+    assert (told.code, told.message) == (
+        "width-disagrees",
+        f"module {STACK}.gate_proj: the tensors say the shape [32, 64, 64],"
+        f" config.json says the shape [32, 64, {value}]",
+    )
+    assert told.notes == (f"in all 2: {STACK}.gate_proj, {STACK}.up_proj",)
 
 
 def test_a_config_with_another_affine_width(bundle):
     folder = bundle(PRESTACKED)
     rewrite(folder / "config.json", lambda config: put(config, "quantization.bits", 4))
-    told = found(folder)
-    assert any("model.layers.0.self_attn.q_proj" in message for _, message in told)
-    assert not any("switch_mlp" in message for _, message in told)
+    told = [one for one in verify_bundle(folder, jobs=1).findings if one.count > 1]
+    # Embeddings, the head, and four matrices of attention; no experts.
+    assert {(one.code, one.count) for one in told} == {
+        ("incomplete-module", 6),
+        ("width-disagrees", 6),
+    }
+    assert not any("switch_mlp" in name for one in told for name in one.examples)
 
 
 @pytest.mark.parametrize(

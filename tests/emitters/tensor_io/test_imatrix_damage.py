@@ -151,7 +151,7 @@ def test_a_mistake_that_all_entries_share_is_one_error(tmp_path: Path) -> None:
         open_imatrix(path)
     (found,) = caught.value.diagnostics
     assert found.message.endswith('": its .in_sum2 are F64, not F32')
-    assert found.notes == ("the same is wrong with 1 more",)
+    assert found.notes == (f"in all 2: {GATE}, {QUERY}",)
 
 
 @pytest.mark.parametrize("value", [np.nan, -1.0, np.inf])
