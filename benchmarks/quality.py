@@ -45,7 +45,8 @@ from emitters.core.bundle_reading import Bundle, open_bundle  # noqa: E402
 from emitters.core.decoding import Decoder  # noqa: E402
 from emitters.core.matching import match, rows_of  # noqa: E402
 from emitters.core.source_values import SourceValues  # noqa: E402
-from emitters.core.verify_source import Sums, compare  # noqa: E402
+from emitters.core.tally import Sums  # noqa: E402
+from emitters.core.verify_source import compare  # noqa: E402
 from policy_dsl import Plan, PolicyError, load  # noqa: E402
 from policy_dsl.cli.planning import plan_for  # noqa: E402
 from policy_dsl.diagnostics import errors, render  # noqa: E402

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 
@@ -50,24 +50,37 @@ class Decoder:
 
         Raises: PolicyError if a file cannot be read any more.
         """
-        n_rows = max(1, prod(module.shape[:-1]))
         if module.treatment.action != "quantize":
-            (tensor,) = module.tensors.values()
-            stored = self._rows(tensor, n_rows, (first, count))
-            return to_float32(stored, tensor.dtype)
-        forms = [form for form in self._forms(module) if not form.constant]
+            return to_float32(*self.stored(module, first, count))
+        return self.decoded(module, self.parts(module, first, count), count)
+
+    def stored(self, module: BundleModule, first: int, count: int) -> tuple[Array, str]:
+        """[count, last axis]: rows of a plain module as they are stored, and their dtype."""
+        (tensor,) = module.tensors.values()
+        n_rows = max(1, prod(module.shape[:-1]))
+        return self._rows(tensor, n_rows, (first, count)), tensor.dtype
+
+    def parts(self, module: BundleModule, first: int, count: int) -> dict[str, Array]:
+        """What is stored for rows of a quantized module, as its format's encoder gives it."""
+        n_rows = max(1, prod(module.shape[:-1]))
         span = first, count
-        parts = {
+        return {
             form.part: self._lines(module.tensors[form.part], n_rows, span)
             if form.by_columns
             else self._rows(module.tensors[form.part], n_rows, span, form.together)
-            for form in forms
+            for form in self._forms(module)
+            if not form.constant
         }
+
+    def decoded(
+        self, module: BundleModule, parts: Mapping[str, Array], count: int
+    ) -> Array:
+        """float32 [count, last axis]: the values of the parts of so many rows."""
         width = columns(module.shape)
         decoded = self._emitter.decode(parts, module.dtype, module.treatment, width)
         # What fills up the last of the groups that run over all rows is none of them.
         values: Array = decoded.reshape(-1, width)[:count]
-        scale = self._column_scale(module)
+        scale = self.column_scale(module)
         if scale is None:
             return values
         # A damaged scale gives values that are not finite, which is found.
@@ -84,7 +97,7 @@ class Decoder:
     def _forms(self, module: BundleModule) -> tuple[PartShape, ...]:
         return self._emitter.spec.part_shapes(module.treatment, module.shape, module.dtype)
 
-    def _column_scale(self, module: BundleModule) -> Array | None:
+    def column_scale(self, module: BundleModule) -> Array | None:
         """float32 [in]: what the columns were multiplied by, if the bundle has it."""
         held = self._scales.get(module.name)
         if held is None:

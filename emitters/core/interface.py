@@ -16,6 +16,7 @@ from policy_dsl.policy import Treatment
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from emitters.numerics.reach import Slack
     from emitters.tensor_io.imatrix import Imatrix
 
     Array = NDArray[Any]
@@ -96,6 +97,23 @@ class Decode(Protocol):
     ) -> Array: ...
 
 
+class Beyond(Protocol):
+    """float32 values [rows, columns], and the parts stored for them -> bool, of that shape.
+
+    True where rounding to the nearest code would not have led to that code, whatever is lost
+    by rounding scales, quotients and products; slack: what was rounded before.
+    """
+
+    def __call__(
+        self,
+        values: Array,
+        parts: Mapping[str, Array],
+        dtype: str,
+        treatment: Treatment,
+        slack: Slack,
+    ) -> Array: ...
+
+
 class Emitter:
     """A format by its name and the package that holds its modules spec, encode and metadata.
 
@@ -121,6 +139,11 @@ class Emitter:
     def decode(self) -> Decode:
         """The inverse of the encoder."""
         return cast("Decode", self._load("encode").decode)
+
+    @property
+    def beyond(self) -> Beyond:
+        """Which values codes are not the nearest ones of."""
+        return cast("Beyond", self._load("encode").beyond)
 
     def metadata(self, plan: Plan) -> dict[str, bytes]:
         """The bundle's metadata files, by name, whole; the same bytes for the same plan."""

@@ -1,20 +1,33 @@
-"""The exact values of a source: rows of a tensor in float32, FP8 codes times their scales."""
+"""The values of a source: rows of a tensor, exact or in another value type."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from emitters.core.decoding import opened
 from emitters.numerics.fp8 import fp8_dequantize
-from emitters.numerics.rounding import to_float32
+from emitters.numerics.rounding import cast, to_float32
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import picked_rows
 from policy_dsl.diagnostics import fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.roles.scales import block_size
+
+
+class Cast(NamedTuple):
+    """How values become another type. rule: of FP8. by_way_of: a type between, if there is one.
+
+    cuts_off: whether values that become F16 are rounded toward zero.
+    """
+
+    dtype: str
+    rule: str = "f32"
+    by_way_of: str = ""
+    cuts_off: bool = False
 
 
 class SourceValues:
@@ -34,33 +47,49 @@ class SourceValues:
 
         Raises: PolicyError if a file cannot be read any more, or FP8 blocks have no size.
         """
+        return self.cast(tensor, (first, count), Cast("F32"))
+
+    def cast(self, tensor: ModelTensor, span: tuple[int, int], how: Cast) -> Array:
+        """[count, in]: rows of a plain tensor of the model in another value type.
+
+        span: first row and count. Raises: PolicyError as `rows` does.
+        """
 
         def read(first: int, count: int) -> Array:
-            return self._stretch(tensor, first, count)
+            stored = self._source.rows(tensor.source, first, count)
+            if tensor.scale is not None:
+                return self._dequantized(tensor, first, stored, how)
+            step = how.by_way_of or tensor.source.dtype
+            stored = cast(stored, tensor.source.dtype, step)
+            return cast(stored, step, how.dtype, cuts_off=how.cuts_off)
 
         # Of the tensor as it is stored, which may hold other tensors of the model before.
-        span = first + tensor.first_row, count
-        return picked_rows(read, tensor.source, tensor.picked, span)
+        stored = span[0] + tensor.first_row, span[1]
+        return picked_rows(read, tensor.source, tensor.picked, stored)
 
-    def _stretch(self, tensor: ModelTensor, first: int, count: int) -> Array:
-        """The values of rows that follow each other in the source."""
-        stored = self._source.rows(tensor.source, first, count)
-        if tensor.scale is None:
-            return to_float32(stored, tensor.source.dtype)
-        block = block_size(self.model.config)
-        if block is None:
+    def _dequantized(
+        self, tensor: ModelTensor, first: int, stored: Array, how: Cast
+    ) -> Array:
+        """The values of FP8 rows that follow each other in the source."""
+        block, scale = block_size(self.model.config), tensor.scale
+        if block is None or scale is None:
             raise fail("missing-scale", tensors="1 tensor", names=tensor.source.name)
         # A stack's matrices each have a grid of their own.
-        height, grid_height = tensor.source.shape[-2], tensor.scale.shape[-2]
+        height, grid_height = tensor.source.shape[-2], scale.shape[-2]
         parts = []
-        for start, stop in _within_matrices(first, count, height):
+        for start, stop in _within_matrices(first, len(stored), height):
             matrix, row = divmod(start, height)
-            grid = self._source.rows(tensor.scale, matrix * grid_height, grid_height)
+            grid = self._source.rows(scale, matrix * grid_height, grid_height)
             codes = stored[start - first : stop - first]
-            scales = to_float32(grid, tensor.scale.dtype)
+            scales = to_float32(grid, scale.dtype)
             parts.append(
                 fp8_dequantize(
-                    codes, scales, block=block, first_row=row, rule="f32", out_dtype="F32"
+                    codes,
+                    scales,
+                    block=block,
+                    first_row=row,
+                    rule=how.rule,
+                    out_dtype=how.dtype,
                 )
             )
         return np.concatenate(parts)

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from emitters.core.tally import Sums
 from emitters.core.verify import VerifyReport
-from emitters.core.verify_source import ModuleError, Sums
+from emitters.core.verify_source import ModuleError
 from policy_dsl.diagnostics import render
 from policy_dsl.reports.findings import count_text, finding_json
 from policy_dsl.reports.report import (
@@ -82,6 +83,8 @@ def verify_document(report: VerifyReport) -> dict[str, Any]:
                     "role": one.role,
                     "treatment": one.treatment,
                     "values": one.sums.values,
+                    "judged_by": one.judged_by,
+                    "wrong": one.wrong,
                     **_sums(one.sums),
                 }
                 for one in report.errors

@@ -1,90 +1,57 @@
-"""How far a bundle's decoded values are from its source, block by block in bounded memory."""
+"""Whether a bundle's values are those of its source, and how far they are from it.
+
+Block by block, in bounded memory, by as many threads as there are cores.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import sqrt
+from itertools import groupby
 
 from emitters.core.bundle_reading import Bundle, BundleModule
-from emitters.core.decoding import Decoder
-from emitters.core.matching import fits, match, other_experts, rows_of, with_added
+from emitters.core.matching import fits, match, other_experts, with_added
+from emitters.core.pieces import Piece, in_order, pieces_of
 from emitters.core.record import recorded_pruning
+from emitters.core.rows_check import RowsCheck
 from emitters.core.source_values import SourceValues
-from emitters.numerics.distance import distance
-from emitters.numerics.value_types import VALUE_TYPES, Array
+from emitters.core.tally import Sums, Tally
+from emitters.core.verdicts import Compared, judged
+from emitters.numerics.value_types import VALUE_TYPES
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.inventory import Inventory
+from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.planning.fill import describe
 from policy_dsl.planning.outline import stored_as
 from policy_dsl.planning.pruning import pruned
 from policy_dsl.roles.classify import ModelTensor, classify
 from policy_dsl.units import counted
 
-
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """What blocks add up to: squares of source, decoded and difference; products; maximum."""
-
-    source: float = 0.0
-    decoded: float = 0.0
-    difference: float = 0.0
-    product: float = 0.0
-    largest: float = 0.0
-    values: int = 0
-    not_finite: int = 0
-
-    def __add__(self, other: Sums) -> Sums:
-        """The sums of both."""
-        return Sums(
-            self.source + other.source,
-            self.decoded + other.decoded,
-            self.difference + other.difference,
-            self.product + other.product,
-            max(self.largest, other.largest),
-            self.values + other.values,
-            self.not_finite + other.not_finite,
-        )
-
-    @property
-    def relative(self) -> float | None:
-        """Relative Frobenius error |W - D| / |W|; None where the source is all zeros."""
-        return sqrt(self.difference / self.source) if self.source else None
-
-    @property
-    def cosine(self) -> float | None:
-        """Cosine of source and decoded values; None where one is all zeros."""
-        # Two roots, because the product of the squares may overflow.
-        norm = sqrt(self.source) * sqrt(self.decoded)
-        return self.product / norm if norm else None
+Stacks = Mapping[str, tuple[ModelTensor, ...]]
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleError:
-    """The error of one module against its source."""
+    """The error of one module against its source.
+
+    judged_by: what decided about its values; wrong: how many are not what they must be.
+    """
 
     module: str
     role: str
     treatment: str
     sums: Sums
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A source and a bundle, opened for reading."""
-
-    source: SourceValues
-    bundle: Decoder
+    judged_by: str
+    wrong: int
 
 
 def compare(
     bundle: Bundle, source: Inventory, *, jobs: int
 ) -> tuple[tuple[ModuleError, ...], tuple[Diagnostic, ...]]:
-    """The error of every module, and what cannot be compared or decodes to no numbers.
+    """The error of every module, and all that is wrong with values or cannot be compared.
 
-    The source counts with its exact values: FP8 codes times scales in float32.
-    Raises: PolicyError if the source has no readable weights, or names without roles.
+    Relative error and cosine are against the source's exact values: FP8 codes times scales in
+    float32. Raises: PolicyError if the source has no readable weights, or names without roles.
     """
     model, pruning = classify(source), recorded_pruning(bundle.record)
     reason = other_experts(bundle, model, pruning)
@@ -93,51 +60,123 @@ def compare(
         return (), (diagnostic("not-comparable", reason=reason),)
     model, _ = pruned(model, pruning)
     bundle = with_added(bundle, model)
-    pair = _Pair(SourceValues(source, model), Decoder(bundle))
+    check = RowsCheck(bundle, SourceValues(source, model))
     stacks = match(bundle, model)
-    findings = list(_unmatched(bundle, stacks))
+    findings = [*_other_source(bundle, source), *_unmatched(bundle, stacks)]
     comparable = [
-        (module, stacks[module.name])
+        module
         for module in bundle.modules
         if module.name in stacks
         and fits(module, stacks[module.name])
         and _foreign_dtype(module) is None
     ]
-    with ThreadPoolExecutor(jobs, "compare") as workers:
-        found = tuple(workers.map(lambda item: _module_error(pair, *item), comparable))
-    for error in found:
-        if error.sums.not_finite:
-            values = counted(error.sums.not_finite, "value")
-            found_bad = diagnostic("non-finite-decoded", tensor=error.module, values=values)
-            findings.append(found_bad)
-    return found, tuple(findings)
+    padding = [module for module in bundle.modules if _only_added(module)]
+    pieces = (
+        piece
+        for module in (*comparable, *padding)
+        for piece in pieces_of(module, stacks.get(module.name, ()), check.block_rows(module))
+    )
+    compared = _compared(pieces, check, jobs)
+    settled, wrong = judged(compared)
+    return tuple(_errors(comparable, settled, stacks)), (*findings, *wrong)
 
 
-def _unmatched(
-    bundle: Bundle, stacks: Mapping[str, tuple[ModelTensor, ...]]
-) -> Iterator[Diagnostic]:
-    """Modules that one side lacks or that have another shape."""
-    # Scales of columns have no source.
-    scales = {module.name for module in bundle.scales.values()}
+def _compared(pieces: Iterable[Piece], check: RowsCheck, jobs: int) -> list[Compared]:
+    """Every matrix after its comparison, in the order of the pieces."""
+
+    def tally(piece: Piece) -> tuple[Piece, Tally]:
+        return piece, check.tally(piece)
+
+    done = in_order(tally, pieces, jobs=jobs)
+    found = []
+    for name, parts in groupby(done, key=lambda item: item[0].name):
+        first, *rest = parts
+        module, total = first[0].module, first[1]
+        for _, part in rest:
+            total += part
+        found.append(Compared(name, module, check.way(module), total))
+    return found
+
+
+def _errors(
+    modules: Iterable[BundleModule], compared: Iterable[Compared], stacks: Stacks
+) -> Iterator[ModuleError]:
+    """The error of every module, all its matrices added up."""
+    of_module: dict[str, list[Compared]] = {}
+    for one in compared:
+        of_module.setdefault(one.module.name, []).append(one)
+    for module in modules:
+        found = of_module[module.name]
+        plain = next(iter(module.tensors.values())).dtype
+        quantized = module.treatment.action == "quantize"
+        treatment = (
+            describe(module.treatment) if quantized else stored_as(module.treatment, plain)
+        )
+        yield ModuleError(
+            module=module.name,
+            role=stacks[module.name][0].role,
+            treatment=treatment,
+            sums=sum((one.tally.sums for one in found), Sums()),
+            judged_by=found[0].way,
+            wrong=sum(one.tally.wrong for one in found),
+        )
+
+
+def _other_source(bundle: Bundle, source: Inventory) -> Iterator[Diagnostic]:
+    """The finding that the record names another source, if it does."""
+    if bundle.record is None:
+        return
+    recorded, given = bundle.record["source"]["digest"], source_digest(source)
+    if recorded != given:
+        name = bundle.record["source"]["id"]
+        yield diagnostic("other-source", recorded=name, given=source.id)
+
+
+def _unmatched(bundle: Bundle, stacks: Stacks) -> Iterator[Diagnostic]:
+    """Modules that one side lacks or that have another shape: a finding for each kind."""
     names = {module.name for module in bundle.modules}
     # What the policy dropped on purpose is not missing.
     dropped = {entry["name"] for entry in bundle.record["omitted"]} if bundle.record else set()
-    for path, stack in stacks.items():
-        if path not in names and not dropped.issuperset(one.source.name for one in stack):
-            yield diagnostic("not-comparable", reason=f"the bundle has no {path}")
+    lost = [
+        tensor.source.name
+        for path, stack in stacks.items()
+        if path not in names
+        for tensor in stack
+        if tensor.source.name not in dropped
+    ]
+    if lost:
+        lost = [*dict.fromkeys(lost)]
+        tensors = counted(len(lost), "tensor")
+        yield diagnostic("source-tensors-missing", tensors=tensors, names=_some(lost))
+    # Scales of columns have no source, nor has an expert that was added.
+    scales = {module.name for module in bundle.scales.values()}
+    unknown, other, unread = [], [], []
     for module in bundle.modules:
-        # Nor has an expert that was added.
-        if module.name in scales or (module.added and module.added == module.shape[0]):
+        if module.name in scales or _only_added(module):
             continue
         if module.name not in stacks:
-            yield diagnostic("not-comparable", reason=f"the source has no {module.name}")
+            unknown.append(module.name)
         elif not fits(module, stacks[module.name]):
-            shape = list(module.shape)
-            reason = f"{module.name} of shape {shape} is no plain stack of the source's tensors"
-            yield diagnostic("not-comparable", reason=reason)
+            other.append(f"{module.name} {list(module.shape)}")
         elif (dtype := _foreign_dtype(module)) is not None:
-            reason = f"{module.name} is {dtype}, which is not decoded here"
-            yield diagnostic("not-comparable", reason=reason)
+            unread.append(f"{module.name} ({dtype})")
+    for modules, reason in (
+        (unknown, "the source has no {}"),
+        (other, "the shapes of {} are not those of the source's tensors"),
+        (unread, "{} cannot be decoded here"),
+    ):
+        if modules:
+            yield diagnostic("not-comparable", reason=reason.format(_some(modules)))
+
+
+def _some(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _only_added(module: BundleModule) -> bool:
+    return bool(module.added) and module.added == module.shape[0]
 
 
 def _foreign_dtype(module: BundleModule) -> str | None:
@@ -146,35 +185,3 @@ def _foreign_dtype(module: BundleModule) -> str | None:
         return None
     dtypes = (tensor.dtype for tensor in module.tensors.values())
     return next((dtype for dtype in dtypes if dtype not in VALUE_TYPES), None)
-
-
-def _module_error(
-    pair: _Pair, module: BundleModule, stack: tuple[ModelTensor, ...]
-) -> ModuleError:
-    sums = Sums()
-    for tensor, at, rows in rows_of(stack):
-        step = pair.bundle.block_rows(module)
-        for first in range(0, rows, step):
-            count = min(step, rows - first)
-            wanted = pair.source.rows(tensor, first, count)
-            # Decoded by the format's own decoder, as its readers see the values.
-            found = pair.bundle.rows(module, at + first, count)
-            # A row of the bundle may be longer: a bias, by the experts that were added.
-            sums += _sums(wanted, found[:, : wanted.shape[1]])
-    plain = next(iter(module.tensors.values())).dtype
-    quantized = module.treatment.action == "quantize"
-    treatment = describe(module.treatment) if quantized else stored_as(module.treatment, plain)
-    return ModuleError(module.name, stack[0].role, treatment, sums)
-
-
-def _sums(wanted: Array, found: Array) -> Sums:
-    apart = distance(wanted, found)
-    return Sums(
-        source=apart.true,
-        decoded=apart.decoded,
-        difference=apart.difference,
-        product=apart.product,
-        largest=apart.largest,
-        values=apart.values,
-        not_finite=apart.not_finite,
-    )

@@ -18,6 +18,7 @@ from emitters.numerics.gptq_layout import (
 from emitters.numerics.gptq_rtn import gptq_rtn
 from emitters.numerics.gptq_search import gptq_search
 from emitters.numerics.gptq_weights import search_weights
+from emitters.numerics.reach import Slack, gptq_beyond
 from emitters.numerics.value_types import Array
 from policy_dsl.policy import Treatment
 
@@ -61,6 +62,22 @@ def decode(
     zeros = unpack_zeros(parts["qzeros"], bits=bits, version=version)
     stored = GptqParts(parts["qweight"], zeros, parts["scales"])
     return gptq_decode(stored, bits=bits, group_size=treatment.group_size or columns)
+
+
+def beyond(
+    values: Array, parts: Mapping[str, Array], dtype: str, treatment: Treatment, slack: Slack
+) -> Array:
+    """The values [rows, in] that rounding to nearest would not have given these codes.
+
+    values: float32; parts: as `encode` gives them; slack: what was rounded before.
+    Raises: ValueError as `decode` does.
+    """
+    bits, version = _width(treatment), STORAGE[treatment.scheme or ""].version
+    zeros = unpack_zeros(parts["qzeros"], bits=bits, version=version)
+    stored = GptqParts(parts["qweight"], zeros, parts["scales"])
+    width = bits, treatment.group_size or values.shape[1]
+    symmetric = treatment.symmetric is not False
+    return gptq_beyond(values, stored, width, slack, symmetric=symmetric)
 
 
 def _parts(

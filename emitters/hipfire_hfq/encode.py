@@ -8,6 +8,8 @@ from emitters.core.interface import UnstorableError
 from emitters.hipfire_hfq.headers import first_bad_block
 from emitters.hipfire_hfq.spec import CODES
 from emitters.numerics.hfq import decode_blocks, encode_blocks
+from emitters.numerics.reach import Slack
+from emitters.numerics.reach_rotated import hfq_beyond
 from emitters.numerics.value_types import Array
 from policy_dsl.policy import Treatment
 from policy_dsl.sources.hfq_codes import QUANT_CODES
@@ -43,6 +45,19 @@ def decode(
     blocks = parts["weight"].reshape(-1, block.nbytes or 1)
     count = len(blocks) * (block.group or 1) // columns * columns
     return decode_blocks(blocks, code, count).reshape(-1, columns)
+
+
+def beyond(
+    values: Array, parts: Mapping[str, Array], dtype: str, treatment: Treatment, slack: Slack
+) -> Array:
+    """The values [rows, in] that rounding to nearest would not have given these codes.
+
+    values: float32; parts: as `encode` gives them; slack: what was rounded before.
+    Raises: ValueError as `decode` does.
+    """
+    code = _code(treatment)
+    blocks = parts["weight"].reshape(-1, QUANT_CODES[code].nbytes or 1)
+    return hfq_beyond(values.reshape(-1), blocks, code, slack).reshape(values.shape)
 
 
 def _code(treatment: Treatment) -> int:

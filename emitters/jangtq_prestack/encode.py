@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from emitters.jangtq_prestack.names import MXTQ
 from emitters.numerics.affine import affine_decode, affine_encode
 from emitters.numerics.mxtq import mxtq_decode, mxtq_encode
+from emitters.numerics.reach import Slack, affine_beyond
+from emitters.numerics.reach_rotated import mxtq_beyond
 from emitters.numerics.value_types import Array
 from policy_dsl.policy import Treatment
 
@@ -50,6 +52,23 @@ def decode(
     if scales.shape[-1] * group_size != columns:
         raise ValueError(f"scales {scales.shape} are not those of {columns} columns")
     return affine_decode((weight, scales, biases), dtype, bits=bits, group_size=group_size)
+
+
+def beyond(
+    values: Array, parts: Mapping[str, Array], dtype: str, treatment: Treatment, slack: Slack
+) -> Array:
+    """The values [rows, in] that rounding to nearest would not have given these codes.
+
+    values: float32; parts: as `encode` gives them; slack: what was rounded before.
+    Raises: ValueError as `decode` does.
+    """
+    bits = treatment.bits or 0
+    if treatment.scheme == MXTQ:
+        stored = parts["tq_packed"], parts["tq_norms"].reshape(-1)
+        return mxtq_beyond(values, stored, bits=bits, slack=slack)
+    weight, scales, biases = (parts[part] for part in _AFFINE_PARTS)
+    width = bits, _group_size(treatment)
+    return affine_beyond(values, (weight, scales, biases), dtype, width, slack)
 
 
 def _group_size(treatment: Treatment) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from emitters.numerics.affine import affine_decode, affine_encode
 from emitters.numerics.fp_modes import FP_MODES, fp_decode, fp_encode
+from emitters.numerics.reach import Slack, affine_beyond, fp_beyond
 from emitters.numerics.value_types import Array
 from policy_dsl.policy import Treatment
 
@@ -49,6 +50,21 @@ def decode(
         triple = parts["weight"], parts["scales"], parts["biases"]
         return affine_decode(triple, dtype, bits=bits, group_size=group_size)
     return fp_decode(parts["weight"], parts["scales"], mode=scheme)
+
+
+def beyond(
+    values: Array, parts: Mapping[str, Array], dtype: str, treatment: Treatment, slack: Slack
+) -> Array:
+    """The values [rows, in] that rounding to nearest would not have given these codes.
+
+    values: float32; parts: as `encode` gives them; slack: what was rounded before.
+    Raises: ValueError as `decode` does.
+    """
+    scheme, bits, group_size = _geometry(treatment)
+    if scheme == AFFINE:
+        triple = parts["weight"], parts["scales"], parts["biases"]
+        return affine_beyond(values, triple, dtype, (bits, group_size), slack)
+    return fp_beyond(values, (parts["weight"], parts["scales"]), scheme, dtype, slack)
 
 
 def _geometry(treatment: Treatment) -> tuple[str, int, int]:

@@ -185,6 +185,62 @@ def decode_blocks(blocks: Array, code: int, count: int) -> Array:
     return values[:count]
 
 
+class HfqBlocks(NamedTuple):
+    """What blocks hold. codes: [groups, size], signed for Q8. numbers: float32, of each header:
+
+    scale and lowest value, the levels in ascending order, or the scale alone.
+    """
+
+    codes: Array
+    numbers: Array
+    rotated: bool
+    has_levels: bool
+
+
+def read_blocks(blocks: Array, code: int) -> HfqBlocks:
+    """The headers and codes of blocks, uint8 [blocks, bytes], under a quant code.
+
+    Raises: ValueError for another code.
+    """
+    if code == _Q8:
+        scales = np.ascontiguousarray(blocks[:, :2]).view(np.float16).astype(np.float32)
+        return HfqBlocks(blocks[:, 2:].view(np.int8), scales, False, False)
+    layout = _layout(code)
+    split = 4 * layout.words - layout.size * layout.bits // 8
+    header, packed = np.ascontiguousarray(blocks[:, :split]), blocks[:, split:]
+    stored = np.float16 if layout.has_levels else np.float32
+    bits = np.unpackbits(packed, axis=1, bitorder="little").reshape(-1, layout.bits)
+    weights = (1 << np.arange(layout.bits)).astype(np.uint8)
+    codes = (bits * weights).sum(axis=1, dtype=np.uint8).reshape(len(blocks), layout.size)
+    return HfqBlocks(
+        codes, header.view(stored).astype(np.float32), layout.rotated, layout.has_levels
+    )
+
+
+@factory
+def _rotator() -> Callable[..., None]:
+    """The kernel that rotates whole groups."""
+
+    @kernel(reads("uint32"), reads("float32"), writes("float32"))
+    def rotate_hfq(values: Array, signs: Array, rotated: Array) -> None:
+        size = signs.shape[0] // 2
+        after, ones = signs[size:].repeat(LANES), np.ones(size, np.float32)
+        lanes = np.empty(size * LANES, np.float32)
+        for start in range(0, values.shape[0], LANES * size):
+            _load(values[start:][: LANES * size], signs[:size], after, lanes)
+            store_lanes(lanes, ones, rotated[start:][: LANES * size])
+
+    return rotate_hfq
+
+
+def rotate_groups(groups: Array) -> Array:
+    """Groups [n, 256] as they are coded: rotated, in float32."""
+    rotated = np.empty(groups.shape, np.float32)
+    raw = flat(groups, np.float32, "groups")
+    _rotator()(raw.view(np.uint32), rotation_signs(), rotated.reshape(-1))
+    return rotated
+
+
 def _layout(code: int) -> _Layout:
     if code not in _LAYOUTS:
         raise ValueError(f"quant code {code} is none of {_Q8}, {str([*_LAYOUTS])[1:-1]}")

@@ -63,6 +63,35 @@ BUNDLE_CODES: dict[str, Code] = {
         "the source cannot be compared with this bundle: {reason}",
         "`verify --source` needs the checkpoint that the bundle was built from.",
     ),
+    "other-source": error(
+        "the bundle was not built from {given}: its record names another state of {recorded}",
+        "The record has the digest of the source's config, and of the names, shapes and places "
+        "of its tensors.",
+    ),
+    "source-tensors-missing": error(
+        "the bundle lacks {tensors} of the source: {names}",
+        "Neither the record nor the rules of the target say that they are left out.",
+    ),
+    "values-differ": error(
+        "{values} of {modules} are not those of the source",
+        "What is kept or cast has one right value for every element.",
+    ),
+    "codes-differ": error(
+        "{values} of {modules} are not what the build makes of the source",
+        "The source was coded again in the recorded way, and other bytes came out.",
+    ),
+    "codes-not-nearest": error(
+        "{values} of {modules} are farther from the source than rounding takes them",
+        "Values that were rounded are within half a step of the scales stored with them.",
+    ),
+    "unlike-source": error(
+        "{modules} are not those of the source, or too far from it",
+        "Relative error or cosine are outside what codes of this width come to.",
+    ),
+    "nothing-left": error(
+        "nothing is left of {modules}: every value is 0, and the source's are not",
+        "Values that are too small for the dtype or the scales become 0.",
+    ),
     "non-finite-decoded": error(
         "{tensor}, or its source, is not finite in {values}",
         "Such weights break a model.",

@@ -13,9 +13,9 @@ import pytest
 from safetensors import safe_open
 
 from emitters.core.bundle_outline import bundle_outline
+from emitters.core.tally import Sums
 from emitters.core.verify import VerifyReport, verify_bundle
 from emitters.core.verify_report import role_errors, verify_document, verify_text
-from emitters.core.verify_source import Sums
 from policy_dsl.cli import main
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.reference import open_source

@@ -1,0 +1,78 @@
+"""The work of a comparison: runs of rows, none of which leaves a matrix of the source."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from math import prod
+from typing import TypeVar
+
+from emitters.core.bundle_reading import BundleModule
+from emitters.core.matching import rows_of
+from emitters.tensor_io.read import columns
+from policy_dsl.roles.classify import ModelTensor
+
+# As many values as a build's unit: few pieces, and small ones where a matrix is small.
+_PIECE_VALUES = 8 * 2**20
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """`count` rows of a source's tensor from `first`, and of a module from `at`.
+
+    matrix: the number of the module's matrix in which they are. tensor: None of rows that no
+    source has, those of experts that were added.
+    """
+
+    module: BundleModule
+    tensor: ModelTensor | None
+    matrix: int
+    first: int
+    count: int
+    at: int
+
+    @property
+    def name(self) -> str:
+        """The module's name, with the number of the matrix if it has several."""
+        shape = self.module.shape
+        stacked = len(shape) > 2 and shape[0] > 1
+        return f"{self.module.name}[{self.matrix}]" if stacked else self.module.name
+
+
+def pieces_of(
+    module: BundleModule, stack: tuple[ModelTensor, ...], step: int
+) -> Iterator[Piece]:
+    """All rows of a module that fits its stack. step: rows that are decoded together."""
+    height = max(1, prod(module.shape[-2:-1]))
+    several = max(1, _PIECE_VALUES // columns(module.shape) // step) * step
+    for tensor, at, rows in rows_of(stack):
+        for start in range(0, rows, height):
+            stop = min(rows, start + height)
+            for first in range(start, stop, several):
+                row, count = at + first, min(several, stop - first)
+                yield Piece(module, tensor, row // height, first, count, row)
+    total = max(1, prod(module.shape[:-1]))
+    if module.added and len(module.shape) > 1:
+        first = total // module.shape[0] * (module.shape[0] - module.added)
+        for at in range(first, total, several):
+            yield Piece(module, None, at // height, 0, min(several, total - at), at)
+
+
+def in_order(
+    make: Callable[[_Given], _Made], given: Iterable[_Given], *, jobs: int
+) -> Iterator[_Made]:
+    """What `make` makes of everything, in order; by `jobs` threads, few results ahead."""
+    rest = iter(given)
+    with ThreadPoolExecutor(jobs, "compare") as workers:
+        running: deque[Future[_Made]] = deque()
+        while True:
+            for one in islice(rest, 4 * jobs - len(running)):
+                running.append(workers.submit(make, one))
+            if not running:
+                return
+            yield running.popleft().result()

@@ -1,0 +1,149 @@
+"""What a comparison with a source means: which matrices are right, and what is wrong.
+
+Of what rounding to nearest made, every value has a bound. A bundle without a record does not
+say what chose its codes: if the codes of most of its rows are all nearest ones, rounding did.
+Else a solver may have, and each matrix as a whole must be near its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from emitters.core.bundle_reading import BundleModule
+from emitters.core.rows_check import AGAIN, EQUAL, NEAREST
+from emitters.core.tally import Tally
+from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.planning.fill import describe
+from policy_dsl.units import counted
+
+# How a matrix is judged whose codes a solver chose.
+WHOLE = "as a whole"
+# Bits -> largest relative error and smallest cosine of a matrix that a solver coded.
+SOLVED: Mapping[int, tuple[float, float]] = MappingProxyType(
+    {
+        8: (0.1, 0.99),
+        6: (0.2, 0.98),
+        5: (0.3, 0.95),
+        4: (0.5, 0.9),
+        3: (0.8, 0.75),
+        2: (1.1, 0.5),
+        1: (1.2, 0.4),
+    }
+)
+# Nothing is coded so badly; values of another matrix come to less in all but tiny ones.
+LEAST_COSINE = 0.1
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A matrix of a module, or a plain tensor, after its comparison. way: how it is judged."""
+
+    name: str
+    module: BundleModule
+    way: str
+    tally: Tally
+
+
+def judged(
+    compared: Sequence[Compared],
+) -> tuple[tuple[Compared, ...], tuple[Diagnostic, ...]]:
+    """The same with how each is judged in the end, and a finding for each kind of defect."""
+    solved = _is_solved(compared)
+    settled = tuple(
+        Compared(one.name, one.module, WHOLE, one.tally)
+        if solved and one.way == NEAREST
+        else one
+        for one in compared
+    )
+    return settled, tuple(_findings(settled))
+
+
+def _is_solved(compared: Sequence[Compared]) -> bool:
+    """Whether a solver chose codes: not even half of the rows have only nearest ones."""
+    rows = [(one.tally.rows, one.tally.sound) for one in compared if one.way == NEAREST]
+    return 2 * sum(sound for _, sound in rows) < sum(count for count, _ in rows)
+
+
+def _findings(compared: Sequence[Compared]) -> Iterator[Diagnostic]:
+    kinds: dict[str, list[Compared]] = {}
+    for one in compared:
+        code = _defect(one)
+        if code is not None:
+            kinds.setdefault(code, []).append(one)
+    for code, found in kinds.items():
+        shown = [_EXAMPLES[code](one) for one in found[:_SHOWN]]
+        more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+        yield diagnostic(
+            code,
+            notes=[*shown, *more],
+            values=counted(sum(one.tally.wrong for one in found), "value"),
+            modules=counted(len(found), "tensor or matrix", "tensors or matrices"),
+        )
+    bad = [one for one in compared if one.tally.sums.not_finite]
+    if bad:
+        names = ", ".join(one.name for one in bad[:_SHOWN])
+        more_names = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        values = counted(sum(one.tally.sums.not_finite for one in bad), "value")
+        yield diagnostic("non-finite-decoded", tensor=names + more_names, values=values)
+
+
+def _defect(one: Compared) -> str | None:
+    """The code of what is wrong with a matrix, or None."""
+    sums = one.tally.sums
+    if sums.nothing_left:
+        return "nothing-left"
+    if one.way in (EQUAL, AGAIN):
+        wrong = "values-differ" if one.way == EQUAL else "codes-differ"
+        return wrong if one.tally.wrong else None
+    cosine, relative = sums.cosine, sums.relative
+    if cosine is None or relative is None:
+        # A source of zeros, and something decoded, or neither.
+        return "unlike-source" if sums.decoded else None
+    if cosine < LEAST_COSINE:
+        return "unlike-source"
+    if one.way == NEAREST:
+        return "codes-not-nearest" if one.tally.wrong else None
+    largest, least = _bounds(one)
+    return "unlike-source" if relative > largest or cosine < least else None
+
+
+def _bounds(one: Compared) -> tuple[float, float]:
+    bits = one.module.treatment.bits or 1
+    return SOLVED[max(width for width in SOLVED if width <= bits)]
+
+
+def _place(one: Compared) -> str:
+    """The first wrong value of a matrix, and how many there are."""
+    row, column = one.tally.at or (0, 0)
+    values = counted(one.tally.wrong, "value")
+    return f"{one.name}: {values}, the first at row {row}, column {column}"
+
+
+def _likeness(one: Compared) -> str:
+    sums = one.tally.sums
+    known = sums.relative, sums.cosine
+    figures = ["-" if figure is None else f"{figure:.4f}" for figure in known]
+    text = f"{one.name}: relative error {figures[0]}, cosine {figures[1]}"
+    if one.way != WHOLE:
+        return text
+    largest, least = _bounds(one)
+    treatment = describe(one.module.treatment)
+    return f"{text}; {treatment} has at most {largest}, and at least {least}"
+
+
+def _loss(one: Compared) -> str:
+    return f"{one.name}: every value is 0"
+
+
+_EXAMPLES: Mapping[str, Callable[[Compared], str]] = MappingProxyType(
+    {
+        "nothing-left": _loss,
+        "values-differ": _place,
+        "codes-differ": _place,
+        "codes-not-nearest": _place,
+        "unlike-source": _likeness,
+    }
+)
