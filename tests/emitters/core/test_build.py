@@ -8,6 +8,12 @@ import json
 import jsonschema
 import numpy as np
 import pytest
+from recorded_bundles import (
+    metadata_texts,
+    recorded_digests,
+    recorded_texts,
+    tensor_digests,
+)
 from small_checkpoints import (
     Array,
     digests,
@@ -32,7 +38,9 @@ NEEDED_VALUES = {"reap_w4a16": {"experts": "6"}}
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_planned_bytes_are_built_bytes(demo, imatrix, saliency, planned, tmp_path, policy):
+def test_planned_and_recorded_bytes_are_built_bytes(
+    demo, imatrix, saliency, planned, tmp_path, policy
+):
     files, values = {"imatrix": imatrix, "saliency": saliency}, NEEDED_VALUES.get(policy, {})
     plan, inventory = planned(demo, policy, **files, **values)
     plan = complete(plan, inventory)
@@ -43,6 +51,11 @@ def test_planned_bytes_are_built_bytes(demo, imatrix, saliency, planned, tmp_pat
     facts = {tensor.name: (tensor.dtype, tensor.shape, tensor.nbytes) for tensor in tensors}
     built = stored(tmp_path / "out")
     assert {name: (*found[:2], len(found[2])) for name, found in built.items()} == facts
+    # Compared here, where every policy is built, and not in a test that builds them again.
+    digests_now, recorded = tensor_digests(tmp_path / "out"), recorded_digests(policy)
+    assert digests_now.keys() == recorded.keys()
+    assert [name for name, digest in recorded.items() if digests_now[name] != digest] == []
+    assert metadata_texts(tmp_path / "out") == recorded_texts(policy)
 
 
 @pytest.mark.parametrize("policy", ["config_i", "mlx_4bit", "hipfire_mq2"])
