@@ -70,7 +70,8 @@ class Module:
 
     shape: logical, [experts, out, in], [out, in] or that of a plain tensor. dtype: safetensors
     name of the values that are encoded or written. rule: `file:line` of the deciding
-    rule, or `defaults.otherwise`. parameters: logical values. added: how many of the first
+    rule, or `defaults.otherwise`; decided_by: its place among the policy's rules, None for the
+    latter. parameters: logical values. added: how many of the first
     axis, at its end, are experts that no source has; their rows are zero bytes. together:
     rows that are coded as one.
     """
@@ -87,6 +88,7 @@ class Module:
     parameters: int
     added: int = 0
     together: int = 1
+    decided_by: int | None = None
 
     @property
     def nbytes(self) -> int:

@@ -84,4 +84,5 @@ def _scale(name: str, scaled: Module) -> Module:
         sources=(),
         tensors=(tensor,),
         parameters=0,
+        decided_by=scaled.decided_by,
     )

@@ -27,7 +27,12 @@ class Decision(NamedTuple):
     @property
     def origin(self) -> str:
         """`file:line` of the rule, or `defaults.otherwise`."""
-        return (self.rule and self.rule.origin) or OTHERWISE
+        return OTHERWISE if self.rule is None else self.rule.origin
+
+    @property
+    def decided_by(self) -> int | None:
+        """Which of the policy's rules decided."""
+        return None if self.rule is None else self.rule.index
 
 
 class Decisions(NamedTuple):

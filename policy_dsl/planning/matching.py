@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import Any
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.language.layer_expression import layers_where
 from policy_dsl.planning.naming import family_defect, meaning_of
+from policy_dsl.planning.rule_places import rule_places
 from policy_dsl.policy import Policy, Rule
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.selectors import (
@@ -66,12 +66,13 @@ def nodes(selector: Selector) -> Iterator[Selector]:
 class CompiledRule:
     """A rule made executable for one model.
 
-    origin: `file:line` of the rule, with its column where the line has several. findings: what
-    is wrong with its selector in this model. inapplicable: it is bound to another family, so
-    that matching nothing is no defect.
+    index: which of the policy's rules it is. origin: its place as text, see `rule_places`.
+    findings: what is wrong with its selector in this model. inapplicable: it is bound to
+    another family, where matching nothing is not a defect.
     """
 
     rule: Rule
+    index: int
     origin: str
     predicate: Predicate
     findings: tuple[Diagnostic, ...]
@@ -95,28 +96,19 @@ class CompiledRule:
 def compile_rules(policy: Policy, model: Model, target: str) -> tuple[CompiledRule, ...]:
     """The policy's rules for this target, executable, in the order of the text."""
     compiler = _Compiler(policy, model)
-    wanted = [rule for rule in policy.rules if rule.target in (None, target)]
-    lines = Counter(_line(rule) for rule in policy.rules)
-    return tuple(compiler.compile(rule, alone=lines[_line(rule)] == 1) for rule in wanted)
+    places = rule_places(policy.rules)
+    return tuple(
+        compiler.compile(rule, index, places[index])
+        for index, rule in enumerate(policy.rules)
+        if rule.target in (None, target)
+    )
 
 
 def compile_rule(rule: Rule, policy: Policy, model: Model) -> CompiledRule:
     """One rule, executable as if it were the policy's last."""
     # `middle` looks at all rules, this one too.
     whole = replace(policy, rules=(*policy.rules, rule))
-    return _Compiler(whole, model).compile(rule, alone=True)
-
-
-def _line(rule: Rule) -> tuple[str, int] | None:
-    return (rule.span.source.name, rule.span.line) if rule.span else None
-
-
-def _origin(span: Span | None, *, alone: bool) -> str:
-    """Where a rule stands, short enough for a table."""
-    if span is None:
-        return ""
-    place = span.location.replace("\\", "/").rsplit("/", 1)[-1]
-    return place.rpartition(":")[0] if alone else place
+    return _Compiler(whole, model).compile(rule, len(policy.rules), "")
 
 
 class _Compiler:
@@ -128,14 +120,13 @@ class _Compiler:
         self._findings: list[Diagnostic] = []
         self._rule: Rule
 
-    def compile(self, rule: Rule, *, alone: bool) -> CompiledRule:
+    def compile(self, rule: Rule, index: int, origin: str) -> CompiledRule:
         self._rule, self._findings = rule, []
         predicate = self._build(rule.selector)
         # `router and family mixtral` in a policy for all models is right to match nothing here.
         families = [node.name for node in nodes(rule.selector) if isinstance(node, Family)]
         other = bool(families) and self._model.architecture.family not in families
-        origin = _origin(rule.span, alone=alone)
-        return CompiledRule(rule, origin, predicate, tuple(self._findings), other)
+        return CompiledRule(rule, index, origin, predicate, tuple(self._findings), other)
 
     def _build(self, node: Selector) -> Predicate:
         match node:

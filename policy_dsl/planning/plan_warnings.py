@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Module, Plan
-from policy_dsl.planning.decisions import OTHERWISE, Decision
+from policy_dsl.planning.decisions import Decision
 from policy_dsl.planning.matching import is_guarded
 from policy_dsl.policy import Treatment
 from policy_dsl.units import both_units, counted
@@ -20,16 +19,20 @@ def plan_warnings(
     plan: Plan, made: tuple[Decision, ...], spec: FormatSpec
 ) -> list[Diagnostic]:
     """What a reviewer should know: forgotten matrices, quantized routers, outputs that grow."""
-    spans = {one.origin: one.rule.rule.span for one in made if one.rule}
     return [
         *_unreached(plan, made),
         *_dropped(plan, made),
-        *(_router_warnings(plan, spans) if _has_plain_routers(plan, made, spec) else []),
-        *_growth_warnings(plan, spans),
+        *(_router_warnings(plan) if _has_plain_routers(plan, made, spec) else []),
+        *_growth_warnings(plan),
         *_added(plan),
         *_not_added(plan, spec),
         *_refused(plan),
     ]
+
+
+def _span(plan: Plan, rule: int | None) -> Span | None:
+    """Where the rule is written; None for what no rule decided."""
+    return None if rule is None else plan.policy.rules[rule].span
 
 
 def _unreached(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
@@ -51,7 +54,7 @@ def _unreached(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
     size = sum(
         module.nbytes
         for module in plan.modules
-        if module.rule == OTHERWISE
+        if module.decided_by is None
         and any(rows.tensor.name in names for rows in module.sources[:1])
     )
     return [
@@ -66,20 +69,21 @@ def _unreached(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
 
 
 def _dropped(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
-    roles: dict[str, set[str]] = defaultdict(set)
-    spans: dict[str, Span | None] = {}
+    roles: dict[int | None, set[str]] = defaultdict(set)
     for one in made:
         tensor = one.tensor
         spare = tensor.component in OUTSIDE_LANGUAGE_MODEL
         spare = spare or (tensor.role == "lm_head" and plan.model.tied)
         if one.written.action == "drop" and not spare:
-            roles[one.origin].add(tensor.role)
-            spans[one.origin] = one.rule.rule.span if one.rule else None
+            roles[one.decided_by].add(tensor.role)
     return [
         diagnostic(
-            "dropped-tensors", spans[origin], roles=", ".join(sorted(found)), target=plan.target
+            "dropped-tensors",
+            _span(plan, rule),
+            roles=", ".join(sorted(found)),
+            target=plan.target,
         )
-        for origin, found in roles.items()
+        for rule, found in roles.items()
     ]
 
 
@@ -91,33 +95,33 @@ def _has_plain_routers(plan: Plan, made: tuple[Decision, ...], spec: FormatSpec)
     return all(spec.unsupported(router, plan.model, keep) is None for router in routers)
 
 
-def _router_warnings(plan: Plan, spans: Mapping[str, Span | None]) -> list[Diagnostic]:
+def _router_warnings(plan: Plan) -> list[Diagnostic]:
     # One warning for each rule, where the author can act on it.
-    rules: dict[str, int] = defaultdict(int)
+    rules: dict[int | None, int] = defaultdict(int)
     for module in plan.modules:
         if namesake(module.role) == "router" and module.treatment.action == "quantize":
-            rules[module.rule] += 1
+            rules[module.decided_by] += 1
     return [
         diagnostic(
-            "router-quantized", spans.get(rule), routers=counted(count, "router")
+            "router-quantized", _span(plan, rule), routers=counted(count, "router")
         )
         for rule, count in rules.items()
     ]
 
 
-def _growth_warnings(plan: Plan, spans: Mapping[str, Span | None]) -> list[Diagnostic]:
-    grown: dict[str, list[int]] = {}
+def _growth_warnings(plan: Plan) -> list[Diagnostic]:
+    grown: dict[int | None, list[int]] = {}
     for module in plan.modules:
         # Experts that no source has are another warning, and no rule's doing.
         before, after = _source_nbytes(module), module.nbytes - _added_nbytes(module)
         if module.sources and after > before:
-            totals = grown.setdefault(module.rule, [0, 0, 0])
+            totals = grown.setdefault(module.decided_by, [0, 0, 0])
             for index, value in enumerate((1, before, after)):
                 totals[index] += value
     return [
         diagnostic(
             "larger-than-source",
-            spans.get(rule),
+            _span(plan, rule),
             outputs=counted(count, "output"),
             before=both_units(before),
             after=both_units(after),

@@ -108,6 +108,7 @@ class Stacking:
             parameters=math.prod(shape),
             added=added,
             together=parts[0].together,
+            decided_by=first.decision.decided_by,
         )
 
     def _tail(self, first: Settled, added: int) -> bytes:

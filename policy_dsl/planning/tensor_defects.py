@@ -57,7 +57,7 @@ class TensorDefects:
 
     def __init__(self, policy: Policy) -> None:
         self._otherwise = dict(policy.key_spans).get("defaults.otherwise")
-        self._seen: dict[tuple[int, Diagnostic | Refusal], _Defect] = {}
+        self._seen: dict[tuple[int | None, Diagnostic | Refusal], _Defect] = {}
 
     def add(
         self,
@@ -69,7 +69,7 @@ class TensorDefects:
     ) -> None:
         """Take what is wrong with a decision, or with the stack `name` that it begins."""
         # One finding for a rule, not one for each of its 15,000 experts.
-        one = self._seen.setdefault((id(decision.rule), found), _Defect(decision, found))
+        one = self._seen.setdefault((decision.decided_by, found), _Defect(decision, found))
         one.roles[decision.tensor.role] = None
         one.names.append(f"{what} {name or decision.tensor.source.name}")
 

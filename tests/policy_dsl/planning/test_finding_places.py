@@ -137,3 +137,64 @@ def test_what_holds_no_weights_is_left_out_with_a_reason() -> None:
     assert [each.tensor.name for each in made.omitted] == [table.name]
     assert "no role: 1 tensor, 32 bytes, such as model.layers.0" in plan_text(made, ())
     assert explain(made, table.name).subject.omission == made.omitted[0]
+
+
+@pytest.fixture
+def namesakes(tmp_path: Path) -> tuple[Path, str]:
+    """A policy that extends one whose file has the same name; the folder of both."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "a" / "base.qpol").write_text(
+        "target mlx_affine\nall: 4bit\nnorm: keep\nembed: f32\n", encoding="utf-8"
+    )
+    child = tmp_path / "b" / "base.qpol"
+    child.write_text(
+        'extends "../a/base.qpol"\nlm_head: keep\nrouter: 8bit\nattention: drop\n',
+        encoding="utf-8",
+    )
+    return child, str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "place"),
+    [
+        ("router-quantized", "b/base.qpol:3:1"),
+        ("dropped-tensors", "b/base.qpol:4:1"),
+        ("larger-than-source", "a/base.qpol:4:1"),
+    ],
+)
+def test_warnings_tell_files_of_one_name_apart(namesakes, code: str, place: str) -> None:
+    policy, folder = namesakes
+    made = resolve(load(policy), open_source(TINY), emitters.specs(), target="mlx_affine")
+    spans = [
+        one.span.location.removeprefix(f"{folder}/")
+        for one in made.findings
+        if one.code == code
+    ]
+    assert [span.replace("b/../a", "a") for span in spans] == [place]
+
+
+def test_rules_in_files_of_one_name_show_their_folders(namesakes) -> None:
+    policy, _ = namesakes
+    made = resolve(load(policy), open_source(TINY), emitters.specs(), target="mlx_affine")
+    rules = {module.role: module.rule for module in made.modules}
+    assert rules["norm"] == "a/base.qpol:3"
+    assert rules["router"] == "b/base.qpol:3"
+    assert "b/base.qpol:3\n" in plan_text(made)
+
+
+def test_a_shadowed_rule_names_the_winner_in_a_file_of_the_same_name(namesakes) -> None:
+    policy, _ = namesakes
+    policy.write_text('extends "../a/base.qpol"\nembed: 8bit\n', encoding="utf-8")
+    made = resolve(load(policy), open_source(TINY), emitters.specs(), target="mlx_affine")
+    (shadowed,) = [one for one in made.findings if one.code == "shadowed-rule"]
+    assert "b/base.qpol:2" in shadowed.message
+
+
+def test_defects_of_rules_in_files_of_one_name_are_two(namesakes) -> None:
+    policy, _ = namesakes
+    (policy.parents[1] / "a" / "base.qpol").write_text("target mlx_affine\nembed: 4bit g100\n")
+    policy.write_text('extends "../a/base.qpol"\nlm_head: 4bit g100\n', encoding="utf-8")
+    with pytest.raises(PolicyError) as caught:
+        resolve(load(policy), open_source(TINY), emitters.specs(), target="mlx_affine")
+    assert [one.code for one in caught.value.diagnostics] == ["unsupported-group-size"] * 2
