@@ -20,7 +20,7 @@ from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Module, Plan, PlannedTensor, SourceRows
 from policy_dsl.planning.fill import describe
-from policy_dsl.roles.scales import block_size
+from policy_dsl.roles.scales import fp8_block
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,8 @@ def _dequantized(
     site: Site, module: Module, rows: SourceRows, first: int, codes: Array
 ) -> Array:
     """The values of FP8 codes; a stack's matrices each have a grid of their own."""
-    scale, block = rows.scale, block_size(site.plan.model.config)
+    scale = rows.scale
+    block = scale and fp8_block(site.plan.model.config, rows.tensor, scale)
     if scale is None or block is None:
         raise fail("missing-scale", tensors="1 tensor", names=rows.tensor.name)
     # A few kilobytes; reading them for every unit keeps units free of shared state.

@@ -12,10 +12,9 @@ from emitters.tensor_io.shards import writing
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
+from policy_dsl.roles.scales import FP8_DTYPES
 from policy_dsl.units import both_units
 
-# Codes of FP8 sources; converters also store them under the names of integers.
-_FP8_DTYPES = frozenset({"F8_E4M3", "U8", "I8"})
 # For the journal, and for what the file system itself takes.
 _MARGIN_NBYTES = 16 * 2**20
 
@@ -50,7 +49,7 @@ def _defects(plan: Plan, inventory: Inventory) -> Iterator[Diagnostic]:
         yield diagnostic("pending-statistics", pending=", ".join(plan.pending))
     for module in plan.modules:
         for rows in module.sources:
-            known = _FP8_DTYPES if rows.scale is not None else VALUE_TYPES.keys()
+            known = FP8_DTYPES if rows.scale is not None else VALUE_TYPES.keys()
             if rows.tensor.dtype not in known:
                 name, dtype = rows.tensor.name, rows.tensor.dtype
                 yield diagnostic("unreadable-values", tensor=name, dtype=dtype)

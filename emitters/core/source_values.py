@@ -15,7 +15,7 @@ from emitters.tensor_io.read import picked_rows
 from policy_dsl.diagnostics import fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.scales import block_size
+from policy_dsl.roles.scales import fp8_block
 
 
 class Cast(NamedTuple):
@@ -71,7 +71,8 @@ class SourceValues:
         self, tensor: ModelTensor, first: int, stored: Array, how: Cast
     ) -> Array:
         """The values of FP8 rows that follow each other in the source."""
-        block, scale = block_size(self.model.config), tensor.scale
+        scale = tensor.scale
+        block = scale and fp8_block(self.model.config, tensor.source, scale)
         if block is None or scale is None:
             raise fail("missing-scale", tensors="1 tensor", names=tensor.source.name)
         # A stack's matrices each have a grid of their own.

@@ -51,5 +51,5 @@ def module_path(tensor: ModelTensor, model: Model) -> str:
 
 def plain_dtype(tensor: ModelTensor, model: Model) -> str:
     """The source's own dtype; FP8 becomes bfloat16."""
-    dtype = tensor.source.dtype
-    return "BF16" if dtype.startswith("F8") else dtype
+    # The codes of FP8 may be stored under the names of integers.
+    return tensor.source.dtype if tensor.scale is None else "BF16"

@@ -65,14 +65,13 @@ PLANNING_CODES: dict[str, Code] = {
         "The language knows the target, the program has no emitter for it.",
     ),
     "already-quantized": error(
-        "{model} is already quantized ({form}); take the original checkpoint, "
-        "or --allow-requantize",
-        "Quantizing twice adds two errors. Releases in block-scaled FP8 or MXFP4 are not "
-        "meant.",
+        "{model} is already quantized ({form})",
+        "Quantizing twice adds two errors, and most forms of other tools are not read as "
+        "sources. Releases in FP8 or MXFP4 are not meant.",
     ),
     "requantized": warning(
         "{model} is already quantized ({form}): its error and this one add up",
-        "Allowed by --allow-requantize.",
+        "The source is a copy in FP8 that a tool made, or --allow-requantize allows it.",
     ),
     "unsupported-family": error(
         "{target} does not take family {family}: {reason}",

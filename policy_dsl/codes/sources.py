@@ -102,6 +102,10 @@ SOURCE_CODES: dict[str, Code] = {
         "{file} is no recorded headers file: {reason}",
         "Recorded headers are what `policyc inspect --save-headers` writes.",
     ),
+    "quantization-not-shown": warning(
+        "the config of {model} says that it is quantized ({form}), and no tensor is",
+        "Merged or dequantized checkpoints keep the entry of what they were made of.",
+    ),
     # a checkpoint read through its architecture
     "unknown-architecture": error(
         'no architecture table knows the model_type "{model_type}" of {model}',

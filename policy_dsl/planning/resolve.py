@@ -27,7 +27,7 @@ from policy_dsl.planning.statistics import statistics_of
 from policy_dsl.policy import Policy
 from policy_dsl.roles.classify import Model, classify
 from policy_dsl.sizes import parse_size
-from policy_dsl.sources.quantization import quantization_of
+from policy_dsl.sources.quantization import leftover, quantization_of
 from policy_dsl.sources.saliency import Saliency
 from policy_dsl.vocabulary import TARGETS
 
@@ -131,16 +131,17 @@ def choose_target(
 
 
 def _lossy_source(inventory: Inventory, *, allow_requantize: bool) -> list[Diagnostic]:
-    """The warning about a source that was quantized before, if there is one.
+    """The warning about a source that was quantized before, or whose config says so.
 
-    Raises: PolicyError if that is not allowed.
+    Raises: PolicyError if that is not allowed, or its numbers are not read.
     """
-    form = quantization_of(inventory)
-    if form is None:
-        return []
-    if not allow_requantize:
-        raise fail("already-quantized", model=inventory.id, form=form)
-    return [diagnostic("requantized", model=inventory.id, form=form)]
+    found = quantization_of(inventory)
+    if found is None:
+        return list(leftover(inventory))
+    finding = found.finding(inventory.id, allowed=allow_requantize)
+    if errors([finding]):
+        raise PolicyError([finding])
+    return [finding]
 
 
 def _check_family(model: Model, spec: FormatSpec) -> None:

@@ -25,7 +25,7 @@ from policy_dsl.reports.report import (
 from policy_dsl.roles.classify import classify
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.sources.hfq_roles import classify_hfq
-from policy_dsl.sources.quantization import quantization_of
+from policy_dsl.sources.quantization import Quantization, leftover, quantization_of
 from policy_dsl.units import both_units, column_unit, counted, in_unit, layer_list
 
 
@@ -60,7 +60,8 @@ class Survey:
 
 def survey(inventory: Inventory) -> Survey:
     """The survey of an inventory. Names without roles become findings, not an exception."""
-    model, findings = _classified(inventory)
+    quantization = quantization_of(inventory)
+    model, findings = _classified(inventory, quantization)
     dtypes: dict[str, tuple[int, int]] = {}
     for tensor in inventory.tensors.values():
         count, nbytes = dtypes.get(tensor.dtype, (0, 0))
@@ -70,18 +71,23 @@ def survey(inventory: Inventory) -> Survey:
         model=model,
         roles=_roles(model.tensors) if model else (),
         dtypes=tuple((name, *dtypes[name]) for name in sorted(dtypes)),
-        quantization=quantization_of(inventory),
-        findings=(*inventory.findings, *findings),
+        quantization=quantization.form if quantization else None,
+        findings=(*inventory.findings, *leftover(inventory), *findings),
     )
 
 
-def _classified(inventory: Inventory) -> tuple[Model | None, Sequence[Diagnostic]]:
+def _classified(
+    inventory: Inventory, quantization: Quantization | None
+) -> tuple[Model | None, Sequence[Diagnostic]]:
     """The model, None if its names have no roles, and what is wrong with it."""
     # A source without roles can still be looked at: dtypes and sizes need none.
     in_container = inventory.container is not None
     try:
         return (classify_hfq if in_container else classify)(inventory), ()
     except PolicyError as error:
+        if not in_container and quantization is not None and quantization.read == "no":
+            # Names that another tool gave have no roles; the form says why.
+            return None, (quantization.finding(inventory.id, allowed=True),)
         if not in_container:
             return None, error.diagnostics
         # Its loaders know more families than have a table here: no defect of the file.
@@ -164,9 +170,8 @@ def _nbytes(tensor: ModelTensor) -> float:
     """The tensor's share of its source, which may hold several, and of the scales."""
     whole = tensor.source.nbytes + (tensor.scale.nbytes if tensor.scale else 0)
     elements = prod(tensor.source.shape)
-    # MXFP4 packs two values into a byte.
-    # MXFP4 holds two values in each byte.
-    packed = 2 if tensor.source.dtype == "U8" else 1
+    # MXFP4 packs two values into a byte; other bytes are FP8 under the name of an integer.
+    packed = 2 if tensor.mxfp4 else 1
     return whole * prod(tensor.shape) / max(1, elements * packed)
 
 

@@ -22,7 +22,7 @@ from policy_dsl.roles.config_meaning import Counts, given_value, read_counts
 from policy_dsl.roles.fused import defuse, fused_defect
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.roles.name_rules import Fusion, NameRule, Role
-from policy_dsl.roles.scales import Scales, find_scales, some
+from policy_dsl.roles.scales import Scales, find_scales, is_activation_scale, some
 from policy_dsl.units import counted
 
 __all__ = ["Architecture", "Model", "ModelTensor", "architecture", "classify", "families"]
@@ -112,7 +112,9 @@ class _Reading:
         first = self.counts.layers
         beyond = bool(numbers) and first <= numbers[0] < first + self.counts.mtp_layers
         found = outside(self.table, key, beyond=beyond)
-        if found is None:
+        if found is None and is_activation_scale(tensor.name):
+            self.ignored.append((tensor, "scales of activations, which weights do not need"))
+        elif found is None:
             (self.unknown if rule is None else self.beyond).append(tensor.name)
         return found
 

@@ -1,4 +1,8 @@
-"""Which tensor scales which: FP8 block scales and MXFP4 block exponents, checked by shape."""
+"""Which tensor scales which: scales of FP8 weights and MXFP4 block exponents, by shape.
+
+FP8 weights have one multiplier for each block, each output row, or the whole matrix. Either is
+a grid [rows of blocks, columns of blocks] from here on, whatever shape it is stored in.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,26 @@ from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.units import counted
 
 FP8_SUFFIX = "_scale_inv"
+# compressed-tensors, ModelOpt and vLLM call the same multipliers so.
+_PLAIN_SUFFIX = "_scale"
 MXFP4_SUFFIXES = ("_blocks", "_scales")
-_SUFFIXES = (FP8_SUFFIX, MXFP4_SUFFIXES[1])
+_SUFFIXES = (FP8_SUFFIX, _PLAIN_SUFFIX, MXFP4_SUFFIXES[1])
+FP8 = "F8_E4M3"
 # Converters also store the FP8 byte under the name of an integer.
-_FP8_DTYPES = frozenset({"F8_E4M3", "U8", "I8"})
+FP8_DTYPES = frozenset({FP8, "U8", "I8"})
 _SCALE_DTYPES = frozenset({"F32", "BF16", "F16"})
+_EXPONENTS = frozenset({"U8", "F8_E8M0"})
+# The last part of their names. Readers that compute in 16 bits do not need them.
+_ACTIVATION_SCALES = frozenset(
+    ("input_scale", "activation_scale", "output_scale", "k_scale", "v_scale", "kv_scale")
+)
+_PLACES = ("text_config", "llm_config", "language_config")
+_ENTRIES = ("quantization_config", "compression_config")
 
 
 @dataclass(frozen=True)
 class Scales:
-    """Which scales belong to which weight.
+    """Which scales belong to which weight, as grids.
 
     consumed: names of all scales. orphans: scales of a weight that is not there.
     """
@@ -34,9 +48,9 @@ class Scales:
 def find_scales(inventory: Inventory) -> Scales:
     """Every weight's scales, and what is wrong with them.
 
-    Source: FP8 as DeepSeek-V3 and MiniMax-M2 publish it, one multiplier for each
-    `weight_block_size` block, edge blocks smaller; MXFP4 as gpt-oss publishes it, one E8M0
-    exponent for 32 values.
+    Source: FP8 as DeepSeek-V3, MiniMax-M2 and Ministral 3 publish it (`weight_scale_inv`), and
+    as compressed-tensors 0.20 and ModelOpt 0.47 write it (`weight_scale`), multipliers all of
+    them; MXFP4 as gpt-oss publishes it, one E8M0 exponent for 32 values.
     """
     of_weight: dict[str, TensorInfo] = {}
     orphans = []
@@ -47,7 +61,7 @@ def find_scales(inventory: Inventory) -> Scales:
         if weight is None:
             continue
         if weight in inventory.tensors:
-            of_weight[weight] = tensor
+            of_weight[weight] = _as_grid(inventory.tensors[weight], tensor)
         else:
             orphans.append(tensor)
     consumed = frozenset(scale.name for scale in (*of_weight.values(), *orphans))
@@ -55,10 +69,20 @@ def find_scales(inventory: Inventory) -> Scales:
     return Scales(of_weight, consumed, tuple(orphans), findings)
 
 
+def is_activation_scale(name: str) -> bool:
+    """Whether a tensor of this name scales activations or a cache, and no weight."""
+    return name.rpartition(".")[2] in _ACTIVATION_SCALES
+
+
 def _weight_name(name: str, tensors: Mapping[str, TensorInfo]) -> str | None:
     """The weight that a tensor of this name would scale; None if it is no tensor of scales."""
     if name.endswith(FP8_SUFFIX):
         return name.removesuffix(FP8_SUFFIX)
+    if name.endswith(_PLAIN_SUFFIX):
+        # An ordinary ending too: only beside FP8 codes it is known what it means.
+        weight = tensors.get(name.removesuffix(_PLAIN_SUFFIX))
+        known = weight is not None and weight.dtype == FP8
+        return weight.name if known and f"{weight.name}{FP8_SUFFIX}" not in tensors else None
     blocks, scales = MXFP4_SUFFIXES
     # `_scales` alone is an ordinary ending; only beside `_blocks` it is MXFP4.
     if name.endswith(scales) and name.removesuffix(scales) + blocks in tensors:
@@ -66,44 +90,83 @@ def _weight_name(name: str, tensors: Mapping[str, TensorInfo]) -> str | None:
     return None
 
 
+def _as_grid(weight: TensorInfo, scale: TensorInfo) -> TensorInfo:
+    """The scale with the shape of a grid: one for a matrix is [1, 1], one a row [out, 1].
+
+    Scales that are stored in another way stay as they are.
+    """
+    if len(weight.shape) < 2 or weight.name.endswith(MXFP4_SUFFIXES[0]):
+        return scale
+    *lead, rows, _ = weight.shape
+    own, stack = scale.shape[len(lead) :], scale.shape[: len(lead)]
+    if stack == tuple(lead) and own in ((), (1,)):
+        return scale._replace(shape=(*lead, 1, 1))
+    if stack == tuple(lead) and own == (rows,):
+        return scale._replace(shape=(*lead, rows, 1))
+    return scale
+
+
+def fp8_block(
+    config: Mapping[str, Any], weight: TensorInfo, scale: TensorInfo
+) -> tuple[int, int] | None:
+    """The rows and columns that share a multiplier of this grid; None if that is not known.
+
+    `weight_block_size` decides alone. Else the shape tells one for a matrix and one for a row,
+    and blocks must be among those of the config's `config_groups`.
+    """
+    (rows, columns), grid = weight.shape[-2:], scale.shape[-2:]
+    declared = block_size(config)
+    blocks = [declared] if declared else [(rows, columns), (1, columns), *_groups(config)]
+    fitting = {
+        block
+        for block in blocks
+        if scale.shape == _grid(weight.shape, block) and len(grid) == 2
+    }
+    # In a matrix of one row, or one block, several are the same.
+    same = {(min(block[0], rows), min(block[1], columns)) for block in fitting}
+    return same.pop() if len(same) == 1 else None
+
+
 def _fp8_findings(
     inventory: Inventory, of_weight: Mapping[str, TensorInfo]
 ) -> Iterator[Diagnostic]:
-    weights = inventory.tensors.values()
-    bare = [
-        each.name for each in weights if each.dtype == "F8_E4M3" and each.name not in of_weight
-    ]
+    weights, config = inventory.tensors.values(), inventory.config
+    bare = [each.name for each in weights if each.dtype == FP8 and each.name not in of_weight]
+    # What scales the codes of another format is a code itself.
+    bare = [name for name in bare if not name.endswith(_PLAIN_SUFFIX)]
     if bare:
         yield diagnostic(
             "missing-scale", tensors=counted(len(bare), "tensor"), names=some(bare)
         )
-    scaled = {name: s for name, s in of_weight.items() if s.name.endswith(FP8_SUFFIX)}
-    block = block_size(inventory.config)
-    if block is not None:
-        for name, scale in scaled.items():
-            yield from _fp8_defect(inventory.tensors[name], scale, block)
-    elif scaled:
-        yield diagnostic("missing-block-size", model=inventory.id)
-
-
-def _fp8_defect(
-    weight: TensorInfo, scale: TensorInfo, block: tuple[int, int]
-) -> Iterator[Diagnostic]:
-    if weight.dtype not in _FP8_DTYPES or scale.dtype not in _SCALE_DTYPES:
-        yield _wrong_dtype(weight, scale)
-    elif scale.shape != _grid(weight.shape, block):
-        yield _wrong_grid(weight, scale, _grid(weight.shape, block))
+    sized = block_size(config) is not None or bool(_groups(config))
+    unsized = False
+    for name, scale in of_weight.items():
+        weight = inventory.tensors[name]
+        if scale.name.endswith(MXFP4_SUFFIXES[1]):
+            continue
+        if weight.dtype not in FP8_DTYPES or scale.dtype not in _SCALE_DTYPES:
+            yield _wrong_dtype(weight, scale)
+        elif len(weight.shape) < 2 or fp8_block(config, weight, scale) is None:
+            unsized = unsized or not sized
+            if sized:
+                yield _wrong_grid(weight, scale, _grid(weight.shape, block_size(config)))
+    if unsized:
+        cure = "add the weight_block_size that the publisher's config has"
+        yield diagnostic("missing-block-size", model=inventory.id, suggestion=cure)
 
 
 def _mxfp4_findings(
     inventory: Inventory, of_weight: Mapping[str, TensorInfo]
 ) -> Iterator[Diagnostic]:
     blocks = [name for name in inventory.tensors if name.endswith(MXFP4_SUFFIXES[0])]
+    bare = [name for name in blocks if name not in of_weight]
+    if bare:
+        yield diagnostic(
+            "missing-scale", tensors=counted(len(bare), "tensor"), names=some(bare)
+        )
     for name in blocks:
         if name in of_weight:
             yield from _mxfp4_defect(inventory.tensors[name], of_weight[name])
-        else:
-            yield diagnostic("missing-scale", tensors="1 tensor", names=name)
 
 
 def _mxfp4_defect(blocks: TensorInfo, scale: TensorInfo) -> Iterator[Diagnostic]:
@@ -115,8 +178,14 @@ def _mxfp4_defect(blocks: TensorInfo, scale: TensorInfo) -> Iterator[Diagnostic]
 
 
 def _wrong_dtype(weight: TensorInfo, scale: TensorInfo) -> Diagnostic:
+    powers = weight.dtype == FP8 and scale.dtype in _EXPONENTS
+    cure = "scales that are powers of two (MXFP8) are not read: dequantize the model first"
     return diagnostic(
-        "wrong-scale-dtype", name=weight.name, scale=scale.dtype, dtype=weight.dtype
+        "wrong-scale-dtype",
+        name=weight.name,
+        scale=scale.dtype,
+        dtype=weight.dtype,
+        suggestion=cure if powers else None,
     )
 
 
@@ -132,19 +201,49 @@ def _wrong_grid(weight: TensorInfo, scale: TensorInfo, wanted: tuple[int, ...]) 
 
 def block_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
     """`weight_block_size` of the source's FP8 description, (out, in); None if it has none."""
-    for level in (config, config.get("text_config")):
-        described = level.get("quantization_config") if isinstance(level, Mapping) else None
-        block = described.get("weight_block_size") if isinstance(described, Mapping) else None
-        # A list with true, 1.5 or 0 in it is no block, and neither is a single number.
-        if isinstance(block, list | tuple) and [type(size) for size in block] == [int, int]:
-            return (block[0], block[1]) if min(block) > 0 else None
+    found = (_pair(entry.get("weight_block_size")) for entry in _described(config))
+    return next((block for block in found if block is not None), None)
+
+
+def _groups(config: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
+    """The blocks of compressed-tensors' groups of modules, without repetition."""
+    found: dict[tuple[int, int], None] = {}
+    for entry in _described(config):
+        groups = entry.get("config_groups")
+        for group in groups.values() if isinstance(groups, Mapping) else ():
+            weights = group.get("weights") if isinstance(group, Mapping) else None
+            if not isinstance(weights, Mapping):
+                continue
+            # Along a row, or over rows and columns.
+            row = _pair([1, weights.get("group_size")])
+            for block in (_pair(weights.get("block_structure")), row):
+                if block is not None:
+                    found[block] = None
+    return tuple(found)
+
+
+def _described(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What the config, or its language model's part, says about quantization."""
+    for level in (config, *(config.get(place) for place in _PLACES)):
+        for key in _ENTRIES:
+            entry = level.get(key) if isinstance(level, Mapping) else None
+            if isinstance(entry, Mapping):
+                yield entry
+
+
+def _pair(block: Any) -> tuple[int, int] | None:
+    # A list with true, 1.5 or 0 in it is no block, and neither is a single number.
+    if isinstance(block, list | tuple) and [type(size) for size in block] == [int, int]:
+        return (block[0], block[1]) if min(block) > 0 else None
     return None
 
 
-def _grid(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
+def _grid(shape: tuple[int, ...], block: tuple[int, int] | None) -> tuple[int, ...]:
+    """The shape of the scales of a weight; of a matrix without a block, one a row."""
     if len(shape) < 2:
         return ()
-    return (*shape[:-2], -(-shape[-2] // block[0]), -(-shape[-1] // block[1]))
+    height, width = block or (1, shape[-1])
+    return (*shape[:-2], -(-shape[-2] // height), -(-shape[-1] // max(1, width)))
 
 
 def some(names: list[str], limit: int = 5) -> str:

@@ -169,4 +169,4 @@ def test_independent_defects_come_together(tensor, changed, codes):
         tensor("model.layers.0.mlp.gate_proj.weight_scale_inv", [1, 1], "F32"),
     ]
     found = codes(changed("llama", with_tensors=extra, config={"num_hidden_layers": 2}))
-    assert found == ["tensor-without-role", "layer-beyond-config", "missing-block-size"]
+    assert found == ["tensor-without-role", "layer-beyond-config", "wrong-scale-dtype"]

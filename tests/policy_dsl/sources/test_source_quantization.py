@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from policy_dsl.inventory import Inventory, TensorInfo
-from policy_dsl.sources.quantization import quantization_of
+from policy_dsl.sources.quantization import leftover, quantization_of
 from policy_dsl.sources.reference import open_source
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
@@ -19,6 +20,9 @@ PLAIN = {"model.norm.weight": "BF16", "lm_head.weight": "F32", "gate.bias": "F16
 def source(config: dict[str, Any], tensors: dict[str, str]) -> Inventory:
     """A source with this config and tensors of these dtypes."""
     infos = {name: TensorInfo(name, dtype, (4, 4), 64) for name, dtype in tensors.items()}
+    infos |= {
+        name: TensorInfo(name, "F32", (), 4) for name in tensors if tensors[name] == "SCALAR"
+    }
     return Inventory("x", config, infos)
 
 
@@ -64,17 +68,76 @@ def test_models_at_hand_are_native() -> None:
         ),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt (quant_algo NVFP4)"),
         ({"group_size": 64, "bits": 4, "mode": "affine"}, "MLX (mode affine, bits 4"),
-        ({"quant_method": "fp8"}, "FP8 without weight_block_size"),
-        ({"quant_method": "fp8", "weight_block_size": None}, "FP8 without weight_block_size"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
         ({"load_in_4bit": True}, "a quantization that the config names"),
         ("gptq", "gptq"),
     ],
 )
 @pytest.mark.parametrize("place", ["quantization_config", "quantization"])
 def test_what_the_config_says(said: object, wanted: str, place: str) -> None:
-    found = quantization_of(source({place: said}, PLAIN))
+    packed = source({place: said}, PLAIN | {"l.0.q_proj.weight_packed": "I32"})
+    found = quantization_of(packed)
     assert found is not None
-    assert found.startswith(wanted)
+    assert found.form.startswith(wanted)
+    assert found.read == "no"
+    assert list(leftover(packed)) == []
+
+
+@pytest.mark.parametrize("place", ["quantization_config", "quantization"])
+@pytest.mark.parametrize("said", [BLOCK_FP8, {"quant_method": "bitsandbytes"}, "gptq"])
+def test_what_the_config_says_and_no_tensor_shows(said: object, place: str) -> None:
+    plain = source({"text_config": {place: said}}, PLAIN)
+    assert quantization_of(plain) is None
+    (found,) = leftover(plain)
+    assert (found.code, found.severity) == ("quantization-not-shown", "warning")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("q.weight", "U8"), ("q.weight", "I8"), ("q.weight", "F8_E4M3")],
+)
+def test_bytes_with_block_scales_are_fp8(name: str, dtype: str) -> None:
+    config, tensors = {"quantization_config": BLOCK_FP8}, {f"{name}_scale_inv": "F32"}
+    found = source(config, {name: dtype, **tensors})
+    assert quantization_of(found) is None
+    assert list(leftover(found)) == []
+
+
+def test_integers_are_not_taken_for_fp8() -> None:
+    found = quantization_of(source({}, {"q.weight": "I8", "q.weight_scale": "F32"}))
+    assert found is not None
+    assert (found.form.partition(":")[0], found.read) == ("8-bit integers", "no")
+
+
+def test_a_sidecar_names_the_tool() -> None:
+    scales = {"q.weight_scale": "F8_E4M3", "q.weight_scale_2": "F32"}
+    packed = replace(
+        source({}, {"q.weight": "U8", **scales}), side_files={"hf_quant_config.json": 100}
+    )
+    found = quantization_of(packed)
+    assert found is not None
+    assert (found.form, found.read) == ("ModelOpt, as hf_quant_config.json says", "no")
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_no_way_is_offered_that_cannot_work(allowed: bool) -> None:
+    packed = source({}, {"q.weight_packed": "I32"})
+    bare = source({}, {"q.weight": "F8_E4M3"})
+    for inventory in (packed, bare):
+        found = quantization_of(inventory)
+        assert found is not None
+        finding = found.finding("x", allowed=allowed)
+        assert finding.code == "already-quantized"
+        assert "--allow-requantize" not in str(finding.suggestion)
+
+
+def test_fp8_that_nothing_declares_is_taken_if_that_is_allowed() -> None:
+    found = quantization_of(source({}, {"q.weight": "F8_E4M3", "q.weight_scale": "SCALAR"}))
+    assert found is not None
+    assert found.finding("x", allowed=False).suggestion == (
+        "take the original checkpoint, or --allow-requantize"
+    )
+    assert found.finding("x", allowed=True).code == "requantized"
 
 
 @pytest.mark.parametrize(
@@ -99,4 +162,4 @@ def test_what_only_the_tensors_say(
         assert found is None
     else:
         assert found is not None
-        assert found.startswith(f"{wanted}: {name} is {dtype}")
+        assert found.form.startswith(f"{wanted}: {name} is {dtype}")
