@@ -80,9 +80,9 @@ def _weight_name(name: str, tensors: Mapping[str, TensorInfo]) -> str | None:
         return name.removesuffix(FP8_SUFFIX)
     if name.endswith(_PLAIN_SUFFIX):
         # An ordinary ending too: only beside FP8 codes it is known what it means.
-        weight = tensors.get(name.removesuffix(_PLAIN_SUFFIX))
-        known = weight is not None and weight.dtype == FP8
-        return weight.name if known and f"{weight.name}{FP8_SUFFIX}" not in tensors else None
+        weight = name.removesuffix(_PLAIN_SUFFIX)
+        known = weight in tensors and tensors[weight].dtype == FP8
+        return weight if known and f"{weight}{FP8_SUFFIX}" not in tensors else None
     blocks, scales = MXFP4_SUFFIXES
     # `_scales` alone is an ordinary ending; only beside `_blocks` it is MXFP4.
     if name.endswith(scales) and name.removesuffix(scales) + blocks in tensors:
@@ -114,16 +114,27 @@ def fp8_block(
     `weight_block_size` decides alone. Else the shape tells one for a matrix and one for a row,
     and blocks must be among those of the config's `config_groups`.
     """
-    (rows, columns), grid = weight.shape[-2:], scale.shape[-2:]
-    declared = block_size(config)
-    blocks = [declared] if declared else [(rows, columns), (1, columns), *_groups(config)]
-    fitting = {
-        block
+    return _block(block_size(config), _groups(config), weight, scale)
+
+
+def _block(
+    declared: tuple[int, int] | None,
+    groups: tuple[tuple[int, int], ...],
+    weight: TensorInfo,
+    scale: TensorInfo,
+) -> tuple[int, int] | None:
+    if len(weight.shape) < 2:
+        return None
+    if declared is not None:
+        return declared if scale.shape == _grid(weight.shape, declared) else None
+    rows, columns = weight.shape[-2:]
+    blocks = ((rows, columns), (1, columns), *groups)
+    # In a matrix of one row, or of one block, several are the same.
+    same = {
+        (min(block[0], rows), min(block[1], columns))
         for block in blocks
-        if scale.shape == _grid(weight.shape, block) and len(grid) == 2
+        if scale.shape == _grid(weight.shape, block)
     }
-    # In a matrix of one row, or one block, several are the same.
-    same = {(min(block[0], rows), min(block[1], columns)) for block in fitting}
     return same.pop() if len(same) == 1 else None
 
 
@@ -138,18 +149,18 @@ def _fp8_findings(
         yield diagnostic(
             "missing-scale", tensors=counted(len(bare), "tensor"), names=some(bare)
         )
-    sized = block_size(config) is not None or bool(_groups(config))
-    unsized = False
+    declared, groups, unsized = block_size(config), _groups(config), False
     for name, scale in of_weight.items():
         weight = inventory.tensors[name]
         if scale.name.endswith(MXFP4_SUFFIXES[1]):
             continue
         if weight.dtype not in FP8_DTYPES or scale.dtype not in _SCALE_DTYPES:
             yield _wrong_dtype(weight, scale)
-        elif len(weight.shape) < 2 or fp8_block(config, weight, scale) is None:
-            unsized = unsized or not sized
-            if sized:
-                yield _wrong_grid(weight, scale, _grid(weight.shape, block_size(config)))
+        elif _block(declared, groups, weight, scale) is None:
+            if declared or groups:
+                yield _wrong_grid(weight, scale, _grid(weight.shape, declared))
+            else:
+                unsized = True
     if unsized:
         cure = "add the weight_block_size that the publisher's config has"
         yield diagnostic("missing-block-size", model=inventory.id, suggestion=cure)
