@@ -141,40 +141,52 @@ def _block(
 def _fp8_findings(
     inventory: Inventory, of_weight: Mapping[str, TensorInfo]
 ) -> Iterator[Diagnostic]:
-    weights, config = inventory.tensors.values(), inventory.config
-    bare = [each.name for each in weights if each.dtype == FP8 and each.name not in of_weight]
-    # What scales the codes of another format is a code itself.
-    bare = [name for name in bare if not name.endswith(_PLAIN_SUFFIX)]
-    if bare:
-        yield diagnostic(
-            "missing-scale", tensors=counted(len(bare), "tensor"), names=some(bare)
-        )
-    declared, groups, unsized = block_size(config), _groups(config), False
+    fp8 = [each.name for each in inventory.tensors.values() if each.dtype == FP8]
+    # What ends in `_scale` and has no scales scales the codes of another format.
+    yield from _bare(
+        [name for name in fp8 if name not in of_weight and not name.endswith(_PLAIN_SUFFIX)]
+    )
+    declared, groups = block_size(inventory.config), _groups(inventory.config)
+    odd = []
     for name, scale in of_weight.items():
         weight = inventory.tensors[name]
-        if scale.name.endswith(MXFP4_SUFFIXES[1]):
+        if weight.name.endswith(MXFP4_SUFFIXES[0]):
             continue
         if weight.dtype not in FP8_DTYPES or scale.dtype not in _SCALE_DTYPES:
             yield _wrong_dtype(weight, scale)
         elif _block(declared, groups, weight, scale) is None:
-            if declared or groups:
-                yield _wrong_grid(weight, scale, _grid(weight.shape, declared))
-            else:
-                unsized = True
-    if unsized:
+            odd.append((weight, scale))
+    yield from _odd_grids(inventory.id, odd, declared, sized=bool(declared or groups))
+
+
+def _odd_grids(
+    model: str,
+    odd: list[tuple[TensorInfo, TensorInfo]],
+    declared: tuple[int, int] | None,
+    *,
+    sized: bool,
+) -> Iterator[Diagnostic]:
+    """The findings about weights whose scales are not those of their blocks."""
+    if sized:
+        yield from (_wrong_grid(*pair, _grid(pair[0].shape, declared)) for pair in odd)
+    elif odd:
         cure = "add the weight_block_size that the publisher's config has"
-        yield diagnostic("missing-block-size", model=inventory.id, suggestion=cure)
+        yield diagnostic("missing-block-size", model=model, suggestion=cure)
+
+
+def _bare(names: list[str]) -> Iterator[Diagnostic]:
+    """The finding about weights without scales, if there are any."""
+    if names:
+        yield diagnostic(
+            "missing-scale", tensors=counted(len(names), "tensor"), names=some(names)
+        )
 
 
 def _mxfp4_findings(
     inventory: Inventory, of_weight: Mapping[str, TensorInfo]
 ) -> Iterator[Diagnostic]:
     blocks = [name for name in inventory.tensors if name.endswith(MXFP4_SUFFIXES[0])]
-    bare = [name for name in blocks if name not in of_weight]
-    if bare:
-        yield diagnostic(
-            "missing-scale", tensors=counted(len(bare), "tensor"), names=some(bare)
-        )
+    yield from _bare([name for name in blocks if name not in of_weight])
     for name in blocks:
         if name in of_weight:
             yield from _mxfp4_defect(inventory.tensors[name], of_weight[name])

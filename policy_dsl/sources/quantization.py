@@ -78,20 +78,31 @@ def quantization_of(inventory: Inventory) -> Quantization | None:
     if inventory.container is not None:
         return Quantization(inventory.container.form, "no")
     said, shown = _said(inventory.config), _shown(inventory.tensors)
-    unread = next((form for form in shown if form not in (_FP8, _MXFP4)), None)
     native = _NATIVE.get(str(said.get("quant_method")).lower())
-    if unread is not None:
-        return Quantization(_named(said, native, unread, shown[unread], inventory), "no")
-    undeclared = next((form for form in shown if form != native), None)
-    if undeclared is None:
+    shown.pop(native or "", None)
+    # Forms that are not read decide, also beside others.
+    form = min(shown, key=(_FP8, _MXFP4).count, default=None)
+    if form is None:
         return None
-    tool = str(said.get("quant_method") or "") or _by_sidecar(inventory)
-    if undeclared == _FP8 and native is None and tool:
+    tensor = shown[form]
+    untold = f"{form}: {tensor.name} is {tensor.dtype}, and the config does not say so"
+    teller = {} if native else said
+    if form in (_FP8, _MXFP4):
+        return _readable(form, teller, untold, inventory)
+    described = _described(teller) if teller else _by_sidecar(inventory)
+    return Quantization(described or untold, "no")
+
+
+def _readable(
+    form: str, said: Mapping[str, Any], untold: str, inventory: Inventory
+) -> Quantization:
+    """The form of numbers that can be read, though not as a publisher releases them."""
+    tool = said.get("quant_method") or _by_sidecar(inventory)
+    if form == _FP8 and tool:
         return Quantization(f"{_FP8} by {tool}", "yes")
-    form = _untold(undeclared, shown[undeclared])
     # Without a size of blocks the user's word does not help.
-    readable = undeclared == _MXFP4 or not find_scales(inventory).findings
-    return Quantization(form, "if allowed" if readable else "no")
+    broken = form == _FP8 and find_scales(inventory).findings
+    return Quantization(untold, "no" if broken else "if allowed")
 
 
 def leftover(inventory: Inventory) -> Iterator[Diagnostic]:
@@ -118,23 +129,6 @@ def _said(config: Mapping[str, Any]) -> Mapping[str, Any]:
             if found:
                 return found if isinstance(found, Mapping) else {"quant_method": str(found)}
     return {}
-
-
-def _named(
-    said: Mapping[str, Any],
-    native: str | None,
-    form: str,
-    tensor: TensorInfo,
-    inventory: Inventory,
-) -> str:
-    """What to call a form that is not read: as the config says, a sidecar, or a tensor."""
-    if said and native is None:
-        return _described(said)
-    return _by_sidecar(inventory) or _untold(form, tensor)
-
-
-def _untold(form: str, tensor: TensorInfo) -> str:
-    return f"{form}: {tensor.name} is {tensor.dtype}, and the config does not say so"
 
 
 def _by_sidecar(inventory: Inventory) -> str | None:
