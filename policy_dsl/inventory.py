@@ -75,12 +75,13 @@ class Inventory:
     """Every tensor of a source, its config, and the files beside the tensors.
 
     side_files: name -> bytes of every other file at the folder's top level (tokenizer,
-    template, licence, modeling code), without config.json, the index and safetensors; None
-    if not known. root: the folder where the files can be read; None if they cannot (catalog,
-    recorded headers, hub headers). file_nbytes: bytes of every shard, empty if not known.
-    container: of a model that is one such file, which only its own loaders read; else None.
-    notes: where this came from, for people. findings: warnings to show with it. Two
-    inventories are equal whatever their notes and findings.
+    template, licence, modeling code), without config.json, the index and safetensors; of known
+    subfolders too, as `additional_chat_templates/rag.jinja`; None if not known. unread: what
+    else is there, folders as `name/`. root: the folder where the files can be read; None if
+    they cannot (catalog, recorded headers, hub headers). file_nbytes: bytes of every shard,
+    empty if not known. container: of a model that is one such file, which only its own loaders
+    read; else None. notes: where this came from, for people. findings: warnings to show with
+    it. Two inventories are equal whatever their notes, findings and unread names.
     """
 
     id: str
@@ -92,6 +93,7 @@ class Inventory:
     container: Container | None = None
     # How it was found does not make it another source.
     notes: tuple[str, ...] = field(default=(), compare=False)
+    unread: tuple[str, ...] = field(default=(), compare=False)
     findings: tuple[Diagnostic, ...] = field(default=(), compare=False)
 
     @property

@@ -180,6 +180,18 @@ class PlannedFile:
 
 
 @dataclass(frozen=True, slots=True)
+class OmittedFile:
+    """A file or folder (`name/`) of the source that the bundle leaves out, and why.
+
+    nbytes: None of a folder.
+    """
+
+    name: str
+    nbytes: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StatisticsFile:
     """A file of statistics that a build reads.
 
@@ -206,6 +218,7 @@ class Plan:
     modules: tuple[Module, ...]
     omitted: tuple[Omission, ...] = ()
     files: tuple[PlannedFile, ...] = ()
+    omitted_files: tuple[OmittedFile, ...] = ()
     fp8_rule: str = ""
     statistics: tuple[StatisticsFile, ...] = ()
     pending: tuple[str, ...] = ()

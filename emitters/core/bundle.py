@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 from emitters import get
 from emitters.core.record import RECORD, UNKNOWN_HASH, record
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import fail
 from policy_dsl.inventory import Inventory
-from policy_dsl.plan import Plan, PlannedFile
+from policy_dsl.plan import OmittedFile, Plan, PlannedFile
+from policy_dsl.sources.side_files import is_one_of, why_left_out
 
 # Licences bind whoever passes a model on, and custom modeling code is part of it.
 _ALWAYS_COPIED = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "*.py")
@@ -34,7 +34,8 @@ def complete(plan: Plan, inventory: Inventory) -> Plan:
     ]
     files += _edited(plan, inventory)
     files += _copied(plan, inventory, {RECORD, *(file.name for file in files)})
-    return replace(plan, files=(*files, _record_file(plan, files)))
+    omitted = tuple(_omitted(plan, inventory, {file.name for file in files}))
+    return replace(plan, files=(*files, _record_file(plan, files)), omitted_files=omitted)
 
 
 def tensor_files(plan: Plan) -> list[PlannedFile]:
@@ -79,7 +80,7 @@ def _check_container(plan: Plan) -> None:
     if spec.container is None or name is None:
         return
     patterns = (*_ALWAYS_COPIED, *spec.copied_files, *spec.edited_files)
-    if any(fnmatchcase(name, pattern) for pattern in patterns):
+    if is_one_of(name, patterns):
         span = dict(plan.policy.key_spans).get("output.file_name")
         reason = "the bundle takes files of such names from the source"
         raise fail("bad-file-name", span, name=name, reason=reason)
@@ -133,8 +134,17 @@ def _copied(plan: Plan, inventory: Inventory, taken: set[str]) -> Iterator[Plann
         return
     patterns = (*get(plan.target).spec.copied_files, *_ALWAYS_COPIED)
     for name, nbytes in sorted(inventory.side_files.items()):
-        if name not in taken and any(fnmatchcase(name, pattern) for pattern in patterns):
+        if name not in taken and is_one_of(name, patterns):
             yield PlannedFile(name, "copied", nbytes)
+
+
+def _omitted(plan: Plan, inventory: Inventory, held: set[str]) -> Iterator[OmittedFile]:
+    """What lies beside the source's weights and has no part in the bundle."""
+    held = held | {*get(plan.target).spec.embedded_files}
+    beside: dict[str, int | None] = {**(inventory.side_files or {})}
+    beside |= dict.fromkeys(inventory.unread)
+    for name in sorted(beside.keys() - held):
+        yield OmittedFile(name, beside[name], why_left_out(name, plan.target))
 
 
 def _record_file(plan: Plan, files: list[PlannedFile]) -> PlannedFile:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from threading import Lock
 
@@ -13,6 +12,7 @@ from emitters.core.hashing import FileHashes, Places, hash_files
 from emitters.core.progress import Progress
 from emitters.core.record import RECORD, record
 from emitters.core.self_check import check_bundle, check_record
+from emitters.core.workspace import written_files
 from emitters.tensor_io.shards import writing
 from policy_dsl.diagnostics import fail
 from policy_dsl.plan import Plan
@@ -52,6 +52,8 @@ def _write(path: Path, content: bytes) -> None:
 def _copy(site: Site, name: str, nbytes: int) -> None:
     """The side file `name` of the source, byte for byte."""
     path = site.folder / name
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
     with writing(path), path.open("wb") as opened:
         for start in range(0, nbytes, _CHUNK_NBYTES):
             count = min(_CHUNK_NBYTES, nbytes - start)
@@ -61,8 +63,7 @@ def _copy(site: Site, name: str, nbytes: int) -> None:
 def _check_files(plan: Plan, folder: Path, *, record: bool = False) -> None:
     """Raises: PolicyError unless the folder holds the planned files at their planned sizes."""
     planned = {file.name: file.nbytes for file in plan.files if record or file.kind != "record"}
-    with writing(folder):
-        found = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
+    found = written_files(folder)
     # An earlier run may have come as far as writing the record.
     found = found if record else {name: size for name, size in found.items() if name != RECORD}
     for name in sorted(planned.keys() | found.keys()):
@@ -93,7 +94,7 @@ def _hashed(plan: Plan, folder: Path, progress: Progress, jobs: int) -> dict[str
         hashed = hash_files(files, jobs=jobs, advance=advance)
     finally:
         progress.end()
-    return {path.name: found for path, found in hashed.items()}
+    return {path.relative_to(folder).as_posix(): found for path, found in hashed.items()}
 
 
 def _record(plan: Plan, hashes: dict[str, FileHashes]) -> bytes:

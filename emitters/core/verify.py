@@ -23,6 +23,7 @@ from emitters.core.verify_source import ModuleError, compare
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, grouped
 from policy_dsl.inventory import Inventory
 from policy_dsl.planning.fill import describe
+from policy_dsl.sources.local_files import local_files
 
 INDEX = "model.safetensors.index.json"
 _SOUND = ("structure", "widths")
@@ -213,7 +214,7 @@ def _hashes(bundle: Bundle, jobs: int) -> Iterator[Diagnostic]:
         yield diagnostic("no-record", path=str(bundle.folder))
         return
     recorded: Mapping[str, Any] = bundle.record["files"]
-    present = {path.name for path in bundle.folder.iterdir() if path.is_file()} - {RECORD}
+    present = local_files(bundle.folder).sizes.keys() - {RECORD}
     for name in sorted(recorded.keys() - present):
         yield diagnostic("missing-bundle-file", file=name, where="record")
     # Readers glob for weights; a note or licence added later harms nobody.
@@ -224,7 +225,8 @@ def _hashes(bundle: Bundle, jobs: int) -> Iterator[Diagnostic]:
     paths = {bundle.folder / name: _places(bundle.inventory, name) for name in shared}
     hashed = hash_files(paths, jobs=jobs, advance=lambda nbytes: None)
     for path, found in hashed.items():
-        yield from _changed_file(path.name, found, recorded[path.name])
+        name = path.relative_to(bundle.folder).as_posix()
+        yield from _changed_file(name, found, recorded[name])
     # Over all files, as the record does not say which tensor lies where.
     tensors = {name: sha for found in hashed.values() for name, sha in found.tensors.items()}
     yield from _changed_tensors(tensors, bundle.record["tensors"])

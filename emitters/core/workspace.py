@@ -84,7 +84,7 @@ class Workspace:
         Raises: PolicyError if a rename fails; the bundle is then still whole here.
         """
         # Renames may reach the disk before contents do.
-        for path in sorted(self.bundle.iterdir()):
+        for path in sorted(self.bundle.rglob("*")):
             flush(path)
         flush(self.bundle)
         with writing(self.out):
@@ -94,6 +94,16 @@ class Workspace:
             flush(self.out.parent)
             # From here on the new bundle has its name; what follows is only tidying.
             shutil.rmtree(self.root)
+
+
+def written_files(folder: Path) -> dict[str, int]:
+    """Name -> bytes of every file in a folder, those of its subfolders as `folder/name`."""
+    with writing(folder):
+        return {
+            path.relative_to(folder).as_posix(): path.lstat().st_size
+            for path in sorted(folder.rglob("*"))
+            if not path.is_dir() or path.is_symlink()
+        }
 
 
 def check_output(out: Path, source: Path | None, *, force: bool) -> None:
@@ -117,8 +127,11 @@ def check_output(out: Path, source: Path | None, *, force: bool) -> None:
     if not is_bundle:
         cure = f"it has no {RECORD}: move it away, or give another folder with -o"
         raise fail("output-not-a-bundle", path=str(out), suggestion=cure)
-    strangers = {path.name for path in out.iterdir()} - _own_files(out)
-    _refuse(out, strangers)
+    own = _own_files(out)
+    folders = {name.rpartition("/")[0] for name in own} - {""}
+    listed = {path.name for path in out.iterdir()}
+    listed |= {f"{inner}/{name}" for inner in folders for name in _listed(out / inner)}
+    _refuse(out, listed - own - folders)
 
 
 def _refuse(folder: Path, strangers: Collection[str]) -> None:

@@ -14,7 +14,8 @@ from emitters.gptq.schemes import (
 )
 from policy_dsl.formats import ExpertsApart, FormatSpec, SchemeSpec, Shards
 from policy_dsl.roles.published_names import expert_path
-from policy_dsl.sources.hub_layout import TOKENIZER_FILES, shard_name
+from policy_dsl.sources.hub_layout import shard_name
+from policy_dsl.sources.side_files import SIDE_FILES
 
 _ABOUT = {
     "int": "integers with zero points, version 1",
@@ -48,7 +49,7 @@ SPEC = FormatSpec(
     layouts={"apart": ExpertsApart(expert_path, (*STORAGE, None))},
     optional_statistics=dict.fromkeys(SEARCHES, "imatrix"),
     tensor_files=Shards(4 * 10**9, shard_name, metadata={"format": "pt"}),
-    copied_files=TOKENIZER_FILES,
+    copied_files=SIDE_FILES,
     settings=("output.shard_size", "calibration.imatrix"),
     metadata_keys=METADATA_KEYS,
 )

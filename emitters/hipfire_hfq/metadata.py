@@ -98,12 +98,18 @@ def _told(plan: Plan, files: Mapping[str, bytes]) -> bytes:
 
 def _tokenizer_config(files: Mapping[str, bytes]) -> Any:
     document = _parsed(files, "tokenizer_config.json")
-    template = _text(files, "chat_template.jinja")
+    template = _text(files, "chat_template.jinja") or _older_template(files)
     # Without a place of its own in the file, a template that nothing holds would be lost.
     held = {} if document is None else document
     if template and isinstance(held, dict) and held.get("chat_template") is None:
         return {**held, "chat_template": template}
     return document
+
+
+def _older_template(files: Mapping[str, bytes]) -> Any:
+    """The template as processors of transformers before 4.51 saved it."""
+    document = _parsed(files, "chat_template.json")
+    return document.get("chat_template") if isinstance(document, dict) else None
 
 
 def _parsed(files: Mapping[str, bytes], name: str) -> Any:

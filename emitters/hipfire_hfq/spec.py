@@ -101,6 +101,7 @@ SPEC = FormatSpec(
             "tokenizer.json",
             "tokenizer_config.json",
             "chat_template.jinja",
+            "chat_template.json",
             "generation_config.json",
         ),
     ),

@@ -22,6 +22,7 @@ from policy_dsl.formats import (
     Shards,
 )
 from policy_dsl.policy import Treatment
+from policy_dsl.sources.side_files import SIDE_FILES
 
 AFFINE_WIDTHS = (8, 6, 5, 4, 3, 2)
 
@@ -87,19 +88,7 @@ SPEC = FormatSpec(
     refusals=refusals,
     metadata_keys=METADATA_KEYS,
     edited_files=("chat_template.jinja", "tokenizer_config.json"),
-    copied_files=(
-        "tokenizer.json",
-        "tokenizer.model",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "generation_config.json",
-        "chat_template.json",
-        "merges.txt",
-        "vocab.json",
-        "preprocessor_config.json",
-        "video_preprocessor_config.json",
-        "configuration.json",
-    ),
+    copied_files=(*SIDE_FILES, "configuration.json"),
     settings=("output.shard_size", "output.layout", "output.pad_experts"),
     runtimes=RUNTIMES,
 )

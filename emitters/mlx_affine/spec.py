@@ -11,7 +11,8 @@ from emitters.mlx_affine.names import (
 )
 from policy_dsl.formats import FormatSpec, PartShape, SchemeSpec, Shards
 from policy_dsl.policy import Treatment
-from policy_dsl.sources.hub_layout import TOKENIZER_FILES, shard_name
+from policy_dsl.sources.hub_layout import shard_name
+from policy_dsl.sources.side_files import SIDE_FILES
 
 _WIDTHS = (2, 3, 4, 5, 6, 8)
 
@@ -54,7 +55,7 @@ SPEC = FormatSpec(
     plain_dtype=plain_dtype,
     unsupported=unsupported,
     tensor_files=Shards(5 * 2**30, shard_name, metadata={"format": "mlx"}),
-    copied_files=TOKENIZER_FILES,
+    copied_files=SIDE_FILES,
     settings=("output.shard_size",),
     runtimes={"mlx-lm": "Python, any Mac or CPU", "mlx-swift-lm": "Swift on Apple devices"},
 )

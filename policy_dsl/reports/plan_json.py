@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def plan_document(
         "groups": [group_json(group) for group in groups(made.modules)],
         "dropped": [_dropped(omission) for omission in plan.omitted],
         "files": [_file(file) for file in plan.files],
+        "dropped_files": [asdict(file) for file in plan.omitted_files],
         "fp8_rule": plan.fp8_rule or None,
         "statistics": {file.name: file.path for file in plan.statistics},
         "pending": list(plan.pending),
@@ -85,7 +87,7 @@ def plan_document(
 def document_text(document: dict[str, Any]) -> str:
     """A JSON document as text: indented, one line per tensor and file, newline at the end."""
     # Thousands of tensors, each a line: readable, and diffs of saved plans stay small.
-    listed = {"tensors", "files", "dropped", "entries"} & document.keys()
+    listed = {"tensors", "files", "dropped", "dropped_files", "entries"} & document.keys()
     parts = []
     for key, value in document.items():
         if key in listed:

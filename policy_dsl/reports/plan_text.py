@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from policy_dsl.diagnostics import render
-from policy_dsl.plan import Omission, Plan, PlannedFile
+from policy_dsl.plan import Omission, OmittedFile, Plan, PlannedFile
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.matching import is_guarded
 from policy_dsl.planning.outline import OTHERWISE, Group, Outline, groups, outline, treatment_of
@@ -19,6 +19,7 @@ from policy_dsl.reports.report import (
     render_markdown,
     render_text,
 )
+from policy_dsl.sources.shard_map import listed
 from policy_dsl.units import both_units, column_unit, counted
 
 
@@ -81,7 +82,7 @@ def _group_tables(plan: Plan, made: Outline) -> tuple[Table, Table]:
 
 def _lists(plan: Plan, tests: Sequence[TestResult]) -> list[Items]:
     lines = {
-        "Left out": tuple(_omissions(plan.omitted)),
+        "Left out": (*_omissions(plan.omitted), *_omitted_files(plan.omitted_files)),
         "Needed before a build": plan.pending,
         "Readers that cannot load it": tuple(_refusals(plan)),
         "Tests": tuple(_test_line(test) for test in tests),
@@ -203,6 +204,17 @@ def _omissions(omitted: Sequence[Omission]) -> Iterable[str]:
         nbytes = sum(member.nbytes for member in members)
         size = f"{counted(len(members), 'tensor')}, {both_units(nbytes)}"
         yield f"{role or 'no role'}: {size}, such as {members[0].tensor.name}: {reason}"
+
+
+def _omitted_files(omitted: Sequence[OmittedFile]) -> Iterable[str]:
+    found: dict[str, list[OmittedFile]] = {}
+    for file in omitted:
+        found.setdefault(file.reason, []).append(file)
+    for reason, members in found.items():
+        nbytes = [file.nbytes for file in members if file.nbytes is not None]
+        size = f" ({both_units(sum(nbytes))})" if nbytes else ""
+        names = listed([file.name for file in members])
+        yield f"beside the weights, {names}{size}: {reason}"
 
 
 def _test_line(test: TestResult) -> str:

@@ -48,7 +48,11 @@ class CheckpointFiles(Protocol):
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Name -> bytes of every file at the top level."""
+        """Name -> bytes of every file at the top level, and of side files in subfolders."""
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """What else is there, folders as `name/`."""
 
     def read(self, file: str, start: int, stop: int) -> bytes:
         """Exactly the bytes `start` to `stop`. Raises: PolicyError if they cannot be had."""
@@ -78,6 +82,7 @@ def read_checkpoint(
             for file, size in files.sizes.items()
             if file not in (CONFIG, index) and not file.endswith(SUFFIX)
         },
+        unread=files.unread,
         root=root,
         file_nbytes={file: files.sizes[file] for file in headers},
         findings=strays(files.place, files.sizes, headers),

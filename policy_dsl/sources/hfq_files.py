@@ -63,6 +63,7 @@ def read_hfq(files: CheckpointFiles, file: str, *, name: str, root: Path | None)
         side_files={
             other: size for other, size in files.sizes.items() if other not in (file, CONFIG)
         },
+        unread=files.unread,
         root=root,
         file_nbytes={file: files.sizes[file]},
         container=Container(

@@ -20,6 +20,7 @@ from policy_dsl.diagnostics import fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.sources.checkpoint import read_checkpoint
 from policy_dsl.sources.hub_http import Address, fetch, fetch_range
+from policy_dsl.sources.side_files import is_looked_at, unread
 
 MAX_LISTING_NBYTES = 64_000_000
 WORKERS = 8
@@ -29,11 +30,12 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 @dataclass(frozen=True)
 class HubFiles:
-    """The files at the top level of a repository, at one commit."""
+    """The files of a repository at one commit; of those in folders, the known side files."""
 
     repository: str
     commit: str
     sizes: Mapping[str, int]
+    unread: tuple[str, ...]
 
     @property
     def place(self) -> str:
@@ -83,8 +85,8 @@ def _files(repository: str, revision: str | None, what: str) -> HubFiles:
     # Every file is read at this commit, so that a push in between mixes nothing.
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
         raise fail("hub-failed", what=what, reason="its listing of files names no commit")
-    top = {file: size for file, size in sorted(sizes.items()) if "/" not in file}
-    return HubFiles(repository, commit, top)
+    listed = {file: size for file, size in sorted(sizes.items()) if is_looked_at(file)}
+    return HubFiles(repository, commit, listed, unread(sizes))
 
 
 def _size(entry: Mapping[str, Any]) -> tuple[str, int]:

@@ -1,25 +1,10 @@
-"""How transformers lays a checkpoint out: names of shards and side files, odd numbers."""
+"""How transformers lays a checkpoint out: names of shards, odd numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from typing import Any
-
-# What tokenizers and generation need, whatever the weights are.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "*.tiktoken",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 
 
 def shard_name(number: int, count: int) -> str:

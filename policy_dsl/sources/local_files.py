@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail, printable
@@ -13,14 +13,19 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.sources.checkpoint import read_checkpoint, read_json
 from policy_dsl.sources.hfq_files import find_hfq, is_called_hfq, model_name, read_hfq
 from policy_dsl.sources.shard_map import SUFFIX, find_index, read_weight_map
+from policy_dsl.sources.side_files import SUBFOLDERS, is_looked_at, unread
 
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """The regular files at the top level of `folder`; links are followed (the hub's cache)."""
+    """The regular files at the top level of `folder`, and the known ones in its subfolders.
+
+    Links to files are followed (the hub's cache), links to folders are not.
+    """
 
     folder: Path
     sizes: Mapping[str, int]
+    unread: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -85,7 +90,7 @@ def open_file(path: Path) -> Inventory:
     # Links are not followed for the name: in the hub's cache they lead to a hash.
     called = Path(os.path.abspath(path))
     name = printable(called.parent.name if path.name == "model.safetensors" else called.stem)
-    return read_checkpoint(LocalFiles(path.parent, alone), name=name, root=path.parent)
+    return read_checkpoint(replace(files, sizes=alone), name=name, root=path.parent)
 
 
 def open_hfq_file(path: Path) -> Inventory:
@@ -102,7 +107,7 @@ def open_hfq_file(path: Path) -> Inventory:
     }
     called = Path(os.path.abspath(path))
     name = printable(model_name(called.name))
-    return read_hfq(LocalFiles(path.parent, alone), path.name, name=name, root=path.parent)
+    return read_hfq(replace(files, sizes=alone), path.name, name=name, root=path.parent)
 
 
 def local_files(folder: Path) -> LocalFiles:
@@ -112,11 +117,8 @@ def local_files(folder: Path) -> LocalFiles:
     """
     found: list[Diagnostic] = []
     sizes: dict[str, int] = {}
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-    for name in names:
+    others: list[str] = []
+    for name in _paths(folder):
         if not name.isprintable():
             reason = "its name cannot be printed"
             found.append(diagnostic("unreadable-file", path=ascii(name), reason=reason))
@@ -127,12 +129,33 @@ def local_files(folder: Path) -> LocalFiles:
             reason = error.strerror or str(error)
             found.append(diagnostic("unreadable-file", path=str(folder / name), reason=reason))
             continue
-        # Opening a pipe would wait for ever; folders are not part of a checkpoint.
-        if stat.S_ISREG(facts.st_mode):
+        # Opening a pipe would wait for ever.
+        if stat.S_ISREG(facts.st_mode) and is_looked_at(name):
             sizes[name] = facts.st_size
+        elif stat.S_ISREG(facts.st_mode):
+            others.append(name)
+        elif stat.S_ISDIR(facts.st_mode):
+            others.append(f"{name}/")
     if found:
         raise PolicyError(found)
-    return LocalFiles(folder, sizes)
+    return LocalFiles(folder, sizes, unread(others))
+
+
+def _paths(folder: Path) -> Iterator[str]:
+    """What is in a folder and in the subfolders that tokenizers write, sorted."""
+    for name in _names(folder):
+        inner = folder / name
+        if name in SUBFOLDERS and inner.is_dir() and not inner.is_symlink():
+            yield from (f"{name}/{file}" for file in _names(inner))
+        else:
+            yield name
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
 
 
 def _unreadable(path: Path, error: OSError) -> PolicyError:

@@ -31,6 +31,7 @@ from policy_dsl.sources.recorded_form import (
 )
 from policy_dsl.sources.safetensors_header import shown
 from policy_dsl.sources.shard_map import is_plain_name, is_shard_name
+from policy_dsl.sources.side_files import SUBFOLDERS
 
 MAX_NBYTES = 100_000_000
 MAX_TENSORS = 1_000_000
@@ -139,9 +140,14 @@ def _check_names(record: Recorded) -> None:
         raise ValueError("a file stands twice")
     # A recorded file's names must not lead anywhere, whatever is done with them later.
     wrong = [file for file in files if file is not None and not is_shard_name(file)]
-    wrong += [file for file in record.side_files or () if not is_plain_name(file)]
+    wrong += [file for file in record.side_files or () if not _is_side_name(file)]
     if wrong:
         raise ValueError(f'"{shown(wrong[0], 80)}" is not the plain name of such a file')
+
+
+def _is_side_name(file: str) -> bool:
+    folder, sign, name = file.rpartition("/")
+    return is_plain_name(name) and (not sign or folder in SUBFOLDERS)
 
 
 def _file_tensors(held: RecordedFile, limit: int) -> dict[str, TensorInfo]:

@@ -15,6 +15,7 @@ from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import (
     Module,
     Omission,
+    OmittedFile,
     Plan,
     PlannedFile,
     PlannedTensor,
@@ -97,6 +98,12 @@ def small_plan() -> Plan:
             PlannedFile(
                 "tokenizer.json", "copied", None, "the source's side files are not known"
             ),
+        ),
+        omitted_files=(
+            OmittedFile("README.md", 2_000, "readers of the model do not need it"),
+            OmittedFile("model.gguf", 90_000, "it holds weights in another form"),
+            OmittedFile("onnx/", None, "folders are not copied"),
+            OmittedFile("photo.png", 1_000, "readers of the model do not need it"),
         ),
         fp8_rule="bf16",
         pending=("imatrix: run `policyc calibrate`",),

@@ -37,6 +37,7 @@ class Held:
 
     content: bytes
     place: str = "memory"
+    unread: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> Mapping[str, int]:

@@ -28,6 +28,10 @@ MODEL = ROOT / "examples" / "tiny-minimax-m2"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "someone/tiny"
 SHARD = "model-00002-of-00004.safetensors"
+SUBFOLDER_FILES = (
+    "additional_chat_templates/rag.jinja",
+    "additional_chat_templates/a.safetensors",
+)
 
 CLIENT = """
 import json, sys
@@ -46,7 +50,8 @@ except PolicyError as error:
 else:
     said = {"digest": source_digest(found), "id": found.id, "notes": found.notes,
             "root": str(found.root) if found.root else None,
-            "tensors": len(found.tensors), "side_files": found.side_files}
+            "tensors": len(found.tensors), "side_files": found.side_files,
+            "unread": found.unread}
 print(json.dumps(said))
 """
 
@@ -136,7 +141,8 @@ class Answers(BaseHTTPRequestHandler):
             {"rfilename": path.name, "size": path.stat().st_size}
             for path in self.hub.folder.iterdir()
         ]
-        files.append({"rfilename": "original/consolidated.pth", "size": 9})
+        beside = ("original/consolidated.pth", "original/a/b", ".cache/c", *SUBFOLDER_FILES)
+        files += [{"rfilename": name, "size": 9} for name in beside]
         return {"id": NAME, "sha": self.hub.commit, "siblings": files}
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
@@ -216,7 +222,8 @@ def test_headers_by_range_equal_the_folder(hub: Hub) -> None:
     local = open_source(str(MODEL))
     found = hub.ask(NAME)
     assert found["digest"] == source_digest(local)
-    assert found["side_files"] == local.side_files
+    assert found["side_files"] == {**local.side_files, SUBFOLDER_FILES[0]: 9}
+    assert found["unread"] == ["additional_chat_templates/a.safetensors", "original/"]
     assert found["id"] == NAME
     assert found["root"] is None
     assert COMMIT in found["notes"][0]
