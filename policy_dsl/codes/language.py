@@ -7,7 +7,9 @@ from policy_dsl.codes.kinds import Code, error
 LANGUAGE_CODES: dict[str, Code] = {
     # the text as a whole
     "unreadable-file": error(
-        "cannot read {path}: {reason}", "The file is missing, a folder, or not permitted."
+        "cannot read {path}: {reason}",
+        "The file is missing, a folder, or not permitted.",
+        each="path",
     ),
     "unknown-suffix": error(
         "{path} is neither YAML nor DSL",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail, printable
+from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, fail, printable
 from policy_dsl.inventory import Inventory
 from policy_dsl.sources.checkpoint import read_checkpoint, read_json
 from policy_dsl.sources.hfq_files import find_hfq, is_called_hfq, model_name, read_hfq
@@ -119,26 +119,29 @@ def local_files(folder: Path) -> LocalFiles:
     sizes: dict[str, int] = {}
     others: list[str] = []
     for name in _paths(folder):
-        if not name.isprintable():
-            reason = "its name cannot be printed"
-            found.append(diagnostic("unreadable-file", path=ascii(name), reason=reason))
-            continue
         try:
-            facts = (folder / name).stat()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            found.append(diagnostic("unreadable-file", path=str(folder / name), reason=reason))
+            facts = _facts(folder, name)
+        except PolicyError as error:
+            found += error.diagnostics
             continue
         # Opening a pipe would wait for ever.
-        if stat.S_ISREG(facts.st_mode) and is_looked_at(name):
-            sizes[name] = facts.st_size
-        elif stat.S_ISREG(facts.st_mode):
-            others.append(name)
-        elif stat.S_ISDIR(facts.st_mode):
+        if stat.S_ISDIR(facts.st_mode):
             others.append(f"{name}/")
+        elif stat.S_ISREG(facts.st_mode):
+            sizes[name] = facts.st_size
     if found:
         raise PolicyError(found)
-    return LocalFiles(folder, sizes, unread(others))
+    kept = {name: size for name, size in sizes.items() if is_looked_at(name)}
+    return LocalFiles(folder, kept, unread([*sizes, *others]))
+
+
+def _facts(folder: Path, name: str) -> os.stat_result:
+    if not name.isprintable():
+        raise fail("unreadable-file", path=ascii(name), reason="its name cannot be printed")
+    try:
+        return (folder / name).stat()
+    except OSError as error:
+        raise _unreadable(folder / name, error) from error
 
 
 def _paths(folder: Path) -> Iterator[str]:
