@@ -59,8 +59,8 @@ def namesake(role: str) -> str:
 
     Any other role comes back as it is, and so do projections, which components share.
     """
-    component, _, word = role.rpartition(".")
-    if component != "mtp":
+    if not role.startswith("mtp."):
         return role
+    word = role.removeprefix("mtp.")
     word = _NAMESAKES.get(word, word)
     return word if word in SINGLE_ROLES else role

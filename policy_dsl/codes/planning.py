@@ -30,6 +30,21 @@ PLANNING_CODES: dict[str, Code] = {
         "the rule touches no tensor of {model}",
         "The selector means nothing in this model, or only tensors that it may not touch.",
     ),
+    "pattern-matches-nothing": error(
+        "no tensor of {model} has a name like {pattern}",
+        "Name patterns and regular expressions are matched against whole names of the source. "
+        "Wherever it is in a selector, each must match something, unless the rule is "
+        "`optional`.",
+    ),
+    "part-matches-nothing": error(
+        "{part} matches nothing of {model} beside the rest of the selector",
+        "A name pattern or a number is written for one model: where the rest of its selector "
+        "leaves it nothing, or only tensors that it may not touch, one of the two is wrong.",
+    ),
+    "pattern-takes-more": warning(
+        "{pattern} also takes {numbers}",
+        "A star continues a number: `layers.1*` is layer 1 and layers 10 to 19. A dot ends it.",
+    ),
     "tied-lm-head": warning(
         "lm_head is tied to embed in this model: the rule has nothing to decide",
         "A tied head has no tensor of its own; the rule for embed decides.",

@@ -6,11 +6,12 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic
+from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, errors
 from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.matching import CompiledRule, compile_rule
 from policy_dsl.planning.outline import treatment_of
+from policy_dsl.planning.selector_parts import SelectorParts
 from policy_dsl.policy import Assertion, Rule, Treatment
 from policy_dsl.units import bits_per_weight, both_units
 
@@ -109,8 +110,11 @@ def _compile(assertion: Assertion, plan: Plan) -> CompiledRule:
         assertion.selector, Treatment("keep"), span=assertion.span, selector_span=assertion.span
     )
     compiled = compile_rule(probe, plan.policy, plan.model)
-    if compiled.findings:
-        raise PolicyError(compiled.findings)
+    parts = SelectorParts(plan.model, cure=None)
+    findings = [*compiled.findings, *parts.unmatched(compiled)]
+    findings += [] if errors(findings) else parts.idle(compiled)
+    if findings:
+        raise PolicyError(findings)
     return compiled
 
 

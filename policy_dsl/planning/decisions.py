@@ -6,8 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.diagnostics import Diagnostic, diagnostic, errors
 from policy_dsl.planning.matching import CompiledRule, compile_rules, is_guarded, nodes
+from policy_dsl.planning.selector_parts import OPTIONAL, SelectorParts, guard_notes
 from policy_dsl.policy import Policy, Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.selectors import Name
@@ -111,11 +112,19 @@ def _rule_findings(
     rules: Sequence[CompiledRule], tally: _Tally, model: Model
 ) -> list[Diagnostic]:
     found: list[Diagnostic] = []
+    parts = SelectorParts(model)
     for index, compiled in enumerate(rules):
-        found += compiled.findings
+        broken = [*compiled.findings, *parts.unmatched(compiled)]
+        found += [*broken, *parts.taking_more(compiled)]
+        # A broken selector has its own finding: that it matches nothing only follows from it.
+        if errors(broken):
+            continue
         if not tally.matched[index]:
-            found += [] if _may_match_nothing(compiled) else [_matches_nothing(compiled, model)]
-        elif not tally.won[index]:
+            optional = compiled.rule.optional or compiled.inapplicable
+            found += [] if optional else [_matches_nothing(compiled, model)]
+            continue
+        found += parts.idle(compiled)
+        if not tally.won[index]:
             # With `extends`, the winners may stand in another file than the loser.
             winners = [rules[winner].origin for winner in sorted(tally.beaten_by[index])]
             found.append(
@@ -129,30 +138,16 @@ def _rule_findings(
     return found
 
 
-def _may_match_nothing(compiled: CompiledRule) -> bool:
-    # A broken selector has its own finding: that it matches nothing only follows from it.
-    broken = any(finding.severity == "error" for finding in compiled.findings)
-    return broken or compiled.rule.optional or compiled.inapplicable
-
-
 def _matches_nothing(compiled: CompiledRule, model: Model) -> Diagnostic:
     rule = compiled.rule
     names = [node.text for node in nodes(rule.selector) if isinstance(node, Name)]
     if model.tied and names == ["lm_head"]:
         return diagnostic("tied-lm-head", rule.selector_span)
     guarded = [tensor for tensor in model.tensors if compiled.predicate(tensor)[0]]
-    notes = []
-    if guarded:
-        example = guarded[0]
-        covered = counted(len(guarded), "guarded tensor")
-        notes.append(
-            f"it covers {covered} such as {example.source.name}; "
-            f'only a rule that names "{example.role}" may touch them'
-        )
     return diagnostic(
         "matches-nothing",
         rule.selector_span or rule.span,
-        suggestion="write `optional` after the treatment if that is expected",
-        notes=notes,
+        suggestion=OPTIONAL,
+        notes=guard_notes(guarded),
         model=model.id,
     )

@@ -6,9 +6,7 @@ only by a rule that names it: `by_name` travels beside `matches` through the tre
 
 from __future__ import annotations
 
-import fnmatch
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,6 +17,7 @@ from policy_dsl.planning.naming import family_defect, meaning_of
 from policy_dsl.planning.rule_places import rule_places
 from policy_dsl.policy import Policy, Rule
 from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.roles.name_index import WILDCARDS
 from policy_dsl.selectors import (
     All,
     And,
@@ -68,7 +67,8 @@ class CompiledRule:
 
     index: which of the policy's rules it is. origin: its place as text, see `rule_places`.
     findings: what is wrong with its selector in this model. inapplicable: it is bound to
-    another family, where matching nothing is not a defect.
+    another family, where matching nothing is not a defect. predicates: of every node of its
+    selector.
     """
 
     rule: Rule
@@ -77,6 +77,7 @@ class CompiledRule:
     predicate: Predicate
     findings: tuple[Diagnostic, ...]
     inapplicable: bool
+    predicates: Mapping[Selector, Predicate]
 
     @cached_property
     def reads_names(self) -> bool:
@@ -111,6 +112,17 @@ def compile_rule(rule: Rule, policy: Policy, model: Model) -> CompiledRule:
     return _Compiler(whole, model).compile(rule, len(policy.rules), "")
 
 
+def span_of(rule: Rule, node: Selector) -> Span | None:
+    """The place of a part of the rule's selector, as narrow as it is known."""
+    inside = {id(part) for part in nodes(node)}
+    spans = [span for named, span in rule.name_spans if id(named) in inside]
+    spans = spans or [span for named, span in rule.name_spans if named == node][:1]
+    if not spans:
+        return rule.selector_span or rule.span
+    start, end = min(span.start for span in spans), max(span.end for span in spans)
+    return Span(spans[0].source, start, end)
+
+
 class _Compiler:
     """Turns selector nodes into predicates and collects what is wrong with them."""
 
@@ -118,17 +130,23 @@ class _Compiler:
         self._policy = policy
         self._model = model
         self._findings: list[Diagnostic] = []
+        self._predicates: dict[Selector, Predicate] = {}
         self._rule: Rule
 
     def compile(self, rule: Rule, index: int, origin: str) -> CompiledRule:
-        self._rule, self._findings = rule, []
+        self._rule, self._findings, self._predicates = rule, [], {}
         predicate = self._build(rule.selector)
         # `router and family mixtral` in a policy for all models is right to match nothing here.
         families = [node.name for node in nodes(rule.selector) if isinstance(node, Family)]
         other = bool(families) and self._model.architecture.family not in families
-        return CompiledRule(rule, index, origin, predicate, tuple(self._findings), other)
+        findings = tuple(self._findings)
+        return CompiledRule(rule, index, origin, predicate, findings, other, self._predicates)
 
     def _build(self, node: Selector) -> Predicate:
+        predicate = self._predicates[node] = self._predicate(node)
+        return predicate
+
+    def _predicate(self, node: Selector) -> Predicate:
         match node:
             case And():
                 return _all_of([self._build(part) for part in node.parts])
@@ -143,12 +161,8 @@ class _Compiler:
 
     def _leaf(self, node: Selector) -> Predicate:
         match node:
-            case Glob():
-                return _by_glob(node.pattern)
-            case Regex():
-                # A regular expression may cover anything: it never counts as naming a tensor.
-                full = re.compile(node.pattern).fullmatch
-                return lambda tensor: _YES if full(tensor.source.name) else _NO
+            case Glob() | Regex():
+                return _by_pattern(node, self._model)
             case All():
                 return lambda tensor: _YES if tensor.is_matrix else _NO
             case Family():
@@ -160,14 +174,14 @@ class _Compiler:
     def _family(self, node: Family) -> Predicate:
         defect = family_defect(node.name)
         if defect is not None:
-            self._findings.append(replace(defect, span=self._span(node)))
+            self._findings.append(replace(defect, span=span_of(self._rule, node)))
         outcome = _YES if node.name == self._model.architecture.family else _NO
         return lambda tensor: outcome
 
     def _name(self, node: Name) -> Predicate:
         meaning = meaning_of(node.text, self._model, optional=self._rule.optional)
         if isinstance(meaning, Diagnostic):
-            self._findings.append(replace(meaning, span=self._span(node)))
+            self._findings.append(replace(meaning, span=span_of(self._rule, node)))
             return lambda tensor: _NO
         # `experts[0-3]` picks by number, which names no role.
         whole, named = meaning.roles, meaning.named
@@ -228,15 +242,9 @@ class _Compiler:
             found.update(range(max(start, 0), min(stop, count - 1) + 1))
         return frozenset(found)
 
-    def _span(self, node: Selector) -> Span | None:
-        exact = [
-            span for named, span in self._rule.name_spans if named is node or named == node
-        ]
-        return exact[0] if exact else self._rule.selector_span or self._rule.span
-
     def _report(self, code: str, node: Selector, **facts: Any) -> None:
         # The same selector may be built twice: once for its rule, once for `middle`.
-        found = diagnostic(code, self._span(node), **facts)
+        found = diagnostic(code, span_of(self._rule, node), **facts)
         if found not in self._findings:
             self._findings.append(found)
 
@@ -273,9 +281,19 @@ def _without(base: Predicate, excluded: Predicate) -> Predicate:
     return lambda tensor: _NO if excluded(tensor)[0] else base(tensor)
 
 
-def _by_glob(pattern: str) -> Predicate:
-    full = re.compile(fnmatch.translate(pattern)).fullmatch
-    last = pattern.removesuffix(".weight").rsplit(".", 1)[-1]
-    # A glob that spells the last part means just that tensor: it may touch a router.
-    outcome = _YES if set(last) & set("*?[") or not last else _NAMED
-    return lambda tensor: outcome if full(tensor.source.name) else _NO
+def is_spelled(node: Glob | Regex) -> bool:
+    """Whether a pattern names what it matches, and so may touch a router.
+
+    A glob that spells the last part of a name means just that tensor. A regular expression may
+    cover anything.
+    """
+    if isinstance(node, Regex):
+        return False
+    last = node.pattern.removesuffix(".weight").rsplit(".", 1)[-1]
+    return bool(last) and not WILDCARDS & set(last)
+
+
+def _by_pattern(node: Glob | Regex, model: Model) -> Predicate:
+    matching = model.names.matching(node)
+    outcome = _NAMED if is_spelled(node) else _YES
+    return lambda tensor: outcome if tensor.source.name in matching else _NO

@@ -31,6 +31,11 @@ _IN_BLOCKS: dict[str, tuple[str, ...]] = {
 _OUTSIDE = {"embed": ("token_embd",), "lm_head": ("output",)}
 
 
+def llama_cpp_roles() -> tuple[str, ...]:
+    """The roles that llama.cpp has names for."""
+    return (*_OUTSIDE, *_IN_BLOCKS)
+
+
 def llama_cpp_names(role: str, layer: int | None) -> tuple[str, ...]:
     """The names of a role's matrices in a layer, `blk.3.ffn_gate_exps.weight`, likeliest first.
 

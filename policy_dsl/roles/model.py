@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.roles.architecture import Architecture
+from policy_dsl.roles.name_index import NameIndex
 from policy_dsl.vocabulary import namesake
 
 # Roles with an entry for every expert along their first axis.
@@ -50,7 +52,7 @@ class ModelTensor:
     @property
     def namesake(self) -> str:
         """Its role; of an MTP block's router, norm or head the role of the model's own."""
-        return namesake(self.role)
+        return namesake(self.role) if self.component == "mtp" else self.role
 
     @property
     def is_rows_of_source(self) -> bool:
@@ -77,3 +79,8 @@ class Model:
     tied: bool
     tensors: tuple[ModelTensor, ...]
     ignored: tuple[tuple[TensorInfo, str], ...] = ()
+
+    @cached_property
+    def names(self) -> NameIndex:
+        """The names of its tensors in the source."""
+        return NameIndex(tensor.source.name for tensor in self.tensors)

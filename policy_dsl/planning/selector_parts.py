@@ -1,0 +1,247 @@
+"""Parts of a selector that match nothing in a model, though the rest of it may match.
+
+A name pattern, a regular expression or a number is written for one model: each must match
+something. Roles, boundaries and families serve many models and may match nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.language.print_selector import print_selector
+from policy_dsl.planning.matching import CompiledRule, is_guarded, nodes, span_of
+from policy_dsl.planning.pattern_cures import PatternCures
+from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.selectors import And, Except, Family, Glob, Layers, Name, Or, Regex, Selector
+from policy_dsl.units import counted
+
+OPTIONAL = "write `optional` after the treatment if that is expected"
+
+
+class _Candidate(NamedTuple):
+    """A tensor that a part may mean; whether the rest of the selector lets it be touched."""
+
+    tensor: ModelTensor
+    is_open: bool
+
+
+class SelectorParts:
+    """The parts of rules' selectors against the tensors of one model.
+
+    cure: what is offered where nothing better is known.
+    """
+
+    def __init__(self, model: Model, *, cure: str | None = OPTIONAL) -> None:
+        self._model = model
+        self._cure = cure
+        self.names = model.names
+        self.family = model.architecture.family
+
+    def unmatched(self, compiled: CompiledRule) -> list[Diagnostic]:
+        """An error for each pattern that no name of the model matches."""
+        return [
+            self._unmatched(compiled, pattern, excepted=excepted)
+            for pattern, excepted in self._patterns(compiled).items()
+            if not self.names.matching(pattern)
+        ]
+
+    def taking_more(self, compiled: CompiledRule) -> list[Diagnostic]:
+        """A warning for each pattern such as `layers.1*` that takes other numbers too."""
+        found = []
+        for pattern in self._patterns(compiled):
+            more = self._cures.more_taken(pattern)
+            if more is not None:
+                numbers, narrower = more
+                found.append(
+                    diagnostic(
+                        "pattern-takes-more",
+                        span_of(compiled.rule, pattern),
+                        suggestion=f"write {print_selector(narrower)}",
+                        pattern=print_selector(pattern),
+                        numbers=numbers,
+                    )
+                )
+        return found
+
+    def idle(self, compiled: CompiledRule) -> list[Diagnostic]:
+        """An error for each part that matches only what the rest of the selector leaves out."""
+        if compiled.rule.optional or compiled.inapplicable:
+            return []
+        search = _Search(compiled, self)
+        found = search.idle(compiled.rule.selector, None, excepted=False)
+        return [self._idle(compiled, part, candidates) for part, candidates in found]
+
+    def candidates(
+        self, part: Selector, *, reads_names: bool, excepted: bool
+    ) -> Iterator[_Candidate]:
+        """What a part may mean by itself; reads_names: whether names matter beside roles."""
+        patterns = part.parts if isinstance(part, And) else (part,)
+        names = [self.names.matching(one) for one in patterns if isinstance(one, Glob | Regex)]
+        tensors: Iterable[ModelTensor] = self._model.tensors if reads_names else self._kinds
+        if names:
+            common = frozenset.intersection(*names)
+            tensors = (tensor for name in common for tensor in self._named[name])
+        return (_Candidate(one, excepted or not is_guarded(one)) for one in tensors)
+
+    @cached_property
+    def _cures(self) -> PatternCures:
+        return PatternCures(self._model)
+
+    @cached_property
+    def _named(self) -> Mapping[str, Sequence[ModelTensor]]:
+        found: dict[str, list[ModelTensor]] = defaultdict(list)
+        for tensor in self._model.tensors:
+            found[tensor.source.name].append(tensor)
+        return found
+
+    @cached_property
+    def _kinds(self) -> tuple[ModelTensor, ...]:
+        # A model of 100,000 tensors has some hundred kinds of them.
+        kinds = {(one.role, one.layer, one.is_matrix): one for one in self._model.tensors}
+        return tuple(kinds.values())
+
+    def _patterns(self, compiled: CompiledRule) -> dict[Glob | Regex, bool]:
+        """The patterns of a rule that must match, and whether all it says is what to except."""
+        if compiled.rule.optional or compiled.inapplicable:
+            return {}
+        found: dict[Glob | Regex, bool] = {}
+        for pattern, excepted in _patterns(compiled.rule.selector, self.family):
+            found[pattern] = excepted and found.get(pattern, True)
+        return found
+
+    def _unmatched(
+        self, compiled: CompiledRule, pattern: Glob | Regex, *, excepted: bool
+    ) -> Diagnostic:
+        suggestion, notes = self._cures.cure(pattern, excepted=excepted)
+        return diagnostic(
+            "pattern-matches-nothing",
+            span_of(compiled.rule, pattern),
+            suggestion=suggestion or self._cure,
+            notes=notes,
+            pattern=print_selector(pattern),
+            model=self._model.id,
+        )
+
+    def _idle(
+        self, compiled: CompiledRule, part: Selector, candidates: Sequence[_Candidate]
+    ) -> Diagnostic:
+        matches = compiled.predicates[part]
+        guarded = [one.tensor for one in candidates if matches(one.tensor)[0]]
+        return diagnostic(
+            "part-matches-nothing",
+            span_of(compiled.rule, part),
+            suggestion=self._cure,
+            notes=guard_notes(guarded),
+            part=print_selector(part),
+            model=self._model.id,
+        )
+
+
+def guard_notes(guarded: Sequence[ModelTensor]) -> list[str]:
+    """The note that a selector only covers tensors that it may not touch, if there are any."""
+    if not guarded:
+        return []
+    example = guarded[0]
+    covered = counted(len(guarded), "guarded tensor")
+    return [
+        f"it covers {covered} such as {example.source.name}; "
+        f'only a rule that names "{example.role}" may touch them'
+    ]
+
+
+class _Search(NamedTuple):
+    """Looks for parts that none of the tensors which are left to them reaches."""
+
+    compiled: CompiledRule
+    parts: SelectorParts
+
+    def idle(
+        self, node: Selector, left: Sequence[_Candidate] | None, *, excepted: bool
+    ) -> Iterator[tuple[Selector, Sequence[_Candidate]]]:
+        """Each such part, with what is left to it.
+
+        left: what the parts around it allow, None for anything. excepted: whether it says what
+        is not meant, so that it may be guarded.
+        """
+        if not _is_specific(node) or _is_foreign(node, self.parts.family):
+            return
+        if isinstance(node, Or):
+            for part in node.parts:
+                yield from self.idle(part, left, excepted=excepted)
+        elif isinstance(node, Except):
+            yield from self.idle(node.base, left, excepted=excepted)
+            # What is excepted may be anywhere in the model.
+            yield from self.idle(node.excluded, None, excepted=True)
+        elif not any(self._reaches(node, one) for one in self._left(node, left, excepted)):
+            yield node, list(self._left(node, left, excepted))
+        elif isinstance(node, And):
+            for part in filter(_is_specific, node.parts):
+                others = [other for other in node.parts if other is not part]
+                allowed = self._narrowed(self._left(node, left, excepted), others)
+                yield from self.idle(part, allowed, excepted=excepted)
+
+    def _left(
+        self, node: Selector, left: Sequence[_Candidate] | None, excepted: bool
+    ) -> Iterable[_Candidate]:
+        if left is not None:
+            return left
+        reads_names = self.compiled.reads_names
+        return self.parts.candidates(node, reads_names=reads_names, excepted=excepted)
+
+    def _reaches(self, node: Selector, candidate: _Candidate) -> bool:
+        matches, by_name = self.compiled.predicates[node](candidate.tensor)
+        return matches and (by_name or candidate.is_open)
+
+    def _narrowed(
+        self, left: Iterable[_Candidate], parts: Sequence[Selector]
+    ) -> list[_Candidate]:
+        """What the parts leave of it, opened where one of them names the tensor."""
+        for part in parts:
+            predicate = self.compiled.predicates[part]
+            asked = ((one, predicate(one.tensor)) for one in left)
+            left = [
+                _Candidate(one.tensor, one.is_open or by_name)
+                for one, (matches, by_name) in asked
+                if matches
+            ]
+        return list(left)
+
+
+def _patterns(
+    selector: Selector, family: str, *, excepted: bool = False
+) -> Iterator[tuple[Glob | Regex, bool]]:
+    """The name patterns of a selector but for those of other families; whether excepted."""
+    if _is_foreign(selector, family):
+        return
+    if isinstance(selector, Glob | Regex):
+        yield selector, excepted
+    elif isinstance(selector, And | Or):
+        for part in selector.parts:
+            yield from _patterns(part, family, excepted=excepted)
+    elif isinstance(selector, Except):
+        yield from _patterns(selector.base, family, excepted=excepted)
+        yield from _patterns(selector.excluded, family, excepted=True)
+
+
+def _is_specific(selector: Selector) -> bool:
+    """Whether it holds a name pattern or numbers, which are written for one model."""
+    return any(
+        isinstance(node, Glob | Regex | Layers) or (isinstance(node, Name) and node.experts)
+        for node in nodes(selector)
+    )
+
+
+def _is_foreign(selector: Selector, family: str) -> bool:
+    """Whether it is bound to other families, as in `"*.w1.weight" and family mixtral`."""
+    if not isinstance(selector, And):
+        return False
+    for part in selector.parts:
+        bound = part.parts if isinstance(part, Or) else (part,)
+        names = [one.name for one in bound if isinstance(one, Family)]
+        if len(names) == len(bound) and family not in names:
+            return True
+    return False
