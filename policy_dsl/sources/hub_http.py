@@ -3,8 +3,9 @@
     fetch(address, limit=…)  a small document     fetch_range(address, start, stop, size=…)
 
 huggingface_hub gives the session (proxies, the offline switch), the token, and the waiting
-after 429, 5xx and broken connections. Its own reader of safetensors headers is not used:
-where a server knows no ranges, that would fetch the whole file.
+after broken connections. After 429 and 5xx it would wait for as long as a server asks, so that
+is done here. Its own reader of safetensors headers is not used: where a server knows no ranges,
+that would fetch the whole file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from math import ceil
+from time import monotonic, sleep
 from typing import Protocol
 
 from huggingface_hub import constants
@@ -24,12 +29,20 @@ from policy_dsl.sources.checkpoint import UnreachableError
 ATTEMPTS = 3
 RETRIES = 4
 FIRST_WAIT_SECONDS = 0.5
+# A server that asks for more is reported, not waited for.
+LONGEST_WAIT_SECONDS = 60
+# An answer that is slower than this on average, after some seconds, is given up.
+SLOWEST_BYTES_PER_SECOND = 1024
+PATIENCE_SECONDS = 10.0
 
+_BUSY = (429, 500, 502, 503, 504)
 # The base of its HTTP library's errors, httpx's or httpx2's by huggingface_hub's version.
 _HTTP_ERROR: type[BaseException] = HfHubHTTPError.__mro__[1]
 # RuntimeError: another thread closed the shared session after a broken connection.
 _FAILURES = (_HTTP_ERROR, OSError, ValueError, RuntimeError)
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
+# As the hub writes it: `"api";r=0;t=55`, nothing left for 55 seconds.
+_RATE_LIMIT = re.compile(r"\br=0\s*;\s*t=(\d+)")
 
 
 class Answer(Protocol):
@@ -113,33 +126,81 @@ def _attempt(
     sent = build_hf_headers(
         library_name="policyc", headers={"Accept-Encoding": "identity", **headers}
     )
+    wait = FIRST_WAIT_SECONDS
+    for left in reversed(range(RETRIES + 1)):
+        try:
+            with http_stream_backoff(
+                "GET",
+                address.url,
+                headers=sent,
+                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+                max_retries=RETRIES,
+                base_wait_time=FIRST_WAIT_SECONDS,
+                retry_on_status_codes=(),
+            ) as answer:
+                if answer.status_code not in _BUSY or not left:
+                    _check_status(address, answer)
+                    check(answer)
+                    return _body(address, answer, limit)
+                pause = _asked_wait(address, answer.headers) or wait
+        except HfHubHTTPError as error:
+            raise _refused(address, error.response) from error
+        except _FAILURES as error:
+            reason = str(error) or type(error).__name__
+            said = f"{constants.ENDPOINT} does not answer: {reason}"
+            raise _failed(address, said) from error
+        sleep(pause)
+        wait *= 2
+    raise AssertionError("the last try returns or raises")
+
+
+def _asked_wait(address: Address, headers: Mapping[str, str]) -> float:
+    """The seconds for which a busy server asks to be left alone; 0 if it does not say.
+
+    Raises: UnreachableError if they are more than anybody waits for.
+    """
+    asked, limited = headers.get("Retry-After", ""), headers.get("RateLimit", "")
+    found = _RATE_LIMIT.search(limited)
+    seconds = max(_seconds(asked), _seconds(found[1]) if found else 0)
+    if seconds <= LONGEST_WAIT_SECONDS:
+        return seconds
+    until = _until(seconds)
+    reason = f"the server is busy and asks to wait {until}, so nothing more is asked of it"
+    raise _failed(address, reason)
+
+
+def _seconds(written: str) -> float:
+    """What a Retry-After means from now on: seconds, or a date; 0 for anything else."""
+    if written.isascii() and written.isdecimal():
+        # More digits would be no float, and are as much too long.
+        return float(written[:12])
     try:
-        with http_stream_backoff(
-            "GET",
-            address.url,
-            headers=sent,
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-            max_retries=RETRIES,
-            base_wait_time=FIRST_WAIT_SECONDS,
-        ) as answer:
-            _check_status(address, answer)
-            check(answer)
-            return _body(answer, limit)
-    except HfHubHTTPError as error:
-        raise _refused(address, error.response) from error
-    except _FAILURES as error:
-        reason = str(error) or type(error).__name__
-        raise _failed(address, f"{constants.ENDPOINT} does not answer: {reason}") from error
+        date = parsedate_to_datetime(written)
+        return (date.astimezone(UTC) - datetime.now(UTC)).total_seconds()
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
-def _body(answer: Answer, limit: int) -> tuple[bytes, bool]:
-    found = bytearray()
+def _until(seconds: float) -> str:
+    try:
+        end = datetime.now(UTC) + timedelta(seconds=ceil(seconds))
+    except OverflowError:
+        return "for ever"
+    return f"until {end:%Y-%m-%d %H:%M} UTC"
+
+
+def _body(address: Address, answer: Answer, limit: int) -> tuple[bytes, bool]:
+    found, started = bytearray(), monotonic()
     try:
         for chunk in answer.iter_raw():
             found += chunk
             # What goes on beyond the limit is never taken.
             if len(found) > limit:
                 break
+            elapsed = monotonic() - started
+            if elapsed > PATIENCE_SECONDS + len(found) / SLOWEST_BYTES_PER_SECOND:
+                got = f"{len(found)} bytes came in {elapsed:.0f} seconds"
+                raise _failed(address, f"its answer is too slow: {got}")
     except _FAILURES:
         # Not raised here: inside its context the waiting would start over and fail.
         return bytes(found), False

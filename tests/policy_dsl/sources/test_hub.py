@@ -41,6 +41,7 @@ from policy_dsl.inventory import source_digest
 try:
     from policy_dsl.sources import hub_http
     hub_http.FIRST_WAIT_SECONDS, hub_http.RETRIES = 0.01, 2
+    hub_http.PATIENCE_SECONDS = 0.5
 except ValueError:
     pass
 try:
@@ -65,6 +66,8 @@ class Hub:
     token: str | None = None
     refusal: tuple[int, str] | None = None
     failures: int = 0
+    busy: dict[str, str] = field(default_factory=dict)
+    drips: bool = False
     listing: dict[str, Any] = field(default_factory=dict)
     cut: int = 0
     content_range: str | None = None
@@ -112,7 +115,7 @@ class Answers(BaseHTTPRequestHandler):
             time.sleep(hub.delay)
         if hub.failures > 0:
             hub.failures -= 1
-            self.answer(503, b"busy")
+            self.answer(503, b"busy", hub.busy)
         else:
             self.serve()
 
@@ -155,6 +158,11 @@ class Answers(BaseHTTPRequestHandler):
 
     def write(self, body: bytes) -> None:
         try:
+            if self.hub.drips:
+                for byte in body:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.1)
+                return
             for start in range(0, len(body), 1 << 14):
                 self.wfile.write(body[start : start + (1 << 14)])
                 self.hub.served += len(body[start : start + (1 << 14)])
@@ -290,6 +298,42 @@ def test_waits_and_asks_again_when_the_hub_is_busy(hub: Hub) -> None:
     assert hub.ask(NAME)["tensors"] == 375
     hub.failures = 1000
     assert hub.codes(NAME) == ["hub-failed"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "until"),
+    [
+        ({"Retry-After": "100000"}, "wait until 20"),
+        ({"Retry-After": "9" * 5000}, "wait for ever"),
+        ({"Retry-After": "Fri, 01 Jan 2199 00:00:00 GMT"}, "wait until 2199-01-01 00:00 UTC"),
+        ({"RateLimit": '"api";r=0;t=299'}, "wait until 20"),
+    ],
+)
+def test_a_hub_that_asks_for_a_long_wait_is_not_waited_for(
+    hub: Hub, asked: dict[str, str], until: str
+) -> None:
+    hub.failures, hub.busy = 1000, asked
+    started = time.monotonic()
+    ((code, message, _),) = hub.ask(NAME)["errors"]
+    assert code == "hub-failed"
+    assert until in message
+    assert len(hub.asked) == 1
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    "asked", ["1", "soon", "-5", "", "Sat, 01 Jan 2000 00:00:00 GMT", "Mon, 99 Abc 2030"]
+)
+def test_a_hub_that_asks_for_a_short_wait_is_asked_again(hub: Hub, asked: str) -> None:
+    hub.failures, hub.busy = 1, {"Retry-After": asked}
+    assert hub.ask(NAME)["tensors"] == 375
+
+
+def test_an_answer_that_drips_is_given_up(hub: Hub) -> None:
+    hub.drips = True
+    ((code, message, _),) = hub.ask(NAME)["errors"]
+    assert code == "hub-failed"
+    assert "its answer is too slow" in message
 
 
 def test_answers_that_break_off(hub: Hub) -> None:
