@@ -39,7 +39,7 @@ LAYERS = (
     # checkpoints, read from headers alone
     ".sources",
     # the values that flow, and names as roles
-    ".formats",
+    ".formats .reader_config",
     ".plan",
     ".roles",
     ".policy .selectors .inventory",
@@ -65,6 +65,7 @@ BANNED_WORDS = ("process", "handle", "manager", "helper", "util", "data")
 DATA_ROOMS = (
     *("grammar", "policies"),
     *("policy_dsl/architectures", "policy_dsl/catalog", "policy_dsl/document_schemas"),
+    "policy_dsl/readers",
 )
 NO_PACKAGES = ("tests", "docs", "grammar", "policies", "examples", "benchmarks")
 # Written in halves, so that this file does not find itself.

@@ -12,12 +12,14 @@ from typing import Any
 
 from emitters.core.interface import Claim, Forms, TensorForm
 from emitters.gptq import auto_round, gptq_config
+from emitters.gptq.readers import READERS
 from emitters.gptq.schemes import STORAGE
 from emitters.gptq.structure import CONFIG, defects
 from emitters.gptq.told import Told, read
 from emitters.gptq.widths import AUTO_ROUND, GPTQ, Width, default_width, dialect_of
 from policy_dsl.plan import Plan
 from policy_dsl.policy import Treatment
+from policy_dsl.reader_config import written_config
 from policy_dsl.sources.hub_layout import finite
 
 __all__ = ["claims", "defects", "metadata"]
@@ -34,10 +36,11 @@ _PROJECTION = re.compile(r".*(?:_proj|\.w[123])")
 def metadata(plan: Plan) -> dict[str, bytes]:
     """`config.json`, its `quantization_config` once more, and the index of several shards.
 
-    The config is the source's, key by key, with the new quantization at its end. A single
+    The config is the source's, key by key; then what readers need and it lacks, and at its end
+    the new quantization. A single
     shard has no index: its readers look for `model.safetensors`.
     """
-    given = plan.model.config.items()
+    given = written_config(plan, *READERS).items()
     config = {key: finite(value) for key, value in given if key not in _DROPPED}
     default, files = default_width(plan.modules), {}
     if default is not None:

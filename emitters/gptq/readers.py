@@ -10,6 +10,7 @@ from emitters.gptq.widths import AUTO_ROUND, GPTQ, quantized
 from policy_dsl.formats import MetadataValues
 from policy_dsl.plan import Module, Plan, Refusal
 from policy_dsl.policy import Treatment
+from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
 
 RUNTIMES: Mapping[str, str] = {
@@ -17,6 +18,11 @@ RUNTIMES: Mapping[str, str] = {
     "auto-round": "AutoRound's layers in transformers, any device",
     "gptqmodel": "Python, any device",
     "transformers": "with auto-round, or with optimum and gptqmodel, by dialect",
+}
+# Whose tables say what config.json must have -> the readers that read it so.
+READERS: Mapping[str, tuple[str, ...]] = {
+    "transformers": ("transformers", "auto-round", "gptqmodel", "vllm"),
+    "vllm": ("vllm",),
 }
 METADATA_KEYS: Mapping[str, MetadataValues] = {"dialect": (AUTO_ROUND, GPTQ)}
 
@@ -60,4 +66,10 @@ def refusals(plan: Plan) -> tuple[Refusal, ...]:
     return (
         *(Refusal("vllm", reason, fatal=True) for reason in vllm.constraints(plan)),
         *(Refusal(runtime, reason) for runtime, reason in loaders.constraints(plan)),
+        *(
+            refusal
+            for reader, runtimes in READERS.items()
+            for runtime in runtimes
+            for refusal in refused(plan, reader, runtime)
+        ),
     )

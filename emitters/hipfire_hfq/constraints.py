@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 
 from policy_dsl.plan import Module, Plan, Refusal
 from policy_dsl.policy import Treatment
+from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
 
+READER = "hipfire"
 RUNTIMES: Mapping[str, str] = {"hipfire": "Rust and HIP, AMD GPUs"}
 
 _GATE_UP = ("experts.gate_proj", "experts.up_proj")
@@ -58,7 +60,7 @@ def conflicts(modules: Sequence[Module]) -> list[str]:
 
 
 def refusals(plan: Plan) -> tuple[Refusal, ...]:
-    """What loads and then does not run."""
+    """What does not load, or loads and then does not run."""
     found = []
     routed = plan.model.config.get("num_experts_per_tok")
     schemes = {one.treatment.scheme for one in plan.modules if one.role in _EXPERTS}
@@ -70,4 +72,4 @@ def refusals(plan: Plan) -> tuple[Refusal, ...]:
     if crossing:
         reason = f"rows of {crossing[0]} are no whole blocks of {_GROUP} values"
         found.append(Refusal("hipfire", reason))
-    return tuple(found)
+    return (*found, *refused(plan, READER, "hipfire"))

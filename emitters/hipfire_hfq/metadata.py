@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from emitters.core.interface import Claim, Forms
+from emitters.hipfire_hfq.constraints import READER
 from emitters.hipfire_hfq.names import ARCH_IDS, file_order
 from emitters.hipfire_hfq.spec import CODES, SPEC
 from emitters.hipfire_hfq.structure import defects
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.plan import Plan, PlannedTensor
 from policy_dsl.policy import Treatment
+from policy_dsl.reader_config import written_config
 from policy_dsl.sources.hfq_codes import QUANT_CODES
 
 __all__ = ["claims", "defects", "metadata", "preface"]
@@ -82,7 +84,7 @@ def _entry(tensor: PlannedTensor) -> bytes:
 
 
 def _told(plan: Plan, files: Mapping[str, bytes]) -> bytes:
-    config = plan.model.config
+    config = written_config(plan, READER)
     told: dict[str, str] = {
         "architecture": _written(config.get("model_type", "llama"), "config.json"),
         "config": _written(config, "config.json"),

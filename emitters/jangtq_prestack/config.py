@@ -11,11 +11,13 @@ from typing import Any
 
 from emitters.jangtq_prestack.capabilities import senses, stamp
 from emitters.jangtq_prestack.names import MXTQ, SEED
+from emitters.jangtq_prestack.readers import READER
 from emitters.jangtq_prestack.sizes import counted, ensure_told
 from emitters.jangtq_prestack.spec import SPEC
 from emitters.jangtq_prestack.widths import Widths
 from policy_dsl.plan import Plan
 from policy_dsl.policy import Treatment
+from policy_dsl.reader_config import written_config
 
 _MINIMAX = "MiniMaxAI/MiniMax-M2.7"
 # A path may have one slash as well, behind a dot or in front of all.
@@ -29,7 +31,8 @@ def config(plan: Plan, widths: Widths) -> dict[str, Any]:
     Raises: PolicyError if the source's config tells readers other sizes than tensors have.
     """
     n_experts = _experts(plan)
-    kept = {key: value for key, value in plan.model.config.items() if key not in _DROPPED}
+    written = written_config(plan, READER)
+    kept = {key: value for key, value in written.items() if key not in _DROPPED}
     source = counted(kept, plan.model.n_experts, n_experts)
     # Found here it costs nothing: the finished bundle would fail its own check.
     ensure_told(source, plan, n_experts)

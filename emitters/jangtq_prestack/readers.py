@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from emitters.jangtq_prestack.names import MXTQ, SHORTEST_ROW, projection_of
 from policy_dsl.plan import Module, Plan, Refusal
 from policy_dsl.policy import Treatment
+from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
 
+# jang's loader builds the classes of mlx-lm.
+READER = "mlx_lm"
 RUNTIMES: Mapping[str, str] = {
     "jang": "jang_tools, Python with MLX on Apple silicon",
     "vmlx-swift": "vMLX-Swift, also inside Osaurus",
@@ -44,11 +47,12 @@ def unsupported(tensor: ModelTensor, model: Model, treatment: Treatment) -> str 
 
 def refusals(plan: Plan) -> tuple[Refusal, ...]:
     """The readers that cannot load the planned bundle, with every reason."""
-    return tuple(
+    treatments = (
         Refusal(runtime, reason)
         for runtime, constraint in _CONSTRAINTS
         if (reason := constraint(plan)) is not None
     )
+    return (*treatments, *refused(plan, READER, "jang"))
 
 
 def _fused_gate_up(plan: Plan) -> str | None:

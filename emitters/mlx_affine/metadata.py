@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from emitters.core.interface import Claim, Forms, TensorForm
-from emitters.mlx_affine.spec import part_shapes
+from emitters.mlx_affine.spec import READER, part_shapes
 from policy_dsl.plan import Module, Plan
 from policy_dsl.policy import Treatment
+from policy_dsl.reader_config import written_config
 from policy_dsl.sources.hub_layout import finite
 
 CONFIG = "config.json"
@@ -32,8 +33,8 @@ _NESTED = ("text_config", "llm_config")
 def metadata(plan: Plan) -> dict[str, bytes]:
     """`config.json` and the index, by name.
 
-    The config is the source's with its keys sorted and its quantization replaced, nothing else
-    changed: mlx-lm reads the keys as publishers write them.
+    The config is the source's with its keys sorted, its quantization replaced, and the keys
+    that mlx-lm looks for and the source writes elsewhere or leaves out.
     """
     return {CONFIG: _json(_config(plan)), INDEX: _json(_index(plan))}
 
@@ -79,7 +80,8 @@ def _claim(treatment: Treatment, parts: Mapping[str, TensorForm]) -> Claim:
 
 
 def _config(plan: Plan) -> dict[str, Any]:
-    config = {key: value for key, value in plan.model.config.items() if key not in _DROPPED}
+    written = written_config(plan, READER)
+    config = {key: value for key, value in written.items() if key not in _DROPPED}
     for key in _NESTED:
         if isinstance(config.get(key), Mapping):
             nested = config[key].items()

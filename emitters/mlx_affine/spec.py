@@ -10,11 +10,16 @@ from emitters.mlx_affine.names import (
     unsupported,
 )
 from policy_dsl.formats import FormatSpec, PartShape, SchemeSpec, Shards
+from policy_dsl.plan import Plan, Refusal
 from policy_dsl.policy import Treatment
+from policy_dsl.reader_config import refused
 from policy_dsl.sources.hub_layout import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
 
 _WIDTHS = (2, 3, 4, 5, 6, 8)
+# mlx-swift-lm has the same classes.
+READER = "mlx_lm"
+RUNTIMES = {"mlx-lm": "Python, any Mac or CPU", "mlx-swift-lm": "Swift on Apple devices"}
 
 
 def part_shapes(
@@ -34,6 +39,11 @@ def part_shapes(
     if treatment.scheme == "affine":
         return packed, PartShape("scales", dtype, groups), PartShape("biases", dtype, groups)
     return packed, PartShape("scales", "U8", groups)
+
+
+def refusals(plan: Plan) -> tuple[Refusal, ...]:
+    """What readers cannot compute of what the source's config means."""
+    return tuple(one for name in RUNTIMES for one in refused(plan, READER, name))
 
 
 SPEC = FormatSpec(
@@ -57,5 +67,6 @@ SPEC = FormatSpec(
     tensor_files=Shards(5 * 2**30, shard_name, metadata={"format": "mlx"}),
     copied_files=SIDE_FILES,
     settings=("output.shard_size",),
-    runtimes={"mlx-lm": "Python, any Mac or CPU", "mlx-swift-lm": "Swift on Apple devices"},
+    runtimes=RUNTIMES,
+    refusals=refusals,
 )

@@ -121,6 +121,11 @@ PLANNING_CODES: dict[str, Code] = {
         "{runtime} cannot hold this: {reason}",
         "The policy names this reader in `runtimes`; take the name out if another one will do.",
     ),
+    "no-reader": error(
+        "no reader of {target} ({readers}) can load {model}: {reason}",
+        "What the model's config means cannot be written in the keys that the readers look for, "
+        "or they do not compute it. Take another target.",
+    ),
     "experts-added": warning(
         "{target} adds {experts} to the {count} of every layer: {nbytes}",
         "The target's readers want a multiple; the router never chooses an added expert. "

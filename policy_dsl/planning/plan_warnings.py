@@ -26,7 +26,7 @@ def plan_warnings(
         *_growth_warnings(plan),
         *_added(plan),
         *_not_added(plan, spec),
-        *_refused(plan),
+        *_refused(plan, spec),
     ]
 
 
@@ -159,9 +159,22 @@ def _not_added(plan: Plan, spec: FormatSpec) -> list[Diagnostic]:
     return [diagnostic("experts-not-added", span, target=spec.name, family=family)]
 
 
-def _refused(plan: Plan) -> list[Diagnostic]:
-    """A finding for each reader that the author cares about and that cannot load the bundle."""
+def _refused(plan: Plan, spec: FormatSpec) -> list[Diagnostic]:
+    """Readers that cannot load the bundle: all of them, or those that the author cares about."""
     spans = dict(plan.policy.key_spans)
+    fatal = {one.runtime: one.reason for one in reversed(plan.refusals) if one.fatal}
+    if fatal and fatal.keys() == spec.runtimes.keys():
+        reasons = dict.fromkeys(one.reason for one in plan.refusals if one.fatal)
+        return [
+            diagnostic(
+                "no-reader",
+                notes=list(reasons)[1:],
+                target=spec.name,
+                readers=", ".join(spec.runtimes),
+                model=plan.model.id,
+                reason=next(iter(reasons)),
+            )
+        ]
     return [
         diagnostic(
             "runtime-cannot" if one.fatal else "runtime-refuses",

@@ -64,7 +64,11 @@ def llama_config(*, layers: int, hidden: int, inner: int, vocabulary: int) -> di
         "num_hidden_layers": layers,
         "hidden_size": hidden,
         "intermediate_size": inner,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
         "vocab_size": vocabulary,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
         "tie_word_embeddings": False,
     }
 

@@ -50,9 +50,7 @@ def test_a_count_that_readers_prefer_and_that_is_another_one() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("hidden_size", None),
         ("hidden_size", "256"),
-        ("intermediate_size", None),
         ("intermediate_size", 257),
         ("moe_intermediate_size", 128),
         ("moe_intermediate_size", 256.0),
@@ -67,10 +65,20 @@ def test_rows_of_another_length_than_experts_have(key: str, value: Any) -> None:
     assert ("down_proj" in note) == (key != "hidden_size")
 
 
-def test_rows_may_be_told_by_the_text_part() -> None:
-    text = {"hidden_size": 256, "moe_intermediate_size": 256}
+@pytest.mark.parametrize("key", ["hidden_size", "intermediate_size"])
+def test_a_size_that_nothing_tells_stops_jang(key: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        written(**{key: None})
+    (found,) = (one for one in caught.value.diagnostics if one.severity == "error")
+    assert found.code == "runtime-cannot"
+    assert f"it needs `{key}` in config.json, and nothing tells its value" in found.message
+
+
+def test_sizes_of_the_text_part_are_written_where_jang_looks() -> None:
+    text = {"hidden_size": 256, "intermediate_size": 256}
     told = written(hidden_size=None, intermediate_size=None, text_config=text)
     assert told["text_config"] == text
+    assert [told[key] for key in text] == [256, 256]
 
 
 def test_a_text_part_that_is_none() -> None:
