@@ -1,6 +1,6 @@
 """config.json for its reader: what a source's config means, in the keys the reader looks for.
 
-plan, reader ── written_config ──> the config with what it lacks; refused ──> what cannot be told
+plan, reader ── written_config ──> the config with what it lacks, refused ──> what it cannot say
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from policy_dsl.units import counted
 
 _TIED, _ROPE = "tie_word_embeddings", "rope_scaling"
 _TEXT = "text_config"
+# What is left of a block that predicts tokens when its matrices are gone.
+_SPARE = frozenset({"norm", "bias", "router", "router_bias"})
 _ROPE_TYPES = ("rope_type", "type")
 # What transformers takes for a parameter of scaled positions that is absent.
 _ROPE_DEFAULTS = {"original_max_position_embeddings": "max_position_embeddings"}
@@ -57,18 +59,28 @@ def refused(plan: Plan, reader: str, runtime: str) -> Iterator[Refusal]:
 
 def _following(plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
     """The config with what follows from the tensors that the bundle has, in place."""
-    table, held = plan.model.architecture, plan.modules
+    table, roles = plan.model.architecture, {one.role for one in plan.modules}
     mtp = table.config.get(table.mtp_layers or "")
     changed: dict[str, Any] = {}
-    if mtp is not None and not any(one.role.startswith("mtp.") for one in held):
+    # `mtp: drop` leaves the block's norms and router, which rules touch only by name.
+    if mtp is not None and all(
+        role.partition(".")[2] in _SPARE for role in roles if _is_mtp(role)
+    ):
         changed |= dict.fromkeys(mtp.names, 0)
-    if any(one.role == "lm_head" for one in held):
+    if "lm_head" in roles:
         changed[_TIED] = False
     return _replaced(config, changed)
 
 
+def _is_mtp(role: str) -> bool:
+    return role.startswith("mtp.")
+
+
 def _replaced(config: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
-    found = {key: changed[key] if key in changed and value else value for key, value in config.items()}
+    found = {
+        key: changed[key] if key in changed and value else value
+        for key, value in config.items()
+    }
     text = found.get(_TEXT)
     return found | ({_TEXT: _replaced(text, changed)} if isinstance(text, Mapping) else {})
 
@@ -122,24 +134,26 @@ class _Reading:
 
     def _add(self, found: dict[str, Any], key: str, level: Level) -> None:
         """The key with what is meant, if the reader would not take that by itself."""
-        assumed, is_null = level.assumes.get(key), key in found
-        takes_null = key in level.nullable or (assumed is not None and _is_open(assumed))
         value = self._completed_rope(self._rope()) if key == _ROPE else self.value(key)
-        if value is None:
-            if assumed is None and takes_null:
-                found.setdefault(key, None)
-            elif assumed is None or (is_null and not takes_null):
-                self.unmet.append(f"it needs `{key}` in config.json, and nothing tells its value")
-        elif assumed is None or (is_null and not takes_null) or self._assumed(assumed) != value:
-            found[key] = value
+        needed = level.must_have(key, is_null=key in found)
+        if value is not None:
+            if needed or self._assumed(level, key) != value:
+                found[key] = value
+        elif key in level.required and level.takes_null(key):
+            found.setdefault(key, None)
+        elif needed:
+            self.unmet.append(f"it needs `{key}` in config.json, and nothing tells its value")
 
     def _compare(self, key: str, seen: Any) -> None:
         meant = self.value(key)
         if meant is not None and meant != seen:
-            self.unmet.append(f"it takes `{key}` {seen!r} from config.json, which means {meant!r}")
+            self.unmet.append(
+                f"it takes `{key}` {seen!r} from config.json, which means {meant!r}"
+            )
 
-    def _assumed(self, assumed: ConfigKey) -> Any:
-        return self._meaning.first(assumed.defaults)
+    def _assumed(self, level: Level, key: str) -> Any:
+        assumed = level.assumes.get(key)
+        return None if assumed is None else self._meaning.first(assumed.defaults)
 
     def _rope(self) -> Mapping[str, Any]:
         rope = self.value(_ROPE)
@@ -151,19 +165,21 @@ class _Reading:
 
     def _completed_rope(self, rope: Mapping[str, Any]) -> dict[str, Any] | None:
         """Scaled positions with the parameters that the reader would take for others."""
-        found, known = dict(rope), self.kind.ropes.get(self._rope_type())
-        if known is not None and rope:
-            for key in known.keys:
-                value, assumed = self._rope_parameter(key), known.assumes.get(key)
-                if found.get(key) is None and value is not None:
-                    if assumed is None or self._assumed(assumed) != value:
-                        found[key] = value
+        found, known = dict(rope), self.kind.ropes.get(self._rope_type(), Level())
+        for key in known.keys if rope else ():
+            value = self._rope_parameter(key)
+            if found.get(key) is None and value not in (None, self._assumed(known, key)):
+                found[key] = value
         return found or None
 
     def _rope_parameter(self, key: str) -> Any:
         value = self._rope().get(key)
         # Without the sizes of training, positions are scaled from those of the config.
-        return self.value(_ROPE_DEFAULTS[key]) if value is None and key in _ROPE_DEFAULTS else value
+        return (
+            self.value(_ROPE_DEFAULTS[key])
+            if value is None and key in _ROPE_DEFAULTS
+            else value
+        )
 
     def ropes(self) -> Iterator[str]:
         """Ways to scale positions that the reader does not know."""
@@ -171,40 +187,43 @@ class _Reading:
         if any(isinstance(value, Mapping) for value in rope.values()):
             yield "it has one way to scale positions for all layers"
         elif len({rope[key] for key in _ROPE_TYPES if rope.get(key)}) > 1:
-            yield f"`rope_scaling` has {' and '.join(_ROPE_TYPES)}, and they differ"
-        elif called != "default" and called not in self.kind.ropes:
+            yield f"{' and '.join(_ROPE_TYPES)} of `rope_scaling` differ"
+        elif called in self.kind.ropes:
+            yield from self._rope_parameters(called)
+        elif called != "default":
             yield f"it does not scale positions as `{called}` does"
-        else:
-            known = self.kind.ropes[called].required if called != "default" else ()
-            for key in known:
-                if self._rope_parameter(key) is None:
-                    yield f"it needs `{key}` of `{called}` positions"
-            for key, values in self.kind.ropes_only.items():
-                if rope.get(key) not in values:
-                    yield f"it does not read `{key}` of `{called}` positions"
+
+    def _rope_parameters(self, called: str) -> Iterator[str]:
+        for key in self.kind.ropes[called].required:
+            if self._rope_parameter(key) is None:
+                yield f"it needs `{key}` of `{called}` positions"
+        for key, values in self.kind.ropes_only.items():
+            if self._rope().get(key) not in values:
+                yield f"it does not read `{key}` of `{called}` positions"
 
     def limits(self) -> Iterator[str]:
         """Values that the reader does not compute with, whatever the config says."""
-        for key, allowed in self.kind.only.items():
+        for key, only in self.kind.only.items():
+            allowed = (
+                (self._meaning.first(only.defaults),) if isinstance(only, ConfigKey) else only
+            )
             meant = self.value(key)
-            if isinstance(allowed, ConfigKey):
-                allowed = (self._assumed(allowed),)
             if meant is not None and meant not in allowed:
                 wanted = " or ".join(str(value) for value in allowed)
                 yield f"it computes with `{key}` {wanted}, and this model has {_short(meant)}"
 
     def biases(self) -> Iterator[str]:
         """Biases that the reader has no place for, or that it looks for in vain."""
-        if self.kind.biases is None:
+        named, held = self.kind.biases, self._held_biases()
+        if named is None:
             return
-        held = self._held_biases()
-        named = self.kind.biases
-        wanted = {word for word, by in named.items() if by is True or self.value(str(by)) is True}
-        spare = {word: count for word, count in held.items() if word not in wanted}
-        if spare:
+        wanted = {
+            word for word, by in named.items() if by is True or self.value(str(by)) is True
+        }
+        if spare := {word: count for word, count in held.items() if word not in wanted}:
+            what = f"{counted(sum(spare.values()), 'bias', 'biases')} of {', '.join(spare)}"
             keys = sorted({str(named[word]) for word in spare if word in named})
             unless = f" unless config.json says `{keys[0]}: true`" if keys else ""
-            what = f"{counted(sum(spare.values()), 'bias', 'biases')} of {', '.join(spare)}"
             yield f"it has no place for {what}{unless}"
         if missing := sorted(wanted - set(held)):
             yield f"it needs biases of {', '.join(missing)}, and the model has none"
@@ -224,7 +243,8 @@ class _Reading:
             return None
         if not (is_whole(size) and is_whole(most)) or not 0 < size < most:
             return None
-        return f"it ignores `sliding_window`: texts of more than {size} tokens come out differently"
+        longer = f"texts of more than {size} tokens come out differently"
+        return f"it ignores `sliding_window`: {longer}"
 
 
 def _seen(config: Mapping[str, Any], key: str, also: tuple[str, ...] | None) -> Any:
@@ -234,11 +254,6 @@ def _seen(config: Mapping[str, Any], key: str, also: tuple[str, ...] | None) -> 
         for part in also:
             found = found.get(part) if isinstance(found, Mapping) else None
     return found
-
-
-def _is_open(assumed: ConfigKey) -> bool:
-    """Whether absence means null, or what other keys decide: the reader takes null for it."""
-    return not assumed.defaults or not isinstance(assumed.defaults[0], int | float | str | list)
 
 
 def _short(value: Any) -> str:

@@ -123,7 +123,7 @@ PLANNING_CODES: dict[str, Code] = {
     ),
     "no-reader": error(
         "no reader of {target} ({readers}) can load {model}: {reason}",
-        "What the model's config means cannot be written in the keys that the readers look for, "
+        "What the model's config means cannot be written in the keys that readers look for, "
         "or they do not compute it. Take another target.",
     ),
     "experts-added": warning(

@@ -160,7 +160,7 @@ def _not_added(plan: Plan, spec: FormatSpec) -> list[Diagnostic]:
 
 
 def _refused(plan: Plan, spec: FormatSpec) -> list[Diagnostic]:
-    """Readers that cannot load the bundle: all of them, or those that the author cares about."""
+    """Readers that cannot load the bundle: all, or those that the author cares about."""
     spans = dict(plan.policy.key_spans)
     fatal = {one.runtime: one.reason for one in reversed(plan.refusals) if one.fatal}
     if fatal and fatal.keys() == spec.runtimes.keys():

@@ -87,14 +87,15 @@ class ConfigMeaning:
         if isinstance(found, Mapping) and (entry.without or entry.unless):
             found = _cleaned(found, entry)
         elif found is None and entry.when_null is not None:
-            return self._first(entry.when_null)
+            return self.first(entry.when_null)
         if found is not None and found is not _ABSENT:
             return found
         model_type = self.config.get("model_type")
         own = entry.by_type.get(model_type) if isinstance(model_type, str) else None
-        return self._first(entry.defaults if own is None else own)
+        return self.first(entry.defaults if own is None else own)
 
-    def _first(self, defaults: tuple[Any, ...]) -> Any:
+    def first(self, defaults: tuple[Any, ...]) -> Any:
+        """What the first of these defaults that can be computed is in this config."""
         values = (self._default(one) if isinstance(one, Derived) else one for one in defaults)
         return next((value for value in values if value is not None), None)
 

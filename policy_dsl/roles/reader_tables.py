@@ -38,6 +38,17 @@ class Level:
         """All its keys, those that are required first."""
         return *self.required, *self.assumes
 
+    def must_have(self, key: str, *, is_null: bool) -> bool:
+        """Whether a reader fails without a value for the key: where it is absent, or null."""
+        return key in self.required or (is_null and not self.takes_null(key))
+
+    def takes_null(self, key: str) -> bool:
+        """Whether a reader takes null for absence: then null is assumed, or keys decide."""
+        if key in self.nullable or key not in self.assumes:
+            return key in self.nullable
+        defaults = self.assumes[key].defaults
+        return not defaults or not isinstance(defaults[0], int | float | str | list)
+
 
 @dataclass(frozen=True)
 class ReaderKind:
@@ -116,7 +127,9 @@ def _assumed(values: Mapping[str, Any]) -> dict[str, ConfigKey]:
 
 
 def _allowed(key: str, values: Any) -> ConfigKey | tuple[Any, ...]:
-    return tuple(values) if isinstance(values, list) else _assumed({key: {"default": values}})[key]
+    return (
+        tuple(values) if isinstance(values, list) else _assumed({key: {"default": values}})[key]
+    )
 
 
 def _ensure_known(name: str, found: Mapping[str, Any], known: set[str]) -> None:

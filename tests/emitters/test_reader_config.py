@@ -1,0 +1,256 @@
+"""config.json as a target's reader looks for it, from configs in several forms."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tiny_models import tiny
+
+from emitters import get, specs
+from policy_dsl.diagnostics import PolicyError
+from policy_dsl.inventory import Inventory
+from policy_dsl.language.load import parse_policy
+from policy_dsl.plan import Plan
+from policy_dsl.planning.resolve import resolve
+
+ABSENT = object()
+# All that a target of today stores of any family.
+RULES = {
+    "mlx_affine": "all: 4bit g32\nnorm, router, router_bias, bias: keep optional",
+    "gptq": "all: 4bit g32\nembed, lm_head, norm, router, router_bias, bias: keep optional",
+    "jangtq_prestack": "experts: 2bit\nattention: 8bit g32\nembed, lm_head, norm: f16\n"
+    "router, router_bias: f16",
+    "hipfire_hfq": "all: q8\nnorm, bias: f16 optional",
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def source(family: str, **changes: Any) -> Inventory:
+    """The tiny model of a family, its config changed; ABSENT takes a key out."""
+    found = tiny(family)
+    config = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, **found.config, **changes}
+    kept = {key: value for key, value in config.items() if value is not ABSENT}
+    return replace(found, config=kept)
+
+
+def without(found: Inventory, *endings: str) -> Inventory:
+    """The model without the tensors whose names end like that."""
+    kept = {name: one for name, one in found.tensors.items() if not name.endswith(endings)}
+    return replace(found, tensors=kept)
+
+
+def plan(target: str, found: Inventory, rules: str = "") -> Plan:
+    text = f"name p\ntarget {target}\n{rules or RULES[target]}\n"
+    return resolve(parse_policy(text, "p.qpol")[0], found, specs())
+
+
+def written(target: str, found: Inventory, rules: str = "") -> dict[str, Any]:
+    """The bundle's config without its quantization."""
+    config = json.loads(get(target).metadata(plan(target, found, rules))["config.json"])
+    ours = ("quantization", "quantization_config", "mxtq_bits", "weight_format")
+    return {key: value for key, value in config.items() if key not in ours}
+
+
+def added(target: str, found: Inventory) -> dict[str, Any]:
+    """What the bundle's config has and the source's has not, or has otherwise."""
+    config = written(target, found)
+    return {key: value for key, value in config.items() if found.config.get(key, ...) != value}
+
+
+def refused(target: str, found: Inventory) -> list[str]:
+    """Why no reader of the target can load it."""
+    with pytest.raises(PolicyError) as caught:
+        plan(target, found)
+    (error,) = (one for one in caught.value.diagnostics if one.severity == "error")
+    assert error.code == "no-reader"
+    return [error.message, *error.notes]
+
+
+BIASES = ("_proj.bias",)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("where", ["rope_parameters", "rope_scaling"])
+def test_positions_that_transformers_5_nests_are_written_at_the_top(family, where):
+    nested = {**LLAMA3, "rope_theta": 5e5}
+    found = added("mlx_affine", source(family, **{where: nested}))
+    assert found["rope_theta"] == 5e5
+    assert ("rope_scaling" in found) == (where == "rope_parameters")
+    if where == "rope_parameters":
+        assert found["rope_scaling"] == LLAMA3
+
+
+def test_keys_that_are_there_stay_as_they_are_and_in_order():
+    whole = source("llama", rope_theta=5e5, rope_scaling=None, num_key_value_heads=2)
+    found = written("gptq", whole)
+    assert list(found.items()) == list(whole.config.items())
+    assert added("mlx_affine", whole) == {}
+
+
+def test_the_theta_that_mlx_lm_finds_by_itself_is_not_repeated():
+    qwen3 = without(
+        source("qwen3", rope_parameters={"rope_theta": 5e5}, attention_bias=False), *BIASES
+    )
+    assert added("mlx_affine", qwen3) == {}
+
+
+@pytest.mark.parametrize("target", ["mlx_affine", "jangtq_prestack"])
+def test_experts_under_another_name_and_what_mlx_lm_requires(target):
+    names = {"num_experts": ABSENT, "num_local_experts": 4, "mlp_only_layers": [0]}
+    found = added(target, source("qwen3_moe", **names, head_dim=ABSENT))
+    assert found == {
+        "num_experts": 4,
+        "decoder_sparse_step": 1,
+        "norm_topk_prob": False,
+        "head_dim": 16,
+        "rope_theta": 10000.0,
+    }
+
+
+@pytest.mark.parametrize("target", ["mlx_affine", "jangtq_prestack"])
+def test_what_mlx_lm_requires_of_glm(target):
+    found = added(target, source("glm4_moe", rope_parameters={"rope_theta": 1e6}))
+    assert {
+        key: found[key] for key in ("rope_theta", "rope_scaling", "partial_rotary_factor")
+    } == {
+        "rope_theta": 1e6,
+        "rope_scaling": None,
+        "partial_rotary_factor": 0.5,
+    }
+    assert (found["n_group"], found["topk_group"], found["norm_topk_prob"]) == (1, 1, True)
+
+
+@pytest.mark.parametrize("target", ["mlx_affine", "jangtq_prestack", "gptq"])
+def test_rotated_dimensions_of_minimax(target):
+    nested = {"rope_theta": 5e6, "partial_rotary_factor": 0.25}
+    found = added(target, source("minimax_m2", rotary_dim=ABSENT, rope_parameters=nested))
+    assert found["rotary_dim"] == 4
+    assert found.get("rope_theta") == (None if target == "gptq" else 5e6)
+
+
+def test_vllm_gets_what_the_class_of_transformers_does_not_fill_in():
+    found = added("gptq", source("minimax_m2"))
+    assert found == {"scoring_func": "sigmoid", "use_routing_bias": True}
+    assert added("gptq", source("glm4_moe", head_dim=ABSENT)) == {"head_dim": 16}
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+def test_whether_a_head_is_tied_is_said_where_readers_differ(family):
+    silent = source(family, tie_word_embeddings=ABSENT, rope_theta=10000.0)
+    assert added("mlx_affine", silent)["tie_word_embeddings"] is False
+    assert "tie_word_embeddings" not in added("gptq", silent)
+    tied = without(silent, "lm_head.weight")
+    assert "tie_word_embeddings" not in added("mlx_affine", tied)
+    assert added("gptq", tied)["tie_word_embeddings"] is True
+
+
+def test_counts_of_heads_are_written_where_a_class_is_shared():
+    silent = source("mistral", num_key_value_heads=ABSENT, num_attention_heads=16, head_dim=4)
+    assert added("mlx_affine", silent)["num_key_value_heads"] == 8
+
+
+def test_gemma_3_below_a_vision_model_is_completed_inside():
+    found = tiny("gemma3")
+    text = {
+        **found.config["text_config"],
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "_sliding_window_pattern": 6,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 2e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 3e4},
+        },
+    }
+    gemma = without(replace(found, config={**found.config, "text_config": text}), *BIASES)
+    config = written("mlx_affine", gemma)
+    assert config["vocab_size"] == 96
+    inside = {
+        key: config["text_config"][key] for key in config["text_config"] if key not in text
+    }
+    assert inside == {
+        "rope_theta": 2e6,
+        "rope_local_base_freq": 3e4,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 2,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }
+
+
+def test_parameters_of_scaled_positions_that_mlx_lm_would_take_for_others():
+    yarn = {"type": "yarn", "factor": 4.0}
+    found = added("mlx_affine", source("qwen2", rope_scaling=yarn, rope_theta=1e6))
+    assert found["rope_scaling"] == {**yarn, "original_max_position_embeddings": 64}
+
+
+def test_a_null_that_mlx_lm_cannot_take_is_filled_in():
+    found = source("llama", rope_theta=None, num_key_value_heads=None)
+    config = written("mlx_affine", found)
+    assert config["rope_theta"] == 10000.0
+    # Its class takes this one for absence, and means the same.
+    assert config["num_key_value_heads"] is None
+
+
+@pytest.mark.parametrize(
+    ("target", "family", "changes", "why"),
+    [
+        (
+            "mlx_affine",
+            "qwen3_moe",
+            {"rope_scaling": LLAMA3},
+            "does not scale positions as `llama3`",
+        ),
+        ("mlx_affine", "llama", {"rope_scaling": {"type": "longrope"}}, "as `longrope`"),
+        ("mlx_affine", "llama", {"hidden_act": "gelu"}, "`hidden_act` silu or swish"),
+        ("mlx_affine", "llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial"),
+        (
+            "mlx_affine",
+            "llama",
+            {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}},
+            "takes `rope_theta` 10000.0 from config.json, which means 500000.0",
+        ),
+        ("mlx_affine", "llama", {"attention_bias": False}, "no place for 12 biases"),
+        ("mlx_affine", "llama", {"attention_bias": ABSENT}, "says `attention_bias: true`"),
+        (
+            "mlx_affine",
+            "gemma3_text",
+            {"tie_word_embeddings": ABSENT},
+            "no place for 12 biases",
+        ),
+        ("hipfire_hfq", "llama", {"rope_scaling": LLAMA3}, "positions as `llama3`"),
+        ("hipfire_hfq", "mistral", {"intermediate_size": ABSENT}, "needs `intermediate_size`"),
+    ],
+)
+def test_what_no_reader_computes_is_an_error_of_the_plan(target, family, changes, why):
+    assert any(why in reason for reason in refused(target, source(family, **changes)))
+
+
+def test_a_tied_glm_loads_in_no_class_of_mlx_lm():
+    tied = without(source("glm4_moe", tie_word_embeddings=True), "lm_head.weight")
+    assert any("tie_word_embeddings" in one for one in refused("mlx_affine", tied))
+
+
+def test_a_window_that_a_reader_ignores_is_told_and_no_error():
+    found = plan("mlx_affine", source("mistral", sliding_window=32)).refusals
+    assert {one.reason for one in found} == {
+        "it ignores `sliding_window`: texts of more than 32 tokens come out differently"
+    }
+    assert plan("mlx_affine", source("mistral", sliding_window=64)).refusals == ()
+    assert plan("mlx_affine", source("qwen2", sliding_window=32)).refusals == ()
+
+
+def test_blocks_that_predict_are_counted_as_the_bundle_has_them():
+    counts = {"num_nextn_predict_layers": 1, "num_hidden_layers": 2}
+    beside = source("glm4_moe", **counts)
+    assert written("mlx_affine", beside)["num_nextn_predict_layers"] == 0
+    packed = f"{RULES['gptq']}\nmtp: keep"
+    assert written("gptq", beside, packed)["num_nextn_predict_layers"] == 1
+    dropped = f"{RULES['gptq']}\nmtp: drop"
+    assert written("gptq", beside, dropped)["num_nextn_predict_layers"] == 0
