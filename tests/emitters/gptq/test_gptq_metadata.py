@@ -45,6 +45,9 @@ def test_the_config_is_the_sources_with_the_quantization_at_its_end():
         "compression_config": {},
         "rope_scaling": {"factor": float("inf"), "more": [float("-inf"), float("nan")]},
         "name": "Grün",
+        # vLLM looks for them, and they would be added.
+        "scoring_func": "sigmoid",
+        "use_routing_bias": True,
     }
     plan = replace(plan, model=replace(plan.model, config=given))
     text = files_of(plan)[CONFIG].decode()
