@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -92,9 +93,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run policyc with these arguments, else the process's own; the exit code."""
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal's encoding lacks must not end in a traceback.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        # Who calls `main` may have put anything in their places.
+        if isinstance(stream, TextIOWrapper):
+            console.set_encoding(stream)
     try:
         app(arguments, prog_name="policyc")
     # typer ends every command by SystemExit, also the good ones.

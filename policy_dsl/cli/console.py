@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import json
@@ -15,11 +16,19 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import TextIOWrapper
 from typing import Any, ParamSpec, TextIO, TypeVar
 
 import typer
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, render
+from policy_dsl.diagnostics import (
+    Diagnostic,
+    PolicyError,
+    diagnostic,
+    errors,
+    printable,
+    render,
+)
 
 FAILED = 1
 INVALID = 2
@@ -65,6 +74,30 @@ def _without_log_lines() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+def set_encoding(stream: TextIOWrapper) -> None:
+    """Make a stream write UTF-8 in any locale; a terminal keeps its own encoding."""
+    if stream.isatty():
+        # What its encoding lacks must not end in a traceback.
+        stream.reconfigure(errors="backslashreplace")
+    else:
+        stream.reconfigure(encoding="utf-8", errors=UNENCODABLE)
+
+
+def _printable_part(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    try:
+        return printable(error.object[error.start : error.end]).encode(), error.end
+    # Half a pair of JSON's escapes, and not a byte of a file's name.
+    except UnicodeEncodeError:
+        return codecs.backslashreplace_errors(error)
+
+
+# Writes names of files as `printable` has them; a locale may have read UTF-8 as mere bytes.
+UNENCODABLE = "policyc.unencodable"
+codecs.register_error(UNENCODABLE, _printable_part)
 
 
 def close_stdout(code: int) -> int:

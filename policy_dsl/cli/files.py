@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from policy_dsl.cli.console import system_defect
+from policy_dsl.cli.console import UNENCODABLE, system_defect
 from policy_dsl.diagnostics import PolicyError
 
 
@@ -17,7 +17,7 @@ def save_text(path: Path, text: str) -> None:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             # A rename would put a file in the place of /dev/stdout.
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors=UNENCODABLE)
             return
     except OSError as error:
         raise PolicyError([system_defect(error, str(path))]) from None
@@ -28,7 +28,7 @@ def save_text(path: Path, text: str) -> None:
 def _replace(path: Path, text: str, *, shown: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors=UNENCODABLE)
         if path.exists():
             # The new file stands in for the old one, so it keeps who may read it.
             partial.chmod(path.stat().st_mode & 0o7777)

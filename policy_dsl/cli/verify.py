@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -52,12 +51,13 @@ def verify(
       policyc verify ./bundle
       policyc verify ./bundle --source ./checkpoint --format json
     """
+    from emitters.core.build import available_cores
     from emitters.core.verify import verify_bundle
     from emitters.core.verify_report import verify_document, verify_markdown, verify_text
     from policy_dsl.sources.reference import open_source
 
     # Opened first: a wrong --source should not cost the hashing of a large bundle.
     inventory = open_source(source) if source is not None else None
-    report = verify_bundle(bundle, inventory, jobs=jobs or os.cpu_count() or 1)
+    report = verify_bundle(bundle, inventory, jobs=jobs or available_cores())
     console.write_report(report, format, (verify_document, verify_markdown, verify_text))
     console.stop_if(not report.ok)

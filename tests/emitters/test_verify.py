@@ -316,3 +316,18 @@ def test_text_and_document_tell_the_same(built: Path) -> None:
     for row in document["errors"]["roles"]:
         assert row["role"] in text
     assert len(document["errors"]["modules"]) == len(report.errors or ())
+
+
+def test_verify_uses_the_cores_that_build_uses(bundle, monkeypatch) -> None:
+    used = []
+
+    def counting(*arguments: Any, jobs: int) -> VerifyReport:
+        used.append(jobs)
+        return verify_bundle(*arguments, jobs=jobs)
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("emitters.core.verify.verify_bundle", counting)
+    assert main(["verify", str(bundle)]) == 0
+    assert main(["verify", str(bundle), "--jobs", "2"]) == 0
+    assert used == [3, 2]
