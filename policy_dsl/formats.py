@@ -39,7 +39,8 @@ class PartShape:
     constant: all its bytes where the treatment alone decides them; else it has equal bytes for
     every logical row of the module. nbytes: of dtypes that are no safetensors' one. together:
     logical rows that are coded as one, where groups run on from row to row. by_columns: whether
-    these rows lie along its second axis, and not along the first.
+    these rows lie along its second axis, and not along the first. whole: whether all of it
+    belongs to every row.
     """
 
     part: str
@@ -49,6 +50,7 @@ class PartShape:
     nbytes: int | None = None
     together: int = 1
     by_columns: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import Treatment
+from policy_dsl.sources.quantization import quantization_of
 from policy_dsl.sources.reference import is_hfq_file, open_source
 
 _LARGEST_METADATA = 64 * 2**20
@@ -175,19 +176,24 @@ def _target(
         except _NOT_THAT_FORMAT as error:
             reason = f"its metadata are not what {target} has: {error}"
             raise fail("bad-bundle-metadata", path=str(path), reason=reason) from None
-    contained = inventory.container is not None
+    contained, against = inventory.container is not None, []
     for name in emitters.names():
         if (emitters.get(name).spec.container is not None) != contained:
             continue
         try:
             claims = emitters.get(name).claims(metadata, forms)
-        except _NOT_THAT_FORMAT:
+        except _NOT_THAT_FORMAT as error:
+            against += [f"{name}: {error}"] if type(error) is ValueError else []
             continue
         # A container says what it is, also if nothing in it is quantized.
         if claims or contained:
             return name, claims
-    reason = "it has no policyc.json, and no metadata that a target of policyc writes"
-    raise fail("not-a-bundle", path=str(path), reason=reason)
+    found = quantization_of(inventory)
+    if found is None:
+        reason = "it has no policyc.json, and nothing in it is quantized: it is a checkpoint"
+        raise fail("not-a-bundle", path=str(path), reason=reason)
+    reason = f"it is quantized ({found.form}) in a way that no target of policyc reads"
+    raise fail("not-a-bundle", path=str(path), reason=reason, notes=against)
 
 
 def _modules(

@@ -64,13 +64,16 @@ class Decoder:
         """What is stored for rows of a quantized module, as its format's encoder gives it."""
         n_rows = max(1, prod(module.shape[:-1]))
         span = first, count
-        return {
-            form.part: self._lines(module.tensors[form.part], n_rows, span)
-            if form.by_columns
-            else self._rows(module.tensors[form.part], n_rows, span, form.together)
-            for form in self._forms(module)
-            if not form.constant
-        }
+        found = {}
+        for form in self._forms(module):
+            tensor = module.tensors[form.part]
+            if form.whole:
+                found[form.part] = np.frombuffer(self._all(tensor), _storage(tensor.dtype))
+            elif form.by_columns:
+                found[form.part] = self._lines(tensor, n_rows, span)
+            elif not form.constant:
+                found[form.part] = self._rows(tensor, n_rows, span, form.together)
+        return found
 
     def decoded(
         self, module: BundleModule, parts: Mapping[str, Array], count: int

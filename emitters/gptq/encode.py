@@ -7,12 +7,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from emitters.core.interface import UnstorableError
-from emitters.gptq.schemes import RTN, SEARCHES, STORAGE
+from emitters.gptq.schemes import READ, RTN, SEARCHES, STORAGE
 from emitters.numerics.gptq_layout import (
     GptqParts,
     first_unstorable_zero,
     gptq_decode,
+    group_order,
+    pack_columns,
     pack_zeros,
+    unpack_columns,
     unpack_zeros,
 )
 from emitters.numerics.gptq_rtn import gptq_rtn
@@ -58,10 +61,10 @@ def decode(
     parts: as `encode` gives them.
     Raises: ValueError for another scheme, or if the parts' shapes disagree.
     """
-    bits, version = _width(treatment), STORAGE[treatment.scheme or ""].version
-    zeros = unpack_zeros(parts["qzeros"], bits=bits, version=version)
-    stored = GptqParts(parts["qweight"], zeros, parts["scales"])
-    return gptq_decode(stored, bits=bits, group_size=treatment.group_size or columns)
+    order = _order(parts, treatment)
+    stored, size = _stored(parts, treatment, order), treatment.group_size or columns
+    values = gptq_decode(stored, bits=_width(treatment), group_size=size)
+    return values if order is None else values[:, np.argsort(order)]
 
 
 def beyond(
@@ -72,12 +75,32 @@ def beyond(
     values: float32; parts: as `encode` gives them; slack: what was rounded before.
     Raises: ValueError as `decode` does.
     """
-    bits, version = _width(treatment), STORAGE[treatment.scheme or ""].version
-    zeros = unpack_zeros(parts["qzeros"], bits=bits, version=version)
-    stored = GptqParts(parts["qweight"], zeros, parts["scales"])
-    width = bits, treatment.group_size or values.shape[1]
-    symmetric = treatment.symmetric is not False
-    return gptq_beyond(values, stored, width, slack, symmetric=symmetric)
+    width = _width(treatment), treatment.group_size or values.shape[1]
+    order = _order(parts, treatment)
+    stored, symmetric = _stored(parts, treatment, order), treatment.symmetric is not False
+    if order is None:
+        return gptq_beyond(values, stored, width, slack, symmetric=symmetric)
+    own = np.ascontiguousarray(values[:, order])
+    return gptq_beyond(own, stored, width, slack, symmetric=symmetric)[:, np.argsort(order)]
+
+
+def _order(parts: Mapping[str, Array], treatment: Treatment) -> Array | None:
+    """The columns group by group, as the parts number them; None if they are neighbours."""
+    if not READ[treatment.scheme or ""].act_order:
+        return None
+    return group_order(parts["g_idx"])
+
+
+def _stored(
+    parts: Mapping[str, Array], treatment: Treatment, order: Array | None
+) -> GptqParts:
+    """The parts with zero points unpacked, and with columns in this order."""
+    bits, version = _width(treatment), READ[treatment.scheme or ""].version
+    zeros, words = unpack_zeros(parts["qzeros"], bits=bits, version=version), parts["qweight"]
+    if order is not None:
+        codes = np.ascontiguousarray(unpack_columns(words, bits=bits)[:, order])
+        words = pack_columns(codes, bits=bits)
+    return GptqParts(words, zeros, parts["scales"])
 
 
 def _parts(
@@ -124,6 +147,6 @@ def _cure(zero: int, treatment: Treatment) -> str:
 
 def _width(treatment: Treatment) -> int:
     """The bits of a treatment. Raises: ValueError unless the format has its scheme."""
-    if treatment.scheme not in STORAGE or treatment.bits is None:
+    if treatment.scheme not in READ or treatment.bits is None:
         raise ValueError(f"{treatment} is no scheme of this format")
     return treatment.bits

@@ -13,7 +13,7 @@ from typing import Any
 from emitters.core.interface import Claim, Forms, TensorForm
 from emitters.gptq import auto_round, gptq_config
 from emitters.gptq.readers import READERS
-from emitters.gptq.schemes import STORAGE
+from emitters.gptq.schemes import READ, Storage
 from emitters.gptq.structure import CONFIG, defects
 from emitters.gptq.told import Told, read
 from emitters.gptq.widths import AUTO_ROUND, GPTQ, Width, default_width, dialect_of
@@ -59,12 +59,27 @@ def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
     Linears that they take for packed and that are not are among them, without a shape.
     Raises: KeyError without a config; ValueError or TypeError if it is another format's.
     """
-    config = json.loads(files[CONFIG])
-    if "quantization_config" not in config:
+    described = quantization(files)
+    if described is None:
         return {}
-    told = read(config["quantization_config"], forms.keys())
+    told = read(described, forms.keys())
     found = {name: _claim(told, name, parts) for name, parts in forms.items()}
     return {name: claim for name, claim in found.items() if claim is not None}
+
+
+def quantization(files: Mapping[str, bytes]) -> Any:
+    """What `quantization_config` says, or the sidecar of a tool that writes none; else None."""
+    config = json.loads(files[CONFIG])
+    for level in (config, config.get("text_config")):
+        found = level.get("quantization_config") if isinstance(level, Mapping) else None
+        if found is not None:
+            return found
+    for dialect, file in ((GPTQ, gptq_config.SIDECAR), (AUTO_ROUND, auto_round.SIDECAR)):
+        told = json.loads(files[file]) if file in files else None
+        # Older releases of AutoGPTQ do not say who they are.
+        if isinstance(told, Mapping) and "bits" in told:
+            return {"quant_method": dialect, **told}
+    return None
 
 
 def _claim(told: Told, name: str, parts: Mapping[str, TensorForm]) -> Claim | None:
@@ -75,8 +90,9 @@ def _claim(told: Told, name: str, parts: Mapping[str, TensorForm]) -> Claim | No
     width = told.width(name)
     if width is None:
         return None
-    stored = (told.version, "g_idx" in parts)
-    scheme = next(scheme for scheme, storage in STORAGE.items() if storage == stored)
+    numbered = "g_idx" in parts
+    stored = Storage(told.version, numbered, numbered and told.act_order)
+    scheme = next(scheme for scheme, storage in READ.items() if storage == stored)
     treatment = Treatment("quantize", width.bits, scheme, width.group_size, width.symmetric)
     return Claim(treatment, _shape(width, parts), parts.get("scales", ("F16",))[0])
 

@@ -21,10 +21,14 @@ BAND = 32  # rows whose codes and zero points fill whole words
 
 
 class Storage(NamedTuple):
-    """version: of zero points, "gptq" (one less is stored) or "gptq_v2"; g_idx: if there."""
+    """version: of zero points, "gptq" (one less is stored) or "gptq_v2"; g_idx: if there.
+
+    act_order: whether groups are of any columns, as g_idx says, and not of neighbours.
+    """
 
     version: str
     g_idx: bool
+    act_order: bool = False
 
 
 STORAGE: Mapping[str, Storage] = {
@@ -32,6 +36,12 @@ STORAGE: Mapping[str, Storage] = {
     "int-gidx": Storage("gptq", g_idx=True),
     "int-v2": Storage("gptq_v2", g_idx=False),
     "int-v2-gidx": Storage("gptq_v2", g_idx=True),
+}
+# What others write, and is read only.
+READ: Mapping[str, Storage] = {
+    **STORAGE,
+    "int-act-order": Storage("gptq", g_idx=True, act_order=True),
+    "int-v2-act-order": Storage("gptq_v2", g_idx=True, act_order=True),
 }
 
 
@@ -48,7 +58,7 @@ def part_shapes(
         return (PartShape("weight", dtype, shape),)
     if len(shape) != 2:
         raise ValueError(f"{list(shape)} is no matrix")
-    storage, bits = STORAGE.get(treatment.scheme or ""), treatment.bits
+    storage, bits = READ.get(treatment.scheme or ""), treatment.bits
     if storage is None or bits not in WIDTHS:
         raise ValueError(f"{bits} bits of {treatment.scheme} are none of the format's")
     out, columns = shape
@@ -61,6 +71,8 @@ def part_shapes(
     )
     if not storage.g_idx:
         return parts
+    if storage.act_order:
+        return (*parts, PartShape("g_idx", "I32", (columns,), whole=True))
     return (*parts, PartShape("g_idx", "I32", (columns,), constant=_g_idx(columns, size)))
 
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from emitters.core.interface import Claim
 from emitters.gptq import auto_round, gptq_config
-from emitters.gptq.schemes import STORAGE
-from emitters.numerics.gptq_layout import unpack_zeros
+from emitters.gptq.schemes import READ, group_length
+from emitters.numerics.gptq_layout import is_grouping, unpack_zeros
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, diagnostic
@@ -57,9 +57,14 @@ def defects(
 
 
 def _copies(folder: Path, config: Mapping[str, Any]) -> Iterator[Diagnostic]:
-    told = config.get(_QUANTIZATION, {})
+    nested = config.get("text_config")
+    told = config.get(_QUANTIZATION) or (nested or {}).get(_QUANTIZATION)
     for file in (auto_round.SIDECAR, gptq_config.SIDECAR):
         if not (folder / file).exists():
+            continue
+        if told is None:
+            reason = f"only {file} describes the packed weights; most readers look here"
+            yield diagnostic("metadata-elsewhere", file=CONFIG, reason=reason)
             continue
         try:
             copy = json.loads((folder / file).read_bytes())
@@ -105,11 +110,19 @@ def _numbers(
             yield _bad(scales, "a scale is not finite")
         if claim.treatment.symmetric and not _are_middle(_read(source, zeros, np.int32), claim):
             yield _bad(zeros, "it holds other zero points than those of symmetric groups")
+        if READ[claim.treatment.scheme or ""].act_order:
+            yield from _groups(source, tensors[f"{name}.g_idx"], claim)
+
+
+def _groups(source: Source, g_idx: TensorInfo, claim: Claim) -> Iterator[Diagnostic]:
+    size = group_length(claim.treatment, claim.shape[-1])
+    if not is_grouping(_read(source, g_idx, np.int32), size):
+        yield _bad(g_idx, f"it does not number groups of {size} columns each")
 
 
 def _are_middle(qzeros: Array, claim: Claim) -> bool:
     bits, scheme = claim.treatment.bits or 0, claim.treatment.scheme or ""
-    zeros = unpack_zeros(qzeros, bits=bits, version=STORAGE[scheme].version)
+    zeros = unpack_zeros(qzeros, bits=bits, version=READ[scheme].version)
     return bool((zeros == 1 << (bits - 1)).all())
 
 

@@ -30,12 +30,14 @@ _LARGEST_GROUP = 2**20
 class Told(NamedTuple):
     """version: of the zero points. width(module): None if it is not quantized.
 
-    covers: whether linears that are not quantized must be named.
+    covers: whether linears that are not quantized must be named. act_order: whether groups may
+    be of any columns, where they are numbered.
     """
 
     version: str
     width: Callable[[str], Width | None]
     covers: bool
+    act_order: bool = False
 
 
 def read(config: Any, names: Collection[str]) -> Told:
@@ -65,7 +67,9 @@ def read(config: Any, names: Collection[str]) -> Told:
     listed = _texts(config, "modules_in_block_to_quantize")
     rules = _rules_of(config, "dynamic")
     width = partial(_gptq, default, rules, listed, bool(config.get("lm_head")))
-    return Told(version, width, covers=False)
+    entries = [config, *rules.exact.values(), *(entry for _, _, entry in rules.patterns)]
+    acts = any(entry.get("desc_act") is True for entry in entries)
+    return Told(version, width, covers=False, act_order=acts)
 
 
 class _Rules(NamedTuple):

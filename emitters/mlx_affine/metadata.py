@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from emitters.core.interface import Claim, Forms, TensorForm
 from emitters.mlx_affine.spec import READER, part_shapes
+from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.plan import Module, Plan
 from policy_dsl.policy import Treatment
 from policy_dsl.reader_config import written_config
@@ -28,6 +30,13 @@ _DROPPED = (
     "vision_config",
 )
 _NESTED = ("text_config", "llm_config")
+# What mlx takes for a mode where nothing is given.
+_USUAL: Mapping[str, Mapping[str, Any]] = {
+    "affine": {"group_size": 64, "bits": 4},
+    "mxfp4": {"group_size": 32, "bits": 4},
+    "mxfp8": {"group_size": 32, "bits": 8},
+    "nvfp4": {"group_size": 16, "bits": 4},
+}
 
 
 def metadata(plan: Plan) -> dict[str, bytes]:
@@ -42,15 +51,15 @@ def metadata(plan: Plan) -> dict[str, bytes]:
 def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
     """What mlx-lm understands of these files: quantized module -> scheme, bits, group size.
 
-    The default holds for modules that the config does not name and that are quantized.
+    The default holds for modules that the config does not name and that are quantized, and for
+    those that it names with `true`.
     Raises: ValueError if the config's `quantization` is not what mlx-lm reads; KeyError if its
-    default lacks bits or group size.
+    default lacks bits or group size; PolicyError if only the copy of it is there.
     """
     config = json.loads(files[CONFIG])
-    entries = config.get("quantization", {})
-    if entries != config.get("quantization_config", {}):
-        raise ValueError("quantization and quantization_config differ")
+    entries = config.get("quantization")
     if not entries:
+        _check_copy(config.get("quantization_config"), forms)
         return {}
     found = {}
     default = _treatment(entries)
@@ -60,9 +69,39 @@ def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
             found[name] = _claim(default, forms[name])
     for name, entry in entries.items():
         if isinstance(entry, dict):
-            treatment = _treatment({"group_size": 64, "bits": 4, **entry})
-            found[name] = _claim(treatment, forms.get(name, {}))
+            found[name] = _claim(_own_treatment(entry), forms.get(name, {}))
+        elif entry is True:
+            found[name] = _claim(default, forms.get(name, {}))
     return found
+
+
+def defects(
+    folder: Path, shards: Collection[str], claims: Mapping[str, Claim]
+) -> Iterator[Diagnostic]:
+    """A warning if the copy that other tools look at says something else than mlx-lm reads."""
+    config = json.loads((folder / CONFIG).read_bytes())
+    copy = config.get("quantization_config")
+    if copy is not None and copy != config.get("quantization"):
+        reason = "its quantization_config differs from its quantization, which mlx-lm reads"
+        yield diagnostic("metadata-elsewhere", file=CONFIG, reason=reason)
+
+
+def _check_copy(copy: Any, forms: Forms) -> None:
+    """Raises: PolicyError if the bundle is one of MLX, and mlx-lm would not find out how."""
+    described = isinstance(copy, Mapping) and "quant_method" not in copy and "bits" in copy
+    if described and any({"weight", "scales"} <= parts.keys() for parts in forms.values()):
+        reason = "it has a quantization_config without quant_method, and no quantization"
+        cure = "copy its quantization_config to quantization, where mlx-lm looks"
+        raise fail("bad-bundle-metadata", path=CONFIG, reason=reason, suggestion=cure)
+
+
+def _own_treatment(entry: Mapping[str, Any]) -> Treatment:
+    """The treatment of an entry, which inherits nothing but the defaults of its mode."""
+    mode = str(entry.get("mode", "affine"))
+    usual = _USUAL.get(mode, _USUAL["affine"])
+    # Recipes without a group size leave a null.
+    given = {key: one for key, one in entry.items() if one is not None}
+    return _treatment({**usual, **given})
 
 
 def _part_names(treatment: Treatment) -> set[str]:

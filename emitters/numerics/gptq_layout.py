@@ -202,6 +202,19 @@ def gptq_decode(parts: GptqParts, *, bits: int, group_size: int) -> Array:
     return values
 
 
+def group_order(g_idx: Array) -> Array:
+    """The columns of a matrix group by group, those of a group in their own order.
+
+    g_idx: int32 [in], the number of each column's group.
+    """
+    return np.argsort(g_idx, kind="stable")
+
+
+def is_grouping(g_idx: Array, group_size: int) -> bool:
+    """Whether columns are numbered by groups of this size, the last of which may be short."""
+    return np.array_equal(g_idx[group_order(g_idx)], np.arange(len(g_idx)) // group_size)
+
+
 def new_parts(shape: tuple[int, int], bits: int, group_size: int) -> GptqParts:
     """Uninitialized parts of a matrix [rows, in] in groups of -1 (whole rows) or group_size.
 

@@ -12,6 +12,10 @@ BUNDLE_CODES: dict[str, Code] = {
     "bad-bundle-metadata": error(
         "{path}: {reason}", "Readers of the target could not make sense of the metadata files."
     ),
+    "metadata-elsewhere": warning(
+        "{file}: {reason}",
+        "Readers look for a description of the quantization in different places.",
+    ),
     "bad-record": error(
         "policyc.json of {path} cannot be read: {reason}",
         "The provenance record says what every file must hold.",

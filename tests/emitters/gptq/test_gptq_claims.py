@@ -166,7 +166,6 @@ def test_a_plain_linear_that_readers_take_for_packed_is_claimed():
         ({}, "its quant_method is None"),
         ([], "its quantization_config is no object"),
         ("gptq", "its quantization_config is no object"),
-        (None, "its quantization_config is no object"),
         ({"bits": 4, "group_size": 64}, "its quant_method is None"),
         ({**USUAL, "quant_method": "fp8"}, "its quant_method is 'fp8'"),
         ({**USUAL, "quant_method": ["gptq"]}, "its quant_method is ['gptq']"),
@@ -197,6 +196,10 @@ def test_a_plain_linear_that_readers_take_for_packed_is_claimed():
 def test_what_is_no_such_configuration_is_refused_with_the_reason(quantization, told):
     with pytest.raises(ValueError, match=re.escape(told)):
         claimed(quantization)
+
+
+def test_no_description_claims_nothing():
+    assert claimed(None) == {}
 
 
 @pytest.mark.parametrize("lost", ["qweight", "qzeros", "scales"])
