@@ -11,6 +11,7 @@ import typer
 from policy_dsl.cli import console, options
 from policy_dsl.cli.planning import Request, make_plan
 from policy_dsl.diagnostics import fail
+from policy_dsl.plain_names import name_defect, shown_name
 
 if TYPE_CHECKING:
     from emitters.core.build import BuildReport
@@ -80,8 +81,7 @@ def build(
     plan, inventory = make_plan(request)
     as_json = "json" in (format, progress)
     _stop_on_findings(plan, fail_on_warn=fail_on_warn, quiet=quiet, as_json=as_json)
-    # Both names, because one model has many bundles and one policy many models.
-    folder = output or Path(f"{inventory.id.rpartition('/')[2]}-{plan.policy.name}")
+    folder = output or _default_folder(inventory.id, plan.policy.name)
     # The bar is closed before the result is printed, also when the build fails.
     with reporter("none" if quiet else progress) as report:
         made = built(
@@ -94,6 +94,21 @@ def build(
             progress=report,
         )
     _show_result(plan, folder, made, as_json=format == "json")
+
+
+def _default_folder(model: str, policy: str) -> Path:
+    """Where a bundle goes that nobody gave a place.
+
+    Raises: PolicyError if the model's name, which its publisher chose, makes no folder's name.
+    """
+    # Both names, because one model has many bundles and one policy many models.
+    folder = f"{model.rpartition('/')[2]}-{policy}"
+    reason = name_defect(folder)
+    if reason is not None:
+        shown = shown_name(folder)
+        reason = f'the bundle would be called "{shown}", and {reason}: say where it goes'
+        raise fail("bad-argument", option="--output", reason=reason)
+    return Path(folder)
 
 
 def _size(text: str | None) -> int | None:

@@ -90,6 +90,10 @@ LANGUAGE_CODES: dict[str, Code] = {
     ),
     "bad-value": error("{key}: {value} is not {reason}", "The value is out of range."),
     "empty-value": error("{key} is empty", "The key holds no text."),
+    "bad-policy-name": error(
+        'a policy cannot be called "{name}": {reason}',
+        "`name` is a plain name: bundles are called after it.",
+    ),
     "repeated-item": error("{key} names {item} twice", "An item of a list is said once."),
     "ambiguous-word": error(
         "{word} is a truth value in some YAML versions and a text in others",

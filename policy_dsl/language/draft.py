@@ -29,6 +29,7 @@ from policy_dsl.language.fragments import (
     mentions_variable,
     substitute,
 )
+from policy_dsl.plain_names import LONGEST_POLICY_NAME, name_defect, shown_name
 from policy_dsl.policy import Assertion, Comment, Policy, Prune, Rule, Scalar, Treatment
 from policy_dsl.vocabulary import TARGETS
 
@@ -90,6 +91,8 @@ class Draft:
         self._texts[key] = self._value(anchor, value).text
         if not self._texts[key].strip():
             self.report("empty-value", value.span, key=key)
+        elif key == "name":
+            self._check_name(self._texts[key], value.span)
         return anchor
 
     def word(self, key: str, value: Fragment) -> str:
@@ -190,6 +193,12 @@ class Draft:
             key_spans=tuple(self._spans.items()),
             templates=tuple(self._templates),
         )
+
+    def _check_name(self, name: str, span: Span) -> None:
+        reason = name_defect(name, longest=LONGEST_POLICY_NAME)
+        if reason is not None:
+            # Bundles are called after it where nobody says how.
+            self.report("bad-policy-name", span, name=shown_name(name), reason=reason)
 
     def _unknown_target(self, value: Fragment, word: str | None = None) -> None:
         word, known = word or value.text, ", ".join(TARGETS)

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
 from policy_dsl.formats import FormatSpec, MetadataValues
+from policy_dsl.plain_names import name_defect, shown_name
 from policy_dsl.policy import Policy
 
 # Readers take files with such endings for something else.
 _TAKEN_ENDINGS = (".safetensors", ".json", ".py")
-_LONGEST_NAME = 255
 _CALLED = {bool: "true or false", str: "a text"}
 
 
@@ -110,22 +110,13 @@ def _file_name(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
     # A target with files of fixed names does not use the setting, which is another finding.
     if name is None or spec.container is None:
         return
-    reason = None
-    if "/" in name or "\\" in name:
-        reason = "it is a path, and the file lies in the bundle's folder"
-    elif name.startswith("."):
-        reason = "it begins with a dot, and such files are hidden"
-    elif not name.isprintable() or name != name.strip():
-        reason = "it holds something that cannot be seen"
-    elif len(name.encode()) > _LONGEST_NAME:
-        reason = f"it has more than {_LONGEST_NAME} bytes"
-    elif name.casefold().endswith(_TAKEN_ENDINGS):
+    reason = name_defect(name)
+    if reason is None and name.casefold().endswith(_TAKEN_ENDINGS):
         # Disks that ignore case would take it for the record.
         reason = f"files that end in {', '.join(_TAKEN_ENDINGS)} are something else"
     if reason is not None:
         span = dict(policy.key_spans).get("output.file_name")
-        shown = name if name.isprintable() else ascii(name)[1:-1]
-        yield diagnostic("bad-file-name", span, name=shown, reason=reason)
+        yield diagnostic("bad-file-name", span, name=shown_name(name), reason=reason)
 
 
 def _metadata(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
