@@ -166,7 +166,8 @@ class RowsCheck:
             relative = 0.0 if spec.fp8_rules[0] == "f32" else 2 * UNITS["BF16"]
         if tensor.scale is not None or dtype not in _WIDER.get(source, ()):
             relative, floor = relative + UNITS[dtype], FLOORS[dtype]
-        return Slack(relative, floor, UNITS.get(source, UNITS["BF16"]))
+        coarsest = max(UNITS.get(one, UNITS["BF16"]) for one in (source, dtype))
+        return Slack(relative, floor, coarsest)
 
 
 def _bytes(part: Array) -> bytes:

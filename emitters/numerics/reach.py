@@ -94,7 +94,7 @@ def affine_beyond(
     step, base = np.abs(to_float32(scales, dtype)), to_float32(biases, dtype)
     unit, floor = np.float32(UNITS[dtype]), np.float32(FLOORS[dtype])
     # The stored scale, the product; the stored bias, the sum.
-    rounded = codes * (2 * unit * spread(step, values.shape) + floor)
+    rounded = (codes + 1) * (2 * unit * spread(step, values.shape) + floor)
     rounded += unit * (spread(np.abs(base), values.shape) + np.abs(decoded)) + 2 * floor
     grid = Steps(codes, step, (1 << bits) - 1)
     added = rounded + slack_of(values, slack)
@@ -117,7 +117,7 @@ def gptq_beyond(
     unit, floor = np.float32(UNITS["F16"]), np.float32(FLOORS["F16"])
     # The stored scale and the product; scale, quotient and product in the tool's arithmetic.
     each = spread(step, values.shape) * np.float32(2 * unit + 3 * slack.arithmetic) + floor
-    added = np.abs(codes - zeros) * each + floor + slack_of(values, slack)
+    added = (np.abs(codes - zeros) + 1) * each + floor + slack_of(values, slack)
     end = 1 + 0.75 * 2 ** (bits - 1) if symmetric else 1.0
     grid = Steps(codes, step, (1 << bits) - 1)
     return beyond_steps(values, decoded, grid, ends=(end, end), added=added)
@@ -145,6 +145,7 @@ def fp_beyond(
     scale = spread(_fp_scales(scales, mode), values.shape)
     edges = np.sort(np.stack([below * scale, above * scale]), axis=0)
     added = slack_of(values, slack) + 2 * np.float32(UNITS[dtype]) * np.abs(values)
+    added += np.abs(codes) * np.float32(FLOORS[dtype])
     if mode == "nvfp4":
         # So far are scales from numbers smaller than an E4M3 has.
         added += np.abs(codes) * np.float32(2.0**-10) + 6 * np.float32(2.0**-10) * (scale == 0)

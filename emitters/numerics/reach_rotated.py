@@ -112,7 +112,8 @@ def _beyond_lines(groups: Array, held: HfqBlocks, added: Array) -> Array:
         step = np.where((step == 1) & (held.codes.max(axis=1, keepdims=True) == 0), 0, step)
     else:
         # Cut off, not rounded: twice the unit.
-        added = added + np.abs(held.codes) * (step * 2 * UNITS["F16"] + 2 * FLOORS["F16"])
+        cut = step * np.float32(2 * UNITS["F16"]) + np.float32(2 * FLOORS["F16"])
+        added = added + (np.abs(held.codes.astype(np.float32)) + 1) * cut
     with np.errstate(invalid="ignore"):
         return ~(np.abs(groups - decoded) <= step * np.float32(0.5 + _STEP_SLOP) + added)
 
