@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from policy_dsl.plan import Module, Plan, PlannedTensor, SourceRows
 from policy_dsl.planning.fill import describe
 from policy_dsl.roles.scales import fp8_block
 
+_FEW = 4096
+
 
 @dataclass(frozen=True)
 class Site:
@@ -37,35 +40,87 @@ class Site:
     prepared: Prepared
 
 
-def run_unit(site: Site, unit: Unit) -> int:
-    """Build the rows of one unit; returns the bytes written.
+class Outcome(NamedTuple):
+    """What came of a unit: bytes written; whether all values became 0 that were not 0."""
+
+    nbytes: int
+    is_lost: bool
+
+
+def run_unit(site: Site, unit: Unit) -> Outcome:
+    """Build the rows of one unit.
 
     Raises: PolicyError if the source cannot be read, holds a value that is not finite or does
     not fit, or the output cannot be written.
     """
     module = site.plan.modules[unit.module]
-    rows = module.sources[unit.source]
-    values = source_values(site, module, rows, (unit.first, unit.count))
-    scale = site.prepared.column_scales.get(module.name)
-    if scale is not None:
-        values = values * scale
-    if module.treatment.action == "quantize":
-        parts = _encoded(site, module, values, (rows, unit))
-    else:
-        parts = {module.tensors[0].part: values}
+    made = make_unit(site, unit)
     written = 0
     for tensor in module.tensors:
         # Written with the header: the rows have no part in it.
         if tensor.is_constant:
             continue
-        part = parts[tensor.part]
+        part = made.parts[tensor.part]
         # Equal bytes a row: a block of rows is one stretch of bytes, or one of each line.
         # What a row has beyond its source's values is its tail, or zeros.
         stride = tensor.nbytes // tensor.shape[0] if tensor.by_columns else 0
         share = (stride or tensor.nbytes) * unit.at // max(1, prod(module.shape[:-1]))
         path = site.folder / tensor.file
         written += write_at(path, tensor.start + share, part, stride=stride)
-    return written
+    return Outcome(written, made.is_lost)
+
+
+class Made(NamedTuple):
+    """The parts of a unit's rows, and what became of its values.
+
+    is_kept: some values are not 0. is_lost: none is, and the source has some.
+    """
+
+    parts: dict[str, Array]
+    is_kept: bool
+    is_lost: bool
+
+
+def make_unit(site: Site, unit: Unit) -> Made:
+    """The parts of the rows of one unit. Raises: PolicyError as `run_unit` does."""
+    module = site.plan.modules[unit.module]
+    rows = module.sources[unit.source]
+    span = unit.first, unit.count
+    values = source_values(site, module, rows, span)
+    scale = site.prepared.column_scales.get(module.name)
+    if scale is not None:
+        values = values * scale
+    if module.treatment.action == "quantize":
+        parts = _encoded(site, module, values, (rows, unit))
+        is_kept = _decodes_to_some(site, module, values, parts)
+    else:
+        parts = {module.tensors[0].part: values}
+        is_kept = has_some(values, module.dtype)
+    if is_kept:
+        return Made(parts, True, False)
+    exact = source_values(site, replace(module, dtype="F32"), rows, span)
+    return Made(parts, False, bool(exact.any()))
+
+
+def has_some(values: Array, dtype: str) -> bool:
+    """Whether some values of a value type are not 0."""
+    # The first ones alone tell nearly always.
+    first = to_float32(values.reshape(-1)[:_FEW], dtype)
+    return bool(first.any() or to_float32(values, dtype).any())
+
+
+def _decodes_to_some(
+    site: Site, module: Module, values: Array, parts: dict[str, Array]
+) -> bool:
+    """Whether some of these rows are not 0 for a reader."""
+    encode, decode = site.emitter.encode, site.emitter.decode
+    what = module.dtype, module.treatment
+    # Without statistics: whatever weighs, the largest values stay.
+    few = encode(values[: module.together], *what)
+    if decode(few, *what, values.shape[-1]).any():
+        return True
+    held = {tensor.part: parts[tensor.part] for tensor in module.tensors if not tensor.tail}
+    return bool(decode(held, *what, values.shape[-1]).any())
 
 
 def _encoded(

@@ -12,10 +12,11 @@ from pathlib import Path
 from time import monotonic
 
 from emitters import get
-from emitters.core.blocks import Site
+from emitters.core.blocks import Outcome, Site
 from emitters.core.bundle import complete
 from emitters.core.interface import Prepared
 from emitters.core.journal import Journal, Savepoints
+from emitters.core.losses import ensure_something_left
 from emitters.core.progress import Progress, Silent
 from emitters.core.readiness import ensure_buildable
 from emitters.core.seal import seal
@@ -126,8 +127,12 @@ def _write_tensors(
     units = list(plan_units(plan, block_values=block_values, done=journal.done))
     resumed = total - sum(source_nbytes(plan, unit) for unit in units)
 
-    def finished(unit: Unit, _: int) -> None:
+    lost: list[Unit] = []
+
+    def finished(unit: Unit, outcome: Outcome) -> None:
         progress.advance(source_nbytes(plan, unit))
+        if outcome.is_lost:
+            lost.append(unit)
 
     progress.begin("encode", total, resumed)
     try:
@@ -135,4 +140,5 @@ def _write_tensors(
         run_units(iter(units), site, savepoints, jobs=jobs, finished=finished)
     finally:
         progress.end()
+    ensure_something_left(site, lost)
     return resumed

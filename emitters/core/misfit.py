@@ -10,13 +10,14 @@ import numpy as np
 from emitters.core.interface import Emitter, UnstorableError
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
 from emitters.numerics.value_types import Array
-from policy_dsl.diagnostics import PolicyError, Span, fail
+from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
 from policy_dsl.formats import SchemeSpec
 from policy_dsl.plan import Module, Plan, SourceRows
 from policy_dsl.planning.decisions import trace
 from policy_dsl.planning.fill import PLAIN_WORDS, describe
 from policy_dsl.policy import Treatment
 from policy_dsl.roles.classify import ModelTensor
+from policy_dsl.units import counted
 
 # Rows that formats code together at most, with groups that do not run on from row to row.
 BAND = 32
@@ -39,14 +40,30 @@ class Misfit:
 
     def too_large(self, what: str, dtype: str) -> PolicyError:
         """The error: `what` is too large for `dtype`, and which treatments would hold it."""
-        name = self.rows.tensor.name
+        facts = {"tensor": self.rows.tensor.name, "what": what, "dtype": dtype}
+        cure = self._cure("it")
+        return fail("value-overflow", self._span(), suggestion=cure, **facts)
+
+    def too_small(self, n_values: int) -> Diagnostic:
+        """The error: all values become 0; and which treatments would hold them."""
+        module = self.module
+        quantized = module.treatment.action == "quantize"
+        return diagnostic(
+            "value-underflow",
+            self._span(),
+            suggestion=self._cure("them"),
+            tensor=self.rows.tensor.name,
+            values=counted(n_values, "value"),
+            treatment=describe(module.treatment) if quantized else module.dtype,
+        )
+
+    def _cure(self, them: str) -> str:
+        """What to do about values that are not held."""
         held = list(self._holding())
         more = f"{', '.join(held[:-1])} or {held[-1]}" if len(held) > 1 else "".join(held)
-        cure = f"nothing that {self.plan.target} stores holds it: is the checkpoint whole?"
         if held:
-            cure = f"{more} would hold it; give the tensor a rule of its own"
-        facts = {"tensor": name, "what": what, "dtype": dtype}
-        return fail("value-overflow", self._span(), suggestion=cure, **facts)
+            return f"{more} would hold {them}; give the tensor a rule of its own"
+        return f"nothing that {self.plan.target} stores holds {them}: is the checkpoint whole?"
 
     def unstorable(self, place: str, reason: str) -> PolicyError:
         """The error: the format has no numbers for what stands at `place`."""
@@ -94,7 +111,9 @@ class Misfit:
 
     def _fits(self, dtype: str) -> bool:
         narrow = cast(self.values, "F32", dtype, cuts_off=self.emitter.spec.cuts_off)
-        return first_nonfinite(narrow, dtype) < 0
+        if first_nonfinite(narrow, dtype) >= 0:
+            return False
+        return self._is_near(to_float32(narrow, dtype))
 
     def _is_kept(self, treatment: Treatment, dtype: str) -> bool:
         """Whether the values come back from a treatment, more or less."""
@@ -106,7 +125,11 @@ class Misfit:
             except UnstorableError:
                 return False
             back = self.emitter.decode(parts, dtype, treatment, given.shape[-1])
-            lost = np.abs(back - self.values).max() / np.abs(self.values).max()
+            return self._is_near(back)
+
+    def _is_near(self, values: Array) -> bool:
+        """Whether the values are those of the module, more or less."""
+        lost = np.abs(values - self.values).max() / np.abs(self.values).max()
         return bool(lost <= _LARGEST_LOSS)
 
     def _tensor(self) -> ModelTensor:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 
-from emitters.core.blocks import Site, run_unit
+from emitters.core.blocks import Outcome, Site, run_unit
 from emitters.core.journal import Savepoints
 from emitters.core.units import Unit
 
-Finished = Callable[[Unit, int], None]
+Finished = Callable[[Unit, Outcome], None]
 
 
 def run_units(
@@ -21,7 +21,10 @@ def run_units(
     jobs: int,
     finished: Finished,
 ) -> None:
-    """Run all units on `jobs` threads; `finished(unit, bytes written)` is told of each one.
+    """Run all units on `jobs` threads; `finished(unit, outcome)` is called for each one.
+
+    A unit whose values are all lost is not finished work: a build that is resumed must find
+    it again.
 
     Kernels, reads, writes and hashes release the GIL, so that threads are enough. Files are
     flushed and the journal is written by a thread of its own.
@@ -31,15 +34,16 @@ def run_units(
     # Flushing waits for the disk; meanwhile the workers go on.
     saver = ThreadPoolExecutor(1, "savepoint")
     with saver, ThreadPoolExecutor(jobs, "unit") as workers:
-        running: dict[Future[int], Unit] = {}
+        running: dict[Future[Outcome], Unit] = {}
         saving: list[Future[None]] = []
         try:
             # Two units a worker: one in work and one at hand, whatever the plan's size.
             while _refill(running, units, workers, site, 2 * jobs):
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    unit = running.pop(future)
-                    finished(unit, future.result())
-                    savepoints.add(unit)
+                    unit, outcome = running.pop(future), future.result()
+                    finished(unit, outcome)
+                    if not outcome.is_lost:
+                        savepoints.add(unit)
                 saving = _checked(saving)
                 if savepoints.due() and not saving:
                     saving.append(saver.submit(savepoints.save, savepoints.take()))
@@ -51,7 +55,7 @@ def run_units(
 
 
 def _refill(
-    running: dict[Future[int], Unit],
+    running: dict[Future[Outcome], Unit],
     units: Iterator[Unit],
     workers: ThreadPoolExecutor,
     site: Site,
@@ -71,12 +75,14 @@ def _checked(saving: list[Future[None]]) -> list[Future[None]]:
     return [saved for saved in saving if not saved.done()]
 
 
-def _settle(running: dict[Future[int], Unit], savepoints: Savepoints) -> None:
+def _settle(running: dict[Future[Outcome], Unit], savepoints: Savepoints) -> None:
     """Start no more units, wait for those under way, keep those that succeeded."""
     for future in running:
         future.cancel()
     wait(running)
     # What ended well while another unit failed is kept: the next run need not repeat it.
     for future, unit in running.items():
-        if not future.cancelled() and future.exception() is None:
+        if future.cancelled() or future.exception() is not None:
+            continue
+        if not future.result().is_lost:
             savepoints.add(unit)

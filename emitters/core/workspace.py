@@ -26,7 +26,15 @@ from policy_dsl.diagnostics import PolicyError, fail
 _BROWSED = ".DS_Store"
 _WORK = frozenset({"lock", "journal", "bundle", "replaced", _BROWSED})
 # What the same source and policy lead to again.
-_FINAL = frozenset({"non-finite-source", "unstorable-value", "value-overflow", "wrong-result"})
+_FINAL = frozenset(
+    {
+        "non-finite-source",
+        "unstorable-value",
+        "value-overflow",
+        "value-underflow",
+        "wrong-result",
+    }
+)
 
 
 @dataclass(frozen=True)

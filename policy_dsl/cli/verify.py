@@ -23,7 +23,7 @@ SourceName = Annotated[
         "--source",
         metavar="CHECKPOINT",
         parser=options.given_text,
-        help="Decode every tensor and report its error against this checkpoint.",
+        help="Compare every tensor with this checkpoint: its values, and its error.",
     ),
 ]
 Jobs = Annotated[

@@ -124,6 +124,12 @@ BUNDLE_CODES: dict[str, Code] = {
         "Written as an infinity it would break the model. What the target stores is tried, and "
         "what would hold the value is named.",
     ),
+    "value-underflow": error(
+        'tensor "{tensor}": nothing is left of it, all {values} become 0 as {treatment}',
+        "They are too small for the dtype or the scales. What the target stores is tried, and "
+        "what would hold them is named.",
+        each="tensor",
+    ),
     "unstorable-value": error(
         'tensor "{tensor}": {place} cannot be stored as {treatment}: {reason}',
         "Readers would decode other values than those that were meant.",
