@@ -23,9 +23,6 @@ def run_units(
 ) -> None:
     """Run all units on `jobs` threads; `finished(unit, outcome)` is called for each one.
 
-    A unit whose values are all lost is not finished work: a build that is resumed must find
-    it again.
-
     Kernels, reads, writes and hashes release the GIL, so that threads are enough. Files are
     flushed and the journal is written by a thread of its own.
     Raises: the first error of a unit, after the others in flight have ended and what is
@@ -42,8 +39,7 @@ def run_units(
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     unit, outcome = running.pop(future), future.result()
                     finished(unit, outcome)
-                    if not outcome.is_lost:
-                        savepoints.add(unit)
+                    _keep(savepoints, unit, outcome)
                 saving = _checked(saving)
                 if savepoints.due() and not saving:
                     saving.append(saver.submit(savepoints.save, savepoints.take()))
@@ -82,7 +78,11 @@ def _settle(running: dict[Future[Outcome], Unit], savepoints: Savepoints) -> Non
     wait(running)
     # What ended well while another unit failed is kept: the next run need not repeat it.
     for future, unit in running.items():
-        if future.cancelled() or future.exception() is not None:
-            continue
-        if not future.result().is_lost:
-            savepoints.add(unit)
+        if not future.cancelled() and future.exception() is None:
+            _keep(savepoints, unit, future.result())
+
+
+def _keep(savepoints: Savepoints, unit: Unit, outcome: Outcome) -> None:
+    """A finished unit for the journal. One whose values are lost must be found again."""
+    if not outcome.is_lost:
+        savepoints.add(unit)
