@@ -158,11 +158,20 @@ class Comment:
     trailing: bool = False
 
 
+# What a policy can take away from what it extends. Tests may be given anew with it.
+CLEARABLE = (
+    *("description", "model", "fp8_dequant"),
+    *("transforms", "runtimes", "tests"),
+    *("vars", "metadata", "defaults", "calibration", "output"),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """A policy, whole. `extends` is already resolved into `rules` by `load`; the readers
     leave it as written. Rules of one target come after those of all targets.
 
+    cleared: keys that the text empties, see CLEARABLE; of what it extends nothing stays there.
     By key path (`rules[3]`, `defaults.bits`), `key_spans` says where each value stands and
     `templates` how it was written with variables. These, `source` and comments take no part
     in equality.
@@ -183,6 +192,7 @@ class Policy:
     metadata: tuple[tuple[str, Any], ...] = ()
     runtimes: tuple[str, ...] = ()
     tests: tuple[Assertion, ...] = ()
+    cleared: tuple[str, ...] = ()
     comments: tuple[Comment, ...] = field(default=(), compare=False, repr=False)
     source: SourceText | None = field(default=None, compare=False, repr=False)
     key_spans: tuple[tuple[str, Span], ...] = field(default=(), compare=False, repr=False)

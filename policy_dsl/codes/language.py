@@ -94,6 +94,10 @@ LANGUAGE_CODES: dict[str, Code] = {
         'a policy cannot be called "{name}": {reason}',
         "`name` is a plain name: bundles are called after it.",
     ),
+    "cleared-and-said": error(
+        "{key} is cleared and given in one policy",
+        "Clear it in one policy and give its fields in another one that extends it.",
+    ),
     "repeated-item": error("{key} names {item} twice", "An item of a list is said once."),
     "ambiguous-word": error(
         "{word} is a truth value in some YAML versions and a text in others",

@@ -72,6 +72,12 @@ class PruneFields(Part):
     keep: int | str | None = Field(None, description="the experts that stay, such as 0-5,7")
 
 
+class ReplacedTests(Part):
+    """`tests` that take the place of those of the policies that are extended."""
+
+    replace: list[str] = Field(description="the only tests; an empty list for none")
+
+
 class Document(Part):
     """A quantization policy."""
 
@@ -96,4 +102,6 @@ class Document(Part):
     fp8_dequant: str | None = Field(None, description="how FP8 is rounded when dequantized")
     metadata: dict[str, Any] | None = Field(None, description="what the bundle's card says")
     runtimes: str | list[str] | None = Field(None, description="readers the author cares about")
-    tests: list[str] | None = Field(None, description="assertions, such as: bpw <= 3.3")
+    tests: list[str] | ReplacedTests | None = Field(
+        None, description="assertions, such as: bpw <= 3.3; added to those of extended policies"
+    )

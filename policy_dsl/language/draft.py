@@ -30,7 +30,16 @@ from policy_dsl.language.fragments import (
     substitute,
 )
 from policy_dsl.plain_names import LONGEST_POLICY_NAME, name_defect, shown_name
-from policy_dsl.policy import Assertion, Comment, Policy, Prune, Rule, Scalar, Treatment
+from policy_dsl.policy import (
+    CLEARABLE,
+    Assertion,
+    Comment,
+    Policy,
+    Prune,
+    Rule,
+    Scalar,
+    Treatment,
+)
 from policy_dsl.vocabulary import TARGETS
 
 TRUTH = {"true": True, "false": False}
@@ -67,6 +76,7 @@ class Draft:
         self._rules: list[Rule] = []
         self._transforms: list[Prune] = []
         self._tests: list[Assertion] = []
+        self._cleared: list[str] = []
         self._spans: dict[str, Span] = {}
         self._templates: list[tuple[str, Any]] = []
 
@@ -88,12 +98,26 @@ class Draft:
     def text(self, key: str, value: Fragment, key_span: Span) -> str:
         """Takes a key that holds one text; returns its anchor."""
         anchor = self._claim(key, value.span, key_span)
+        if not value.text and key in CLEARABLE:
+            self._cleared.append(key)
+            return anchor
         self._texts[key] = self._value(anchor, value).text
         if not self._texts[key].strip():
             self.report("empty-value", value.span, key=key)
         elif key == "name":
             self._check_name(self._texts[key], value.span)
         return anchor
+
+    def clear(self, key: str, span: Span) -> str:
+        """Takes a key under which nothing stays of what the policy extends; its anchor."""
+        if key not in CLEARABLE:
+            cure = did_you_mean(key, CLEARABLE)
+            self.report("unknown-key", span, cure=cure, where="clear", key=key)
+        elif key in self._cleared:
+            self.report("repeated-item", span, key="clear", item=key)
+        self._cleared.append(key)
+        self._spans.setdefault(f"clear.{key}", span)
+        return key
 
     def word(self, key: str, value: Fragment) -> str:
         """Takes one more item of extends, targets or runtimes; returns its anchor."""
@@ -174,6 +198,10 @@ class Draft:
             name: validate_section(part, self._sections[name], self._spans, self.findings)
             for name, part in SECTIONS.items()
         }
+        said = {**self._sections, "vars": self._vars, "metadata": self._metadata}
+        for key in self._cleared:
+            if said.get(key):
+                self.report("cleared-and-said", self._spans[f"clear.{key}"], key=key)
         # A Policy never exists with a hole in it.
         if errors(self.findings):
             raise PolicyError(_in_order(self.findings))
@@ -188,6 +216,7 @@ class Draft:
             transforms=tuple(self._transforms),
             metadata=tuple(self._metadata.items()),
             tests=tuple(self._tests),
+            cleared=self._emptied(),
             comments=tuple(_renamed(comment, renamed) for comment in self.comments),
             source=self.source,
             key_spans=tuple(self._spans.items()),
@@ -199,6 +228,12 @@ class Draft:
         if reason is not None:
             # Bundles are called after it where nobody says how.
             self.report("bad-policy-name", span, name=shown_name(name), reason=reason)
+
+    def _emptied(self) -> tuple[str, ...]:
+        """The cleared keys without lists and texts that are given, and so replaced, anyway."""
+        given = {key for key, words in self._lists.items() if words} | self._texts.keys()
+        given |= {"transforms"} if self._transforms else set()
+        return tuple(key for key in CLEARABLE if key in self._cleared and key not in given)
 
     def _unknown_target(self, value: Fragment, word: str | None = None) -> None:
         word, known = word or value.text, ", ".join(TARGETS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from policy_dsl.policy import Part, Policy, Rule
 
 _TEXTS = ("description", "model", "fp8_dequant")
-_LISTS = ("transforms", "runtimes", "tests")
+_LISTS = ("transforms", "runtimes")
 _SECTIONS = ("defaults", "calibration", "output")
 _MAPPINGS = ("vars", "metadata")
 
@@ -17,16 +18,20 @@ _MAPPINGS = ("vars", "metadata")
 def merge(policies: Sequence[Policy]) -> Policy:
     """One policy of several, the extended ones first; the last gives the name.
 
-    Rules of all are kept, base rules first; rules of one target follow those of all targets.
-    Mappings merge field by field; of lists and texts the last one given holds.
+    Rules and tests of all are kept, base rules first; rules of one target follow those of all
+    targets. Mappings merge field by field; of other lists and of texts the last one given
+    holds. Of what a policy clears, nothing stays of those before.
     """
     merged = policies[0]
     for child in policies[1:]:
         merged = _extend(merged, child)
-    return replace(merged, extends=(), comments=() if len(policies) > 1 else merged.comments)
+    comments = () if len(policies) > 1 else merged.comments
+    return replace(merged, extends=(), cleared=(), comments=comments)
 
 
 def _extend(base: Policy, child: Policy) -> Policy:
+    base = _without(base, child.cleared)
+    child = _numbered_after(child, len(base.tests))
     targets = _targets(base, child)
     changes: dict[str, Any] = {
         key: getattr(child, key) or getattr(base, key) for key in (*_TEXTS, *_LISTS)
@@ -35,12 +40,37 @@ def _extend(base: Policy, child: Policy) -> Policy:
         changes[key] = _overlay(getattr(base, key), getattr(child, key))
     for key in _MAPPINGS:
         changes[key] = _places(getattr(base, key), getattr(child, key), [])
+    changes["tests"] = (*base.tests, *child.tests)
     replaced = [key for key in _LISTS if getattr(child, key)]
     for key in ("key_spans", "templates"):
         changes[key] = _places(getattr(base, key), getattr(child, key), replaced)
     return replace(
         child, targets=targets, rules=_rules((*base.rules, *child.rules), targets), **changes
     )
+
+
+def _without(policy: Policy, cleared: tuple[str, ...]) -> Policy:
+    """The policy as if it said nothing under these keys."""
+    empty = Policy(name="")
+    changes: dict[str, Any] = {key: getattr(empty, key) for key in cleared}
+    for key in ("key_spans", "templates"):
+        changes[key] = _places(getattr(policy, key), (), list(cleared))
+    return replace(policy, **changes)
+
+
+def _numbered_after(policy: Policy, n_tests: int) -> Policy:
+    """The policy with the paths of its tests as if others stood before them."""
+    changes: dict[str, Any] = {}
+    for key in ("key_spans", "templates"):
+        changes[key] = tuple(
+            (_moved(path, n_tests), value) for path, value in getattr(policy, key)
+        )
+    return replace(policy, **changes)
+
+
+def _moved(path: str, n_tests: int) -> str:
+    found = re.fullmatch(r"tests\[(\d+)\]", path)
+    return f"tests[{int(found[1]) + n_tests}]" if found else path
 
 
 def _targets(base: Policy, child: Policy) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from policy_dsl.resources import room
 Syntax = Tree[Token]
 HEADER_WORDS = (
     "name", "description", "model", "fp8_dequant", "target", "extends", "runtime", "var",
-    "default", "calibration", "output", "otherwise", "metadata", "prune", "test",
+    "default", "calibration", "output", "otherwise", "metadata", "prune", "test", "clear",
 )  # fmt: skip
 # Deeper nesting than this is no policy; the trees are walked recursively.
 MAX_NESTING = 32

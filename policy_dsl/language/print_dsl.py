@@ -43,6 +43,7 @@ class _Printer:
             words = [dsl_text(target) for target in policy.targets]
             lines.line(f"target {', '.join(words)}", "targets")
         self._list("extends", "extends", policy.extends)
+        self._cleared("vars")
         lines.lead("vars")
         for name, value in policy.vars:
             lines.line(f"var {name} = {dsl_scalar(value)}", f"vars.{name}")
@@ -61,16 +62,24 @@ class _Printer:
         value = getattr(self._policy, key)
         if key == "name" and not says_name(self._policy):
             return
-        if value:
+        if key in self._policy.cleared:
+            self._lines.line(f'{key} ""', key)
+        elif value:
             self._lines.line(f"{key} {self._written(key, value)}", key)
 
+    def _cleared(self, key: str) -> None:
+        if key in self._policy.cleared:
+            self._lines.line(f"clear {key}", key)
+
     def _list(self, word: str, key: str, values: tuple[str, ...]) -> None:
+        self._cleared(key)
         self._lines.lead(key)
         for index, value in enumerate(values):
             anchor = f"{key}[{index}]"
             self._lines.line(f"{word} {self._written(anchor, value)}", anchor)
 
     def _section(self, word: str, section: str, part: Part) -> None:
+        self._cleared(section)
         self._lines.lead(section)
         for name, value in said_fields(part):
             anchor = f"{section}.{name}"
@@ -83,6 +92,7 @@ class _Printer:
             self._lines.line(f"{word} {name} {self._written(anchor, text)}", anchor)
 
     def _statements(self, key: str, word: str, texts: list[str]) -> None:
+        self._cleared(key)
         self._lines.lead(key)
         for index, text in enumerate(texts):
             anchor = f"{key}[{index}]"
@@ -108,6 +118,7 @@ class _Printer:
             lines.line("}")
 
     def _metadata(self) -> None:
+        self._cleared("metadata")
         self._lines.lead("metadata")
         for name, value in self._policy.metadata:
             anchor = f"metadata.{name}"

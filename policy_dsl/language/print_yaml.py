@@ -48,12 +48,14 @@ class _Printer:
         if not branched:
             self._targets()
         self._list("extends", policy.extends)
+        self._cleared("vars", "{}")
         if policy.vars:
             self._lines.open("vars:", "vars")
         for name, value in policy.vars:
             text = yaml_text(value) if isinstance(value, str) else json_text(value)
             self._lines.line(f"{name}: {text}", f"vars.{name}", indent=_STEP)
         self._section("defaults", policy.defaults)
+        self._cleared("transforms", "[]")
         self._statements("transforms", [prune_text(each) for each in policy.transforms])
         self._section("calibration", policy.calibration)
         self._rules(None, "rules", "rules[]", "")
@@ -62,11 +64,17 @@ class _Printer:
         self._section("output", policy.output)
         self._text("fp8_dequant")
         self._metadata()
+        self._cleared("runtimes", "[]")
         self._list("runtimes", policy.runtimes)
-        self._statements("tests", [test.text for test in policy.tests])
+        self._tests()
         return self._lines.text()
 
+    def _cleared(self, key: str, nothing: str) -> None:
+        if key in self._policy.cleared:
+            self._lines.line(f"{key}: {nothing}", key)
+
     def _text(self, key: str) -> None:
+        self._cleared(key, '""')
         value = getattr(self._policy, key)
         if not value or (key == "name" and not says_name(self._policy)):
             return
@@ -94,6 +102,7 @@ class _Printer:
                 self._lines.line(f"- {self._written(anchor, value)}", anchor, indent=_STEP)
 
     def _section(self, section: str, part: Part) -> None:
+        self._cleared(section, "{}")
         fields = list(said_fields(part))
         if fields:
             self._lines.open(f"{section}:", section)
@@ -107,13 +116,27 @@ class _Printer:
                     name, str(value).lower() if value is True else str(value), path, _STEP
                 )
 
+    def _tests(self) -> None:
+        texts = [test.text for test in self._policy.tests]
+        if "tests" not in self._policy.cleared:
+            self._statements("tests", texts)
+        elif texts:
+            self._lines.open("tests:", "tests")
+            self._lines.open("replace:", indent=_STEP)
+            self._items("tests", texts, _STEP * 2)
+        else:
+            self._cleared("tests", "{replace: []}")
+
     def _statements(self, key: str, texts: list[str]) -> None:
         if texts:
             self._lines.open(f"{key}:", key)
+        self._items(key, texts, _STEP)
+
+    def _items(self, key: str, texts: list[str], indent: str) -> None:
         for index, text in enumerate(texts):
             anchor = f"{key}[{index}]"
             item = yaml_statement(self._templates.get(anchor, text))
-            self._lines.line(f"- {item}", anchor, indent=_STEP)
+            self._lines.line(f"- {item}", anchor, indent=indent)
 
     def _branched(self) -> bool:
         named = [f"targets.{target}" for target in self._policy.targets]
@@ -152,6 +175,7 @@ class _Printer:
         self._lines.lead(end, indent=indent + _STEP)
 
     def _metadata(self) -> None:
+        self._cleared("metadata", "{}")
         if self._policy.metadata:
             self._lines.open("metadata:", "metadata")
         for name, value in self._policy.metadata:

@@ -21,7 +21,7 @@ from policy_dsl.policy import Comment, Policy, Scalar
 # Statements whose values are filled with variables one by one, not as text before parsing.
 _VALUE_STATEMENT = re.compile(
     r"((name|description|model|fp8_dequant|targets?|extends|runtimes?|default|calibration"
-    r"|output)(?!\s+(in|and|except)\s)|var|metadata)(?![\w.]|\s*[:,])"
+    r"|output|clear)(?!\s+(in|and|except)\s)|var|metadata)(?![\w.]|\s*[:,])"
 )
 _PLURAL = {"target": "targets", "runtime": "runtimes"}
 _SECTION = {"default": "defaults"}
@@ -155,6 +155,9 @@ class _Reader:
         first, *rest = [_value(token, body) for token in tokens(tree)]
         key = first.text
         match tree.data:
+            case "clear":
+                keys = [self._draft.clear(word.text, word.span) for word in (first, *rest)]
+                return keys[0]
             case "text_key":
                 return self._draft.text(key, rest[0], first.span)
             case "list_key":

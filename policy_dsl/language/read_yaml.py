@@ -8,7 +8,7 @@ from typing import Any
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from policy_dsl.diagnostics import PolicyError, SourceText, did_you_mean, fail
-from policy_dsl.language.document import Document, PruneFields
+from policy_dsl.language.document import Document, PruneFields, ReplacedTests
 from policy_dsl.language.draft import TRUTH, Draft, plain_scalar
 from policy_dsl.language.draft_fields import SECTIONS
 from policy_dsl.language.fragments import Fragment, join
@@ -26,6 +26,8 @@ from policy_dsl.language.yaml_nodes import (
 )
 from policy_dsl.policy import Policy, Scalar
 
+# Keys whose empty list or mapping clears what is extended; empty tests add none.
+_EMPTIED = (*SECTIONS, "vars", "metadata", "runtimes", "transforms")
 _TEXTS = ("name", "description", "model", "fp8_dequant")
 # A transform's keys, in the order in which a statement says them.
 _TRANSFORM = tuple(field.alias or name for name, field in PruneFields.model_fields.items())
@@ -86,7 +88,9 @@ class _Reader:
 
     def _key(self, pair: Pair) -> None:
         name = pair.name
-        if name in _TEXTS:
+        if _is_empty(pair.value) and name in _EMPTIED:
+            self._place(pair, self._draft.clear(name, span_of(self._source, pair.key)))
+        elif name in _TEXTS:
             if text := self._text(pair.value, name):
                 self._draft.text(name, text, span_of(self._source, pair.key))
             self._place(pair, name)
@@ -100,7 +104,10 @@ class _Reader:
             self._words(pair, name)
         elif name in ("transforms", "tests"):
             self._place_key(pair, name)
-            self._statements(pair)
+            if name == "tests" and isinstance(pair.value, MappingNode):
+                self._replaced_tests(pair)
+            else:
+                self._statements(pair, name)
         elif name == "rules":
             self._place_key(pair, "rules")
             self._rules.read(pair.value, None)
@@ -158,16 +165,27 @@ class _Reader:
             if isinstance(pair.value, SequenceNode):
                 self._places.append(place_of(node, node, anchor))
 
-    def _statements(self, pair: Pair) -> None:
+    def _replaced_tests(self, pair: Pair) -> None:
+        found = self._pairs(pair.value, "tests")
+        self._known(found, ReplacedTests.model_fields, "tests")
+        if not found:
+            self._wrong(pair.value, "tests", "a list, or a mapping with replace")
+        for field in found:
+            if field.name == "replace":
+                self._draft.clear("tests", span_of(self._source, field.key))
+                self._place_key(field, "tests")
+                self._statements(field, "tests")
+
+    def _statements(self, pair: Pair, name: str) -> None:
         if not isinstance(pair.value, SequenceNode):
-            self._wrong(pair.value, pair.name, "a list")
+            self._wrong(pair.value, name, "a list")
             return
         for node in pair.value.value:
-            if pair.name == "transforms" and isinstance(node, MappingNode):
+            if name == "transforms" and isinstance(node, MappingNode):
                 anchor = self._transform(node)
-            elif (text := self._text(node, pair.name)) is None:
+            elif (text := self._text(node, name)) is None:
                 continue
-            elif pair.name == "tests":
+            elif name == "tests":
                 anchor = self._statement(text, "test ", "test")
             else:
                 anchor = self._statement(text, "", "prune")
@@ -256,3 +274,7 @@ class _Reader:
 
 def _items(node: Node) -> list[Node]:
     return list(node.value) if isinstance(node, SequenceNode) else [node]
+
+
+def _is_empty(node: Node) -> bool:
+    return isinstance(node, SequenceNode | MappingNode) and not node.value

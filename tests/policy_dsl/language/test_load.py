@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,89 @@ def test_the_path_of_a_bundled_policy_that_is_not_here_offers_its_name() -> None
     (found,) = caught.value.diagnostics
     assert found.code == "unreadable-file"
     assert (found.suggestion or "").startswith('"config_i" is a bundled policy')
+
+
+BASE = """\
+name: base
+description: of the base
+model: m
+target: mlx_affine
+fp8_dequant: f32
+vars: {bits: 4}
+defaults: {bits: 4, group_size: 64}
+transforms: [prune experts to 8 by reap]
+calibration: {imatrix: a.gguf}
+rules: "all: ${bits}bit"
+output: {shard_size: 5GiB}
+metadata: {licence: mit}
+runtimes: [mlx-lm]
+tests: [bpw <= 5, "size <= 90GiB"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("yaml", "dsl", "key"),
+    [
+        ('description: ""', 'description ""', "description"),
+        ('model: ""', 'model ""', "model"),
+        ('fp8_dequant: ""', "clear fp8_dequant", "fp8_dequant"),
+        ("transforms: []", "clear transforms", "transforms"),
+        ("runtimes: []", "clear runtimes", "runtimes"),
+        ("vars: {}", "clear vars", "vars"),
+        ("metadata: {}", "clear metadata", "metadata"),
+        ("defaults: {}", "clear defaults", "defaults"),
+        ("calibration: {}", "clear calibration", "calibration"),
+        ("output: {}", "clear output", "output"),
+        ("tests: {replace: []}", "clear tests", "tests"),
+    ],
+)
+def test_an_empty_value_clears_what_is_extended_and_nothing_else(write, yaml, dsl, key) -> None:
+    write("base.yaml", BASE)
+    base = load(write("same.qpol", "extends base.yaml"))
+    texts = {"c.yaml": f"extends: base.yaml\n{yaml}\n", "c.qpol": f"extends base.yaml\n{dsl}\n"}
+    for name, text in texts.items():
+        policy = load(write(name, text))
+        nothing = getattr(Policy(name="same"), key)
+        assert getattr(base, key) != nothing
+        assert replace(policy, name="same") == replace(base, **{key: nothing})
+        places = [span.source.name for path, span in policy.key_spans if path.startswith(key)]
+        assert [place for place in places if place.endswith("base.yaml")] == []
+
+
+def test_tests_are_added_to_those_that_are_extended(write) -> None:
+    write("base.yaml", BASE)
+    child = load(write("child.qpol", "extends base.yaml\nvar most = 4\ntest bpw <= ${most}\n"))
+    assert [test.text for test in child.tests] == ["bpw <= 5", "size <= 90GiB", "bpw <= 4"]
+    spans = dict(child.key_spans)
+    places = [spans[f"tests[{n}]"].location.rsplit("/", 1)[-1] for n in range(3)]
+    assert places == ["base.yaml:14:9", "base.yaml:14:20", "child.qpol:3:6"]
+    assert dict(child.templates)["tests[2]"] == "bpw <= ${most}"
+
+
+@pytest.mark.parametrize("text", ["tests: []", ""])
+def test_no_tests_keep_those_that_are_extended(write, text) -> None:
+    write("base.yaml", BASE)
+    child = load(write("child.yaml", f"extends: base.yaml\n{text}\n"))
+    assert [test.text for test in child.tests] == ["bpw <= 5", "size <= 90GiB"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("child.yaml", "extends: base.yaml\ntests: {replace: [bpw <= 6]}\n"),
+        ("child.qpol", "extends base.yaml\ntest bpw <= 6\nclear tests\n"),
+    ],
+)
+def test_tests_can_be_replaced(write, name, text) -> None:
+    write("base.yaml", BASE)
+    child = load(write(name, text))
+    assert [test.text for test in child.tests] == ["bpw <= 6"]
+    grandchild = load(write("last.qpol", f"extends {name}\ntest bpw <= 7\n"))
+    assert [test.text for test in grandchild.tests] == ["bpw <= 6", "bpw <= 7"]
+
+
+def test_what_is_cleared_can_be_given_again_later(write) -> None:
+    write("base.yaml", BASE)
+    write("child.yaml", "extends: base.yaml\nmetadata: {}\nruntimes: []\n")
+    policy = load(write("last.qpol", "extends child.yaml\nmetadata author me\nruntime jang\n"))
+    assert (policy.metadata, policy.runtimes) == ((("author", "me"),), ("jang",))

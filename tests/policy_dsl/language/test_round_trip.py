@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import read_yaml
 from policy_dsl.language.treatment_words import print_treatment
 from policy_dsl.policy import (
+    CLEARABLE,
     Calibration,
     Comment,
     Defaults,
@@ -187,7 +189,10 @@ def policies(draw):
         "",
         "^",
         "vars",
+        "tests",
         "tests[0]",
+        "runtimes",
+        "description",
         "defaults.bits",
         "targets",
     ]
@@ -195,7 +200,7 @@ def policies(draw):
     comment = st.builds(
         Comment, st.sampled_from(anchors), TEXT.map("# {}".format), st.booleans()
     )
-    return Policy(
+    policy = Policy(
         name=draw(WORD),
         description=draw(st.just("") | PROSE),
         model=draw(MAYBE_TEXT),
@@ -232,6 +237,9 @@ def policies(draw):
         tests=tuple(draw(st.lists(assertions(), max_size=2))),
         comments=tuple(draw(st.lists(comment, max_size=3))),
     )
+    unsaid = [key for key in CLEARABLE if getattr(policy, key) == getattr(Policy(name=""), key)]
+    cleared = draw(st.sets(st.sampled_from(["tests", *unsaid])))
+    return replace(policy, cleared=tuple(key for key in CLEARABLE if key in cleared))
 
 
 def text_comments(policy: Policy) -> list[str]:

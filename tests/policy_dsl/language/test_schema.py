@@ -76,6 +76,24 @@ def test_a_transform_may_be_a_mapping(fields: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        'description: ""',
+        "runtimes: []",
+        "metadata: {}",
+        "defaults: {}",
+        "tests: {replace: []}",
+        "tests: {replace: [bpw <= 3.3]}",
+    ],
+)
+def test_what_is_extended_can_be_cleared(text: str) -> None:
+    assert defects(text) == []
+    policy = read_yaml(SourceText("p", text), "p")
+    assert policy.cleared
+    assert defects(print_yaml(policy)) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "nmae: x",
         "name: [x]",
         "defaults: {groupsize: 64}",
@@ -89,6 +107,9 @@ def test_a_transform_may_be_a_mapping(fields: str) -> None:
         "vars: {a: [1]}",
         "targets: {gptq: {rule: x}}",
         "tests: bpw",
+        "tests: {}",
+        "tests: {replaced: []}",
+        "tests: {replace: bpw}",
     ],
 )
 def test_what_the_schema_refuses_the_reader_refuses_too(text: str) -> None:
