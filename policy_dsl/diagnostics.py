@@ -16,7 +16,7 @@ from functools import cached_property
 from policy_dsl.codes import CODES, Severity
 
 # What differs between messages about one kind of defect: quoted text, shapes, names, numbers.
-_VARYING = re.compile(r'"[^"]*"|\[[^\]]*\]|[\w*-]+(?:\.[\w*-]+){2,}|[0-9]+')
+_VARYING = re.compile(r'"[^"]*"|\[[^\]]*\]|[\w*-]+(?:\.[\w*-]+){2,}|[0-9][0-9,]*')
 _MOST_EXAMPLES = 3
 _COUNTED = "in all "
 

@@ -7,14 +7,13 @@ from dataclasses import replace
 
 from emitters import get
 from emitters.core.record import RECORD, UNKNOWN_HASH, record
+from emitters.core.side_files import copied_names, source_findings
 from emitters.tensor_io.read import Source, file_facts
-from policy_dsl.diagnostics import fail
+from policy_dsl.diagnostics import PolicyError, errors, fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import OmittedFile, Plan, PlannedFile
 from policy_dsl.sources.side_files import is_one_of, why_left_out
 
-# Licences bind whoever passes a model on, and custom modeling code is part of it.
-_ALWAYS_COPIED = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "*.py")
 _UNKNOWN_SIDE_FILES = "tokenizer, template and licence files"
 
 
@@ -23,9 +22,16 @@ def complete(plan: Plan, inventory: Inventory) -> Plan:
 
     plan: as `resolve` gives it; a complete one stays as it is. What depends on side files
     that are not known has `nbytes` None and the reason.
-    Raises: PolicyError if the policy names a container as another file of the bundle is called.
+    Raises: PolicyError if the policy names a container as another file of the bundle is called,
+    or a side file that the bundle takes is not what its name says.
     """
+    if any(file.kind == "record" for file in plan.files):
+        return plan
     _check_container(plan)
+    found = source_findings(plan, inventory)
+    if errors(found):
+        raise PolicyError(errors(found))
+    plan = replace(plan, findings=(*plan.findings, *found))
     plan = _with_preface(plan, inventory)
     files = tensor_files(plan)
     files += [
@@ -79,8 +85,7 @@ def _check_container(plan: Plan) -> None:
     spec, name = get(plan.target).spec, plan.policy.output.file_name
     if spec.container is None or name is None:
         return
-    patterns = (*_ALWAYS_COPIED, *spec.copied_files, *spec.edited_files)
-    if is_one_of(name, patterns):
+    if is_one_of(name, (*copied_names(spec), *spec.edited_files)):
         span = dict(plan.policy.key_spans).get("output.file_name")
         reason = "the bundle takes files of such names from the source"
         raise fail("bad-file-name", span, name=name, reason=reason)
@@ -132,7 +137,7 @@ def _copied(plan: Plan, inventory: Inventory, taken: set[str]) -> Iterator[Plann
         reason = f"the side files of {inventory.id} are not known"
         yield PlannedFile(_UNKNOWN_SIDE_FILES, "copied", None, reason)
         return
-    patterns = (*get(plan.target).spec.copied_files, *_ALWAYS_COPIED)
+    patterns = copied_names(get(plan.target).spec)
     for name, nbytes in sorted(inventory.side_files.items()):
         if name not in taken and is_one_of(name, patterns):
             yield PlannedFile(name, "copied", nbytes)

@@ -19,6 +19,7 @@ from emitters.core.bundle_reading import (
 from emitters.core.decoding import Decoder
 from emitters.core.hashing import FileHashes, Places, hash_files
 from emitters.core.record import RECORD
+from emitters.core.side_files import bundle_findings
 from emitters.core.verify_source import ModuleError, compare
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, grouped
 from policy_dsl.inventory import Inventory
@@ -26,6 +27,7 @@ from policy_dsl.planning.fill import describe
 from policy_dsl.sources.local_files import local_files
 
 INDEX = "model.safetensors.index.json"
+_EMBEDDING = ("embed_tokens", "embed_tokens.weight")
 _SOUND = ("structure", "widths")
 
 
@@ -109,6 +111,7 @@ def written_stages(bundle: Bundle) -> list[Stage]:
         Stage("structure", bundle.findings, f"{len(bundle.modules)} modules, every header"),
         Stage("index", tuple(_index(bundle)), "names, shards, total size"),
         Stage("widths", tuple(_widths(bundle)), f"{len(bundle.claims)} quantized modules"),
+        Stage("side files", tuple(_side_files(bundle)), "tokenizer, templates, processors"),
     ]
     if not _is_broken(stages):
         needed = f"files and counts that those of {bundle.target} need"
@@ -159,6 +162,17 @@ def _readers(bundle: Bundle) -> Iterable[Diagnostic]:
     """What readers of the format miss although every module is as the metadata say."""
     shards = bundle.inventory.file_nbytes.keys()
     return emitters.get(bundle.target).defects(bundle.folder, shards, bundle.claims)
+
+
+def _side_files(bundle: Bundle) -> Iterable[Diagnostic]:
+    """Files beside the weights that are not what their names say, and what they lack."""
+    embeddings = [
+        module.shape[0]
+        for module in bundle.modules
+        # Without a record modules have no roles.
+        if module.role == "embed" or (not module.role and module.name.endswith(_EMBEDDING))
+    ]
+    return bundle_findings(bundle.target, bundle.inventory, embeddings)
 
 
 def _widths(bundle: Bundle) -> Iterator[Diagnostic]:

@@ -21,6 +21,7 @@ from policy_dsl.sources.hfq_codes import ARCH_FAMILIES, QUANT_CODES
 from policy_dsl.sources.hfq_container import HfqContainer, HfqTensor, read_container
 from policy_dsl.sources.local_files import local_files
 
+_NO_TOKENIZER = "build it again with a tokenizer.json beside the source's weights"
 _MINIMAX = ARCH_IDS["minimax_m2"]
 # Qwen2 has two numbers: its own, and Qwen3's, which hipfire's first versions gave it.
 _ARCH_IDS = {
@@ -45,6 +46,8 @@ def defects(
     """
     (file,) = shards
     container = read_container(local_files(folder), file)
+    if str(container.metadata.get("tokenizer")).strip() in ("", "{}"):
+        yield diagnostic("no-tokenizer", target="hipfire_hfq", suggestion=_NO_TOKENIZER)
     source = Source(folder, file_facts(folder, shards))
     for name, reason in islice(_defects(container), _MOST_DEFECTS):
         yield _told(file, name, reason)

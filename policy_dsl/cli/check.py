@@ -104,6 +104,7 @@ def _against_model(
     request: Request, policy: Policy, target: str | None, against: list[tuple[str, str]]
 ) -> Sequence[Diagnostic]:
     import emitters
+    from emitters.core.side_files import source_findings
     from policy_dsl.planning.assertions import findings_of_tests
     from policy_dsl.planning.resolve import choose_target
 
@@ -113,7 +114,8 @@ def _against_model(
         # Before the plan, which may fail: what was tried is told either way.
         against.append((inventory.id, chosen))
         plan = plan_for(policy, inventory, chosen, statistics=request.statistics)
-        return [*plan.findings, *findings_of_tests(plan)]
+        beside = source_findings(plan, inventory)
+        return [*plan.findings, *beside, *findings_of_tests(plan)]
     except PolicyError as error:
         return error.diagnostics
 

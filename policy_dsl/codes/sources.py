@@ -17,6 +17,21 @@ SOURCE_CODES: dict[str, Code] = {
     "bad-source-json": error(
         "{file}: {reason}", "A JSON file of the checkpoint cannot be read as what it should be."
     ),
+    "not-the-file": error(
+        "{file} is {what}",
+        "A clone without git-lfs, or a download that failed, leaves something else under the "
+        "file's name.",
+        each="file",
+    ),
+    "no-tokenizer": warning(
+        "the bundle for {target} has no tokenizer",
+        "Readers load the weights and then fail, for they cannot turn text into tokens.",
+    ),
+    "token-beyond-embedding": warning(
+        "{file} has {ids} beyond the {rows} rows of the embedding: {tokens}",
+        "The model works until such a token is used: transformers then fails with an index "
+        "error, mlx reads other memory. More rows than tokens are usual padding.",
+    ),
     "no-weights": error(
         "{place} holds no safetensors file",
         "Weights are read from safetensors files; a model may also be one HFQ file.",

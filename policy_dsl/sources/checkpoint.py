@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
 from policy_dsl.inventory import Inventory
+from policy_dsl.sources.placeholders import placeholder
 from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, header_nbytes, parse_header
 from policy_dsl.sources.shard_map import (
     SUFFIX,
@@ -98,8 +99,12 @@ def read_json(files: CheckpointFiles, file: str) -> dict[str, Any]:
     size = files.sizes[file]
     if size > MAX_JSON_NBYTES:
         raise _bad_json(file, f"it has {size} bytes, more than {MAX_JSON_NBYTES}")
+    content = files.read(file, 0, size)
+    fake = placeholder(file, content, size)
+    if fake is not None:
+        raise PolicyError([fake])
     try:
-        value = json.loads(files.read(file, 0, size).decode())
+        value = json.loads(content.decode())
     except UnicodeDecodeError as error:
         raise _bad_json(file, f"it is not UTF-8 at byte {error.start}") from error
     except RecursionError as error:
@@ -149,6 +154,9 @@ def _header(files: CheckpointFiles, file: str) -> Header | PolicyError:
     size = files.sizes[file]
     try:
         first = files.read(file, 0, min(size, FIRST_NBYTES))
+        fake = placeholder(file, first, size)
+        if fake is not None:
+            return PolicyError([fake])
         stop = LENGTH_NBYTES + header_nbytes(first, file=file, file_nbytes=size)
         if stop > len(first):
             first += files.read(file, len(first), stop)

@@ -1,0 +1,107 @@
+"""The files beside the weights: which ones a bundle takes, and whether they can be used.
+
+Asked of a source before anything is written, and of a bundle by `verify`, by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from emitters import get
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
+from policy_dsl.formats import FormatSpec
+from policy_dsl.inventory import Inventory
+from policy_dsl.plan import Plan
+from policy_dsl.sources.checkpoint import CheckpointFiles, read_json
+from policy_dsl.sources.local_files import LocalFiles
+from policy_dsl.sources.placeholders import LOOKED_AT_NBYTES, placeholder
+from policy_dsl.sources.side_files import SIDE_FILES, VOCABULARIES, is_one_of
+from policy_dsl.sources.token_ids import tokens_beyond
+from policy_dsl.units import counted
+
+# Licences bind whoever passes a model on, and custom modeling code is part of it.
+ALWAYS_COPIED = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "*.py")
+# Larger ones take too long to be read on the way to a plan.
+_MOST_JSON_NBYTES = 64 * 2**20
+
+
+def copied_names(spec: FormatSpec) -> tuple[str, ...]:
+    """Patterns of the side files that a format's bundles take over as they are."""
+    return (*spec.copied_files, *ALWAYS_COPIED)
+
+
+def source_findings(plan: Plan, inventory: Inventory) -> list[Diagnostic]:
+    """What is wrong with the side files that a bundle would take from its source.
+
+    Nothing where the source's files cannot be read.
+    """
+    if inventory.root is None or inventory.side_files is None:
+        return []
+    spec = get(plan.target).spec
+    patterns = (*copied_names(spec), *spec.edited_files, *spec.embedded_files)
+    taken = [name for name in inventory.side_files if is_one_of(name, patterns)]
+    found, documents = _read(LocalFiles(inventory.root, inventory.side_files), taken)
+    if not _has_vocabulary(taken):
+        found.append(_no_tokenizer(plan.target, inventory.side_files))
+    embeddings = [one.shape[0] for one in plan.model.tensors if one.role == "embed"]
+    found += _beyond(embeddings, documents | {"config.json": inventory.config})
+    return found
+
+
+def bundle_findings(
+    target: str, inventory: Inventory, embeddings: Iterable[int]
+) -> list[Diagnostic]:
+    """What is wrong with the side files of a bundle. embeddings: rows of its embeddings."""
+    # Of a container, its format looks at what is inside.
+    if inventory.container or inventory.root is None or inventory.side_files is None:
+        return []
+    taken = [name for name in inventory.side_files if is_one_of(name, SIDE_FILES)]
+    found, documents = _read(LocalFiles(inventory.root, inventory.side_files), taken)
+    if not _has_vocabulary(taken):
+        found.append(_no_tokenizer(target, {}))
+    found += _beyond(embeddings, documents | {"config.json": inventory.config})
+    return found
+
+
+def _read(
+    files: CheckpointFiles, names: Iterable[str]
+) -> tuple[list[Diagnostic], dict[str, Mapping[str, Any]]]:
+    """What is wrong with these files, and the JSON objects among them by name."""
+    found: list[Diagnostic] = []
+    documents: dict[str, Mapping[str, Any]] = {}
+    for name in names:
+        size = files.sizes[name]
+        try:
+            if name.endswith(".json") and size <= _MOST_JSON_NBYTES:
+                documents[name] = read_json(files, name)
+                continue
+            first = files.read(name, 0, min(size, LOOKED_AT_NBYTES))
+            fake = placeholder(name, first, size)
+            found += [] if fake is None else [fake]
+        except PolicyError as error:
+            found += error.diagnostics
+    return found, documents
+
+
+def _has_vocabulary(names: Iterable[str]) -> bool:
+    return any(is_one_of(name, VOCABULARIES) for name in names)
+
+
+def _no_tokenizer(target: str, beside: Iterable[str]) -> Diagnostic:
+    others = [name for name in beside if is_one_of(name, VOCABULARIES)]
+    cure = "put the tokenizer's files beside the weights"
+    if others:
+        cure = f"make a tokenizer.json of {others[0]}: transformers' save_pretrained writes it"
+    return diagnostic("no-tokenizer", target=target, suggestion=cure)
+
+
+def _beyond(
+    embeddings: Iterable[int], documents: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Diagnostic]:
+    rows = max(embeddings, default=0)
+    # Without an embedding there is nothing to compare with.
+    for file, tokens in tokens_beyond(documents, rows).items() if rows else ():
+        shown = ", ".join(tokens[:3]) + (", …" if len(tokens) > 3 else "")
+        ids = counted(len(tokens), "token id")
+        yield diagnostic("token-beyond-embedding", file=file, ids=ids, tokens=shown, rows=rows)

@@ -1,0 +1,162 @@
+"""The files beside the weights: usable and complete, or said so before and after a build."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from emitters.core.build import build
+from emitters.core.verify import verify_bundle
+from policy_dsl.cli import main
+from policy_dsl.sources.recorded import write_recorded
+
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 7\n"
+)
+POLICIES = {
+    "mlx_affine": "target mlx_affine\nall: 8bit\nnorm: keep\n",
+    "gptq": "target gptq\nattention, mlp: 4bit g32\nembed, lm_head: keep\n",
+    "hipfire_hfq": "target hipfire_hfq\nall: q8\nnorm: f16\n",
+}
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """(command, target, source, code) -> what a command says on stdout and stderr."""
+
+    def command(name: str, target: str, source: object, code: int, *more: object) -> str:
+        policy = tmp_path / "policy.qpol"
+        policy.write_text(POLICIES[target])
+        arguments = [name, policy, "--model", source, *more]
+        assert main([str(one) for one in arguments]) == code
+        said = capsys.readouterr()
+        return said.out + said.err
+
+    return command
+
+
+@pytest.mark.parametrize("target", POLICIES)
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("tokenizer.json", POINTER, "tokenizer.json is a Git LFS pointer of 7 bytes"),
+        ("tokenizer.json", b"", "tokenizer.json is empty"),
+        ("tokenizer_config.json", b"<html></html>", "tokenizer_config.json is an HTML page"),
+        ("generation_config.json", b"Entry not found", 'is the text "Entry not found"'),
+        ("chat_template.jinja", POINTER, "chat_template.jinja is a Git LFS pointer"),
+        ("chat_template.json", b"{", "chat_template.json: it is not JSON"),
+        ("LICENSE", POINTER, "LICENSE is a Git LFS pointer"),
+    ],
+)
+def test_what_is_not_the_file_is_refused_before_anything_is_written(
+    write_llama, run: Run, tmp_path: Path, target: str, file: str, content: bytes, said: str
+) -> None:
+    source = write_llama()
+    (source / file).write_bytes(content)
+    assert said in run("build", target, source, 2, "-o", tmp_path / "out")
+    assert said in run("plan", target, source, 2)
+    assert said in run("check", target, source, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.qpol", "source"]
+
+
+def test_pointers_of_a_clone_are_one_finding(write_llama, run: Run) -> None:
+    source = write_llama()
+    for name in ("tokenizer.json", "tokenizer.model", "tekken.json"):
+        (source / name).write_bytes(POINTER)
+    said = run("plan", "mlx_affine", source, 2)
+    assert said.count("error[") == 1
+    assert "in all 3: " in said
+
+
+@pytest.mark.parametrize("target", POLICIES)
+def test_a_bundle_without_a_tokenizer_is_a_warning(write_llama, run: Run, target: str) -> None:
+    source = write_llama()
+    (source / "tokenizer.json").unlink()
+    (source / "tokenizer_config.json").write_text("{}")
+    assert "warning[no-tokenizer]" in run("plan", target, source, 0)
+    assert "warning[no-tokenizer]" in run("check", target, source, 0)
+    (source / "tekken.json").write_text("{}")
+    said = run("check", target, source, 0)
+    # One that the target cannot hold is as good as none.
+    assert ("tokenizer.json of tekken.json" in said) == (target == "hipfire_hfq")
+
+
+def test_headers_alone_do_not_say_that_there_is_no_tokenizer(
+    write_llama, planned, run: Run, tmp_path: Path
+) -> None:
+    source = write_llama()
+    (source / "tokenizer.json").unlink()
+    record = tmp_path / "headers.json"
+    record.write_text(write_recorded(planned(source)[1]))
+    assert "no-tokenizer" not in run("plan", "mlx_affine", record, 0)
+    assert "no-tokenizer" not in run("plan", "mlx_affine", "minimax-m2.7", 0)
+
+
+@pytest.mark.parametrize(
+    ("file", "document", "said"),
+    [
+        ("added_tokens.json", {"<a>": 95, "<b>": 96, "<c>": 97}, "2 token ids"),
+        (
+            "vocab.json",
+            {"a": 0, "b": 100},
+            "1 token id beyond the 96 rows of the embedding: b 100",
+        ),
+        ("tokenizer.json", {"added_tokens": [{"id": 96, "content": "<pad>"}]}, "<pad> 96"),
+        ("tokenizer.json", {"model": {"vocab": [["x", 0.0]] * 97}}, "x 96"),
+        ("tokenizer.json", {"model": {"vocab": {"w": 200}}}, "w 200"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"96": {"content": "q"}}}, "q 96"),
+        ("generation_config.json", {"eos_token_id": [2, 96]}, "eos_token_id 96"),
+    ],
+)
+def test_tokens_beyond_the_embedding_are_a_warning(
+    write_llama, run: Run, file: str, document: object, said: str
+) -> None:
+    source = write_llama()
+    (source / file).write_text(json.dumps(document))
+    told = run("check", "mlx_affine", source, 0)
+    assert "warning[token-beyond-embedding]" in told
+    assert said in told
+
+
+def test_token_ids_of_other_kinds_are_passed_over(write_llama, run: Run) -> None:
+    source = write_llama()
+    odd = {
+        "tokenizer.json": {"model": {"vocab": {"a": 95, "b": "x"}}, "added_tokens": [3, {}]},
+        "added_tokens.json": {"a": -1, "b": None, "c": 95},
+        "tokenizer_config.json": {"added_tokens_decoder": {"x": {}, "²": 3, "9" * 99: 3}},
+        "generation_config.json": {
+            "eos_token_id": None,
+            "pad_token_id": -1,
+            "bos_token_id": "a",
+        },
+    }
+    for file, document in odd.items():
+        (source / file).write_text(json.dumps(document))
+    assert "token-beyond-embedding" not in run("check", "mlx_affine", source, 0)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_verify_names_side_files_that_a_bundle_lost(
+    write_llama, planned, tmp_path: Path, recorded: bool
+) -> None:
+    source, out = write_llama(), tmp_path / "out"
+    (source / "tokenizer_config.json").write_text("{}")
+    build(*planned(source), out=out)
+    assert verify_bundle(out, jobs=1).findings == ()
+    if not recorded:
+        (out / "policyc.json").unlink()
+    (out / "tokenizer_config.json").write_bytes(POINTER)
+    report = verify_bundle(out, jobs=1)
+    assert not report.ok
+    assert "not-the-file" in {found.code for found in report.findings}
+    (out / "tokenizer_config.json").write_text("{}")
+    (out / "tokenizer.json").unlink()
+    report = verify_bundle(out, jobs=1)
+    codes = {found.code for found in report.findings}
+    assert "no-tokenizer" in codes
+    assert ("missing-bundle-file" in codes) == recorded
+    assert report.ok != recorded
