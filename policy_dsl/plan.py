@@ -100,7 +100,8 @@ class Module:
 class Omission:
     """A source tensor that the bundle leaves out with its FP8 scales, and why.
 
-    expert: its number in the source, where it is one of an expert that was pruned.
+    expert: its number in the source, where it is one of an expert that was pruned. equals: the
+    source tensor that stands for it in the bundle; a build refuses if their values differ.
     """
 
     tensor: TensorInfo
@@ -109,6 +110,7 @@ class Omission:
     reason: str
     scale: TensorInfo | None = None
     expert: int | None = None
+    equals: str = ""
 
     @property
     def nbytes(self) -> int:

@@ -17,6 +17,7 @@ from emitters.core.bundle import complete
 from emitters.core.interface import Prepared
 from emitters.core.journal import Journal, Savepoints
 from emitters.core.losses import ensure_something_left
+from emitters.core.own_head import ensure_equal_heads
 from emitters.core.progress import Progress, Silent
 from emitters.core.readiness import ensure_buildable
 from emitters.core.seal import seal
@@ -69,6 +70,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     """
     started = monotonic()
     ensure_buildable(plan, inventory)
+    ensure_equal_heads(plan, inventory)
     plan, prepared = prepare(complete(plan, inventory))
     out, told = out.resolve(), progress or Silent()
     workers, block_values = fit(jobs or available_cores(), max_memory)

@@ -67,7 +67,12 @@ def record_document(
         **_statistics(plan),
         "transforms": _transforms(plan),
         "omitted": [
-            {"name": omission.tensor.name, "reason": omission.reason}
+            {
+                "name": omission.tensor.name,
+                "reason": omission.reason,
+                # A build compares them before it writes anything.
+                **({"equals": omission.equals} if omission.equals else {}),
+            }
             for omission in plan.omitted
             # Those of pruned experts the numbers of the others tell.
             if omission.expert is None

@@ -11,6 +11,7 @@ from itertools import groupby
 
 from emitters.core.bundle_reading import Bundle, BundleModule
 from emitters.core.matching import fits, match, other_experts, with_added
+from emitters.core.own_head import as_in_bundle, differing_heads, heads_left_out
 from emitters.core.pieces import Piece, in_order, pieces_of
 from emitters.core.record import recorded_pruning
 from emitters.core.rows_check import RowsCheck
@@ -60,9 +61,11 @@ def compare(
         return (), (diagnostic("not-comparable", reason=reason),)
     model, _ = pruned(model, pruning)
     bundle = with_added(bundle, model)
+    model = as_in_bundle(model, bundle)
+    heads = differing_heads(source, model, heads_left_out(model, bundle))
     check = RowsCheck(bundle, SourceValues(source, model))
     stacks = match(bundle, model)
-    findings = [*_other_source(bundle, source), *_unmatched(bundle, stacks)]
+    findings = [*_other_source(bundle, source), *_unmatched(bundle, stacks), *heads]
     comparable = [
         module
         for module in bundle.modules

@@ -5,6 +5,11 @@ from __future__ import annotations
 from policy_dsl.codes.kinds import Code, error, warning
 
 BUNDLE_CODES: dict[str, Code] = {
+    "head-differs": error(
+        "{name} differs from {embedding} ({place}), and the config says that they are one",
+        "Readers of a tied model use its embedding as the head: without its own it answers "
+        "something else. A rule that names `lm_head` stores it; `drop` leaves it out.",
+    ),
     # a bundle on disk
     "not-a-bundle": error(
         "{path} is no bundle: {reason}", "A bundle is a folder with weights."

@@ -45,6 +45,18 @@ PLANNING_CODES: dict[str, Code] = {
         "{pattern} also takes {numbers}",
         "A star continues a number: `layers.1*` is layer 1 and layers 10 to 19. A dot ends it.",
     ),
+    "tied-head-left-out": warning(
+        "{name} is left out ({nbytes}): the model is tied, and readers use {embedding}; a "
+        "build stops if their values differ",
+        "The config, or what its library assumes, says that the embedding is the head, and the "
+        "checkpoint has both. A rule that names `lm_head` stores it, and config.json then says "
+        "`tie_word_embeddings: false`.",
+    ),
+    "rule-without-effect": warning(
+        "the rule decides {tensors} that {target} leaves out: {reason}",
+        "The rule names what the target has no place for; `drop` says that this is meant. In a "
+        "policy for several targets, `on TARGET { … }` holds rules of one.",
+    ),
     "tied-lm-head": warning(
         "lm_head is tied to embed in this model: the rule has nothing to decide",
         "A tied head has no tensor of its own; the rule for embed decides.",

@@ -45,7 +45,11 @@ class Namesake(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RuleOutcome:
-    """A rule that matches: `place` is file:line, `outcome` decided, lost, or guarded."""
+    """A rule that matches.
+
+    place: file:line. outcome: decided, lost, guarded, or without effect: it decided, and the
+    target leaves the tensor out.
+    """
 
     place: str
     text: str
@@ -96,8 +100,10 @@ def explain(plan: Plan, name: str) -> Explanation:
     matching = trace(plan.policy, plan.model, plan.target, subject.tensor)
     # The last rule that may touch it decides, as in resolve.
     last = max((at for at, (_, may) in enumerate(matching) if may), default=None)
+    dropped = last is not None and matching[last][0].rule.treatment.action == "drop"
+    decided = "decided" if module or dropped else "without effect"
     rules = tuple(
-        _outcome(rule, "decided" if at == last else "lost" if may else "guarded")
+        _outcome(rule, decided if at == last else "lost" if may else "guarded")
         for at, (rule, may) in enumerate(matching)
     )
     found = Explanation(subject, is_guarded(subject.tensor), rules, alike)

@@ -42,7 +42,7 @@ def lower(
         tensor = decision.tensor
         reason = _omission(decision, model, spec)
         if reason is not None:
-            lowered.omitted.append(Omission(tensor.source, tensor.role, tensor.layer, reason))
+            lowered.omitted.append(_left_out(decision, reason, model))
             continue
         # A hundred thousand tensors have a handful of treatments: each is filled in once.
         key = (decision.written, role_class(tensor))
@@ -77,6 +77,15 @@ def natural_key(name: str) -> list[tuple[bool, int, str]]:
     """A sort key in which layers.2 precedes layers.10."""
     pieces = re.split(r"(\d+)", name)
     return [(piece.isdigit(), int(piece) if piece.isdigit() else 0, piece) for piece in pieces]
+
+
+def _left_out(decision: Decision, reason: str, model: Model) -> Omission:
+    tensor, embedding = decision.tensor, model.embedding
+    omission = Omission(tensor.source, tensor.role, tensor.layer, reason)
+    # Whoever drops a head knows of it; else readers must get its values from the embedding.
+    if tensor.role != "lm_head" or decision.written.action == "drop" or embedding is None:
+        return omission
+    return replace(omission, equals=embedding.source.name)
 
 
 def _omission(decision: Decision, model: Model, spec: FormatSpec) -> str | None:

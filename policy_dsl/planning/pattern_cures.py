@@ -211,6 +211,9 @@ def _regexes(text: str) -> Iterator[Regex]:
 def _wider(text: str) -> Iterator[Glob]:
     """A name pattern that was meant to match a part of names."""
     tail = text.partition(".")[2]
+    if text.startswith("*."):
+        # Nothing is before the first part of a name.
+        yield Glob(text.removeprefix("*."))
     for tried in (f"{text}.*", f"*.{text}", f"*.{text}.weight", f"*.{text}.*", f"*{text}*"):
         yield Glob(tried)
     # Below another prefix than the one that it spells.

@@ -9,6 +9,8 @@ from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.decisions import Decision
+from policy_dsl.planning.heads import head_findings
+from policy_dsl.planning.left_out import rules_without_effect
 from policy_dsl.planning.matching import is_guarded
 from policy_dsl.policy import Treatment
 from policy_dsl.units import both_units, counted
@@ -22,6 +24,8 @@ def plan_warnings(
     return [
         *_unreached(plan, made),
         *_dropped(plan, made),
+        *head_findings(plan),
+        *rules_without_effect(plan, made, spec),
         *(_router_warnings(plan) if _has_plain_routers(plan, made, spec) else []),
         *_growth_warnings(plan),
         *_added(plan),

@@ -18,6 +18,7 @@ from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.language.print_policy import policy_digest
 from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor
 from policy_dsl.planning.decisions import decide
+from policy_dsl.planning.heads import head_remarks, with_own_head
 from policy_dsl.planning.layout import Layout, lay_in_one, lay_out
 from policy_dsl.planning.lowering import Lowered, lower
 from policy_dsl.planning.plan_warnings import plan_warnings
@@ -61,7 +62,8 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     model, lost = pruned(model, pruning)
     decisions = decide(policy, model, spec.name)
     ensure_all_pruned(pruning, decisions.made, model, spec)
-    lowered = lower(decisions.made, model, policy, spec)
+    own = with_own_head(model, decisions.made)
+    lowered = lower(decisions.made, own, policy, spec)
     settings = setting_findings(policy, spec, specs)
     conflicts = spec.conflicts(lowered.modules) if spec.conflicts else []
     told = [diagnostic("conflict", target=spec.name, reason=reason) for reason in conflicts]
@@ -76,7 +78,7 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
         policy=policy,
         policy_digest=policy_digest(policy),
         target=spec.name,
-        model=model,
+        model=own,
         source_digest=source_digest(inventory),
         source_nbytes=inventory.nbytes,
         modules=modules,
@@ -85,7 +87,7 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
         fp8_rule=policy.fp8_dequant or spec.fp8_rules[0],
         statistics=known.files,
         pending=known.pending,
-        remarks=spec.remarks(policy, modules) if spec.remarks else (),
+        remarks=(*head_remarks(own, model), *_remarks(spec, policy, modules)),
         pruning=pruning,
     )
     # Warnings need the finished plan: they count bytes.
@@ -94,6 +96,12 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     if errors(findings):
         raise PolicyError(findings)
     return replace(plan, findings=tuple(findings))
+
+
+def _remarks(
+    spec: FormatSpec, policy: Policy, modules: Sequence[Module]
+) -> tuple[tuple[str, str], ...]:
+    return spec.remarks(policy, modules) if spec.remarks else ()
 
 
 def _ignored(model: Model) -> Iterator[Omission]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
@@ -79,12 +80,12 @@ class SelectorParts:
         self, part: Selector, *, reads_names: bool, excepted: bool
     ) -> Iterator[_Candidate]:
         """What a part may mean by itself; reads_names: whether names matter beside roles."""
-        patterns = part.parts if isinstance(part, And) else (part,)
-        names = [self.names.matching(one) for one in patterns if isinstance(one, Glob | Regex)]
         tensors: Iterable[ModelTensor] = self._model.tensors if reads_names else self._kinds
-        if names:
-            common = frozenset.intersection(*names)
-            tensors = (tensor for name in common for tensor in self._named[name])
+        parts = part.parts if isinstance(part, And) else (part,)
+        pattern = next((one for one in parts if isinstance(one, Glob | Regex)), None)
+        if pattern is not None:
+            named = map(self._named.__getitem__, self.names.matching(pattern))
+            tensors = chain.from_iterable(named)
         return (_Candidate(one, excepted or not is_guarded(one)) for one in tensors)
 
     @cached_property

@@ -14,6 +14,7 @@ from policy_dsl.units import bits_per_weight, both_units, counted, layer_list
 _OUTCOMES = {
     "decided": "decided",
     "lost": "lost: a later rule matches too",
+    "without effect": "without effect: the target leaves it out",
     "guarded": "not applied: it does not name this role (guarded)",
 }
 # Programs find the same keys for a tensor that the bundle leaves out.

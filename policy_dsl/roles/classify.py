@@ -18,9 +18,9 @@ from policy_dsl.roles.architecture import (
     outside,
 )
 from policy_dsl.roles.completeness import review
-from policy_dsl.roles.config_meaning import Counts, given_value, read_counts
+from policy_dsl.roles.config_meaning import Counts, config_value, given_value, read_counts
 from policy_dsl.roles.fused import defuse, fused_defect
-from policy_dsl.roles.model import Model, ModelTensor
+from policy_dsl.roles.model import TIED, Model, ModelTensor
 from policy_dsl.roles.name_rules import Fusion, NameRule, Role
 from policy_dsl.roles.scales import Scales, find_scales, is_activation_scale, some
 from policy_dsl.units import counted
@@ -222,10 +222,11 @@ class _Reading:
 
 def _model(inventory: Inventory, reading: _Reading) -> Model:
     tensors, table = tuple(reading.tensors), reading.table
-    tied = given_value(inventory.config, table, "tie_word_embeddings")
-    # Configs may leave it to the default of their library; the tensors themselves tell.
+    tied = given_value(inventory.config, table, TIED)
+    # Configs may leave it to the default of their library; else the tensors themselves tell.
     if not isinstance(tied, bool):
-        tied = all(tensor.role != "lm_head" for tensor in tensors)
+        assumed = config_value(inventory.config, table, TIED)
+        tied = assumed is True or all(tensor.role != "lm_head" for tensor in tensors)
     orphans = tuple((scale, "scales of a weight not there") for scale in reading.scales.orphans)
     roles = {*table.roles, *(tensor.role for tensor in tensors)}
     return Model(

@@ -12,6 +12,8 @@ from policy_dsl.roles.architecture import Architecture
 from policy_dsl.roles.name_index import NameIndex
 from policy_dsl.vocabulary import namesake
 
+# The key that says that lm_head is embed.
+TIED = "tie_word_embeddings"
 # Roles with an entry for every expert along their first axis.
 BY_EXPERT = frozenset({"router", "router_bias"})
 
@@ -79,6 +81,11 @@ class Model:
     tied: bool
     tensors: tuple[ModelTensor, ...]
     ignored: tuple[tuple[TensorInfo, str], ...] = ()
+
+    @property
+    def embedding(self) -> ModelTensor | None:
+        """The matrix with a row for each token."""
+        return next((tensor for tensor in self.tensors if tensor.role == "embed"), None)
 
     @cached_property
     def names(self) -> NameIndex:

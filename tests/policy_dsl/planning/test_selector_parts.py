@@ -88,6 +88,7 @@ CURES = [
     ('all: 4bit\n"re:.*ffn_gate": 8bit', "mlp.gate_proj", "is llama.cpp's name"),
     ("all: 4bit\n/layers.1/: 8bit", "/.*layers.1.*/", "against the whole name"),
     ('all: 4bit\n"layers.1.mlp.up_proj.weight": 8bit', '"*.layers.1.mlp.up_proj.weight"', ""),
+    ('all: 4bit\n"*.model.layers.0.mlp.*": 8bit', '"model.layers.0.mlp.*"', "whole name"),
     ('all: 4bit\n"model.layers.0.mlp": 8bit', '"model.layers.0.mlp.*"', "whole name"),
     ('all: 4bit\n"model.decoder.layers.0.mlp.*": 8bit', '"model.layers.0.mlp.*"', ""),
     ('all: 4bit\n"language_model.model.layers.0.mlp.*": 8bit', '"model.layers.0.mlp.*"', ""),

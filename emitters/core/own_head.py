@@ -1,0 +1,88 @@
+"""A head that a tied model has of its own, against the embedding that readers use instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+import emitters
+from emitters.core.bundle_reading import Bundle
+from emitters.core.source_values import SourceValues
+from emitters.tensor_io.read import columns
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
+from policy_dsl.inventory import Inventory
+from policy_dsl.plan import Plan
+from policy_dsl.planning.heads import untied
+from policy_dsl.roles.classify import Model, ModelTensor
+
+_BLOCK_VALUES = 2**20
+
+
+def ensure_equal_heads(plan: Plan, source: Inventory) -> None:
+    """Raises: PolicyError if a head that the plan leaves out is not equal to its embedding."""
+    names = {omission.tensor.name for omission in plan.omitted if omission.equals}
+    found = list(differing_heads(source, plan.model, names)) if names else []
+    if found:
+        raise PolicyError(found)
+
+
+def differing_heads(source: Inventory, model: Model, names: set[str]) -> Iterator[Diagnostic]:
+    """A finding for each of these heads that is not the embedding, value for value.
+
+    Both are read from the source block by block: FP8 codes times scales, all in float32.
+    """
+    embedding = model.embedding
+    if embedding is None:
+        return
+    values = SourceValues(source, model)
+    for head in model.tensors:
+        if head.source.name in names:
+            place = _difference(values, head, embedding)
+            if place is not None:
+                yield diagnostic(
+                    "head-differs",
+                    suggestion='write "lm_head: keep" to store it, or "lm_head: drop"',
+                    name=head.source.name,
+                    embedding=embedding.source.name,
+                    place=place,
+                )
+
+
+def as_in_bundle(model: Model, bundle: Bundle) -> Model:
+    """The model of a bundle's source; not tied any more if the bundle has the head stored."""
+    heads = _heads(model) if model.tied else []
+    path = emitters.get(bundle.target).spec.module_path
+    names = {module.name for module in bundle.modules}
+    kept = any(path(head, model) in names for head in heads)
+    return untied(model) if kept else model
+
+
+def heads_left_out(model: Model, bundle: Bundle) -> set[str]:
+    """The heads of a tied model that the bundle leaves out, without those that a rule drops."""
+    if not model.tied:
+        return set()
+    omitted = bundle.record["omitted"] if bundle.record else ()
+    dropped = {entry["name"] for entry in omitted if "equals" not in entry}
+    return {head.source.name for head in _heads(model)} - dropped
+
+
+def _heads(model: Model) -> list[ModelTensor]:
+    return [tensor for tensor in model.tensors if tensor.role == "lm_head"]
+
+
+def _difference(values: SourceValues, head: ModelTensor, embedding: ModelTensor) -> str | None:
+    """Where the two differ, None if they do not."""
+    if head.shape != embedding.shape:
+        return f"shapes {list(head.shape)} and {list(embedding.shape)}"
+    rows = head.shape[0]
+    step = max(1, _BLOCK_VALUES // columns(head.shape))
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        one, other = (values.rows(each, first, count) for each in (head, embedding))
+        unequal = (one != other) & ~(np.isnan(one) & np.isnan(other))
+        if unequal.any():
+            row, column = np.argwhere(unequal)[0]
+            at = f"[{first + row}, {column}]"
+            return f"{one[row, column]:.6g} and {other[row, column]:.6g} at {at}"
+    return None
