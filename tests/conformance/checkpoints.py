@@ -30,16 +30,16 @@ def make_checkpoint(name: str, folder: Path) -> Checkpoint:
     """The checkpoint of a kind, written below `folder`."""
     kind = {**KINDS, **JANG_KINDS}[name]
     model = _random_model(kind)
-    tensors, config = _saved(model, folder / "saved", per_expert=True)
+    tensors, config = saved(model, folder / "saved", per_expert=True)
     config = published_config(config, kind)
     tensors = _as_published(tensors, kind, config)
-    readable = _write(folder / "readable", tensors, config, kind.shards)
+    readable = write_folder(folder / "readable", tensors, config, kind.shards)
     if kind.storage == "plain":
         return Checkpoint(readable, readable)
     if kind.storage == "fused":
-        tensors, _ = _saved(model, folder / "fused", per_expert=False)
+        tensors, _ = saved(model, folder / "fused", per_expert=False)
         tensors = _as_published(tensors, kind, config)
-        return Checkpoint(_write(folder / "published", tensors, config), readable)
+        return Checkpoint(write_folder(folder / "published", tensors, config), readable)
     return _write_fp8(folder, tensors, kind, config)
 
 
@@ -70,7 +70,11 @@ def _random_model(kind: Kind) -> Any:
     return model
 
 
-def _saved(model: Any, folder: Path, *, per_expert: bool) -> tuple[Tensors, dict[str, Any]]:
+def saved(model: Any, folder: Path, *, per_expert: bool) -> tuple[Tensors, dict[str, Any]]:
+    """A model's tensors and config, as transformers saves them to a folder.
+
+    per_expert: with experts one by one, under their published names.
+    """
     model.save_pretrained(folder, save_original_format=per_expert)
     config = json.loads((folder / "config.json").read_text())
     return load_file(folder / "model.safetensors"), config
@@ -131,9 +135,9 @@ def _write_fp8(
         "activation_scheme": "dynamic",
         "weight_block_size": [_FP8_BLOCK, _FP8_BLOCK],
     }
-    published = _write(folder / "published", stored, {**config, "quantization_config": method})
+    published = write_folder(folder / "published", stored, {**config, "quantization_config": method})
     # mlx-lm reads the FP8 form of MiniMax-M2 itself, and of no other family here.
-    readable = published if wide else _write(folder / "dequantized", plain, config)
+    readable = published if wide else write_folder(folder / "dequantized", plain, config)
     return Checkpoint(published, readable)
 
 
@@ -161,7 +165,8 @@ def _spread(scales: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return wide[: shape[0], : shape[1]]
 
 
-def _write(folder: Path, tensors: Tensors, config: Mapping[str, Any], shards: int = 3) -> Path:
+def write_folder(folder: Path, tensors: Tensors, config: Mapping[str, Any], shards: int = 3) -> Path:
+    """A checkpoint folder with a tokenizer; the tensors in so many shards."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     _write_tokenizer(folder)

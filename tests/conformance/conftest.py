@@ -43,6 +43,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chec
     return get
 
 
+@pytest.fixture(scope="session")
+def forms(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """A model of `config_forms.MODELS` in every form, made when first asked for."""
+    config_forms = pytest.importorskip("config_forms")
+    made: dict[str, Any] = {}
+
+    def get(name: str) -> Any:
+        if name not in made:
+            made[name] = config_forms.make_forms(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return get
+
+
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[[str, Path], Path]:
     """Builds a policy, the name of a bundled one or a text, for a source; the bundle."""

@@ -1,7 +1,7 @@
 """The kinds of checkpoints that conformance is shown on, and the configs publishers write.
 
-What transformers 5 re-saves differs from what publishers publish (nested rope settings, renamed
-or dropped keys), and mlx-lm cannot load it.
+What transformers 5 saves differs from what publishers publish: nested rope settings, renamed
+or dropped keys. mlx-lm's own conversion takes the second only.
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ def published_config(config: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
     else:
         found = _flat_rope(found)
     if kind.family == "minimax_m2":
-        found |= {"rotary_dim": 32, "shared_intermediate_size": 0, "use_qk_norm": True}
+        rotary = int(found["head_dim"] * found["partial_rotary_factor"])
+        found |= {"rotary_dim": rotary, "shared_intermediate_size": 0, "use_qk_norm": True}
     if kind.family == "qwen3_moe":
         found["num_experts"] = found.pop("num_local_experts")
     if kind.family == "kimi_k2":
@@ -174,11 +175,20 @@ def _flat_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(config)
     rope = dict(found.pop("rope_parameters"))
     if "full_attention" not in rope:
-        del rope["rope_type"]
-        return {**found, **rope, "rope_scaling": None}
-    del found["layer_types"]
+        return found | _split_rope(rope)
+    words = found.pop("layer_types")
+    pattern = found.pop("_sliding_window_pattern")
     return found | {
-        "rope_theta": rope["full_attention"]["rope_theta"],
+        **_split_rope(rope["full_attention"]),
         "rope_local_base_freq": rope["sliding_attention"]["rope_theta"],
-        "sliding_window_pattern": found.pop("_sliding_window_pattern"),
+        "sliding_window_pattern": words.index("full_attention") + 1
+        if "full_attention" in words
+        else pattern,
     }
+
+
+def _split_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `rope_parameters` at the top, those of scaled positions below."""
+    own = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    scaling = {key: value for key, value in rope.items() if key not in own}
+    return {**own, "rope_scaling": scaling if rope["rope_type"] != "default" else None}

@@ -1,0 +1,205 @@
+"""Small checkpoints of every family in three forms of config, and what transformers answers.
+
+published: as the family's publishers write it. saved: as transformers 5 saves it. bare: that,
+without every key that has the class's default.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from checkpoints import saved, write_folder
+from model_kinds import SIZES, Kind, published_config
+from numpy.typing import NDArray
+
+FORMS = ("published", "saved", "bare")
+PROMPT = (1, 5, 17, 200, 33, 3, 83, 255, 93, 23, 140, 61, 7, 7, 210, 99, 300, 2, 45, 180)
+_SMALL = {
+    **{key: SIZES[key] for key in ("bos_token_id", "eos_token_id", "tie_word_embeddings")},
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 320,
+    "max_position_embeddings": 512,
+}
+_BASE = {"rope_type": "default", "rope_theta": 5e5}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+}
+_LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
+_TIED = {"tie_word_embeddings": True}
+_GEMMA = {
+    **_TIED,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "sliding_window": 8,
+    "rope_parameters": {
+        "full_attention": {**_LINEAR, "rope_theta": 2e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 3e4},
+    },
+}
+_LATENT = {
+    **_EXPERTS,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 64,
+    "q_lora_rank": 64,
+    "qk_rope_head_dim": 32,
+    "qk_nope_head_dim": 64,
+    "v_head_dim": 64,
+    "rope_parameters": _BASE,
+}
+
+
+def _kind(family: str, config_class: str, **options: Any) -> Kind:
+    return Kind(family, config_class, {**_SMALL, **options}, dtype="float32", shards=1)
+
+
+MODELS: Mapping[str, Kind] = {
+    "llama": _kind("llama", "LlamaConfig", rope_parameters=_LLAMA3),
+    "llama_base": _kind("llama", "LlamaConfig", rope_parameters=_BASE),
+    "llama_linear": _kind("llama", "LlamaConfig", rope_parameters=_LINEAR, **_TIED),
+    "mistral": _kind("mistral", "MistralConfig", rope_parameters=_BASE),
+    "mixtral": _kind(
+        "mixtral",
+        "MixtralConfig",
+        rope_parameters=_BASE,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    ),
+    "qwen2": _kind("qwen2", "Qwen2Config", rope_parameters=_YARN),
+    "qwen2_tied": _kind("qwen2", "Qwen2Config", rope_parameters=_BASE, **_TIED),
+    "qwen3": _kind("qwen3", "Qwen3Config", rope_parameters=_YARN),
+    "qwen3_moe": _kind(
+        "qwen3_moe",
+        "Qwen3MoeConfig",
+        rope_parameters=_BASE,
+        num_experts=4,
+        mlp_only_layers=[1],
+        **_EXPERTS,
+    ),
+    "minimax_m2": _kind(
+        "minimax_m2",
+        "MiniMaxM2Config",
+        rope_parameters={**_BASE, "partial_rotary_factor": 0.5},
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    ),
+    "glm4_moe": _kind(
+        "glm4_moe",
+        "Glm4MoeConfig",
+        rope_parameters={**_BASE, "partial_rotary_factor": 0.25},
+        n_routed_experts=4,
+        attention_bias=True,
+        num_nextn_predict_layers=0,
+        **_EXPERTS,
+    ),
+    "gemma3_text": _kind("gemma3", "Gemma3TextConfig", **_GEMMA),
+    "gemma3": _kind("gemma3", "Gemma3Config", **_GEMMA),
+    "deepseek_v3": _kind("deepseek_v3", "DeepseekV3Config", **_LATENT),
+    "kimi_k2": _kind("kimi_k2", "DeepseekV3Config", **_LATENT),
+}
+
+
+@dataclass(frozen=True)
+class Forms:
+    """A checkpoint in each form, by its name, and transformers' logits [tokens, vocabulary]."""
+
+    folders: Mapping[str, Path]
+    logits: NDArray[np.float32]
+
+
+def make_forms(name: str, folder: Path) -> Forms:
+    """The checkpoint of a model of MODELS, written below `folder`."""
+    kind = MODELS[name]
+    model = _model(kind)
+    with torch.inference_mode():
+        logits = np.asarray(model(input_ids=torch.tensor([PROMPT])).logits[0].float())
+    tensors, config = saved(model, folder / "transformers", per_expert=True)
+    configs = {
+        "published": published_config(config, kind),
+        "saved": {**config, "model_type": kind.family}
+        if kind.family == "kimi_k2"
+        else config,
+    }
+    configs["bare"] = _bare(configs["saved"], kind.config_class)
+    folders = {form: write_folder(folder / form, tensors, configs[form], 1) for form in FORMS}
+    return Forms(folders, logits)
+
+
+def read_config(bundle: Path) -> dict[str, Any]:
+    """The config of a folder."""
+    return dict(json.loads((bundle / "config.json").read_text()))
+
+
+def cosine(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """How far two sets of logits point into the same direction."""
+    found, expected = found.ravel().astype(np.float64), expected.ravel().astype(np.float64)
+    return float(found @ expected / np.linalg.norm(found) / np.linalg.norm(expected))
+
+
+def _model(kind: Kind) -> Any:
+    torch.manual_seed(11)
+    sizes = dict(kind.options)
+    auto = transformers.AutoModelForCausalLM
+    if kind.config_class == "Gemma3Config":
+        vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+        vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+        sizes = {"text_config": sizes, "vision_config": vision, "mm_tokens_per_image": 4}
+        auto = transformers.AutoModelForImageTextToText
+    config = getattr(transformers, kind.config_class)(**sizes)
+    model = auto.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for path, tensor in model.state_dict().items():
+            _make_it_matter(path.split("."), tensor)
+    return model
+
+
+def _make_it_matter(path: Sequence[str], tensor: torch.Tensor) -> None:
+    """Attention that looks at positions, so that a wrong base or scale shows in the logits."""
+    if tensor.ndim == 1 and tensor.is_floating_point():
+        tensor.add_(0.1 * torch.randn_like(tensor))
+    if path[-2] in ("q_norm", "k_norm"):
+        tensor.mul_(2)
+    elif path[-2] in ("q_proj", "k_proj", "q_b_proj", "kv_b_proj"):
+        tensor.mul_(8)
+    elif path[-2] in ("v_proj", "o_proj"):
+        tensor.mul_(4)
+
+
+def _bare(config: Mapping[str, Any], config_class: str) -> dict[str, Any]:
+    """The config without what its class assumes."""
+    default = json.loads(getattr(transformers, config_class)().to_json_string(use_diff=False))
+    kept = {}
+    for key, value in config.items():
+        if key in ("text_config", "vision_config"):
+            own = default[key]
+            value = {name: one for name, one in value.items() if own.get(name, ...) != one}
+            value["model_type"] = own["model_type"]
+        if key in ("model_type", "architectures") or default.get(key, ...) != value:
+            kept[key] = value
+    return kept
