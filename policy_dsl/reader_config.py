@@ -165,7 +165,8 @@ class _Reading:
 
     def _completed_rope(self, rope: Mapping[str, Any]) -> dict[str, Any] | None:
         """Scaled positions with the parameters that the reader would take for others."""
-        found, known = dict(rope), self.kind.ropes.get(self._rope_type(), Level())
+        ropes = self.kind.ropes or {}
+        found, known = dict(rope), ropes.get(self._rope_type(), Level())
         for key in known.keys if rope else ():
             value = self._rope_parameter(key)
             if found.get(key) is None and value not in (None, self._assumed(known, key)):
@@ -183,18 +184,20 @@ class _Reading:
 
     def ropes(self) -> Iterator[str]:
         """Ways to scale positions that the reader does not know."""
-        rope, called = self._rope(), self._rope_type()
+        rope, called, known = self._rope(), self._rope_type(), self.kind.ropes
+        if known is None:
+            return
         if any(isinstance(value, Mapping) for value in rope.values()):
             yield "it has one way to scale positions for all layers"
         elif len({rope[key] for key in _ROPE_TYPES if rope.get(key)}) > 1:
             yield f"{' and '.join(_ROPE_TYPES)} of `rope_scaling` differ"
-        elif called in self.kind.ropes:
-            yield from self._rope_parameters(called)
+        elif called in known:
+            yield from self._rope_parameters(called, known[called])
         elif called != "default":
             yield f"it does not scale positions as `{called}` does"
 
-    def _rope_parameters(self, called: str) -> Iterator[str]:
-        for key in self.kind.ropes[called].required:
+    def _rope_parameters(self, called: str, known: Level) -> Iterator[str]:
+        for key in known.required:
             if self._rope_parameter(key) is None:
                 yield f"it needs `{key}` of `{called}` positions"
         for key, values in self.kind.ropes_only.items():

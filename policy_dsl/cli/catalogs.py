@@ -48,9 +48,7 @@ def schema(
 def formats(
     target: Annotated[
         str | None,
-        typer.Argument(
-            metavar="TARGET", help="Only this target.", parser=options.given_text
-        ),
+        typer.Argument(metavar="TARGET", help="Only this target.", parser=options.given_text),
     ] = None,
     format: options.AnyReport = "text",
 ) -> None:
@@ -116,4 +114,3 @@ def models(format: options.AnyReport = "text") -> None:
     )
     table = Table(columns, cells)
     console.write(render_markdown([table]) if format == "markdown" else render_text([table]))
-

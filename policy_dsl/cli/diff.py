@@ -54,10 +54,7 @@ def diff(
     from policy_dsl.reports.diff_text import diff_document, diff_markdown, diff_text
 
     requests = _with_own_overrides(
-        [
-            Request(side, model, target, overrides, verbose, saliency=saliency)
-            for side in (a, b)
-        ]
+        [Request(side, model, target, overrides, verbose, saliency=saliency) for side in (a, b)]
     )
     # `diff mlx_4bit config_i` should just work: only one of them names a model.
     shared = model or next(filter(None, map(_own_model, requests)), None)

@@ -43,9 +43,7 @@ def explain(
 
     # The whole plan, because alike modules are part of the answer.
     plan, _ = make_plan(
-        Request(
-            policy, model, target, overrides, verbose, allow_requantize, saliency=saliency
-        )
+        Request(policy, model, target, overrides, verbose, allow_requantize, saliency=saliency)
     )
     found = explained(plan, tensor)
     if format == "json":

@@ -17,9 +17,7 @@ STDIN = "-"
 
 PolicyFiles = Annotated[
     list[str],
-    typer.Argument(
-        metavar="FILE", help="Policy files; - is stdin.", parser=options.given_text
-    ),
+    typer.Argument(metavar="FILE", help="Policy files; - is stdin.", parser=options.given_text),
 ]
 CheckOnly = Annotated[
     bool, typer.Option("--check", help="Write nothing; exit with 1 if a file would change.")

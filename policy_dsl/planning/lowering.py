@@ -29,9 +29,7 @@ class Lowered:
     findings: list[Diagnostic] = field(default_factory=list)
 
 
-def lower(
-    made: Iterable[Decision], model: Model, policy: Policy, spec: FormatSpec
-) -> Lowered:
+def lower(made: Iterable[Decision], model: Model, policy: Policy, spec: FormatSpec) -> Lowered:
     """The modules of the output in natural order of their names, not placed yet."""
     lowered = Lowered()
     defects = TensorDefects(policy)
@@ -151,9 +149,7 @@ def _cure(tensor: ModelTensor, filled: Treatment, model: Model, spec: FormatSpec
     return ""
 
 
-def _unusable(
-    tensor: ModelTensor, filled: Treatment, spec: FormatSpec
-) -> Diagnostic | None:
+def _unusable(tensor: ModelTensor, filled: Treatment, spec: FormatSpec) -> Diagnostic | None:
     """What keeps the source's bytes from being read as rows of the output, if anything."""
     dtype = tensor.source.dtype
     if filled.action == "raw" and dtype not in spec.plain_dtypes:

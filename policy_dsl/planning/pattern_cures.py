@@ -47,6 +47,7 @@ class PatternCures:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._names = model.names
+
     def cure(self, pattern: Pattern, *, excepted: bool) -> Cure:
         """What helps against a pattern that matches nothing.
 

@@ -17,9 +17,7 @@ from policy_dsl.units import both_units, counted
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL, namesake
 
 
-def plan_warnings(
-    plan: Plan, made: tuple[Decision, ...], spec: FormatSpec
-) -> list[Diagnostic]:
+def plan_warnings(plan: Plan, made: tuple[Decision, ...], spec: FormatSpec) -> list[Diagnostic]:
     """What a reviewer should know: forgotten matrices, quantized routers, outputs that grow."""
     return [
         *_unreached(plan, made),
@@ -106,9 +104,7 @@ def _router_warnings(plan: Plan) -> list[Diagnostic]:
         if namesake(module.role) == "router" and module.treatment.action == "quantize":
             rules[module.decided_by] += 1
     return [
-        diagnostic(
-            "router-quantized", _span(plan, rule), routers=counted(count, "router")
-        )
+        diagnostic("router-quantized", _span(plan, rule), routers=counted(count, "router"))
         for rule, count in rules.items()
     ]
 

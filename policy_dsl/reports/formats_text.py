@@ -159,9 +159,7 @@ def _spec_json(spec: FormatSpec) -> dict[str, Any]:
             family: padding.multiple for family, padding in spec.padding.items()
         },
         "settings": list(used_settings(spec)),
-        "metadata": {
-            key: _values_schema(values) for key, values in spec.metadata_keys.items()
-        },
+        "metadata": {key: _values_schema(values) for key, values in spec.metadata_keys.items()},
     }
 
 

@@ -69,9 +69,7 @@ def plan_document(
         "fp8_rule": plan.fp8_rule or None,
         "statistics": {file.name: file.path for file in plan.statistics},
         "pending": list(plan.pending),
-        "refusals": [
-            {"runtime": one.runtime, "reason": one.reason} for one in plan.refusals
-        ],
+        "refusals": [{"runtime": one.runtime, "reason": one.reason} for one in plan.refusals],
         "tests": [_test(test) for test in tests],
         "findings": [finding_json(found) for found in plan.findings],
     }

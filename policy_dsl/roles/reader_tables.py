@@ -57,10 +57,11 @@ class ReaderKind:
     top: keys of the config itself. inside, nested: a mapping in it, and the keys there. also:
     key -> where else the reader looks for it, as a path. only: key -> the values that the
     reader computes with, whatever the config says; a `ConfigKey` if other keys decide.
-    ropes: ways to scale positions that it knows -> their parameters. ropes_only: parameters
-    that it does not read -> values that change nothing. biases: the last word of a linear ->
-    the key that announces its bias, or True; None if biases were not looked at. windows:
-    whether it computes with sliding windows. unused: what it reads and no config here sets.
+    ropes: ways to scale positions that it knows -> their parameters; None if it knows all.
+    ropes_only: parameters that it does not read -> values that change nothing. biases: the
+    last word of a linear -> the key that announces its bias, or True; None if biases were not
+    looked at. windows: whether it computes with sliding windows. unused: what it reads and no
+    config here sets.
     """
 
     name: str
@@ -70,7 +71,7 @@ class ReaderKind:
     nested: Level
     also: Mapping[str, tuple[str, ...]]
     only: Mapping[str, ConfigKey | tuple[Any, ...]]
-    ropes: Mapping[str, Level]
+    ropes: Mapping[str, Level] | None
     ropes_only: Mapping[str, tuple[Any, ...]]
     biases: Mapping[str, str | bool] | None
     windows: bool
@@ -99,7 +100,8 @@ def reader_kind(reader: str, model_type: object) -> ReaderKind | None:
 def _kind(name: str, kind: Mapping[str, Any], table: Mapping[str, Any]) -> ReaderKind:
     _ensure_known(name, kind, _KIND)
     nullable = frozenset(kind.get("nullable", ()))
-    ropes = {rope: _rope(table["ropes"][rope]) for rope in kind.get("ropes", ())}
+    known = kind.get("ropes")
+    ropes = None if known is None else {rope: _rope(table["ropes"][rope]) for rope in known}
     return ReaderKind(
         name=name,
         model_types=tuple(kind["model_types"]),

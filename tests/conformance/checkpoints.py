@@ -135,7 +135,9 @@ def _write_fp8(
         "activation_scheme": "dynamic",
         "weight_block_size": [_FP8_BLOCK, _FP8_BLOCK],
     }
-    published = write_folder(folder / "published", stored, {**config, "quantization_config": method})
+    published = write_folder(
+        folder / "published", stored, {**config, "quantization_config": method}
+    )
     # mlx-lm reads the FP8 form of MiniMax-M2 itself, and of no other family here.
     readable = published if wide else write_folder(folder / "dequantized", plain, config)
     return Checkpoint(published, readable)
@@ -165,7 +167,9 @@ def _spread(scales: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return wide[: shape[0], : shape[1]]
 
 
-def write_folder(folder: Path, tensors: Tensors, config: Mapping[str, Any], shards: int = 3) -> Path:
+def write_folder(
+    folder: Path, tensors: Tensors, config: Mapping[str, Any], shards: int = 3
+) -> Path:
     """A checkpoint folder with a tokenizer; the tensors in so many shards."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config, indent=2))

@@ -142,9 +142,7 @@ def make_forms(name: str, folder: Path) -> Forms:
     tensors, config = saved(model, folder / "transformers", per_expert=True)
     configs = {
         "published": published_config(config, kind),
-        "saved": {**config, "model_type": kind.family}
-        if kind.family == "kimi_k2"
-        else config,
+        "saved": {**config, "model_type": kind.family} if kind.family == "kimi_k2" else config,
     }
     configs["bare"] = _bare(configs["saved"], kind.config_class)
     folders = {form: write_folder(folder / form, tensors, configs[form], 1) for form in FORMS}
@@ -184,8 +182,9 @@ def _make_it_matter(path: Sequence[str], tensor: torch.Tensor) -> None:
     if tensor.ndim == 1 and tensor.is_floating_point():
         tensor.add_(0.1 * torch.randn_like(tensor))
     if path[-2] in ("q_norm", "k_norm"):
-        tensor.mul_(2)
-    elif path[-2] in ("q_proj", "k_proj", "q_b_proj", "kv_b_proj"):
+        # One more than it is: the norms of Gemma are stored as distances from 1.
+        tensor.add_(2)
+    elif path[-2] in ("q_proj", "k_proj", "q_b_proj", "kv_a_proj_with_mqa"):
         tensor.mul_(8)
     elif path[-2] in ("v_proj", "o_proj"):
         tensor.mul_(4)
@@ -196,10 +195,10 @@ def _bare(config: Mapping[str, Any], config_class: str) -> dict[str, Any]:
     default = json.loads(getattr(transformers, config_class)().to_json_string(use_diff=False))
     kept = {}
     for key, value in config.items():
+        own = default.get(key, ...)
         if key in ("text_config", "vision_config"):
-            own = default[key]
-            value = {name: one for name, one in value.items() if own.get(name, ...) != one}
-            value["model_type"] = own["model_type"]
-        if key in ("model_type", "architectures") or default.get(key, ...) != value:
+            kept[key] = {name: one for name, one in value.items() if own.get(name, ...) != one}
+            kept[key]["model_type"] = own["model_type"]
+        elif key in ("model_type", "architectures") or own != value:
             kept[key] = value
     return kept

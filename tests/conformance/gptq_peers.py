@@ -35,7 +35,5 @@ def _set(environment: dict[str, str]) -> None:
     os.environ.update(environment)
 
 
-def _called(
-    module: str, name: str, arguments: tuple[Any, ...], options: dict[str, Any]
-) -> Any:
+def _called(module: str, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
     return getattr(import_module(module), name)(*arguments, **options)

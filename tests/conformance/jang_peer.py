@@ -117,7 +117,7 @@ def logits(bundle: Path, prompt: Sequence[int]) -> Array:
         if isinstance(module, SwitchGLU):
             _decode_experts(module)
     model.set_dtype(mx.float32)
-    return np.array(model(mx.array([prompt]))[0])
+    return np.array(model(mx.array([prompt]))[0].astype(mx.float32))
 
 
 def decode(packed: Array, norms: Array, bits: int, columns: int) -> Array:
@@ -262,9 +262,9 @@ def _decode_experts(experts: Any) -> None:
         if hasattr(coded, "packed"):
             rows, columns = coded.out_features, coded.in_features
             plain = SwitchLinear(columns, rows, coded.num_experts, bias=False)
-            plain.weight = mx.array(
-                decode(np.array(coded.packed), np.array(coded.norms), coded.bits, columns)
-            )
+            # Latent attention makes them BF16, which numpy does not know.
+            norms = np.array(coded.norms.astype(mx.float32))
+            plain.weight = mx.array(decode(np.array(coded.packed), norms, coded.bits, columns))
             experts[name] = plain
 
 

@@ -8,8 +8,10 @@ import pytest
 from emitters.gptq.names import FAMILIES as GPTQ_FAMILIES
 from emitters.jangtq_prestack.names import FAMILIES as JANG_FAMILIES
 from emitters.mlx_affine.names import FAMILIES as MLX_FAMILIES
+from policy_dsl.cli import main
 
 pytestmark = pytest.mark.slow
+transformers = pytest.importorskip("transformers")
 config_forms = pytest.importorskip("config_forms")
 FORMS, MODELS = config_forms.FORMS, config_forms.MODELS
 
@@ -42,3 +44,44 @@ def test_mlx_lm_answers_as_transformers(name, form, forms, build, stock):
     bundle = build(EIGHT_BITS, made.folders[form])
     found = stock.logits(bundle, config_forms.PROMPT)
     assert config_forms.cosine(found, made.logits) > 0.999
+
+
+@pytest.mark.parametrize("name", taken(GPTQ_FAMILIES))
+def test_transformers_reads_every_form_as_the_source(name, forms, gptq):
+    made = forms(name)
+    expected = transformers.AutoConfig.from_pretrained(made.folders["saved"]).to_dict()
+    for form in FORMS:
+        bundle = gptq(made.folders[form], PACKED)
+        found = transformers.AutoConfig.from_pretrained(bundle).to_dict()
+        own = {key for key, value in expected.items() if value is None}
+        differing = {key for key in expected if found[key] != expected[key]}
+        assert differing <= own | {"_name_or_path", "dtype"}, form
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "name", ["llama", "llama_linear", "qwen2", "qwen3", "qwen3_moe", "glm4_moe"]
+)
+def test_auto_round_in_transformers_answers_as_transformers(
+    name, form, forms, gptq, auto_round
+):
+    made = forms(name)
+    bundle = gptq(made.folders[form], PACKED)
+    assert auto_round("missing", bundle, "float32") == []
+    found = auto_round("logits", bundle, config_forms.PROMPT, "float32")
+    # Its linears compute in 16 bits.
+    assert config_forms.cosine(found, made.logits) > 0.998
+
+
+@pytest.mark.parametrize("name", taken(JANG_FAMILIES))
+def test_jang_answers_alike_for_every_form(name, forms, jang, tmp_path, capsys):
+    made, found = forms(name), {}
+    (tmp_path / "p.qpol").write_text(f"target jangtq_prestack\n{CODED}")
+    for form in FORMS:
+        out = tmp_path / form
+        words = ["build", str(tmp_path / "p.qpol"), "--model", str(made.folders[form])]
+        assert main([*words, "-o", str(out), "-q"]) == 0, capsys.readouterr().err
+        found[form] = jang("logits", out, config_forms.PROMPT)
+    assert all(np.array_equal(found[form], found["published"]) for form in FORMS)
+    # Experts at 4 bits lose more than 8-bit bundles may.
+    assert config_forms.cosine(found["saved"], made.logits) > 0.97

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 MIXED = "extends jangtq_k"
 # Equal ones would be joined, and the norms after them lost.
 UNEQUAL = f"{MIXED}\nattention.v_proj: 8bit g32"
-PLAIN_HEADS = f"{MIXED}\n\"*.kv_b_proj.weight\": f16"
+PLAIN_HEADS = f'{MIXED}\n"*.kv_b_proj.weight": f16'
 CASES = {
     "qwen3_moe": ("qwen3_moe", UNEQUAL),
     "qwen3_moe_fp8": ("qwen3_moe_fp8", UNEQUAL),

@@ -136,9 +136,7 @@ def test_three_bits_but_for_the_experts_are_another_profile(source, layout, jang
 def test_three_bits_of_experts_are_those_of_the_padded_rows(source, jangtq, jang, jang_source):
     folder = jang_source(source)
     weight_map = read(folder, INDEX)["weight_map"]
-    names = [
-        name for name in weight_map if ".experts." in name and name.endswith(".weight")
-    ]
+    names = [name for name in weight_map if ".experts." in name and name.endswith(".weight")]
     codes = jang("codes", {name: folder / weight_map[name] for name in names}, 3)
     built = tensors(jangtq(source, profile("jangtq_3", "per_expert")))
     for name in names:
@@ -166,9 +164,7 @@ def test_three_bits_in_the_tables_for_runtimes(source, jangtq, jang):
 @pytest.mark.parametrize("source", PADDED)
 def test_the_mixed_profile_with_added_experts(source, layout, jangtq, converted):
     ours = tensors(jangtq(source, profile("jangtq_k", layout)))
-    two, four = (
-        tensors(converted(source, name, layout)) for name in ("JANGTQ2", "JANGTQ4")
-    )
+    two, four = (tensors(converted(source, name, layout)) for name in ("JANGTQ2", "JANGTQ4"))
     assert ours.keys() == two.keys()
     down = (".w2.", ".down_proj.")
     expected = {name: (four if any(d in name for d in down) else two)[name] for name in two}

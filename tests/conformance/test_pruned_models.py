@@ -62,7 +62,7 @@ def test_every_target_writes_the_files_of_the_model_pruned_by_hand(
 
 def test_the_embedded_model_still_answers_without_two_of_its_experts(build, stock, tmp_path):
     shared = "target mlx_affine\nall: 8bit g32\n"
-    pruned = f"{shared}prune experts to 6 by reap\ncalibration saliency \"{REAP}\"\n"
+    pruned = f'{shared}prune experts to 6 by reap\ncalibration saliency "{REAP}"\n'
     found = {}
     for name, text in (("whole", shared), ("pruned", pruned)):
         bundle = build(text, EXAMPLE).rename(tmp_path / name)

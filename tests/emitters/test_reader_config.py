@@ -153,6 +153,12 @@ def test_whether_a_head_is_tied_is_said_where_readers_differ(family):
     assert added("gptq", tied)["tie_word_embeddings"] is True
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_scaled_positions_are_no_trouble_for_transformers(family):
+    changes = {"rope_scaling": LLAMA3, "rope_theta": 5e5}
+    assert added("gptq", source(family, **changes)) == {}
+
+
 def test_counts_of_heads_are_written_where_a_class_is_shared():
     silent = source("mistral", num_key_value_heads=ABSENT, num_attention_heads=16, head_dim=4)
     assert added("mlx_affine", silent)["num_key_value_heads"] == 8
