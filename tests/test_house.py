@@ -60,6 +60,7 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "auto_round": (),
     "gptqmodel": (),
 }
+SMALL = ["--model", "examples/tiny-minimax-m2"]
 HEAVY = ("numpy", "numba", "torch")
 BANNED_WORDS = ("process", "handle", "manager", "helper", "util", "data")
 DATA_ROOMS = (
@@ -186,9 +187,9 @@ def test_starting_loads_no_array_library(statement: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "kept_out"),
     [
-        (["check", "jangtq_k"], HEAVY),
-        (["plan", "jangtq_k"], ("numba", "torch")),
-        (["explain", "config_i", "lm_head.weight"], ("numba", "torch")),
+        (["check", "jangtq_k", *SMALL], HEAVY),
+        (["plan", "jangtq_k", *SMALL], ("numba", "torch")),
+        (["explain", "config_i", "lm_head.weight", *SMALL], ("numba", "torch")),
     ],
 )
 def test_commands_that_read_no_weights_are_light(

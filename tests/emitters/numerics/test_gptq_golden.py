@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from emitters.numerics.rounding import cast, to_float32
 Array = NDArray[Any]
 Golden = Callable[[str], dict[str, Array]]
 SameGroups = Callable[[Array, Array, int], None]
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 # Recorded vectors that are not compared, and why.
 EXCLUDED = {
@@ -47,6 +50,12 @@ VERSIONS = {"qzeros_v1": "gptq", "qzeros_v2": "gptq_v2"}
 VALUE_TYPES = {"uint16": "BF16", "float16": "F16", "float32": "F32"}
 RTN_CASE = re.compile(r"(float32|bfloat16)\.(rtn|opt)_(a?sym)_?(\w*)\.b(\d)\.g(-?\d+)\.levels")
 MORE_CASE = re.compile(r"(0161|0122)\.(\w+)\.(a?sym|opt)\.b(\d)\.g(-?\d+)\.?(\w*)\.levels")
+
+
+def names_of_vectors(name: str) -> list[str]:
+    """The names in a recorded file, which tests are parametrized by."""
+    content = (GOLDEN / f"{name}.safetensors").read_bytes()
+    return list(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]))
 
 
 def excluded(name: str) -> bool:
@@ -189,13 +198,29 @@ def test_rtn_and_search(
         check(expected, parts, bits, same_groups)
 
 
+def _more_cases() -> dict[tuple[str, str], list[re.Match[str]]]:
+    """(version, weight) -> what is recorded of it."""
+    found: dict[tuple[str, str], list[re.Match[str]]] = {}
+    for name in sorted(names_of_vectors("gptq/more")):
+        if match := MORE_CASE.fullmatch(name):
+            found.setdefault((match[1], match[2]), []).append(match)
+    return found
+
+
+MORE_CASES = _more_cases()
+
+
+def test_every_recorded_case_is_compared(golden: Golden) -> None:
+    recorded = [name for name in golden("gptq/more") if name.endswith(".levels")]
+    assert sum(map(len, MORE_CASES.values())) == len(recorded)
+
+
+@pytest.mark.parametrize("case", MORE_CASES, ids=".".join)
 def test_float16_values_idle_columns_and_long_sums(
-    golden: Golden, same_groups: SameGroups
+    case: tuple[str, str], golden: Golden, same_groups: SameGroups
 ) -> None:
     vectors = golden("gptq/more")
-    found = [match for name in vectors if (match := MORE_CASE.fullmatch(name))]
-    assert len(found) == sum(name.endswith(".levels") for name in vectors)
-    for match in found:
+    for match in MORE_CASES[case]:
         version = {"0161": "0.16.1", "0122": "0.12.2"}[match[1]]
         weight, bits = vectors[f"w.{match[2]}"], int(match[4])
         dtype = VALUE_TYPES[weight.dtype.name]
