@@ -16,6 +16,7 @@ from policy_dsl.diagnostics import Diagnostic
 # Bits of one element of every dtype that safetensors files use.
 DTYPE_BITS: Mapping[str, int] = MappingProxyType(
     {
+        "C64": 64,
         "F64": 64,
         "F32": 32,
         "F16": 16,
@@ -23,6 +24,10 @@ DTYPE_BITS: Mapping[str, int] = MappingProxyType(
         "F8_E4M3": 8,
         "F8_E5M2": 8,
         "F8_E8M0": 8,
+        "F8_E4M3FNUZ": 8,
+        "F8_E5M2FNUZ": 8,
+        "F6_E2M3": 6,
+        "F6_E3M2": 6,
         "F4": 4,
         "I64": 64,
         "I32": 32,

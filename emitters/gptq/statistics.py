@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from emitters.core.interface import Prepared, Statistics
-from emitters.gptq.schemes import SEARCHES
+from emitters.gptq.schemes import RTN, SEARCHES
 from emitters.numerics.gptq_weights import search_weights
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.imatrix import Imatrix
 from policy_dsl.diagnostics import fail
 from policy_dsl.plan import Module, Plan
+from policy_dsl.planning.fill import describe
 from policy_dsl.roles.published_names import expert_of
 
 
@@ -35,7 +37,9 @@ def _importance(plan: Plan, imatrix: Imatrix) -> Iterator[tuple[str, Array]]:
         key = module.role, module.layer
         if key not in read:
             count = 1 if expert is None else plan.source_experts
-            found = imatrix.sums(*key, n_matrices=count, columns=module.shape[-1])
+            found = imatrix.sums(
+                *key, n_matrices=count, columns=module.shape[-1], instead=_without(module)
+            )
             if expert is not None:
                 # The file is about the model as it was before experts were pruned.
                 found = found.of(plan.old_experts(module.layer))
@@ -43,6 +47,11 @@ def _importance(plan: Plan, imatrix: Imatrix) -> Iterator[tuple[str, Array]]:
         weights = read[key][expert or 0]
         _check(module, weights, imatrix)
         yield module.name, weights
+
+
+def _without(module: Module) -> str:
+    """The module's treatment by a method that needs no importance."""
+    return f"{describe(replace(module.treatment, method=None))} by {RTN}"
 
 
 def _check(module: Module, weights: Array, imatrix: Imatrix) -> None:

@@ -26,6 +26,9 @@ from policy_dsl.sources.safetensors_header import shown
 _MAGIC = b"GGUF"
 # What damage makes the readers raise; OSError is a file that could not be mapped.
 _DAMAGE = (ValueError, LookupError, ArithmeticError, TypeError, RecursionError, OSError)
+# llama-imatrix sees no inputs of a table of rows, and leaves out the head unless it is asked.
+_NEVER = ("embed",)
+_ONLY_IF_ASKED = ("lm_head",)
 _REMAKE = "fetch the file again, or make it again with llama-imatrix"
 
 
@@ -85,16 +88,23 @@ class Imatrix:
         return (found,) if lost else ()
 
     def sums(
-        self, role: str, layer: int | None, *, n_matrices: int = 1, columns: int
+        self,
+        role: str,
+        layer: int | None,
+        *,
+        n_matrices: int = 1,
+        columns: int,
+        instead: str = "",
     ) -> InputSums:
         """The sums of a role's matrices in a layer, all experts in order.
 
         n_matrices: experts, or 1; columns: inputs of a matrix. An expert that no token reached
-        has sums and a count of 0, in every kind of file.
+        has sums and a count of 0, in every kind of file. instead: the treatment that could be
+        taken without them, for the finding.
         Raises: PolicyError if the file lacks the entry, it has another shape, a sum or a count
         is no number from 0 up, or no token reached any of the matrices.
         """
-        name, entry = self._find(role, layer)
+        name, entry = self._find(role, layer, instead)
         found = (entry.n_counts, entry.n_sums // entry.n_counts)
         broadcast = entry.n_counts == 1 < n_matrices
         whole = (1, n_matrices * columns) if broadcast else (n_matrices, columns)
@@ -118,16 +128,20 @@ class Imatrix:
         sums.flags.writeable = counts.flags.writeable = False
         return InputSums(name, sums, counts, not broadcast)
 
-    def _find(self, role: str, layer: int | None) -> tuple[str, Entry]:
+    def _find(self, role: str, layer: int | None, instead: str) -> tuple[str, Entry]:
         names = llama_cpp_names(role, layer)
         for name in names:
             if name in self.entries:
                 return name, self.entries[name]
         what = role if layer is None else f"{role} of layer {layer}"
-        if not names:
-            cure = "choose a method for it that needs no importance matrix"
-            raise self._fail("missing-imatrix-entry", cure, what=what)
-        cure = f"it should be called {names[0]}: make the file of this model, with enough text"
+        rule = f"write `{role}: {instead}`" if instead else "choose another method for it"
+        if role in _ONLY_IF_ASKED:
+            cure = f"run llama-imatrix with --process-output, or {rule}"
+        elif not names or role in _NEVER:
+            cure = f"llama-imatrix writes nothing about {role}: {rule}"
+        else:
+            called = f"it should be called {names[0]}"
+            cure = f"{called}: make the file of this model, with enough text"
         raise self._fail("missing-imatrix-entry", cure, what=what)
 
     def _floats(self, start: int, count: int) -> Array:

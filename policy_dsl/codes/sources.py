@@ -32,6 +32,15 @@ SOURCE_CODES: dict[str, Code] = {
         "The model works until such a token is used: transformers then fails with an index "
         "error, mlx reads other memory. More rows than tokens are usual padding.",
     ),
+    "not-a-checkpoint": error(
+        "{place} is {what}, not a checkpoint",
+        "Only safetensors checkpoints of whole models, and HFQ files, are read.",
+    ),
+    "unknown-dtype": error(
+        '{file}: tensor "{tensor}" has the dtype {dtype}, which is not read',
+        "The file is newer than this version of policyc, or its header is damaged.",
+        each="tensor",
+    ),
     "no-weights": error(
         "{place} holds no safetensors file",
         "Weights are read from safetensors files; a model may also be one HFQ file.",

@@ -19,6 +19,7 @@ from huggingface_hub import constants, hf_hub_url
 from policy_dsl.diagnostics import fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.sources.checkpoint import read_checkpoint
+from policy_dsl.sources.foreign_files import ensure_checkpoint
 from policy_dsl.sources.hub_http import Address, fetch, fetch_range
 from policy_dsl.sources.side_files import is_looked_at, unread
 
@@ -61,6 +62,7 @@ def open_hub(repository: str, revision: str | None) -> Inventory:
     # Many shards at once: over a network, waiting is what takes the time.
     pool = ThreadPoolExecutor(WORKERS)
     try:
+        ensure_checkpoint(files)
         found = read_checkpoint(files, name=repository, root=None, apply=pool.map)
     finally:
         # After a refusal or an interrupt the shards still to come are not asked for.

@@ -38,16 +38,32 @@ def open_cached(repository: str, revision: str | None) -> Inventory | None:
 
 def _snapshot(repository: str, revision: str | None) -> Path | None:
     cache = Path(constants.HF_HUB_CACHE).expanduser()
-    if not (cache / f"models--{repository.replace('/', '--')}").is_dir():
+    place = cache / f"models--{repository.replace('/', '--')}"
+    if not place.is_dir():
         return None
     # Not at the top: this takes a fifth of a second, and mostly the cache lacks the model.
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
 
+    wanted = revision or _only_commit(place, repository)
     try:
-        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        return Path(snapshot_download(repository, revision=wanted, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
     except OSError as error:
         reason = error.strerror or str(error)
         raise fail("unreadable-file", path=str(cache), reason=reason) from error
+
+
+def _only_commit(place: Path, repository: str) -> str | None:
+    """The commit that was fetched by its own name, if no branch or tag was; None if several.
+
+    Raises: PolicyError (hub-offline) if there are several, and the hub may not be asked.
+    """
+    if any(path.is_file() for path in (place / "refs").rglob("*")):
+        return None
+    found = sorted(path.name for path in (place / "snapshots").glob("*") if path.is_dir())
+    if len(found) > 1 and constants.HF_HUB_OFFLINE:
+        cure = f"say which: {', '.join(f'{repository}@{commit}' for commit in found)}"
+        raise fail("hub-offline", what=repository, suggestion=cure)
+    return found[0] if len(found) == 1 else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, fail, printable
 from policy_dsl.inventory import Inventory
 from policy_dsl.sources.checkpoint import read_checkpoint, read_json
+from policy_dsl.sources.foreign_files import ensure_checkpoint, ensure_no_outer_folder
 from policy_dsl.sources.hfq_files import find_hfq, is_called_hfq, model_name, read_hfq
 from policy_dsl.sources.shard_map import SUFFIX, find_index, read_weight_map
 from policy_dsl.sources.side_files import SUBFOLDERS, is_looked_at, unread
@@ -67,6 +68,8 @@ def open_folder(folder: Path, *, name: str | None = None) -> Inventory:
     container = find_hfq(files)
     if container is not None:
         return read_hfq(files, container, name=name, root=folder)
+    ensure_no_outer_folder(folder, files)
+    ensure_checkpoint(files)
     return read_checkpoint(files, name=name, root=folder)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from policy_dsl.diagnostics import did_you_mean, fail
 from policy_dsl.inventory import Inventory
+from policy_dsl.sources.foreign_files import ensure_no_other_file
 from policy_dsl.sources.hfq_container import MAGIC
 from policy_dsl.sources.hfq_files import is_called_hfq
 from policy_dsl.sources.local_files import open_file, open_folder, open_hfq_file
@@ -100,7 +101,10 @@ def _open_path(path: Path) -> Inventory:
         raise fail("unreadable-file", path=str(path), reason="it is not there")
     if is_hfq_file(path):
         return open_hfq_file(path)
-    return open_file(path) if path.name.endswith(SUFFIX) else read_recorded(path)
+    if path.name.endswith(SUFFIX):
+        return open_file(path)
+    ensure_no_other_file(path)
+    return read_recorded(path)
 
 
 def _open_hub_id(reference: str) -> Inventory:

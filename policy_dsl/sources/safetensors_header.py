@@ -11,6 +11,7 @@ and `Metadata::validate` (u64 little-endian length, JSON, then the tensors witho
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from math import prod
@@ -23,8 +24,14 @@ from policy_dsl.inventory import DTYPE_BITS, TensorInfo
 LENGTH_NBYTES = 8
 MAX_HEADER_NBYTES = 100_000_000  # the reference reader's own limit
 MAX_DIMENSIONS = 64
+# How dtypes are called: a letter or two, the bits, perhaps how they are used.
+_DTYPE = re.compile(r"[A-Z]{1,2}[0-9]{1,3}(_[A-Z0-9]{1,16})?")
 
 DAMAGED = "the file is damaged or incomplete: fetch it again, or write it again"
+
+
+class _NewerError(ValueError):
+    """A tensor has a dtype that looks like one, and that this version does not know."""
 
 
 class _Doubled(dict[str, Any]):
@@ -67,6 +74,8 @@ def parse_header(header: bytes, *, file: str, file_nbytes: int) -> dict[str, Ten
     for name, entry in entries.items():
         try:
             tensors[name] = _tensor(name, entry, file, begin)
+        except _NewerError as newer:
+            found.append(_unknown_dtype(file, name, str(newer)))
         except ValueError as defect:
             found.append(entry_defect(file, name, str(defect)))
     # Places mean something only when every entry could be read.
@@ -80,6 +89,13 @@ def entry_defect(file: str, name: str, reason: str) -> Diagnostic:
     """The diagnostic of one tensor of a file's list."""
     return diagnostic(
         "bad-tensor-entry", file=file, tensor=shown(name), reason=reason, suggestion=DAMAGED
+    )
+
+
+def _unknown_dtype(file: str, name: str, dtype: str) -> Diagnostic:
+    cure = "give a checkpoint in BF16, F16 or F32, or take a newer policyc"
+    return diagnostic(
+        "unknown-dtype", file=file, tensor=shown(name), dtype=dtype, suggestion=cure
     )
 
 
@@ -144,6 +160,8 @@ def _tensor(name: str, entry: Any, file: str, begin: int) -> TensorInfo:
 
 
 def _check_fields(dtype: Any, shape: Any, start: Any, stop: Any) -> None:
+    if type(dtype) is str and dtype not in DTYPE_BITS and _DTYPE.fullmatch(dtype):
+        raise _NewerError(dtype)
     if type(dtype) is not str or dtype not in DTYPE_BITS:
         raise ValueError(f"its dtype {_said(dtype)} is not known")
     if type(shape) is not list or len(shape) > MAX_DIMENSIONS:

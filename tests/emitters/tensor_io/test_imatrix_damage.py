@@ -206,9 +206,31 @@ def test_missing_entries_and_the_place_that_asks(tmp_path: Path) -> None:
     assert found.suggestion.startswith("it should be called blk.3.ffn_up_exps.weight: ")
     assert found.span is not None
     assert found.span.location == "p.qpol:1:21"
-    for role, layer in [("lm_head", None), ("linear_attention.out_proj", 0)]:
-        with pytest.raises(PolicyError, match="missing-imatrix-entry"):
-            imatrix.sums(role, layer, columns=32)
+
+
+@pytest.mark.parametrize(
+    ("role", "layer", "cure"),
+    [
+        ("lm_head", None, "run llama-imatrix with --process-output, or write `lm_head: 4bit`"),
+        ("embed", None, "llama-imatrix writes nothing about embed: write `embed: 4bit`"),
+        (
+            "linear_attention.out_proj",
+            0,
+            "llama-imatrix writes nothing about linear_attention.out_proj: "
+            "write `linear_attention.out_proj: 4bit`",
+        ),
+        ("mtp.down_proj", None, "llama-imatrix writes nothing about mtp.down_proj: "
+         "write `mtp.down_proj: 4bit`"),
+    ],
+)
+def test_what_llama_imatrix_leaves_out_has_a_cure(
+    tmp_path: Path, role: str, layer: int | None, cure: str
+) -> None:
+    path = write_gguf(tmp_path / "i.gguf", gguf_tensors(random_statistics()))
+    with pytest.raises(PolicyError) as caught:
+        open_imatrix(path).sums(role, layer, columns=32, instead="4bit")
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.suggestion) == ("missing-imatrix-entry", cure)
 
 
 @pytest.mark.parametrize(

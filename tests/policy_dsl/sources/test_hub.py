@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -426,6 +427,26 @@ def test_whole_snapshot_in_the_cache_is_read_there(hub: Hub, reference: str) -> 
     assert found["digest"] == source_digest(open_source(str(MODEL)))
     assert found["id"] == NAME
     assert hub.asked == []
+
+
+def test_a_snapshot_that_was_fetched_by_commit_is_used(hub: Hub) -> None:
+    snapshot = _fill_cache(hub)
+    shutil.rmtree(snapshot.parents[1] / "refs")
+    found = hub.ask(NAME, HF_HUB_OFFLINE="1")
+    assert found["root"] == str(snapshot)
+    assert COMMIT in found["notes"][0]
+    assert hub.ask(NAME)["root"] == str(snapshot)
+    assert hub.asked == []
+
+
+def test_between_two_commits_nothing_is_guessed(hub: Hub) -> None:
+    snapshot = _fill_cache(hub)
+    (snapshot.parents[1] / "refs" / "main").unlink()
+    shutil.copytree(snapshot, snapshot.parent / ("f" * 40), symlinks=True)
+    ((code, _, cure),) = hub.ask(NAME, HF_HUB_OFFLINE="1")["errors"]
+    assert code == "hub-offline"
+    assert cure == f"say which: {NAME}@{COMMIT}, {NAME}@{'f' * 40}"
+    assert hub.ask(f"{NAME}@{'f' * 40}", HF_HUB_OFFLINE="1")["root"].endswith("f" * 40)
 
 
 @pytest.mark.parametrize("leave_out", [SHARD, "config.json"])

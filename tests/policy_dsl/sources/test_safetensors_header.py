@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import deserialize
 from safetensors.numpy import save
 
 from policy_dsl.diagnostics import PolicyError
@@ -123,7 +124,7 @@ def test_files_without_a_header(file: bytes, said: str) -> None:
         (entry(offsets=[0]), "needs a dtype"),
         (entry(offsets=[0, 4, 4]), "needs a dtype"),
         (entry(offsets=4), "needs a dtype"),
-        (entry("F99"), 'dtype "F99" is not known'),
+        (entry("f99"), 'dtype "f99" is not known'),
         (entry(["U8"]), "dtype a list is not known"),
         (entry(None), "dtype null is not known"),
         (entry(shape=4), "shape is no list"),
@@ -214,6 +215,31 @@ def test_all_defects_come_at_once_and_not_endlessly() -> None:
         read(blob({f"t{i}": entry("X") for i in range(5000)}))
     (found,) = caught.value.diagnostics
     assert found.notes == ("in all 5,000: t0, t1, t2, …",)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nbytes"),
+    [
+        *(("C64", 32), ("F64", 32), ("I64", 32), ("U64", 32), ("BOOL", 4), ("I16", 8)),
+        *(("F8_E4M3FNUZ", 4), ("F8_E5M2FNUZ", 4), ("F8_E5M2", 4), ("F8_E8M0", 4)),
+        *(("F6_E2M3", 3), ("F6_E3M2", 3), ("F4", 2)),
+    ],
+)
+def test_every_dtype_of_the_reference_library_is_known(dtype: str, nbytes: int) -> None:
+    file = blob({"a": entry(dtype, offsets=(0, nbytes))}, nbytes)
+    deserialize(file)
+    assert read(file)["a"].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", ["F2_E1", "C128", "U4", "F8_E3M4", "BF8"])
+def test_a_newer_dtype_is_not_called_damage(dtype: str) -> None:
+    names = "abcd"
+    file = blob({name: entry(dtype) for name in names}, 4)
+    with pytest.raises(PolicyError) as caught:
+        read(file)
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.count) == ("unknown-dtype", 4)
+    assert "damaged" not in str(found.suggestion)
 
 
 def test_long_names_are_cut_in_messages() -> None:
