@@ -26,6 +26,7 @@ _KINDS: Mapping[str, str] = {
     ".litertlm": "a LiteRT model",
     ".mlmodel": "a Core ML model",
     ".engine": "a TensorRT engine",
+    ".xml": "an OpenVINO model",
     ".h5": "a TensorFlow checkpoint",
     ".msgpack": "a Flax checkpoint",
     ".npz": "a NumPy archive, as MLX once wrote",
@@ -33,9 +34,8 @@ _KINDS: Mapping[str, str] = {
 _GGUF_MAGIC = b"GGUF"
 _ADAPTER = "adapter_config.json"
 _PIPELINE = "model_index.json"
-_OPENVINO = "openvino_model.xml"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_CACHED = re.compile(r"models--(.+)")
+_CACHED = "models--"
 _MOST_SHOWN = 3
 
 
@@ -50,13 +50,11 @@ def ensure_checkpoint(files: CheckpointFiles) -> None:
     if _PIPELINE in names:
         cure = f"give the folder of its language model, such as {files.place}/text_encoder"
         raise _not_a_checkpoint(files.place, "a pipeline of diffusers", cure)
-    if _OPENVINO in names:
-        raise _not_a_checkpoint(files.place, "an OpenVINO model", _ORIGINAL)
     # What is beside the model may not have been looked at.
-    for name in (*names, *files.unread):
-        kind = _KINDS.get(os.path.splitext(name)[1].lower())
-        if kind is not None:
-            raise _not_a_checkpoint(files.place, f"{kind} ({shown(name, 80)})", _ORIGINAL)
+    kinds = ((_kind(name), name) for name in (*names, *files.unread))
+    kind, name = next((found for found in kinds if found[0]), ("", ""))
+    if kind:
+        raise _not_a_checkpoint(files.place, f"{kind} ({shown(name, 80)})", _ORIGINAL)
 
 
 def ensure_no_outer_folder(folder: Path, files: CheckpointFiles) -> None:
@@ -70,13 +68,13 @@ def ensure_no_outer_folder(folder: Path, files: CheckpointFiles) -> None:
         places = [f"{folder}/snapshots/{commit}" for commit in _commits(folder)]
         what = "the folder of a model in the hub's cache"
         raise _outer(folder, what, "its snapshot is", places)
-    inner = [name for name in _folders(folder) if (folder / name / CONFIG).is_file()]
-    cached = [_CACHED.fullmatch(name) for name in _folders(folder)]
-    if any(cached):
-        ids = [found[1].replace("--", "/", 1) for found in cached if found]
+    inner = _folders(folder)
+    cached = (name for name in inner if name.startswith(_CACHED))
+    ids = [name.removeprefix(_CACHED).replace("--", "/", 1) for name in cached]
+    if ids:
         raise _outer(folder, "the hub's cache", "give the name of a model in it,", ids)
-    if inner:
-        places = [f"{folder}/{name}" for name in inner]
+    places = [f"{folder}/{name}" for name in inner if (folder / name / CONFIG).is_file()]
+    if places:
         raise _outer(folder, "a folder of checkpoints", "give", places)
 
 
@@ -87,12 +85,17 @@ def ensure_no_other_file(path: Path) -> None:
         cure = "use a revision or conversion of the model with safetensors files"
         place, files = str(path.parent), shown(path.name, 80)
         raise fail("pickled-weights", place=place, files=files, suggestion=cure)
-    kind = _KINDS.get(suffix) or (_KINDS[".gguf"] if _begins(path, _GGUF_MAGIC) else None)
-    if kind is not None:
+    kind = _KINDS[".gguf"] if _begins(path, _GGUF_MAGIC) else _kind(path.name)
+    if kind:
         raise _not_a_checkpoint(str(path), kind, _ORIGINAL)
     if path.name in (CONFIG, _ADAPTER) or path.name.endswith(f"{SUFFIX}.index.json"):
         what = "one file of a checkpoint"
         raise _not_a_checkpoint(str(path), what, f"give the folder, {path.parent}")
+
+
+def _kind(name: str) -> str:
+    """What files of this name are, empty if that is not known."""
+    return _KINDS.get(os.path.splitext(name)[1].lower(), "")
 
 
 def _adapter(files: CheckpointFiles) -> PolicyError:

@@ -149,7 +149,8 @@ def _tensor(name: str, entry: Any, file: str, begin: int) -> TensorInfo:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise ValueError("it needs a dtype, a shape and two data_offsets") from None
-    _check_fields(dtype, shape, start, stop)
+    _check_dtype(dtype)
+    _check_fields(shape, start, stop)
     # Exact integers: a product beyond 64 bits cannot equal a length inside the file.
     if prod(shape) * DTYPE_BITS[dtype] != (stop - start) * 8:
         said = f"its offsets {start} to {stop} hold {stop - start} bytes"
@@ -159,11 +160,15 @@ def _tensor(name: str, entry: Any, file: str, begin: int) -> TensorInfo:
     )
 
 
-def _check_fields(dtype: Any, shape: Any, start: Any, stop: Any) -> None:
-    if type(dtype) is str and dtype not in DTYPE_BITS and _DTYPE.fullmatch(dtype):
+def _check_dtype(dtype: Any) -> None:
+    if type(dtype) is str and dtype in DTYPE_BITS:
+        return
+    if type(dtype) is str and _DTYPE.fullmatch(dtype):
         raise _NewerError(dtype)
-    if type(dtype) is not str or dtype not in DTYPE_BITS:
-        raise ValueError(f"its dtype {_said(dtype)} is not known")
+    raise ValueError(f"its dtype {_said(dtype)} is not known")
+
+
+def _check_fields(shape: Any, start: Any, stop: Any) -> None:
     if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"its shape is no list of at most {MAX_DIMENSIONS} numbers")
     wrong = [count for count in shape if not _is_length(count)]
