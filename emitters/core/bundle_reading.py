@@ -23,6 +23,7 @@ from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import Treatment
+from policy_dsl.sources.placeholders import refuse_placeholder
 from policy_dsl.sources.quantization import quantization_of
 from policy_dsl.sources.reference import is_hfq_file, open_source
 
@@ -133,7 +134,9 @@ def read_record(folder: Path) -> Mapping[str, Any] | None:
     if not path.exists():
         return None
     try:
-        document: dict[str, Any] = json.loads(_read(path))
+        content = _read(path)
+        refuse_placeholder(RECORD, content, len(content))
+        document: dict[str, Any] = json.loads(content)
         _require_version(document, folder)
         jsonschema.validate(document, record_schema())
     except jsonschema.ValidationError as error:

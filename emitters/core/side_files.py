@@ -15,7 +15,7 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
 from policy_dsl.sources.checkpoint import CheckpointFiles, read_json
 from policy_dsl.sources.local_files import LocalFiles
-from policy_dsl.sources.placeholders import LOOKED_AT_NBYTES, placeholder
+from policy_dsl.sources.placeholders import LOOKED_AT_NBYTES, refuse_placeholder
 from policy_dsl.sources.side_files import SIDE_FILES, VOCABULARIES, is_one_of
 from policy_dsl.sources.token_ids import tokens_beyond
 from policy_dsl.units import counted
@@ -50,16 +50,20 @@ def source_findings(plan: Plan, inventory: Inventory) -> list[Diagnostic]:
 
 
 def bundle_findings(
-    target: str, inventory: Inventory, embeddings: Iterable[int]
+    target: str, inventory: Inventory, recorded: Iterable[str], embeddings: Iterable[int]
 ) -> list[Diagnostic]:
-    """What is wrong with the side files of a bundle. embeddings: rows of its embeddings."""
+    """What is wrong with the side files of a bundle.
+
+    recorded: files that its record names; those that are missing are found by that. embeddings:
+    rows of its embeddings.
+    """
     # Of a container, its format looks at what is inside.
     if inventory.container or inventory.root is None or inventory.side_files is None:
         return []
     taken = [name for name in inventory.side_files if is_one_of(name, SIDE_FILES)]
     found, documents = _read(LocalFiles(inventory.root, inventory.side_files), taken)
-    if not _has_vocabulary(taken):
-        found.append(_no_tokenizer(target, {}))
+    if not _has_vocabulary([*taken, *recorded]):
+        found.append(_no_tokenizer(target, ()))
     found += _beyond(embeddings, documents | {"config.json": inventory.config})
     return found
 
@@ -76,9 +80,7 @@ def _read(
             if name.endswith(".json") and size <= _MOST_JSON_NBYTES:
                 documents[name] = read_json(files, name)
                 continue
-            first = files.read(name, 0, min(size, LOOKED_AT_NBYTES))
-            fake = placeholder(name, first, size)
-            found += [] if fake is None else [fake]
+            refuse_placeholder(name, files.read(name, 0, min(size, LOOKED_AT_NBYTES)), size)
         except PolicyError as error:
             found += error.diagnostics
     return found, documents

@@ -172,7 +172,8 @@ def _side_files(bundle: Bundle) -> Iterable[Diagnostic]:
         # Without a record modules have no roles.
         if module.role == "embed" or (not module.role and module.name.endswith(_EMBEDDING))
     ]
-    return bundle_findings(bundle.target, bundle.inventory, embeddings)
+    recorded = bundle.record["files"] if bundle.record else ()
+    return bundle_findings(bundle.target, bundle.inventory, recorded, embeddings)
 
 
 def _widths(bundle: Bundle) -> Iterator[Diagnostic]:

@@ -21,6 +21,7 @@ from emitters.tensor_io.imatrix_legacy import legacy_entries
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
 from policy_dsl.roles.llama_cpp_names import llama_cpp_names
+from policy_dsl.sources.placeholders import LOOKED_AT_NBYTES, refuse_placeholder
 from policy_dsl.sources.safetensors_header import shown
 
 _MAGIC = b"GGUF"
@@ -160,12 +161,15 @@ def open_imatrix(path: Path, span: Span | None = None) -> Imatrix:
     """
     try:
         source = Source(path.parent, file_facts(path.parent, [path.name]))
+        # Opening a pipe would wait for ever.
+        if not path.is_file():
+            raise fail("unreadable-file", path=str(path), reason="it is no file")
+        nbytes = source.facts[path.name].nbytes
+        first = source.read(path.name, 0, min(nbytes, LOOKED_AT_NBYTES)).tobytes()
+        refuse_placeholder(path.name, first, nbytes)
     except PolicyError as error:
         # Where a policy names it is where the cure is.
         raise PolicyError(replace(found, span=span) for found in error.diagnostics) from error
-    # Opening a pipe would wait for ever.
-    if not path.is_file():
-        raise fail("unreadable-file", span, path=str(path), reason="it is no file")
     try:
         entries, defects = _entries(source, path)
     except _DAMAGE as error:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
 from policy_dsl.inventory import Inventory
-from policy_dsl.sources.placeholders import placeholder
+from policy_dsl.sources.placeholders import refuse_placeholder
 from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, header_nbytes, parse_header
 from policy_dsl.sources.shard_map import (
     SUFFIX,
@@ -100,9 +100,7 @@ def read_json(files: CheckpointFiles, file: str) -> dict[str, Any]:
     if size > MAX_JSON_NBYTES:
         raise _bad_json(file, f"it has {size} bytes, more than {MAX_JSON_NBYTES}")
     content = files.read(file, 0, size)
-    fake = placeholder(file, content, size)
-    if fake is not None:
-        raise PolicyError([fake])
+    refuse_placeholder(file, content, size)
     try:
         value = json.loads(content.decode())
     except UnicodeDecodeError as error:
@@ -154,9 +152,7 @@ def _header(files: CheckpointFiles, file: str) -> Header | PolicyError:
     size = files.sizes[file]
     try:
         first = files.read(file, 0, min(size, FIRST_NBYTES))
-        fake = placeholder(file, first, size)
-        if fake is not None:
-            return PolicyError([fake])
+        refuse_placeholder(file, first, size)
         stop = LENGTH_NBYTES + header_nbytes(first, file=file, file_nbytes=size)
         if stop > len(first):
             first += files.read(file, len(first), stop)

@@ -24,7 +24,7 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.sources.checkpoint import CheckpointFiles
 from policy_dsl.sources.hfq_codes import code_name, stored_nbytes
-from policy_dsl.sources.placeholders import LOOKED_AT_NBYTES, placeholder
+from policy_dsl.sources.placeholders import LOOKED_AT_NBYTES, refuse_placeholder
 from policy_dsl.sources.safetensors_header import (
     DAMAGED,
     MAX_DIMENSIONS,
@@ -75,9 +75,7 @@ def read_container(files: CheckpointFiles, file: str) -> HfqContainer:
     """The container that is one of these files. Raises: PolicyError with its defects."""
     size = files.sizes[file]
     prefix = files.read(file, 0, min(size, max(HEADER_NBYTES, LOOKED_AT_NBYTES)))
-    fake = placeholder(file, prefix, size)
-    if fake is not None:
-        raise PolicyError([fake])
+    refuse_placeholder(file, prefix, size)
     prefix = prefix[:HEADER_NBYTES]
     header = files.read(file, 0, header_nbytes(prefix, file=file, file_nbytes=size))
     return parse_container(header, file=file, file_nbytes=size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.diagnostics import fail
 
 # All that is looked at of a file; pointers are shorter.
 LOOKED_AT_NBYTES = 512
@@ -29,18 +29,16 @@ _PAGES = (".html", ".htm", ".xml")
 _NEVER_EMPTY = (".json", ".safetensors", ".model", ".spm", ".tiktoken")
 
 
-def placeholder(file: str, first: bytes, nbytes: int) -> Diagnostic | None:
-    """The finding that a file is not what its name says, None if it may be.
+def refuse_placeholder(file: str, first: bytes, nbytes: int) -> None:
+    """Raises: PolicyError if a file is certainly not what its name says.
 
-    first: its first bytes, 512 or all; nbytes: of the whole file.
+    first: its first bytes, 512 or more, or all; nbytes: of the whole file.
     """
     what = _what(file, first[:LOOKED_AT_NBYTES], nbytes)
-    if what is None:
-        return None
-    cure = "download it again"
-    if what.startswith("a Git LFS"):
-        cure = "run `git lfs pull` in the folder of the model"
-    return diagnostic("not-the-file", file=file, what=what, suggestion=cure)
+    if what is not None:
+        pulled = what.startswith("a Git LFS")
+        cure = "run `git lfs pull` in its folder" if pulled else "download it again"
+        raise fail("not-the-file", file=file, what=what, suggestion=cure)
 
 
 def _what(file: str, first: bytes, nbytes: int) -> str | None:

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo, tensor_nbytes
 from policy_dsl.sources.name_patterns import expand_pattern, name_patterns
+from policy_dsl.sources.placeholders import refuse_placeholder
 from policy_dsl.sources.recorded_form import (
     Group,
     Recorded,
@@ -97,6 +98,7 @@ def _read_text(path: Path) -> bytes:
     except OSError as error:
         reason = error.strerror or str(error)
         raise fail("unreadable-file", path=str(path), reason=reason) from error
+    refuse_placeholder(path.name, text, len(text))
     if len(text) > MAX_NBYTES:
         raise _bad(path, f"it holds more than {MAX_NBYTES} bytes")
     return bytes(text)

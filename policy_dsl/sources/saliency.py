@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from policy_dsl.diagnostics import PolicyError, Span, did_you_mean, fail
 from policy_dsl.inventory import TensorInfo
+from policy_dsl.sources.placeholders import refuse_placeholder
 from policy_dsl.sources.safetensors_header import (
     LENGTH_NBYTES,
     header_nbytes,
@@ -137,6 +138,7 @@ def read_saliency(path: Path, name: str, span: Span | None = None) -> Saliency:
     digest = hashlib.sha256(content).hexdigest()
     rows: Mapping[int, Any] | Sequence[Any]
     try:
+        refuse_placeholder(path.name, content, len(content))
         # The length of a header of safetensors is no text: its upper bytes are zero.
         if content[4:LENGTH_NBYTES] == bytes(4):
             rows = _tensor_rows(content, path, name, span)

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from emitters.core.bundle_reading import read_record
+from emitters.tensor_io.imatrix import open_imatrix
 from policy_dsl.diagnostics import Diagnostic, PolicyError
-from policy_dsl.sources.placeholders import placeholder
+from policy_dsl.sources.placeholders import refuse_placeholder
 from policy_dsl.sources.reference import open_source
+from policy_dsl.sources.saliency import read_saliency
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 INDEX = "model.safetensors.index.json"
@@ -77,6 +80,21 @@ def test_a_pointer_in_place_of_a_container(tmp_path: Path) -> None:
     assert found.message == "model.mq4 is a Git LFS pointer of 9 bytes"
 
 
+@pytest.mark.parametrize("what", ["a Git LFS pointer of 4,994,182 bytes", "empty"])
+def test_in_place_of_statistics_headers_or_a_record(model: Path, what: str) -> None:
+    path = model / "headers.json"
+    path.write_bytes(KINDS[what])
+    (model / "policyc.json").write_bytes(KINDS[what])
+    for read in (
+        lambda: open_source(str(path)),
+        lambda: read_saliency(path, "reap"),
+        lambda: open_imatrix(path),
+        lambda: read_record(model),
+    ):
+        with pytest.raises(PolicyError, match=f"json is {what}"):
+            read()
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [
@@ -90,4 +108,4 @@ def test_a_pointer_in_place_of_a_container(tmp_path: Path) -> None:
     ],
 )
 def test_files_that_are_what_they_say(file: str, content: bytes) -> None:
-    assert placeholder(file, content, len(content)) is None
+    refuse_placeholder(file, content, len(content))

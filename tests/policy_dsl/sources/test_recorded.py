@@ -167,7 +167,7 @@ def test_names_of_all_groups_count_together(
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"{", b"[]", b"3", b"\xff", b"[" * 100_000, b"\x1f\x8b", b"\x1f\x8bxxxxxxxxxxxx"],
+    [b"{", b"[]", b"3", b"\xff", b"[" * 100_000, b"\x1f\x8b", b"\x1f\x8bxxxxxxxxxxxx"],
 )
 def test_texts_that_are_no_record(tmp_path: Path, text: bytes) -> None:
     refused(tmp_path, text)
