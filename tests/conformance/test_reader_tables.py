@@ -1,0 +1,111 @@
+"""The readers' tables say what the installed readers' own code says."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib import import_module
+
+import pytest
+
+from emitters.gptq.names import FAMILIES as GPTQ_FAMILIES
+from emitters.hipfire_hfq.names import FAMILIES as HFQ_FAMILIES
+from emitters.jangtq_prestack.names import FAMILIES as JANG_FAMILIES
+from emitters.mlx_affine.names import FAMILIES as MLX_FAMILIES
+from policy_dsl.roles.architecture import architecture
+from policy_dsl.roles.config_keys import Derived
+from policy_dsl.roles.reader_tables import reader_kind, reader_kinds
+
+pytestmark = pytest.mark.slow
+
+MLX = reader_kinds("mlx_lm")
+TRANSFORMERS = reader_kinds("transformers")
+TARGETS = {
+    "mlx_lm": (MLX_FAMILIES, JANG_FAMILIES),
+    "transformers": (GPTQ_FAMILIES,),
+    "hipfire": (HFQ_FAMILIES,),
+}
+# What a reader takes for absence where other keys decide: the class fills it in.
+BY_OTHERS = None
+
+
+def assumed(level):
+    """Key -> the default of a level's keys; null where other keys decide."""
+    found = {}
+    for key, entry in level.assumes.items():
+        default = entry.defaults[0] if entry.defaults else None
+        found[key] = BY_OTHERS if isinstance(default, Derived) else default
+    return found
+
+
+def declared(module):
+    """The fields of ModelArgs: those without a default, and the others with theirs."""
+    fields = dataclasses.fields(import_module(f"mlx_lm.models.{module}").ModelArgs)
+    required = {one.name for one in fields if one.default is dataclasses.MISSING}
+    return required, {one.name: one.default for one in fields if one.name not in required}
+
+
+@pytest.mark.parametrize("reader", TARGETS)
+def test_every_type_of_a_family_that_a_target_takes_is_in_the_table(reader):
+    for families in TARGETS[reader]:
+        for family in [family for family, reason in families.items() if reason is None]:
+            kinds = (reader_kind(reader, one) for one in architecture(family).model_types)
+            assert any(kinds), family
+
+
+@pytest.mark.parametrize("name", [name for name in MLX if name != "gemma3"])
+def test_fields_and_defaults_are_those_of_mlx_lm(name):
+    pytest.importorskip("mlx_lm")
+    kind, (required, defaults) = MLX[name], declared(name)
+    defaults.pop("model_type", None)
+    for key in {*kind.top.required} - required:
+        # The class has a default, and does not start with it.
+        assert defaults.pop(key) is None
+        given = dict.fromkeys(required, 1)
+        with pytest.raises(ValueError, match=key):
+            import_module(f"mlx_lm.models.{name}").ModelArgs(**given)
+        required.add(key)
+    assert {*kind.top.required} == required - {"model_type"}
+    assert assumed(kind.top) | dict(kind.unused) == defaults
+
+
+def test_fields_and_defaults_below_a_vision_model_are_those_of_mlx_lm():
+    pytest.importorskip("mlx_lm")
+    kind, (required, defaults) = MLX["gemma3"], declared("gemma3")
+    assert {*kind.top.required} == required - {"model_type"}
+    assert assumed(kind.top) == defaults
+    outer, inner = (
+        import_module(f"mlx_lm.models.{name}") for name in ("gemma3", "gemma3_text")
+    )
+    filled = outer.ModelArgs("gemma3", {}).text_config
+    args = vars(inner.ModelArgs.from_dict({"model_type": "gemma3_text", **filled}))
+    assert assumed(kind.nested) == {
+        key: args[key] for key in args.keys() - {"model_type", "vocab_size"}
+    }
+
+
+@pytest.mark.parametrize("name", MLX)
+def test_mlx_lm_builds_these_types_with_the_class(name):
+    utils = pytest.importorskip("mlx_lm.utils")
+    for model_type in MLX[name].model_types:
+        built, _ = utils._get_classes({"model_type": model_type})
+        assert built.__module__ == f"mlx_lm.models.{name}"
+
+
+def test_mlx_lm_scales_positions_in_these_ways():
+    rope_utils = pytest.importorskip("mlx_lm.models.rope_utils")
+    known = {name for kind in MLX.values() for name in kind.ropes}
+    for name in known:
+        scaling = dict.fromkeys(MLX["llama"].ropes[name].required, 4.0)
+        rope_utils.initialize_rope(32, 1e4, False, {"type": name, **scaling}, 64)
+    with pytest.raises(ValueError, match="Unsupported RoPE"):
+        rope_utils.initialize_rope(32, 1e4, False, {"type": "unknown"}, 64)
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_defaults_are_those_of_transformers(name):
+    transformers = pytest.importorskip("transformers")
+    kind = TRANSFORMERS[name]
+    for model_type in kind.model_types:
+        config = transformers.CONFIG_MAPPING[model_type]()
+        assert {key: getattr(config, key) for key in kind.top.assumes} == assumed(kind.top)
+        assert kind.top.required == ()
