@@ -14,6 +14,8 @@ pytestmark = pytest.mark.slow
 transformers = pytest.importorskip("transformers")
 config_forms = pytest.importorskip("config_forms")
 FORMS, MODELS = config_forms.FORMS, config_forms.MODELS
+# The two that have least in common, for readers that take long to start.
+FARTHEST = ("published", "bare")
 
 EIGHT_BITS = "target mlx_affine\nall: 8bit g32\n"
 PACKED = "all: 8bit g32\nembed, lm_head, norm, bias, router, router_bias: keep optional"
@@ -53,12 +55,11 @@ def test_transformers_reads_every_form_as_the_source(name, forms, gptq):
     for form in FORMS:
         bundle = gptq(made.folders[form], PACKED)
         found = transformers.AutoConfig.from_pretrained(bundle).to_dict()
-        own = {key for key, value in expected.items() if value is None}
         differing = {key for key in expected if found[key] != expected[key]}
-        assert differing <= own | {"_name_or_path", "dtype"}, form
+        assert differing <= {"_name_or_path"}, form
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FARTHEST)
 @pytest.mark.parametrize(
     "name", ["llama", "llama_linear", "qwen2", "qwen3", "qwen3_moe", "glm4_moe"]
 )
@@ -77,11 +78,11 @@ def test_auto_round_in_transformers_answers_as_transformers(
 def test_jang_answers_alike_for_every_form(name, forms, jang, tmp_path, capsys):
     made, found = forms(name), {}
     (tmp_path / "p.qpol").write_text(f"target jangtq_prestack\n{CODED}")
-    for form in FORMS:
+    for form in FARTHEST:
         out = tmp_path / form
         words = ["build", str(tmp_path / "p.qpol"), "--model", str(made.folders[form])]
         assert main([*words, "-o", str(out), "-q"]) == 0, capsys.readouterr().err
         found[form] = jang("logits", out, config_forms.PROMPT)
-    assert all(np.array_equal(found[form], found["published"]) for form in FORMS)
+    assert np.array_equal(found["bare"], found["published"])
     # Experts at 4 bits lose more than 8-bit bundles may.
-    assert config_forms.cosine(found["saved"], made.logits) > 0.97
+    assert config_forms.cosine(found["bare"], made.logits) > 0.97
