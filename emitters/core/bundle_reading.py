@@ -28,8 +28,6 @@ from policy_dsl.sources.quantization import quantization_of
 from policy_dsl.sources.reference import is_hfq_file, open_source
 
 _LARGEST_METADATA = 64 * 2**20
-# What reading metadata of some other format runs into.
-_NOT_THAT_FORMAT = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +174,7 @@ def _target(
             raise fail("unavailable-target", target=target, known=known)
         try:
             return target, emitters.get(target).claims(metadata, forms)
-        except _NOT_THAT_FORMAT as error:
+        except ValueError as error:
             reason = f"its metadata are not what {target} has: {error}"
             raise fail("bad-bundle-metadata", path=str(path), reason=reason) from None
     contained, against = inventory.container is not None, []
@@ -185,7 +183,7 @@ def _target(
             continue
         try:
             claims = emitters.get(name).claims(metadata, forms)
-        except _NOT_THAT_FORMAT as error:
+        except ValueError as error:
             against += [f"{name}: {error}"] if type(error) is ValueError else []
             continue
         # A container says what it is, also if nothing in it is quantized.

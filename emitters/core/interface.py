@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -114,6 +115,26 @@ class Beyond(Protocol):
     ) -> Array: ...
 
 
+class ForeignMetadataError(ValueError):
+    """Metadata files lack what every bundle of the format that was asked has."""
+
+
+def document(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """The JSON object that a metadata file holds.
+
+    Raises: ForeignMetadataError if there is no such file, or none in it.
+    """
+    if name not in files:
+        raise ForeignMetadataError(f"it has no {name}")
+    try:
+        found = json.loads(files[name])
+    except (ValueError, RecursionError) as error:
+        raise ForeignMetadataError(f"{name} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ForeignMetadataError(f"{name} is not a JSON object")
+    return found
+
+
 class Emitter:
     """A format by its name and the package that holds its modules spec, encode and metadata.
 
@@ -175,8 +196,8 @@ class Emitter:
     def claims(self, files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
         """What metadata files tell readers about each quantized module of these tensors.
 
-        Raises: PolicyError if they are broken; ValueError, KeyError, TypeError, AttributeError
-        or RecursionError if they may be another format's.
+        Raises: PolicyError if they are broken; ValueError if they may be
+        another format's. Anything else is a mistake of the format's own code.
         """
         return cast("dict[str, Claim]", self._load("metadata").claims(files, forms))
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from emitters.core.interface import Claim, Forms, TensorForm
+from emitters.core.interface import Claim, Forms, TensorForm, document
 from emitters.gptq import auto_round, gptq_config
 from emitters.gptq.readers import READERS
 from emitters.gptq.schemes import READ, Storage
@@ -57,7 +57,7 @@ def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
     """What readers understand of these files: packed module -> scheme, width, shape.
 
     Linears that they take for packed and that are not are among them, without a shape.
-    Raises: KeyError without a config; ValueError or TypeError if it is another format's.
+    Raises: ValueError without a config, or if it is another format's.
     """
     described = quantization(files)
     if described is None:
@@ -69,15 +69,15 @@ def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
 
 def quantization(files: Mapping[str, bytes]) -> Any:
     """What `quantization_config` says, or the sidecar of a tool that writes none; else None."""
-    config = json.loads(files[CONFIG])
+    config = document(files, CONFIG)
     for level in (config, config.get("text_config")):
         found = level.get("quantization_config") if isinstance(level, Mapping) else None
         if found is not None:
             return found
     for dialect, file in ((GPTQ, gptq_config.SIDECAR), (AUTO_ROUND, auto_round.SIDECAR)):
-        told = json.loads(files[file]) if file in files else None
+        told = document(files, file) if file in files else {}
         # Older releases of AutoGPTQ do not say who they are.
-        if isinstance(told, Mapping) and "bits" in told:
+        if "bits" in told:
             return {"quant_method": dialect, **told}
     return None
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from emitters.core.interface import Claim, Forms, TensorForm
+from emitters.core.interface import Claim, Forms, TensorForm, document
 from emitters.jangtq_prestack.config import config, jang_config
 from emitters.jangtq_prestack.names import MXTQ, SEED
 from emitters.jangtq_prestack.order import file_order
@@ -30,8 +30,6 @@ __all__ = ["added", "claims", "defects", "edited", "metadata"]
 INDEX = "model.safetensors.index.json"
 _MXTQ_PARTS = {"tq_packed", "tq_norms", "tq_bits"}
 _GROUP_PARTS = {"scales", "biases"}
-# What reading entries of other kinds than they should be runs into.
-_BROKEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def metadata(plan: Plan) -> dict[str, bytes]:
@@ -49,35 +47,25 @@ def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
     """What jang's readers understand of these files: quantized module -> scheme, width, shape.
 
     Modules that lack a part are among them, with the shape that the others tell.
-    Raises: ValueError, KeyError or TypeError if the files are not those of a JANGTQ bundle;
-    PolicyError if config.json says that they are, and they are broken or of another seed.
+    Raises: ValueError if the files are not those of a JANGTQ bundle; PolicyError if
+    config.json says that they are, and they are broken or of another seed.
     """
-    known = json.loads(files[CONFIG])
+    known = document(files, CONFIG)
     marked = known.get("weight_format") == "mxtq"
     try:
         # jang's loader does without this one.
-        jang = _object(files.get(JANG_CONFIG, b"{}"))
+        jang = document({JANG_CONFIG: b"{}", **files}, JANG_CONFIG)
         if not marked and jang.get("weight_format") != "mxtq":
             raise ValueError("weight_format is not mxtq")
         if jang.get("mxtq_seed", SEED) != SEED:
             raise ValueError(f"mxtq_seed is {jang['mxtq_seed']!r}, and only {SEED} is known")
         return dict(_claims(flat(known), read_widths(known, jang), forms))
-    except _BROKEN as error:
+    except ValueError as error:
         # No other format may make something of what this one's mark stands on.
         if marked:
             path = f"{CONFIG} or {JANG_CONFIG}"
             raise fail("bad-bundle-metadata", path=path, reason=str(error)) from None
         raise
-
-
-def _object(content: bytes) -> Mapping[str, Any]:
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{JANG_CONFIG} is no JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{JANG_CONFIG} is no JSON object")
-    return document
 
 
 def _claims(

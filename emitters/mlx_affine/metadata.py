@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from emitters.core.interface import Claim, Forms, TensorForm
+from emitters.core.interface import Claim, ForeignMetadataError, Forms, TensorForm, document
 from emitters.mlx_affine.spec import READER, part_shapes
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.plan import Module, Plan
@@ -53,11 +53,13 @@ def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
 
     The default holds for modules that the config does not name and that are quantized, and for
     those that it names with `true`.
-    Raises: ValueError if the config's `quantization` is not what mlx-lm reads; KeyError if its
-    default lacks bits or group size; PolicyError if only the copy of it is there.
+    Raises: ValueError if the config's `quantization` is not what mlx-lm reads; PolicyError if
+    only the copy of it is there.
     """
-    config = json.loads(files[CONFIG])
+    config = document(files, CONFIG)
     entries = config.get("quantization")
+    if entries and not isinstance(entries, dict):
+        raise ForeignMetadataError("its quantization is not an object")
     if not entries:
         _check_copy(config.get("quantization_config"), forms)
         return {}
@@ -168,6 +170,8 @@ def _entry(treatment: Treatment) -> dict[str, Any]:
 
 
 def _treatment(entry: Mapping[str, Any]) -> Treatment:
+    if not {"bits", "group_size"} <= entry.keys():
+        raise ForeignMetadataError("its quantization has no bits or no group_size")
     bits, group_size = entry["bits"], entry["group_size"]
     if type(bits) is not int or type(group_size) is not int:
         raise ValueError(f"bits {bits!r} and group_size {group_size!r} are no whole numbers")
