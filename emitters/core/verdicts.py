@@ -20,16 +20,17 @@ from policy_dsl.units import counted
 
 # How a matrix is judged whose codes a solver chose.
 WHOLE = "as a whole"
-# Bits -> largest relative error and smallest cosine of a matrix that a solver coded.
+# Bits -> largest relative error and smallest cosine of a matrix that a solver coded: half again
+# as much as GPTQ was seen to lose of heavy-tailed weights with correlated inputs.
 SOLVED: Mapping[int, tuple[float, float]] = MappingProxyType(
     {
         8: (0.1, 0.99),
-        6: (0.2, 0.98),
-        5: (0.3, 0.95),
-        4: (0.5, 0.9),
-        3: (0.8, 0.75),
-        2: (1.1, 0.5),
-        1: (1.2, 0.4),
+        6: (0.25, 0.97),
+        5: (0.4, 0.92),
+        4: (0.7, 0.8),
+        3: (1.2, 0.5),
+        2: (2.0, 0.25),
+        1: (2.0, 0.2),
     }
 )
 # Nothing is coded so badly; values of another matrix come to less in all but tiny ones.

@@ -149,6 +149,6 @@ def _moved(groups: Array, codes: Array, levels: Array) -> Array:
         means = (groups * mine).sum(axis=1, dtype=np.float64) / np.maximum(counts, 1)
         others = np.delete(levels, k, axis=1)
         with np.errstate(invalid="ignore"):
-            gap = np.abs(others - levels[:, k : k + 1]).min(axis=1)
+            gap = np.fmin.reduce(np.abs(others - levels[:, k : k + 1]), axis=1)
             apart[:, k] = np.where(counts, np.abs(levels[:, k] - means) - gap / 2, 0)
     return apart
