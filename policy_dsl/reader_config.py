@@ -62,7 +62,7 @@ def _following(plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
     table, roles = plan.model.architecture, {one.role for one in plan.modules}
     mtp = table.config.get(table.mtp_layers or "")
     changed: dict[str, Any] = {}
-    # `mtp: drop` leaves the block's norms and router, which rules touch only by name.
+    # Norms and routers alone are not a block.
     if mtp is not None and all(
         role.partition(".")[2] in _SPARE for role in roles if _is_mtp(role)
     ):

@@ -34,6 +34,7 @@ from policy_dsl.selectors import (
     Regex,
     Selector,
 )
+from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 
 GUARDED_ROLES = frozenset({"router", "router_bias", "norm"})
 # (matches, by name)
@@ -91,7 +92,13 @@ class CompiledRule:
         """Whether the rule matches the tensor and may touch it."""
         # The guard is applied last, so that a rule that only covers a router can say so.
         matches, by_name = self.predicate(tensor)
-        return matches and (by_name or not is_guarded(tensor))
+        return matches and (by_name or self.may_touch(tensor))
+
+    def may_touch(self, tensor: ModelTensor) -> bool:
+        """Whether the rule may touch a tensor that it does not name."""
+        # The norms and routers of a tower or block are of no use without its matrices.
+        drops = self.rule.treatment.action == "drop"
+        return not is_guarded(tensor) or (drops and tensor.component in OUTSIDE_LANGUAGE_MODEL)
 
 
 def compile_rules(policy: Policy, model: Model, target: str) -> tuple[CompiledRule, ...]:

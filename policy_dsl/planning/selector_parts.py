@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.language.print_selector import print_selector
-from policy_dsl.planning.matching import CompiledRule, is_guarded, nodes, span_of
+from policy_dsl.planning.matching import CompiledRule, nodes, span_of
 from policy_dsl.planning.pattern_cures import PatternCures
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.selectors import And, Except, Family, Glob, Layers, Name, Or, Regex, Selector
@@ -77,16 +77,17 @@ class SelectorParts:
         return [self._idle(compiled, part, candidates) for part, candidates in found]
 
     def candidates(
-        self, part: Selector, *, reads_names: bool, excepted: bool
+        self, compiled: CompiledRule, part: Selector, *, excepted: bool
     ) -> Iterator[_Candidate]:
-        """What a part may mean by itself; reads_names: whether names matter beside roles."""
+        """What a part of a rule's selector may mean by itself."""
+        reads_names = compiled.reads_names
         tensors: Iterable[ModelTensor] = self._model.tensors if reads_names else self._kinds
         parts = part.parts if isinstance(part, And) else (part,)
         pattern = next((one for one in parts if isinstance(one, Glob | Regex)), None)
         if pattern is not None:
             named = map(self._named.__getitem__, self.names.matching(pattern))
             tensors = chain.from_iterable(named)
-        return (_Candidate(one, excepted or not is_guarded(one)) for one in tensors)
+        return (_Candidate(one, excepted or compiled.may_touch(one)) for one in tensors)
 
     @cached_property
     def _cures(self) -> PatternCures:
@@ -190,8 +191,7 @@ class _Search(NamedTuple):
     ) -> Iterable[_Candidate]:
         if left is not None:
             return left
-        reads_names = self.compiled.reads_names
-        return self.parts.candidates(node, reads_names=reads_names, excepted=excepted)
+        return self.parts.candidates(self.compiled, node, excepted=excepted)
 
     def _reaches(self, node: Selector, candidate: _Candidate) -> bool:
         matches, by_name = self.compiled.predicates[node](candidate.tensor)

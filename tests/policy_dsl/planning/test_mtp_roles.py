@@ -130,3 +130,15 @@ def test_readers_refuse_what_they_refuse_of_the_model(
     cured = f"target gptq\nattention: 4bit g32\n{role}: keep"
     assert lint(read_dsl(SourceText("p.qpol", cured), "p"), SPECS) == ()
     plan_of(cured)
+
+
+@pytest.mark.parametrize("named", ["mtp", '"model.layers.3.*"', "/.*layers.3.*/"])
+def test_a_block_is_dropped_with_its_norms_and_routers(
+    plan_of: Callable[[str], Plan], named: str
+) -> None:
+    plan = plan_of(f"target gptq\nattention: 4bit g32\n{named}: drop")
+    assert not [module.name for module in plan.modules if module.role.startswith("mtp.")]
+    assert {one.role for one in plan.omitted} >= {"mtp.router", "mtp.norm", "mtp.embed"}
+    # Those of the model itself are dropped by name alone.
+    kept = plan_of("target gptq\nattention: 4bit g32\nlayers 1: drop")
+    assert {"router", "norm"} <= {module.role for module in kept.modules if module.layer == 1}
