@@ -112,19 +112,25 @@ def diagnostic(
     *,
     suggestion: str | None = None,
     notes: Sequence[str] = (),
+    of: str = "",
     **facts: object,
 ) -> Diagnostic:
     """A Diagnostic whose message is the code's template filled with `facts`.
 
+    of: what in the message has the defect, if many can and no fact of the code names it alone.
     Raises: KeyError if the code is not in the catalogue or a fact is missing.
     """
     # A fact that is missing is a defect of the program, and fails loudly here.
     known = CODES[code]
     message = known.message.format(**facts)
-    if not known.each:
+    whose = of or str(facts.get(known.each, ""))
+    if not whose:
         return Diagnostic(code, message, span, suggestion, tuple(notes))
-    same = known.message.format(**{**facts, known.each: "…"})
-    kind, examples = f"{code}: {_VARYING.sub('…', same)}", (str(facts[known.each]),)
+    if of:
+        same = re.sub(rf"(?<!\w){re.escape(of)}(?!\w)", "…", message)
+    else:
+        same = known.message.format(**{**facts, known.each: "…"})
+    kind, examples = f"{code}: {_VARYING.sub('…', same)}", (whose,)
     return Diagnostic(code, message, span, suggestion, tuple(notes), kind, examples)
 
 
@@ -162,10 +168,12 @@ def fail(
     *,
     suggestion: str | None = None,
     notes: Sequence[str] = (),
+    of: str = "",
     **facts: object,
 ) -> PolicyError:
     """A PolicyError with one diagnostic, ready to be raised."""
-    return PolicyError([diagnostic(code, span, suggestion=suggestion, notes=notes, **facts)])
+    found = diagnostic(code, span, suggestion=suggestion, notes=notes, of=of, **facts)
+    return PolicyError([found])
 
 
 def errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:

@@ -17,12 +17,13 @@ from typing import Any
 import jsonschema
 
 import emitters
-from emitters.core.interface import Claim, TensorForm, forms_of
+from emitters.core.interface import Claim, TensorForm, UnreadError, forms_of
 from emitters.core.record import RECORD, SCHEMA_VERSION, record_digest, record_schema
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import Treatment
+from policy_dsl.sources.foreign_files import ensure_no_other_file
 from policy_dsl.sources.placeholders import refuse_placeholder
 from policy_dsl.sources.quantization import quantization_of
 from policy_dsl.sources.reference import is_hfq_file, open_source
@@ -97,7 +98,9 @@ def open_bundle(path: Path, record: Mapping[str, Any] | None = None) -> Bundle:
     Raises: PolicyError if headers, index, or the record cannot be what they must be.
     """
     if not path.is_dir() and not (path.exists() and is_hfq_file(path)):
-        raise fail("not-a-bundle", path=str(path), reason="it is no folder")
+        if path.exists():
+            ensure_no_other_file(path)
+        raise fail("not-a-bundle", path=str(path), reason="it is not a folder")
     inventory = open_source(str(path))
     folder = path if path.is_dir() else path.parent
     record = record or read_record(folder)
@@ -177,14 +180,16 @@ def _target(
         except ValueError as error:
             reason = f"its metadata are not what {target} has: {error}"
             raise fail("bad-bundle-metadata", path=str(path), reason=reason) from None
-    contained, against = inventory.container is not None, []
+    contained, unread = inventory.container is not None, []
     for name in emitters.names():
         if (emitters.get(name).spec.container is not None) != contained:
             continue
         try:
             claims = emitters.get(name).claims(metadata, forms)
-        except ValueError as error:
-            against += [f"{name}: {error}"] if type(error) is ValueError else []
+        except UnreadError as error:
+            unread.append(f"{name} does not read it: {error}")
+            continue
+        except ValueError:
             continue
         # A container says what it is, also if nothing in it is quantized.
         if claims or contained:
@@ -194,7 +199,7 @@ def _target(
         reason = "it has no policyc.json, and nothing in it is quantized: it is a checkpoint"
         raise fail("not-a-bundle", path=str(path), reason=reason)
     reason = f"it is quantized ({found.form}) in a way that no target of policyc reads"
-    raise fail("not-a-bundle", path=str(path), reason=reason, notes=against)
+    raise fail("not-a-bundle", path=str(path), reason=reason, notes=unread)
 
 
 def _modules(

@@ -40,6 +40,10 @@ class Claim(NamedTuple):
     dtype: str
 
 
+class UnreadError(ValueError):
+    """Metadata are those of a format, and describe something that is not read."""
+
+
 class UnstorableError(Exception):
     """A block of rows holds one, `row` of the block, that the format has no numbers for.
 

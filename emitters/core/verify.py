@@ -28,6 +28,7 @@ from policy_dsl.sources.local_files import local_files
 
 INDEX = "model.safetensors.index.json"
 _EMBEDDING = ("embed_tokens", "embed_tokens.weight")
+_NO_BUNDLE = ("not-a-bundle", "not-a-checkpoint", "pickled-weights")
 _SOUND = ("structure", "widths")
 
 
@@ -78,7 +79,7 @@ def verify_bundle(folder: Path, source: Inventory | None = None, *, jobs: int) -
         bundle = open_bundle(folder)
     except PolicyError as error:
         # Something else altogether is a usage error, not a failed verification.
-        if any(found.code == "not-a-bundle" for found in error.diagnostics):
+        if any(found.code in _NO_BUNDLE for found in error.diagnostics):
             raise
         return _unopened(folder, error.diagnostics)
     stages = written_stages(bundle)

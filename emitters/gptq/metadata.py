@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from emitters.core.interface import Claim, Forms, TensorForm, document
+from emitters.core.interface import Claim, Forms, TensorForm, UnreadError, document
 from emitters.gptq import auto_round, gptq_config
 from emitters.gptq.readers import READERS
 from emitters.gptq.schemes import READ, Storage
@@ -27,7 +27,7 @@ __all__ = ["claims", "defects", "metadata"]
 INDEX = "model.safetensors.index.json"
 _DIALECTS = {AUTO_ROUND: auto_round, GPTQ: gptq_config}
 # What the source's own quantization was.
-_DROPPED = ("quantization_config", "compression_config")
+_DROPPED = ("quantization", "quantization_config", "compression_config")
 _PARTS = frozenset({"qweight", "qzeros", "scales"})
 _WORD_BITS = 32
 _PROJECTION = re.compile(r".*(?:_proj|\.w[123])")
@@ -62,9 +62,19 @@ def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
     described = quantization(files)
     if described is None:
         return {}
-    told = read(described, forms.keys())
+    told = _told(described, forms)
     found = {name: _claim(told, name, parts) for name, parts in forms.items()}
     return {name: claim for name, claim in found.items() if claim is not None}
+
+
+def _told(described: Any, forms: Forms) -> Told:
+    try:
+        return read(described, forms.keys())
+    except ValueError as error:
+        ours = isinstance(described, Mapping) and described.get("quant_method") in [*_DIALECTS]
+        if ours:
+            raise UnreadError(str(error)) from None
+        raise
 
 
 def quantization(files: Mapping[str, bytes]) -> Any:

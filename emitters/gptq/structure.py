@@ -88,7 +88,8 @@ def _experts(config: Mapping[str, Any], claims: Mapping[str, Claim]) -> Iterator
             held[f"{found[1]}.experts.*.{found[3]}"].add(int(found[2]))
     for path, numbers in held.items():
         if len(numbers) != count or numbers != set(range(len(numbers))):
-            yield _wrong(CONFIG, f"it has {count!r} experts, {path} has {len(numbers)} others")
+            reason = f"it has {count!r} experts, {path} has {len(numbers)} others"
+            yield _wrong(CONFIG, reason, of=path)
 
 
 def _untold(
@@ -136,5 +137,5 @@ def _bad(tensor: TensorInfo, reason: str) -> Diagnostic:
     return diagnostic("bad-tensor-entry", file=file, tensor=name, reason=reason)
 
 
-def _wrong(file: str, reason: str) -> Diagnostic:
-    return diagnostic("bad-bundle-metadata", path=file, reason=reason)
+def _wrong(file: str, reason: str, *, of: str = "") -> Diagnostic:
+    return diagnostic("bad-bundle-metadata", of=of, path=file, reason=reason)

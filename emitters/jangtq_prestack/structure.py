@@ -72,10 +72,12 @@ def _experts(
         if found := _APART.fullmatch(path):
             apart[f"{found[1]}.experts.*.{found[3]}"].add(int(found[2]))
         elif projection_of(path) and claim.shape[0] != count:
-            yield _wrong(CONFIG, f"it has {count!r} experts, {path} has {claim.shape[0]}")
+            reason = f"it has {count!r} experts, {path} has {claim.shape[0]}"
+            yield _wrong(CONFIG, reason, of=path)
     for path, numbers in apart.items():
         if numbers != set(range(len(numbers))) or len(numbers) != count:
-            yield _wrong(CONFIG, f"it has {count!r} experts, {path} has {len(numbers)} others")
+            reason = f"it has {count!r} experts, {path} has {len(numbers)} others"
+            yield _wrong(CONFIG, reason, of=path)
     if apart and jang.get("routed_expert_layout") == "prestacked":
         yield _wrong(JANG_CONFIG, "it says prestacked, but experts lie apart")
 
@@ -96,5 +98,5 @@ def _tables(folder: Path, claims: Mapping[str, Claim]) -> Iterator[Diagnostic]:
         yield from error.diagnostics
 
 
-def _wrong(file: str, reason: str) -> Diagnostic:
-    return diagnostic("bad-bundle-metadata", path=file, reason=reason)
+def _wrong(file: str, reason: str, *, of: str = "") -> Diagnostic:
+    return diagnostic("bad-bundle-metadata", of=of, path=file, reason=reason)

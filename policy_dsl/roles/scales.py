@@ -97,6 +97,8 @@ def _as_grid(weight: TensorInfo, scale: TensorInfo) -> TensorInfo:
     """
     if len(weight.shape) < 2 or weight.name.endswith(MXFP4_SUFFIXES[0]):
         return scale
+    if len(scale.shape) == len(weight.shape):
+        return scale
     *lead, rows, _ = weight.shape
     own, stack = scale.shape[len(lead) :], scale.shape[: len(lead)]
     if stack == tuple(lead) and own in ((), (1,)):

@@ -30,6 +30,15 @@ def test_numbers_names_and_shapes_make_no_other_kind_but_other_words_do() -> Non
     assert [one.count for one in found] == [2, 1, 2]
 
 
+def test_a_name_inside_a_reason_can_be_what_has_the_defect() -> None:
+    found = grouped(
+        diagnostic("bad-bundle-metadata", of=path, path="config.json", reason=f"{path} has 7")
+        for path in ("layers.0.mlp.up", "w")
+    )
+    assert [one.message for one in found] == ["config.json: layers.0.mlp.up has 7"]
+    assert found[0].notes == ("in all 2: layers.0.mlp.up, w",)
+
+
 def test_grouped_findings_can_be_grouped_again() -> None:
     some = grouped(map(_changed, "abcd"))
     (found,) = grouped([*some, *grouped(map(_changed, "efg"))])

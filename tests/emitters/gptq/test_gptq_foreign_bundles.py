@@ -154,3 +154,18 @@ def test_awq_is_refused_by_name(packed):
     source, folder, _ = packed(shuffled, quant_method="awq", version=1)
     with pytest.raises(PolicyError, match=r"quantized \(awq \(bits 4, group_size 32\)\)"):
         verify_bundle(folder, open_source(str(source)), jobs=1)
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ({"checkpoint_format": "marlin"}, "its checkpoint_format is 'marlin'"),
+        ({"bits": 5}, "bits 5 are none of 2, 3, 4, 8"),
+    ],
+)
+def test_what_is_not_read_of_the_format_is_named(packed, entry, why):
+    source, folder, _ = packed(shuffled, **entry)
+    with pytest.raises(PolicyError) as caught:
+        verify_bundle(folder, open_source(str(source)), jobs=1)
+    (found,) = caught.value.diagnostics
+    assert found.notes == (f"gptq does not read it: {why}",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory
 from policy_dsl.roles.classify import classify
 
@@ -111,3 +112,19 @@ def test_mxfp4_blocks_need_scales_of_their_shape(tensor, changed, codes):
     ]
     both = [blocks, scales, bias]
     assert codes(changed("gpt_oss", without=without, with_tensors=both)) == ["wrong-scale-grid"]
+
+
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "U8"])
+def test_one_finding_says_that_powers_of_two_are_not_read(dtype, tensor, fp8):
+    source = fp8()
+    scales = {
+        name: each._replace(dtype=dtype)
+        for name, each in source.tensors.items()
+        if name.endswith("_scale_inv")
+    }
+    with pytest.raises(PolicyError) as caught:
+        classify(Inventory("tiny", source.config, {**source.tensors, **scales}))
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.count) == ("wrong-scale-dtype", len(scales))
+    assert "powers of two" in str(found.suggestion)
+    assert f"in all {len(scales)}: model.layers." in found.notes[0]
