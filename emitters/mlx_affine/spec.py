@@ -17,7 +17,7 @@ from policy_dsl.sources.hub_layout import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
 
 _WIDTHS = (2, 3, 4, 5, 6, 8)
-# mlx-swift-lm has the same classes.
+# What mlx-lm refuses is refused for mlx-swift-lm, whose classes follow it and were not run.
 READER = "mlx_lm"
 RUNTIMES = {"mlx-lm": "Python, any Mac or CPU", "mlx-swift-lm": "Swift on Apple devices"}
 
