@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,18 @@ def test_what_is_not_the_file_is_refused_before_anything_is_written(
     assert said in run("plan", target, source, 2)
     assert said in run("check", target, source, 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.qpol", "source"]
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.jinja"])
+def test_files_that_a_target_edits_are_looked_at_too(
+    demo, capsys: pytest.CaptureFixture[str], tmp_path: Path, file: str
+) -> None:
+    source = Path(shutil.copytree(demo, tmp_path / "model"))
+    (source / file).write_bytes(POINTER)
+    arguments = ["build", "jangtq_k", "--model", str(source), "-o", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert f"{file} is a Git LFS pointer of 7 bytes" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_pointers_of_a_clone_are_one_finding(write_llama, run: Run) -> None:

@@ -277,11 +277,18 @@ def test_side_files_that_no_reader_could_read(
     assert "error[" in text
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("chat_template.jinja", "{{ messages }}"),
+        ("chat_template.json", '{"chat_template": "{{ messages }}"}'),
+    ],
+)
 def test_a_template_without_a_tokenizer_config_is_not_lost(
-    write_llama, planned, tmp_path: Path
+    write_llama, planned, tmp_path: Path, file: str, content: str
 ) -> None:
     source = write_llama(hidden=256, inner=256)
-    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / file).write_text(content)
     policy = "name: q\ntarget: hipfire_hfq\nrules: |\n  all: q8\n  norm: f16\n"
     build(*planned(source, policy), out=tmp_path / "out")
     found = open_source(str(tmp_path / "out"))

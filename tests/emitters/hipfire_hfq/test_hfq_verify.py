@@ -193,6 +193,14 @@ def test_a_tokenizer_that_loaders_cannot_read(changed, tokenizer: object, reason
     assert message.startswith(f"model.mq4: {reason}")
 
 
+@pytest.mark.parametrize("tokenizer", ["", "{}", " {}\n"])
+def test_a_file_without_a_tokenizer_is_a_warning(changed, tokenizer: str) -> None:
+    folder = changed(LLAMA, lambda parts: parts.metadata.update(tokenizer=tokenizer))
+    found = verify_bundle(folder, jobs=1).findings
+    about = [one for one in found if one.code == "no-tokenizer"]
+    assert [one.severity for one in about] == ["warning"]
+
+
 @pytest.mark.parametrize("key", ["tokenizer_config", "generation_config"])
 def test_another_part_that_is_no_object(changed, key: str) -> None:
     folder = changed(MINIMAX, lambda parts: parts.metadata.update({key: "x"}))
