@@ -160,10 +160,6 @@ SOURCE_CODES: dict[str, Code] = {
         "{model} has no tensors of layers {missing}; its config says {n_layers} layers",
         "The checkpoint is incomplete, or the config is another model's.",
     ),
-    "missing-projection": error(
-        "{model} has no {role} in layers {missing}; the rest of {component} is there",
-        "The checkpoint is incomplete: layers with the same parts have all of their matrices.",
-    ),
     "missing-experts": error(
         "{role} of layer {layer} lacks experts {missing}; the config says {count}",
         "Every layer has all experts, numbered from 0.",
@@ -175,8 +171,14 @@ SOURCE_CODES: dict[str, Code] = {
         each="layer",
     ),
     "missing-tensor": error(
-        "{model} has no {role}",
-        "A language model has embeddings, and a head unless it is tied.",
+        "{model} has no {what}{why}",
+        "The checkpoint is incomplete, or the config is another model's: what each layer of a "
+        "family must hold follows from its table and the config.",
+    ),
+    "config-disagrees": error(
+        "{reason}, but {model} has {what}{where}",
+        "The config says another kind of layer than the tensors are; readers build what it "
+        "says.",
     ),
     "missing-scale": error(
         "{tensors} of FP8 or MXFP4 without scales: {names}",
@@ -202,7 +204,7 @@ SOURCE_CODES: dict[str, Code] = {
         each="name",
     ),
     "unreadable-dtype": error(
-        "dtype {dtype} of {name}: a matrix is BF16, F16, F32, or FP8 with scales",
+        "dtype {dtype} of {name}: {readable}",
         "Other dtypes are codes of a format that is not read as a source.",
     ),
 }

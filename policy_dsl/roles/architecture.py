@@ -15,9 +15,10 @@ import yaml
 
 from policy_dsl.roles.config_keys import ConfigKey, config_keys, merged_keys
 from policy_dsl.roles.name_rules import NameRule, Role, name_rules, role_of
+from policy_dsl.roles.needs import Need
 
 TABLES = Path(__file__).parent.parent / "architectures"
-_MAPPINGS = ("top", "block", "ignored", "elsewhere", "aliases", "config")
+_MAPPINGS = ("top", "block", "ignored", "elsewhere", "aliases", "config", "needs", "where")
 _VALUES = ("model_types", "models", "layers", "experts", "mtp_layers")
 
 
@@ -29,6 +30,7 @@ class Architecture:
     come with a model. aliases: a known name -> the projections, role or component it means.
     layers, experts_key, mtp_layers: canonical keys of its config; None where it has none.
     config: canonical key -> where a config has it, and what its absence means.
+    needs: what a model must hold, by slot. where: name -> the condition that it stands for.
     models: what may stand before `layers.0`.
     names: a name with `#` for each number -> its rule. elsewhere: prefix -> component.
     """
@@ -44,6 +46,8 @@ class Architecture:
     names: Mapping[str, NameRule] = field(repr=False)
     elsewhere: Mapping[str, str] = field(repr=False)
     config: Mapping[str, ConfigKey] = field(repr=False)
+    needs: Mapping[str, Need] = field(repr=False)
+    where: Mapping[str, str] = field(repr=False)
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -90,6 +94,8 @@ def architecture(family: str) -> Architecture:
         names=names,
         elsewhere=table.get("elsewhere", {}),
         config=config_keys(table),
+        needs={need.slot: need for rule in names.values() for need in rule.needs if need},
+        where=table.get("where", {}),
     )
 
 
@@ -146,7 +152,7 @@ def _like_a_block(architecture: Architecture, key: str) -> NameRule | None:
     if rule is None or not rule.roles:
         return rule
     roles = tuple(_moved(role, "mtp") for role in rule.roles)
-    return replace(rule, roles=roles, layer_at=None)
+    return replace(rule, roles=roles, layer_at=None, needs=(None,) * len(roles))
 
 
 def _moved(role: Role, component: str) -> Role:

@@ -19,16 +19,25 @@ from policy_dsl.roles.architecture import (
 )
 from policy_dsl.roles.completeness import review
 from policy_dsl.roles.config_meaning import Counts, config_value, given_value, read_counts
+from policy_dsl.roles.config_values import config_findings
+from policy_dsl.roles.expected import Expectation
 from policy_dsl.roles.fused import defuse, fused_defect
 from policy_dsl.roles.model import TIED, Model, ModelTensor
 from policy_dsl.roles.name_rules import Fusion, NameRule, Role
+from policy_dsl.roles.needs import Need
+from policy_dsl.roles.presence import Presence
 from policy_dsl.roles.scales import Scales, find_scales, is_activation_scale, some
 from policy_dsl.units import counted
 
 __all__ = ["Architecture", "Model", "ModelTensor", "architecture", "classify", "families"]
 
-# An FP8 tensor without scales is reported where scales are looked up.
-_READABLE = frozenset({"BF16", "F16", "F32", "F8_E4M3"})
+_PLAIN = frozenset({"BF16", "F16", "F32"})
+_FP8 = "F8_E4M3"
+_READABLE = (
+    "a plain tensor is BF16, F16 or F32",
+    "a matrix is BF16, F16, F32, or FP8 with scales",
+)
+_TOWERS = frozenset({"vision", "audio"})
 _QUANTIZED_ENDINGS = (".weight_packed", ".qweight", ".qzeros", ".scales", ".biases", ".g_idx")
 _ALREADY_QUANTIZED = "some of these names belong to an already quantized checkpoint"
 
@@ -36,19 +45,21 @@ _ALREADY_QUANTIZED = "some of these names belong to an already quantized checkpo
 def classify(inventory: Inventory) -> Model:
     """The checkpoint as a model: every tensor has exactly one role, or a reason to be ignored.
 
-    Raises: PolicyError if no table knows the config's model_type, a tensor has no role or two
-    have the same, scales are missing or of a wrong shape, or layers, experts or config keys
-    are missing.
+    Raises: PolicyError if no table knows the config's model_type, a value of the config cannot
+    be one, a tensor has no role or two have the same, has another shape than the config means
+    or a dtype that no weight has, scales are missing or wrong, or tensors, layers or experts
+    that the config means are missing.
     """
     table = _table_of(inventory)
-    reading = _Reading(
-        inventory.id, table, read_counts(inventory, table), find_scales(inventory)
-    )
+    counts = read_counts(inventory, table)
+    expected = Expectation(inventory.config, table)
+    reading = _Reading(inventory.id, table, counts, find_scales(inventory), Presence(expected))
     for tensor in inventory.tensors.values():
         reading.read(tensor)
+    reading.wrong += config_findings(inventory, expected.meaning, counts.layers)
     _raise_if_any(reading.findings())
     model = _model(inventory, reading)
-    _raise_if_any(review(model))
+    _raise_if_any(review(model, reading.presence))
     return model
 
 
@@ -83,12 +94,13 @@ class _Reading:
     table: Architecture
     counts: Counts
     scales: Scales
+    presence: Presence
     tensors: list[ModelTensor] = field(default_factory=list)
     ignored: list[tuple[TensorInfo, str]] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     beyond: list[str] = field(default_factory=list)
     wrong: list[Diagnostic] = field(default_factory=list)
-    unreadable: dict[str, list[str]] = field(default_factory=dict)
+    unreadable: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     has_experts: bool = False
 
     def read(self, tensor: TensorInfo) -> None:
@@ -127,20 +139,29 @@ class _Reading:
         else:
             expert = None if rule.expert_at is None else numbers[rule.expert_at]
             self.has_experts = self.has_experts or expert is not None
-            self._add_whole(tensor, rule.roles[0], layer, expert)
+            self._add_whole(tensor, rule.roles[0], rule.needs[0], layer, expert)
 
     def _add_whole(
-        self, tensor: TensorInfo, role: Role, layer: int | None, expert: int | None
+        self,
+        tensor: TensorInfo,
+        role: Role,
+        need: Need | None,
+        layer: int | None,
+        expert: int | None,
     ) -> None:
         name, component, projection, is_matrix = role
         shape, scale = tensor.shape, self.scales.of_weight.get(tensor.name)
         if is_matrix is None:
             is_matrix = len(shape) == 2
-        if is_matrix:
-            self._check_matrix(tensor, name, scaled=scale is not None)
-        elif tensor.dtype not in DTYPE_BITS:
-            # Blocks of a container's own; nothing is known of their values.
-            self._check_dtype(tensor, scaled=False)
+        # Towers keep counters and positions beside their weights.
+        is_weight = is_matrix or component not in _TOWERS or tensor.dtype not in DTYPE_BITS
+        scaled = scale is not None
+        is_read = not is_weight or self._is_readable(tensor, is_matrix=is_matrix, scaled=scaled)
+        if need is not None:
+            # Codes have shapes of their own.
+            self.presence.add(need, layer, tensor.name, shape if is_read else None)
+        elif 0 in shape or (len(shape) != 2 if is_matrix else not shape):
+            self._wrong_shape(tensor, f"{'[out, in] of' if is_matrix else 'that of a'} {name}")
         self.tensors.append(
             ModelTensor(
                 tensor,
@@ -165,22 +186,29 @@ class _Reading:
             self.wrong.append(found)
             return
         # Blocks without their scales are reported where scales are looked up.
-        self._check_dtype(tensor, scaled=scale is not None or fusion.mxfp4)
-        self.tensors += defuse(tensor, rule, layer=layer, scale=scale)
+        scaled = scale is not None or fusion.mxfp4
+        self._is_readable(tensor, is_matrix=True, scaled=scaled)
+        parts = list(defuse(tensor, rule, layer=layer, scale=scale))
+        for need, part in zip(rule.needs, parts, strict=False):
+            if need is not None:
+                name = f"{tensor.name} ({need.slot} of each expert)"
+                self.presence.add(need, layer, name, part.shape)
+        self.tensors += parts
 
-    def _check_matrix(self, tensor: TensorInfo, role: str, *, scaled: bool) -> None:
-        # An empty matrix is legal in a file and useless in a model.
-        if len(tensor.shape) == 2 and all(tensor.shape):
-            self._check_dtype(tensor, scaled=scaled)
-            return
-        shape, wanted = list(tensor.shape), f"[out, in] of {role}"
+    def _wrong_shape(self, tensor: TensorInfo, wanted: str) -> None:
+        shape = list(tensor.shape)
         self.wrong.append(
             diagnostic("wrong-shape", name=tensor.name, shape=shape, wanted=wanted)
         )
 
-    def _check_dtype(self, tensor: TensorInfo, *, scaled: bool) -> None:
-        if not scaled and tensor.dtype not in _READABLE:
-            self.unreadable.setdefault(tensor.dtype, []).append(tensor.name)
+    def _is_readable(self, tensor: TensorInfo, *, is_matrix: bool, scaled: bool) -> bool:
+        if (scaled and is_matrix) or tensor.dtype in _PLAIN:
+            return True
+        # Without scales it is reported where those are looked up.
+        if scaled or tensor.dtype != _FP8:
+            readable = _READABLE[is_matrix]
+            self.unreadable.setdefault((tensor.dtype, readable), []).append(tensor.name)
+        return False
 
     def findings(self) -> Iterator[Diagnostic]:
         """What is wrong with names, shapes and scales."""
@@ -188,6 +216,9 @@ class _Reading:
         yield from self.scales.findings
         if not self.has_experts or self.counts.experts:
             yield from self.wrong
+            # Shapes are held against a config that is right by itself.
+            if not any(found.code == "bad-config-value" for found in self.wrong):
+                yield from self.presence.shape_findings(self.model_id)
             yield from self._findings_of_dtypes()
             return
         keys = " or ".join(self.table.experts)
@@ -196,9 +227,11 @@ class _Reading:
 
     def _findings_of_dtypes(self) -> Iterator[Diagnostic]:
         # A checkpoint of another quantizer has hundreds of them, all for the same reason.
-        for dtype, names in self.unreadable.items():
+        for (dtype, readable), names in self.unreadable.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            yield diagnostic("unreadable-dtype", name=names[0] + more, dtype=dtype)
+            yield diagnostic(
+                "unreadable-dtype", name=names[0] + more, dtype=dtype, readable=readable
+            )
 
     def _findings_of_names(self) -> Iterator[Diagnostic]:
         # Names are reported together: one missing table row explains a thousand of them.

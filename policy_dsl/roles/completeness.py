@@ -7,22 +7,22 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.roles.config_meaning import config_value
 from policy_dsl.roles.model import Model, ModelTensor
+from policy_dsl.roles.presence import Presence
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 
 _Place = tuple[int | None, str]
 
 
-def review(model: Model) -> Iterator[Diagnostic]:
-    """What is missing or there twice."""
+def review(model: Model, presence: Presence) -> Iterator[Diagnostic]:
+    """What is missing, there twice, or there although the config denies it."""
     yield from _missing_layers(model)
+    there = {tensor.layer for tensor in model.tensors}
+    layers = [layer for layer in range(model.n_layers) if layer in there]
+    yield from presence.absences(model.id, layers)
     places = _places(model)
-    yield from _missing_projections(model, places)
-    yield from _wrong_embedding(model, places.get((None, "embed"), []))
-    for role in ("embed",) if model.tied else ("embed", "lm_head"):
-        if (None, role) not in places:
-            yield diagnostic("missing-tensor", model=model.id, role=role)
+    if not model.tied and (None, "lm_head") not in places:
+        yield diagnostic("missing-tensor", model=model.id, what="lm_head", why="")
     for tensors in places.values():
         yield from _ambiguous(tensors)
         if tensors[0].component == "experts":
@@ -46,47 +46,6 @@ def _missing_layers(model: Model) -> Iterator[Diagnostic]:
         yield diagnostic(
             "missing-layers", model=model.id, missing=missing, n_layers=model.n_layers
         )
-
-
-def _missing_projections(
-    model: Model, places: dict[_Place, list[ModelTensor]]
-) -> Iterator[Diagnostic]:
-    """Matrices that some layers lack, though they have others of the same component."""
-    layers: dict[str, set[int]] = defaultdict(set)
-    roles: dict[tuple[str, str], set[int]] = defaultdict(set)
-    for (layer, role), tensors in places.items():
-        component = tensors[0].component
-        if layer is not None and component is not None:
-            layers[component].add(layer)
-            roles[component, role].add(layer)
-    for (component, role), found in roles.items():
-        missing = _some(sorted(layers[component] - found))
-        if missing:
-            yield diagnostic(
-                "missing-projection",
-                model=model.id,
-                role=role,
-                missing=missing,
-                component=component,
-            )
-
-
-def _wrong_embedding(model: Model, tensors: list[ModelTensor]) -> Iterator[Diagnostic]:
-    # Every loader sizes the model by these two numbers before it reads a tensor.
-    rows, columns = (
-        config_value(model.config, model.architecture, key)
-        for key in ("vocab_size", "hidden_size")
-    )
-    if not isinstance(rows, int) or not isinstance(columns, int):
-        return
-    for tensor in tensors:
-        if tensor.shape != (rows, columns):
-            yield diagnostic(
-                "wrong-shape",
-                name=tensor.source.name,
-                shape=list(tensor.shape),
-                wanted=f"[vocab_size {rows}, hidden_size {columns}] as the config says",
-            )
 
 
 def _ambiguous(tensors: list[ModelTensor]) -> Iterator[Diagnostic]:

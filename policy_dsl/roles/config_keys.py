@@ -104,7 +104,7 @@ def _default(written: Any) -> Any:
 
 
 def _kind(defaults: list[Any]) -> str:
-    """The kind of value that a default shows; a key without one is a size."""
+    """The kind of value that a default shows; others than these are given, or sizes."""
     first = defaults[0] if defaults else 1
-    kinds = {bool: "flag", float: "number", list: "list", dict: "mapping"}
+    kinds = {bool: "flag", float: "number", list: "list"}
     return kinds.get(type(first), "size")

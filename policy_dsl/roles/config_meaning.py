@@ -19,7 +19,7 @@ from policy_dsl.roles.config_keys import ConfigKey, Derived
 LARGEST_COUNT = 65536
 _LARGEST_OPERAND = 2**53
 _ABSENT = object()
-_WORD = re.compile(r"\s*([*/]?)\s*([\w.|]+)")
+_WORD = re.compile(r"\s*([*/+]?)\s*([\w.|]+)")
 
 
 def config_value(config: Mapping[str, Any], table: Architecture, key: str) -> Any:
@@ -84,15 +84,14 @@ class ConfigMeaning:
 
     def _computed(self, entry: ConfigKey) -> Any:
         found = self.given(entry.name)
-        if isinstance(found, Mapping) and (entry.without or entry.unless):
+        if entry.kind == "mapping" and isinstance(found, Mapping):
             found = _cleaned(found, entry)
-        elif found is None and entry.when_null is not None:
+        if found is None and entry.when_null is not None:
             return self.first(entry.when_null)
         if found is not None and found is not _ABSENT:
             return found
-        model_type = self.config.get("model_type")
-        own = entry.by_type.get(model_type) if isinstance(model_type, str) else None
-        return self.first(entry.defaults if own is None else own)
+        own = entry.by_type.get(str(self.config.get("model_type")))
+        return self.first(own or entry.defaults)
 
     def first(self, defaults: tuple[Any, ...]) -> Any:
         """What the first of these defaults that can be computed is in this config."""
@@ -105,31 +104,37 @@ class ConfigMeaning:
             return self.computed(fields["text"])
         if default.form == "period":
             return _period(self.value(fields["period"]), fields["of"])
-        written = fields[default.form]
+        written, layers = fields[default.form], self.value(self.table.layers)
         number = self.value(written) if isinstance(written, str) else written
-        layers = self.value(self.table.layers)
-        if not (is_whole(number) and is_whole(layers)) or layers > LARGEST_COUNT:
+        if not (is_whole(number) and is_whole(layers) and layers <= LARGEST_COUNT):
             return None
-        if default.form == "first":
-            where = [layer < number for layer in range(layers)]
-        elif number == 0:
-            return None
-        else:
-            where = [(layer + 1) % number == 0 for layer in range(layers)]
-        return [fields["is"] if is_so else fields["else"] for is_so in where]
+        words = (fields["else"], fields["is"])
+        return [words[is_so] for is_so in _where(default.form, number, layers)]
 
     def computed(self, expression: str) -> float | int | None:
-        """Numbers and keys multiplied and divided from left to right; None if one is none.
+        """Sums of numbers and keys multiplied and divided from left to right; None if unknown.
 
         `a|b` is the first of several keys that is a number.
         """
+        products = [self._product(product) for product in expression.split(" + ")]
+        total = sum(product for product in products if product is not None)
+        if None in products:
+            return None
+        return int(total) if total == int(total) else total
+
+    def keys_of(self, expression: str) -> tuple[str, ...]:
+        """The keys that an expression names."""
+        words = [word for _, each in _WORD.findall(expression) for word in each.split("|")]
+        return tuple(word for word in words if not word.isdecimal())
+
+    def _product(self, product: str) -> float | int | None:
         total: float | int = 1
-        for sign, words in _WORD.findall(expression):
+        for sign, words in _WORD.findall(product):
             operand = next(filter(_is_operand, map(self._operand, words.split("|"))), None)
             if operand is None or (sign == "/" and operand == 0):
                 return None
             total = total / operand if sign == "/" else total * operand
-        return int(total) if total == int(total) else total
+        return total
 
     def _operand(self, word: str) -> Any:
         return int(word) if word.isdecimal() else self.value(word)
@@ -155,6 +160,13 @@ def _cleaned(found: Mapping[str, Any], entry: ConfigKey) -> Mapping[str, Any] | 
     if any(found.get(key) == word for key, word in entry.unless.items()):
         return None
     return {key: value for key, value in found.items() if key not in entry.without} or None
+
+
+def _where(form: str, number: int, layers: int) -> list[bool]:
+    """Of each layer, whether it is one of the first ones, or each so many-th."""
+    if form == "first":
+        return [layer < number for layer in range(layers)]
+    return [number > 0 and (layer + 1) % number == 0 for layer in range(layers)]
 
 
 def _period(words: Any, word: str) -> int | None:

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from policy_dsl.roles.needs import Need, needs, spelled
 from policy_dsl.vocabulary import COMPONENTS, SINGLE_ROLES
 
 # Single roles that are linear weights; the others are never quantized as matrices.
 MATRIX_ROLES = frozenset({"router", "shared_expert_gate", "embed", "lm_head"})
+_MODEL = "{model}"
+_BLOCK = "{model}.layers.{layer}."
 _NUMBERS = ("{layer}", "{expert}")
-_CHOICE = re.compile(r"\{(model|[^{}]*,[^{}]*)\}")
 
 
 class Role(NamedTuple):
@@ -45,6 +46,7 @@ class NameRule:
     """What a name means. Several roles: a fused tensor's, in order; none: it is no weight.
 
     layer_at, expert_at: which of the numbers in the name they are. reason: why it is ignored.
+    needs: what it fulfils, for each role; None where the table does not say.
     """
 
     roles: tuple[Role, ...]
@@ -52,6 +54,7 @@ class NameRule:
     expert_at: int | None = None
     fusion: Fusion | None = None
     reason: str = ""
+    needs: tuple[Need | None, ...] = (None,)
 
 
 def role_of(text: str) -> Role:
@@ -70,10 +73,11 @@ def role_of(text: str) -> Role:
 def name_rules(table: Mapping[str, Any]) -> dict[str, NameRule]:
     """Every name of a table, with `#` for each number, and its rule.
 
-    Raises: ValueError if two entries mean the same name, or an entry none.
+    Raises: ValueError if two entries mean the same name, an entry none, or a need neither a
+    role nor a name.
     """
     rules: dict[str, NameRule] = {}
-    for key, rule in _rules(table):
+    for key, rule in (*_named(table), *_ignored(table)):
         # The later entry would win in a mapping, and a tensor would quietly change its role.
         if key in rules:
             raise ValueError(f"two entries for {key}")
@@ -81,27 +85,32 @@ def name_rules(table: Mapping[str, Any]) -> dict[str, NameRule]:
     return rules
 
 
-def _rules(table: Mapping[str, Any]) -> Iterator[tuple[str, NameRule]]:
-    block = {f"{{model}}.layers.{{layer}}.{name}": to for name, to in table["block"].items()}
-    for pattern, meaning in {**table["top"], **block}.items():
-        for name, met in _spelled(pattern, table["models"]):
-            yield _rule(name, *_meaning(meaning, met))
+def _named(table: Mapping[str, Any]) -> Iterator[tuple[str, NameRule]]:
+    """The names that have roles."""
+    meant = [
+        (prefix, below, *_meaning(meaning, met))
+        for place, prefix in (("top", ""), ("block", _BLOCK))
+        for pattern, meaning in table[place].items()
+        for below, met in spelled(pattern)
+    ]
+    slots = {below: bool(prefix) for prefix, below, *_ in meant}
+    slots |= {role.name: bool(prefix) for prefix, _, roles, _ in meant for role in roles}
+    known = needs(table, slots)
+    for prefix, below, roles, fusion in meant:
+        own = tuple(known.get(role.name, known.get(below)) for role in roles)
+        for name in _of_models(prefix + below, table["models"]):
+            yield _rule(name, roles, fusion, needs=own)
+
+
+def _ignored(table: Mapping[str, Any]) -> Iterator[tuple[str, NameRule]]:
     for pattern, reason in table.get("ignored", {}).items():
-        for name, _ in _spelled(pattern, table["models"]):
-            yield _rule(name, reason=reason)
+        for below, _ in spelled(pattern):
+            for name in _of_models(below, table["models"]):
+                yield _rule(name, reason=reason)
 
 
-def _spelled(pattern: str, models: list[str], met: str = "") -> Iterator[tuple[str, str]]:
-    """Every name that a pattern with `{a,b}` and `{model}` means, and the last choice met."""
-    choice = _CHOICE.search(pattern)
-    if choice is None:
-        yield pattern, met
-        return
-    # `*` in a role stands for the projection that was met, never for the model's prefix.
-    of_model = choice[1] == "model"
-    for word in models if of_model else choice[1].split(","):
-        chosen = pattern[: choice.start()] + word + pattern[choice.end() :]
-        yield from _spelled(chosen, models, met if of_model else word)
+def _of_models(name: str, models: list[str]) -> list[str]:
+    return [name.replace(_MODEL, model) for model in models] if _MODEL in name else [name]
 
 
 def _meaning(
@@ -115,7 +124,12 @@ def _meaning(
 
 
 def _rule(
-    name: str, roles: tuple[Role, ...] = (), fusion: Fusion | None = None, *, reason: str = ""
+    name: str,
+    roles: tuple[Role, ...] = (),
+    fusion: Fusion | None = None,
+    *,
+    reason: str = "",
+    needs: tuple[Need | None, ...] = (),
 ) -> tuple[str, NameRule]:
     parts = name.split(".")
     numbers = [part for part in parts if part in _NUMBERS]
@@ -124,4 +138,4 @@ def _rule(
     # A literal number would be taken out of the names that are looked up.
     if "{" in key or any(part.isdecimal() for part in parts):
         raise ValueError(f"a name may hold only the numbers {_NUMBERS}: {name}")
-    return key, NameRule(roles, at.get("{layer}"), at.get("{expert}"), fusion, reason)
+    return key, NameRule(roles, at.get("{layer}"), at.get("{expert}"), fusion, reason, needs)

@@ -82,6 +82,7 @@ def _packed_gpt_oss():
             blocks = [4, rows, columns // 32]
             packed.append(_tensor(f"{stem}_blocks", [*blocks, 16], "U8"))
             packed.append(_tensor(f"{stem}_scales", blocks, "U8"))
+            packed.append(_tensor(f"{stem}_bias", [4, rows]))
     config = {"quantization_config": {"quant_method": "mxfp4"}}
     return _changed("gpt_oss", without="mlp.experts.", with_tensors=packed, config=config)
 

@@ -112,7 +112,8 @@ def nearest_bf16(values: Array) -> Array:
 def mixtral_config(*, inner: int) -> dict[str, object]:
     """The config of `mixtral_tensors`."""
     dense = llama_config(layers=1, hidden=64, inner=inner, vocabulary=96)
-    return {**dense, "model_type": "mixtral", "num_local_experts": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    return {**dense, **heads, "model_type": "mixtral", "num_local_experts": 4}
 
 
 def mixtral_tensors(*, fused: bool, inner: int) -> dict[str, tuple[str, Array]]:

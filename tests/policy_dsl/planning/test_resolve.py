@@ -177,9 +177,10 @@ def test_group_sizes_that_would_do_are_named(recorded, changed, tensor) -> None:
     with pytest.raises(PolicyError, match=r"\^ g64 or g32 would\n"):
         planned("all: 4bit g128; norm, mlp: keep", llama)
     mlp = [one for one in llama.tensors.values() if ".mlp." in one.name]
+    sizes = {"intermediate_size": 100}
     odd = [tensor(one.name, [100 if n == 128 else n for n in one.shape]) for one in mlp]
     with pytest.raises(PolicyError, match=r"\^ no group size of affine does: `keep` it\n"):
-        planned("mlp: 4bit", changed("llama", without=".mlp.", with_tensors=odd))
+        planned("mlp: 4bit", changed("llama", without=".mlp.", with_tensors=odd, config=sizes))
 
 
 @pytest.mark.parametrize(

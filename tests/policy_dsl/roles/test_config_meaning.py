@@ -51,6 +51,7 @@ def test_counts_of_experts_have_two_names(family, written):
 
 def test_defaults_that_other_keys_decide():
     sizes = {"hidden_size": 64, "num_attention_heads": 4}
+    assert _value("llama", "head_dim") == 128
     assert _value("llama", "head_dim", **sizes) == 16
     assert _value("llama", "head_dim", **sizes, head_dim=32) == 32
     assert _value("llama", "num_key_value_heads", **sizes) == 4
@@ -68,8 +69,8 @@ def test_a_null_may_mean_something_else_than_absence():
 
 
 def test_a_default_that_nothing_tells_is_none():
-    assert _value("llama", "hidden_size") is None
-    assert _value("llama", "head_dim", hidden_size=64) is None
+    assert _value("llama", "num_hidden_layers") is None
+    assert _value("qwen3_moe", "num_experts") is None
     assert _value("llama", "head_dim", hidden_size=64, num_attention_heads=0) is None
     assert _value("llama", "head_dim", hidden_size="64", num_attention_heads=4) is None
     assert _value("llama", "a_key_of_nobody") is None
