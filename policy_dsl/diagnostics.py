@@ -8,6 +8,7 @@ grouped     defects of one kind as one
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,16 @@ def printable(name: str) -> str:
     File systems take any bytes in a name; JSON and digests do not.
     """
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def json_text(value: object, *, indent: int | None = None) -> str:
+    """A JSON value as text that UTF-8 can hold.
+
+    Bytes of a file's name that are not UTF-8 become the escape that `json.loads` and
+    `os.fsencode` turn back into them.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import functools
-import json
 import logging
 import os
 import re
@@ -26,6 +25,7 @@ from policy_dsl.diagnostics import (
     PolicyError,
     diagnostic,
     errors,
+    json_text,
     printable,
     render,
 )
@@ -135,7 +135,7 @@ def write(text: str) -> None:
 
 def write_json(document: Any) -> None:
     """Write a small JSON document to stdout, indented."""
-    write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write(json_text(document, indent=2) + "\n")
 
 
 def write_report(
@@ -173,7 +173,7 @@ def show_findings(found: Sequence[Diagnostic], *, as_json: bool = False) -> None
             "findings": [finding_json(one) for one in found],
         }
         # One line, so that it can stand among lines of progress.
-        note(json.dumps(document, ensure_ascii=False))
+        note(json_text(document))
     else:
         note(painted(render(found), sys.stderr))
 

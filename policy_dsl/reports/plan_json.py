@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from policy_dsl.diagnostics import fail
+from policy_dsl.diagnostics import fail, json_text
 from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor, Pruning
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.outline import (
@@ -89,11 +89,11 @@ def document_text(document: dict[str, Any]) -> str:
     parts = []
     for key, value in document.items():
         if key in listed:
-            rows = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in value)
+            rows = ",\n".join(f"    {json_text(row)}" for row in value)
             shown = f"[\n{rows}\n  ]" if value else "[]"
         else:
-            shown = json.dumps(value, ensure_ascii=False, indent=2).replace("\n", "\n  ")
-        parts.append(f"  {json.dumps(key)}: {shown}")
+            shown = json_text(value, indent=2).replace("\n", "\n  ")
+        parts.append(f"  {json_text(key)}: {shown}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
