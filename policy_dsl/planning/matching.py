@@ -6,7 +6,7 @@ only by a rule that names it: `by_name` travels beside `matches` through the tre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -158,7 +158,7 @@ class _Compiler:
             case And():
                 return _all_of([self._build(part) for part in node.parts])
             case Or():
-                return _any_of([self._build(part) for part in node.parts])
+                return _any_of(self._alternatives(node))
             case Except():
                 return _without(self._build(node.base), self._build(node.excluded))
             case Name():
@@ -166,10 +166,17 @@ class _Compiler:
             case _:
                 return self._leaf(node)
 
+    def _alternatives(self, node: Or) -> list[Predicate]:
+        """The predicates of the parts; of all patterns among them one, as there may be many."""
+        built = {part: self._build(part) for part in node.parts}
+        patterns = [part for part in built if isinstance(part, Glob | Regex)]
+        others = [built[part] for part in built if not isinstance(part, Glob | Regex)]
+        return [*others, _by_patterns(patterns, self._model)] if patterns else others
+
     def _leaf(self, node: Selector) -> Predicate:
         match node:
             case Glob() | Regex():
-                return _by_pattern(node, self._model)
+                return _by_patterns([node], self._model)
             case All():
                 return lambda tensor: _YES if tensor.is_matrix else _NO
             case Family():
@@ -300,7 +307,10 @@ def is_spelled(node: Glob | Regex) -> bool:
     return bool(last) and not WILDCARDS & set(last)
 
 
-def _by_pattern(node: Glob | Regex, model: Model) -> Predicate:
-    matching = model.names.matching(node)
-    outcome = _NAMED if is_spelled(node) else _YES
-    return lambda tensor: outcome if tensor.source.name in matching else _NO
+def _by_patterns(patterns: Sequence[Glob | Regex], model: Model) -> Predicate:
+    outcomes: dict[str, Outcome] = {}
+    for pattern in patterns:
+        spelled = is_spelled(pattern)
+        for name in model.names.matching(pattern):
+            outcomes[name] = _NAMED if spelled else outcomes.get(name, _YES)
+    return lambda tensor: outcomes.get(tensor.source.name, _NO)

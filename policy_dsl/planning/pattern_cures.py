@@ -90,6 +90,10 @@ class PatternCures:
         return None
 
     @cached_property
+    def _words(self) -> frozenset[str]:
+        return frozenset(part for name in self._names for part in name.split("."))
+
+    @cached_property
     def _unguarded(self) -> frozenset[str]:
         open_ones = (one for one in self._model.tensors if not is_guarded(one))
         return frozenset(tensor.source.name for tensor in open_ones)
@@ -128,7 +132,7 @@ class PatternCures:
             variants += _regexes(text)
         for variant in variants:
             full = full_match(variant)
-            meant = _roles_called(full, self._places())
+            meant = _roles_called(full, self._places)
             if meant:
                 selector = self._selector(meant)
                 named = ", ".join(meant)
@@ -144,17 +148,18 @@ class PatternCures:
                 )
         return None
 
-    def _places(self) -> Iterator[tuple[str, int | None]]:
+    @cached_property
+    def _places(self) -> tuple[tuple[str, int | None], ...]:
         places = {(tensor.role, tensor.layer) for tensor in self._model.tensors}
         order = {role: at for at, role in enumerate(llama_cpp_roles())}
         named = [place for place in places if place[0] in order]
-        return iter(sorted(named, key=lambda place: order[place[0]]))
+        return tuple(sorted(named, key=lambda place: order[place[0]]))
 
     def _selector(self, meant: dict[str, set[int]]) -> Selector:
         """The roles; in the layers that are meant, if they have others too."""
         names = any_of(*(Name(role) for role in meant))
         wanted = set.union(*meant.values())
-        every = {layer for role, layer in self._places() if role in meant and layer is not None}
+        every = {layer for role, layer in self._places if role in meant and layer is not None}
         if wanted == every:
             return names
         ranges = tuple(LayerRange(layer, layer) for layer in sorted(wanted))
@@ -164,8 +169,7 @@ class PatternCures:
         """The pattern with a word that names have for each that none has."""
         if isinstance(pattern, Regex):
             return None
-        known = {part for name in self._names for part in name.split(".")}
-        near = _near(pattern.pattern, known)
+        near = _near(pattern.pattern, self._words)
         tried = [Glob(f"{text}{end}") for text in near for end in _ENDS]
         found = self._first(tried, excepted)
         return None if found is None else Cure(f"did you mean {print_selector(found)}?", ())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.selectors import And, Except, Family, Glob, Layers, Name, Or, Regex, Selector
 from policy_dsl.units import counted
 
+# A list of names from another model has hundreds that are all wrong in the same way.
+_MOST_SHOWN = 10
 OPTIONAL = "write `optional` after the treatment if that is expected"
 
 
@@ -43,12 +46,18 @@ class SelectorParts:
         self.family = model.architecture.family
 
     def unmatched(self, compiled: CompiledRule) -> list[Diagnostic]:
-        """An error for each pattern that no name of the model matches."""
-        return [
-            self._unmatched(compiled, pattern, excepted=excepted)
-            for pattern, excepted in self._patterns(compiled).items()
-            if not self.names.matching(pattern)
+        """An error for each pattern that no name of the model matches, up to a number."""
+        patterns = self._patterns(compiled)
+        dead = [pattern for pattern in patterns if not self.names.matching(pattern)]
+        found = [
+            self._unmatched(compiled, pattern, excepted=patterns[pattern])
+            for pattern in dead[:_MOST_SHOWN]
         ]
+        if len(dead) > _MOST_SHOWN:
+            more, example = len(dead) - _MOST_SHOWN, print_selector(dead[-1])
+            note = f"{more:,} more patterns of this rule match nothing, such as {example}"
+            found[-1] = replace(found[-1], notes=(*found[-1].notes, note))
+        return found
 
     def taking_more(self, compiled: CompiledRule) -> list[Diagnostic]:
         """A warning for each pattern such as `layers.1*` that takes other numbers too."""
@@ -181,7 +190,10 @@ class _Search(NamedTuple):
         elif not any(self._reaches(node, one) for one in self._left(node, left, excepted)):
             yield node, list(self._left(node, left, excepted))
         elif isinstance(node, And):
-            for part in filter(_is_specific, node.parts):
+            # What reaches all parts reaches each of them; of alternatives it may be but one.
+            for part in node.parts:
+                if not isinstance(part, Or | Except) or not _is_specific(part):
+                    continue
                 others = [other for other in node.parts if other is not part]
                 allowed = self._narrowed(self._left(node, left, excepted), others)
                 yield from self.idle(part, allowed, excepted=excepted)

@@ -226,6 +226,17 @@ def test_what_a_pattern_matches_besides_weights_is_said(
     assert "is read with its weight" in scale.notes[0]
 
 
+def test_a_long_list_of_names_of_another_model_is_few_findings() -> None:
+    names = ", ".join(f'"transformer.h.{layer}.mlp.c_fc.weight"' for layer in range(500))
+    policy, model = policy_of(f"all except {names}: 4bit"), minimax()
+    start = perf_counter()
+    found = decide(policy, model, "mlx_affine").findings
+    assert perf_counter() - start < 20
+    assert {each.code for each in found} == {"pattern-matches-nothing"}
+    assert len(found) == 10
+    assert found[-1].notes[-1].startswith("490 more patterns of this rule match nothing")
+
+
 def test_many_patterns_take_little_time_on_a_large_model() -> None:
     start = perf_counter()
     decide(policy_of("all: 4bit\nboundary 2: 8bit"), minimax(), "mlx_affine")
