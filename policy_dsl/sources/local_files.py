@@ -90,10 +90,12 @@ def open_file(path: Path) -> Inventory:
         for file, size in files.sizes.items()
         if file in (path.name, "config.json") or not file.endswith((SUFFIX, index or SUFFIX))
     }
+    files = replace(files, sizes=alone)
+    ensure_checkpoint(files)
     # Links are not followed for the name: in the hub's cache they lead to a hash.
     called = Path(os.path.abspath(path))
     name = printable(called.parent.name if path.name == "model.safetensors" else called.stem)
-    return read_checkpoint(replace(files, sizes=alone), name=name, root=path.parent)
+    return read_checkpoint(files, name=name, root=path.parent)
 
 
 def open_hfq_file(path: Path) -> Inventory:

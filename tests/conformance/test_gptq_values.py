@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from gptq_bundles import decoded, linears, write_plain
 from gptq_policies import WIDTHS, mixed
 
+from emitters import get
 from emitters.gptq.schemes import STORAGE
 
 pytestmark = pytest.mark.slow
@@ -54,6 +56,21 @@ def test_auto_round_unpacks_our_values(storage, gptq, auto_round):
 def test_gptqmodel_unpacks_our_values(storage, gptq, gptqmodel):
     bundle = gptq("llama", mixed(storage))
     assert_equal(unpacked(bundle, gptqmodel), decoded(bundle))
+
+
+@pytest.mark.parametrize("storage", ["int-gidx sym", "int-v2-gidx asym"])
+def test_gptqmodel_unpacks_columns_in_activation_order_as_we_do(storage, gptq, gptqmodel):
+    held = linears(gptq("llama", mixed(storage)))
+    asked, expected, random = [], {}, np.random.default_rng(3)
+    for name, one in held.items():
+        parts = {**one.parts, "g_idx": random.permutation(one.parts["g_idx"])}
+        bits, size = one.treatment.bits, one.treatment.group_size
+        asked.append((parts, bits, size, version(one)))
+        treatment = replace(one.treatment, scheme=one.treatment.scheme[:-4] + "act-order")
+        columns = len(parts["g_idx"])
+        expected[name] = get("gptq").decode(parts, "BF16", treatment, columns)
+    found = dict(zip(held, gptqmodel("unpacked", asked), strict=True))
+    assert_equal(found, expected)
 
 
 def test_the_embedded_model_answers_alike(gptq, auto_round, stock_transformers, tmp_path):

@@ -52,9 +52,10 @@ def test_an_adapter(
     save_file({"layers.0.lora_A": np.zeros(4, np.float32)}, tmp_path / file)
     if with_config:
         (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    found = refused(tmp_path)
-    assert found.message == f"{tmp_path} is {said}, not a checkpoint"
-    assert "merge it" in str(found.suggestion)
+    for path in (tmp_path, tmp_path / file):
+        found = refused(path)
+        assert found.message == f"{tmp_path} is {said}, not a checkpoint"
+        assert "merge it" in str(found.suggestion)
 
 
 def test_an_adapter_beside_whole_weights_is_a_stray(tmp_path: Path) -> None:
