@@ -11,6 +11,7 @@ import numpy as np
 
 from emitters.core.interface import Emitter, Prepared, UnstorableError
 from emitters.core.misfit import Misfit, band_of
+from emitters.core.tally import Sums
 from emitters.core.units import Unit
 from emitters.numerics.fp8 import fp8_dequantize
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
@@ -23,7 +24,8 @@ from policy_dsl.plan import Module, Plan, PlannedTensor, SourceRows
 from policy_dsl.planning.fill import describe
 from policy_dsl.roles.scales import fp8_block
 
-_FEW = 4096
+# A value that no dtype loses, and a relative error from which that of a matrix is far.
+_LARGE, _NEAR = 1e-3, 0.5
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Site:
 
 
 class Outcome(NamedTuple):
-    """What came of a unit: bytes written; whether all values became 0 that were not 0."""
+    """What came of a unit: bytes written; whether all values were lost."""
 
     nbytes: int
     is_lost: bool
@@ -73,7 +75,8 @@ def run_unit(site: Site, unit: Unit) -> Outcome:
 class Made(NamedTuple):
     """The parts of a unit's rows, and what became of its values.
 
-    is_kept: some values are not 0. is_lost: none is, and the source has some.
+    is_kept: a reader gets more of them than next to nothing. is_lost: it does not, and they
+    are not zeros.
     """
 
     parts: dict[str, Array]
@@ -88,39 +91,46 @@ def make_unit(site: Site, unit: Unit) -> Made:
     span = unit.first, unit.count
     values = source_values(site, module, rows, span)
     scale = site.prepared.column_scales.get(module.name)
-    if scale is not None:
-        values = values * scale
+    scaled = values if scale is None else values * scale
     if module.treatment.action == "quantize":
-        parts = _encoded(site, module, values, (rows, unit))
-        is_kept = _decodes_to_some(site, module, values, parts)
+        parts = _encoded(site, module, scaled, (rows, unit))
     else:
         parts = {module.tensors[0].part: values}
-        is_kept = has_some(values, module.dtype)
-    if is_kept:
+    if _is_surely_kept(site, module, scaled):
         return Made(parts, True, False)
     exact = source_values(site, replace(module, dtype="F32"), rows, span)
-    return Made(parts, False, bool(exact.any()))
+    sums = Sums.of(exact, _decoded(site, module, parts, scale, exact.shape))
+    return Made(parts, not sums.nothing_left, sums.nothing_left)
 
 
-def has_some(values: Array, dtype: str) -> bool:
-    """Whether some values of a value type are not 0."""
-    # The first ones alone tell nearly always.
-    first = to_float32(values.reshape(-1)[:_FEW], dtype)
-    return bool(first.any() or to_float32(values, dtype).any())
-
-
-def _decodes_to_some(
-    site: Site, module: Module, values: Array, parts: dict[str, Array]
-) -> bool:
-    """Whether some of these rows are not 0 for a reader."""
-    encode, decode = site.emitter.encode, site.emitter.decode
+def _is_surely_kept(site: Site, module: Module, values: Array) -> bool:
+    """Whether the first rows tell that values are stored and not lost; nearly always so."""
+    # Where groups run on from row to row, whole ones.
+    first = np.ascontiguousarray(values[: module.together])
+    exact = to_float32(first, module.dtype)
+    if module.treatment.action != "quantize":
+        return bool(np.abs(exact).max(initial=0) >= _LARGE)
     what = module.dtype, module.treatment
     # Without statistics: whatever weighs, the largest values stay.
-    few = encode(values[: module.together], *what)
-    if decode(few, *what, values.shape[-1]).any():
-        return True
-    held = {tensor.part: parts[tensor.part] for tensor in module.tensors if not tensor.tail}
-    return bool(decode(held, *what, values.shape[-1]).any())
+    decoded = site.emitter.decode(site.emitter.encode(first, *what), *what, exact.shape[-1])
+    relative = Sums.of(exact, decoded).relative
+    return relative is not None and relative < _NEAR
+
+
+def _decoded(
+    site: Site,
+    module: Module,
+    parts: dict[str, Array],
+    scale: Array | None,
+    shape: tuple[int, ...],
+) -> Array:
+    """float32: the values of a unit's parts, as readers compute with them."""
+    if module.treatment.action != "quantize":
+        return to_float32(parts[module.tensors[0].part], module.dtype)
+    held = {one.part: parts[one.part] for one in module.tensors if not one.is_constant}
+    decoded = site.emitter.decode(held, module.dtype, module.treatment, shape[-1])
+    values = decoded.reshape(-1, shape[-1])[: shape[0]]
+    return values if scale is None else values / scale
 
 
 def _encoded(

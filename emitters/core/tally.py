@@ -8,6 +8,9 @@ from math import sqrt
 from emitters.numerics.distance import distance
 from emitters.numerics.value_types import Array
 
+# Relative error from which next to nothing is left, where squares are so small a share.
+_NOTHING, _FEW = 0.99, 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Sums:
@@ -61,8 +64,10 @@ class Sums:
 
     @property
     def nothing_left(self) -> bool:
-        """Whether every decoded value is zero although the source's are not."""
-        return self.source > 0 and self.decoded == 0 and not self.not_finite
+        """Whether decoded values are zero, or next to all are, and those of the source not."""
+        relative = self.relative
+        few = self.decoded <= _FEW * self.source
+        return relative is not None and relative >= _NOTHING and few
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,20 +128,16 @@ def _likeness(one: Compared) -> str:
     known = sums.relative, sums.cosine
     figures = ["-" if figure is None else f"{figure:.4f}" for figure in known]
     text = f"{one.name}: relative error {figures[0]}, cosine {figures[1]}"
-    if one.way != WHOLE:
+    if one.way != WHOLE or sums.nothing_left:
         return text
     largest, least = _bounds(one)
     treatment = describe(one.module.treatment)
     return f"{text}; {treatment} has at most {largest}, and at least {least}"
 
 
-def _loss(one: Compared) -> str:
-    return f"{one.name}: every value is 0"
-
-
 _EXAMPLES: Mapping[str, Callable[[Compared], str]] = MappingProxyType(
     {
-        "nothing-left": _loss,
+        "nothing-left": _likeness,
         "values-differ": _place,
         "codes-differ": _place,
         "codes-not-nearest": _place,

@@ -98,7 +98,7 @@ BUNDLE_CODES: dict[str, Code] = {
         "Relative error or cosine are outside what codes of this width come to.",
     ),
     "nothing-left": error(
-        "nothing is left of {modules}: every value is 0, and the source's are not",
+        "nothing is left of {modules}: the values are 0, and the source's are not",
         "Values that are too small for the dtype or the scales become 0.",
     ),
     "non-finite-decoded": error(
@@ -130,9 +130,9 @@ BUNDLE_CODES: dict[str, Code] = {
         "what would hold the value is named.",
     ),
     "value-underflow": error(
-        'tensor "{tensor}": nothing is left of it, all {values} become 0 as {treatment}',
-        "They are too small for the dtype or the scales. What the target stores is tried, and "
-        "what would hold them is named.",
+        'tensor "{tensor}": nothing is left of its {values} as {treatment}',
+        "They are too small for the dtype or the scales, and become 0. What the target stores "
+        "is tried, and what would hold them is named.",
         each="tensor",
     ),
     "unstorable-value": error(

@@ -59,7 +59,7 @@ def test_values_that_all_become_0(
     code, out = build(tmp_path, name, tiny, rules, target)
     error = capsys.readouterr().err
     assert code == 2
-    assert f'error[value-underflow]: tensor "{name}": nothing is left of it, all ' in error
+    assert f'error[value-underflow]: tensor "{name}": nothing is left of its ' in error
     assert "would hold them" in error
     assert not out.exists()
     assert not (tmp_path / "out.partial").exists()
