@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import emitters
+from emitters.core.bundle_needs import needs_findings
 from emitters.core.bundle_reading import (
     Bundle,
     BundleModule,
@@ -117,6 +118,10 @@ def written_stages(bundle: Bundle) -> list[Stage]:
     if not _is_broken(stages):
         needed = f"files and counts that those of {bundle.target} need"
         stages.append(Stage("readers", tuple(_readers(bundle)), needed))
+        # What a format's own readers miss is said once, in their words.
+        if not errors(stages[-1].findings):
+            meant = "every module that its config means, in its shape"
+            stages.append(Stage("model", tuple(needs_findings(bundle)), meant))
     return stages
 
 

@@ -108,7 +108,7 @@ class _Reading:
         # Scales are read with their weight and are no tensors of the model.
         if tensor.name in self.scales.consumed:
             return
-        key, numbers = _key(tensor.name)
+        key, numbers = numbered_key(tensor.name)
         rule = self.table.names.get(key)
         if rule is None or (
             rule.layer_at is not None and numbers[rule.layer_at] >= self.counts.layers
@@ -274,7 +274,7 @@ def _model(inventory: Inventory, reading: _Reading) -> Model:
     )
 
 
-def _key(name: str) -> tuple[str, list[int]]:
+def numbered_key(name: str) -> tuple[str, list[int]]:
     """The name with `#` for each whole number between dots, and the numbers."""
     parts = name.split(".")
     numbers = []

@@ -1,0 +1,221 @@
+"""Whether a bundle holds what its own config means: every module, in the right shape.
+
+Bundle ── its config, the family's table ──> findings; no source, no weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import emitters
+from emitters.core.bundle_reading import Bundle, BundleModule
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
+from policy_dsl.formats import FormatSpec
+from policy_dsl.inventory import TensorInfo
+from policy_dsl.roles.architecture import Architecture, architecture, model_types
+from policy_dsl.roles.classify import numbered_key
+from policy_dsl.roles.config_meaning import Counts, given_value, read_counts
+from policy_dsl.roles.config_values import config_findings
+from policy_dsl.roles.expected import Expectation
+from policy_dsl.roles.model import TIED, Model, ModelTensor
+from policy_dsl.roles.name_rules import NameRule
+from policy_dsl.roles.needs import Need
+from policy_dsl.roles.presence import Presence
+
+_PLAIN = frozenset({"BF16", "F16", "F32"})
+_SOME = 5
+
+
+def needs_findings(bundle: Bundle) -> Iterator[Diagnostic]:
+    """What a bundle lacks, or has though its config denies it, or has in another shape.
+
+    Nothing is known of families without a table, and of those that the format does not take.
+    What the record says was left out is not missed.
+    """
+    spec, inventory = emitters.get(bundle.target).spec, bundle.inventory
+    family = model_types().get(str(inventory.config.get("model_type")))
+    if family is None or spec.families.get(family, "unknown") is not None:
+        return
+    table = architecture(family)
+    try:
+        counts = read_counts(inventory, table)
+    except PolicyError as error:
+        yield from error.diagnostics
+        return
+    expected = Expectation(inventory.config, table)
+    wrong = list(config_findings(inventory, expected.meaning, counts.layers))
+    if wrong:
+        yield from wrong
+        return
+    search = _Search(bundle, spec, counts, Presence(expected), _model(bundle, table, counts))
+    search.look()
+    yield from search.findings()
+
+
+def _model(bundle: Bundle, table: Architecture, counts: Counts) -> Model:
+    config = bundle.inventory.config
+    return Model(
+        id=bundle.inventory.id,
+        architecture=table,
+        config=config,
+        n_layers=counts.layers,
+        n_experts=counts.experts,
+        tied=given_value(config, table, TIED) is True,
+        tensors=(),
+    )
+
+
+@dataclass
+class _Search:
+    """The modules of a bundle, looked up by what the format calls each tensor of its model."""
+
+    bundle: Bundle
+    spec: FormatSpec
+    counts: Counts
+    presence: Presence
+    model: Model
+    modules: Mapping[str, BundleModule] = field(init=False)
+    wrong: list[Diagnostic] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.modules = {module.name: module for module in self.bundle.modules}
+
+    def look(self) -> None:
+        """Look up what every need of the family may be, in every layer."""
+        table = self.model.architecture
+        named: dict[Need, list[tuple[str, NameRule]]] = {
+            need: [] for need in table.needs.values()
+        }
+        for key, rule in table.names.items():
+            for need in rule.needs:
+                if need is not None:
+                    named[need].append((key, rule))
+        omitted = self._omitted()
+        for need, names in named.items():
+            for layer in range(self.counts.layers) if need.in_layers else (None,):
+                if (need, layer) in omitted:
+                    self.presence.seen.setdefault(need, {})[layer] = ""
+                else:
+                    self._look_up(need, layer, names)
+
+    def _omitted(self) -> set[tuple[Need, int | None]]:
+        """What the record says was left out, so that nobody misses it."""
+        recorded = self.bundle.record["omitted"] if self.bundle.record else []
+        found = set()
+        for name in (entry["name"] for entry in recorded):
+            key, numbers = numbered_key(name)
+            rule = self.model.architecture.names.get(key)
+            if rule is not None:
+                layer = None if rule.layer_at is None else numbers[rule.layer_at]
+                found |= {(need, layer) for need in rule.needs if need is not None}
+        return found
+
+    def _look_up(
+        self, need: Need, layer: int | None, names: list[tuple[str, NameRule]]
+    ) -> None:
+        """Take the modules of the first of these names that the bundle has."""
+        for key, rule in names:
+            tensor = _tensor(need, layer, key, rule)
+            if self.spec.omission(tensor, self.model) is not None:
+                continue
+            path = self.spec.module_path(tensor, self.model)
+            if path in self.modules:
+                self._add(need, layer, self.modules[path], is_stack=tensor.expert is not None)
+                return
+            if tensor.expert is not None and self._add_apart(need, layer, path):
+                return
+
+    def _add(
+        self, need: Need, layer: int | None, module: BundleModule, *, is_stack: bool = False
+    ) -> None:
+        shape, added = module.shape, module.added
+        if is_stack and shape:
+            if shape[0] - added not in (self.counts.experts, self.counts.experts - added):
+                self._miscounted(need, layer, range(shape[0]))
+            shape = shape[1:]
+        elif added and len(shape) > 0 and shape != self.presence.expected.shapes[need]:
+            shape = (shape[0] - added, *shape[1:])
+        known = shape if module.shape or module.treatment.action != "quantize" else None
+        self.presence.add(need, layer, module.name, known)
+        dtypes = {tensor.dtype for tensor in module.tensors.values()} - _PLAIN
+        if module.treatment.action != "quantize" and dtypes and not self._is_container:
+            self._unreadable(module, dtypes.pop())
+
+    @property
+    def _is_container(self) -> bool:
+        return self.bundle.inventory.container is not None
+
+    def _unreadable(self, module: BundleModule, dtype: str) -> None:
+        readable = "a plain tensor is BF16, F16 or F32"
+        self.wrong.append(
+            diagnostic("unreadable-dtype", name=module.name, dtype=dtype, readable=readable)
+        )
+
+    def _add_apart(self, need: Need, layer: int | None, path: str) -> bool:
+        """Take the modules of single experts; False if the bundle has none of them."""
+        for layout in filter(None, self.spec.layouts.values()):
+            numbers = range(self.counts.experts)
+            paths = {number: layout.path(path, number) for number in numbers}
+            there = [number for number, name in paths.items() if name in self.modules]
+            for number in there:
+                self._add(need, layer, self.modules[paths[number]])
+            beyond = self.counts.experts
+            if there and layout.path(path, beyond) in self.modules:
+                there.append(beyond)
+            if there:
+                self._miscounted(need, layer, there)
+                return True
+        return False
+
+    def _miscounted(self, need: Need, layer: int | None, numbers: range | list[int]) -> None:
+        wanted = range(self.counts.experts)
+        held = set(numbers)
+        missing = _shown([number for number in wanted if number not in held])
+        beyond = _shown(sorted(held.difference(wanted)))
+        count = len(wanted)
+        if missing:
+            code, role = "missing-experts", need.slot
+            self.wrong.append(
+                diagnostic(code, role=role, layer=layer, missing=missing, count=count)
+            )
+        if beyond:
+            code, role = "expert-beyond-config", need.slot
+            self.wrong.append(
+                diagnostic(code, role=role, layer=layer, beyond=beyond, count=count)
+            )
+
+    def findings(self) -> Iterator[Diagnostic]:
+        """What is wrong with the modules that were found, and which were not."""
+        yield from self.wrong
+        yield from self.presence.shape_findings(self.model.id)
+        yield from self.presence.absences(self.model.id, range(self.counts.layers))
+        table, config = self.model.architecture, self.model.config
+        head = table.needs.get("lm_head")
+        untied = given_value(config, table, TIED) is False
+        if head is not None and untied and head not in self.presence.seen:
+            yield diagnostic("missing-tensor", model=self.model.id, what="lm_head", why="")
+
+
+def _tensor(need: Need, layer: int | None, key: str, rule: NameRule) -> ModelTensor:
+    """A tensor as a source may call it, of expert 0 if there are several."""
+    role = rule.roles[rule.needs.index(need)]
+    name = key
+    for at in range(key.count("#")):
+        name = name.replace("#", str(layer if at == rule.layer_at else 0), 1)
+    is_expert = rule.expert_at is not None or rule.fusion is not None
+    return ModelTensor(
+        source=TensorInfo(name, "BF16", (), 0),
+        role=role.name,
+        component=role.component,
+        projection=role.projection,
+        layer=layer,
+        expert=0 if is_expert else None,
+        shape=(),
+        is_matrix=bool(role.is_matrix),
+    )
+
+
+def _shown(numbers: list[int]) -> str:
+    more = ", …" if len(numbers) > _SOME else ""
+    return ", ".join(map(str, numbers[:_SOME])) + more

@@ -1,0 +1,159 @@
+"""Without source and record, a bundle is held to what its own config means."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emitters.core.verify import verify_bundle
+from policy_dsl.cli import main
+
+ROOT = Path(__file__).parents[3]
+GOLDEN = ROOT / "tests" / "golden"
+TINY = ROOT / "examples" / "tiny-minimax-m2"
+# Targets whose bundles are recorded, with experts stacked and apart.
+RECORDED = {
+    "mlx_affine": GOLDEN / "mlx" / "tiny_minimax_fp8" / "expected",
+    "jangtq_prestack": GOLDEN / "jangtq" / "micro_JANGTQ_K",
+    "jangtq_prestack, apart": GOLDEN / "jangtq" / "micro_JANGTQ2_perexpert",
+    "gptq": GOLDEN / "gptq_e2e" / "autoround_w4g32_mixed",
+}
+Header = dict[str, Any]
+
+
+@pytest.fixture(params=RECORDED)
+def bundle(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of a bundle without a record, which a test may damage."""
+    return Path(shutil.copytree(RECORDED[request.param], tmp_path / "bundle"))
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def _header(path: Path) -> tuple[Header, bytes]:
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def _modules(folder: Path) -> list[str]:
+    names = {name for path in _shards(folder) for name in _header(path)[0]} - {"__metadata__"}
+    return sorted({name.rpartition(".")[0] or name for name in names})
+
+
+def _without(folder: Path, module: str) -> None:
+    """Take a module's tensors out of the files and the index."""
+    for path in _shards(folder):
+        header, content = _header(path)
+        kept: Header = {}
+        rest = b""
+        for name, entry in header.items():
+            if name == "__metadata__" or name.rpartition(".")[0] == module or name == module:
+                continue
+            start, stop = entry["data_offsets"]
+            kept[name] = {**entry, "data_offsets": [len(rest), len(rest) + stop - start]}
+            rest += content[start:stop]
+        text = json.dumps(kept).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + rest)
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+
+
+def _config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _said(folder: Path) -> str:
+    report = verify_bundle(folder, jobs=1)
+    errors = (found for found in report.findings if found.severity == "error")
+    return "\n".join(f"{found.code}: {found.message}" for found in errors)
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["model.norm", "input_layernorm", "q_norm", "v_proj", "gate", "e_score_correction_bias"],
+)
+def test_a_bundle_that_lacks_a_module_is_refused(bundle: Path, part: str) -> None:
+    assert _said(bundle) == ""
+    module = next(
+        name
+        for name in [*_modules(bundle), *_full(bundle)]
+        if name == part or name.endswith(f".{part}")
+    )
+    _without(bundle, module)
+    assert _said(bundle) != ""
+
+
+def _full(folder: Path) -> list[str]:
+    return [name for path in _shards(folder) for name in _header(path)[0]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": 9}, "missing-tensor"),
+        ({"num_key_value_heads": [1, 2]}, "bad-config-value"),
+        ({"vocab_size": 7}, "wrong-shape"),
+        ({"num_attention_heads": "x"}, "bad-config-value"),
+        ({"use_qk_norm": False}, "config-disagrees: use_qk_norm is false, but "),
+    ],
+)
+def test_a_bundle_that_its_config_contradicts_is_refused(
+    bundle: Path, changes: dict[str, Any], said: str
+) -> None:
+    _config(bundle, **changes)
+    assert said in _said(bundle)
+
+
+def test_what_the_policy_left_out_is_not_missed(tmp_path: Path) -> None:
+    (tmp_path / "p.qpol").write_text("target mlx_affine\nall: 8bit\nlm_head: drop\n")
+    out = tmp_path / "out"
+    arguments = ["build", str(tmp_path / "p.qpol"), "--model", str(TINY), "-o", str(out), "-q"]
+    assert main(arguments) == 0
+    assert "missing-tensor" not in _said(out)
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Callable[..., Path]:
+    """The embedded model with other entries in its config."""
+
+    def make(**changes: Any) -> Path:
+        folder = tmp_path / "edited"
+        shutil.copytree(TINY, folder)
+        _config(folder, **changes)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("policy", ["config_i", "jangtq_2", "w4a16"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_experts_per_tok", "x"),
+        ("num_key_value_heads", [1, 2]),
+        ("intermediate_size", 65535),
+        ("head_dim", True),
+        ("num_attention_heads", -4),
+        ("vocab_size", 10**12),
+    ],
+)
+def test_no_build_begins_that_its_own_verify_would_refuse(
+    edited: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    policy: str,
+    key: str,
+    value: Any,
+) -> None:
+    source, out = edited(**{key: value}), tmp_path / "out"
+    assert main(["build", policy, "--model", str(source), "-o", str(out), "-q"]) == 2
+    assert f"gives {key} as " in capsys.readouterr().err
+    assert not out.exists()
