@@ -46,6 +46,7 @@ def recorded(family: str) -> str:
             size *= length
         nbytes += size
     config = {"model_type": family, "num_hidden_layers": 1, "tie_word_embeddings": False}
+    config |= {"hidden_size": 128, "vocab_size": 256}
     groups = [
         {"dtype": dtype, "shape": shape, "names": [name]}
         for name, (dtype, shape) in tensors.items()
