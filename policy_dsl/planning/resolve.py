@@ -26,7 +26,7 @@ from policy_dsl.planning.pruning import ensure_all_pruned, pruned, pruning_of
 from policy_dsl.planning.settings import setting_findings
 from policy_dsl.planning.statistics import statistics_of
 from policy_dsl.policy import Policy
-from policy_dsl.roles.classify import Model, classify
+from policy_dsl.roles.classify import Model, architecture_of, classify
 from policy_dsl.sizes import parse_size
 from policy_dsl.sources.quantization import leftover, quantization_of
 from policy_dsl.sources.saliency import Saliency
@@ -55,9 +55,9 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     spec = specs[choose_target(policy, specs, target)]
     # Asked before roles: packed names have none, and "unknown tensor" would say less.
     lossy = _lossy_source(inventory, allow_requantize=allow_requantize)
-    model = classify(inventory)
     # Findings about single tensors would only repeat that the whole family is refused.
-    _check_family(model, spec)
+    _check_family(architecture_of(inventory).family, spec)
+    model = classify(inventory)
     pruning = pruning_of(policy, model, saliency)
     model, lost = pruned(model, pruning)
     decisions = decide(policy, model, spec.name)
@@ -152,8 +152,7 @@ def _lossy_source(inventory: Inventory, *, allow_requantize: bool) -> list[Diagn
     return [finding]
 
 
-def _check_family(model: Model, spec: FormatSpec) -> None:
-    family = model.architecture.family
+def _check_family(family: str, spec: FormatSpec) -> None:
     reason = spec.families.get(family, "its tensor names in this format are not known")
     if reason is not None:
         raise fail("unsupported-family", target=spec.name, family=family, reason=reason)

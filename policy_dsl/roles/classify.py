@@ -50,7 +50,7 @@ def classify(inventory: Inventory) -> Model:
     or a dtype that no weight has, scales are missing or wrong, or tensors, layers or experts
     that the config means are missing.
     """
-    table = _table_of(inventory)
+    table = architecture_of(inventory)
     counts = read_counts(inventory, table)
     expected = Expectation(inventory.config, table)
     reading = _Reading(inventory.id, table, counts, find_scales(inventory), Presence(expected))
@@ -69,7 +69,11 @@ def _raise_if_any(findings: Iterator[Diagnostic]) -> None:
         raise PolicyError(found)
 
 
-def _table_of(inventory: Inventory) -> Architecture:
+def architecture_of(inventory: Inventory) -> Architecture:
+    """The table of the family that the config names.
+
+    Raises: PolicyError if it names none that is known.
+    """
     model_type = inventory.config.get("model_type")
     if not isinstance(model_type, str):
         why = ", which tells the architecture"
