@@ -28,8 +28,8 @@ def test_fp8_counts_whole_under_any_name(dtype, tensor, inventory, recorded):
 def test_mxfp4_counts_two_values_in_a_byte(tensor, changed):
     path = "model.layers.0.mlp.experts"
     packed = [
-        tensor(f"{path}.down_proj_blocks", [4, 64, 1, 16], "U8"),
-        tensor(f"{path}.down_proj_scales", [4, 64, 1], "U8"),
+        tensor(f"{path}.down_proj_blocks", [4, 64, 4, 16], "U8"),
+        tensor(f"{path}.down_proj_scales", [4, 64, 4], "U8"),
         tensor(f"{path}.down_proj_bias", [4, 64]),
     ]
     without = "layers.0.mlp.experts.down_proj"
