@@ -182,8 +182,8 @@ def _make_it_matter(path: Sequence[str], tensor: torch.Tensor) -> None:
     if tensor.ndim == 1 and tensor.is_floating_point():
         tensor.add_(0.1 * torch.randn_like(tensor))
     if path[-2] in ("q_norm", "k_norm"):
-        # One more than it is: the norms of Gemma are stored as distances from 1.
-        tensor.add_(2)
+        # Added, not multiplied: the norms of Gemma are stored as distances from 1.
+        tensor.add_(0.5)
     elif path[-2] in ("q_proj", "k_proj", "q_b_proj", "kv_a_proj_with_mqa"):
         tensor.mul_(8)
     elif path[-2] in ("v_proj", "o_proj"):

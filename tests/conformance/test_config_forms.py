@@ -17,7 +17,8 @@ FORMS, MODELS = config_forms.FORMS, config_forms.MODELS
 # The two that have least in common, for readers that take long to start.
 FARTHEST = ("published", "bare")
 
-EIGHT_BITS = "target mlx_affine\nall: 8bit g32\n"
+# How close the logits must be: nothing but the order of sums, and the loss of 8 bits.
+CLOSE = {"all: keep": 0.999999, "all: 8bit g32": 0.999}
 PACKED = "all: 8bit g32\nembed, lm_head, norm, bias, router, router_bias: keep optional"
 # A source's experts at 4 bits, the rest at 8.
 CODED = """
@@ -39,13 +40,14 @@ def test_every_family_is_here(families):
     assert {family for family, reason in families.items() if reason is None} <= known
 
 
+@pytest.mark.parametrize("rules", CLOSE)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", taken(MLX_FAMILIES))
-def test_mlx_lm_answers_as_transformers(name, form, forms, build, stock):
+def test_mlx_lm_answers_as_transformers(name, form, rules, forms, build, stock):
     made = forms(name)
-    bundle = build(EIGHT_BITS, made.folders[form])
+    bundle = build(f"target mlx_affine\n{rules}\n", made.folders[form])
     found = stock.logits(bundle, config_forms.PROMPT)
-    assert config_forms.cosine(found, made.logits) > 0.999
+    assert config_forms.cosine(found, made.logits) > CLOSE[rules]
 
 
 @pytest.mark.parametrize("name", taken(GPTQ_FAMILIES))
