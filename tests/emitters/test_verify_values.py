@@ -207,3 +207,19 @@ def test_source_tensors_that_the_bundle_lacks_are_counted(verified) -> None:
     (finding,) = [one for one in report.findings if one.code == "source-tensors-missing"]
     assert "the bundle lacks 2 tensors of the source" in finding.message
     assert not report.ok
+
+
+@pytest.mark.parametrize(
+    ("bundle", "source"),
+    [
+        ("gptq_e2e/autoround_w4g128", "gptq_e2e/source_bf16"),
+        ("gptq_e2e/autoround_w4g128_from_fp8", "gptq_e2e/source_fp8"),
+        ("gptq_e2e/autoround_w4g32_mixed", "gptq_e2e/source_bf16"),
+        ("mlx/tiny_minimax_fp8/expected", "mlx/tiny_minimax_fp8/source"),
+    ],
+)
+def test_what_other_tools_round_is_within_its_bounds(bundle: str, source: str) -> None:
+    golden = Path(__file__).parents[1] / "golden"
+    report = verify_bundle(golden / bundle, open_source(str(golden / source)), jobs=1)
+    assert {one.judged_by for one in report.errors or ()} == {"equal", "nearest codes"}
+    assert [one for one in report.errors or () if one.wrong] == []
