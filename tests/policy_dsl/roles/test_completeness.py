@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,11 @@ def _language(model):
     return [name for name in model.tensors if not any(tower in name for tower in TOWERS)]
 
 
+def _one_of_each(model):
+    """One name of those that differ in their numbers only."""
+    return list({re.sub(r"[0-9]+", "#", name): name for name in _language(model)}.values())
+
+
 def _refusal(model, tensors, **config):
     with pytest.raises(PolicyError) as caught:
         classify(Inventory(model.id, {**model.config, **config}, tensors))
@@ -65,7 +71,7 @@ def test_a_checkpoint_without_any_one_tensor_is_refused(model):
 
 
 def test_a_tensor_of_any_other_shape_is_refused_by_name(model):
-    for name in _language(model):
+    for name in _one_of_each(model):
         shape = model.tensors[name].shape
         others = [
             (*shape[:axis], size + 2, *shape[axis + 1 :]) for axis, size in enumerate(shape)
@@ -79,7 +85,7 @@ def test_a_tensor_of_any_other_shape_is_refused_by_name(model):
 
 @pytest.mark.parametrize("dtype", ["I64", "I32", "BOOL", "F64", "U8", "F8_E4M3", "F8_E5M2"])
 def test_a_tensor_of_a_dtype_that_no_weight_has_is_refused_by_name(model, dtype):
-    for name in _language(model):
+    for name in _one_of_each(model):
         changed = model.tensors[name]._replace(dtype=dtype)
         said = _refusal(model, {**model.tensors, name: changed})
         assert name in said
