@@ -218,5 +218,5 @@ def test_words_that_are_no_matrix_tell_no_shape(words):
 
 def test_without_a_quantization_nothing_is_claimed():
     assert get("gptq").claims({"config.json": b'{"model_type": "llama"}'}, FORMS) == {}
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match=r"it has no config\.json"):
         get("gptq").claims({}, FORMS)
