@@ -302,6 +302,7 @@ def test_experts_of_a_fused_source_are_pruned_too(tmp_path: Path, *, fused: bool
     described = {"quant_method": "fp8", "weight_block_size": [128, 96]}
     config = {**mixtral_config(inner=192), "quantization_config": described}
     write_folder(tmp_path / "source", config, tensors)
+    (tmp_path / "source" / "tokenizer.json").write_text('{"model": {}}')
     policy, _ = parse_policy("target mlx_affine\nprune experts keep 1,3\nall: keep", "p.qpol")
     source = open_source(str(tmp_path / "source"))
     plan = plan_for(policy, source, None)
