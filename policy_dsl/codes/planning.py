@@ -78,7 +78,7 @@ PLANNING_CODES: dict[str, Code] = {
     ),
     "larger-than-source": warning(
         "{outputs} larger than the source: {before} become {after}",
-        "More bits than the source has cost bytes and gain nothing.",
+        "More bits for each value than the source has cost bytes and gain nothing.",
     ),
     "no-target": error(
         "policy {policy} does not say which target to plan for; choose --target: {choices}",

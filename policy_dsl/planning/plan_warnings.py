@@ -7,6 +7,7 @@ from collections import defaultdict
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.formats import FormatSpec
+from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.planning.heads import head_findings
@@ -114,7 +115,8 @@ def _growth_warnings(plan: Plan) -> list[Diagnostic]:
     for module in plan.modules:
         # Experts that no source has are another warning, and no rule's doing.
         before, after = _source_nbytes(module), module.nbytes - _added_nbytes(module)
-        if module.sources and after > before:
+        # Scales of groups, for codes as wide as the source's values, are no waste of bits.
+        if module.sources and after > before and _is_wider(module):
             totals = grown.setdefault(module.decided_by, [0, 0, 0])
             for index, value in enumerate((1, before, after)):
                 totals[index] += value
@@ -190,6 +192,14 @@ def _refused(plan: Plan, spec: FormatSpec) -> list[Diagnostic]:
 def _added_nbytes(module: Module) -> int:
     """Bytes of the experts that no source has."""
     return module.nbytes * module.added // module.shape[0] if module.added else 0
+
+
+def _is_wider(module: Module) -> bool:
+    """Whether it has more bits for each value than the source."""
+    bits = min(DTYPE_BITS.get(rows.tensor.dtype, 0) for rows in module.sources)
+    if module.treatment.action == "quantize":
+        return (module.treatment.bits or 0) > bits
+    return DTYPE_BITS[module.dtype] > bits
 
 
 def _source_nbytes(module: Module) -> int:

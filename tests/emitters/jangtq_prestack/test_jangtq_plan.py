@@ -113,8 +113,7 @@ def test_rows_too_short_for_a_codebook_are_refused(tmp_path: Path) -> None:
 def test_the_real_model_has_the_published_sizes(policy: str, nbytes: int) -> None:
     plan = resolve(load(policy), source("MiniMax-M2.7"), specs())
     assert sum(one.nbytes for one in plan.modules) == nbytes
-    # FP8 has 8 bits and 8-bit groups have 8.5: told once a rule, and nothing else is.
-    assert {found.code for found in plan.findings} == {"larger-than-source"}
+    assert plan.findings == ()
     assert plan.refusals == ()
 
 
@@ -155,10 +154,7 @@ def test_a_rule_is_not_blamed_for_added_experts() -> None:
     """The routers have 32 rows instead of 8, each as large as in the source."""
     plan = planned("all: 8bit; experts: 2bit; router: f32; router_bias, norm: keep")
     assert module(plan, "model.layers.3.block_sparse_moe.gate").added == 24
-    (told,) = [found for found in plan.findings if found.code == "larger-than-source"]
-    # FP8 has 8 bits, and 8-bit groups have 8.5.
-    assert told.span is not None
-    assert told.span.source.text[told.span.start : told.span.end] == "all: 8bit"
+    assert "larger-than-source" not in {found.code for found in plan.findings}
 
 
 def test_a_policy_may_leave_the_expert_count_alone() -> None:

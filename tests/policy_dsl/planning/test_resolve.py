@@ -189,7 +189,7 @@ def test_group_sizes_that_would_do_are_named(recorded, changed, tensor) -> None:
         ("all: 4bit; all: 3bit", "shadowed-rule"),
         ("experts: 4bit", "unreached-matrices"),
         ("all: 4bit; router: 8bit", "router-quantized"),
-        ("all: 8bit", "larger-than-source"),
+        ("all: 8bit; attention: bf16", "larger-than-source"),
         ("all: 4bit; embed: drop", "dropped-tensors"),
         ('metadata licence "mit"; all: 4bit', "unused-setting"),
         ('calibration imatrix "x.gguf"; all: 4bit', "unused-setting"),
@@ -200,6 +200,11 @@ def test_group_sizes_that_would_do_are_named(recorded, changed, tensor) -> None:
 )
 def test_what_is_legal_and_often_a_mistake_is_a_warning(text: str, code: str) -> None:
     assert code in codes(text)
+
+
+def test_as_many_bits_as_the_source_has_are_no_waste() -> None:
+    """FP8 has 8 bits, and 8-bit groups have 8.5 with their scales: nobody can change that."""
+    assert "larger-than-source" not in codes("all: 8bit")
 
 
 def test_one_foreign_scheme_is_one_error_that_names_its_home() -> None:

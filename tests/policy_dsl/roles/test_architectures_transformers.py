@@ -148,7 +148,9 @@ def test_recorded_names_are_those_of_transformers(path, tmp_path):
         found["saved"] = grouped(saved, saved_roles(model, saved))
     if os.environ.get("POLICYC_RECORD"):
         path.write_text(json.dumps(found, indent=1) + "\n")
-    assert found == json.loads(path.read_text())
+    again = json.loads(path.read_text())
+    # Which version wrote the record does not matter, only whether it would write the same.
+    assert found | {"made_with": again["made_with"]} == again
 
 
 def read(config, tensors):
