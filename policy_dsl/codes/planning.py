@@ -23,7 +23,7 @@ PLANNING_CODES: dict[str, Code] = {
         'there is no family "{family}"', "`policyc formats` lists the model families."
     ),
     "number-outside-model": error(
-        "{kind} {written} is outside the model, which has {kind}s 0-{last}",
+        "{written} outside the model, which has {has}",
         "Layers and experts count from 0; negative numbers count from the end.",
     ),
     "matches-nothing": error(

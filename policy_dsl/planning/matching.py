@@ -13,6 +13,7 @@ from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.language.layer_expression import layers_where
+from policy_dsl.language.print_selector import print_ranges
 from policy_dsl.planning.naming import family_defect, meaning_of
 from policy_dsl.planning.rule_places import rule_places
 from policy_dsl.policy import Policy, Rule
@@ -244,15 +245,10 @@ class _Compiler:
             # Negative numbers count from the end, as in Python.
             start, stop = (n + count if n < 0 else n for n in (each.start, each.stop))
             if not 0 <= start <= stop < count:
-                written = f"{each.start}" if start == stop else f"{each.start}..{each.stop}"
-                self._report(
-                    "number-outside-model",
-                    node,
-                    kind=kind,
-                    written=written,
-                    count=count,
-                    last=count - 1,
-                )
+                several = f"{kind}s {print_ranges([each])} are"
+                written = f"{kind} {each.start} is" if start == stop else several
+                has = f"{kind}s 0-{count - 1}" if count else f"no {kind}s"
+                self._report("number-outside-model", node, written=written, has=has)
             found.update(range(max(start, 0), min(stop, count - 1) + 1))
         return frozenset(found)
 

@@ -26,6 +26,8 @@ Pattern = Glob | Regex
 
 # What regular expressions are made of and names are not.
 _OF_REGEX = frozenset("\\^$()|+{}")
+# As they begin, or go on where a name would have its next dot: `experts.*down_proj`.
+_SEARCHED = re.compile(r"^\.\*|\.\*(?=[^.])")
 _OTHER_TOOLS = "re:"
 _ENDS = ("", ".weight")
 _NUMBERED = ("layers", "experts")
@@ -104,7 +106,7 @@ class PatternCures:
         if isinstance(pattern, Glob):
             note = "no name matches; with .weight at the end {count} would"
             found = self._tried([Glob(f"{text}.weight")], note, excepted)
-            if found is not None or not (_OF_REGEX & set(text) or ".*" in text):
+            if found is not None or not (_OF_REGEX & set(text) or _SEARCHED.search(text)):
                 return found
         return self._tried(_regexes(text), _REGEX_NOTE, excepted)
 

@@ -162,7 +162,7 @@ def _not_added(plan: Plan, spec: FormatSpec) -> list[Diagnostic]:
 
 
 def _refused(plan: Plan, spec: FormatSpec) -> list[Diagnostic]:
-    """Readers that cannot load the bundle: all, or those that the author cares about."""
+    """Readers that cannot load the bundle: if it is all, or those that the author names."""
     spans = dict(plan.policy.key_spans)
     fatal = {one.runtime: one.reason for one in reversed(plan.refusals) if one.fatal}
     if fatal and fatal.keys() == spec.runtimes.keys():
@@ -177,15 +177,17 @@ def _refused(plan: Plan, spec: FormatSpec) -> list[Diagnostic]:
                 reason=next(iter(reasons)),
             )
         ]
+    named = plan.policy.runtimes
+    nobody = spec.runtimes.keys() <= {one.runtime for one in plan.refusals}
     return [
         diagnostic(
-            "runtime-cannot" if one.fatal else "runtime-refuses",
+            "runtime-cannot" if one.fatal and one.runtime in named else "runtime-refuses",
             spans.get(f"runtimes.{one.runtime}"),
             runtime=one.runtime,
             reason=one.reason,
         )
         for one in plan.refusals
-        if one.runtime in plan.policy.runtimes
+        if nobody or one.runtime in named
     ]
 
 

@@ -82,10 +82,8 @@ def _defects(prune: Prune, policy: Policy, model: Model) -> Iterator[Diagnostic]
         yield diagnostic(
             "number-outside-model",
             span,
-            kind="expert",
-            written=last,
-            count=before,
-            last=before - 1,
+            written=f"expert {last} is",
+            has=f"experts 0-{before - 1}",
         )
     elif count < before:
         yield from _routing_defects(count, model, span)

@@ -88,6 +88,7 @@ CURES = [
     ('all: 4bit\n"re:.*ffn_gate": 8bit', "mlp.gate_proj", "is llama.cpp's name"),
     ("all: 4bit\n/layers.1/: 8bit", "/.*layers.1.*/", "against the whole name"),
     ('all: 4bit\n"layers.1.mlp.up_proj.weight": 8bit', '"*.layers.1.mlp.up_proj.weight"', ""),
+    ('all: 4bit\n"layers.1.*": 8bit', '"*.layers.1.*"', "against the whole name"),
     ('all: 4bit\n"*.model.layers.0.mlp.*": 8bit', '"model.layers.0.mlp.*"', "whole name"),
     ('all: 4bit\n"model.layers.0.mlp": 8bit', '"model.layers.0.mlp.*"', "whole name"),
     ('all: 4bit\n"model.decoder.layers.0.mlp.*": 8bit', '"model.layers.0.mlp.*"', ""),
@@ -173,6 +174,23 @@ def test_numbers_outside_of_the_model_are_found_in_every_part() -> None:
         ("number-outside-model", "experts[3,12]"),
         ("number-outside-model", "layers 44"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("selector", "said"),
+    [
+        ("experts[0-3]", "experts 0-3 are outside the model, which has no experts"),
+        ("layers 0-99", "layers 0-99 are outside the model, which has layers 0-2"),
+        ("layers 7", "layer 7 is outside the model, which has layers 0-2"),
+        ("layers -9..-1", "layers -9..-1 are outside the model, which has layers 0-2"),
+    ],
+)
+def test_numbers_outside_of_the_model_are_said_as_they_are_written(
+    recorded: Callable[..., Any], selector: str, said: str
+) -> None:
+    model = classify(recorded("llama")[0])
+    found = decide(policy_of(f"all: 4bit\n{selector}: 8bit"), model, "mlx_affine").findings
+    assert said in [one.message for one in found]
 
 
 def test_selectors_of_tests_are_looked_at_too() -> None:
