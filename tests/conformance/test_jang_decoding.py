@@ -17,7 +17,7 @@ STACKS = "model.layers.1.block_sparse_moe.switch_mlp"
 @pytest.mark.parametrize("bits", [1, 2, 4])
 @pytest.mark.parametrize(("projection", "columns"), [("gate_proj", 256), ("down_proj", 128)])
 def test_weights_are_decoded_alike(bits, projection, columns, jangtq, jang):
-    policy = f"extends jangtq_2\nexperts: {bits}bit\ntest norm is f16"
+    policy = f"extends jangtq_2\nclear tests\nexperts: {bits}bit\ntest norm is f16"
     held = tensors(jangtq("minimax_m2_32", policy))
     packed, norms = (
         np.frombuffer(stored, dtype).reshape(shape)

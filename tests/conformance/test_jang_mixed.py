@@ -24,9 +24,10 @@ attention.q_proj in layers 4: 3bit g128
 router in layers 4: 8bit
 embed: 5bit g32
 lm_head: 4bit g128
+clear tests
 test norm is f16
 """
-CODED = "extends jangtq_2\ntest norm is f16\n"
+CODED = "extends jangtq_2\nclear tests\ntest norm is f16\n"
 WIDE_UP = f"{CODED}experts.up_proj: 4bit"
 PLAIN_DOWN = f"{CODED}experts.down_proj: 8bit"
 # Experts that stock mlx-lm can load too: what is left is the attention.
