@@ -57,8 +57,9 @@ def defects(
 
 
 def _copies(folder: Path, config: Mapping[str, Any]) -> Iterator[Diagnostic]:
-    nested = config.get("text_config")
-    told = config.get(_QUANTIZATION) or (nested or {}).get(_QUANTIZATION)
+    text = config.get("text_config")
+    nested = text.get(_QUANTIZATION) if isinstance(text, Mapping) else None
+    told = config.get(_QUANTIZATION) or nested
     for file in (auto_round.SIDECAR, gptq_config.SIDECAR):
         if not (folder / file).exists():
             continue

@@ -9,10 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# What a value may be: a whole number from 1, one from 0, any number, true or false …
-KINDS = ("size", "count", "number", "flag", "list", "mapping", "text")
+# What a value may be: a whole number from 1, one from 0, any number, one above 0, a flag …
+KINDS = (
+    *("size", "count", "number", "positive", "flag"),
+    *("list", "numbers", "texts", "mapping", "text"),
+)
 _FIELDS = frozenset(
-    {"keys", "default", "defaults", "when_null", "by_type", "kind", "without", "unless"}
+    {
+        *("keys", "default", "defaults", "when_null", "by_type", "kind", "without", "unless"),
+        *("entries", "at_most"),
+    }
 )
 
 
@@ -37,7 +43,8 @@ class ConfigKey:
     defaults: what its absence means, the first that can be computed; none: it must be there.
     when_null: the same for a `null` that is written out. by_type: model_type -> its defaults,
     where those of the family's model types differ. without: what is left out of a mapping;
-    unless: a mapping with one of these entries means nothing.
+    unless: a mapping with one of these entries means nothing; entries: the kinds of those that
+    a mapping may have. at_most: an expression that the value may not exceed.
     """
 
     name: str
@@ -48,6 +55,8 @@ class ConfigKey:
     by_type: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     unless: Mapping[str, Any] = field(default_factory=dict)
+    entries: Mapping[str, str] = field(default_factory=dict)
+    at_most: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -75,7 +84,8 @@ def config_keys(table: Mapping[str, Any]) -> dict[str, ConfigKey]:
 def _key(name: str, entry: Any) -> ConfigKey:
     given = _fields(entry)
     unknown = set(given) - _FIELDS
-    if unknown or given.get("kind", KINDS[0]) not in KINDS:
+    kinds = {given.get("kind", KINDS[0]), *given.get("entries", {}).values()}
+    if unknown or not kinds.issubset(KINDS):
         raise ValueError(f"config key {name}: unknown field {sorted(unknown)} or kind")
     defaults = given.get("defaults", [given["default"]] if "default" in given else [])
     return ConfigKey(
@@ -87,6 +97,8 @@ def _key(name: str, entry: Any) -> ConfigKey:
         by_type={type_: (_default(own),) for type_, own in given.get("by_type", {}).items()},
         without=tuple(given.get("without", ())),
         unless=given.get("unless", {}),
+        entries=given.get("entries", {}),
+        at_most=given.get("at_most"),
     )
 
 

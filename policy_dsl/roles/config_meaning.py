@@ -66,14 +66,17 @@ class ConfigMeaning:
 
     def given(self, key: str) -> Any:
         """The value that is written in the config, maybe None, or a marker for absence."""
-        entry = self._entry(key)
-        written = [
-            found
-            for path in entry.paths
+        written = [value for _, value in self.written(key)]
+        return next((one for one in written if one is not None), *written[:1] or [_ABSENT])
+
+    def written(self, key: str) -> list[tuple[str, Any]]:
+        """Each place where the config has the key, likeliest first, and the value there."""
+        return [
+            (".".join(path), found)
+            for path in self._entry(key).paths
             for level in _levels(self.config)
             if (found := _inside(level, path)) is not _ABSENT
         ]
-        return next((one for one in written if one is not None), *written[:1] or [_ABSENT])
 
     def is_given(self, key: str) -> bool:
         """Whether the config has the key under any of its names, null included."""

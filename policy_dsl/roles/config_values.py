@@ -8,6 +8,7 @@ from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.inventory import Inventory
+from policy_dsl.roles.config_keys import ConfigKey
 from policy_dsl.roles.config_meaning import ConfigMeaning, is_whole
 
 # No model has a size or count beyond it; 32-bit integers of readers end there.
@@ -21,6 +22,14 @@ def _is_number(value: Any) -> bool:
     return type(value) is float and math.isfinite(value)
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list_of(value: Any, is_one: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_one, value))
+
+
 # kind -> (whether a value is of it, what the value must be)
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "size": (
@@ -32,24 +41,51 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "a whole number from 0",
     ),
     "number": (_is_number, "a number"),
+    "positive": (lambda value: _is_number(value) and value > 0, "a number above 0"),
     "flag": (lambda value: type(value) is bool, "true or false"),
     "list": (lambda value: isinstance(value, list), "a list"),
+    "numbers": (lambda value: _is_list_of(value, _is_number), "a list of numbers"),
+    "texts": (lambda value: _is_list_of(value, _is_text), "a list of texts"),
     "mapping": (lambda value: isinstance(value, dict), "an object"),
-    "text": (lambda value: isinstance(value, str), "a text"),
+    "text": (_is_text, "a text"),
 }
+# What configs of all families have at their top, if at all.
+_AT_TOP = {"architectures": "texts", "text_config": "mapping"}
 
 
 def config_findings(
     inventory: Inventory, meaning: ConfigMeaning, layers: int
 ) -> Iterator[Diagnostic]:
     """Values that sizes or readers need and that are not what they must be."""
-    for key, entry in meaning.table.config.items():
-        given = meaning.given(key) if meaning.is_given(key) else None
-        is_of_kind, wanted = _KINDS[entry.kind]
-        if given is not None and not is_of_kind(given):
-            yield bad_value(inventory.id, key, given, f"it must be {wanted}")
-        elif isinstance(given, list):
-            yield from _list_findings(inventory.id, key, given, layers)
+    for key, kind in _AT_TOP.items():
+        yield from _kind_findings(inventory.id, key, inventory.config.get(key), kind)
+    for entry in meaning.table.config.values():
+        written = reversed(meaning.written(entry.name))
+        # Of the same key at the top and in `text_config` the first counts that is not null.
+        for place, value in {at: one for at, one in written if one is not None}.items():
+            yield from _key_findings(inventory.id, place, value, entry, layers)
+        most = meaning.computed(entry.at_most) if entry.at_most else None
+        value = meaning.value(entry.name)
+        # A limit of 0 is that of a model that uses neither.
+        if most and is_whole(value) and value > most:
+            yield bad_value(inventory.id, entry.name, value, f"it must be at most {most}")
+
+
+def _key_findings(
+    model_id: str, place: str, value: Any, entry: ConfigKey, layers: int
+) -> Iterator[Diagnostic]:
+    wrong = list(_kind_findings(model_id, place, value, entry.kind))
+    yield from wrong
+    if isinstance(value, list) and not wrong:
+        yield from _list_findings(model_id, place, value, layers)
+    for name, kind in entry.entries.items() if isinstance(value, Mapping) else ():
+        yield from _kind_findings(model_id, f"{place}.{name}", value.get(name), kind)
+
+
+def _kind_findings(model_id: str, place: str, value: Any, kind: str) -> Iterator[Diagnostic]:
+    is_of_kind, wanted = _KINDS[kind]
+    if value is not None and not is_of_kind(value):
+        yield bad_value(model_id, place, value, f"it must be {wanted}")
 
 
 def _list_findings(

@@ -102,6 +102,11 @@ def _full(folder: Path) -> list[str]:
         ({"num_key_value_heads": [1, 2]}, "bad-config-value"),
         ({"vocab_size": 7}, "wrong-shape"),
         ({"num_attention_heads": "x"}, "bad-config-value"),
+        ({"num_experts_per_tok": 999}, "bad-config-value"),
+        ({"rms_norm_eps": 0}, "bad-config-value"),
+        ({"architectures": 3}, "bad-config-value"),
+        ({"rope_scaling": {"rope_type": ["a"]}}, "bad-config-value"),
+        ({"rope_parameters": {"factor": "8"}}, "bad-config-value"),
         ({"use_qk_norm": False}, "config-disagrees: use_qk_norm is false, but "),
     ],
 )
@@ -110,6 +115,19 @@ def test_a_bundle_that_its_config_contradicts_is_refused(
 ) -> None:
     _config(bundle, **changes)
     assert said in _said(bundle)
+
+
+@pytest.mark.parametrize("value", [1, "x", [1]])
+def test_a_bundle_whose_language_model_is_not_an_object_is_refused(
+    bundle: Path, value: object
+) -> None:
+    _config(bundle, text_config=value)
+    assert "text_config" in _said(bundle)
+    # Readers then look for it in the language model.
+    config = json.loads((bundle / "config.json").read_bytes())
+    config.pop("quantization_config", None)
+    (bundle / "config.json").write_text(json.dumps(config))
+    assert "text_config" in _said(bundle)
 
 
 def test_what_the_policy_left_out_is_not_missed(tmp_path: Path) -> None:
