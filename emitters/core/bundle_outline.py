@@ -16,7 +16,7 @@ _LAYER = re.compile(r"\blayers\.(\d+)\.")
 def bundle_outline(folder: Path) -> Outline:
     """The outline of a bundle, from its record, or from headers and metadata alone.
 
-    Raises: PolicyError if the folder is no bundle, or its metadata and tensors disagree.
+    Raises: PolicyError if the folder is not a bundle, or its metadata and tensors disagree.
     """
     bundle = open_bundle(folder)
     # A diff of a broken bundle would compare noise.

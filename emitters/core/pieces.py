@@ -59,8 +59,10 @@ def pieces_of(
     total = max(1, prod(module.shape[:-1]))
     if module.added and len(module.shape) > 1:
         first = total // module.shape[0] * (module.shape[0] - module.added)
-        for at in range(first, total, several):
-            yield Piece(module, None, at // height, 0, min(several, total - at), at)
+        for start in range(first, total, height):
+            stop = min(total, start + height)
+            for at in range(start, stop, several):
+                yield Piece(module, None, at // height, 0, min(several, stop - at), at)
 
 
 def in_order(

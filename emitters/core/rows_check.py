@@ -56,6 +56,11 @@ class RowsCheck:
 
     def tally(self, piece: Piece) -> Tally:
         """The comparison of all rows of a piece."""
+        # What is not finite is counted; numpy's warnings about it would say nothing more.
+        with np.errstate(all="ignore"):
+            return self._tally(piece)
+
+    def _tally(self, piece: Piece) -> Tally:
         step, total = self.block_rows(piece.module), Tally()
         check = {EQUAL: self._equal, AGAIN: self._again, NEAREST: self._nearest}
         for start in range(0, piece.count, step):
@@ -172,4 +177,3 @@ class RowsCheck:
 
 def _bytes(part: Array) -> bytes:
     return np.ascontiguousarray(part).tobytes()
-

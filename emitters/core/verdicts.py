@@ -8,7 +8,8 @@ Else a solver may have, and each matrix as a whole must be near its source.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from types import MappingProxyType
 
 from emitters.core.bundle_reading import BundleModule
@@ -35,17 +36,22 @@ SOLVED: Mapping[int, tuple[float, float]] = MappingProxyType(
 )
 # Nothing is coded so badly; values of another matrix come to less in all but tiny ones.
 LEAST_COSINE = 0.1
+_EXACT: Mapping[str, str] = MappingProxyType({EQUAL: "values-differ", AGAIN: "codes-differ"})
 _SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A matrix of a module, or a plain tensor, after its comparison. way: how it is judged."""
+    """A matrix of a module, or a plain tensor, after its comparison.
+
+    way: how it is judged. is_added: whether it is an expert's that the source does not have.
+    """
 
     name: str
     module: BundleModule
     way: str
     tally: Tally
+    is_added: bool = False
 
 
 def judged(
@@ -54,10 +60,7 @@ def judged(
     """The same with how each is judged in the end, and a finding for each kind of defect."""
     solved = _is_solved(compared)
     settled = tuple(
-        Compared(one.name, one.module, WHOLE, one.tally)
-        if solved and one.way == NEAREST
-        else one
-        for one in compared
+        replace(one, way=WHOLE) if solved and one.way == NEAREST else one for one in compared
     )
     return settled, tuple(_findings(settled))
 
@@ -96,9 +99,9 @@ def _defect(one: Compared) -> str | None:
     sums = one.tally.sums
     if sums.nothing_left:
         return "nothing-left"
-    if one.way in (EQUAL, AGAIN):
-        wrong = "values-differ" if one.way == EQUAL else "codes-differ"
-        return wrong if one.tally.wrong else None
+    exact = "added-not-zero" if one.is_added else _EXACT.get(one.way)
+    if exact is not None:
+        return exact if one.tally.wrong else None
     cosine, relative = sums.cosine, sums.relative
     if cosine is None or relative is None:
         # A source of zeros, and something decoded, or neither.
@@ -119,8 +122,14 @@ def _bounds(one: Compared) -> tuple[float, float]:
 def _place(one: Compared) -> str:
     """The first wrong value of a matrix, and how many there are."""
     row, column = one.tally.at or (0, 0)
+    # The name has the number of the matrix; rows are counted through all of the module.
+    row %= max(1, prod(one.module.shape[-2:-1]))
     values = counted(one.tally.wrong, "value")
     return f"{one.name}: {values}, the first at row {row}, column {column}"
+
+
+def _added(one: Compared) -> str:
+    return f"{_place(one)}; this expert was added and must decode to zeros"
 
 
 def _likeness(one: Compared) -> str:
@@ -137,6 +146,7 @@ def _likeness(one: Compared) -> str:
 
 _EXAMPLES: Mapping[str, Callable[[Compared], str]] = MappingProxyType(
     {
+        "added-not-zero": _added,
         "nothing-left": _likeness,
         "values-differ": _place,
         "codes-differ": _place,

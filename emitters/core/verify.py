@@ -31,6 +31,7 @@ INDEX = "model.safetensors.index.json"
 _EMBEDDING = ("embed_tokens", "embed_tokens.weight")
 _NO_BUNDLE = ("not-a-bundle", "not-a-checkpoint", "pickled-weights")
 _SOUND = ("structure", "widths")
+_OTHER_HASH = "its SHA-256 does not match the record"
 
 
 class Stage(NamedTuple):
@@ -74,7 +75,7 @@ def verify_bundle(folder: Path, source: Inventory | None = None, *, jobs: int) -
 
     Structure, index, every file's and tensor's hash against the record, widths derived from
     shapes against those in the metadata; with a source, the error of every decoded tensor.
-    Raises: PolicyError if the folder is no bundle at all, or cannot be read.
+    Raises: PolicyError if the folder is not a bundle at all, or cannot be read.
     """
     try:
         bundle = open_bundle(folder)
@@ -189,7 +190,7 @@ def _widths(bundle: Bundle) -> Iterator[Diagnostic]:
     for name in sorted(bundle.claims.keys() - modules.keys()):
         written = describe(bundle.claims[name].treatment)
         yield diagnostic(
-            "width-disagrees", module=name, found="no such module", written=written
+            "width-disagrees", module=name, found="it has no tensors", written=written
         )
     decoder = Decoder(bundle)
     for name, module in modules.items():
@@ -202,7 +203,7 @@ def _widths(bundle: Bundle) -> Iterator[Diagnostic]:
             yield diagnostic(
                 "width-disagrees",
                 module=name,
-                found=parts_text(module.parts),
+                found=f"the tensors say {parts_text(module.parts)}",
                 written=f"{describe(claim.treatment)}: {parts_text(expected)}",
             )
             continue
@@ -211,7 +212,7 @@ def _widths(bundle: Bundle) -> Iterator[Diagnostic]:
             yield diagnostic(
                 "width-disagrees",
                 module=name,
-                found=f"the shape {list(module.shape)}",
+                found=f"the tensors say the shape {list(module.shape)}",
                 written=f"the shape {list(claim.shape)}",
             )
             continue
@@ -225,7 +226,7 @@ def _unclaimed(module: BundleModule) -> Iterator[Diagnostic]:
     # Codes that nothing explains load as garbage or not at all.
     packed = any(tensor.dtype == "U32" for tensor in module.tensors.values())
     if module.treatment.action == "quantize" or packed:
-        found = parts_text(module.parts)
+        found = f"the tensors say {parts_text(module.parts)}"
         yield diagnostic("width-disagrees", module=module.name, found=found, written="nothing")
 
 
@@ -268,7 +269,7 @@ def _changed_file(
         reason = f"it has {found.nbytes} bytes, not {recorded['nbytes']}"
         yield diagnostic("file-changed", file=name, reason=reason)
     elif found.sha256 != recorded["sha256"]:
-        yield diagnostic("file-changed", file=name, reason="its SHA-256 is another one")
+        yield diagnostic("file-changed", file=name, reason=_OTHER_HASH)
 
 
 def _changed_tensors(
@@ -280,4 +281,4 @@ def _changed_tensors(
         elif name not in recorded:
             yield diagnostic("tensor-changed", tensor=name, reason="the record lacks it")
         elif found[name] != recorded[name]:
-            yield diagnostic("tensor-changed", tensor=name, reason="its SHA-256 is another one")
+            yield diagnostic("tensor-changed", tensor=name, reason=_OTHER_HASH)

@@ -92,12 +92,15 @@ def _compared(pieces: Iterable[Piece], check: RowsCheck, jobs: int) -> list[Comp
 
     done = in_order(tally, pieces, jobs=jobs)
     found = []
-    for name, parts in groupby(done, key=lambda item: item[0].name):
+    # Rows of experts that were added are judged apart from those that have a source.
+    for (name, is_added), parts in groupby(
+        done, key=lambda item: (item[0].name, item[0].tensor is None)
+    ):
         first, *rest = parts
         module, total = first[0].module, first[1]
         for _, part in rest:
             total += part
-        found.append(Compared(name, module, check.way(module), total))
+        found.append(Compared(name, module, check.way(module), total, is_added))
     return found
 
 
@@ -163,13 +166,17 @@ def _unmatched(bundle: Bundle, stacks: Stacks) -> Iterator[Diagnostic]:
             other.append(f"{module.name} {list(module.shape)}")
         elif (dtype := _foreign_dtype(module)) is not None:
             unread.append(f"{module.name} ({dtype})")
-    for modules, reason in (
-        (unknown, "the source has no {}"),
-        (other, "the shapes of {} are not those of the source's tensors"),
-        (unread, "{} cannot be decoded here"),
-    ):
-        if modules:
-            yield diagnostic("not-comparable", reason=reason.format(_some(modules)))
+    reasons = [
+        reason.format(_some(modules))
+        for modules, reason in (
+            (unknown, "the source has no {}"),
+            (other, "the shapes of {} are not those of the source's tensors"),
+            (unread, "{} cannot be decoded here"),
+        )
+        if modules
+    ]
+    if reasons:
+        yield diagnostic("not-comparable", reason="; ".join(reasons))
 
 
 def _some(names: list[str]) -> str:

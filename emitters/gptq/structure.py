@@ -71,10 +71,10 @@ def _copies(folder: Path, config: Mapping[str, Any]) -> Iterator[Diagnostic]:
             copy = json.loads((folder / file).read_bytes())
             wrong = [key for key in _SHARED if copy.get(key) != told.get(key)]
         except (ValueError, AttributeError, RecursionError):
-            yield _wrong(file, "it is no JSON object, and some readers look there first")
+            yield _wrong(file, "it is not a JSON object, and some readers look there first")
             continue
         if wrong:
-            reason = f"its {wrong[0]} is another one than in {CONFIG}; readers look at either"
+            reason = f"its {wrong[0]} differs from that in {CONFIG}, and readers look at either"
             yield _wrong(file, reason)
 
 

@@ -48,7 +48,7 @@ def wrong_tables(folder: Path, codes: Iterable[Code]) -> Iterator[str]:
         elif (tensor.dtype, tensor.shape) != ("F32", table.shape):
             yield f"{name} is {tensor.dtype} {list(tensor.shape)}, not F32 {list(table.shape)}"
         elif source.read(SIDECAR, tensor.start, tensor.nbytes).tobytes() != _stored(table):
-            yield f"{name} holds other values than the codes were made with"
+            yield f"{name} does not hold the values that the codes were made with"
 
 
 def _tables(codes: Iterable[Code]) -> Mapping[str, Array]:

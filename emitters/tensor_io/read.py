@@ -75,7 +75,7 @@ class Source(NamedTuple):
         if filled < content.nbytes:
             raise fail("source-changed", file=file, reason="it became shorter")
         if FileFacts(facts.st_size, facts.st_mtime_ns) != self.facts[file]:
-            raise fail("source-changed", file=file, reason="its size or time is another one")
+            raise fail("source-changed", file=file, reason="its size or time is different now")
         return content
 
     def rows(self, tensor: TensorInfo, first: int, count: int) -> Array:

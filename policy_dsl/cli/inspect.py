@@ -74,7 +74,7 @@ def _bundle(folder: Path) -> Outline | None:
     try:
         return bundle_outline(folder)
     except PolicyError as error:
-        # A source is no bundle; a bundle that is broken must not pass for a source.
+        # A source is not a bundle; a bundle that is broken must not pass for a source.
         if any(found.code != "not-a-bundle" for found in error.diagnostics):
             raise
         return None

@@ -6,13 +6,13 @@ from policy_dsl.codes.kinds import Code, error, warning
 
 BUNDLE_CODES: dict[str, Code] = {
     "head-differs": error(
-        "{name} differs from {embedding} ({place}), and the config says that they are one",
+        "{name} differs from {embedding} ({place}), but the config says that they are tied",
         "Readers of a tied model use its embedding as the head: without its own it answers "
         "something else. A rule that names `lm_head` stores it; `drop` leaves it out.",
     ),
     # a bundle on disk
     "not-a-bundle": error(
-        "{path} is no bundle: {reason}", "A bundle is a folder with weights."
+        "{path} is not a bundle: {reason}", "A bundle is a folder with weights."
     ),
     "bad-bundle-metadata": error(
         "{path}: {reason}", "Readers of the target could not make sense of the metadata files."
@@ -59,7 +59,7 @@ BUNDLE_CODES: dict[str, Code] = {
         "The index and the files tell different things.",
     ),
     "width-disagrees": error(
-        "module {module}: the tensors say {found}, config.json says {written}",
+        "module {module}: {found}, config.json says {written}",
         "Readers take widths from the config; wrong ones load as noise or not at all.",
         each="module",
     ),
@@ -73,7 +73,8 @@ BUNDLE_CODES: dict[str, Code] = {
         "`verify --source` needs the checkpoint that the bundle was built from.",
     ),
     "other-source": error(
-        "the bundle was not built from {given}: its record names another state of {recorded}",
+        "the bundle was not built from {given} as it is now: "
+        "its record has another digest for {recorded}",
         "The record has the digest of the source's config, and of the names, shapes and places "
         "of its tensors.",
     ),
@@ -82,27 +83,31 @@ BUNDLE_CODES: dict[str, Code] = {
         "Neither the record nor the rules of the target say that they are left out.",
     ),
     "values-differ": error(
-        "{values} of {modules} are not those of the source",
+        "differ from the source: {values} of {modules}",
         "What is kept or cast has one right value for every element.",
     ),
     "codes-differ": error(
-        "{values} of {modules} are not what the build makes of the source",
+        "not what the build makes of the source: {values} of {modules}",
         "The source was coded again in the recorded way, and other bytes came out.",
     ),
     "codes-not-nearest": error(
-        "{values} of {modules} are farther from the source than rounding takes them",
+        "farther from the source than rounding can explain: {values} of {modules}",
         "Values that were rounded are within half a step of the scales stored with them.",
     ),
     "unlike-source": error(
-        "{modules} are not those of the source, or too far from it",
+        "not the values of the source, or too far from them: {modules}",
         "Relative error or cosine are outside what codes of this width come to.",
+    ),
+    "added-not-zero": error(
+        "not zero in added experts: {values} of {modules}",
+        "These experts are not in the source: they were added, and must decode to zeros.",
     ),
     "nothing-left": error(
         "nothing is left of {modules}: the values are 0, and the source's are not",
         "Values that are too small for the dtype or the scales become 0.",
     ),
     "non-finite-decoded": error(
-        "{tensor}, or its source, is not finite in {values}",
+        "not finite in the bundle or in its source: {values} of {tensor}",
         "Such weights break a model.",
         each="tensor",
     ),
@@ -151,7 +156,7 @@ BUNDLE_CODES: dict[str, Code] = {
         "The source is never written to, and never deleted with an output.",
     ),
     "output-not-a-bundle": error(
-        "{path} is no bundle of policyc and is not replaced",
+        "{path} is not a bundle made by policyc and is not replaced",
         "Only what a build made is deleted by another build.",
     ),
     "output-has-other-files": error(

@@ -61,9 +61,14 @@ class Presence:
             yield diagnostic(
                 "config-disagrees", reason=reason, model=model_id, what=what, where=at
             )
+        by_place: dict[_Layers, dict[str, list[str]]] = defaultdict(dict)
         for (reason, where), shown in lacking.items():
-            why = _where(where) + (f"; {reason}" if reason else "")
-            yield diagnostic("missing-tensor", model=model_id, what=_some(shown), why=why)
+            by_place[where][reason] = shown
+        for where, shown_by_reason in by_place.items():
+            what, why = _with_reasons(shown_by_reason)
+            yield diagnostic(
+                "missing-tensor", model=model_id, what=what, why=_where(where) + why
+            )
 
     def _unlike(self, layers: Sequence[int], *, wanted: bool) -> _Because:
         """What layers should have and have not, or the other way round."""
@@ -85,6 +90,19 @@ class Presence:
             if (layer in seen) != wanted and self.expected.holds(need, layer) == wanted:
                 found[self.expected.reason(need, layer)].append(layer)
         return found
+
+
+def _with_reasons(shown: Mapping[str, list[str]]) -> tuple[str, str]:
+    """What is lacking, and why the config means it: each of several reasons by its names."""
+    if len(shown) == 1:
+        ((reason, names),) = shown.items()
+        return _some(names), f"; {reason}" if reason else ""
+    return _some(
+        f"{name} ({reason})" if reason else name
+        # What needs no reason is first.
+        for reason in sorted(shown, key=bool)
+        for name in shown[reason]
+    ), ""
 
 
 def _where(layers: _Layers) -> str:

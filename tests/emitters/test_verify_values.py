@@ -141,6 +141,17 @@ def test_two_swapped_experts_of_a_stack(verified) -> None:
     assert ["up_proj[1]" in finding.notes[0], "up_proj[2]" in finding.notes[1]] == [True, True]
 
 
+def test_a_row_is_counted_within_the_matrix_that_is_named(verified) -> None:
+    name = "model.layers.0.block_sparse_moe.switch_mlp.up_proj"
+
+    def change(held: dict[str, np.ndarray]) -> None:
+        held[f"{name}.weight"][2, 5, 4] ^= 1
+
+    report = verified(changed(change), name="mixtral", record=True)
+    (finding,) = [one for one in report.findings if one.code == "codes-differ"]
+    assert finding.notes == (f"{name}[2]: 1 value, the first at row 5, column 4",)
+
+
 def test_a_norm_of_zeros(verified) -> None:
     report = verified(changed(lambda held: held["model.norm.weight"].fill(0)))
     assert found(report) == {"nothing-left"}

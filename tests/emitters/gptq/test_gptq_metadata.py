@@ -238,7 +238,7 @@ def test_the_copy_says_the_same(bundle):
     path.write_text(json.dumps({**copy, "group_size": 64}))
     assert ["group_size" in found for found in findings(bundle)] == [True]
     path.write_text("[4]")
-    assert ["no JSON object" in found for found in findings(bundle)] == [True]
+    assert ["not a JSON object" in found for found in findings(bundle)] == [True]
     path.unlink()
     assert findings(bundle) == []
 

@@ -266,7 +266,7 @@ def test_a_runtime_file_with_other_tables(bundle):
     rewrite_tensors(folder / SIDECAR, change)
     assert [message for _, message in found(folder)] == [
         f"{SIDECAR}: signs.64.42 is F32 [63], not F32 [64]",
-        f"{SIDECAR}: codebook.64.2 holds other values than the codes were made with",
+        f"{SIDECAR}: codebook.64.2 does not hold the values that the codes were made with",
         f"{SIDECAR}: it has no codebook.64.4",
     ]
 
@@ -372,4 +372,29 @@ def test_another_source_is_noticed(built):
     other = open_source(str(built("tiny32_odd_bf16_JANGTQ_K").source))
     report: VerifyReport = verify_bundle(GOLDEN / PRESTACKED, other, jobs=1)
     assert not report.ok
-    assert "not-comparable" in {one.code for one in report.findings}
+    (told,) = [one for one in report.findings if one.code == "not-comparable"]
+    assert "the shapes of " in told.message
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_an_added_expert_that_does_not_decode_to_zeros(built, tmp_path, record):
+    made = built("tiny8_bf16_JANGTQ2")
+    folder = Path(shutil.copytree(made.bundle, tmp_path / "bundle"))
+    if not record:
+        (folder / "policyc.json").unlink()
+    name = f"{STACK}.up_proj.tq_norms"
+
+    def change(held: Held) -> None:
+        # All codes are the same, which the rotation gathers in one value.
+        held[name][1][20, 3] = 1
+
+    shards = folder.glob("*.safetensors")
+    (shard,) = [path for path in shards if name.encode() in path.read_bytes()]
+    rewrite_tensors(shard, change)
+    report = verify_bundle(folder, open_source(str(made.source)), jobs=1)
+    (told,) = [one for one in report.findings if one.code == "added-not-zero"]
+    assert told.message == "not zero in added experts: 1 value of 1 tensor or matrix"
+    assert told.notes[0].startswith(f"{STACK}.up_proj[20]: ")
+    assert ", the first at row 3, column " in told.notes[0]
+    assert told.notes[0].endswith("; this expert was added and must decode to zeros")
+    assert {"unlike-source", "codes-differ"}.isdisjoint(one.code for one in report.findings)
