@@ -14,12 +14,11 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.roles.architecture import Architecture, architecture, model_types
-from policy_dsl.roles.classify import numbered_key
 from policy_dsl.roles.config_meaning import Counts, given_value, read_counts
 from policy_dsl.roles.config_values import config_findings
 from policy_dsl.roles.expected import Expectation
 from policy_dsl.roles.model import TIED, Model, ModelTensor
-from policy_dsl.roles.name_rules import NameRule
+from policy_dsl.roles.name_rules import NameRule, numbered_key
 from policy_dsl.roles.needs import Need
 from policy_dsl.roles.presence import Presence
 

@@ -73,11 +73,14 @@ def _format_one(file: str, to: Form | None, *, check: bool) -> bool:
     policy, form = parse_policy(text, file)
     shown = print_dsl(policy) if (to or form) == "dsl" else print_yaml(policy)
     # A converted text needs another file name, so it is printed, never put in place.
-    if not check and (to is not None or file == STDIN):
+    changes = shown != text
+    if check:
+        return changes
+    if to is not None or file == STDIN:
         console.write(shown)
-    elif not check and shown != text:
+    elif changes:
         save_text(Path(file), shown)
-    return shown != text
+    return changes
 
 
 def _read_stdin() -> str:

@@ -132,7 +132,9 @@ def outside(architecture: Architecture, key: str, *, beyond: bool) -> NameRule |
     """
     for prefix, component in architecture.elsewhere.items():
         if key.startswith(prefix):
-            return _rule_within(architecture, key, component)
+            found = _rule_within(architecture, key, component)
+            # Which kind of block it is, no config says.
+            return replace(found, needs=(None,) * len(found.roles)) if found else None
     blocks = tuple(f"{model}.layers.#." for model in architecture.models)
     if beyond and key.startswith(blocks):
         return _rule_within(architecture, key, "mtp")
@@ -152,7 +154,7 @@ def _like_a_block(architecture: Architecture, key: str) -> NameRule | None:
     if rule is None or not rule.roles:
         return rule
     roles = tuple(_moved(role, "mtp") for role in rule.roles)
-    return replace(rule, roles=roles, layer_at=None, needs=(None,) * len(roles))
+    return replace(rule, roles=roles, layer_at=None)
 
 
 def _moved(role: Role, component: str) -> Role:

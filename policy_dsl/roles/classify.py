@@ -23,7 +23,7 @@ from policy_dsl.roles.config_values import config_findings
 from policy_dsl.roles.expected import Expectation
 from policy_dsl.roles.fused import defuse, fused_defect
 from policy_dsl.roles.model import TIED, Model, ModelTensor
-from policy_dsl.roles.name_rules import Fusion, NameRule, Role
+from policy_dsl.roles.name_rules import Fusion, NameRule, Role, numbered_key
 from policy_dsl.roles.needs import Need
 from policy_dsl.roles.presence import Presence
 from policy_dsl.roles.scales import Scales, find_scales, is_activation_scale, some
@@ -163,7 +163,8 @@ class _Reading:
         is_read = not is_weight or self._is_readable(tensor, is_matrix=is_matrix, scaled=scaled)
         if need is not None:
             # Codes have shapes of their own.
-            self.presence.add(need, layer, tensor.name, shape if is_read else None)
+            block = _block_of(tensor, component, layer)
+            self.presence.add(need, block, tensor.name, shape if is_read else None)
         elif 0 in shape or (len(shape) != 2 if is_matrix else not shape):
             self._wrong_shape(tensor, f"{'[out, in] of' if is_matrix else 'that of a'} {name}")
         self.tensors.append(
@@ -196,7 +197,8 @@ class _Reading:
         for need, part in zip(rule.needs, parts, strict=False):
             if need is not None:
                 name = f"{tensor.name} ({need.slot} of each expert)"
-                self.presence.add(need, layer, name, part.shape)
+                block = _block_of(tensor, part.component, layer)
+                self.presence.add(need, block, name, part.shape)
         self.tensors += parts
 
     def _wrong_shape(self, tensor: TensorInfo, wanted: str) -> None:
@@ -257,6 +259,11 @@ class _Reading:
             )
 
 
+def _block_of(tensor: TensorInfo, component: str | None, layer: int | None) -> int | None:
+    """The layer in which a tensor is needed; an MTP block needs what one like it does."""
+    return numbered_key(tensor.name)[1][0] if component == "mtp" else layer
+
+
 def _model(inventory: Inventory, reading: _Reading) -> Model:
     tensors, table = tuple(reading.tensors), reading.table
     tied = given_value(inventory.config, table, TIED)
@@ -276,15 +283,3 @@ def _model(inventory: Inventory, reading: _Reading) -> Model:
         tensors=tensors,
         ignored=(*reading.ignored, *orphans),
     )
-
-
-def numbered_key(name: str) -> tuple[str, list[int]]:
-    """The name with `#` for each whole number between dots, and the numbers."""
-    parts = name.split(".")
-    numbers = []
-    for i, part in enumerate(parts):
-        # 01 is another name than 1, and a number of many digits is no layer.
-        if part.isdecimal() and len(part) < 8 and (part[0] != "0" or part == "0"):
-            numbers.append(int(part))
-            parts[i] = "#"
-    return ".".join(parts), numbers

@@ -8,6 +8,7 @@ from itertools import islice
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.roles.model import Model, ModelTensor
+from policy_dsl.roles.name_rules import numbered_key
 from policy_dsl.roles.presence import Presence
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 
@@ -17,16 +18,32 @@ _Place = tuple[int | None, str]
 def review(model: Model, presence: Presence) -> Iterator[Diagnostic]:
     """What is missing, there twice, or there although the config denies it."""
     yield from _missing_layers(model)
-    there = {tensor.layer for tensor in model.tensors}
-    layers = [layer for layer in range(model.n_layers) if layer in there]
-    yield from presence.absences(model.id, layers)
+    yield from presence.absences(model.id, _begun(model, presence))
     places = _places(model)
     if not model.tied and (None, "lm_head") not in places:
         yield diagnostic("missing-tensor", model=model.id, what="lm_head", why="")
-    for tensors in places.values():
+    for (layer, _), tensors in places.items():
         yield from _ambiguous(tensors)
         if tensors[0].component == "experts":
-            yield from _wrong_experts(model, tensors)
+            yield from _wrong_experts(model, tensors, layer)
+    for (block, _), tensors in _mtp_experts(model).items():
+        yield from _wrong_experts(model, tensors, block)
+
+
+def _begun(model: Model, presence: Presence) -> list[int]:
+    """The layers that have any tensor, and MTP blocks, which may be left out whole."""
+    there = {tensor.layer for tensor in model.tensors if tensor.layer is not None}
+    return sorted(there | {block for block in presence.blocks if block >= model.n_layers})
+
+
+def _mtp_experts(model: Model) -> dict[_Place, list[ModelTensor]]:
+    """The experts of MTP blocks by block and role."""
+    places: dict[_Place, list[ModelTensor]] = defaultdict(list)
+    for tensor in model.tensors:
+        if tensor.component == "mtp" and tensor.expert is not None:
+            block = numbered_key(tensor.source.name)[1][0]
+            places[block, tensor.role].append(tensor)
+    return places
 
 
 def _places(model: Model) -> dict[_Place, list[ModelTensor]]:
@@ -61,9 +78,11 @@ def _ambiguous(tensors: list[ModelTensor]) -> Iterator[Diagnostic]:
     )
 
 
-def _wrong_experts(model: Model, tensors: list[ModelTensor]) -> Iterator[Diagnostic]:
+def _wrong_experts(
+    model: Model, tensors: list[ModelTensor], layer: int | None
+) -> Iterator[Diagnostic]:
     """tensors: all experts of one projection in one layer."""
-    role, layer, expected = tensors[0].role, tensors[0].layer, range(model.n_experts)
+    role, expected = tensors[0].role, range(model.n_experts)
     numbers = {tensor.expert for tensor in tensors if tensor.expert is not None}
     missing = _some(i for i in expected if i not in numbers)
     if missing:

@@ -69,10 +69,15 @@ class Expectation:
         if clause.form == "in":
             return isinstance(value, list) and layer in value
         if clause.form == "is":
-            return bool(_at(value, layer) == clause.word)
+            return bool(_at(value, self._listed(layer)) == clause.word)
         if not clause.form:
             return value not in (None, False, 0)
         return is_whole(value) and _counts(clause.form, layer, value)
+
+    def _listed(self, layer: int) -> int:
+        """The layer as lists of the config count it: an MTP block is one like the last."""
+        layers = self.meaning.value(self.table.layers)
+        return min(layer, layers - 1) if is_whole(layers) else layer
 
     def _deciding(self, condition: str, layer: int) -> Iterator[Clause]:
         """The clauses about the config that decide a condition: those that fail, or all."""
@@ -88,7 +93,7 @@ class Expectation:
         key = self._root(clause.key)
         value = self.meaning.value(key)
         if clause.form == "is" and isinstance(value, list):
-            return f"{key} says {json.dumps(_at(value, layer))} there"
+            return f"{key} says {json.dumps(_at(value, self._listed(layer)))} there"
         shown = json.dumps(value)[:_LONGEST_VALUE]
         if self.meaning.is_given(key):
             is_null = self.meaning.given(key) is None and value is not None

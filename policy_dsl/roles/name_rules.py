@@ -139,3 +139,15 @@ def _rule(
     if "{" in key or any(part.isdecimal() for part in parts):
         raise ValueError(f"a name may hold only the numbers {_NUMBERS}: {name}")
     return key, NameRule(roles, at.get("{layer}"), at.get("{expert}"), fusion, reason, needs)
+
+
+def numbered_key(name: str) -> tuple[str, list[int]]:
+    """The name with `#` for each whole number between dots, and the numbers."""
+    parts = name.split(".")
+    numbers = []
+    for i, part in enumerate(parts):
+        # 01 is another name than 1, and a number of many digits is no layer.
+        if part.isdecimal() and len(part) < 8 and (part[0] != "0" or part == "0"):
+            numbers.append(int(part))
+            parts[i] = "#"
+    return ".".join(parts), numbers

@@ -41,6 +41,11 @@ class Presence:
         elif shape is not None:
             self.misfits.append(Misfit(need, layer, name, shape))
 
+    @property
+    def blocks(self) -> frozenset[int]:
+        """The blocks that have any of what the table names."""
+        return frozenset(at for seen in self.seen.values() for at in seen if at is not None)
+
     def shape_findings(self, model_id: str) -> Iterator[Diagnostic]:
         """Shapes that the config does not mean."""
         # What the config denies is reported as that, of whatever shape it is.

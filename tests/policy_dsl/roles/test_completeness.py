@@ -222,3 +222,23 @@ def test_fused_experts_that_are_stored_transposed_are_noticed(recorded, codes):
 def test_counters_in_towers_are_no_weights(changed):
     positions = TensorInfo("vision_tower.embeddings.position_ids", "I64", (1, 8), 64)
     classify(changed("gemma3", with_tensors=[positions]))
+
+
+@pytest.mark.parametrize("case", ["glm4_moe", "deepseek_v3"])
+def test_an_mtp_block_is_left_out_whole_or_not_at_all(case, recorded, inventory, mtp_block):
+    source, _ = recorded(case)
+    config = {**source.config, "num_nextn_predict_layers": 1}
+    block = mtp_block("model.layers.3.", case, 2)
+    whole = inventory(config, *source.tensors.values(), *block)
+    assert classify(whole).n_layers == 3
+    assert classify(inventory(config, *source.tensors.values())).n_layers == 3
+    for missing in block:
+        left = [each for each in whole.tensors.values() if each is not missing]
+        with pytest.raises(PolicyError) as caught:
+            classify(inventory(config, *left))
+        assert "layer 3" in str(caught.value), missing.name
+    longer = [each._replace(shape=(each.shape[0] + 8, *each.shape[1:])) for each in block]
+    for wrong, right in zip(longer, block, strict=True):
+        others = {**whole.tensors, right.name: wrong}
+        with pytest.raises(PolicyError):
+            classify(inventory(config, *others.values()))
