@@ -5,7 +5,7 @@ Bundle ── its config, the family's table ──> findings; no source, no wei
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import emitters
@@ -13,14 +13,17 @@ from emitters.core.bundle_reading import Bundle, BundleModule
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.roles.architecture import Architecture, architecture, model_types
-from policy_dsl.roles.config_meaning import Counts, given_value, read_counts
+from policy_dsl.roles.architecture import Architecture, architecture, model_types, outside
+from policy_dsl.roles.config_meaning import Counts, config_value, given_value, read_counts
 from policy_dsl.roles.config_values import config_findings
 from policy_dsl.roles.expected import Expectation
 from policy_dsl.roles.model import TIED, Model, ModelTensor
 from policy_dsl.roles.name_rules import NameRule, numbered_key
 from policy_dsl.roles.needs import Need
 from policy_dsl.roles.presence import Presence
+from policy_dsl.roles.scales import some
+from policy_dsl.units import counted
+from policy_dsl.vocabulary import SINGLE_ROLES
 
 _PLAIN = frozenset({"BF16", "F16", "F32"})
 _SOME = 5
@@ -75,28 +78,94 @@ class _Search:
     presence: Presence
     model: Model
     modules: Mapping[str, BundleModule] = field(init=False)
+    layers: list[int] = field(default_factory=list)
+    dropped: dict[Need, list[int | None]] = field(default_factory=dict)
     wrong: list[Diagnostic] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.modules = {module.name: module for module in self.bundle.modules}
 
     def look(self) -> None:
-        """Look up what every need of the family may be, in every layer."""
-        table = self.model.architecture
-        named: dict[Need, list[tuple[str, NameRule]]] = {
-            need: [] for need in table.needs.values()
-        }
-        for key, rule in table.names.items():
-            for need in rule.needs:
-                if need is not None:
-                    named[need].append((key, rule))
+        """Look up what every need of the family may be, in every layer that the bundle has."""
+        named = _named(self.model.architecture)
         omitted = self._omitted()
+        self._count_layers(self._blocks(named), {layer for _, layer in omitted})
         for need, names in named.items():
-            for layer in range(self.counts.layers) if need.in_layers else (None,):
-                if (need, layer) in omitted:
-                    self.presence.seen.setdefault(need, {})[layer] = ""
-                else:
-                    self._look_up(need, layer, names)
+            places: Iterable[int | None] = self.layers if need.in_layers else (None,)
+            for layer in places:
+                found = self._look_up(need, layer, names)
+                if not found and (need, layer) in omitted:
+                    self._miss_dropped(need, layer)
+
+    def _blocks(self, named: Mapping[Need, list[tuple[str, NameRule]]]) -> set[str]:
+        """What precedes the number of a layer in the names of the format's modules."""
+        tensors = (
+            _tensor(need, 0, *name)
+            for need, names in named.items()
+            if need.in_layers
+            for name in names
+        )
+        paths = (self.spec.module_path(tensor, self.model) for tensor in tensors)
+        return {numbered_key(path)[0].partition("#")[0] for path in paths}
+
+    def _count_layers(self, blocks: set[str], omitted: set[int | None]) -> None:
+        """Compare the layers that the bundle has with those of its config."""
+        # Counted before they are walked: a config may ask for any number of them.
+        count, model = self.counts.layers, self.model.id
+        keys = {name: numbered_key(name) for name in self.modules}
+        layers = {
+            name: numbers[0]
+            for name, (key, numbers) in keys.items()
+            if numbers and key.partition("#")[0] in blocks
+        }
+        there = omitted.union(layers.values())
+        self.layers = [layer for layer in range(count) if layer in there]
+        if missing := _ranges(layer for layer in range(count) if layer not in there):
+            self.wrong.append(
+                diagnostic("missing-layers", model=model, missing=missing, n_layers=count)
+            )
+        after = [name for name, layer in layers.items() if layer >= count]
+        beyond = [name for name in after if not self._is_mtp(name, keys[name][0], layers[name])]
+        if beyond:
+            tensors, names = counted(len(beyond), "tensor"), some(beyond)
+            self.wrong.append(
+                diagnostic("layer-beyond-config", tensors=tensors, n_layers=count, names=names)
+            )
+
+    def _is_mtp(self, name: str, key: str, layer: int) -> bool:
+        """Whether a module after the last layer belongs to a block that predicts tokens."""
+        table = self.model.architecture
+        if table.mtp_layers is None:
+            return False
+        announced = self.counts.layers + self.counts.mtp_layers
+        if layer < announced or self.modules[name].role.startswith("mtp."):
+            return True
+        # Norms and routers stay where a policy drops the block's matrices.
+        rule = outside(table, f"{key}.weight", beyond=True) or outside(table, key, beyond=True)
+        return rule is not None and rule.roles[0].name.rpartition(".")[2] in SINGLE_ROLES
+
+    def _miss_dropped(self, need: Need, layer: int | None) -> None:
+        """Take a need that the policy dropped as seen, and note it if readers look for it."""
+        self.presence.seen.setdefault(need, {})[layer] = ""
+        config, table = self.model.config, self.model.architecture
+        if need.slot == "lm_head":
+            is_missed = config_value(config, table, TIED) is False
+        else:
+            is_missed = not need.optional and self.presence.expected.holds(need, layer)
+        if is_missed:
+            self.dropped.setdefault(need, []).append(layer)
+
+    def _dropped_findings(self) -> Iterator[Diagnostic]:
+        """What readers look for and the policy left out, by the layers that lack it."""
+        found: dict[tuple[int | None, ...], list[str]] = {}
+        for need, places in self.dropped.items():
+            found.setdefault(tuple(places), []).append(need.shown)
+        for layers, shown in found.items():
+            numbers = _ranges(layer for layer in layers if layer is not None)
+            word = "layers" if len(layers) > 1 else "layer"
+            where = f" in {word} {numbers}" if numbers else ""
+            model, what = self.model.id, some(shown)
+            yield diagnostic("left-out-by-policy", model=model, what=what, where=where)
 
     def _omitted(self) -> set[tuple[Need, int | None]]:
         """What the record says was left out, so that nobody misses it."""
@@ -112,8 +181,8 @@ class _Search:
 
     def _look_up(
         self, need: Need, layer: int | None, names: list[tuple[str, NameRule]]
-    ) -> None:
-        """Take the modules of the first of these names that the bundle has."""
+    ) -> bool:
+        """Take the modules of the first of these names that the bundle has, if it has one."""
         for key, rule in names:
             tensor = _tensor(need, layer, key, rule)
             if self.spec.omission(tensor, self.model) is not None:
@@ -121,9 +190,10 @@ class _Search:
             path = self.spec.module_path(tensor, self.model)
             if path in self.modules:
                 self._add(need, layer, self.modules[path], is_stack=tensor.expert is not None)
-                return
+                return True
             if tensor.expert is not None and self._add_apart(need, layer, path):
-                return
+                return True
+        return False
 
     def _add(
         self, need: Need, layer: int | None, module: BundleModule, *, is_stack: bool = False
@@ -188,12 +258,22 @@ class _Search:
         """What is wrong with the modules that were found, and which were not."""
         yield from self.wrong
         yield from self.presence.shape_findings(self.model.id)
-        yield from self.presence.absences(self.model.id, range(self.counts.layers))
+        yield from self.presence.absences(self.model.id, self.layers)
+        yield from self._dropped_findings()
         table, config = self.model.architecture, self.model.config
         head = table.needs.get("lm_head")
         untied = given_value(config, table, TIED) is False
         if head is not None and untied and head not in self.presence.seen:
             yield diagnostic("missing-tensor", model=self.model.id, what="lm_head", why="")
+
+
+def _named(table: Architecture) -> dict[Need, list[tuple[str, NameRule]]]:
+    """The names that each need of a family may have."""
+    named: dict[Need, list[tuple[str, NameRule]]] = {need: [] for need in table.needs.values()}
+    for key, rule in table.names.items():
+        for need in filter(None, rule.needs):
+            named[need].append((key, rule))
+    return named
 
 
 def _tensor(need: Need, layer: int | None, key: str, rule: NameRule) -> ModelTensor:
@@ -215,6 +295,18 @@ def _tensor(need: Need, layer: int | None, key: str, rule: NameRule) -> ModelTen
     )
 
 
-def _shown(numbers: list[int]) -> str:
-    more = ", …" if len(numbers) > _SOME else ""
-    return ", ".join(map(str, numbers[:_SOME])) + more
+def _shown(numbers: Iterable[object]) -> str:
+    shown = list(map(str, numbers))
+    more = ", …" if len(shown) > _SOME else ""
+    return ", ".join(shown[:_SOME]) + more
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """`0, 3-65535`: whole numbers in order, with those that follow each other as one."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return _shown(first if first == last else f"{first}-{last}" for first, last in runs)

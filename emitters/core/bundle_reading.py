@@ -139,6 +139,7 @@ def read_record(folder: Path) -> Mapping[str, Any] | None:
         refuse_placeholder(RECORD, content, len(content))
         document: dict[str, Any] = json.loads(content)
         _require_version(document, folder)
+        digest = _digest(document)
         jsonschema.validate(document, record_schema())
     except jsonschema.ValidationError as error:
         place = ".".join(str(key) for key in error.absolute_path)
@@ -147,10 +148,19 @@ def read_record(folder: Path) -> Mapping[str, Any] | None:
     except (ValueError, RecursionError) as error:
         raise fail("bad-record", path=str(folder), reason=str(error)) from None
     # The hashes in it are worth nothing if anyone can edit them.
-    if document["digest"] != record_digest(document):
+    if document["digest"] != digest:
         reason = "it was edited: its own digest does not fit"
         raise fail("bad-record", path=str(folder), reason=reason)
     return document
+
+
+def _digest(document: Any) -> str:
+    """What a record's own digest must be. Raises: ValueError if its text is not Unicode."""
+    # Before its schema, whose findings would repeat such text.
+    try:
+        return record_digest(document) if isinstance(document, dict) else ""
+    except UnicodeEncodeError:
+        raise ValueError("it has text that is not Unicode: half of a surrogate pair") from None
 
 
 def _require_version(document: Any, folder: Path) -> None:

@@ -29,6 +29,11 @@ BUNDLE_CODES: dict[str, Code] = {
         "{path} has no policyc.json: hashes cannot be checked",
         "The bundle was made by another tool, or the record was lost.",
     ),
+    "left-out-by-policy": warning(
+        "{model} has no {what}{where}: its policy dropped it; readers may refuse the bundle",
+        "The record says that the policy dropped it, and the config means a model that has it. "
+        "`drop` is for towers and heads that nobody reads.",
+    ),
     "missing-bundle-file": error(
         "{file} is not there, but the {where} names it",
         "The bundle is not complete.",

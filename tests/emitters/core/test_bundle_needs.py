@@ -97,7 +97,7 @@ def test_a_bundle_that_lacks_a_layer_lacks_one_thing(bundle: Path) -> None:
             _without(bundle, module)
     codes = [line.partition(":")[0] for line in _said(bundle).splitlines()]
     # mlx-lm's config lists every quantized module, which is looked at before.
-    assert codes in (["missing-tensor"], ["width-disagrees"])
+    assert codes in (["missing-layers"], ["width-disagrees"])
 
 
 def _full(folder: Path) -> list[str]:
@@ -107,7 +107,8 @@ def _full(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"num_hidden_layers": 9}, "missing-tensor"),
+        ({"num_hidden_layers": 9}, "missing-layers"),
+        ({"num_hidden_layers": 65536}, "-65535; its config says 65536 layers"),
         ({"num_key_value_heads": [1, 2]}, "bad-config-value"),
         ({"vocab_size": 7}, "wrong-shape"),
         ({"num_attention_heads": "x"}, "bad-config-value"),
@@ -139,12 +140,65 @@ def test_a_bundle_whose_language_model_is_not_an_object_is_refused(
     assert "text_config" in _said(bundle)
 
 
-def test_what_the_policy_left_out_is_not_missed(tmp_path: Path) -> None:
-    (tmp_path / "p.qpol").write_text("target mlx_affine\nall: 8bit\nlm_head: drop\n")
+@pytest.mark.parametrize("target", ["mlx_affine", "gptq"])
+def test_layers_after_the_last_one_are_refused(tmp_path: Path, target: str) -> None:
+    out = Path(shutil.copytree(RECORDED[target], tmp_path / "bundle"))
+    _config(out, num_hidden_layers=1)
+    assert "layer-beyond-config" in _said(out)
+
+
+def _built(tmp_path: Path, rule: str, target: str = "mlx_affine") -> Path:
+    (tmp_path / "p.qpol").write_text(f"target {target}\nall: 8bit\n{rule}\n")
     out = tmp_path / "out"
     arguments = ["build", str(tmp_path / "p.qpol"), "--model", str(TINY), "-o", str(out), "-q"]
     assert main(arguments) == 0
-    assert "missing-tensor" not in _said(out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("rule", "missed"),
+    [
+        ("lm_head: drop", ["no lm_head:"]),
+        ("embed: drop", ["no embed:"]),
+        ("norm: drop", ["no model.norm:", "self_attn.q_norm in layers 0-5:"]),
+        ("layers 1: drop", ["and 2 more in layer 1:"]),
+        ("router: drop", ["no router in layers 0-5:"]),
+        ("", []),
+    ],
+)
+def test_what_the_policy_left_out_is_a_warning(
+    tmp_path: Path, rule: str, missed: list[str]
+) -> None:
+    report = verify_bundle(_built(tmp_path, rule), jobs=1)
+    found = [one.message for one in report.findings if one.code == "left-out-by-policy"]
+    assert report.ok
+    assert len(found) == len(missed)
+    for message, words in zip(found, missed, strict=True):
+        assert words in message
+
+
+def test_without_its_record_nobody_knows_that_it_was_dropped(tmp_path: Path) -> None:
+    out = _built(tmp_path, "norm: drop")
+    (out / "policyc.json").unlink()
+    assert "missing-tensor" in _said(out)
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+@pytest.mark.parametrize("place", ["policy", "modules", "surplus"])
+def test_a_record_that_is_not_unicode_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, place: str
+) -> None:
+    out = _built(tmp_path, "")
+    path = out / "policyc.json"
+    document = json.loads(path.read_text())
+    if place == "policy":
+        document["policy"]["text"] = "\ud800"
+    else:
+        document.setdefault(place, {})["\udfff"] = {}
+    path.write_text(json.dumps(document))
+    assert main([command, str(out)]) in (1, 2)
+    said = capsys.readouterr()
+    assert "bad-record" in said.out + said.err
 
 
 @pytest.fixture
