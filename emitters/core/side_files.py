@@ -17,11 +17,12 @@ from policy_dsl.sources.checkpoint import CheckpointFiles, read_json
 from policy_dsl.sources.local_files import LocalFiles
 from policy_dsl.sources.placeholders import LOOKED_AT_NBYTES, refuse_placeholder
 from policy_dsl.sources.side_files import SIDE_FILES, VOCABULARIES, is_one_of
-from policy_dsl.sources.token_ids import tokens_beyond
+from policy_dsl.sources.token_ids import tokenizer_faults, tokens_beyond
 from policy_dsl.units import counted
 
 # Licences bind whoever passes a model on, and custom modeling code is part of it.
 ALWAYS_COPIED = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "*.py")
+_CURE = "download it again; the tokenizers library does not load it"
 # Larger ones take too long to be read on the way to a plan.
 _MOST_JSON_NBYTES = 64 * 2**20
 
@@ -79,11 +80,18 @@ def _read(
         try:
             if name.endswith(".json") and size <= _MOST_JSON_NBYTES:
                 documents[name] = read_json(files, name)
+                found += _tokenizer_findings(name, documents[name])
                 continue
             refuse_placeholder(name, files.read(name, 0, min(size, LOOKED_AT_NBYTES)), size)
         except PolicyError as error:
             found += error.diagnostics
     return found, documents
+
+
+def _tokenizer_findings(file: str, document: Mapping[str, Any]) -> Iterator[Diagnostic]:
+    if file.rpartition("/")[2] == "tokenizer.json":
+        for reason in tokenizer_faults(document):
+            yield diagnostic("bad-source-json", suggestion=_CURE, file=file, reason=reason)
 
 
 def _has_vocabulary(names: Iterable[str]) -> bool:

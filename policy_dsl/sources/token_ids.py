@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import Any
 
 from policy_dsl.sources.safetensors_header import shown
+from policy_dsl.units import counted
 
+# Types of models in a tokenizer.json whose vocabulary is an object, and the one of a list.
+_MAPPED, _LISTED = ("BPE", "WordPiece", "WordLevel"), "Unigram"
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -26,6 +31,64 @@ def tokens_beyond(
         if beyond:
             found[file] = beyond
     return found
+
+
+def tokenizer_faults(document: Mapping[str, Any]) -> Iterator[str]:
+    """Why the tokenizers library cannot load a tokenizer.json, as far as its tokens tell.
+
+    Tokens that share an id, and gaps between ids, are not faults.
+    """
+    model, added = document.get("model", {}), document.get("added_tokens", [])
+    if isinstance(model, Mapping):
+        if "vocab" in model:
+            yield from _vocabulary_faults(model.get("type"), model["vocab"])
+    else:
+        yield f"its model is {_cut(model)}, not an object"
+    if not isinstance(added, list):
+        yield f"its added_tokens are {_cut(added)}, not a list"
+    elif wrong := [one for one in added if not _has_id(one)]:
+        entries = counted(len(wrong), "entry", "entries")
+        yield f"its added_tokens have {entries} without a whole number as id: {_cut(wrong[0])}"
+
+
+def _vocabulary_faults(type_: Any, vocabulary: Any) -> Iterator[str]:
+    if isinstance(vocabulary, Mapping) and type_ != _LISTED:
+        wrong = [
+            f"{_cut(name)}: {_cut(one)}" for name, one in vocabulary.items() if not _is_id(one)
+        ]
+        if wrong:
+            ids = counted(len(wrong), "token")
+            shown_ids = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
+            yield f"its vocab has {ids} without a whole number from 0 as id: {shown_ids}"
+    elif isinstance(vocabulary, list) and type_ not in _MAPPED:
+        if not all(map(_is_scored, vocabulary)):
+            yield "its vocab has entries that are not a text and a number"
+    else:
+        wanted = "a list" if type_ == _LISTED else "an object"
+        yield f"its vocab is {_cut(vocabulary)}, not {wanted}"
+
+
+def _cut(value: Any) -> str:
+    # What is inside may be nested deeply.
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return shown(json.dumps(value, ensure_ascii=False), 40)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**32
+
+
+def _has_id(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and _is_id(entry.get("id"))
+
+
+def _is_scored(entry: Any) -> bool:
+    if not isinstance(entry, list) or len(entry) != 2:
+        return False
+    piece, score = entry
+    is_number = type(score) is int or (type(score) is float and isfinite(score))
+    return isinstance(piece, str) and is_number
 
 
 def _fast_tokenizer(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:

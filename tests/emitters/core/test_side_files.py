@@ -138,7 +138,7 @@ def test_tokens_beyond_the_embedding_are_a_warning(
 def test_token_ids_of_other_kinds_are_passed_over(write_llama, run: Run) -> None:
     source = write_llama()
     odd = {
-        "tokenizer.json": {"model": {"vocab": {"a": 95, "b": "x"}}, "added_tokens": [3, {}]},
+        "tokenizer.json": {"model": {"vocab": {"a": 95, "b": 95}}, "added_tokens": []},
         "added_tokens.json": {"a": -1, "b": None, "c": 95},
         "tokenizer_config.json": {"added_tokens_decoder": {"x": {}, "²": 3, "9" * 99: 3}},
         "generation_config.json": {
@@ -150,6 +150,94 @@ def test_token_ids_of_other_kinds_are_passed_over(write_llama, run: Run) -> None
     for file, document in odd.items():
         (source / file).write_text(json.dumps(document))
     assert "token-beyond-embedding" not in run("check", "mlx_affine", source, 0)
+
+
+OWN = {
+    "BPE": {"merges": []},
+    "Unigram": {"unk_id": None},
+    "WordPiece": {
+        "unk_token": "a",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+    },
+}
+
+
+def _vocabulary(type_: str | None, vocabulary: object) -> dict[str, object]:
+    """A tokenizer.json with this vocabulary; types may be left out."""
+    typed = {"type": type_} if type_ else {}
+    return {"model": {**typed, **OWN.get(type_ or "", {"unk_token": "a"}), "vocab": vocabulary}}
+
+
+MAPPED = ["BPE", "WordPiece", "WordLevel", None]
+NO_IDS = [None, [0], "1", -1, 2.5, 1.0, True, 2**32, {}, float("nan")]
+NO_PIECES = [["b"], ["b", None], ["b", "1"], ["b", True], ["b", 1, 2], [1, 1.0], "b", {"b": 1}]
+TOKEN = {"content": "q", "special": True} | dict.fromkeys(
+    ("single_word", "lstrip", "rstrip", "normalized"), False
+)
+NO_TOKENIZERS = [
+    *(_vocabulary(type_, {"a": 0, "b": one}) for type_ in MAPPED for one in NO_IDS),
+    *(_vocabulary(type_, one) for type_ in MAPPED for one in (None, 3, "x")),
+    *(_vocabulary(type_, [["a", 0.0]]) for type_ in MAPPED[:3]),
+    *(_vocabulary("Unigram", [["a", 0.0], one]) for one in NO_PIECES),
+    *(_vocabulary("Unigram", one) for one in (None, 3, "x", {"a": 0})),
+    *({"model": one} for one in (None, 3, "Entry not found", [])),
+    *(
+        _vocabulary("BPE", {"a": 0}) | {"added_tokens": one}
+        for one in (None, {}, [3], [TOKEN], [{**TOKEN, "id": -1}], [{**TOKEN, "id": "1"}])
+    ),
+]
+TOKENIZERS = [
+    *(_vocabulary(type_, {"a": 0, "b": one}) for type_ in MAPPED for one in (0, 7)),
+    *(_vocabulary(type_, {}) for type_ in MAPPED),
+    *(_vocabulary("Unigram", [["a", 0.0], one]) for one in (["b", -1], ["a", 2.5])),
+    _vocabulary("Unigram", []),
+    _vocabulary("BPE", {"a": 0}) | {"added_tokens": [{**TOKEN, "id": 3}]},
+    _vocabulary("BPE", {"a": 0}),
+]
+
+
+def test_what_is_not_a_tokenizer_is_refused(
+    write_llama, planned, run: Run, tmp_path: Path
+) -> None:
+    source, out = write_llama(), tmp_path / "out"
+    build(*planned(source), out=out)
+    (out / "policyc.json").unlink()
+    for document in NO_TOKENIZERS:
+        for folder in (source, out):
+            (folder / "tokenizer.json").write_text(json.dumps(document))
+        said = run("plan", "mlx_affine", source, 2)
+        assert "error[bad-source-json]: tokenizer.json: its " in said, document
+        codes = {found.code for found in verify_bundle(out, jobs=1).findings}
+        assert "bad-source-json" in codes, document
+
+
+def test_unusual_tokenizers_are_taken(write_llama, run: Run) -> None:
+    source = write_llama()
+    for document in TOKENIZERS:
+        (source / "tokenizer.json").write_text(json.dumps(document))
+        assert "bad-source-json" not in run("plan", "mlx_affine", source, 0), document
+
+
+def test_tokens_without_ids_are_one_finding(write_llama, run: Run) -> None:
+    source = write_llama()
+    vocabulary = _vocabulary("BPE", dict.fromkeys("abcde"))
+    (source / "tokenizer.json").write_text(json.dumps(vocabulary))
+    said = run("plan", "mlx_affine", source, 2)
+    told = (
+        'its vocab has 5 tokens without a whole number from 0 as id: "a": null, "b": null, "c"'
+    )
+    assert told in said
+
+
+@pytest.mark.slow
+def test_the_tokenizers_library_refuses_the_same() -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    for document in TOKENIZERS:
+        tokenizers.Tokenizer.from_str(json.dumps(document))
+    for document in NO_TOKENIZERS:
+        with pytest.raises(Exception, match=r"expected|untagged|missing"):
+            tokenizers.Tokenizer.from_str(json.dumps(document))
 
 
 @pytest.mark.parametrize("recorded", [True, False])
