@@ -123,6 +123,7 @@ class FormatSpec:
       unsupported(tensor, model, treatment): why they cannot take a tensor stored like that,
         else None; asked of whole treatments, plain ones included.
       conflicts(modules): what they need several modules to share and they do not.
+      config_readers: the tables of readers that say what config.json means to them.
       runtimes: reader -> what it is. refusals(plan): those that cannot load a bundle, and why.
     What modules and their tensors are
       module_path(tensor, model): the output module of a tensor; tensors with equal paths are
@@ -166,6 +167,7 @@ class FormatSpec:
 
     unsupported: Callable[[ModelTensor, Model, Treatment], str | None]
     conflicts: Callable[[Sequence[Module]], list[str]] | None = None
+    config_readers: tuple[str, ...] = ()
     runtimes: Mapping[str, str] = field(default_factory=dict)
     refusals: Callable[[Plan], tuple[Refusal, ...]] | None = None
 

@@ -21,6 +21,7 @@ from policy_dsl.roles.model import TIED, Model, ModelTensor
 from policy_dsl.roles.name_rules import NameRule, numbered_key
 from policy_dsl.roles.needs import Need
 from policy_dsl.roles.presence import Presence
+from policy_dsl.roles.reader_tables import reader_kind
 from policy_dsl.roles.scales import some
 from policy_dsl.units import counted
 from policy_dsl.vocabulary import SINGLE_ROLES
@@ -32,12 +33,15 @@ _SOME = 5
 def needs_findings(bundle: Bundle) -> Iterator[Diagnostic]:
     """What a bundle lacks, or has though its config denies it, or has in another shape.
 
-    Nothing is known of families without a table, and of those that the format does not take.
-    What the record says was left out is not missed.
+    Nothing is known of families that the format does not take. What the record says was left
+    out is a warning.
     """
     spec, inventory = emitters.get(bundle.target).spec, bundle.inventory
-    family = model_types().get(str(inventory.config.get("model_type")))
-    if family is None or spec.families.get(family, "unknown") is not None:
+    family = _family(bundle)
+    if family is None:
+        model_type = str(inventory.config.get("model_type"))
+        yield diagnostic("unknown-architecture", model=inventory.id, model_type=model_type)
+    if family is None or not_compared(bundle):
         return
     table = architecture(family)
     try:
@@ -53,6 +57,17 @@ def needs_findings(bundle: Bundle) -> Iterator[Diagnostic]:
     search = _Search(bundle, spec, counts, Presence(expected), _model(bundle, table, counts))
     search.look()
     yield from search.findings()
+
+
+def not_compared(bundle: Bundle) -> str:
+    """Why the modules of a bundle are not compared with its config; empty if they are."""
+    family = _family(bundle)
+    refused = emitters.get(bundle.target).spec.families.get(family or "", "unknown")
+    return "" if refused is None else f"{bundle.target} does not take {family or 'such models'}"
+
+
+def _family(bundle: Bundle) -> str | None:
+    return model_types().get(str(bundle.inventory.config.get("model_type")))
 
 
 def _model(bundle: Bundle, table: Architecture, counts: Counts) -> Model:
@@ -260,11 +275,38 @@ class _Search:
         yield from self.presence.shape_findings(self.model.id)
         yield from self.presence.absences(self.model.id, self.layers)
         yield from self._dropped_findings()
-        table, config = self.model.architecture, self.model.config
-        head = table.needs.get("lm_head")
-        untied = given_value(config, table, TIED) is False
-        if head is not None and untied and head not in self.presence.seen:
-            yield diagnostic("missing-tensor", model=self.model.id, what="lm_head", why="")
+        yield from self._head_findings()
+
+    def _head_findings(self) -> Iterator[Diagnostic]:
+        """A head that readers do not look for, or look for in vain."""
+        table, config, model = self.model.architecture, self.model.config, self.model.id
+        need = table.needs.get("lm_head")
+        has_head = bool({"lm_head", "language_model.lm_head"} & self.modules.keys())
+        given, because = given_value(config, table, TIED), ""
+        if given is None:
+            given, because = self._assumed_tie()
+        if given is True and has_head:
+            reason = because or f"{TIED} is true"
+            yield diagnostic(
+                "config-disagrees", reason=reason, model=model, what="lm_head", where=""
+            )
+        elif given is False and not has_head and need not in self.presence.seen:
+            why = f"; {because}" if because else ""
+            yield diagnostic("missing-tensor", model=model, what="lm_head", why=why)
+
+    def _assumed_tie(self) -> tuple[bool | None, str]:
+        """What the first reader that assumes something of the head takes, and in words."""
+        model_type = self.model.config.get("model_type")
+        for reader in self.spec.config_readers:
+            kind = reader_kind(reader, model_type)
+            assumed = kind.top.assumes.get(TIED) if kind else None
+            if assumed is not None and assumed.defaults:
+                # Of a null, Python makes false.
+                tied = bool(assumed.defaults[0]) and TIED not in self.model.config
+                word = "null" if TIED in self.model.config else "absent"
+                meant = str(tied).lower()
+                return tied, f"{TIED} is {word}, which its readers take as {meant}"
+        return None, ""
 
 
 def _named(table: Architecture) -> dict[Need, list[tuple[str, NameRule]]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import emitters
-from emitters.core.bundle_needs import needs_findings
+from emitters.core.bundle_needs import needs_findings, not_compared
 from emitters.core.bundle_reading import (
     Bundle,
     BundleModule,
@@ -35,11 +35,15 @@ _OTHER_HASH = "its SHA-256 does not match the record"
 
 
 class Stage(NamedTuple):
-    """One thing that is looked at, what is wrong with it, and what was looked at in words."""
+    """One thing that is looked at, what is wrong with it, and what was looked at in words.
+
+    impossible: why nothing could be looked at.
+    """
 
     name: str
     findings: tuple[Diagnostic, ...]
     about: str
+    impossible: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,8 @@ def verify_bundle(folder: Path, source: Inventory | None = None, *, jobs: int) -
         return _unopened(folder, error.diagnostics)
     stages = written_stages(bundle)
     hashed = tuple(_hashes(bundle, jobs))
-    stages.append(Stage("hashes", hashed, "SHA-256 of every file and tensor"))
+    unrecorded = "" if bundle.record is not None else f"there is no {RECORD}"
+    stages.append(Stage("hashes", hashed, "SHA-256 of every file and tensor", unrecorded))
     found_errors = None
     if source is not None and not _is_broken(stages):
         found_errors, findings = compare(bundle, source, jobs=jobs)
@@ -99,7 +104,7 @@ def verify_bundle(folder: Path, source: Inventory | None = None, *, jobs: int) -
         n_files=len(bundle.record["files"]) if bundle.record else len(inventory.file_nbytes),
         n_tensors=len(inventory.tensors),
         nbytes=inventory.nbytes,
-        checks=tuple(_check(*stage, has_record=bundle.record is not None) for stage in stages),
+        checks=tuple(map(_check, stages)),
         findings=tuple(grouped(found for stage in stages for found in stage.findings)),
         errors=found_errors,
     )
@@ -122,7 +127,8 @@ def written_stages(bundle: Bundle) -> list[Stage]:
         # What a format's own readers miss is said once, in their words.
         if not errors(stages[-1].findings):
             meant = "every module that its config means, in its shape"
-            stages.append(Stage("model", tuple(needs_findings(bundle)), meant))
+            found = tuple(needs_findings(bundle))
+            stages.append(Stage("model", found, meant, not_compared(bundle)))
     return stages
 
 
@@ -138,14 +144,12 @@ def _unopened(folder: Path, findings: tuple[Diagnostic, ...]) -> VerifyReport:
     return VerifyReport(folder, has_record, 0, 0, 0, (check,), findings, None)
 
 
-def _check(
-    name: str, findings: tuple[Diagnostic, ...], about: str, *, has_record: bool
-) -> Check:
-    if errors(findings):
-        return Check(name, "failed", about)
-    if name == "hashes" and not has_record:
-        return Check(name, "not possible", f"there is no {RECORD}")
-    return Check(name, "passed", about)
+def _check(stage: Stage) -> Check:
+    if errors(stage.findings):
+        return Check(stage.name, "failed", stage.about)
+    if stage.impossible:
+        return Check(stage.name, "not possible", stage.impossible)
+    return Check(stage.name, "passed", stage.about)
 
 
 def _index(bundle: Bundle) -> Iterator[Diagnostic]:

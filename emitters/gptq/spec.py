@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from emitters.gptq.names import FAMILIES, module_path, omission, plain_dtype
-from emitters.gptq.readers import METADATA_KEYS, RUNTIMES, conflicts, refusals, unsupported
+from emitters.gptq.readers import (
+    METADATA_KEYS,
+    READERS,
+    RUNTIMES,
+    conflicts,
+    refusals,
+    unsupported,
+)
 from emitters.gptq.schemes import (
     GROUP_SIZES,
     RTN,
@@ -42,6 +49,7 @@ SPEC = FormatSpec(
     omission=omission,
     unsupported=unsupported,
     conflicts=conflicts,
+    config_readers=tuple(READERS),
     runtimes=RUNTIMES,
     refusals=refusals,
     module_path=module_path,

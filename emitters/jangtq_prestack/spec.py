@@ -12,7 +12,7 @@ from emitters.jangtq_prestack.names import (
     plain_dtype,
 )
 from emitters.jangtq_prestack.order import SHARD_NBYTES, file_order
-from emitters.jangtq_prestack.readers import RUNTIMES, refusals, unsupported
+from emitters.jangtq_prestack.readers import READER, RUNTIMES, refusals, unsupported
 from policy_dsl.formats import (
     ExpertPadding,
     ExpertsApart,
@@ -90,5 +90,6 @@ SPEC = FormatSpec(
     edited_files=("chat_template.jinja", "tokenizer_config.json"),
     copied_files=(*SIDE_FILES, "configuration.json"),
     settings=("output.shard_size", "output.layout", "output.pad_experts"),
+    config_readers=(READER,),
     runtimes=RUNTIMES,
 )

@@ -67,6 +67,7 @@ SPEC = FormatSpec(
     tensor_files=Shards(5 * 2**30, shard_name, metadata={"format": "mlx"}),
     copied_files=SIDE_FILES,
     settings=("output.shard_size",),
+    config_readers=(READER,),
     runtimes=RUNTIMES,
     refusals=refusals,
 )

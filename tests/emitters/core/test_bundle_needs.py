@@ -109,6 +109,9 @@ def _full(folder: Path) -> list[str]:
     [
         ({"num_hidden_layers": 9}, "missing-layers"),
         ({"num_hidden_layers": 65536}, "-65535; its config says 65536 layers"),
+        ({"model_type": "nonsense"}, "unknown-architecture"),
+        ({"model_type": None}, "unknown-architecture"),
+        ({"tie_word_embeddings": True}, "config-disagrees: tie_word_embeddings is true, but "),
         ({"num_key_value_heads": [1, 2]}, "bad-config-value"),
         ({"vocab_size": 7}, "wrong-shape"),
         ({"num_attention_heads": "x"}, "bad-config-value"),
@@ -145,6 +148,14 @@ def test_layers_after_the_last_one_are_refused(tmp_path: Path, target: str) -> N
     out = Path(shutil.copytree(RECORDED[target], tmp_path / "bundle"))
     _config(out, num_hidden_layers=1)
     assert "layer-beyond-config" in _said(out)
+
+
+@pytest.mark.parametrize("value", [False, None])
+def test_a_head_that_readers_look_for_is_missed(bundle: Path, value: object) -> None:
+    _config(bundle, tie_word_embeddings=value)
+    assert _said(bundle) == ""
+    _without(bundle, "lm_head")
+    assert "lm_head" in _said(bundle)
 
 
 def _built(tmp_path: Path, rule: str, target: str = "mlx_affine") -> Path:
