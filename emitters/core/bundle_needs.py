@@ -297,16 +297,20 @@ class _Search:
     def _assumed_tie(self) -> tuple[bool | None, str]:
         """What the first reader that assumes something of the head takes, and in words."""
         model_type = self.model.config.get("model_type")
-        for reader in self.spec.config_readers:
-            kind = reader_kind(reader, model_type)
-            assumed = kind.top.assumes.get(TIED) if kind else None
-            if assumed is not None and assumed.defaults:
-                # Of a null, Python makes false.
-                tied = bool(assumed.defaults[0]) and TIED not in self.model.config
-                word = "null" if TIED in self.model.config else "absent"
-                meant = str(tied).lower()
-                return tied, f"{TIED} is {word}, which its readers take as {meant}"
+        kinds = (reader_kind(reader, model_type) for reader in self.spec.config_readers)
+        for kind in filter(None, kinds):
+            if kind.only.get(TIED) == (False,):
+                return False, "its readers take no embedding as the head"
+            assumed = kind.top.assumes.get(TIED)
+            if assumed is not None:
+                return self._taken(assumed.defaults[0])
         return None, ""
+
+    def _taken(self, default: object) -> tuple[bool, str]:
+        # Of a null, Python makes false.
+        tied = bool(default) and TIED not in self.model.config
+        word = "null" if TIED in self.model.config else "absent"
+        return tied, f"{TIED} is {word}, which its readers take as {str(tied).lower()}"
 
 
 def _named(table: Architecture) -> dict[Need, list[tuple[str, NameRule]]]:
