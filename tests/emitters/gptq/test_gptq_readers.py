@@ -21,7 +21,8 @@ def refused(plan: Plan, runtime: str = "vllm") -> str:
 def inner(columns: int) -> Inventory:
     """A MiniMax-M2 of width 128 whose experts have so many columns."""
     config = {**tiny("minimax_m2").config, "hidden_size": 128, "intermediate_size": columns}
-    config |= {"num_hidden_layers": 1, "num_local_experts": 1, "head_dim": 32, "vocab_size": 32}
+    config |= {"num_hidden_layers": 1, "num_local_experts": 1, "num_experts_per_tok": 1}
+    config |= {"head_dim": 32, "vocab_size": 32}
     block = "model.layers.0"
     shapes = {
         **{f"{name}.weight": (32, 128) for name in ("model.embed_tokens", "lm_head")},

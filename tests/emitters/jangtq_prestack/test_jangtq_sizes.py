@@ -53,7 +53,7 @@ def test_a_count_that_readers_prefer_and_that_is_another_one() -> None:
         ("hidden_size", "256", "it must be a whole number from 1"),
         ("intermediate_size", 257, "it is 256 in model.layers.0.block_sparse_moe.experts.0.w1"),
         ("moe_intermediate_size", 128, "down_proj has rows of 256 values"),
-        ("moe_intermediate_size", 256.0, "down_proj has rows of 256 values"),
+        ("moe_intermediate_size", 256.0, "it must be a whole number from 1"),
     ],
 )
 def test_rows_of_another_length_than_experts_have(key: str, value: Any, reason: str) -> None:
