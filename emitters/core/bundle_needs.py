@@ -33,14 +33,17 @@ _SOME = 5
 def needs_findings(bundle: Bundle) -> Iterator[Diagnostic]:
     """What a bundle lacks, or has though its config denies it, or has in another shape.
 
-    Nothing is known of families that the format does not take. What the record says was left
-    out is a warning.
+    Nothing is known of families that have no table or that the format does not take. What the
+    record says was left out is a warning.
     """
     spec, inventory = emitters.get(bundle.target).spec, bundle.inventory
-    family = _family(bundle)
-    if family is None:
-        model_type = str(inventory.config.get("model_type"))
-        yield diagnostic("unknown-architecture", model=inventory.id, model_type=model_type)
+    family, model_type = _family(bundle), inventory.config.get("model_type")
+    # Readers build the model by it.
+    if not isinstance(model_type, str):
+        why = ", which tells the architecture"
+        yield diagnostic(
+            "missing-config-key", model=inventory.id, key="model_type", why=why
+        )
     if family is None or not_compared(bundle):
         return
     table = architecture(family)
@@ -62,8 +65,10 @@ def needs_findings(bundle: Bundle) -> Iterator[Diagnostic]:
 def not_compared(bundle: Bundle) -> str:
     """Why the modules of a bundle are not compared with its config; empty if they are."""
     family = _family(bundle)
-    refused = emitters.get(bundle.target).spec.families.get(family or "", "unknown")
-    return "" if refused is None else f"{bundle.target} does not take {family or 'such models'}"
+    if family is None:
+        return f"policyc has no table for {bundle.inventory.config.get('model_type')!a}"
+    refused = emitters.get(bundle.target).spec.families.get(family, "unknown")
+    return "" if refused is None else f"{bundle.target} does not take {family}"
 
 
 def _family(bundle: Bundle) -> str | None:

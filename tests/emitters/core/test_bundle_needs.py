@@ -109,8 +109,8 @@ def _full(folder: Path) -> list[str]:
     [
         ({"num_hidden_layers": 9}, "missing-layers"),
         ({"num_hidden_layers": 65536}, "-65535; its config says 65536 layers"),
-        ({"model_type": "nonsense"}, "unknown-architecture"),
-        ({"model_type": None}, "unknown-architecture"),
+        ({"model_type": None}, "missing-config-key"),
+        ({"model_type": 3}, "missing-config-key"),
         ({"tie_word_embeddings": True}, "config-disagrees: tie_word_embeddings is true, but "),
         ({"num_key_value_heads": [1, 2]}, "bad-config-value"),
         ({"vocab_size": 7}, "wrong-shape"),
@@ -128,6 +128,13 @@ def test_a_bundle_that_its_config_contradicts_is_refused(
 ) -> None:
     _config(bundle, **changes)
     assert said in _said(bundle)
+
+
+def test_a_bundle_of_an_unknown_family_is_not_said_to_be_whole(bundle: Path) -> None:
+    _config(bundle, model_type="nonsense")
+    (check,) = [one for one in verify_bundle(bundle, jobs=1).checks if one.name == "model"]
+    assert check.result == "not possible"
+    assert "no table for 'nonsense'" in check.about
 
 
 @pytest.mark.parametrize("value", [1, "x", [1]])
