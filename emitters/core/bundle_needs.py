@@ -14,6 +14,7 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.roles.architecture import Architecture, architecture, model_types, outside
+from policy_dsl.roles.completeness import shown_first, wrong_experts
 from policy_dsl.roles.config_meaning import Counts, config_value, given_value, read_counts
 from policy_dsl.roles.config_values import config_findings
 from policy_dsl.roles.expected import Expectation
@@ -27,7 +28,6 @@ from policy_dsl.units import counted
 from policy_dsl.vocabulary import SINGLE_ROLES
 
 _PLAIN = frozenset({"BF16", "F16", "F32"})
-_SOME = 5
 
 
 def needs_findings(bundle: Bundle) -> Iterator[Diagnostic]:
@@ -258,21 +258,7 @@ class _Search:
         return False
 
     def _miscounted(self, need: Need, layer: int | None, numbers: range | list[int]) -> None:
-        wanted = range(self.counts.experts)
-        held = set(numbers)
-        missing = _shown([number for number in wanted if number not in held])
-        beyond = _shown(sorted(held.difference(wanted)))
-        count = len(wanted)
-        if missing:
-            code, role = "missing-experts", need.slot
-            self.wrong.append(
-                diagnostic(code, role=role, layer=layer, missing=missing, count=count)
-            )
-        if beyond:
-            code, role = "expert-beyond-config", need.slot
-            self.wrong.append(
-                diagnostic(code, role=role, layer=layer, beyond=beyond, count=count)
-            )
+        self.wrong += wrong_experts(need.slot, layer, numbers, self.counts.experts)
 
     def findings(self) -> Iterator[Diagnostic]:
         """What is wrong with the modules that were found, and which were not."""
@@ -346,12 +332,6 @@ def _tensor(need: Need, layer: int | None, key: str, rule: NameRule) -> ModelTen
     )
 
 
-def _shown(numbers: Iterable[object]) -> str:
-    shown = list(map(str, numbers))
-    more = ", …" if len(shown) > _SOME else ""
-    return ", ".join(shown[:_SOME]) + more
-
-
 def _ranges(numbers: Iterable[int]) -> str:
     """`0, 3-65535`: whole numbers in order, with those that follow each other as one."""
     runs: list[list[int]] = []
@@ -360,4 +340,4 @@ def _ranges(numbers: Iterable[int]) -> str:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    return _shown(first if first == last else f"{first}-{last}" for first, last in runs)
+    return shown_first(first if first == last else f"{first}-{last}" for first, last in runs)

@@ -30,6 +30,31 @@ def review(model: Model, presence: Presence) -> Iterator[Diagnostic]:
         yield from _wrong_experts(model, tensors, block)
 
 
+def wrong_experts(
+    role: str, layer: int | None, numbers: Iterable[int], count: int
+) -> Iterator[Diagnostic]:
+    """Which of `count` experts of a projection in a layer are missing, or beyond them."""
+    held, wanted = set(numbers), range(count)
+    missing = shown_first(i for i in wanted if i not in held)
+    if missing:
+        yield diagnostic(
+            "missing-experts", role=role, layer=layer, missing=missing, count=count
+        )
+    beyond = shown_first(sorted(held.difference(wanted)))
+    if beyond:
+        yield diagnostic(
+            "expert-beyond-config", role=role, layer=layer, beyond=beyond, count=count
+        )
+
+
+def shown_first(things: Iterable[object], limit: int = 5) -> str:
+    """The first few as text; `…` if there are more, and nothing if there are none."""
+    # A hostile config may leave millions missing; only what is shown is looked for.
+    shown = list(map(str, islice(things, limit + 1)))
+    text = ", ".join(shown[:limit])
+    return f"{text}, …" if len(shown) > limit else text
+
+
 def _begun(model: Model, presence: Presence) -> list[int]:
     """The layers that have any tensor, and MTP blocks, which may be left out whole."""
     there = {tensor.layer for tensor in model.tensors if tensor.layer is not None}
@@ -58,7 +83,7 @@ def _places(model: Model) -> dict[_Place, list[ModelTensor]]:
 
 def _missing_layers(model: Model) -> Iterator[Diagnostic]:
     layers = {tensor.layer for tensor in model.tensors}
-    missing = _some(i for i in range(model.n_layers) if i not in layers)
+    missing = shown_first(i for i in range(model.n_layers) if i not in layers)
     if missing:
         yield diagnostic(
             "missing-layers", model=model.id, missing=missing, n_layers=model.n_layers
@@ -82,22 +107,5 @@ def _wrong_experts(
     model: Model, tensors: list[ModelTensor], layer: int | None
 ) -> Iterator[Diagnostic]:
     """tensors: all experts of one projection in one layer."""
-    role, expected = tensors[0].role, range(model.n_experts)
-    numbers = {tensor.expert for tensor in tensors if tensor.expert is not None}
-    missing = _some(i for i in expected if i not in numbers)
-    if missing:
-        yield diagnostic(
-            "missing-experts", role=role, layer=layer, missing=missing, count=len(expected)
-        )
-    beyond = _some(sorted(numbers.difference(expected)))
-    if beyond:
-        yield diagnostic(
-            "expert-beyond-config", role=role, layer=layer, beyond=beyond, count=len(expected)
-        )
-
-
-def _some(numbers: Iterable[int], limit: int = 5) -> str:
-    # A hostile config may leave millions missing; only what is shown is looked for.
-    shown = list(islice(numbers, limit + 1))
-    text = ", ".join(str(number) for number in shown[:limit])
-    return f"{text}, …" if len(shown) > limit else text
+    numbers = (tensor.expert for tensor in tensors if tensor.expert is not None)
+    yield from wrong_experts(tensors[0].role, layer, numbers, model.n_experts)
