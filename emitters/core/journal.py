@@ -14,11 +14,12 @@ from time import monotonic
 from typing import Any
 
 from emitters.core.units import Spans, Unit, merge_spans
-from emitters.tensor_io.shards import flush, writing
+from emitters.tensor_io.shards import append, flush, writing
 from policy_dsl.plan import Plan
 
 Identity = Mapping[str, Any]
-_SAVE_SECONDS = 1.0
+# How long finished work may be lost to a crash.
+SAVE_SECONDS = 1.0
 
 
 class Journal:
@@ -69,9 +70,7 @@ class Journal:
         Raises: PolicyError if that fails.
         """
         rows = [[unit.module, unit.at, unit.at + unit.count] for unit in units]
-        with writing(self.path), self.path.open("ab", buffering=0) as opened:
-            opened.write(_line({"done": rows}))
-            os.fsync(opened.fileno())
+        append(self.path, _line({"done": rows}))
 
 
 class Savepoints:
@@ -93,7 +92,7 @@ class Savepoints:
 
     def due(self) -> bool:
         """Whether it is time to `save` what waits."""
-        return bool(self._waiting) and monotonic() - self._saved_at > _SAVE_SECONDS
+        return bool(self._waiting) and monotonic() - self._saved_at > SAVE_SECONDS
 
     def take(self) -> Sequence[Unit]:
         """The units that wait to be saved; they wait no longer."""

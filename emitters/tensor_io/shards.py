@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,14 @@ from emitters.numerics.value_types import Array
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.plan import PlannedTensor
 
+try:
+    import fcntl
+except ImportError:  # Windows, which plans but does not build.
+    fcntl = None  # type: ignore[assignment]
+
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# fdatasync is missing on some systems; fsync does the same and more.
-_sync = getattr(os, "fdatasync", os.fsync)
+# What file systems answer that cannot empty a disk's cache, most network shares among them.
+_NO_FULL_SYNC = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
 
 
 @contextmanager
@@ -81,14 +87,45 @@ def _write_all(opened: int, start: int, left: memoryview) -> None:
         left, start = left[written:], start + written
 
 
+def append(path: Path, content: bytes) -> None:
+    """Add bytes to the end of a file; they are on the disk when this returns.
+
+    Raises: PolicyError if they do not get there.
+    """
+    with writing(path):
+        opened = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0))
+        try:
+            left = memoryview(content)
+            while left:
+                left = left[os.write(opened, left) :]
+            _sync(opened)
+        finally:
+            os.close(opened)
+
+
 def flush(path: Path) -> None:
     """Wait until a file's bytes, or a folder's entries, are on the disk.
 
     Raises: PolicyError if they do not get there.
     """
     with writing(path):
-        opened = os.open(path, os.O_RDONLY)
+        opened = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         try:
-            (os.fsync if path.is_dir() else _sync)(opened)
+            _sync(opened)
         finally:
             os.close(opened)
+
+
+def _sync(opened: int) -> None:
+    # On macOS fsync ends when the disk's cache has the bytes, which power loss empties.
+    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+    if full_sync is not None:
+        try:
+            fcntl.fcntl(opened, full_sync)
+            return
+        except OSError as error:
+            if error.errno not in _NO_FULL_SYNC:
+                raise
+    is_folder = stat.S_ISDIR(os.fstat(opened).st_mode)
+    # fdatasync leaves out times alone, and is missing on some systems.
+    (os.fsync if is_folder else getattr(os, "fdatasync", os.fsync))(opened)
