@@ -23,11 +23,14 @@ from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import Treatment
+from policy_dsl.regular_files import read_whole
 from policy_dsl.sources.foreign_files import ensure_no_other_file
 from policy_dsl.sources.placeholders import refuse_placeholder
 from policy_dsl.sources.quantization import quantization_of
 from policy_dsl.sources.reference import is_hfq_file, open_source
 
+# Ten times that of the largest model that is built today.
+LARGEST_RECORD = 256 * 2**20
 _LARGEST_METADATA = 64 * 2**20
 
 
@@ -135,7 +138,7 @@ def read_record(folder: Path) -> Mapping[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content = _read(path)
+        content = read_whole(path, most=LARGEST_RECORD)
         refuse_placeholder(RECORD, content, len(content))
         document: dict[str, Any] = json.loads(content)
         _require_version(document, folder)
@@ -328,16 +331,8 @@ def _metadata_files(folder: Path) -> dict[str, bytes]:
     for path in sorted(folder.glob("*.json")):
         # Tokenizers may be large, but metadata that a reader parses are not.
         if path.name != RECORD and path.stat().st_size <= _LARGEST_METADATA:
-            found[path.name] = _read(path)
+            found[path.name] = read_whole(path, most=_LARGEST_METADATA)
     return found
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise fail("unreadable-file", path=str(path), reason=reason) from None
 
 
 def _first_line(text: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
-from emitters.tensor_io.shards import writing
+from policy_dsl.regular_files import opened
 
 # Small enough for the caches: both digests read a chunk while it is there.
 _CHUNK_NBYTES = 2**20
@@ -43,17 +44,17 @@ def _hash_file(path: Path, places: Places, advance: Callable[[int], None]) -> Fi
     # Both digests from one reading: a second one would cost the disk more than the CPU.
     whole = hashlib.sha256()
     tensors: dict[str, str] = {}
-    with writing(path), FileIO(path) as opened:
-        for name, start, stop in _stretches(places, path.stat().st_size):
+    with opened(path) as file:
+        for name, start, stop in _stretches(places, os.fstat(file.fileno()).st_size):
             part = hashlib.sha256()
-            for chunk in _chunks(opened, start, stop):
+            for chunk in _chunks(file, start, stop):
                 whole.update(chunk)
                 if name is not None:
                     part.update(chunk)
                 advance(len(chunk))
             if name is not None:
                 tensors[name] = part.hexdigest()
-        return FileHashes(opened.tell(), whole.hexdigest(), tensors)
+        return FileHashes(file.tell(), whole.hexdigest(), tensors)
 
 
 def _stretches(places: Places, nbytes: int) -> Iterator[tuple[str | None, int, int]]:
@@ -68,11 +69,11 @@ def _stretches(places: Places, nbytes: int) -> Iterator[tuple[str | None, int, i
         yield None, at, nbytes
 
 
-def _chunks(opened: FileIO, start: int, stop: int) -> Iterator[memoryview]:
+def _chunks(file: FileIO, start: int, stop: int) -> Iterator[memoryview]:
     """The bytes from start to stop, piece by piece in one buffer."""
     buffer = memoryview(bytearray(min(_CHUNK_NBYTES, stop - start)))
     while start < stop:
-        got = opened.readinto(buffer[: stop - start])
+        got = file.readinto(buffer[: stop - start])
         # The file became shorter: the sizes are compared afterwards.
         if not got:
             return

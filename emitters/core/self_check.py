@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -13,10 +14,10 @@ from emitters.core.bundle import tensor_files
 from emitters.core.bundle_reading import open_bundle
 from emitters.core.record import RECORD, UNKNOWN_HASH, record_document, record_schema
 from emitters.core.verify import written_stages
-from emitters.tensor_io.shards import writing
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Plan
+from policy_dsl.regular_files import opened
 from policy_dsl.sources.hfq_container import HEADER_NBYTES, MAGIC, parse_container
 from policy_dsl.sources.hfq_container import header_nbytes as hfq_header_nbytes
 from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, header_nbytes, parse_header
@@ -65,16 +66,16 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
     Raises: PolicyError if it cannot be read or is no whole file of either kind.
     """
-    with writing(path), path.open("rb") as opened:
-        size = path.stat().st_size
-        prefix = opened.read(HEADER_NBYTES)
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        prefix = file.read(HEADER_NBYTES)
         if prefix.startswith(MAGIC):
             more = hfq_header_nbytes(prefix, file=path.name, file_nbytes=size) - len(prefix)
-            header = prefix + opened.read(more)
+            header = prefix + file.read(more)
             held = parse_container(header, file=path.name, file_nbytes=size)
             return {name: tensor.info for name, tensor in held.tensors.items()}
-        opened.seek(LENGTH_NBYTES)
-        header = opened.read(header_nbytes(prefix, file=path.name, file_nbytes=size))
+        file.seek(LENGTH_NBYTES)
+        header = file.read(header_nbytes(prefix, file=path.name, file_nbytes=size))
     return parse_header(header, file=path.name, file_nbytes=size)
 
 

@@ -161,9 +161,6 @@ def open_imatrix(path: Path, span: Span | None = None) -> Imatrix:
     """
     try:
         source = Source(path.parent, file_facts(path.parent, [path.name]))
-        # Opening a pipe would wait for ever.
-        if not path.is_file():
-            raise fail("unreadable-file", path=str(path), reason="it is no file")
         nbytes = source.facts[path.name].nbytes
         first = source.read(path.name, 0, min(nbytes, LOOKED_AT_NBYTES)).tobytes()
         refuse_placeholder(path.name, first, nbytes)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 from gguf.gguf_reader import GGUFReader, ReaderTensor
 
 from emitters.tensor_io.imatrix_entries import Entry
+from policy_dsl.regular_files import opened
 from policy_dsl.sources.safetensors_header import shown
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -51,8 +52,9 @@ def gguf_entries(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     `save_imatrix`; offsets without gaps as ggml's `gguf_init_from_file` demands.
     """
     # Offsets beyond 64 bits must not become small ones.
-    with np.errstate(over="raise"):
-        reader = _CheckedReader(path)
+    with np.errstate(over="raise"), opened(path) as file:
+        # The file and not its path, which may lead to another one by now.
+        reader = _CheckedReader(cast("Any", file))
     if reader.byte_order != "I":
         raise ValueError("its numbers are big-endian")
     kind = reader.get_field("general.type")

@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from emitters.numerics.value_types import VALUE_TYPES, Array
-from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.diagnostics import fail
 from policy_dsl.inventory import TensorInfo
+from policy_dsl.regular_files import file_stat, opened
 
 
 class FileFacts(NamedTuple):
@@ -30,14 +31,11 @@ class FileFacts(NamedTuple):
 def file_facts(root: Path, files: Iterable[str]) -> dict[str, FileFacts]:
     """Size and modification time of files in `root`, by name.
 
-    Raises: PolicyError for the first one that is not there.
+    Raises: PolicyError for the first one that is not there, or not a regular file.
     """
     found = {}
     for name in sorted(set(files)):
-        try:
-            facts = (root / name).stat()
-        except OSError as error:
-            raise _unreadable(root / name, error) from error
+        facts = file_stat(root / name)
         found[name] = FileFacts(facts.st_size, facts.st_mtime_ns)
     return found
 
@@ -62,16 +60,13 @@ class Source(NamedTuple):
         """
         path = self.root / file
         content = np.empty(shape, np.uint8)
-        try:
-            with FileIO(path) as opened:
-                # Of the opened file, so that a rename in between cannot deceive.
-                facts = os.fstat(opened.fileno())
-                filled = 0
-                for number, line in enumerate(content):
-                    opened.seek(start + number * stride)
-                    filled += _fill(opened, line.data)
-        except OSError as error:
-            raise _unreadable(path, error) from error
+        with opened(path) as stream:
+            # Of the opened file, so that a rename in between cannot deceive.
+            facts = os.fstat(stream.fileno())
+            filled = 0
+            for number, line in enumerate(content):
+                stream.seek(start + number * stride)
+                filled += _fill(stream, line.data)
         if filled < content.nbytes:
             raise fail("source-changed", file=file, reason="it became shorter")
         if FileFacts(facts.st_size, facts.st_mtime_ns) != self.facts[file]:
@@ -132,17 +127,13 @@ def row_nbytes(tensor: TensorInfo) -> int:
     return tensor.nbytes // n_rows(tensor)
 
 
-def _fill(opened: FileIO, content: memoryview) -> int:
+def _fill(stream: FileIO, content: memoryview) -> int:
     """Bytes read: as many as `content` has, unless the file ends before."""
     filled = 0
     while filled < len(content):
         # One read gives 2 GiB at most, and less on some file systems.
-        got = opened.readinto(content[filled:])
+        got = stream.readinto(content[filled:])
         if not got:
             break
         filled += got
     return filled
-
-
-def _unreadable(path: Path, error: OSError) -> PolicyError:
-    return fail("unreadable-file", path=str(path), reason=error.strerror or str(error))

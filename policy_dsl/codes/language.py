@@ -8,7 +8,7 @@ LANGUAGE_CODES: dict[str, Code] = {
     # the text as a whole
     "unreadable-file": error(
         "cannot read {path}: {reason}",
-        "The file is missing, a folder, or not permitted.",
+        "The file is missing, too large, not permitted, or something else, such as a pipe.",
         each="path",
     ),
     "unknown-suffix": error(

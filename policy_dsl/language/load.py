@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from policy_dsl.language.read_yaml import looks_like_yaml, read_yaml
 from policy_dsl.language.source_text import MAX_BYTES
 from policy_dsl.language.variables import final_values
 from policy_dsl.policy import Policy, Scalar
+from policy_dsl.regular_files import read_given, why_not_regular
 from policy_dsl.resources import room
 
 Form = Literal["yaml", "dsl"]
@@ -67,15 +69,11 @@ def read_source(path: Path) -> SourceText:
 
     Raises: PolicyError if it cannot be read, is not UTF-8 or larger than 1 MiB.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as failure:
-        reason = (failure.strerror or str(failure)).lower()
-        raise fail("unreadable-file", path=path, reason=reason) from None
+    content = read_given(path, most=MAX_BYTES)
     if len(content) > MAX_BYTES:
-        raise fail("too-large", path=path, size=max(size, len(content)), limit=MAX_BYTES)
+        # Of what the shell passes, nobody knows the size.
+        size = max(os.stat(path).st_size, len(content))
+        raise fail("too-large", path=path, size=size, limit=MAX_BYTES)
     try:
         return SourceText(printable(str(path)), content.decode("utf-8-sig"))
     except UnicodeDecodeError as failure:
@@ -148,6 +146,10 @@ def _find(
         reason = "it is a folder" if _exists(found) else "there is no such file"
         cure = _cure(found)
         raise fail("unreadable-file", span, suggestion=cure, path=found, reason=reason)
+    # What the shell passes can be given, not extended.
+    special = why_not_regular(found.stat().st_mode) if folder is not None else None
+    if special:
+        raise fail("unreadable-file", span, path=found, reason=special)
     return found
 
 

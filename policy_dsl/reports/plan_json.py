@@ -23,6 +23,7 @@ from policy_dsl.planning.outline import (
     stored_as,
     treatment_of,
 )
+from policy_dsl.regular_files import read_whole
 from policy_dsl.reports.findings import finding_json
 from policy_dsl.reports.outline_text import group_json, transforms_json
 from policy_dsl.units import bits_per_weight
@@ -30,6 +31,8 @@ from policy_dsl.units import bits_per_weight
 SCHEMA_VERSION = 1
 # More layers or experts than any model has.
 _LARGEST_COUNT = 65536
+# Several times that of the largest models.
+_LARGEST_NBYTES = 512 * 2**20
 
 
 def plan_document(
@@ -103,9 +106,9 @@ def read_saved_plan(path: Path) -> Outline:
     Raises: PolicyError if it cannot be read, or is no plan with its tensors.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        text = read_whole(path, most=_LARGEST_NBYTES).decode()
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8 text"
         raise fail("bad-saved-plan", path=str(path), reason=reason) from None
     return saved_outline(text, str(path))
 

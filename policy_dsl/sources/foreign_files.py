@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.regular_files import opened, read_whole
 from policy_dsl.sources.checkpoint import CONFIG, CheckpointFiles, read_json
 from policy_dsl.sources.safetensors_header import shown
 from policy_dsl.sources.shard_map import PICKLES, SUFFIX, find_index
@@ -37,6 +38,7 @@ _PIPELINE = "model_index.json"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CACHED = "models--"
 _MOST_SHOWN = 3
+_LONGEST_REF = 1000
 
 
 def ensure_checkpoint(files: CheckpointFiles) -> None:
@@ -112,8 +114,8 @@ def _adapter(files: CheckpointFiles) -> PolicyError:
 def _commits(folder: Path) -> Iterator[str]:
     """The snapshots of a model in the hub's cache, that of the main branch alone if known."""
     try:
-        main = (folder / "refs" / "main").read_text("ascii").strip()
-    except (OSError, ValueError):
+        main = read_whole(folder / "refs" / "main", most=_LONGEST_REF).decode("ascii").strip()
+    except (PolicyError, ValueError):
         main = ""
     found = [name for name in _folders(folder / "snapshots") if _COMMIT.fullmatch(name)]
     yield from [main] if main in found else found
@@ -128,11 +130,8 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _begins(path: Path, magic: bytes) -> bool:
-    # Opening a pipe would wait for ever.
-    if not path.is_file():
-        return False
-    with path.open("rb") as opened:
-        return opened.read(len(magic)) == magic
+    with opened(path) as file:
+        return file.read(len(magic)) == magic
 
 
 def _outer(folder: Path, what: str, verb: str, places: list[str]) -> PolicyError:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, fail, printable
 from policy_dsl.inventory import Inventory
+from policy_dsl.regular_files import read_range, unreadable
 from policy_dsl.sources.checkpoint import read_checkpoint, read_json
 from policy_dsl.sources.foreign_files import ensure_checkpoint, ensure_no_outer_folder
 from policy_dsl.sources.hfq_files import find_hfq, is_called_hfq, model_name, read_hfq
@@ -35,17 +36,7 @@ class LocalFiles:
 
     def read(self, file: str, start: int, stop: int) -> bytes:
         """The bytes `start` to `stop` of a file. Raises: PolicyError if they cannot be had."""
-        path = self.folder / file
-        try:
-            # Unbuffered: every byte asked for is wanted, and no other.
-            with path.open("rb", buffering=0) as opened:
-                opened.seek(start)
-                found = opened.read(stop - start)
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        if len(found) != stop - start:
-            raise fail("unreadable-file", path=str(path), reason="it became shorter")
-        return found
+        return read_range(self.folder / file, start, stop)
 
 
 def located(path: str, span: Span | None) -> Path:
@@ -146,7 +137,7 @@ def _facts(folder: Path, name: str) -> os.stat_result:
     try:
         return (folder / name).stat()
     except OSError as error:
-        raise _unreadable(folder / name, error) from error
+        raise unreadable(folder / name, error) from error
 
 
 def _paths(folder: Path) -> Iterator[str]:
@@ -163,9 +154,4 @@ def _names(folder: Path) -> list[str]:
     try:
         return sorted(os.listdir(folder))
     except OSError as error:
-        raise _unreadable(folder, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> PolicyError:
-    reason = error.strerror or str(error)
-    return fail("unreadable-file", path=str(path), reason=reason)
+        raise unreadable(folder, error) from error

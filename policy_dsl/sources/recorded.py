@@ -13,6 +13,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from operator import attrgetter
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo, tensor_nbytes
+from policy_dsl.regular_files import read_whole
 from policy_dsl.sources.name_patterns import expand_pattern, name_patterns
 from policy_dsl.sources.placeholders import refuse_placeholder
 from policy_dsl.sources.recorded_form import (
@@ -86,22 +88,19 @@ def read_recorded(path: Path) -> Inventory:
 
 
 def _read_text(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            # Told by its first bytes, for names lie.
-            zipped = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if zipped else path.open("rb") as file:
+    text = read_whole(path, most=MAX_NBYTES)
+    # Told by its first bytes, for names lie.
+    if text.startswith(b"\x1f\x8b"):
+        try:
             # One byte more than allowed shows a bomb without unpacking it.
-            text = file.read(MAX_NBYTES + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _bad(path, f"its compression is broken: {error}") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise fail("unreadable-file", path=str(path), reason=reason) from error
+            with gzip.open(BytesIO(text)) as unpacked:
+                text = unpacked.read(MAX_NBYTES + 1)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise _bad(path, f"its compression is broken: {error}") from error
     refuse_placeholder(path.name, text, len(text))
     if len(text) > MAX_NBYTES:
         raise _bad(path, f"it holds more than {MAX_NBYTES} bytes")
-    return bytes(text)
+    return text
 
 
 def _inventory(record: Recorded) -> Inventory:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from policy_dsl.diagnostics import did_you_mean, fail
 from policy_dsl.inventory import Inventory
+from policy_dsl.regular_files import opened
 from policy_dsl.sources.foreign_files import ensure_no_other_file
 from policy_dsl.sources.hfq_container import MAGIC
 from policy_dsl.sources.hfq_files import is_called_hfq
@@ -69,18 +70,11 @@ def open_catalog(name: str) -> Inventory | None:
 def is_hfq_file(path: Path) -> bool:
     """Whether a path is an HFQ file, or is called as one.
 
-    Raises: PolicyError if it cannot be read.
+    Raises: PolicyError if it cannot be read, or is not a regular file.
     """
-    # Opening a pipe would wait for ever.
-    if not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            # A damaged file is best judged as what it is called.
-            return file.read(len(MAGIC)) == MAGIC or is_called_hfq(path.name)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise fail("unreadable-file", path=str(path), reason=reason) from error
+    with opened(path) as file:
+        # A damaged file is best judged as what it is called.
+        return file.read(len(MAGIC)) == MAGIC or is_called_hfq(path.name)
 
 
 def _local_path(reference: str) -> Path | None:

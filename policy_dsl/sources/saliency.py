@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from policy_dsl.diagnostics import PolicyError, Span, did_you_mean, fail
 from policy_dsl.inventory import TensorInfo
+from policy_dsl.regular_files import file_stat, read_whole
 from policy_dsl.sources.placeholders import refuse_placeholder
 from policy_dsl.sources.safetensors_header import (
     LENGTH_NBYTES,
@@ -151,17 +152,15 @@ def read_saliency(path: Path, name: str, span: Span | None = None) -> Saliency:
 
 
 def _content(path: Path, span: Span | None) -> bytes:
-    reason = "it is no file"
     try:
-        nbytes = path.stat().st_size
-        # Opening a pipe would wait for ever.
-        if path.is_file():
-            if nbytes > _LARGEST:
-                raise _no_saliencies(path, span, f"it has {nbytes} bytes, over {_LARGEST}")
-            return path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or str(error)
-    raise fail("unreadable-file", span, suggestion=_SOURCE, path=str(path), reason=reason)
+        nbytes = file_stat(path).st_size
+        if nbytes > _LARGEST:
+            raise _no_saliencies(path, span, f"it has {nbytes} bytes, over {_LARGEST}")
+        return read_whole(path, most=_LARGEST)
+    except PolicyError as error:
+        raise PolicyError(
+            replace(found, span=span, suggestion=_SOURCE) for found in error.diagnostics
+        ) from None
 
 
 def _tensor_rows(

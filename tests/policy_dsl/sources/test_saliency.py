@@ -205,7 +205,7 @@ def test_files_that_are_damaged_or_something_else(
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     span = Span(SourceText("p.qpol", "calibration saliency x"), 0, 11)
-    for path, reason in ((tmp_path / "gone", "No such file"), (tmp_path, "it is no file")):
+    for path, reason in ((tmp_path / "gone", "No such file"), (tmp_path, "it is a folder")):
         with pytest.raises(PolicyError, match=reason) as caught:
             read_saliency(path, "reap", span)
         (found,) = caught.value.diagnostics

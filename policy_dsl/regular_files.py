@@ -1,0 +1,140 @@
+"""Files that somebody else may have written: opened and read here and nowhere else.
+
+    opened(path)                  a regular file, to be read
+    read_whole(path, most=…)      all of it, if it is not larger than that
+    read_range(path, start, stop) a part of it
+
+A pipe, a device, a folder or a socket is an error in words. Opening one never waits: what was
+opened is looked at, not what was listed before.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+
+from policy_dsl.diagnostics import PolicyError, fail
+
+# Without O_NONBLOCK, opening a pipe waits for a writer. O_NOCTTY: a terminal stays a stranger.
+# O_BINARY is for Windows, which has none of the others.
+_FLAGS = sum(
+    getattr(os, name, 0)
+    for name in ("O_RDONLY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY")
+)
+# What is asked for beyond the size that a file says it has.
+_CHUNK_NBYTES = 1 << 16
+_KINDS = {
+    stat.S_IFDIR: "it is a folder",
+    stat.S_IFIFO: "it is a pipe, not a file",
+    stat.S_IFCHR: "it is a device, not a file",
+    stat.S_IFBLK: "it is a device, not a file",
+    stat.S_IFSOCK: "it is a socket, not a file",
+}
+# Where the shell puts what it passes: `<(command)`, `< file`.
+_GIVEN = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+
+
+def why_not_regular(mode: int) -> str | None:
+    """What a thing of this `st_mode` is, in words; None if it is a regular file."""
+    kind = stat.S_IFMT(mode)
+    return None if kind == stat.S_IFREG else _KINDS.get(kind, "it is not a regular file")
+
+
+def file_stat(path: Path) -> os.stat_result:
+    """The facts of a regular file, links followed.
+
+    Raises: PolicyError (unreadable-file) if it is missing, or not a regular file.
+    """
+    try:
+        facts = path.stat()
+    # A ValueError is a name with a null in it.
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    reason = why_not_regular(facts.st_mode)
+    if reason is not None:
+        raise fail("unreadable-file", path=str(path), reason=reason)
+    return facts
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[FileIO]:
+    """A regular file, opened to be read without a buffer.
+
+    Raises: PolicyError (unreadable-file) if it cannot be opened or read, or is something else
+    than a regular file.
+    """
+    # Before opening too: some devices do something when they are opened.
+    file_stat(path)
+    try:
+        with FileIO(os.open(path, _FLAGS)) as file:
+            reason = why_not_regular(os.fstat(file.fileno()).st_mode)
+            if reason is not None:
+                raise fail("unreadable-file", path=str(path), reason=reason)
+            yield file
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def read_whole(path: Path, *, most: int) -> bytes:
+    """All bytes of a regular file.
+
+    Raises: PolicyError (unreadable-file) as `opened` does, or if it has more than `most` bytes.
+    """
+    with opened(path) as file:
+        # By its size first: a huge one is never in memory, not even in part.
+        size = os.fstat(file.fileno()).st_size
+        content = b"" if size > most else _read(file, most + 1)
+    if max(size, len(content)) > most:
+        reason = f"it has {max(size, len(content)):,} bytes, over the limit of {most:,}"
+        raise fail("unreadable-file", path=str(path), reason=reason)
+    return content
+
+
+def read_range(path: Path, start: int, stop: int) -> bytes:
+    """The bytes `start` to `stop` of a regular file.
+
+    Raises: PolicyError (unreadable-file) as `opened` does, or if the file ends before.
+    """
+    with opened(path) as file:
+        file.seek(start)
+        content = _read(file, stop - start)
+    if len(content) != stop - start:
+        raise fail("unreadable-file", path=str(path), reason="it became shorter")
+    return content
+
+
+def read_given(path: Path, *, most: int) -> bytes:
+    """At most `most` + 1 bytes of a file that the user named, or of what the shell passes.
+
+    Only `/dev/stdin` and what `<(command)` becomes may be pipes.
+    Raises: PolicyError (unreadable-file).
+    """
+    if not str(path).startswith(_GIVEN):
+        with opened(path) as file:
+            return _read(file, most + 1)
+    try:
+        with path.open("rb") as stream:
+            return stream.read(most + 1)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError | ValueError) -> PolicyError:
+    """The error of a file that the system does not give."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return fail("unreadable-file", path=str(path), reason=reason)
+
+
+def _read(file: FileIO, most: int) -> bytes:
+    """At most so many bytes from where a file is read."""
+    parts = []
+    expected = max(os.fstat(file.fileno()).st_size - file.tell(), _CHUNK_NBYTES)
+    # One read gives 2 GiB at most, and less on some file systems.
+    while most and (part := file.read(min(most, expected))):
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,120 @@
+"""Files of strangers: regular ones are read, all else is an error in words, never a wait."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from policy_dsl.diagnostics import PolicyError
+from policy_dsl.regular_files import file_stat, opened, read_given, read_range, read_whole
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files here")
+
+
+def _folder(path: Path) -> None:
+    path.mkdir()
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _link_to_pipe(path: Path) -> None:
+    os.mkfifo(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+def _device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def _socket(path: Path) -> None:
+    # The name of a socket may be no longer than a hundred bytes.
+    listener = socket.socket(socket.AF_UNIX)
+    here = Path.cwd()
+    os.chdir(path.parent)
+    try:
+        listener.bind(path.name)
+    finally:
+        os.chdir(here)
+        listener.close()
+
+
+def _nowhere(path: Path) -> None:
+    path.symlink_to("gone")
+
+
+def _circle(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (_folder, "it is a folder"),
+        (_pipe, "it is a pipe, not a file"),
+        (_link_to_pipe, "it is a pipe, not a file"),
+        (_device, "it is a device, not a file"),
+        (_socket, "it is a socket, not a file"),
+        (_nowhere, "No such file"),
+        (_circle, "[Ss]ymbolic link"),
+    ],
+)
+@pytest.mark.parametrize(
+    "read",
+    [
+        file_stat,
+        lambda path: opened(path).__enter__(),
+        lambda path: read_whole(path, most=10),
+        lambda path: read_range(path, 0, 1),
+        lambda path: read_given(path, most=10),
+    ],
+)
+def test_what_is_not_a_file_is_named(
+    make: Callable[[Path], None], reason: str, read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    make(tmp_path / "x.json")
+    with pytest.raises(PolicyError, match=reason) as caught:
+        read(tmp_path / "x.json")
+    assert [found.code for found in caught.value.diagnostics] == ["unreadable-file"]
+
+
+def test_files_are_read_up_to_a_limit(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(100))
+    assert read_whole(path, most=100) == bytes(100)
+    with pytest.raises(PolicyError, match="it has 100 bytes, over the limit of 99"):
+        read_whole(path, most=99)
+
+
+def test_a_huge_file_is_refused_by_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(PolicyError, match="it has 1,099,511,627,776 bytes, over the limit"):
+        read_whole(path, most=1 << 20)
+
+
+def test_a_part_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"0123456789")
+    assert read_range(path, 3, 7) == b"3456"
+    assert read_range(path, 4, 4) == b""
+    with pytest.raises(PolicyError, match="it became shorter"):
+        read_range(path, 8, 11)
+
+
+def test_what_the_shell_passes_may_be_a_pipe() -> None:
+    receiver, sender = os.pipe()
+    writer = threading.Thread(target=lambda: (os.write(sender, b"text"), os.close(sender)))
+    writer.start()
+    try:
+        assert read_given(Path(f"/dev/fd/{receiver}"), most=100) == b"text"
+    finally:
+        os.close(receiver)
+        writer.join()
