@@ -25,8 +25,9 @@ from emitters.core.start import identity_of, open_journal
 from emitters.core.statistics import prepare
 from emitters.core.units import Unit, fit, plan_units, source_nbytes, total_source_nbytes
 from emitters.core.workers import run_units
-from emitters.core.workspace import check_output, claimed
+from emitters.core.workspace import check_early, check_output, claimed, output_place
 from emitters.tensor_io.read import Source, file_facts
+from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
 
@@ -36,7 +37,7 @@ class BuildReport:
     """What a build did.
 
     nbytes: of all files; resumed_nbytes: bytes of source weights that an earlier run had done;
-    digest: the record's own.
+    digest: the record's own. findings: warnings about what is left over of earlier bundles.
     """
 
     out: Path
@@ -47,6 +48,7 @@ class BuildReport:
     resumed_nbytes: int
     seconds: float
     digest: str
+    findings: tuple[Diagnostic, ...] = ()
 
 
 def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
@@ -72,10 +74,10 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     ensure_buildable(plan, inventory)
     ensure_equal_heads(plan, inventory)
     plan, prepared = prepare(complete(plan, inventory))
-    out, told = out.resolve(), progress or Silent()
+    out, told = output_place(out), progress or Silent()
     workers, block_values = fit(jobs or available_cores(), max_memory)
     # Before anything is made, and again once a bundle that a crash displaced is back.
-    check_output(out, inventory.root, force=force)
+    check_early(out, inventory.root, force=force)
     with claimed(out) as workspace:
         workspace.recover()
         check_output(out, inventory.root, force=force)
@@ -84,7 +86,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
         journal = open_journal(workspace, plan, site.source, identity, force=force)
         resumed = _write_tensors(site, journal, told, jobs=workers, block_values=block_values)
         digest = seal(site, told, jobs=workers)
-        workspace.finish()
+        workspace.finish(force=force)
     return BuildReport(
         out=out,
         files=len(plan.files),
@@ -94,6 +96,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
         resumed_nbytes=resumed,
         seconds=monotonic() - started,
         digest=digest,
+        findings=tuple(workspace.left),
     )
 
 

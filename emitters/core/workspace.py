@@ -1,30 +1,48 @@
 """The folder in which a build works, its lock, and the renames that finish it.
 
-<out>.partial/lock        held while a build runs
+<out>.partial/lock        held while a build runs, and deleted last
 <out>.partial/journal     which rows are on disk
 <out>.partial/bundle/     becomes <out> by one rename
 <out>.partial/replaced/   the bundle that was <out> before, for the moment between two renames
+<out>.partial/deleted/    a bundle that was replaced, while its files are deleted
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import shutil
-from collections.abc import Collection, Iterator
+import re
+import stat
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
+from emitters.core.deleting import (
+    BROWSED,
+    delete_bundle,
+    delete_unfinished,
+    ensure_kind,
+    kind_of,
+    made_files,
+    refuse_others,
+    unfinished_files,
+)
 from emitters.core.record import RECORD
 from emitters.core.self_check import WrongBundleError
-from emitters.tensor_io.shards import flush, writing
-from policy_dsl.diagnostics import PolicyError, fail
+from emitters.tensor_io.shards import flush, write_failure, writing
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
 
-# What file browsers leave where they were.
-_BROWSED = ".DS_Store"
-_WORK = frozenset({"lock", "journal", "bundle", "replaced", _BROWSED})
+# What a workspace holds, and what each is.
+_WORK = {
+    "lock": "a file",
+    "journal": "a file",
+    BROWSED: "a file",
+    "bundle": "a folder",
+    "replaced": "a folder",
+}
+_DELETED = "deleted"
+_IS_DELETED = re.compile(r"deleted(-[0-9]+)?")
 # What the same source and policy lead to again.
 _FINAL = frozenset(
     {
@@ -35,18 +53,26 @@ _FINAL = frozenset(
         "wrong-result",
     }
 )
+# How often a build may end just where another one wants to begin.
+_MOST_TRIES = 1000
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where a build of `out` works."""
+    """Where a build of `out` works. left: warnings about what could not be deleted."""
 
     out: Path
+    left: list[Diagnostic] = field(default_factory=list, compare=False)
 
     @property
     def root(self) -> Path:
         """The folder of the unfinished build."""
         return self.out.with_name(self.out.name + ".partial")
+
+    @property
+    def lock(self) -> Path:
+        """The file whose lock says that a build runs."""
+        return self.root / "lock"
 
     @property
     def bundle(self) -> Path:
@@ -64,11 +90,14 @@ class Workspace:
         return self.root / "replaced"
 
     def clear(self) -> None:
-        """Delete what an earlier run left: the journal first, as it speaks of the rest."""
+        """Delete what an earlier run left: the journal first, as it speaks of the rest.
+
+        Raises: PolicyError, before anything is deleted, if files are there that no build makes.
+        """
+        unfinished_files(self.bundle)
         with writing(self.root):
             self.journal.unlink(missing_ok=True)
-            if self.bundle.exists():
-                shutil.rmtree(self.bundle)
+            delete_unfinished(self.bundle)
             self.bundle.mkdir()
 
     def forget(self) -> None:
@@ -78,30 +107,99 @@ class Workspace:
             self.journal.unlink()
 
     def recover(self) -> None:
-        """Undo or end a `finish` that a crash cut off: its old bundle goes back, or goes."""
+        """Undo or end a `finish` that a crash cut off: its old bundle goes back, or goes.
+
+        Raises: PolicyError if that fails.
+        """
         with writing(self.out):
-            if self.replaced.exists() and not self.out.exists():
+            named = kind_of(self.bundle) is None
+            if named:
+                # The bundle has its name, and the journal speaks of nothing that is here.
+                self.journal.unlink(missing_ok=True)
+            if kind_of(self.replaced) is None:
+                return
+            if _is_free(self.out):
                 self.replaced.rename(self.out)
-            elif self.replaced.exists() and (self.out / RECORD).is_file():
-                # The new bundle has its name; no later one could be put in its place.
-                shutil.rmtree(self.replaced)
+            elif named and kind_of(self.out / RECORD) == "a file":
+                self._set_aside()
 
-    def finish(self) -> None:
-        """Give the bundle its name, the one that it replaces is deleted after that.
+    def finish(self, *, force: bool = True) -> None:
+        """Give the bundle its name; with `force` it may take the place of another bundle.
 
-        Raises: PolicyError if a rename fails; the bundle is then still whole here.
+        Raises: PolicyError if a rename fails, or what has the name by now is not to be
+        replaced; the bundle is then still whole here.
         """
         # Renames may reach the disk before contents do.
         for path in sorted(self.bundle.rglob("*")):
             flush(path)
         flush(self.bundle)
+        # Hours may have passed since the last look.
+        _check_contents(self.out, force=force)
         with writing(self.out):
-            if self.out.exists() and not _is_empty(self.out):
+            if not _is_free(self.out):
+                if kind_of(self.replaced) is not None:
+                    self._set_aside()
                 self.out.rename(self.replaced)
-            self.bundle.rename(self.out)
+            self._name()
+            flush(self.root)
             flush(self.out.parent)
-            # From here on the new bundle has its name; what follows is only tidying.
-            shutil.rmtree(self.root)
+        # From here on the new bundle has its name; what follows is only tidying.
+        with self._tidying(self.root), writing(self.root):
+            if kind_of(self.replaced) is not None:
+                self._set_aside()
+            self.journal.unlink(missing_ok=True)
+
+    def _name(self) -> None:
+        try:
+            self.bundle.rename(self.out)
+        except OSError:
+            # Not only after a crash: the old bundle must not be missing until the next build.
+            with suppress(OSError):
+                self.replaced.rename(self.out)
+            raise
+
+    def _set_aside(self) -> None:
+        """Give a replaced bundle a name by which it never comes back."""
+        names = (f"{_DELETED}-{number}" if number else _DELETED for number in count())
+        free = next(name for name in names if kind_of(self.root / name) is None)
+        self.replaced.rename(self.root / free)
+
+    def tidy(self) -> None:
+        """Delete what nothing needs, the lock last; what cannot be deleted is in `left`."""
+        with self._tidying(self.root):
+            listed = _listed(self.root)
+        for name in sorted(listed):
+            if _IS_DELETED.fullmatch(name):
+                with self._tidying(self.root / name):
+                    delete_bundle(self.root / name)
+        if os.path.lexists(self.journal) or os.path.lexists(self.replaced):
+            return
+        with self._tidying(self.bundle):
+            delete_unfinished(self.bundle)
+        with suppress(OSError):
+            if set(os.listdir(self.root)) <= {BROWSED, "lock"}:
+                (self.root / BROWSED).unlink(missing_ok=True)
+            self.lock.unlink()
+            # Another build may be in it by now: it is not empty then, and stays.
+            self.root.rmdir()
+
+    @contextmanager
+    def _tidying(self, folder: Path) -> Iterator[None]:
+        """A context in which an error is a warning: the folder is still there."""
+        try:
+            yield
+        except PolicyError as error:
+            reason = error.diagnostics[0].message
+            cure = "move away or delete what is in it"
+            found = diagnostic("output-left-over", path=str(folder), reason=reason)
+            self.left.append(replace(found, suggestion=cure))
+
+
+def output_place(out: Path) -> Path:
+    """The absolute path of an output; links on the way to it are followed, not it itself."""
+    if out.name in ("", ".."):
+        return Path(os.path.realpath(out))
+    return Path(os.path.realpath(out.parent), out.name)
 
 
 def written_files(folder: Path) -> dict[str, int]:
@@ -114,50 +212,55 @@ def written_files(folder: Path) -> dict[str, int]:
         }
 
 
+def check_place(out: Path, source: Path | None) -> None:
+    """Raises: PolicyError if no build may work at `out`, whatever is in it.
+
+    It is in the source's folder or around it, or it is something else than a folder.
+    """
+    workspace = Workspace(out)
+    if source and any(_overlap(source, place) for place in (out, workspace.root)):
+        cure = "give a folder apart from the source with -o"
+        raise fail("output-in-source", path=str(out), suggestion=cure)
+    ensure_kind(out, "a folder")
+    _ensure_own(workspace)
+
+
 def check_output(out: Path, source: Path | None, *, force: bool) -> None:
     """Raises: PolicyError if a build may not write to `out`.
 
-    It lies in the source or around it, or it exists and is not empty; with `force` a bundle
-    of policyc may be replaced, and nothing else: not even files that were put beside it.
+    As `check_place` says, or because it is not empty; with `force` a bundle of policyc may be
+    replaced, as long as it is as it was built: nothing else, not even files put beside it.
     """
-    folder = source.resolve() if source else None
-    if folder and (out.is_relative_to(folder) or folder.is_relative_to(out)):
-        cure = "give a folder apart from the source with -o"
-        raise fail("output-in-source", path=str(out), suggestion=cure)
-    if not os.path.lexists(out) or _is_empty(out):
+    check_place(out, source)
+    _check_contents(out, force=force)
+
+
+def _check_contents(out: Path, *, force: bool) -> None:
+    ensure_kind(out, "a folder")
+    if _is_free(out):
         return
-    is_bundle = (out / RECORD).is_file()
-    if not force:
-        cure = "--force replaces it once the new bundle is complete"
-        if not is_bundle:
-            cure = f"it has no {RECORD}, so nothing replaces it: give another folder with -o"
-        raise fail("output-exists", path=str(out), suggestion=cure)
-    if not is_bundle:
-        cure = f"it has no {RECORD}: move it away, or give another folder with -o"
-        raise fail("output-not-a-bundle", path=str(out), suggestion=cure)
-    own = _own_files(out)
-    folders = {name.rpartition("/")[0] for name in own} - {""}
-    listed = {path.name for path in out.iterdir()}
-    listed |= {f"{inner}/{name}" for inner in folders for name in _listed(out / inner)}
-    _refuse(out, listed - own - folders)
+    if force:
+        made_files(out)
+        return
+    cure = "--force replaces it once the new bundle is complete"
+    if kind_of(out / RECORD) != "a file":
+        cure = f"it has no {RECORD}, so nothing replaces it: give another folder with -o"
+    raise fail("output-exists", path=str(out), suggestion=cure)
 
 
-def _refuse(folder: Path, strangers: Collection[str]) -> None:
-    """Raises: PolicyError if there are any: what no build made, none deletes."""
-    if strangers:
-        names = ", ".join(sorted(strangers)[:5])
-        cure = "move them away, or give another folder with -o"
-        raise fail("output-has-other-files", path=str(folder), names=names, suggestion=cure)
+def check_early(out: Path, source: Path | None, *, force: bool) -> None:
+    """Raises: PolicyError as `check_output` does, before a claim makes any folder.
 
-
-def _own_files(out: Path) -> set[str]:
-    """The files that a build made, by its record, and what file browsers leave."""
+    Where another build is at work its renames would confuse what is seen: the claim decides.
+    """
+    root, seen = Workspace(out).root, False
+    check_place(out, source)
     try:
-        files = json.loads((out / RECORD).read_bytes())["files"]
-        return {RECORD, _BROWSED, *map(str, files)}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        cure = f"its {RECORD} cannot be read: move it away, or give another folder with -o"
-        raise fail("output-not-a-bundle", path=str(out), suggestion=cure) from error
+        seen = os.path.lexists(root)
+        check_output(out, source, force=force)
+    except PolicyError:
+        if not seen and not os.path.lexists(root):
+            raise
 
 
 @contextmanager
@@ -169,10 +272,9 @@ def claimed(out: Path) -> Iterator[Workspace]:
     kind that only happens to have its name.
     """
     workspace = Workspace(out)
-    # All of it is deleted in the end.
-    _refuse(workspace.root, _listed(workspace.root) - _WORK)
     lock = _locked(workspace)
     try:
+        _ensure_own(workspace)
         yield workspace
     except PolicyError as error:
         final = isinstance(error, WrongBundleError)
@@ -180,10 +282,23 @@ def claimed(out: Path) -> Iterator[Workspace]:
             workspace.forget()
         raise
     finally:
-        # Nothing was begun, or nothing came of it: nothing is left.
-        if not workspace.journal.exists() and not workspace.replaced.exists():
-            shutil.rmtree(workspace.root, ignore_errors=True)
+        # Somebody may have deleted the lock: what is there now is another build's.
+        if _holds(workspace, lock):
+            workspace.tidy()
         os.close(lock)
+
+
+def _ensure_own(workspace: Workspace) -> None:
+    """Raises: PolicyError if the folder of unfinished work holds what no build made."""
+    root = workspace.root
+    ensure_kind(root, "a folder")
+    listed = _listed(root)
+    deleted = {name for name in listed if _IS_DELETED.fullmatch(name)}
+    # All of it is deleted in the end.
+    refuse_others(root, listed - _WORK.keys() - deleted)
+    for name in sorted(listed):
+        ensure_kind(root / name, _WORK.get(name, "a folder"))
+    unfinished_files(workspace.bundle)
 
 
 def _listed(folder: Path) -> set[str]:
@@ -197,23 +312,88 @@ def _listed(folder: Path) -> set[str]:
 
 def _locked(workspace: Workspace) -> int:
     """A descriptor of the lock file, locked."""
-    path = workspace.root / "lock"
-    while True:
+    # Not at the top: Windows has none, and plans there.
+    import fcntl  # noqa: PLC0415
+
+    refusal: OSError = TimeoutError()
+    for _ in range(_MOST_TRIES):
+        _ensure_own(workspace)
         with writing(workspace.root):
-            workspace.root.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                # Held by the open file: it ends with the program, however that ends.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-                cure = "wait for it, or stop it"
-                raise fail("output-in-use", path=str(workspace.out), suggestion=cure) from None
+                lock, is_new = _opened_lock(workspace)
+            except (FileNotFoundError, FileExistsError) as error:
+                # A build that ends deleted the folder in this moment.
+                refusal = error
+                continue
+        try:
+            # Held by the open file: it ends with the program, however that ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if not isinstance(error, BlockingIOError):
+                raise write_failure(workspace.lock, error) from error
+            cure = "wait for it, or stop it"
+            raise fail("output-in-use", path=str(workspace.out), suggestion=cure) from None
         # A build that just finished has deleted the file that was locked here.
-        if path.exists() and path.stat().st_ino == os.fstat(lock).st_ino:
+        if _holds(workspace, lock):
+            if is_new:
+                _ensure_begun_by_a_build(workspace, lock)
             return lock
         os.close(lock)
+    raise write_failure(workspace.root, refusal)
 
 
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def _opened_lock(workspace: Workspace) -> tuple[int, bool]:
+    """A descriptor of the lock file, and whether it was not there before."""
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    # Neither through a link nor waiting for the other end of a pipe.
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with suppress(FileNotFoundError):
+        return os.open(workspace.lock, flags), False
+    return os.open(workspace.lock, flags | os.O_CREAT | os.O_EXCL, 0o644), True
+
+
+def _ensure_begun_by_a_build(workspace: Workspace, lock: int) -> None:
+    """Raises: PolicyError if an unfinished bundle is there, but neither lock nor journal were.
+
+    The lock is made first and deleted last: no build made those files.
+    """
+    try:
+        if not os.path.lexists(workspace.journal):
+            refuse_others(workspace.bundle, unfinished_files(workspace.bundle))
+    except PolicyError:
+        with suppress(OSError):
+            workspace.lock.unlink()
+        os.close(lock)
+        raise
+
+
+def _holds(workspace: Workspace, lock: int) -> bool:
+    """Whether the lock file is the one that is locked."""
+    try:
+        there = workspace.lock.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(there.st_mode) and os.path.samestat(there, os.fstat(lock))
+
+
+def _overlap(source: Path, place: Path) -> bool:
+    """Whether one of two places is in the other, or is the other.
+
+    By what the system says of folders that exist: names alone miss capitals and links.
+    """
+    folder = Path(os.path.realpath(source))
+    within = any(_is_same(folder, one) for one in (place, *place.parents))
+    return within or any(_is_same(one, place) for one in folder.parents)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _is_free(out: Path) -> bool:
+    """Whether a bundle can have this name without taking it from anything."""
+    return kind_of(out) is None or not os.listdir(out)

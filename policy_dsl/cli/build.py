@@ -93,6 +93,8 @@ def build(
             max_memory=memory,
             progress=report,
         )
+    if not quiet:
+        console.show_findings(made.findings, as_json=as_json)
     _show_result(plan, folder, made, as_json=format == "json")
 
 

@@ -161,12 +161,22 @@ BUNDLE_CODES: dict[str, Code] = {
         "The source is never written to, and never deleted with an output.",
     ),
     "output-not-a-bundle": error(
-        "{path} is not a bundle made by policyc and is not replaced",
-        "Only what a build made is deleted by another build.",
+        "{path} is not a bundle as policyc made it: {reason}",
+        "Only what a build made is replaced by another build. The record must be one that "
+        "policyc wrote, and every file that it names must be there with the recorded size; the "
+        "contents of small files are compared too.",
     ),
     "output-has-other-files": error(
-        "{path} holds files that no build made and is not replaced: {names}",
-        "Only what a build made is deleted by another build.",
+        "{path} holds files that no build made: {names}",
+        "Only what a build made is deleted by another build, so that nothing here is replaced.",
+    ),
+    "output-not-plain": error(
+        "{path} is {kind}, and a build needs {wanted} there",
+        "A build never writes through links, nor to pipes and devices, and deletes none.",
+    ),
+    "output-left-over": warning(
+        "the bundle is complete, but {path} is still there: {reason}",
+        "What no build made stays where it is. It stops no later build.",
     ),
     "output-in-use": error(
         "another build is writing {path}", "One build at a time works on an output."

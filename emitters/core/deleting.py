@@ -1,0 +1,286 @@
+"""What a build may delete: files that a build made, checked and then deleted one by one.
+
+No folder is ever deleted with what is in it, and no link is followed: what else appears in
+between stays where it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from emitters.core.record import RECORD, SCHEMA_VERSION, record_digest
+from emitters.tensor_io.shards import writing
+from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.sources.shard_map import is_plain_name
+from policy_dsl.sources.side_files import SUBFOLDERS
+
+# What file browsers leave where they were.
+BROWSED = ".DS_Store"
+_MOVE = "move it away, or give another folder with -o"
+_KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFREG: "a file",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+# Files of metadata are hashed before they are replaced; weights are known by their size.
+_HASHED_NBYTES = 64 * 2**20
+_CHUNK_NBYTES = 4 * 2**20
+_LARGEST_RECORD = 64 * 2**20
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NO_LINK
+_FILE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NO_LINK
+
+
+class MadeFile(NamedTuple):
+    """A file of a bundle as its record has it."""
+
+    nbytes: int
+    sha256: str
+
+
+def kind_of(path: Path) -> str | None:
+    """What is at a path, links not followed, as `a folder`; None if nothing is.
+
+    Raises: PolicyError if that cannot be seen.
+    """
+    with writing(path):
+        try:
+            return _KINDS.get(stat.S_IFMT(path.lstat().st_mode), "a special file")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def ensure_kind(path: Path, wanted: str) -> None:
+    """Raises: PolicyError if at a path there is something else than `a folder` or `a file`."""
+    kind = kind_of(path)
+    if kind not in (None, wanted):
+        cure = "remove it, or give another folder with -o"
+        if kind == "a link" and wanted == "a folder":
+            cure = "give the folder that it leads to with -o, or remove the link"
+        raise fail(
+            "output-not-plain", path=str(path), kind=kind, wanted=wanted, suggestion=cure
+        )
+
+
+def recorded_files(folder: Path) -> dict[str, MadeFile]:
+    """The files of a bundle but its record, by name, as its record has them.
+
+    Raises: PolicyError unless the record is one that a policyc wrote.
+    """
+    try:
+        return _files(json.loads(_content(folder / RECORD)))
+    except FileNotFoundError:
+        raise _not_made(folder, f"it has no {RECORD}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _not_made(folder, f"its {RECORD} cannot be read: {error}") from error
+    except _WrongRecordError as error:
+        raise _not_made(folder, f"its {RECORD} {error}") from None
+
+
+def made_files(folder: Path) -> dict[str, MadeFile]:
+    """The files of a whole bundle but its record, by name, after a look at each.
+
+    Raises: PolicyError unless they are as a build made them and alone in the folder.
+    """
+    files = recorded_files(folder)
+    for name, made in files.items():
+        reason = _misfit(folder / name, made)
+        if reason is not None:
+            raise _not_made(folder, f"{name} {reason}")
+    folders = {name.rpartition("/")[0] for name in files} - {""}
+    for inner in folders:
+        ensure_kind(folder / inner, "a folder")
+    listed = set(_names(folder))
+    listed |= {f"{inner}/{name}" for inner in folders for name in _names(folder / inner)}
+    refuse_others(folder, listed - files.keys() - folders - {RECORD, BROWSED})
+    return files
+
+
+def delete_bundle(folder: Path) -> None:
+    """Delete a bundle that nothing needs any more, or what an earlier call left of it.
+
+    Raises: PolicyError if something stays; what no record names is not touched.
+    """
+    if kind_of(folder / RECORD) == "a file":
+        files = recorded_files(folder)
+        with writing(folder):
+            _delete(folder, {name: made.nbytes for name, made in files.items()})
+            if set(os.listdir(folder)) <= {RECORD, BROWSED}:
+                # Last: until then it says what may be deleted.
+                _delete(folder, {RECORD: None})
+    _end(folder)
+
+
+def delete_unfinished(folder: Path) -> None:
+    """Delete the bundle of a build that is not gone on with.
+
+    Raises: PolicyError, before anything is deleted, if no build makes what is in it.
+    """
+    files = unfinished_files(folder)
+    with writing(folder), suppress(FileNotFoundError):
+        _delete(folder, dict.fromkeys(files))
+    _end(folder)
+
+
+def unfinished_files(folder: Path) -> list[str]:
+    """The files in the folder of an unfinished bundle.
+
+    Raises: PolicyError if something is there that no build makes: other folders, links,
+    special files.
+    """
+    found: list[str] = []
+    others: list[str] = []
+    for name in _names(folder):
+        if name in SUBFOLDERS and kind_of(folder / name) == "a folder":
+            inner = [f"{name}/{file}" for file in _names(folder / name)]
+        else:
+            inner = [name]
+        for file in inner:
+            (found if kind_of(folder / file) in ("a file", None) else others).append(file)
+    refuse_others(folder, others)
+    return found
+
+
+def refuse_others(folder: Path, strangers: Collection[str]) -> None:
+    """Raises: PolicyError if there are any: what no build made, none deletes."""
+    if strangers:
+        names = ", ".join(sorted(strangers)[:5])
+        cure = "move them away, or give another folder with -o"
+        raise fail("output-has-other-files", path=str(folder), names=names, suggestion=cure)
+
+
+class _WrongRecordError(Exception):
+    """What keeps a record from being one that a build wrote, as `… is not …`."""
+
+
+def _not_made(folder: Path, reason: str) -> PolicyError:
+    return fail("output-not-a-bundle", path=str(folder), reason=reason, suggestion=_MOVE)
+
+
+def _content(path: Path) -> bytes:
+    """What is in a regular file. Raises: OSError, ValueError."""
+    opened = os.open(path, _FILE)
+    with open(opened, "rb") as file:
+        facts = os.fstat(opened)
+        if not stat.S_ISREG(facts.st_mode):
+            raise ValueError("it is not a file")
+        if facts.st_size > _LARGEST_RECORD:
+            raise ValueError(f"it has {facts.st_size:,} bytes, more than {_LARGEST_RECORD:,}")
+        return file.read(_LARGEST_RECORD)
+
+
+def _files(document: Any) -> dict[str, MadeFile]:
+    """The files that a record names. Raises: _WrongRecordError if no build wrote it."""
+    if not isinstance(document, dict) or document.get("kind") != "bundle":
+        raise _WrongRecordError("is not the record of a bundle")
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise _WrongRecordError(f"is not of schema_version {SCHEMA_VERSION}")
+    # Not the whole schema: records of earlier versions lack what later ones say.
+    if document.get("digest") != record_digest(document):
+        raise _WrongRecordError("was edited: its own digest does not fit")
+    files = document.get("files")
+    if not isinstance(files, dict) or not files:
+        raise _WrongRecordError("names no files")
+    return {name: _made(name, found) for name, found in files.items()}
+
+
+def _made(name: str, found: Any) -> MadeFile:
+    folder, _, file = name.rpartition("/")
+    if (folder and folder not in SUBFOLDERS) or not is_plain_name(file) or name == RECORD:
+        raise _WrongRecordError(f"names {name!r:.80}, which no build writes")
+    made = (found.get("nbytes"), found.get("sha256")) if isinstance(found, dict) else ()
+    if [type(part) for part in made] != [int, str]:
+        raise _WrongRecordError(f"does not say what {name} is")
+    return MadeFile(*made)
+
+
+def _misfit(path: Path, made: MadeFile) -> str | None:
+    """Why a file is not as it was made, as `is …`; None if nothing speaks against it."""
+    kind = kind_of(path)
+    if kind != "a file":
+        return f"is {kind}, not a file" if kind else "is missing"
+    with writing(path):
+        nbytes = path.lstat().st_size
+        if nbytes != made.nbytes:
+            return f"has {nbytes} bytes, not {made.nbytes} as its record says"
+        if nbytes <= _HASHED_NBYTES and _sha256(path) != made.sha256:
+            return "was changed: its SHA-256 does not match the record"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(os.open(path, _FILE), "rb") as file:
+        while chunk := file.read(_CHUNK_NBYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _names(folder: Path) -> list[str]:
+    """What is in a folder, sorted; nothing if it is gone, or is not a folder."""
+    with writing(folder):
+        try:
+            return sorted(os.listdir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+@contextmanager
+def _opened(folder: Path | str, within: int | None = None) -> Iterator[int]:
+    """A descriptor of a folder: what is deleted in it is in this one, whatever is renamed."""
+    opened = os.open(folder, _FOLDER, dir_fd=within)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
+
+
+def _delete(folder: Path, files: Mapping[str, int | None]) -> None:
+    """Delete these regular files, if they have these sizes, and the subfolders of their names.
+
+    files: name -> bytes, None for any number. Raises: OSError.
+    """
+    held: dict[str, dict[str, int | None]] = {"": {}}
+    for name, nbytes in files.items():
+        inner, _, file = name.rpartition("/")
+        held.setdefault(inner, {})[file] = nbytes
+    with _opened(folder) as outer:
+        for inner, within in held.items():
+            # A subfolder may be gone already, or be a link by now, which is not followed.
+            with suppress(FileNotFoundError, NotADirectoryError):
+                _unlink_in(inner or ".", outer, within)
+        for inner in held.keys() - {""}:
+            with suppress(OSError):
+                os.rmdir(inner, dir_fd=outer)
+
+
+def _unlink_in(folder: str, outer: int, files: Mapping[str, int | None]) -> None:
+    with _opened(folder, outer) as at:
+        for name, nbytes in files.items():
+            with suppress(FileNotFoundError):
+                facts = os.lstat(name, dir_fd=at)
+                if stat.S_ISREG(facts.st_mode) and nbytes in (None, facts.st_size):
+                    os.unlink(name, dir_fd=at)
+
+
+def _end(folder: Path) -> None:
+    """Delete an empty folder, and what a file browser left in it."""
+    left = _names(folder)
+    if left == [BROWSED]:
+        with writing(folder):
+            _delete(folder, {BROWSED: None})
+        left = []
+    refuse_others(folder, left)
+    with writing(folder), suppress(FileNotFoundError):
+        os.rmdir(folder)
