@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from emitters.core.fp8_rows import dequantized_rows
 from emitters.core.interface import Emitter, Prepared, UnstorableError
 from emitters.core.misfit import Misfit, band_of
+from emitters.core.stretches import in_stretches
 from emitters.core.tally import Sums
 from emitters.core.units import Unit
-from emitters.numerics.fp8 import fp8_dequantize
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
 from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.read import Source, columns, picked_rows
@@ -22,10 +23,10 @@ from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Module, Plan, PlannedTensor, SourceRows
 from policy_dsl.planning.fill import describe
-from policy_dsl.roles.scales import fp8_block
 
 # A value that no dtype loses, and a relative error from which that of a matrix is far.
 _LARGE, _NEAR = 1e-3, 0.5
+_LOOKED_AT = 4096
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def run_unit(site: Site, unit: Unit) -> Outcome:
     Raises: PolicyError if the source cannot be read, holds a value that is not finite or does
     not fit, or the output cannot be written.
     """
-    module = site.plan.modules[unit.module]
+    module = in_stretches(site.plan.modules[unit.module])
     made = make_unit(site, unit)
     written = 0
     for tensor in module.tensors:
@@ -86,7 +87,7 @@ class Made(NamedTuple):
 
 def make_unit(site: Site, unit: Unit) -> Made:
     """The parts of the rows of one unit. Raises: PolicyError as `run_unit` does."""
-    module = site.plan.modules[unit.module]
+    module = in_stretches(site.plan.modules[unit.module])
     rows = module.sources[unit.source]
     span = unit.first, unit.count
     values = source_values(site, module, rows, span)
@@ -105,11 +106,12 @@ def make_unit(site: Site, unit: Unit) -> Made:
 
 def _is_surely_kept(site: Site, module: Module, values: Array) -> bool:
     """Whether the first rows tell that values are stored and not lost; nearly always so."""
+    if module.treatment.action != "quantize":
+        some = to_float32(values.reshape(-1)[:_LOOKED_AT], module.dtype)
+        return bool(np.abs(some).max(initial=0) >= _LARGE)
     # Where groups run on from row to row, whole ones.
     first = np.ascontiguousarray(values[: module.together])
     exact = to_float32(first, module.dtype)
-    if module.treatment.action != "quantize":
-        return bool(np.abs(exact).max(initial=0) >= _LARGE)
     what = module.dtype, module.treatment
     # Without statistics: whatever weighs, the largest values stay.
     decoded = site.emitter.decode(site.emitter.encode(first, *what), *what, exact.shape[-1])
@@ -169,7 +171,7 @@ def _misfit(
 ) -> tuple[str, Misfit]:
     """Where a group is that cannot be stored, in that row of the values, and its neighbours."""
     rows, unit = origin
-    place = place_of(rows.tensor, rows.row_of_source(unit.first + row), 0)
+    place = place_of(site, rows.tensor, rows.row_of_source(unit.first + row), 0)
     found = Misfit(site.plan, site.emitter, module, rows, band_of(values, module.dtype, row))
     return f"a group of row {place}", found
 
@@ -193,10 +195,10 @@ def _stretch(site: Site, module: Module, rows: SourceRows, first: int, count: in
     stored = site.source.rows(tensor, first, count)
     if rows.scale is not None:
         # A NaN code times a scale would be found too, but not told from a NaN scale.
-        _check_finite(stored, "F8_E4M3", tensor, first)
+        _check_finite(site, stored, "F8_E4M3", (tensor, first))
         values = _dequantized(site, module, rows, first, stored)
     else:
-        _check_finite(stored, tensor.dtype, tensor, first)
+        _check_finite(site, stored, tensor.dtype, (tensor, first))
         if tensor.dtype == module.dtype:
             # The common case, a search and no copy.
             return stored
@@ -219,42 +221,39 @@ def _overflow(
     else:
         exact = to_float32(stored, rows.tensor.dtype)
     band = band_of(exact, "F32", at // exact.shape[-1])
-    what = f"{exact.reshape(-1)[at]:.4g} at {place_of(rows.tensor, first, at)}"
+    what = f"{exact.reshape(-1)[at]:.4g} at {place_of(site, rows.tensor, first, at)}"
     return Misfit(site.plan, site.emitter, module, rows, band).too_large(what, module.dtype)
 
 
-def place_of(tensor: TensorInfo, first: int, at: int) -> str:
-    """Where the value is that stands `at` values after row `first`, such as `[3, 17]`."""
+def place_of(site: Site, tensor: TensorInfo, first: int, at: int) -> str:
+    """Where the value is that is `at` values after row `first`, such as `[3, 17]`."""
     if not tensor.shape:
         return "its only value"
-    index = np.unravel_index(first * columns(tensor.shape) + at, tensor.shape)
+    # Rows may be counted as the values in them; the place is one in the tensor as it is.
+    sources = (one.source for one in site.plan.model.tensors)
+    shape = next((one.shape for one in sources if one.name == tensor.name), tensor.shape)
+    index = np.unravel_index(first * columns(tensor.shape) + at, shape)
     return str([int(axis) for axis in index])
 
 
 def _dequantized(
     site: Site, module: Module, rows: SourceRows, first: int, codes: Array
 ) -> Array:
-    """The values of FP8 codes; a stack's matrices each have a grid of their own."""
-    scale = rows.scale
-    block = scale and fp8_block(site.plan.model.config, rows.tensor, scale)
-    if scale is None or block is None:
-        raise fail("missing-scale", tensors="1 tensor", names=rows.tensor.name)
-    # A few kilobytes; reading them for every unit keeps units free of shared state.
-    height, grid_height = rows.tensor.shape[-2], scale.shape[-2]
-    matrix, row = divmod(first, height)
-    grid = site.source.rows(scale, matrix * grid_height, grid_height)
-    _check_finite(grid, scale.dtype, scale, matrix * grid_height)
-    return fp8_dequantize(
+    """The values of FP8 codes. Raises: PolicyError if a scale is not finite."""
+    return dequantized_rows(
+        site.source,
+        site.plan.model.config,
+        (rows.tensor, rows.scale),
         codes,
-        to_float32(grid, scale.dtype),
-        block=block,
-        first_row=row,
+        first=first,
         rule=site.plan.fp8_rule,
         out_dtype=module.dtype,
+        check=lambda grid, scale, row: _check_finite(site, grid, scale.dtype, (scale, row)),
     )
 
 
-def _check_finite(stored: Array, dtype: str, tensor: TensorInfo, first: int) -> None:
+def _check_finite(site: Site, stored: Array, dtype: str, rows: tuple[TensorInfo, int]) -> None:
+    """Raises: PolicyError if one of these rows of a tensor, from its row, is not finite."""
     at = first_nonfinite(stored, dtype)
     if at < 0:
         return
@@ -262,5 +261,6 @@ def _check_finite(stored: Array, dtype: str, tensor: TensorInfo, first: int) -> 
     found = "nan"
     if dtype in VALUE_TYPES:
         found = str(to_float32(stored.reshape(-1)[at : at + 1], dtype)[0])
-    place = place_of(tensor, first, at)
+    tensor, first = rows
+    place = place_of(site, tensor, first, at)
     raise fail("non-finite-source", tensor=tensor.name, value=found, place=place)

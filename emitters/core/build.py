@@ -75,7 +75,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     ensure_equal_heads(plan, inventory)
     plan, prepared = prepare(complete(plan, inventory))
     out, told = output_place(out), progress or Silent()
-    workers, block_values = fit(jobs or available_cores(), max_memory)
+    workers, block_values = fit(jobs or available_cores(), max_memory, plan)
     # Before anything is made, and again once a bundle that a crash displaced is back.
     check_early(out, inventory.root, force=force)
     with claimed(out) as workspace:

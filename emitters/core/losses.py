@@ -10,6 +10,7 @@ import numpy as np
 
 from emitters.core.blocks import Site, make_unit, source_values
 from emitters.core.misfit import BAND, Misfit
+from emitters.core.stretches import in_stretches
 from emitters.core.units import Unit
 from policy_dsl.diagnostics import Diagnostic, PolicyError
 
@@ -33,7 +34,7 @@ def ensure_something_left(site: Site, lost: Iterable[Unit]) -> None:
 
 def _units(site: Site, lost: Unit) -> Iterator[Unit]:
     """The rows of a unit's matrix, as many at a time as it has."""
-    rows = site.plan.modules[lost.module].sources[lost.source]
+    rows = in_stretches(site.plan.modules[lost.module]).sources[lost.source]
     for start in range(0, rows.count, lost.count):
         count = min(lost.count, rows.count - start)
         yield replace(lost, first=rows.first + start, count=count, at=rows.at + start)
@@ -41,7 +42,7 @@ def _units(site: Site, lost: Unit) -> Iterator[Unit]:
 
 def _finding(site: Site, lost: Unit) -> Diagnostic:
     """What is lost, and what would hold it; tried with the band of the largest value."""
-    module = site.plan.modules[lost.module]
+    module = in_stretches(site.plan.modules[lost.module])
     rows = module.sources[lost.source]
     wide = replace(module, dtype="F32")
     values = source_values(site, wide, rows, (lost.first, lost.count))

@@ -10,6 +10,7 @@ import numpy as np
 from emitters.core.interface import Emitter, UnstorableError
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
 from emitters.numerics.value_types import Array
+from emitters.tensor_io.read import columns
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
 from policy_dsl.formats import SchemeSpec
 from policy_dsl.plan import Module, Plan, SourceRows
@@ -138,7 +139,10 @@ class Misfit:
         return next(
             tensor
             for tensor in self.plan.model.tensors
-            if tensor.source == rows.tensor and tensor.first_row == rows.first
+            if tensor.source.name == rows.tensor.name
+            # Rows may be counted as the values in them.
+            and tensor.first_row * columns(tensor.source.shape)
+            == rows.first * columns(rows.tensor.shape)
         )
 
     def _span(self) -> Span | None:

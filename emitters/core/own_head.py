@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import numpy as np
 
 import emitters
 from emitters.core.bundle_reading import Bundle
 from emitters.core.source_values import SourceValues
+from emitters.core.stretches import tensors_in_stretches
 from emitters.tensor_io.read import columns
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.inventory import Inventory
@@ -75,14 +77,15 @@ def _difference(values: SourceValues, head: ModelTensor, embedding: ModelTensor)
     """Where the two differ, None if they do not."""
     if head.shape != embedding.shape:
         return f"shapes {list(head.shape)} and {list(embedding.shape)}"
-    rows = head.shape[0]
-    step = max(1, _BLOCK_VALUES // columns(head.shape))
+    both = tensors_in_stretches(head, embedding)
+    rows, width = prod(both[0].shape[:-1]), columns(both[0].shape)
+    step = max(1, _BLOCK_VALUES // width)
     for first in range(0, rows, step):
         count = min(step, rows - first)
-        one, other = (values.rows(each, first, count) for each in (head, embedding))
+        one, other = (values.rows(each, first, count) for each in both)
         unequal = (one != other) & ~(np.isnan(one) & np.isnan(other))
         if unequal.any():
-            row, column = np.argwhere(unequal)[0]
-            at = f"[{first + row}, {column}]"
-            return f"{one[row, column]:.6g} and {other[row, column]:.6g} at {at}"
+            at = int(unequal.argmax())
+            place = list(divmod(first * width + at, columns(head.shape)))
+            return f"{one.flat[at]:.6g} and {other.flat[at]:.6g} at {place}"
     return None

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from emitters.core.bundle_reading import BundleModule
 from emitters.core.matching import rows_of
+from emitters.core.stretches import both_in_stretches
 from emitters.tensor_io.read import columns
 from policy_dsl.roles.classify import ModelTensor
 
@@ -25,10 +26,12 @@ _Made = TypeVar("_Made")
 class Piece:
     """`count` rows of a source's tensor from `first`, and of a module from `at`.
 
-    matrix: the number of the module's matrix in which they are. tensor: None of rows that no
-    source has, those of experts that were added.
+    whole: the module as the bundle has it; module, tensor: as their rows are compared, None of
+    rows that no source has, those of experts that were added. matrix: the number of the
+    module's matrix in which they are.
     """
 
+    whole: BundleModule
     module: BundleModule
     tensor: ModelTensor | None
     matrix: int
@@ -39,30 +42,43 @@ class Piece:
     @property
     def name(self) -> str:
         """The module's name, with the number of the matrix if it has several."""
-        shape = self.module.shape
+        shape = self.whole.shape
         stacked = len(shape) > 2 and shape[0] > 1
-        return f"{self.module.name}[{self.matrix}]" if stacked else self.module.name
+        return f"{self.whole.name}[{self.matrix}]" if stacked else self.whole.name
+
+    def place(self, at: tuple[int, int]) -> tuple[int, int]:
+        """Row and column, in the whole module, of the value at a row and column of `module`."""
+        row, column = at
+        return divmod(row * columns(self.module.shape) + column, columns(self.whole.shape))
 
 
 def pieces_of(
-    module: BundleModule, stack: tuple[ModelTensor, ...], step: int
+    whole: BundleModule,
+    stack: tuple[ModelTensor, ...],
+    block_rows: Callable[[BundleModule], int],
 ) -> Iterator[Piece]:
-    """All rows of a module that fits its stack. step: rows that are decoded together."""
-    height = max(1, prod(module.shape[-2:-1]))
+    """All rows of a module that fits its stack.
+
+    block_rows(module): how many of them are decoded together.
+    """
+    module, tensors = both_in_stretches(whole, stack)
+    step = block_rows(module)
+    height = max(1, prod(whole.shape[-2:-1]) * columns(whole.shape) // columns(module.shape))
     several = max(1, _PIECE_VALUES // columns(module.shape) // step) * step
-    for tensor, at, rows in rows_of(stack):
+    for tensor, at, rows in rows_of(tensors):
         for start in range(0, rows, height):
             stop = min(rows, start + height)
             for first in range(start, stop, several):
                 row, count = at + first, min(several, stop - first)
-                yield Piece(module, tensor, row // height, first, count, row)
+                yield Piece(whole, module, tensor, row // height, first, count, row)
     total = max(1, prod(module.shape[:-1]))
     if module.added and len(module.shape) > 1:
         first = total // module.shape[0] * (module.shape[0] - module.added)
         for start in range(first, total, height):
             stop = min(total, start + height)
             for at in range(start, stop, several):
-                yield Piece(module, None, at // height, 0, min(several, stop - at), at)
+                count = min(several, stop - at)
+                yield Piece(whole, module, None, at // height, 0, count, at)
 
 
 def in_order(

@@ -7,6 +7,7 @@ byte for byte. Of what others made, codes that are not the nearest ones are coun
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -71,7 +72,7 @@ class RowsCheck:
                 continue
             rows = piece.tensor, (piece.first + start, count)
             total += check[self.way(piece.module)](piece.module, rows, at)
-        return total
+        return replace(total, at=total.at and piece.place(total.at))
 
     def _repeated(self, method: str | None) -> bool:
         """Whether the codes of this method follow from the source, and from this program."""

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
-
 from emitters.core.decoding import opened
-from emitters.numerics.fp8 import fp8_dequantize
-from emitters.numerics.rounding import cast, to_float32
+from emitters.core.fp8_rows import dequantized_rows
+from emitters.numerics.rounding import cast
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import picked_rows
 from policy_dsl.diagnostics import fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.scales import fp8_block
 
 
 class Cast(NamedTuple):
@@ -58,7 +54,15 @@ class SourceValues:
         def read(first: int, count: int) -> Array:
             stored = self._source.rows(tensor.source, first, count)
             if tensor.scale is not None:
-                return self._dequantized(tensor, first, stored, how)
+                return dequantized_rows(
+                    self._source,
+                    self.model.config,
+                    (tensor.source, tensor.scale),
+                    stored,
+                    first=first,
+                    rule=how.rule,
+                    out_dtype=how.dtype,
+                )
             step = how.by_way_of or tensor.source.dtype
             stored = cast(stored, tensor.source.dtype, step)
             return cast(stored, step, how.dtype, cuts_off=how.cuts_off)
@@ -66,40 +70,3 @@ class SourceValues:
         # Of the tensor as it is stored, which may hold other tensors of the model before.
         stored = span[0] + tensor.first_row, span[1]
         return picked_rows(read, tensor.source, tensor.picked, stored)
-
-    def _dequantized(
-        self, tensor: ModelTensor, first: int, stored: Array, how: Cast
-    ) -> Array:
-        """The values of FP8 rows that follow each other in the source."""
-        scale = tensor.scale
-        block = scale and fp8_block(self.model.config, tensor.source, scale)
-        if block is None or scale is None:
-            raise fail("missing-scale", tensors="1 tensor", names=tensor.source.name)
-        # A stack's matrices each have a grid of their own.
-        height, grid_height = tensor.source.shape[-2], scale.shape[-2]
-        parts = []
-        for start, stop in _within_matrices(first, len(stored), height):
-            matrix, row = divmod(start, height)
-            grid = self._source.rows(scale, matrix * grid_height, grid_height)
-            codes = stored[start - first : stop - first]
-            scales = to_float32(grid, scale.dtype)
-            parts.append(
-                fp8_dequantize(
-                    codes,
-                    scales,
-                    block=block,
-                    first_row=row,
-                    rule=how.rule,
-                    out_dtype=how.dtype,
-                )
-            )
-        return np.concatenate(parts)
-
-
-def _within_matrices(first: int, count: int, height: int) -> Iterator[tuple[int, int]]:
-    """Spans of rows that do not cross from one matrix of a stack into the next."""
-    start, end = first, first + count
-    while start < end:
-        stop = min(end, (start // height + 1) * height)
-        yield start, stop
-        start = stop

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from emitters.core.stretches import LONGEST_ROW, in_stretches
 from emitters.tensor_io.read import columns, row_nbytes
 from policy_dsl.diagnostics import fail
-from policy_dsl.plan import Plan, SourceRows
+from policy_dsl.plan import Module, Plan, SourceRows
+from policy_dsl.planning.fill import describe
 from policy_dsl.units import both_units
 
 MIB = 2**20
 # A unit reads at most 8 Mi values: 32 MiB of source, and blocks that caches still help with.
 BLOCK_VALUES = 8 * 2**20
-SMALLEST_BLOCK = 64 * 2**10
+SMALLEST_BLOCK = LONGEST_ROW
 # Source, values and encoded parts of one block, in the worst case.
 _NBYTES_PER_VALUE = 12
 # Interpreter, numpy, numba and its compiler.
@@ -27,7 +29,8 @@ class Unit:
     """`count` rows from `first` of source `source` of module `module`, output rows from `at`.
 
     module, source: indices in the plan. Rows are those of a tensor viewed as
-    [rows, last axis]. Plain data: any worker with the plan and both folders can run it.
+    [rows, last axis], or single values where `in_stretches` splits rows. Plain data: any worker
+    with the plan and both folders can run it.
     """
 
     module: int
@@ -45,12 +48,12 @@ def plan_units(
     done: module -> sorted, separate spans [start, stop) of output rows that are finished.
     """
     finished = done or {}
-    for index, module in enumerate(plan.modules):
+    for index, module in enumerate(map(in_stretches, plan.modules)):
         spans = finished.get(index, ())
         for source, rows in enumerate(module.sources):
-            step = max(1, block_values // max(1, columns(rows.tensor.shape)))
+            together = _values_together(module, rows)
             # Rows that are coded as one stay in one block.
-            step = -(-step // module.together) * module.together
+            step = max(1, block_values // max(1, together)) * module.together
             for start, stop in _missing(rows, spans):
                 for at in range(start, stop, step):
                     # No block spans two sources: the experts of a stack lie apart.
@@ -60,7 +63,7 @@ def plan_units(
 
 def source_nbytes(plan: Plan, unit: Unit) -> int:
     """Bytes of weights that a unit reads."""
-    tensor = plan.modules[unit.module].sources[unit.source].tensor
+    tensor = in_stretches(plan.modules[unit.module]).sources[unit.source].tensor
     return row_nbytes(tensor) * unit.count
 
 
@@ -81,22 +84,49 @@ def merge_spans(spans: Iterable[tuple[int, int]]) -> Spans:
     return tuple(merged)
 
 
-def fit(jobs: int, max_memory: int | None) -> tuple[int, int]:
+def fit(jobs: int, max_memory: int | None, plan: Plan | None = None) -> tuple[int, int]:
     """How many workers with blocks of how many values keep to `max_memory` bytes.
 
-    Blocks shrink first, then workers become fewer.
-    Raises: PolicyError if not even one worker with small blocks fits.
+    plan: what is built; its longest row that is coded as one is the smallest block. Blocks
+    shrink first, then workers become fewer.
+    Raises: PolicyError if not even one worker with the smallest blocks fits.
     """
     if max_memory is None:
         return jobs, BLOCK_VALUES
     free = max_memory - _LIBRARIES_NBYTES
-    fewest = SMALLEST_BLOCK * _NBYTES_PER_VALUE
+    largest, whole = _largest_whole(plan) if plan else (None, 0)
+    fewest = max(SMALLEST_BLOCK, whole) * _NBYTES_PER_VALUE
     if free < fewest:
         needed = both_units(_LIBRARIES_NBYTES + fewest)
-        raise fail("too-little-memory", given=both_units(max_memory), needed=needed)
+        notes = [_why_whole(largest, whole)] if largest and whole > SMALLEST_BLOCK else []
+        given = both_units(max_memory)
+        raise fail("too-little-memory", notes=notes, given=given, needed=needed)
     # Fewer cores cost more time than smaller blocks do.
     workers = min(jobs, free // fewest)
     return workers, min(BLOCK_VALUES, free // workers // _NBYTES_PER_VALUE)
+
+
+def _largest_whole(plan: Plan) -> tuple[Module | None, int]:
+    """The module with the most values that must be in memory at once, and how many."""
+    found: tuple[Module | None, int] = None, 0
+    for module in map(in_stretches, plan.modules):
+        for rows in module.sources:
+            values = _values_together(module, rows)
+            if values > found[1]:
+                found = module, values
+    return found
+
+
+def _values_together(module: Module, rows: SourceRows) -> int:
+    """Values of a source that are coded or read as one."""
+    return columns(rows.tensor.shape) * module.together
+
+
+def _why_whole(module: Module, values: int) -> str:
+    """Why a module has no smaller blocks."""
+    what = describe(module.treatment) if module.treatment.action == "quantize" else "FP8"
+    rows = "a row" if module.together == 1 else f"{module.together} rows"
+    return f"{module.name}: {what} takes {rows}, {values} values, at once"
 
 
 def _missing(rows: SourceRows, done: Spans) -> Iterator[tuple[int, int]]:

@@ -77,7 +77,7 @@ def compare(
     pieces = (
         piece
         for module in (*comparable, *padding)
-        for piece in pieces_of(module, stacks.get(module.name, ()), check.block_rows(module))
+        for piece in pieces_of(module, stacks.get(module.name, ()), check.block_rows)
     )
     compared = _compared(pieces, check, jobs)
     settled, wrong = judged(compared)
@@ -97,7 +97,7 @@ def _compared(pieces: Iterable[Piece], check: RowsCheck, jobs: int) -> list[Comp
         done, key=lambda item: (item[0].name, item[0].tensor is None)
     ):
         first, *rest = parts
-        module, total = first[0].module, first[1]
+        module, total = first[0].whole, first[1]
         for _, part in rest:
             total += part
         found.append(Compared(name, module, check.way(module), total, is_added))

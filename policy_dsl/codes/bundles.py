@@ -193,7 +193,7 @@ BUNDLE_CODES: dict[str, Code] = {
     ),
     "too-little-memory": error(
         "{given} are too little to build in; at least {needed} are needed",
-        "Libraries and one block of rows must fit.",
+        "Libraries and one block must fit; what is coded takes whole rows, all else is split.",
     ),
     "wrong-result": error(
         "the written bundle is not what was planned: {reason}",
