@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from policy_dsl.codes import CODES, Severity
+from policy_dsl.escaping import LONGEST_VALUE, columns, escaped, escaped_json, replaced
 
 # What differs between messages about one kind of defect: quoted text, shapes, names, numbers.
 _VARYING = re.compile(r'"[^"]*"|\[[^\]]*\]|[\w*-]+(?:\.[\w*-]+){2,}|[0-9][0-9,]*')
@@ -22,22 +23,13 @@ _MOST_EXAMPLES = 3
 _COUNTED = "in all "
 
 
-def printable(name: str) -> str:
-    """The name of a file, with bytes that are no UTF-8 as `\\xff`.
-
-    File systems take any bytes in a name; JSON and digests do not.
-    """
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def json_text(value: object, *, indent: int | None = None) -> str:
-    """A JSON value as text that UTF-8 can hold.
+    """A JSON value as text in which everything can be seen, and that UTF-8 can hold.
 
     Bytes of a file's name that are not UTF-8 become the escape that `json.loads` and
     `os.fsencode` turn back into them.
     """
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return escaped_json(json.dumps(value, ensure_ascii=False, indent=indent))
 
 
 @dataclass(frozen=True)
@@ -129,20 +121,27 @@ def diagnostic(
     """A Diagnostic whose message is the code's template filled with `facts`.
 
     of: what in the message has the defect, if many can and no fact of the code names it alone.
+    All that is quoted is on one line, escaped and of bounded length.
     Raises: KeyError if the code is not in the catalogue or a fact is missing.
     """
     # A fact that is missing is a defect of the program, and fails loudly here.
     known = CODES[code]
-    message = known.message.format(**facts)
-    whose = of or str(facts.get(known.each, ""))
+    facts = {name: _quoted(fact) for name, fact in facts.items()}
+    message = escaped(known.message.format(**facts))
+    cure, said, of = suggestion and escaped(suggestion), tuple(map(escaped, notes)), escaped(of)
+    whose = of or escaped(str(facts.get(known.each, "")))
     if not whose:
-        return Diagnostic(code, message, span, suggestion, tuple(notes))
+        return Diagnostic(code, message, span, cure, said)
     if of:
         same = re.sub(rf"(?<!\w){re.escape(of)}(?!\w)", "…", message)
     else:
         same = known.message.format(**{**facts, known.each: "…"})
     kind, examples = f"{code}: {_VARYING.sub('…', same)}", (whose,)
-    return Diagnostic(code, message, span, suggestion, tuple(notes), kind, examples)
+    return Diagnostic(code, message, span, cure, said, kind, examples)
+
+
+def _quoted(fact: object) -> object:
+    return escaped(fact, longest=LONGEST_VALUE) if isinstance(fact, str) else fact
 
 
 def grouped(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
@@ -222,16 +221,17 @@ def _render_one(found: Diagnostic) -> str:
 
 def _excerpt(span: Span, suggestion: str, width: int = 160) -> list[str]:
     number, column = span.source.position(span.start)
-    # A tab is one character of the text and must be one column above the caret.
-    shown = span.source.line(number).replace("\t", " ")
+    line = span.source.line(number)
     # A 10 MB line must not become a 10 MB message.
-    cut = max(0, column - 1 - width // 2) if len(shown) > width else 0
-    shown = shown[cut : cut + width]
-    caret_start = column - 1 - cut
-    carets = "^" * max(1, min(span.end - span.start, len(shown) - caret_start))
+    cut = max(0, column - 1 - width // 2) if len(line) > width else 0
+    # What cannot be seen is one character of the text, and must be one column here.
+    shown = replaced(line[cut : cut + width])
+    start = column - 1 - cut
+    marked = shown[start : start + max(1, span.end - span.start)]
+    carets = "^" * max(1, columns(marked))
     gutter = " " * len(str(number))
     return [
-        f"  --> {span.location}",
+        f"  --> {escaped(span.location)}",
         f"{number} | {shown}",
-        f"{gutter} | {' ' * caret_start}{carets} {suggestion}".rstrip(),
+        f"{gutter} | {' ' * columns(shown[:start])}{carets} {suggestion}".rstrip(),
     ]

@@ -20,8 +20,3 @@ def name_defect(name: str, *, longest: int = LONGEST_FILE_NAME) -> str | None:
         return "it has spaces at an end or characters that cannot be seen"
     nbytes = len(name.encode())
     return f"it has {nbytes} bytes, more than {longest}" if nbytes > longest else None
-
-
-def shown_name(name: str) -> str:
-    """The name as text for a message: what cannot be seen is escaped."""
-    return name if name.isprintable() else ascii(name)[1:-1]

@@ -44,8 +44,8 @@ LAYERS = (
     ".roles",
     ".policy .selectors .inventory",
     # what everything may use
-    ".diagnostics .codes .plain_names .regular_files .resources .sizes .units .version"
-    " .vocabulary",
+    ".diagnostics .escaping .codes .plain_names .regular_files .resources .sizes .units"
+    " .version .vocabulary",
 )
 # package -> the rooms that may import it
 RESERVED: dict[str, tuple[str, ...]] = {

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import PurePath
 from typing import Any
 
-from policy_dsl.diagnostics import printable
+from policy_dsl.escaping import decoded
 from policy_dsl.language.print_policy import canonical_text
 from policy_dsl.plan import Module, Plan, Pruning
 from policy_dsl.resources import document_schemas
@@ -148,7 +148,7 @@ def _statistics(plan: Plan) -> dict[str, Any]:
     """The entry about files of statistics, if there are any."""
     files = {
         file.name: {
-            "file": printable(PurePath(file.path).name),
+            "file": decoded(PurePath(file.path).name),
             "sha256": file.sha256 or UNKNOWN_HASH,
         }
         for file in plan.statistics

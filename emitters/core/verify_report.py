@@ -15,7 +15,7 @@ from policy_dsl.reports.report import (
     Block,
     Column,
     Facts,
-    Items,
+    Rendered,
     Table,
     render_markdown,
     render_text,
@@ -120,7 +120,7 @@ def _blocks(report: VerifyReport) -> list[Block]:
     if report.findings:
         shown = [render([found]) for found in report.findings[:_SHOWN_FINDINGS]]
         more = len(report.findings) - len(shown)
-        blocks.append(Items((*shown, *([f"and {more} more"] if more else [])), "Findings"))
+        blocks.append(Rendered((*shown, *([f"and {more} more"] if more else [])), "Findings"))
     if report.errors:
         blocks += _error_tables(report.errors)
     return blocks

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,11 @@ from policy_dsl.cli.fmt import fmt
 from policy_dsl.cli.inspect import inspect
 from policy_dsl.cli.plan import plan
 from policy_dsl.cli.verify import verify
+from policy_dsl.escaping import escaped, is_visible
 from policy_dsl.version import version
+
+# typer's own name for it is in a module that comes and goes with its versions.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="policyc",
@@ -96,9 +100,28 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # Who calls `main` may have put anything in their places.
         if isinstance(stream, TextIOWrapper):
             console.set_encoding(stream)
-    try:
-        app(arguments, prog_name="policyc")
-    # typer ends every command by SystemExit, also the good ones.
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with console.escaped_logs():
+        code = _run(words)
     return console.close_stdout(code)
+
+
+def _run(words: list[str]) -> int:
+    try:
+        ended = app(words, prog_name="policyc", standalone_mode=False)
+    except _UsageError as error:
+        return _show_usage_error(error, words)
+    except typer.Abort:
+        console.note("Aborted!")
+        return console.FAILED
+    # Commands return nothing; what ends early gives its exit code.
+    return ended if isinstance(ended, int) else 0
+
+
+def _show_usage_error(error: Any, words: list[str]) -> int:
+    # typer quotes words of the command line, and names of files are what others wrote.
+    if not all(map(is_visible, words)):
+        message = escaped(error.format_message())
+        error.format_message = lambda: message
+    error.show()
+    return console.INVALID

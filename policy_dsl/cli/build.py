@@ -11,7 +11,7 @@ import typer
 from policy_dsl.cli import console, options
 from policy_dsl.cli.planning import Request, make_plan
 from policy_dsl.diagnostics import fail
-from policy_dsl.plain_names import name_defect, shown_name
+from policy_dsl.plain_names import name_defect
 
 if TYPE_CHECKING:
     from emitters.core.build import BuildReport
@@ -107,8 +107,7 @@ def _default_folder(model: str, policy: str) -> Path:
     folder = f"{model.rpartition('/')[2]}-{policy}"
     reason = name_defect(folder)
     if reason is not None:
-        shown = shown_name(folder)
-        reason = f'the bundle would be called "{shown}", and {reason}: say where it goes'
+        reason = f'the bundle would be called "{folder}", and {reason}: say where it goes'
         raise fail("bad-argument", option="--output", reason=reason)
     return Path(folder)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from policy_dsl.cli import console, options
 from policy_dsl.cli.planning import Request, load_policy, open_model, plan_for
 from policy_dsl.diagnostics import Diagnostic, PolicyError, errors
+from policy_dsl.escaping import escaped
 
 if TYPE_CHECKING:
     from policy_dsl.policy import Policy
@@ -64,7 +64,7 @@ def check(
     ]
     findings = [found for one in checked for found in one.findings]
     if format == "text":
-        console.write(console.painted(_text(checked), sys.stdout))
+        console.write_findings(_text(checked))
     elif format == "json":
         console.write_json(_document(checked))
     elif format == "github":
@@ -135,9 +135,9 @@ def _text(checked: Sequence[Checked]) -> str:
     for one in checked:
         if one.findings:
             parts.append(render(one.findings) + "\n\n")
-        shown = " and ".join(f"{model} as {target}" for model, target in one.against)
+        shown = " and ".join(f"{escaped(model)} as {target}" for model, target in one.against)
         place = f" (against {shown})" if shown else " (alone; --model checks it against one)"
-        parts.append(f"{one.reference}: {count_text(one.findings)}{place}\n")
+        parts.append(f"{escaped(one.reference)}: {count_text(one.findings)}{place}\n")
     return "".join(parts)
 
 

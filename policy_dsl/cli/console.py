@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import TextIOWrapper
 from typing import Any, ParamSpec, TextIO, TypeVar
@@ -26,9 +27,9 @@ from policy_dsl.diagnostics import (
     diagnostic,
     errors,
     json_text,
-    printable,
     render,
 )
+from policy_dsl.escaping import decoded, escaped, escaped_lines
 
 FAILED = 1
 INVALID = 2
@@ -76,6 +77,37 @@ def _without_log_lines() -> Iterator[None]:
         logging.disable(before)
 
 
+@contextlib.contextmanager
+def escaped_logs() -> Iterator[None]:
+    """Within it, records of logs and warnings of libraries are each one escaped line."""
+    factory, show = logging.getLogRecordFactory(), warnings.showwarning
+    logging.setLogRecordFactory(_escaped_record)
+    warnings.showwarning = _show_warning
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(factory)
+        warnings.showwarning = show
+
+
+def _escaped_record(*fields: Any, **more: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*fields, **more)
+    record.msg, record.args = escaped(record.getMessage().replace("\n", " ")), ()
+    return record
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    # Where in a library it arose helps nobody who runs a program.
+    note(f"warning: {escaped(str(message))} ({category.__name__})")
+
+
 def set_encoding(stream: TextIOWrapper) -> None:
     """Make a stream write UTF-8 in any locale; a terminal keeps its own encoding."""
     if stream.isatty():
@@ -89,13 +121,13 @@ def _printable_part(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     try:
-        return printable(error.object[error.start : error.end]).encode(), error.end
+        return decoded(error.object[error.start : error.end]).encode(), error.end
     # Half a pair of JSON's escapes, and not a byte of a file's name.
     except UnicodeEncodeError:
         return codecs.backslashreplace_errors(error)
 
 
-# Writes names of files as `printable` has them; a locale may have read UTF-8 as mere bytes.
+# Writes names of files as `decoded` has them; a locale may have read UTF-8 as mere bytes.
 UNENCODABLE = "policyc.unencodable"
 codecs.register_error(UNENCODABLE, _printable_part)
 
@@ -129,7 +161,17 @@ def system_defect(error: OSError, path: str | None = None) -> Diagnostic:
 
 
 def write(text: str) -> None:
-    """Write a result to stdout."""
+    """Write a result to stdout; what cannot be seen is escaped, its line feeds stay."""
+    sys.stdout.write(escaped_lines(text))
+
+
+def write_findings(text: str) -> None:
+    """Write rendered findings to stdout, as `write` does; coloured where a person looks."""
+    sys.stdout.write(painted(escaped_lines(text), sys.stdout))
+
+
+def write_policy(text: str) -> None:
+    """Write the text of a policy to stdout as it is: escapes would make it another one."""
     sys.stdout.write(text)
 
 
@@ -154,10 +196,10 @@ def write_report(
 
 
 def note(text: str) -> None:
-    """Write a line that is no result to stderr, if that can still be written."""
+    """Write what is no result to stderr, escaped, if that can still be written."""
     # The exit code says it too, and must not become that of a crash on a full disk.
     with contextlib.suppress(OSError):
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(painted(escaped_lines(text), sys.stderr) + "\n")
 
 
 def show_findings(found: Sequence[Diagnostic], *, as_json: bool = False) -> None:
@@ -175,7 +217,7 @@ def show_findings(found: Sequence[Diagnostic], *, as_json: bool = False) -> None
         # One line, so that it can stand among lines of progress.
         note(json_text(document))
     else:
-        note(painted(render(found), sys.stderr))
+        note(render(found))
 
 
 def painted(text: str, stream: TextIO) -> str:

@@ -11,6 +11,7 @@ import typer
 from policy_dsl.cli import console, options
 from policy_dsl.cli.files import save_text
 from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.escaping import escaped
 
 Form = Literal["yaml", "dsl"]
 STDIN = "-"
@@ -57,7 +58,8 @@ def fmt(files: PolicyFiles, check: CheckOnly = False, to: OtherForm = None) -> N
         raise PolicyError(found for error in defects for found in error.diagnostics)
     # Every file is named before the exit code says that there was one.
     if check:
-        console.write("".join(f"{file} is not in the usual form\n" for file in changed))
+        lines = [f"{escaped(file)} is not in the usual form\n" for file in changed]
+        console.write("".join(lines))
         console.stop_if(bool(changed))
 
 
@@ -77,7 +79,7 @@ def _format_one(file: str, to: Form | None, *, check: bool) -> bool:
     if check:
         return changes
     if to is not None or file == STDIN:
-        console.write(shown)
+        console.write_policy(shown)
     elif changes:
         save_text(Path(file), shown)
     return changes

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from policy_dsl.cli.console import note
 from policy_dsl.diagnostics import PolicyError, diagnostic, fail
+from policy_dsl.escaping import escaped
 
 if TYPE_CHECKING:
     from policy_dsl.inventory import Inventory
@@ -80,7 +81,7 @@ def open_model(request: Request, policy: Policy) -> Inventory:
     inventory = open_source(reference)
     if request.verbose:
         for line in (f"source {inventory.id}", *inventory.notes):
-            note(f"note: {line}")
+            note(f"note: {escaped(line)}")
     return inventory
 
 

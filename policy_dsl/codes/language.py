@@ -26,7 +26,9 @@ LANGUAGE_CODES: dict[str, Code] = {
         "A policy is read whole; something this large is not a policy.",
     ),
     "control-character": error(
-        "{written} is a control character", "Policies are text; such characters are accidents."
+        "{written} is a control character",
+        "Policies are text that is what it looks like: no controls, no marks that turn the "
+        "direction of writing.",
     ),
     "empty-policy": error("{path} holds no policy", "The file has no key and no statement."),
     "not-a-policy": error(

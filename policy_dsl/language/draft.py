@@ -29,7 +29,7 @@ from policy_dsl.language.fragments import (
     mentions_variable,
     substitute,
 )
-from policy_dsl.plain_names import LONGEST_POLICY_NAME, name_defect, shown_name
+from policy_dsl.plain_names import LONGEST_POLICY_NAME, name_defect
 from policy_dsl.policy import (
     CLEARABLE,
     Assertion,
@@ -227,7 +227,7 @@ class Draft:
         reason = name_defect(name, longest=LONGEST_POLICY_NAME)
         if reason is not None:
             # Bundles are called after it where nobody says how.
-            self.report("bad-policy-name", span, name=shown_name(name), reason=reason)
+            self.report("bad-policy-name", span, name=name, reason=reason)
 
     def _emptied(self) -> tuple[str, ...]:
         """The cleared keys without lists and texts that are given, and so replaced, anyway."""

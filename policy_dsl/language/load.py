@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from policy_dsl.diagnostics import SourceText, Span, did_you_mean, fail, printable
+from policy_dsl.diagnostics import SourceText, Span, did_you_mean, fail
+from policy_dsl.escaping import decoded
 from policy_dsl.language.merge_policies import merge
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import looks_like_yaml, read_yaml
@@ -75,7 +76,7 @@ def read_source(path: Path) -> SourceText:
         size = max(os.stat(path).st_size, len(content))
         raise fail("too-large", path=path, size=size, limit=MAX_BYTES)
     try:
-        return SourceText(printable(str(path)), content.decode("utf-8-sig"))
+        return SourceText(decoded(str(path)), content.decode("utf-8-sig"))
     except UnicodeDecodeError as failure:
         byte = f"0x{content[failure.start]:02x}"
         raise fail("not-utf8", path=path, byte=byte, offset=failure.start) from None
@@ -183,4 +184,4 @@ def _read(path: Path, source: SourceText, values: Mapping[str, Scalar] | None) -
     form = _FORMS.get(path.suffix)
     if form is None:
         raise fail("unknown-suffix", path=path)
-    return (read_yaml if form == "yaml" else read_dsl)(source, printable(path.stem), values)
+    return (read_yaml if form == "yaml" else read_dsl)(source, decoded(path.stem), values)

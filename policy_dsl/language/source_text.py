@@ -7,7 +7,12 @@ import re
 from policy_dsl.diagnostics import SourceText, Span, fail
 
 MAX_BYTES = 1 << 20
-_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Controls, marks that turn the direction of writing, ends of lines that editors do not show:
+# with them the text is not what its readers see.
+_CONTROLS = re.compile(
+    "[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+    "|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 
 
@@ -20,9 +25,10 @@ def checked(source: SourceText) -> SourceText:
         raise fail("too-large", path=source.name, size=len(source.text), limit=MAX_BYTES)
     if source.text.startswith(_BOM):
         source = SourceText(source.name, source.text.removeprefix(_BOM))
-    if found := _UNPRINTABLE.search(source.text):
-        span = Span(source, found.start(), found.end())
-        raise fail("control-character", span, written=f"U+{ord(found[0]):04X}")
+    if found := _CONTROLS.search(source.text):
+        span, code = Span(source, found.start(), found.end()), f"{ord(found[0]):04x}"
+        cure = f"between quotes it is written \\u{code}"
+        raise fail("control-character", span, suggestion=cure, written=f"U+{code.upper()}")
     return source
 
 

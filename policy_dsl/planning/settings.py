@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
 from policy_dsl.formats import FormatSpec, MetadataValues
-from policy_dsl.plain_names import name_defect, shown_name
+from policy_dsl.plain_names import name_defect
 from policy_dsl.policy import Policy
 
 # Readers take files with such endings for something else.
@@ -116,7 +116,7 @@ def _file_name(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
         reason = f"files that end in {', '.join(_TAKEN_ENDINGS)} are something else"
     if reason is not None:
         span = dict(policy.key_spans).get("output.file_name")
-        yield diagnostic("bad-file-name", span, name=shown_name(name), reason=reason)
+        yield diagnostic("bad-file-name", span, name=name, reason=reason)
 
 
 def _metadata(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:

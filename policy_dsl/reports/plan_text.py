@@ -15,6 +15,7 @@ from policy_dsl.reports.report import (
     Column,
     Facts,
     Items,
+    Rendered,
     Table,
     render_markdown,
     render_text,
@@ -80,15 +81,17 @@ def _group_tables(plan: Plan, made: Outline) -> tuple[Table, Table]:
     )
 
 
-def _lists(plan: Plan, tests: Sequence[TestResult]) -> list[Items]:
+def _lists(plan: Plan, tests: Sequence[TestResult]) -> list[Block]:
     lines = {
         "Left out": (*_omissions(plan.omitted), *_omitted_files(plan.omitted_files)),
         "Needed before a build": plan.pending,
         "Readers that cannot load it": tuple(_refusals(plan)),
         "Tests": tuple(_test_line(test) for test in tests),
-        "Findings": (render(plan.findings),) if plan.findings else (),
     }
-    return [Items(found, title=title) for title, found in lines.items() if found]
+    lists: list[Block] = [Items(found, title=title) for title, found in lines.items() if found]
+    if plan.findings:
+        lists.append(Rendered((render(plan.findings),), "Findings"))
+    return lists
 
 
 def _refusals(plan: Plan) -> Iterable[str]:

@@ -1,5 +1,7 @@
 """Reports as values, rendered as plain text or markdown: facts, tables, lists.
 
+What they hold may come from anywhere, and is escaped when it becomes text.
+
 blocks ── render_text(blocks, width) ──> str
        └─ render_markdown(blocks) ─────> str
 """
@@ -7,9 +9,13 @@ blocks ── render_text(blocks, width) ──> str
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
+from policy_dsl.escaping import columns, escaped, markdown
+
+# Longer than names and paths are; what is cut is whole in the JSON form.
+LONGEST_CELL = 4096
 GAP = "  "
 
 
@@ -44,13 +50,21 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Lines of a list under a title."""
+    """Entries of a list under a title, each on one line."""
 
     lines: tuple[str, ...]
     title: str = ""
 
 
-Block = Table | Facts | Items
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """Texts of several lines under a title, such as findings; they are escaped already."""
+
+    texts: tuple[str, ...]
+    title: str = ""
+
+
+Block = Table | Facts | Items | Rendered
 
 
 def render_text(blocks: Iterable[Block], *, width: int | None = None) -> str:
@@ -77,24 +91,37 @@ def _body_lines(block: Block, width: int | None) -> list[str]:
         case Table():
             return _table_lines(block, width)
         case Facts():
-            name_width = max((len(name) for name, _ in block.pairs), default=0)
-            return [f"{name:<{name_width}}{GAP}{value}" for name, value in block.pairs]
+            return _fact_lines(block)
         case Items():
-            return "\n".join(block.lines).split("\n")
+            return [_on_one_line(line) for line in block.lines]
+    return "\n".join(block.texts).split("\n")
+
+
+def _fact_lines(facts: Facts) -> list[str]:
+    width = max((len(name) for name, _ in facts.pairs), default=0)
+    return [f"{name:<{width}}{GAP}{_on_one_line(value)}" for name, value in facts.pairs]
+
+
+def _on_one_line(text: str) -> str:
+    return escaped(text, longest=LONGEST_CELL)
 
 
 def _table_lines(table: Table, width: int | None) -> list[str]:
+    rows = tuple(tuple(map(_on_one_line, row)) for row in table.rows)
+    table = replace(table, rows=rows)
     shown = _fitting_columns(table, width)
     cells = [[column.title for column in table.columns], *table.rows]
-    widths = {at: max(len(row[at]) for row in cells) for at in shown}
+    widths = {at: max(columns(row[at]) for row in cells) for at in shown}
     lines = []
     for row in cells:
-        aligned = [
-            row[at].rjust(widths[at]) if table.columns[at].right else row[at].ljust(widths[at])
-            for at in shown
-        ]
+        aligned = [_aligned(row[at], widths[at], right=table.columns[at].right) for at in shown]
         lines.append(GAP.join(aligned).rstrip())
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+    return [lines[0], "-" * max(map(columns, lines)), *lines[1:]]
+
+
+def _aligned(cell: str, width: int, *, right: bool) -> str:
+    space = " " * (width - columns(cell))
+    return space + cell if right else cell + space
 
 
 def _fitting_columns(table: Table, width: int | None) -> list[int]:
@@ -106,44 +133,47 @@ def _fitting_columns(table: Table, width: int | None) -> list[int]:
     )
     for _, at in leaving:
         # The widest cell decides, titles included.
-        total = sum(max(len(row[i]) for row in cells) for i in shown) + len(GAP) * len(shown)
-        if width is None or total - len(GAP) <= width:
+        total = sum(max(columns(row[i]) for row in cells) for i in shown)
+        if width is None or total + len(GAP) * (len(shown) - 1) <= width:
             break
         shown.remove(at)
     return shown
 
 
 def _markdown_lines(block: Block) -> list[str]:
-    lines = [f"### {block.title}", ""] if block.title else []
+    title = [f"### {markdown(block.title)}", ""] if block.title else []
+    return title + _markdown_body(block)
+
+
+def _markdown_body(block: Block) -> list[str]:
     match block:
         case Table():
-            return lines + _markdown_table(block)
+            return _markdown_table(block)
         case Facts():
-            return lines + [f"* **{name}**: {_escaped(value)}" for name, value in block.pairs]
+            return [f"* **{name}**: {_cell(value)}" for name, value in block.pairs]
         case Items():
-            return lines + [_markdown_item(line) for line in block.lines]
+            return [_markdown_item(line) for line in block.lines]
+    return [_excerpt(text) for text in block.texts]
 
 
 def _markdown_item(text: str) -> str:
-    # An excerpt of the policy needs its line breaks, and its carets their columns.
+    return f"* {markdown(_on_one_line(text), begins=True)}"
+
+
+def _excerpt(text: str) -> str:
     if "\n" not in text:
-        return f"* {_escaped(text)}"
+        return _markdown_item(text)
+    # An excerpt of the policy needs its line breaks, and its carets their columns.
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}text\n{text}\n{fence}"
 
 
 def _markdown_table(table: Table) -> list[str]:
-    titles = [column.title for column in table.columns]
+    titles = [markdown(column.title) for column in table.columns]
     rules = ["---:" if column.right else "---" for column in table.columns]
-    return [_markdown_row(row) for row in (titles, rules, *table.rows)]
+    rows = [[_cell(cell) for cell in row] for row in table.rows]
+    return ["| " + " | ".join(cells) + " |" for cells in (titles, rules, *rows)]
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
-
-
-def _escaped(text: str) -> str:
-    # Globs hold stars that markdown would read as emphasis.
-    for char in "\\|*":
-        text = text.replace(char, "\\" + char)
-    return text.replace("<", "&lt;").replace("\n", "<br>")
+def _cell(text: str) -> str:
+    return markdown(_on_one_line(text))

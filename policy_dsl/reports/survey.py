@@ -18,6 +18,7 @@ from policy_dsl.reports.report import (
     Column,
     Facts,
     Items,
+    Rendered,
     Table,
     render_markdown,
     render_text,
@@ -192,7 +193,7 @@ def _blocks(found: Survey) -> list[Block]:
     if found.model and found.model.ignored:
         blocks.append(_ignored(found.model))
     if found.findings:
-        blocks.append(Items((render(found.findings),), "Findings"))
+        blocks.append(Rendered((render(found.findings),), "Findings"))
     return blocks
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, fail, printable
+from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, fail
+from policy_dsl.escaping import decoded
 from policy_dsl.inventory import Inventory
 from policy_dsl.regular_files import read_range, unreadable
 from policy_dsl.sources.checkpoint import read_checkpoint, read_json
@@ -54,7 +55,7 @@ def open_folder(folder: Path, *, name: str | None = None) -> Inventory:
     A folder without safetensors may hold one HFQ file instead.
     Raises: PolicyError with the defects of all its files.
     """
-    name = name or printable(Path(os.path.abspath(folder)).name)
+    name = name or decoded(Path(os.path.abspath(folder)).name)
     files = local_files(folder)
     container = find_hfq(files)
     if container is not None:
@@ -85,7 +86,7 @@ def open_file(path: Path) -> Inventory:
     ensure_checkpoint(files)
     # Links are not followed for the name: in the hub's cache they lead to a hash.
     called = Path(os.path.abspath(path))
-    name = printable(called.parent.name if path.name == "model.safetensors" else called.stem)
+    name = decoded(called.parent.name if path.name == "model.safetensors" else called.stem)
     return read_checkpoint(files, name=name, root=path.parent)
 
 
@@ -102,7 +103,7 @@ def open_hfq_file(path: Path) -> Inventory:
         if file == path.name or not (file.endswith(SUFFIX) or is_called_hfq(file))
     }
     called = Path(os.path.abspath(path))
-    name = printable(model_name(called.name))
+    name = decoded(model_name(called.name))
     return read_hfq(replace(files, sizes=alone), path.name, name=name, root=path.parent)
 
 

@@ -19,6 +19,7 @@ from operator import attrgetter
 from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
+from policy_dsl.escaping import escaped
 from policy_dsl.inventory import DTYPE_BITS, TensorInfo
 
 LENGTH_NBYTES = 8
@@ -101,8 +102,7 @@ def _unknown_dtype(file: str, name: str, dtype: str) -> Diagnostic:
 
 def shown(name: str, width: int = 160) -> str:
     """A name from a file as it can be printed: escaped where it must be, and cut."""
-    text = name if name.isprintable() else ascii(name)[1:-1]
-    return text if len(text) <= width else text[:width] + "…"
+    return escaped(name, longest=width)
 
 
 def _read_object(header: bytes, file: str) -> dict[str, Any]:

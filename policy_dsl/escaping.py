@@ -1,0 +1,128 @@
+r"""Text from anywhere, made safe for a terminal, for Markdown and for people who read it.
+
+escaped         a value in a message or a cell: on one line, what cannot be seen as `\x1b`
+escaped_lines   a whole text of several lines: the same, its line feeds stay
+escaped_json    a JSON text: the same with JSON's own escapes, its values stay
+replaced        a line under which carets point: a character for a character
+columns         how many columns of a terminal a text takes
+markdown        a value inside a paragraph, list or table of Markdown
+
+Escaping twice changes nothing: an escape can be seen, and backslashes stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+
+# No message is made longer by what it quotes than people read.
+LONGEST_VALUE = 2000
+
+# Unicode says that these are seen, but they take no place or leave it empty.
+_BLANK = (
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0100-\U000e01ef"
+)
+_BLANKS = re.compile(f"[{_BLANK}]")
+# What bytes of a system's name become that it could not decode.
+_BYTES = re.compile("[\udc80-\udcff]+")
+_NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_PICTURES = {**{chr(code): chr(0x2400 + code) for code in range(32)}, "\x7f": "\u2421"}
+_LOST = "\N{REPLACEMENT CHARACTER}"
+# Emphasis, code, links, images, cells; an underscore inside a word is only itself.
+_MARKUP = re.compile(r"[\\|*`[]|(?<!\w)_|_(?!\w)")
+# What makes a line a heading, a list, a quotation or a fence.
+_START = re.compile(r"([0-9]{0,9})(#{1,6}(?= |$)|[-+.)](?= |$)|>|[-=~]{3})")
+_HTML = {"&": "&amp;", "<": "&lt;", "@": "&#64;"}
+
+
+def is_visible(text: str) -> bool:
+    """Whether every character is seen where it is: no control, no bidi mark, no line feed."""
+    return text.isprintable() and (text.isascii() or not _BLANKS.search(text))
+
+
+def escaped(text: str, *, longest: int | None = None) -> str:
+    r"""The text on one line, what cannot be seen as `\n`, `\x1b`, `\u202e`.
+
+    Bytes of a file's name that are not UTF-8 become `\xff`. longest: characters after which
+    it is cut, and ends with an ellipsis.
+    """
+    shown = _each(decoded(text if longest is None else text[: longest + 1]), _escape)
+    return shown if longest is None or len(shown) <= longest else shown[:longest] + "…"
+
+
+def decoded(name: str) -> str:
+    r"""The name of a file, with bytes that are not UTF-8 as `\xff`.
+
+    File systems take any bytes in a name; JSON and digests do not.
+    """
+    return name if name.isascii() else _BYTES.sub(_as_utf8, name)
+
+
+def escaped_lines(text: str) -> str:
+    """The text with its line feeds, what else cannot be seen escaped."""
+    return _by_line(decoded(text), _escape)
+
+
+def escaped_json(text: str) -> str:
+    r"""A JSON text of the same values, what cannot be seen as `\u202e`."""
+    # In JSON's strings a line feed is escaped already: those here are of its layout.
+    return _by_line(text, _json_escape)
+
+
+def replaced(line: str) -> str:
+    """The line with a character that can be seen for each one that cannot."""
+    return _each(line.replace("\t", " "), lambda char: _PICTURES.get(char, _LOST))
+
+
+def columns(text: str) -> int:
+    """Columns of a terminal that the text takes: two for wide characters, none for marks."""
+    return len(text) if text.isascii() else sum(map(_width, text))
+
+
+def markdown(text: str, *, begins: bool = False) -> str:
+    """The text as it reads in Markdown: no markup, link, image, mention or end of a cell.
+
+    begins: whether a line begins with it, and could be a heading, a list or a fence.
+    """
+    shown = escaped(text)
+    for char, entity in _HTML.items():
+        shown = shown.replace(char, entity)
+    shown = _MARKUP.sub(lambda found: "\\" + found[0], shown)
+    return _START.sub(r"\1\\\2", shown, count=1) if begins and _START.match(shown) else shown
+
+
+def _by_line(text: str, escape: Callable[[str], str]) -> str:
+    if is_visible(text):
+        return text
+    return "\n".join(_each(line, escape) for line in text.split("\n"))
+
+
+def _each(text: str, escape: Callable[[str], str]) -> str:
+    if is_visible(text):
+        return text
+    return "".join(char if is_visible(char) else escape(char) for char in text)
+
+
+def _as_utf8(found: re.Match[str]) -> str:
+    # A locale may have read UTF-8 as mere bytes.
+    return found[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if code < 0x100:
+        return _NAMED.get(char, f"\\x{code:02x}")
+    return f"\\u{code:04x}" if code < 1 << 16 else f"\\U{code:08x}"
+
+
+def _json_escape(char: str) -> str:
+    pair = char.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{pair[at : at + 4]}" for at in range(0, len(pair), 4))
+
+
+def _width(char: str) -> int:
+    if unicodedata.category(char) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
