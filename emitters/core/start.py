@@ -104,3 +104,4 @@ def _create_files(workspace: Workspace, plan: Plan, source: Source) -> None:
     # The journal comes next, and speaks of files that must be there after a crash.
     flush(workspace.bundle)
     flush(workspace.root)
+    flush(workspace.root.parent)

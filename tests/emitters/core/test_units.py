@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
 
-from emitters.core.units import fit, merge_spans, plan_units
+import pytest
+from small_checkpoints import llama_config, llama_tensors, write_folder
+
+from emitters import get
+from emitters.core.blocks import Site
+from emitters.core.build import build
+from emitters.core.journal import Journal, Savepoints
+from emitters.core.statistics import prepare
+from emitters.core.units import Unit, fit, merge_spans, plan_units, source_nbytes
+from emitters.core.workers import run_units
+from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import PolicyError
 
 # Rows of width 64: blocks of 24 rows, which divide none of the heights.
@@ -68,3 +81,61 @@ def test_less_memory_means_smaller_blocks_then_fewer_workers():
     assert fit(4, 258 * 2**20)[0] < 4
     with pytest.raises(PolicyError, match="too-little-memory"):
         fit(4, 2**20)
+
+
+@pytest.fixture
+def large_source(tmp_path: Path) -> Path:
+    """A Llama of gigabytes that takes no room on the disk: its weights are a hole."""
+    large = {64: 4096, 128: 16384, 96: 131072}
+    small = llama_tensors(layers=1, hidden=64, inner=128, vocabulary=96)
+    header, at = {}, 0
+    for name, (dtype, array) in small.items():
+        shape = [large[size] for size in array.shape]
+        offsets = [at, at + 2 * prod(shape)]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        at = offsets[1]
+    config = llama_config(layers=1, hidden=4096, inner=16384, vocabulary=131072)
+    write_folder(tmp_path / "large", config, {})
+    text = json.dumps(header).encode()
+    with (tmp_path / "large" / "model.safetensors").open("wb") as opened:
+        opened.write(len(text).to_bytes(8, "little") + text)
+        opened.truncate(opened.tell() + at)
+    return tmp_path / "large"
+
+
+@pytest.mark.parametrize("policy", ["mlx_4bit", "w4a16"])
+@pytest.mark.parametrize("jobs", [1, 16])
+def test_a_unit_reads_at_most_64_mib(planned, large_source, policy, jobs):
+    plan, _ = planned(large_source, policy)
+    _, block_values = fit(jobs, None)
+    read = [source_nbytes(plan, unit) for unit in plan_units(plan, block_values=block_values)]
+    assert sum(read) > 2**30
+    assert max(read) <= 64 * 2**20
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 4])
+def test_two_units_a_worker_are_in_flight_and_no_more(write_llama, planned, tmp_path, jobs):
+    given = planned(write_llama())
+    report = build(*given, out=tmp_path / "out")
+    plan, prepared = prepare(given[0])
+    root = tmp_path / "source"
+    source = Source(root, file_facts(root, ["model.safetensors"]))
+    site = Site(plan, get(plan.target), source, report.out, prepared)
+    journal = Journal.create(tmp_path / "journal", {})
+    units, alive, most = list(plan_units(plan, block_values=BLOCK)), 0, 0
+
+    def taken() -> Iterator[Unit]:
+        nonlocal alive, most
+        for unit in units:
+            alive += 1
+            most = max(most, alive)
+            yield unit
+
+    def finished(*_: object) -> None:
+        nonlocal alive
+        alive -= 1
+
+    saved = Savepoints(journal, plan, report.out)
+    run_units(taken(), site, saved, jobs=jobs, finished=finished)
+    assert len(units) > 50
+    assert (alive, most <= 2 * jobs) == (0, True)

@@ -1,0 +1,226 @@
+"""The order in which a build asks for writes, syncs and renames: what a crash can harm.
+
+Held against a log of all that a build asks for, and against what a disk may have kept of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import pytest
+from child_builds import Planned
+from event_log import Event, EventLog
+from lost_writes import Node, after_power_loss, everything, nothing
+from small_checkpoints import digests
+
+from emitters.core import journal as journals
+from emitters.core.build import build
+from emitters.core.bundle import complete
+from emitters.core.progress import Silent
+from policy_dsl.diagnostics import PolicyError
+from policy_dsl.plan import Module, PlannedTensor
+
+TARGETS = ["mlx_affine", "jangtq_prestack", "hipfire_hfq", "gptq"]
+RULES = {
+    "mlx_affine": "output shard_size 2MiB; all: 4bit; experts: 3bit; norm: keep",
+    "jangtq_prestack": "all: 8bit affine; experts: 2bit mxtq; norm: f16",
+    "hipfire_hfq": "all: q8; experts: mq4; norm: f16; router: q8; router_bias: f16",
+    "gptq": "output shard_size 2MiB; experts: 4bit g32",
+}
+
+
+class Recorded:
+    """A build that was recorded: its log, the folder before it, its plan."""
+
+    def __init__(self, planned: Planned, work: Path, *, jobs: int, force: bool) -> None:
+        self.plan = complete(*planned)
+        self.out, self.root = work / "out", work / "out.partial"
+        self.bundle, self.journal = self.root / "bundle", self.root / "journal"
+        self.work, self.before = work, Node.read(work)
+        log = EventLog(work)
+        with log.recording():
+            build(*planned, out=self.out, jobs=jobs, force=force)
+        self.events = log.events
+
+    def disk(self, stop: int) -> Node:
+        """What power loss leaves of the folder just before an event, at the least."""
+        return after_power_loss(self.before, self.work, self.events[:stop], nothing)
+
+    def seen(self, stop: int) -> Node:
+        """What the program sees just before an event."""
+        return after_power_loss(self.before, self.work, self.events[:stop], everything)
+
+    def held(self, node: Node, path: Path) -> Node:
+        """What is there by a path. Raises: KeyError if nothing is."""
+        return node.at(path.relative_to(self.work))
+
+    def numbers(self, what: str, path: Path) -> list[int]:
+        """The places in the log of what was asked for a path."""
+        pairs = enumerate(self.events)
+        return [number for number, one in pairs if (one.what, one.path) == (what, path)]
+
+    def lines(self) -> Iterator[tuple[int, dict[str, list[list[int]]]]]:
+        """The journal's lines, each with its place in the log."""
+        for number in self.numbers("write", self.journal):
+            yield number, json.loads(self.events[number].content)
+
+
+@pytest.fixture
+def record(demo, write_llama, planned, tmp_path, monkeypatch):
+    """Records a build of the embedded model for a target; force: over a bundle of a Llama."""
+    # A line for every few units, so that there are many.
+    monkeypatch.setattr(journals, "SAVE_SECONDS", 0)
+
+    def recorded(target: str = "mlx_affine", *, jobs: int = 2, force: bool = False) -> Recorded:
+        work = tmp_path / "work"
+        work.mkdir()
+        if force:
+            build(*planned(write_llama()), out=work / "out")
+        policy = tmp_path / "policy.qpol"
+        policy.write_text(f"target {target}\n{RULES[target]}\n")
+        found = planned(demo, str(policy))
+        return Recorded(found, work, jobs=jobs, force=force)
+
+    return recorded
+
+
+def rows_of(content: bytes, tensor: PlannedTensor, module: Module, span: list[int]) -> bytes:
+    """The bytes of some rows of a module in one of its tensors; content: of the whole file."""
+    held = np.frombuffer(content, np.uint8, tensor.nbytes, tensor.start)
+    lines = tensor.shape[0] if tensor.by_columns else 1
+    # Rows that are coded as one may share bytes.
+    coded = held.reshape(lines, prod(module.shape[:-1]) // module.together, -1)
+    first, stop = (row // module.together for row in span)
+    assert [first * module.together, stop * module.together] == span
+    return coded[:, first:stop].tobytes()
+
+
+def test_the_log_is_all_that_happened(record):
+    build_ = record(force=True)
+    after = build_.seen(len(build_.events))
+    assert contents(after) == contents(Node.read(build_.work))
+
+
+def contents(node: Node) -> dict[str, object]:
+    """A folder's content, as a value."""
+    return {
+        name: contents(inner) if inner.content is None else bytes(inner.content)
+        for name, inner in node.names.items()
+    }
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_rows_are_on_the_disk_before_the_journal_names_them(record, target):
+    recorded = record(target)
+    (_, first), *others = recorded.lines()
+    assert [*first] == ["identity"]
+    assert len(others) > 5
+    for number, line in others:
+        disk = recorded.disk(number)
+        for at, *span in line["done"]:
+            module = recorded.plan.modules[at]
+            for tensor in filter(lambda one: not one.is_constant, module.tensors):
+                kept = recorded.held(disk, recorded.bundle / tensor.file).content
+                whole = (recorded.out / tensor.file).read_bytes()
+                rows = [rows_of(one, tensor, module, span) for one in (kept, whole)]
+                assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_headers_are_on_the_disk_before_the_journal_begins(record, target):
+    recorded = record(target)
+    number = recorded.numbers("create", recorded.journal)[0]
+    disk = recorded.disk(number)
+    for file in recorded.plan.files:
+        if file.kind != "tensors":
+            continue
+        whole = (recorded.out / file.name).read_bytes()
+        kept = recorded.held(disk, recorded.bundle / file.name).content
+        starts = [
+            tensor.start
+            for module in recorded.plan.modules
+            for tensor in module.tensors
+            if tensor.file == file.name
+        ]
+        assert len(kept) == len(whole)
+        assert kept[: min(starts)] == whole[: min(starts)]
+
+
+def test_every_line_of_the_journal_is_synced_before_what_comes_next(record):
+    recorded = record()
+    for number, _ in recorded.lines():
+        on = [one for one in recorded.events[number + 1 :] if one.path == recorded.journal]
+        assert on[0].what == "sync"
+
+
+def renames(recorded: Recorded) -> list[tuple[int, Event]]:
+    """The renames of a build, with their places in the log."""
+    return [pair for pair in enumerate(recorded.events) if pair[1].what == "rename"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_bundle_is_on_the_disk_whole_before_it_gets_its_name(record, target, force):
+    recorded = record(target, force=force)
+    (number,) = (at for at, one in renames(recorded) if one.target == recorded.out)
+    disk = recorded.held(recorded.disk(number), recorded.bundle)
+    assert contents(disk) == contents(Node.read(recorded.out))
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_names_are_on_the_disk_before_anything_is_deleted(record, force):
+    recorded = record(force=force)
+    last = next(at for at, one in renames(recorded) if one.target == recorded.out)
+    later = recorded.events[last:]
+    first = last + next(at for at, one in enumerate(later) if one.what in ("unlink", "rmdir"))
+    disk = recorded.held(recorded.disk(first), recorded.out)
+    assert contents(disk) == contents(Node.read(recorded.out))
+
+
+def test_a_replaced_bundle_is_on_the_disk_until_the_new_one_has_its_name(record):
+    recorded = record(force=True)
+    old = contents(recorded.held(recorded.before, recorded.out))
+    new = contents(Node.read(recorded.out))
+    first = renames(recorded)[0][0]
+    places = [recorded.out, recorded.root / "replaced"]
+    for number in range(first, len(recorded.events)):
+        # Whatever is lost, one of both is there whole.
+        for node in (recorded.disk(number), recorded.seen(number)):
+            kept = []
+            for place in places:
+                try:
+                    kept.append(contents(recorded.held(node, place)))
+                except KeyError:
+                    continue
+            assert old in kept or new in kept
+
+
+def test_the_record_is_written_after_all_that_it_speaks_of(record):
+    recorded = record()
+    own = recorded.bundle / "policyc.json"
+    begun = recorded.numbers("create", own)[0]
+    assert {one.path for one in recorded.events[begun:] if one.what == "write"} == {own}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_shard_that_somebody_deleted_does_not_come_back(demo, planned, tmp_path, target):
+    policy = tmp_path / "policy.qpol"
+    policy.write_text(f"target {target}\n{RULES[target]}\n")
+    given = planned(demo, str(policy))
+    files = [one.name for one in given[0].files if one.kind == "tensors"]
+    path = tmp_path / "out.partial" / "bundle" / files[-1]
+
+    class Deletes(Silent):
+        def begin(self, stage: str, total: int, done: int) -> None:
+            path.unlink(missing_ok=stage != "encode")
+
+    with pytest.raises(PolicyError, match="No such file"):
+        build(*given, out=tmp_path / "out", progress=Deletes())
+    assert not path.exists()
+    build(*given, out=tmp_path / "out", force=True)
+    build(*given, out=tmp_path / "undisturbed")
+    assert digests(tmp_path / "out") == digests(tmp_path / "undisturbed")
