@@ -146,8 +146,8 @@ LANGUAGE_CODES: dict[str, Code] = {
     ),
     "empty-pattern": error("the name pattern is empty", "An empty pattern matches nothing."),
     "bad-regex": error(
-        "the regular expression is refused: {reason}",
-        "It is malformed, or could take unbounded time.",
+        "the {kind} is refused: {reason}",
+        "It is malformed, or cannot be matched in time that grows with the name alone.",
     ),
     "unknown-expression-name": error(
         '"{name}" means nothing here; "layers where" knows i and n',

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from typing import Any, NamedTuple
 
 from lark import Token
@@ -13,6 +12,7 @@ from policy_dsl.language.fragments import Fragment
 from policy_dsl.language.layer_expression import canonical_expression, expression_defects
 from policy_dsl.language.parsing import Syntax, children, place, tokens
 from policy_dsl.language.quoting import unquote
+from policy_dsl.roles.name_index import pattern_defect
 from policy_dsl.selectors import (
     All,
     Boundary,
@@ -30,13 +30,7 @@ from policy_dsl.selectors import (
     without,
 )
 
-MAX_PATTERN = 200
-_MAX_REPEATS = 3
 _RANGE = re.compile(r"([-+]?\d+)(?:\s*(?:\.\.|-)\s*([-+]?\d+))?")
-_REPEATS = ("*", "+", "{")
-# Runs of digits in tensor names are short, so repeats of them cost next to nothing.
-_DIGITS = (r"\d", "[0-9]")
-_UNIT = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 
 
 class ReadSelector(NamedTuple):
@@ -157,13 +151,18 @@ class _Reader:
         pattern = unquote(tokens(tree)[0])
         if not pattern:
             self._report("empty-pattern", place(self._fragment, tree))
-        return Glob(pattern)
+        return self._checked(Glob(pattern), tree)
 
     def _regex(self, tree: Syntax) -> Selector:
         pattern = tokens(tree)[0][1:-1].replace("\\/", "/")
-        if reason := regex_defect(pattern):
-            self._report("bad-regex", place(self._fragment, tree), reason=reason)
-        return Regex(pattern)
+        return self._checked(Regex(pattern), tree)
+
+    def _checked(self, pattern: Glob | Regex, tree: Syntax) -> Selector:
+        if defect := pattern_defect(pattern):
+            kind = "regular expression" if isinstance(pattern, Regex) else "name pattern"
+            span = place(self._fragment, tree)
+            self._report("bad-regex", span, cure=defect.cure, kind=kind, reason=defect)
+        return pattern
 
     def ranges(self, tree: Syntax, *, signed: bool = True) -> tuple[LayerRange, ...]:
         """The numbers that a `ranges` node says, from the end too if they may be signed."""
@@ -194,44 +193,3 @@ class _Reader:
 
 def _range_text(start: int, stop: int) -> str:
     return f"{start}..{stop}" if start < 0 else f"{start}-{stop}"
-
-
-def regex_defect(pattern: str) -> str | None:
-    """Why a pattern is refused, or None.
-
-    Patterns that could take exponential time, or a high power of a name's length, are refused:
-    a repeated group may neither repeat nor choose inside, and at most three things other than
-    digits may repeat.
-    """
-    if not pattern.isprintable():
-        return "it holds a character that does not print"
-    if len(pattern) > MAX_PATTERN:
-        return f"longer than {MAX_PATTERN} characters"
-    try:
-        # Python only warns of patterns whose meaning it will change.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            re.compile(pattern)
-    except (re.error, OverflowError, RecursionError, Warning) as failure:
-        return str(failure)
-    return _slow(pattern)
-
-
-def _slow(pattern: str) -> str | None:
-    units = ["", *_UNIT.findall(pattern), ""]
-    # One entry for each open group: whether anything inside repeats or chooses.
-    costly, repeats = [False], 0
-    for before, unit, after in zip(units, units[1:], units[2:], strict=False):
-        if unit == "(":
-            costly.append(False)
-        elif unit == ")" and len(costly) > 1:
-            inner = costly.pop()
-            if inner and after in _REPEATS:
-                return "a repeated group repeats or chooses inside"
-            costly[-1] |= inner
-        elif unit in _REPEATS:
-            costly[-1] = True
-            repeats += before not in _DIGITS
-        elif unit == "|":
-            costly[-1] = True
-    return f"more than {_MAX_REPEATS} repeats" if repeats > _MAX_REPEATS else None

@@ -5,18 +5,20 @@ Plan x name ── find_subject ──> Subject ── explain ──> Explanati
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from policy_dsl.diagnostics import fail, nearest
+from policy_dsl.linear_patterns import PatternError
 from policy_dsl.plan import Module, Omission, Plan
 from policy_dsl.planning.decisions import trace
 from policy_dsl.planning.matching import CompiledRule, is_guarded
 from policy_dsl.planning.outline import treatment_of
 from policy_dsl.roles.model import ModelTensor
+from policy_dsl.roles.name_index import full_match
+from policy_dsl.selectors import Glob
 from policy_dsl.units import counted
 
 _NUMBER = re.compile(r"\d+")
@@ -90,7 +92,8 @@ class Explanation:
 def explain(plan: Plan, name: str) -> Explanation:
     """The explanation of a tensor by its source or output name, or a glob over both.
 
-    Raises: PolicyError (unknown-tensor, many-tensors) if the name is none or several.
+    Raises: PolicyError (unknown-tensor, many-tensors) if the name is none or several;
+    bad-argument for a glob without end.
     """
     subject = find_subject(plan, name)
     module = subject.module
@@ -113,10 +116,12 @@ def explain(plan: Plan, name: str) -> Explanation:
 def find_subject(plan: Plan, name: str) -> Subject:
     """What the name means in the plan.
 
-    Raises: PolicyError (unknown-tensor, many-tensors).
+    Raises: PolicyError (unknown-tensor, many-tensors, bad-argument for an endless glob).
     """
-    is_glob = bool(set(name) & set("*?["))
-    matches = re.compile(fnmatch.translate(name) if is_glob else re.escape(name)).fullmatch
+    try:
+        matches = full_match(Glob(name))
+    except PatternError as error:
+        raise fail("bad-argument", option="TENSOR", reason=str(error)) from None
     found = [subject for subject in _subjects(plan) if matches(subject.name)]
     # Many tensors with one decision are one answer, not an ambiguity.
     kinds: dict[tuple[str, ...], Subject] = {}

@@ -14,11 +14,11 @@ from typing import Any
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.language.layer_expression import layers_where
 from policy_dsl.language.print_selector import print_ranges
+from policy_dsl.linear_patterns import WILDCARDS
 from policy_dsl.planning.naming import family_defect, meaning_of
 from policy_dsl.planning.rule_places import rule_places
 from policy_dsl.policy import Policy, Rule
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.name_index import WILDCARDS
 from policy_dsl.selectors import (
     All,
     And,

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from policy_dsl.diagnostics import nearest
 from policy_dsl.language.print_selector import print_selector
-from policy_dsl.language.read_selector import regex_defect
+from policy_dsl.linear_patterns import WILDCARDS
 from policy_dsl.planning.matching import is_guarded, is_spelled
 from policy_dsl.roles.classify import Model
 from policy_dsl.roles.llama_cpp_names import llama_cpp_names, llama_cpp_roles
-from policy_dsl.roles.name_index import WILDCARDS, full_match
+from policy_dsl.roles.name_index import full_match, pattern_defect
 from policy_dsl.selectors import Glob, LayerRange, Layers, Name, Regex, Selector, all_of, any_of
 from policy_dsl.units import layer_list
 
@@ -59,7 +59,7 @@ class PatternCures:
         if isinstance(pattern, Regex) or body == pattern.pattern:
             return self._cure(pattern, excepted)
         found = Cure(None, (_REGEX_NOTE,))
-        if regex_defect(body) is None:
+        if pattern_defect(Regex(body)) is None:
             found = self._cure(Regex(body), excepted)
         note = f'"{_OTHER_TOOLS}" is another tool\'s notation'
         return found._replace(notes=(note, *found.notes))
@@ -84,7 +84,7 @@ class PatternCures:
 
     def _first(self, tried: Iterable[Pattern], excepted: bool) -> Pattern | None:
         """The first pattern that would do: one that matches and may touch what it matches."""
-        for pattern in tried:
+        for pattern in filter(_is_taken, tried):
             names = self._names.matching(pattern)
             may_all = excepted or is_spelled(pattern)
             if names and (may_all or any(name in self._unguarded for name in names)):
@@ -132,7 +132,7 @@ class PatternCures:
             variants += [Glob(f"{text}.weight"), Glob(f"*.{text}.weight")]
         else:
             variants += _regexes(text)
-        for variant in variants:
+        for variant in filter(_is_taken, variants):
             full = full_match(variant)
             meant = _roles_called(full, self._places)
             if meant:
@@ -190,8 +190,9 @@ class PatternCures:
     def _other_numbers(self, pattern: Pattern) -> Iterator[str]:
         """The note that only the numbers of a pattern are those of no tensor, if so."""
         any_number = re.sub(r"(?<=\.)\d+(?=\.|\\\.|$)", "*", pattern.pattern)
-        if isinstance(pattern, Glob) and any_number != pattern.pattern:
-            example = min(self._names.matching(Glob(any_number)), default=None)
+        other = Glob(any_number)
+        if isinstance(pattern, Glob) and other != pattern and _is_taken(other):
+            example = min(self._names.matching(other), default=None)
             if example is not None:
                 yield f"with other numbers it would match, as {example}"
 
@@ -199,20 +200,21 @@ class PatternCures:
 _REGEX_NOTE = "a regular expression is written /…/ and is matched against the whole name"
 
 
+def _is_taken(pattern: Pattern) -> bool:
+    """Whether what was made of a pattern is one too."""
+    return pattern_defect(pattern) is None
+
+
 def _regexes(text: str) -> Iterator[Regex]:
     """A regular expression that was meant to be searched for, made to match whole names."""
     core = text.removeprefix("^").removesuffix("$")
     start = "" if core.startswith(".*") else ".*"
     end = "" if core.endswith(".*") else ".*"
-    for tried in (
-        core,
-        rf"{core}\.weight",
-        rf"{start}{core}\.weight",
-        f"{core}{end}",
-        f"{start}{core}{end}",
-    ):
-        if regex_defect(tried) is None:
-            yield Regex(tried)
+    yield Regex(core)
+    yield Regex(rf"{core}\.weight")
+    yield Regex(rf"{start}{core}\.weight")
+    yield Regex(f"{core}{end}")
+    yield Regex(f"{start}{core}{end}")
 
 
 def _wider(text: str) -> Iterator[Glob]:
@@ -283,11 +285,11 @@ def _open_numbers(pattern: Pattern) -> Iterator[_Opened]:
     for found in (_OPEN_REGEX if is_regex else _OPEN_GLOB).finditer(text):
         before, number, rest = text[: found.start(1)], found[1], text[found.end() :]
         end = rest if rest.startswith(dot) else f"{dot}{many}{rest}"
-        if is_regex and regex_defect(f"{before}{number}{end}"):
-            continue
         kind = next((word for word in _NUMBERED if word in before[-9:]), "numbers")
         longer = type(pattern)(f"{before}{number}{digit}{many}{rest}")
-        yield _Opened(kind, number, longer, type(pattern)(f"{before}{number}{end}"))
+        exact = type(pattern)(f"{before}{number}{end}")
+        if _is_taken(longer) and _is_taken(exact):
+            yield _Opened(kind, number, longer, exact)
 
 
 def _longer(name: str, number: str) -> Iterator[int]:
