@@ -86,7 +86,8 @@ class Inventory:
     they cannot (catalog, recorded headers, hub headers). file_nbytes: bytes of every shard,
     empty if not known. container: of a model that is one such file, which only its own loaders
     read; else None. notes: where this came from, for people. findings: warnings to show with
-    it. Two inventories are equal whatever their notes, findings and unread names.
+    it. mtimes: name -> modification time, in ns, of the files in `root` when they were listed.
+    Two inventories are equal whatever their notes, findings, times and unread names.
     """
 
     id: str
@@ -100,6 +101,7 @@ class Inventory:
     notes: tuple[str, ...] = field(default=(), compare=False)
     unread: tuple[str, ...] = field(default=(), compare=False)
     findings: tuple[Diagnostic, ...] = field(default=(), compare=False)
+    mtimes: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def nbytes(self) -> int:

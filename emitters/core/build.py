@@ -20,6 +20,7 @@ from emitters.core.losses import ensure_something_left
 from emitters.core.own_head import ensure_equal_heads
 from emitters.core.progress import Progress, Silent
 from emitters.core.readiness import ensure_buildable
+from emitters.core.same_source import ensure_as_planned
 from emitters.core.seal import seal
 from emitters.core.start import identity_of, open_journal
 from emitters.core.statistics import prepare
@@ -120,6 +121,8 @@ def _site(
     emitter = get(plan.target)
     beside |= {*emitter.spec.embedded_files} & {*(inventory.side_files or {})}
     source = Source(root, file_facts(root, shards | scales | beside))
+    # From here on every read compares with these facts; this compares them with the plan's.
+    ensure_as_planned(inventory, source.facts)
     return Site(plan, emitter, source, folder, prepared)
 
 

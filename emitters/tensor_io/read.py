@@ -16,9 +16,12 @@ from typing import NamedTuple
 import numpy as np
 
 from emitters.numerics.value_types import VALUE_TYPES, Array
-from policy_dsl.diagnostics import fail
+from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.regular_files import file_stat, opened
+
+# The cure where files change under a build.
+CHANGED = "run the same command again, once nothing writes to the file"
 
 
 class FileFacts(NamedTuple):
@@ -68,9 +71,9 @@ class Source(NamedTuple):
                 stream.seek(start + number * stride)
                 filled += _fill(stream, line.data)
         if filled < content.nbytes:
-            raise fail("source-changed", file=file, reason="it became shorter")
+            raise _changed(file, "it became shorter")
         if FileFacts(facts.st_size, facts.st_mtime_ns) != self.facts[file]:
-            raise fail("source-changed", file=file, reason="its size or time is different now")
+            raise _changed(file, "its size or time is different now")
         return content
 
     def rows(self, tensor: TensorInfo, first: int, count: int) -> Array:
@@ -137,3 +140,7 @@ def _fill(stream: FileIO, content: memoryview) -> int:
             break
         filled += got
     return filled
+
+
+def _changed(file: str, reason: str) -> PolicyError:
+    return fail("source-changed", suggestion=CHANGED, file=file, reason=reason)

@@ -150,8 +150,9 @@ BUNDLE_CODES: dict[str, Code] = {
         "Readers would decode other values than those that were meant.",
     ),
     "source-changed": error(
-        "{file} of the source changed during the build: {reason}",
-        "A bundle of two states of a checkpoint would be neither.",
+        "{file} changed after it was first read: {reason}",
+        "A bundle of two states of a checkpoint would be neither. Sizes, times and headers are "
+        "compared when a build begins, sizes and times at every read.",
     ),
     "output-exists": error(
         "{path} is already there", "An existing output is replaced only when that is asked for."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, fail
@@ -29,6 +29,7 @@ class LocalFiles:
     folder: Path
     sizes: Mapping[str, int]
     unread: tuple[str, ...] = ()
+    mtimes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
@@ -59,10 +60,10 @@ def open_folder(folder: Path, *, name: str | None = None) -> Inventory:
     files = local_files(folder)
     container = find_hfq(files)
     if container is not None:
-        return read_hfq(files, container, name=name, root=folder)
+        return _dated(read_hfq(files, container, name=name, root=folder), files)
     ensure_no_outer_folder(folder, files)
     ensure_checkpoint(files)
-    return read_checkpoint(files, name=name, root=folder)
+    return _dated(read_checkpoint(files, name=name, root=folder), files)
 
 
 def open_file(path: Path) -> Inventory:
@@ -87,7 +88,7 @@ def open_file(path: Path) -> Inventory:
     # Links are not followed for the name: in the hub's cache they lead to a hash.
     called = Path(os.path.abspath(path))
     name = decoded(called.parent.name if path.name == "model.safetensors" else called.stem)
-    return read_checkpoint(files, name=name, root=path.parent)
+    return _dated(read_checkpoint(files, name=name, root=path.parent), files)
 
 
 def open_hfq_file(path: Path) -> Inventory:
@@ -104,7 +105,13 @@ def open_hfq_file(path: Path) -> Inventory:
     }
     called = Path(os.path.abspath(path))
     name = decoded(model_name(called.name))
-    return read_hfq(replace(files, sizes=alone), path.name, name=name, root=path.parent)
+    files = replace(files, sizes=alone)
+    return _dated(read_hfq(files, path.name, name=name, root=path.parent), files)
+
+
+def _dated(inventory: Inventory, files: LocalFiles) -> Inventory:
+    # Listed before anything was read: what changes from then on is noticed.
+    return replace(inventory, mtimes=files.mtimes)
 
 
 def local_files(folder: Path) -> LocalFiles:
@@ -114,6 +121,7 @@ def local_files(folder: Path) -> LocalFiles:
     """
     found: list[Diagnostic] = []
     sizes: dict[str, int] = {}
+    mtimes: dict[str, int] = {}
     others: list[str] = []
     for name in _paths(folder):
         try:
@@ -125,11 +133,11 @@ def local_files(folder: Path) -> LocalFiles:
         if stat.S_ISDIR(facts.st_mode):
             others.append(f"{name}/")
         elif stat.S_ISREG(facts.st_mode):
-            sizes[name] = facts.st_size
+            sizes[name], mtimes[name] = facts.st_size, facts.st_mtime_ns
     if found:
         raise PolicyError(found)
     kept = {name: size for name, size in sizes.items() if is_looked_at(name)}
-    return LocalFiles(folder, kept, unread([*sizes, *others]))
+    return LocalFiles(folder, kept, unread([*sizes, *others]), mtimes)
 
 
 def _facts(folder: Path, name: str) -> os.stat_result:

@@ -195,7 +195,6 @@ def test_the_source_is_never_an_output(write_llama, planned, tmp_path, place):
 
 def test_a_source_that_goes_away_or_changes_is_told(write_llama, planned, tmp_path):
     source = write_llama()
-    plan, inventory = planned(source)
     shard = source / "model.safetensors"
     content = shard.read_bytes()
 
@@ -212,11 +211,10 @@ def test_a_source_that_goes_away_or_changes_is_told(write_llama, planned, tmp_pa
         (shard.unlink, "unreadable-file"),
     ):
         shard.write_bytes(content)
-        told = refusal(
-            plan, inventory, out=tmp_path / "out", progress=Meddler(meddle), force=True
-        )
+        made = planned(source)
+        told = refusal(*made, out=tmp_path / "out", progress=Meddler(meddle), force=True)
         assert told.startswith(f"error[{code}]")
-    assert refusal(plan, inventory, out=tmp_path / "out").startswith("error[unreadable-file]")
+    assert refusal(*made, out=tmp_path / "out").startswith("error[unreadable-file]")
 
 
 def test_too_little_memory_is_told(write_llama, planned, tmp_path):

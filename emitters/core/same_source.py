@@ -1,0 +1,65 @@
+"""Whether a source is still what its plan was made of: sizes, times, headers, config, index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from emitters.tensor_io.read import CHANGED, FileFacts, file_facts
+from policy_dsl.diagnostics import PolicyError, diagnostic
+from policy_dsl.inventory import Inventory
+from policy_dsl.sources.checkpoint import CONFIG, read_checkpoint
+from policy_dsl.sources.local_files import LocalFiles
+from policy_dsl.sources.shard_map import find_index
+
+
+def ensure_as_planned(inventory: Inventory, facts: Mapping[str, FileFacts]) -> None:
+    """Raises: PolicyError if files of a source are not what they were when it was opened.
+
+    facts: of the files that a build reads, as they are now. Config, index and the headers of
+    all shards are read again.
+    """
+    if inventory.root is None or inventory.container is not None:
+        return
+    names = {CONFIG, find_index(inventory.mtimes) or CONFIG} & inventory.mtimes.keys()
+    names |= inventory.file_nbytes.keys()
+    now = {**file_facts(inventory.root, names - facts.keys()), **facts}
+    reasons = dict(_moved(inventory, now)) or dict(_reread(inventory, now))
+    if reasons:
+        raise PolicyError(
+            diagnostic("source-changed", suggestion=CHANGED, file=name, reason=reason)
+            for name, reason in sorted(reasons.items())
+        )
+
+
+def _moved(inventory: Inventory, now: Mapping[str, FileFacts]) -> Iterator[tuple[str, str]]:
+    """Name and reason of each file whose size or time is another one."""
+    sizes = {**(inventory.side_files or {}), **inventory.file_nbytes}
+    for name, (nbytes, mtime_ns) in now.items():
+        if nbytes != sizes.get(name, nbytes):
+            yield name, f"it has {nbytes} bytes now, and had {sizes[name]}"
+        elif mtime_ns != inventory.mtimes.get(name, mtime_ns):
+            yield name, "it was written again"
+
+
+def _reread(inventory: Inventory, now: Mapping[str, FileFacts]) -> Iterator[tuple[str, str]]:
+    """Name and reason of each file whose config or header is another one."""
+    root = inventory.root or Path()
+    # Of side files the times say enough.
+    names = now.keys() - (inventory.side_files or {}).keys()
+    files = LocalFiles(root, {name: now[name].nbytes for name in names})
+    again = read_checkpoint(files, name=inventory.id, root=root)
+    if _text(again.config) != _text(inventory.config):
+        yield CONFIG, "its contents are different now"
+    # Mostly they are equal, which is found out quickly.
+    if again.tensors != inventory.tensors:
+        one, other = {*inventory.tensors.values()}, {*again.tensors.values()}
+        for tensor in one ^ other:
+            yield tensor.file or "", "its header is different now"
+
+
+def _text(config: Mapping[str, Any]) -> str:
+    # As text, a NaN is equal to itself.
+    return json.dumps(config, sort_keys=True)
