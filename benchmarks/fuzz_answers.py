@@ -30,6 +30,8 @@ ADDRESSES = 3 * 2**30
 # other ends of lines.
 CONTROLS = {"Cc", "Cf", "Zl", "Zp"}
 _WARNING = re.compile(r"^\S+:\d+: \w*Warning: |Traceback \(most recent", re.MULTILINE)
+# How errors begin: as text, in Markdown, as JSON, and those of a command line.
+DIAGNOSED = ("error[", "error\\[", '"severity": "error"', '"severity":"error"', "Usage:")
 
 Command = Sequence[str]
 
@@ -147,7 +149,7 @@ def _run(command: Command) -> dict[str, Any]:
         "text": text[:3000],
         "control": _control(text),
         "warning": bool(_WARNING.search(text)),
-        "diagnosed": "error[" in text or '"severity": "error"' in text or "Usage:" in text,
+        "diagnosed": any(word in text for word in DIAGNOSED),
     }
 
 

@@ -1,4 +1,4 @@
-"""Slices of `benchmarks/fuzz_trials.py`: no broken input ends in a traceback, a hang or a flood."""
+"""Slices of `benchmarks/fuzz_trials.py`: no broken input ends in a traceback or a hang."""
 
 from __future__ import annotations
 
