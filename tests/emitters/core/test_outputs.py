@@ -270,3 +270,51 @@ def test_what_is_left_over_is_a_warning_of_the_command(write_llama, tmp_path, ca
     assert "warning[output-left-over]" in capsys.readouterr().err
     assert (deleted / "mine.txt").read_text() == "mine"
     assert main([*arguments, "--force"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "out"),
+    [
+        ("Model", "model"),
+        ("Model", "model/out"),
+        ("Model", "MODEL/a/b/c"),
+        ("Models/tiny", "models"),
+        ("Models/deep/tiny", "MODELS"),
+        ("Out.partial", "out"),
+        ("Out.partial/bundle", "out"),
+    ],
+)
+def test_a_disk_that_ignores_case_does_not_hide_the_source(
+    write_llama, planned, tmp_path, monkeypatch, source, out
+):
+    """The system says which names are one folder: what names say alone is not enough."""
+    monkeypatch.setattr(
+        os.path, "samefile", lambda one, other: str(one).lower() == str(other).lower()
+    )
+    (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
+    made = planned(write_llama(name=source))
+    before = everything(tmp_path)
+    with pytest.raises(PolicyError, match="output-in-source"):
+        build(*made, out=tmp_path / out, force=True)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", ["door", "door/out", "door/deep/out"])
+def test_another_way_to_the_source_is_seen(write_llama, planned, tmp_path, place):
+    source = write_llama()
+    (tmp_path / "door").symlink_to(source, target_is_directory=True)
+    with pytest.raises(PolicyError, match="output-in-source"):
+        build(*planned(source), out=tmp_path / place, force=True)
+    build(*planned(tmp_path / "door"), out=tmp_path / "out")
+
+
+def test_hard_links_between_source_and_output_do_not_matter(force, tmp_path):
+    assert force() == ""
+    shard = tmp_path / "source" / "model.safetensors"
+    content = shard.read_bytes()
+    os.link(shard, tmp_path / "other name")
+    (tmp_path / "out" / "LICENSE").unlink()
+    os.link(tmp_path / "source" / "LICENSE", tmp_path / "out" / "LICENSE")
+    assert force() == ""
+    assert shard.read_bytes() == content
+    assert (tmp_path / "source" / "LICENSE").read_text()
