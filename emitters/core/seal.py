@@ -8,6 +8,7 @@ from threading import Lock
 
 from emitters.core.blocks import Site
 from emitters.core.bundle import edited_files
+from emitters.core.deleting import BROWSED, refuse_others
 from emitters.core.hashing import FileHashes, Places, hash_files
 from emitters.core.progress import Progress
 from emitters.core.record import RECORD, record
@@ -64,8 +65,11 @@ def _check_files(plan: Plan, folder: Path, *, record: bool = False) -> None:
     """Raises: PolicyError unless the folder holds the planned files at their planned sizes."""
     planned = {file.name: file.nbytes for file in plan.files if record or file.kind != "record"}
     found = written_files(folder)
+    # Not a wrong result, which would be deleted with what somebody put here.
+    others = found.keys() - planned.keys() - {RECORD, BROWSED}
+    refuse_others(folder, others)
     # An earlier run may have come as far as writing the record.
-    found = found if record else {name: size for name, size in found.items() if name != RECORD}
+    found = {name: size for name, size in found.items() if name in planned}
     for name in sorted(planned.keys() | found.keys()):
         if planned.get(name) != found.get(name):
             reason = f"{name} has {found.get(name)} bytes, planned were {planned.get(name)}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
+from typing import TextIO
 
 from policy_dsl.cli.console import UNENCODABLE, system_defect
 from policy_dsl.diagnostics import PolicyError
@@ -26,13 +29,26 @@ def save_text(path: Path, text: str) -> None:
 
 
 def _replace(path: Path, text: str, *, shown: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
+    partial = None
     try:
-        partial.write_text(text, encoding="utf-8", errors=UNENCODABLE)
+        with _opened_beside(path) as opened:
+            partial = Path(opened.name)
+            opened.write(text)
         if path.exists():
             # The new file stands in for the old one, so it keeps who may read it.
             partial.chmod(path.stat().st_mode & 0o7777)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
         raise PolicyError([system_defect(error, str(shown))]) from None
+
+
+def _opened_beside(path: Path) -> TextIO:
+    """A new file beside a path. Raises: OSError if there can be none."""
+    for number in count():
+        name = f"{path.name}.partial{number or ''}"
+        # Never one that is there: it may be a link, or another program's.
+        with suppress(FileExistsError):
+            return path.with_name(name).open("x", encoding="utf-8", errors=UNENCODABLE)
+    raise AssertionError("there is always another number")

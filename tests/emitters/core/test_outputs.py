@@ -16,6 +16,7 @@ from small_checkpoints import digests
 from emitters.core.build import build
 from emitters.core.progress import Silent
 from emitters.core.record import record_digest
+from emitters.core.verify import verify_bundle
 from emitters.core.workspace import claimed
 from policy_dsl.cli import main
 from policy_dsl.diagnostics import PolicyError
@@ -233,6 +234,37 @@ def test_what_is_put_into_the_output_during_a_build_stays(write_llama, planned, 
         assert build(*made, out=out).resumed_nbytes > 0
         for path in out.iterdir():
             path.unlink()
+
+
+def test_what_is_put_into_unfinished_work_stays(write_llama, planned, tmp_path):
+    made, out = planned(write_llama()), tmp_path / "out"
+    mine = tmp_path / "out.partial" / "bundle" / "mine.txt"
+
+    class Meddler(Silent):
+        def begin(self, stage: str, total: int, done: int) -> None:
+            mine.write_text("mine")
+            (mine.parent / ".DS_Store").touch()
+
+    with pytest.raises(PolicyError, match=r"output-has-other-files(.|\n)*mine\.txt"):
+        build(*made, out=out, progress=Meddler())
+    mine.rename(tmp_path / "mine.txt")
+    # What a file browser leaves is in nobody's way.
+    assert build(*made, out=out).resumed_nbytes > 0
+
+
+def test_names_in_a_record_are_never_paths(force, tmp_path):
+    """A bundle's reader looks at what is in the folder, whatever the record names."""
+    assert force() == ""
+    path = tmp_path / "out" / "policyc.json"
+    document = json.loads(path.read_text())
+    os.mkfifo(tmp_path / "pipe")
+    # Reading it would never end.
+    document["files"]["../pipe"] = entry(b"")
+    document["files"][str(tmp_path / "pipe")] = entry(b"")
+    path.write_text(signed({key: document[key] for key in document.keys() - {"digest"}}))
+    missing = verify_bundle(tmp_path / "out", jobs=1).findings
+    assert [found.code for found in missing] == ["missing-bundle-file"]
+    assert missing[0].count == 2
 
 
 def test_what_appears_beside_files_that_are_deleted_stays_and_blocks_nothing(force, tmp_path):

@@ -25,6 +25,16 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert json.loads(real.read_text(encoding="utf-8"))
 
 
+def test_a_link_at_the_unfinished_file_is_not_written_through(tmp_path: Path) -> None:
+    mine, link = tmp_path / "mine.txt", tmp_path / "saved.json.partial"
+    mine.write_text("mine", encoding="utf-8")
+    link.symlink_to(mine)
+    assert save_headers(tmp_path / "saved.json") == 0
+    assert json.loads((tmp_path / "saved.json").read_text(encoding="utf-8"))
+    assert mine.read_text(encoding="utf-8") == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["mine.txt", "saved.json", "saved.json.partial"]
+
+
 def test_a_link_to_itself_is_replaced(tmp_path: Path) -> None:
     link = tmp_path / "link.json"
     link.symlink_to(link)
