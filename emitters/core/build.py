@@ -19,7 +19,7 @@ from emitters.core.journal import Journal, Savepoints
 from emitters.core.losses import ensure_something_left
 from emitters.core.own_head import ensure_equal_heads
 from emitters.core.progress import Progress, Silent
-from emitters.core.readiness import ensure_buildable
+from emitters.core.readiness import ensure_buildable, ensure_supported_system
 from emitters.core.same_source import ensure_as_planned
 from emitters.core.seal import seal
 from emitters.core.start import identity_of, open_journal
@@ -72,6 +72,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     then stays in `<out>.partial`.
     """
     started = monotonic()
+    ensure_supported_system()
     ensure_buildable(plan, inventory)
     ensure_equal_heads(plan, inventory)
     plan, prepared = prepare(complete(plan, inventory))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from emitters.core.record import RECORD, SCHEMA_VERSION, record_digest
 from emitters.tensor_io.shards import writing
 from policy_dsl.diagnostics import PolicyError, fail
-from policy_dsl.sources.shard_map import is_plain_name
+from policy_dsl.plain_names import is_plain_name
 from policy_dsl.sources.side_files import SUBFOLDERS
 
 # What file browsers leave where they were.

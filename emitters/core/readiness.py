@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from emitters.numerics.value_types import VALUE_TYPES
@@ -17,6 +19,15 @@ from policy_dsl.units import both_units
 
 # For the journal, and for what the file system itself takes.
 _MARGIN_NBYTES = 16 * 2**20
+
+
+def ensure_supported_system() -> None:
+    """Raises: PolicyError where the system has no locks or writes as a build needs them."""
+    if find_spec("fcntl") is None or not hasattr(os, "pwrite"):
+        reason = "it has no locks of files, or no writes at an offset, as a build needs them"
+        cure = "build on Linux or macOS; on Windows in WSL, which `wsl --install` sets up"
+        system = platform.system() or "this system"
+        raise fail("unsupported-system", system=system, reason=reason, suggestion=cure)
 
 
 def ensure_buildable(plan: Plan, inventory: Inventory) -> None:

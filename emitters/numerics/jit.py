@@ -14,8 +14,16 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar, cast
 
-import numba
-from numba.core.registry import cpu_target
+from emitters.numerics.numba_settings import ensure_no_settings_here, unusable
+
+ensure_no_settings_here()
+try:
+    import numba
+    from numba.core.registry import cpu_target
+except Exception as fault:
+    raise unusable(f"{type(fault).__name__}: {fault}") from fault
+if getattr(numba.config, "DISABLE_JIT", 0):
+    raise unusable("NUMBA_DISABLE_JIT forbids it to compile")
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -71,12 +71,14 @@ def build(
       policyc build mine.yaml --model ./checkpoint -j 4 --max-memory 800MiB
     """
     from emitters.core.build import build as built
+    from emitters.core.readiness import ensure_supported_system
     from policy_dsl.cli.progress import reporter
 
     request = Request(
         policy, model, target, overrides, verbose, allow_requantize, imatrix, saliency
     )
-    # A wrong option is told before a long look at the source.
+    # What is wrong whatever the source comes before a long look at it.
+    ensure_supported_system()
     memory = _size(max_memory)
     plan, inventory = make_plan(request)
     as_json = "json" in (format, progress)

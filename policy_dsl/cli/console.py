@@ -29,7 +29,7 @@ from policy_dsl.diagnostics import (
     json_text,
     render,
 )
-from policy_dsl.escaping import decoded, escaped, escaped_lines
+from policy_dsl.escaping import LONGEST_VALUE, decoded, escaped, escaped_lines
 
 FAILED = 1
 INVALID = 2
@@ -104,8 +104,9 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    # Where in a library it arose helps nobody who runs a program.
-    note(f"warning: {escaped(str(message))} ({category.__name__})")
+    # What follows is of use to who knows the library, as is the place in it.
+    first, _, _ = str(message).partition("\n")
+    note(f"warning: {escaped(first, longest=LONGEST_VALUE)} ({category.__name__})")
 
 
 def set_encoding(stream: TextIOWrapper) -> None:

@@ -10,6 +10,17 @@ BUNDLE_CODES: dict[str, Code] = {
         "Readers of a tied model use its embedding as the head: without its own it answers "
         "something else. A rule that names `lm_head` stores it; `drop` leaves it out.",
     ),
+    # where bundles can be built
+    "unsupported-system": error(
+        "bundles are not built on {system}: {reason}",
+        "A build holds locks and writes at offsets as Linux and macOS have them. Everything "
+        "that only reads works there too.",
+    ),
+    "numba-unusable": error(
+        "numba, which compiles the kernels, cannot be used: {reason}",
+        "Its installation or its settings in the environment are to blame; planning needs no "
+        "kernel.",
+    ),
     # a bundle on disk
     "not-a-bundle": error(
         "{path} is not a bundle: {reason}", "A bundle is a folder with weights."

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo, tensor_nbytes
+from policy_dsl.plain_names import is_plain_name
 from policy_dsl.regular_files import read_whole
 from policy_dsl.sources.name_patterns import expand_pattern, name_patterns
 from policy_dsl.sources.placeholders import refuse_placeholder
@@ -33,7 +34,7 @@ from policy_dsl.sources.recorded_form import (
     usual_order,
 )
 from policy_dsl.sources.safetensors_header import shown
-from policy_dsl.sources.shard_map import is_plain_name, is_shard_name
+from policy_dsl.sources.shard_map import is_shard_name
 from policy_dsl.sources.side_files import SUBFOLDERS
 
 MAX_NBYTES = 100_000_000

@@ -6,7 +6,10 @@ file; a name of the catalog; or a hub id, `org/name` or `org/name@revision`.
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,20 +106,30 @@ def _open_path(path: Path) -> Inventory:
 
 def _open_hub_id(reference: str) -> Inventory:
     # Not at the top: huggingface_hub takes time to import, its HTTP a quarter of a second.
-    try:
+    with _settings_of_the_hub():
         from policy_dsl.sources.hub_cache import open_cached  # noqa: PLC0415
-    except ValueError as error:
-        # It reads the environment when imported, and fails there.
-        raise fail("hub-failed", what="HF_ENDPOINT", reason=str(error)) from error
     repository, _, revision = reference.partition("@")
     found = open_cached(repository, revision or None)
     if found is None and not revision:
         found = open_catalog(repository)
     if found is None:
-        from policy_dsl.sources.hub import open_hub  # noqa: PLC0415
-
+        with _settings_of_the_hub():
+            from policy_dsl.sources.hub import open_hub  # noqa: PLC0415
         found = open_hub(repository, revision or None)
     return found
+
+
+@contextmanager
+def _settings_of_the_hub() -> Iterator[None]:
+    """Raises: PolicyError if the environment's settings of the hub cannot be read."""
+    try:
+        yield
+    except ValueError as error:
+        # huggingface_hub reads them when it is imported, and does not say which one failed.
+        names = sorted(name for name in os.environ if name.startswith("HF_"))
+        cure = "correct it or unset it"
+        what = ", ".join(names) or "the environment"
+        raise fail("hub-failed", what=what, reason=str(error), suggestion=cure) from error
 
 
 def _loose(name: str) -> str:

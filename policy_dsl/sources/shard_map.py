@@ -14,6 +14,7 @@ from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
 from policy_dsl.inventory import TensorInfo
+from policy_dsl.plain_names import is_plain_name
 from policy_dsl.sources.safetensors_header import shown
 
 SUFFIX = ".safetensors"
@@ -23,11 +24,6 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 Header = dict[str, TensorInfo]
 
 _NUMBERED = re.compile(r"(.+)-([0-9]{1,6})-of-([0-9]{1,6})\.safetensors")
-
-
-def is_plain_name(file: str) -> bool:
-    """Whether this is the name of a file in a folder, and no path out of it."""
-    return file.isprintable() and not set(file) & set("/\\") and file not in ("", ".", "..")
 
 
 def is_shard_name(file: str) -> bool:
