@@ -145,6 +145,8 @@ class FormatSpec:
     Which other files there are
       copied_files: name patterns of the source's side files that the bundle copies.
       edited_files: those that it holds in another form.
+      metadata_files: JSON files that describe a bundle to its readers, also those that other
+        tools write; no other is read.
     Which words of a policy are used
       settings: keys beside its rules, such as `output.shard_size`.
       metadata_keys: keys of its `metadata` -> the values allowed there, their type, or of a
@@ -185,6 +187,7 @@ class FormatSpec:
 
     copied_files: tuple[str, ...]
     edited_files: tuple[str, ...] = ()
+    metadata_files: tuple[str, ...] = ()
 
     settings: tuple[str, ...] = ()
     metadata_keys: Mapping[str, MetadataValues] = field(default_factory=dict)

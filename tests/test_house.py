@@ -44,8 +44,8 @@ LAYERS = (
     ".roles",
     ".policy .selectors .inventory",
     # what everything may use
-    ".diagnostics .escaping .codes .linear_patterns .plain_names .regular_files .resources"
-    " .sizes .units .version .vocabulary",
+    ".bounded_json .diagnostics .escaping .codes .linear_patterns .plain_names .regular_files"
+    " .resources .sizes .units .version .vocabulary",
 )
 # package -> the rooms that may import it
 RESERVED: dict[str, tuple[str, ...]] = {

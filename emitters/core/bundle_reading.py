@@ -5,7 +5,7 @@ folder ── open_bundle ──> Bundle ── verify, bundle_outline
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,19 +19,20 @@ import jsonschema
 import emitters
 from emitters.core.interface import Claim, TensorForm, UnreadError, forms_of
 from emitters.core.record import RECORD, SCHEMA_VERSION, record_digest, record_schema
+from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import Treatment
 from policy_dsl.regular_files import read_whole
+from policy_dsl.sources.checkpoint import CONFIG, MAX_JSON_NBYTES
 from policy_dsl.sources.foreign_files import ensure_no_other_file
 from policy_dsl.sources.placeholders import refuse_placeholder
 from policy_dsl.sources.quantization import quantization_of
 from policy_dsl.sources.reference import is_hfq_file, open_source
 
-# Ten times that of the largest model that is built today.
+# Six times that of the largest model, with a module for every expert.
 LARGEST_RECORD = 256 * 2**20
-_LARGEST_METADATA = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class BundleModule:
 class Bundle:
     """A bundle as it lies on disk. record is None if policyc did not build it.
 
+    metadata: the files that describe it to readers, by name, those that formats have.
     claims: what the metadata tell readers about quantized modules. findings: modules that are
     not what metadata or record say.
     """
@@ -80,6 +82,7 @@ class Bundle:
     inventory: Inventory
     record: Mapping[str, Any] | None
     target: str
+    metadata: Mapping[str, bytes]
     claims: Mapping[str, Claim]
     modules: tuple[BundleModule, ...]
     findings: tuple[Diagnostic, ...]
@@ -110,7 +113,7 @@ def open_bundle(path: Path, record: Mapping[str, Any] | None = None) -> Bundle:
     if record is not None and path != folder and path.name not in record["files"]:
         record = None
     # What lies beside a container is no part of it.
-    metadata = {} if inventory.container else _metadata_files(path)
+    metadata = {} if inventory.container else _metadata_files(path, inventory)
     target, claims = _target(inventory, record, path, metadata)
     spec = emitters.get(target).spec
     modules = tuple(_modules(inventory, claims, spec, record))
@@ -122,6 +125,7 @@ def open_bundle(path: Path, record: Mapping[str, Any] | None = None) -> Bundle:
         inventory=inventory,
         record=record,
         target=target,
+        metadata=metadata,
         claims=claims,
         modules=modules,
         findings=tuple(found for found in findings if found is not None),
@@ -135,12 +139,13 @@ def read_record(folder: Path) -> Mapping[str, Any] | None:
     digest does not fit.
     """
     path = folder / RECORD
-    if not path.exists():
+    # Also a link that leads nowhere: somebody meant a record to be there.
+    if not os.path.lexists(path):
         return None
     try:
         content = read_whole(path, most=LARGEST_RECORD)
         refuse_placeholder(RECORD, content, len(content))
-        document: dict[str, Any] = json.loads(content)
+        document: dict[str, Any] = parse_json(content)
         _require_version(document, folder)
         digest = _digest(document)
         jsonschema.validate(document, record_schema())
@@ -148,7 +153,7 @@ def read_record(folder: Path) -> Mapping[str, Any] | None:
         place = ".".join(str(key) for key in error.absolute_path)
         reason = _first_line(f"{place}: {error.message}" if place else error.message)
         raise fail("bad-record", path=str(folder), reason=reason) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise fail("bad-record", path=str(folder), reason=str(error)) from None
     # The hashes in it are worth nothing if anyone can edit them.
     if document["digest"] != digest:
@@ -326,13 +331,14 @@ def _part(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _metadata_files(folder: Path) -> dict[str, bytes]:
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        # Tokenizers may be large, but metadata that a reader parses are not.
-        if path.name != RECORD and path.stat().st_size <= _LARGEST_METADATA:
-            found[path.name] = read_whole(path, most=_LARGEST_METADATA)
-    return found
+def _metadata_files(folder: Path, inventory: Inventory) -> dict[str, bytes]:
+    """The files by which formats describe their bundles, as far as they are there."""
+    specs = emitters.specs().values()
+    known = {name for spec in specs for name in spec.metadata_files}
+    held = {CONFIG, *(inventory.side_files or {})}
+    return {
+        name: read_whole(folder / name, most=MAX_JSON_NBYTES) for name in sorted(known & held)
+    }
 
 
 def _first_line(text: str) -> str:

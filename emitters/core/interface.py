@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
+from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Plan
@@ -131,9 +131,9 @@ def document(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     if name not in files:
         raise ForeignMetadataError(f"it has no {name}")
     try:
-        found = json.loads(files[name])
-    except (ValueError, RecursionError) as error:
-        raise ForeignMetadataError(f"{name} is not JSON: {error}") from None
+        found = parse_json(files[name], what=name)
+    except ValueError as error:
+        raise ForeignMetadataError(str(error)) from None
     if not isinstance(found, dict):
         raise ForeignMetadataError(f"{name} is not a JSON object")
     return found
@@ -217,16 +217,21 @@ class Emitter:
         return {} if find is None else cast("Mapping[str, int]", find(files, shapes))
 
     def defects(
-        self, folder: Path, shards: Collection[str], claims: Mapping[str, Claim]
+        self,
+        folder: Path,
+        files: Mapping[str, bytes],
+        shards: Collection[str],
+        claims: Mapping[str, Claim],
     ) -> Iterable[Diagnostic]:
         """What the format's readers need besides tensors of the widths that they are told.
 
-        Formats whose readers need no more do not define it.
+        files: metadata that `claims` has read. Formats whose readers need no more do not
+        define it.
         """
         check = getattr(self._load("metadata"), "defects", None)
         if check is None:
             return ()
-        return cast("Iterable[Diagnostic]", check(folder, shards, claims))
+        return cast("Iterable[Diagnostic]", check(folder, files, shards, claims))
 
     def _load(self, module: str) -> ModuleType:
         # By name: the formats stand above this module, which must know none of them.

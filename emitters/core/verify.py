@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from emitters.core.verify_source import ModuleError, compare
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, grouped
 from policy_dsl.inventory import Inventory
 from policy_dsl.planning.fill import describe
+from policy_dsl.sources.checkpoint import MAX_INDEX_NBYTES, read_json
 from policy_dsl.sources.local_files import local_files
 
 INDEX = "model.safetensors.index.json"
@@ -154,12 +154,12 @@ def _check(stage: Stage) -> Check:
 
 def _index(bundle: Bundle) -> Iterator[Diagnostic]:
     """What the index says wrongly; shards and names were compared when headers were read."""
-    path = bundle.folder / INDEX
-    if not path.exists():
+    files = local_files(bundle.folder)
+    if INDEX not in files.sizes:
         if len(bundle.inventory.file_nbytes) > 1:
             yield diagnostic("missing-bundle-file", file=INDEX, where="list of shards")
         return
-    document: Any = json.loads(path.read_bytes())
+    document = read_json(files, INDEX, most=MAX_INDEX_NBYTES)
     metadata = document.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, Mapping) else None
     inventory = bundle.inventory
@@ -172,7 +172,8 @@ def _index(bundle: Bundle) -> Iterator[Diagnostic]:
 def _readers(bundle: Bundle) -> Iterable[Diagnostic]:
     """What readers of the format miss although every module is as the metadata say."""
     shards = bundle.inventory.file_nbytes.keys()
-    return emitters.get(bundle.target).defects(bundle.folder, shards, bundle.claims)
+    check = emitters.get(bundle.target).defects
+    return check(bundle.folder, bundle.metadata, shards, bundle.claims)
 
 
 def _side_files(bundle: Bundle) -> Iterable[Diagnostic]:

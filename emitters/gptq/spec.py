@@ -58,6 +58,8 @@ SPEC = FormatSpec(
     optional_statistics=dict.fromkeys(SEARCHES, "imatrix"),
     tensor_files=Shards(4 * 10**9, shard_name, metadata={"format": "pt"}),
     copied_files=SIDE_FILES,
+    # AutoGPTQ and auto-round write files of their own.
+    metadata_files=("config.json", "quantize_config.json", "quantization_config.json"),
     settings=("output.shard_size", "calibration.imatrix"),
     metadata_keys=METADATA_KEYS,
 )

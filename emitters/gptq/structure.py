@@ -6,7 +6,6 @@ auto-round 0.16.1 and gptqmodel 7.7.0 (where they look for a configuration), rea
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from emitters.core.interface import Claim
+from emitters.core.interface import Claim, ForeignMetadataError, document
 from emitters.gptq import auto_round, gptq_config
 from emitters.gptq.schemes import READ, group_length
 from emitters.numerics.gptq_layout import is_grouping, unpack_zeros
@@ -39,7 +38,10 @@ _EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(\w+)")
 
 
 def defects(
-    folder: Path, shards: Collection[str], claims: Mapping[str, Claim]
+    folder: Path,
+    files: Mapping[str, bytes],
+    shards: Collection[str],
+    claims: Mapping[str, Claim],
 ) -> Iterator[Diagnostic]:
     """What readers would miss, or read without a word of complaint.
 
@@ -47,8 +49,8 @@ def defects(
     right. All scales and zero points are read.
     Raises: PolicyError if a file cannot be read any more.
     """
-    config = json.loads((folder / CONFIG).read_bytes())
-    yield from _copies(folder, config)
+    config = document(files, CONFIG)
+    yield from _copies(files, config)
     yield from _experts(config, claims)
     tensors = open_source(str(folder)).tensors
     yield from _untold(tensors, claims)
@@ -56,21 +58,21 @@ def defects(
     yield from _numbers(source, tensors, claims)
 
 
-def _copies(folder: Path, config: Mapping[str, Any]) -> Iterator[Diagnostic]:
+def _copies(files: Mapping[str, bytes], config: Mapping[str, Any]) -> Iterator[Diagnostic]:
     text = config.get("text_config")
     nested = text.get(_QUANTIZATION) if isinstance(text, Mapping) else None
     told = config.get(_QUANTIZATION) or nested
     for file in (auto_round.SIDECAR, gptq_config.SIDECAR):
-        if not (folder / file).exists():
+        if file not in files:
             continue
         if told is None:
             reason = f"only {file} describes the packed weights; most readers look here"
             yield diagnostic("metadata-elsewhere", file=CONFIG, reason=reason)
             continue
         try:
-            copy = json.loads((folder / file).read_bytes())
+            copy = document(files, file)
             wrong = [key for key in _SHARED if copy.get(key) != told.get(key)]
-        except (ValueError, AttributeError, RecursionError):
+        except (ForeignMetadataError, AttributeError):
             yield _wrong(file, "it is not a JSON object, and some readers look there first")
             continue
         if wrong:

@@ -16,6 +16,7 @@ from emitters.hipfire_hfq.constraints import READER
 from emitters.hipfire_hfq.names import ARCH_IDS, file_order
 from emitters.hipfire_hfq.spec import CODES, SPEC
 from emitters.hipfire_hfq.structure import defects
+from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.plan import Plan, PlannedTensor
 from policy_dsl.policy import Treatment
@@ -115,10 +116,9 @@ def _older_template(files: Mapping[str, bytes]) -> Any:
 
 
 def _parsed(files: Mapping[str, bytes], name: str) -> Any:
-    text = _text(files, name)
     try:
-        return None if text is None else json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(files[name]) if name in files else None
+    except ValueError as error:
         raise _bad(name, error) from None
 
 

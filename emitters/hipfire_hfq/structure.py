@@ -5,7 +5,6 @@ Source: Kaden-Schutt/hipfire, crates/hipfire-runtime/src/hfq.rs at 9d90364, read
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ from emitters.hipfire_hfq.headers import first_defect
 from emitters.hipfire_hfq.minimax import Defect, minimax_defects
 from emitters.hipfire_hfq.names import ARCH_IDS, SCALE
 from emitters.tensor_io.read import Source, file_facts
+from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.sources.hfq_codes import ARCH_FAMILIES, QUANT_CODES
 from policy_dsl.sources.hfq_container import HfqContainer, HfqTensor, read_container
@@ -36,7 +36,10 @@ _MOST_DEFECTS = 100
 
 
 def defects(
-    folder: Path, shards: Collection[str], claims: Mapping[str, Claim]
+    folder: Path,
+    files: Mapping[str, bytes],
+    shards: Collection[str],
+    claims: Mapping[str, Claim],
 ) -> Iterator[Diagnostic]:
     """What readers of the file would miss, or read without a word of complaint.
 
@@ -91,9 +94,9 @@ def _texts(told: Mapping[str, Any]) -> Iterator[Defect]:
         yield "", "its tokenizer is no text"
     else:
         try:
-            json.loads(tokenizer)
-        except (ValueError, RecursionError) as error:
-            yield "", f"its tokenizer is no JSON: {error}"
+            parse_json(tokenizer.encode(), what="its tokenizer")
+        except ValueError as error:
+            yield "", str(error)
     for key in ("tokenizer_config", "generation_config"):
         if not isinstance(told.get(key), dict | None):
             yield "", f"its {key} is no object"

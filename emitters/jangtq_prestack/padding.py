@@ -5,10 +5,10 @@ Source: jang 2.5.50, its converter for MiniMax writes `expert_padding`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from emitters.core.interface import document
 from emitters.jangtq_prestack.names import projection_of
 from emitters.jangtq_prestack.structure import JANG_CONFIG
 from policy_dsl.roles.published_names import expert_of
@@ -24,7 +24,8 @@ def added(
 
     shapes: logical, by module. Modules without such experts are left out.
     """
-    known = json.loads(files.get(JANG_CONFIG, b"{}")).get("expert_padding")
+    jang = document(files, JANG_CONFIG) if JANG_CONFIG in files else {}
+    known = jang.get("expert_padding")
     own = _count(known, "original_num_local_experts")
     padded = _count(known, "padded_num_local_experts")
     if not 0 < own < padded:

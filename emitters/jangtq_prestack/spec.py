@@ -89,6 +89,7 @@ SPEC = FormatSpec(
     metadata_keys=METADATA_KEYS,
     edited_files=("chat_template.jinja", "tokenizer_config.json"),
     copied_files=(*SIDE_FILES, "configuration.json"),
+    metadata_files=("config.json", "jang_config.json"),
     settings=("output.shard_size", "output.layout", "output.pad_experts"),
     config_readers=(READER,),
     runtimes=RUNTIMES,

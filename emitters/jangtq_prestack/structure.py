@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from emitters.core.interface import Claim
+from emitters.core.interface import Claim, document
 from emitters.jangtq_prestack.names import MXTQ, projection_of
 from emitters.jangtq_prestack.sidecar import SIDECAR, wrong_tables
 from emitters.jangtq_prestack.sizes import flat, told_count
@@ -30,19 +30,21 @@ _APART = re.compile(r"(.+)\.experts\.(\d+)\.(\w+)")
 
 
 def defects(
-    folder: Path, shards: Collection[str], claims: Mapping[str, Claim]
+    folder: Path,
+    files: Mapping[str, bytes],
+    shards: Collection[str],
+    claims: Mapping[str, Claim],
 ) -> Iterator[Diagnostic]:
     """What readers of the format would miss, or read without a word of complaint.
 
     shards: the files with the bundle's tensors. claims: of every module, found to be right.
     """
-    known = json.loads((folder / CONFIG).read_bytes())
-    jang = {}
+    known, jang = document(files, CONFIG), {}
     for file in shards:
         if not fnmatchcase(file, _SHARDS):
             yield _wrong(file, f"jang's loader reads {_SHARDS} only, and leaves experts random")
-    if (folder / JANG_CONFIG).exists():
-        jang = json.loads((folder / JANG_CONFIG).read_bytes())
+    if JANG_CONFIG in files:
+        jang = document(files, JANG_CONFIG)
     else:
         yield _wrong(JANG_CONFIG, "it is not there; engines know the format by it")
     for file in _CACHES:

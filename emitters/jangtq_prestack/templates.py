@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail
 from policy_dsl.plan import Plan
 
@@ -61,8 +62,8 @@ def _tokenizer(stored: bytes, template: str | None) -> bytes:
 
 def _document(content: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(_text(TOKENIZER, content))
-    except (ValueError, RecursionError) as error:
+        document = parse_json(_text(TOKENIZER, content).encode())
+    except ValueError as error:
         raise fail("bad-source-json", file=TOKENIZER, reason=str(error)) from None
     if not isinstance(document, dict):
         raise fail("bad-source-json", file=TOKENIZER, reason="it is no JSON object")

@@ -78,10 +78,13 @@ def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
 
 
 def defects(
-    folder: Path, shards: Collection[str], claims: Mapping[str, Claim]
+    folder: Path,
+    files: Mapping[str, bytes],
+    shards: Collection[str],
+    claims: Mapping[str, Claim],
 ) -> Iterator[Diagnostic]:
     """A warning if the copy that other tools look at says something else than mlx-lm reads."""
-    config = json.loads((folder / CONFIG).read_bytes())
+    config = document(files, CONFIG)
     copy = config.get("quantization_config")
     if copy is not None and copy != config.get("quantization"):
         reason = "its quantization_config differs from its quantization, which mlx-lm reads"

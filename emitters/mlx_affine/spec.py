@@ -66,6 +66,7 @@ SPEC = FormatSpec(
     unsupported=unsupported,
     tensor_files=Shards(5 * 2**30, shard_name, metadata={"format": "mlx"}),
     copied_files=SIDE_FILES,
+    metadata_files=("config.json",),
     settings=("output.shard_size",),
     config_readers=(READER,),
     runtimes=RUNTIMES,

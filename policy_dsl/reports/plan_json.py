@@ -5,12 +5,12 @@ Plan ── plan_document ──> {…} ── json ──> plan.json ── sav
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail, json_text
 from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor, Pruning
 from policy_dsl.planning.assertions import TestResult
@@ -31,8 +31,8 @@ from policy_dsl.units import bits_per_weight
 SCHEMA_VERSION = 1
 # More layers or experts than any model has.
 _LARGEST_COUNT = 65536
-# Several times that of the largest models.
-_LARGEST_NBYTES = 512 * 2**20
+# Three times that of the largest model, with a module for every expert.
+_LARGEST_NBYTES = 256 * 2**20
 
 
 def plan_document(
@@ -105,21 +105,19 @@ def read_saved_plan(path: Path) -> Outline:
 
     Raises: PolicyError if it cannot be read, or is no plan with its tensors.
     """
-    try:
-        text = read_whole(path, most=_LARGEST_NBYTES).decode()
-    except UnicodeDecodeError:
-        reason = "it is not UTF-8 text"
-        raise fail("bad-saved-plan", path=str(path), reason=reason) from None
-    return saved_outline(text, str(path))
+    return saved_outline(read_whole(path, most=_LARGEST_NBYTES), str(path))
 
 
-def saved_outline(text: str, path: str) -> Outline:
+def saved_outline(content: bytes, path: str) -> Outline:
     """The outline of a saved plan. path: how to call it.
 
-    Raises: PolicyError (bad-saved-plan) if the text is no plan with its tensors.
+    Raises: PolicyError (bad-saved-plan) if the content is not a plan with its tensors.
     """
     try:
-        document = json.loads(text)
+        document = parse_json(content)
+    except ValueError as error:
+        raise fail("bad-saved-plan", path=path, reason=str(error)) from None
+    try:
         # Told apart before reading: `diff` takes any .json file that it is given.
         _require_plan(document, path)
         rows = document["tensors"]
@@ -129,10 +127,6 @@ def saved_outline(text: str, path: str) -> Outline:
         experts, added = int(model["experts"]), int(model.get("experts_added", 0))
         about = title, document["target"], model["id"]
         return Outline(*about, modules, experts, _pruning(document), added)
-    except json.JSONDecodeError as error:
-        raise fail("bad-saved-plan", path=path, reason=f"no JSON: {error}") from None
-    except RecursionError:
-        raise fail("bad-saved-plan", path=path, reason="it is nested too deeply") from None
     # An overflow is a number that is infinite.
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         reason = f"something is missing or of the wrong type: {error}"

@@ -6,12 +6,12 @@ Only names and sizes, the config, the index and the headers are read, never a we
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.sources.placeholders import refuse_placeholder
@@ -27,8 +27,10 @@ from policy_dsl.sources.shard_map import (
 )
 
 CONFIG = "config.json"
+# Several times the size of any config, entries for single modules included.
+MAX_JSON_NBYTES = 64 * 2**20
 # Large enough for the index of a trillion-parameter model, small enough to read whole.
-MAX_JSON_NBYTES = 200_000_000
+MAX_INDEX_NBYTES = 128 * 2**20
 # The first read of a shard: mostly it holds the whole header, which saves a round trip.
 FIRST_NBYTES = 1 << 16
 
@@ -90,28 +92,34 @@ def read_checkpoint(
     )
 
 
-def read_json(files: CheckpointFiles, file: str) -> dict[str, Any]:
+def read_json(
+    files: CheckpointFiles, file: str, *, most: int = MAX_JSON_NBYTES
+) -> dict[str, Any]:
     """The JSON object that a file of the checkpoint holds; NaN and repeated keys pass.
 
-    Raises: PolicyError if it is too large, not UTF-8, not JSON, or no object.
+    Raises: PolicyError if it has more than `most` bytes, is not UTF-8, not JSON, or no object.
     """
     # Its size is known before it is read, so a huge one is never in memory.
     size = files.sizes[file]
-    if size > MAX_JSON_NBYTES:
-        raise _bad_json(file, f"it has {size} bytes, more than {MAX_JSON_NBYTES}")
+    if size > most:
+        raise _bad_json(file, f"it has {size} bytes, more than {most}")
     content = files.read(file, 0, size)
     refuse_placeholder(file, content, size)
     try:
-        value = json.loads(content.decode())
-    except UnicodeDecodeError as error:
-        raise _bad_json(file, f"it is not UTF-8 at byte {error.start}") from error
-    except RecursionError as error:
-        raise _bad_json(file, "it is nested too deeply") from error
+        value = parse_json(content)
     except ValueError as error:
-        raise _bad_json(file, f"it is not JSON: {error}") from error
+        raise _bad_json(file, str(error)) from error
     if not isinstance(value, dict):
         raise _bad_json(file, "it is no JSON object")
     return value
+
+
+def indexed(files: CheckpointFiles, index: str) -> dict[str, str]:
+    """Tensor -> shard, as the index says.
+
+    Raises: PolicyError if it is not an index.
+    """
+    return read_weight_map(read_json(files, index, most=MAX_INDEX_NBYTES), index)
 
 
 def _collect(found: list[Diagnostic], read: Callable[[], T]) -> T | None:
@@ -133,7 +141,7 @@ def _config(files: CheckpointFiles) -> dict[str, Any]:
 
 def _headers(files: CheckpointFiles, apply: Apply) -> dict[str, Header]:
     index = find_index(files.sizes)
-    weight_map = read_weight_map(read_json(files, index), index) if index else None
+    weight_map = indexed(files, index) if index else None
     names, found = shard_names(files.place, files.sizes, weight_map)
     headers: dict[str, Header] = {}
     for name, read in zip(names, apply(partial(_header, files), names), strict=True):

@@ -14,12 +14,12 @@ Source: Kaden-Schutt/hipfire, crates/hipfire-runtime/src/hfq.rs @ 9d90364, read 
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from policy_dsl.bounded_json import parse_json_at
 from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.sources.checkpoint import CheckpointFiles
@@ -150,22 +150,12 @@ class _Entry(NamedTuple):
 
 def _metadata(header: bytes, file: str) -> tuple[dict[str, Any], int]:
     """The JSON object before the index, and the byte where it ends."""
-    # What follows is no text; bytes that are none stand for themselves until the end is known.
-    text = header[HEADER_NBYTES:].decode("utf-8", "surrogateescape")
-    if not text.startswith("{"):
+    if not header.startswith(b"{", HEADER_NBYTES):
         raise _not_hfq(file, "its metadata do not begin with a brace")
     try:
-        metadata, length = json.JSONDecoder().raw_decode(text)
-    except RecursionError:
-        raise _not_hfq(file, "its metadata are nested too deeply") from None
+        metadata, stop = parse_json_at(header, HEADER_NBYTES, what="its metadata object")
     except ValueError as error:
-        raise _not_hfq(file, f"its metadata are no JSON object: {error}") from None
-    stop = HEADER_NBYTES + len(text[:length].encode("utf-8", "surrogateescape"))
-    try:
-        header[HEADER_NBYTES:stop].decode()
-    except UnicodeDecodeError as error:
-        place = HEADER_NBYTES + error.start
-        raise _not_hfq(file, f"its metadata are not UTF-8 at byte {place}") from None
+        raise _not_hfq(file, str(error)) from None
     if not isinstance(metadata.get("config"), dict):
         raise _not_hfq(file, "its metadata hold no config")
     return metadata, stop

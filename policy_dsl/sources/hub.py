@@ -6,7 +6,6 @@ is stored. Honours HF_TOKEN, HF_HUB_OFFLINE and HF_ENDPOINT as huggingface_hub d
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 from huggingface_hub import constants, hf_hub_url
 
+from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.sources.checkpoint import read_checkpoint
@@ -78,7 +78,7 @@ def _files(repository: str, revision: str | None, what: str) -> HubFiles:
     url += f"/revision/{quote(revision, safe='')}?blobs=true" if revision else "?blobs=true"
     text = fetch(Address(url, what, _page(repository)), limit=MAX_LISTING_NBYTES)
     try:
-        listing = json.loads(text)
+        listing = parse_json(text)
         commit = listing["sha"]
         sizes = dict(_size(entry) for entry in listing["siblings"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

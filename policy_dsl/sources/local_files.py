@@ -12,10 +12,10 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, fail
 from policy_dsl.escaping import decoded
 from policy_dsl.inventory import Inventory
 from policy_dsl.regular_files import read_range, unreadable
-from policy_dsl.sources.checkpoint import read_checkpoint, read_json
+from policy_dsl.sources.checkpoint import indexed, read_checkpoint
 from policy_dsl.sources.foreign_files import ensure_checkpoint, ensure_no_outer_folder
 from policy_dsl.sources.hfq_files import find_hfq, is_called_hfq, model_name, read_hfq
-from policy_dsl.sources.shard_map import SUFFIX, find_index, read_weight_map
+from policy_dsl.sources.shard_map import SUFFIX, find_index
 from policy_dsl.sources.side_files import SUBFOLDERS, is_looked_at, unread
 
 
@@ -74,7 +74,7 @@ def open_file(path: Path) -> Inventory:
     files = local_files(path.parent)
     index = find_index(files.sizes)
     if index is not None:
-        shards = set(read_weight_map(read_json(files, index), index).values())
+        shards = set(indexed(files, index).values())
         if path.name in shards and len(shards) > 1:
             cure = f"give the folder, {path.parent}"
             raise fail("one-shard", file=path.name, shards=len(shards), suggestion=cure)

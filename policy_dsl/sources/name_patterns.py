@@ -12,6 +12,7 @@ from itertools import groupby
 from math import prod
 
 MAX_PATTERN_LENGTH = 2000
+_MOST_SHOWN = 200
 
 _TOKEN = re.compile(r"(\{\{|\}\}|[^{}]+)|\{(\d{1,9}(?:-\d{1,9})?(?:,\d{1,9}(?:-\d{1,9})?)*)\}")
 # `07` would come back as `7`, so it is text.
@@ -41,27 +42,38 @@ def name_patterns(names: Iterable[str]) -> list[str]:
     ]
 
 
-def expand_pattern(pattern: str, *, limit: int) -> list[str]:
+def expand_pattern(pattern: str, *, limit: int, letters: int) -> list[str]:
     """Every name of a pattern, the last field running fastest.
 
+    letters: how many the names may have together.
     Raises: ValueError if the pattern is malformed, cannot be printed, or stands for more than
-    `limit` names.
+    `limit` names, or for longer ones.
     """
     if len(pattern) > MAX_PATTERN_LENGTH:
         raise ValueError(f"a name pattern has {len(pattern)} characters")
     if not pattern.isprintable():
         raise ValueError(f"the name pattern {pattern!a} cannot be printed")
     pieces = list(_pieces(pattern))
+    shown = pattern if len(pattern) <= _MOST_SHOWN else f"{pattern[:_MOST_SHOWN]}…"
     # Counted before anything is made: ranges multiply.
     count = prod(sum(map(len, piece)) for piece in pieces if isinstance(piece, list))
     if count > limit:
-        raise ValueError(f'the name pattern "{pattern}" stands for {count} names')
+        raise ValueError(f'the name pattern "{shown}" stands for {count} names')
+    longest = sum(max(map(len, _widest(piece))) for piece in pieces)
+    if count * longest > letters:
+        said = f"{count} names of up to {longest} letters"
+        raise ValueError(f'the name pattern "{shown}" stands for {said}')
     # Prefix by prefix: a hundred thousand names take a twentieth of a second.
     names = [""]
     for piece in pieces:
         ends = _ends(piece)
         names = [name + end for name in names for end in ends]
     return names
+
+
+def _widest(piece: str | list[range]) -> Iterable[str]:
+    """Texts of which one is as long as the longest that a piece stands for."""
+    return [piece] if isinstance(piece, str) else (str(part[-1]) for part in piece)
 
 
 def _ends(piece: str | list[range]) -> list[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo, tensor_nbytes
 from policy_dsl.plain_names import is_plain_name
@@ -37,8 +38,10 @@ from policy_dsl.sources.safetensors_header import shown
 from policy_dsl.sources.shard_map import is_shard_name
 from policy_dsl.sources.side_files import SUBFOLDERS
 
-MAX_NBYTES = 100_000_000
+# Of its text, unpacked. Those of the largest models have a few thousand bytes.
+MAX_NBYTES = 32 * 2**20
 MAX_TENSORS = 1_000_000
+MAX_LETTERS = 100_000_000
 
 
 def write_recorded(inventory: Inventory) -> str:
@@ -77,13 +80,13 @@ def read_recorded(path: Path) -> Inventory:
     Raises: PolicyError if it cannot be read, is malformed, or contradicts itself.
     """
     try:
-        record = Recorded.model_validate_json(_read_text(path))
+        record = Recorded.model_validate(parse_json(_read_text(path)))
         return _inventory(record)
     except ValidationError as error:
         # A document of another kind breaks every rule; the first says enough.
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"
-        raise _bad(path, f"{where}: {first['msg']}") from error
+        raise _bad(path, f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
     except ValueError as error:
         raise _bad(path, str(error)) from error
 
@@ -107,8 +110,10 @@ def _read_text(path: Path) -> bytes:
 def _inventory(record: Recorded) -> Inventory:
     _check_names(record)
     tensors: dict[str, TensorInfo] = {}
+    letters = 0
     for held in record.files:
-        here = _file_tensors(held, limit=MAX_TENSORS - len(tensors))
+        here = _file_tensors(held, MAX_TENSORS - len(tensors), MAX_LETTERS - letters)
+        letters += sum(map(len, here))
         both = tensors.keys() & here.keys()
         if both:
             raise ValueError(f'the tensor "{min(both)}" stands in two files')
@@ -152,7 +157,8 @@ def _is_side_name(file: str) -> bool:
     return is_plain_name(name) and (not sign or folder in SUBFOLDERS)
 
 
-def _file_tensors(held: RecordedFile, limit: int) -> dict[str, TensorInfo]:
+def _file_tensors(held: RecordedFile, limit: int, letters: int) -> dict[str, TensorInfo]:
+    """The tensors of a file: at most so many, and so many letters of their names together."""
     found: dict[str, TensorInfo] = {}
     named = 0
     for group in held.tensors:
@@ -161,8 +167,9 @@ def _file_tensors(held: RecordedFile, limit: int) -> dict[str, TensorInfo]:
         shape = tuple(group.shape)
         nbytes = tensor_nbytes(group.dtype, shape)
         for pattern in group.names:
-            names = expand_pattern(pattern, limit=limit - named)
+            names = expand_pattern(pattern, limit=limit - named, letters=letters)
             named += len(names)
+            letters -= sum(map(len, names))
             dtype = group.dtype
             found |= {name: TensorInfo(name, dtype, shape, nbytes, held.file) for name in names}
     if len(found) != named:

@@ -7,27 +7,57 @@ library writes them, unless `order` lists them; and they fill the file to its en
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.sources.safetensors_header import LENGTH_NBYTES
+from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, shown
 
 # Offsets and sizes of files are signed 64-bit numbers wherever they are used.
 Size = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
+T = TypeVar("T")
+_MOST_KEYS = 20
+# The first defect says enough, and a million of them would fill the memory.
+Listed = Annotated[list[T], FailFast()]
+
+
+def _refuse_sizes(value: Any) -> Any:
+    """A mapping of sizes as it is. Raises: ValueError at its first wrong value."""
+    for name, size in value.items() if isinstance(value, dict) else ():
+        if type(size) is not int or size < 0:
+            raise ValueError(f'"{shown(name, 80)}" has no size')
+    return value
+
+
+def _refuse_texts(value: Any) -> Any:
+    """A list of texts as it is. Raises: ValueError at its first other value."""
+    for name in value if isinstance(value, list) else ():
+        if type(name) is not str:
+            raise ValueError("it holds something else than names")
+    return value
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_many_keys(cls, value: Any) -> Any:
+        # Each key that it does not have becomes a defect of its own.
+        if isinstance(value, dict) and len(value) > _MOST_KEYS:
+            raise ValueError(f"it has {len(value):,} keys")
+        return value
 
 
 class Group(_Record):
     """Tensors of one dtype and shape; `names` are patterns."""
 
     dtype: str
-    shape: Annotated[list[Size], Field(max_length=64)]
-    names: list[str]
+    shape: Annotated[list[Size], Field(max_length=64), FailFast()]
+    names: Listed[str]
 
 
 class RecordedFile(_Record):
@@ -35,8 +65,8 @@ class RecordedFile(_Record):
 
     file: str | None
     nbytes: Size | None
-    tensors: list[Group]
-    order: list[str] | None = None
+    tensors: Listed[Group]
+    order: Annotated[list[str] | None, BeforeValidator(_refuse_texts)] = None
 
 
 class Totals(_Record):
@@ -51,11 +81,11 @@ class Recorded(_Record):
 
     policyc_headers: Literal[1]
     id: str
-    notes: list[str] = []
+    notes: Listed[str] = []
     config: dict[str, Any]
-    side_files: dict[str, Size] | None
+    side_files: Annotated[dict[str, Size] | None, BeforeValidator(_refuse_sizes)]
     totals: Totals
-    files: list[RecordedFile]
+    files: Listed[RecordedFile]
 
 
 def placed(

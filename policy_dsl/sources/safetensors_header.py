@@ -18,6 +18,7 @@ from math import prod
 from operator import attrgetter
 from typing import Any
 
+from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
 from policy_dsl.escaping import escaped
 from policy_dsl.inventory import DTYPE_BITS, TensorInfo
@@ -110,16 +111,10 @@ def _read_object(header: bytes, file: str) -> dict[str, Any]:
     if not header.startswith(b"{"):
         raise _not_safetensors(file, "its header is no JSON object")
     try:
-        entries: dict[str, Any] = json.loads(header.decode(), object_pairs_hook=_object)
-    except UnicodeDecodeError as error:
-        reason = f"its header is not UTF-8 at byte {error.start}"
-    except RecursionError:
-        reason = "its header is nested too deeply"
+        entries: dict[str, Any] = parse_json(header, hook=_object, what="its header")
     except ValueError as error:
-        reason = f"its header is not JSON: {error}"
-    else:
-        return entries
-    raise _not_safetensors(file, reason)
+        raise _not_safetensors(file, str(error)) from None
+    return entries
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ the numbers of the experts that stay.
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, Span, did_you_mean, fail
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.regular_files import file_stat, read_whole
@@ -184,9 +184,9 @@ def _json_rows(
     content: bytes, path: Path, name: str, span: Span | None
 ) -> Mapping[int, Any] | Sequence[Any]:
     try:
-        document = json.loads(content, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        reason = f"it is neither safetensors nor JSON: {error}"
+        document = parse_json(content, hook=_once)
+    except ValueError as error:
+        reason = f"it is not safetensors, and {error}"
         raise _no_saliencies(path, span, reason) from None
     if not isinstance(document, dict):
         raise _no_saliencies(path, span, "it is JSON, and no object of entries")

@@ -184,7 +184,7 @@ def test_a_config_without_a_count(changed, key: str, value: object) -> None:
     [
         ({"model": {}}, "its tokenizer is no text"),
         (None, "its tokenizer is no text"),
-        ("{", "its tokenizer is no JSON"),
+        ("{", "its tokenizer is not JSON"),
     ],
 )
 def test_a_tokenizer_that_loaders_cannot_read(changed, tokenizer: object, reason: str) -> None:

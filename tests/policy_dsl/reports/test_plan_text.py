@@ -168,14 +168,14 @@ def test_file_bytes_are_exact_or_null_with_the_reason() -> None:
 
 def test_a_saved_plan_reads_back_as_the_same_outline() -> None:
     plan = small_plan()
-    saved = saved_outline(document_text(plan_document(plan)), "plan.json")
+    saved = saved_outline(document_text(plan_document(plan)).encode(), "plan.json")
     assert saved.modules == outline(plan).modules
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ("[]", "no plan"),
         ('{"kind": "diff"}', "no plan"),
         ('{"kind": "plan", "schema_version": 9}', "schema_version is 9"),
@@ -186,7 +186,7 @@ def test_a_saved_plan_reads_back_as_the_same_outline() -> None:
 )
 def test_what_is_no_saved_plan_is_refused(text: str, reason: str) -> None:
     with pytest.raises(PolicyError, match="bad-saved-plan") as caught:
-        saved_outline(text, "x.json")
+        saved_outline(text.encode(), "x.json")
     assert reason in str(caught.value)
 
 
@@ -196,7 +196,7 @@ PRUNED = {"prune": "experts", "by": "reap", "before": 8, "to": 6, "layers": 6, "
 def test_a_plan_that_was_saved_by_an_older_version_reads_back() -> None:
     document = plan_document(small_plan())
     del document["transforms"], document["model"]["experts_added"]
-    found = saved_outline(document_text(document), "plan.json")
+    found = saved_outline(document_text(document).encode(), "plan.json")
     assert (found.pruning, found.experts) == (None, document["model"]["experts"])
 
 
@@ -213,9 +213,9 @@ def test_what_no_plan_says_of_pruning_is_refused(changed: dict[str, Any]) -> Non
     document = plan_document(small_plan())
     document["transforms"] = [{**PRUNED, **changed}]
     with pytest.raises(PolicyError, match="bad-saved-plan"):
-        saved_outline(document_text(document), "x.json")
+        saved_outline(document_text(document).encode(), "x.json")
     document["transforms"] = [PRUNED]
-    assert saved_outline(document_text(document), "x.json").pruning is not None
+    assert saved_outline(document_text(document).encode(), "x.json").pruning is not None
 
 
 def test_sizes_are_printed_in_both_units() -> None:

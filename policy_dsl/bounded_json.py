@@ -1,0 +1,99 @@
+"""JSON that somebody else may have written, parsed here and nowhere else.
+
+A text of a few bytes can become many objects, so the signs that values are made of are counted
+before any object is made: what comes out takes at most a dozen times the size of the text, and
+160 MB.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+# Real documents have a sign in 10 to 20 bytes; short ones may be denser. A sign costs 80 bytes
+# of memory at most.
+MOST_SIGNS = 2_000_000
+BYTES_PER_SIGN = 8
+_SIGNS = (b",", b":", b"[", b"{")
+# More than any document that policyc reads has; what walks through one is never in danger.
+MOST_LEVELS = 100
+# The largest number of a config is model_max_length, 1e30 as a whole number.
+MOST_DIGITS = 64
+_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MOST_DIGITS + 1))
+
+Hook = Callable[[list[tuple[str, Any]]], Any]
+
+
+def parse_json(content: bytes, *, hook: Hook | None = None, what: str = "it") -> Any:
+    """The value that a JSON text in UTF-8 holds; NaN, and keys that stand twice, pass.
+
+    hook: makes an object of its pairs, instead of `dict`. what: how the reason calls the text.
+    Raises: ValueError, saying why in words, also if it has more values than its size explains,
+    is nested deeper than 100 levels, or has a whole number of more than 64 digits.
+    """
+    _refuse_dense(content, what)
+    number = _whole_number if _LONG_NUMBER.search(content) else None
+    try:
+        value = json.loads(content.decode(), object_pairs_hook=hook, parse_int=number)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} is not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise ValueError(f"{what} is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{what} is not JSON: {error}") from None
+    _refuse_deep(value, what)
+    return value
+
+
+def parse_json_at(content: bytes, start: int, *, what: str) -> tuple[Any, int]:
+    """The value of the JSON text that begins at a byte of `content`, and where it ends.
+
+    Raises: ValueError as `parse_json` does.
+    """
+    _refuse_dense(content, what)
+    # What follows is no text; bytes that are none stand for themselves until the end is known.
+    text = content[start:].decode("utf-8", "surrogateescape")
+    try:
+        value, length = json.JSONDecoder(parse_int=_whole_number).raw_decode(text)
+    except RecursionError:
+        raise ValueError(f"{what} is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{what} is not JSON: {error}") from None
+    _refuse_deep(value, what)
+    stop = start + len(text[:length].encode("utf-8", "surrogateescape"))
+    try:
+        content[start:stop].decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} is not UTF-8 at byte {start + error.start}") from None
+    return value, stop
+
+
+def _refuse_dense(content: bytes, what: str) -> None:
+    # Signs inside of strings count too: it is a bound, and costs next to nothing.
+    if len(content) <= MOST_SIGNS:
+        return
+    most = MOST_SIGNS + len(content) // BYTES_PER_SIGN
+    if sum(map(content.count, _SIGNS)) > most:
+        raise ValueError(f"{what} has more than {most:,} values")
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a whole number has {len(text)} digits")
+    return int(text)
+
+
+def _refuse_deep(value: Any, what: str) -> None:
+    level: list[Any] = [[value]]
+    for _ in range(MOST_LEVELS + 1):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise ValueError(f"{what} is nested too deeply")
