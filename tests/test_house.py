@@ -47,6 +47,31 @@ LAYERS = (
     ".bounded_json .diagnostics .escaping .codes .linear_patterns .plain_names .regular_files"
     " .resources .sizes .units .version .vocabulary",
 )
+# Calls that open or parse a file -> the modules that may: those for files of strangers, and
+# those that read what is packaged, or open what they write.
+OPENERS: dict[str, tuple[str, ...]] = {
+    "open": (
+        *(".regular_files", ".cli", "emitters.core.deleting", "emitters.core.seal"),
+        *("emitters.core.workspace", "emitters.core.journal", "emitters.tensor_io.shards"),
+    ),
+    "read_bytes": ("emitters.numerics.jit", "emitters.core.journal"),
+    "read_text": (
+        *(".cli.catalogs", ".roles.architecture", ".roles.reader_tables", ".version"),
+        *(".language.parsing", "emitters.core.record"),
+    ),
+    "FileIO": (".regular_files",),
+    "memmap": (),
+    "fromfile": (),
+    "loads": (
+        *(".bounded_json", ".language.read_dsl", ".version", "emitters.core.deleting"),
+        *("emitters.core.journal", "emitters.core.record", "emitters.core.seal"),
+    ),
+    "load": (),
+    "raw_decode": (".bounded_json",),
+    "model_validate_json": (),
+}
+# Names that other things have too.
+NO_OPENERS = ("gzip.open", "self._lines.open", "lines.open", "load", "yaml.load", "read_text")
 # package -> the rooms that may import it
 RESERVED: dict[str, tuple[str, ...]] = {
     "numpy": ("emitters",),
@@ -205,6 +230,20 @@ def test_commands_that_read_no_weights_are_light(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert run.stdout.splitlines()[-2:] == ["0", "[]"], run.stderr
+
+
+def test_files_of_strangers_are_opened_and_parsed_in_one_place() -> None:
+    wrong = []
+    for module, tree in TREES.items():
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            called = ast.unparse(call.func)
+            rooms = OPENERS.get(called.rpartition(".")[2])
+            if rooms is None or called in NO_OPENERS:
+                continue
+            full = (room if room[0] != "." else f"policy_dsl{room}" for room in rooms)
+            if not any(_is_under(module, room) for room in full):
+                wrong.append(f"{module}:{call.lineno} {called}")
+    assert wrong == []
 
 
 def test_rooms_of_data_hold_no_code() -> None:
