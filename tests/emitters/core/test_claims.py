@@ -119,7 +119,7 @@ def test_any_metadata_are_read_or_refused(
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[" * 100_000, b"3", b"null"])
 @pytest.mark.parametrize("name", ["gptq", "jangtq_prestack", "mlx_affine"])
 def test_what_is_not_a_json_object_is_refused(name: str, text: bytes) -> None:
-    with pytest.raises(ValueError, match=r"config\.json is not"):
+    with pytest.raises(ValueError, match=r"config\.json is (not|nested)"):
         emitters.get(name).claims({"config.json": text}, forms_of(WHOLE))
 
 
