@@ -87,7 +87,8 @@ class Inventory:
     empty if not known. container: of a model that is one such file, which only its own loaders
     read; else None. notes: where this came from, for people. findings: warnings to show with
     it. mtimes: name -> modification time, in ns, of the files in `root` when they were listed.
-    Two inventories are equal whatever their notes, findings, times and unread names.
+    parts_read: (file, start, stop) -> SHA-256 of what was read of them: config, index, headers.
+    Two inventories are equal whatever these two, their notes, findings and unread names.
     """
 
     id: str
@@ -102,6 +103,9 @@ class Inventory:
     unread: tuple[str, ...] = field(default=(), compare=False)
     findings: tuple[Diagnostic, ...] = field(default=(), compare=False)
     mtimes: Mapping[str, int] = field(default_factory=dict, compare=False)
+    parts_read: Mapping[tuple[str, int, int], bytes] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def nbytes(self) -> int:

@@ -199,12 +199,14 @@ class StatisticsFile:
 
     name: of the statistic, such as `imatrix`. path: as it was written, in a policy at `span`,
     or else on the command line. sha256: in hex, of its contents; empty until they are read.
+    state: bytes and modification time, in ns, when it was first opened; None until then.
     """
 
     name: str
     path: str
     span: Span | None = field(default=None, compare=False, repr=False)
     sha256: str = ""
+    state: tuple[int, int] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

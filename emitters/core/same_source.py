@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from emitters.tensor_io.read import CHANGED, FileFacts, file_facts
 from policy_dsl.diagnostics import PolicyError, diagnostic
 from policy_dsl.inventory import Inventory
-from policy_dsl.sources.checkpoint import CONFIG, read_checkpoint
-from policy_dsl.sources.local_files import LocalFiles
+from policy_dsl.regular_files import read_range
+from policy_dsl.sources.checkpoint import CONFIG
 from policy_dsl.sources.shard_map import find_index
 
 
@@ -44,22 +43,12 @@ def _moved(inventory: Inventory, now: Mapping[str, FileFacts]) -> Iterator[tuple
             yield name, "it was written again"
 
 
-def _reread(inventory: Inventory, now: Mapping[str, FileFacts]) -> Iterator[tuple[str, str]]:
-    """Name and reason of each file whose config or header is another one."""
+def _reread(inventory: Inventory, names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Name and reason of each file of these whose parts are not what was read of them."""
     root = inventory.root or Path()
-    # Of side files the times say enough.
-    names = now.keys() - (inventory.side_files or {}).keys()
-    files = LocalFiles(root, {name: now[name].nbytes for name in names})
-    again = read_checkpoint(files, name=inventory.id, root=root)
-    if _text(again.config) != _text(inventory.config):
-        yield CONFIG, "its contents are different now"
-    # Mostly they are equal, which is found out quickly.
-    if again.tensors != inventory.tensors:
-        one, other = {*inventory.tensors.values()}, {*again.tensors.values()}
-        for tensor in one ^ other:
-            yield tensor.file or "", "its header is different now"
-
-
-def _text(config: Mapping[str, Any]) -> str:
-    # As text, a NaN is equal to itself.
-    return json.dumps(config, sort_keys=True)
+    for (name, start, stop), digest in inventory.parts_read.items():
+        if name in names:
+            content = read_range(root / name, start, stop)
+            if hashlib.sha256(content).digest() != digest:
+                part = "header" if name in inventory.file_nbytes else "content"
+                yield name, f"its {part} is different now"

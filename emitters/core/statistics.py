@@ -9,7 +9,8 @@ from dataclasses import replace
 from emitters import get
 from emitters.core.interface import Prepared, Statistics
 from emitters.tensor_io.imatrix import Imatrix, open_imatrix
-from policy_dsl.diagnostics import Diagnostic
+from emitters.tensor_io.read import CHANGED, FileFacts, Source, file_facts
+from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.plan import Module, Plan, StatisticsFile
 from policy_dsl.sources.local_files import located
 
@@ -18,26 +19,36 @@ _CHUNK_NBYTES = 4 * 2**20
 _READ_HERE = frozenset({"imatrix"})
 
 
-def statistics_findings(plan: Plan) -> tuple[Diagnostic, ...]:
-    """Warnings about the files of statistics, from their headers.
+def with_statistics(plan: Plan) -> Plan:
+    """The plan with warnings about its files of statistics, from their headers.
 
     A file that a policy names may be missing: a plan needs none.
     Raises: PolicyError if one cannot be read, or the command line named it and it is not there.
     """
-    files = [
-        one
-        for one in _to_read(plan)
-        if one.span is None or located(one.path, one.span).exists()
-    ]
-    return tuple(found for file in files for found in _opened(file).findings)
+    opened = {
+        file.name: _opened(file)
+        for file in _to_read(plan)
+        if file.span is None or located(file.path, file.span).exists()
+    }
+    findings = tuple(found for imatrix in opened.values() for found in imatrix.findings)
+    states = {name: _facts(imatrix) for name, imatrix in opened.items()}
+    return replace(
+        plan,
+        findings=(*plan.findings, *findings),
+        statistics=tuple(
+            replace(file, state=states.get(file.name)) for file in plan.statistics
+        ),
+    )
 
 
 def prepare(plan: Plan) -> tuple[Plan, Prepared]:
     """The plan with the bytes that statistics decide, and the scales of columns.
 
     Its files of statistics have their digests then.
-    Raises: PolicyError if a file of statistics cannot be read or is another model's.
+    Raises: PolicyError if a file of statistics cannot be read, is another model's, or is not
+    what it was when the plan was made.
     """
+    _ensure_same(plan)
     opened = {file.name: _opened(file) for file in _to_read(plan)}
     if not opened:
         return plan, Prepared.nothing()
@@ -46,10 +57,14 @@ def prepare(plan: Plan) -> tuple[Plan, Prepared]:
         plan,
         modules=tuple(_filled(module, prepared.contents) for module in plan.modules),
         statistics=tuple(
-            replace(file, sha256=_sha256(opened[file.name])) if file.name in opened else file
+            _with_digest(file, opened[file.name]) if file.name in opened else file
             for file in plan.statistics
         ),
     ), prepared
+
+
+def _with_digest(file: StatisticsFile, opened: Imatrix) -> StatisticsFile:
+    return replace(file, sha256=_sha256(opened.source, opened.path.name))
 
 
 def _to_read(plan: Plan) -> list[StatisticsFile]:
@@ -57,7 +72,30 @@ def _to_read(plan: Plan) -> list[StatisticsFile]:
 
 
 def _opened(file: StatisticsFile) -> Imatrix:
-    return open_imatrix(located(file.path, file.span), file.span)
+    found = open_imatrix(located(file.path, file.span), file.span)
+    if file.state not in (None, _facts(found)):
+        raise _changed(file)
+    return found
+
+
+def _ensure_same(plan: Plan) -> None:
+    """Raises: PolicyError if a file that decided the plan is another one now."""
+    for file in plan.statistics:
+        if file.sha256 and file.name not in _READ_HERE:
+            path = located(file.path, file.span)
+            facts = file_facts(path.parent, [path.name])
+            if _sha256(Source(path.parent, facts), path.name) != file.sha256:
+                raise _changed(file)
+
+
+def _changed(file: StatisticsFile) -> PolicyError:
+    reason = f"the plan was made with another {file.name}"
+    path = file.path
+    return fail("source-changed", file.span, suggestion=CHANGED, file=path, reason=reason)
+
+
+def _facts(imatrix: Imatrix) -> FileFacts:
+    return imatrix.source.facts[imatrix.path.name]
 
 
 def _filled(module: Module, contents: Mapping[str, bytes]) -> Module:
@@ -71,11 +109,10 @@ def _filled(module: Module, contents: Mapping[str, bytes]) -> Module:
     return replace(module, tensors=tensors)
 
 
-def _sha256(imatrix: Imatrix) -> str:
-    """The digest of a file that is still the one whose sums were read."""
-    digest, name = hashlib.sha256(), imatrix.path.name
-    nbytes = imatrix.source.facts[name].nbytes
+def _sha256(source: Source, name: str) -> str:
+    """The digest of a file that is still the one whose facts are known."""
+    digest, nbytes = hashlib.sha256(), source.facts[name].nbytes
     for start in range(0, nbytes, _CHUNK_NBYTES):
         count = min(_CHUNK_NBYTES, nbytes - start)
-        digest.update(imatrix.source.read(name, start, count).data)
+        digest.update(source.read(name, start, count).data)
     return digest.hexdigest()

@@ -92,7 +92,7 @@ def make_plan(request: Request) -> tuple[Plan, Inventory]:
     """
     # `check` uses this module too, and must not wait for what only builds need.
     from emitters.core.bundle import complete
-    from emitters.core.statistics import statistics_findings
+    from emitters.core.statistics import with_statistics
 
     policy = load_policy(request)
     inventory = open_model(request, policy)
@@ -103,8 +103,7 @@ def make_plan(request: Request) -> tuple[Plan, Inventory]:
         allow_requantize=request.allow_requantize,
         statistics=request.statistics,
     )
-    plan = replace(plan, findings=(*plan.findings, *statistics_findings(plan)))
-    return complete(plan, inventory), inventory
+    return complete(with_statistics(plan), inventory), inventory
 
 
 def plan_for(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -23,13 +24,15 @@ from policy_dsl.sources.side_files import SUBFOLDERS, is_looked_at, unread
 class LocalFiles:
     """The regular files at the top level of `folder`, and the known ones in its subfolders.
 
-    Links to files are followed (the hub's cache), links to folders are not.
+    Links to files are followed (the hub's cache), links to folders are not. mtimes,
+    parts_read: as an inventory has them.
     """
 
     folder: Path
     sizes: Mapping[str, int]
     unread: tuple[str, ...] = ()
     mtimes: Mapping[str, int] = field(default_factory=dict)
+    parts_read: dict[tuple[str, int, int], bytes] = field(default_factory=dict, compare=False)
 
     @property
     def place(self) -> str:
@@ -38,7 +41,9 @@ class LocalFiles:
 
     def read(self, file: str, start: int, stop: int) -> bytes:
         """The bytes `start` to `stop` of a file. Raises: PolicyError if they cannot be had."""
-        return read_range(self.folder / file, start, stop)
+        content = read_range(self.folder / file, start, stop)
+        self.parts_read[file, start, stop] = hashlib.sha256(content).digest()
+        return content
 
 
 def located(path: str, span: Span | None) -> Path:
@@ -111,7 +116,7 @@ def open_hfq_file(path: Path) -> Inventory:
 
 def _dated(inventory: Inventory, files: LocalFiles) -> Inventory:
     # Listed before anything was read: what changes from then on is noticed.
-    return replace(inventory, mtimes=files.mtimes)
+    return replace(inventory, mtimes=files.mtimes, parts_read=files.parts_read)
 
 
 def local_files(folder: Path) -> LocalFiles:

@@ -11,6 +11,7 @@ import pytest
 from small_checkpoints import digests, write_shard
 
 from emitters.core.build import build
+from policy_dsl.cli.planning import Request, make_plan
 from policy_dsl.diagnostics import PolicyError
 
 
@@ -106,3 +107,24 @@ def test_files_that_no_build_reads_may_change(write_llama, planned, tmp_path):
     (source / "new.txt").write_text("new")
     build(*made, out=tmp_path / "out")
     assert "LICENSE" in digests(tmp_path / "out")
+
+
+@pytest.mark.parametrize("policy", ["hipfire_mq4", "reap_w4a16"])
+@pytest.mark.parametrize("change", [lambda old: old + b"\0", bytes])
+def test_statistics_that_change_after_the_plan_are_noticed(
+    demo, imatrix, saliency, tmp_path, policy, change
+):
+    """A ranking is known by its digest: the same contents are the same."""
+    given = {"hipfire_mq4": imatrix, "reap_w4a16": saliency}[policy]
+    file = tmp_path / given.name
+    file.write_bytes(given.read_bytes())
+    named = {"imatrix" if given == imatrix else "saliency": file}
+    sets = ["experts=6"] if given == saliency else []
+    made = make_plan(Request(policy, str(demo), overrides=sets, **named))
+    rewritten(file, change, keep_time=False)
+    if given == saliency and change is bytes:
+        build(*made, out=tmp_path / "out")
+        return
+    with pytest.raises(PolicyError, match="source-changed"):
+        build(*made, out=tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
