@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import re2
 
+Where = Literal["whole", "start", "anywhere"]
 WILDCARDS = frozenset("*?[")
 # No name is longer, and matching takes the longer the more steps a pattern has.
 LONGEST = 1000
@@ -73,6 +74,7 @@ _RE2_REASONS = {
         "write the lower end first",
     ),
 }
+_BESIDE = {"whole": ("", ""), "start": ("", "(?s:.*)"), "anywhere": ("(?s:.*)", "(?s:.*)")}
 _GLOB = re.compile(r"\[(?:(!)|(?!!))(\][^\]]*|[^\]]+)\]|(\*+)|.", re.DOTALL)
 
 
@@ -114,15 +116,17 @@ class Pattern:
 
 
 def regular_expression(
-    text: str, *, longest: int = LONGEST, most_steps: int = MOST_STEPS
+    text: str, *, where: Where = "whole", longest: int = LONGEST, most_steps: int = MOST_STEPS
 ) -> Pattern:
     """The pattern of a regular expression.
 
+    where: what it matches of a text, as Python's `fullmatch`, `match` or `search`.
     Raises: PatternError if RE2 and Python do not read it alike, or it is too long, or takes
     too many steps.
     """
     _ensure_short(text, longest)
-    return _bounded(_translated(text), most_steps)
+    before, after = _BESIDE[where]
+    return _bounded(f"{before}(?:{_translated(text)}){after}", most_steps)
 
 
 def glob(text: str) -> Pattern:

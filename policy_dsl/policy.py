@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from policy_dsl.diagnostics import SourceText, Span
 from policy_dsl.selectors import LayerRange, Selector
 
-Action = Literal["quantize", "keep", "cast", "raw", "drop"]
+Action = Literal["quantize", "keep", "cast", "raw", "drop", "unknown"]
 # What a variable holds.
 Scalar = bool | int | float | str
 PLAIN_DTYPES = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
@@ -36,7 +36,8 @@ class Treatment:
     """What happens to a tensor. What is None was left out and is filled in by `resolve`.
 
     quantize: scheme with its parameters; cast: `dtype` is one of f16, bf16, f32;
-    keep: the target's plain dtype; raw: the source's bytes; drop: nothing is written.
+    keep: the target's plain dtype; raw: the source's bytes; drop: nothing is written; unknown:
+    a module of somebody else's bundle whose metadata cannot be read.
     """
 
     action: Action
@@ -46,6 +47,9 @@ class Treatment:
     symmetric: bool | None = None
     method: str | None = None
     dtype: str | None = None
+
+
+UNKNOWN = Treatment("unknown")
 
 
 @dataclass(frozen=True, slots=True)

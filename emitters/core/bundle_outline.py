@@ -8,19 +8,36 @@ from pathlib import Path
 from emitters.core.bundle_reading import Bundle, BundleModule, open_bundle
 from emitters.core.record import recorded_pruning
 from policy_dsl.diagnostics import PolicyError, errors
+from policy_dsl.planning.fill import describe
 from policy_dsl.planning.outline import Outline, OutlineModule, stored_as
+from policy_dsl.policy import UNKNOWN
 
+_UNREAD = "unknown-pattern"
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
 def bundle_outline(folder: Path) -> Outline:
     """The outline of a bundle, from its record, or from headers and metadata alone.
 
+    Raises: PolicyError if the folder is not a bundle, its metadata and tensors disagree, or
+    it is not known what they say.
+    """
+    found = readable_outline(folder)
+    # What is not known would be equal to itself.
+    if found.unread:
+        raise PolicyError(found.unread)
+    return found
+
+
+def readable_outline(folder: Path) -> Outline:
+    """The outline of a bundle, with modules of which it is not known how they are stored.
+
     Raises: PolicyError if the folder is not a bundle, or its metadata and tensors disagree.
     """
     bundle = open_bundle(folder)
+    unread = tuple(found for found in bundle.findings if found.code == _UNREAD)
     # A diff of a broken bundle would compare noise.
-    if errors(bundle.findings):
+    if len(errors(bundle.findings)) > len(unread):
         raise PolicyError(bundle.findings)
     record = bundle.record
     title = f"{record['policy']['name']} ({folder})" if record else str(folder)
@@ -28,7 +45,7 @@ def bundle_outline(folder: Path) -> Outline:
     modules = outline_modules(bundle)
     experts, added = _experts(bundle)
     pruning = recorded_pruning(record)
-    return Outline(title, bundle.target, model, modules, experts, pruning, added)
+    return Outline(title, bundle.target, model, modules, experts, pruning, added, unread)
 
 
 def _experts(bundle: Bundle) -> tuple[int | None, int]:
@@ -57,6 +74,8 @@ def _outline_module(module: BundleModule, parameters: int) -> OutlineModule:
     if not module.role and (found := _LAYER.search(module.name)):
         layer = int(found[1])
     plain = f"{module.treatment.action} ({stored})"
+    if module.treatment == UNKNOWN:
+        plain = stored = describe(UNKNOWN)
     return OutlineModule(
         name=module.name,
         role=module.role,

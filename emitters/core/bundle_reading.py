@@ -23,13 +23,15 @@ from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory, TensorInfo
-from policy_dsl.policy import Treatment
+from policy_dsl.policy import UNKNOWN, Treatment
 from policy_dsl.regular_files import read_whole
+from policy_dsl.roles.scales import some
 from policy_dsl.sources.checkpoint import CONFIG, MAX_JSON_NBYTES
 from policy_dsl.sources.foreign_files import ensure_no_other_file
 from policy_dsl.sources.placeholders import refuse_placeholder
 from policy_dsl.sources.quantization import quantization_of
 from policy_dsl.sources.reference import is_hfq_file, open_source
+from policy_dsl.units import counted
 
 # Six times that of the largest model, with a module for every expert.
 LARGEST_RECORD = 256 * 2**20
@@ -59,7 +61,9 @@ class BundleModule:
 
     @property
     def parameters(self) -> int:
-        """Values of the model in the module."""
+        """Values of the model in the module; 0 if that is not known."""
+        if self.treatment == UNKNOWN:
+            return 0
         values = prod(self.shape)
         return values - values // self.shape[0] * self.added if self.added else values
 
@@ -119,7 +123,7 @@ def open_bundle(path: Path, record: Mapping[str, Any] | None = None) -> Bundle:
     modules = tuple(_modules(inventory, claims, spec, record))
     if record is None:
         modules = _with_added(modules, target, metadata)
-    findings = tuple(_incomplete(module, spec) for module in modules)
+    findings = (_unread(path, claims), *(_incomplete(module, spec) for module in modules))
     return Bundle(
         folder=folder,
         inventory=inventory,
@@ -230,12 +234,16 @@ def _modules(
     recorded = record["modules"] if record else {}
     # The record knows; names are only guessed where there is none.
     owner = {name: path for path, known in recorded.items() for name in known["tensors"]}
-    parts = {path: _part_names(claim.treatment, spec) for path, claim in claims.items()}
+    parts = {
+        path: _part_names(claim.treatment, spec)
+        for path, claim in claims.items()
+        if not claim.unread
+    }
     plain = _part_names(Treatment("keep"), spec)
 
     def module_of(tensor: TensorInfo) -> str:
         path, _, part = tensor.name.rpartition(".")
-        own = part in parts.get(path, plain)
+        own = part in parts.get(path, plain) or (path in claims and path not in parts)
         return owner.get(tensor.name) or (path if own else tensor.name)
 
     tensors = sorted(inventory.tensors.values(), key=module_of)
@@ -278,6 +286,21 @@ def _module(
         keep = Treatment("keep")
         return BundleModule(name, "", None, keep, tensor.shape, tensor.dtype, tensors)
     return BundleModule(name, "", None, claim.treatment, claim.shape, claim.dtype, tensors)
+
+
+def _unread(path: Path, claims: Mapping[str, Claim]) -> Diagnostic | None:
+    """The finding that it is not known what readers make of some modules, if so."""
+    reasons = {name: claim.unread for name, claim in claims.items() if claim.unread}
+    if not reasons:
+        return None
+    return diagnostic(
+        "unknown-pattern",
+        path=str(path),
+        reason=next(iter(reasons.values())),
+        modules=counted(len(reasons), "module"),
+        suggestion="a rule before it decides without it",
+        notes=[f"not known: {some(list(reasons))}"],
+    )
 
 
 def _incomplete(module: BundleModule, spec: FormatSpec) -> Diagnostic | None:

@@ -33,11 +33,13 @@ class Claim(NamedTuple):
     """What a bundle tells readers about a quantized module.
 
     shape: logical, as far as the tensors tell, else empty. dtype: of the values it decodes to.
+    unread: why it is not known what readers understand; then the treatment is `UNKNOWN`.
     """
 
     treatment: Treatment
     shape: tuple[int, ...]
     dtype: str
+    unread: str = ""
 
 
 class UnreadError(ValueError):

@@ -203,6 +203,8 @@ def _widths(bundle: Bundle) -> Iterator[Diagnostic]:
         if claim is None:
             yield from _unclaimed(module)
             continue
+        if claim.unread:
+            continue
         expected = expected_parts(module, claim.treatment, spec) or {}
         if module.parts != expected:
             yield diagnostic(

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from emitters.core.interface import Claim, Forms, TensorForm, UnreadError, document
 from emitters.gptq import auto_round, gptq_config
 from emitters.gptq.readers import READERS
+from emitters.gptq.rule_patterns import Unknown
 from emitters.gptq.schemes import READ, Storage
 from emitters.gptq.structure import CONFIG, defects
 from emitters.gptq.told import Told, read
 from emitters.gptq.widths import AUTO_ROUND, GPTQ, Width, default_width, dialect_of
 from policy_dsl.plan import Plan
-from policy_dsl.policy import Treatment
+from policy_dsl.policy import UNKNOWN, Treatment
 from policy_dsl.reader_config import written_config
 from policy_dsl.sources.hub_layout import finite
 
@@ -62,14 +63,15 @@ def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
     described = quantization(files)
     if described is None:
         return {}
-    told = _told(described, forms)
-    found = {name: _claim(told, name, parts) for name, parts in forms.items()}
+    asked = [name for name, parts in forms.items() if _may_be_packed(name, parts)]
+    told = _told(described, forms, asked)
+    found = {name: _claim(told, name, forms[name]) for name in asked}
     return {name: claim for name, claim in found.items() if claim is not None}
 
 
-def _told(described: Any, forms: Forms) -> Told:
+def _told(described: Any, forms: Forms, asked: Collection[str]) -> Told:
     try:
-        return read(described, forms.keys())
+        return read(described, forms.keys(), asked)
     except ValueError as error:
         ours = isinstance(described, Mapping) and described.get("quant_method") in [*_DIALECTS]
         if ours:
@@ -92,14 +94,24 @@ def quantization(files: Mapping[str, bytes]) -> Any:
     return None
 
 
-def _claim(told: Told, name: str, parts: Mapping[str, TensorForm]) -> Claim | None:
+def _is_packed(parts: Collection[str]) -> bool:
     # Scales without codes were packed too, once.
-    packed = not _PARTS.isdisjoint(parts)
-    if not packed and not (told.covers and "weight" in parts and _PROJECTION.fullmatch(name)):
+    return not _PARTS.isdisjoint(parts)
+
+
+def _may_be_packed(name: str, parts: Collection[str]) -> bool:
+    """Whether readers look for the width of a module."""
+    return _is_packed(parts) or ("weight" in parts and bool(_PROJECTION.fullmatch(name)))
+
+
+def _claim(told: Told, name: str, parts: Mapping[str, TensorForm]) -> Claim | None:
+    if not _is_packed(parts) and not told.covers:
         return None
     width = told.width(name)
     if width is None:
         return None
+    if isinstance(width, Unknown):
+        return Claim(UNKNOWN, (), "", width.reason)
     numbered = "g_idx" in parts
     stored = Storage(told.version, numbered, numbered and told.act_order)
     scheme = next(scheme for scheme, storage in READ.items() if storage == stored)

@@ -6,12 +6,12 @@ Source: vLLM 0.33.0 (`INCConfigParser`, `get_dynamic_override`), auto-round 0.16
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from emitters.gptq.auto_round import VERSIONS
+from emitters.gptq.rule_patterns import Rule, Unknown, Verdicts
 from emitters.gptq.schemes import WIDTHS
 from emitters.gptq.widths import AUTO_ROUND, GPTQ, Width
 from policy_dsl.policy import WHOLE_ROW
@@ -25,25 +25,28 @@ _NOT = "-:"
 _SIGNS = ("+:", _NOT)
 # More values than any row has: a number of this size in a config is a mistake.
 _LARGEST_GROUP = 2**20
+# A name of a list is looked for in the name of a module so often.
+_MOST_LOOKS = 5 * 10**7
 
 
 class Told(NamedTuple):
-    """version: of the zero points. width(module): None if it is not quantized.
+    """version: of the zero points. width(module): None if it is not quantized; of `asked` ones.
 
     covers: whether linears that are not quantized must be named. act_order: whether groups may
     be of any columns, where they are numbered.
     """
 
     version: str
-    width: Callable[[str], Width | None]
+    width: Callable[[str], Width | Unknown | None]
     covers: bool
     act_order: bool = False
 
 
-def read(config: Any, names: Collection[str]) -> Told:
-    """What a `quantization_config` tells of the modules of these names.
+def read(config: Any, names: Collection[str], asked: Collection[str]) -> Told:
+    """What a `quantization_config` tells of modules. names: of all; asked: in question.
 
-    Raises: ValueError for another format's, or for widths that this one does not have.
+    Raises: ValueError for another format's, for widths that this one does not have, or if its
+    patterns take too long.
     """
     if not isinstance(config, Mapping):
         raise ValueError("its quantization_config is no object")
@@ -58,32 +61,31 @@ def read(config: Any, names: Collection[str]) -> Told:
         packing = config.get("packing_format", _USUAL)
         if packing not in [*VERSIONS]:
             raise ValueError(f"its packing_format is {packing!r}")
-        rules = _rules_of(config, "extra_config", names)
-        width = partial(_auto_round, default, rules, _covered(config))
+        exact, patterns = _rules_of(config, "extra_config", names)
+        verdicts = Verdicts(
+            patterns, asked, "anywhere", lambda rule: _narrowed(rule.entry, default)
+        )
+        covered = _covered(config)
+        _ensure_few(covered, asked)
+        width = partial(_auto_round, default, exact, verdicts, covered)
         return Told(VERSIONS[packing], width, covers=True)
     version = config.get("checkpoint_format", config.get("format", "gptq"))
     if version not in [*VERSIONS.values()]:
         raise ValueError(f"its checkpoint_format is {version!r}")
     listed = _texts(config, "modules_in_block_to_quantize")
-    rules = _rules_of(config, "dynamic")
-    width = partial(_gptq, default, rules, listed, bool(config.get("lm_head")))
-    entries = [config, *rules.exact.values(), *(entry for _, _, entry in rules.patterns)]
+    _ensure_few(listed, asked)
+    _, patterns = _rules_of(config, "dynamic")
+    verdicts = Verdicts(patterns, asked, "start", partial(_said, default))
+    width = partial(_gptq, default, verdicts, listed, bool(config.get("lm_head")))
+    entries = [config, *(rule.entry for rule in patterns)]
     acts = any(entry.get("desc_act") is True for entry in entries)
     return Told(version, width, covers=False, act_order=acts)
 
 
-class _Rules(NamedTuple):
-    """exact: by the whole name of a module. patterns: the others, in order; sign: `-:` or "".
-
-    An entry is what differs from the default.
-    """
-
-    exact: Mapping[str, _Entry]
-    patterns: Sequence[tuple[str, re.Pattern[str], _Entry]]
-
-
-def _rules_of(config: Mapping[str, Any], key: str, names: Collection[str] = ()) -> _Rules:
-    """The rules by module; those that are no name of one are patterns.
+def _rules_of(
+    config: Mapping[str, Any], key: str, names: Collection[str] = ()
+) -> tuple[Mapping[str, _Entry], Sequence[Rule]]:
+    """What differs by the name of a module, and by patterns: the others, in their order.
 
     Raises: ValueError if they are no rules.
     """
@@ -98,8 +100,8 @@ def _rules_of(config: Mapping[str, Any], key: str, names: Collection[str] = ()) 
             exact[name] = entry
         else:
             sign, text = (name[:2], name[2:]) if name[:2] in _SIGNS else ("", name)
-            patterns.append((sign, _compiled(text), entry))
-    return _Rules(exact, patterns)
+            patterns.append(Rule(sign, text, entry))
+    return exact, patterns
 
 
 def _covered(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -109,32 +111,37 @@ def _covered(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(one for text in told for one in text.split(",") if one)
 
 
+def _ensure_few(texts: Sequence[str], asked: Collection[str]) -> None:
+    """Raises: ValueError if it takes long to look for each text in each name."""
+    if len(texts) * len(asked) > _MOST_LOOKS:
+        raise ValueError(f"it lists {len(texts):,} names for {len(asked):,} modules, too many")
+
+
 def _auto_round(
-    default: Width, rules: _Rules, covered: tuple[str, ...], name: str
-) -> Width | None:
-    entry = rules.exact.get(name)
-    if entry is None:
-        found = (entry for _, pattern, entry in rules.patterns if pattern.search(name))
-        entry = next(found, None)
-    if entry is not None:
-        return _narrowed(entry, default)
-    if not covered:
-        return None if name.endswith(_HEAD) else default
-    return default if name.startswith(covered) else None
+    default: Width,
+    exact: Mapping[str, _Entry],
+    verdicts: Verdicts,
+    covered: tuple[str, ...],
+    name: str,
+) -> Width | Unknown | None:
+    if name in exact:
+        return _narrowed(exact[name], default)
+    is_packed = name.startswith(covered) if covered else not name.endswith(_HEAD)
+    return verdicts.of(name, default if is_packed else None)
 
 
 def _gptq(
-    default: Width, rules: _Rules, listed: Sequence[str], packs_head: bool, name: str
-) -> Width | None:
+    default: Width, verdicts: Verdicts, listed: Sequence[str], packs_head: bool, name: str
+) -> Width | Unknown | None:
     is_head = name.endswith(_HEAD)
     if is_head and not packs_head:
         return None
-    for sign, pattern, entry in rules.patterns:
-        if pattern.match(name):
-            return None if sign == _NOT else _narrowed(entry, default)
-    if listed and not is_head and not any(one in name for one in listed):
-        return None
-    return default
+    is_packed = not listed or is_head or any(one in name for one in listed)
+    return verdicts.of(name, default if is_packed else None)
+
+
+def _said(default: Width, rule: Rule) -> Width | None:
+    return None if rule.sign == _NOT else _narrowed(rule.entry, default)
 
 
 def _narrowed(entry: _Entry, default: Width) -> Width | None:
@@ -159,14 +166,6 @@ def _width(entry: _Entry, default: Width | None) -> Width:
 
 def _named(width: Width) -> dict[str, Any]:
     return {"bits": width.bits, "group_size": width.group_size, "sym": width.symmetric}
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    # The others for counts that no machine has, and for parentheses without end.
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{pattern:.60} is no pattern: {error}") from None
 
 
 def _texts(config: Mapping[str, Any], key: str) -> list[str]:

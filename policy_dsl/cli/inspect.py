@@ -67,12 +67,12 @@ def inspect(
 
 def _bundle(folder: Path) -> Outline | None:
     """The outline of a bundle, of policyc or another tool; None if this is none."""
-    from emitters.core.bundle_outline import bundle_outline
+    from emitters.core.bundle_outline import readable_outline
 
     if not folder.is_dir():
         return None
     try:
-        return bundle_outline(folder)
+        return readable_outline(folder)
     except PolicyError as error:
         # A source is not a bundle; a bundle that is broken must not pass for a source.
         if any(found.code != "not-a-bundle" for found in error.diagnostics):
@@ -99,3 +99,6 @@ def _show_bundle(made: Outline, format: options.ReportFormat) -> None:
     from policy_dsl.reports.outline_text import outline_document, outline_markdown, outline_text
 
     console.write_report(made, format, (outline_document, outline_markdown, outline_text))
+    console.show_findings(made.unread)
+    # What is known is shown even if some is not.
+    console.stop_if(bool(made.unread), console.INVALID)

@@ -28,6 +28,12 @@ BUNDLE_CODES: dict[str, Code] = {
     "bad-bundle-metadata": error(
         "{path}: {reason}", "Readers of the target could not make sense of the metadata files."
     ),
+    "unknown-pattern": error(
+        "{path}: how {modules} are stored depends on a pattern that is not read: {reason}",
+        "Look-around and references to groups cannot be matched in bounded time, and some "
+        "patterns mean different things to different readers. Nothing is guessed: "
+        "`inspect` shows such modules as unknown, `diff` and `verify` do not pass them.",
+    ),
     "metadata-elsewhere": warning(
         "{file}: {reason}",
         "Readers look for a description of the quantization in different places.",

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.plan import Module, Plan, Pruning
 from policy_dsl.planning.fill import describe
 from policy_dsl.policy import Treatment
@@ -50,7 +51,8 @@ class Outline:
     """A bundle, planned or built, as far as it can be compared with another one.
 
     experts: of a layer, without those that only the bundle has; None where it is not known.
-    added: those that only the bundle has.
+    added: those that only the bundle has. unread: why it is not known how some modules are
+    stored.
     """
 
     title: str
@@ -60,6 +62,7 @@ class Outline:
     experts: int | None = None
     pruning: Pruning | None = None
     added: int = 0
+    unread: tuple[Diagnostic, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -73,8 +76,8 @@ class Outline:
 
     @property
     def bpw(self) -> float | None:
-        """8 x bytes of all output tensors / parameters of the logical model."""
-        return bits_per_weight(self.nbytes, self.parameters)
+        """8 x bytes of all output tensors / parameters of the logical model, if known."""
+        return None if self.unread else bits_per_weight(self.nbytes, self.parameters)
 
 
 @dataclass(frozen=True, slots=True)

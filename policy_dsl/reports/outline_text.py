@@ -90,7 +90,7 @@ def _blocks(made: Outline) -> list[Block]:
     )
     columns = (Column("role"), Column("layers"), Column("treatment"), *figures)
     rows = tuple(
-        (*group_cells(group, scale), f"{group.bpw or 0:.3f}") for group in groups(made.modules)
+        (*group_cells(group, scale), _bits(group.bpw, 3)) for group in groups(made.modules)
     )
     return [Facts(tuple(_facts(made))), Table(columns, rows)]
 
@@ -107,4 +107,11 @@ def _facts(made: Outline) -> Iterator[tuple[str, str]]:
     if made.pruning:
         yield "pruned", made.pruning.about
     yield "size", both_units(made.nbytes)
-    yield "bits", f"{made.bpw or 0:.4f} bpw of {made.parameters:,} parameters"
+    if made.unread:
+        yield "bits", f"not known; {made.parameters:,} parameters are in modules that are"
+    else:
+        yield "bits", f"{made.bpw or 0:.4f} bpw of {made.parameters:,} parameters"
+
+
+def _bits(bpw: float | None, digits: int) -> str:
+    return "-" if bpw is None else f"{bpw:.{digits}f}"

@@ -16,7 +16,7 @@ from policy_dsl.selectors import Glob, Regex
 
 # What may make a part of a regular expression optional, or a choice.
 _CHOICES = frozenset("|()[")
-_UNIT = re.compile(r"(\\.|.)([*+?]+|\{[^}]*\}[?+]?|)", re.DOTALL)
+_UNIT = re.compile(r"(\\.|.)([*+?]+|\{[0-9,]*\}[?+]?|)", re.DOTALL)
 
 
 class NameIndex:
@@ -25,7 +25,7 @@ class NameIndex:
     def __init__(self, names: Iterable[str]) -> None:
         self._names = dict.fromkeys(names)
         self._known: dict[Glob | Regex, frozenset[str]] = {}
-        plain = [name for name in self._names if _is_plain(name)]
+        plain = [name for name in self._names if is_plain(name)]
         # One text is searched in a hundredth of the time that 100,000 names take.
         self._text = "\n".join(("", *plain, ""))
         self._lines = self._text[1:-1].encode()
@@ -47,11 +47,12 @@ class NameIndex:
             yield from [text] if text in self._names else []
             return
         compiled = _compiled(pattern)
-        yield from compiled.among(self._holding(_literal(pattern)))
+        yield from compiled.among(self.holding(pattern))
         yield from filter(compiled.matches, self._others)
 
-    def _holding(self, literal: str) -> bytes:
-        """The lines of the plain names that hold a text."""
+    def holding(self, pattern: Glob | Regex) -> bytes:
+        """The names of printable ASCII that the pattern can match any part of, as lines."""
+        literal = _literal(pattern)
         if not literal:
             return self._lines
         found = []
@@ -92,15 +93,16 @@ def _compiled(pattern: Glob | Regex) -> Pattern:
     return regular_expression(text)
 
 
-def _is_plain(name: str) -> bool:
+def is_plain(name: str) -> bool:
+    """Whether a name is printable ASCII, which all regular expressions read alike."""
     return bool(name) and name.isascii() and name.isprintable()
 
 
 def _literal(pattern: Glob | Regex) -> str:
-    """The longest text that every name has which the pattern matches; empty if not known."""
+    """A text that every name has which the pattern matches, a rare one; empty if not known."""
     text = pattern.pattern
     if isinstance(pattern, Glob):
-        return max(re.split(r"[*?]", text.partition("[")[0]), key=len)
+        return max(re.split(r"[*?]", text.partition("[")[0]), key=_rarity)
     if _CHOICES & set(text) or "\\" in re.sub(r"\\[.d_-]", "", text):
         return ""
     pieces = [""]
@@ -110,4 +112,9 @@ def _literal(pattern: Glob | Regex) -> str:
             pieces.append("")
         else:
             pieces[-1] += char
-    return max(pieces, key=len)
+    return max(pieces, key=_rarity)
+
+
+def _rarity(piece: str) -> int:
+    # Nearly all names say "layers", few have a certain number.
+    return len(piece) + 3 * sum(map(str.isdigit, piece))

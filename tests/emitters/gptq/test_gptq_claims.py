@@ -135,6 +135,88 @@ def test_rules_are_looked_up_as_readers_do(quantization, bits):
     assert [claim.treatment.bits for claim in claims.values()] == ([bits] if bits else [])
 
 
+LOOKS_AHEAD = "-:^(?!.*experts).*$"
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {**GPTQ, "dynamic": {LOOKS_AHEAD: {}}},
+        {**GPTQ, "dynamic": {r"+:(.)\1.*": {"bits": 8}}},
+        {**GPTQ, "dynamic": {"-:k_proj": {}, LOOKS_AHEAD: {}}},
+        {**GPTQ, "dynamic": {LOOKS_AHEAD: {}, "+:.*q_proj": {"bits": 8}}},
+        # vLLM, by Python, and GPTQModel, by PCRE2, do not read them alike.
+        {**GPTQ, "dynamic": {"-:.*q_proj{,1}": {}}},
+        {**GPTQ, "dynamic": {"-:.*[a[:alpha:]]": {}}},
+        # Nor does Python read them at all.
+        {**GPTQ, "dynamic": {"-:^*": {}}},
+        {**GPTQ, "dynamic": {"-:*": {}}},
+        {**USUAL, "extra_config": {"(": {"bits": 8}}},
+        {**USUAL, "extra_config": {"a{99999999999}": {"bits": 8}}},
+        {**USUAL, "extra_config": {"(" * 9999: {"bits": 8}}},
+        {**USUAL, "extra_config": {"(?<=attn)": {"bits": 16}}},
+        {**USUAL, "extra_config": {"é": {"bits": 8}}},
+    ],
+)
+def test_what_a_pattern_that_is_not_read_may_decide_is_not_known(quantization):
+    (claim,) = claimed(quantization).values()
+    assert claim.treatment.action == "unknown"
+    assert claim.unread
+    assert (claim.treatment.bits, claim.shape) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("quantization", "bits"),
+    [
+        # A rule before it decides.
+        ({**GPTQ, "dynamic": {"+:.*q_proj": {"bits": 8}, LOOKS_AHEAD: {}}}, 8),
+        ({**GPTQ, "dynamic": {"-:.*q_proj": {}, LOOKS_AHEAD: {}}}, None),
+        ({**USUAL, "extra_config": {f"{LAYER}.q_proj": {"bits": 8}, "(?=q)": {"bits": 2}}}, 8),
+        # It says what would be without it.
+        ({**GPTQ, "dynamic": {"+:(?!x).*": {"bits": 4}}}, 4),
+        ({**GPTQ, "dynamic": {"-:(?!x).*": {}, "-:.*q_proj": {}}}, None),
+        ({**USUAL, "extra_config": {"(?!x)": {"bits": 4}, "(?=x)": {"group_size": 32}}}, 4),
+    ],
+)
+def test_what_no_unread_pattern_can_change_is_known(quantization, bits):
+    claims = claimed(quantization)
+    assert [claim.treatment.bits for claim in claims.values()] == ([bits] if bits else [])
+
+
+@pytest.mark.parametrize("name", ["é_proj", "a" * 1001, "q\n_proj", "q proj\t"])
+def test_strange_names_are_not_known_where_patterns_decide(name):
+    odd = {name: PARTS}
+    (claim,) = claimed({**GPTQ, "dynamic": {"-:x": {}}}, odd).values()
+    assert claim.treatment.action == "unknown"
+    (claim,) = claimed(GPTQ, odd).values()
+    assert claim.treatment.bits == 4
+
+
+@pytest.mark.parametrize("pattern", [r"\.*", r"\w+", "[^x]+", "(?s).+", r"\Amodel", "model"])
+@pytest.mark.parametrize("name", [f"{LAYER}.q_proj", f"{LAYER}.k_proj"])
+def test_patterns_are_matched_with_each_name_alone(pattern, name):
+    odd = {f"{LAYER}.{last}": PARTS for last in ("a", "k_proj", "q_proj", "z")}
+    rules = {**GPTQ, "dynamic": {f"+:{pattern}(?:.q_proj|{re.escape(name)})$": {"bits": 8}}}
+    matches = re.compile(f"{pattern}(?:.q_proj|{re.escape(name)})$").match
+    expected = {one: 8 if matches(one) else 4 for one in odd}
+    assert {one: claim.treatment.bits for one, claim in claimed(rules, odd).items()} == expected
+
+
+def test_thousands_of_patterns_are_matched_or_refused_in_words():
+    """In a moment, or not; see also `test_patterns_of_strangers.py`."""
+    names = [f"model.layers.{at // 99}.mlp.experts.{at % 99}.up_proj" for at in range(5_000)]
+    many = dict.fromkeys(names, PARTS)
+    listed = {f"+:{re.escape(name)}$": {"bits": 8} for name in names[::2]}
+    claims = claimed({**GPTQ, "dynamic": listed}, many)
+    assert [claim.treatment.bits for claim in claims.values()] == [8, 4] * 2_500
+    long = {f"+:{'(.?|a)' * 100}{at}(.*e.{{1,40}}){{9}}z": {} for at in range(1_000)}
+    with pytest.raises(ValueError, match=r"1,000 patterns and 5,000 modules take more than"):
+        claimed({**GPTQ, "dynamic": long}, many)
+    blocks = [f"{at}." for at in range(20_000)]
+    with pytest.raises(ValueError, match=r"20,000 names for 5,000 modules"):
+        claimed({**GPTQ, "modules_in_block_to_quantize": blocks}, many)
+
+
 def test_a_head_is_packed_only_if_it_is_said():
     head = {"lm_head": PARTS}
     assert claimed(USUAL, head) == {}
@@ -183,14 +265,11 @@ def test_a_plain_linear_that_readers_take_for_packed_is_claimed():
         ({**USUAL, "group_size": 2**31}, "group_size 2147483648 is no number of values"),
         ({**USUAL, "group_size": [128, 128]}, "group_size [128, 128] is no number of values"),
         ({**USUAL, "sym": "yes"}, "sym 'yes' is neither true nor false"),
-        ({**USUAL, "extra_config": {"(": {"bits": 8}}}, "( is no pattern"),
-        ({**USUAL, "extra_config": {"a{99999999999}": {"bits": 8}}}, "is no pattern"),
-        ({**USUAL, "extra_config": {"(" * 9999: {"bits": 8}}}, "is no pattern"),
         ({**USUAL, "extra_config": {"q_proj": {"bits": 7}}}, "bits 7 are none of"),
         ({**USUAL, "extra_config": {"q_proj": None}}, "no object for 'q_proj'"),
         ({**USUAL, "extra_config": ["q_proj"]}, "its extra_config is no object"),
         ({**USUAL, "block_name_to_quantize": [1]}, "is no list of names"),
-        ({**GPTQ, "dynamic": {"-:*": {}}}, "* is no pattern"),
+        ({**GPTQ, "dynamic": {f"-:{'a' * 2**20}b": {}}}, "patterns have more than 1,048,576"),
     ],
 )
 def test_what_is_no_such_configuration_is_refused_with_the_reason(quantization, told):
