@@ -353,6 +353,23 @@ def test_another_range_than_asked_for(hub: Hub, said: str) -> None:
     assert hub.codes(NAME) == ["hub-failed"]
 
 
+def test_texts_of_servers_are_escaped_and_cut(hub: Hub) -> None:
+    hub.content_range = "bytes \x1b[31m0-1\x9b/2" + "9" * 9000
+    ((code, message, _),) = hub.ask(NAME)["errors"]
+    assert code == "hub-failed"
+    assert r'it sent "bytes \x1b[31m0-1\x9b/29' in message
+    assert len(message) < 3000
+    hub.content_range = None
+    hub.listing = {"siblings": [{"rfilename": "\x1b\nx\u202e"}]}
+    ((code, message, _),) = hub.ask(NAME)["errors"]
+    assert code == "hub-failed"
+    assert message.isprintable()
+    hub.listing = {}
+    hub.refusal = (418, "\x1b[31m")
+    ((_, message, _),) = hub.ask(NAME)["errors"]
+    assert message.isprintable()
+
+
 def test_compressed_answers_are_refused(hub: Hub) -> None:
     hub.headers = {"Content-Encoding": "gzip"}
     assert hub.codes(NAME) == ["hub-failed"]
