@@ -14,11 +14,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-
 import emitters
 from emitters.core.interface import Claim, TensorForm, UnreadError, forms_of
-from emitters.core.record import RECORD, SCHEMA_VERSION, record_digest, record_schema
+from emitters.core.record import RECORD, SCHEMA_VERSION, record_digest
+from emitters.core.record_check import record_defects
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.formats import FormatSpec
@@ -152,13 +151,11 @@ def read_record(folder: Path) -> Mapping[str, Any] | None:
         document: dict[str, Any] = parse_json(content)
         _require_version(document, folder)
         digest = _digest(document)
-        jsonschema.validate(document, record_schema())
-    except jsonschema.ValidationError as error:
-        place = ".".join(str(key) for key in error.absolute_path)
-        reason = _first_line(f"{place}: {error.message}" if place else error.message)
-        raise fail("bad-record", path=str(folder), reason=reason) from None
+        defect = next(record_defects(document), None)
     except ValueError as error:
         raise fail("bad-record", path=str(folder), reason=str(error)) from None
+    if defect is not None:
+        raise fail("bad-record", path=str(folder), reason=defect)
     # The hashes in it are worth nothing if anyone can edit them.
     if document["digest"] != digest:
         reason = "it was edited: its own digest does not fit"
@@ -306,7 +303,7 @@ def _unread(path: Path, claims: Mapping[str, Claim]) -> Diagnostic | None:
 def _incomplete(module: BundleModule, spec: FormatSpec) -> Diagnostic | None:
     """The finding that a module's tensors are not those that its treatment needs, if so."""
     if module.treatment.action != "quantize":
-        return None
+        return _misplaced(module)
     reason = None
     expected, found = expected_parts(module, module.treatment, spec), module.parts
     try:
@@ -323,6 +320,16 @@ def _incomplete(module: BundleModule, spec: FormatSpec) -> Diagnostic | None:
     return (
         diagnostic("incomplete-module", module=module.name, reason=reason) if reason else None
     )
+
+
+def _misplaced(module: BundleModule) -> Diagnostic | None:
+    """The finding that a plain module is not one tensor of its shape, if so."""
+    shapes = [tensor.shape for tensor in module.tensors.values()]
+    if shapes == [module.shape]:
+        return None
+    wanted = f"one tensor {list(module.shape)}"
+    reason = f"it has {parts_text(module.parts)}; it should have {wanted}"
+    return diagnostic("incomplete-module", module=module.name, reason=reason)
 
 
 def expected_parts(
@@ -363,6 +370,3 @@ def _metadata_files(folder: Path, inventory: Inventory) -> dict[str, bytes]:
         name: read_whole(folder / name, most=MAX_JSON_NBYTES) for name in sorted(known & held)
     }
 
-
-def _first_line(text: str) -> str:
-    return text.split("\n", 1)[0][:200]

@@ -8,11 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
-
 from emitters.core.bundle import tensor_files
 from emitters.core.bundle_reading import open_bundle
-from emitters.core.record import RECORD, UNKNOWN_HASH, record_document, record_schema
+from emitters.core.record import RECORD, UNKNOWN_HASH, record_document
+from emitters.core.record_check import record_defects
 from emitters.core.verify import written_stages
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors
 from policy_dsl.inventory import TensorInfo
@@ -57,8 +56,7 @@ def check_bundle(plan: Plan, folder: Path) -> None:
 
 def check_record(document: Mapping[str, Any]) -> None:
     """Raises: PolicyError if a record is not what the published schema says."""
-    defects = Draft202012Validator(record_schema()).iter_errors(document)
-    _refuse(_wrong(f"record: {defect.json_path}: {defect.message}") for defect in defects)
+    _refuse(_wrong(f"record: {defect}") for defect in record_defects(document))
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
