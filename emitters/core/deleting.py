@@ -122,22 +122,24 @@ def delete_bundle(folder: Path) -> None:
     _end(folder)
 
 
-def delete_unfinished(folder: Path) -> None:
+def delete_unfinished(folder: Path, names: Collection[str] | None) -> None:
     """Delete the bundle of a build that is not gone on with.
 
-    Raises: PolicyError, before anything is deleted, if no build makes what is in it.
+    names: of its files, if they are known.
+    Raises: PolicyError, before anything is deleted, if no build made what is in it.
     """
-    files = unfinished_files(folder)
+    files = unfinished_files(folder, names)
     with writing(folder), suppress(FileNotFoundError):
         _delete(folder, dict.fromkeys(files))
     _end(folder)
 
 
-def unfinished_files(folder: Path) -> list[str]:
+def unfinished_files(folder: Path, names: Collection[str] | None = None) -> list[str]:
     """The files in the folder of an unfinished bundle.
 
-    Raises: PolicyError if something is there that no build makes: other folders, links,
-    special files.
+    names: of the files that a build made there, if they are known.
+    Raises: PolicyError if something else is there, or what no build makes: other folders,
+    links, special files.
     """
     found: list[str] = []
     others: list[str] = []
@@ -147,7 +149,9 @@ def unfinished_files(folder: Path) -> list[str]:
         else:
             inner = [name]
         for file in inner:
-            (found if kind_of(folder / file) in ("a file", None) else others).append(file)
+            is_made = kind_of(folder / file) in ("a file", None)
+            is_made = is_made and (names is None or file in names)
+            (found if is_made else others).append(file)
     refuse_others(folder, others)
     return found
 

@@ -16,10 +16,13 @@ from typing import Any
 from emitters.core.units import Spans, Unit, merge_spans
 from emitters.tensor_io.shards import append, flush, writing
 from policy_dsl.plan import Plan
+from policy_dsl.regular_files import read_whole
 
 Identity = Mapping[str, Any]
 # How long finished work may be lost to a crash.
 SAVE_SECONDS = 1.0
+# A hundred times what the largest builds write.
+_LARGEST = 64 * 2**20
 
 
 class Journal:
@@ -50,7 +53,7 @@ class Journal:
         Raises: PolicyError if it cannot be read or cut.
         """
         with writing(path):
-            content = path.read_bytes() if path.is_file() else b""
+            content = read_whole(path, most=_LARGEST) if path.is_file() else b""
             lines, nbytes = _parsed(content)
             if not lines:
                 return None
@@ -122,16 +125,30 @@ def _parsed(content: bytes) -> tuple[list[dict[str, Any]], int]:
     found: list[dict[str, Any]] = []
     nbytes = 0
     for line in content.splitlines(keepends=True):
-        wanted = "done" if found else "identity"
         try:
             document = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
+        except (ValueError, RecursionError):
             break
-        if not isinstance(document, dict) or wanted not in document:
+        if not isinstance(document, dict) or not (_is_done if found else _is_first)(document):
             break
         found.append(document)
         nbytes += len(line)
     return found, nbytes
+
+
+def _is_first(document: Mapping[str, Any]) -> bool:
+    return isinstance(document.get("identity"), dict)
+
+
+def _is_done(document: Mapping[str, Any]) -> bool:
+    """Whether it is a list of modules with their first row and the row after the last."""
+    done = document.get("done")
+    return isinstance(done, list) and all(
+        isinstance(span, list)
+        and [type(number) for number in span] == [int, int, int]
+        and 0 <= span[1] < span[2]
+        for span in done
+    )
 
 
 def _line(document: Mapping[str, Any]) -> bytes:

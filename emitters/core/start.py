@@ -64,7 +64,7 @@ def open_journal(
         if journal.done and not force:
             raise refusal
     # Without a journal nothing says what a file holds: whatever lies there is of no use.
-    workspace.clear()
+    workspace.clear(file.name for file in plan.files)
     ensure_room(plan, workspace.bundle)
     _create_files(workspace, plan, source)
     return Journal.create(workspace.journal, identity)

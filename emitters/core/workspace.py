@@ -1,6 +1,6 @@
 """The folder in which a build works, its lock, and the renames that finish it.
 
-<out>.partial/lock        held while a build runs, and deleted last
+<out>.partial/lock        held while a build runs, and deleted last; names what is in bundle/
 <out>.partial/journal     which rows are on disk
 <out>.partial/bundle/     becomes <out> by one rename
 <out>.partial/replaced/   the bundle that was <out> before, for the moment between two renames
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -32,6 +32,7 @@ from emitters.core.record import RECORD
 from emitters.core.self_check import WrongBundleError
 from emitters.tensor_io.shards import flush, write_failure, writing
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
+from policy_dsl.regular_files import read_whole
 
 # What a workspace holds, and what each is.
 _WORK = {
@@ -53,6 +54,7 @@ _FINAL = frozenset(
         "wrong-result",
     }
 )
+_LARGEST_LOCK = 16 * 2**20
 # How often a build may end just where another one wants to begin.
 _MOST_TRIES = 1000
 
@@ -89,15 +91,20 @@ class Workspace:
         """Where the bundle waits that is being replaced."""
         return self.root / "replaced"
 
-    def clear(self) -> None:
+    def clear(self, names: Iterable[str] = ()) -> None:
         """Delete what an earlier run left: the journal first, as it speaks of the rest.
 
-        Raises: PolicyError, before anything is deleted, if files are there that no build makes.
+        names: of the files that this build makes; without them any may be deleted later.
+        Raises: PolicyError, before anything is deleted, if files are there that no build made.
         """
-        unfinished_files(self.bundle)
+        before = self._names()
+        unfinished_files(self.bundle, before)
         with writing(self.root):
             self.journal.unlink(missing_ok=True)
-            delete_unfinished(self.bundle)
+            delete_unfinished(self.bundle, before)
+            # Before there is any of them.
+            self.lock.write_text("\n".join(names), encoding="utf-8")
+            flush(self.lock)
             self.bundle.mkdir()
 
     def forget(self) -> None:
@@ -149,6 +156,18 @@ class Workspace:
                 self._set_aside()
             self.journal.unlink(missing_ok=True)
 
+    def ensure_own(self) -> None:
+        """Raises: PolicyError if files are in the unfinished bundle that no build made."""
+        unfinished_files(self.bundle, self._names())
+
+    def _names(self) -> Collection[str] | None:
+        """The names of the files of the unfinished bundle; None if they are not known."""
+        try:
+            names = read_whole(self.lock, most=_LARGEST_LOCK).decode().splitlines()
+        except (PolicyError, UnicodeDecodeError):
+            return None
+        return {*names, BROWSED} if names else None
+
     def _name(self) -> None:
         try:
             self.bundle.rename(self.out)
@@ -175,7 +194,7 @@ class Workspace:
         if os.path.lexists(self.journal) or os.path.lexists(self.replaced):
             return
         with self._tidying(self.bundle):
-            delete_unfinished(self.bundle)
+            delete_unfinished(self.bundle, self._names())
         with suppress(OSError):
             if set(os.listdir(self.root)) <= {BROWSED, "lock"}:
                 (self.root / BROWSED).unlink(missing_ok=True)
@@ -275,6 +294,7 @@ def claimed(out: Path) -> Iterator[Workspace]:
     lock = _locked(workspace)
     try:
         _ensure_own(workspace)
+        workspace.ensure_own()
         yield workspace
     except PolicyError as error:
         final = isinstance(error, WrongBundleError)

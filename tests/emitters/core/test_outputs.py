@@ -247,9 +247,30 @@ def test_what_is_put_into_unfinished_work_stays(write_llama, planned, tmp_path):
 
     with pytest.raises(PolicyError, match=r"output-has-other-files(.|\n)*mine\.txt"):
         build(*made, out=out, progress=Meddler())
+    for force in (False, True):
+        # Before any work, and before anything is deleted.
+        with pytest.raises(PolicyError, match="output-has-other-files"):
+            build(*made, out=out, force=force)
     mine.rename(tmp_path / "mine.txt")
     # What a file browser leaves is in nobody's way.
     assert build(*made, out=out).resumed_nbytes > 0
+
+
+def test_a_build_that_fails_for_good_deletes_its_own_files_only(
+    write_llama, planned, tmp_path
+):
+    def poke(tensors: dict[str, Any]) -> None:
+        tensors["lm_head.weight"][1][0, 0] = 0x7F80
+
+    mine = tmp_path / "out.partial" / "bundle" / "mine.txt"
+
+    class Meddler(Silent):
+        def begin(self, stage: str, total: int, done: int) -> None:
+            mine.write_text("mine")
+
+    with pytest.raises(PolicyError, match="non-finite-source"):
+        build(*planned(write_llama(poke)), out=tmp_path / "out", progress=Meddler())
+    assert mine.read_text() == "mine"
 
 
 def test_names_in_a_record_are_never_paths(force, tmp_path):

@@ -185,3 +185,27 @@ def test_builds_that_take_turns_never_see_each_other_s_work(tmp_path, seconds):
     assert sum(found["left"] for found in counted) == 0
     assert sorted(os.listdir(tmp_path)) == ["out"]
     assert sorted(os.listdir(tmp_path / "out")) == ["a", "policyc.json"]
+
+
+LINES = [
+    *('{"done": 5}', '{"done": [5]}', '{"done": [[0, 0]]}', '{"done": [[0, 0, "8"]]}'),
+    *('{"done": [[0, 9, 8]]}', '{"done": [[0, -8, 8]]}', '{"done": [[0, 0, true]]}', "[]"),
+    *('{"done": ' + "[" * 100_000, '{"done": [[0, 0, ' + "9" * 5000 + "]]}", "\udcff\0"),
+]
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line[:24])
+def test_lines_of_a_journal_that_no_build_writes_count_for_nothing(both, tmp_path, line):
+    interrupted(both[0], tmp_path / "out")
+    journal = tmp_path / "out.partial" / "journal"
+    identity = journal.read_text().splitlines()[0]
+    journal.write_bytes(f"{identity}\n{line}\n".encode("utf-8", "surrogateescape"))
+    assert build(*both[0], out=tmp_path / "out").resumed_nbytes == 0
+
+
+@pytest.mark.parametrize("line", [*LINES, "", '{"identity": 5}'], ids=lambda line: line[:24])
+def test_a_journal_that_begins_as_none_does_is_none(both, tmp_path, line):
+    interrupted(both[0], tmp_path / "out")
+    journal = tmp_path / "out.partial" / "journal"
+    journal.write_bytes(f"{line}\n".encode("utf-8", "surrogateescape"))
+    build(*both[1], out=tmp_path / "out")
