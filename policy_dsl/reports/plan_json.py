@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail, json_text
 from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor, Pruning
@@ -26,11 +28,11 @@ from policy_dsl.planning.outline import (
 from policy_dsl.regular_files import read_whole
 from policy_dsl.reports.findings import finding_json
 from policy_dsl.reports.outline_text import group_json, transforms_json
+from policy_dsl.reports.saved_plan_form import SavedPlan, SavedTensor, SavedTransform
 from policy_dsl.units import bits_per_weight
 
 SCHEMA_VERSION = 1
-# More layers or experts than any model has.
-_LARGEST_COUNT = 65536
+_LONGEST_PLACE = 120
 # Three times that of the largest model, with a module for every expert.
 _LARGEST_NBYTES = 256 * 2**20
 
@@ -117,36 +119,36 @@ def saved_outline(content: bytes, path: str) -> Outline:
         document = parse_json(content)
     except ValueError as error:
         raise fail("bad-saved-plan", path=path, reason=str(error)) from None
+    # Told apart before reading: `diff` takes any .json file that it is given.
+    _require_plan(document, path)
     try:
-        # Told apart before reading: `diff` takes any .json file that it is given.
-        _require_plan(document, path)
-        rows = document["tensors"]
-        modules = tuple(_module(rows_of) for rows_of in _by_module(rows))
-        title = f"{document['policy']['name']} ({path})"
-        model = document["model"]
-        experts, added = int(model["experts"]), int(model.get("experts_added", 0))
-        about = title, document["target"], model["id"]
-        return Outline(*about, modules, experts, _pruning(document), added)
-    # An overflow is a number that is infinite.
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        reason = f"something is missing or of the wrong type: {error}"
+        saved = SavedPlan.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:_LONGEST_PLACE]
+        reason = f"something is missing or of the wrong type: {where}: {first['msg']}"
         raise fail("bad-saved-plan", path=path, reason=reason) from None
+    return Outline(
+        title=f"{saved.policy.name} ({path})",
+        target=saved.target,
+        model=saved.model.id,
+        modules=tuple(_module(rows) for rows in _by_module(saved.tensors)),
+        experts=saved.model.experts,
+        pruning=_pruning(saved.transforms),
+        added=saved.model.experts_added,
+    )
 
 
-def _pruning(document: dict[str, Any]) -> Pruning | None:
-    """What a saved plan says was done to the model; those of old versions say nothing."""
-    for found in document.get("transforms", ()):
-        before, ranking, kept = int(found["before"]), str(found["by"] or ""), found["kept"]
-        if kept is not None:
-            if not kept:
-                raise ValueError("transforms")
-            chosen = {int(layer): tuple(map(int, old)) for layer, old in kept.items()}
-            return Pruning(before, chosen, ranking)
-        layers, count = range(found["layers"]), range(found["to"])
-        if not layers or max(len(layers), len(count)) > _LARGEST_COUNT:
-            raise ValueError("transforms")
+def _pruning(transforms: Sequence[SavedTransform]) -> Pruning | None:
+    """What a saved plan says was done to the model."""
+    for found in transforms:
+        ranking = found.by or ""
+        if found.kept is not None:
+            kept = {int(layer): tuple(old) for layer, old in found.kept.items()}
+            return Pruning(found.before, kept, ranking)
         # In their place stand as many, as in the plan itself.
-        return Pruning(before, dict.fromkeys(layers, tuple(count)), ranking, False)
+        kept = dict.fromkeys(range(found.layers), tuple(range(found.to)))
+        return Pruning(found.before, kept, ranking, False)
     return None
 
 
@@ -155,39 +157,34 @@ def _require_plan(document: Any, path: str) -> None:
     if not isinstance(document, dict) or document.get("kind") != "plan":
         reason = "it is JSON, but no plan"
     # A plan of another version may mean something else by the same words.
-    elif document["schema_version"] != SCHEMA_VERSION:
-        reason = f"schema_version is {document['schema_version']}, not {SCHEMA_VERSION}"
+    elif (version := repr(document.get("schema_version"))) != str(SCHEMA_VERSION):
+        version = version[:_LONGEST_PLACE]
+        reason = f"schema_version is {version}, not {SCHEMA_VERSION}"
     elif "tensors" not in document:
         reason = "it was written without --tensors; `plan --save` keeps them"
     if reason is not None:
         raise fail("bad-saved-plan", path=path, reason=reason)
 
 
-def _by_module(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
+def _by_module(rows: Iterable[SavedTensor]) -> list[list[SavedTensor]]:
+    found: dict[str, list[SavedTensor]] = {}
     for row in rows:
-        found.setdefault(row["module"], []).append(row)
+        found.setdefault(row.module, []).append(row)
     return list(found.values())
 
 
-def _module(rows: list[dict[str, Any]]) -> OutlineModule:
+def _module(rows: list[SavedTensor]) -> OutlineModule:
     first = rows[0]
-    texts = [first[key] for key in ("module", "role", "treatment", "stored", "rule")]
-    layer = first["layer"]
-    # What is only carried along must be checked here; what is added up checks itself.
-    if not all(isinstance(text, str) for text in texts) or type(layer) not in (int, type(None)):
-        raise TypeError(f"the row of {first['name']}")
-    name, role, treatment, stored, rule = texts
     return OutlineModule(
-        name=name,
-        role=role,
-        layer=layer,
-        treatment=treatment,
-        stored=stored,
-        rule=rule,
+        name=first.module,
+        role=first.role,
+        layer=first.layer,
+        treatment=first.treatment,
+        stored=first.stored,
+        rule=first.rule,
         tensors=len(rows),
-        parameters=sum(int(row["parameters"]) for row in rows),
-        nbytes=sum(int(row["nbytes"]) for row in rows),
+        parameters=sum(row.parameters for row in rows),
+        nbytes=sum(row.nbytes for row in rows),
     )
 
 
