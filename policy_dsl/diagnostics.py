@@ -210,12 +210,12 @@ def render(diagnostics: Iterable[Diagnostic]) -> str:
 
 
 def _render_one(found: Diagnostic) -> str:
-    lines = [f"{found.severity}[{found.code}]: {found.message}"]
+    lines = [f"{found.severity}[{found.code}]: {escaped(found.message)}"]
     if found.span is not None:
-        lines += _excerpt(found.span, found.suggestion or "")
+        lines += _excerpt(found.span, escaped(found.suggestion or ""))
     elif found.suggestion:
-        lines.append(f"  = {found.suggestion}")
-    lines += [f"  = {note}" for note in found.notes]
+        lines.append(f"  = {escaped(found.suggestion)}")
+    lines += [f"  = {escaped(note)}" for note in found.notes]
     return "\n".join(lines)
 
 

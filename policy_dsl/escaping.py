@@ -1,6 +1,7 @@
 r"""Text from anywhere, made safe for a terminal, for Markdown and for people who read it.
 
 escaped         a value in a message or a cell: on one line, what cannot be seen as `\x1b`
+shown           the same of a name, cut where people stop reading
 escaped_lines   a whole text of several lines: the same, its line feeds stay
 escaped_json    a JSON text: the same with JSON's own escapes, its values stay
 replaced        a line under which carets point: a character for a character
@@ -50,6 +51,11 @@ def escaped(text: str, *, longest: int | None = None) -> str:
     """
     shown = _each(decoded(text if longest is None else text[: longest + 1]), _escape)
     return shown if longest is None or len(shown) <= longest else shown[:longest] + "…"
+
+
+def shown(name: str, width: int = 160) -> str:
+    """A name from a file as messages quote it: escaped, and cut after `width` characters."""
+    return escaped(name, longest=width)
 
 
 def decoded(name: str) -> str:

@@ -26,5 +26,5 @@ def unusable(reason: str) -> PolicyError:
     settings = sorted(name for name in os.environ if name.startswith("NUMBA_"))
     cure = "install it again: python -m pip install --force-reinstall numba"
     if settings:
-        cure = f"unset what the environment tells it: {', '.join(settings)}"
+        cure = f"unset or correct {', '.join(settings)} in the environment"
     return fail("numba-unusable", reason=reason, suggestion=cure)

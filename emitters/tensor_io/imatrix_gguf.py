@@ -14,8 +14,8 @@ import numpy.typing as npt
 from gguf.gguf_reader import GGUFReader, ReaderTensor
 
 from emitters.tensor_io.imatrix_entries import Entry
+from policy_dsl.escaping import shown
 from policy_dsl.regular_files import opened
-from policy_dsl.sources.safetensors_header import shown
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 # Each read of a header keeps about 700 bytes; a file of 1,000 entries needs 18,000.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from emitters.tensor_io.imatrix_entries import SUM_NBYTES, Entry
 from emitters.tensor_io.read import Source
-from policy_dsl.sources.safetensors_header import shown
+from policy_dsl.escaping import shown
 
 # More than any model has; a file of nothing but tiny entries must not fill the memory.
 _MAX_ENTRIES = 20_000

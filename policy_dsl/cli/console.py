@@ -115,7 +115,8 @@ def set_encoding(stream: TextIOWrapper) -> None:
         # What its encoding lacks must not end in a traceback.
         stream.reconfigure(errors="backslashreplace")
     else:
-        stream.reconfigure(encoding="utf-8", errors=UNENCODABLE)
+        # The same bytes on every system, ends of lines too.
+        stream.reconfigure(encoding="utf-8", errors=UNENCODABLE, newline="\n")
 
 
 def _printable_part(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -11,6 +11,9 @@ from typing import TextIO
 from policy_dsl.cli.console import UNENCODABLE, system_defect
 from policy_dsl.diagnostics import PolicyError
 
+# On every system: with the ends of lines of Windows, `fmt --check` would find what fmt wrote.
+_END = "\n"
+
 
 def save_text(path: Path, text: str) -> None:
     """Write a file whole or not at all; a link stays a link, a device gets the text.
@@ -20,7 +23,7 @@ def save_text(path: Path, text: str) -> None:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             # A rename would put a file in the place of /dev/stdout.
-            path.write_text(text, encoding="utf-8", errors=UNENCODABLE)
+            path.write_text(text, encoding="utf-8", errors=UNENCODABLE, newline=_END)
             return
     except OSError as error:
         raise PolicyError([system_defect(error, str(path))]) from None
@@ -50,5 +53,6 @@ def _opened_beside(path: Path) -> TextIO:
         name = f"{path.name}.partial{number or ''}"
         # Never one that is there: it may be a link, or another program's.
         with suppress(FileExistsError):
-            return path.with_name(name).open("x", encoding="utf-8", errors=UNENCODABLE)
+            beside = path.with_name(name)
+            return beside.open("x", encoding="utf-8", errors=UNENCODABLE, newline=_END)
     raise AssertionError("there is always another number")

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.escaping import shown
 from policy_dsl.regular_files import opened, read_whole
 from policy_dsl.sources.checkpoint import CONFIG, CheckpointFiles, read_json
-from policy_dsl.sources.safetensors_header import shown
 from policy_dsl.sources.shard_map import PICKLES, SUFFIX, find_index
 
 _ORIGINAL = "it is not read: give the safetensors checkpoint that it was made of"

@@ -21,16 +21,12 @@ from typing import Any, NamedTuple
 
 from policy_dsl.bounded_json import parse_json_at
 from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
+from policy_dsl.escaping import shown
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.sources.checkpoint import CheckpointFiles
 from policy_dsl.sources.hfq_codes import code_name, stored_nbytes
 from policy_dsl.sources.placeholders import LOOKED_AT_NBYTES, refuse_placeholder
-from policy_dsl.sources.safetensors_header import (
-    DAMAGED,
-    MAX_DIMENSIONS,
-    entry_defect,
-    shown,
-)
+from policy_dsl.sources.safetensors_header import DAMAGED, MAX_DIMENSIONS, entry_defect
 
 MAGIC = b"HFQM"
 VERSION = 1

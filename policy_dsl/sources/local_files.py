@@ -147,7 +147,7 @@ def local_files(folder: Path) -> LocalFiles:
 
 def _facts(folder: Path, name: str) -> os.stat_result:
     if not name.isprintable():
-        raise fail("unreadable-file", path=ascii(name), reason="its name cannot be printed")
+        raise fail("unreadable-file", path=name, reason="its name cannot be printed")
     try:
         return (folder / name).stat()
     except OSError as error:

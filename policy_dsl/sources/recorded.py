@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.escaping import shown
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo, tensor_nbytes
 from policy_dsl.plain_names import is_plain_name
 from policy_dsl.regular_files import read_whole
@@ -34,7 +35,6 @@ from policy_dsl.sources.recorded_form import (
     placed,
     usual_order,
 )
-from policy_dsl.sources.safetensors_header import shown
 from policy_dsl.sources.shard_map import is_shard_name
 from policy_dsl.sources.side_files import SUBFOLDERS
 
@@ -142,6 +142,9 @@ def _check_totals(record: Recorded, inventory: Inventory) -> None:
 
 
 def _check_names(record: Recorded) -> None:
+    # JSON can escape half of a pair, which no digest and no record of a bundle can hold.
+    if not record.id.isascii() and any("\ud800" <= char <= "\udfff" for char in record.id):
+        raise ValueError(f'its id "{shown(record.id, 80)}" is not a text')
     files = [held.file for held in record.files]
     if len(set(files)) != len(files):
         raise ValueError("a file stands twice")

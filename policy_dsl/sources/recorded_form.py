@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
+from policy_dsl.escaping import shown
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, shown
+from policy_dsl.sources.safetensors_header import LENGTH_NBYTES
 
 # Offsets and sizes of files are signed 64-bit numbers wherever they are used.
 Size = Annotated[int, Field(ge=0, lt=1 << 63)]

@@ -20,7 +20,7 @@ from typing import Any
 
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
-from policy_dsl.escaping import escaped
+from policy_dsl.escaping import shown
 from policy_dsl.inventory import DTYPE_BITS, TensorInfo
 
 LENGTH_NBYTES = 8
@@ -99,11 +99,6 @@ def _unknown_dtype(file: str, name: str, dtype: str) -> Diagnostic:
     return diagnostic(
         "unknown-dtype", file=file, tensor=shown(name), dtype=dtype, suggestion=cure
     )
-
-
-def shown(name: str, width: int = 160) -> str:
-    """A name from a file as it can be printed: escaped where it must be, and cut."""
-    return escaped(name, longest=width)
 
 
 def _read_object(header: bytes, file: str) -> dict[str, Any]:

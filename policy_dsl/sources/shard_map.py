@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
+from policy_dsl.escaping import shown
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plain_names import is_plain_name
-from policy_dsl.sources.safetensors_header import shown
 
 SUFFIX = ".safetensors"
 INDEX = "model.safetensors.index.json"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any
 
-from policy_dsl.sources.safetensors_header import shown
+from policy_dsl.escaping import shown
 from policy_dsl.units import counted
 
 # Types of models in a tokenizer.json whose vocabulary is an object, and the one of a list.

@@ -23,6 +23,8 @@ BAD = (
     "\x1b[31m\x1b]0;t\x07\nerror[fake]: your disk is empty\r\t\x7f\x9b\u2028\u202e\u200b\ufeff"
     "\u3164|<b>`[a](b)"
 )
+ROOT = Path(__file__).parents[3]
+TINY = ROOT / "examples" / "tiny-minimax-m2"
 FORMS = ("text", "json", "markdown")
 Place = tuple[str | int, ...]
 Run = Callable[..., tuple[int, str, str]]
@@ -137,6 +139,52 @@ def test_texts_in_documents(
             run(*command.split(), "--format", FORMS[tried % len(FORMS)])
             tried += 1
     assert tried > 3
+
+
+def test_values_are_themselves_in_json(
+    made: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    record = json.loads((made / "r.json").read_text(encoding="utf-8"))
+    record["id"], record["notes"] = BAD, [f"{BAD}\ud800"]
+    Path("r.json").write_text(json.dumps(record), encoding="utf-8")
+    _, out, _ = run("inspect", "r.json", "--format", "json")
+    assert json.loads(out)["id"] == record["id"]
+    assert json.loads(out)["notes"] == record["notes"]
+    words = ("--model", "r.json", "--save", "saved.json", "--format", "json")
+    _, out, _ = run("plan", made / "p.qpol", *words)
+    assert json.loads(out)["model"]["id"] == record["id"]
+    saved = Path("saved.json").read_bytes().decode("utf-8")
+    assert all(map(is_visible, saved.split("\n")))
+    assert json.loads(saved)["model"]["id"] == record["id"]
+    record["id"] = "\ud800"
+    Path("r.json").write_text(json.dumps(record), encoding="utf-8")
+    code, _, said = run("plan", made / "p.qpol", "--model", "r.json")
+    assert code == 2
+    assert r'its id "\ud800" is not a text' in said
+
+
+def test_texts_in_containers_and_statistics(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # As long as what it replaces, so that the files stay whole.
+    odd = {5: "\u202e\x9b", 7: "\u202e\x9b\x7fa"}
+    golden = ROOT / "tests" / "golden" / "hipfire"
+    content = (golden / "tiny-llama.mq4").read_bytes()
+    assert b'"llama"' in content
+    Path("x.mq4").write_bytes(content.replace(b'"llama"', f'"{odd[5]}"'.encode()))
+    content = (golden / "tiny-minimax-src" / "imatrix.gguf").read_bytes()
+    assert b"imatrix" in content
+    Path("x.gguf").write_bytes(content.replace(b"imatrix", odd[7].encode()))
+    Path("x.json").write_text(json.dumps({"kind": BAD, BAD: {BAD: BAD}}), encoding="utf-8")
+    for form in FORMS:
+        run("inspect", "x.mq4", "--format", form)
+        run("verify", "x.mq4", "--format", form)
+    for words in ("hipfire_mq2 --imatrix x.gguf", "reap_w4a16 --saliency x.json"):
+        code, _, said = run("plan", *words.split(), "--model", TINY)
+        assert code == 2
+        assert said
 
 
 STATEMENTS = (

@@ -50,11 +50,11 @@ def policyc(*words: object, cwd: Path, **settings: str | None) -> tuple[int, str
     ],
     ids=str,
 )
-def test_numba_that_is_told_what_cannot_be(settings: dict[str, str], bundle: Path) -> None:
+def test_settings_under_which_numba_cannot_work(settings: dict[str, str], bundle: Path) -> None:
     code, _, said = policyc("verify", bundle, cwd=bundle.parent, **settings)
     assert code == 2
     assert said.startswith("error[numba-unusable]: ")
-    assert f"unset what the environment tells it: {next(iter(settings))}\n" in said
+    assert f"unset or correct {next(iter(settings))} in the environment\n" in said
     # No kernel is needed to plan.
     code, _, _ = policyc("plan", "p.qpol", "--model", TINY, cwd=bundle.parent, **settings)
     assert code == 0
