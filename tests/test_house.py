@@ -63,7 +63,7 @@ OPENERS: dict[str, tuple[str, ...]] = {
     "memmap": (),
     "fromfile": (),
     "loads": (
-        *(".bounded_json", ".language.read_dsl", ".version", "emitters.core.deleting"),
+        *(".bounded_json", ".language.read_dsl", ".version"),
         *("emitters.core.journal", "emitters.core.record", "emitters.core.seal"),
     ),
     "load": (),

@@ -7,6 +7,7 @@ claim the output ─ open or resume the journal ─ run the units ─ metadata a
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -37,19 +38,24 @@ from policy_dsl.plan import Plan
 class BuildReport:
     """What a build did.
 
-    nbytes: of all files; resumed_nbytes: bytes of source weights that an earlier run had done;
-    digest: the record's own. findings: warnings about what is left over of earlier bundles.
+    sizes: bytes of every file, by its name; resumed_nbytes: bytes of source weights that an
+    earlier run had done; digest: the record's own. findings: warnings about what is left over
+    of earlier bundles.
     """
 
     out: Path
-    files: int
+    sizes: Mapping[str, int]
     tensors: int
-    nbytes: int
     source_nbytes: int
     resumed_nbytes: int
     seconds: float
     digest: str
     findings: tuple[Diagnostic, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files."""
+        return sum(self.sizes.values())
 
 
 def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
@@ -91,9 +97,8 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
         workspace.finish(force=force)
     return BuildReport(
         out=out,
-        files=len(plan.files),
+        sizes={file.name: file.nbytes or 0 for file in plan.files},
         tensors=sum(len(module.tensors) for module in plan.modules),
-        nbytes=sum(file.nbytes or 0 for file in plan.files),
         source_nbytes=plan.source_nbytes,
         resumed_nbytes=resumed,
         seconds=monotonic() - started,

@@ -7,7 +7,6 @@ between stays where it is.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
@@ -15,8 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from emitters.core.bundle_reading import LARGEST_RECORD
 from emitters.core.record import RECORD, SCHEMA_VERSION, record_digest
 from emitters.tensor_io.shards import writing
+from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.plain_names import is_plain_name
 from policy_dsl.sources.side_files import SUBFOLDERS
@@ -33,10 +34,9 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-# Files of metadata are hashed before they are replaced; weights are known by their size.
-_HASHED_NBYTES = 64 * 2**20
+# Of the smallest files so much is hashed before they are replaced; of weights, sizes must do.
+_HASHED_NBYTES = 256 * 2**20
 _CHUNK_NBYTES = 4 * 2**20
-_LARGEST_RECORD = 64 * 2**20
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NO_LINK
 _FILE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NO_LINK
@@ -78,11 +78,13 @@ def recorded_files(folder: Path) -> dict[str, MadeFile]:
 
     Raises: PolicyError unless the record is one that a policyc wrote.
     """
+    kind = kind_of(folder / RECORD)
+    if kind != "a file":
+        reason = f"its {RECORD} is {kind}, not a file" if kind else f"it has no {RECORD}"
+        raise _not_made(folder, reason)
     try:
-        return _files(json.loads(_content(folder / RECORD)))
-    except FileNotFoundError:
-        raise _not_made(folder, f"it has no {RECORD}") from None
-    except (OSError, ValueError, RecursionError) as error:
+        return _files(parse_json(_content(folder / RECORD)))
+    except (OSError, ValueError) as error:
         raise _not_made(folder, f"its {RECORD} cannot be read: {error}") from error
     except _WrongRecordError as error:
         raise _not_made(folder, f"its {RECORD} {error}") from None
@@ -94,8 +96,10 @@ def made_files(folder: Path) -> dict[str, MadeFile]:
     Raises: PolicyError unless they are as a build made them and alone in the folder.
     """
     files = recorded_files(folder)
-    for name, made in files.items():
-        reason = _misfit(folder / name, made)
+    left = _HASHED_NBYTES
+    for name, made in sorted(files.items(), key=lambda item: item[1].nbytes):
+        left -= made.nbytes
+        reason = _misfit(folder / name, made, hashed=left >= 0)
         if reason is not None:
             raise _not_made(folder, f"{name} {reason}")
     folders = {name.rpartition("/")[0] for name in files} - {""}
@@ -179,9 +183,9 @@ def _content(path: Path) -> bytes:
         facts = os.fstat(opened)
         if not stat.S_ISREG(facts.st_mode):
             raise ValueError("it is not a file")
-        if facts.st_size > _LARGEST_RECORD:
-            raise ValueError(f"it has {facts.st_size:,} bytes, more than {_LARGEST_RECORD:,}")
-        return file.read(_LARGEST_RECORD)
+        if facts.st_size > LARGEST_RECORD:
+            raise ValueError(f"it has {facts.st_size:,} bytes, more than {LARGEST_RECORD:,}")
+        return file.read(LARGEST_RECORD)
 
 
 def _files(document: Any) -> dict[str, MadeFile]:
@@ -209,7 +213,7 @@ def _made(name: str, found: Any) -> MadeFile:
     return MadeFile(*made)
 
 
-def _misfit(path: Path, made: MadeFile) -> str | None:
+def _misfit(path: Path, made: MadeFile, *, hashed: bool) -> str | None:
     """Why a file is not as it was made, as `is …`; None if nothing speaks against it."""
     kind = kind_of(path)
     if kind != "a file":
@@ -218,7 +222,7 @@ def _misfit(path: Path, made: MadeFile) -> str | None:
         nbytes = path.lstat().st_size
         if nbytes != made.nbytes:
             return f"has {nbytes} bytes, not {made.nbytes} as its record says"
-        if nbytes <= _HASHED_NBYTES and _sha256(path) != made.sha256:
+        if hashed and _sha256(path) != made.sha256:
             return "was changed: its SHA-256 does not match the record"
     return None
 

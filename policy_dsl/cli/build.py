@@ -143,14 +143,12 @@ def _stop_on_findings(plan: Plan, *, fail_on_warn: bool, quiet: bool, as_json: b
 
 
 def _show_result(plan: Plan, folder: Path, report: BuildReport, *, as_json: bool) -> None:
-    from emitters.core.workspace import written_files
     from policy_dsl.planning.outline import outline
     from policy_dsl.reports.report import Facts, render_text
     from policy_dsl.units import both_units, counted
 
     made = outline(plan)
-    # What lies there now, not what was planned.
-    sizes = written_files(folder)
+    sizes = dict(sorted(report.sizes.items()))
     # Ready to be pasted: paths with spaces are quoted.
     verify = f"policyc verify {shlex.quote(str(folder))}"
     tensors = sum(module.tensors for module in made.modules)

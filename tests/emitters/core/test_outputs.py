@@ -106,8 +106,8 @@ def test_force_trusts_no_record_but_a_build_s(force, tmp_path, kind):
         (lambda out: flip(out / "tokenizer.json"), "tokenizer.json was changed"),
         (lambda out: link(out / "LICENSE", out.parent / "secret"), "LICENSE is a link"),
         (lambda out: pipe(out / "LICENSE"), "LICENSE is a pipe, not a file"),
-        (lambda out: link(out / "policyc.json", out.parent / "record"), "policyc.json"),
-        (lambda out: pipe(out / "policyc.json"), "policyc.json cannot be read"),
+        (lambda out: link(out / "policyc.json", out.parent / "r"), "policyc.json is a link"),
+        (lambda out: pipe(out / "policyc.json"), "policyc.json is a pipe, not a file"),
     ],
 )
 def test_a_bundle_that_was_changed_is_not_replaced(force, tmp_path, harm, said):
