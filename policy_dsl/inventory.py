@@ -88,7 +88,8 @@ class Inventory:
     read; else None. notes: where this came from, for people. findings: warnings to show with
     it. mtimes: name -> modification time, in ns, of the files in `root` when they were listed.
     parts_read: (file, start, stop) -> SHA-256 of what was read of them: config, index, headers.
-    Two inventories are equal whatever these two, their notes, findings and unread names.
+    links: name -> where it leads, of shards that lie outside of `root`.
+    Two inventories are equal whatever these three, their notes, findings and unread names.
     """
 
     id: str
@@ -106,6 +107,7 @@ class Inventory:
     parts_read: Mapping[tuple[str, int, int], bytes] = field(
         default_factory=dict, compare=False, repr=False
     )
+    links: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def nbytes(self) -> int:

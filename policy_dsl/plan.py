@@ -211,7 +211,10 @@ class StatisticsFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a build will do: complete, printable, comparable; nothing is decided later."""
+    """All that a build will do: complete, printable, comparable; nothing is decided later.
+
+    linked_files: shards of the source that are links out of its folder, and where they lead.
+    """
 
     policy: Policy
     policy_digest: str
@@ -229,6 +232,7 @@ class Plan:
     refusals: tuple[Refusal, ...] = ()
     remarks: tuple[tuple[str, str], ...] = ()
     pruning: Pruning | None = None
+    linked_files: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     findings: tuple[Diagnostic, ...] = field(default=(), compare=False)
 
     @property

@@ -54,26 +54,24 @@ def file_stat(path: Path) -> os.stat_result:
     # A ValueError is a name with a null in it.
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
-    reason = why_not_regular(facts.st_mode)
-    if reason is not None:
-        raise fail("unreadable-file", path=str(path), reason=reason)
+    refuse_special(path, facts)
     return facts
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[FileIO]:
+def opened(path: Path, *, follow: bool = True) -> Iterator[FileIO]:
     """A regular file, opened to be read without a buffer.
 
+    follow: whether it may be a link.
     Raises: PolicyError (unreadable-file) if it cannot be opened or read, or is something else
     than a regular file.
     """
     # Before opening too: some devices do something when they are opened.
     file_stat(path)
     try:
-        with FileIO(os.open(path, _FLAGS)) as file:
-            reason = why_not_regular(os.fstat(file.fileno()).st_mode)
-            if reason is not None:
-                raise fail("unreadable-file", path=str(path), reason=reason)
+        flags = _FLAGS if follow else _FLAGS | getattr(os, "O_NOFOLLOW", 0)
+        with FileIO(os.open(path, flags)) as file:
+            refuse_special(path, os.fstat(file.fileno()))
             yield file
     except OSError as error:
         raise unreadable(path, error) from error
@@ -94,12 +92,12 @@ def read_whole(path: Path, *, most: int) -> bytes:
     return content
 
 
-def read_range(path: Path, start: int, stop: int) -> bytes:
-    """The bytes `start` to `stop` of a regular file.
+def read_range(path: Path, start: int, stop: int, *, follow: bool = True) -> bytes:
+    """The bytes `start` to `stop` of a regular file. follow: whether it may be a link.
 
     Raises: PolicyError (unreadable-file) as `opened` does, or if the file ends before.
     """
-    with opened(path) as file:
+    with opened(path, follow=follow) as file:
         file.seek(start)
         content = _read(file, stop - start)
     if len(content) != stop - start:
@@ -127,6 +125,14 @@ def unreadable(path: Path, error: OSError | ValueError) -> PolicyError:
     """The error of a file that the system does not give."""
     reason = getattr(error, "strerror", None) or str(error)
     return fail("unreadable-file", path=str(path), reason=reason)
+
+
+def refuse_special(path: Path, facts: os.stat_result) -> None:
+    """Raises: PolicyError (unreadable-file) unless these are the facts of a regular file."""
+    reason = why_not_regular(facts.st_mode)
+    if reason is not None:
+        cure = "remove it, or put a regular file in its place"
+        raise fail("unreadable-file", path=str(path), reason=reason, suggestion=cure)
 
 
 def _read(file: FileIO, most: int) -> bytes:

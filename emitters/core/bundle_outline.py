@@ -16,25 +16,27 @@ _UNREAD = "unknown-pattern"
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
-def bundle_outline(folder: Path) -> Outline:
+def bundle_outline(folder: Path, *, links: bool = True) -> Outline:
     """The outline of a bundle, from its record, or from headers and metadata alone.
 
+    links: whether its weights may be links out of its folder.
     Raises: PolicyError if the folder is not a bundle, its metadata and tensors disagree, or
     it is not known what they say.
     """
-    found = readable_outline(folder)
+    found = readable_outline(folder, links=links)
     # What is not known would be equal to itself.
     if found.unread:
         raise PolicyError(found.unread)
     return found
 
 
-def readable_outline(folder: Path) -> Outline:
+def readable_outline(folder: Path, *, links: bool = True) -> Outline:
     """The outline of a bundle, with modules of which it is not known how they are stored.
 
+    links: as of `bundle_outline`.
     Raises: PolicyError if the folder is not a bundle, or its metadata and tensors disagree.
     """
-    bundle = open_bundle(folder)
+    bundle = open_bundle(folder, links=links)
     unread = tuple(found for found in bundle.findings if found.code == _UNREAD)
     # A diff of a broken bundle would compare noise.
     if len(errors(bundle.findings)) > len(unread):

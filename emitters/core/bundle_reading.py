@@ -99,18 +99,21 @@ class Bundle:
         return {name: held[scale] for name, scale in found.items() if scale in held}
 
 
-def open_bundle(path: Path, record: Mapping[str, Any] | None = None) -> Bundle:
+def open_bundle(
+    path: Path, record: Mapping[str, Any] | None = None, *, links: bool = True
+) -> Bundle:
     """The bundle in a folder, or the one that is a single file, from headers and metadata.
 
     No weight is read. Of a file, the record beside it counts if it is about this file. record:
-    of a bundle that has none yet, what it will say.
+    of a bundle that has none yet, what it will say. links: whether its weights may be links out
+    of its folder.
     Raises: PolicyError if headers, index, or the record cannot be what they must be.
     """
     if not path.is_dir() and not (path.exists() and is_hfq_file(path)):
         if path.exists():
             ensure_no_other_file(path)
         raise fail("not-a-bundle", path=str(path), reason="it is not a folder")
-    inventory = open_source(str(path))
+    inventory = open_source(str(path), links=links)
     folder = path if path.is_dir() else path.parent
     record = record or read_record(folder)
     if record is not None and path != folder and path.name not in record["files"]:

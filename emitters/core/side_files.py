@@ -16,12 +16,15 @@ from policy_dsl.plan import Plan
 from policy_dsl.sources.checkpoint import CheckpointFiles, read_json
 from policy_dsl.sources.local_files import LocalFiles
 from policy_dsl.sources.placeholders import LOOKED_AT_NBYTES, refuse_placeholder
-from policy_dsl.sources.side_files import SIDE_FILES, VOCABULARIES, is_one_of
+from policy_dsl.sources.side_files import (
+    ALWAYS_COPIED,
+    SIDE_FILES,
+    VOCABULARIES,
+    is_one_of,
+)
 from policy_dsl.sources.token_ids import tokenizer_faults, tokens_beyond
 from policy_dsl.units import counted
 
-# Licences bind whoever passes a model on, and custom modeling code is part of it.
-ALWAYS_COPIED = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "*.py")
 _CURE = "download it again; the tokenizers library does not load it"
 # Larger ones take too long to be read on the way to a plan.
 _MOST_JSON_NBYTES = 64 * 2**20

@@ -24,6 +24,7 @@ from emitters.core.verify_source import ModuleError, compare
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, grouped
 from policy_dsl.inventory import Inventory
 from policy_dsl.planning.fill import describe
+from policy_dsl.regular_files import why_not_regular
 from policy_dsl.sources.checkpoint import MAX_INDEX_NBYTES, read_json
 from policy_dsl.sources.local_files import local_files
 
@@ -74,15 +75,18 @@ class VerifyReport:
         return not errors(self.findings)
 
 
-def verify_bundle(folder: Path, source: Inventory | None = None, *, jobs: int) -> VerifyReport:
+def verify_bundle(
+    folder: Path, source: Inventory | None = None, *, jobs: int, links: bool = True
+) -> VerifyReport:
     """What is right and wrong with the bundle in a folder.
 
     Structure, index, every file's and tensor's hash against the record, widths derived from
     shapes against those in the metadata; with a source, the error of every decoded tensor.
+    links: whether its weights may be links out of the folder.
     Raises: PolicyError if the folder is not a bundle at all, or cannot be read.
     """
     try:
-        bundle = open_bundle(folder)
+        bundle = open_bundle(folder, links=links)
     except PolicyError as error:
         # Something else altogether is a usage error, not a failed verification.
         if any(found.code in _NO_BUNDLE for found in error.diagnostics):
@@ -115,8 +119,9 @@ def written_stages(bundle: Bundle) -> list[Stage]:
 
     Headers, metadata, and what the format's readers need besides; no hashes, no source.
     """
+    structure = (*bundle.findings, *_links(bundle))
     stages = [
-        Stage("structure", bundle.findings, f"{len(bundle.modules)} modules, every header"),
+        Stage("structure", structure, f"{len(bundle.modules)} modules, every header"),
         Stage("index", tuple(_index(bundle)), "names, shards, total size"),
         Stage("widths", tuple(_widths(bundle)), f"{len(bundle.claims)} quantized modules"),
         Stage("side files", tuple(_side_files(bundle)), "tokenizer, templates, processors"),
@@ -130,6 +135,13 @@ def written_stages(bundle: Bundle) -> list[Stage]:
             found = tuple(needs_findings(bundle))
             stages.append(Stage("model", found, meant, not_compared(bundle)))
     return stages
+
+
+def _links(bundle: Bundle) -> Iterator[Diagnostic]:
+    """Weights that are read, and are somewhere else."""
+    cure = "copy it with its links followed, as `cp -RL` does"
+    for file, target in bundle.inventory.links.items():
+        yield diagnostic("linked-file", suggestion=cure, file=file, target=target)
 
 
 def _is_broken(stages: Iterable[Stage]) -> bool:
@@ -245,7 +257,7 @@ def _hashes(bundle: Bundle, jobs: int) -> Iterator[Diagnostic]:
     recorded: Mapping[str, Any] = bundle.record["files"]
     present = local_files(bundle.folder).sizes.keys() - {RECORD}
     for name in sorted(recorded.keys() - present):
-        yield diagnostic("missing-bundle-file", file=name, where="record")
+        yield _missing(bundle.folder, name)
     # Readers glob for weights; a note or licence added later harms nobody.
     for name in sorted(present - recorded.keys()):
         weights = name.endswith(".safetensors")
@@ -259,6 +271,17 @@ def _hashes(bundle: Bundle, jobs: int) -> Iterator[Diagnostic]:
     # Over all files, as the record does not say which tensor lies where.
     tensors = {name: sha for found in hashed.values() for name, sha in found.tensors.items()}
     yield from _changed_tensors(tensors, bundle.record["tensors"])
+
+
+def _missing(folder: Path, name: str) -> Diagnostic:
+    """The finding of a file that the record names, and that is not there, or not a file."""
+    try:
+        reason = why_not_regular((folder / name).stat().st_mode) if "/" not in name else None
+    except (OSError, ValueError):
+        reason = None
+    if reason is not None:
+        return diagnostic("file-changed", file=name, reason=reason)
+    return diagnostic("missing-bundle-file", file=name, where="record")
 
 
 def _places(inventory: Inventory, file: str) -> Places:

@@ -48,7 +48,7 @@ def defects(
     Raises: PolicyError if the file cannot be read any more.
     """
     (file,) = shards
-    container = read_container(local_files(folder), file)
+    container = read_container(local_files(folder, weights=file), file)
     if str(container.metadata.get("tokenizer")).strip() in ("", "{}"):
         yield diagnostic("no-tokenizer", target="hipfire_hfq", suggestion=_NO_TOKENIZER)
     source = Source(folder, file_facts(folder, shards))

@@ -54,6 +54,7 @@ def build(
     allow_requantize: options.Requantize = False,
     imatrix: options.ImatrixFile = None,
     saliency: options.SaliencyFile = None,
+    no_links: options.NoLinks = False,
     jobs: Jobs = None,
     max_memory: MaxMemory = None,
     force: Force = False,
@@ -75,7 +76,8 @@ def build(
     from policy_dsl.cli.progress import reporter
 
     request = Request(
-        policy, model, target, overrides, verbose, allow_requantize, imatrix, saliency
+        *(policy, model, target, overrides, verbose),
+        *(allow_requantize, imatrix, saliency, not no_links),
     )
     # What is wrong whatever the source comes before a long look at it.
     ensure_supported_system()

@@ -43,6 +43,7 @@ def check(
     target: options.TargetName = None,
     overrides: options.Overrides = None,
     saliency: options.SaliencyFile = None,
+    no_links: options.NoLinks = False,
     format: options.AnyFindings = "text",
     fail_on_warn: options.FailOnWarn = False,
     verbose: options.Verbose = False,
@@ -59,7 +60,13 @@ def check(
       policyc check policies/*.yaml --format github
     """
     checked = [
-        check_policy(Request(policy, model, target, overrides, verbose, saliency=saliency))
+        check_policy(
+            Request(
+                *(policy, model, target, overrides, verbose),
+                saliency=saliency,
+                links=not no_links,
+            )
+        )
         for policy in policies
     ]
     findings = [found for one in checked for found in one.findings]

@@ -35,6 +35,7 @@ def diff(
     target: options.TargetName = None,
     overrides: options.Overrides = None,
     saliency: options.SaliencyFile = None,
+    no_links: options.NoLinks = False,
     format: options.AnyReport = "text",
     exit_code: ExitCode = False,
     verbose: options.Verbose = False,
@@ -54,7 +55,14 @@ def diff(
     from policy_dsl.reports.diff_text import diff_document, diff_markdown, diff_text
 
     requests = _with_own_overrides(
-        [Request(side, model, target, overrides, verbose, saliency=saliency) for side in (a, b)]
+        [
+            Request(
+                *(side, model, target, overrides, verbose),
+                saliency=saliency,
+                links=not no_links,
+            )
+            for side in (a, b)
+        ]
     )
     # `diff mlx_4bit config_i` should just work: only one of them names a model.
     shared = model or next(filter(None, map(_own_model, requests)), None)
@@ -74,7 +82,7 @@ def read_side(request: Request, model: str | None = None) -> Outline:
     if path.is_dir():
         from emitters.core.bundle_outline import bundle_outline
 
-        return bundle_outline(path)
+        return bundle_outline(path, links=request.links)
     if path.suffix == ".json":
         from policy_dsl.reports.plan_json import read_saved_plan
 

@@ -28,6 +28,7 @@ def explain(
     overrides: options.Overrides = None,
     allow_requantize: options.Requantize = False,
     saliency: options.SaliencyFile = None,
+    no_links: options.NoLinks = False,
     format: options.AnyReport = "text",
     verbose: options.Verbose = False,
 ) -> None:
@@ -43,7 +44,11 @@ def explain(
 
     # The whole plan, because alike modules are part of the answer.
     plan, _ = make_plan(
-        Request(policy, model, target, overrides, verbose, allow_requantize, saliency=saliency)
+        Request(
+            *(policy, model, target, overrides, verbose, allow_requantize),
+            saliency=saliency,
+            links=not no_links,
+        )
     )
     found = explained(plan, tensor)
     if format == "json":

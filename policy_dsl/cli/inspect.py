@@ -39,6 +39,7 @@ HeadersFile = Annotated[
 def inspect(
     checkpoint: SourceName,
     save_headers: HeadersFile = None,
+    no_links: options.NoLinks = False,
     format: options.AnyReport = "text",
 ) -> None:
     """Show a checkpoint's family, layers, experts, dtypes and roles, from headers alone.
@@ -52,27 +53,27 @@ def inspect(
     """
     from policy_dsl.sources.reference import open_source
 
-    inventory = open_source(checkpoint)
+    inventory = open_source(checkpoint, links=not no_links)
     # Recorded before anything is shown: headers of an unknown family are worth keeping.
     if save_headers is not None:
         from policy_dsl.sources.recorded import write_recorded
 
         save_text(save_headers, write_recorded(inventory))
-    made = _bundle(Path(checkpoint))
+    made = _bundle(Path(checkpoint), links=not no_links)
     if made is not None:
         _show_bundle(made, format)
     else:
         _show_source(inventory, format)
 
 
-def _bundle(folder: Path) -> Outline | None:
+def _bundle(folder: Path, *, links: bool) -> Outline | None:
     """The outline of a bundle, of policyc or another tool; None if this is none."""
     from emitters.core.bundle_outline import readable_outline
 
     if not folder.is_dir():
         return None
     try:
-        return readable_outline(folder)
+        return readable_outline(folder, links=links)
     except PolicyError as error:
         # A source is not a bundle; a bundle that is broken must not pass for a source.
         if any(found.code != "not-a-bundle" for found in error.diagnostics):

@@ -91,5 +91,9 @@ Requantize = Annotated[
     bool,
     typer.Option("--allow-requantize", help="Take a source that is already quantized."),
 ]
+NoLinks = Annotated[
+    bool,
+    typer.Option("--no-links", help="Refuse weights that are links out of the model's folder."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say where things come from.")]

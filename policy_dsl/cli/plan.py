@@ -32,6 +32,7 @@ def plan(
     allow_requantize: options.Requantize = False,
     imatrix: options.ImatrixFile = None,
     saliency: options.SaliencyFile = None,
+    no_links: options.NoLinks = False,
     tensors: AllTensors = False,
     save: SaveTo = None,
     format: options.AnyReport = "text",
@@ -53,7 +54,8 @@ def plan(
     from policy_dsl.reports.plan_text import plan_markdown, plan_text
 
     request = Request(
-        policy, model, target, overrides, verbose, allow_requantize, imatrix, saliency
+        *(policy, model, target, overrides, verbose),
+        *(allow_requantize, imatrix, saliency, not no_links),
     )
     made, _ = make_plan(request)
     tests = run_tests(made)

@@ -30,6 +30,7 @@ class Request:
     allow_requantize: bool = False
     imatrix: Path | None = None
     saliency: Path | None = None
+    links: bool = True
 
     @property
     def statistics(self) -> dict[str, str]:
@@ -78,7 +79,7 @@ def open_model(request: Request, policy: Policy) -> Inventory:
     reference = request.model or policy.model
     if reference is None:
         raise fail("no-model", policy=policy.name)
-    inventory = open_source(reference)
+    inventory = open_source(reference, links=request.links)
     if request.verbose:
         for line in (f"source {inventory.id}", *inventory.notes):
             note(f"note: {escaped(line)}")

@@ -38,6 +38,7 @@ Jobs = Annotated[
 def verify(
     bundle: BundleFolder,
     source: SourceName = None,
+    no_links: options.NoLinks = False,
     jobs: Jobs = None,
     format: options.AnyReport = "text",
     quiet: options.Quiet = False,
@@ -57,7 +58,8 @@ def verify(
     from policy_dsl.sources.reference import open_source
 
     # Opened first: a wrong --source should not cost the hashing of a large bundle.
-    inventory = open_source(source) if source is not None else None
-    report = verify_bundle(bundle, inventory, jobs=jobs or available_cores())
+    inventory = open_source(source, links=not no_links) if source is not None else None
+    cores = jobs or available_cores()
+    report = verify_bundle(bundle, inventory, jobs=cores, links=not no_links)
     console.write_report(report, format, (verify_document, verify_markdown, verify_text))
     console.stop_if(not report.ok)

@@ -38,6 +38,11 @@ BUNDLE_CODES: dict[str, Code] = {
         "{file}: {reason}",
         "Readers look for a description of the quantization in different places.",
     ),
+    "linked-file": warning(
+        '{file} is a link out of the bundle, to "{target}"',
+        "The bytes are not in the folder: whoever copies or uploads it has a link to nothing.",
+        each="file",
+    ),
     "bad-record": error(
         "policyc.json of {path} cannot be read: {reason}",
         "The provenance record says what every file must hold.",

@@ -14,6 +14,13 @@ SOURCE_CODES: dict[str, Code] = {
     "missing-config": error(
         "{place} has no config.json", "The config names the architecture; a source needs it."
     ),
+    "link-outside": error(
+        '{file} is a link out of the folder, to "{target}"',
+        "A folder of somebody else may link to any file of this machine. Links of weights are "
+        "followed unless `--no-links` is given; those of other files are not, but for the "
+        "blobs of the hub's cache.",
+        each="file",
+    ),
     "bad-source-json": error(
         "{file}: {reason}", "A JSON file of the checkpoint cannot be read as what it should be."
     ),

@@ -89,6 +89,7 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
         pending=known.pending,
         remarks=(*head_remarks(own, model), *_remarks(spec, policy, modules)),
         pruning=pruning,
+        linked_files=tuple(sorted(inventory.links.items())),
     )
     # Warnings need the finished plan: they count bytes.
     plan = replace(plan, refusals=spec.refusals(plan) if spec.refusals else ())

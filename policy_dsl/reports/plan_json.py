@@ -71,6 +71,7 @@ def plan_document(
         "dropped": [_dropped(omission) for omission in plan.omitted],
         "files": [_file(file) for file in plan.files],
         "dropped_files": [asdict(file) for file in plan.omitted_files],
+        "linked_files": dict(plan.linked_files),
         "fp8_rule": plan.fp8_rule or None,
         "statistics": {file.name: file.path for file in plan.statistics},
         "pending": list(plan.pending),

@@ -84,6 +84,7 @@ def _group_tables(plan: Plan, made: Outline) -> tuple[Table, Table]:
 def _lists(plan: Plan, tests: Sequence[TestResult]) -> list[Block]:
     lines = {
         "Left out": (*_omissions(plan.omitted), *_omitted_files(plan.omitted_files)),
+        "Linked files": tuple(f"{file} -> {target}" for file, target in plan.linked_files),
         "Needed before a build": plan.pending,
         "Readers that cannot load it": tuple(_refusals(plan)),
         "Tests": tuple(_test_line(test) for test in tests),

@@ -18,9 +18,12 @@ from policy_dsl.sources.local_files import open_folder
 _PARTIAL = {"missing-config", "missing-shard", "no-weights", "unreadable-file"}
 
 
-def open_cached(repository: str, revision: str | None) -> Inventory | None:
+def open_cached(
+    repository: str, revision: str | None, *, links: bool = True
+) -> Inventory | None:
     """The model as it lies in the hub's cache; None if it is not there or not whole.
 
+    links: as of `open_folder`.
     Raises: PolicyError if what is cached is damaged.
     """
     folder = _snapshot(repository, revision)
@@ -28,7 +31,7 @@ def open_cached(repository: str, revision: str | None) -> Inventory | None:
         return None
     # A snapshot that was fetched in part has the same form, and no mark of it.
     try:
-        found = open_folder(folder, name=repository)
+        found = open_folder(folder, name=repository, links=links)
     except PolicyError as error:
         if {defect.code for defect in error.diagnostics} <= _PARTIAL:
             return None

@@ -9,22 +9,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, fail
+from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
 from policy_dsl.escaping import decoded
 from policy_dsl.inventory import Inventory
-from policy_dsl.regular_files import read_range, unreadable
+from policy_dsl.regular_files import read_range, refuse_special, unreadable
 from policy_dsl.sources.checkpoint import indexed, read_checkpoint
 from policy_dsl.sources.foreign_files import ensure_checkpoint, ensure_no_outer_folder
 from policy_dsl.sources.hfq_files import find_hfq, is_called_hfq, model_name, read_hfq
+from policy_dsl.sources.links import leads_outside, link_defect
 from policy_dsl.sources.shard_map import SUFFIX, find_index
-from policy_dsl.sources.side_files import SUBFOLDERS, is_looked_at, unread
+from policy_dsl.sources.side_files import SUBFOLDERS, is_looked_at, is_wanted, unread
 
 
 @dataclass(frozen=True)
 class LocalFiles:
     """The regular files at the top level of `folder`, and the known ones in its subfolders.
 
-    Links to files are followed (the hub's cache), links to folders are not. mtimes,
+    Links to files in the folder are followed, those of the hub's cache too, and those of
+    weights; links to folders are not. links: name -> where it leads, of the weights that lie
+    elsewhere. targets: name -> the file itself, of everything that is a link. mtimes,
     parts_read: as an inventory has them.
     """
 
@@ -33,6 +36,8 @@ class LocalFiles:
     unread: tuple[str, ...] = ()
     mtimes: Mapping[str, int] = field(default_factory=dict)
     parts_read: dict[tuple[str, int, int], bytes] = field(default_factory=dict, compare=False)
+    links: Mapping[str, Path] = field(default_factory=dict)
+    targets: Mapping[str, Path] | None = None
 
     @property
     def place(self) -> str:
@@ -41,7 +46,12 @@ class LocalFiles:
 
     def read(self, file: str, start: int, stop: int) -> bytes:
         """The bytes `start` to `stop` of a file. Raises: PolicyError if they cannot be had."""
-        content = read_range(self.folder / file, start, stop)
+        if self.targets is None:
+            content = read_range(self.folder / file, start, stop)
+        else:
+            # Where it led when it was listed, and not where it may lead by now.
+            path = self.targets.get(file, self.folder / file)
+            content = read_range(path, start, stop, follow=False)
         self.parts_read[file, start, stop] = hashlib.sha256(content).digest()
         return content
 
@@ -55,14 +65,15 @@ def located(path: str, span: Span | None) -> Path:
     return Path(path)
 
 
-def open_folder(folder: Path, *, name: str | None = None) -> Inventory:
+def open_folder(folder: Path, *, name: str | None = None, links: bool = True) -> Inventory:
     """The inventory of a checkpoint folder, called `name`, by default as the folder is.
 
-    A folder without safetensors may hold one HFQ file instead.
+    A folder without safetensors may hold one HFQ file instead. links: whether weights may be
+    links that lead out of the folder.
     Raises: PolicyError with the defects of all its files.
     """
     name = name or decoded(Path(os.path.abspath(folder)).name)
-    files = local_files(folder)
+    files = local_files(folder, links=links)
     container = find_hfq(files)
     if container is not None:
         return _dated(read_hfq(files, container, name=name, root=folder), files)
@@ -71,12 +82,13 @@ def open_folder(folder: Path, *, name: str | None = None) -> Inventory:
     return _dated(read_checkpoint(files, name=name, root=folder), files)
 
 
-def open_file(path: Path) -> Inventory:
+def open_file(path: Path, *, links: bool = True) -> Inventory:
     """The inventory of a model whose weights are one safetensors file, its config beside it.
 
+    links: as of `open_folder`.
     Raises: PolicyError; also if an index beside it says that the file is one of several.
     """
-    files = local_files(path.parent)
+    files = local_files(path.parent, links=links, weights=path.name)
     index = find_index(files.sizes)
     if index is not None:
         shards = set(indexed(files, index).values())
@@ -96,12 +108,13 @@ def open_file(path: Path) -> Inventory:
     return _dated(read_checkpoint(files, name=name, root=path.parent), files)
 
 
-def open_hfq_file(path: Path) -> Inventory:
+def open_hfq_file(path: Path, *, links: bool = True) -> Inventory:
     """The inventory of a model that is one HFQ file, whatever lies beside it.
 
+    links: as of `open_folder`.
     Raises: PolicyError if it is none, or damaged.
     """
-    files = local_files(path.parent)
+    files = local_files(path.parent, links=links, weights=path.name)
     # Other models and quantizations in the folder are no part of this one.
     alone = {
         file: size
@@ -116,42 +129,98 @@ def open_hfq_file(path: Path) -> Inventory:
 
 def _dated(inventory: Inventory, files: LocalFiles) -> Inventory:
     # Listed before anything was read: what changes from then on is noticed.
-    return replace(inventory, mtimes=files.mtimes, parts_read=files.parts_read)
+    linked = {
+        name: str(target)
+        for name, target in files.links.items()
+        if name in inventory.file_nbytes
+    }
+    return replace(
+        inventory, mtimes=files.mtimes, parts_read=files.parts_read, links=linked
+    )
 
 
-def local_files(folder: Path) -> LocalFiles:
+def local_files(folder: Path, *, links: bool = True, weights: str = "") -> LocalFiles:
     """The files of a folder with their sizes, sorted by name.
 
-    Raises: PolicyError if the folder cannot be read, or a link in it leads nowhere.
+    links: whether weights may be links that lead out of the folder. weights: the name of the
+    file that was asked for, if it is one. What is not a file, or a link elsewhere, and is not
+    wanted by anything, is only named, as unread.
+    Raises: PolicyError if the folder cannot be read, or something else is where a file of a
+    checkpoint should be: a pipe, a link that leads nowhere or out of the folder.
     """
-    found: list[Diagnostic] = []
-    sizes: dict[str, int] = {}
-    mtimes: dict[str, int] = {}
-    others: list[str] = []
+    listing = _Listing(folder, Path(os.path.realpath(folder)), links, weights)
     for name in _paths(folder):
+        listing.add(name)
+    if listing.found:
+        raise PolicyError(listing.found)
+    kept = {name: size for name, size in listing.sizes.items() if is_looked_at(name)}
+    return LocalFiles(
+        folder=folder,
+        sizes=kept,
+        unread=unread([*listing.sizes, *listing.folders], listing.special),
+        mtimes=listing.mtimes,
+        links=listing.links,
+        targets=listing.targets,
+    )
+
+
+@dataclass
+class _Listing:
+    """What has been seen of a folder, `real` if no part of its path is a link."""
+
+    folder: Path
+    real: Path
+    follow: bool
+    weights: str
+    found: list[Diagnostic] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    mtimes: dict[str, int] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)
+    special: list[str] = field(default_factory=list)
+    links: dict[str, Path] = field(default_factory=dict)
+    targets: dict[str, Path] = field(default_factory=dict)
+
+    def add(self, name: str) -> None:
+        """Look at one more name."""
+        if not name.isprintable():
+            reason = "its name cannot be printed"
+            self.found.append(diagnostic("unreadable-file", path=name, reason=reason))
+            return
         try:
-            facts = _facts(folder, name)
+            self._look(name)
         except PolicyError as error:
-            found += error.diagnostics
-            continue
-        # Opening a pipe would wait for ever.
+            # A note, a log or a pipe of somebody else is no reason to fail.
+            if is_wanted(name) or self._is_weights(name):
+                self.found += error.diagnostics
+            else:
+                self.special.append(name)
+
+    def _look(self, name: str) -> None:
+        path = self.folder / name
+        try:
+            facts = path.stat()
+            outside = leads_outside(path, self.real)
+            if path.is_symlink():
+                self.targets[name] = Path(os.path.realpath(path, strict=True))
+        except OSError as error:
+            raise unreadable(path, error) from error
         if stat.S_ISDIR(facts.st_mode):
-            others.append(f"{name}/")
-        elif stat.S_ISREG(facts.st_mode):
-            sizes[name], mtimes[name] = facts.st_size, facts.st_mtime_ns
-    if found:
-        raise PolicyError(found)
-    kept = {name: size for name, size in sizes.items() if is_looked_at(name)}
-    return LocalFiles(folder, kept, unread([*sizes, *others]), mtimes)
+            self.folders.append(f"{name}/")
+            return
+        refuse_special(path, facts)
+        if outside is not None:
+            self._follow(name, outside)
+        self.sizes[name], self.mtimes[name] = facts.st_size, facts.st_mtime_ns
 
+    def _follow(self, name: str, target: Path) -> None:
+        of_weights = self._is_weights(name)
+        if not (of_weights and self.follow):
+            raise PolicyError([link_defect(name, target, of_weights=of_weights)])
+        self.links[name] = target
 
-def _facts(folder: Path, name: str) -> os.stat_result:
-    if not name.isprintable():
-        raise fail("unreadable-file", path=name, reason="its name cannot be printed")
-    try:
-        return (folder / name).stat()
-    except OSError as error:
-        raise unreadable(folder / name, error) from error
+    def _is_weights(self, name: str) -> bool:
+        own = name == self.weights or is_called_hfq(name)
+        return own or ("/" not in name and name.endswith(SUFFIX))
 
 
 def _paths(folder: Path) -> Iterator[str]:

@@ -31,18 +31,19 @@ _HUB_ID = re.compile(
 )
 
 
-def open_source(reference: str) -> Inventory:
+def open_source(reference: str, *, links: bool = True) -> Inventory:
     """The inventory of a source, from headers alone.
 
     What exists on disk comes first. A hub id whose snapshot is whole in the hub's cache is read
     there; else it may be in the catalog, unless it pins a revision; else the hub is asked.
+    links: whether weights may be links that lead out of their folder.
     Raises: PolicyError with every defect of the source.
     """
     path = _local_path(reference)
     if path is not None:
-        return _open_path(path)
+        return _open_path(path, links=links)
     if _HUB_ID.fullmatch(reference):
-        return _open_hub_id(reference)
+        return _open_hub_id(reference, links=links)
     found = open_catalog(reference)
     if found is None:
         cure = did_you_mean(_loose(reference), map(_loose, catalog_names()))
@@ -91,25 +92,25 @@ def _local_path(reference: str) -> Path | None:
     return path if exists or written or reference.endswith((SUFFIX, *_RECORDED)) else None
 
 
-def _open_path(path: Path) -> Inventory:
+def _open_path(path: Path, *, links: bool) -> Inventory:
     if path.is_dir():
-        return open_folder(path)
+        return open_folder(path, links=links)
     if not path.exists():
         raise fail("unreadable-file", path=str(path), reason="it is not there")
     if is_hfq_file(path):
-        return open_hfq_file(path)
+        return open_hfq_file(path, links=links)
     if path.name.endswith(SUFFIX):
-        return open_file(path)
+        return open_file(path, links=links)
     ensure_no_other_file(path)
     return read_recorded(path)
 
 
-def _open_hub_id(reference: str) -> Inventory:
+def _open_hub_id(reference: str, *, links: bool) -> Inventory:
     # Not at the top: huggingface_hub takes time to import, its HTTP a quarter of a second.
     with _settings_of_the_hub():
         from policy_dsl.sources.hub_cache import open_cached  # noqa: PLC0415
     repository, _, revision = reference.partition("@")
-    found = open_cached(repository, revision or None)
+    found = open_cached(repository, revision or None, links=links)
     if found is None and not revision:
         found = open_catalog(repository)
     if found is None:

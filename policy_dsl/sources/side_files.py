@@ -42,6 +42,16 @@ SIDE_FILES = (
     "additional_chat_templates/*.jinja",
     *(f"{folder}/{name}" for folder in _SECOND_TOKENIZERS for name in _TOKENIZER),
 )
+# Licences bind whoever passes a model on, and custom modeling code is part of it.
+ALWAYS_COPIED = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "*.py")
+# What any reader or format looks for by its name: none of these may be missing unnoticed.
+_WANTED = (
+    *SIDE_FILES,
+    *ALWAYS_COPIED,
+    *("config.json", "configuration.json", "*.safetensors", "*.safetensors.index.json"),
+    *("adapter_config.json", "model_index.json", "policyc.json", "jang_config.json"),
+    *("quantize_config.json", "quantization_config.json"),
+)
 SUBFOLDERS = frozenset(name.partition("/")[0] for name in SIDE_FILES if "/" in name)
 
 _OTHER_WEIGHTS = "it holds weights in another form"
@@ -64,11 +74,21 @@ def is_looked_at(path: str) -> bool:
     return "/" not in path or is_one_of(path, SIDE_FILES)
 
 
-def unread(paths: Iterable[str]) -> tuple[str, ...]:
-    """What is not looked at: folders as `name/`, and what else is in the known subfolders."""
-    others = (path for path in paths if not is_looked_at(path))
+def is_wanted(path: str) -> bool:
+    """Whether a file of a checkpoint, by its path there, is one that something reads."""
+    return is_one_of(path, _WANTED)
+
+
+def unread(paths: Iterable[str], special: Iterable[str] = ()) -> tuple[str, ...]:
+    """What is not looked at: folders as `name/`, and what else is in the known subfolders.
+
+    special: pipes, links and the like, which are not looked at whatever they are called.
+    """
+    others = (*special, *(path for path in paths if not is_looked_at(path)))
     folders = (
-        path if path.partition("/")[0] in SUBFOLDERS else path.partition("/")[0] + "/"
+        path
+        if "/" not in path or path.partition("/")[0] in SUBFOLDERS
+        else path.partition("/")[0] + "/"
         for path in others
     )
     # What version control and downloads keep for themselves is no part of a model.

@@ -184,7 +184,7 @@ def test_inspecting_tells_what_was_pruned(
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"no", "it is neither safetensors nor JSON"),
+        (b"no", "it is not safetensors, and it is not JSON"),
         (b'{"raep": []}', 'did you mean "raep"?'),
         (b'{"reap": [[1, 2, 3]]}', "it has 1 layers, the model has 6"),
         (b'{"reap": {"0": [1, 1, 1, 1, 1, 1, NaN, 1]}}', "expert 6 of layer 0 has nan"),

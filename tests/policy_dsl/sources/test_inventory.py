@@ -163,10 +163,15 @@ def test_links_to_files_elsewhere_are_followed(sharded: Path, tmp_path: Path) ->
     plain = opened(sharded)
     cached = tmp_path / "snapshot"
     cached.mkdir()
-    for number, path in enumerate(sharded.iterdir()):
-        path.rename(tmp_path / str(number))
-        (cached / path.name).symlink_to(tmp_path / str(number))
-    assert replace(opened(cached), id=plain.id, root=plain.root) == plain
+    for number, path in enumerate(sorted(sharded.iterdir())):
+        if path.suffix == ".safetensors":
+            path.rename(tmp_path / str(number))
+            (cached / path.name).symlink_to(tmp_path / str(number))
+        else:
+            path.rename(cached / path.name)
+    found = opened(cached)
+    assert replace(found, id=plain.id, root=plain.root) == plain
+    assert found.links.keys() == found.file_nbytes.keys()
 
 
 def test_names_that_cannot_be_printed(sharded: Path) -> None:
@@ -184,9 +189,12 @@ def test_link_that_leads_nowhere(sharded: Path) -> None:
 
 
 def test_pipes_and_folders_are_not_files(sharded: Path) -> None:
-    os.mkfifo(sharded / "model-00003-of-00003.safetensors")
+    os.mkfifo(sharded / "notes.json")
     (sharded / "original").mkdir()
     assert opened(sharded).side_files == {}
+    os.mkfifo(sharded / "model-00003-of-00003.safetensors")
+    [said] = refused(sharded)
+    assert said.endswith("it is a pipe, not a file")
 
 
 @pytest.mark.parametrize(
