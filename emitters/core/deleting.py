@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from emitters.core.bundle_reading import LARGEST_RECORD
 from emitters.core.record import RECORD, SCHEMA_VERSION, record_digest
-from emitters.tensor_io.shards import writing
+from emitters.tensor_io.shards import flush, writing
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.plain_names import is_plain_name
@@ -121,7 +121,8 @@ def delete_bundle(folder: Path) -> None:
         with writing(folder):
             _delete(folder, {name: made.nbytes for name, made in files.items()})
             if set(os.listdir(folder)) <= {RECORD, BROWSED}:
-                # Last: until then it says what may be deleted.
+                # Last, after a crash too: until then it says what may be deleted.
+                flush(folder)
                 _delete(folder, {RECORD: None})
     _end(folder)
 

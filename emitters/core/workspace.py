@@ -30,7 +30,7 @@ from emitters.core.deleting import (
 )
 from emitters.core.record import RECORD
 from emitters.core.self_check import WrongBundleError
-from emitters.tensor_io.shards import flush, write_failure, writing
+from emitters.tensor_io.shards import flush, make_folder, write_failure, writing
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
 from policy_dsl.regular_files import read_whole
 
@@ -101,8 +101,11 @@ class Workspace:
         unfinished_files(self.bundle, before)
         with writing(self.root):
             self.journal.unlink(missing_ok=True)
+            # It must not come back after a crash and speak of other files than its own.
+            flush(self.root)
             delete_unfinished(self.bundle, before)
-            # Before there is any of them.
+            # Nor do the files: the lock names others before there is any of them.
+            flush(self.root)
             self.lock.write_text("\n".join(names), encoding="utf-8")
             flush(self.lock)
             self.bundle.mkdir()
@@ -110,8 +113,9 @@ class Workspace:
     def forget(self) -> None:
         """Make the work one that nothing can go on with."""
         # The error that led here is the one to tell, not that a folder is gone.
-        with suppress(OSError):
+        with suppress(OSError, PolicyError):
             self.journal.unlink()
+            flush(self.root)
 
     def recover(self) -> None:
         """Undo or end a `finish` that a crash cut off: its old bundle goes back, or goes.
@@ -182,6 +186,8 @@ class Workspace:
         names = (f"{_DELETED}-{number}" if number else _DELETED for number in count())
         free = next(name for name in names if kind_of(self.root / name) is None)
         self.replaced.rename(self.root / free)
+        # Before anything in it is deleted.
+        flush(self.root)
 
     def tidy(self) -> None:
         """Delete what nothing needs, the lock last; what cannot be deleted is in `left`."""
@@ -195,9 +201,11 @@ class Workspace:
             return
         with self._tidying(self.bundle):
             delete_unfinished(self.bundle, self._names())
-        with suppress(OSError):
+        with suppress(OSError, PolicyError):
             if set(os.listdir(self.root)) <= {BROWSED, "lock"}:
                 (self.root / BROWSED).unlink(missing_ok=True)
+            # What comes back after a crash without it would not be taken for a build's.
+            flush(self.root)
             self.lock.unlink()
             # Another build may be in it by now: it is not empty then, and stays.
             self.root.rmdir()
@@ -295,6 +303,8 @@ def claimed(out: Path) -> Iterator[Workspace]:
     try:
         _ensure_own(workspace)
         workspace.ensure_own()
+        # The lock's name is on the disk before any other.
+        flush(workspace.root)
         yield workspace
     except PolicyError as error:
         final = isinstance(error, WrongBundleError)
@@ -365,7 +375,7 @@ def _locked(workspace: Workspace) -> int:
 
 def _opened_lock(workspace: Workspace) -> tuple[int, bool]:
     """A descriptor of the lock file, and whether it was not there before."""
-    workspace.root.mkdir(parents=True, exist_ok=True)
+    make_folder(workspace.root)
     # Neither through a link nor waiting for the other end of a pipe.
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with suppress(FileNotFoundError):

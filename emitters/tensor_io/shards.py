@@ -116,6 +116,18 @@ def flush(path: Path) -> None:
             os.close(opened)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those that it is in; their names are on the disk when this returns.
+
+    Raises: OSError if one cannot be made, PolicyError if its name does not get there.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    flush(path.parent)
+
+
 def _sync(opened: int) -> None:
     # On macOS fsync ends when the disk's cache has the bytes, which power loss empties.
     full_sync = getattr(fcntl, "F_FULLFSYNC", None)

@@ -8,7 +8,7 @@ once either folder is synced. What is not safe may be there, or not, each event 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,21 @@ class Node:
         content = None if self.content is None else bytearray(self.content)
         return Node(content, {name: node.copy() for name, node in self.names.items()})
 
+    def files(self) -> dict[str, bytes]:
+        """The bytes of every file, by name, those of subfolders as `folder/name`."""
+        found: dict[str, bytes] = {}
+        for name, node in self.names.items():
+            if node.content is not None:
+                found[name] = bytes(node.content)
+            found |= {f"{name}/{inner}": held for inner, held in node.files().items()}
+        return found
+
+    def folders(self) -> set[str]:
+        """The names of all folders in it."""
+        within = {name: node for name, node in self.names.items() if node.content is None}
+        deeper = {f"{name}/{one}" for name, node in within.items() for one in node.folders()}
+        return {*within, *deeper}
+
     def at(self, path: Path) -> Node:
         """What is there by this path, seen from here. Raises: KeyError if nothing is."""
         node = self
@@ -75,6 +90,34 @@ def contents_only(event: Event) -> Event | None:
 def everything(event: Event) -> Event:
     """Nothing is lost, as when a program is killed."""
     return event
+
+
+def lost_for(name: str) -> Luck:
+    """What was asked for one name is lost, all else is there."""
+    return lambda event: None if name in _named(event) else event
+
+
+def kept_for(name: str) -> Luck:
+    """What was asked for one name is there, all else is lost."""
+    return lambda event: event if name in _named(event) else None
+
+
+def _named(event: Event) -> tuple[str, ...]:
+    return event.path.name, event.target.name
+
+
+def every_luck(events: Iterable[Event]) -> dict[str, Luck]:
+    """All kinds of luck for a log, by what they are; but for chance."""
+    kinds: dict[str, Luck] = {
+        "nothing": nothing,
+        "names only": names_only,
+        "contents only": contents_only,
+        "everything": everything,
+    }
+    for name in sorted({event.path.name for event in events}):
+        kinds[f"all but {name}"] = lost_for(name)
+        kinds[f"{name} alone"] = kept_for(name)
+    return kinds
 
 
 def chance(seed: int) -> Luck:

@@ -6,16 +6,20 @@ Held against a log of all that a build asks for, and against what a disk may hav
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from child_builds import Planned
 from event_log import Event, EventLog
-from lost_writes import Node, after_power_loss, everything, nothing
-from small_checkpoints import digests
+from lost_writes import Node, after_power_loss, every_luck, everything, nothing
+from small_checkpoints import Array, digests
 
 from emitters.core import journal as journals
 from emitters.core.build import build
@@ -25,6 +29,7 @@ from policy_dsl.diagnostics import PolicyError
 from policy_dsl.plan import Module, PlannedTensor
 
 TARGETS = ["mlx_affine", "jangtq_prestack", "hipfire_hfq", "gptq"]
+EIGHT_BITS = "name: eight_bits\ntarget: mlx_affine\nrules: |\n  all: 8bit\n  norm: keep\n"
 RULES = {
     "mlx_affine": "output shard_size 2MiB; all: 4bit; experts: 3bit; norm: keep",
     "jangtq_prestack": "all: 8bit affine; experts: 2bit mxtq; norm: f16",
@@ -102,15 +107,8 @@ def rows_of(content: bytes, tensor: PlannedTensor, module: Module, span: list[in
 def test_the_log_is_all_that_happened(record):
     build_ = record(force=True)
     after = build_.seen(len(build_.events))
-    assert contents(after) == contents(Node.read(build_.work))
-
-
-def contents(node: Node) -> dict[str, object]:
-    """A folder's content, as a value."""
-    return {
-        name: contents(inner) if inner.content is None else bytes(inner.content)
-        for name, inner in node.names.items()
-    }
+    now = Node.read(build_.work)
+    assert (after.files(), after.folders()) == (now.files(), now.folders())
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -168,7 +166,7 @@ def test_a_bundle_is_on_the_disk_whole_before_it_gets_its_name(record, target, f
     recorded = record(target, force=force)
     (number,) = (at for at, one in renames(recorded) if one.target == recorded.out)
     disk = recorded.held(recorded.disk(number), recorded.bundle)
-    assert contents(disk) == contents(Node.read(recorded.out))
+    assert disk.files() == Node.read(recorded.out).files()
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -178,13 +176,13 @@ def test_names_are_on_the_disk_before_anything_is_deleted(record, force):
     later = recorded.events[last:]
     first = last + next(at for at, one in enumerate(later) if one.what in ("unlink", "rmdir"))
     disk = recorded.held(recorded.disk(first), recorded.out)
-    assert contents(disk) == contents(Node.read(recorded.out))
+    assert disk.files() == Node.read(recorded.out).files()
 
 
 def test_a_replaced_bundle_is_on_the_disk_until_the_new_one_has_its_name(record):
     recorded = record(force=True)
-    old = contents(recorded.held(recorded.before, recorded.out))
-    new = contents(Node.read(recorded.out))
+    old = recorded.held(recorded.before, recorded.out).files()
+    new = Node.read(recorded.out).files()
     first = renames(recorded)[0][0]
     places = [recorded.out, recorded.root / "replaced"]
     for number in range(first, len(recorded.events)):
@@ -193,7 +191,7 @@ def test_a_replaced_bundle_is_on_the_disk_until_the_new_one_has_its_name(record)
             kept = []
             for place in places:
                 try:
-                    kept.append(contents(recorded.held(node, place)))
+                    kept.append(recorded.held(node, place).files())
                 except KeyError:
                     continue
             assert old in kept or new in kept
@@ -224,3 +222,106 @@ def test_a_shard_that_somebody_deleted_does_not_come_back(demo, planned, tmp_pat
     build(*given, out=tmp_path / "out", force=True)
     build(*given, out=tmp_path / "undisturbed")
     assert digests(tmp_path / "out") == digests(tmp_path / "undisturbed")
+
+
+def power_losses(recorded: Recorded) -> Iterator[tuple[str, Node]]:
+    """What power loss may leave at any moment of a build, each state once, with its history."""
+    seen: set[int] = set()
+    for number in range(len(recorded.events) + 1):
+        events = recorded.events[:number]
+        for kind, luck in every_luck(recorded.events).items():
+            node = after_power_loss(recorded.before, recorded.work, events, luck)
+            state = hash((frozenset(node.files().items()), frozenset(node.folders())))
+            if state not in seen:
+                seen.add(state)
+                yield f"{', '.join(map(str, events[-1:]))}, {kind}", node
+
+
+@contextmanager
+def unsynced() -> Iterator[None]:
+    """A context in which nothing waits for the disk: what is tried again is thrown away."""
+    nothing_done = {name: lambda _: None for name in ("fsync", "fdatasync")}
+    with patch.multiple(os, **nothing_done):
+        yield
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_whatever_power_loss_leaves_the_same_command_ends_as_ever(
+    write_llama, planned, tmp_path, force
+):
+    work, lost = tmp_path / "work", tmp_path / "lost"
+    work.mkdir()
+    given = planned(write_llama())
+    if force:
+        build(*planned(tmp_path / "source", EIGHT_BITS), out=work / "out")
+    recorded = Recorded(given, work, jobs=1, force=force)
+    whole, states = Node.read(recorded.out).files(), 0
+    old = recorded.before.names["out"].files() if force else {}
+    for what, node in power_losses(recorded):
+        shutil.rmtree(lost, ignore_errors=True)
+        node.write_to(lost)
+        left = node.names["out"].files() if "out" in node.names else {}
+        assert left in ({}, old, whole), what
+        # Its bundle has its name: the command would end with "output-exists".
+        with unsynced():
+            build(*given, out=lost / "out", jobs=1, force=force or left == whole)
+        assert Node.read(lost / "out").files() == whole, what
+        assert [path.name for path in lost.iterdir()] == ["out"], what
+        states += 1
+    assert states > 100
+
+
+def turn_round(tensors: dict[str, tuple[str, Array]]) -> None:
+    """Other values for each tensor of a model."""
+    for name, (dtype, array) in tensors.items():
+        tensors[name] = dtype, np.ascontiguousarray(array[::-1])
+
+
+class Interrupted(Silent):
+    """Stops a build when all rows are written."""
+
+    def begin(self, stage: str, total: int, done: int) -> None:
+        if stage == "hash":
+            raise KeyboardInterrupt
+
+
+def refusals(given: Planned, out: Path) -> list[str]:
+    """What a build is refused for; nothing if it is made."""
+    try:
+        build(*given, out=out, jobs=1)
+    except PolicyError as error:
+        return [finding.code for finding in error.diagnostics]
+    return []
+
+
+def test_work_that_was_thrown_away_does_not_come_back_half(write_llama, planned, tmp_path):
+    work, lost = tmp_path / "work", tmp_path / "lost"
+    work.mkdir()
+    thrown, other = planned(write_llama()), planned(write_llama(turn_round, name="other"))
+    build(*thrown, out=tmp_path / "undisturbed")
+    whole, resumed = Node.read(tmp_path / "undisturbed").files(), 0
+    with pytest.raises(KeyboardInterrupt):
+        build(*thrown, out=work / "out", progress=Interrupted())
+    recorded = Recorded(other, work, jobs=1, force=True)
+    for what, node in power_losses(recorded):
+        if "out" in node.names:
+            continue
+        shutil.rmtree(lost, ignore_errors=True)
+        node.write_to(lost)
+        with unsynced():
+            refused = refusals(thrown, lost / "out")
+        # Where rows of the other build are done, it is refused, as ever.
+        assert refused in ([], ["other-build"]), what
+        assert refused or Node.read(lost / "out").files() == whole, what
+        resumed += not refused
+    assert resumed > 0
+
+
+def test_folders_above_the_output_are_on_the_disk(write_llama, planned, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    before, log, out = Node.read(work), EventLog(work), work / "some" / "where" / "out"
+    with log.recording():
+        build(*planned(write_llama()), out=out)
+    disk = after_power_loss(before, work, log.events, nothing)
+    assert disk.at(out.relative_to(work)).files() == Node.read(out).files()
