@@ -167,11 +167,12 @@ def test_another_policy_starts_over_where_nothing_is_done(several_blocks, planne
     build(*planned(tmp_path / "source", FIVE_BITS), out=tmp_path / "out")
 
 
-def test_a_source_that_was_written_again_is_refused(several_blocks, tmp_path):
+def test_a_source_that_was_written_again_is_refused(several_blocks, planned, tmp_path):
     interrupted(several_blocks, tmp_path / "out")
     os.utime(tmp_path / "source" / "model.safetensors")
+    again = planned(tmp_path / "source")
     with pytest.raises(PolicyError, match="another source, or of another state of it"):
-        build(*several_blocks, out=tmp_path / "out")
+        build(*again, out=tmp_path / "out")
 
 
 def test_what_is_written_after_a_torn_line_is_not_lost_with_it(several_blocks, tmp_path):
