@@ -303,12 +303,69 @@ def changed_safetensors(random: Random, content: bytes) -> bytes:
     if random.random() < 0.2:
         return changed_bytes(random, content)
     size = int.from_bytes(content[:8], "little")
-    header = changed_json(random, content[8 : 8 + size])
+    if random.random() < 0.4:
+        header = _other_header(random, content[8 : 8 + size])
+    else:
+        header = changed_json(random, content[8 : 8 + size])
     length = len(header)
     if random.random() < 0.1:
         top = [0, 1, length - 1, length + 1, 2**31, 2**63, 2**64 - 1, 99_999_999, 10**8 + 1]
         length = random.choice(top) % 2**64
     return length.to_bytes(8, "little") + header + content[8 + size :]
+
+
+def _other_header(random: Random, header: bytes) -> bytes:
+    """A header that fits its file, of tensors that are called or shaped otherwise."""
+    try:
+        entries = json.loads(header)
+    except (ValueError, RecursionError):
+        return changed_bytes(random, header)
+    names = [name for name, entry in entries.items() if "shape" in entry]
+    for name in random.sample(names, k=min(len(names), random.choice([1, 1, 3, 30]))):
+        entry = entries.pop(name)
+        if random.random() < 0.5:
+            entries[other_name(random, name)] = entry
+        else:
+            entries[name] = entry | other_form(random, entry)
+    return json.dumps(entries).encode()
+
+
+def other_name(random: Random, name: str) -> str:
+    """A tensor's name with other numbers or parts."""
+    numbers = ["0", "1", "00", "01", "-1", "7", "99", "1000000", "99999999999999999999", DIGITS]
+    parts = name.split(".")
+    at = random.randrange(len(parts))
+    places = [i for i, part in enumerate(parts) if part.isdigit()] or [at]
+    kind = random.randrange(4)
+    if kind < 2:
+        parts[random.choice(places)] = random.choice(numbers)
+    elif kind == 2:
+        parts[at] = random.choice(
+            [*parts, *STRINGS[:30], "weight_scale_inv", "scales", "g_idx"]
+        )
+    else:
+        parts[at:at] = [random.choice([*parts, "model", "language_model", "experts", "3"])]
+    return ".".join(parts)
+
+
+WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "U8": 1, "I8": 1, "F8_E4M3": 1, "I32": 4}
+
+
+def other_form(random: Random, entry: Any) -> dict[str, Any]:
+    """Another dtype and shape for a tensor's entry, of as many bytes where that can be."""
+    dtype, shape = entry["dtype"], entry["shape"]
+    nbytes = WIDTHS.get(dtype, 1)
+    for length in shape:
+        nbytes *= length
+    kind = random.randrange(4)
+    if kind == 0:
+        dtype = random.choice([*WIDTHS, "I16", "U16", "U32", "I64", "F4", "BOOL", "F8_E5M2"])
+    count = nbytes // WIDTHS.get(dtype, 2)
+    many = [count, 1] if kind else [count]
+    shapes = [[], [0], [0, 2**62, 2**62], shape[::-1], [1, *shape], [*shape, 1], many, [1] * 64]
+    if kind != 1:
+        shapes = [many, [1, count], shape, shape[::-1]]
+    return {"dtype": dtype, "shape": random.choice(shapes)}
 
 
 def changed_hfq(random: Random, content: bytes) -> bytes:
@@ -339,6 +396,23 @@ def changed_hfq(random: Random, content: bytes) -> bytes:
         + changed_bytes(random, content[stop : stop + 4096])
         + (content[stop + 4096 :])
     )
+
+
+def changed_recorded(random: Random, document: Any) -> Any:
+    """Recorded headers of other tensors, with the totals that they have."""
+    made = deepcopy(document)
+    groups = [(file, group) for file in made["files"] for group in file["tensors"]]
+    for file, group in random.sample(groups, k=min(len(groups), random.randint(1, 3))):
+        kind = random.randrange(3)
+        if kind == 0:
+            at = random.randrange(len(group["names"]))
+            group["names"][at] = other_name(random, group["names"][at])
+        elif kind == 1:
+            group.update(other_form(random, group))
+        else:
+            file["tensors"].append({**group, "names": [other_name(random, group["names"][0])]})
+        file["order"] = None
+    return made
 
 
 WORDS = re.compile(r"\s+|\w+|\"[^\"\n]*\"|/[^/\n]*/|.", re.DOTALL)

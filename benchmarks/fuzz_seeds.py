@@ -65,6 +65,7 @@ class Seeds:
     policies: Sequence[tuple[str, str]]
     checkpoints: Mapping[str, Path]
     bundles: Mapping[str, Path]
+    bundles_of_others: Mapping[str, Sequence[Path]]
     plans: Sequence[Path]
     recorded: Sequence[Path]
     imatrices: Sequence[Path]
@@ -90,6 +91,12 @@ def make_seeds(work: Path) -> Seeds:
         list(_policies(work)),
         checkpoints,
         bundles,
+        {
+            "mlx_affine": [],
+            "jangtq_prestack": [checkpoints["jang"], checkpoints["jang_apart"]],
+            "hipfire_hfq": [checkpoints["container"]],
+            "gptq": [checkpoints["autoround"]],
+        },
         plans,
         recorded,
         [DATA / "imatrix.gguf", _legacy_imatrix(work)],

@@ -12,6 +12,7 @@ was told to.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import gzip
 import json
@@ -25,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -41,8 +43,10 @@ from fuzz_seeds import Seeds, make_seeds, silent  # noqa: E402
 
 from emitters.core.record import record_digest  # noqa: E402
 from policy_dsl.cli import main as policyc  # noqa: E402
+from policy_dsl.sources.name_patterns import expand_pattern  # noqa: E402
 
 CHUNK = 10
+LARGE = "minimax_m2.7.json"
 TENSORS = (
     "lm_head.weight",
     "*",
@@ -106,10 +110,16 @@ def _write(path: Path, text: str) -> None:
 def broken_checkpoint(seeds: Seeds, random: Random, box: Path) -> Case:
     """A checkpoint of any family with something wrong in its documents or files."""
     family = random.choice(list(seeds.checkpoints))
+    # The files beside the tensors are read only where all else is well.
+    beside = random.random() < 0.2
+    if beside:
+        family = random.choice(["llama", "qwen3_moe", "minimax_m2", "source", "llama_src"])
     folder = _linked(seeds.checkpoints[family], box / "model")
     for _ in range(random.choice([1, 1, 2])):
         kind = random.random()
-        if kind < 0.5 and (folder / "config.json").is_file():
+        if beside:
+            _change_beside(random, folder)
+        elif kind < 0.5 and (folder / "config.json").is_file():
             _change_file(random, folder / "config.json")
         elif kind < 0.9:
             _change_any(random, folder)
@@ -122,7 +132,7 @@ def broken_checkpoint(seeds: Seeds, random: Random, box: Path) -> Case:
         ["check", "p.qpol", "--model", "model"],
         ["plan", "p.qpol", "--model", "model", "--allow-requantize"],
     ]
-    if random.random() < 0.2:
+    if beside or random.random() < 0.1:
         commands.append(["build", "p.qpol", "--model", "model", "-o", "out", "-q", "-j", "1"])
     return Case(commands, ["out"])
 
@@ -161,6 +171,13 @@ def _change_any(random: Random, folder: Path) -> None:
         _change_file(random, path)
 
 
+def _change_beside(random: Random, folder: Path) -> None:
+    beside = [path for path in _regular(folder) if path.name not in ("config.json", "LICENSE")]
+    _change_file(
+        random, random.choice([path for path in beside if path.suffix in (".json", ".jinja")])
+    )
+
+
 def _odd_file(random: Random, folder: Path) -> None:
     """A pipe, a folder or a link where a file is expected, or a file of an odd name."""
     path = random.choice([*_regular(folder), folder / "notes.json"])
@@ -190,7 +207,8 @@ def broken_bundle(target: str) -> Callable[[Seeds, Random, Path], Case]:
     """What makes a bundle of a target with something wrong in its documents or files."""
 
     def make(seeds: Seeds, random: Random, box: Path) -> Case:
-        folder = _linked(seeds.bundles[target], box / "bundle")
+        whole = random.choice([seeds.bundles[target], *seeds.bundles_of_others[target]])
+        folder = _linked(whole, box / "bundle")
         for _ in range(random.choice([1, 1, 2])):
             _break_bundle(random, folder)
         source = ["--source", str(seeds.source)] if random.random() < 0.25 else []
@@ -198,7 +216,7 @@ def broken_bundle(target: str) -> Callable[[Seeds, Random, Path], Case]:
         commands = [
             ["verify", "bundle", "-j", "1", *source, *form],
             ["inspect", "bundle", *form],
-            ["diff", "bundle", str(seeds.bundles[target]), *form],
+            ["diff", "bundle", str(whole), *form],
         ]
         return Case(commands)
 
@@ -216,8 +234,9 @@ def _break_bundle(random: Random, folder: Path) -> None:
     else:
         _odd_file(random, folder)
     # Without its record, a bundle is read by what its metadata claim.
-    if random.random() < 0.3:
-        (folder / "policyc.json").unlink(missing_ok=True)
+    record = folder / "policyc.json"
+    if random.random() < 0.3 and not record.is_dir():
+        record.unlink(missing_ok=True)
 
 
 def _change_record(random: Random, path: Path) -> None:
@@ -256,8 +275,8 @@ def broken_plan(seeds: Seeds, random: Random, box: Path) -> Case:
 
 def broken_headers(seeds: Seeds, random: Random, box: Path) -> Case:
     """Recorded headers, sometimes compressed."""
-    content = random.choice(seeds.recorded).read_bytes()
-    made, name = change.changed_json(random, content), "recorded.json"
+    whole = random.choice(seeds.recorded)
+    made, name = _changed_headers(random, whole.read_bytes()), "recorded.json"
     if random.random() < 0.2:
         made, name = gzip.compress(made, 1), "recorded.json.gz"
         made = change.changed_bytes(random, made) if random.random() < 0.3 else made
@@ -265,7 +284,31 @@ def broken_headers(seeds: Seeds, random: Random, box: Path) -> Case:
     target = random.choice(list(RULES))
     _write(box / "p.qpol", f"target {target}\n{RULES[target]}\n")
     form = ["--format", random.choice(["text", "json", "markdown"])]
-    return Case([["inspect", name, *form], ["plan", "p.qpol", "--model", name, *form]])
+    commands = [["inspect", name, *form], ["plan", "p.qpol", "--model", name, *form]]
+    # To plan for a whole MiniMax-M2.7, of 96,000 tensors, takes two seconds by itself.
+    return Case(commands[: 1 if whole.name == LARGE else 2])
+
+
+def _changed_headers(random: Random, content: bytes) -> bytes:
+    kind = random.random()
+    if kind < 0.4:
+        return change.changed_json(random, content)
+    document = json.loads(content)
+    if kind < 0.6:
+        document["config"] = change.changed_document(random, document["config"])
+        return change.json_of(document).encode()
+    document = change.changed_recorded(random, document)
+    groups = [group for file in document["files"] for group in file["tensors"]]
+    counts, nbytes = 0, 0
+    for group in groups:
+        count = 0
+        for pattern in group["names"]:
+            with contextlib.suppress(ValueError):
+                count += len(expand_pattern(pattern, limit=10**5, letters=10**7))
+        counts += count
+        nbytes += count * prod(group["shape"]) * change.WIDTHS.get(group["dtype"], 2)
+    document["totals"] = {"tensors": counts, "nbytes": nbytes}
+    return json.dumps(document).encode()
 
 
 def broken_statistics(seeds: Seeds, random: Random, box: Path) -> Case:
