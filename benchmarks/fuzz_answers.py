@@ -168,7 +168,7 @@ def _seconds() -> float:
 def _control(text: str) -> str:
     """The first letter that a terminal would not show, in its line; "" if there is none."""
     # Most texts are plain, and a set is a quick look at all of them.
-    odd = {one for one in set(text) - {"\n"} if unicodedata.category(one) in CONTROLS}
+    odd = {one for one in set(text) - {"\n", "\t"} if unicodedata.category(one) in CONTROLS}
     at = min((text.index(one) for one in odd), default=None)
     return "" if at is None else ascii(text[max(0, at - 40) : at + 40])
 
