@@ -35,6 +35,9 @@ _LOST = "\N{REPLACEMENT CHARACTER}"
 _MARKUP = re.compile(r"[\\|*`[]|(?<!\w)_|_(?!\w)")
 # What makes a line a heading, a list, a quotation or a fence.
 _START = re.compile(r"([0-9]{0,9})(#{1,6}(?= |$)|[-+.)](?= |$)|>|[-=~]{3})")
+# What GitHub's and Azure's runners take for a command in the output of a program.
+# Source: actions/runner, ActionCommand.TryParseV2 and TryParse; Azure, logging commands.
+_COMMAND = re.compile(r"^ *:(?=:)|#(?=#(?:vso)?\[)", re.MULTILINE)
 _HTML = {"&": "&amp;", "<": "&lt;", "@": "&#64;"}
 
 
@@ -66,15 +69,20 @@ def decoded(name: str) -> str:
     return name if name.isascii() else _BYTES.sub(_as_utf8, name)
 
 
-def escaped_lines(text: str) -> str:
-    """The text with its line feeds, what else cannot be seen escaped."""
-    return _by_line(decoded(text), _escape)
+def escaped_lines(text: str, *, commands: bool = False) -> str:
+    """The text with its line feeds; what else cannot be seen, or runners would do, is escaped.
+
+    commands: whether the text holds commands to runners of our own.
+    """
+    lines = _by_line(decoded(text), _escape)
+    return lines if commands else _COMMAND.sub(_escape_command, lines)
 
 
 def escaped_json(text: str) -> str:
     r"""A JSON text of the same values, what cannot be seen as `\u202e`."""
     # In JSON's strings a line feed is escaped already: those here are of its layout.
-    return _by_line(text, _json_escape)
+    seen = _by_line(text, _json_escape)
+    return _COMMAND.sub(lambda found: found[0][:-1] + _json_escape(found[0][-1]), seen)
 
 
 def replaced(line: str) -> str:
@@ -114,6 +122,10 @@ def _each(text: str, escape: Callable[[str], str]) -> str:
 def _as_utf8(found: re.Match[str]) -> str:
     # A locale may have read UTF-8 as mere bytes.
     return found[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _escape_command(found: re.Match[str]) -> str:
+    return f"{found[0][:-1]}\\x{ord(found[0][-1]):02x}"
 
 
 def _escape(char: str) -> str:

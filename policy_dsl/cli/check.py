@@ -78,7 +78,7 @@ def check(
         # Only what the chosen form needs is imported: `check` has to start at once.
         from policy_dsl.reports.findings import github_line
 
-        console.write("".join(github_line(found) + "\n" for found in findings))
+        console.write_commands("".join(github_line(found) + "\n" for found in findings))
     else:
         from policy_dsl.reports.findings import sarif
         from policy_dsl.version import version

@@ -172,6 +172,11 @@ def write_findings(text: str) -> None:
     sys.stdout.write(painted(escaped_lines(text), sys.stdout))
 
 
+def write_commands(text: str) -> None:
+    """Write lines that are commands to the runner of a workflow to stdout."""
+    sys.stdout.write(escaped_lines(text, commands=True))
+
+
 def write_policy(text: str) -> None:
     """Write the text of a policy to stdout as it is: escapes would make it another one."""
     sys.stdout.write(text)

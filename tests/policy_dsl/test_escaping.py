@@ -58,6 +58,20 @@ def test_every_text_can_be_seen_after_that_and_keeps_its_values_in_json(text: st
         assert all(map(is_visible, document.split("\n")))
 
 
+def test_runners_of_workflows_get_no_commands() -> None:
+    text = "::set-output name=x::y\n  ::debug::x\na::b\n2 | # ##[error]x\n"
+    text += "##vso[task.x]y\n## a [b]\n"
+    assert escaped_lines(text) == (
+        "\\x3a:set-output name=x::y\n  \\x3a:debug::x\na::b\n2 | # \\x23#[error]x\n"
+        "\\x23#vso[task.x]y\n## a [b]\n"
+    )
+    assert escaped_lines(escaped_lines(text)) == escaped_lines(text)
+    assert escaped_lines("::error title=x::y\n", commands=True) == "::error title=x::y\n"
+    document = json_text({"a": "::x ##[error]y"})
+    assert "##[" not in document
+    assert json.loads(document) == {"a": "::x ##[error]y"}
+
+
 def test_long_values_are_cut() -> None:
     assert escaped("a" * 100, longest=10) == "a" * 10 + "…"
     found = diagnostic("unknown-policy", name="\x1b" * 10**6)
