@@ -54,6 +54,8 @@ _FINAL = frozenset(
         "wrong-result",
     }
 )
+# What NFS calls a file that is deleted while it is open.
+_OPEN = ".nfs"
 _LARGEST_LOCK = 16 * 2**20
 # How often a build may end just where another one wants to begin.
 _MOST_TRIES = 1000
@@ -244,9 +246,12 @@ def check_place(out: Path, source: Path | None) -> None:
 
     It is in the source's folder or around it, or it is something else than a folder.
     """
+    cure = "give a folder apart from the source with -o"
+    # The root of a disk has no name, and nothing beside it.
+    if not out.name:
+        raise fail("output-in-source", path=str(out), suggestion=cure)
     workspace = Workspace(out)
     if source and any(_overlap(source, place) for place in (out, workspace.root)):
-        cure = "give a folder apart from the source with -o"
         raise fail("output-in-source", path=str(out), suggestion=cure)
     ensure_kind(out, "a folder")
     _ensure_own(workspace)
@@ -280,11 +285,11 @@ def check_early(out: Path, source: Path | None, *, force: bool) -> None:
 
     Where another build is at work its renames would confuse what is seen: the claim decides.
     """
-    root, seen = Workspace(out).root, False
     check_place(out, source)
+    root = Workspace(out).root
+    seen = os.path.lexists(root)
     try:
-        seen = os.path.lexists(root)
-        check_output(out, source, force=force)
+        _check_contents(out, force=force)
     except PolicyError:
         if not seen and not os.path.lexists(root):
             raise
@@ -316,6 +321,9 @@ def claimed(out: Path) -> Iterator[Workspace]:
         if _holds(workspace, lock):
             workspace.tidy()
         os.close(lock)
+        # Over NFS a deleted file keeps its folder until it is closed.
+        with suppress(OSError):
+            workspace.root.rmdir()
 
 
 def _ensure_own(workspace: Workspace) -> None:
@@ -334,7 +342,7 @@ def _ensure_own(workspace: Workspace) -> None:
 def _listed(folder: Path) -> set[str]:
     with writing(folder):
         try:
-            return set(os.listdir(folder))
+            return {name for name in os.listdir(folder) if not name.startswith(_OPEN)}
         except (FileNotFoundError, NotADirectoryError):
             # A build that ends deletes it; a file of its name is told where it is in the way.
             return set()

@@ -371,3 +371,38 @@ def test_hard_links_between_source_and_output_do_not_matter(force, tmp_path):
     assert force() == ""
     assert shard.read_bytes() == content
     assert (tmp_path / "source" / "LICENSE").read_text()
+
+
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [
+        ("/", "output-in-source"),
+        ("/..", "output-in-source"),
+        ("/dev/null", "output-not-plain"),
+        ("a" * 250, "unwritable-output"),
+        ("a" * 300, "unwritable-output"),
+        ("policy.yaml/out", "unwritable-output"),
+        ("policy.yaml", "output-not-plain"),
+        ("loop/out", "unwritable-output"),
+    ],
+)
+def test_places_where_nothing_can_be_built(write_llama, planned, tmp_path, place, code):
+    made = planned(write_llama())
+    (tmp_path / "loop").symlink_to("loop")
+    before = everything(tmp_path)
+    for force in (False, True):
+        with pytest.raises(PolicyError) as caught:
+            build(*made, out=tmp_path / place, force=force)
+        assert [found.code for found in caught.value.diagnostics] == [code]
+    assert everything(tmp_path) == before
+
+
+def test_the_current_folder_and_ways_around_are_places(write_llama, planned, tmp_path):
+    made, there = planned(write_llama()), tmp_path / "there"
+    there.mkdir()
+    (tmp_path / "door").symlink_to(there, target_is_directory=True)
+    # Only the last step must not be a link.
+    for place in ("door/out", "there/../there/./two", "door/../out"):
+        build(*made, out=tmp_path / place)
+        for path in there.iterdir():
+            path.rename(tmp_path / f"{len(os.listdir(tmp_path))}")
