@@ -42,3 +42,33 @@ def test_a_model_whose_name_hides_a_folder_needs_a_place(
     assert main(["build", "p.qpol", "--model", ".hidden"]) == 2
     assert "say where it goes" in capsys.readouterr().err
     assert sorted(path.name for path in here.iterdir()) == [".hidden", "p.qpol"]
+
+
+MODELS = [
+    *("a/../b", "a/b@../../c", "a/b@/etc/passwd", "a//b", "x/../../minimax-m2.7"),
+    *("../catalog/minimax-m2.7", "minimax-m2.7/../minimax-m2.7"),
+]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_names_of_models_are_no_ways_into_other_folders(
+    here: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Path("p.qpol").write_text("target mlx_affine\nall: 8bit\n")
+    assert main(["plan", "p.qpol", "--model", name]) == 2
+    assert capsys.readouterr().err.startswith(("error[unknown-source]", "error[unreadable"))
+
+
+@pytest.mark.parametrize("name", ["../mlx_affine", "mlx_affine/../gptq", "core", "."])
+def test_names_of_targets_and_readers_are_no_ways_into_other_folders(
+    here: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("p.qpol").write_text(f"target {json.dumps(name)}\nall: 8bit\n")
+    assert main(["check", "p.qpol"]) == 1
+    assert "error[unknown-target]" in capsys.readouterr().out
+    Path("p.yaml").write_text(
+        f"target: mlx_affine\nruntimes: [{json.dumps(name)}]\nrules: 'all: 8bit'\n"
+    )
+    assert main(["check", "p.yaml"]) == 0
+    assert "warning[unknown-runtime]" in capsys.readouterr().out
