@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from threading import Lock
+from typing import BinaryIO
 
 from emitters.core.blocks import Site
 from emitters.core.bundle import edited_files
-from emitters.core.deleting import BROWSED, refuse_others
+from emitters.core.deleting import BROWSED, refuse_others, unfinished_files
 from emitters.core.hashing import FileHashes, Places, hash_files
 from emitters.core.progress import Progress
 from emitters.core.record import RECORD, record
@@ -27,6 +28,8 @@ def seal(site: Site, progress: Progress, *, jobs: int) -> str:
     Raises: PolicyError if a file cannot be written or what was written is not what was planned.
     """
     plan, folder = site.plan, site.folder
+    # Nothing is written through a link that was put here meanwhile.
+    unfinished_files(folder, {BROWSED, *(file.name for file in plan.files)})
     written = site.emitter.metadata(plan) | edited_files(plan, site.source)
     for name, content in written.items():
         _write(folder / name, content)
@@ -46,8 +49,8 @@ def seal(site: Site, progress: Progress, *, jobs: int) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with writing(path):
-        path.write_bytes(content)
+    with writing(path), _new(path) as opened:
+        opened.write(content)
 
 
 def _copy(site: Site, name: str, nbytes: int) -> None:
@@ -55,10 +58,16 @@ def _copy(site: Site, name: str, nbytes: int) -> None:
     path = site.folder / name
     with writing(path):
         path.parent.mkdir(exist_ok=True)
-    with writing(path), path.open("wb") as opened:
+    with writing(path), _new(path) as opened:
         for start in range(0, nbytes, _CHUNK_NBYTES):
             count = min(_CHUNK_NBYTES, nbytes - start)
             opened.write(site.source.read(name, start, count).data)
+
+
+def _new(path: Path) -> BinaryIO:
+    # What an earlier run wrote, or a link; "x" never writes through one.
+    path.unlink(missing_ok=True)
+    return path.open("xb")
 
 
 def _check_files(plan: Plan, folder: Path, *, record: bool = False) -> None:

@@ -27,6 +27,10 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_FULL_SYNC = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
 
 
+# Not through a link that somebody put in the place of a shard.
+_PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """A context in which an OSError becomes the PolicyError that says why `path` failed."""
@@ -72,7 +76,7 @@ def write_at(path: Path, start: int, content: Array, *, stride: int = 0) -> int:
     lines = content.reshape(1 if together else len(content), -1).view("uint8")
     with writing(path):
         # No O_CREAT: a shard that somebody deleted must not come back without its header.
-        opened = os.open(path, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
+        opened = os.open(path, os.O_WRONLY | _PLAIN)
         try:
             for number, line in enumerate(lines):
                 _write_all(opened, start + number * stride, line.data)

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -406,3 +407,26 @@ def test_the_current_folder_and_ways_around_are_places(write_llama, planned, tmp
         build(*made, out=tmp_path / place)
         for path in there.iterdir():
             path.rename(tmp_path / f"{len(os.listdir(tmp_path))}")
+
+
+@pytest.mark.parametrize("when", ["encode", "hash"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "policyc.json"])
+def test_links_that_appear_during_a_build_are_not_written_through(
+    write_llama, planned, tmp_path, name, when
+):
+    made, mine = planned(write_llama()), tmp_path / "mine"
+    mine.write_text("mine")
+
+    class Meddler(Silent):
+        def begin(self, stage: str, total: int, done: int) -> None:
+            if stage == when:
+                path = tmp_path / "out.partial" / "bundle" / name
+                path.unlink(missing_ok=True)
+                path.symlink_to(mine)
+
+    with suppress(PolicyError):
+        build(*made, out=tmp_path / "out", progress=Meddler())
+        # The record is written last, and takes the link's place.
+        assert (name, when) == ("policyc.json", "hash")
+        assert not (tmp_path / "out" / name).is_symlink()
+    assert mine.read_text() == "mine"
