@@ -166,6 +166,9 @@ def _check(stage: Stage) -> Check:
 
 def _index(bundle: Bundle) -> Iterator[Diagnostic]:
     """What the index says wrongly; shards and names were compared when headers were read."""
+    # What is beside a container is not part of it.
+    if bundle.inventory.container is not None:
+        return
     files = local_files(bundle.folder)
     if INDEX not in files.sizes:
         if len(bundle.inventory.file_nbytes) > 1:
@@ -177,7 +180,8 @@ def _index(bundle: Bundle) -> Iterator[Diagnostic]:
     inventory = bundle.inventory
     # Writers count tensors, or whole files, or leave a 0; no reader does anything with it.
     if total and total not in (inventory.nbytes, sum(inventory.file_nbytes.values())):
-        reason = f"total_size is {total}, the tensors have {inventory.nbytes} bytes"
+        said = total if type(total) is int else f"not a whole number: {total!r:.60}"
+        reason = f"total_size is {said}, the tensors have {inventory.nbytes} bytes"
         yield diagnostic("index-disagrees", reason=reason)
 
 

@@ -207,6 +207,8 @@ def read_counts(inventory: Inventory, table: Architecture) -> Counts:
     """
     meaning = ConfigMeaning(inventory.config, table)
     layers = _count(inventory, meaning, table.layers)
+    if layers == 0 and meaning.value(table.layers) == 0:
+        raise fail("bad-config-value", model=inventory.id, key=table.layers, value="0")
     if layers == 0:
         why = ", which tells the number of layers"
         raise fail("missing-config-key", model=inventory.id, key=table.layers, why=why)
@@ -221,5 +223,7 @@ def _count(inventory: Inventory, meaning: ConfigMeaning, key: str) -> int:
         return 0
     # isinstance would let true and false pass.
     if not is_whole(value) or value > LARGEST_COUNT:
+        # By the name that the config has for it.
+        key = next((at for at, one in meaning.written(key) if one is not None), key)
         raise fail("bad-config-value", model=inventory.id, key=key, value=repr(value)[:60])
     return int(value)

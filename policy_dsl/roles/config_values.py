@@ -30,6 +30,11 @@ def _is_list_of(value: Any, is_one: Callable[[Any], bool]) -> bool:
     return isinstance(value, list) and all(map(is_one, value))
 
 
+def _is_token(value: Any) -> bool:
+    # -1 is written for a token that there is not.
+    return type(value) is int and -1 <= value <= LARGEST_SIZE
+
+
 # kind -> (whether a value is of it, what the value must be)
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "size": (
@@ -48,17 +53,33 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "texts": (lambda value: _is_list_of(value, _is_text), "a list of texts"),
     "mapping": (lambda value: isinstance(value, dict), "an object"),
     "text": (_is_text, "a text"),
+    "tokens": (
+        lambda value: _is_token(value) or _is_list_of(value, _is_token),
+        "the number of a token, or a list of them",
+    ),
+    # Models of several parts have one for each.
+    "dtype": (lambda value: isinstance(value, str | dict), "the name of a dtype"),
 }
-# What configs of all families have at their top, if at all.
-_AT_TOP = {"architectures": "texts", "text_config": "mapping"}
+# What configs of all families have at their top or in `text_config`, if at all.
+_AT_TOP = {
+    "architectures": "texts",
+    **dict.fromkeys(("text_config", "vision_config", "audio_config", "auto_map"), "mapping"),
+    **dict.fromkeys(("quantization_config", "quantization", "compression_config"), "mapping"),
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), "tokens"),
+    **dict.fromkeys(("torch_dtype", "dtype"), "dtype"),
+    "transformers_version": "text",
+}
 
 
 def config_findings(
     inventory: Inventory, meaning: ConfigMeaning, layers: int
 ) -> Iterator[Diagnostic]:
     """Values that sizes or readers need and that are not what they must be."""
+    text = inventory.config.get("text_config")
+    inner = text if isinstance(text, Mapping) else {}
     for key, kind in _AT_TOP.items():
         yield from _kind_findings(inventory.id, key, inventory.config.get(key), kind)
+        yield from _kind_findings(inventory.id, f"text_config.{key}", inner.get(key), kind)
     for entry in meaning.table.config.values():
         written = reversed(meaning.written(entry.name))
         # Of the same key at the top and in `text_config` the first counts that is not null.
