@@ -321,9 +321,9 @@ def test_text_and_document_tell_the_same(built: Path) -> None:
 def test_verify_uses_the_cores_that_build_uses(bundle, monkeypatch) -> None:
     used = []
 
-    def counting(*arguments: Any, jobs: int) -> VerifyReport:
+    def counting(*arguments: Any, jobs: int, **options: Any) -> VerifyReport:
         used.append(jobs)
-        return verify_bundle(*arguments, jobs=jobs)
+        return verify_bundle(*arguments, jobs=jobs, **options)
 
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
