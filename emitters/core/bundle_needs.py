@@ -5,8 +5,10 @@ Bundle ── its config, the family's table ──> findings; no source, no wei
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import emitters
 from emitters.core.bundle_reading import Bundle, BundleModule
@@ -27,6 +29,8 @@ from policy_dsl.roles.scales import some
 from policy_dsl.units import counted
 from policy_dsl.vocabulary import SINGLE_ROLES
 
+# Modules by a number in their names, and these by all other numbers there.
+_Numbered = Mapping[tuple[int, ...], dict[int, BundleModule]]
 _PLAIN = frozenset({"BF16", "F16", "F32"})
 
 
@@ -101,6 +105,7 @@ class _Search:
     layers: list[int] = field(default_factory=list)
     dropped: dict[Need, list[int | None]] = field(default_factory=dict)
     wrong: list[Diagnostic] = field(default_factory=list)
+    _by_number: dict[tuple[str, int], _Numbered] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.modules = {module.name: module for module in self.bundle.modules}
@@ -244,18 +249,42 @@ class _Search:
     def _add_apart(self, need: Need, layer: int | None, path: str) -> bool:
         """Take the modules of single experts; False if the bundle has none of them."""
         for layout in filter(None, self.spec.layouts.values()):
-            numbers = range(self.counts.experts)
-            paths = {number: layout.path(path, number) for number in numbers}
-            there = [number for number, name in paths.items() if name in self.modules]
+            held = self._numbered_like(layout.path(path, 0), layout.path(path, 1))
+            there = sorted(number for number in held if number <= self.counts.experts)
             for number in there:
-                self._add(need, layer, self.modules[paths[number]])
-            beyond = self.counts.experts
-            if there and layout.path(path, beyond) in self.modules:
-                there.append(beyond)
-            if there:
+                if number < self.counts.experts:
+                    self._add(need, layer, held[number])
+            if there and there[0] < self.counts.experts:
                 self._miscounted(need, layer, there)
                 return True
         return False
+
+    def _numbered_like(self, first: str, second: str) -> Mapping[int, BundleModule]:
+        """The modules with names as these of expert 0 and 1, by the expert's number."""
+        key, numbers = numbered_key(first)
+        changed = [a != b for a, b in zip(numbers, numbered_key(second)[1], strict=True)]
+        place = changed.index(True)
+        # A config may ask for any number of experts: looked up is what there is.
+        if (key, place) not in self._by_number:
+            self._by_number[key, place] = self._grouped(key, place)
+        return self._by_number[key, place].get((*numbers[:place], *numbers[place + 1 :]), {})
+
+    def _grouped(self, key: str, place: int) -> _Numbered:
+        """The modules of a key by their numbers but for that in a place, then by that."""
+        grouped: dict[tuple[int, ...], dict[int, BundleModule]] = defaultdict(dict)
+        for name, numbers in self._by_key[key]:
+            others = (*numbers[:place], *numbers[place + 1 :])
+            grouped[others][numbers[place]] = self.modules[name]
+        return grouped
+
+    @cached_property
+    def _by_key(self) -> Mapping[str, list[tuple[str, list[int]]]]:
+        """The names of modules with their numbers, by what they are without them."""
+        found: dict[str, list[tuple[str, list[int]]]] = defaultdict(list)
+        for name in self.modules:
+            key, numbers = numbered_key(name)
+            found[key].append((name, numbers))
+        return found
 
     def _miscounted(self, need: Need, layer: int | None, numbers: range | list[int]) -> None:
         self.wrong += wrong_experts(need.slot, layer, numbers, self.counts.experts)

@@ -248,6 +248,11 @@ PLANNING_CODES: dict[str, Code] = {
         "{path} is no saved plan: {reason}",
         "Saved plans are what `policyc plan --save` writes.",
     ),
+    "too-many-rules": error(
+        "the policy has {rules} rules; for this model it may have {most}",
+        "Each rule is compared with each layer: at most 5,000,000 times in all. Rules that say "
+        "the same of many layers or names can be one.",
+    ),
     "bad-argument": error("{option}: {reason}", "An option's value is not what it must be."),
     "unwritable-output": error(
         "cannot write {path}: {reason}", "The folder is missing, full, or not permitted."

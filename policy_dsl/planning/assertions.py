@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, errors
 from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.matching import CompiledRule, compile_rule
 from policy_dsl.planning.outline import treatment_of
+from policy_dsl.planning.reach import Reach
 from policy_dsl.planning.selector_parts import SelectorParts
 from policy_dsl.policy import Assertion, Rule, Treatment
+from policy_dsl.selectors import Selector
 from policy_dsl.units import bits_per_weight, both_units
 
 _RELATIONS: Mapping[str, Callable[[float, float], bool]] = {
@@ -67,16 +71,17 @@ def failures(results: Iterable[TestResult]) -> list[Diagnostic]:
 def _run_all(plan: Plan) -> tuple[tuple[TestResult, ...], list[Diagnostic]]:
     results: list[TestResult] = []
     defects: list[Diagnostic] = []
+    chosen = _Chosen(plan)
     for assertion in plan.policy.tests:
         try:
-            results.append(_run(assertion, plan))
+            results.append(_run(assertion, chosen))
         except PolicyError as error:
             defects += error.diagnostics
     return tuple(results), defects
 
 
-def _run(assertion: Assertion, plan: Plan) -> TestResult:
-    modules = plan.modules if assertion.selector is None else _selected(assertion, plan)
+def _run(assertion: Assertion, chosen: _Chosen) -> TestResult:
+    modules = chosen.modules(assertion)
     if isinstance(assertion.value, Treatment):
         wanted = assertion.value
         found = ", ".join(sorted({treatment_of(module) for module in modules}))
@@ -93,50 +98,54 @@ def _run(assertion: Assertion, plan: Plan) -> TestResult:
     return TestResult(assertion.text, shown, passed, assertion.span)
 
 
-def _selected(assertion: Assertion, plan: Plan) -> tuple[Module, ...]:
-    """The modules that hold a tensor which the assertion's selector means."""
-    compiled = _compile(assertion, plan)
-    wanted = _matching_tensors(compiled, plan)
-    modules = tuple(
-        module
-        for module in plan.modules
-        if any((module.role, rows.tensor.name) in wanted for rows in module.sources)
-    )
-    # A test that measures nothing would pass for ever.
-    if not modules:
-        raise PolicyError(
-            [diagnostic("test-without-tensors", assertion.span, test=assertion.text)]
-        )
-    return modules
+class _Chosen:
+    """The modules of a plan that tests are about."""
 
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._reach = Reach(plan.model)
+        self._parts = SelectorParts(plan.model, self._reach, cure=None)
+        self._known: dict[Selector | None, tuple[Module, ...]] = {None: plan.modules}
 
-def _compile(assertion: Assertion, plan: Plan) -> CompiledRule:
-    if assertion.selector is None:
-        raise TypeError("an assertion about the whole plan has nothing to compile")
-    probe = Rule(
-        assertion.selector, Treatment("keep"), span=assertion.span, selector_span=assertion.span
-    )
-    compiled = compile_rule(probe, plan.policy, plan.model)
-    parts = SelectorParts(plan.model, cure=None)
-    findings = [*compiled.findings, *parts.unmatched(compiled)]
-    findings += [] if errors(findings) else parts.idle(compiled)
-    if findings:
-        raise PolicyError(findings)
-    return compiled
+    def modules(self, assertion: Assertion) -> tuple[Module, ...]:
+        """The modules that hold a tensor which the assertion's selector means.
 
+        Raises: PolicyError if there are none, or the selector is wrong.
+        """
+        selector = assertion.selector
+        if selector is not None and selector not in self._known:
+            self._known[selector] = self._find(assertion, selector)
+        return self._known[selector]
 
-def _matching_tensors(compiled: CompiledRule, plan: Plan) -> set[tuple[str, str]]:
-    """(role, source name) of every tensor of the model that the selector means."""
-    # A hundred thousand experts share a few hundred answers.
-    known: dict[tuple[str, int | None], bool] = {}
-    found = set()
-    for tensor in plan.model.tensors:
-        kind = (tensor.role, tensor.layer)
-        if compiled.reads_names or kind not in known:
-            known[kind] = compiled.predicate(tensor)[0]
-        if known[kind]:
-            found.add((tensor.role, tensor.source.name))
-    return found
+    def _find(self, assertion: Assertion, selector: Selector) -> tuple[Module, ...]:
+        compiled = self._compile(assertion, selector)
+        found = self._reach.matched(compiled)
+        places = {at for one in found for at in self._holding[one.role, one.source.name]}
+        # A test that measures nothing would pass for ever.
+        if not places:
+            raise PolicyError(
+                [diagnostic("test-without-tensors", assertion.span, test=assertion.text)]
+            )
+        return tuple(self._plan.modules[at] for at in sorted(places))
+
+    def _compile(self, assertion: Assertion, selector: Selector) -> CompiledRule:
+        span = assertion.span
+        probe = Rule(selector, Treatment("keep"), span=span, selector_span=span)
+        compiled = compile_rule(probe, self._plan.policy, self._plan.model)
+        findings = [*compiled.findings, *self._parts.unmatched(compiled)]
+        findings += [] if errors(findings) else self._parts.idle(compiled)
+        if findings:
+            raise PolicyError(findings)
+        return compiled
+
+    @cached_property
+    def _holding(self) -> Mapping[tuple[str, str], Sequence[int]]:
+        """The modules that hold tensors, by their role and the tensor's name in the source."""
+        found: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for at, module in enumerate(self._plan.modules):
+            for rows in module.sources:
+                found[module.role, rows.tensor.name].append(at)
+        return found
 
 
 def _agrees(treatment: Treatment, wanted: Treatment) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from policy_dsl.diagnostics import Diagnostic, diagnostic, errors
+from policy_dsl.diagnostics import Diagnostic, diagnostic, errors, fail
 from policy_dsl.planning.matching import CompiledRule, compile_rules, is_guarded, nodes
+from policy_dsl.planning.reach import Reach
 from policy_dsl.planning.selector_parts import OPTIONAL, SelectorParts, guard_notes
 from policy_dsl.policy import Policy, Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
@@ -15,6 +16,9 @@ from policy_dsl.selectors import Name
 from policy_dsl.units import counted
 
 KEEP = Treatment("keep")
+_MOST_SHOWN = 20
+# Of rules times layers, each of which a rule may be about.
+_MOST_RULES = 5_000_000
 OTHERWISE = "defaults.otherwise"
 
 
@@ -44,40 +48,25 @@ class Decisions(NamedTuple):
 
 
 def decide(policy: Policy, model: Model, target: str) -> Decisions:
-    """A decision for every tensor of the model, and the findings about the rules."""
+    """A decision for every tensor of the model, and the findings about the rules.
+
+    Raises: PolicyError (too-many-rules).
+    """
+    if len(policy.rules) * model.n_layers > _MOST_RULES:
+        most = _MOST_RULES // model.n_layers
+        raise fail("too-many-rules", rules=f"{len(policy.rules):,}", most=f"{most:,}")
     rules = compile_rules(policy, model, target)
     otherwise = policy.defaults.otherwise or KEEP
-    tally = _Tally(rules)
-    winners = _winners(rules, model, tally)
+    reach = Reach(model)
+    tally = _Tally(rules, reach)
     made = []
     for position, tensor in enumerate(model.tensors):
-        winner = winners[position]
+        winner = tally.winners.get(position)
         if winner is None:
             made.append(Decision(tensor, None, KEEP if is_guarded(tensor) else otherwise))
         else:
             made.append(Decision(tensor, rules[winner], rules[winner].rule.treatment))
-    return Decisions(tuple(made), tuple(_rule_findings(rules, tally, model)))
-
-
-def _winners(
-    rules: Sequence[CompiledRule], model: Model, tally: _Tally
-) -> dict[int, int | None]:
-    """Position of each tensor -> index of the rule that decides it."""
-    # A big MoE model has 100,000 tensors and some hundred kinds of them: rules that do not
-    # read names are asked once for each kind.
-    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for position, tensor in enumerate(model.tensors):
-        groups[tensor.role, tensor.layer, tensor.is_matrix].append(position)
-    by_name = [index for index, rule in enumerate(rules) if rule.reads_names]
-    by_role = [index for index, rule in enumerate(rules) if not rule.reads_names]
-    winners: dict[int, int | None] = {}
-    for positions in groups.values():
-        first = model.tensors[positions[0]]
-        common = [i for i in by_role if rules[i].decides(first)]
-        for position in positions:
-            named = [i for i in by_name if rules[i].decides(model.tensors[position])]
-            winners[position] = tally.count(common + named)
-    return winners
+    return Decisions(tuple(made), tuple(_rule_findings(rules, tally, model, reach)))
 
 
 def trace(
@@ -89,30 +78,31 @@ def trace(
 
 
 class _Tally:
-    """How many tensors each rule matched and won, and who won where it matched."""
+    """Who wins each tensor, how many each rule matched and won, and to whom it lost."""
 
-    def __init__(self, rules: Sequence[CompiledRule]) -> None:
+    def __init__(self, rules: Sequence[CompiledRule], reach: Reach) -> None:
+        self.winners: dict[int, int] = {}
         self.matched: Counter[int] = Counter()
         self.won: Counter[int] = Counter()
-        self.beaten_by: dict[int, set[int]] = defaultdict(set)
-
-    def count(self, matching: list[int]) -> int | None:
-        if not matching:
-            return None
-        winner = max(matching)
-        self.won[winner] += 1
-        for index in matching:
-            self.matched[index] += 1
-            if index != winner:
-                self.beaten_by[index].add(winner)
-        return winner
+        self.beaten_by: dict[int, set[int]] = {}
+        decided: set[int] = set()
+        # The last rule that matches decides: it is the first to be asked.
+        for index in range(len(rules) - 1, -1, -1):
+            places = reach.decided(rules[index])
+            won = places - decided
+            decided |= won
+            self.winners.update(dict.fromkeys(won, index))
+            self.matched[index], self.won[index] = len(places), len(won)
+            # It matters only of rules that win nothing.
+            if not won:
+                self.beaten_by[index] = set(map(self.winners.__getitem__, places))
 
 
 def _rule_findings(
-    rules: Sequence[CompiledRule], tally: _Tally, model: Model
+    rules: Sequence[CompiledRule], tally: _Tally, model: Model, reach: Reach
 ) -> list[Diagnostic]:
     found: list[Diagnostic] = []
-    parts = SelectorParts(model)
+    parts = SelectorParts(model, reach)
     for index, compiled in enumerate(rules):
         broken = [*compiled.findings, *parts.unmatched(compiled)]
         found += [*broken, *parts.taking_more(compiled)]
@@ -126,16 +116,21 @@ def _rule_findings(
         found += parts.idle(compiled)
         if not tally.won[index]:
             # With `extends`, the winners may stand in another file than the loser.
-            winners = [rules[winner].origin for winner in sorted(tally.beaten_by[index])]
+            winners = dict.fromkeys(rules[at].origin for at in sorted(tally.beaten_by[index]))
             found.append(
                 diagnostic(
                     "shadowed-rule",
                     compiled.rule.span,
                     tensors=counted(tally.matched[index], "tensor"),
-                    rules=", ".join(dict.fromkeys(winners)),
+                    rules=_some(list(winners)),
                 )
             )
     return found
+
+
+def _some(origins: Sequence[str]) -> str:
+    more = len(origins) - _MOST_SHOWN
+    return ", ".join(origins[:_MOST_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _matches_nothing(compiled: CompiledRule, model: Model) -> Diagnostic:

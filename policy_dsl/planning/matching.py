@@ -70,7 +70,7 @@ class CompiledRule:
     index: which of the policy's rules it is. origin: its place as text, see `rule_places`.
     findings: what is wrong with its selector in this model. inapplicable: it is bound to
     another family, where matching nothing is not a defect. predicates: of every node of its
-    selector.
+    selector. marks: of a name the roles, of a layer set the layers that it is limited to.
     """
 
     rule: Rule
@@ -80,6 +80,7 @@ class CompiledRule:
     findings: tuple[Diagnostic, ...]
     inapplicable: bool
     predicates: Mapping[Selector, Predicate]
+    marks: Mapping[Selector, frozenset[str] | frozenset[int]]
 
     @cached_property
     def reads_names(self) -> bool:
@@ -139,16 +140,19 @@ class _Compiler:
         self._model = model
         self._findings: list[Diagnostic] = []
         self._predicates: dict[Selector, Predicate] = {}
+        self._marks: dict[Selector, frozenset[str] | frozenset[int]] = {}
+        self._where: dict[str, frozenset[int]] = {}
         self._rule: Rule
 
     def compile(self, rule: Rule, index: int, origin: str) -> CompiledRule:
-        self._rule, self._findings, self._predicates = rule, [], {}
+        self._rule, self._findings, self._predicates, self._marks = rule, [], {}, {}
         predicate = self._build(rule.selector)
         # `router and family mixtral` in a policy for all models is right to match nothing here.
         families = [node.name for node in nodes(rule.selector) if isinstance(node, Family)]
         other = bool(families) and self._model.architecture.family not in families
         findings = tuple(self._findings)
-        return CompiledRule(rule, index, origin, predicate, findings, other, self._predicates)
+        built = self._predicates, self._marks
+        return CompiledRule(rule, index, origin, predicate, findings, other, *built)
 
     def _build(self, node: Selector) -> Predicate:
         predicate = self._predicates[node] = self._predicate(node)
@@ -183,7 +187,7 @@ class _Compiler:
             case Family():
                 return self._family(node)
             case _:
-                layers = self._layers(node)
+                layers = self._marks[node] = self._layers(node)
                 return lambda tensor: _YES if tensor.layer in layers else _NO
 
     def _family(self, node: Family) -> Predicate:
@@ -200,6 +204,7 @@ class _Compiler:
             return lambda tensor: _NO
         # `experts[0-3]` picks by number, which names no role.
         whole, named = meaning.roles, meaning.named
+        self._marks[node] = frozenset(whole)
         if not node.experts:
             return lambda tensor: (
                 (_NAMED if tensor.role in named else _YES) if (tensor.role in whole) else _NO
@@ -216,7 +221,9 @@ class _Compiler:
                     self._report("not-the-boundary", node, n_layers=n_layers)
                 return found
             case LayersWhere(expression):
-                return layers_where(expression, n_layers)
+                if expression not in self._where:
+                    self._where[expression] = layers_where(expression, n_layers)
+                return self._where[expression]
             case Boundary(count):
                 return boundary_layers(count, n_layers)
             case Middle():
@@ -226,16 +233,21 @@ class _Compiler:
     def _middle(self, node: Selector) -> frozenset[int]:
         # Two different boundaries would leave open which of them `middle` complements.
         everything = frozenset(range(self._model.n_layers))
-        found = {
+        found = self._boundaries
+        if len(found) != 1:
+            self._report("middle-without-boundary", node, count=len(found))
+            return everything
+        return everything - next(iter(found))
+
+    @cached_property
+    def _boundaries(self) -> frozenset[frozenset[int]]:
+        """The layers of each boundary in the policy."""
+        return frozenset(
             self._layers(other)
             for rule in self._policy.rules
             for other in nodes(rule.selector)
             if isinstance(other, Boundary) or (isinstance(other, Layers) and other.boundary)
-        }
-        if len(found) != 1:
-            self._report("middle-without-boundary", node, count=len(found))
-            return everything
-        return everything - found.pop()
+        )
 
     def _numbers(
         self, node: Selector, ranges: tuple[LayerRange, ...], count: int, kind: str
@@ -261,12 +273,14 @@ class _Compiler:
 
 def boundary_layers(count: int, n_layers: int) -> frozenset[int]:
     """The first and the last `count` layers."""
-    return frozenset(i for i in range(n_layers) if i < count or i >= n_layers - count)
+    first, last = range(min(count, n_layers)), range(max(0, n_layers - count), n_layers)
+    return frozenset((*first, *last))
 
 
 def is_boundary(layers: frozenset[int], n_layers: int) -> bool:
     """Whether these are as many first layers as last ones."""
-    return any(layers == boundary_layers(count, n_layers) for count in range(1, n_layers + 1))
+    # Each layer of the first half has one of the last; all may share the one in the middle.
+    return bool(layers) and layers == boundary_layers((len(layers) + 1) // 2, n_layers)
 
 
 def _all_of(parts: list[Predicate]) -> Predicate:

@@ -8,8 +8,10 @@ are llama.cpp's.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import product
 from typing import NamedTuple
 
 from policy_dsl.diagnostics import nearest
@@ -18,11 +20,13 @@ from policy_dsl.linear_patterns import WILDCARDS
 from policy_dsl.planning.matching import is_guarded, is_spelled
 from policy_dsl.roles.classify import Model
 from policy_dsl.roles.llama_cpp_names import llama_cpp_names, llama_cpp_roles
-from policy_dsl.roles.name_index import full_match, pattern_defect
+from policy_dsl.roles.name_index import NameIndex, full_match, pattern_defect
 from policy_dsl.selectors import Glob, LayerRange, Layers, Name, Regex, Selector, all_of, any_of
 from policy_dsl.units import layer_list
 
 Pattern = Glob | Regex
+# A role, and its layer.
+_Place = tuple[str, int | None]
 
 # What regular expressions are made of and names are not.
 _OF_REGEX = frozenset("\\^$()|+{}")
@@ -49,6 +53,7 @@ class PatternCures:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._names = model.names
+        self._taken: dict[Pattern, tuple[str, Pattern] | None] = {}
 
     def cure(self, pattern: Pattern, *, excepted: bool) -> Cure:
         """What helps against a pattern that matches nothing.
@@ -75,6 +80,11 @@ class PatternCures:
 
     def more_taken(self, pattern: Pattern) -> tuple[str, Pattern] | None:
         """The numbers that `layers.1*` takes beyond 1, and the pattern that takes 1 alone."""
+        if pattern not in self._taken:
+            self._taken[pattern] = self._more_taken(pattern)
+        return self._taken[pattern]
+
+    def _more_taken(self, pattern: Pattern) -> tuple[str, Pattern] | None:
         for opened in _open_numbers(pattern):
             names = self._names.matching(opened.longer)
             taken = {one for name in names for one in _longer(name, opened.number)}
@@ -133,25 +143,39 @@ class PatternCures:
         else:
             variants += _regexes(text)
         for variant in filter(_is_taken, variants):
-            full = full_match(variant)
-            meant = _roles_called(full, self._places)
+            called = self._called(variant)
+            meant = _by_role(place for place in self._places if place in called)
             if meant:
                 selector = self._selector(meant)
                 named = ", ".join(meant)
                 note = f"{own} is llama.cpp's name: the role is {named}"
                 return Cure(f"write {_enclosed(selector)}", (note,))
-            layers = [None, *range(self._model.n_layers)]
-            places = ((role, layer) for role in llama_cpp_roles() for layer in layers)
-            absent = _roles_called(full, places)
-            if absent:
-                named = ", ".join(absent)
+            if called:
+                named = ", ".join(role for role in llama_cpp_roles() if role in dict(called))
                 return Cure(
                     None, (f"{own} is llama.cpp's name of {named}, which this model lacks",)
                 )
         return None
 
+    def _called(self, pattern: Pattern) -> set[_Place]:
+        """What has a name of llama.cpp that the pattern matches, in this model or not."""
+        names = self._llama_index.matching(pattern)
+        return {place for name in names for place in self._llama_names[name]}
+
     @cached_property
-    def _places(self) -> tuple[tuple[str, int | None], ...]:
+    def _llama_index(self) -> NameIndex:
+        return NameIndex(self._llama_names)
+
+    @cached_property
+    def _llama_names(self) -> Mapping[str, Sequence[_Place]]:
+        found: dict[str, list[_Place]] = defaultdict(list)
+        for place in product(llama_cpp_roles(), (None, *range(self._model.n_layers))):
+            for name in llama_cpp_names(*place):
+                found[name].append(place)
+        return found
+
+    @cached_property
+    def _places(self) -> tuple[_Place, ...]:
         places = {(tensor.role, tensor.layer) for tensor in self._model.tensors}
         order = {role: at for at, role in enumerate(llama_cpp_roles())}
         named = [place for place in places if place[0] in order]
@@ -230,15 +254,12 @@ def _wider(text: str) -> Iterator[Glob]:
         yield from (Glob(f"*.{tail}"), Glob(f"*.{tail}.weight"), Glob(f"*.{tail}.*"))
 
 
-def _roles_called(
-    full: Callable[[str], object], places: Iterable[tuple[str, int | None]]
-) -> dict[str, set[int]]:
-    """The roles that have a name of llama.cpp that matches, each with these layers."""
+def _by_role(places: Iterable[_Place]) -> dict[str, set[int]]:
+    """The layers of each role."""
     found: dict[str, set[int]] = {}
     for role, layer in places:
-        if any(full(name) for name in llama_cpp_names(role, layer)):
-            layers = found.setdefault(role, set())
-            layers |= set() if layer is None else {layer}
+        layers = found.setdefault(role, set())
+        layers |= set() if layer is None else {layer}
     return found
 
 

@@ -6,23 +6,23 @@ something. Roles, boundaries and families serve many models and may match nothin
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain
 from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.language.print_selector import print_selector
 from policy_dsl.planning.matching import CompiledRule, nodes, span_of
-from policy_dsl.planning.pattern_cures import PatternCures
+from policy_dsl.planning.pattern_cures import Cure, PatternCures
+from policy_dsl.planning.reach import Reach
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.selectors import And, Except, Family, Glob, Layers, Name, Or, Regex, Selector
 from policy_dsl.units import counted
 
 # A list of names from another model has hundreds that are all wrong in the same way.
 _MOST_SHOWN = 10
+_MOST_CURED = 50
 OPTIONAL = "write `optional` after the treatment if that is expected"
 
 
@@ -39,8 +39,10 @@ class SelectorParts:
     cure: what is offered where nothing better is known.
     """
 
-    def __init__(self, model: Model, *, cure: str | None = OPTIONAL) -> None:
+    def __init__(self, model: Model, reach: Reach, *, cure: str | None = OPTIONAL) -> None:
         self._model = model
+        self._reach = reach
+        self._n_cured = 0
         self._cure = cure
         self.names = model.names
         self.family = model.architecture.family
@@ -89,31 +91,12 @@ class SelectorParts:
         self, compiled: CompiledRule, part: Selector, *, excepted: bool
     ) -> Iterator[_Candidate]:
         """What a part of a rule's selector may mean by itself."""
-        reads_names = compiled.reads_names
-        tensors: Iterable[ModelTensor] = self._model.tensors if reads_names else self._kinds
-        parts = part.parts if isinstance(part, And) else (part,)
-        pattern = next((one for one in parts if isinstance(one, Glob | Regex)), None)
-        if pattern is not None:
-            named = map(self._named.__getitem__, self.names.matching(pattern))
-            tensors = chain.from_iterable(named)
+        tensors = self._reach.candidates(compiled, part)
         return (_Candidate(one, excepted or compiled.may_touch(one)) for one in tensors)
 
     @cached_property
     def _cures(self) -> PatternCures:
         return PatternCures(self._model)
-
-    @cached_property
-    def _named(self) -> Mapping[str, Sequence[ModelTensor]]:
-        found: dict[str, list[ModelTensor]] = defaultdict(list)
-        for tensor in self._model.tensors:
-            found[tensor.source.name].append(tensor)
-        return found
-
-    @cached_property
-    def _kinds(self) -> tuple[ModelTensor, ...]:
-        # A model of 100,000 tensors has some hundred kinds of them.
-        kinds = {(one.role, one.layer, one.is_matrix): one for one in self._model.tensors}
-        return tuple(kinds.values())
 
     def _patterns(self, compiled: CompiledRule) -> dict[Glob | Regex, bool]:
         """The patterns of a rule that must match, and whether all it says is what to except."""
@@ -127,7 +110,11 @@ class SelectorParts:
     def _unmatched(
         self, compiled: CompiledRule, pattern: Glob | Regex, *, excepted: bool
     ) -> Diagnostic:
-        suggestion, notes = self._cures.cure(pattern, excepted=excepted)
+        self._n_cured += 1
+        # To look for what was meant takes a while for each.
+        looked = self._n_cured <= _MOST_CURED
+        found = self._cures.cure(pattern, excepted=excepted) if looked else Cure(None, ())
+        suggestion, notes = found
         return diagnostic(
             "pattern-matches-nothing",
             span_of(compiled.rule, pattern),
