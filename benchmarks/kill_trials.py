@@ -31,16 +31,7 @@ from damage_trials import POLICIES, ROOT, policyc, write_model
 sys.path.insert(0, str(ROOT / "tests" / "emitters" / "core"))
 
 from event_log import Event, EventLog
-from lost_writes import (
-    Luck,
-    Node,
-    after_power_loss,
-    chance,
-    contents_only,
-    everything,
-    names_only,
-    nothing,
-)
+from lost_writes import Node, after_power_loss, chance, every_luck
 
 from emitters.core import journal
 
@@ -249,15 +240,15 @@ def lose_power(
 ) -> Counts:
     """Power loss just before some events, with luck of several kinds."""
     _, work, _ = trial
-    counts = Counts()
+    kinds, counts = every_luck(all_events), Counts()
     for number, event in events:
-        kinds: list[Luck] = [nothing, names_only, contents_only, everything, chance(number)]
-        for luck in (nothing, kinds[number % len(kinds)], chance(number + 1)):
-            prepared(*trial)
-            shutil.rmtree(work)
+        drawn = random.Random(number)
+        lucks = {name: kinds[name] for name in ("nothing", drawn.choice([*kinds]))}
+        for kind, luck in {**lucks, "chance": chance(number)}.items():
+            shutil.rmtree(work, ignore_errors=True)
             after_power_loss(before, work, all_events[:number], luck).write_to(work)
             wrong = what_is_wrong(*trial, moved=bool(number % 2))
-            counts.add(f"before {number}, {event}, {luck.__name__}", wrong)
+            counts.add(f"before {number}, {event}, {kind}", wrong)
     return counts
 
 
@@ -269,9 +260,14 @@ def chosen(
     rare = [pair for pair in pairs if pair[1].what != ALIKE or "journal" in pair[1].path.name]
     if not sample:
         return sorted({*rare, *pairs[::EVERY]})
-    few = min(sample, len(rare))
-    late = rare[-len(rare) // 3 :]
-    return sorted({*drawn.sample(rare, few), *drawn.sample(late, few), drawn.choice(pairs)})
+    late = [pair for pair in rare if pair[0] >= last_part(events)]
+    return sorted({*drawn.sample(rare, sample), *drawn.sample(late, sample)})
+
+
+def last_part(events: Sequence[Event]) -> int:
+    """Where in a log all rows are in the journal."""
+    lines = [number for number, one in enumerate(events) if one.path.name == "journal"]
+    return lines[-2]
 
 
 def run_trials(
@@ -284,8 +280,12 @@ def run_trials(
         drawn, trial = random.Random(f"{seed} {setting}"), (subject, work, setting)
         before, events = recorded(*trial)
         few = chosen(events, sample, drawn)
-        if not setting.force or setting.jobs == 1:
+        if not setting.force:
             yield f"{setting}: killed at events", kill_at_events(trial, few)
+        elif setting.jobs == 1:
+            # Up to there it is as without the other bundle.
+            late = [pair for pair in few if pair[0] >= last_part(events)]
+            yield f"{setting}: killed at events", kill_at_events(trial, late)
         moments = [drawn.random() for _ in range(min(sample, MOMENTS) or MOMENTS)]
         if not setting.force:
             yield f"{setting}: killed at moments", kill_at_moments(trial, moments)
