@@ -7,9 +7,11 @@ before any object is made: what comes out takes at most a dozen times the size o
 
 from __future__ import annotations
 
+import gc
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # Real documents have a sign in 10 to 20 bytes; short ones may be denser. A sign costs 80 bytes
@@ -36,7 +38,8 @@ def parse_json(content: bytes, *, hook: Hook | None = None, what: str = "it") ->
     _refuse_dense(content, what)
     number = _whole_number if _LONG_NUMBER.search(content) else None
     try:
-        value = json.loads(content.decode(), object_pairs_hook=hook, parse_int=number)
+        with _no_collection():
+            value = json.loads(content.decode(), object_pairs_hook=hook, parse_int=number)
     except UnicodeDecodeError as error:
         raise ValueError(f"{what} is not UTF-8 at byte {error.start}") from None
     except RecursionError:
@@ -56,7 +59,8 @@ def parse_json_at(content: bytes, start: int, *, what: str) -> tuple[Any, int]:
     # What follows is no text; bytes that are none stand for themselves until the end is known.
     text = content[start:].decode("utf-8", "surrogateescape")
     try:
-        value, length = json.JSONDecoder(parse_int=_whole_number).raw_decode(text)
+        with _no_collection():
+            value, length = json.JSONDecoder(parse_int=_whole_number).raw_decode(text)
     except RecursionError:
         raise ValueError(f"{what} is nested too deeply") from None
     except ValueError as error:
@@ -68,6 +72,18 @@ def parse_json_at(content: bytes, start: int, *, what: str) -> tuple[Any, int]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{what} is not UTF-8 at byte {start + error.start}") from None
     return value, stop
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    # Nothing of a growing document is garbage, and looking for it takes most of the time.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _refuse_dense(content: bytes, what: str) -> None:

@@ -25,7 +25,7 @@ from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import UNKNOWN, Treatment
 from policy_dsl.regular_files import read_whole
 from policy_dsl.roles.scales import some
-from policy_dsl.sources.checkpoint import CONFIG, MAX_JSON_NBYTES
+from policy_dsl.sources.checkpoint import CONFIG, MAX_CONFIG_NBYTES
 from policy_dsl.sources.foreign_files import ensure_no_other_file
 from policy_dsl.sources.placeholders import refuse_placeholder
 from policy_dsl.sources.quantization import quantization_of
@@ -370,6 +370,6 @@ def _metadata_files(folder: Path, inventory: Inventory) -> dict[str, bytes]:
     known = {name for spec in specs for name in spec.metadata_files}
     held = {CONFIG, *(inventory.side_files or {})}
     return {
-        name: read_whole(folder / name, most=MAX_JSON_NBYTES) for name in sorted(known & held)
+        name: read_whole(folder / name, most=MAX_CONFIG_NBYTES) for name in sorted(known & held)
     }
 

@@ -6,6 +6,7 @@ Asked of a source before anything is written, and of a bundle by `verify`, by th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from emitters import get
@@ -13,7 +14,7 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
-from policy_dsl.sources.checkpoint import CheckpointFiles, read_json
+from policy_dsl.sources.checkpoint import CONFIG, MAX_JSON_NBYTES, CheckpointFiles, read_json
 from policy_dsl.sources.local_files import LocalFiles
 from policy_dsl.sources.placeholders import LOOKED_AT_NBYTES, refuse_placeholder
 from policy_dsl.sources.side_files import (
@@ -26,8 +27,6 @@ from policy_dsl.sources.token_ids import tokenizer_faults, tokens_beyond
 from policy_dsl.units import counted
 
 _CURE = "download it again; the tokenizers library does not load it"
-# Larger ones take too long to be read on the way to a plan.
-_MOST_JSON_NBYTES = 64 * 2**20
 
 
 def copied_names(spec: FormatSpec) -> tuple[str, ...]:
@@ -45,12 +44,11 @@ def source_findings(plan: Plan, inventory: Inventory) -> list[Diagnostic]:
     spec = get(plan.target).spec
     patterns = (*copied_names(spec), *spec.edited_files, *spec.embedded_files)
     taken = [name for name in inventory.side_files if is_one_of(name, patterns)]
-    found, documents = _read(LocalFiles(inventory.root, inventory.side_files), taken)
+    embeddings = [one.shape[0] for one in plan.model.tensors if one.role == "embed"]
+    found, beyond = _read(inventory, taken, max(embeddings, default=0))
     if not _has_vocabulary(taken):
         found.append(_no_tokenizer(plan.target, inventory.side_files))
-    embeddings = [one.shape[0] for one in plan.model.tensors if one.role == "embed"]
-    found += _beyond(embeddings, documents | {"config.json": inventory.config})
-    return found
+    return [*found, *beyond]
 
 
 def bundle_findings(
@@ -65,30 +63,41 @@ def bundle_findings(
     if inventory.container or inventory.root is None or inventory.side_files is None:
         return []
     taken = [name for name in inventory.side_files if is_one_of(name, SIDE_FILES)]
-    found, documents = _read(LocalFiles(inventory.root, inventory.side_files), taken)
+    found, beyond = _read(inventory, taken, max(embeddings, default=0))
     if not _has_vocabulary([*taken, *recorded]):
         found.append(_no_tokenizer(target, ()))
-    found += _beyond(embeddings, documents | {"config.json": inventory.config})
-    return found
+    return [*found, *beyond]
 
 
 def _read(
-    files: CheckpointFiles, names: Iterable[str]
-) -> tuple[list[Diagnostic], dict[str, Mapping[str, Any]]]:
-    """What is wrong with these files, and the JSON objects among them by name."""
+    inventory: Inventory, names: Iterable[str], rows: int
+) -> tuple[list[Diagnostic], list[Diagnostic]]:
+    """What is wrong with these files, and the tokens that are not among `rows` embeddings."""
     found: list[Diagnostic] = []
-    documents: dict[str, Mapping[str, Any]] = {}
+    beyond: list[Diagnostic] = []
+    files = LocalFiles(inventory.root or Path(), inventory.side_files or {})
     for name in names:
-        size = files.sizes[name]
         try:
-            if name.endswith(".json") and size <= _MOST_JSON_NBYTES:
-                documents[name] = read_json(files, name)
-                found += _tokenizer_findings(name, documents[name])
-                continue
-            refuse_placeholder(name, files.read(name, 0, min(size, LOOKED_AT_NBYTES)), size)
+            document = _document(files, name)
         except PolicyError as error:
             found += error.diagnostics
-    return found, documents
+            continue
+        # One after the other: a folder of them has no bound that memory would have.
+        found += _tokenizer_findings(name, document)
+        beyond += _beyond(rows, name, document)
+    return found, [*beyond, *_beyond(rows, CONFIG, inventory.config)]
+
+
+def _document(files: CheckpointFiles, name: str) -> Mapping[str, Any]:
+    """The JSON object in a file; an empty one of a file that need not be read so far.
+
+    Raises: PolicyError if the file is not what its name says.
+    """
+    size = files.sizes[name]
+    if name.endswith(".json") and size <= MAX_JSON_NBYTES:
+        return read_json(files, name)
+    refuse_placeholder(name, files.read(name, 0, min(size, LOOKED_AT_NBYTES)), size)
+    return {}
 
 
 def _tokenizer_findings(file: str, document: Mapping[str, Any]) -> Iterator[Diagnostic]:
@@ -109,12 +118,9 @@ def _no_tokenizer(target: str, beside: Iterable[str]) -> Diagnostic:
     return diagnostic("no-tokenizer", target=target, suggestion=cure)
 
 
-def _beyond(
-    embeddings: Iterable[int], documents: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Diagnostic]:
-    rows = max(embeddings, default=0)
+def _beyond(rows: int, name: str, document: Mapping[str, Any]) -> Iterator[Diagnostic]:
     # Without an embedding there is nothing to compare with.
-    for file, tokens in tokens_beyond(documents, rows).items() if rows else ():
+    for file, tokens in tokens_beyond({name: document}, rows).items() if rows else ():
         shown = ", ".join(tokens[:3]) + (", …" if len(tokens) > 3 else "")
         ids = counted(len(tokens), "token id")
         yield diagnostic("token-beyond-embedding", file=file, ids=ids, tokens=shown, rows=rows)

@@ -27,7 +27,9 @@ from policy_dsl.sources.shard_map import (
 )
 
 CONFIG = "config.json"
-# Several times the size of any config, entries for single modules included.
+# Larger than any config, entries for single modules included.
+MAX_CONFIG_NBYTES = 32 * 2**20
+# Twice the size of the largest tokenizers.
 MAX_JSON_NBYTES = 64 * 2**20
 # Large enough for the index of a trillion-parameter model, small enough to read whole.
 MAX_INDEX_NBYTES = 128 * 2**20
@@ -136,7 +138,7 @@ def _config(files: CheckpointFiles) -> dict[str, Any]:
     if CONFIG not in files.sizes:
         cure = "put the model's config.json beside its weights"
         raise fail("missing-config", place=files.place, suggestion=cure)
-    return read_json(files, CONFIG)
+    return read_json(files, CONFIG, most=MAX_CONFIG_NBYTES)
 
 
 def _headers(files: CheckpointFiles, apply: Apply) -> dict[str, Header]:
