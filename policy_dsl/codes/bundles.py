@@ -180,7 +180,7 @@ BUNDLE_CODES: dict[str, Code] = {
         "{path} is already there", "An existing output is replaced only when that is asked for."
     ),
     "output-in-source": error(
-        "the output {path} lies in the source's folder or around it",
+        "the output folder {path} overlaps the source folder",
         "The source is never written to, and never deleted with an output.",
     ),
     "output-not-a-bundle": error(
