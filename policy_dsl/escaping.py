@@ -25,7 +25,9 @@ _BLANK = (
     "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
     "\U000e0100-\U000e01ef"
 )
-_BLANKS = re.compile(f"[{_BLANK}]")
+# Marks over and under letters; piles of them would cover other lines.
+_MARK = "[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]"
+_HIDDEN = re.compile(f"[{_BLANK}]|(?<={_MARK}{{4}}){_MARK}")
 # What bytes of a system's name become that it could not decode.
 _BYTES = re.compile("[\udc80-\udcff]+")
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -43,7 +45,7 @@ _HTML = {"&": "&amp;", "<": "&lt;", "@": "&#64;"}
 
 def is_visible(text: str) -> bool:
     """Whether every character is seen where it is: no control, no bidi mark, no line feed."""
-    return text.isprintable() and (text.isascii() or not _BLANKS.search(text))
+    return text.isprintable() and (text.isascii() or not _HIDDEN.search(text))
 
 
 def escaped(text: str, *, longest: int | None = None) -> str:
@@ -116,7 +118,8 @@ def _by_line(text: str, escape: Callable[[str], str]) -> str:
 def _each(text: str, escape: Callable[[str], str]) -> str:
     if is_visible(text):
         return text
-    return "".join(char if is_visible(char) else escape(char) for char in text)
+    text = _HIDDEN.sub(lambda found: escape(found[0]), text)
+    return "".join(char if char.isprintable() else escape(char) for char in text)
 
 
 def _as_utf8(found: re.Match[str]) -> str:

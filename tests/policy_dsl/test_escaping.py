@@ -26,6 +26,7 @@ HOSTILE = {
     "marks of the direction": ("\u200ea\u200f\u061c", r"\u200ea\u200f\u061c"),
     "no width": ("a\u200bb\u200dc\ufeff", r"a\u200bb\u200dc\ufeff"),
     "letters that are blank": ("a\u3164\u2800b", r"a\u3164\u2800b"),
+    "a pile of marks": ("a" + "\u0301" * 6, "a" + "\u0301" * 4 + r"\u0301\u0301"),
     "a variation": ("a\ufe0f\U000e0100", r"a\ufe0f\U000e0100"),
     "a tag": ("a\U000e0041", r"a\U000e0041"),
     "a private character": ("\ue000", r"\ue000"),
