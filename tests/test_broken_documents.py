@@ -241,3 +241,33 @@ def test_a_broken_document_is_read_or_refused(
 def test_a_whole_document_is_read(work: Path, name: str) -> None:
     document = documents(work)[name]
     assert document.ask(document.folder) is not None
+
+
+@pytest.mark.parametrize(
+    ("whole", "old", "new"),
+    [
+        ("bundle", "layers.1.", "layers.{}."),
+        ("micro_JANGTQ2_perexpert", ".experts.1.", ".experts.{}."),
+        ("autoround_w4g32_mixed", ".experts.1.", ".experts.{}."),
+    ],
+)
+@pytest.mark.parametrize("digits", ["9" * 5000, "1\u00b21", "\u0661", "99999999"])
+def test_a_number_in_a_name_may_be_anything(
+    work: Path, tmp_path: Path, whole: str, old: str, new: str, digits: str
+) -> None:
+    place = next(path for path in (work, *GOLDEN.iterdir()) if (path / whole).is_dir()) / whole
+    folder = Path(shutil.copytree(place, tmp_path / "bundle"))
+    for path in folder.glob("model*.safetensors"):
+        content = path.read_bytes()
+        entries = json.loads(_header(content))
+        renamed = {name.replace(old, new.format(digits)): one for name, one in entries.items()}
+        assert renamed.keys() != entries.keys()
+        text = json.dumps(renamed).encode()
+        data = content[8 + len(_header(content)) :]
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"num_local_experts": 4, **config}))
+    for name in ("policyc.json", "model.safetensors.index.json"):
+        (folder / name).unlink(missing_ok=True)
+    assert not verify_bundle(folder, jobs=1).ok
+    assert outline_text(bundle_outline(folder))

@@ -13,7 +13,8 @@ from policy_dsl.planning.outline import Outline, OutlineModule, stored_as
 from policy_dsl.policy import UNKNOWN
 
 _UNREAD = "unknown-pattern"
-_LAYER = re.compile(r"\blayers\.(\d+)\.")
+# A number of more digits is a name: no model has as many layers.
+_LAYER = re.compile(r"\blayers\.([0-9]{1,7})\.")
 
 
 def bundle_outline(folder: Path, *, links: bool = True) -> Outline:

@@ -34,7 +34,7 @@ _SHARED = (
 )
 _CODES = ".qweight"
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
-_EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(\w+)")
+_EXPERT = re.compile(r"(.+)\.experts\.([0-9]{1,7})\.(\w+)")
 
 
 def defects(

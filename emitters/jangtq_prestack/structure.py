@@ -26,7 +26,7 @@ JANG_CONFIG = "jang_config.json"
 # A cache that engines write for themselves; in a bundle it would hide the bundle's own stacks.
 _CACHES = ("jangtq_stacked.safetensors", "jangtq_stacked.json")
 _SHARDS = "model-*.safetensors"
-_APART = re.compile(r"(.+)\.experts\.(\d+)\.(\w+)")
+_APART = re.compile(r"(.+)\.experts\.([0-9]{1,7})\.(\w+)")
 
 
 def defects(

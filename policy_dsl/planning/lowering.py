@@ -71,10 +71,13 @@ def lower(made: Iterable[Decision], model: Model, policy: Policy, spec: FormatSp
     return lowered
 
 
-def natural_key(name: str) -> list[tuple[bool, int, str]]:
+def natural_key(name: str) -> list[tuple[int, str, str]]:
     """A sort key in which layers.2 precedes layers.10."""
-    pieces = re.split(r"(\d+)", name)
-    return [(piece.isdigit(), int(piece) if piece.isdigit() else 0, piece) for piece in pieces]
+    # Compared as texts: a name may hold more digits than Python makes a number of.
+    return [
+        (len(piece.lstrip("0")), piece.lstrip("0"), piece) if at % 2 else (0, "", piece)
+        for at, piece in enumerate(re.split(r"([0-9]+)", name))
+    ]
 
 
 def _left_out(decision: Decision, reason: str, model: Model) -> Omission:

@@ -316,6 +316,6 @@ def _open_numbers(pattern: Pattern) -> Iterator[_Opened]:
 def _longer(name: str, number: str) -> Iterator[int]:
     """The first number in a name that begins with these digits and goes on."""
     for part in name.split("."):
-        if part.isdecimal() and part.startswith(number) and len(part) > len(number):
+        if part.isdecimal() and part.startswith(number) and len(number) < len(part) < 8:
             yield int(part)
             return

@@ -12,7 +12,7 @@ SHORT_NAMES: Mapping[str, str] = {"gate_proj": "w1", "down_proj": "w2", "up_proj
 # Families that call them so, below `block_sparse_moe`; transformers 5 keeps that as `mlp`.
 _SHORT = frozenset({"mixtral", "minimax_m2"})
 _EXPERT = re.compile(r"\.experts\.(?:\d+\.)?\w+(?:\.weight)?$")
-_NUMBER = re.compile(r"\.experts\.(\d+)\.\w+$")
+_NUMBER = re.compile(r"\.experts\.([0-9]{1,7})\.\w+$")
 
 
 def published_name(tensor: ModelTensor, model: Model) -> str:
