@@ -18,7 +18,10 @@ from policy_dsl.codes import CODES, Severity
 from policy_dsl.escaping import LONGEST_VALUE, columns, escaped, escaped_json, replaced
 
 # What differs between messages about one kind of defect: quoted text, shapes, names, numbers.
-_VARYING = re.compile(r'"[^"]*"|\[[^\]]*\]|[\w*-]+(?:\.[\w*-]+){2,}|[0-9][0-9,]*')
+# A name is only looked for where it begins, and a shape up to the next, in linear time.
+_VARYING = re.compile(
+    r'"[^"]*"|\[[^\[\]]*\]|(?<![\w*-])[\w*-]+(?:\.[\w*-]+){2,}|[0-9][0-9,]*'
+)
 _MOST_EXAMPLES = 3
 _COUNTED = "in all "
 
