@@ -11,6 +11,7 @@ opened is looked at, not what was listed before.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ _KINDS = {
     stat.S_IFSOCK: "it is a socket, not a file",
 }
 # Where the shell puts what it passes: `<(command)`, `< file`.
-_GIVEN = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+_GIVEN = re.compile(r"/dev/stdin|/dev/fd/[0-9]{1,9}|/proc/self/fd/[0-9]{1,9}")
 
 
 def why_not_regular(mode: int) -> str | None:
@@ -105,18 +106,26 @@ def read_range(path: Path, start: int, stop: int, *, follow: bool = True) -> byt
     return content
 
 
-def read_given(path: Path, *, most: int) -> bytes:
-    """At most `most` + 1 bytes of a file that the user named, or of what the shell passes.
+def read_first(path: Path, count: int) -> bytes:
+    """The first `count` bytes of a regular file, or all if it has no more.
+
+    Raises: PolicyError (unreadable-file) as `opened` does.
+    """
+    with opened(path) as file:
+        return _read(file, count)
+
+
+def read_given(path: Path, count: int) -> bytes:
+    """The first `count` bytes of a file of the command line, or of what the shell passes.
 
     Only `/dev/stdin` and what `<(command)` becomes may be pipes.
     Raises: PolicyError (unreadable-file).
     """
-    if not str(path).startswith(_GIVEN):
-        with opened(path) as file:
-            return _read(file, most + 1)
+    if not _GIVEN.fullmatch(str(path)):
+        return read_first(path, count)
     try:
         with path.open("rb") as stream:
-            return stream.read(most + 1)
+            return stream.read(count)
     except OSError as error:
         raise unreadable(path, error) from error
 

@@ -16,7 +16,7 @@ from policy_dsl.language.read_yaml import looks_like_yaml, read_yaml
 from policy_dsl.language.source_text import MAX_BYTES
 from policy_dsl.language.variables import final_values
 from policy_dsl.policy import Policy, Scalar
-from policy_dsl.regular_files import read_given, why_not_regular
+from policy_dsl.regular_files import read_first, read_given, why_not_regular
 from policy_dsl.resources import room
 
 Form = Literal["yaml", "dsl"]
@@ -65,12 +65,12 @@ def bundled_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in folder.iterdir() if path.suffix in _FORMS))
 
 
-def read_source(path: Path) -> SourceText:
-    """The text of a policy file.
+def read_source(path: Path, *, given: bool = True) -> SourceText:
+    """The text of a policy file. given: on the command line, where it may be a pipe.
 
     Raises: PolicyError if it cannot be read, is not UTF-8 or larger than 1 MiB.
     """
-    content = read_given(path, most=MAX_BYTES)
+    content = (read_given if given else read_first)(path, MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         # Of what the shell passes, nobody knows the size.
         size = max(os.stat(path).st_size, len(content))
@@ -105,7 +105,7 @@ class _Bases:
 
     def collect(self, path: Path, chain: tuple[Path, ...]) -> Iterator[_Base]:
         self._visits += 1
-        source = read_source(path)
+        source = read_source(path, given=not chain)
         policy = _read(path, source, None)
         spans = dict(policy.key_spans)
         # Resolved paths: a cycle through a symbolic link is one too.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +74,7 @@ def _circle(path: Path) -> None:
         lambda path: opened(path).__enter__(),
         lambda path: read_whole(path, most=10),
         lambda path: read_range(path, 0, 1),
-        lambda path: read_given(path, most=10),
+        lambda path: read_given(path, 10),
     ],
 )
 def test_what_is_not_a_file_is_named(
@@ -114,7 +116,54 @@ def test_what_the_shell_passes_may_be_a_pipe() -> None:
     writer = threading.Thread(target=lambda: (os.write(sender, b"text"), os.close(sender)))
     writer.start()
     try:
-        assert read_given(Path(f"/dev/fd/{receiver}"), most=100) == b"text"
+        assert read_given(Path(f"/dev/fd/{receiver}"), 100) == b"text"
     finally:
         os.close(receiver)
         writer.join()
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/fd/../zero", "/dev/fd", "/dev/stdin/../x"])
+def test_what_only_looks_as_if_the_shell_passed_it(path: str) -> None:
+    with pytest.raises(PolicyError, match="cannot read"):
+        read_given(Path(path), 10)
+
+
+def _policyc(
+    *arguments: str, folder: Path, given: bytes = b""
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "policy_dsl.cli", *arguments]
+    receiver, sender = os.pipe()
+    os.write(sender, given)
+    # What waits for the pipe's end waits for ever, unless something was given.
+    if given:
+        os.close(sender)
+    try:
+        return subprocess.run(
+            command,
+            stdin=receiver,
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(receiver)
+        if not given:
+            os.close(sender)
+
+
+@pytest.mark.parametrize("base", ["/dev/stdin", "base.qpol", "link.qpol", "/dev/fd/0"])
+def test_what_a_policy_extends_is_a_file(tmp_path: Path, base: str) -> None:
+    (tmp_path / "p.qpol").write_text(f'extends "{base}"\n')
+    os.mkfifo(tmp_path / "base.qpol")
+    (tmp_path / "link.qpol").symlink_to("/dev/stdin")
+    run = _policyc("check", "p.qpol", folder=tmp_path)
+    assert (run.returncode, "it is a pipe, not a file" in run.stdout) == (1, True)
+
+
+def test_a_policy_of_the_command_line_may_come_from_a_pipe(tmp_path: Path) -> None:
+    text = b"target mlx_affine\nall: 4bit\n"
+    for path in ("/dev/stdin", "/dev/fd/0"):
+        run = _policyc("fmt", "--to", "yaml", path, folder=tmp_path, given=text)
+        assert (run.returncode, "all: 4bit" in run.stdout) == (0, True)
