@@ -23,10 +23,11 @@ from policy_dsl.sources.side_files import (
     VOCABULARIES,
     is_one_of,
 )
-from policy_dsl.sources.token_ids import tokenizer_faults, tokens_beyond
+from policy_dsl.sources.token_ids import odd_tokens, tokenizer_faults, tokens_beyond
 from policy_dsl.units import counted
 
 _CURE = "download it again; the tokenizers library does not load it"
+_ODD = "download it again, or write the numbers of the tokens"
 
 
 def copied_names(spec: FormatSpec) -> tuple[str, ...]:
@@ -101,9 +102,11 @@ def _document(files: CheckpointFiles, name: str) -> Mapping[str, Any]:
 
 
 def _tokenizer_findings(file: str, document: Mapping[str, Any]) -> Iterator[Diagnostic]:
-    if file.rpartition("/")[2] == "tokenizer.json":
-        for reason in tokenizer_faults(document):
-            yield diagnostic("bad-source-json", suggestion=_CURE, file=file, reason=reason)
+    name = file.rpartition("/")[2]
+    for reason in tokenizer_faults(document) if name == "tokenizer.json" else ():
+        yield diagnostic("bad-source-json", suggestion=_CURE, file=file, reason=reason)
+    for reason in odd_tokens(name, document):
+        yield diagnostic("odd-token-ids", suggestion=_ODD, file=file, reason=reason)
 
 
 def _has_vocabulary(names: Iterable[str]) -> bool:

@@ -34,6 +34,10 @@ SOURCE_CODES: dict[str, Code] = {
         "the bundle for {target} has no tokenizer",
         "Readers load the weights and then fail, for they cannot turn text into tokens.",
     ),
+    "odd-token-ids": warning(
+        "{file}: {reason}",
+        "Readers pass over such an id, or fail when they load the tokenizer or generate.",
+    ),
     "token-beyond-embedding": warning(
         "{file} has {ids} beyond the {rows} rows of the embedding: {tokens}",
         "The model works until such a token is used: transformers then fails with an index "

@@ -41,6 +41,7 @@ from policy_dsl.sources.side_files import SUBFOLDERS
 # Of its text, unpacked. Those of the largest models have a few thousand bytes.
 MAX_NBYTES = 32 * 2**20
 MAX_TENSORS = 1_000_000
+_LONGEST_PLACE = 120
 MAX_LETTERS = 100_000_000
 
 
@@ -85,7 +86,7 @@ def read_recorded(path: Path) -> Inventory:
     except ValidationError as error:
         # A document of another kind breaks every rule; the first says enough.
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
+        where = ".".join(map(str, first["loc"]))[:_LONGEST_PLACE] or "the document"
         raise _bad(path, f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
     except ValueError as error:
         raise _bad(path, str(error)) from error

@@ -33,6 +33,12 @@ def tokens_beyond(
     return found
 
 
+def odd_tokens(file: str, document: Mapping[str, Any]) -> Iterator[str]:
+    """What a file of this name, beside the tokenizer.json, gives tokens that is not an id."""
+    check = _FAULTS.get(file)
+    return check(document) if check else iter(())
+
+
 def tokenizer_faults(document: Mapping[str, Any]) -> Iterator[str]:
     """Why the tokenizers library cannot load a tokenizer.json, as far as its tokens tell.
 
@@ -49,6 +55,42 @@ def tokenizer_faults(document: Mapping[str, Any]) -> Iterator[str]:
     elif wrong := [one for one in added if not _has_id(one)]:
         entries = counted(len(wrong), "entry", "entries")
         yield f"its added_tokens have {entries} without a whole number as id: {_cut(wrong[0])}"
+
+
+def _numbered_faults(document: Mapping[str, Any]) -> Iterator[str]:
+    # Some files have a vocabulary for each language.
+    wrong = [
+        f"{_cut(name)}: {_cut(one)}"
+        for name, one in document.items()
+        if not isinstance(one, Mapping) and not _is_id(one)
+    ]
+    if wrong:
+        tokens = counted(len(wrong), "token")
+        yield f"it has {tokens} without a whole number from 0 as id: {', '.join(wrong[:3])}"
+
+
+def _decoder_faults(document: Mapping[str, Any]) -> Iterator[str]:
+    decoder = document.get("added_tokens_decoder")
+    if not isinstance(decoder, Mapping | None):
+        yield f"its added_tokens_decoder is {_cut(decoder)}, not an object"
+        return
+    for number, entry in (decoder or {}).items():
+        if not (number.isascii() and number.isdigit() and len(number) < 11):
+            yield f"its added_tokens_decoder has {_cut(number)}, which is not an id"
+            return
+        if not isinstance(entry, Mapping | str):
+            yield f"its added_tokens_decoder has {_cut(entry)} as token {number}, not an object"
+            return
+
+
+def _special_faults(document: Mapping[str, Any]) -> Iterator[str]:
+    for key in _SPECIAL:
+        value = document.get(key)
+        numbers = value if isinstance(value, list) else [value]
+        # -1 is written for a token that there is not.
+        wrong = [one for one in numbers if one is not None and not (_is_id(one) or one == -1)]
+        if wrong:
+            yield f"its {key} is {_cut(wrong[0])}, not the number of a token"
 
 
 def _vocabulary_faults(type_: Any, vocabulary: Any) -> Iterator[str]:
@@ -139,4 +181,10 @@ _READERS = {
     "tokenizer_config.json": _tokenizer_config,
     "config.json": _special,
     "generation_config.json": _special,
+}
+_FAULTS = {
+    "vocab.json": _numbered_faults,
+    "added_tokens.json": _numbered_faults,
+    "tokenizer_config.json": _decoder_faults,
+    "generation_config.json": _special_faults,
 }

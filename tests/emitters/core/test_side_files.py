@@ -152,6 +152,46 @@ def test_token_ids_of_other_kinds_are_passed_over(write_llama, run: Run) -> None
     assert "token-beyond-embedding" not in run("check", "mlx_affine", source, 0)
 
 
+NOT_IDS = (True, 1.5, 2.0, float("nan"), 10**60, 2**32, "a", "9" * 5000, [1.5], [[1]], {"a": 1})
+
+
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id", "pad_token_id"])
+@pytest.mark.parametrize("value", NOT_IDS, ids=lambda value: str(value)[:20])
+def test_what_is_not_the_number_of_a_token_is_a_warning(
+    write_llama, run: Run, key: str, value: object
+) -> None:
+    source = write_llama()
+    (source / "generation_config.json").write_text(json.dumps({key: value}))
+    said = run("check", "mlx_affine", source, 0)
+    assert "warning[odd-token-ids]: generation_config.json" in said
+    assert key in said
+    assert len(said) < 5000
+
+
+@pytest.mark.parametrize(
+    ("file", "document", "said"),
+    [
+        *(
+            (file, {"a": one, "b": 3}, '1 token without a whole number from 0 as id: "a": ')
+            for file in ("vocab.json", "added_tokens.json")
+            for one in (True, -2, 1.5, "1", None, [1], 2**32, 10**60)
+        ),
+        *(
+            ("tokenizer_config.json", {"added_tokens_decoder": one}, "added_tokens_decoder")
+            for one in (1, "x", [1], {"x": {}}, {"-1": {}}, {"9" * 5000: {}}, {"1": 5})
+        ),
+    ],
+)
+def test_ids_of_other_kinds_are_a_warning_that_names_file_and_field(
+    write_llama, run: Run, file: str, document: object, said: str
+) -> None:
+    source = write_llama()
+    (source / file).write_text(json.dumps(document))
+    told = run("check", "mlx_affine", source, 0)
+    assert f"warning[odd-token-ids]: {file}" in told
+    assert said in told
+
+
 OWN = {
     "BPE": {"merges": []},
     "Unigram": {"unk_id": None},
