@@ -162,10 +162,13 @@ def what_is_wrong(subject: Subject, work: Path, setting: Setting, *, moved: bool
     moved: a bundle that is finished is moved away before, as no second build would begin.
     """
     out, whole = work / "out", contents(subject.new)
-    left = contents(out)
-    if left not in ({}, whole, contents(subject.old) if setting.force else {}):
+    left, force = contents(out), setting.force
+    wholes = [contents(subject.old), whole] if force else [{}, whole]
+    if left and left not in wholes:
         return "the output is neither the old bundle nor the new one"
-    force = setting.force
+    # Between two renames it may be beside the output.
+    if not any(contents(place) in wholes for place in (out, *work.glob("out.partial/*"))):
+        return "neither the old bundle nor the new one is whole"
     if left == whole and not force:
         if moved:
             out.rename(work.with_name("moved"))

@@ -175,6 +175,17 @@ def test_a_bundle_is_on_the_disk_whole_before_it_gets_its_name(record, target, f
     assert disk.files() == Node.read(recorded.out).files()
 
 
+def test_so_are_side_files_in_folders_of_their_own(write_llama, planned, tmp_path):
+    work, templates = tmp_path / "work", write_llama() / "additional_chat_templates"
+    work.mkdir()
+    templates.mkdir()
+    (templates / "tool.jinja").write_text("{{ messages }}")
+    recorded = Recorded(planned(templates.parent), work, jobs=1, force=False)
+    (number,) = (at for at, one in renames(recorded) if one.target == recorded.out)
+    disk = recorded.held(recorded.disk(number), recorded.bundle)
+    assert disk.files()["additional_chat_templates/tool.jinja"] == b"{{ messages }}"
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_names_are_on_the_disk_before_anything_is_deleted(record, force):
     recorded = record(force=force)
