@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from damage_trials import POLICIES, ROOT, policyc, write_model
@@ -207,19 +208,19 @@ class Counts:
 Trial = tuple[Subject, Path, Setting]
 
 
-def kill_at_moments(trial: Trial, moments: Sequence[float]) -> Counts:
-    """Kills at shares of the time that a build takes."""
+def kill_at_moments(trial: Trial, hits: int, drawn: random.Random) -> Counts:
+    """So many kills at random shares of the time that a build takes; some may come too late."""
     subject, _, setting = trial
     counts, began = Counts(), time.monotonic()
     ended(start(subject.arguments(prepared(*trial), setting.jobs, force=setting.force)))
     seconds = time.monotonic() - began
-    for number, share in enumerate(moments):
-        out = prepared(*trial)
+    while counts.hits < hits and counts.trials < 4 * hits:
+        out, share = prepared(*trial), drawn.random()
         child = start(subject.arguments(out, setting.jobs, force=setting.force))
         time.sleep(share * seconds)
         os.kill(child, signal.SIGKILL)
         hit = ended(child) == -signal.SIGKILL
-        wrong = what_is_wrong(*trial, moved=bool(number % 2))
+        wrong = what_is_wrong(*trial, moved=bool(counts.trials % 2))
         counts.add(f"{share:.3f} of the time", wrong, hit=hit)
     return counts
 
@@ -273,28 +274,26 @@ def last_part(events: Sequence[Event]) -> int:
     return lines[-2]
 
 
-def run_trials(
+def all_trials(
     subject: Subject, work: Path, sample: int, seed: int
-) -> Iterator[tuple[str, Counts]]:
-    """All trials of a target; what each kind is, and what came of it."""
+) -> Iterator[tuple[str, Callable[[], Counts]]]:
+    """All trials of a target: what each kind is, and what runs them."""
     # Journal lines as often as can be.
     journal.SAVE_SECONDS = 0
     for setting in (Setting(1), Setting(2), Setting(1, force=True), Setting(2, force=True)):
         drawn, trial = random.Random(f"{seed} {setting}"), (subject, work, setting)
         before, events = recorded(*trial)
         few = chosen(events, sample, drawn)
-        if not setting.force:
-            yield f"{setting}: killed at events", kill_at_events(trial, few)
-        elif setting.jobs == 1:
+        if setting.force:
             # Up to there it is as without the other bundle.
-            late = [pair for pair in few if pair[0] >= last_part(events)]
-            yield f"{setting}: killed at events", kill_at_events(trial, late)
-        moments = [drawn.random() for _ in range(min(sample, MOMENTS) or MOMENTS)]
-        if not setting.force:
-            yield f"{setting}: killed at moments", kill_at_moments(trial, moments)
+            few = [pair for pair in few if pair[0] >= last_part(events)]
+        else:
+            moments = partial(kill_at_moments, trial, sample or MOMENTS, drawn)
+            yield f"{setting}: killed at moments", moments
+        yield f"{setting}: killed at events", partial(kill_at_events, trial, few)
         if setting.jobs == 2:
-            spread = few if sample else few[seed % 2 :: 2]
-            yield f"{setting}: power lost", lose_power(trial, before, events, spread)
+            lose = partial(lose_power, trial, before, events, few if sample else few[::2])
+            yield f"{setting}: power lost", lose
 
 
 def main() -> None:
@@ -302,6 +301,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, default=0, help="so many events, not all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", default="", help="only kinds with this in their name")
     parser.add_argument("--target", choices=[*POLICIES], action="append")
     asked = parser.parse_args()
     wrong = Counter[str]()
@@ -310,7 +310,10 @@ def main() -> None:
         place = Path(folder).resolve()
         for target in asked.target or POLICIES:
             subject, began = make_subject(place, target), time.monotonic()
-            for kind, counts in run_trials(subject, place / "work", asked.sample, asked.seed):
+            for kind, trials in all_trials(subject, place / "work", asked.sample, asked.seed):
+                if asked.kind not in kind:
+                    continue
+                counts = trials()
                 seconds, began = time.monotonic() - began, time.monotonic()
                 figures = f"{counts.trials:8}{counts.hits:8}{len(counts.wrong):8}{seconds:9.1f}"
                 print(f"{target:17}{kind:38}{figures}", flush=True)

@@ -23,6 +23,6 @@ def test_killed_builds_end_with_the_same_bytes(target: str, seed: int) -> None:
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     figures = re.findall(r"(\d+) +(\d+) +(\d+) +[\d.]+$", ran.stdout, re.MULTILINE)
-    assert len(figures) == 7
+    assert len(figures) == 8
     assert sum(int(hits) for _, hits, _ in figures) > 25
     assert [wrong for _, _, wrong in figures if wrong != "0"] == []
