@@ -124,6 +124,9 @@ def test_the_version_of_zero_points(quantization, scheme):
         ({**GPTQ, "dynamic": {r"+:.*\.0\.": {"bits": 8}, r"-:.*\.0\.": {}}}, 8),
         ({**GPTQ, "dynamic": {r".*q_proj": {"bits": 8}}}, 8),
         ({**GPTQ, "dynamic": {r"-:.*q_proj": {}}}, None),
+        # As GPTQModel's own pages have them.
+        ({**GPTQ, "dynamic": {r"-:.*mlp\.gate$": {}, r"+:.*\.0\..*q_.*": {"bits": 8}}}, 8),
+        ({**GPTQ, "dynamic": {r"+:.*\.18\..*gate.*": {"bits": 8}, r"-:.*\.k.*": {}}}, 4),
         # Matched from the start, not found somewhere.
         ({**GPTQ, "dynamic": {r"-:self_attn": {}}}, 4),
         ({**GPTQ, "modules_in_block_to_quantize": [["mlp.up_proj"], ["self_attn.q_proj"]]}, 4),
