@@ -124,17 +124,26 @@ def ended(number: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
 
 
-def killed_before(event: int) -> Callable[[Event], None]:
-    """Kills the program before its so many-th event, counted from 0."""
-    left = event
+def killed_before(events: Sequence[Event], number: int) -> Callable[[Event], None]:
+    """Kills the program before the event that has this number in the log of another run.
 
-    def before(_: Event) -> None:
+    Not by the number alone: the journal may have more lines, or fewer.
+    """
+    wanted = events[number]
+    left = sum(_same(one, wanted) for one in events[:number])
+
+    def before(event: Event) -> None:
         nonlocal left
-        if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
+        if _same(event, wanted):
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
 
     return before
+
+
+def _same(one: Event, other: Event) -> bool:
+    return (one.what, one.path) == (other.what, other.path)
 
 
 def prepared(subject: Subject, work: Path, setting: Setting) -> Path:
@@ -225,13 +234,15 @@ def kill_at_moments(trial: Trial, hits: int, drawn: random.Random) -> Counts:
     return counts
 
 
-def kill_at_events(trial: Trial, events: Sequence[tuple[int, Event]]) -> Counts:
+def kill_at_events(
+    trial: Trial, all_events: Sequence[Event], events: Sequence[tuple[int, Event]]
+) -> Counts:
     """Kills just before some events."""
     subject, work, setting = trial
     counts = Counts()
     for number, event in events:
         out = prepared(*trial)
-        log = EventLog(work, killed_before(number))
+        log = EventLog(work, killed_before(all_events, number))
         child = start(subject.arguments(out, setting.jobs, force=setting.force), log)
         hit = ended(child) == -signal.SIGKILL
         wrong = what_is_wrong(*trial, moved=bool(number % 2))
@@ -290,7 +301,7 @@ def all_trials(
         else:
             moments = partial(kill_at_moments, trial, sample or MOMENTS, drawn)
             yield f"{setting}: killed at moments", moments
-        yield f"{setting}: killed at events", partial(kill_at_events, trial, few)
+        yield f"{setting}: killed at events", partial(kill_at_events, trial, events, few)
         if setting.jobs == 2:
             lose = partial(lose_power, trial, before, events, few if sample else few[::2])
             yield f"{setting}: power lost", lose
