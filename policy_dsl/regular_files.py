@@ -115,13 +115,18 @@ def read_first(path: Path, count: int) -> bytes:
         return _read(file, count)
 
 
+def is_passed(path: Path) -> bool:
+    """Whether this is what the shell makes of `<(command)` and `< file`."""
+    return _GIVEN.fullmatch(str(path)) is not None
+
+
 def read_given(path: Path, count: int) -> bytes:
     """The first `count` bytes of a file of the command line, or of what the shell passes.
 
     Only `/dev/stdin` and what `<(command)` becomes may be pipes.
     Raises: PolicyError (unreadable-file).
     """
-    if not _GIVEN.fullmatch(str(path)):
+    if not is_passed(path):
         return read_first(path, count)
     try:
         with path.open("rb") as stream:

@@ -19,9 +19,9 @@ from policy_dsl.selectors import Regex
 
 # Characters and steps of one pattern, characters of all of them.
 _LONGEST, _MOST_STEPS = 10_000, 5_000
-_MOST_TEXT = 2**20
+MOST_TEXT = 2**20
 # Of a processor, for all patterns and modules; looked at after each so many bytes of names.
-_MOST_SECONDS = 2
+MOST_SECONDS = 2
 _SLICE = 2**16
 _LONGEST_NAME = 1000
 # `re.escape(name)$`, which is looked up.
@@ -90,8 +90,8 @@ class Verdicts:
         return known if before <= same else Unknown(self._unread[same].reason)
 
     def _match_all(self) -> None:
-        if sum(len(rule.pattern) for rule in self._rules) > _MOST_TEXT:
-            raise ValueError(f"its patterns have more than {_MOST_TEXT:,} characters")
+        if sum(len(rule.pattern) for rule in self._rules) > MOST_TEXT:
+            raise ValueError(f"its patterns have more than {MOST_TEXT:,} characters")
         index = NameIndex(self._usual)
         clock = _Clock(f"{len(self._rules):,} patterns and {len(self._usual):,} modules")
         for at, rule in enumerate(self._rules):
@@ -127,12 +127,12 @@ class _Clock:
 
     def __init__(self, about: str) -> None:
         self._about = about
-        self._stop = time.thread_time() + _MOST_SECONDS
+        self._stop = time.thread_time() + MOST_SECONDS
 
     def check(self) -> None:
         """Go on, or raise."""
         if time.thread_time() > self._stop:
-            raise ValueError(f"{self._about} take more than {_MOST_SECONDS} seconds")
+            raise ValueError(f"{self._about} take more than {MOST_SECONDS} seconds")
 
 
 def _at(unread: _Unread) -> int:

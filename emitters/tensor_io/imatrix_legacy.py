@@ -10,7 +10,7 @@ from emitters.tensor_io.read import Source
 from policy_dsl.escaping import shown
 
 # More than any model has; a file of nothing but tiny entries must not fill the memory.
-_MAX_ENTRIES = 20_000
+MAX_ENTRIES = 20_000
 _MAX_NAME = 1024
 
 
@@ -23,7 +23,7 @@ def legacy_entries(source: Source, file: str) -> dict[str, Entry]:
     """
     walk = _Walk(source, file, source.facts[file].nbytes)
     (count,) = walk.integers(1)
-    if not 0 < count <= _MAX_ENTRIES:
+    if not 0 < count <= MAX_ENTRIES:
         raise ValueError("it begins neither as GGUF nor with a count of entries")
     entries: dict[str, Entry] = {}
     for number in range(count):

@@ -12,6 +12,7 @@ from policy_dsl.cli import console, options
 from policy_dsl.cli.files import save_text
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.escaping import escaped
+from policy_dsl.regular_files import is_passed
 
 Form = Literal["yaml", "dsl"]
 STDIN = "-"
@@ -68,27 +69,25 @@ def _format_one(file: str, to: Form | None, *, check: bool) -> bool:
 
     Raises: PolicyError with the defects of the text.
     """
-    from policy_dsl.language.load import parse_policy, read_text
+    from policy_dsl.language.load import parse_policy, read_source, source_of
     from policy_dsl.language.print_policy import print_dsl, print_yaml
+    from policy_dsl.language.source_text import MAX_BYTES
 
-    text = _read_stdin() if file == STDIN else read_text(Path(file))
+    if file == STDIN:
+        # The text layer would decode by locale; policies are UTF-8 everywhere.
+        source = source_of(Path("stdin"), sys.stdin.buffer.read(MAX_BYTES + 1))
+    else:
+        source = read_source(Path(file))
+    text = source.text
     policy, form = parse_policy(text, file)
     shown = print_dsl(policy) if (to or form) == "dsl" else print_yaml(policy)
     # A converted text needs another file name, so it is printed, never put in place.
     changes = shown != text
     if check:
         return changes
-    if to is not None or file == STDIN:
+    if to is not None or file == STDIN or is_passed(Path(file)):
         console.write_policy(shown)
     elif changes:
         save_text(Path(file), shown)
     return changes
 
-
-def _read_stdin() -> str:
-    try:
-        # The text layer would decode by locale; policies are UTF-8 everywhere.
-        return sys.stdin.buffer.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        byte = f"0x{error.object[error.start]:02x}"
-        raise fail("not-utf8", path="stdin", byte=byte, offset=error.start) from None

@@ -16,7 +16,7 @@ from policy_dsl.language.read_yaml import looks_like_yaml, read_yaml
 from policy_dsl.language.source_text import MAX_BYTES
 from policy_dsl.language.variables import final_values
 from policy_dsl.policy import Policy, Scalar
-from policy_dsl.regular_files import read_first, read_given, why_not_regular
+from policy_dsl.regular_files import is_passed, read_first, read_given, why_not_regular
 from policy_dsl.resources import room
 
 Form = Literal["yaml", "dsl"]
@@ -51,14 +51,6 @@ def parse_policy(text: str, name: str) -> tuple[Policy, Form]:
     return (read_yaml if form == "yaml" else read_dsl)(source, stem), form
 
 
-def read_text(path: Path) -> str:
-    """The text of a policy file without a byte order mark.
-
-    Raises: PolicyError if it cannot be read, is not UTF-8 or larger than 1 MiB.
-    """
-    return read_source(path).text
-
-
 def bundled_names() -> tuple[str, ...]:
     """Names of the bundled policies."""
     folder = room("policies")
@@ -68,12 +60,25 @@ def bundled_names() -> tuple[str, ...]:
 def read_source(path: Path, *, given: bool = True) -> SourceText:
     """The text of a policy file. given: on the command line, where it may be a pipe.
 
-    Raises: PolicyError if it cannot be read, is not UTF-8 or larger than 1 MiB.
+    Raises: PolicyError if it cannot be read, is not UTF-8 or larger than 1 MiB, or if it is a
+    link to a file that is not called as policies are.
     """
+    target = Path(os.path.realpath(path))
+    # Errors show lines: a link among policies must not show those of a password.
+    if path.suffix in _FORMS and target.suffix not in _FORMS:
+        raise fail("unknown-suffix", path=target, suggestion=f"{path} is a link to it")
     content = (read_given if given else read_first)(path, MAX_BYTES + 1)
+    return source_of(path, content)
+
+
+def source_of(path: Path, content: bytes) -> SourceText:
+    """The first bytes of a policy as its text. content: one byte more than a policy may have.
+
+    Raises: PolicyError if it is larger than 1 MiB or not UTF-8.
+    """
     if len(content) > MAX_BYTES:
         # Of what the shell passes, nobody knows the size.
-        size = max(os.stat(path).st_size, len(content))
+        size = max(path.stat().st_size if path.is_file() else 0, len(content))
         raise fail("too-large", path=path, size=size, limit=MAX_BYTES)
     try:
         return SourceText(decoded(str(path)), content.decode("utf-8-sig"))
@@ -110,9 +115,10 @@ class _Bases:
         spans = dict(policy.key_spans)
         # Resolved paths: a cycle through a symbolic link is one too.
         here = (*chain, path.resolve())
+        folder = Path() if is_passed(path) else path.parent
         for name in policy.extends:
             span = spans.get(f"extends.{name}")
-            base = _find(name, folder=path.parent, span=span)
+            base = _find(name, folder=folder, span=span)
             self._refuse(base, here, span)
             yield from self.collect(base, here)
         yield _Base(path, source, policy)
@@ -181,7 +187,9 @@ def _exists(path: Path) -> bool:
 
 
 def _read(path: Path, source: SourceText, values: Mapping[str, Scalar] | None) -> Policy:
-    form = _FORMS.get(path.suffix)
+    form, name = _FORMS.get(path.suffix), path.stem
+    if is_passed(path):
+        form, name = "yaml" if looks_like_yaml(source) else "dsl", "policy"
     if form is None:
         raise fail("unknown-suffix", path=path)
-    return (read_yaml if form == "yaml" else read_dsl)(source, decoded(path.stem), values)
+    return (read_yaml if form == "yaml" else read_dsl)(source, decoded(name), values)

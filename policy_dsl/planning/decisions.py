@@ -18,7 +18,7 @@ from policy_dsl.units import counted
 KEEP = Treatment("keep")
 _MOST_SHOWN = 20
 # Of rules times layers, each of which a rule may be about.
-_MOST_RULES = 5_000_000
+MOST_RULES = 5_000_000
 OTHERWISE = "defaults.otherwise"
 
 
@@ -52,8 +52,8 @@ def decide(policy: Policy, model: Model, target: str) -> Decisions:
 
     Raises: PolicyError (too-many-rules).
     """
-    if len(policy.rules) * model.n_layers > _MOST_RULES:
-        most = _MOST_RULES // model.n_layers
+    if len(policy.rules) * model.n_layers > MOST_RULES:
+        most = MOST_RULES // model.n_layers
         raise fail("too-many-rules", rules=f"{len(policy.rules):,}", most=f"{most:,}")
     rules = compile_rules(policy, model, target)
     otherwise = policy.defaults.otherwise or KEEP

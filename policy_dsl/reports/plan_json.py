@@ -34,7 +34,7 @@ from policy_dsl.units import bits_per_weight
 SCHEMA_VERSION = 1
 _LONGEST_PLACE = 120
 # Three times that of the largest model, with a module for every expert.
-_LARGEST_NBYTES = 256 * 2**20
+LARGEST_NBYTES = 256 * 2**20
 
 
 def plan_document(
@@ -108,7 +108,7 @@ def read_saved_plan(path: Path) -> Outline:
 
     Raises: PolicyError if it cannot be read, or is no plan with its tensors.
     """
-    return saved_outline(read_whole(path, most=_LARGEST_NBYTES), str(path))
+    return saved_outline(read_whole(path, most=LARGEST_NBYTES), str(path))
 
 
 def saved_outline(content: bytes, path: str) -> Outline:

@@ -28,7 +28,7 @@ from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, header_nbytes, 
 
 KEEP = "keep"
 # Far more than a number for each expert takes; JSON takes ten times its size in memory.
-_LARGEST = 64 * 2**20
+LARGEST_NBYTES = 64 * 2**20
 _NUMBERS = {"F32": "f", "F64": "d", "I32": "i", "I64": "q"}
 _SOURCE = "docs/pruning.md shows how to make one of what REAP's observer wrote of the model"
 
@@ -150,9 +150,9 @@ def read_saliency(path: Path, name: str, span: Span | None = None) -> Saliency:
 def _content(path: Path, span: Span | None) -> bytes:
     try:
         nbytes = file_stat(path).st_size
-        if nbytes > _LARGEST:
-            raise _no_saliencies(path, span, f"it has {nbytes} bytes, over {_LARGEST}")
-        return read_whole(path, most=_LARGEST)
+        if nbytes > LARGEST_NBYTES:
+            raise _no_saliencies(path, span, f"it has {nbytes} bytes, over {LARGEST_NBYTES}")
+        return read_whole(path, most=LARGEST_NBYTES)
     except PolicyError as error:
         raise PolicyError(
             replace(found, span=span, suggestion=_SOURCE) for found in error.diagnostics

@@ -470,6 +470,23 @@ class TestFmt:
         monkeypatch.setattr(sys, "stdin", given)
         assert run("fmt", "-").out == "experts: 4bit\n"
 
+    @pytest.mark.parametrize(
+        ("given", "code"), [(b"#" * (2**20 + 1), "too-large"), (b"# \xff", "not-utf8")]
+    )
+    def test_stdin_is_held_to_what_files_are(
+        self, run: Any, monkeypatch: pytest.MonkeyPatch, given: bytes, code: str
+    ) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+        found = run("fmt", "-")
+        assert (found.code, f"error[{code}]: stdin" in found.err) == (2, True)
+
+    def test_what_the_shell_passes_is_printed(self, run: Any) -> None:
+        receiver, sender = os.pipe()
+        os.write(sender, b"experts  :  4bit\n")
+        os.close(sender)
+        assert run("fmt", f"/dev/fd/{receiver}").out == "experts: 4bit\n"
+        os.close(receiver)
+
     def test_a_broken_file_is_left_as_it_is(self, run: Any, policy: Path) -> None:
         policy.write_text("rules: [", encoding="utf-8")
         assert run("fmt", policy).code == 2

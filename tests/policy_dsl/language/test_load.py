@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,6 +186,33 @@ def test_a_child_gives_a_variable_another_type(write) -> None:
 )
 def test_a_file_that_is_no_policy_is_refused(write, name, content, code) -> None:
     assert error_of(write(name, content))[0] == code
+
+
+def test_a_link_leads_to_a_policy_or_is_refused(write, tmp_path: Path) -> None:
+    write("other.qpol", "all: 4bit")
+    (tmp_path / "same.qpol").symlink_to("other.qpol")
+    assert load(tmp_path / "same.qpol").name == "same"
+    secret = write("token", "user:secret:1")
+    (tmp_path / "link.qpol").symlink_to(secret)
+    for path in (tmp_path / "link.qpol", write("child.qpol", "extends link.qpol")):
+        code, text = error_of(path)
+        assert code == "unknown-suffix"
+        assert "link.qpol is a link to it" in text
+        assert "secret" not in text
+
+
+@pytest.mark.parametrize("text", ["extends base.qpol\nall: 4bit", "extends: [base.qpol]"])
+def test_what_the_shell_passes_is_a_policy_in_the_current_folder(
+    write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    write("base.qpol", "var bits = 5")
+    monkeypatch.chdir(tmp_path)
+    receiver, sender = os.pipe()
+    os.write(sender, text.encode())
+    os.close(sender)
+    policy = load(f"/dev/fd/{receiver}")
+    os.close(receiver)
+    assert (policy.name, dict(policy.vars)) == ("policy", {"bits": 5})
 
 
 def test_a_size_that_is_too_large_is_told_in_bytes(write) -> None:
