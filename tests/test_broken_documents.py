@@ -271,3 +271,59 @@ def test_a_number_in_a_name_may_be_anything(
         (folder / name).unlink(missing_ok=True)
     assert not verify_bundle(folder, jobs=1).ok
     assert outline_text(bundle_outline(folder))
+
+
+TREATMENTS = [
+    {"scheme": None},
+    {"scheme": "no-such"},
+    {"bits": None},
+    {"bits": 64},
+    {"group_size": None},
+    {"group_size": 7},
+    {"method": None},
+    {"method": "no-such"},
+]
+
+
+def _record_with(folder: Path, change: Callable[[dict], object]) -> None:
+    """A bundle's record, changed, with the digest that it has then."""
+    record = json.loads((folder / "policyc.json").read_text())
+    change(record)
+    record["digest"] = record_digest(record)
+    (folder / "policyc.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("target", ["mlx_affine", "gptq", "hipfire_hfq"])
+def test_a_record_names_only_treatments_that_its_format_has(
+    work: Path, tmp_path: Path, target: str
+) -> None:
+    folder, policy = tmp_path / "bundle", str(work / f"{target}.qpol")
+    source = str(work / "source")
+    assert policyc(["build", policy, "--model", source, "-o", str(folder), "-q"]) == 0
+    whole = (folder / "policyc.json").read_bytes()
+
+    def change(record: dict, other: dict) -> None:
+        for module in record["modules"].values():
+            if module["treatment"]["action"] == "quantize":
+                known = module["treatment"] | other
+                module["treatment"] = {k: v for k, v in known.items() if v is not None}
+
+    for other in TREATMENTS:
+        (folder / "policyc.json").write_bytes(whole)
+        _record_with(folder, lambda record, other=other: change(record, other))
+        assert [one.code for one in verify_bundle(folder, jobs=1).findings] == ["bad-record"]
+        with pytest.raises(PolicyError, match="bad-record"):
+            bundle_outline(folder)
+
+
+@pytest.mark.parametrize("target", ["mlx_affine", "gptq", "hipfire_hfq"])
+def test_a_module_that_the_record_leaves_out_is_compared_without_it(
+    work: Path, tmp_path: Path, target: str
+) -> None:
+    folder, policy = tmp_path / "bundle", str(work / f"{target}.qpol")
+    source = str(work / "source")
+    assert policyc(["build", policy, "--model", source, "-o", str(folder), "-q"]) == 0
+    name = "model.layers.1.self_attn.q_proj"
+    _record_with(folder, lambda record: record["modules"].pop(name))
+    report = verify_bundle(folder, open_source(source), jobs=1)
+    assert verify_text(report)

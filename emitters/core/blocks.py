@@ -202,9 +202,7 @@ def _stretch(site: Site, module: Module, rows: SourceRows, first: int, count: in
         if tensor.dtype == module.dtype:
             # The common case, a search and no copy.
             return stored
-        values = cast(
-            stored, tensor.dtype, module.dtype, cuts_off=site.emitter.spec.cuts_off
-        )
+        values = cast(stored, tensor.dtype, module.dtype, cuts_off=site.emitter.spec.cuts_off)
     at = first_nonfinite(values, module.dtype)
     if at >= 0:
         raise _overflow(site, module, rows, (first, stored), at)

@@ -115,9 +115,7 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _site(
-    plan: Plan, inventory: Inventory, folder: Path, prepared: Prepared
-) -> Site:
+def _site(plan: Plan, inventory: Inventory, folder: Path, prepared: Prepared) -> Site:
     root = inventory.root or Path()
     rows_read = [rows for module in plan.modules for rows in module.sources]
     shards = {rows.tensor.file or "" for rows in rows_read}

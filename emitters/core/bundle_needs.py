@@ -45,9 +45,7 @@ def needs_findings(bundle: Bundle) -> Iterator[Diagnostic]:
     # Readers build the model by it.
     if not isinstance(model_type, str):
         why = ", which tells the architecture"
-        yield diagnostic(
-            "missing-config-key", model=inventory.id, key="model_type", why=why
-        )
+        yield diagnostic("missing-config-key", model=inventory.id, key="model_type", why=why)
     if family is None or not_compared(bundle):
         return
     table = architecture(family)

@@ -20,6 +20,7 @@ from emitters.core.record import RECORD, SCHEMA_VERSION, record_digest
 from emitters.core.record_check import record_defects
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
+from policy_dsl.escaping import shown
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import UNKNOWN, Treatment
@@ -122,6 +123,8 @@ def open_bundle(
     metadata = {} if inventory.container else _metadata_files(path, inventory)
     target, claims = _target(inventory, record, path, metadata)
     spec = emitters.get(target).spec
+    if record is not None:
+        _require_treatments(record, spec, folder)
     modules = tuple(_modules(inventory, claims, spec, record))
     if record is None:
         modules = _with_added(modules, target, metadata)
@@ -181,6 +184,25 @@ def _require_version(document: Any, folder: Path) -> None:
     if isinstance(version, int) and version != SCHEMA_VERSION:
         reason = f"its schema_version is {version}; this policyc reads {SCHEMA_VERSION}"
         raise fail("bad-record", path=str(folder), reason=reason)
+
+
+def _require_treatments(record: Mapping[str, Any], spec: FormatSpec, folder: Path) -> None:
+    """Raises: PolicyError (bad-record) if the format has no such way to code a module."""
+    for name, known in record["modules"].items():
+        treatment = Treatment(**known["treatment"])
+        if treatment.action == "quantize" and not _is_held(treatment, spec):
+            reason = f"{shown(name)} is quantized in a way that {spec.name} does not have"
+            raise fail("bad-record", path=str(folder), reason=reason)
+
+
+def _is_held(treatment: Treatment, spec: FormatSpec) -> bool:
+    scheme = spec.scheme(treatment.scheme or "")
+    return (
+        scheme is not None
+        and treatment.bits in scheme.bits
+        and treatment.group_size in (scheme.group_sizes or (None,))
+        and treatment.method in scheme.methods
+    )
 
 
 def _target(
@@ -372,4 +394,3 @@ def _metadata_files(folder: Path, inventory: Inventory) -> dict[str, bytes]:
     return {
         name: read_whole(folder / name, most=MAX_CONFIG_NBYTES) for name in sorted(known & held)
     }
-

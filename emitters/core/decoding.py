@@ -75,9 +75,7 @@ class Decoder:
                 found[form.part] = self._rows(tensor, n_rows, span, form.together)
         return found
 
-    def decoded(
-        self, module: BundleModule, parts: Mapping[str, Array], count: int
-    ) -> Array:
+    def decoded(self, module: BundleModule, parts: Mapping[str, Array], count: int) -> Array:
         """float32 [count, last axis]: the values of the parts of so many rows."""
         width = columns(module.shape)
         decoded = self._emitter.decode(parts, module.dtype, module.treatment, width)

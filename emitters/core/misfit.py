@@ -159,4 +159,3 @@ def band_of(values: Array, dtype: str, row: int) -> Array:
     """float32 [rows, in]: the band that `row` of the values, of value type `dtype`, is in."""
     first = row // BAND * BAND
     return to_float32(np.ascontiguousarray(values[first : first + BAND]), dtype)
-
