@@ -40,9 +40,10 @@ from policy_dsl.sources.side_files import SUBFOLDERS
 
 # Of its text, unpacked. Those of the largest models have a few thousand bytes.
 MAX_NBYTES = 32 * 2**20
-MAX_TENSORS = 1_000_000
+# Five times what the largest releases have; each costs some microseconds to understand.
+MAX_TENSORS = 250_000
 _LONGEST_PLACE = 120
-MAX_LETTERS = 100_000_000
+MAX_LETTERS = 25_000_000
 
 
 def write_recorded(inventory: Inventory) -> str:

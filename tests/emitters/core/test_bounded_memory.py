@@ -46,7 +46,7 @@ RECORD: dict[str, Any] = {
     "notes": [],
     "config": {"model_type": "llama", "num_hidden_layers": 2},
     "side_files": None,
-    "totals": {"tensors": 10**6, "nbytes": 2 * 10**6},
+    "totals": {"tensors": 250_000, "nbytes": 500_000},
     "files": [],
 }
 
@@ -66,9 +66,9 @@ def _with(key: str, text: str) -> bytes:
 DOCUMENTS: dict[str, Callable[[], bytes]] = {
     "it has more than": lambda: b'{"config":{"a":[' + b"[]," * 8_000_000 + b"[]]}}",
     "more than 33554432 bytes": lambda: b" " * 2**28,
-    "letters": lambda: _recorded("a" * 1900 + ".{0-999999}"),
+    "letters": lambda: _recorded("a" * 1900 + ".{0-199999}"),
     "names of up to 197 letters": lambda: _recorded(
-        *(f"{'a' * 190}{number}.{{0-99999}}" for number in range(9))
+        *(f"{'a' * 190}{number}.{{0-24999}}" for number in range(9))
     ),
     "stands for 1000000000000 names": lambda: _recorded("{0-999999}.{0-999999}"),
     "notes.0: ": lambda: _with("notes", f"[{'1,' * 1_900_000}1]"),
@@ -90,9 +90,9 @@ def test_recorded_headers(tmp_path: Path, reason: str) -> None:
 @pytest.mark.slow
 def test_as_many_tensors_as_a_record_may_have(tmp_path: Path) -> None:
     path = tmp_path / "headers.json"
-    path.write_bytes(_recorded("model.layers.{0-999}.mlp.experts.{0-999}.up_proj.weight"))
+    path.write_bytes(_recorded("model.layers.{0-249}.mlp.experts.{0-999}.up_proj.weight"))
     code, said = _answer("inspect", path)
-    assert (code, "1,000,000 tensors" in said) == (2, True)
+    assert (code, "250,000 tensors" in said) == (2, True)
 
 
 @pytest.fixture(scope="module")
