@@ -78,12 +78,12 @@ def opened(path: Path, *, follow: bool = True) -> Iterator[FileIO]:
         raise unreadable(path, error) from error
 
 
-def read_whole(path: Path, *, most: int) -> bytes:
-    """All bytes of a regular file.
+def read_whole(path: Path, *, most: int, follow: bool = True) -> bytes:
+    """All bytes of a regular file. follow: whether it may be a link.
 
     Raises: PolicyError (unreadable-file) as `opened` does, or if it has more than `most` bytes.
     """
-    with opened(path) as file:
+    with opened(path, follow=follow) as file:
         # By its size first: a huge one is never in memory, not even in part.
         size = os.fstat(file.fileno()).st_size
         content = b"" if size > most else _read(file, most + 1)

@@ -6,11 +6,11 @@ between stays where it is.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from emitters.tensor_io.shards import flush, writing
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.plain_names import is_plain_name
+from policy_dsl.regular_files import opened, read_whole
 from policy_dsl.sources.side_files import SUBFOLDERS
 
 # What file browsers leave where they were.
@@ -36,10 +37,7 @@ _KINDS = {
 }
 # Of the smallest files so much is hashed before they are replaced; of weights, sizes must do.
 _HASHED_NBYTES = 256 * 2**20
-_CHUNK_NBYTES = 4 * 2**20
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NO_LINK
-_FILE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NO_LINK
+_FOLDER = sum(getattr(os, name, 0) for name in ("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC"))
 
 
 class MadeFile(NamedTuple):
@@ -83,8 +81,11 @@ def recorded_files(folder: Path) -> dict[str, MadeFile]:
         reason = f"its {RECORD} is {kind}, not a file" if kind else f"it has no {RECORD}"
         raise _not_made(folder, reason)
     try:
-        return _files(parse_json(_content(folder / RECORD)))
-    except (OSError, ValueError) as error:
+        content = read_whole(folder / RECORD, most=LARGEST_RECORD, follow=False)
+        return _files(parse_json(content))
+    except PolicyError as error:
+        raise _not_made(folder, error.diagnostics[0].message) from error
+    except ValueError as error:
         raise _not_made(folder, f"its {RECORD} cannot be read: {error}") from error
     except _WrongRecordError as error:
         raise _not_made(folder, f"its {RECORD} {error}") from None
@@ -177,18 +178,6 @@ def _not_made(folder: Path, reason: str) -> PolicyError:
     return fail("output-not-a-bundle", path=str(folder), reason=reason, suggestion=_MOVE)
 
 
-def _content(path: Path) -> bytes:
-    """What is in a regular file. Raises: OSError, ValueError."""
-    opened = os.open(path, _FILE)
-    with open(opened, "rb") as file:
-        facts = os.fstat(opened)
-        if not stat.S_ISREG(facts.st_mode):
-            raise ValueError("it is not a file")
-        if facts.st_size > LARGEST_RECORD:
-            raise ValueError(f"it has {facts.st_size:,} bytes, more than {LARGEST_RECORD:,}")
-        return file.read(LARGEST_RECORD)
-
-
 def _files(document: Any) -> dict[str, MadeFile]:
     """The files that a record names. Raises: _WrongRecordError if no build wrote it."""
     if not isinstance(document, dict) or document.get("kind") != "bundle":
@@ -219,21 +208,13 @@ def _misfit(path: Path, made: MadeFile, *, hashed: bool) -> str | None:
     kind = kind_of(path)
     if kind != "a file":
         return f"is {kind}, not a file" if kind else "is missing"
-    with writing(path):
-        nbytes = path.lstat().st_size
+    with opened(path, follow=False) as file:
+        nbytes = os.fstat(file.fileno()).st_size
         if nbytes != made.nbytes:
             return f"has {nbytes} bytes, not {made.nbytes} as its record says"
-        if hashed and _sha256(path) != made.sha256:
+        if hashed and file_digest(file, "sha256").hexdigest() != made.sha256:
             return "was changed: its SHA-256 does not match the record"
     return None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(os.open(path, _FILE), "rb") as file:
-        while chunk := file.read(_CHUNK_NBYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _names(folder: Path) -> list[str]:
@@ -246,7 +227,7 @@ def _names(folder: Path) -> list[str]:
 
 
 @contextmanager
-def _opened(folder: Path | str, within: int | None = None) -> Iterator[int]:
+def _opened_folder(folder: Path | str, within: int | None = None) -> Iterator[int]:
     """A descriptor of a folder: what is deleted in it is in this one, whatever is renamed."""
     opened = os.open(folder, _FOLDER, dir_fd=within)
     try:
@@ -264,7 +245,7 @@ def _delete(folder: Path, files: Mapping[str, int | None]) -> None:
     for name, nbytes in files.items():
         inner, _, file = name.rpartition("/")
         held.setdefault(inner, {})[file] = nbytes
-    with _opened(folder) as outer:
+    with _opened_folder(folder) as outer:
         for inner, within in held.items():
             # A subfolder may be gone already, or be a link by now, which is not followed.
             with suppress(FileNotFoundError, NotADirectoryError):
@@ -275,7 +256,7 @@ def _delete(folder: Path, files: Mapping[str, int | None]) -> None:
 
 
 def _unlink_in(folder: str, outer: int, files: Mapping[str, int | None]) -> None:
-    with _opened(folder, outer) as at:
+    with _opened_folder(folder, outer) as at:
         for name, nbytes in files.items():
             with suppress(FileNotFoundError):
                 facts = os.lstat(name, dir_fd=at)
