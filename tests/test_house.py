@@ -52,9 +52,9 @@ LAYERS = (
 OPENERS: dict[str, tuple[str, ...]] = {
     "open": (
         *(".regular_files", ".cli", "emitters.core.deleting", "emitters.core.seal"),
-        *("emitters.core.workspace", "emitters.core.journal", "emitters.tensor_io.shards"),
+        *("emitters.core.workspace", "emitters.tensor_io.shards"),
     ),
-    "read_bytes": ("emitters.numerics.jit", "emitters.core.journal"),
+    "read_bytes": ("emitters.numerics.jit",),
     "read_text": (
         *(".cli.catalogs", ".roles.architecture", ".roles.reader_tables", ".version"),
         *(".language.parsing", "emitters.core.record"),
@@ -64,7 +64,7 @@ OPENERS: dict[str, tuple[str, ...]] = {
     "fromfile": (),
     "loads": (
         *(".bounded_json", ".language.read_dsl", ".version"),
-        *("emitters.core.journal", "emitters.core.record", "emitters.core.seal"),
+        *("emitters.core.record", "emitters.core.seal"),
     ),
     "load": (),
     "raw_decode": (".bounded_json",),

@@ -15,6 +15,7 @@ from typing import Any
 
 from emitters.core.units import Spans, Unit, merge_spans
 from emitters.tensor_io.shards import append, flush, writing
+from policy_dsl.bounded_json import parse_json
 from policy_dsl.plan import Plan
 from policy_dsl.regular_files import read_whole
 
@@ -126,8 +127,8 @@ def _parsed(content: bytes) -> tuple[list[dict[str, Any]], int]:
     nbytes = 0
     for line in content.splitlines(keepends=True):
         try:
-            document = json.loads(line) if line.endswith(b"\n") else None
-        except (ValueError, RecursionError):
+            document = parse_json(line) if line.endswith(b"\n") else None
+        except ValueError:
             break
         if not isinstance(document, dict) or not (_is_done if found else _is_first)(document):
             break
