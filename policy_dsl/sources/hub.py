@@ -81,7 +81,7 @@ def _files(repository: str, revision: str | None, what: str) -> HubFiles:
         listing = parse_json(text)
         commit = listing["sha"]
         sizes = dict(_size(entry) for entry in listing["siblings"])
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"its listing of files cannot be understood ({type(error).__name__}: {error})"
         raise fail("hub-failed", what=what, reason=reason) from error
     # Every file is read at this commit, so that a push in between mixes nothing.

@@ -17,18 +17,20 @@ _SNAPSHOTS, _BLOBS = "snapshots", "blobs"
 _COPY = "put a copy of the file in place of the link"
 
 
-def leads_outside(path: Path, folder: Path) -> Path | None:
-    """Where a link leads if that is outside of `folder`; None of anything else.
+def link_target(path: Path) -> Path | None:
+    """Where a link leads in the end; None of anything else.
 
-    folder: without links itself, as `os.path.realpath` gives it.
     Raises: OSError if it leads nowhere.
     """
-    if not path.is_symlink():
-        return None
-    target = Path(os.path.realpath(path, strict=True))
-    blobs = _blobs(folder)
-    inside = target.is_relative_to(folder) or target.parent == blobs
-    return None if inside else target
+    return Path(os.path.realpath(path, strict=True)) if path.is_symlink() else None
+
+
+def is_outside(target: Path, folder: Path) -> bool:
+    """Whether a link in `folder` to `target` leads out of it.
+
+    Both without links themselves, as `os.path.realpath` gives them.
+    """
+    return not (target.is_relative_to(folder) or target.parent == _blobs(folder))
 
 
 def link_defect(file: str, target: Path, *, of_weights: bool) -> Diagnostic:

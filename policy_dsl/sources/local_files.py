@@ -16,7 +16,7 @@ from policy_dsl.regular_files import read_range, refuse_special, unreadable
 from policy_dsl.sources.checkpoint import indexed, read_checkpoint
 from policy_dsl.sources.foreign_files import ensure_checkpoint, ensure_no_outer_folder
 from policy_dsl.sources.hfq_files import find_hfq, is_called_hfq, model_name, read_hfq
-from policy_dsl.sources.links import leads_outside, link_defect
+from policy_dsl.sources.links import is_outside, link_defect, link_target
 from policy_dsl.sources.shard_map import SUFFIX, find_index
 from policy_dsl.sources.side_files import SUBFOLDERS, is_looked_at, is_wanted, unread
 
@@ -198,18 +198,19 @@ class _Listing:
     def _look(self, name: str) -> None:
         path = self.folder / name
         try:
-            facts = path.stat()
-            outside = leads_outside(path, self.real)
-            if path.is_symlink():
-                self.targets[name] = Path(os.path.realpath(path, strict=True))
+            # Followed once: what is looked at, judged and read later is the same file.
+            target = link_target(path)
+            facts = (target or path).stat()
         except OSError as error:
             raise unreadable(path, error) from error
         if stat.S_ISDIR(facts.st_mode):
             self.folders.append(f"{name}/")
             return
         refuse_special(path, facts)
-        if outside is not None:
-            self._follow(name, outside)
+        if target is not None:
+            self.targets[name] = target
+            if is_outside(target, self.real):
+                self._follow(name, target)
         self.sizes[name], self.mtimes[name] = facts.st_size, facts.st_mtime_ns
 
     def _follow(self, name: str, target: Path) -> None:
