@@ -193,6 +193,7 @@ class Workspace:
 
     def tidy(self) -> None:
         """Delete what nothing needs, the lock last; what cannot be deleted is in `left`."""
+        listed: set[str] = set()
         with self._tidying(self.root):
             listed = _listed(self.root)
         for name in sorted(listed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -310,6 +311,21 @@ def test_what_appears_beside_files_that_are_deleted_stays_and_blocks_nothing(for
     # A later build says it again, and ends as it should.
     assert force() == ""
     assert (deleted / "mine.txt").read_text() == "mine"
+
+
+def test_unfinished_work_that_cannot_be_listed_any_more_is_a_warning(tmp_path, monkeypatch):
+    partial, list_of = tmp_path / "out.partial", os.listdir
+
+    def refused(folder: Path) -> list[str]:
+        if folder == partial:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return list_of(folder)
+
+    with claimed(tmp_path / "out") as workspace:
+        monkeypatch.setattr(os, "listdir", refused)
+    (warning,) = workspace.left
+    assert warning.code == "output-left-over"
+    assert "Permission denied" in warning.message
 
 
 def test_what_is_left_over_is_a_warning_of_the_command(write_llama, tmp_path, capsys):
