@@ -25,9 +25,7 @@ except ImportError:  # Windows, which plans but does not build.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What file systems answer that cannot empty a disk's cache, most network shares among them.
 _NO_FULL_SYNC = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
-
-
-# Not through a link that somebody put in the place of a shard.
+# Not through a link that somebody put in the place of a shard or of the journal.
 _PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -97,7 +95,7 @@ def append(path: Path, content: bytes) -> None:
     Raises: PolicyError if they do not get there.
     """
     with writing(path):
-        opened = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0))
+        opened = os.open(path, os.O_WRONLY | os.O_APPEND | _PLAIN)
         try:
             left = memoryview(content)
             while left:
