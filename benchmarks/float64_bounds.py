@@ -95,9 +95,7 @@ def _affine(
     return side(values, decoded, reach * np.abs(scale) + lost + before)
 
 
-def _small_floats(
-    values: Array, parts: Parts, scheme: str, dtype: str, before: Array
-) -> str:
+def _small_floats(values: Array, parts: Parts, scheme: str, dtype: str, before: Array) -> str:
     bits, size = (8, 32) if scheme == "mxfp8" else (4, 16 if scheme == "nvfp4" else 32)
     grid = _e4m3()[:127] if scheme == "mxfp8" else E2M1
     codes = stream(parts["weight"], bits, values.shape[1])

@@ -318,16 +318,17 @@ def _other_header(random: Random, header: bytes) -> bytes:
     """A header that fits its file, of tensors that are called or shaped otherwise."""
     try:
         entries = json.loads(header)
-    except (ValueError, RecursionError):
+        names = [name for name, entry in entries.items() if "shape" in entry]
+        for name in random.sample(names, k=min(len(names), random.choice([1, 1, 3, 30]))):
+            entry = entries.pop(name)
+            if random.random() < 0.5:
+                entries[other_name(random, name)] = entry
+            else:
+                entries[name] = entry | other_form(random, entry)
+        return json.dumps(entries).encode()
+    # An earlier change has left no header, or no entries of tensors.
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return changed_bytes(random, header)
-    names = [name for name, entry in entries.items() if "shape" in entry]
-    for name in random.sample(names, k=min(len(names), random.choice([1, 1, 3, 30]))):
-        entry = entries.pop(name)
-        if random.random() < 0.5:
-            entries[other_name(random, name)] = entry
-        else:
-            entries[name] = entry | other_form(random, entry)
-    return json.dumps(entries).encode()
 
 
 def other_name(random: Random, name: str) -> str:

@@ -146,9 +146,7 @@ def evaluation_windows(tokens: int) -> torch.Tensor:
     return windows[torch.arange(count) * total // count]
 
 
-def logits_of(
-    tensors: Tensors, n_experts: int, windows: torch.Tensor
-) -> list[torch.Tensor]:
+def logits_of(tensors: Tensors, n_experts: int, windows: torch.Tensor) -> list[torch.Tensor]:
     """float32 [BATCH, positions, vocabulary] for each batch of windows."""
     config = transformers.AutoConfig.from_pretrained(SOURCE)
     del config.quantization_config
