@@ -327,6 +327,9 @@ def _unread(path: Path, claims: Mapping[str, Claim]) -> Diagnostic | None:
 
 def _incomplete(module: BundleModule, spec: FormatSpec) -> Diagnostic | None:
     """The finding that a module's tensors are not those that its treatment needs, if so."""
+    if module.treatment == UNKNOWN:
+        # `_unread` says so.
+        return None
     if module.treatment.action != "quantize":
         return _misplaced(module)
     reason = None
