@@ -29,10 +29,10 @@ from policy_dsl.regular_files import read_whole
 from policy_dsl.reports.findings import finding_json
 from policy_dsl.reports.outline_text import group_json, transforms_json
 from policy_dsl.reports.saved_plan_form import SavedPlan, SavedTensor, SavedTransform
+from policy_dsl.sources.recorded_form import first_defect
 from policy_dsl.units import bits_per_weight
 
 SCHEMA_VERSION = 1
-_LONGEST_PLACE = 120
 # Three times that of the largest model, with a module for every expert.
 LARGEST_NBYTES = 256 * 2**20
 
@@ -125,9 +125,7 @@ def saved_outline(content: bytes, path: str) -> Outline:
     try:
         saved = SavedPlan.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))[:_LONGEST_PLACE]
-        reason = f"something is missing or of the wrong type: {where}: {first['msg']}"
+        reason = f"something is missing or of the wrong type: {first_defect(error)}"
         raise fail("bad-saved-plan", path=path, reason=reason) from None
     return Outline(
         title=f"{saved.policy.name} ({path})",
@@ -145,7 +143,7 @@ def _pruning(transforms: Sequence[SavedTransform]) -> Pruning | None:
     for found in transforms:
         ranking = found.by or ""
         if found.kept is not None:
-            kept = {int(layer): tuple(old) for layer, old in found.kept.items()}
+            kept = {int(layer): tuple(old.root) for layer, old in found.kept.items()}
             return Pruning(found.before, kept, ranking)
         # In their place stand as many, as in the plan itself.
         kept = dict.fromkeys(range(found.layers), tuple(range(found.to)))
@@ -159,8 +157,7 @@ def _require_plan(document: Any, path: str) -> None:
         reason = "it is JSON, but no plan"
     # A plan of another version may mean something else by the same words.
     elif (version := repr(document.get("schema_version"))) != str(SCHEMA_VERSION):
-        version = version[:_LONGEST_PLACE]
-        reason = f"schema_version is {version}, not {SCHEMA_VERSION}"
+        reason = f"schema_version is {version:.120}, not {SCHEMA_VERSION}"
     elif "tensors" not in document:
         reason = "it was written without --tensors; `plan --save` keeps them"
     if reason is not None:

@@ -5,18 +5,27 @@ The whole document is in document_schemas/plan.json.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, RootModel
+
+from policy_dsl.sources.recorded_form import Listed, Size
 
 # More layers or experts than any model has.
 LARGEST_COUNT = 65536
 
-Size = Annotated[int, Field(ge=0, lt=1 << 63)]
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 SomeCount = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
 Layer = Annotated[int, Field(ge=0, lt=LARGEST_COUNT)]
 LayerKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,4})$")]
+
+
+def _refuse_many_layers(value: Any) -> Any:
+    """A mapping by layer as it is. Raises: ValueError if it has more than models have."""
+    # Each wrong key becomes a defect of its own.
+    if isinstance(value, dict) and len(value) > LARGEST_COUNT:
+        raise ValueError(f"it has {len(value):,} layers")
+    return value
 
 
 class _Part(BaseModel):
@@ -52,6 +61,12 @@ class SavedPolicy(_Part):
     name: str
 
 
+class Kept(RootModel[Annotated[list[Count], Field(min_length=1), FailFast()]]):
+    """The experts of a layer that stay, by their numbers before."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
 class SavedTransform(_Part):
     """Experts that were pruned; kept is null where they were not ranked yet."""
 
@@ -61,7 +76,7 @@ class SavedTransform(_Part):
     layers: SomeCount
     kept: (
         Annotated[
-            dict[LayerKey, Annotated[list[Count], Field(min_length=1)]], Field(min_length=1)
+            dict[LayerKey, Kept], Field(min_length=1), BeforeValidator(_refuse_many_layers)
         ]
         | None
     )
@@ -75,5 +90,5 @@ class SavedPlan(_Part):
     policy: SavedPolicy
     target: str
     model: SavedModel
-    transforms: list[SavedTransform] = []
-    tensors: list[SavedTensor]
+    transforms: Listed[SavedTransform] = []
+    tensors: Listed[SavedTensor]

@@ -32,6 +32,7 @@ from policy_dsl.sources.recorded_form import (
     Recorded,
     RecordedFile,
     Totals,
+    first_defect,
     placed,
     usual_order,
 )
@@ -42,7 +43,6 @@ from policy_dsl.sources.side_files import SUBFOLDERS
 MAX_NBYTES = 32 * 2**20
 # Five times what the largest releases have; each costs some microseconds to understand.
 MAX_TENSORS = 250_000
-_LONGEST_PLACE = 120
 MAX_LETTERS = 25_000_000
 
 
@@ -85,10 +85,7 @@ def read_recorded(path: Path) -> Inventory:
         record = Recorded.model_validate(parse_json(_read_text(path)))
         return _inventory(record)
     except ValidationError as error:
-        # A document of another kind breaks every rule; the first says enough.
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))[:_LONGEST_PLACE] or "the document"
-        raise _bad(path, f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise _bad(path, first_defect(error)) from error
     except ValueError as error:
         raise _bad(path, str(error)) from error
 

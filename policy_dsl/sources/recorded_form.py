@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from policy_dsl.escaping import shown
 from policy_dsl.inventory import TensorInfo
@@ -21,6 +29,7 @@ Size = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 T = TypeVar("T")
 _MOST_KEYS = 20
+_LONGEST_PLACE = 120
 # The first defect says enough, and a million of them would fill the memory.
 Listed = Annotated[list[T], FailFast()]
 
@@ -39,6 +48,14 @@ def _refuse_texts(value: Any) -> Any:
         if type(name) is not str:
             raise ValueError("it holds something else than names")
     return value
+
+
+def first_defect(error: ValidationError) -> str:
+    """The first thing that is wrong with a document, after its place."""
+    # A document of another kind breaks every rule; the first says enough.
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))[:_LONGEST_PLACE] or "the document"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 class _Record(BaseModel):

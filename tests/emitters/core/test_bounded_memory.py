@@ -161,6 +161,42 @@ def test_sources(tmp_path: Path, name: str) -> None:
     assert (code, f"{name}: it has more than" in said) == (2, True)
 
 
+PLAN: dict[str, Any] = {
+    "kind": "plan",
+    "schema_version": 1,
+    "policy": {"name": "x"},
+    "target": "mlx_affine",
+    "model": {"id": "x", "experts": 1},
+    "transforms": [],
+    "tensors": [],
+}
+PRUNED = '[{"by":null,"before":1,"to":1,"layers":1,"kept":{@}}]'
+# Each value is wrong by itself: as defects all of them would take gigabytes.
+DEFECTS = {
+    "tensors.0.name: ": lambda: ("tensors", f"[{'{},' * 900_000}{{}}]"),
+    "tensors.0: ": lambda: ("tensors", f"[{'1,' * 1_900_000}1]"),
+    "transforms.0: ": lambda: ("transforms", f"[{'1,' * 1_900_000}1]"),
+    "transforms.0.kept.1.0: ": lambda: (
+        "transforms",
+        PRUNED.replace("@", f'"1":[{"-1," * 1_900_000}1]'),
+    ),
+    "600,000 layers": lambda: (
+        "transforms",
+        PRUNED.replace("@", ",".join(f'"x{layer}":1' for layer in range(600_000))),
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", DEFECTS)
+def test_saved_plans_with_many_defects(tmp_path: Path, reason: str) -> None:
+    key, text = DEFECTS[reason]()
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({**PLAN, key: "@"}).replace('"@"', text))
+    code, said = _answer("diff", plan, "config_i")
+    assert (code, "error[bad-saved-plan]" in said) == (2, True)
+    assert reason in said
+
+
 def test_saved_plans(tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     _sparse(plan, 2 * GIB)
