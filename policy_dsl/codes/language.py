@@ -25,6 +25,15 @@ LANGUAGE_CODES: dict[str, Code] = {
         "{path} has {size} bytes; a policy has at most {limit}",
         "A policy is read whole; something this large is not a policy.",
     ),
+    "too-many-parts": error(
+        "{path} has {count} {what}; a policy has at most {limit}",
+        "Reading takes the longer the more there are; `}` counts too. With `extends`, those of "
+        "all policies count.",
+    ),
+    "filled-too-long": error(
+        "with its variables filled in, the policy is longer than {limit} characters",
+        "A short text can name a long one thousands of times.",
+    ),
     "control-character": error(
         "{written} is a control character",
         "Policies are text that is what it looks like: no controls, no marks that turn the "

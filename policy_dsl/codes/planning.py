@@ -253,6 +253,11 @@ PLANNING_CODES: dict[str, Code] = {
         "Each rule is compared with each layer: at most 5,000,000 times in all. Rules that say "
         "the same of many layers or names can be one.",
     ),
+    "too-much-to-match": error(
+        "patterns and numbers of experts match too much of a model of {names} names",
+        "Each is compared with each name that it may mean. Roles, components and layers are "
+        "not, and one pattern can say what many do.",
+    ),
     "bad-argument": error("{option}: {reason}", "An option's value is not what it must be."),
     "unwritable-output": error(
         "cannot write {path}: {reason}", "The folder is missing, full, or not permitted."

@@ -26,9 +26,11 @@ from policy_dsl.language.draft_rules import ReadStatement, read_statement
 from policy_dsl.language.fragments import (
     IDENTIFIER,
     Fragment,
+    filled_length,
     mentions_variable,
     substitute,
 )
+from policy_dsl.language.source_text import MAX_BYTES
 from policy_dsl.plain_names import LONGEST_POLICY_NAME, name_defect
 from policy_dsl.policy import (
     CLEARABLE,
@@ -79,6 +81,7 @@ class Draft:
         self._cleared: list[str] = []
         self._spans: dict[str, Span] = {}
         self._templates: list[tuple[str, Any]] = []
+        self._n_filled = 0
 
     def var(self, key: Fragment, value: Fragment, *, quoted: bool) -> str:
         """Takes a variable and its default; returns its anchor."""
@@ -178,9 +181,9 @@ class Draft:
 
         kinds: those that may stand here.
         """
-        filled, findings = substitute(raw, self._vars)
-        if findings:
-            self.findings += findings
+        before = len(self.findings)
+        filled = self._filled(raw, self._vars)
+        if len(self.findings) > before:
             return ""
         read = read_statement(filled, kinds)
         self.findings += read.findings
@@ -284,6 +287,12 @@ class Draft:
         return filled
 
     def _filled(self, value: Fragment, values: Mapping[str, Scalar]) -> Fragment:
+        if mentions_variable(value.text):
+            # Before any of it is made: a short text can name a long one thousands of times.
+            self._n_filled += filled_length(value.text, values)
+            if self._n_filled > MAX_BYTES:
+                found = diagnostic("filled-too-long", value.span, limit=MAX_BYTES)
+                raise PolicyError([*self.findings, found])
         filled, findings = substitute(value, values)
         self.findings += findings
         return filled

@@ -101,6 +101,14 @@ def escape_variables(text: str) -> str:
     return text.replace("${", "$${")
 
 
+def filled_length(text: str, values: Mapping[str, Scalar]) -> int:
+    """The characters that a text has at most once its variables are replaced."""
+    if not mentions_variable(text):
+        return len(text)
+    names = (found[1] for found in _VARIABLE.finditer(text))
+    return len(text) + sum(len(str(values.get(name, ""))) for name in names if name)
+
+
 def substitute(
     fragment: Fragment, values: Mapping[str, Scalar]
 ) -> tuple[Fragment, tuple[Diagnostic, ...]]:

@@ -13,7 +13,7 @@ from policy_dsl.escaping import decoded
 from policy_dsl.language.merge_policies import merge
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import looks_like_yaml, read_yaml
-from policy_dsl.language.source_text import MAX_BYTES
+from policy_dsl.language.source_text import MAX_BYTES, ensure_few, n_lines
 from policy_dsl.language.variables import final_values
 from policy_dsl.policy import Policy, Scalar
 from policy_dsl.regular_files import is_passed, read_first, read_given, why_not_regular
@@ -106,11 +106,12 @@ class _Bases:
     """Follows `extends`, depth first, so that what is extended comes first."""
 
     def __init__(self) -> None:
-        self._visits = 0
+        self._visits = self._n_lines = self._n_characters = 0
 
     def collect(self, path: Path, chain: tuple[Path, ...]) -> Iterator[_Base]:
         self._visits += 1
         source = read_source(path, given=not chain)
+        self._add(source)
         policy = _read(path, source, None)
         spans = dict(policy.key_spans)
         # Resolved paths: a cycle through a symbolic link is one too.
@@ -122,6 +123,14 @@ class _Bases:
             self._refuse(base, here, span)
             yield from self.collect(base, here)
         yield _Base(path, source, policy)
+
+    def _add(self, source: SourceText) -> None:
+        # Of all of them together: each takes the time that it takes alone.
+        self._n_lines += n_lines(source.text)
+        self._n_characters += len(source.text)
+        if self._n_characters > MAX_BYTES:
+            raise fail("too-large", path=source.name, size=self._n_characters, limit=MAX_BYTES)
+        ensure_few(source.name, self._n_lines)
 
     def _refuse(self, base: Path, chain: tuple[Path, ...], span: Span | None) -> None:
         if base.resolve() in chain:

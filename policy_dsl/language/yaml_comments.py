@@ -166,4 +166,4 @@ class _Text:
         if not start <= position < end:
             return False
         # The header line of a block text may end in a comment.
-        return self._text[start] not in "|>" or "\n" in self._text[start : position + 1]
+        return self._text[start] not in "|>" or self._text.find("\n", start, position + 1) >= 0

@@ -16,6 +16,8 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, SourceText, Span, di
 from policy_dsl.language.fragments import Fragment
 
 MAX_NESTING = 32
+# The library takes some 50 microseconds for each.
+MAX_VALUES = 50_000
 _NULLS = ("", "~", "null", "Null", "NULL")
 _ESCAPED = re.compile(
     r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|\r?\n\s*|.)|.", re.DOTALL
@@ -46,6 +48,7 @@ class _Loader(yaml.SafeLoader):
     """Composes nodes, refusing what a policy has no use for."""
 
     depth = 0
+    count = 0
 
     def __init__(self, source: SourceText) -> None:
         super().__init__(source.text)
@@ -61,6 +64,11 @@ class _Loader(yaml.SafeLoader):
             raise fail("yaml-tag", span, tag=event.tag)
         if self.depth >= MAX_NESTING:
             raise fail("nested-too-deeply", span, limit=MAX_NESTING)
+        self.count += 1
+        if self.count > MAX_VALUES:
+            path, limit = self._source.name, f"{MAX_VALUES:,}"
+            count = f"more than {limit}"
+            raise fail("too-many-parts", path=path, count=count, what="values", limit=limit)
         self.depth += 1
         node: Node | None = super().compose_node(parent, index)
         self.depth -= 1

@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain
 
+from policy_dsl.diagnostics import fail
 from policy_dsl.planning.matching import CompiledRule
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.selectors import And, Except, Glob, Or, Regex, Selector
 
 # How many places are kept for what comes again; each takes some 60 bytes.
 _MOST_KEPT = 4_000_000
+# How many tensors rules that read names may be asked about; a million take two seconds.
+_MOST_ASKED = 3_000_000
 
 
 class Reach:
@@ -28,7 +31,7 @@ class Reach:
         self._tensors = model.tensors
         self._names = model.names
         self._kept: dict[tuple[Selector, bool], frozenset[int]] = {}
-        self._n_kept = 0
+        self._n_kept = self._n_asked = 0
         self._by_leaf: dict[Selector, frozenset[int]] = {}
 
     def decided(self, rule: CompiledRule) -> frozenset[int]:
@@ -60,23 +63,27 @@ class Reach:
         found = self._where(rule, lambda tensor: rule.predicate(tensor)[0])
         return (self._tensors[at] for at in found)
 
-    def _where(
-        self, rule: CompiledRule, holds: Callable[[ModelTensor], bool]
-    ) -> Iterator[int]:
+    def _where(self, rule: CompiledRule, holds: Callable[[ModelTensor], bool]) -> Iterator[int]:
         for at in self._places(rule, rule.rule.selector):
             if holds(self._tensors[at]):
                 yield from (at,) if rule.reads_names else self._kinds[self._kind_of[at]]
 
     def _places(self, rule: CompiledRule, part: Selector) -> Iterable[int]:
-        """The places of tensors to ask a rule about, in the model's order."""
+        """The places of tensors to ask a rule about, in the model's order.
+
+        Raises: PolicyError (too-much-to-match).
+        """
         kinds = _narrowest(part, partial(self._kinds_of, rule))
         among = range(len(self._kinds)) if kinds is None else sorted(kinds)
         if not rule.reads_names:
             return (self._kinds[kind][0] for kind in among)
         named = _narrowest(part, self._named)
-        if named is not None:
-            return sorted(named)
-        return sorted(at for kind in among for at in self._kinds[kind])
+        every = chain.from_iterable(self._kinds[kind] for kind in among)
+        places = sorted(every if named is None else named)
+        self._n_asked += len(places)
+        if self._n_asked > _MOST_ASKED:
+            raise fail("too-much-to-match", names=f"{len(self._by_name):,}")
+        return places
 
     def _kinds_of(self, rule: CompiledRule, leaf: Selector) -> frozenset[int] | None:
         marks = rule.marks.get(leaf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 
+from policy_dsl.diagnostics import fail
 from policy_dsl.linear_patterns import (
     WILDCARDS,
     Pattern,
@@ -17,6 +18,14 @@ from policy_dsl.selectors import Glob, Regex
 # What may make a part of a regular expression optional, or a choice.
 _CHOICES = frozenset("|()[")
 _UNIT = re.compile(r"(\\.|.)([*+?]+|\{[0-9,]*\}[?+]?|)", re.DOTALL)
+# All patterns together may do so much, in what finding one line takes; seconds at most.
+_MOST_WORK = 6_000_000
+# A name that is found is kept; of bytes times steps, so many are worth one line.
+_WORK_OF_MATCH = 5
+_STEPS_OF_WORK = 30_000
+_STEPS_AT_LEAST = 64
+# Characters that are looked through for a rare part of a pattern while one line is found.
+_CHARACTERS_OF_WORK = 1_000
 
 
 class NameIndex:
@@ -30,15 +39,21 @@ class NameIndex:
         self._text = "\n".join(("", *plain, ""))
         self._lines = self._text[1:-1].encode()
         self._others = tuple(self._names.keys() - plain)
+        self._work = 0
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
     def matching(self, pattern: Glob | Regex) -> frozenset[str]:
-        """The names that the pattern matches whole. Raises: PatternError."""
+        """The names that the pattern matches whole.
+
+        Raises: PatternError; PolicyError (too-much-to-match) if that and what was asked before
+        takes too long.
+        """
         known = self._known.get(pattern)
         if known is None:
             known = self._known[pattern] = frozenset(self._matching(pattern))
+            self._add_work(_WORK_OF_MATCH * len(known))
         return known
 
     def _matching(self, pattern: Glob | Regex) -> Iterator[str]:
@@ -47,8 +62,18 @@ class NameIndex:
             yield from [text] if text in self._names else []
             return
         compiled = _compiled(pattern)
-        yield from compiled.among(self.holding(pattern))
+        held = self.holding(pattern)
+        self._add_work(len(self._text) // _CHARACTERS_OF_WORK)
+        self._add_work(held.count(b"\n") + len(self._others))
+        steps = (len(held) + 1) * (compiled.steps + _STEPS_AT_LEAST)
+        self._add_work(steps // _STEPS_OF_WORK)
+        yield from compiled.among(held)
         yield from filter(compiled.matches, self._others)
+
+    def _add_work(self, more: int) -> None:
+        self._work += more
+        if self._work > _MOST_WORK:
+            raise fail("too-much-to-match", names=f"{len(self._names):,}")
 
     def holding(self, pattern: Glob | Regex) -> bytes:
         """The names of printable ASCII that the pattern can match any part of, as lines."""

@@ -182,6 +182,11 @@ def test_a_child_gives_a_variable_another_type(write) -> None:
         ("p.qpol", b"# " + b"x" * (1 << 20), "too-large"),
         ("p.yaml", b"x" * 10_000_000, "too-large"),
         ("p.yaml", b"name: a\x00b", "control-character"),
+        ("p.qpol", b"all: 4bit\n" * 10_001, "too-many-parts"),
+        ("p.qpol", b";" * 500_000, "too-many-parts"),
+        ("p.qpol", b"on mlx_affine {all: 4bit}" * 10_001, "too-many-parts"),
+        ("p.yaml", b"a:\n" * 300_000, "too-many-parts"),
+        ("p.yaml", b"metadata: {a: [" + b"1," * 60_000 + b"1]}", "too-many-parts"),
     ],
 )
 def test_a_file_that_is_no_policy_is_refused(write, name, content, code) -> None:
@@ -213,6 +218,34 @@ def test_what_the_shell_passes_is_a_policy_in_the_current_folder(
     policy = load(f"/dev/fd/{receiver}")
     os.close(receiver)
     assert (policy.name, dict(policy.vars)) == ("policy", {"bits": 5})
+
+
+def test_policies_that_are_extended_count_too(write) -> None:
+    write("base.qpol", "experts: 4bit\n" * 400)
+    write("twice.qpol", "extends base.qpol\nall: 4bit\n")
+    assert len(load(write("p.qpol", "extends twice.qpol, base.qpol")).rules) == 801
+    write("base.qpol", "experts: 4bit\n" * 5_000)
+    assert error_of(write("p.qpol", "extends twice.qpol, base.qpol"))[0] == "too-many-parts"
+    write("base.qpol", "all: 4bit\n#" + "x" * 600_000)
+    assert error_of(write("p.qpol", "extends twice.qpol, base.qpol"))[0] == "too-large"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ['description "{}"', 'metadata a "{}"', '"{}": 4bit', "all: {}", "test bpw <= {}"],
+)
+def test_variables_do_not_make_a_short_policy_a_long_one(write, statement: str) -> None:
+    text = f'var a = "{"x" * 18_000}"\n{statement.format("${a}" * 1_000)}\n'
+    assert error_of(write("p.qpol", text))[0] == "filled-too-long"
+
+
+def test_many_texts_with_variables_count_together(write) -> None:
+    texts = ", ".join(['"${a}!"'] * 40)
+    lines = [f"  k{number}: [{texts}]" for number in range(100)]
+    text = f"vars:\n  a: {'x' * 18_000}\nmetadata:\n" + "\n".join(lines)
+    assert error_of(write("p.yaml", text))[0] == "filled-too-long"
+    few = text.replace("x" * 18_000, "x" * 200)
+    assert load(write("p.yaml", f'{few}\nrules: ["all: 4bit"]\n')).vars
 
 
 def test_a_size_that_is_too_large_is_told_in_bytes(write) -> None:

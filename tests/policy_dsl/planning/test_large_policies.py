@@ -38,6 +38,11 @@ LARGE = {
     "all shadowed": ["all: f16", "all: bf16"] * (N_RULES // 2),
     "tests": ["test min_bits(mlp) >= 4"] * 200,
 }
+BROAD = {
+    "expressions": "/(model|a{0}|lm).*/: 4bit optional",
+    "name patterns": '"*weight?{0}": 4bit optional',
+    "numbers of experts": "experts[0-{1}]: 4bit optional",
+}
 SELECTORS = st.sampled_from(
     [
         *("all", "mlp", "down_proj", "attention.q_proj", "router", "norm", "embed, lm_head"),
@@ -110,6 +115,25 @@ def test_more_rules_than_can_be_compared_are_refused(small: Model):
     many = replace(policy, rules=policy.rules * 100)
     with pytest.raises(PolicyError, match=r"rules; for this model it may have [\d,]+"):
         decide(many, small, "mlx_affine")
+
+
+@pytest.mark.parametrize("rule", BROAD.values(), ids=BROAD)
+def test_rules_that_match_all_of_a_large_model_come_to_an_end(rule: str, tmp_path: Path):
+    policy = tmp_path / "broad.qpol"
+    rules = [rule.format(n, n % 256) for n in range(4_900)]
+    policy.write_text("\n".join(["target mlx_affine", "all: 4bit", *rules]))
+    command = [sys.executable, "-m", "policy_dsl.cli", "check", policy]
+    run = subprocess.run(
+        [*command, "--model", "minimax_m2.7"],
+        cwd=ROOT,
+        timeout=90,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert "error[too-much-to-match]" in run.stdout
+    assert "Traceback" not in run.stderr
 
 
 @settings(deadline=None, max_examples=150)
