@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 
 from policy_dsl.diagnostics import PolicyError, SourceText
 from policy_dsl.language.document import Document
-from policy_dsl.language.load import read_text
+from policy_dsl.language.load import read_source
 from policy_dsl.language.print_policy import print_yaml
 from policy_dsl.language.read_yaml import read_yaml
 from policy_dsl.language.schema import json_schema
@@ -51,7 +51,7 @@ def test_the_schema_is_one() -> None:
 
 @pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
 def test_every_bundled_policy_fits_as_written_and_as_printed(path: Path) -> None:
-    text = read_text(path)
+    text = read_source(path).text
     assert defects(text) == []
     assert defects(print_yaml(read_yaml(SourceText(path.name, text), path.stem))) == []
 
