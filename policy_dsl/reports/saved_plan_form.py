@@ -9,10 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, RootModel
 
+from policy_dsl.roles.config_meaning import LARGEST_COUNT
 from policy_dsl.sources.recorded_form import Listed, Size
-
-# More layers or experts than any model has.
-LARGEST_COUNT = 65536
 
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 SomeCount = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
