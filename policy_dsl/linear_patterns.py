@@ -21,13 +21,13 @@ MOST_STEPS = 1000
 # For the automaton; what needs more is matched without one, and linearly too.
 _MEMORY = 2**20
 _NO_CHARACTER = r"\b\B"
-_AROUND = '"{0}" looks at what is around, which takes more than linear time'
+_AROUND = '"{0}" looks around, which takes more than linear time'
 _ATOMIC = '"{0}" forbids other ways to match, which takes more than linear time'
 _BACK = '"{0}" repeats what a group matched, which takes more than linear time'
 _FLAG = '"{0}" changes how the expression is read'
 _UNKNOWN = '"{0}" is not known here'
 _JOIN = "match the whole name by one expression, or join two by `and`"
-_LEAVE_OUT = "write what is meant, and after `except` what is not"
+_LEAVE_OUT = "match more, and take the rest away with `except`"
 _SPELL_OUT = "spell out what it can be"
 # What Python reads and RE2 does not, the longest beginnings first.
 _REFUSED = {
@@ -39,8 +39,10 @@ _REFUSED = {
     "(?(": (_BACK, _SPELL_OUT),
     "(?>": (_ATOMIC, "write (?:…)"),
     "(?#": ('"{0}" is a comment', "a comment of a policy is after #"),
-    "(?": (_FLAG, "write it without; (?i) and (?s) may be at the beginning"),
-    "[": ("a [ is not closed", r"a bracket that is meant itself is \["),
+    "(?<": ('"{0}" names a group in another notation', "write (?P<name>…)"),
+    "(?": (_FLAG, "(?i) and (?s) go at the beginning; leave other flags out"),
+    r"\z": (_UNKNOWN, r"write \Z or $"),
+    "[": ("a [ is not closed", r"a literal bracket is written \["),
 }
 _ESCAPED = r"\\(?:[dDwWsSanrtfv]|x[0-9a-fA-F]{2}|[^a-zA-Z0-9])"
 _TOKEN = re.compile(
@@ -59,14 +61,14 @@ _SET = re.compile(rf"\[\^?\]?(?:{_ESCAPED}|[^\\])*\]", re.DOTALL)
 _IN_SET = re.compile(r"(?<=.)(?<!\\)\[|--|&&|~~|\|\|")
 _EDGES = {r"\A": "^", r"\Z": "$"}
 _RE2_REASONS = {
-    "missing )": ("a ( is not closed", r"a parenthesis that is meant itself is \("),
-    "unexpected )": ("a ) has no (", r"a parenthesis that is meant itself is \)"),
-    "missing ]": ("a [ is not closed", r"a bracket that is meant itself is \["),
-    "trailing \\": (r"nothing is after its last \ ", r"a backslash itself is \\"),
+    "missing )": ("a ( is not closed", r"a literal parenthesis is written \("),
+    "unexpected )": ("a ) has no (", r"a literal parenthesis is written \)"),
+    "missing ]": ("a [ is not closed", r"a literal bracket is written \["),
+    "trailing \\": (r"nothing is after its last \ ", r"a literal backslash is written \\"),
     "no argument for repetition operator": ("{0} has nothing to repeat", "any text is .*"),
     "bad repetition operator": ("{0} repeats a repeat", "put what is repeated in (?:…)"),
     "invalid repetition size": (
-        "{0} repeats more than 1,000 times, or counts backwards",
+        "{0} repeats more than 1,000 times, nested repeats multiplied, or counts backwards",
         "repeat less often",
     ),
     "invalid character class range": (

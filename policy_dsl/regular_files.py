@@ -146,6 +146,9 @@ def refuse_special(path: Path, facts: os.stat_result) -> None:
     reason = why_not_regular(facts.st_mode)
     if reason is not None:
         cure = "remove it, or put a regular file in its place"
+        if stat.S_ISCHR(facts.st_mode) or stat.S_ISBLK(facts.st_mode):
+            # Such as /dev/null, which nobody should remove.
+            cure = "name a regular file instead"
         raise fail("unreadable-file", path=str(path), reason=reason, suggestion=cure)
 
 

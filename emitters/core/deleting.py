@@ -64,7 +64,7 @@ def ensure_kind(path: Path, wanted: str) -> None:
     kind = kind_of(path)
     if kind not in (None, wanted):
         cure = "remove it, or give another folder with -o"
-        if kind == "a link" and wanted == "a folder":
+        if kind == "a link" and wanted == "a folder" and path.suffix != ".partial":
             cure = "give the folder that it leads to with -o, or remove the link"
         raise fail(
             "output-not-plain", path=str(path), kind=kind, wanted=wanted, suggestion=cure

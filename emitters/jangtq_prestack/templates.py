@@ -32,7 +32,7 @@ def edited(plan: Plan, files: Mapping[str, bytes]) -> dict[str, bytes]:
     """The template with the `enable_thinking` switch, and the tokenizer's file with all of it.
 
     files: the source's, by name. A file that needs no change stays as it is, byte for byte.
-    Raises: PolicyError if one of them is no UTF-8 text, or the tokenizer's is no JSON object.
+    Raises: PolicyError if one of them is not UTF-8, or the tokenizer's is not a JSON object.
     """
     found = dict(files)
     template = _text(TEMPLATE, files[TEMPLATE]) if TEMPLATE in files else None
@@ -66,7 +66,7 @@ def _document(content: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise fail("bad-source-json", file=TOKENIZER, reason=str(error)) from None
     if not isinstance(document, dict):
-        raise fail("bad-source-json", file=TOKENIZER, reason="it is no JSON object")
+        raise fail("bad-source-json", file=TOKENIZER, reason="it is not a JSON object")
     return document
 
 

@@ -177,7 +177,7 @@ def _treatment(entry: Mapping[str, Any]) -> Treatment:
         raise ForeignMetadataError("its quantization has no bits or no group_size")
     bits, group_size = entry["bits"], entry["group_size"]
     if type(bits) is not int or type(group_size) is not int:
-        raise ValueError(f"bits {bits!r} and group_size {group_size!r} are no whole numbers")
+        raise ValueError(f"bits {bits!r} and group_size {group_size!r} are not whole numbers")
     scheme = str(entry.get("mode", "affine"))
     return Treatment("quantize", bits, scheme, group_size)
 

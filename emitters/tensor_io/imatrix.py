@@ -157,7 +157,7 @@ def open_imatrix(path: Path, span: Span | None = None) -> Imatrix:
     """The importance matrix in a file, GGUF or legacy by its first bytes; its header is read.
 
     span: where a policy names it, for the findings. Memory: 50 MB at most, whatever the file.
-    Raises: PolicyError if it cannot be read, or is no whole importance matrix.
+    Raises: PolicyError if it cannot be read, or is not a whole importance matrix.
     """
     try:
         source = Source(path.parent, file_facts(path.parent, [path.name]))

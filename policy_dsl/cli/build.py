@@ -123,7 +123,8 @@ def _size(text: str | None) -> int | None:
         return None
     found = parse_size(text)
     if found is None:
-        raise fail("bad-argument", option="--max-memory", reason=f'"{text}" is no size')
+        reason = f'"{text}" is not a size such as 8GiB or 800MiB'
+        raise fail("bad-argument", option="--max-memory", reason=reason)
     return found
 
 

@@ -16,13 +16,13 @@ LANGUAGE_CODES: dict[str, Code] = {
         "Policies are .yaml or .yml files (YAML) or .qpol files (DSL).",
     ),
     "unknown-policy": error(
-        'there is no policy "{name}"', "The name is no file and no bundled policy."
+        'there is no policy "{name}"', "The name is neither a file nor a bundled policy."
     ),
     "not-utf8": error(
         "{path} is not UTF-8: byte {byte} at offset {offset}", "Policies are UTF-8 text."
     ),
     "too-large": error(
-        "{path} has {size} bytes; a policy has at most {limit}",
+        "{path} is too large: a policy has at most {limit} bytes",
         "A policy is read whole; something this large is not a policy.",
     ),
     "too-many-parts": error(
@@ -112,12 +112,13 @@ LANGUAGE_CODES: dict[str, Code] = {
     "repeated-item": error("{key} names {item} twice", "An item of a list is said once."),
     "ambiguous-word": error(
         "{word} is a truth value in some YAML versions and a text in others",
-        "What is meant cannot be told.",
+        "It may mean either.",
     ),
     "bad-json": error("not a JSON value: {reason}", "Values of metadata are JSON."),
     # variables
     "malformed-variable": error(
-        '"{written}" is no variable', "A variable is a name of letters, digits and _ in ${…}."
+        '"{written}" is not a variable',
+        "A variable is a name of letters, digits and _ in ${…}.",
     ),
     "unknown-variable": error(
         'there is no variable "{name}"', "A variable needs a default under `vars`."
@@ -182,7 +183,7 @@ LANGUAGE_CODES: dict[str, Code] = {
         "{component} are pruned twice", "One transform says how many remain."
     ),
     "bad-quantity": error(
-        "{written} is no value for {measure}",
+        "{written} is not a value for {measure}",
         "bpw and bits are plain numbers, size has a unit such as GiB.",
     ),
     "measure-of-nothing": error(

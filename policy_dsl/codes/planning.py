@@ -245,7 +245,7 @@ PLANNING_CODES: dict[str, Code] = {
         "A test that measures nothing proves nothing.",
     ),
     "bad-saved-plan": error(
-        "{path} is no saved plan: {reason}",
+        "{path} is not a saved plan: {reason}",
         "Saved plans are what `policyc plan --save` writes.",
     ),
     "too-many-rules": error(

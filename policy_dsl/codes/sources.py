@@ -7,7 +7,7 @@ from policy_dsl.codes.kinds import Code, error, warning
 SOURCE_CODES: dict[str, Code] = {
     # sources
     "unknown-source": error(
-        '"{reference}" is no folder, no file, no model of the catalog and no hub id',
+        '"{reference}" is not a folder, a file, a model of the catalog or a hub id',
         "A source is a checkpoint folder or file, a recorded headers file, a catalog name or "
         "org/name.",
     ),
@@ -61,7 +61,7 @@ SOURCE_CODES: dict[str, Code] = {
         "Reading a pickle runs code that stands in it.",
     ),
     "ambiguous-weights": error(
-        "{place} has no index, and its safetensors files are no numbered set: {files}",
+        "{place} has no index, and its safetensors files are not a numbered set: {files}",
         "Without an index only model.safetensors, one file, or a whole numbered set is clear.",
     ),
     "shard-outside": error(
@@ -134,7 +134,7 @@ SOURCE_CODES: dict[str, Code] = {
         "{what}: {reason}", "The hub cannot be reached, or its answer cannot be used."
     ),
     "bad-recorded-headers": error(
-        "{file} is no recorded headers file: {reason}",
+        "{file} is not a recorded headers file: {reason}",
         "Recorded headers are what `policyc inspect --save-headers` writes.",
     ),
     "quantization-not-shown": warning(

@@ -25,7 +25,7 @@ STATISTICS_CODES: dict[str, Code] = {
     ),
     # importance matrices
     "not-an-imatrix": error(
-        "{path} is no whole importance matrix: {reason}",
+        "{path} is not a whole importance matrix: {reason}",
         "llama-imatrix writes them, as GGUF or in the older form `.dat`.",
     ),
     "bad-imatrix-entry": error(

@@ -23,6 +23,9 @@ Form = Literal["yaml", "dsl"]
 _FORMS: Mapping[str, Form] = {".yaml": "yaml", ".yml": "yaml", ".qpol": "dsl"}
 # Bases of bases multiply; more than this many are an accident or an attack.
 _MAX_BASES = 200
+_SUFFIX_CURE = "rename it to .yaml or .yml for YAML, or .qpol for DSL"
+_NAME_CURE = "give a .yaml or .qpol file, or a bundled policy such as config_i"
+_NAME_CURES = {"-": "standard input is /dev/stdin here"}
 
 
 def load(reference: str | Path, *, overrides: Mapping[str, Scalar] | None = None) -> Policy:
@@ -77,9 +80,7 @@ def source_of(path: Path, content: bytes) -> SourceText:
     Raises: PolicyError if it is larger than 1 MiB or not UTF-8.
     """
     if len(content) > MAX_BYTES:
-        # Of what the shell passes, nobody knows the size.
-        size = max(path.stat().st_size if path.is_file() else 0, len(content))
-        raise fail("too-large", path=path, size=size, limit=MAX_BYTES)
+        raise fail("too-large", path=path, limit=f"{MAX_BYTES:,}")
     try:
         return SourceText(decoded(str(path)), content.decode("utf-8-sig"))
     except UnicodeDecodeError as failure:
@@ -129,7 +130,7 @@ class _Bases:
         self._n_lines += n_lines(source.text)
         self._n_characters += len(source.text)
         if self._n_characters > MAX_BYTES:
-            raise fail("too-large", path=source.name, size=self._n_characters, limit=MAX_BYTES)
+            raise fail("too-large", path=source.name, limit=f"{MAX_BYTES:,}")
         ensure_few(source.name, self._n_lines)
 
     def _refuse(self, base: Path, chain: tuple[Path, ...], span: Span | None) -> None:
@@ -156,6 +157,7 @@ def _find(
             here = _with_suffix((folder or Path()) / reference)
             near = did_you_mean(str(reference), bundled_names())
             cure = f'did you mean "{here.name}"?' if here else near
+            cure = cure or _NAME_CURES.get(str(reference), _NAME_CURE)
             raise fail("unknown-policy", span, suggestion=cure, name=reference)
     found = path if folder is None else folder / path
     if not _exists(found) or found.is_dir():
@@ -200,5 +202,5 @@ def _read(path: Path, source: SourceText, values: Mapping[str, Scalar] | None) -
     if is_passed(path):
         form, name = "yaml" if looks_like_yaml(source) else "dsl", "policy"
     if form is None:
-        raise fail("unknown-suffix", path=path)
+        raise fail("unknown-suffix", path=path, suggestion=_SUFFIX_CURE)
     return (read_yaml if form == "yaml" else read_dsl)(source, decoded(name), values)

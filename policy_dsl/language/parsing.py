@@ -56,9 +56,12 @@ _CURES = (
     ({"TIMES"}, re.compile(r"="), "equality is written =="),
     (_ANYWHERE, re.compile(r"[-+]?\d+(-|\.\.)?-?\d*$"), 'write "in layers {word}"'),
     (_ANYWHERE, re.compile(r"(layers?|boundary|middle)$"), 'conditions are joined by "in"'),
+    ({"REGEX"}, re.compile(r"/"), r"a regular expression is written /…/, and a slash in it \/"),
     (_ANYWHERE, re.compile(r"or$"), 'a comma means "or"'),
-    (_ANYWHERE | {"REGEX"}, re.compile(r"\.?[*?]|\.?\["), "a name pattern stands in quotes"),
+    (_ANYWHERE | {"REGEX"}, re.compile(r"\.?[*?]|\.?\["), "a name pattern must be quoted"),
 )
+# As JavaScript and Perl write them: `/…/i`.
+_FLAGS = re.compile(r"[is]{1,2}$")
 _FOUND = re.compile(r'\s*("(?:[^"\\\n]|\\.)*"|[\w.+*?$@!-]+|\S|$)')
 _QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 
@@ -129,7 +132,7 @@ def _explain(fragment: Fragment, failure: UnexpectedInput) -> Diagnostic:
     word = text[start:end]
     odd = text[at : at + 1]
     if odd.isspace() and not odd.isascii():
-        start, end, word = at, at + 1, f"U+{ord(odd):04X}, which is no plain space"
+        start, end, word = at, at + 1, f"U+{ord(odd):04X}, which is not a plain space"
     accepted = _accepted(failure)
     if word in ("", ":") and "RPAR" in accepted:
         return _unclosed(fragment)
@@ -167,6 +170,8 @@ def _cure(text: str, start: int, word: str, accepted: set[str]) -> str | None:
     before = text[:start].strip()
     if before == "not":
         return f'write "all except {word}"'
+    if _FLAGS.match(word) and text[:start].endswith("/"):
+        return f'write "(?{word})" at the beginning of the regular expression'
     if "COLON" in accepted and before not in HEADER_WORDS:
         close = did_you_mean(before, HEADER_WORDS)
         if close:

@@ -189,7 +189,7 @@ def _is_var(text: str) -> bool:
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _value(token: Token, body: Fragment) -> Fragment:

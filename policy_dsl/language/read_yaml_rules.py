@@ -145,7 +145,7 @@ class RuleReader:
             cure = did_you_mean(name, set(_FIELDS) - set(fields))
             # In `{layers: 0-1,60-61}` YAML ends the value at the comma: 60-61 is a key.
             if re.fullmatch(r"[-+0-9.]+", name):
-                cure = "a list of ranges stands in quotes here"
+                cure = "a list of ranges must be quoted here"
             elif name in _SELECTOR_WORDS:
                 cure = f'"{name}" is said in the selector: match: {_SELECTOR_WORDS[name]}'
             span = span_of(self._source, pair.key)

@@ -27,7 +27,7 @@ def checked(source: SourceText) -> SourceText:
     or holds control characters.
     """
     if len(source.text) > MAX_BYTES:
-        raise fail("too-large", path=source.name, size=len(source.text), limit=MAX_BYTES)
+        raise fail("too-large", path=source.name, limit=f"{MAX_BYTES:,}")
     ensure_few(source.name, n_lines(source.text))
     if source.text.startswith(_BOM):
         source = SourceText(source.name, source.text.removeprefix(_BOM))

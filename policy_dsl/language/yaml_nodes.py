@@ -26,8 +26,8 @@ _SPACE_ESCAPES = set("ntrvf _NLP\n\r")
 # What the YAML library says, and what it means for people.
 _WORDS = (
     (re.compile(r"found character '\\t'"), "tabs cannot indent; use spaces"),
-    (re.compile(r"found character '(.)' that"), "a text that begins with {0} stands in quotes"),
-    (re.compile("expected alphabetic"), "a text that begins with * or & stands in quotes"),
+    (re.compile(r"found character '(.)' that"), "a text that begins with {0} must be quoted"),
+    (re.compile("expected alphabetic"), "a text that begins with * or & must be quoted"),
     (re.compile("expected <block end>"), "the indentation does not fit the lines above"),
     (re.compile("could not find expected ':'"), 'a ":" is missing after the key'),
     (re.compile("mapping values"), 'a second ":" in one value; the text needs quotes'),
@@ -58,7 +58,7 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()  # type: ignore[no-untyped-call]
         span = Span(self._source, event.start_mark.index, event.end_mark.index)
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            cure = "a text that begins with * or & stands in quotes"
+            cure = "a text that begins with * or & must be quoted"
             raise fail("yaml-alias", span, suggestion=cure)
         if getattr(event, "tag", None) is not None:
             raise fail("yaml-tag", span, tag=event.tag)

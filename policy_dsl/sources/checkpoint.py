@@ -112,7 +112,7 @@ def read_json(
     except ValueError as error:
         raise _bad_json(file, str(error)) from error
     if not isinstance(value, dict):
-        raise _bad_json(file, "it is no JSON object")
+        raise _bad_json(file, "it is not a JSON object")
     return value
 
 

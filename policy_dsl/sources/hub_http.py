@@ -165,7 +165,7 @@ def _asked_wait(address: Address, headers: Mapping[str, str]) -> float:
     if seconds <= LONGEST_WAIT_SECONDS:
         return seconds
     until = _until(seconds)
-    reason = f"the server is busy and asks to wait {until}, so nothing more is asked of it"
+    reason = f"the server is busy and asks to wait {until}: try again then"
     raise _failed(address, reason)
 
 

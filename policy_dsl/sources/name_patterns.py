@@ -58,10 +58,10 @@ def expand_pattern(pattern: str, *, limit: int, letters: int) -> list[str]:
     # Counted before anything is made: ranges multiply.
     count = prod(sum(map(len, piece)) for piece in pieces if isinstance(piece, list))
     if count > limit:
-        raise ValueError(f'the name pattern "{shown}" stands for {count} names')
+        raise ValueError(f'the name pattern "{shown}" stands for {count:,} names')
     longest = sum(max(map(len, _widest(piece))) for piece in pieces)
     if count * longest > letters:
-        said = f"{count} names of up to {longest} letters"
+        said = f"{count:,} names of up to {longest:,} characters, more than {letters:,} in all"
         raise ValueError(f'the name pattern "{shown}" stands for {said}')
     # Prefix by prefix: a hundred thousand names take a twentieth of a second.
     names = [""]

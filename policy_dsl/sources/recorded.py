@@ -115,7 +115,7 @@ def _inventory(record: Recorded) -> Inventory:
         letters += sum(map(len, here))
         both = tensors.keys() & here.keys()
         if both:
-            raise ValueError(f'the tensor "{min(both)}" stands in two files')
+            raise ValueError(f'the tensor "{min(both)}" is in two files')
         tensors |= here
     inventory = Inventory(
         id=record.id,
@@ -146,7 +146,7 @@ def _check_names(record: Recorded) -> None:
         raise ValueError(f'its id "{shown(record.id, 80)}" is not a text')
     files = [held.file for held in record.files]
     if len(set(files)) != len(files):
-        raise ValueError("a file stands twice")
+        raise ValueError("a file is listed twice")
     # A recorded file's names must not lead anywhere, whatever is done with them later.
     wrong = [file for file in files if file is not None and not is_shard_name(file)]
     wrong += [file for file in record.side_files or () if not _is_side_name(file)]

@@ -104,7 +104,7 @@ def _unknown_dtype(file: str, name: str, dtype: str) -> Diagnostic:
 def _read_object(header: bytes, file: str) -> dict[str, Any]:
     # As the reference reader has it: no byte order mark, no space before the brace.
     if not header.startswith(b"{"):
-        raise _not_safetensors(file, "its header is no JSON object")
+        raise _not_safetensors(file, "its header is not a JSON object")
     try:
         entries: dict[str, Any] = parse_json(header, hook=_object, what="its header")
     except ValueError as error:
@@ -124,9 +124,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _metadata_defect(metadata: object) -> str | None:
     if not isinstance(metadata, dict):
-        return "it is no JSON object"
+        return "it is not a JSON object"
     wrong = [key for key, value in metadata.items() if not isinstance(value, str)]
-    return f'the value of "{shown(wrong[0])}" is no string' if wrong else None
+    return f'the value of "{shown(wrong[0])}" is not a string' if wrong else None
 
 
 def _tensor(name: str, entry: Any, file: str, begin: int) -> TensorInfo:
@@ -134,7 +134,7 @@ def _tensor(name: str, entry: Any, file: str, begin: int) -> TensorInfo:
     if not name.isprintable():
         raise ValueError("its name holds characters that cannot be printed")
     if isinstance(entry, _Doubled):
-        raise ValueError(f'its "{shown(entry.repeated[0])}" stands twice')
+        raise ValueError(f'its "{shown(entry.repeated[0])}" appears twice')
     try:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
@@ -160,14 +160,14 @@ def _check_dtype(dtype: Any) -> None:
 
 def _check_fields(shape: Any, start: Any, stop: Any) -> None:
     if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
-        raise ValueError(f"its shape is no list of at most {MAX_DIMENSIONS} numbers")
+        raise ValueError(f"its shape is not a list of at most {MAX_DIMENSIONS} numbers")
     wrong = [count for count in shape if not _is_length(count)]
     if wrong:
-        raise ValueError(f"its shape holds {_said(wrong[0])}, which is no length")
+        raise ValueError(f"its shape holds {_said(wrong[0])}, which is not a length")
     ends = _is_length(start) and _is_length(stop)
     if not ends or start > stop:
         offsets = f"{_said(start)} to {_said(stop)}"
-        raise ValueError(f"its data_offsets {offsets} are no range of bytes")
+        raise ValueError(f"its data_offsets {offsets} are not a range of bytes")
 
 
 def _is_length(value: Any) -> bool:

@@ -65,7 +65,7 @@ class Saliency:
             self._require(len(row) == shape.n_experts, self._length(layer, row, shape))
             for expert, value in enumerate(row):
                 place = f"expert {expert} of layer {layer} has {value!r:.40}"
-                self._require(type(value) in (int, float), f"{place}, which is no number")
+                self._require(type(value) in (int, float), f"{place}, which is not a number")
                 # Nothing ranks before or behind it.
                 self._require(type(value) is int or not isnan(value), place)
             found[layer] = tuple(row)
@@ -193,7 +193,7 @@ def _json_rows(
         return found
     odd = next((key for key in found if not _is_layer(key)), None)
     if odd is not None:
-        raise _bad(str(path), name, span, f'"{shown(odd)}" is no number of a layer')
+        raise _bad(str(path), name, span, f'"{shown(odd)}" is not a number of a layer')
     return {int(layer): row for layer, row in found.items()}
 
 
@@ -202,7 +202,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f'"{shown(key)}" stands twice in an object')
+            raise ValueError(f'"{shown(key)}" appears twice in an object')
         found[key] = value
     return found
 

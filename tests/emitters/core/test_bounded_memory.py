@@ -70,7 +70,7 @@ DOCUMENTS: dict[str, Callable[[], bytes]] = {
     "names of up to 197 letters": lambda: _recorded(
         *(f"{'a' * 190}{number}.{{0-24999}}" for number in range(9))
     ),
-    "stands for 1000000000000 names": lambda: _recorded("{0-999999}.{0-999999}"),
+    "stands for 1,000,000,000,000 names": lambda: _recorded("{0-999999}.{0-999999}"),
     "notes.0: ": lambda: _with("notes", f"[{'1,' * 1_900_000}1]"),
     "files.0.": lambda: _with("files", f"[{'{},' * 900_000}{{}}]"),
     "has no size": lambda: _with("side_files", '{"a":"b"' + ',"x":"b"' * 900_000 + "}"),
@@ -139,9 +139,7 @@ def _large(name: str, nbytes: int) -> Callable[[Path], None]:
         (_many_notes, (0, 0)),
     ],
 )
-def test_bundles(
-    bundle: Path, change: Callable[[Path], None], codes: tuple[int, int]
-) -> None:
+def test_bundles(bundle: Path, change: Callable[[Path], None], codes: tuple[int, int]) -> None:
     change(bundle)
     assert (_answer("verify", bundle)[0], _answer("inspect", bundle)[0]) == codes
 

@@ -181,6 +181,14 @@ def test_links_and_special_files_are_never_written_through(force, tmp_path, plac
     assert everything(tmp_path) == before
 
 
+def test_the_cure_of_a_link_fits_its_place(force, tmp_path):
+    link(tmp_path / "out.partial", tmp_path / "elsewhere")
+    assert "remove it, or give another folder with -o" in force()
+    (tmp_path / "out.partial").unlink()
+    link(tmp_path / "out", tmp_path / "elsewhere")
+    assert "give the folder that it leads to with -o" in force()
+
+
 def test_an_unfinished_shard_that_is_a_link_is_not_written_through(force, tmp_path):
     stopped(force, tmp_path)
     shard = tmp_path / "out.partial" / "bundle" / "model.safetensors"
@@ -258,9 +266,7 @@ def test_what_is_put_into_unfinished_work_stays(write_llama, planned, tmp_path):
     assert build(*made, out=out).resumed_nbytes > 0
 
 
-def test_a_build_that_fails_for_good_deletes_its_own_files_only(
-    write_llama, planned, tmp_path
-):
+def test_a_build_that_fails_for_good_deletes_its_own_files_only(write_llama, planned, tmp_path):
     def poke(tensors: dict[str, Any]) -> None:
         tensors["lm_head.weight"][1][0, 0] = 0x7F80
 

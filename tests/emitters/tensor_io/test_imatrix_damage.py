@@ -219,8 +219,11 @@ def test_missing_entries_and_the_place_that_asks(tmp_path: Path) -> None:
             "llama-imatrix writes nothing about linear_attention.out_proj: "
             "write `linear_attention.out_proj: 4bit`",
         ),
-        ("mtp.down_proj", None, "llama-imatrix writes nothing about mtp.down_proj: "
-         "write `mtp.down_proj: 4bit`"),
+        (
+            "mtp.down_proj",
+            None,
+            "llama-imatrix writes nothing about mtp.down_proj: write `mtp.down_proj: 4bit`",
+        ),
     ],
 )
 def test_what_llama_imatrix_leaves_out_has_a_cure(
@@ -282,7 +285,7 @@ def test_an_alignment_that_is_none(tmp_path: Path, alignment: int) -> None:
 def test_a_model_is_no_importance_matrix(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", gguf_tensors(random_statistics()), "model")
     reason = 'its general.type is "model", not "imatrix"'
-    message = f"{path} is no whole importance matrix: {reason}"
+    message = f"{path} is not a whole importance matrix: {reason}"
     assert refusal(path) == ("not-an-imatrix", message)
 
 

@@ -251,7 +251,7 @@ def test_many_texts_with_variables_count_together(write) -> None:
 def test_a_size_that_is_too_large_is_told_in_bytes(write) -> None:
     path = write("p.yaml", b"x" * 10_000_000)
     assert str(path) in error_of(path)[1]
-    assert "has 10000000 bytes; a policy has at most 1048576" in error_of(path)[1]
+    assert "is too large: a policy has at most 1,048,576 bytes" in error_of(path)[1]
 
 
 def test_what_is_not_there_or_no_file_is_refused(tmp_path: Path, write) -> None:
@@ -381,3 +381,13 @@ def test_what_is_cleared_can_be_given_again_later(write) -> None:
     write("child.yaml", "extends: base.yaml\nmetadata: {}\nruntimes: []\n")
     policy = load(write("last.qpol", "extends child.yaml\nmetadata author me\nruntime jang\n"))
     assert (policy.metadata, policy.runtimes) == ((("author", "me"),), ("jang",))
+
+
+def test_names_that_are_no_policy_get_a_cure(tmp_path: Path):
+    assert "a bundled policy such as config_i" in error_of("quite_other")[1]
+    assert "standard input is /dev/stdin" in error_of("-")[1]
+    text = tmp_path / "policy.txt"
+    text.write_text("all: 4bit")
+    assert "rename it to .yaml" in error_of(text)[1]
+    # Nobody should remove a device of the system.
+    assert "name a regular file instead" in error_of(Path(os.devnull))[1]

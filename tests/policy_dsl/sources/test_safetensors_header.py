@@ -128,7 +128,7 @@ def test_files_without_a_header(file: bytes, said: str) -> None:
         (entry(["U8"]), "dtype a list is not known"),
         (entry(None), "dtype null is not known"),
         (entry(shape=4), "shape is no list"),
-        (entry(shape=[1] * 65), "shape is no list of at most 64"),
+        (entry(shape=[1] * 65), "shape is not a list of at most 64"),
         (entry(shape=[-4, -1]), "shape holds -4"),
         (entry(shape=[4.0]), "shape holds 4.0"),
         (entry(shape=[True, 4]), "shape holds true"),
@@ -193,7 +193,7 @@ def test_names_that_stand_twice(text: bytes, said: str) -> None:
 
 def test_field_that_stands_twice() -> None:
     text = b'{"a": {"dtype": "U8", "dtype": "I8", "shape": [4], "data_offsets": [0, 4]}}'
-    assert '"dtype" stands twice' in defects(blob(text, 4))[0]
+    assert '"dtype" appears twice' in defects(blob(text, 4))[0]
 
 
 @pytest.mark.parametrize("metadata", [None, [], "x", {"a": 1}, {"a": None}, {"a": {"b": "c"}}])
