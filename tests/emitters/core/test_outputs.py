@@ -182,10 +182,10 @@ def test_links_and_special_files_are_never_written_through(force, tmp_path, plac
 
 
 def test_the_cure_of_a_link_fits_its_place(force, tmp_path):
-    link(tmp_path / "out.partial", tmp_path / "elsewhere")
+    (tmp_path / "out.partial").symlink_to(tmp_path / "elsewhere")
     assert "remove it, or give another folder with -o" in force()
     (tmp_path / "out.partial").unlink()
-    link(tmp_path / "out", tmp_path / "elsewhere")
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
     assert "give the folder that it leads to with -o" in force()
 
 

@@ -211,7 +211,7 @@ def test_shards_outside_the_folder(sharded: Path, shard: str) -> None:
     ("index", "said"),
     [
         ({}, "no weight_map"),
-        ([], "no JSON object"),
+        ([], "not a JSON object"),
         ({"weight_map": {}}, "no weight_map"),
         ({"weight_map": []}, "no weight_map"),
         ({"weight_map": {"a": 3}}, "no file names"),
@@ -278,7 +278,7 @@ def test_pickles_are_never_read(tmp_path: Path) -> None:
     [
         (b"{", "not JSON"),
         (b"\xff\xfe{}", "not UTF-8 at byte 0"),
-        (b"3", "no JSON object"),
+        (b"3", "not a JSON object"),
         (b"[" * 200_000, "nested too deeply"),
     ],
 )
