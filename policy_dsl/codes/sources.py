@@ -196,7 +196,7 @@ SOURCE_CODES: dict[str, Code] = {
         "Values are codes times scales; a weight without its scales cannot be read.",
     ),
     "missing-block-size": error(
-        "{model} has FP8 scales but its config no quantization_config.weight_block_size",
+        "{model} has FP8 scales but its config has no quantization_config.weight_block_size",
         "The block is never guessed from shapes: ragged edges would be read wrong.",
     ),
     "wrong-scale-grid": error(

@@ -208,7 +208,10 @@ def read_counts(inventory: Inventory, table: Architecture) -> Counts:
     meaning = ConfigMeaning(inventory.config, table)
     layers = _count(inventory, meaning, table.layers)
     if layers == 0 and meaning.value(table.layers) == 0:
-        raise fail("bad-config-value", model=inventory.id, key=table.layers, value="0")
+        notes = ["it must be at least 1"]
+        raise fail(
+            "bad-config-value", notes=notes, model=inventory.id, key=table.layers, value="0"
+        )
     if layers == 0:
         why = ", which tells the number of layers"
         raise fail("missing-config-key", model=inventory.id, key=table.layers, why=why)
@@ -225,5 +228,7 @@ def _count(inventory: Inventory, meaning: ConfigMeaning, key: str) -> int:
     if not is_whole(value) or value > LARGEST_COUNT:
         # By the name that the config has for it.
         key = next((at for at, one in meaning.written(key) if one is not None), key)
-        raise fail("bad-config-value", model=inventory.id, key=key, value=repr(value)[:60])
+        notes = [f"it must be a whole number of at most {LARGEST_COUNT:,}"]
+        shown = repr(value)[:60]
+        raise fail("bad-config-value", notes=notes, model=inventory.id, key=key, value=shown)
     return int(value)

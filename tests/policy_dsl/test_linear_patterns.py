@@ -53,11 +53,14 @@ def matched_lines(pattern: str, names: list[str]) -> list[str]:
 @example(expression=r"(?:\W|a)+", names=["a", "a"])
 @example(expression=r"\Aa\Z", names=["a", "aa"])
 @example(expression="a{,2}", names=["a{,2}", "aa"])
+@example(expression=r"(?:\B)+", names=["", "a"])
 def test_what_python_takes_too_matches_the_same_names(expression: str, names: list[str]):
     try:
         pythons = re.compile(expression)
     except re.error:
         return
+    # Before 3.14, Python's \B is nowhere in an empty text.
+    names = [name for name in names if name or r"\B" not in expression]
     expected = [name for name in names if pythons.fullmatch(name)]
     pattern = regular_expression(expression)
     assert [name for name in names if pattern.matches(name)] == expected

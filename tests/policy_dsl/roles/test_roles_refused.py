@@ -33,8 +33,10 @@ def test_a_config_without_sizes(recorded, changed, codes, message):
 
 
 @pytest.mark.parametrize("value", ["3", -1, 2.0, True, 10**9])
-def test_a_count_is_a_plausible_whole_number(value, changed, codes):
-    assert codes(changed("llama", config={"num_hidden_layers": value})) == ["bad-config-value"]
+def test_a_count_is_a_plausible_whole_number(value, changed, codes, message):
+    model = changed("llama", config={"num_hidden_layers": value})
+    assert codes(model) == ["bad-config-value"]
+    assert "it must be a whole number of at most 65,536" in message(model)
 
 
 def test_tensors_without_a_role_are_named_and_counted(tensor, changed, message):
