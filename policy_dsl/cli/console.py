@@ -62,8 +62,20 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except OSError as error:
             show_findings([system_defect(error)], as_json=as_json)
             raise typer.Exit(INVALID) from None
+        except (MemoryError, RuntimeError) as error:
+            if not _is_lack_of_memory(error):
+                raise
+            reason = "the system gives no more: free some, or allow this program more"
+            found = diagnostic("system-refused", path="memory", reason=reason)
+            show_findings([found], as_json=as_json)
+            raise typer.Exit(INVALID) from None
 
     return run
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    # A thread needs room for its stack.
+    return isinstance(error, MemoryError) or str(error) == "can't start new thread"
 
 
 @contextlib.contextmanager

@@ -133,3 +133,31 @@ def test_a_current_folder_that_is_gone(tmp_path: Path) -> None:
         check=False,
     )
     assert ran.stdout.splitlines()[-1] == "[0, 2, 2, 2]", ran.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and limits what is mapped")
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_system_without_memory(form: str, tmp_path: Path) -> None:
+    program = (
+        "import resource, sys\n"
+        "from policy_dsl.cli import main\n"
+        # Once without the limit: what is imported is there, and the rest is Python's own.
+        f"main(['plan', 'config_i', '--model', '{TINY}', '--format', '{form}'])\n"
+        "mapped = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "hard = resource.getrlimit(resource.RLIMIT_AS)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (mapped + 8 * 2**20, hard))\n"
+        "words = ['plan', 'config_i', '--model', 'minimax_m2.7', '--format']\n"
+        f"sys.exit(main([*words, '{form}']))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2, ran.stderr
+    assert "system-refused" in ran.stderr
+    assert "memory: the system gives no more" in ran.stderr
+    assert "Traceback" not in ran.stderr
