@@ -67,7 +67,7 @@ DOCUMENTS: dict[str, Callable[[], bytes]] = {
     "it has more than": lambda: b'{"config":{"a":[' + b"[]," * 8_000_000 + b"[]]}}",
     "more than 33554432 bytes": lambda: b" " * 2**28,
     "letters": lambda: _recorded("a" * 1900 + ".{0-199999}"),
-    "names of up to 197 letters": lambda: _recorded(
+    "names of up to 197 characters": lambda: _recorded(
         *(f"{'a' * 190}{number}.{{0-24999}}" for number in range(9))
     ),
     "stands for 1,000,000,000,000 names": lambda: _recorded("{0-999999}.{0-999999}"),
