@@ -34,7 +34,7 @@ from policy_dsl.units import bits_per_weight
 
 SCHEMA_VERSION = 1
 # Three times that of the largest model, with a module for every expert.
-LARGEST_NBYTES = 256 * 2**20
+LARGEST_NBYTES = 128 * 2**20
 
 
 def plan_document(
