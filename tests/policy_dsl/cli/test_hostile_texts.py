@@ -122,7 +122,16 @@ DOCUMENTS = {
 }
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+LONGEST = "bundle/policyc.json"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in DOCUMENTS if name != LONGEST),
+        pytest.param(LONGEST, marks=pytest.mark.slow),
+    ],
+)
 def test_texts_in_documents(
     name: str, made: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

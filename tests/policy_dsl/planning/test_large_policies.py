@@ -38,6 +38,11 @@ LARGE = {
     "all shadowed": ["all: f16", "all: bf16"] * (N_RULES // 2),
     "tests": ["test min_bits(mlp) >= 4"] * 200,
 }
+FAST = ("single layers", "names of nothing", "tests")
+CASES = [
+    pytest.param(rules, id=name, marks=[] if name in FAST else pytest.mark.slow)
+    for name, rules in LARGE.items()
+]
 BROAD = {
     "expressions": "/(model|a{0}|lm).*/: 4bit optional",
     "name patterns": '"*weight?{0}": 4bit optional',
@@ -97,7 +102,7 @@ def many_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("rules", LARGE.values(), ids=LARGE)
+@pytest.mark.parametrize("rules", CASES)
 def test_thousands_of_rules_take_seconds(rules: list[str], many_layers: Path, tmp_path: Path):
     policy = tmp_path / "large.qpol"
     policy.write_text("\n".join(["target mlx_affine", "all: bf16", *rules]))
@@ -117,6 +122,7 @@ def test_more_rules_than_can_be_compared_are_refused(small: Model):
         decide(many, small, "mlx_affine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", BROAD.values(), ids=BROAD)
 def test_rules_that_match_all_of_a_large_model_come_to_an_end(rule: str, tmp_path: Path):
     policy = tmp_path / "broad.qpol"
