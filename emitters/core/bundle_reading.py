@@ -33,7 +33,7 @@ from policy_dsl.sources.quantization import quantization_of
 from policy_dsl.sources.reference import is_hfq_file, open_source
 from policy_dsl.units import counted
 
-# Six times that of the largest model, with a module for every expert.
+# Three times that of the largest model, with a module for every expert.
 LARGEST_RECORD = 128 * 2**20
 
 

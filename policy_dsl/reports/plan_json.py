@@ -33,7 +33,7 @@ from policy_dsl.sources.recorded_form import first_defect
 from policy_dsl.units import bits_per_weight
 
 SCHEMA_VERSION = 1
-# Three times that of the largest model, with a module for every expert.
+# Half as much again as that of the largest model, with a module for every expert.
 LARGEST_NBYTES = 128 * 2**20
 
 
