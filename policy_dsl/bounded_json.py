@@ -2,7 +2,7 @@
 
 A text of a few bytes can become many objects, so the signs that values are made of are counted
 before any object is made: what comes out takes at most a dozen times the size of the text, and
-160 MB.
+160 MB, and never more than three times that size and half a GB.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 # of memory at most.
 MOST_SIGNS = 2_000_000
 BYTES_PER_SIGN = 8
+# More than the saved plan of the largest model has.
+MOST_SIGNS_EVER = 6_000_000
 _SIGNS = (b",", b":", b"[", b"{")
 # More than any document that policyc reads has; what walks through one is never in danger.
 MOST_LEVELS = 100
@@ -90,7 +92,7 @@ def _refuse_dense(content: bytes, what: str) -> None:
     # Signs inside of strings count too: it is a bound, and costs next to nothing.
     if len(content) <= MOST_SIGNS:
         return
-    most = MOST_SIGNS + len(content) // BYTES_PER_SIGN
+    most = min(MOST_SIGNS + len(content) // BYTES_PER_SIGN, MOST_SIGNS_EVER)
     if sum(map(content.count, _SIGNS)) > most:
         raise ValueError(f"{what} has more than {most:,} values")
 

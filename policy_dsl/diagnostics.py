@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,6 +24,8 @@ _VARYING = re.compile(
     r'"[^"]*"|\[[^\[\]]*\]|(?<![\w*-])[\w*-]+(?:\.[\w*-]+){2,}|[0-9][0-9,]*'
 )
 _MOST_EXAMPLES = 3
+# Strangers may make any number: what is more becomes one, whatever else differs.
+MOST_KINDS = 100
 _COUNTED = "in all "
 
 
@@ -150,12 +153,18 @@ def _quoted(fact: object) -> object:
 def grouped(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     """The defects in order, those of one kind as one: the first, with a count and examples.
 
+    Of a code, a hundred kinds are shown, and the first of the others with the count of these.
     What was grouped before can be grouped again.
     """
     found: dict[object, Diagnostic] = {}
+    kinds: Counter[str] = Counter()
     for each in diagnostics:
         # Defects without a kind stay as they are, also when they are equal.
-        key = (each.kind, each.span, each.suggestion) if each.kind else id(each)
+        alike = (each.kind, each.span, each.suggestion)
+        key: object = alike if each.kind else id(each)
+        if key not in found and each.kind and each.span is None:
+            kinds[each.code] += 1
+            key = key if kinds[each.code] <= MOST_KINDS else each.code
         found[key] = _joined(found[key], each) if key in found else each
     return [_counted(each) for each in found.values()]
 

@@ -267,7 +267,8 @@ def _hashes(bundle: Bundle, jobs: int) -> Iterator[Diagnostic]:
         weights = name.endswith(".safetensors")
         yield diagnostic("stray-bundle-file" if weights else "unrecorded-file", file=name)
     shared = sorted(present & recorded.keys())
-    paths = {bundle.folder / name: _places(bundle.inventory, name) for name in shared}
+    places = _places(bundle.inventory)
+    paths = {bundle.folder / name: places.get(name, {}) for name in shared}
     hashed = hash_files(paths, jobs=jobs, advance=lambda nbytes: None)
     for path, found in hashed.items():
         name = path.relative_to(bundle.folder).as_posix()
@@ -288,12 +289,12 @@ def _missing(folder: Path, name: str) -> Diagnostic:
     return diagnostic("missing-bundle-file", file=name, where="record")
 
 
-def _places(inventory: Inventory, file: str) -> Places:
-    return {
-        tensor.name: (tensor.start, tensor.stop)
-        for tensor in inventory.tensors.values()
-        if tensor.file == file
-    }
+def _places(inventory: Inventory) -> Mapping[str | None, Places]:
+    """Where the tensors of each file are in it."""
+    found: dict[str | None, dict[str, tuple[int, int]]] = {}
+    for tensor in inventory.tensors.values():
+        found.setdefault(tensor.file, {})[tensor.name] = (tensor.start, tensor.stop)
+    return found
 
 
 def _changed_file(

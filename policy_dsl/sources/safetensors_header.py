@@ -19,7 +19,7 @@ from operator import attrgetter
 from typing import Any
 
 from policy_dsl.bounded_json import parse_json
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail, grouped
 from policy_dsl.escaping import shown
 from policy_dsl.inventory import DTYPE_BITS, TensorInfo
 
@@ -67,24 +67,33 @@ def parse_header(header: bytes, *, file: str, file_nbytes: int) -> dict[str, Ten
     Raises: PolicyError with every defect.
     """
     entries = _read_object(header, file)
-    repeated = entries.repeated if isinstance(entries, _Doubled) else ()
-    found = [entry_defect(file, name, "it is named twice") for name in repeated]
-    reason = _metadata_defect(entries.pop("__metadata__", {}))
-    found += [entry_defect(file, "__metadata__", reason)] if reason else []
     begin = LENGTH_NBYTES + len(header)
     tensors: dict[str, TensorInfo] = {}
+    # As they come: a header of strangers may have millions.
+    found = grouped(_entry_defects(entries, tensors, file, begin))
+    # Places mean something only when every entry could be read.
+    found = found or grouped(_layout_defects(tensors, file, begin, file_nbytes))
+    if found:
+        raise PolicyError(found)
+    return tensors
+
+
+def _entry_defects(
+    entries: dict[str, Any], tensors: dict[str, TensorInfo], file: str, begin: int
+) -> Iterator[Diagnostic]:
+    """What is wrong with entries; those that can be read become `tensors`."""
+    for name in entries.repeated if isinstance(entries, _Doubled) else ():
+        yield entry_defect(file, name, "it is named twice")
+    reason = _metadata_defect(entries.pop("__metadata__", {}))
+    if reason:
+        yield entry_defect(file, "__metadata__", reason)
     for name, entry in entries.items():
         try:
             tensors[name] = _tensor(name, entry, file, begin)
         except _NewerError as newer:
-            found.append(_unknown_dtype(file, name, str(newer)))
+            yield _unknown_dtype(file, name, str(newer))
         except ValueError as defect:
-            found.append(entry_defect(file, name, str(defect)))
-    # Places mean something only when every entry could be read.
-    found = found or list(_layout_defects(tensors, file, begin, file_nbytes))
-    if found:
-        raise PolicyError(found)
-    return tensors
+            yield entry_defect(file, name, str(defect))
 
 
 def entry_defect(file: str, name: str, reason: str) -> Diagnostic:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail, grouped
 from policy_dsl.escaping import shown
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plain_names import is_plain_name
@@ -69,7 +70,7 @@ def shard_names(
         return _unindexed(place, sizes)
     # What the names count up to does not matter here: publishers get it wrong.
     needed = Counter(weight_map.values())
-    missing = [
+    missing = grouped(
         diagnostic(
             "missing-shard",
             file=file,
@@ -78,7 +79,7 @@ def shard_names(
         )
         for file in sorted(needed)
         if file not in sizes
-    ]
+    )
     return sorted(file for file in needed if file in sizes), missing
 
 
@@ -94,14 +95,13 @@ def strays(place: str, sizes: Mapping[str, int], used: Iterable[str]) -> tuple[D
 def placement_defects(
     headers: Mapping[str, Header], weight_map: Mapping[str, str] | None
 ) -> list[Diagnostic]:
-    """Where the shards' headers contradict each other or the index.
+    """Where the shards' headers contradict each other or the index, grouped.
 
     A tensor whose shard is not among `headers` (missing, or broken) is not judged.
     """
-    found = list(_duplicates(headers))
-    if weight_map is not None:
-        found += _misplaced(headers, weight_map)
-    return found
+    misplaced = _misplaced(headers, weight_map) if weight_map is not None else ()
+    # As they come: an index of strangers may give millions.
+    return grouped(chain(_duplicates(headers), misplaced))
 
 
 def _duplicates(headers: Mapping[str, Header]) -> Iterator[Diagnostic]:

@@ -30,6 +30,7 @@ from policy_dsl.bounded_json import MOST_DIGITS, MOST_LEVELS, parse_json, parse_
         (b"[" + b"[]," * 8_000_000 + b"[]]", "it has more than 5,000,000 values"),
         (b"[" + b"{}," * 8_000_000 + b"{}]", "it has more than 5,000,000 values"),
         (b"{" + b'"":0,' * 4_000_000 + b'"":0}', "it has more than 4,500,000 values"),
+        (b"[" + b'"aaaaaaaaaaaa",' * 6_000_000 + b"1]", "it has more than 6,000,000 values"),
     ],
 )
 def test_texts_that_are_refused(content: bytes, reason: str) -> None:
@@ -76,7 +77,8 @@ def test_what_is_read_takes_no_memory_out_of_proportion(unit: str) -> None:
         "from policy_dsl.bounded_json import parse_json\n"
         f"unit = {unit.encode()!r}\n"
         "signs = sum(map(unit.count, b',:[{'))\n"
-        "text = b'[' + unit * int((2_000_000 - 2) / (signs - len(unit) / 8)) + b'0]'\n"
+        "most = min((2_000_000 - 2) / (signs - len(unit) / 8), 5_999_990 / signs)\n"
+        "text = b'[' + unit * int(most) + b'0]'\n"
         "parse_json(text)\n"
         "peak = open('/proc/self/status').read().partition('VmHWM:')[2].split()[0]\n"
         "used = int(peak) * 1024\n"

@@ -43,6 +43,17 @@ def test_a_name_inside_a_reason_can_be_what_has_the_defect() -> None:
     assert found[0].notes == ("in all 2: layers.0.mlp.up, w",)
 
 
+def test_of_kinds_without_end_a_hundred_are_shown() -> None:
+    letters = [f"{one}{two}" for one in "abcdefghijkl" for two in "abcdefghijkl"]
+    made = [_changed(f"t{at}", f"it is {word}") for at, word in enumerate(letters)]
+    found = grouped([*made, *made])
+    assert [each.count for each in found] == [2] * 100 + [2 * 144 - 2 * 100]
+    assert found[-1].message == made[100].message
+    assert [(each.message, each.count) for each in grouped(found)] == [
+        (each.message, each.count) for each in found
+    ]
+
+
 def test_grouped_findings_can_be_grouped_again() -> None:
     some = grouped(map(_changed, "abcd"))
     (found,) = grouped([*some, *grouped(map(_changed, "efg"))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from emitters.core.record import record_digest
 from policy_dsl.cli import main
 
 pytestmark = pytest.mark.skipif(
@@ -118,9 +120,35 @@ def _dense(path: Path, count: int = 300_000) -> None:
     path.write_bytes(b'{"a":[' + b'{"":0},' * count + b"{}]}")
 
 
+def _long(path: Path, before: bytes = b"") -> None:
+    """As many values as the size explains, in a text of some 120 MB."""
+    values = b",".join(b'"%x":"model-1.safetensors"' % number for number in range(3_800_000))
+    path.write_bytes(b'{%s"weight_map":{%s}}' % (before, values))
+
+
 def _many_notes(folder: Path) -> None:
     for number in range(40):
         _sparse(folder / f"note{number}.json", 63 * 2**20)
+
+
+def test_files_times_tensors_are_not_walked(bundle: Path) -> None:
+    path = bundle / "policyc.json"
+    record = json.loads(path.read_text())
+    file = {"nbytes": 0, "sha256": hashlib.sha256().hexdigest()}
+    for number in range(20_000):
+        (bundle / f"note{number}.txt").touch()
+        record["files"][f"note{number}.txt"] = file
+    path.write_text(json.dumps({**record, "digest": record_digest(record)}))
+    names = [f"added.{number}" for number in range(50_000)]
+    empty = {"dtype": "BF16", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps(dict.fromkeys(names, empty)).encode()
+    shard = len(header).to_bytes(8, "little") + header
+    (bundle / "added.safetensors").write_bytes(shard)
+    index = bundle / "model.safetensors.index.json"
+    said = json.loads(index.read_text())
+    said["weight_map"] |= dict.fromkeys(names, "added.safetensors")
+    index.write_text(json.dumps(said))
+    assert _answer("verify", bundle)[0] == 1
 
 
 def _large(name: str, nbytes: int) -> Callable[[Path], None]:
@@ -135,6 +163,8 @@ def _large(name: str, nbytes: int) -> Callable[[Path], None]:
         (lambda folder: _dense(folder / "config.json"), (1, 0)),
         (_large("config.json", 2 * GIB), (1, 2)),
         (_large("model.safetensors.index.json", 2 * GIB), (1, 2)),
+        (lambda folder: _long(folder / "policyc.json"), (1, 2)),
+        (lambda folder: _long(folder / "model.safetensors.index.json"), (1, 2)),
         (_large("quantize_config.json", 2 * GIB), (1, 2)),
         (_many_notes, (0, 0)),
     ],
@@ -200,6 +230,9 @@ def test_saved_plans(tmp_path: Path) -> None:
     _sparse(plan, 2 * GIB)
     code, said = _answer("diff", plan, "config_i")
     assert (code, "over the limit" in said) == (2, True)
+    _long(plan, b'"kind":"plan",')
+    code, said = _answer("diff", plan, "config_i")
+    assert (code, "it has more than 6,000,000" in said) == (2, True)
     plan.write_bytes(b'{"kind":"plan","tensors":[' + b"[]," * 8_000_000 + b"[]]}")
     code, said = _answer("diff", plan, "config_i")
     assert (code, "it has more than" in said) == (2, True)
