@@ -60,12 +60,15 @@ _SET = re.compile(rf"\[\^?\]?(?:{_ESCAPED}|[^\\])*\]", re.DOTALL)
 # Other readers take these for sets in a set.
 _IN_SET = re.compile(r"(?<=.)(?<!\\)\[|--|&&|~~|\|\|")
 _EDGES = {r"\A": "^", r"\Z": "$"}
+_PLACES = frozenset({"^", "$", r"\A", r"\Z", r"\b", r"\B"})
+_REPEAT = re.compile(r"[*+?]|\{(?:[0-9]+(?:,[0-9]*)?|,[0-9]*)\}")
+_NO_ARGUMENT = "{0} has nothing to repeat"
 _RE2_REASONS = {
     "missing )": ("a ( is not closed", r"a literal parenthesis is written \("),
     "unexpected )": ("a ) has no (", r"a literal parenthesis is written \)"),
     "missing ]": ("a [ is not closed", r"a literal bracket is written \["),
     "trailing \\": (r"nothing is after its last \ ", r"a literal backslash is written \\"),
-    "no argument for repetition operator": ("{0} has nothing to repeat", "any text is .*"),
+    "no argument for repetition operator": (_NO_ARGUMENT, "any text is .*"),
     "bad repetition operator": ("{0} repeats a repeat", "put what is repeated in (?:…)"),
     "invalid repetition size": (
         "{0} repeats more than 1,000 times, nested repeats multiplied, or counts backwards",
@@ -158,12 +161,19 @@ def _translated(text: str) -> str:
     """The expression as RE2 reads it. Raises: PatternError if it reads it otherwise."""
     flags = _FLAGS.match(text)
     parts, at = [flags[0] if flags else ""], flags.end() if flags else 0
+    depth = 0
     while at < len(text):
         token = _TOKEN.match(text, at)
         if token is None:
             raise _refused(text[at:])
         parts.append(_read(token))
         at = token.end()
+        depth += token[0].startswith("(") - (token[0] == ")")
+        # Before it is compiled: what is put around it would close it.
+        if depth < 0:
+            raise _re2_refused("unexpected )")
+        if token[0] in _PLACES and (repeat := _REPEAT.match(text, at)):
+            raise PatternError(_NO_ARGUMENT.format(repeat[0]), "a place is there once")
     return "".join(parts)
 
 
