@@ -11,11 +11,11 @@ MAX_BYTES = 1 << 20
 MAX_LINES = 10_000
 # What ends a line, a statement or a block.
 _ENDS = "\n;}"
-# Controls, marks that turn the direction of writing, ends of lines that editors do not show:
-# with them the text is not what its readers see.
+# Controls, marks that turn the direction of writing, byte order marks inside, ends of lines
+# that editors do not show: with them the text is not what its readers see.
 _CONTROLS = re.compile(
     "[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
-    "|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+    "|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
 )
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 

@@ -182,6 +182,8 @@ def test_a_child_gives_a_variable_another_type(write) -> None:
         ("p.qpol", b"# " + b"x" * (1 << 20), "too-large"),
         ("p.yaml", b"x" * 10_000_000, "too-large"),
         ("p.yaml", b"name: a\x00b", "control-character"),
+        ("p.yaml", "name: a # b\ufeffc".encode(), "control-character"),
+        ("p.qpol", "all: 4bit # b\ufeffc".encode(), "control-character"),
         ("p.qpol", b"all: 4bit\n" * 10_001, "too-many-parts"),
         ("p.qpol", b";" * 500_000, "too-many-parts"),
         ("p.qpol", b"on mlx_affine {all: 4bit}" * 10_001, "too-many-parts"),
