@@ -327,3 +327,14 @@ def test_a_module_that_the_record_leaves_out_is_compared_without_it(
     _record_with(folder, lambda record: record["modules"].pop(name))
     report = verify_bundle(folder, open_source(source), jobs=1)
     assert verify_text(report)
+
+
+@pytest.mark.parametrize("count", [[], [2, 2], {}, {"a": 1}, "2", 2.5, -1, 10**40, True])
+def test_a_count_of_experts_may_be_anything(work: Path, tmp_path: Path, count: object) -> None:
+    place = GOLDEN / "jangtq" / "micro_JANGTQ2_perexpert"
+    folder = Path(shutil.copytree(place, tmp_path / "bundle"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_local_experts": count}))
+    report = verify_bundle(folder, open_source(str(ROOT / "examples/tiny-minimax-m2")), jobs=1)
+    assert not report.ok
+    assert verify_text(report)

@@ -55,13 +55,14 @@ def other_experts(bundle: Bundle, model: Model, pruning: Pruning | None) -> str 
     keys = model.architecture.experts
     told = [written_value(bundle.inventory.config, key) for key in keys]
     padding = emitters.get(bundle.target).spec.padding.get(model.architecture.family)
-    known = {None, count, count + (padding.added(count) if padding else 0)}
-    if known.issuperset(told):
+    known = (None, count, count + (padding.added(count) if padding else 0))
+    # Anything may be written there, also what no set can hold.
+    others = [one for one in told if one not in known]
+    if not others:
         return None
-    has = next(one for one in told if one not in known)
     return (
-        f"it has {has} experts a layer and {model.id} has {count}; which of them it keeps only "
-        f"a record tells, and it has none"
+        f"it has {others[0]!r:.60} experts a layer and {model.id} has {count}; "
+        f"which of them it keeps only a record tells, and it has none"
     )
 
 
