@@ -71,6 +71,19 @@ def ensure_kind(path: Path, wanted: str) -> None:
         )
 
 
+def names_in(folder: Path) -> list[str]:
+    """What is in a folder, sorted; nothing if it is gone, or is not a folder.
+
+    Raises: PolicyError if it cannot be listed.
+    """
+    with writing(folder):
+        try:
+            return sorted(os.listdir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            # A build that ends deletes it; what else has its name is reported where it matters.
+            return []
+
+
 def recorded_files(folder: Path) -> dict[str, MadeFile]:
     """The files of a bundle but its record, by name, as its record has them.
 
@@ -106,8 +119,8 @@ def made_files(folder: Path) -> dict[str, MadeFile]:
     folders = {name.rpartition("/")[0] for name in files} - {""}
     for inner in folders:
         ensure_kind(folder / inner, "a folder")
-    listed = set(_names(folder))
-    listed |= {f"{inner}/{name}" for inner in folders for name in _names(folder / inner)}
+    listed = set(names_in(folder))
+    listed |= {f"{inner}/{name}" for inner in folders for name in names_in(folder / inner)}
     refuse_others(folder, listed - files.keys() - folders - {RECORD, BROWSED})
     return files
 
@@ -149,9 +162,9 @@ def unfinished_files(folder: Path, names: Collection[str] | None = None) -> list
     """
     found: list[str] = []
     others: list[str] = []
-    for name in _names(folder):
+    for name in names_in(folder):
         if name in SUBFOLDERS and kind_of(folder / name) == "a folder":
-            inner = [f"{name}/{file}" for file in _names(folder / name)]
+            inner = [f"{name}/{file}" for file in names_in(folder / name)]
         else:
             inner = [name]
         for file in inner:
@@ -217,15 +230,6 @@ def _misfit(path: Path, made: MadeFile, *, hashed: bool) -> str | None:
     return None
 
 
-def _names(folder: Path) -> list[str]:
-    """What is in a folder, sorted; nothing if it is gone, or is not a folder."""
-    with writing(folder):
-        try:
-            return sorted(os.listdir(folder))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-
-
 @contextmanager
 def _opened_folder(folder: Path | str, within: int | None = None) -> Iterator[int]:
     """A descriptor of a folder: what is deleted in it is in this one, whatever is renamed."""
@@ -266,7 +270,7 @@ def _unlink_in(folder: str, outer: int, files: Mapping[str, int | None]) -> None
 
 def _end(folder: Path) -> None:
     """Delete an empty folder, and what a file browser left in it."""
-    left = _names(folder)
+    left = names_in(folder)
     if left == [BROWSED]:
         with writing(folder):
             _delete(folder, {BROWSED: None})

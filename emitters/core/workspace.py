@@ -25,6 +25,7 @@ from emitters.core.deleting import (
     ensure_kind,
     kind_of,
     made_files,
+    names_in,
     refuse_others,
     unfinished_files,
 )
@@ -341,12 +342,7 @@ def _ensure_own(workspace: Workspace) -> None:
 
 
 def _listed(folder: Path) -> set[str]:
-    with writing(folder):
-        try:
-            return {name for name in os.listdir(folder) if not name.startswith(_OPEN)}
-        except (FileNotFoundError, NotADirectoryError):
-            # A build that ends deletes it; a file of its name is told where it is in the way.
-            return set()
+    return {name for name in names_in(folder) if not name.startswith(_OPEN)}
 
 
 def _locked(workspace: Workspace) -> int:

@@ -32,6 +32,18 @@ class Slow(Silent):
         time.sleep(self.seconds)
 
 
+class StoppedAt(Silent):
+    """Interrupts a build after so many blocks."""
+
+    def __init__(self, blocks: int) -> None:
+        self.left = blocks
+
+    def advance(self, nbytes: int) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
 class KilledAt(Silent):
     """Kills the program at the beginning or end of a stage."""
 

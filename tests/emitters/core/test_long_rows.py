@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from child_builds import StoppedAt
 from small_checkpoints import digests, stored
 
 from emitters.core.build import build
-from emitters.core.progress import Silent
 from emitters.core.verify import verify_bundle
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.reference import open_source
@@ -149,18 +149,6 @@ def test_blocks_inside_a_row_do_not_change_the_bytes(
     source, made = stored(long_rows), stored(tmp_path / "split")
     assert made[BIAS] == source[BIAS]
     assert made[ROW] == source[ROW]
-
-
-class StoppedAt(Silent):
-    """Interrupts a build after so many blocks."""
-
-    def __init__(self, blocks: int) -> None:
-        self.left = blocks
-
-    def advance(self, nbytes: int) -> None:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("blocks", range(1, 14, 2))

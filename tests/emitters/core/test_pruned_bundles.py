@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from child_builds import StoppedAt
 from hypothesis import given
 from hypothesis import strategies as st
 from small_checkpoints import (
@@ -26,7 +27,6 @@ from small_checkpoints import (
 from emitters.core.build import build
 from emitters.core.bundle_reading import Bundle, BundleModule, open_bundle
 from emitters.core.decoding import opened
-from emitters.core.progress import Silent
 from emitters.core.record import record_digest
 from emitters.core.verify import VerifyReport, verify_bundle
 from emitters.numerics.awq import awq_scale, column_scale, gate_up_sums
@@ -219,21 +219,10 @@ def test_records_of_what_was_pruned_are_checked(
     assert [one.code for one in verified(folder).findings] == ["bad-record"]
 
 
-class Stop(Silent):
-    """Ends a build after some blocks."""
-
-    left = 30
-
-    def advance(self, nbytes: int) -> None:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-
-
 def test_other_saliencies_are_another_build(tmp_path: Path) -> None:
     source, out = open_source(str(DEMO)), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        build(planned("gptq", TO_SIX, REAP), source, out=out, jobs=1, progress=Stop())
+        build(planned("gptq", TO_SIX, REAP), source, out=out, jobs=1, progress=StoppedAt(30))
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"reap": [list(range(8))] * 6}))
     plan = planned("gptq", TO_SIX, other)

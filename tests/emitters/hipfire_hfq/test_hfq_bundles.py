@@ -12,11 +12,11 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from child_builds import StoppedAt
 from imatrix_files import Statistics, legacy_file
 from small_checkpoints import Array, bf16, digests
 
 from emitters.core.build import build
-from emitters.core.progress import Silent
 from emitters.core.record import record_schema
 from emitters.core.verify import verify_bundle
 from emitters.core.verify_report import role_errors
@@ -149,22 +149,10 @@ def test_the_record_is_whole(demo_bundle: Built) -> None:
     assert record["files"].keys() == {"model.mq2"}
 
 
-class Stop(Silent):
-    """Ends a build after so many blocks."""
-
-    def __init__(self, blocks: int) -> None:
-        self.left = blocks
-
-    def advance(self, nbytes: int) -> None:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-
-
 def interrupted(planned: Any, out: Path, imatrix: Path) -> None:
     """Leaves a build of the embedded model behind that stopped in the middle."""
     with pytest.raises(KeyboardInterrupt):
-        build(*planned(DEMO, "hipfire_mq2", imatrix=imatrix), out=out, progress=Stop(100))
+        build(*planned(DEMO, "hipfire_mq2", imatrix=imatrix), out=out, progress=StoppedAt(100))
 
 
 def test_an_interrupted_build_goes_on(planned, demo_bundle: Built, tmp_path: Path) -> None:

@@ -27,17 +27,24 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def policyc(*words: object, cwd: Path, **settings: str | None) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command with these settings; None takes one away."""
+def python(
+    program: str, *words: str, cwd: Path, **settings: str | None
+) -> subprocess.CompletedProcess[str]:
+    """What a program did with these settings in its environment; None takes one away."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), **settings}
-    ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *map(str, words)],
+    return subprocess.run(
+        [sys.executable, "-c", program, *words],
         cwd=cwd,
         env={name: value for name, value in env.items() if value is not None},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def policyc(*words: object, cwd: Path, **settings: str | None) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command with these settings; None takes one away."""
+    ran = python(PROGRAM, *map(str, words), cwd=cwd, **settings)
     assert "Traceback" not in ran.stderr, ran.stderr
     return ran.returncode, ran.stdout, ran.stderr
 
@@ -124,14 +131,7 @@ def test_a_current_folder_that_is_gone(tmp_path: Path) -> None:
     )
     gone = tmp_path / "gone"
     gone.mkdir()
-    ran = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=gone,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ran = python(program, cwd=gone)
     assert ran.stdout.splitlines()[-1] == "[0, 2, 2, 2]", ran.stderr
 
 
@@ -149,14 +149,7 @@ def test_a_system_without_memory(form: str, tmp_path: Path) -> None:
         "words = ['plan', 'config_i', '--model', 'minimax_m2.7', '--format']\n"
         f"sys.exit(main([*words, '{form}']))\n"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ran = python(program, cwd=tmp_path)
     assert ran.returncode == 2, ran.stderr
     assert "system-refused" in ran.stderr
     assert "memory: the system gives no more" in ran.stderr
