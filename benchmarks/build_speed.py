@@ -63,7 +63,7 @@ def measure(command: list[str]) -> Run:
 
 def policyc(source: Path, out: Path, *options: str) -> list[str]:
     """The command that builds `mlx_4bit`."""
-    program = [sys.executable, "-m", "policy_dsl.cli", "build", "mlx_4bit"]
+    program = [sys.executable, "-m", "policyc", "build", "mlx_4bit"]
     return [*program, "--model", str(source), "-o", str(out), *ARGUMENTS, *options]
 
 
@@ -142,9 +142,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=16)
     parser.add_argument("--fp8", action="store_true", help="layers as the original has them")
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument(
-        "--folder", type=Path, help="where to write; by default the temp folder"
-    )
+    parser.add_argument("--folder", type=Path, help="where to write; by default the temp folder")
     options = parser.parse_args()
     sizes = Sizes(options.layers, options.experts, fp8=options.fp8)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

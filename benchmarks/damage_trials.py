@@ -29,9 +29,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from emitters.core.verify import verify_bundle  # noqa: E402
-from policy_dsl.cli import main as policyc  # noqa: E402
 from policy_dsl.sources.hfq_container import parse_container  # noqa: E402
 from policy_dsl.sources.reference import open_source  # noqa: E402
+from policyc.cli import main as policyc  # noqa: E402
 
 Array = NDArray[Any]
 DEMO = ROOT / "examples" / "tiny-minimax-m2"
@@ -99,9 +99,7 @@ def write_model(folder: Path, seed: int) -> dict[str, Array]:
         if path.suffix in (".json", ".jinja") and not path.name.startswith(("config", "model")):
             shutil.copy(path, folder / path.name)
     _write_safetensors(folder / "model.safetensors", tensors)
-    return {
-        name: floats(values.view(np.uint8), dtype) for name, (dtype, values) in tensors.items()
-    }
+    return {name: floats(values.view(np.uint8), dtype) for name, (dtype, values) in tensors.items()}
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, tuple[str, Array]]) -> None:

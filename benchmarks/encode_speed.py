@@ -29,9 +29,7 @@ CASES = [("affine", bits, 64) for bits in (2, 3, 4, 5, 6, 8)]
 CASES += [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]
 
 
-def measure(
-    weights: np.ndarray, case: tuple[str, int, int], repeats: int
-) -> tuple[float, float]:
+def measure(weights: np.ndarray, case: tuple[str, int, int], repeats: int) -> tuple[float, float]:
     """MB/s of encode and of mx.quantize, after checking that they agree."""
     scheme, bits, group_size = case
     treatment = Treatment("quantize", bits, scheme, group_size)

@@ -79,9 +79,7 @@ def judged(values: Array, parts: Parts, treatment: Mapping[str, Any], dtype: str
     return _blocks(values, parts["weight"], scheme, bits, size)
 
 
-def _affine(
-    values: Array, parts: Parts, width: tuple[int, int], dtype: str, before: Array
-) -> str:
+def _affine(values: Array, parts: Parts, width: tuple[int, int], dtype: str, before: Array) -> str:
     bits, size = width
     codes = stream(parts["weight"], bits, values.shape[1]).astype(float)
     scale, bias = (
@@ -124,9 +122,7 @@ def _small_floats(values: Array, parts: Parts, scheme: str, dtype: str, before: 
 def _e4m3() -> Array:
     codes = np.arange(128)
     exponent, mantissa = codes >> 3, codes & 7
-    return np.where(
-        exponent == 0, mantissa * 2.0**-9, 2.0 ** (exponent - 7.0) * (1 + mantissa / 8)
-    )
+    return np.where(exponent == 0, mantissa * 2.0**-9, 2.0 ** (exponent - 7.0) * (1 + mantissa / 8))
 
 
 def _int(values: Array, parts: Parts, treatment: Mapping[str, Any], before: Array) -> str:

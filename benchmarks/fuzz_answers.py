@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from policy_dsl.cli import main as policyc
+from policyc.cli import main as policyc
 
 MOST_SECONDS = 2.0
 MOST_NBYTES = 2**30
@@ -56,9 +56,7 @@ class Trial:
     faults: list[str] = field(default_factory=list)
 
 
-def try_input(
-    box: Path, commands: Sequence[Command], *, may_write: Sequence[str] = ()
-) -> Trial:
+def try_input(box: Path, commands: Sequence[Command], *, may_write: Sequence[str] = ()) -> Trial:
     """The answers of commands that a child runs in the folder `box`, one after the other.
 
     may_write: the paths below `box` that commands may write; nothing else may change there.

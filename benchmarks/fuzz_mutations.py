@@ -21,67 +21,15 @@ STRINGS = (
     *("\u202eabc", "\u2028", "\ud800", "\ufeff", "\U0010ffff", "e\u0301" * 50, "|", "`", "<b>"),
     *("../../escaped", "/etc/passwd", "a/../../b", "C:\\x", "~", ".", "..", "con", "a" * 300),
     *("model.safetensors", "config.json", "policyc.json", "model-00001-of-00002.safetensors"),
-    *(
-        "{0-999999}",
-        "{0-9999999999}.{0-9999999999}",
-        "{",
-        "}",
-        "*" * 50,
-        "(a*)*b",
-        "(a|a)*" * 9,
-    ),
-    *(
-        "(?=x)",
-        "(?!.*lm_head).*",
-        "[",
-        "\\",
-        "+:.*",
-        "-:.*",
-        "model.layers.0",
-        "lm_head",
-        "re:",
-    ),
-    *(
-        DIGITS,
-        "-1",
-        "1e999",
-        "NaN",
-        "None",
-        "true",
-        "4bit",
-        "bfloat16",
-        "float8_e4m3fn",
-        "BF16",
-    ),
+    *("{0-999999}", "{0-9999999999}.{0-9999999999}", "{", "}", "*" * 50, "(a*)*b", "(a|a)*" * 9),
+    *("(?=x)", "(?!.*lm_head).*", "[", "\\", "+:.*", "-:.*", "model.layers.0", "lm_head", "re:"),
+    *(DIGITS, "-1", "1e999", "NaN", "None", "true", "4bit", "bfloat16", "float8_e4m3fn", "BF16"),
     *("F4", "U8", "I64", "gptq", "fp8", "mxfp4", "compressed-tensors", "awq", "minimax_m2"),
-    *(
-        "llama",
-        "default",
-        "yarn",
-        "sliding_attention",
-        "${x}",
-        "%s%n",
-        "{0.__class__}",
-        "\u0000",
-    ),
+    *("llama", "default", "yarn", "sliding_attention", "${x}", "%s%n", "{0.__class__}", "\u0000"),
 )
 # As JSON text: some are values that json.dumps does not write.
 NUMBERS = (
-    *(
-        "0",
-        "-1",
-        "1",
-        "2",
-        "3",
-        "7",
-        "-0.0",
-        "0.5",
-        "1.0",
-        "1e999",
-        "-1e999",
-        "NaN",
-        "Infinity",
-    ),
+    *("0", "-1", "1", "2", "3", "7", "-0.0", "0.5", "1.0", "1e999", "-1e999", "NaN", "Infinity"),
     *("-Infinity", "1e-999", "2147483648", "4294967296", "9223372036854775807"),
     *("9223372036854775808", "18446744073709551616", "1" + "0" * 40, DIGITS, "-" + DIGITS),
     *("1e308", "0." + "1" * 5000, "65536", "1000000", "1000000000", "3.14", "128", "256"),
@@ -185,15 +133,7 @@ def _alter(random: Random, held: Any, key: Any) -> None:
     elif isinstance(value, str):
         _put(held, key, changed_text(random, value))
     elif isinstance(value, list):
-        most = [
-            value[:1],
-            value[1:],
-            value * 2,
-            value[::-1],
-            value * 300,
-            [value],
-            [*value, None],
-        ]
+        most = [value[:1], value[1:], value * 2, value[::-1], value * 300, [value], [*value, None]]
         _put(held, key, random.choice(most))
     elif isinstance(value, dict):
         _put(held, key, random.choice([list(value), {**value, "x": value}, {}]))
@@ -341,9 +281,7 @@ def other_name(random: Random, name: str) -> str:
     if kind < 2:
         parts[random.choice(places)] = random.choice(numbers)
     elif kind == 2:
-        parts[at] = random.choice(
-            [*parts, *STRINGS[:30], "weight_scale_inv", "scales", "g_idx"]
-        )
+        parts[at] = random.choice([*parts, *STRINGS[:30], "weight_scale_inv", "scales", "g_idx"])
     else:
         parts[at:at] = [random.choice([*parts, "model", "language_model", "experts", "3"])]
     return ".".join(parts)
@@ -420,48 +358,15 @@ WORDS = re.compile(r"\s+|\w+|\"[^\"\n]*\"|/[^/\n]*/|.", re.DOTALL)
 POLICY_WORDS = (
     *("experts", "all", "router", "norm", "attention", "embed, lm_head", "experts[0-1]", "mtp"),
     *("experts.down_proj", "layers 0-3", "layers -1", "layers middle 2", "boundary layers 2"),
-    *(
-        "layers where i % 2 == 0",
-        "layers where (i * 9999999999) / 3 > n",
-        "except",
-        "and",
-        "or",
-    ),
+    *("layers where i % 2 == 0", "layers where (i * 9999999999) / 3 > n", "except", "and", "or"),
     *("not", "in", ":", ";", ",", "{", "}", "(", ")", "4bit", "2bit mxtq", "8bit affine g64"),
     *("mq4", "bf16", "keep", "optional", "by awq", "by rtn", "sym", "asym", "g128", "drop"),
     *("*", "**", "?", "*.weight", "model.*", "[a-z]*", "*" * 40, "/.*/", "/(a+)+$/", "/(?=a)/"),
-    *(
-        "/" + "(a*)*" * 20 + "/",
-        "/\\d{1000}/",
-        "/[/",
-        "/(?i)X/",
-        "/a{0,9999}/",
-        "name",
-        "family",
-    ),
+    *("/" + "(a*)*" * 20 + "/", "/\\d{1000}/", "/[/", "/(?i)X/", "/a{0,9999}/", "name", "family"),
     *("${x}", "${", "$${x}", "var x = 3", "extends base", "target mlx_affine", "target nope"),
-    *(
-        "test size <= 3 GiB",
-        "test bpw < 99999999999999999999",
-        "on gptq {",
-        "prune experts to 2",
-    ),
+    *("test size <= 3 GiB", "test bpw < 99999999999999999999", "on gptq {", "prune experts to 2"),
     *("output shard_size 1", "metadata a {}", "calibration imatrix x", "model ../x", "name: x"),
-    *(
-        '"',
-        "'",
-        "\\",
-        "#",
-        "//",
-        "\t",
-        "\r\n",
-        "\x1b[31m",
-        "\u202e",
-        "\ufeff",
-        "\0",
-        "é",
-        "\u0661",
-    ),
+    *('"', "'", "\\", "#", "//", "\t", "\r\n", "\x1b[31m", "\u202e", "\ufeff", "\0", "é", "\u0661"),
     *("9" * 5000, "-1", "0", "1e999", "0x10", "1_000", "99999999999999999999", "2147483648"),
     *("&a [*a]", "<<: *a", "!!python/name:os.system", "!!binary x", "---", "...", "%YAML 1.2"),
     *(

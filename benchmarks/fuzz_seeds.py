@@ -18,9 +18,9 @@ import damage_trials
 import gguf
 from damage_trials import DEMO, POLICIES, ROOT
 
-from policy_dsl.cli import main as policyc
 from policy_dsl.language.load import parse_policy
 from policy_dsl.language.print_policy import print_dsl
+from policyc.cli import main as policyc
 
 GOLDEN = ROOT / "tests" / "golden"
 DATA = ROOT / "examples" / "tiny-minimax-m2-data"
@@ -178,11 +178,7 @@ def _tensors(entries: Mapping[str, str]) -> Iterator[tuple[str, tuple[int, ...]]
 
 
 def write_headers(
-    folder: Path,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, tuple[int, ...]],
-    *,
-    shards: int,
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], *, shards: int
 ) -> Path:
     """A checkpoint of BF16 zeros, sparse on the disk."""
     folder.mkdir(parents=True)

@@ -42,21 +42,12 @@ from fuzz_answers import Command, Trial, try_input  # noqa: E402
 from fuzz_seeds import Seeds, make_seeds, silent  # noqa: E402
 
 from emitters.core.record import record_digest  # noqa: E402
-from policy_dsl.cli import main as policyc  # noqa: E402
 from policy_dsl.sources.name_patterns import expand_pattern  # noqa: E402
+from policyc.cli import main as policyc  # noqa: E402
 
 CHUNK = 10
 LARGE = "minimax_m2.7.json"
-TENSORS = (
-    "lm_head.weight",
-    "*",
-    "model.layers.0.*",
-    "**q_proj*",
-    "a[",
-    "*" * 60,
-    "",
-    "experts",
-)
+TENSORS = ("lm_head.weight", "*", "model.layers.0.*", "**q_proj*", "a[", "*" * 60, "", "experts")
 RULES = {
     "mlx_affine": "all: 4bit g32",
     "jangtq_prestack": "all: 8bit affine; experts: 2bit mxtq optional; router, norm: f16",
@@ -182,9 +173,7 @@ def _odd_file(random: Random, folder: Path) -> None:
     """A pipe, a folder or a link where a file is expected, or a file of an odd name."""
     path = random.choice([*_regular(folder), folder / "notes.json"])
     if path.exists() and random.random() < 0.2:
-        path.rename(
-            folder / random.choice(["a\nb.json", "\x1b[31m.json", "é" * 100, "-x", "'"])
-        )
+        path.rename(folder / random.choice(["a\nb.json", "\x1b[31m.json", "é" * 100, "-x", "'"]))
         return
     if random.random() < 0.2:
         path = folder / random.choice(["notes.json", "merges.txt", "x.safetensors", "a.bin"])
@@ -372,9 +361,7 @@ class Counts:
 SEEDS: list[Seeds] = []
 
 
-def run_chunk(
-    kind: str, numbers: Sequence[int], seed: int, work: Path
-) -> list[tuple[str, Trial]]:
+def run_chunk(kind: str, numbers: Sequence[int], seed: int, work: Path) -> list[tuple[str, Trial]]:
     """The trials of some inputs; each input depends on seed, kind and number alone."""
     found = []
     for number in numbers:

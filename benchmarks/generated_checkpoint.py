@@ -37,10 +37,7 @@ def write_checkpoint(folder: Path, sizes: Sizes) -> int:
     shards = {f"layer-{layer}": list(_layer(layer, sizes)) for layer in range(sizes.layers)}
     ends = (sizes.vocabulary, HIDDEN)
     shards["embed"] = [("model.embed_tokens.weight", "BF16", ends)]
-    shards["head"] = [
-        ("lm_head.weight", "BF16", ends),
-        ("model.norm.weight", "BF16", (HIDDEN,)),
-    ]
+    shards["head"] = [("lm_head.weight", "BF16", ends), ("model.norm.weight", "BF16", (HIDDEN,))]
     weight_map = {}
     for number, entries in enumerate(shards.values(), 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"

@@ -48,7 +48,7 @@ def policyc(source: Path, out: Path) -> list[str]:
     """The command that builds `POLICY` with one worker."""
     policy = out.with_name("policy.qpol")
     policy.write_text(POLICY)
-    program = [sys.executable, "-m", "policy_dsl.cli", "build", str(policy), "--jobs", "1"]
+    program = [sys.executable, "-m", "policyc", "build", str(policy), "--jobs", "1"]
     return [*program, "--model", str(source), "-o", str(out), *ARGUMENTS]
 
 
@@ -105,9 +105,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--fp8", action="store_true", help="layers as the original has them")
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument(
-        "--folder", type=Path, help="where to write; by default the temp folder"
-    )
+    parser.add_argument("--folder", type=Path, help="where to write; by default the temp folder")
     options = parser.parse_args()
     small = Sizes(1, 1, vocabulary=2048, fp8=options.fp8)
     large = Sizes(options.layers, options.experts, vocabulary=2048, fp8=options.fp8)

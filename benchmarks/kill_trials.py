@@ -267,9 +267,7 @@ def lose_power(
     return counts
 
 
-def chosen(
-    events: Sequence[Event], sample: int, drawn: random.Random
-) -> list[tuple[int, Event]]:
+def chosen(events: Sequence[Event], sample: int, drawn: random.Random) -> list[tuple[int, Event]]:
     """Events of a log to be tried: all but many alike, or a sample that has all kinds."""
     pairs = list(enumerate(events))
     rare = [pair for pair in pairs if pair[1].what != ALIKE or "journal" in pair[1].path.name]

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-POLICYC = [sys.executable, "-m", "policy_dsl.cli"]
+POLICYC = [sys.executable, "-m", "policyc"]
 CASES = {
     "interpreter": [sys.executable, "-c", "pass"],
     "policyc --version": [*POLICYC, "--version"],

@@ -47,14 +47,14 @@ from emitters.core.matching import match, rows_of  # noqa: E402
 from emitters.core.source_values import SourceValues  # noqa: E402
 from emitters.core.tally import Sums  # noqa: E402
 from emitters.core.verify_source import compare  # noqa: E402
-from policy_dsl import Plan, PolicyError, load  # noqa: E402
-from policy_dsl.cli.planning import plan_for  # noqa: E402
 from policy_dsl.diagnostics import errors, render  # noqa: E402
 from policy_dsl.inventory import Inventory  # noqa: E402
-from policy_dsl.reports import report  # noqa: E402
 from policy_dsl.roles.classify import Model, ModelTensor, classify  # noqa: E402
 from policy_dsl.sources.reference import open_source  # noqa: E402
 from policy_dsl.units import bits_per_weight  # noqa: E402
+from policyc import Plan, PolicyError, load  # noqa: E402
+from policyc.cli.planning import plan_for  # noqa: E402
+from policyc.reports import report  # noqa: E402
 
 SOURCE = ROOT / "examples" / "tiny-minimax-m2"
 TOKENS = ROOT / "examples" / "tiny-minimax-m2-data" / "tokens.safetensors"

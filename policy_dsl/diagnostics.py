@@ -20,9 +20,7 @@ from policy_dsl.escaping import LONGEST_VALUE, columns, escaped, escaped_json, r
 
 # What differs between messages about one kind of defect: quoted text, shapes, names, numbers.
 # A name is only looked for where it begins, and a shape up to the next, in linear time.
-_VARYING = re.compile(
-    r'"[^"]*"|\[[^\[\]]*\]|(?<![\w*-])[\w*-]+(?:\.[\w*-]+){2,}|[0-9][0-9,]*'
-)
+_VARYING = re.compile(r'"[^"]*"|\[[^\[\]]*\]|(?<![\w*-])[\w*-]+(?:\.[\w*-]+){2,}|[0-9][0-9,]*')
 _MOST_EXAMPLES = 3
 # Strangers may make any number: what is more becomes one, whatever else differs.
 MOST_KINDS = 100

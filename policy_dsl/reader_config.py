@@ -63,9 +63,7 @@ def _following(plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
     mtp = table.config.get(table.mtp_layers or "")
     changed: dict[str, Any] = {}
     # Norms and routers alone are not a block.
-    if mtp is not None and all(
-        role.partition(".")[2] in _SPARE for role in roles if _is_mtp(role)
-    ):
+    if mtp is not None and all(role.partition(".")[2] in _SPARE for role in roles if _is_mtp(role)):
         changed |= dict.fromkeys(mtp.names, 0)
     if "lm_head" in roles:
         changed[_TIED] = False
@@ -78,8 +76,7 @@ def _is_mtp(role: str) -> bool:
 
 def _replaced(config: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
     found = {
-        key: changed[key] if key in changed and value else value
-        for key, value in config.items()
+        key: changed[key] if key in changed and value else value for key, value in config.items()
     }
     text = found.get(_TEXT)
     return found | ({_TEXT: _replaced(text, changed)} if isinstance(text, Mapping) else {})
@@ -147,9 +144,7 @@ class _Reading:
     def _compare(self, key: str, seen: Any) -> None:
         meant = self.value(key)
         if meant is not None and meant != seen:
-            self.unmet.append(
-                f"it takes `{key}` {seen!r} from config.json, which means {meant!r}"
-            )
+            self.unmet.append(f"it takes `{key}` {seen!r} from config.json, which means {meant!r}")
 
     def _assumed(self, level: Level, key: str) -> Any:
         assumed = level.assumes.get(key)
@@ -176,11 +171,7 @@ class _Reading:
     def _rope_parameter(self, key: str) -> Any:
         value = self._rope().get(key)
         # Without the sizes of training, positions are scaled from those of the config.
-        return (
-            self.value(_ROPE_DEFAULTS[key])
-            if value is None and key in _ROPE_DEFAULTS
-            else value
-        )
+        return self.value(_ROPE_DEFAULTS[key]) if value is None and key in _ROPE_DEFAULTS else value
 
     def ropes(self) -> Iterator[str]:
         """Ways to scale positions that the reader does not know."""
@@ -207,9 +198,7 @@ class _Reading:
     def limits(self) -> Iterator[str]:
         """Values that the reader does not compute with, whatever the config says."""
         for key, only in self.kind.only.items():
-            allowed = (
-                (self._meaning.first(only.defaults),) if isinstance(only, ConfigKey) else only
-            )
+            allowed = (self._meaning.first(only.defaults),) if isinstance(only, ConfigKey) else only
             meant = self.value(key)
             if meant is not None and meant not in allowed:
                 wanted = " or ".join(str(value) for value in allowed)
@@ -220,9 +209,7 @@ class _Reading:
         named, held = self.kind.biases, self._held_biases()
         if named is None:
             return
-        wanted = {
-            word for word, by in named.items() if by is True or self.value(str(by)) is True
-        }
+        wanted = {word for word, by in named.items() if by is True or self.value(str(by)) is True}
         if spare := {word: count for word, count in held.items() if word not in wanted}:
             what = f"{counted(sum(spare.values()), 'bias', 'biases')} of {', '.join(spare)}"
             keys = sorted({str(named[word]) for word in spare if word in named})

@@ -23,8 +23,7 @@ from policy_dsl.diagnostics import PolicyError, fail
 # Without O_NONBLOCK, opening a pipe waits for a writer. O_NOCTTY: a terminal stays a stranger.
 # O_BINARY is for Windows, which has none of the others.
 _FLAGS = sum(
-    getattr(os, name, 0)
-    for name in ("O_RDONLY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY")
+    getattr(os, name, 0) for name in ("O_RDONLY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY")
 )
 # What is asked for beyond the size that a file says it has.
 _CHUNK_NBYTES = 1 << 16

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 # Components whose blocks never count as layers and that a bare projection does not reach.
 OUTSIDE_LANGUAGE_MODEL = frozenset({"vision", "audio", "mtp"})
 COMPONENTS = frozenset(
-    {"experts", "shared_experts", "mlp", "attention", "linear_attention"}
-    | OUTSIDE_LANGUAGE_MODEL
+    {"experts", "shared_experts", "mlp", "attention", "linear_attention"} | OUTSIDE_LANGUAGE_MODEL
 )
 SINGLE_ROLES = frozenset(
     {

@@ -24,18 +24,18 @@ from emitters.core.bundle import complete
 from emitters.core.bundle_outline import bundle_outline
 from emitters.core.record import record_digest
 from emitters.core.verify import verify_bundle
-from emitters.core.verify_report import verify_text
 from emitters.tensor_io.imatrix import open_imatrix
-from policy_dsl.cli import main as policyc
-from policy_dsl.cli.planning import plan_for
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.language.load import load, parse_policy
 from policy_dsl.language.print_policy import print_yaml
-from policy_dsl.reports.outline_text import outline_text
-from policy_dsl.reports.plan_json import read_saved_plan
-from policy_dsl.reports.survey import survey, survey_text
 from policy_dsl.sources.reference import open_source
 from policy_dsl.sources.saliency import ModelShape, read_saliency
+from policyc.cli import main as policyc
+from policyc.cli.planning import plan_for
+from policyc.reports.outline_text import outline_text
+from policyc.reports.plan_json import read_saved_plan
+from policyc.reports.survey import survey, survey_text
+from policyc.reports.verify_report import verify_text
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -200,10 +200,7 @@ def documents(work: Path) -> dict[str, Document]:
             lambda folder: survey_text(survey(open_source(str(folder / "headers.json")))),
         ),
         "imatrix": Document(
-            DATA,
-            "imatrix.gguf",
-            change.changed_bytes,
-            lambda f: open_imatrix(f / "imatrix.gguf"),
+            DATA, "imatrix.gguf", change.changed_bytes, lambda f: open_imatrix(f / "imatrix.gguf")
         ),
         "saliency": Document(
             kept, "saliency.json", in_json, lambda f: ask_saliency(f, "saliency.json")
@@ -221,9 +218,7 @@ NAMES = tuple(documents(Path()))
 @pytest.mark.parametrize("name", NAMES)
 @given(data=st.data())
 @settings(max_examples=40, derandomize=True)
-def test_a_broken_document_is_read_or_refused(
-    work: Path, name: str, data: st.DataObject
-) -> None:
+def test_a_broken_document_is_read_or_refused(work: Path, name: str, data: st.DataObject) -> None:
     document = documents(work)[name]
     whole = (document.folder / document.file).read_bytes()
     content = data.draw(broken(whole, document.change))

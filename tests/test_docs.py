@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from policy_dsl.cli import main
 from policy_dsl.codes import CODES
+from policyc.cli import main
 
 COMMANDS = Path(__file__).parent.parent / "docs" / "commands.md"
 ERRORS = Path(__file__).parent.parent / "docs" / "errors.md"

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("policyc", "policy_dsl", "emitters")
 FORMATS = "(formats)"
 # The one table of the import order: a module imports from layers further down, and from its own
 # layer what leads to no cycle; formats never import each other. `.cli` and the folders of
@@ -22,16 +23,16 @@ FORMATS = "(formats)"
 # stands for `policy_dsl`.
 LAYERS = (
     # the commands
-    ".cli",
+    "policyc.cli policyc.__main__",
+    # the public names
+    "policyc",
+    # values shown as text or JSON
+    "policyc.reports",
     # from a plan to a bundle and back
     "emitters emitters.core",
     FORMATS,
     "emitters.core.interface",
     "emitters.numerics emitters.tensor_io",
-    # the public names of the front end
-    "policy_dsl",
-    # values shown as text or JSON
-    ".reports",
     # from policy, inventory and format to a plan, and what can be asked of plans
     ".planning",
     # policy texts, read and printed
@@ -45,18 +46,18 @@ LAYERS = (
     ".policy .selectors .inventory",
     # what everything may use
     ".bounded_json .diagnostics .escaping .codes .linear_patterns .plain_names .regular_files"
-    " .resources .sizes .units .version .vocabulary",
+    " .resources .sizes .units .version .vocabulary policy_dsl",
 )
 # Calls that open or parse a file -> the modules that may: those for files of strangers, and
 # those that read what is packaged, or open what they write.
 OPENERS: dict[str, tuple[str, ...]] = {
     "open": (
-        *(".regular_files", ".cli", "emitters.core.deleting", "emitters.core.seal"),
+        *(".regular_files", "policyc.cli", "emitters.core.deleting", "emitters.core.seal"),
         *("emitters.core.workspace", "emitters.tensor_io.shards"),
     ),
     "read_bytes": ("emitters.numerics.jit",),
     "read_text": (
-        *(".cli.catalogs", ".roles.architecture", ".roles.reader_tables", ".version"),
+        *("policyc.cli.catalogs", ".roles.architecture", ".roles.reader_tables", ".version"),
         *(".language.parsing", "emitters.core.record"),
     ),
     "FileIO": (".regular_files",),
@@ -76,8 +77,8 @@ NO_OPENERS = ("gzip.open", "self._lines.open", "lines.open", "load", "yaml.load"
 RESERVED: dict[str, tuple[str, ...]] = {
     "numpy": ("emitters",),
     "numba": ("emitters.numerics",),
-    "typer": ("policy_dsl.cli",),
-    "rich": ("policy_dsl.cli",),
+    "typer": ("policyc.cli",),
+    "rich": ("policyc.cli",),
     "re2": ("policy_dsl.linear_patterns",),
     "torch": (),
     "transformers": (),
@@ -107,12 +108,10 @@ PLACES = {
 }
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for package in ("policy_dsl", "emitters")
+    for package in PACKAGES
     for path in sorted((ROOT / package).rglob("*.py"))
 }
-TREES = {
-    module: ast.parse(path.read_text(encoding="utf-8")) for module, path in MODULES.items()
-}
+TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
 SPECS = [module for module in MODULES if re.fullmatch(r"emitters\.\w+\.spec", module)]
 
 
@@ -121,7 +120,7 @@ def _place(module: str) -> tuple[int, str] | None:
     parts = module.split(".")
     rooms = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
     for room in rooms:
-        if room in PLACES and (room == module or room not in ("policy_dsl", "emitters")):
+        if room in PLACES and (room == module or room not in PACKAGES):
             return PLACES[room], room
     return (PLACES[FORMATS], rooms[-2]) if parts[0] == "emitters" else None
 
@@ -167,9 +166,7 @@ def test_no_import_goes_back_or_sideways() -> None:
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    graph = {
-        module: {name for name in _imported(module) if name in MODULES} for module in MODULES
-    }
+    graph = {module: {name for name in _imported(module) if name in MODULES} for module in MODULES}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as cycle:
@@ -191,7 +188,7 @@ def test_dependencies_are_the_packages_that_are_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[^\w.-]", need)[0] for need in project["dependencies"]}
     tops = {name.partition(".")[0] for module in MODULES for name in _imported(module)}
-    imported = tops - {"policy_dsl", "emitters"} - sys.stdlib_module_names
+    imported = tops - {*PACKAGES} - sys.stdlib_module_names
     distributed = {"yaml": "PyYAML", "re2": "google-re2"}
     assert {distributed.get(name, name) for name in imported} == declared
 
@@ -199,8 +196,8 @@ def test_dependencies_are_the_packages_that_are_imported() -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "from policy_dsl import Plan, Policy, PolicyError, diff, load, resolve",
-        "import policy_dsl.cli.app",
+        "from policyc import Plan, Policy, PolicyError, diff, load, resolve",
+        "import policyc.cli.app",
         *(f"import {spec}" for spec in SPECS),
     ],
 )
@@ -224,7 +221,7 @@ def test_commands_that_read_no_weights_are_light(
     arguments: list[str], kept_out: tuple[str, ...]
 ) -> None:
     # How quick they are is measured in benchmarks/; what makes them slow is kept out here.
-    command = f"from policy_dsl.cli import main\nprint(main({arguments}))"
+    command = f"from policyc.cli import main\nprint(main({arguments}))"
     program = f"import sys\n{command}\nprint([n for n in {kept_out} if n in sys.modules])"
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
@@ -287,7 +284,7 @@ def test_print_is_for_the_command_line_and_assert_for_tests() -> None:
         for node in ast.walk(tree):
             printed = isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
             bare = isinstance(node, ast.ExceptHandler) and node.type is None
-            outside = not _is_under(module, "policy_dsl.cli")
+            outside = not _is_under(module, "policyc.cli")
             if isinstance(node, ast.Assert) or bare or (printed and outside):
                 wrong.append(f"{module}:{node.lineno} {ast.unparse(node)}")
     assert wrong == []
@@ -304,11 +301,9 @@ def test_annotations_are_never_evaluated() -> None:
 
 
 def test_repository_speaks_of_itself_alone() -> None:
-    rooms = (".ci", "policy_dsl", "emitters", *NO_PACKAGES)
+    rooms = (".ci", *PACKAGES, *NO_PACKAGES)
     files = [*ROOT.glob("*.*"), *(path for room in rooms for path in (ROOT / room).rglob("*"))]
-    texts = [
-        path for path in files if path.suffix in (".py", ".md", ".toml", ".yaml", ".lark", "")
-    ]
+    texts = [path for path in files if path.suffix in (".py", ".md", ".toml", ".yaml", ".lark", "")]
     wrong = [
         f"{path.relative_to(ROOT)}: {found.group()}"
         for path in texts

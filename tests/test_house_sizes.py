@@ -24,9 +24,9 @@ BARS: dict[str, tuple[int, int | None]] = {
     "file_lines": (400, 500),
     "function_lines": (30, 60),
     "nesting": (2, 4),
-    "branches": (8, None),
+    "branches": (10, None),
     "parameters": (5, None),
-    "width": (96, 96),
+    "width": (100, 100),
 }
 BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match)
 DECISIONS = (

@@ -18,9 +18,7 @@ pytestmark = pytest.mark.slow
 
 def _run(command: Sequence[str | Path], cwd: Path) -> str:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    ran = subprocess.run(
-        command, cwd=cwd, env=clean, capture_output=True, text=True, check=False
-    )
+    ran = subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
 
@@ -51,7 +49,11 @@ def policyc(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_the_packages_and_their_rooms(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/", maxsplit=1)[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"policy_dsl", "emitters"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "policyc",
+        "policy_dsl",
+        "emitters",
+    }
     rooms = {"grammar": "policy_dsl/_data", "policies": "policy_dsl/_data"}
     rooms |= dict.fromkeys(
         ("policy_dsl/architectures", "policy_dsl/catalog", "policy_dsl/document_schemas"), "."

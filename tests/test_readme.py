@@ -38,7 +38,7 @@ def test_policy_is_the_bundled_one() -> None:
 
 def test_plan_is_what_the_program_prints() -> None:
     (shown,) = blocks("text")
-    command = [sys.executable, "-m", "policy_dsl.cli", "plan", "policies/config_i.yaml"]
+    command = [sys.executable, "-m", "policyc", "plan", "policies/config_i.yaml"]
     printed = subprocess.run(
         command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     ).stdout
@@ -48,9 +48,7 @@ def test_plan_is_what_the_program_prints() -> None:
 def test_two_commands_of_one_line_each() -> None:
     setup, test = blocks("sh")
     assert (len(setup), test) == (1, [".venv/bin/pytest"])
-    assert all(
-        step in setup[0] for step in ("venv", "install", "policyc build", "policyc verify")
-    )
+    assert all(step in setup[0] for step in ("venv", "install", "policyc build", "policyc verify"))
 
 
 @pytest.mark.parametrize("page", PAGES)

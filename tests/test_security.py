@@ -12,11 +12,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
 COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
 LEAD, *SECTIONS = re.split(r"^## ", PAGE, flags=re.M)
-CLAIMS = [
-    claim
-    for section in SECTIONS
-    for claim in re.split(r"^- ", section, flags=re.M)[1:]
-]
+CLAIMS = [claim for section in SECTIONS for claim in re.split(r"^- ", section, flags=re.M)[1:]]
 UNITS = {"": 1, "MiB": 2**20}
 LIMITS = re.findall(r"^\| (.+) \| (.+) <!-- (.+) -->", PAGE, flags=re.M)
 

@@ -120,11 +120,7 @@ def _is_surely_kept(site: Site, module: Module, values: Array) -> bool:
 
 
 def _decoded(
-    site: Site,
-    module: Module,
-    parts: dict[str, Array],
-    scale: Array | None,
-    shape: tuple[int, ...],
+    site: Site, module: Module, parts: dict[str, Array], scale: Array | None, shape: tuple[int, ...]
 ) -> Array:
     """float32: the values of a unit's parts, as readers compute with them."""
     if module.treatment.action != "quantize":
@@ -234,9 +230,7 @@ def place_of(site: Site, tensor: TensorInfo, first: int, at: int) -> str:
     return str([int(axis) for axis in index])
 
 
-def _dequantized(
-    site: Site, module: Module, rows: SourceRows, first: int, codes: Array
-) -> Array:
+def _dequantized(site: Site, module: Module, rows: SourceRows, first: int, codes: Array) -> Array:
     """The values of FP8 codes. Raises: PolicyError if a scale is not finite."""
     return dequantized_rows(
         site.source,

@@ -65,9 +65,7 @@ def preface(plan: Plan, source: Source) -> bytes:
 def planned_record(plan: Plan, files: Mapping[str, int]) -> bytes:
     """The record as long as it will be, with zeros for hashes. files: name -> bytes."""
     # All hashes are equally long, so the size of a record is known before its contents.
-    tensors = {
-        tensor.name: UNKNOWN_HASH for module in plan.modules for tensor in module.tensors
-    }
+    tensors = {tensor.name: UNKNOWN_HASH for module in plan.modules for tensor in module.tensors}
     unknown = {name: (nbytes, UNKNOWN_HASH) for name, nbytes in files.items()}
     return record(plan, files=unknown, tensors=tensors)
 
@@ -115,9 +113,7 @@ def _with_preface(plan: Plan, inventory: Inventory) -> Plan:
 
 def _edited(plan: Plan, inventory: Inventory) -> Iterator[PlannedFile]:
     names = [
-        name
-        for name in get(plan.target).spec.edited_files
-        if name in (inventory.side_files or {})
+        name for name in get(plan.target).spec.edited_files if name in (inventory.side_files or {})
     ]
     if inventory.root is None:
         # Side files that are known by their sizes only, or not at all, which is said elsewhere.
@@ -155,9 +151,7 @@ def _omitted(plan: Plan, inventory: Inventory, held: set[str]) -> Iterator[Omitt
 def _record_file(plan: Plan, files: list[PlannedFile]) -> PlannedFile:
     sizes = {file.name: file.nbytes for file in files if file.nbytes is not None}
     if len(sizes) < len(files):
-        return PlannedFile(
-            RECORD, "record", None, "it lists the side files, which are not known"
-        )
+        return PlannedFile(RECORD, "record", None, "it lists the side files, which are not known")
     if plan.pending:
         reason = "it names the statistics, and what they decide, that are not there yet"
         return PlannedFile(RECORD, "record", None, reason)

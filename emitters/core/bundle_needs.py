@@ -202,9 +202,7 @@ class _Search:
                 found |= {(need, layer) for need in rule.needs if need is not None}
         return found
 
-    def _look_up(
-        self, need: Need, layer: int | None, names: list[tuple[str, NameRule]]
-    ) -> bool:
+    def _look_up(self, need: Need, layer: int | None, names: list[tuple[str, NameRule]]) -> bool:
         """Take the modules of the first of these names that the bundle has, if it has one."""
         for key, rule in names:
             tensor = _tensor(need, layer, key, rule)

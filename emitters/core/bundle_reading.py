@@ -345,9 +345,7 @@ def _incomplete(module: BundleModule, spec: FormatSpec) -> Diagnostic | None:
         reason = "its shape is broken"
     elif found != expected:
         reason = f"it has {parts_text(found)}; it should have {parts_text(expected)}"
-    return (
-        diagnostic("incomplete-module", module=module.name, reason=reason) if reason else None
-    )
+    return diagnostic("incomplete-module", module=module.name, reason=reason) if reason else None
 
 
 def _misplaced(module: BundleModule) -> Diagnostic | None:

@@ -66,9 +66,7 @@ def ensure_kind(path: Path, wanted: str) -> None:
         cure = "remove it, or give another folder with -o"
         if kind == "a link" and wanted == "a folder" and path.suffix != ".partial":
             cure = "give the folder that it leads to with -o, or remove the link"
-        raise fail(
-            "output-not-plain", path=str(path), kind=kind, wanted=wanted, suggestion=cure
-        )
+        raise fail("output-not-plain", path=str(path), kind=kind, wanted=wanted, suggestion=cure)
 
 
 def names_in(folder: Path) -> list[str]:

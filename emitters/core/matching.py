@@ -77,9 +77,7 @@ def with_added(bundle: Bundle, model: Model) -> Bundle:
     added = padding.added(count) if padding else 0
     if bundle.record is not None or not added:
         return bundle
-    by_expert = [
-        one for one in model.tensors if one.expert is not None or one.role in BY_EXPERT
-    ]
+    by_expert = [one for one in model.tensors if one.expert is not None or one.role in BY_EXPERT]
     padded = {spec.module_path(tensor, model) for tensor in by_expert}
     alone = {
         layout.path(spec.module_path(tensor, model), number)

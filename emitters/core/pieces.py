@@ -53,9 +53,7 @@ class Piece:
 
 
 def pieces_of(
-    whole: BundleModule,
-    stack: tuple[ModelTensor, ...],
-    block_rows: Callable[[BundleModule], int],
+    whole: BundleModule, stack: tuple[ModelTensor, ...], block_rows: Callable[[BundleModule], int]
 ) -> Iterator[Piece]:
     """All rows of a module that fits its stack.
 

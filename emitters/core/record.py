@@ -79,8 +79,7 @@ def record_document(
         ],
         "modules": {module.name: _module(module) for module in plan.modules},
         "files": {
-            name: {"nbytes": nbytes, "sha256": sha256}
-            for name, (nbytes, sha256) in files.items()
+            name: {"nbytes": nbytes, "sha256": sha256} for name, (nbytes, sha256) in files.items()
         },
         "tensors": dict(tensors),
     }
@@ -175,9 +174,7 @@ def _transforms(plan: Plan) -> list[dict[str, Any]]:
 
 def _module(module: Module) -> dict[str, Any]:
     # What a scheme does not have is left out rather than null.
-    treatment = {
-        key: value for key, value in asdict(module.treatment).items() if value is not None
-    }
+    treatment = {key: value for key, value in asdict(module.treatment).items() if value is not None}
     return {
         "role": module.role,
         "layer": module.layer,

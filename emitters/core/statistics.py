@@ -35,9 +35,7 @@ def with_statistics(plan: Plan) -> Plan:
     return replace(
         plan,
         findings=(*plan.findings, *findings),
-        statistics=tuple(
-            replace(file, state=states.get(file.name)) for file in plan.statistics
-        ),
+        statistics=tuple(replace(file, state=states.get(file.name)) for file in plan.statistics),
     )
 
 
@@ -103,8 +101,7 @@ def _filled(module: Module, contents: Mapping[str, bytes]) -> Module:
     if not any(tensor.name in contents for tensor in module.tensors):
         return module
     tensors = tuple(
-        replace(tensor, tail=contents.get(tensor.name, tensor.tail))
-        for tensor in module.tensors
+        replace(tensor, tail=contents.get(tensor.name, tensor.tail)) for tensor in module.tensors
     )
     return replace(module, tensors=tensors)
 

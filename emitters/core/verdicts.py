@@ -54,9 +54,7 @@ class Compared:
     is_added: bool = False
 
 
-def judged(
-    compared: Sequence[Compared],
-) -> tuple[tuple[Compared, ...], tuple[Diagnostic, ...]]:
+def judged(compared: Sequence[Compared]) -> tuple[tuple[Compared, ...], tuple[Diagnostic, ...]]:
     """The same with how each is judged in the end, and a finding for each kind of defect."""
     solved = _is_solved(compared)
     settled = tuple(

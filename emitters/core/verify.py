@@ -210,9 +210,7 @@ def _widths(bundle: Bundle) -> Iterator[Diagnostic]:
     modules = {module.name: module for module in bundle.modules}
     for name in sorted(bundle.claims.keys() - modules.keys()):
         written = describe(bundle.claims[name].treatment)
-        yield diagnostic(
-            "width-disagrees", module=name, found="it has no tensors", written=written
-        )
+        yield diagnostic("width-disagrees", module=name, found="it has no tensors", written=written)
     decoder = Decoder(bundle)
     for name, module in modules.items():
         claim = bundle.claims.get(name)
@@ -307,9 +305,7 @@ def _changed_file(
         yield diagnostic("file-changed", file=name, reason=_OTHER_HASH)
 
 
-def _changed_tensors(
-    found: Mapping[str, str], recorded: Mapping[str, str]
-) -> Iterable[Diagnostic]:
+def _changed_tensors(found: Mapping[str, str], recorded: Mapping[str, str]) -> Iterable[Diagnostic]:
     for name in sorted(recorded.keys() | found.keys()):
         if name not in found:
             yield diagnostic("tensor-changed", tensor=name, reason="it is not there")

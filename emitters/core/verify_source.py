@@ -115,9 +115,7 @@ def _errors(
         found = of_module[module.name]
         plain = next(iter(module.tensors.values())).dtype
         quantized = module.treatment.action == "quantize"
-        treatment = (
-            describe(module.treatment) if quantized else stored_as(module.treatment, plain)
-        )
+        treatment = describe(module.treatment) if quantized else stored_as(module.treatment, plain)
         yield ModuleError(
             module=module.name,
             role=stacks[module.name][0].role,

@@ -14,12 +14,7 @@ Finished = Callable[[Unit, Outcome], None]
 
 
 def run_units(
-    units: Iterator[Unit],
-    site: Site,
-    savepoints: Savepoints,
-    *,
-    jobs: int,
-    finished: Finished,
+    units: Iterator[Unit], site: Site, savepoints: Savepoints, *, jobs: int, finished: Finished
 ) -> None:
     """Run all units on `jobs` threads; `finished(unit, outcome)` is called for each one.
 

@@ -47,13 +47,7 @@ _DELETED = "deleted"
 _IS_DELETED = re.compile(r"deleted(-[0-9]+)?")
 # What the same source and policy lead to again.
 _FINAL = frozenset(
-    {
-        "non-finite-source",
-        "unstorable-value",
-        "value-overflow",
-        "value-underflow",
-        "wrong-result",
-    }
+    {"non-finite-source", "unstorable-value", "value-overflow", "value-underflow", "wrong-result"}
 )
 # What NFS calls a file that is deleted while it is open.
 _OPEN = ".nfs"

@@ -53,9 +53,7 @@ def encode(
     return {"qweight": parts.qweight, "qzeros": qzeros, "scales": parts.scales}
 
 
-def decode(
-    parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int
-) -> Array:
+def decode(parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int) -> Array:
     """float32 [rows, columns]: what readers on a CPU compute with, products in float16.
 
     parts: as `encode` gives them.
@@ -91,9 +89,7 @@ def _order(parts: Mapping[str, Array], treatment: Treatment) -> Array | None:
     return group_order(parts["g_idx"])
 
 
-def _stored(
-    parts: Mapping[str, Array], treatment: Treatment, order: Array | None
-) -> GptqParts:
+def _stored(parts: Mapping[str, Array], treatment: Treatment, order: Array | None) -> GptqParts:
     """The parts with zero points unpacked, and with columns in this order."""
     bits, version = _width(treatment), READ[treatment.scheme or ""].version
     zeros, words = unpack_zeros(parts["qzeros"], bits=bits, version=version), parts["qweight"]
@@ -103,9 +99,7 @@ def _stored(
     return GptqParts(words, zeros, parts["scales"])
 
 
-def _parts(
-    values: Array, dtype: str, treatment: Treatment, importance: Array | None
-) -> GptqParts:
+def _parts(values: Array, dtype: str, treatment: Treatment, importance: Array | None) -> GptqParts:
     bits, size = _width(treatment), treatment.group_size or values.shape[1]
     if treatment.method == RTN:
         # AutoRound's flow without a model computes in float32, whatever the weights are.

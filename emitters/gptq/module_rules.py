@@ -24,10 +24,7 @@ _EXPERT = re.compile(r"(.+)\.experts\.\d+\.(\w+)")
 # The block of experts and router has one name in checkpoints and the other in readers.
 _EXPERT_BLOCKS = ("mlp", "block_sparse_moe")
 # vLLM's name -> what it joins.
-_JOINED = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-}
+_JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
 def blocks(modules: Iterable[Module]) -> list[str]:

@@ -45,9 +45,7 @@ READ: Mapping[str, Storage] = {
 }
 
 
-def part_shapes(
-    treatment: Treatment, shape: tuple[int, ...], dtype: str
-) -> tuple[PartShape, ...]:
+def part_shapes(treatment: Treatment, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
     """The tensors of a module [out, in]: `qweight`, `qzeros`, `scales`, perhaps `g_idx`.
 
     Codes are packed along `in`, zero points along `out`, both into int32 words; rows of the

@@ -3,22 +3,8 @@
 from __future__ import annotations
 
 from emitters.gptq.names import FAMILIES, module_path, omission, plain_dtype
-from emitters.gptq.readers import (
-    METADATA_KEYS,
-    READERS,
-    RUNTIMES,
-    conflicts,
-    refusals,
-    unsupported,
-)
-from emitters.gptq.schemes import (
-    GROUP_SIZES,
-    RTN,
-    SEARCHES,
-    STORAGE,
-    WIDTHS,
-    part_shapes,
-)
+from emitters.gptq.readers import METADATA_KEYS, READERS, RUNTIMES, conflicts, refusals, unsupported
+from emitters.gptq.schemes import GROUP_SIZES, RTN, SEARCHES, STORAGE, WIDTHS, part_shapes
 from policy_dsl.formats import ExpertsApart, FormatSpec, SchemeSpec, Shards
 from policy_dsl.roles.published_names import expert_path
 from policy_dsl.sources.hub_layout import shard_name
@@ -36,9 +22,7 @@ SPEC = FormatSpec(
     name="gptq",
     about="GPTQ-packed checkpoints for vLLM, AutoRound, GPTQModel and transformers",
     schemes=tuple(
-        SchemeSpec(
-            name, WIDTHS, GROUP_SIZES, (RTN, *SEARCHES), symmetric=True, about=_ABOUT[name]
-        )
+        SchemeSpec(name, WIDTHS, GROUP_SIZES, (RTN, *SEARCHES), symmetric=True, about=_ABOUT[name])
         for name in STORAGE
     ),
     fill=tuple(("any", bits, "int") for bits in WIDTHS),

@@ -38,10 +38,7 @@ _EXPERT = re.compile(r"(.+)\.experts\.([0-9]{1,7})\.(\w+)")
 
 
 def defects(
-    folder: Path,
-    files: Mapping[str, bytes],
-    shards: Collection[str],
-    claims: Mapping[str, Claim],
+    folder: Path, files: Mapping[str, bytes], shards: Collection[str], claims: Mapping[str, Claim]
 ) -> Iterator[Diagnostic]:
     """What readers would miss, or read without a word of complaint.
 
@@ -95,9 +92,7 @@ def _experts(config: Mapping[str, Any], claims: Mapping[str, Claim]) -> Iterator
             yield _wrong(CONFIG, reason, of=path)
 
 
-def _untold(
-    tensors: Mapping[str, TensorInfo], claims: Mapping[str, Claim]
-) -> Iterator[Diagnostic]:
+def _untold(tensors: Mapping[str, TensorInfo], claims: Mapping[str, Claim]) -> Iterator[Diagnostic]:
     """Codes that readers take for nothing they know, and leave the linear random."""
     for name, tensor in tensors.items():
         if name.endswith(_CODES) and name.removesuffix(_CODES) not in claims:

@@ -31,9 +31,7 @@ def encode(values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]:
     return {"weight": blocks}
 
 
-def decode(
-    parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int
-) -> Array:
+def decode(parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int) -> Array:
     """float32 [rows, columns]: the weights that hipfire computes with, rotated back.
 
     parts: as `encode` gives them, whole rows. Rows that only fill up the last block are at the

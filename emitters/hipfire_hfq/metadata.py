@@ -49,9 +49,7 @@ def preface(plan: Plan, files: Mapping[str, bytes] | None) -> bytes:
     # Readers map the file: tensors begin on a page.
     padding = 0 if files is None else -size % _ALIGNMENT
     arch_id = ARCH_IDS[plan.model.architecture.family]
-    header = _HEADER.pack(
-        _MAGIC, _VERSION, arch_id, len(order), _HEADER.size, size + padding
-    )
+    header = _HEADER.pack(_MAGIC, _VERSION, arch_id, len(order), _HEADER.size, size + padding)
     return header + told + index + bytes(padding)
 
 

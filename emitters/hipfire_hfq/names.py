@@ -13,13 +13,7 @@ from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.roles.published_names import experts_path, published_name
 
 # family -> the number by which loaders know it.
-ARCH_IDS: Mapping[str, int] = {
-    "llama": 0,
-    "mistral": 0,
-    "qwen3": 1,
-    "qwen2": 7,
-    "minimax_m2": 10,
-}
+ARCH_IDS: Mapping[str, int] = {"llama": 0, "mistral": 0, "qwen3": 1, "qwen2": 7, "minimax_m2": 10}
 _NO_RULES = "its tensor rules in HFQ files are not known"
 # family -> None if it is taken, else why it is refused
 FAMILIES: Mapping[str, str | None] = {

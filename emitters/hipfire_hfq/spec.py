@@ -5,13 +5,7 @@ from __future__ import annotations
 from math import gcd, prod
 
 from emitters.hipfire_hfq.constraints import RUNTIMES, conflicts, refusals, unsupported
-from emitters.hipfire_hfq.names import (
-    FAMILIES,
-    column_scale,
-    file_order,
-    module_path,
-    omission,
-)
+from emitters.hipfire_hfq.names import FAMILIES, column_scale, file_order, module_path, omission
 from emitters.hipfire_hfq.tiers import companions, container, remarks
 from policy_dsl.formats import Container, ExpertsApart, FormatSpec, PartShape, SchemeSpec
 from policy_dsl.policy import Treatment
@@ -35,9 +29,7 @@ CODES = {
 _METHODS = ("rtn", "awq")
 
 
-def part_shapes(
-    treatment: Treatment, shape: tuple[int, ...], dtype: str
-) -> tuple[PartShape, ...]:
+def part_shapes(treatment: Treatment, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
     """The one tensor of a module: its logical shape, as blocks of a quant code or plain.
 
     Raises: ValueError if a single number should be coded.
@@ -106,9 +98,7 @@ SPEC = FormatSpec(
         ),
     ),
     file_order=file_order,
-    layouts={
-        "apart": ExpertsApart(expert_path, (*dict.fromkeys(name for name, _ in CODES), None))
-    },
+    layouts={"apart": ExpertsApart(expert_path, (*dict.fromkeys(name for name, _ in CODES), None))},
     cuts_off=True,
     companions=companions,
     column_scale=column_scale,

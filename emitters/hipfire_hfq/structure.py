@@ -36,10 +36,7 @@ _MOST_DEFECTS = 100
 
 
 def defects(
-    folder: Path,
-    files: Mapping[str, bytes],
-    shards: Collection[str],
-    claims: Mapping[str, Claim],
+    folder: Path, files: Mapping[str, bytes], shards: Collection[str], claims: Mapping[str, Claim]
 ) -> Iterator[Diagnostic]:
     """What readers of the file would miss, or read without a word of complaint.
 

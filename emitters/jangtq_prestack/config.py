@@ -50,11 +50,7 @@ def config(plan: Plan, widths: Widths) -> dict[str, Any]:
             quantization[path] = _affine(treatment)
         elif treatment.action != "quantize":
             quantization[path] = False
-    added = {
-        "quantization": quantization,
-        "mxtq_bits": bits,
-        "weight_format": "mxtq",
-    }
+    added = {"quantization": quantization, "mxtq_bits": bits, "weight_format": "mxtq"}
     return source | added
 
 

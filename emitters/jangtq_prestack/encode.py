@@ -35,9 +35,7 @@ def encode(values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]:
     return dict(zip(_AFFINE_PARTS, triple, strict=True))
 
 
-def decode(
-    parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int
-) -> Array:
+def decode(parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int) -> Array:
     """The float32 weights [rows, columns] that readers compute with, from parts of `encode`.
 
     dtype: value type of affine scales and biases; of no effect for mxtq.

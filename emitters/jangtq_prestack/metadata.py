@@ -68,9 +68,7 @@ def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
         raise
 
 
-def _claims(
-    known: Mapping[str, Any], widths: Widths, forms: Forms
-) -> Iterator[tuple[str, Claim]]:
+def _claims(known: Mapping[str, Any], widths: Widths, forms: Forms) -> Iterator[tuple[str, Claim]]:
     for path, parts in forms.items():
         if parts.keys() & _MXTQ_PARTS:
             yield path, _mxtq_claim(path, parts, known, widths)

@@ -17,9 +17,7 @@ from policy_dsl.roles.published_names import expert_of
 _BY_EXPERT = frozenset({"gate", "e_score_correction_bias"})
 
 
-def added(
-    files: Mapping[str, bytes], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, int]:
+def added(files: Mapping[str, bytes], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Module -> how many of its first axis, at its end, are experts that only pad.
 
     shapes: logical, by module. Modules without such experts are left out.

@@ -27,9 +27,7 @@ from policy_dsl.sources.side_files import SIDE_FILES
 AFFINE_WIDTHS = (8, 6, 5, 4, 3, 2)
 
 
-def part_shapes(
-    treatment: Treatment, shape: tuple[int, ...], dtype: str
-) -> tuple[PartShape, ...]:
+def part_shapes(treatment: Treatment, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
     """The tensors of a module: `tq_packed`, `tq_norms`, `tq_bits`, or those of MLX affine.
 
     Codes of a row are packed into whole uint32 words, `32 // bits` a word; there is a norm for
@@ -63,9 +61,7 @@ SPEC = FormatSpec(
     name="jangtq_prestack",
     about="JANGTQ bundles for JANG's MLX runtimes on Apple silicon",
     schemes=(
-        SchemeSpec(
-            MXTQ, (2, 3, 4, 1), (), values="F32", about="rotated rows, Lloyd-Max codebook"
-        ),
+        SchemeSpec(MXTQ, (2, 3, 4, 1), (), values="F32", about="rotated rows, Lloyd-Max codebook"),
         SchemeSpec("affine", AFFINE_WIDTHS, (64, 32, 128), about="scale and bias a group"),
     ),
     fill=(

@@ -30,10 +30,7 @@ _APART = re.compile(r"(.+)\.experts\.([0-9]{1,7})\.(\w+)")
 
 
 def defects(
-    folder: Path,
-    files: Mapping[str, bytes],
-    shards: Collection[str],
-    claims: Mapping[str, Claim],
+    folder: Path, files: Mapping[str, bytes], shards: Collection[str], claims: Mapping[str, Claim]
 ) -> Iterator[Diagnostic]:
     """What readers of the format would miss, or read without a word of complaint.
 

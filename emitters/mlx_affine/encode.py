@@ -35,9 +35,7 @@ def encode(values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]:
     return dict(zip(("weight", "scales"), fp_encode(values, dtype, mode=scheme), strict=True))
 
 
-def decode(
-    parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int
-) -> Array:
+def decode(parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int) -> Array:
     """The float32 weights [rows, columns] that mlx computes with, from the parts of `encode`.
 
     dtype: value type of the scales and biases; of no effect but for affine.

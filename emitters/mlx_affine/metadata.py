@@ -78,10 +78,7 @@ def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
 
 
 def defects(
-    folder: Path,
-    files: Mapping[str, bytes],
-    shards: Collection[str],
-    claims: Mapping[str, Claim],
+    folder: Path, files: Mapping[str, bytes], shards: Collection[str], claims: Mapping[str, Claim]
 ) -> Iterator[Diagnostic]:
     """A warning if the copy that other tools look at says something else than mlx-lm reads."""
     config = document(files, CONFIG)
@@ -165,11 +162,7 @@ def _default(quantized: list[Module]) -> dict[str, Any]:
 
 
 def _entry(treatment: Treatment) -> dict[str, Any]:
-    return {
-        "group_size": treatment.group_size,
-        "bits": treatment.bits,
-        "mode": treatment.scheme,
-    }
+    return {"group_size": treatment.group_size, "bits": treatment.bits, "mode": treatment.scheme}
 
 
 def _treatment(entry: Mapping[str, Any]) -> Treatment:

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from emitters.mlx_affine.names import (
-    FAMILIES,
-    module_path,
-    omission,
-    plain_dtype,
-    unsupported,
-)
+from emitters.mlx_affine.names import FAMILIES, module_path, omission, plain_dtype, unsupported
 from policy_dsl.formats import FormatSpec, PartShape, SchemeSpec, Shards
 from policy_dsl.plan import Plan, Refusal
 from policy_dsl.policy import Treatment
@@ -22,9 +16,7 @@ READER = "mlx_lm"
 RUNTIMES = {"mlx-lm": "Python, any Mac or CPU", "mlx-swift-lm": "Swift on Apple devices"}
 
 
-def part_shapes(
-    treatment: Treatment, shape: tuple[int, ...], dtype: str
-) -> tuple[PartShape, ...]:
+def part_shapes(treatment: Treatment, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
     """The tensors of a module: `weight`, and `scales` and `biases` of quantized ones.
 
     Codes are a bit stream in uint32 words along the last axis; affine scales and biases have

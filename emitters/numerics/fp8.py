@@ -23,9 +23,7 @@ FP8_RULES = ("f32", "bf16", "bf16_bf16")
 
 
 @device
-def _write_block(
-    target: tuple[int, bool], scale: np.float32, codes: Array, result: Array
-) -> None:
+def _write_block(target: tuple[int, bool], scale: np.float32, codes: Array, result: Array) -> None:
     """result = the weights of codes [n] under one scale; target: (kind, by way of bfloat16)."""
     kind, by_bf16 = target
     for i in range(codes.shape[0]):

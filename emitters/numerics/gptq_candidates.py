@@ -228,9 +228,7 @@ def _least(
 
 
 @device
-def best_scale(
-    target: Target, group: Array, multipliers: Array, scratch: _Scratch
-) -> np.float32:
+def best_scale(target: Target, group: Array, multipliers: Array, scratch: _Scratch) -> np.float32:
     """The scale of a group, in the values' type.
 
     group: float32 [2, size], values and weights; multipliers: float32 [1 + N_CANDIDATES], what

@@ -46,9 +46,7 @@ def new_band(n_words: int) -> Array:
 
 
 @device
-def pack_row(
-    codes: Array, bits: int, place: tuple[int, int], band: Array, words: Array
-) -> None:
+def pack_row(codes: Array, bits: int, place: tuple[int, int], band: Array, words: Array) -> None:
     """The packed codes of one row go to its column, together with the others of its band.
 
     codes: uint8 [in]; place: (row, rows); rows come in order. band: from `new_band`, kept
@@ -66,9 +64,7 @@ def pack_row(
 
 
 @device
-def _unpack_row(
-    words: Array, bits: int, place: tuple[int, int], band: Array, codes: Array
-) -> None:
+def _unpack_row(words: Array, bits: int, place: tuple[int, int], band: Array, codes: Array) -> None:
     """The inverse of `pack_row`."""
     row, rows = place
     n_words, first = codes.shape[0] // 32 * bits, row // _BAND * _BAND

@@ -13,13 +13,7 @@ import numpy as np
 
 from emitters.numerics.jit import device
 from emitters.numerics.scalars import rounded
-from emitters.numerics.torch_sums import (
-    LANES,
-    LEVELS,
-    sum_float32,
-    sum_of_half_width,
-    torch_sums,
-)
+from emitters.numerics.torch_sums import LANES, LEVELS, sum_float32, sum_of_half_width, torch_sums
 from emitters.numerics.value_types import F32, Array
 
 GRIDS = ("0.16.1", "0.12.2")  # versions of AutoRound

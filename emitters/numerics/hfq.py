@@ -15,12 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emitters.numerics.hadamard import LANES, load_lanes, rotate, store_lanes
-from emitters.numerics.hfq_groups import (
-    lanes_to_rows,
-    read_codes,
-    rotation_signs,
-    write_codes,
-)
+from emitters.numerics.hfq_groups import lanes_to_rows, read_codes, rotation_signs, write_codes
 from emitters.numerics.hfq_lloyd import read_lloyd, write_lloyd
 from emitters.numerics.hfq_minmax import HEADER_WORDS, read_minmax, write_minmax
 from emitters.numerics.hfq_q8 import q8_decode, q8_encode

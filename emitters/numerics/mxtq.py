@@ -222,9 +222,7 @@ def _decoder() -> Callable[..., None]:
     return decode_mxtq
 
 
-def mxtq_encode(
-    values: Array, dtype: str, *, bits: int, seed: int = 42
-) -> tuple[Array, Array]:
+def mxtq_encode(values: Array, dtype: str, *, bits: int, seed: int = 42) -> tuple[Array, Array]:
     """Packed codes and norms of every row.
 
     values: [rows, in] of value type `dtype` (BF16 as uint16), in >= 4; bits: 1 to 4; seed: of
@@ -244,9 +242,7 @@ def mxtq_encode(
     return packed, norms
 
 
-def mxtq_decode(
-    packed: Array, norms: Array, *, columns: int, bits: int, seed: int = 42
-) -> Array:
+def mxtq_decode(packed: Array, norms: Array, *, columns: int, bits: int, seed: int = 42) -> Array:
     """The float32 values [rows, columns]: centroids times norm, rotated back.
 
     packed, norms: as `mxtq_encode` gives them, with the same bits and seed.

@@ -173,6 +173,4 @@ def _e4m3_values() -> Array:
 
 _E4M3_VALUES = _e4m3_values()
 _E4M3 = np.unique(_E4M3_VALUES[~np.isnan(_E4M3_VALUES)])
-_E2M1 = np.array(
-    [-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32
-)
+_E2M1 = np.array([-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)

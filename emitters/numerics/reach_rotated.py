@@ -22,9 +22,7 @@ _ROTATED = 2.0**-16
 _STEP_SLOP = 2.0**-10
 
 
-def mxtq_beyond(
-    values: Array, parts: tuple[Array, Array], *, bits: int, slack: Slack
-) -> Array:
+def mxtq_beyond(values: Array, parts: tuple[Array, Array], *, bits: int, slack: Slack) -> Array:
     """Values of MXTQ rows with another code than the nearest: float32 [rows, in].
 
     parts: packed codes and norms. All of a row is wrong if its norm is not that of the values.

@@ -89,13 +89,7 @@ class Imatrix:
         return (found,) if lost else ()
 
     def sums(
-        self,
-        role: str,
-        layer: int | None,
-        *,
-        n_matrices: int = 1,
-        columns: int,
-        instead: str = "",
+        self, role: str, layer: int | None, *, n_matrices: int = 1, columns: int, instead: str = ""
     ) -> InputSums:
         """The sums of a role's matrices in a layer, all experts in order.
 
@@ -113,9 +107,7 @@ class Imatrix:
             says = f"{found[0]} matrices of {found[1]} columns"
             needs = f"{n_matrices} of {columns}"
             cure = "give the importance matrix of this model"
-            raise self._fail(
-                "imatrix-of-another-model", cure, entry=name, found=says, wanted=needs
-            )
+            raise self._fail("imatrix-of-another-model", cure, entry=name, found=says, wanted=needs)
         sums = self._floats(entry.sums_at, entry.n_sums).reshape(n_matrices, columns)
         if entry.counts_at is None:
             counts = np.array([entry.calls], np.float32)
@@ -179,9 +171,7 @@ def open_imatrix(path: Path, span: Span | None = None) -> Imatrix:
     return Imatrix(path, entries, source, span)
 
 
-def _defects_found(
-    path: Path, span: Span | None, defects: Mapping[str, str]
-) -> list[Diagnostic]:
+def _defects_found(path: Path, span: Span | None, defects: Mapping[str, str]) -> list[Diagnostic]:
     """What is wrong with the entries. defects: entry -> what is wrong with it."""
     return [
         diagnostic(

@@ -47,9 +47,7 @@ def write_failure(path: Path, error: OSError) -> PolicyError:
     return fail("unwritable-output", path=str(path), reason=reason)
 
 
-def create_file(
-    path: Path, header: bytes, tensors: Iterable[PlannedTensor], nbytes: int
-) -> None:
+def create_file(path: Path, header: bytes, tensors: Iterable[PlannedTensor], nbytes: int) -> None:
     """Write a file of `nbytes` bytes with its header; its tensors are zeros but for tails.
 
     Raises: PolicyError if it cannot be written.

@@ -22,9 +22,7 @@ BUNDLE_CODES: dict[str, Code] = {
         "kernel.",
     ),
     # a bundle on disk
-    "not-a-bundle": error(
-        "{path} is not a bundle: {reason}", "A bundle is a folder with weights."
-    ),
+    "not-a-bundle": error("{path} is not a bundle: {reason}", "A bundle is a folder with weights."),
     "bad-bundle-metadata": error(
         "{path}: {reason}", "Readers of the target could not make sense of the metadata files."
     ),
@@ -57,9 +55,7 @@ BUNDLE_CODES: dict[str, Code] = {
         "`drop` is for towers and heads that nobody reads.",
     ),
     "missing-bundle-file": error(
-        "{file} is not there, but the {where} names it",
-        "The bundle is not complete.",
-        each="file",
+        "{file} is not there, but the {where} names it", "The bundle is not complete.", each="file"
     ),
     "stray-bundle-file": error(
         "{file} is not in the record",
@@ -82,8 +78,7 @@ BUNDLE_CODES: dict[str, Code] = {
         each="tensor",
     ),
     "index-disagrees": error(
-        "model.safetensors.index.json: {reason}",
-        "The index and the files tell different things.",
+        "model.safetensors.index.json: {reason}", "The index and the files tell different things."
     ),
     "width-disagrees": error(
         "module {module}: {found}, config.json says {written}",

@@ -54,9 +54,7 @@ LANGUAGE_CODES: dict[str, Code] = {
         'a second ":" in one statement; end the statement before it with ";" or a newline',
         "A statement is one selector, a colon and one treatment.",
     ),
-    "unclosed-parenthesis": error(
-        '"(" is never closed', "Parentheses close in their statement."
-    ),
+    "unclosed-parenthesis": error('"(" is never closed', "Parentheses close in their statement."),
     "unclosed-quote": error("the quote is never closed", "Quoted texts end on their line."),
     "unclosed-block": error(
         'the block "on {target}" is never closed', "A block ends with a closing brace."
@@ -111,14 +109,12 @@ LANGUAGE_CODES: dict[str, Code] = {
     ),
     "repeated-item": error("{key} names {item} twice", "An item of a list is said once."),
     "ambiguous-word": error(
-        "{word} is a truth value in some YAML versions and a text in others",
-        "It may mean either.",
+        "{word} is a truth value in some YAML versions and a text in others", "It may mean either."
     ),
     "bad-json": error("not a JSON value: {reason}", "Values of metadata are JSON."),
     # variables
     "malformed-variable": error(
-        '"{written}" is not a variable',
-        "A variable is a name of letters, digits and _ in ${…}.",
+        '"{written}" is not a variable', "A variable is a name of letters, digits and _ in ${…}."
     ),
     "unknown-variable": error(
         'there is no variable "{name}"', "A variable needs a default under `vars`."

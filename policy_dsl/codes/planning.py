@@ -179,8 +179,7 @@ PLANNING_CODES: dict[str, Code] = {
         "Schemes are bound to the formats that store them.",
     ),
     "missing-bits": error(
-        "{scheme} needs a width: {widths}",
-        "The scheme stores several widths and none is given.",
+        "{scheme} needs a width: {widths}", "The scheme stores several widths and none is given."
     ),
     "unsupported-bits": error(
         "{target} cannot store {scheme} at {bits} bits; it has {widths}",
@@ -245,8 +244,7 @@ PLANNING_CODES: dict[str, Code] = {
         "A test that measures nothing proves nothing.",
     ),
     "bad-saved-plan": error(
-        "{path} is not a saved plan: {reason}",
-        "Saved plans are what `policyc plan --save` writes.",
+        "{path} is not a saved plan: {reason}", "Saved plans are what `policyc plan --save` writes."
     ),
     "too-many-rules": error(
         "the policy has {rules} rules; for this model it may have {most}",

@@ -188,8 +188,7 @@ SOURCE_CODES: dict[str, Code] = {
     ),
     "config-disagrees": error(
         "{reason}, but {model} has {what}{where}",
-        "The config says another kind of layer than the tensors are; readers build what it "
-        "says.",
+        "The config says another kind of layer than the tensors are; readers build what it says.",
     ),
     "missing-scale": error(
         "{tensors} of FP8 or MXFP4 without scales: {names}",

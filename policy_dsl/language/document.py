@@ -9,15 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from policy_dsl.policy import (
-    MAX_BITS,
-    Calibration,
-    Defaults,
-    GroupSize,
-    Output,
-    Part,
-    Scalar,
-)
+from policy_dsl.policy import MAX_BITS, Calibration, Defaults, GroupSize, Output, Part, Scalar
 
 
 class RuleFields(Part):

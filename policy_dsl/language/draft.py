@@ -32,16 +32,7 @@ from policy_dsl.language.fragments import (
 )
 from policy_dsl.language.source_text import MAX_BYTES
 from policy_dsl.plain_names import LONGEST_POLICY_NAME, name_defect
-from policy_dsl.policy import (
-    CLEARABLE,
-    Assertion,
-    Comment,
-    Policy,
-    Prune,
-    Rule,
-    Scalar,
-    Treatment,
-)
+from policy_dsl.policy import CLEARABLE, Assertion, Comment, Policy, Prune, Rule, Scalar, Treatment
 from policy_dsl.vocabulary import TARGETS
 
 TRUTH = {"true": True, "false": False}
@@ -174,9 +165,7 @@ class Draft:
         self._metadata[key.text] = filled
         return anchor
 
-    def statement(
-        self, raw: Fragment, kinds: tuple[str, ...], target: str | None = None
-    ) -> str:
+    def statement(self, raw: Fragment, kinds: tuple[str, ...], target: str | None = None) -> str:
         """Takes a rule, a `prune`, `test` or `otherwise` statement; returns its anchor.
 
         kinds: those that may stand here.
@@ -251,9 +240,7 @@ class Draft:
                 return f"rule:{len(self._rules) - 1}"
             case Prune() as prune:
                 if any(other.component == prune.component for other in self._transforms):
-                    self.report(
-                        "contradicting-transforms", read.span, component=prune.component
-                    )
+                    self.report("contradicting-transforms", read.span, component=prune.component)
                 anchor = f"transforms[{len(self._transforms)}]"
                 self._transforms.append(prune)
             case Assertion() as test:
@@ -328,9 +315,7 @@ def _in_order(findings: list[Diagnostic]) -> list[Diagnostic]:
     return sorted(unique, key=lambda found: found.span.start if found.span else -1)
 
 
-def _grouped(
-    rules: list[Rule], targets: list[str]
-) -> tuple[tuple[Rule, ...], Mapping[str, str]]:
+def _grouped(rules: list[Rule], targets: list[str]) -> tuple[tuple[Rule, ...], Mapping[str, str]]:
     """Rules for all targets first, then those of each; and the comment anchors that follow."""
     # Rules of a target come after those for all targets: the last that matches decides.
     order = [None, *targets]

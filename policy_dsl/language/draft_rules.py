@@ -150,9 +150,7 @@ def _test(tree: Syntax, statement: Fragment) -> ReadStatement:
     value = _quantity(measure, quantity)
     if value is None:
         span = place(statement, parts["QUANTITY"])
-        found.findings.append(
-            diagnostic("bad-quantity", span, measure=measure, written=quantity)
-        )
+        found.findings.append(diagnostic("bad-quantity", span, measure=measure, written=quantity))
     if selector is None and measure not in ("bpw", "size"):
         span = place(statement, parts["MEASURE"])
         cure = f'write "{measure}(experts.down_proj)"'

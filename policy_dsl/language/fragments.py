@@ -38,11 +38,7 @@ class Fragment:
         start, stop, _ = part.indices(len(self.text))
         at = self.starts[start] if start < len(self.starts) else self._end
         return Fragment(
-            self.text[start:stop],
-            self.source,
-            self.starts[start:stop],
-            self.ends[start:stop],
-            at,
+            self.text[start:stop], self.source, self.starts[start:stop], self.ends[start:stop], at
         )
 
     @property
@@ -136,9 +132,7 @@ def substitute(
     return join([*parts, fragment[done:]]), tuple(findings)
 
 
-def _defect(
-    name: str, closed: bool, values: Mapping[str, Scalar], span: Span
-) -> Diagnostic | None:
+def _defect(name: str, closed: bool, values: Mapping[str, Scalar], span: Span) -> Diagnostic | None:
     if not closed or not IDENTIFIER.fullmatch(name):
         return diagnostic("malformed-variable", span, written="${" + name + "}" * closed)
     if name not in values:

@@ -142,9 +142,7 @@ class _Bases:
             raise fail("nested-too-deeply", span, limit=_MAX_BASES)
 
 
-def _find(
-    reference: str | Path, *, folder: Path | None = None, span: Span | None = None
-) -> Path:
+def _find(reference: str | Path, *, folder: Path | None = None, span: Span | None = None) -> Path:
     path = Path(reference)
     named = isinstance(reference, str) and path.name == reference
     # A bundled name wins over a file of that name without suffix, so that it means the same

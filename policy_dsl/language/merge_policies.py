@@ -62,9 +62,7 @@ def _numbered_after(policy: Policy, n_tests: int) -> Policy:
     """The policy with the paths of its tests as if others stood before them."""
     changes: dict[str, Any] = {}
     for key in ("key_spans", "templates"):
-        changes[key] = tuple(
-            (_moved(path, n_tests), value) for path, value in getattr(policy, key)
-        )
+        changes[key] = tuple((_moved(path, n_tests), value) for path, value in getattr(policy, key))
     return replace(policy, **changes)
 
 
@@ -100,8 +98,6 @@ def _places(
     base: tuple[tuple[str, Any], ...], child: tuple[tuple[str, Any], ...], replaced: list[str]
 ) -> tuple[tuple[str, Any], ...]:
     kept = [
-        (path, value)
-        for path, value in base
-        if path.split("[")[0].split(".")[0] not in replaced
+        (path, value) for path, value in base if path.split("[")[0].split(".")[0] not in replaced
     ]
     return tuple(dict([*kept, *child]).items())

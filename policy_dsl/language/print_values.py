@@ -11,9 +11,7 @@ from policy_dsl.language.quoting import quote
 from policy_dsl.policy import Scalar
 
 _DSL_BARE = re.compile(r"[A-Za-z0-9_./~+-][\w./@:+~-]*", re.ASCII)
-_YAML_PLAIN = re.compile(
-    r"[A-Za-z_/](?:[\w./@+,() -]*[\w./@+)-])?|[0-9]+[A-Za-z]{1,4}", re.ASCII
-)
+_YAML_PLAIN = re.compile(r"[A-Za-z_/](?:[\w./@+,() -]*[\w./@+)-])?|[0-9]+[A-Za-z]{1,4}", re.ASCII)
 _YAML_STATEMENT = re.compile(r"[A-Za-z_](?:[^\s:#]|:(?=\S)| (?=[^\s#]))*")
 _YAML_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
@@ -73,8 +71,7 @@ def json_text(value: Any, *, template: bool = False) -> str:
             return quote(value if template else escape_variables(value))
         case dict():
             pairs = (
-                f"{quote(key)}: {json_text(item, template=template)}"
-                for key, item in value.items()
+                f"{quote(key)}: {json_text(item, template=template)}" for key, item in value.items()
             )
             return "{" + ", ".join(pairs) + "}"
     return "[" + ", ".join(json_text(item, template=template) for item in value) + "]"

@@ -14,12 +14,7 @@ from policy_dsl.language.print_parts import (
     says_name,
     templates,
 )
-from policy_dsl.language.print_values import (
-    json_text,
-    yaml_block,
-    yaml_statement,
-    yaml_text,
-)
+from policy_dsl.language.print_values import json_text, yaml_block, yaml_statement, yaml_text
 from policy_dsl.policy import Part, Policy
 
 _STEP = "  "
@@ -112,9 +107,7 @@ class _Printer:
                 text = str(value).lower()
                 self._lines.line(f"{name}: {text}", path, indent=_STEP)
             else:
-                self._value(
-                    name, str(value).lower() if value is True else str(value), path, _STEP
-                )
+                self._value(name, str(value).lower() if value is True else str(value), path, _STEP)
 
     def _tests(self) -> None:
         texts = [test.text for test in self._policy.tests]

@@ -21,9 +21,7 @@ def unquote(quoted: str) -> str:
 
 def short_escapes(text: str) -> str:
     """A JSON text with `\\U…`, which JSON does not know, as the characters themselves."""
-    return _ESCAPE.sub(
-        lambda found: _unescaped(found[1]) if found[1][0] == "U" else found[0], text
-    )
+    return _ESCAPE.sub(lambda found: _unescaped(found[1]) if found[1][0] == "U" else found[0], text)
 
 
 def _escaped(char: str) -> str:

@@ -29,9 +29,7 @@ _RULES = ("rule",)
 _STATEMENTS = ("rule", "prune", "test", "otherwise")
 
 
-def read_dsl(
-    source: SourceText, name: str, values: Mapping[str, Scalar] | None = None
-) -> Policy:
+def read_dsl(source: SourceText, name: str, values: Mapping[str, Scalar] | None = None) -> Policy:
     """The policy that a DSL text says; `extends` is left as written.
 
     name: the policy's name if the text gives none. values: replace the defaults of `vars`.
@@ -202,6 +200,4 @@ def _value(token: Token, body: Fragment) -> Fragment:
         return inner
     text = unquote(token)
     span = inner.span
-    return Fragment(
-        text, span.source, [span.start] * len(text), [span.end] * len(text), span.start
-    )
+    return Fragment(text, span.source, [span.start] * len(text), [span.end] * len(text), span.start)

@@ -142,9 +142,7 @@ class _Reader:
             return Name(str(name))
         if name != "experts":
             span = place(self._fragment, tree)
-            self._report(
-                "numbered-name", span, cure='write "experts[0-15].down_proj"', name=name
-            )
+            self._report("numbered-name", span, cure='write "experts[0-15].down_proj"', name=name)
         return Name(str(name) + "".join(dotted), self.ranges(numbers[0], signed=False))
 
     def _glob(self, tree: Syntax) -> Selector:

@@ -35,9 +35,7 @@ _TRANSFORM = tuple(field.alias or name for name, field in PruneFields.model_fiel
 _AMBIGUOUS = ("yes", "no", "on", "off", "y", "n")
 
 
-def read_yaml(
-    source: SourceText, name: str, values: Mapping[str, Scalar] | None = None
-) -> Policy:
+def read_yaml(source: SourceText, name: str, values: Mapping[str, Scalar] | None = None) -> Policy:
     """The policy that a YAML text says; `extends` is left as written.
 
     name: the policy's name if the text gives none. values: replace the defaults of `vars`.
@@ -59,9 +57,7 @@ def looks_like_yaml(source: SourceText) -> bool:
     except PolicyError:
         return False
     return isinstance(root, MappingNode) and any(
-        key.value in Document.model_fields
-        for key, _ in root.value
-        if isinstance(key, ScalarNode)
+        key.value in Document.model_fields for key, _ in root.value if isinstance(key, ScalarNode)
     )
 
 

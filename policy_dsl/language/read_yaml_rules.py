@@ -16,14 +16,7 @@ from policy_dsl.language.quoting import quote
 from policy_dsl.language.read_dsl import read_rules, refuse_swallowing
 from policy_dsl.language.statements import Remark, Statement, split_statements
 from policy_dsl.language.yaml_comments import Place, place_of
-from policy_dsl.language.yaml_nodes import (
-    Pair,
-    is_null,
-    kind_of,
-    pairs,
-    scalar_fragment,
-    span_of,
-)
+from policy_dsl.language.yaml_nodes import Pair, is_null, kind_of, pairs, scalar_fragment, span_of
 from policy_dsl.policy import Comment
 
 _FIELDS = tuple(RuleFields.model_fields)
@@ -100,9 +93,7 @@ class RuleReader:
             return ""
         # YAML takes the quotes away that would make a name a pattern in the DSL.
         key = self._selector(pair.key, pattern=pair.key.style is not None)
-        return self._single(
-            join([key, ": ", scalar_fragment(self._source, pair.value)]), target
-        )
+        return self._single(join([key, ": ", scalar_fragment(self._source, pair.value)]), target)
 
     def _selector(self, node: ScalarNode, *, pattern: bool) -> Fragment:
         text = scalar_fragment(self._source, node)
@@ -111,11 +102,7 @@ class RuleReader:
         quoted = quote(text.text)
         span = text.span
         return Fragment(
-            quoted,
-            self._source,
-            [span.start] * len(quoted),
-            [span.end] * len(quoted),
-            span.start,
+            quoted, self._source, [span.start] * len(quoted), [span.end] * len(quoted), span.start
         )
 
     def _mapping(self, node: MappingNode, found: list[Pair], target: str | None) -> str:
@@ -199,9 +186,7 @@ class RuleReader:
     def _report(self, code: str, text: Fragment, notes: list[str]) -> None:
         self._draft.findings.append(diagnostic(code, text.span, notes=notes))
 
-    def _wrong(
-        self, node: Node, key: str, expected: str, notes: list[str] | None = None
-    ) -> None:
+    def _wrong(self, node: Node, key: str, expected: str, notes: list[str] | None = None) -> None:
         self._draft.findings.append(
             diagnostic(
                 "wrong-type",

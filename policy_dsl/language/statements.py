@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.language.fragments import Fragment
 
-_TOKEN = re.compile(
-    r'"(?:[^"\\\n]|\\.)*"?|\$\{[^}\n]*\}?|[#;{}\n/()\[\],]|[^\s"$#;{}/()\[\],]+|\$'
-)
+_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"?|\$\{[^}\n]*\}?|[#;{}\n/()\[\],]|[^\s"$#;{}/()\[\],]+|\$')
 _CLOSED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _REGEX = re.compile(r"/(?:[^/\\\n]|\\.)+/")
 _BLOCK = re.compile(r"\s*on\s+(\S+)\s*$")

@@ -107,9 +107,7 @@ class _Words:
         cure = f'did you mean "{other}"?' if other else did_you_mean(word[0], _KNOWN)
         if re.fullmatch(r"[0-9]+", word[0]):
             cure = f'did you mean "{word[0]}bit"?'
-        self.findings.append(
-            diagnostic("unknown-scheme", word[1], suggestion=cure, scheme=word[0])
-        )
+        self.findings.append(diagnostic("unknown-scheme", word[1], suggestion=cure, scheme=word[0]))
 
     def _say(self, field: str, value: object, word: Word) -> None:
         clash = self._clash(field)

@@ -9,9 +9,7 @@ from policy_dsl.language.draft import plain_scalar
 from policy_dsl.policy import Policy, Scalar
 
 
-def final_values(
-    policies: Sequence[Policy], overrides: Mapping[str, Scalar]
-) -> dict[str, Scalar]:
+def final_values(policies: Sequence[Policy], overrides: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """The value of every variable: a later policy's default wins, an override over all.
 
     policies: the extended ones first. overrides: texts are read as the default's type.
@@ -55,6 +53,4 @@ def _fits(value: Scalar, default: Scalar) -> bool:
 def _wrong(name: str, default: Scalar, written: Scalar, span: Span | None) -> Diagnostic:
     kinds = {bool: "true or false", int: "a whole number", float: "a number"}
     expected = kinds.get(type(default), "a text")
-    return diagnostic(
-        "wrong-variable-type", span, name=name, expected=expected, written=written
-    )
+    return diagnostic("wrong-variable-type", span, name=name, expected=expected, written=written)

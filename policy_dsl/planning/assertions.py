@@ -151,9 +151,7 @@ class _Chosen:
 def _agrees(treatment: Treatment, wanted: Treatment) -> bool:
     """Whether the treatment has everything that `wanted` says; what it leaves out is free."""
     said = {field.name: getattr(wanted, field.name) for field in fields(wanted)}
-    return all(
-        value is None or getattr(treatment, name) == value for name, value in said.items()
-    )
+    return all(value is None or getattr(treatment, name) == value for name, value in said.items())
 
 
 def _measure(measure: str, modules: Iterable[Module]) -> list[float]:

@@ -35,9 +35,7 @@ def fill(
     if written.action != "quantize":
         return written
     name = (
-        written.scheme
-        or defaults.scheme
-        or _scheme_by_table(written, tensor_class, defaults, spec)
+        written.scheme or defaults.scheme or _scheme_by_table(written, tensor_class, defaults, spec)
     )
     if name is None:
         return _no_scheme(written, tensor_class, defaults, spec)

@@ -183,6 +183,4 @@ def _not_quantizable(
     if not fitting:
         kept = _refused(tensor, _KEEP, model, spec) is None
         cure = f"no group size of {filled.scheme} does{': `keep` it' if kept else ''}"
-    return diagnostic(
-        "group-does-not-divide", suggestion=cure, group_size=group, columns=columns
-    )
+    return diagnostic("group-does-not-divide", suggestion=cure, group_size=group, columns=columns)

@@ -63,9 +63,7 @@ def _unknown(text: str, where: str, tables: Iterable[Architecture]) -> Diagnosti
     for table in tables:
         words |= {*table.roles, *table.aliases}
         words |= {role.split(".", 1)[1] for role in table.roles if "." in role}
-    return diagnostic(
-        "unknown-role", suggestion=did_you_mean(text, words), where=where, role=text
-    )
+    return diagnostic("unknown-role", suggestion=did_you_mean(text, words), where=where, role=text)
 
 
 def _roles(

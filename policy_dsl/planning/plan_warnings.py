@@ -81,10 +81,7 @@ def _dropped(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
             roles[one.decided_by].add(tensor.role)
     return [
         diagnostic(
-            "dropped-tensors",
-            _span(plan, rule),
-            roles=", ".join(sorted(found)),
-            target=plan.target,
+            "dropped-tensors", _span(plan, rule), roles=", ".join(sorted(found)), target=plan.target
         )
         for rule, found in roles.items()
     ]

@@ -80,10 +80,7 @@ def _defects(prune: Prune, policy: Policy, model: Model) -> Iterator[Diagnostic]
         yield diagnostic("prune-count", span, to=count, count=before)
     elif last >= before:
         yield diagnostic(
-            "number-outside-model",
-            span,
-            written=f"expert {last} is",
-            has=f"experts 0-{before - 1}",
+            "number-outside-model", span, written=f"expert {last} is", has=f"experts 0-{before - 1}"
         )
     elif count < before:
         yield from _routing_defects(count, model, span)

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from policy_dsl.diagnostics import (
-    Diagnostic,
-    PolicyError,
-    diagnostic,
-    did_you_mean,
-    errors,
-    fail,
-)
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_mean, errors, fail
 from policy_dsl.formats import Container, FormatSpec
 from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.language.print_policy import policy_digest
@@ -121,9 +114,7 @@ def choose_target(
     spans = dict(policy.key_spans)
     if target is None and len(policy.targets) != 1:
         choices = policy.targets or tuple(specs)
-        raise fail(
-            "no-target", spans.get("target"), policy=policy.name, choices=", ".join(choices)
-        )
+        raise fail("no-target", spans.get("target"), policy=policy.name, choices=", ".join(choices))
     chosen = target or policy.targets[0]
     if chosen in specs:
         return chosen

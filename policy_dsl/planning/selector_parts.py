@@ -196,9 +196,7 @@ class _Search(NamedTuple):
         matches, by_name = self.compiled.predicates[node](candidate.tensor)
         return matches and (by_name or candidate.is_open)
 
-    def _narrowed(
-        self, left: Iterable[_Candidate], parts: Sequence[Selector]
-    ) -> list[_Candidate]:
+    def _narrowed(self, left: Iterable[_Candidate], parts: Sequence[Selector]) -> list[_Candidate]:
         """What the parts leave of it, opened where one of them names the tensor."""
         for part in parts:
             predicate = self.compiled.predicates[part]

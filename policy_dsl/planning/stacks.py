@@ -74,9 +74,7 @@ class Stacking:
             return None
         return diagnostic("partial-stack", kept=len(stack), count=self.count)
 
-    def _each(
-        self, apart: ExpertsApart, path: str, stack: Sequence[Settled]
-    ) -> Iterator[Module]:
+    def _each(self, apart: ExpertsApart, path: str, stack: Sequence[Settled]) -> Iterator[Module]:
         first = stack[0]
         rows, *rest = first.tensor.shape
         for number, settled in enumerate(stack):
@@ -144,9 +142,7 @@ def _uneven(stack: Sequence[Settled]) -> Diagnostic | None:
             )
         if other.tensor.shape != first.tensor.shape:
             return diagnostic(
-                "uneven-stack",
-                one=list(first.tensor.shape),
-                other=list(other.tensor.shape),
+                "uneven-stack", one=list(first.tensor.shape), other=list(other.tensor.shape)
             )
     return None
 

@@ -98,9 +98,7 @@ def _unused(
     # Of a policy, only what the target may use: the rest is an unused setting.
     usable = [name for name in known if f"calibration.{name}" in spec.settings]
     said = {
-        name: str(written[name])
-        for name in (*usable, SALIENCY)
-        if written.get(name) is not None
+        name: str(written[name]) for name in (*usable, SALIENCY) if written.get(name) is not None
     }
     for name, path in sorted((said | dict(given)).items()):
         if name not in used:

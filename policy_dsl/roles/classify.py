@@ -10,13 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_mean, fail
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo
-from policy_dsl.roles.architecture import (
-    Architecture,
-    architecture,
-    families,
-    model_types,
-    outside,
-)
+from policy_dsl.roles.architecture import Architecture, architecture, families, model_types, outside
 from policy_dsl.roles.completeness import review
 from policy_dsl.roles.config_meaning import Counts, config_value, given_value, read_counts
 from policy_dsl.roles.config_values import config_findings
@@ -33,10 +27,7 @@ __all__ = ["Architecture", "Model", "ModelTensor", "architecture", "classify", "
 
 _PLAIN = frozenset({"BF16", "F16", "F32"})
 _FP8 = "F8_E4M3"
-_READABLE = (
-    "a plain tensor is BF16, F16 or F32",
-    "a matrix is BF16, F16, F32, or FP8 with scales",
-)
+_READABLE = ("a plain tensor is BF16, F16 or F32", "a matrix is BF16, F16, F32, or FP8 with scales")
 _TOWERS = frozenset({"vision", "audio"})
 _QUANTIZED_ENDINGS = (".weight_packed", ".qweight", ".qzeros", ".scales", ".biases", ".g_idx")
 _ALREADY_QUANTIZED = "some of these names belong to an already quantized checkpoint"
@@ -203,9 +194,7 @@ class _Reading:
 
     def _wrong_shape(self, tensor: TensorInfo, wanted: str) -> None:
         shape = list(tensor.shape)
-        self.wrong.append(
-            diagnostic("wrong-shape", name=tensor.name, shape=shape, wanted=wanted)
-        )
+        self.wrong.append(diagnostic("wrong-shape", name=tensor.name, shape=shape, wanted=wanted))
 
     def _is_readable(self, tensor: TensorInfo, *, is_matrix: bool, scaled: bool) -> bool:
         if (scaled and is_matrix) or tensor.dtype in _PLAIN:

@@ -37,14 +37,10 @@ def wrong_experts(
     held, wanted = set(numbers), range(count)
     missing = shown_first(i for i in wanted if i not in held)
     if missing:
-        yield diagnostic(
-            "missing-experts", role=role, layer=layer, missing=missing, count=count
-        )
+        yield diagnostic("missing-experts", role=role, layer=layer, missing=missing, count=count)
     beyond = shown_first(sorted(held.difference(wanted)))
     if beyond:
-        yield diagnostic(
-            "expert-beyond-config", role=role, layer=layer, beyond=beyond, count=count
-        )
+        yield diagnostic("expert-beyond-config", role=role, layer=layer, beyond=beyond, count=count)
 
 
 def shown_first(things: Iterable[object], limit: int = 5) -> str:
@@ -85,9 +81,7 @@ def _missing_layers(model: Model) -> Iterator[Diagnostic]:
     layers = {tensor.layer for tensor in model.tensors}
     missing = shown_first(i for i in range(model.n_layers) if i not in layers)
     if missing:
-        yield diagnostic(
-            "missing-layers", model=model.id, missing=missing, n_layers=model.n_layers
-        )
+        yield diagnostic("missing-layers", model=model.id, missing=missing, n_layers=model.n_layers)
 
 
 def _ambiguous(tensors: list[ModelTensor]) -> Iterator[Diagnostic]:

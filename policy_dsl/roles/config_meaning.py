@@ -209,9 +209,7 @@ def read_counts(inventory: Inventory, table: Architecture) -> Counts:
     layers = _count(inventory, meaning, table.layers)
     if layers == 0 and meaning.value(table.layers) == 0:
         notes = ["it must be at least 1"]
-        raise fail(
-            "bad-config-value", notes=notes, model=inventory.id, key=table.layers, value="0"
-        )
+        raise fail("bad-config-value", notes=notes, model=inventory.id, key=table.layers, value="0")
     if layers == 0:
         why = ", which tells the number of layers"
         raise fail("missing-config-key", model=inventory.id, key=table.layers, why=why)

@@ -37,14 +37,8 @@ def _is_token(value: Any) -> bool:
 
 # kind -> (whether a value is of it, what the value must be)
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "size": (
-        lambda value: is_whole(value) and 1 <= value <= LARGEST_SIZE,
-        "a whole number from 1",
-    ),
-    "count": (
-        lambda value: is_whole(value) and value <= LARGEST_SIZE,
-        "a whole number from 0",
-    ),
+    "size": (lambda value: is_whole(value) and 1 <= value <= LARGEST_SIZE, "a whole number from 1"),
+    "count": (lambda value: is_whole(value) and value <= LARGEST_SIZE, "a whole number from 0"),
     "number": (_is_number, "a number"),
     "positive": (lambda value: _is_number(value) and value > 0, "a number above 0"),
     "flag": (lambda value: type(value) is bool, "true or false"),
@@ -109,9 +103,7 @@ def _kind_findings(model_id: str, place: str, value: Any, kind: str) -> Iterator
         yield bad_value(model_id, place, value, f"it must be {wanted}")
 
 
-def _list_findings(
-    model_id: str, key: str, given: list[Any], layers: int
-) -> Iterator[Diagnostic]:
+def _list_findings(model_id: str, key: str, given: list[Any], layers: int) -> Iterator[Diagnostic]:
     """What is wrong with a list of layers' numbers, or of a word for each layer."""
     if all(isinstance(word, str) for word in given) and given:
         if len(given) != layers:

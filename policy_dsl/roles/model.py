@@ -59,9 +59,7 @@ class ModelTensor:
     @property
     def is_rows_of_source(self) -> bool:
         """Whether its rows are rows of the source, one after the other, as they are stored."""
-        return not (
-            self.transposed or self.mxfp4 or self.row_step != 1 or self.first_column != 0
-        )
+        return not (self.transposed or self.mxfp4 or self.row_step != 1 or self.first_column != 0)
 
 
 @dataclass(frozen=True)

@@ -113,9 +113,7 @@ def _of_models(name: str, models: list[str]) -> list[str]:
     return [name.replace(_MODEL, model) for model in models] if _MODEL in name else [name]
 
 
-def _meaning(
-    meaning: str | Mapping[str, Any], met: str
-) -> tuple[tuple[Role, ...], Fusion | None]:
+def _meaning(meaning: str | Mapping[str, Any], met: str) -> tuple[tuple[Role, ...], Fusion | None]:
     if isinstance(meaning, str):
         return (role_of(meaning.replace("*", met)),), None
     options = dict(meaning)

@@ -31,9 +31,7 @@ class Presence:
     fitting: set[Need] = field(default_factory=set)
     misfits: list[Misfit] = field(default_factory=list)
 
-    def add(
-        self, need: Need, layer: int | None, name: str, shape: tuple[int, ...] | None
-    ) -> None:
+    def add(self, need: Need, layer: int | None, name: str, shape: tuple[int, ...] | None) -> None:
         """Take a tensor, or a matrix of a fused one; shape: None if it is not compared."""
         self.seen.setdefault(need, {}).setdefault(layer, name)
         if shape == self.expected.shapes[need]:
@@ -63,17 +61,13 @@ class Presence:
             lacks = lacking.pop((reason, where), [])
             what = _some(shown) + (f" and no {_some(lacks)}" if lacks else "")
             at = _where(where)
-            yield diagnostic(
-                "config-disagrees", reason=reason, model=model_id, what=what, where=at
-            )
+            yield diagnostic("config-disagrees", reason=reason, model=model_id, what=what, where=at)
         by_place: dict[_Layers, dict[str, list[str]]] = defaultdict(dict)
         for (reason, where), shown in lacking.items():
             by_place[where][reason] = shown
         for where, shown_by_reason in by_place.items():
             what, why = _with_reasons(shown_by_reason)
-            yield diagnostic(
-                "missing-tensor", model=model_id, what=what, why=_where(where) + why
-            )
+            yield diagnostic("missing-tensor", model=model_id, what=what, why=_where(where) + why)
 
     def _unlike(self, layers: Sequence[int], *, wanted: bool) -> _Because:
         """What layers should have and have not, or the other way round."""

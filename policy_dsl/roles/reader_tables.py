@@ -129,9 +129,7 @@ def _assumed(values: Mapping[str, Any]) -> dict[str, ConfigKey]:
 
 
 def _allowed(key: str, values: Any) -> ConfigKey | tuple[Any, ...]:
-    return (
-        tuple(values) if isinstance(values, list) else _assumed({key: {"default": values}})[key]
-    )
+    return tuple(values) if isinstance(values, list) else _assumed({key: {"default": values}})[key]
 
 
 def _ensure_known(name: str, found: Mapping[str, Any], known: set[str]) -> None:

@@ -179,9 +179,7 @@ def _odd_grids(
 def _bare(names: list[str]) -> Iterator[Diagnostic]:
     """The finding about weights without scales, if there are any."""
     if names:
-        yield diagnostic(
-            "missing-scale", tensors=counted(len(names), "tensor"), names=some(names)
-        )
+        yield diagnostic("missing-scale", tensors=counted(len(names), "tensor"), names=some(names))
 
 
 def _mxfp4_findings(

@@ -94,9 +94,7 @@ def read_checkpoint(
     )
 
 
-def read_json(
-    files: CheckpointFiles, file: str, *, most: int = MAX_JSON_NBYTES
-) -> dict[str, Any]:
+def read_json(files: CheckpointFiles, file: str, *, most: int = MAX_JSON_NBYTES) -> dict[str, Any]:
     """The JSON object that a file of the checkpoint holds; NaN and repeated keys pass.
 
     Raises: PolicyError if it has more than `most` bytes, is not UTF-8, not JSON, or no object.

@@ -25,9 +25,7 @@ def classify_hfq(inventory: Inventory) -> Model:
     added = {name: reason for name in tensors if (reason := _added(name)) is not None}
     # Names and shapes are the original checkpoint's; only its dtypes are gone.
     values = {
-        name: tensor._replace(dtype="F16")
-        for name, tensor in tensors.items()
-        if name not in added
+        name: tensor._replace(dtype="F16") for name, tensor in tensors.items() if name not in added
     }
     model = classify(replace(inventory, tensors=values))
     ignored = [(tensors[tensor.name], reason) for tensor, reason in model.ignored]

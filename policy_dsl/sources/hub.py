@@ -107,9 +107,7 @@ def _check_endpoint() -> None:
     except ValueError:
         good = False
     if not good:
-        raise fail(
-            "hub-failed", what="HF_ENDPOINT", reason=f'"{constants.ENDPOINT}" is not a URL'
-        )
+        raise fail("hub-failed", what="HF_ENDPOINT", reason=f'"{constants.ENDPOINT}" is not a URL')
 
 
 def _page(repository: str) -> str:

@@ -18,9 +18,7 @@ from policy_dsl.sources.local_files import open_folder
 _PARTIAL = {"missing-config", "missing-shard", "no-weights", "unreadable-file"}
 
 
-def open_cached(
-    repository: str, revision: str | None, *, links: bool = True
-) -> Inventory | None:
+def open_cached(repository: str, revision: str | None, *, links: bool = True) -> Inventory | None:
     """The model as it lies in the hub's cache; None if it is not there or not whole.
 
     links: as of `open_folder`.

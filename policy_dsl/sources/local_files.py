@@ -130,13 +130,9 @@ def open_hfq_file(path: Path, *, links: bool = True) -> Inventory:
 def _dated(inventory: Inventory, files: LocalFiles) -> Inventory:
     # Listed before anything was read: what changes from then on is noticed.
     linked = {
-        name: str(target)
-        for name, target in files.links.items()
-        if name in inventory.file_nbytes
+        name: str(target) for name, target in files.links.items() if name in inventory.file_nbytes
     }
-    return replace(
-        inventory, mtimes=files.mtimes, parts_read=files.parts_read, links=linked
-    )
+    return replace(inventory, mtimes=files.mtimes, parts_read=files.parts_read, links=linked)
 
 
 def local_files(folder: Path, *, links: bool = True, weights: str = "") -> LocalFiles:

@@ -9,12 +9,8 @@ from policy_dsl.diagnostics import fail
 # All that is looked at of a file; pointers are shorter.
 LOOKED_AT_NBYTES = 512
 
-_POINTER = re.compile(
-    rb"version https?://[^\n]*(?:git-lfs|hawser)[^\n]*\n(?s:.*)\nsize (\d{1,19})"
-)
-_PAGE = re.compile(
-    rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|\?xml)\b", re.IGNORECASE
-)
+_POINTER = re.compile(rb"version https?://[^\n]*(?:git-lfs|hawser)[^\n]*\n(?s:.*)\nsize (\d{1,19})")
+_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|\?xml)\b", re.IGNORECASE)
 # What web servers answer instead of a file, as its only line.
 _ANSWER = re.compile(
     rb"\s*((?:404:? ?)?(?:entry|repository|page|revision|file)? ?not found"

@@ -114,9 +114,7 @@ def leftover(inventory: Inventory) -> Iterator[Diagnostic]:
     if said and not _shown(inventory.tensors):
         cure = "remove the entry from config.json; the weights are taken as they are"
         form = _described(said)
-        yield diagnostic(
-            "quantization-not-shown", suggestion=cure, model=inventory.id, form=form
-        )
+        yield diagnostic("quantization-not-shown", suggestion=cure, model=inventory.id, form=form)
 
 
 def _said(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -181,9 +181,7 @@ def _file_tensors(held: RecordedFile, limit: int, letters: int) -> dict[str, Ten
     return placed(held, held.nbytes, found)
 
 
-def _record_file(
-    file: str | None, nbytes: int | None, held: Sequence[TensorInfo]
-) -> RecordedFile:
+def _record_file(file: str | None, nbytes: int | None, held: Sequence[TensorInfo]) -> RecordedFile:
     groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for tensor in held:
         groups.setdefault((tensor.dtype, tensor.shape), []).append(tensor.name)

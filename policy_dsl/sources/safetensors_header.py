@@ -105,9 +105,7 @@ def entry_defect(file: str, name: str, reason: str) -> Diagnostic:
 
 def _unknown_dtype(file: str, name: str, dtype: str) -> Diagnostic:
     cure = "give a checkpoint in BF16, F16 or F32, or take a newer policyc"
-    return diagnostic(
-        "unknown-dtype", file=file, tensor=shown(name), dtype=dtype, suggestion=cure
-    )
+    return diagnostic("unknown-dtype", file=file, tensor=shown(name), dtype=dtype, suggestion=cure)
 
 
 def _read_object(header: bytes, file: str) -> dict[str, Any]:
@@ -154,9 +152,7 @@ def _tensor(name: str, entry: Any, file: str, begin: int) -> TensorInfo:
     if prod(shape) * DTYPE_BITS[dtype] != (stop - start) * 8:
         said = f"its offsets {start} to {stop} hold {stop - start} bytes"
         raise ValueError(f"{said}, but {dtype} {shape} is {_size(dtype, shape)}")
-    return TensorInfo(
-        name, dtype, tuple(shape), stop - start, file, begin + start, begin + stop
-    )
+    return TensorInfo(name, dtype, tuple(shape), stop - start, file, begin + start, begin + stop)
 
 
 def _check_dtype(dtype: Any) -> None:

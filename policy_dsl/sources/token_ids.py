@@ -15,9 +15,7 @@ _MAPPED, _LISTED = ("BPE", "WordPiece", "WordLevel"), "Unigram"
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
-def tokens_beyond(
-    documents: Mapping[str, Mapping[str, Any]], rows: int
-) -> dict[str, list[str]]:
+def tokens_beyond(documents: Mapping[str, Mapping[str, Any]], rows: int) -> dict[str, list[str]]:
     """File -> the tokens it gives ids that an embedding of `rows` rows does not have.
 
     documents: JSON files by name; those that name no tokens are passed over.

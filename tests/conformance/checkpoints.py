@@ -9,15 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from model_kinds import (
-    JANG_KINDS,
-    KINDS,
-    N_LAYERS,
-    SIZES,
-    Checkpoint,
-    Kind,
-    published_config,
-)
+from model_kinds import JANG_KINDS, KINDS, N_LAYERS, SIZES, Checkpoint, Kind, published_config
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -114,9 +106,7 @@ def _next_token_layer(tensors: Tensors) -> Tensors:
     return found
 
 
-def _write_fp8(
-    folder: Path, tensors: Tensors, kind: Kind, config: dict[str, Any]
-) -> Checkpoint:
+def _write_fp8(folder: Path, tensors: Tensors, kind: Kind, config: dict[str, Any]) -> Checkpoint:
     """Both forms of an FP8 checkpoint: MiniMax's scales and routers are float32."""
     wide = kind.family == "minimax_m2"
     stored: Tensors = {}
@@ -143,9 +133,7 @@ def _write_fp8(
     return Checkpoint(published, readable)
 
 
-def _to_fp8(
-    weight: torch.Tensor, scale_dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _to_fp8(weight: torch.Tensor, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     rows, columns = (-(-n // _FP8_BLOCK) for n in weight.shape)
     scales = torch.empty(rows, columns, dtype=scale_dtype)
     for i in range(rows):

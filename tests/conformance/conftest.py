@@ -16,7 +16,7 @@ import pytest
 from gptq_peers import interpreter
 from model_kinds import Checkpoint
 
-from policy_dsl.cli import main
+from policyc.cli import main
 
 pytest.register_assert_rewrite("stock_mlx_lm", "jang_bundles")
 ROOT = Path(__file__).parents[2]
@@ -218,9 +218,7 @@ def gptq(
 
 @pytest.fixture
 def gptq_refusals(
-    checkpoint: Callable[[str], Checkpoint],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    checkpoint: Callable[[str], Checkpoint], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[str, str], dict[str, str]]:
     """Readers that cannot load what a policy's text makes of a kind, with their reasons."""
 

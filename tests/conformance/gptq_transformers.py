@@ -18,9 +18,7 @@ from transformers import AutoModelForCausalLM
 Array = NDArray[Any]
 
 
-def logits(
-    model: Path, prompt: Sequence[int], dtype: str, **options: Any
-) -> NDArray[np.float32]:
+def logits(model: Path, prompt: Sequence[int], dtype: str, **options: Any) -> NDArray[np.float32]:
     """Logits [tokens, vocabulary] of a checkpoint whose arithmetic is in `dtype`.
 
     options: of `from_pretrained`.

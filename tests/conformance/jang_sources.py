@@ -49,9 +49,7 @@ def widened(source: Path, out: Path) -> Path:
         save_file(held, out / path.name, metadata={"format": "pt"})
     index = json.loads((source / "model.safetensors.index.json").read_text())
     index["weight_map"] = {
-        name: file
-        for name, file in index["weight_map"].items()
-        if not name.endswith("_scale_inv")
+        name: file for name, file in index["weight_map"].items() if not name.endswith("_scale_inv")
     }
     (out / "model.safetensors.index.json").write_text(json.dumps(index))
     config = json.loads((source / "config.json").read_text())

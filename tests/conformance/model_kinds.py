@@ -86,9 +86,7 @@ _TIED = {"tie_word_embeddings": True}
 
 KINDS: Mapping[str, Kind] = {
     "llama": Kind("llama", "LlamaConfig", {"num_hidden_layers": 9}),
-    "llama_tied": Kind(
-        "llama", "LlamaConfig", {**_TIED, "attention_bias": True, "mlp_bias": True}
-    ),
+    "llama_tied": Kind("llama", "LlamaConfig", {**_TIED, "attention_bias": True, "mlp_bias": True}),
     # mlx-lm casts to what the config declares before it quantizes.
     "llama_cast": Kind("llama", "LlamaConfig", dtype="float32", declared="bfloat16"),
     "mistral": Kind("mistral", "MistralConfig", dtype="float16"),
@@ -99,9 +97,7 @@ KINDS: Mapping[str, Kind] = {
     "qwen2_tied": Kind("qwen2", "Qwen2Config", _TIED),
     "qwen3": Kind("qwen3", "Qwen3Config", dtype="float32"),
     "qwen3_moe": Kind("qwen3_moe", "Qwen3MoeConfig", _QWEN3_MOE),
-    "qwen3_moe_fp8": Kind(
-        "qwen3_moe", "Qwen3MoeConfig", {**_QWEN3_MOE, **_PARTIAL}, storage="fp8"
-    ),
+    "qwen3_moe_fp8": Kind("qwen3_moe", "Qwen3MoeConfig", {**_QWEN3_MOE, **_PARTIAL}, storage="fp8"),
     "qwen3_moe_fused": Kind("qwen3_moe", "Qwen3MoeConfig", _QWEN3_MOE, storage="fused"),
     "minimax_m2": Kind("minimax_m2", "MiniMaxM2Config", _MINIMAX),
     "minimax_m2_fp8": Kind(

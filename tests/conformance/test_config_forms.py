@@ -8,7 +8,7 @@ import pytest
 from emitters.gptq.names import FAMILIES as GPTQ_FAMILIES
 from emitters.jangtq_prestack.names import FAMILIES as JANG_FAMILIES
 from emitters.mlx_affine.names import FAMILIES as MLX_FAMILIES
-from policy_dsl.cli import main
+from policyc.cli import main
 
 pytestmark = pytest.mark.slow
 transformers = pytest.importorskip("transformers")
@@ -65,9 +65,7 @@ def test_transformers_reads_every_form_as_the_source(name, forms, gptq):
 @pytest.mark.parametrize(
     "name", ["llama", "llama_linear", "qwen2", "qwen3", "qwen3_moe", "glm4_moe"]
 )
-def test_auto_round_in_transformers_answers_as_transformers(
-    name, form, forms, gptq, auto_round
-):
+def test_auto_round_in_transformers_answers_as_transformers(name, form, forms, gptq, auto_round):
     made = forms(name)
     bundle = gptq(made.folders[form], PACKED)
     assert auto_round("missing", bundle, "float32") == []

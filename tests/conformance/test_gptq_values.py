@@ -50,8 +50,7 @@ def test_auto_round_unpacks_our_values(storage, gptq, auto_round):
 
 
 @pytest.mark.parametrize(
-    "storage",
-    ["int-gidx sym", "int-gidx asym", "int-v2-gidx sym", "int-v2-gidx asym", "int sym"],
+    "storage", ["int-gidx sym", "int-gidx asym", "int-v2-gidx sym", "int-v2-gidx asym", "int sym"]
 )
 def test_gptqmodel_unpacks_our_values(storage, gptq, gptqmodel):
     bundle = gptq("llama", mixed(storage))

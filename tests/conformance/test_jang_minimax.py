@@ -117,9 +117,7 @@ def test_three_bits_but_for_the_experts_are_another_profile(source, layout, jang
     theirs = converted(source, "JANGTQ2", layout)
     built, expected = tensors(ours), tensors(theirs)
     assert built.keys() == expected.keys()
-    assert [
-        name for name in built if ".tq_" not in name and built[name] != expected[name]
-    ] == []
+    assert [name for name in built if ".tq_" not in name and built[name] != expected[name]] == []
     for name in ("config.json", "jang_config.json"):
         wanted = (theirs / name).read_text()
         for before, after in (

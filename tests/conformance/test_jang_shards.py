@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from jang_bundles import assert_equal_files
 
-from policy_dsl.cli import main
+from policyc.cli import main
 
 pytestmark = pytest.mark.slow
 

@@ -148,9 +148,7 @@ def test_mixed_widths_in_dense_models(name, checkpoint, build, stock, tmp_path):
     source, n_layers = checkpoint(name), KINDS[name].n_layers
     ours = build(DENSE_MIX, source.published)
     theirs = stock.convert_by(
-        source.readable,
-        tmp_path / "stock",
-        lambda path: config_i(path, n_layers, experts=".mlp."),
+        source.readable, tmp_path / "stock", lambda path: config_i(path, n_layers, experts=".mlp.")
     )
     stock.assert_equal_bundles(ours, theirs)
 
@@ -175,9 +173,7 @@ def test_one_width_for_every_matrix(name, checkpoint, build, stock, tmp_path):
     source, width = checkpoint(name), UNIFORM[name]
     ours = build(f"target mlx_affine\nall: {words(width)}\n", source.published)
     theirs = stock.convert_by(
-        source.readable,
-        tmp_path / "stock",
-        lambda path: None if ROUTER.search(path) else width,
+        source.readable, tmp_path / "stock", lambda path: None if ROUTER.search(path) else width
     )
     stock.assert_equal_bundles(ours, theirs)
 
@@ -206,9 +202,7 @@ def test_the_embedded_model_writes_what_stock_writes(policy, build, stock, tmp_p
     ours, theirs = build(policy, EXAMPLE), tmp_path / "stock"
     if policy == "config_i":
         n_layers = json.loads((EXAMPLE / "config.json").read_text())["num_hidden_layers"]
-        stock.convert_by(
-            EXAMPLE, theirs, lambda path: config_i(path, n_layers), dtype="bfloat16"
-        )
+        stock.convert_by(EXAMPLE, theirs, lambda path: config_i(path, n_layers), dtype="bfloat16")
     else:
         stock.convert(EXAMPLE, theirs)
     stock.assert_equal_bundles(ours, theirs)

@@ -6,7 +6,7 @@ import pytest
 from one_layer_models import recorded
 
 from emitters.mlx_affine.names import FAMILIES
-from policy_dsl.cli import main
+from policyc.cli import main
 
 REFUSED = [family for family, reason in FAMILIES.items() if reason]
 

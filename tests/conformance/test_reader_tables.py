@@ -74,9 +74,7 @@ def test_fields_and_defaults_below_a_vision_model_are_those_of_mlx_lm():
     kind, (required, defaults) = MLX["gemma3"], declared("gemma3")
     assert {*kind.top.required} == required - {"model_type"}
     assert assumed(kind.top) == defaults
-    outer, inner = (
-        import_module(f"mlx_lm.models.{name}") for name in ("gemma3", "gemma3_text")
-    )
+    outer, inner = (import_module(f"mlx_lm.models.{name}") for name in ("gemma3", "gemma3_text"))
     filled = outer.ModelArgs("gemma3", {}).text_config
     args = vars(inner.ModelArgs.from_dict({"model_type": "gemma3_text", **filled}))
     assert assumed(kind.nested) == {

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from small_checkpoints import Array, llama_config, llama_tensors, write_folder
 
-from policy_dsl.cli.planning import plan_for
 from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import load
 from policy_dsl.plan import Plan
 from policy_dsl.sources.reference import open_source
+from policyc.cli.planning import plan_for
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"layers": 2, "hidden": 64, "inner": 128, "vocabulary": 96}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from policy_dsl.cli import main
+from policyc.cli import main
 from tests.emitters.core.small_checkpoints import Array, Tensors, nearest_bf16, write_folder
 
 DEMO = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"

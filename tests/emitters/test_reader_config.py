@@ -119,9 +119,7 @@ def test_experts_under_another_name_and_what_mlx_lm_requires(target):
 @pytest.mark.parametrize("target", ["mlx_affine", "jangtq_prestack"])
 def test_what_mlx_lm_requires_of_glm(target):
     found = added(target, source("glm4_moe", rope_parameters={"rope_theta": 1e6}))
-    assert {
-        key: found[key] for key in ("rope_theta", "rope_scaling", "partial_rotary_factor")
-    } == {
+    assert {key: found[key] for key in ("rope_theta", "rope_scaling", "partial_rotary_factor")} == {
         "rope_theta": 1e6,
         "rope_scaling": None,
         "partial_rotary_factor": 0.5,
@@ -178,9 +176,7 @@ def test_gemma_3_below_a_vision_model_is_completed_inside():
     gemma = without(replace(found, config={**found.config, "text_config": text}), *BIASES)
     config = written("mlx_affine", gemma)
     assert config["vocab_size"] == 96
-    inside = {
-        key: config["text_config"][key] for key in config["text_config"] if key not in text
-    }
+    inside = {key: config["text_config"][key] for key in config["text_config"] if key not in text}
     assert inside == {
         "rope_theta": 2e6,
         "rope_local_base_freq": 3e4,
@@ -223,12 +219,7 @@ def test_a_null_that_mlx_lm_cannot_take_is_filled_in():
             "takes `rope_theta` 10000.0 from config.json, which means 500000.0",
         ),
         ("mlx_affine", "qwen3", {}, "no place for 12 biases"),
-        (
-            "mlx_affine",
-            "gemma3_text",
-            {"tie_word_embeddings": ABSENT},
-            "no place for 12 biases",
-        ),
+        ("mlx_affine", "gemma3_text", {"tie_word_embeddings": ABSENT}, "no place for 12 biases"),
         ("hipfire_hfq", "llama", {"rope_scaling": LLAMA3}, "positions as `llama3`"),
         ("hipfire_hfq", "llama", {}, "no place for 21 biases"),
     ],

@@ -15,10 +15,10 @@ from safetensors import safe_open
 from emitters.core.bundle_outline import bundle_outline
 from emitters.core.tally import Sums
 from emitters.core.verify import VerifyReport, verify_bundle
-from emitters.core.verify_report import role_errors, verify_document, verify_text
-from policy_dsl.cli import main
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.reference import open_source
+from policyc.cli import main
+from policyc.reports.verify_report import role_errors, verify_document, verify_text
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = ROOT / "examples" / "tiny-minimax-m2"

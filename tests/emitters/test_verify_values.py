@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from emitters.core.verify import VerifyReport, verify_bundle
-from policy_dsl.cli import main
 from policy_dsl.sources.reference import open_source
+from policyc.cli import main
 from tests.emitters.core.small_checkpoints import (
     Tensors,
     llama_config,

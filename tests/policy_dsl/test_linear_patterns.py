@@ -110,7 +110,7 @@ def test_names_that_are_not_ascii(expression: str, name: str, matches: bool):
 def test_no_expression_takes_exponential_time(expression: str, tmp_path: Path):
     policy = tmp_path / "slow.qpol"
     policy.write_text(f"target mlx_affine\nall: 4bit\n/{expression}/: 8bit optional\n")
-    command = [sys.executable, "-m", "policy_dsl.cli", "check", policy, "--model"]
+    command = [sys.executable, "-m", "policyc", "check", policy, "--model"]
     subprocess.run(
         [*command, "examples/tiny-minimax-m2"], cwd=ROOT, timeout=60, check=True, text=True
     )

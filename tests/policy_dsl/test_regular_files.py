@@ -128,10 +128,8 @@ def test_what_only_looks_as_if_the_shell_passed_it(path: str) -> None:
         read_given(Path(path), 10)
 
 
-def _policyc(
-    *arguments: str, folder: Path, given: bytes = b""
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "policy_dsl.cli", *arguments]
+def _policyc(*arguments: str, folder: Path, given: bytes = b"") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "policyc", *arguments]
     receiver, sender = os.pipe()
     os.write(sender, given)
     # What waits for the pipe's end waits for ever, unless something was given.

@@ -83,9 +83,7 @@ def llama_tensors(
         shapes |= {f"{block}.self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"}
         shapes |= {f"{block}.mlp.{name}_proj": (inner, hidden) for name in ("gate", "up")}
         shapes[f"{block}.mlp.down_proj"] = (hidden, inner)
-        shapes |= {
-            f"{block}.{name}_layernorm": (hidden,) for name in ("input", "post_attention")
-        }
+        shapes |= {f"{block}.{name}_layernorm": (hidden,) for name in ("input", "post_attention")}
     shapes["model.norm"] = (hidden,)
     random = np.random.default_rng(1)
     return {
@@ -141,9 +139,7 @@ def mixtral_tensors(*, fused: bool, inner: int) -> dict[str, tuple[str, Array]]:
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a folder, by name."""
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()
-    }
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 def stored(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from emitters.core.record import record_digest
-from policy_dsl.cli import main
+from policyc.cli import main
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="the system does not say what was used"
@@ -25,7 +25,7 @@ TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 # Runs a command, and says last what it took; of its own process, whoever started it.
 PROGRAM = """\
 import sys
-from policy_dsl.cli import main
+from policyc.cli import main
 code = main(sys.argv[1:])
 status = open("/proc/self/status").read()
 print(code, int(status.partition("VmHWM:")[2].split()[0]) * 1024)

@@ -8,12 +8,7 @@ import json
 import jsonschema
 import numpy as np
 import pytest
-from recorded_bundles import (
-    metadata_texts,
-    recorded_digests,
-    recorded_texts,
-    tensor_digests,
-)
+from recorded_bundles import metadata_texts, recorded_digests, recorded_texts, tensor_digests
 from small_checkpoints import (
     Array,
     digests,
@@ -171,9 +166,7 @@ def test_fused_fp8_experts_are_dequantized_block_by_block(tmp_path, planned):
     expected = nearest_bf16(e4m3_values()[codes] * spread)
     built = stored(tmp_path / "out")
     for part, rows in (("gate_proj", slice(0, 192)), ("up_proj", slice(192, 384))):
-        dtype, shape, content = built[
-            f"model.layers.0.block_sparse_moe.switch_mlp.{part}.weight"
-        ]
+        dtype, shape, content = built[f"model.layers.0.block_sparse_moe.switch_mlp.{part}.weight"]
         assert (dtype, shape) == ("BF16", (4, 192, 64))
         assert content == expected[:, rows].tobytes()
     assert b"weight_block_size" not in (tmp_path / "out" / "config.json").read_bytes()

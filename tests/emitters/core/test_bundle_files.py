@@ -99,9 +99,7 @@ def test_side_files_are_in_the_bundle_or_among_those_left_out(demo, planned, tmp
         assert {*names, f"{TEMPLATES}/rag.jinja"} <= held
 
 
-def test_a_bundle_with_subfolders_is_built_verified_and_replaced(
-    write_llama, planned, tmp_path
-):
+def test_a_bundle_with_subfolders_is_built_verified_and_replaced(write_llama, planned, tmp_path):
     source, out = write_llama(), tmp_path / "out"
     (source / TEMPLATES).mkdir()
     (source / TEMPLATES / "rag.jinja").write_text("{{ x }}")

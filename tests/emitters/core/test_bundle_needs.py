@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from emitters.core.verify import verify_bundle
-from policy_dsl.cli import main
+from policyc.cli import main
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden"
@@ -77,8 +77,7 @@ def _said(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "part",
-    ["model.norm", "input_layernorm", "q_norm", "v_proj", "gate", "e_score_correction_bias"],
+    "part", ["model.norm", "input_layernorm", "q_norm", "v_proj", "gate", "e_score_correction_bias"]
 )
 def test_a_bundle_that_lacks_a_module_is_refused(bundle: Path, part: str) -> None:
     assert _said(bundle) == ""

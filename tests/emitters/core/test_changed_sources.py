@@ -11,8 +11,8 @@ import pytest
 from small_checkpoints import digests, write_shard
 
 from emitters.core.build import build
-from policy_dsl.cli.planning import Request, make_plan
 from policy_dsl.diagnostics import PolicyError
+from policyc.cli.planning import Request, make_plan
 
 
 def rewritten(path: Path, change: Callable[[bytes], bytes], *, keep_time: bool) -> None:

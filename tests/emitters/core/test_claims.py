@@ -36,9 +36,7 @@ PARTS = {
 TENSORS = st.dictionaries(
     st.builds("{}.{}".format, st.sampled_from(NAMES), st.sampled_from(sorted(PARTS))),
     st.sampled_from(["F16", "U32", "I32"]).flatmap(
-        lambda dtype: st.tuples(
-            st.just(dtype), st.lists(st.integers(0, 64), max_size=3).map(tuple)
-        )
+        lambda dtype: st.tuples(st.just(dtype), st.lists(st.integers(0, 64), max_size=3).map(tuple))
     ),
     max_size=8,
 )
@@ -54,15 +52,7 @@ SCALARS = st.one_of(
     st.sampled_from(WORDS),
 )
 KEYS = [
-    *(
-        "quantization",
-        "quantization_config",
-        "quant_method",
-        "bits",
-        "group_size",
-        "sym",
-        "mode",
-    ),
+    *("quantization", "quantization_config", "quant_method", "bits", "group_size", "sym", "mode"),
     *("dynamic", "extra_config", "modules_in_block_to_quantize", "lm_head", "desc_act"),
     *("packing_format", "checkpoint_format", "format", "data_type", "block_name_to_quantize"),
     *("weight_format", "mxtq_bits", "mxtq_seed", "routed_expert", "routed_expert_bits"),

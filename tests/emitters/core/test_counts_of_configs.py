@@ -29,9 +29,7 @@ def test_experts_that_only_the_config_has_take_no_time(experts: str, tmp_path: P
     config = {"model_type": "mixtral", **sizes, "quantization_config": GPTQ}
     text = json.dumps({**config, "num_local_experts": "COUNT"})
     (tmp_path / "config.json").write_text(text.replace('"COUNT"', experts))
-    command = [sys.executable, "-m", "policy_dsl.cli", "verify", tmp_path]
-    run = subprocess.run(
-        command, cwd=ROOT, timeout=60, check=False, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "policyc", "verify", tmp_path]
+    run = subprocess.run(command, cwd=ROOT, timeout=60, check=False, capture_output=True, text=True)
     assert run.returncode in (1, 2)
     assert "Traceback" not in run.stderr

@@ -17,8 +17,8 @@ from small_checkpoints import Array, stored, widened
 from emitters.core.build import build
 from emitters.core.verify import verify_bundle
 from policy_dsl.diagnostics import PolicyError
-from policy_dsl.reports.survey import survey
 from policy_dsl.sources.reference import open_source
+from policyc.reports.survey import survey
 
 torch = pytest.importorskip("torch")
 
@@ -37,19 +37,13 @@ KINDS: dict[str, tuple[str, Callable[[int, int], tuple[int, ...]], dict[str, obj
     "channel": (
         "weight_scale",
         lambda out, columns: (out, 1),
-        {
-            "quant_method": "compressed-tensors",
-            "config_groups": {"group_0": {"weights": CHANNELS}},
-        },
+        {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": CHANNELS}}},
     ),
     "row": ("weight_scale", lambda out, columns: (out,), {"quant_method": "fbgemm_fp8"}),
     "block": (
         "weight_scale",
         lambda out, columns: (-(-out // 16), -(-columns // 32)),
-        {
-            "quant_method": "compressed-tensors",
-            "config_groups": {"group_0": {"weights": BLOCKS}},
-        },
+        {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": BLOCKS}}},
     ),
 }
 PLAIN = "name: plain\ntarget: {target}\nfp8_dequant: {rule}\nrules: |\n  all: {dtype}\n"

@@ -31,9 +31,7 @@ def change(bundle: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize("total", TOTALS, ids=lambda total: str(total)[:20])
-def test_a_total_that_is_not_that_of_the_tensors_is_a_finding(
-    bundle: Path, total: object
-) -> None:
+def test_a_total_that_is_not_that_of_the_tensors_is_a_finding(bundle: Path, total: object) -> None:
     change(bundle, metadata={"total_size": total})
     found = [one for one in verify_bundle(bundle, jobs=1).findings if one.code != "no-record"]
     assert [one.code for one in found] == ["index-disagrees"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from policy_dsl.cli import main
+from policyc.cli import main
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 SHARD = "model-00001-of-00004.safetensors"
@@ -84,9 +84,7 @@ def test_side_files_that_are_links_out_of_the_folder(
 
 
 @pytest.mark.parametrize("name", ["config.json", INDEX, "tokenizer.json"])
-def test_what_is_read_of_a_checkpoint_is_in_its_folder(
-    source: Path, run: Run, name: str
-) -> None:
+def test_what_is_read_of_a_checkpoint_is_in_its_folder(source: Path, run: Run, name: str) -> None:
     _put_elsewhere(source / name)
     code, said = run("plan", "config_i", "--model", source)
     assert (code, "error[link-outside]" in said) == (2, True)

@@ -33,7 +33,7 @@ SMALL = 257 * MIB
 CHILD = """
 import sys
 from pathlib import Path
-from policy_dsl.cli import main
+from policyc.cli import main
 code = main(sys.argv[1:])
 print("code", code, Path("/proc/self/status").read_text())
 """

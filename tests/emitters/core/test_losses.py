@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policy_dsl.cli import main
+from policyc.cli import main
 from tests.emitters.core.small_checkpoints import (
     Array,
     bf16,

@@ -12,7 +12,7 @@ import pytest
 CHILD = """
 import sys
 from pathlib import Path
-from policy_dsl.cli import main
+from policyc.cli import main
 code = main(["build", "mlx_4bit", "--model", sys.argv[1], "-o", sys.argv[2], "-j", "1", "-q"])
 print("code", code, Path("/proc/self/status").read_text())
 """

@@ -20,8 +20,8 @@ from emitters.core.progress import Silent
 from emitters.core.record import record_digest
 from emitters.core.verify import verify_bundle
 from emitters.core.workspace import claimed
-from policy_dsl.cli import main
 from policy_dsl.diagnostics import PolicyError
+from policyc.cli import main
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from small_checkpoints import Array, stored, widened
 
 from emitters.core.build import build
 from emitters.core.record import record_schema
-from policy_dsl.cli import main
 from policy_dsl.diagnostics import PolicyError
+from policyc.cli import main
 
 EIGHT_BITS = {
     "mlx_affine": "all: 8bit g32",
@@ -181,9 +181,7 @@ def test_a_bundle_without_a_record_is_held_against_the_head_too(
     assert (code, "head-differs" in found) == (1, True)
 
 
-def test_a_rule_that_only_covers_the_head_does_not_store_it(
-    write_tied: Any, planned: Any
-) -> None:
+def test_a_rule_that_only_covers_the_head_does_not_store_it(write_tied: Any, planned: Any) -> None:
     source = write_tied(same)
     for selector in ("all", '"*.weight"', "/.*/", "all except norm"):
         plan, _ = planned(source, policy("mlx_affine", f"{selector}: 4bit g32"))

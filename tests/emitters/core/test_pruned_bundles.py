@@ -32,12 +32,12 @@ from emitters.core.verify import VerifyReport, verify_bundle
 from emitters.numerics.awq import awq_scale, column_scale, gate_up_sums
 from emitters.tensor_io.imatrix import open_imatrix
 from emitters.tensor_io.read import picked_rows
-from policy_dsl.cli.planning import plan_for
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.language.load import parse_policy
 from policy_dsl.plan import Plan
 from policy_dsl.sources.reference import open_source
+from policyc.cli.planning import plan_for
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "examples" / "tiny-minimax-m2"
@@ -238,9 +238,7 @@ def test_a_list_says_the_same_as_saliencies_that_choose_it(tmp_path: Path) -> No
     chosen.write_text(json.dumps({"keep": [[7, 0, 2, 3, 4, 5]] * 6}))
     source = open_source(str(DEMO))
     build(planned("mlx_affine", "prune experts keep 0,2-5,7"), source, out=tmp_path / "a")
-    build(
-        planned("mlx_affine", "prune experts to 6 by keep", chosen), source, out=tmp_path / "b"
-    )
+    build(planned("mlx_affine", "prune experts to 6 by keep", chosen), source, out=tmp_path / "b")
     one, other = (digests(tmp_path / name) for name in ("a", "b"))
     assert {name for name in one if one[name] != other[name]} == {"policyc.json"}
 

@@ -14,11 +14,11 @@ from emitters.core.build import build
 from emitters.core.bundle_outline import bundle_outline
 from emitters.core.record import record_digest
 from emitters.core.verify import verify_bundle
-from policy_dsl.cli.planning import plan_for
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import load
 from policy_dsl.sources.reference import open_source
+from policyc.cli.planning import plan_for
 
 POLICY = "name: eight\ntarget: mlx_affine\nrules: |\n  all: 8bit\n  lm_head: keep\n"
 # A quantized module, and a plain one.

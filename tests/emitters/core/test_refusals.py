@@ -46,15 +46,11 @@ def widen(tensors: dict[str, tuple[str, Array]]) -> None:
     tensors[GATE][1][100, 7:9] = 0x7F7F, 0xFF7F
 
 
-@pytest.mark.parametrize(
-    ("bits", "value"), [(0x7F80, "inf"), (0xFF80, "-inf"), (0x7FC1, "nan")]
-)
+@pytest.mark.parametrize(("bits", "value"), [(0x7F80, "inf"), (0xFF80, "-inf"), (0x7FC1, "nan")])
 def test_a_value_that_is_not_finite_is_named(write_llama, planned, tmp_path, bits, value):
     plan, inventory = planned(write_llama(poke(GATE, 100, 7, bits)))
     told = refusal(plan, inventory, out=tmp_path / "out")
-    assert told.startswith(
-        f'error[non-finite-source]: tensor "{GATE}" holds {value} at [100, 7]'
-    )
+    assert told.startswith(f'error[non-finite-source]: tensor "{GATE}" holds {value} at [100, 7]')
     assert not (tmp_path / "out").exists()
 
 
@@ -172,9 +168,7 @@ def test_force_does_not_delete_what_stands_beside_a_bundle(write_llama, planned,
     assert (out / "notes.txt").read_text() == "mine"
 
 
-def test_a_folder_that_only_has_the_name_of_unfinished_work_stays(
-    write_llama, planned, tmp_path
-):
+def test_a_folder_that_only_has_the_name_of_unfinished_work_stays(write_llama, planned, tmp_path):
     notes = tmp_path / "out.partial" / "notes.txt"
     notes.parent.mkdir()
     notes.write_text("mine")

@@ -11,12 +11,10 @@ import pytest
 
 from emitters.core.build import build
 from emitters.core.verify import verify_bundle
-from policy_dsl.cli import main
 from policy_dsl.sources.recorded import write_recorded
+from policyc.cli import main
 
-POINTER = (
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 7\n"
-)
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 7\n"
 POLICIES = {
     "mlx_affine": "target mlx_affine\nall: 8bit\nnorm: keep\n",
     "gptq": "target gptq\nattention, mlp: 4bit g32\nembed, lm_head: keep\n",
@@ -113,11 +111,7 @@ def test_headers_alone_do_not_say_that_there_is_no_tokenizer(
     ("file", "document", "said"),
     [
         ("added_tokens.json", {"<a>": 95, "<b>": 96, "<c>": 97}, "2 token ids"),
-        (
-            "vocab.json",
-            {"a": 0, "b": 100},
-            "1 token id beyond the 96 rows of the embedding: b 100",
-        ),
+        ("vocab.json", {"a": 0, "b": 100}, "1 token id beyond the 96 rows of the embedding: b 100"),
         ("tokenizer.json", {"added_tokens": [{"id": 96, "content": "<pad>"}]}, "<pad> 96"),
         ("tokenizer.json", {"model": {"vocab": [["x", 0.0]] * 97}}, "x 96"),
         ("tokenizer.json", {"model": {"vocab": {"w": 200}}}, "w 200"),
@@ -141,11 +135,7 @@ def test_token_ids_of_other_kinds_are_passed_over(write_llama, run: Run) -> None
         "tokenizer.json": {"model": {"vocab": {"a": 95, "b": 95}}, "added_tokens": []},
         "added_tokens.json": {"a": -1, "b": None, "c": 95},
         "tokenizer_config.json": {"added_tokens_decoder": {"x": {}, "²": 3, "9" * 99: 3}},
-        "generation_config.json": {
-            "eos_token_id": None,
-            "pad_token_id": -1,
-            "bos_token_id": "a",
-        },
+        "generation_config.json": {"eos_token_id": None, "pad_token_id": -1, "bos_token_id": "a"},
     }
     for file, document in odd.items():
         (source / file).write_text(json.dumps(document))
@@ -237,9 +227,7 @@ TOKENIZERS = [
 ]
 
 
-def test_what_is_not_a_tokenizer_is_refused(
-    write_llama, planned, run: Run, tmp_path: Path
-) -> None:
+def test_what_is_not_a_tokenizer_is_refused(write_llama, planned, run: Run, tmp_path: Path) -> None:
     source, out = write_llama(), tmp_path / "out"
     build(*planned(source), out=out)
     (out / "policyc.json").unlink()
@@ -264,9 +252,7 @@ def test_tokens_without_ids_are_one_finding(write_llama, run: Run) -> None:
     vocabulary = _vocabulary("BPE", dict.fromkeys("abcde"))
     (source / "tokenizer.json").write_text(json.dumps(vocabulary))
     said = run("plan", "mlx_affine", source, 2)
-    told = (
-        'its vocab has 5 tokens without a whole number from 0 as id: "a": null, "b": null, "c"'
-    )
+    told = 'its vocab has 5 tokens without a whole number from 0 as id: "a": null, "b": null, "c"'
     assert told in said
 
 

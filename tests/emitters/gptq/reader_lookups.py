@@ -88,10 +88,7 @@ def by_vllm(config: Config, name: str, joined: Mapping[str, Collection[str]]) ->
 
 
 def by_vllm_gptq(
-    config: Config,
-    name: str,
-    joined: Mapping[str, Collection[str]],
-    packed: Collection[str],
+    config: Config, name: str, joined: Mapping[str, Collection[str]], packed: Collection[str]
 ) -> Width:
     """vLLM, dialect gptq. packed: modules whose tensors are no floats, from the headers.
 

@@ -17,12 +17,12 @@ from emitters import get
 from emitters.core.build import build
 from emitters.core.interface import UnstorableError
 from emitters.core.verify import verify_bundle
-from policy_dsl.cli import main
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
 from policy_dsl.policy import Treatment
 from policy_dsl.sources.reference import open_source
+from policyc.cli import main
 
 # What plain rounding loses of values of a bell curve in groups of 64, |W - D| / |W|.
 LOSS = {2: 0.75, 3: 0.25, 4: 0.12, 8: 0.008}

@@ -41,9 +41,7 @@ def read_back(plan: Plan) -> dict[str, tuple[Any, ...]]:
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_other_tools_configurations_explain_their_tensors(path: Path):
     recorded = json.loads(path.read_text())
-    tensors = {
-        name: (dtype, tuple(shape)) for name, (dtype, shape) in recorded["tensors"].items()
-    }
+    tensors = {name: (dtype, tuple(shape)) for name, (dtype, shape) in recorded["tensors"].items()}
     found = forms_of(tensors)
     claims = claimed(recorded["quantization_config"], found)
     assert claims.keys() == {name for name, parts in found.items() if "qweight" in parts}

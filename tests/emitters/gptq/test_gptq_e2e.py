@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from small_checkpoints import stored
 
-from policy_dsl.cli import main
+from policyc.cli import main
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "gptq_e2e"
 MIXED = """

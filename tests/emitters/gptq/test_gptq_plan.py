@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from policy_dsl.cli import main
+from policyc.cli import main
 
 # Bytes of tensors and headers of the published pruned checkpoint, in 23 shards.
 PUBLISHED = 91_512_175_232

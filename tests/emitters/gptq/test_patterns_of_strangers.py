@@ -34,7 +34,7 @@ def bundle(folder: Path, names: list[str], **quantization: object) -> str:
 
 
 def policyc(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "policy_dsl.cli", *arguments]
+    command = [sys.executable, "-m", "policyc", *arguments]
     return subprocess.run(
         command, cwd=ROOT, timeout=60, check=False, capture_output=True, text=True
     )

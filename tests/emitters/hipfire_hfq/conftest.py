@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from policy_dsl.cli import main
+from policyc.cli import main
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "hipfire"
@@ -37,9 +37,7 @@ DENSE = {
 }
 POLICIES = {
     **{f"tiny-minimax.{tier}": f"extends {name}\n{UPSTREAM}" for tier, name in TIERS.items()},
-    **{
-        f"tiny-llama.{form}": f"target hipfire_hfq\n{rules}\n" for form, rules in DENSE.items()
-    },
+    **{f"tiny-llama.{form}": f"target hipfire_hfq\n{rules}\n" for form, rules in DENSE.items()},
 }
 
 

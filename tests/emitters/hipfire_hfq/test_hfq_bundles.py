@@ -19,11 +19,11 @@ from small_checkpoints import Array, bf16, digests
 from emitters.core.build import build
 from emitters.core.record import record_schema
 from emitters.core.verify import verify_bundle
-from emitters.core.verify_report import role_errors
 from emitters.tensor_io.imatrix import open_imatrix
-from policy_dsl.cli import main
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.reference import open_source
+from policyc.cli import main
+from policyc.reports.verify_report import role_errors
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "examples" / "tiny-minimax-m2"
@@ -105,9 +105,7 @@ def test_columns_are_divided_by_what_is_stored(demo_bundle: Built, tmp_path: Pat
 
 
 @pytest.mark.parametrize("policy", ["hipfire_mq2", "hipfire_mq4"])
-def test_a_build_is_its_plan(
-    demo_bundle: Built, said: Said, tmp_path: Path, policy: str
-) -> None:
+def test_a_build_is_its_plan(demo_bundle: Built, said: Said, tmp_path: Path, policy: str) -> None:
     plan = tmp_path / "plan.json"
     said("plan", policy, "--model", DEMO, "--imatrix", IMATRIX, "--save", plan)
     compared = json.loads(said("diff", plan, demo_bundle(policy), "--format", "json"))
@@ -183,9 +181,7 @@ def other_imatrix(tmp_path: Path) -> Path:
     statistics = {}
     for layer in range(6):
         for word in ("gate", "up"):
-            found = imatrix.sums(
-                f"experts.{word}_proj", layer, n_matrices=8, columns=256
-            )
+            found = imatrix.sums(f"experts.{word}_proj", layer, n_matrices=8, columns=256)
             statistics[found.entry] = Statistics(found.sums, found.counts)
     path = tmp_path / "imatrix.dat"
     path.write_bytes(legacy_file(statistics))
@@ -208,9 +204,7 @@ def test_what_a_file_lacks_is_told_when_a_build_starts(
 
 
 @pytest.mark.parametrize("command", ["plan", "build"])
-def test_a_file_that_is_not_there_or_no_matrix(
-    said: Said, tmp_path: Path, command: str
-) -> None:
+def test_a_file_that_is_not_there_or_no_matrix(said: Said, tmp_path: Path, command: str) -> None:
     given = (command, "hipfire_mq2", "--model", DEMO, "--imatrix")
     assert "error[unreadable-file]" in said(*given, tmp_path / "nowhere.gguf", code=2)
     text = said(*given, DEMO / "config.json", code=2)

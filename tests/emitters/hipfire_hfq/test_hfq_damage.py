@@ -86,9 +86,7 @@ def test_none_passes_for_what_was_built(
 
 @COUNTS
 @pytest.mark.parametrize("name", [DENSE, "tiny-minimax.mq2-lloyd"])
-def test_none_is_a_crash_where_there_is_no_record(
-    tmp_path: Path, name: str, count: int
-) -> None:
+def test_none_is_a_crash_where_there_is_no_record(tmp_path: Path, name: str, count: int) -> None:
     path = Path(shutil.copyfile(GOLDEN / name, tmp_path / name))
     source = open_source(str(GOLDEN / f"{name.partition('.')[0]}-src"))
     told = 0

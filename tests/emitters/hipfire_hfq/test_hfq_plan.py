@@ -18,9 +18,9 @@ from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.explain import explain
 from policy_dsl.planning.fill import describe
 from policy_dsl.planning.resolve import resolve
-from policy_dsl.reports.explain_text import explain_document, explain_text
-from policy_dsl.reports.plan_text import plan_text
 from policy_dsl.sources.reference import open_source
+from policyc.reports.explain_text import explain_document, explain_text
+from policyc.reports.plan_text import plan_text
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 MOE = "model.layers.3.block_sparse_moe"
@@ -230,8 +230,7 @@ def test_what_is_given_counts_more_than_what_is_written() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "given"),
-    [("", {"imatrix": "x.gguf"}), ('calibration imatrix "x.gguf"\n', {})],
+    ("text", "given"), [("", {"imatrix": "x.gguf"}), ('calibration imatrix "x.gguf"\n', {})]
 )
 def test_statistics_that_nothing_needs_are_told(text: str, given: dict[str, str]) -> None:
     found = planned(f"{text}{USUAL}experts: mq4", **given).findings

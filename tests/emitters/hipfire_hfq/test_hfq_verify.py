@@ -141,9 +141,7 @@ def test_experts_that_no_kernel_runs(changed, code: int) -> None:
         ("model.norm.weight", 16, 512),
     ],
 )
-def test_a_code_that_readers_do_not_take_there(
-    changed, name: str, code: int, nbytes: int
-) -> None:
+def test_a_code_that_readers_do_not_take_there(changed, name: str, code: int, nbytes: int) -> None:
     (message,) = told(changed(MINIMAX, lambda parts: coded(parts, name, code, nbytes, 0)))
     assert message.startswith(f'model.mq4: tensor "{name}": it is ')
     assert ", and readers take " in message

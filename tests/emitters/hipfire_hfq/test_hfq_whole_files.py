@@ -70,9 +70,7 @@ def test_files_of_hipfire_verify_without_a_record(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*MINIMAX, *DENSE])
-def test_built_files_verify_with_their_record(
-    upstream: Callable[[str], Path], name: str
-) -> None:
+def test_built_files_verify_with_their_record(upstream: Callable[[str], Path], name: str) -> None:
     source = open_source(str(GOLDEN / f"{name.partition('.')[0]}-src"))
     report = verify_bundle(upstream(name), source, jobs=2)
     assert report.findings == ()

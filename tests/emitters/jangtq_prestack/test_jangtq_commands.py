@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from policy_dsl.cli import main
+from policyc.cli import main
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 
@@ -37,9 +37,7 @@ USUAL = "target jangtq_prestack\nexperts: 2bit\nall except experts: 8bit\nrouter
 
 
 @pytest.mark.parametrize("layout", ["prestacked", "per_expert"])
-def test_added_experts_are_told_and_are_no_parameters(
-    said, tmp_path: Path, layout: str
-) -> None:
+def test_added_experts_are_told_and_are_no_parameters(said, tmp_path: Path, layout: str) -> None:
     policy = tmp_path / "p.qpol"
     policy.write_text(f"{USUAL}output layout {layout}\n", encoding="utf-8")
     said("build", policy, "--model", TINY, "-o", tmp_path / "out", "-q")

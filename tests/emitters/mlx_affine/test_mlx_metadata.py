@@ -44,21 +44,13 @@ def test_widths_are_written_whole_and_read_back(write_llama, planned):
     files = get("mlx_affine").metadata(plan)
     quantization = json.loads(files["config.json"])["quantization"]
     block = "model.layers.0"
-    assert quantization[f"{block}.mlp.down_proj"] == {
-        "group_size": 32,
-        "bits": 3,
-        "mode": "affine",
-    }
+    assert quantization[f"{block}.mlp.down_proj"] == {"group_size": 32, "bits": 3, "mode": "affine"}
     assert quantization[f"{block}.self_attn.o_proj"]["mode"] == "mxfp4"
     assert quantization[f"{block}.self_attn.q_proj"] is False
     assert f"{block}.input_layernorm" not in quantization
     assert (quantization["bits"], quantization["group_size"]) == (4, 64)
     treatments = {
-        module.name: (
-            module.treatment.scheme,
-            module.treatment.bits,
-            module.treatment.group_size,
-        )
+        module.name: (module.treatment.scheme, module.treatment.bits, module.treatment.group_size)
         for module in plan.modules
         if module.treatment.action == "quantize"
     }

@@ -23,11 +23,7 @@ Array = NDArray[Any]
 
 STORAGE = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 # Relative rounding error of a value type, and its smallest positive value.
-ROUNDING = {
-    "BF16": (2.0**-8, 2.0**-133),
-    "F16": (2.0**-11, 2.0**-24),
-    "F32": (2.0**-23, 2.0**-149),
-}
+ROUNDING = {"BF16": (2.0**-8, 2.0**-133), "F16": (2.0**-11, 2.0**-24), "F32": (2.0**-23, 2.0**-149)}
 TOPS = {"mxfp4": 6.0, "mxfp8": 448.0, "nvfp4": 6.0}
 # Half of the widest gap between neighbouring codes, over the largest code.
 HALF_GAPS = {"mxfp4": 1 / 6, "mxfp8": 16 / 448, "nvfp4": 1 / 6}
@@ -61,15 +57,11 @@ def any_bits(draw: st.DrawFn, dtype: str, group_size: int) -> Array:
     """A matrix of any bit patterns; more than 16 groups in some, so that blocks end inside."""
     shape = draw(st.integers(2, 40)), group_size * draw(st.integers(1, 3))
     width = np.dtype(STORAGE[dtype]).itemsize
-    noise = np.random.default_rng(draw(st.integers(0, 2**32))).bytes(
-        shape[0] * shape[1] * width
-    )
+    noise = np.random.default_rng(draw(st.integers(0, 2**32))).bytes(shape[0] * shape[1] * width)
     return np.frombuffer(noise, STORAGE[dtype]).reshape(shape)
 
 
-def groups_and_errors(
-    matrix: Array, dtype: str, options: dict[str, Any]
-) -> tuple[Array, Array]:
+def groups_and_errors(matrix: Array, dtype: str, options: dict[str, Any]) -> tuple[Array, Array]:
     """The values group by group, and the largest error of each group after a round trip."""
     exact = to_float32(matrix, dtype).astype(np.float64)
     treatment, columns = quantize(**options), matrix.shape[-1]
@@ -124,9 +116,7 @@ def test_rows_encode_and_decode_on_their_own(
     decoded = [decode(piece, dtype, treatment, columns) for piece in pieces]
     for part, stored in whole.items():
         assert np.concatenate([p[part] for p in pieces]).tobytes() == stored.tobytes()
-    assert (
-        np.concatenate(decoded).tobytes() == decode(whole, dtype, treatment, columns).tobytes()
-    )
+    assert np.concatenate(decoded).tobytes() == decode(whole, dtype, treatment, columns).tobytes()
 
 
 @given(data=st.data(), dtype=dtypes, options=affine_options)
@@ -154,13 +144,10 @@ def test_unaligned_and_strided_rows_are_taken() -> None:
     matrix = np.random.default_rng(5).standard_normal((6, 128)).astype(np.float32)
     options = {"scheme": "affine", "bits": 4, "group_size": 64}
     expected = encode(matrix[::2], "F32", quantize(**options))["weight"]
-    unaligned = np.frombuffer(b"x" + matrix[::2].tobytes(), np.float32, offset=1).reshape(
-        3, 128
-    )
+    unaligned = np.frombuffer(b"x" + matrix[::2].tobytes(), np.float32, offset=1).reshape(3, 128)
     assert (encode(unaligned, "F32", quantize(**options))["weight"] == expected).all()
     assert (
-        encode(np.ascontiguousarray(matrix[::2]), "F32", quantize(**options))["weight"]
-        == expected
+        encode(np.ascontiguousarray(matrix[::2]), "F32", quantize(**options))["weight"] == expected
     ).all()
 
 

@@ -128,9 +128,7 @@ def test_words_of_the_model_free_flow(
     quantize = import_module("auto_round.utils.model_free_utils").quantize_weight_rtn
     rows = np.concatenate([each[:8] for each in spreads(3).values()] + [np.zeros((8, COLUMNS))])
     weights = cast(rows.astype(np.float32), "F32", dtype)
-    packing, version = (
-        ("auto_round:auto_gptq", "gptq") if symmetric else ("auto_round", "gptq_v2")
-    )
+    packing, version = ("auto_round:auto_gptq", "gptq") if symmetric else ("auto_round", "gptq_v2")
     for bits, size in itertools.product((2, 4, 8), (32, 128)):
         theirs = quantize(
             tensor_of(torch, weights, dtype), bits, size, sym=symmetric, packing=packing

@@ -169,8 +169,7 @@ def check(
 
 
 @pytest.mark.parametrize(
-    ("file", "version", "count"),
-    [("gptq/rtn", "0.16.1", 192), ("gptq/rtn_0122", "0.12.2", 18)],
+    ("file", "version", "count"), [("gptq/rtn", "0.16.1", 192), ("gptq/rtn_0122", "0.12.2", 18)]
 )
 def test_rtn_and_search(
     file: str, version: str, count: int, golden: Golden, same_groups: SameGroups

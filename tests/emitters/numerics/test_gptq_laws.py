@@ -13,10 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from emitters.numerics.gptq_layout import (
-    GptqParts,
-    gptq_decode,
-)
+from emitters.numerics.gptq_layout import GptqParts, gptq_decode
 from emitters.numerics.gptq_rtn import gptq_rtn
 from emitters.numerics.gptq_search import gptq_search
 from emitters.numerics.gptq_weights import SearchWeights, search_weights
@@ -59,13 +56,7 @@ def same(some: GptqParts, others: GptqParts) -> bool:
     data=st.data(),
 )
 def test_rows_encode_and_decode_on_their_own(
-    encoder: str,
-    dtype: str,
-    bits: int,
-    size: int,
-    rows: int,
-    seed: int,
-    data: st.DataObject,
+    encoder: str, dtype: str, bits: int, size: int, rows: int, seed: int, data: st.DataObject
 ) -> None:
     spread = np.random.default_rng(seed).laplace(size=(rows, 384)).astype(np.float32)
     matrix, options = cast(spread, "F32", dtype), {"bits": bits, "group_size": size}

@@ -37,9 +37,7 @@ def random_parts(seed: int, bits: int, groups: int, rows: int) -> GptqParts:
     return GptqParts(pack_columns(codes, bits=bits), zeros, scales)
 
 
-@given(
-    bits=widths, rows=st.integers(0, 70), columns=st.sampled_from(range(0, 224, 32)), seed=seeds
-)
+@given(bits=widths, rows=st.integers(0, 70), columns=st.sampled_from(range(0, 224, 32)), seed=seeds)
 def test_codes_come_back(bits: int, rows: int, columns: int, seed: int) -> None:
     codes = np.random.default_rng(seed).integers(0, 2**bits, (rows, columns), np.uint8)
     before = codes.copy()

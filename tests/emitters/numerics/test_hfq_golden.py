@@ -62,9 +62,7 @@ def test_every_block_vector_is_compared(golden: Golden) -> None:
 
 @pytest.mark.parametrize("alpha", [0.5, 0.55])
 @pytest.mark.parametrize("name", AWQ_FORMATS)
-def test_scaled_weights(
-    name: str, alpha: float, golden: Golden, same_groups: SameGroups
-) -> None:
+def test_scaled_weights(name: str, alpha: float, golden: Golden, same_groups: SameGroups) -> None:
     vectors = golden("hipfire/awq")
     blocks = encode_blocks(vectors[f"w_scaled.alpha{alpha}"].reshape(-1), AWQ_FORMATS[name])
     same_groups(vectors[f"{name}.alpha{alpha}"], blocks.reshape(-1), blocks.shape[1])

@@ -21,10 +21,7 @@ Array = NDArray[Any]
 LEVEL_BITS = {19: 2, 20: 3, 30: 4}
 UNROTATED_BITS = {6: 4, 7: 4, 8: 6, 9: 2, 10: 2, 11: 3, 12: 3}
 # Relative error of Gaussian weights.
-ERRORS = {
-    **{13: 0.109, 15: 0.026, 17: 0.233, 18: 0.544},
-    **{19: 0.335, 20: 0.185, 3: 0.0054},
-}
+ERRORS = {**{13: 0.109, 15: 0.026, 17: 0.233, 18: 0.544}, **{19: 0.335, 20: 0.185, 3: 0.0054}}
 CODES = [3, *UNROTATED_BITS, 13, 15, 17, 18, *LEVEL_BITS]
 
 

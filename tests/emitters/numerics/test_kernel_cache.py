@@ -79,9 +79,7 @@ def test_a_second_process_does_not_compile(tmp_path: Path) -> None:
     assert compilations(tmp_path / "cache") == 0
 
 
-def test_programs_that_compile_at_the_same_time_do_not_mix_their_kernels(
-    tmp_path: Path,
-) -> None:
+def test_programs_that_compile_at_the_same_time_do_not_mix_their_kernels(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     assert run(ADDING + ADD, cache, "1").stdout == "101\n"
     assert run(ADDING + AT_THE_SAME_TIME + ADD, cache, "2").stdout == "102\n"
@@ -101,9 +99,7 @@ def test_without_a_cache_kernels_work_and_it_is_said_once(trouble: str, tmp_path
 
 @pytest.mark.parametrize("damage", ["empty", "zeros", "half"])
 @pytest.mark.parametrize("ending", ["nbi", "nbc"])
-def test_a_damaged_cache_is_named_and_not_used(
-    damage: str, ending: str, tmp_path: Path
-) -> None:
+def test_a_damaged_cache_is_named_and_not_used(damage: str, ending: str, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     run(ADDING + ADD, cache, "1")
     for path in cache.rglob(f"*.{ending}"):

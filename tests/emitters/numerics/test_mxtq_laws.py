@@ -38,9 +38,7 @@ def gaussian(rows: int, columns: int) -> Array:
 
 
 @given(data=st.data(), dtype=st.sampled_from(sorted(STORAGE)), bits=st.sampled_from([2, 3]))
-def test_rows_encode_and_decode_on_their_own(
-    data: st.DataObject, dtype: str, bits: int
-) -> None:
+def test_rows_encode_and_decode_on_their_own(data: st.DataObject, dtype: str, bits: int) -> None:
     matrix = data.draw(any_bits(dtype))
     columns, cut = matrix.shape[1], data.draw(st.integers(1, len(matrix) - 1))
     whole = mxtq_encode(matrix, dtype, bits=bits)
@@ -133,9 +131,7 @@ def test_unaligned_and_strided_rows_are_taken() -> None:
         ((2, 64), "I8", 2),
     ],
 )
-def test_what_jang_cannot_hold_is_refused(
-    shape: tuple[int, ...], dtype: str, bits: int
-) -> None:
+def test_what_jang_cannot_hold_is_refused(shape: tuple[int, ...], dtype: str, bits: int) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         mxtq_encode(np.zeros(shape, np.uint16), dtype, bits=bits)
 

@@ -57,13 +57,9 @@ def test_casting_there_and_back_changes_nothing(dtype: str) -> None:
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_float16_rounds_as_numpy_does() -> None:
     bits = np.random.default_rng(1).integers(0, 2**32, 1_000_000, dtype=np.uint32)
-    middle = np.random.default_rng(2).integers(
-        0x33000000, 0x48000000, 1_000_000, dtype=np.uint32
-    )
+    middle = np.random.default_rng(2).integers(0x33000000, 0x48000000, 1_000_000, dtype=np.uint32)
     edges = np.add.outer([-1, 0, 1], np.arange(0x33000000, 0x48000000, 0x1000))
-    values = np.concatenate([bits, middle, edges.astype(np.uint32).reshape(-1)]).view(
-        np.float32
-    )
+    values = np.concatenate([bits, middle, edges.astype(np.uint32).reshape(-1)]).view(np.float32)
     values = values[~np.isnan(values)]
     expected = values.astype(np.float16)
     assert (cast(values, "F32", "F16").view(np.uint16) == expected.view(np.uint16)).all()
@@ -77,9 +73,7 @@ def test_bfloat16_rounds_to_nearest_even(number: float) -> None:
 
 
 def test_bfloat16_ties_go_to_even() -> None:
-    ties = np.array([0x3F808000, 0x3F818000, 0xBF808000, 0x00008000], np.uint32).view(
-        np.float32
-    )
+    ties = np.array([0x3F808000, 0x3F818000, 0xBF808000, 0x00008000], np.uint32).view(np.float32)
     assert cast(ties, "F32", "BF16").tolist() == [0x3F80, 0x3F82, 0xBF80, 0x0000]
 
 

@@ -25,9 +25,7 @@ class Statistics(NamedTuple):
     counts: Array
 
 
-def random_statistics(
-    seed: int = 0, experts: int = 4, columns: int = 32
-) -> dict[str, Statistics]:
+def random_statistics(seed: int = 0, experts: int = 4, columns: int = 32) -> dict[str, Statistics]:
     """An entry of experts, the third of which got no token, and one of a single matrix."""
     random = np.random.default_rng(seed)
     counts = random.integers(1, 5000, experts).astype(np.float32)

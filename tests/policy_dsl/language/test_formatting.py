@@ -71,9 +71,7 @@ on gptq {
 metadata card {"a": 1}
 test bpw <= 3.3
 """
-PLACES = st.lists(
-    st.tuples(st.integers(0, 30), st.sampled_from(["above", "beside"])), max_size=6
-)
+PLACES = st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["above", "beside"])), max_size=6)
 
 
 def with_comments(text: str, places: list[tuple[int, str]]) -> tuple[str, list[str]]:

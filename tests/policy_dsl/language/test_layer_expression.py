@@ -38,9 +38,7 @@ def test_an_expression_chooses_layers(expression: str, layers: set[int]) -> None
     assert layers_where(expression, 8) == layers
 
 
-OPERATOR = st.sampled_from(
-    ["+", "-", "*", "//", "%", "<", "<=", "==", "!=", ">=", " and ", " or "]
-)
+OPERATOR = st.sampled_from(["+", "-", "*", "//", "%", "<", "<=", "==", "!=", ">=", " and ", " or "])
 EXPRESSION = st.recursive(
     st.sampled_from(["i", "n", "0", "1", "3"]),
     lambda inner: (

@@ -233,8 +233,7 @@ def test_policies_that_are_extended_count_too(write) -> None:
 
 
 @pytest.mark.parametrize(
-    "statement",
-    ['description "{}"', 'metadata a "{}"', '"{}": 4bit', "all: {}", "test bpw <= {}"],
+    "statement", ['description "{}"', 'metadata a "{}"', '"{}": 4bit', "all: {}", "test bpw <= {}"]
 )
 def test_variables_do_not_make_a_short_policy_a_long_one(write, statement: str) -> None:
     text = f'var a = "{"x" * 18_000}"\n{statement.format("${a}" * 1_000)}\n'

@@ -54,14 +54,8 @@ def test_the_first_sentence_works_as_it_stands() -> None:
         ("router and family minimax_m2: 8bit", "router and family minimax_m2: 8bit"),
         ('"model.layers.*; # w1": keep', '"model.layers.*; # w1": keep'),
         (r"/model\/\d+;#/: keep", r"/model\/\d+;#/: keep"),
-        (
-            "layers where (i<n//8)or((i)%3==2): 4bit",
-            "layers where i < n // 8 or i % 3 == 2: 4bit",
-        ),
-        (
-            "(layers where i<4 and i>1) and a: 4bit",
-            "(layers where i < 4 and i > 1) and a: 4bit",
-        ),
+        ("layers where (i<n//8)or((i)%3==2): 4bit", "layers where i < n // 8 or i % 3 == 2: 4bit"),
+        ("(layers where i<4 and i>1) and a: 4bit", "(layers where i < 4 and i > 1) and a: 4bit"),
         ("a in layers where i<4, b: 4bit", "(a in layers where i < 4), b: 4bit"),
     ],
 )

@@ -72,12 +72,8 @@ def ranges(draw, low=-9):
 
 
 NAMES = st.builds(
-    "{}.{}".format,
-    st.sampled_from(sorted(COMPONENTS)),
-    st.sampled_from(["down_proj", "q_proj"]),
-) | st.sampled_from(
-    [*sorted(COMPONENTS), *sorted(SINGLE_ROLES), "w1", "down_proj", "model", "to"]
-)
+    "{}.{}".format, st.sampled_from(sorted(COMPONENTS)), st.sampled_from(["down_proj", "q_proj"])
+) | st.sampled_from([*sorted(COMPONENTS), *sorted(SINGLE_ROLES), "w1", "down_proj", "model", "to"])
 LEAVES = st.one_of(
     st.just(All()),
     st.just(Middle()),
@@ -93,8 +89,7 @@ LEAVES = st.one_of(
     st.builds(Family, WORD),
     st.builds(Glob, TEXT),
     st.builds(
-        Regex,
-        st.sampled_from([r"model/.*\.w[12]", r"a|b#;", r"\d+\\x", r"a|(?:b$){2}", "[/]x"]),
+        Regex, st.sampled_from([r"model/.*\.w[12]", r"a|b#;", r"\d+\\x", r"a|(?:b$){2}", "[/]x"])
     ),
 )
 SELECTORS = st.recursive(
@@ -168,9 +163,7 @@ def apart_ranges(draw):
 
 
 COUNTS = st.integers(0, 20)
-PRUNES = st.builds(Prune, to=st.integers(1, 999), by=WORD) | st.builds(
-    Prune, keep=apart_ranges()
-)
+PRUNES = st.builds(Prune, to=st.integers(1, 999), by=WORD) | st.builds(Prune, keep=apart_ranges())
 
 
 @st.composite
@@ -197,9 +190,7 @@ def policies(draw):
         "targets",
     ]
     anchors += [f"rules[{index}]" for index in range(len(rules))]
-    comment = st.builds(
-        Comment, st.sampled_from(anchors), TEXT.map("# {}".format), st.booleans()
-    )
+    comment = st.builds(Comment, st.sampled_from(anchors), TEXT.map("# {}".format), st.booleans())
     policy = Policy(
         name=draw(WORD),
         description=draw(st.just("") | PROSE),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from policy_dsl.planning.diff import diff
 from policy_dsl.planning.outline import Outline, OutlineModule
-from policy_dsl.reports.diff_text import diff_document, diff_markdown, diff_text
+from policyc.reports.diff_text import diff_document, diff_markdown, diff_text
 
 WIDTHS = {"3bit affine g64": 3.5, "4bit affine g64": 4.5, "8bit affine g64": 8.5, "keep": 16}
 

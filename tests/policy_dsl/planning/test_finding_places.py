@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 import emitters
-from policy_dsl.cli import main
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.language.load import load, parse_policy
 from policy_dsl.planning.explain import explain
 from policy_dsl.planning.lint import lint
 from policy_dsl.planning.resolve import resolve
-from policy_dsl.reports.plan_text import plan_text
 from policy_dsl.sources.reference import open_source
+from policyc.cli import main
+from policyc.reports.plan_text import plan_text
 
 TINY = str(Path(__file__).parents[3] / "examples" / "tiny-minimax-m2")
 
@@ -131,9 +131,7 @@ def test_what_holds_no_weights_is_left_out_with_a_reason() -> None:
     table = TensorInfo("model.layers.0.self_attn.rotary_emb.inv_freq", "F32", (8,), 32)
     tensors = {**source.tensors, table.name: table}
     policy, _ = parse_policy("all: 4bit", "p.qpol")
-    made = resolve(
-        policy, replace(source, tensors=tensors), emitters.specs(), target="mlx_affine"
-    )
+    made = resolve(policy, replace(source, tensors=tensors), emitters.specs(), target="mlx_affine")
     assert [each.tensor.name for each in made.omitted] == [table.name]
     assert "no role: 1 tensor, 32 bytes, such as model.layers.0" in plan_text(made, ())
     assert explain(made, table.name).subject.omission == made.omitted[0]
@@ -149,8 +147,7 @@ def namesakes(tmp_path: Path) -> tuple[Path, str]:
     )
     child = tmp_path / "b" / "base.qpol"
     child.write_text(
-        'extends "../a/base.qpol"\nlm_head: keep\nrouter: 8bit\nattention: drop\n',
-        encoding="utf-8",
+        'extends "../a/base.qpol"\nlm_head: keep\nrouter: 8bit\nattention: drop\n', encoding="utf-8"
     )
     return child, str(tmp_path)
 
@@ -167,9 +164,7 @@ def test_warnings_tell_files_of_one_name_apart(namesakes, code: str, place: str)
     policy, folder = namesakes
     made = resolve(load(policy), open_source(TINY), emitters.specs(), target="mlx_affine")
     spans = [
-        one.span.location.removeprefix(f"{folder}/")
-        for one in made.findings
-        if one.code == code
+        one.span.location.removeprefix(f"{folder}/") for one in made.findings if one.code == code
     ]
     assert [span.replace("b/../a", "a") for span in spans] == [place]
 

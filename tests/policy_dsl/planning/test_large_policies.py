@@ -106,10 +106,8 @@ def many_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_thousands_of_rules_take_seconds(rules: list[str], many_layers: Path, tmp_path: Path):
     policy = tmp_path / "large.qpol"
     policy.write_text("\n".join(["target mlx_affine", "all: bf16", *rules]))
-    command = [sys.executable, "-m", "policy_dsl.cli", "check", policy, "--model", many_layers]
-    run = subprocess.run(
-        command, cwd=ROOT, timeout=60, check=False, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "policyc", "check", policy, "--model", many_layers]
+    run = subprocess.run(command, cwd=ROOT, timeout=60, check=False, capture_output=True, text=True)
     assert run.returncode in (0, 1)
     assert "Traceback" not in run.stderr
 
@@ -128,7 +126,7 @@ def test_rules_that_match_all_of_a_large_model_come_to_an_end(rule: str, tmp_pat
     policy = tmp_path / "broad.qpol"
     rules = [rule.format(n, n % 256) for n in range(4_900)]
     policy.write_text("\n".join(["target mlx_affine", "all: 4bit", *rules]))
-    command = [sys.executable, "-m", "policy_dsl.cli", "check", policy]
+    command = [sys.executable, "-m", "policyc", "check", policy]
     run = subprocess.run(
         [*command, "--model", "minimax_m2.7"],
         cwd=ROOT,

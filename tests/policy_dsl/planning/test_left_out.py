@@ -40,18 +40,14 @@ def with_mtp(changed: Callable[..., Any], mtp_block: Callable[..., Any]) -> Call
 
     def make(case: str) -> Inventory:
         block = mtp_block("model.layers.3.", case, 2)
-        found: Inventory = changed(
-            case, with_tensors=block, config={"num_nextn_predict_layers": 1}
-        )
+        found: Inventory = changed(case, with_tensors=block, config={"num_nextn_predict_layers": 1})
         return found
 
     return make
 
 
 @pytest.mark.parametrize("treatment", ["keep", "4bit g32", "bf16", "raw", "keep optional"])
-def test_a_rule_for_a_tower_that_is_left_out_is_a_warning(
-    gemma: Inventory, treatment: str
-) -> None:
+def test_a_rule_for_a_tower_that_is_left_out_is_a_warning(gemma: Inventory, treatment: str) -> None:
     plan = plan_of(f"all: 8bit g32\nvision: {treatment}", gemma)
     (found,) = warned(plan)
     count = sum(1 for one in plan.omitted if one.role.startswith("vision."))
@@ -138,9 +134,7 @@ def test_mtp_blocks_are_left_out_by_these_targets(
     assert warned(plan_of(f"{base}mtp: drop", source, target)) == ()
 
 
-def test_a_target_that_has_a_place_for_them_says_nothing(
-    with_mtp: Callable[..., Any],
-) -> None:
+def test_a_target_that_has_a_place_for_them_says_nothing(with_mtp: Callable[..., Any]) -> None:
     plan = plan_of("attention: 4bit g32\nmtp: keep", with_mtp("glm4_moe"), "gptq")
     assert warned(plan) == ()
 

@@ -47,17 +47,13 @@ def glm(changed: Callable[..., Any], tensor: Any, mtp_block: Any) -> Inventory:
     extra += [tensor("model.layers.3.eh_proj.weight", [64, 128])]
     block = mtp_block("model.layers.3.", "glm4_moe", 2)
     inventory: Inventory = changed(
-        "glm4_moe",
-        with_tensors=[*extra, *block],
-        config={"num_nextn_predict_layers": 1},
+        "glm4_moe", with_tensors=[*extra, *block], config={"num_nextn_predict_layers": 1}
     )
     return inventory
 
 
 @pytest.fixture
-def plan_of(
-    changed: Callable[..., Any], tensor: Any, mtp_block: Any
-) -> Callable[[str], Plan]:
+def plan_of(changed: Callable[..., Any], tensor: Any, mtp_block: Any) -> Callable[[str], Plan]:
     """Plans a policy for the GLM-4.5 with an MTP block."""
 
     def plan(text: str) -> Plan:
@@ -100,9 +96,7 @@ def test_a_tensor_of_an_mtp_block_is_treated_as_its_namesake(
     assert compared >= len(own) > 5
 
 
-def test_no_rule_packs_an_mtp_router_unless_it_names_it(
-    plan_of: Callable[[str], Plan],
-) -> None:
+def test_no_rule_packs_an_mtp_router_unless_it_names_it(plan_of: Callable[[str], Plan]) -> None:
     plan = plan_of(
         "target gptq\nall except embed, mtp.embed: 4bit g32\nmtp except mtp.embed: 8bit g32\n"
         '"model.layers.3.*" except mtp.embed: 8bit g32'

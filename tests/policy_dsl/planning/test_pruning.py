@@ -119,9 +119,7 @@ def test_a_pruned_model_is_the_model_of_fewer_experts(
     assert less.n_experts == wanted.n_experts == 3
 
     def seen(model: Any) -> Counter[Any]:
-        return Counter(
-            (t.source.name, t.role, t.layer, t.expert, t.shape) for t in model.tensors
-        )
+        return Counter((t.source.name, t.role, t.layer, t.expert, t.shape) for t in model.tensors)
 
     assert seen(less) == seen(wanted)
     # A quarter of the experts' bytes is left out.
@@ -137,9 +135,7 @@ def test_experts_are_renumbered_in_their_old_order() -> None:
     assert kept == (0, 2, 3, 4, 6, 7)
     (stack,) = (m for m in plan.modules if m.layer == 1 and m.role == "experts.down_proj")
     path = "model.layers.1.block_sparse_moe.experts"
-    assert [one.tensor.name for one in stack.sources] == [
-        f"{path}.{old}.w2.weight" for old in kept
-    ]
+    assert [one.tensor.name for one in stack.sources] == [f"{path}.{old}.w2.weight" for old in kept]
     routers = [m for m in plan.modules if m.layer == 1 and m.role in ("router", "router_bias")]
     assert {(module.shape, module.sources[0].picked) for module in routers} == {
         ((6, 256), kept),
@@ -243,8 +239,6 @@ def test_a_ranking_that_nothing_asks_for_is_told(text: str) -> None:
     assert found.span is not None
     policy, _ = parse_policy("all: 4bit g32", "p.qpol")
     given = {"saliency": "x.json"}
-    plan = resolve(
-        policy, open_source(str(TINY)), specs(), target="mlx_affine", statistics=given
-    )
+    plan = resolve(policy, open_source(str(TINY)), specs(), target="mlx_affine", statistics=given)
     assert [one.code for one in plan.findings] == ["unused-statistics"]
     assert plan.statistics == ()

@@ -75,12 +75,7 @@ def test_routers_norms_and_biases_are_touched_only_by_name() -> None:
 
 @pytest.mark.parametrize(
     "selector",
-    [
-        "router",
-        "router in layers 0-5",
-        '"*.block_sparse_moe.gate.weight"',
-        "all, router",
-    ],
+    ["router", "router in layers 0-5", '"*.block_sparse_moe.gate.weight"', "all, router"],
 )
 def test_a_rule_that_names_the_router_touches_it(selector: str) -> None:
     plan = planned(f"all: 4bit; {selector}: 8bit")
@@ -112,8 +107,7 @@ def test_middle_is_the_complement_of_the_boundary() -> None:
 
 
 @pytest.mark.parametrize(
-    "alias",
-    ["w2", "experts.w2", "experts.down_proj", "down_proj", "experts except gate_up_proj"],
+    "alias", ["w2", "experts.w2", "experts.down_proj", "down_proj", "experts except gate_up_proj"]
 )
 def test_aliases_of_the_architecture(alias: str) -> None:
     plan = planned(f"all: 4bit; {alias}: 3bit")

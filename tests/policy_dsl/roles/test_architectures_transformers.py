@@ -183,9 +183,7 @@ def test_a_model_on_the_meta_device_is_classified(path):
     assert elements == sum(tensor.numel() for tensor in tensors.values())
     for tensor in found.tensors:
         expected = role_by_module(model, tensor.source.name).split("+")
-        assert (
-            tensor.component == "vision" if expected == ["vision"] else tensor.role in expected
-        )
+        assert tensor.component == "vision" if expected == ["vision"] else tensor.role in expected
 
 
 SAVED = [path for path in CASES if '"saved"' in path.read_text()]

@@ -73,9 +73,7 @@ def test_a_checkpoint_without_any_one_tensor_is_refused(model):
 def test_a_tensor_of_any_other_shape_is_refused_by_name(model):
     for name in _one_of_each(model):
         shape = model.tensors[name].shape
-        others = [
-            (*shape[:axis], size + 2, *shape[axis + 1 :]) for axis, size in enumerate(shape)
-        ]
+        others = [(*shape[:axis], size + 2, *shape[axis + 1 :]) for axis, size in enumerate(shape)]
         for other in (*others, (), (0,), (*shape, 1)):
             changed = model.tensors[name]._replace(shape=other)
             said = _refusal(model, {**model.tensors, name: changed})
@@ -165,11 +163,7 @@ def test_values_that_readers_need_are_of_their_kind(case, key, value, changed, m
 @pytest.mark.parametrize(
     ("case", "config", "said"),
     [
-        (
-            "qwen3_moe",
-            {"mlp_only_layers": []},
-            "mlp_only_layers is []",
-        ),
+        ("qwen3_moe", {"mlp_only_layers": []}, "mlp_only_layers is []"),
         ("glm4_moe", {"first_k_dense_replace": 0}, "first_k_dense_replace is 0"),
         ("glm4_moe", {"first_k_dense_replace": 2}, "first_k_dense_replace is 2"),
         ("glm4_moe", {"n_shared_experts": 0}, "n_shared_experts is 0"),

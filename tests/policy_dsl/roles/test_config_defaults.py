@@ -94,15 +94,11 @@ def test_what_transformers_saves_means_what_it_was_made_of(model_type, tmp_path)
     if "n_routed_experts" in given:
         given["n_routed_experts"] = given["n_group"] * 4
     nested = model_type in ("gemma3", "qwen3_5", "qwen3_5_moe", "kimi_k25")
-    made = transformers.CONFIG_MAPPING[model_type](
-        **({"text_config": given} if nested else given)
-    )
+    made = transformers.CONFIG_MAPPING[model_type](**({"text_config": given} if nested else given))
     made.save_pretrained(tmp_path)
     saved, _ = transformers.PreTrainedConfig.get_config_dict(tmp_path)
     for key, value in given.items():
-        derived = (
-            key == "head_dim" and "deepseek" in type(made.get_text_config()).__name__.lower()
-        )
+        derived = key == "head_dim" and "deepseek" in type(made.get_text_config()).__name__.lower()
         if not derived:
             assert config_value(saved, table, key) == value, key
 

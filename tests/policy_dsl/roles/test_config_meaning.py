@@ -120,8 +120,7 @@ def test_kinds_of_layers_and_their_period_tell_each_other():
     assert _value("qwen3_next", "full_attention_interval", layer_types=three[::-1]) == 4
     assert _value("qwen3_next", "full_attention_interval") == 4
     assert (
-        _value("qwen3_next", "layer_types", num_hidden_layers=3, full_attention_interval=3)
-        == three
+        _value("qwen3_next", "layer_types", num_hidden_layers=3, full_attention_interval=3) == three
     )
     two = _value("gemma3", "layer_types", num_hidden_layers=2, sliding_window_pattern=2)
     assert two == ["sliding_attention", "full_attention"]

@@ -15,12 +15,7 @@ LLAMA3 = {
 }
 YARN = {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0}
 LONG = {"type": "longrope", "short_factor": [1, 1.5], "long_factor": [2.0, 3]}
-OTHER = {
-    "rope_type": "default",
-    "mrope_section": [24, 20, 20],
-    "finetuned": True,
-    "factor": None,
-}
+OTHER = {"rope_type": "default", "mrope_section": [24, 20, 20], "finetuned": True, "factor": None}
 
 
 @pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
@@ -102,7 +97,5 @@ def test_a_pattern_may_be_longer_than_the_model_or_null(value, changed):
 
 
 def test_a_null_beside_a_value_does_not_hide_it(changed, message):
-    said = message(
-        changed("llama", config={"rope_theta": None, "text_config": {"rope_theta": 0}})
-    )
+    said = message(changed("llama", config={"rope_theta": None, "text_config": {"rope_theta": 0}}))
     assert "gives rope_theta as 0" in said

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from policy_dsl.cli import main
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory
 from policy_dsl.roles.architecture import architecture, model_types
 from policy_dsl.roles.classify import classify
+from policyc.cli import main
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "architectures"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.json"))

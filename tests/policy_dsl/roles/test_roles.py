@@ -76,8 +76,7 @@ def test_shapes_are_those_of_the_config(case, recorded):
 
 def test_every_family_is_recorded():
     types = {
-        json.loads((GOLDEN / f"{case}.json").read_text())["config"]["model_type"]
-        for case in CASES
+        json.loads((GOLDEN / f"{case}.json").read_text())["config"]["model_type"] for case in CASES
     }
     assert all(types & set(architecture(family).model_types) for family in families())
 
@@ -159,17 +158,13 @@ def test_interleaved_mxfp4_experts_of_gpt_oss(packed_gpt_oss):
     up = next(each for each in experts if (each.role, each.expert) == ("experts.up_proj", 2))
     assert (up.shape, up.first_row, up.row_step, up.mxfp4) == ((128, 64), 2 * 256 + 1, 2, True)
     assert up.scale.name.endswith("gate_up_proj_scales")
-    down = next(
-        each for each in experts if (each.role, each.expert) == ("experts.down_proj", 2)
-    )
+    down = next(each for each in experts if (each.role, each.expert) == ("experts.down_proj", 2))
     assert (down.shape, down.first_row, down.row_step) == ((64, 128), 2 * 64, 1)
 
 
 def test_transposed_interleaved_experts_of_gpt_oss(recorded):
     model = classify(recorded("gpt_oss")[0])
-    up = next(
-        each for each in model.tensors if (each.role, each.expert) == ("experts.up_proj", 3)
-    )
+    up = next(each for each in model.tensors if (each.role, each.expert) == ("experts.up_proj", 3))
     assert (up.shape, up.transposed) == ((128, 64), True)
     assert (up.first_row, up.first_column, up.row_step) == (3 * 64, 1, 2)
 
@@ -177,9 +172,7 @@ def test_transposed_interleaved_experts_of_gpt_oss(recorded):
 def test_fused_experts_are_halves_of_the_rows(recorded):
     model = classify(recorded("qwen3_moe", "memory")[0])
     fused = [
-        each
-        for each in model.tensors
-        if each.source.name.endswith("1.mlp.experts.gate_up_proj")
+        each for each in model.tensors if each.source.name.endswith("1.mlp.experts.gate_up_proj")
     ]
     places = [(each.role, each.expert, each.first_row, each.shape) for each in fused[:4]]
     assert places == [

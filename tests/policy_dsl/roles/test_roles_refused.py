@@ -11,8 +11,7 @@ from policy_dsl.roles.classify import families
 def test_an_unknown_model_type_lists_the_families(changed, message):
     text = message(changed("llama", config={"model_type": "qwen3_mo"}))
     assert (
-        'error[unknown-architecture]: no architecture table knows the model_type "qwen3_mo"'
-        in text
+        'error[unknown-architecture]: no architecture table knows the model_type "qwen3_mo"' in text
     )
     assert 'did you mean "qwen3_moe"?' in text
     assert all(family in text for family in families())
@@ -62,16 +61,12 @@ def test_tensors_without_a_role_are_named_and_counted(tensor, changed, message):
     ],
 )
 def test_a_name_that_is_only_like_a_known_one_has_no_role(name, tensor, changed, codes):
-    assert codes(changed("llama", with_tensors=[tensor(name, [4, 4])])) == [
-        "tensor-without-role"
-    ]
+    assert codes(changed("llama", with_tensors=[tensor(name, [4, 4])])) == ["tensor-without-role"]
 
 
 @pytest.mark.parametrize("name", ["vision_tower.", "multi_modal_projector.."])
 def test_a_nameless_part_of_a_vision_tower_has_no_role(name, tensor, changed, codes):
-    assert codes(changed("gemma3", with_tensors=[tensor(name, [4, 4])])) == [
-        "tensor-without-role"
-    ]
+    assert codes(changed("gemma3", with_tensors=[tensor(name, [4, 4])])) == ["tensor-without-role"]
 
 
 def test_a_quantized_checkpoint_is_recognised(tensor, changed, message):

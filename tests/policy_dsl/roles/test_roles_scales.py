@@ -48,9 +48,7 @@ def test_scales_of_fused_experts_keep_the_expert_axis(tensor, recorded):
             tensors[f"{fused}_scale_inv"] = tensor(f"{fused}_scale_inv", grid, "F32")
     config = {**source.config, "quantization_config": {"weight_block_size": [16, 16]}}
     model = classify(Inventory("tiny", config, tensors))
-    assert all(
-        each.scale for each in model.tensors if each.component == "experts" and each.layer
-    )
+    assert all(each.scale for each in model.tensors if each.component == "experts" and each.layer)
 
 
 def test_the_block_size_may_stand_in_the_text_config(fp8):
@@ -70,9 +68,7 @@ def test_scales_of_nothing_are_ignored(tensor, inventory, fp8):
 def test_an_fp8_weight_without_scales_is_refused(inventory, message, fp8):
     source = fp8()
     kept = [
-        each
-        for each in source.tensors.values()
-        if "experts.0.up_proj.weight_s" not in each.name
+        each for each in source.tensors.values() if "experts.0.up_proj.weight_s" not in each.name
     ]
     text = message(inventory(source.config, *kept))
     assert "error[missing-scale]: 2 tensors of FP8" in text

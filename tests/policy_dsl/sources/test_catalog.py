@@ -21,9 +21,7 @@ NAMES = [
 
 
 @pytest.fixture(autouse=True)
-def _no_cache(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _no_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = tmp_path_factory.mktemp("cache")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(empty))
 

@@ -17,10 +17,10 @@ import pytest
 
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import source_digest
-from policy_dsl.reports.survey import survey, survey_document, survey_text
 from policy_dsl.sources.hfq_codes import QUANT_CODES, stored_nbytes
 from policy_dsl.sources.hfq_container import HfqContainer, read_container
 from policy_dsl.sources.hfq_files import read_hfq
+from policyc.reports.survey import survey, survey_document, survey_text
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "hipfire"
 FILES = sorted(
@@ -74,11 +74,7 @@ def test_reads_what_hipfire_writes(file: str) -> None:
     assert list(found.tensors) == list(manifest["tensors"])
     for name, wanted in manifest["tensors"].items():
         info, code, group_size = found.tensors[name]
-        assert (code, group_size, info.nbytes) == (
-            wanted["qt"],
-            wanted["group"],
-            wanted["bytes"],
-        )
+        assert (code, group_size, info.nbytes) == (wanted["qt"], wanted["group"], wanted["bytes"])
         assert info.shape == tuple(wanted["shape"])
         assert info.dtype == QUANT_CODES[code].name
         digest = hashlib.sha256(content[info.start : info.stop]).hexdigest()
@@ -171,9 +167,7 @@ def test_what_writers_may_do(hfq: Bytes, entry: Bytes) -> None:
         ({"payload": 9}, "end at byte 4104, but the file goes on to 4105 bytes"),
     ],
 )
-def test_files_that_cannot_be(
-    fields: dict[str, Any], said: str, hfq: Bytes, entry: Bytes
-) -> None:
+def test_files_that_cannot_be(fields: dict[str, Any], said: str, hfq: Bytes, entry: Bytes) -> None:
     if "payload_start" in fields or "counts" in fields:
         # As much before the tensors as there must be, and no more.
         fields = {"payload_start": 104, **fields}

@@ -11,12 +11,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from policy_dsl.cli import main
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.roles.classify import classify
 from policy_dsl.sources.quantization import quantization_of
 from policy_dsl.sources.recorded import write_recorded
 from policy_dsl.sources.reference import open_source
+from policyc.cli import main
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "hipfire"
@@ -144,15 +144,13 @@ def test_inspect_shows_files_of_families_without_a_table(
     path = tmp_path / "draft.hfq"
     metadata = {"config": {"model_type": "never_seen"}, "tokenizer": {"a": 1}}
     entries = entry("some.name", 31, (64, 64), 100), entry("table", 22, (4,), 16)
-    path.write_bytes(
-        hfq(*entries, metadata=json.dumps(metadata).encode(), payload=116, arch_id=99)
-    )
+    path.write_bytes(hfq(*entries, metadata=json.dumps(metadata).encode(), payload=116, arch_id=99))
     text = shown("inspect", path)
     for line in (
         "container  hipfire HFQ, arch_id 99: a family that is not known",
         "embedded   no tokenizer, no chat template",
         "code31        1",
-        'warning[hfq-without-roles]: the tensors of draft are shown without roles: no arch',
+        "warning[hfq-without-roles]: the tensors of draft are shown without roles: no arch",
     ):
         assert line in text
     document = json.loads(shown("inspect", path, "--format", "json"))

@@ -29,10 +29,7 @@ MODEL = ROOT / "examples" / "tiny-minimax-m2"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "someone/tiny"
 SHARD = "model-00002-of-00004.safetensors"
-SUBFOLDER_FILES = (
-    "additional_chat_templates/rag.jinja",
-    "additional_chat_templates/a.safetensors",
-)
+SUBFOLDER_FILES = ("additional_chat_templates/rag.jinja", "additional_chat_templates/a.safetensors")
 
 CLIENT = """
 import json, sys

@@ -304,8 +304,7 @@ def test_files_that_may_not_be_read(sharded: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "reference",
-    ["/no/such/folder", "./gone", "gone.safetensors", "gone.json", "~nobody-here/x"],
+    "reference", ["/no/such/folder", "./gone", "gone.safetensors", "gone.json", "~nobody-here/x"]
 )
 def test_paths_that_are_not_there(reference: str) -> None:
     with pytest.raises(PolicyError) as caught:

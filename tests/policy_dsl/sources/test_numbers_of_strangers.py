@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from policy_dsl.cli import main
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.recorded import read_recorded
 from policy_dsl.sources.safetensors_header import parse_header
 from policy_dsl.sources.saliency import ModelShape, read_saliency
+from policyc.cli import main
 
 NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**60
 NUMBERS = (True, -1, 1.0, 1.5, NAN, INFINITE, HUGE, 2**63, "1", [], {})

@@ -74,12 +74,7 @@ def test_gzip_is_read(tmp_path: Path) -> None:
 def test_places_follow_from_dtype_and_name(tmp_path: Path) -> None:
     found = opened(tmp_path, json.dumps(SMALL))
     places = {name: (info.start, info.stop) for name, info in found.tensors.items()}
-    assert places == {
-        "a.0.w": (100, 102),
-        "a.1.w": (102, 104),
-        "b": (104, 107),
-        "c": (107, 110),
-    }
+    assert places == {"a.0.w": (100, 102), "a.1.w": (102, 104), "b": (104, 107), "c": (107, 110)}
     assert found.file_nbytes == {"model.safetensors": 110}
     assert found.side_files == {"LICENSE": 3}
     assert found.root is None
@@ -128,10 +123,7 @@ def _group(record: dict[str, Any]) -> dict[str, Any]:
         (lambda r: r["side_files"].update({"../x": 1}), '"../x" is not the plain name'),
         (lambda r: r["side_files"].update(x=-1), 'side_files: "x" has no size'),
         (lambda r: r["files"].append({**r["files"][0], "file": None}), "is in two files"),
-        (
-            lambda r: r["files"].append({**r["files"][0], "tensors": []}),
-            "a file is listed twice",
-        ),
+        (lambda r: r["files"].append({**r["files"][0], "tensors": []}), "a file is listed twice"),
         (lambda r: r["files"][0].update(file="../m.safetensors"), "is not the plain name"),
         (lambda r: r["files"][0].update(file="m.bin"), "is not the plain name"),
         (lambda r: r["files"][0].update(nbytes=19), "too few for its tensors"),
@@ -143,10 +135,7 @@ def _group(record: dict[str, Any]) -> dict[str, Any]:
         (lambda r: _group(r).update(shape=[1 << 63]), "shape"),
         (lambda r: _group(r).update(dtype="F4", shape=[3]), "inside a byte"),
         (lambda r: _group(r).update(names=["a.{0-1}.w", "a.1.w"]), "the same tensor"),
-        (
-            lambda r: _group(r).update(names=["a.{0-999999999}"]),
-            "stands for 1,000,000,000 names",
-        ),
+        (lambda r: _group(r).update(names=["a.{0-999999999}"]), "stands for 1,000,000,000 names"),
         (lambda r: _group(r).update(names=["{0-99999}.{0-99999}"]), "10,000,000,000 names"),
         (lambda r: _group(r).update(names=["{0-999999999999}"]), "malformed at 0"),
         (lambda r: _group(r).update(names=["a.{3-1}"]), "malformed"),
@@ -172,8 +161,7 @@ def test_names_of_all_groups_count_together(
 
 
 @pytest.mark.parametrize(
-    "text",
-    [b"{", b"[]", b"3", b"\xff", b"[" * 100_000, b"\x1f\x8b", b"\x1f\x8bxxxxxxxxxxxx"],
+    "text", [b"{", b"[]", b"3", b"\xff", b"[" * 100_000, b"\x1f\x8b", b"\x1f\x8bxxxxxxxxxxxx"]
 )
 def test_texts_that_are_no_record(tmp_path: Path, text: bytes) -> None:
     refused(tmp_path, text)

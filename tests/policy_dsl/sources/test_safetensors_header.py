@@ -156,11 +156,7 @@ def test_entries_that_cannot_be_true(wrong: object, said: str) -> None:
 @pytest.mark.parametrize(
     ("header", "nbytes", "said"),
     [
-        (
-            {"a": entry(), "b": entry(offsets=[2, 6])},
-            6,
-            '"b": it starts at byte 130 and overlaps',
-        ),
+        ({"a": entry(), "b": entry(offsets=[2, 6])}, 6, '"b": it starts at byte 130 and overlaps'),
         ({"a": entry(), "b": entry()}, 4, "overlaps tensor"),
         ({"a": entry(), "b": entry(offsets=[6, 10])}, 10, 'leaves a hole after tensor "a"'),
         ({"a": entry(offsets=[1, 5])}, 5, "leaves a hole after the header"),

@@ -65,9 +65,7 @@ def test_rows_are_of_all_layers_or_of_those_with_experts(tmp_path: Path, entry: 
 
 @pytest.mark.parametrize("dtype", ["F32", "F64", "I32", "I64"])
 @pytest.mark.parametrize("every_layer", [False, True])
-def test_a_tensor_is_a_row_for_each_layer(
-    tmp_path: Path, dtype: str, every_layer: bool
-) -> None:
+def test_a_tensor_is_a_row_for_each_layer(tmp_path: Path, dtype: str, every_layer: bool) -> None:
     one, other = [7, 2, 5], [1, 3, 2]
     rows = [[0, 0, 0], one, [0, 0, 0], other] if every_layer else [one, other]
     found = read_saliency(in_safetensors(tmp_path, dtype, rows), "reap")

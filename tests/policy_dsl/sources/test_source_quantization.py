@@ -20,9 +20,7 @@ PLAIN = {"model.norm.weight": "BF16", "lm_head.weight": "F32", "gate.bias": "F16
 def source(config: dict[str, Any], tensors: dict[str, str]) -> Inventory:
     """A source with this config and tensors of these dtypes."""
     infos = {name: TensorInfo(name, dtype, (4, 4), 64) for name, dtype in tensors.items()}
-    infos |= {
-        name: TensorInfo(name, "F32", (), 4) for name in tensors if tensors[name] == "SCALAR"
-    }
+    infos |= {name: TensorInfo(name, "F32", (), 4) for name in tensors if tensors[name] == "SCALAR"}
     return Inventory("x", config, infos)
 
 
@@ -57,15 +55,9 @@ def test_models_at_hand_are_native() -> None:
 @pytest.mark.parametrize(
     ("said", "wanted"),
     [
-        (
-            {"quant_method": "gptq", "bits": 4, "group_size": 128},
-            "gptq (bits 4, group_size 128)",
-        ),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq (bits 4, group_size 128)"),
         ({"quant_method": "awq", "bits": 4}, "awq (bits 4)"),
-        (
-            {"quant_method": "compressed-tensors", "format": "pack-quantized"},
-            "compressed-tensors",
-        ),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt (quant_algo NVFP4)"),
         ({"group_size": 64, "bits": 4, "mode": "affine"}, "MLX (mode affine, bits 4"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
@@ -93,8 +85,7 @@ def test_what_the_config_says_and_no_tensor_shows(said: object, place: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    [("q.weight", "U8"), ("q.weight", "I8"), ("q.weight", "F8_E4M3")],
+    ("name", "dtype"), [("q.weight", "U8"), ("q.weight", "I8"), ("q.weight", "F8_E4M3")]
 )
 def test_bytes_with_block_scales_are_fp8(name: str, dtype: str) -> None:
     config, tensors = {"quantization_config": BLOCK_FP8}, {f"{name}_scale_inv": "F32"}

@@ -1,0 +1,112 @@
+"""`policyc schema`, `formats`, `models`: what the program knows."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from policy_dsl.diagnostics import did_you_mean, fail
+from policy_dsl.resources import document_schemas
+from policyc.cli import console, options
+
+
+@console.guarded
+def schema(
+    document: Annotated[
+        str,
+        typer.Argument(
+            metavar="DOCUMENT",
+            parser=options.given_text,
+            help="policy, or the `kind` of a JSON document: plan, bundle (policyc.json), …",
+        ),
+    ] = "policy",
+) -> None:
+    """Print the JSON Schema of a policy, or of a document by its `kind`.
+
+    \b
+    Examples:
+      policyc schema > policy.schema.json
+      policyc schema plan
+      policyc schema bundle                       of policyc.json in a bundle
+    """
+    if document == "policy":
+        from policy_dsl.language.schema import json_schema
+
+        console.write_json(json_schema())
+        return
+    folder = document_schemas()
+    known = sorted(path.stem for path in folder.glob("*.json"))
+    if document not in known:
+        reason = f"there is no schema of {document}; there are policy, {', '.join(known)}"
+        meant = did_you_mean(document, ["policy", *known])
+        raise fail("bad-argument", option="DOCUMENT", reason=reason, suggestion=meant)
+    console.write((folder / f"{document}.json").read_text(encoding="utf-8"))
+
+
+@console.guarded
+def formats(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="TARGET", help="Only this target.", parser=options.given_text),
+    ] = None,
+    format: options.AnyReport = "text",
+) -> None:
+    """Show what each target can hold, and which settings of a policy it uses."""
+    import emitters
+    from policy_dsl.vocabulary import TARGETS
+    from policyc.reports.formats_text import formats_document, formats_markdown, formats_text
+
+    specs = emitters.specs()
+    if target is not None and target not in specs:
+        # The language knows targets that this version cannot write yet.
+        code = "unavailable-target" if target in TARGETS else "unknown-target"
+        cure = did_you_mean(target, specs)
+        raise fail(code, suggestion=cure, target=target, known=", ".join(specs))
+    chosen = [spec for name, spec in specs.items() if target in (None, name)]
+    console.write_report(chosen, format, (formats_document, formats_markdown, formats_text))
+
+
+@console.guarded
+def models(format: options.AnyReport = "text") -> None:
+    """List the catalog: models that are planned at once, without a download."""
+    from policy_dsl.sources.reference import catalog_names, open_catalog
+    from policy_dsl.units import both_units
+    from policyc.reports.report import Column, Table, render_markdown, render_text
+
+    # Opened rather than listed: a broken entry must show here, not in a plan.
+    found = [(name, open_catalog(name)) for name in catalog_names()]
+    entries = [(name, inventory) for name, inventory in found if inventory is not None]
+    if format == "json":
+        rows = [
+            {
+                "name": name,
+                "id": inventory.id,
+                "model_type": inventory.config.get("model_type"),
+                "tensors": len(inventory.tensors),
+                "nbytes": inventory.nbytes,
+                "notes": list(inventory.notes),
+            }
+            for name, inventory in entries
+        ]
+        console.write_json({"schema_version": 1, "kind": "models", "models": rows})
+        return
+    columns = (
+        Column("name"),
+        Column("model"),
+        Column("type"),
+        Column("tensors", right=True),
+        Column("size"),
+    )
+    cells = tuple(
+        (
+            name,
+            inventory.id,
+            str(inventory.config.get("model_type")),
+            f"{len(inventory.tensors):,}",
+            both_units(inventory.nbytes),
+        )
+        for name, inventory in entries
+    )
+    table = Table(columns, cells)
+    console.write(render_markdown([table]) if format == "markdown" else render_text([table]))

@@ -1,0 +1,261 @@
+"""What every command shares: results on stdout, the rest on stderr, exit codes, no traceback.
+
+0 fine    1 a check, verification, test or diff failed    2 usage, or invalid input
+130 interrupted    141 the reader of stdout went away
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import functools
+import logging
+import os
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import TextIOWrapper
+from typing import Any, ParamSpec, TextIO, TypeVar
+
+import typer
+
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, json_text, render
+from policy_dsl.escaping import LONGEST_VALUE, decoded, escaped, escaped_lines
+
+FAILED = 1
+INVALID = 2
+READER_GONE = 141
+
+_COLOURS = {"error": "\x1b[31m", "warning": "\x1b[33m"}
+_SEVERITY = re.compile(r"^(error|warning)(?=\[)", re.MULTILINE)
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """The command, with defects of the user's input shown and turned into exit codes."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        # Who asked for JSON parses stderr too.
+        as_json = kwargs.get("format") == "json"
+        try:
+            with _without_log_lines() if as_json else contextlib.nullcontext():
+                return command(*args, **kwargs)
+        except PolicyError as error:
+            show_findings(error.diagnostics, as_json=as_json)
+            raise typer.Exit(INVALID) from None
+        except BrokenPipeError:
+            abandon_stdout()
+            # `policyc plan … | head` is no mistake and deserves no message.
+            raise typer.Exit(READER_GONE) from None
+        except OSError as error:
+            show_findings([system_defect(error)], as_json=as_json)
+            raise typer.Exit(INVALID) from None
+        except (MemoryError, RuntimeError) as error:
+            if not _is_lack_of_memory(error):
+                raise
+            reason = "the system gives no more: free some, or allow this program more"
+            found = diagnostic("system-refused", path="memory", reason=reason)
+            show_findings([found], as_json=as_json)
+            raise typer.Exit(INVALID) from None
+
+    return run
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    # A thread needs room for its stack.
+    return isinstance(error, MemoryError) or str(error) == "can't start new thread"
+
+
+@contextlib.contextmanager
+def _without_log_lines() -> Iterator[None]:
+    # huggingface_hub logs every retry to stderr, where only JSON may stand.
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def escaped_logs() -> Iterator[None]:
+    """Within it, records of logs and warnings of libraries are each one escaped line."""
+    factory, show = logging.getLogRecordFactory(), warnings.showwarning
+    logging.setLogRecordFactory(_escaped_record)
+    warnings.showwarning = _show_warning
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(factory)
+        warnings.showwarning = show
+
+
+def _escaped_record(*fields: Any, **more: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*fields, **more)
+    record.msg, record.args = escaped(record.getMessage().replace("\n", " ")), ()
+    return record
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    # What follows is of use to who knows the library, as is the place in it.
+    first, _, _ = str(message).partition("\n")
+    note(f"warning: {escaped(first, longest=LONGEST_VALUE)} ({category.__name__})")
+
+
+def set_encoding(stream: TextIOWrapper) -> None:
+    """Make a stream write UTF-8 in any locale; a terminal keeps its own encoding."""
+    if stream.isatty():
+        # What its encoding lacks must not end in a traceback.
+        stream.reconfigure(errors="backslashreplace")
+    else:
+        # The same bytes on every system, ends of lines too.
+        stream.reconfigure(encoding="utf-8", errors=UNENCODABLE, newline="\n")
+
+
+def _printable_part(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    try:
+        return decoded(error.object[error.start : error.end]).encode(), error.end
+    # Half a pair of JSON's escapes, and not a byte of a file's name.
+    except UnicodeEncodeError:
+        return codecs.backslashreplace_errors(error)
+
+
+# Writes names of files as `decoded` has them; a locale may have read UTF-8 as mere bytes.
+UNENCODABLE = "policyc.unencodable"
+codecs.register_error(UNENCODABLE, _printable_part)
+
+
+def close_stdout(code: int) -> int:
+    """Write out what is left of the result; the exit code, another one if that fails."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        abandon_stdout()
+        return READER_GONE
+    except OSError as error:
+        abandon_stdout()
+        # The command itself may have told of the full disk already.
+        if code != INVALID:
+            show_findings([system_defect(error, "stdout")])
+        return INVALID
+    return code
+
+
+def abandon_stdout() -> None:
+    """Send what is still in stdout's buffer nowhere: it cannot be written."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def system_defect(error: OSError, path: str | None = None) -> Diagnostic:
+    """The diagnostic of a refused system call."""
+    place = path or error.filename or "output"
+    return diagnostic("system-refused", path=place, reason=error.strerror or str(error))
+
+
+def write(text: str) -> None:
+    """Write a result to stdout; what cannot be seen is escaped, its line feeds stay."""
+    sys.stdout.write(escaped_lines(text))
+
+
+def write_findings(text: str) -> None:
+    """Write rendered findings to stdout, as `write` does; coloured where a person looks."""
+    sys.stdout.write(painted(escaped_lines(text), sys.stdout))
+
+
+def write_commands(text: str) -> None:
+    """Write lines that are commands to the runner of a workflow to stdout."""
+    sys.stdout.write(escaped_lines(text, commands=True))
+
+
+def write_policy(text: str) -> None:
+    """Write the text of a policy to stdout as it is: escapes would make it another one."""
+    sys.stdout.write(text)
+
+
+def write_json(document: Any) -> None:
+    """Write a small JSON document to stdout, indented."""
+    write(json_text(document, indent=2) + "\n")
+
+
+def write_report(
+    found: T,
+    form: str,
+    renderers: tuple[Callable[[T], Any], Callable[[T], str], Callable[..., str]],
+) -> None:
+    """Write a report to stdout as json, markdown or text, by the renderer of that form."""
+    document, markdown, text = renderers
+    if form == "json":
+        write_json(document(found))
+    elif form == "markdown":
+        write(markdown(found))
+    else:
+        write(text(found, width=stdout_width()))
+
+
+def note(text: str) -> None:
+    """Write what is no result to stderr, escaped, if that can still be written."""
+    # The exit code says it too, and must not become that of a crash on a full disk.
+    with contextlib.suppress(OSError):
+        sys.stderr.write(painted(escaped_lines(text), sys.stderr) + "\n")
+
+
+def show_findings(found: Sequence[Diagnostic], *, as_json: bool = False) -> None:
+    """Write findings to stderr, as text or as a JSON document."""
+    if not found:
+        return
+    if as_json:
+        from policyc.reports.findings import finding_json
+
+        document = {
+            "schema_version": 1,
+            "kind": "findings",
+            "findings": [finding_json(one) for one in found],
+        }
+        # One line, so that it can stand among lines of progress.
+        note(json_text(document))
+    else:
+        note(render(found))
+
+
+def painted(text: str, stream: TextIO) -> str:
+    """Rendered diagnostics, coloured where a person looks at `stream`."""
+    # NO_COLOR counts when it is set to anything; see no-color.org.
+    if not stream.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return _SEVERITY.sub(lambda word: f"{_COLOURS[word[0]]}{word[0]}\x1b[0m", text)
+
+
+def stdout_width() -> int | None:
+    """Columns of the terminal that shows stdout; None if it is no terminal."""
+    # Output that goes into a file must not depend on the width of a window.
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def stop_if(failed: bool, code: int = FAILED) -> None:
+    """End the command with `code` if it failed.
+
+    Raises: typer.Exit.
+    """
+    if failed:
+        raise typer.Exit(code)
+
+
+def is_failure(found: Iterable[Diagnostic], *, fail_on_warn: bool) -> bool:
+    """Whether findings are errors, or warnings that the user wants to count as errors."""
+    every = list(found)
+    return bool(errors(every)) or (fail_on_warn and bool(every))

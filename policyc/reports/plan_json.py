@@ -1,0 +1,276 @@
+"""A plan as the documented JSON document, and saved plans read back.
+
+Plan ── plan_document ──> {…} ── json ──> plan.json ── saved_outline ──> Outline
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from policy_dsl.bounded_json import parse_json
+from policy_dsl.diagnostics import fail, json_text
+from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor, Pruning
+from policy_dsl.planning.assertions import TestResult
+from policy_dsl.planning.outline import (
+    Outline,
+    OutlineModule,
+    groups,
+    outline,
+    source_dtypes,
+    stored_as,
+    treatment_of,
+)
+from policy_dsl.regular_files import read_whole
+from policy_dsl.sources.recorded_form import first_defect
+from policy_dsl.units import bits_per_weight
+from policyc.reports.findings import finding_json
+from policyc.reports.outline_text import group_json, transforms_json
+from policyc.reports.saved_plan_form import SavedPlan, SavedTensor, SavedTransform
+
+SCHEMA_VERSION = 1
+# Half as much again as that of the largest model, with a module for every expert.
+LARGEST_NBYTES = 128 * 2**20
+
+
+def plan_document(
+    plan: Plan, tests: Sequence[TestResult] = (), *, tensors: bool = True
+) -> dict[str, Any]:
+    """The plan as JSON values; with `tensors`, every output tensor and its sources.
+
+    bpw = 8 x bytes of all output tensors / parameters of the logical model after transforms.
+    """
+    made = outline(plan)
+    document: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "plan",
+        "policy": {
+            "name": plan.policy.name,
+            "digest": plan.policy_digest,
+            "description": plan.policy.description,
+        },
+        "target": plan.target,
+        "model": {
+            "id": plan.model.id,
+            "architecture": plan.model.architecture.family,
+            "parameters": made.parameters,
+            "layers": plan.model.n_layers,
+            "experts": plan.model.n_experts,
+            # What only the bundle has: zeros that fill a reader's multiple up.
+            "experts_added": made.added,
+            "source_digest": plan.source_digest,
+        },
+        "transforms": transforms_json(plan.pruning),
+        "totals": _totals(plan, made),
+        "roles": _roles(made),
+        "groups": [group_json(group) for group in groups(made.modules)],
+        "dropped": [_dropped(omission) for omission in plan.omitted],
+        "files": [_file(file) for file in plan.files],
+        "dropped_files": [asdict(file) for file in plan.omitted_files],
+        "linked_files": dict(plan.linked_files),
+        "fp8_rule": plan.fp8_rule or None,
+        "statistics": {file.name: file.path for file in plan.statistics},
+        "pending": list(plan.pending),
+        "refusals": [{"runtime": one.runtime, "reason": one.reason} for one in plan.refusals],
+        "tests": [_test(test) for test in tests],
+        "findings": [finding_json(found) for found in plan.findings],
+    }
+    if tensors:
+        document["tensors"] = [
+            _tensor(module, tensor, first=at == 0)
+            for module in plan.modules
+            for at, tensor in enumerate(module.tensors)
+        ]
+    return document
+
+
+def document_text(document: dict[str, Any]) -> str:
+    """A JSON document as text: indented, one line per tensor and file, newline at the end."""
+    # Thousands of tensors, each a line: readable, and diffs of saved plans stay small.
+    listed = {"tensors", "files", "dropped", "dropped_files", "entries"} & document.keys()
+    parts = []
+    for key, value in document.items():
+        if key in listed:
+            rows = ",\n".join(f"    {json_text(row)}" for row in value)
+            shown = f"[\n{rows}\n  ]" if value else "[]"
+        else:
+            shown = json_text(value, indent=2).replace("\n", "\n  ")
+        parts.append(f"  {json_text(key)}: {shown}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def read_saved_plan(path: Path) -> Outline:
+    """The outline of a saved plan's file.
+
+    Raises: PolicyError if it cannot be read, or is no plan with its tensors.
+    """
+    return saved_outline(read_whole(path, most=LARGEST_NBYTES), str(path))
+
+
+def saved_outline(content: bytes, path: str) -> Outline:
+    """The outline of a saved plan. path: how to call it.
+
+    Raises: PolicyError (bad-saved-plan) if the content is not a plan with its tensors.
+    """
+    try:
+        document = parse_json(content)
+    except ValueError as error:
+        raise fail("bad-saved-plan", path=path, reason=str(error)) from None
+    # Told apart before reading: `diff` takes any .json file that it is given.
+    _require_plan(document, path)
+    try:
+        saved = SavedPlan.model_validate(document)
+    except ValidationError as error:
+        reason = f"something is missing or of the wrong type: {first_defect(error)}"
+        raise fail("bad-saved-plan", path=path, reason=reason) from None
+    return Outline(
+        title=f"{saved.policy.name} ({path})",
+        target=saved.target,
+        model=saved.model.id,
+        modules=tuple(_module(rows) for rows in _by_module(saved.tensors)),
+        experts=saved.model.experts,
+        pruning=_pruning(saved.transforms),
+        added=saved.model.experts_added,
+    )
+
+
+def _pruning(transforms: Sequence[SavedTransform]) -> Pruning | None:
+    """What a saved plan says was done to the model."""
+    for found in transforms:
+        ranking = found.by or ""
+        if found.kept is not None:
+            kept = {int(layer): tuple(old.root) for layer, old in found.kept.items()}
+            return Pruning(found.before, kept, ranking)
+        # In their place stand as many, as in the plan itself.
+        kept = dict.fromkeys(range(found.layers), tuple(range(found.to)))
+        return Pruning(found.before, kept, ranking, False)
+    return None
+
+
+def _require_plan(document: Any, path: str) -> None:
+    reason = None
+    if not isinstance(document, dict) or document.get("kind") != "plan":
+        reason = "it is JSON, but no plan"
+    # A plan of another version may mean something else by the same words.
+    elif (version := repr(document.get("schema_version"))) != str(SCHEMA_VERSION):
+        reason = f"schema_version is {version:.120}, not {SCHEMA_VERSION}"
+    elif "tensors" not in document:
+        reason = "it was written without --tensors; `plan --save` keeps them"
+    if reason is not None:
+        raise fail("bad-saved-plan", path=path, reason=reason)
+
+
+def _by_module(rows: Iterable[SavedTensor]) -> list[list[SavedTensor]]:
+    found: dict[str, list[SavedTensor]] = {}
+    for row in rows:
+        found.setdefault(row.module, []).append(row)
+    return list(found.values())
+
+
+def _module(rows: list[SavedTensor]) -> OutlineModule:
+    first = rows[0]
+    return OutlineModule(
+        name=first.module,
+        role=first.role,
+        layer=first.layer,
+        treatment=first.treatment,
+        stored=first.stored,
+        rule=first.rule,
+        tensors=len(rows),
+        parameters=sum(row.parameters for row in rows),
+        nbytes=sum(row.nbytes for row in rows),
+    )
+
+
+def _totals(plan: Plan, made: Outline) -> dict[str, Any]:
+    # One unknown file makes the sum unknown; a guess would be taken for exact.
+    unknown = [file for file in plan.files if file.nbytes is None]
+    known = sum(file.nbytes or 0 for file in plan.files)
+    return {
+        "tensors": sum(len(module.tensors) for module in plan.modules),
+        "tensor_nbytes": made.nbytes,
+        "file_nbytes": None if unknown or not plan.files else known,
+        "file_nbytes_unknown_because": unknown[0].reason if unknown else None,
+        "bpw": made.bpw,
+        "source_nbytes": plan.source_nbytes,
+    }
+
+
+def _roles(made: Outline) -> list[dict[str, Any]]:
+    by_role: dict[str, list[OutlineModule]] = {}
+    for module in made.modules:
+        by_role.setdefault(module.role, []).append(module)
+    rows = []
+    for role, members in by_role.items():
+        nbytes = sum(member.nbytes for member in members)
+        parameters = sum(member.parameters for member in members)
+        rows.append(
+            {
+                "role": role,
+                "tensors": sum(member.tensors for member in members),
+                "parameters": parameters,
+                "nbytes": nbytes,
+                "bpw": bits_per_weight(nbytes, parameters),
+            }
+        )
+    return rows
+
+
+def _dropped(omission: Omission) -> dict[str, Any]:
+    return {
+        "name": omission.tensor.name,
+        "role": omission.role,
+        "layer": omission.layer,
+        "nbytes": omission.nbytes,
+        "reason": omission.reason,
+    }
+
+
+def _file(file: PlannedFile) -> dict[str, Any]:
+    return {
+        "name": file.name,
+        "kind": file.kind,
+        "nbytes": file.nbytes,
+        **({"least_nbytes": file.least} if file.least else {}),
+        "reason": file.reason or None,
+    }
+
+
+def _test(test: TestResult) -> dict[str, Any]:
+    return {"test": test.text, "passed": test.passed, "found": test.found}
+
+
+def _tensor(module: Module, tensor: PlannedTensor, *, first: bool) -> dict[str, Any]:
+    """The row of one output tensor; only the first of a module carries its parameters."""
+    return {
+        "name": tensor.name,
+        "dtype": tensor.dtype,
+        "shape": list(tensor.shape),
+        "nbytes": tensor.nbytes,
+        "module": module.name,
+        "role": module.role,
+        "layer": module.layer,
+        "treatment": treatment_of(module),
+        "stored": stored_as(module.treatment, module.dtype),
+        # So that the column adds up: scales and biases are no parameters.
+        "parameters": module.parameters if first else 0,
+        "source_dtypes": list(source_dtypes(module)),
+        "sources": _source_names(module),
+        "rule": module.rule,
+        "file": tensor.file,
+        "start": tensor.start,
+    }
+
+
+def _source_names(module: Module) -> list[str]:
+    # A dict keeps the order and drops the repeats of fused sources.
+    names: dict[str, None] = {}
+    for rows in module.sources:
+        names[rows.tensor.name] = None
+        if rows.scale is not None:
+            names[rows.scale.name] = None
+    return list(names)

@@ -1,0 +1,241 @@
+"""A plan for people: what every role gets, what it costs, what is kept or left out, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from policy_dsl.diagnostics import render
+from policy_dsl.plan import Omission, OmittedFile, Plan, PlannedFile
+from policy_dsl.planning.assertions import TestResult
+from policy_dsl.planning.matching import is_guarded
+from policy_dsl.planning.outline import OTHERWISE, Group, Outline, groups, outline, treatment_of
+from policy_dsl.sources.shard_map import listed
+from policy_dsl.units import both_units, column_unit, counted
+from policyc.reports.outline_text import group_cells
+from policyc.reports.report import (
+    Block,
+    Column,
+    Facts,
+    Items,
+    Rendered,
+    Table,
+    render_markdown,
+    render_text,
+)
+
+
+def plan_text(
+    plan: Plan, tests: Sequence[TestResult] = (), *, tensors: bool = False, width: int | None = None
+) -> str:
+    """The plan as text; `tensors` lists every output tensor, `width` bounds the tables."""
+    return render_text(_blocks(plan, tests, tensors=tensors), width=width)
+
+
+def plan_markdown(plan: Plan, tests: Sequence[TestResult] = (), *, tensors: bool = False) -> str:
+    """The plan as GitHub markdown."""
+    return render_markdown(_blocks(plan, tests, tensors=tensors))
+
+
+def size_change(before: int, after: int) -> str:
+    """`230.12 GB = 214.32 GiB -> 92.87 GB = 86.49 GiB, 59.6 % smaller`."""
+    change = f"{both_units(before)} -> {both_units(after)}"
+    if not before:
+        return change
+    # Both in the same unit: a reduction in mixed units is no reduction.
+    percent = 100 * (before - after) / before
+    return f"{change}, {abs(percent):.1f} % {'smaller' if percent >= 0 else 'larger'}"
+
+
+def _blocks(plan: Plan, tests: Sequence[TestResult], *, tensors: bool) -> list[Block]:
+    made = outline(plan)
+    blocks: list[Block] = [
+        Facts(tuple(_heading(plan))),
+        *_group_tables(plan, made),
+        Facts(tuple(_totals(plan, made)), title="Totals"),
+        *_lists(plan, tests),
+    ]
+    if tensors:
+        # Last: what people look for must not end up above thousands of lines.
+        blocks.append(_tensor_table(plan))
+    return [block for block in blocks if not isinstance(block, Table) or block.rows]
+
+
+def _group_tables(plan: Plan, made: Outline) -> tuple[Table, Table]:
+    quantized = {module.name for module in plan.modules if module.treatment.action == "quantize"}
+    # Two tables: what is quantized is the plan, what is not needs a reason.
+    labels = {module.treatment for module in made.modules if module.name in quantized}
+    found = groups(made.modules)
+    packed = [group for group in found if group.treatment in labels]
+    plain = [group for group in found if group.treatment not in labels]
+    return (
+        _group_table("Quantized", packed, plan, made),
+        _group_table("Not quantized", plain, plan, made),
+    )
+
+
+def _lists(plan: Plan, tests: Sequence[TestResult]) -> list[Block]:
+    lines = {
+        "Left out": (*_omissions(plan.omitted), *_omitted_files(plan.omitted_files)),
+        "Linked files": tuple(f"{file} -> {target}" for file, target in plan.linked_files),
+        "Needed before a build": plan.pending,
+        "Readers that cannot load it": tuple(_refusals(plan)),
+        "Tests": tuple(_test_line(test) for test in tests),
+    }
+    lists: list[Block] = [Items(found, title=title) for title, found in lines.items() if found]
+    if plan.findings:
+        lists.append(Rendered((render(plan.findings),), "Findings"))
+    return lists
+
+
+def _refusals(plan: Plan) -> Iterable[str]:
+    # Readers that are built on each other refuse for one reason.
+    alike: dict[str, list[str]] = {}
+    for one in plan.refusals:
+        alike.setdefault(one.reason, []).append(one.runtime)
+    for reason, runtimes in alike.items():
+        yield f"{', '.join(runtimes)}: {reason}"
+
+
+def _heading(plan: Plan) -> Iterable[tuple[str, str]]:
+    model = plan.model
+    yield "policy", f"{plan.policy.name} (digest {plan.policy_digest[:12]})"
+    yield "target", plan.target
+    counts = [model.architecture.family, counted(model.n_layers, "layer")]
+    if model.n_experts:
+        counts.append(f"{counted(model.n_experts, 'expert')} a layer")
+    yield "model", f"{model.id} ({', '.join(counts)})"
+    if plan.pruning:
+        yield "pruned", plan.pruning.about
+    if plan.fp8_rule:
+        yield "fp8", f"dequantized by rule {plan.fp8_rule}"
+    yield from plan.remarks
+    for file in plan.statistics:
+        yield file.name, file.path
+
+
+def _group_table(title: str, chosen: Sequence[Group], plan: Plan, made: Outline) -> Table:
+    # One unit for all rows, so that sizes can be compared by eye.
+    word, scale = column_unit(made.nbytes)
+    guarded = {tensor.role for tensor in plan.model.tensors if is_guarded(tensor)}
+    columns = (
+        Column("role"),
+        Column("layers"),
+        Column("treatment"),
+        Column("tensors", right=True, drop=1),
+        Column("parameters", right=True, drop=2),
+        Column(word, right=True),
+        Column("share", right=True, drop=3),
+        Column("bpw", right=True),
+        Column("decided by", drop=4),
+    )
+    rows = tuple(_group_row(group, made, scale, guarded) for group in chosen)
+    return Table(columns, rows, title)
+
+
+def _group_row(group: Group, made: Outline, scale: int, guarded: Iterable[str]) -> tuple[str, ...]:
+    share = 100 * group.nbytes / made.nbytes if made.nbytes else 0.0
+    return (
+        *group_cells(group, scale),
+        f"{share:.2f} %",
+        f"{group.bpw or 0:.3f}",
+        _reason(group, guarded),
+    )
+
+
+def _reason(group: Group, guarded: Iterable[str]) -> str:
+    if group.rule != OTHERWISE:
+        return group.rule
+    return "no rule names it (guarded)" if group.role in guarded else f"no rule ({OTHERWISE})"
+
+
+def _totals(plan: Plan, made: Outline) -> Iterable[tuple[str, str]]:
+    count = sum(module.tensors for module in made.modules)
+    yield "tensors", f"{counted(count, 'tensor')}, {made.nbytes:,} bytes"
+    yield "size", size_change(plan.source_nbytes, made.nbytes)
+    meaning = f"8 x bytes of all output tensors / {made.parameters:,} parameters"
+    shown = f"{made.bpw:.4f} bpw" if made.bpw is not None else "no parameters"
+    yield "bits", f"{shown} ({meaning} of the logical model)"
+    yield from _files(plan.files)
+
+
+def _files(files: Sequence[PlannedFile]) -> Iterable[tuple[str, str]]:
+    # A plan that was not completed says nothing about files.
+    if not files:
+        return
+    shards = [file for file in files if file.kind == "tensors"]
+    count = counted(len(shards), "tensor file")
+    if all(file.nbytes is not None for file in shards):
+        yield "files", f"{count}, {_known_nbytes(shards):,} bytes with headers"
+    else:
+        least = sum(file.least for file in shards)
+        size = f"{least:,} bytes = {both_units(least)}"
+        yield "files", f"{count}, {size} with header and index, without its metadata"
+    yield from _beside([file for file in files if file.kind != "tensors"])
+    unknown = [file for file in files if file.nbytes is None]
+    for file in unknown:
+        yield "not known", f"size of {file.name}: {file.reason}"
+    if not unknown:
+        yield "folder", both_units(_known_nbytes(files))
+
+
+def _beside(files: Sequence[PlannedFile]) -> Iterable[tuple[str, str]]:
+    known = [file for file in files if file.nbytes is not None]
+    if known:
+        names = ", ".join(file.name for file in known)
+        yield "beside", f"{_known_nbytes(known):,} bytes in {names}"
+
+
+def _known_nbytes(files: Sequence[PlannedFile]) -> int:
+    return sum(file.nbytes or 0 for file in files)
+
+
+def _omissions(omitted: Sequence[Omission]) -> Iterable[str]:
+    # A left-out MTP block has hundreds of tensors and one reason.
+    found: dict[tuple[str, str], list[Omission]] = {}
+    for omission in omitted:
+        found.setdefault((omission.role, omission.reason), []).append(omission)
+    for (role, reason), members in found.items():
+        nbytes = sum(member.nbytes for member in members)
+        size = f"{counted(len(members), 'tensor')}, {both_units(nbytes)}"
+        yield f"{role or 'no role'}: {size}, such as {members[0].tensor.name}: {reason}"
+
+
+def _omitted_files(omitted: Sequence[OmittedFile]) -> Iterable[str]:
+    found: dict[str, list[OmittedFile]] = {}
+    for file in omitted:
+        found.setdefault(file.reason, []).append(file)
+    for reason, members in found.items():
+        nbytes = [file.nbytes for file in members if file.nbytes is not None]
+        size = f" ({both_units(sum(nbytes))})" if nbytes else ""
+        names = listed([file.name for file in members])
+        yield f"beside the weights, {names}{size}: {reason}"
+
+
+def _test_line(test: TestResult) -> str:
+    return f"{'passed' if test.passed else 'FAILED'}  {test.text}  (it is {test.found})"
+
+
+def _tensor_table(plan: Plan) -> Table:
+    columns = (
+        Column("tensor"),
+        Column("dtype"),
+        Column("shape"),
+        Column("bytes", right=True),
+        Column("treatment", drop=3),
+        Column("decided by", drop=2),
+        Column("file", drop=1),
+    )
+    rows = tuple(
+        (
+            tensor.name,
+            tensor.dtype,
+            "x".join(str(size) for size in tensor.shape),
+            f"{tensor.nbytes:,}",
+            treatment_of(module),
+            module.rule,
+            tensor.file,
+        )
+        for module in plan.modules
+        for tensor in module.tensors
+    )
+    return Table(columns, rows, "Tensors")
