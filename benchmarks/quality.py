@@ -49,9 +49,9 @@ from emitters.core.tally import Sums  # noqa: E402
 from emitters.core.verify_source import compare  # noqa: E402
 from policy_dsl.diagnostics import errors, render  # noqa: E402
 from policy_dsl.inventory import Inventory  # noqa: E402
+from policy_dsl.quantities import bits_per_weight  # noqa: E402
 from policy_dsl.roles.classify import Model, ModelTensor, classify  # noqa: E402
 from policy_dsl.sources.reference import open_source  # noqa: E402
-from policy_dsl.units import bits_per_weight  # noqa: E402
 from policyc import Plan, PolicyError, load  # noqa: E402
 from policyc.cli.planning import plan_for  # noqa: E402
 from policyc.reports import report  # noqa: E402

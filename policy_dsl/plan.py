@@ -9,8 +9,8 @@ from math import prod
 from policy_dsl.diagnostics import Diagnostic, Span
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.policy import Policy, Treatment
+from policy_dsl.quantities import counted
 from policy_dsl.roles.classify import Model
-from policy_dsl.units import counted
 
 
 @dataclass(frozen=True, slots=True)

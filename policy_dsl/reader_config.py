@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from policy_dsl.plan import Plan, Refusal
+from policy_dsl.quantities import counted
 from policy_dsl.roles.config_keys import ConfigKey
 from policy_dsl.roles.config_meaning import ConfigMeaning, is_whole
 from policy_dsl.roles.reader_tables import Level, ReaderKind, reader_kind
-from policy_dsl.units import counted
 
 _TIED, _ROPE = "tie_word_embeddings", "rope_scaling"
 _TEXT = "text_config"

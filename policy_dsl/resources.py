@@ -1,7 +1,11 @@
-"""Where data files lie: `grammar/` and `policies/`, in a checkout or installed; schemas."""
+"""What belongs to the installed program: the folders of its data, and its version."""
 
 from __future__ import annotations
 
+import tomllib
+from functools import cache
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
 from pathlib import Path
 
 
@@ -15,3 +19,13 @@ def room(name: str) -> Path:
 def document_schemas() -> Path:
     """The folder of JSON Schemas, one for each kind of document."""
     return Path(__file__).with_name("document_schemas")
+
+
+@cache
+def version() -> str:
+    """The version that is installed, or that of the checkout this runs from."""
+    try:
+        return installed_version("policyc")
+    except PackageNotFoundError:
+        project = Path(__file__).parent.parent / "pyproject.toml"
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])

@@ -45,8 +45,8 @@ LAYERS = (
     ".roles",
     ".policy .selectors .inventory",
     # what everything may use
-    ".bounded_json .diagnostics .escaping .codes .linear_patterns .plain_names .regular_files"
-    " .resources .sizes .units .version .vocabulary policy_dsl",
+    ".bounded_json .diagnostics .escaping .codes .linear_patterns .quantities .regular_files"
+    " .resources .vocabulary policy_dsl",
 )
 # Calls that open or parse a file -> the modules that may: those for files of strangers, and
 # those that read what is packaged, or open what they write.
@@ -57,14 +57,14 @@ OPENERS: dict[str, tuple[str, ...]] = {
     ),
     "read_bytes": ("emitters.numerics.jit",),
     "read_text": (
-        *("policyc.cli.catalogs", ".roles.architecture", ".roles.reader_tables", ".version"),
+        *("policyc.cli.catalogs", ".roles.architecture", ".roles.reader_tables", ".resources"),
         *(".language.parsing", "emitters.core.record"),
     ),
     "FileIO": (".regular_files",),
     "memmap": (),
     "fromfile": (),
     "loads": (
-        *(".bounded_json", ".language.read_dsl", ".version"),
+        *(".bounded_json", ".language.read_dsl", ".resources"),
         *("emitters.core.record", "emitters.core.seal"),
     ),
     "load": (),

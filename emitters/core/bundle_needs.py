@@ -15,6 +15,7 @@ from emitters.core.bundle_reading import Bundle, BundleModule
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import TensorInfo
+from policy_dsl.quantities import counted
 from policy_dsl.roles.architecture import Architecture, architecture, model_types, outside
 from policy_dsl.roles.completeness import shown_first, wrong_experts
 from policy_dsl.roles.config_meaning import Counts, config_value, given_value, read_counts
@@ -26,7 +27,6 @@ from policy_dsl.roles.needs import Need
 from policy_dsl.roles.presence import Presence
 from policy_dsl.roles.reader_tables import reader_kind
 from policy_dsl.roles.scales import some
-from policy_dsl.units import counted
 from policy_dsl.vocabulary import SINGLE_ROLES
 
 # Modules by a number in their names, and these by all other numbers there.

@@ -24,6 +24,7 @@ from policy_dsl.escaping import shown
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import UNKNOWN, Treatment
+from policy_dsl.quantities import counted
 from policy_dsl.regular_files import read_whole
 from policy_dsl.roles.scales import some
 from policy_dsl.sources.checkpoint import CONFIG, MAX_CONFIG_NBYTES
@@ -31,7 +32,6 @@ from policy_dsl.sources.foreign_files import ensure_no_other_file
 from policy_dsl.sources.placeholders import refuse_placeholder
 from policy_dsl.sources.quantization import quantization_of
 from policy_dsl.sources.reference import is_hfq_file, open_source
-from policy_dsl.units import counted
 
 # Three times that of the largest model, with a module for every expert.
 LARGEST_RECORD = 128 * 2**20

@@ -19,7 +19,7 @@ from emitters.core.record import RECORD, SCHEMA_VERSION, record_digest
 from emitters.tensor_io.shards import flush, writing
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
-from policy_dsl.plain_names import is_plain_name
+from policy_dsl.escaping import is_plain_name
 from policy_dsl.regular_files import opened, read_whole
 from policy_dsl.sources.side_files import SUBFOLDERS
 

@@ -17,8 +17,8 @@ from policy_dsl.plan import Module, Plan, SourceRows
 from policy_dsl.planning.decisions import trace
 from policy_dsl.planning.fill import PLAIN_WORDS, describe
 from policy_dsl.policy import Treatment
+from policy_dsl.quantities import counted
 from policy_dsl.roles.classify import ModelTensor
-from policy_dsl.units import counted
 
 # Rows that formats code together at most, with groups that do not run on from row to row.
 BAND = 32

@@ -14,8 +14,8 @@ from emitters.tensor_io.shards import writing
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
+from policy_dsl.quantities import both_units
 from policy_dsl.roles.scales import FP8_DTYPES
-from policy_dsl.units import both_units
 
 # For the journal, and for what the file system itself takes.
 _MARGIN_NBYTES = 16 * 2**20

@@ -16,8 +16,7 @@ from typing import Any
 from policy_dsl.escaping import decoded
 from policy_dsl.language.print_policy import canonical_text
 from policy_dsl.plan import Module, Plan, Pruning
-from policy_dsl.resources import document_schemas
-from policy_dsl.version import version
+from policy_dsl.resources import document_schemas, version
 
 RECORD = "policyc.json"
 SCHEMA_VERSION = 1

@@ -22,8 +22,8 @@ from emitters.core.tally import Sums, Tally
 from emitters.numerics.reach import FLOORS, UNITS, Slack
 from emitters.numerics.rounding import to_float32
 from emitters.numerics.value_types import Array
+from policy_dsl.resources import version
 from policy_dsl.roles.classify import ModelTensor
-from policy_dsl.version import version
 
 # How a module is judged.
 EQUAL, AGAIN, NEAREST = "equal", "coded again", "nearest codes"

@@ -16,7 +16,7 @@ from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.formats import Container
 from policy_dsl.plan import Plan, PlannedTensor
 from policy_dsl.planning.layout import header_bytes
-from policy_dsl.version import version
+from policy_dsl.resources import version
 
 _CURE = "--force starts over, and so does deleting that folder"
 # What an identity's parts are called in messages; the first that differs is named.

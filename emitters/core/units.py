@@ -10,7 +10,7 @@ from emitters.tensor_io.read import columns, row_nbytes
 from policy_dsl.diagnostics import fail
 from policy_dsl.plan import Module, Plan, SourceRows
 from policy_dsl.planning.fill import describe
-from policy_dsl.units import both_units
+from policy_dsl.quantities import both_units
 
 MIB = 2**20
 # A unit reads at most 8 Mi values: 32 MiB of source, and blocks that caches still help with.

@@ -17,7 +17,7 @@ from emitters.core.rows_check import AGAIN, EQUAL, NEAREST
 from emitters.core.tally import Tally
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.planning.fill import describe
-from policy_dsl.units import counted
+from policy_dsl.quantities import counted
 
 # How a matrix is judged whose codes a solver chose.
 WHOLE = "as a whole"

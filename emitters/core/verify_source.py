@@ -24,8 +24,8 @@ from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.planning.fill import describe
 from policy_dsl.planning.outline import stored_as
 from policy_dsl.planning.pruning import pruned
+from policy_dsl.quantities import counted
 from policy_dsl.roles.classify import ModelTensor, classify
-from policy_dsl.units import counted
 
 Stacks = Mapping[str, tuple[ModelTensor, ...]]
 _SHOWN = 3

@@ -21,6 +21,7 @@ from policy_dsl.diagnostics import (
     did_you_mean,
     errors,
 )
+from policy_dsl.escaping import LONGEST_POLICY_NAME, name_defect
 from policy_dsl.language.draft_fields import SECTIONS, read_field, validate_section
 from policy_dsl.language.draft_rules import ReadStatement, read_statement
 from policy_dsl.language.fragments import (
@@ -31,7 +32,6 @@ from policy_dsl.language.fragments import (
     substitute,
 )
 from policy_dsl.language.source_text import MAX_BYTES
-from policy_dsl.plain_names import LONGEST_POLICY_NAME, name_defect
 from policy_dsl.policy import CLEARABLE, Assertion, Comment, Policy, Prune, Rule, Scalar, Treatment
 from policy_dsl.vocabulary import TARGETS
 

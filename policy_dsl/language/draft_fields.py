@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic, did_you_mean
 from policy_dsl.language.fragments import Fragment
 from policy_dsl.policy import Calibration, Defaults, Output, Part
-from policy_dsl.sizes import parse_size
+from policy_dsl.quantities import parse_size
 from policy_dsl.vocabulary import METHODS, SCHEME_TARGETS
 
 SECTIONS: Mapping[str, type[Part]] = {

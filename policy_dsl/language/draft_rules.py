@@ -14,8 +14,8 @@ from policy_dsl.language.print_selector import print_selector
 from policy_dsl.language.read_selector import read_numbers, read_selector
 from policy_dsl.language.treatment_words import print_treatment, read_treatment
 from policy_dsl.policy import Assertion, Prune, Rule, Treatment
+from policy_dsl.quantities import parse_size
 from policy_dsl.selectors import LayerRange
-from policy_dsl.sizes import parse_size
 
 _MAX_PRUNED_DIGITS = 6
 _EXPECTED = {

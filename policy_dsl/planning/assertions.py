@@ -16,8 +16,8 @@ from policy_dsl.planning.outline import treatment_of
 from policy_dsl.planning.reach import Reach
 from policy_dsl.planning.selector_parts import SelectorParts
 from policy_dsl.policy import Assertion, Rule, Treatment
+from policy_dsl.quantities import bits_per_weight, both_units
 from policy_dsl.selectors import Selector
-from policy_dsl.units import bits_per_weight, both_units
 
 _RELATIONS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,

@@ -11,9 +11,9 @@ from policy_dsl.planning.matching import CompiledRule, compile_rules, is_guarded
 from policy_dsl.planning.reach import Reach
 from policy_dsl.planning.selector_parts import OPTIONAL, SelectorParts, guard_notes
 from policy_dsl.policy import Policy, Treatment
+from policy_dsl.quantities import counted
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.selectors import Name
-from policy_dsl.units import counted
 
 KEEP = Treatment("keep")
 _MOST_SHOWN = 20

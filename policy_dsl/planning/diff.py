@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from policy_dsl.planning.outline import Outline, OutlineModule
-from policy_dsl.units import layer_list
+from policy_dsl.quantities import layer_list
 
 
 @dataclass(frozen=True, slots=True)

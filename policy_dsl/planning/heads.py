@@ -10,8 +10,8 @@ from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.plan import Plan
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.planning.left_out import names_it
+from policy_dsl.quantities import both_units
 from policy_dsl.roles.model import TIED, Model
-from policy_dsl.units import both_units
 
 _TEXT = "text_config"
 

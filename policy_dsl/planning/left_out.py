@@ -10,9 +10,9 @@ from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Plan
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.planning.matching import CompiledRule, is_guarded
+from policy_dsl.quantities import counted
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.selectors import And, Except, Glob, Name, Or, Regex, Selector
-from policy_dsl.units import counted
 
 
 def names_it(

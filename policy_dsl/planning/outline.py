@@ -15,7 +15,7 @@ from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.plan import Module, Plan, Pruning
 from policy_dsl.planning.fill import describe
 from policy_dsl.policy import Treatment
-from policy_dsl.units import bits_per_weight
+from policy_dsl.quantities import bits_per_weight
 
 # What a plan writes for tensors that no rule reached.
 OTHERWISE = "defaults.otherwise"

@@ -14,7 +14,7 @@ from policy_dsl.planning.heads import head_findings
 from policy_dsl.planning.left_out import rules_without_effect
 from policy_dsl.planning.matching import is_guarded
 from policy_dsl.policy import Treatment
-from policy_dsl.units import both_units, counted
+from policy_dsl.quantities import both_units, counted
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL, namesake
 
 

@@ -19,8 +19,8 @@ from policy_dsl.planning.pruning import ensure_all_pruned, pruned, pruning_of
 from policy_dsl.planning.settings import setting_findings
 from policy_dsl.planning.statistics import statistics_of
 from policy_dsl.policy import Policy
+from policy_dsl.quantities import parse_size
 from policy_dsl.roles.classify import Model, architecture_of, classify
-from policy_dsl.sizes import parse_size
 from policy_dsl.sources.quantization import leftover, quantization_of
 from policy_dsl.sources.saliency import Saliency
 from policy_dsl.vocabulary import TARGETS

@@ -16,9 +16,9 @@ from policy_dsl.language.print_selector import print_selector
 from policy_dsl.planning.matching import CompiledRule, nodes, span_of
 from policy_dsl.planning.pattern_cures import Cure, PatternCures
 from policy_dsl.planning.reach import Reach
+from policy_dsl.quantities import counted
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.selectors import And, Except, Family, Glob, Layers, Name, Or, Regex, Selector
-from policy_dsl.units import counted
 
 # A list of names from another model has hundreds that are all wrong in the same way.
 _MOST_SHOWN = 10

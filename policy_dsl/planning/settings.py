@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
+from policy_dsl.escaping import name_defect
 from policy_dsl.formats import FormatSpec, MetadataValues
-from policy_dsl.plain_names import name_defect
 from policy_dsl.policy import Policy
 
 # Readers take files with such endings for something else.

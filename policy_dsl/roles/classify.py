@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_mean, fail
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo
+from policy_dsl.quantities import counted
 from policy_dsl.roles.architecture import Architecture, architecture, families, model_types, outside
 from policy_dsl.roles.completeness import review
 from policy_dsl.roles.config_meaning import Counts, config_value, given_value, read_counts
@@ -21,7 +22,6 @@ from policy_dsl.roles.name_rules import Fusion, NameRule, Role, numbered_key
 from policy_dsl.roles.needs import Need
 from policy_dsl.roles.presence import Presence
 from policy_dsl.roles.scales import Scales, find_scales, is_activation_scale, some
-from policy_dsl.units import counted
 
 __all__ = ["Architecture", "Model", "ModelTensor", "architecture", "classify", "families"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.inventory import Inventory, TensorInfo
-from policy_dsl.units import counted
+from policy_dsl.quantities import counted
 
 FP8_SUFFIX = "_scale_inv"
 # compressed-tensors, ModelOpt and vLLM call the same multipliers so.

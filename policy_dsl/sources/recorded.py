@@ -21,9 +21,8 @@ from pydantic import ValidationError
 
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
-from policy_dsl.escaping import shown
+from policy_dsl.escaping import is_plain_name, shown
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo, tensor_nbytes
-from policy_dsl.plain_names import is_plain_name
 from policy_dsl.regular_files import read_whole
 from policy_dsl.sources.name_patterns import expand_pattern, name_patterns
 from policy_dsl.sources.placeholders import refuse_placeholder

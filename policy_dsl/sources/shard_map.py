@@ -14,9 +14,8 @@ from itertools import chain
 from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail, grouped
-from policy_dsl.escaping import shown
+from policy_dsl.escaping import is_plain_name, shown
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.plain_names import is_plain_name
 
 SUFFIX = ".safetensors"
 INDEX = "model.safetensors.index.json"

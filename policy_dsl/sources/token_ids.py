@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Any
 
 from policy_dsl.escaping import shown
-from policy_dsl.units import counted
+from policy_dsl.quantities import counted
 
 # Types of models in a tokenizer.json whose vocabulary is an object, and the one of a list.
 _MAPPED, _LISTED = ("BPE", "WordPiece", "WordLevel"), "Unigram"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from policy_dsl.diagnostics import fail
-from policy_dsl.plain_names import name_defect
+from policy_dsl.escaping import name_defect
 from policyc.cli import console, options
 from policyc.cli.planning import Request, make_plan
 
@@ -109,7 +109,7 @@ def _default_folder(model: str, policy: str) -> Path:
 
 
 def _size(text: str | None) -> int | None:
-    from policy_dsl.sizes import parse_size
+    from policy_dsl.quantities import parse_size
 
     if text is None:
         return None
@@ -139,7 +139,7 @@ def _stop_on_findings(plan: Plan, *, fail_on_warn: bool, quiet: bool, as_json: b
 
 def _show_result(plan: Plan, folder: Path, report: BuildReport, *, as_json: bool) -> None:
     from policy_dsl.planning.outline import outline
-    from policy_dsl.units import both_units, counted
+    from policy_dsl.quantities import both_units, counted
     from policyc.reports.report import Facts, render_text
 
     made = outline(plan)
@@ -181,7 +181,7 @@ def _show_result(plan: Plan, folder: Path, report: BuildReport, *, as_json: bool
 
 
 def _duration(report: BuildReport) -> str:
-    from policy_dsl.units import both_units
+    from policy_dsl.quantities import both_units
 
     if not report.resumed_nbytes:
         return f"{report.seconds:.1f} s"

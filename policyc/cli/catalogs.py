@@ -70,8 +70,8 @@ def formats(
 @console.guarded
 def models(format: options.AnyReport = "text") -> None:
     """List the catalog: models that are planned at once, without a download."""
+    from policy_dsl.quantities import both_units
     from policy_dsl.sources.reference import catalog_names, open_catalog
-    from policy_dsl.units import both_units
     from policyc.reports.report import Column, Table, render_markdown, render_text
 
     # Opened rather than listed: a broken entry must show here, not in a plan.

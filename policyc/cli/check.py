@@ -78,7 +78,7 @@ def check(
 
         console.write_commands("".join(github_line(found) + "\n" for found in findings))
     else:
-        from policy_dsl.version import version
+        from policy_dsl.resources import version
         from policyc.reports.findings import sarif
 
         console.write_json(sarif(findings, version=version()))

@@ -7,7 +7,7 @@ from typing import Any
 
 from policy_dsl.planning.diff import Change, PlanDiff
 from policy_dsl.planning.outline import Outline
-from policy_dsl.units import both_units, layer_list, signed_bytes
+from policy_dsl.quantities import both_units, layer_list, signed_bytes
 from policyc.reports.report import Block, Column, Facts, Table, render_markdown, render_text
 
 SCHEMA_VERSION = 1

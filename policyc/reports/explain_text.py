@@ -8,7 +8,7 @@ from typing import Any
 from policy_dsl.plan import Module, Plan, PlannedTensor
 from policy_dsl.planning.explain import Explanation
 from policy_dsl.planning.outline import OTHERWISE, source_dtypes, treatment_of
-from policy_dsl.units import bits_per_weight, both_units, counted, layer_list
+from policy_dsl.quantities import bits_per_weight, both_units, counted, layer_list
 from policyc.reports.report import Block, Column, Facts, Table, render_markdown, render_text
 
 _OUTCOMES = {

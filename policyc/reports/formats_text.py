@@ -9,7 +9,7 @@ from policy_dsl.formats import FormatSpec, MetadataValues, SchemeSpec
 from policy_dsl.planning.fill import PLAIN_WORDS
 from policy_dsl.planning.settings import used_settings, values_text
 from policy_dsl.policy import WHOLE_ROW
-from policy_dsl.units import both_units
+from policy_dsl.quantities import both_units
 from policyc.reports.report import Block, Column, Facts, Items, Table, render_markdown, render_text
 
 _FIRST = "the first is the default"

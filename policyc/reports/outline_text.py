@@ -7,7 +7,7 @@ from typing import Any
 
 from policy_dsl.plan import Pruning
 from policy_dsl.planning.outline import Group, Outline, groups
-from policy_dsl.units import both_units, column_unit, in_unit, layer_list
+from policy_dsl.quantities import both_units, column_unit, in_unit, layer_list
 from policyc.reports.report import Block, Column, Facts, Table, render_markdown, render_text
 
 

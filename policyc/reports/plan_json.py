@@ -25,9 +25,9 @@ from policy_dsl.planning.outline import (
     stored_as,
     treatment_of,
 )
+from policy_dsl.quantities import bits_per_weight
 from policy_dsl.regular_files import read_whole
 from policy_dsl.sources.recorded_form import first_defect
-from policy_dsl.units import bits_per_weight
 from policyc.reports.findings import finding_json
 from policyc.reports.outline_text import group_json, transforms_json
 from policyc.reports.saved_plan_form import SavedPlan, SavedTensor, SavedTransform

@@ -10,7 +10,7 @@ from emitters.core.tally import Sums
 from emitters.core.verify import VerifyReport
 from emitters.core.verify_source import ModuleError
 from policy_dsl.diagnostics import render
-from policy_dsl.units import both_units, counted
+from policy_dsl.quantities import both_units, counted
 from policyc.reports.findings import count_text, finding_json
 from policyc.reports.report import (
     Block,

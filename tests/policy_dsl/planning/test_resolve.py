@@ -21,9 +21,8 @@ from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.plan import Plan
 from policy_dsl.planning.fill import describe
 from policy_dsl.planning.resolve import resolve
-from policy_dsl.sizes import parse_size
+from policy_dsl.quantities import both_units, parse_size
 from policy_dsl.sources.reference import open_source
-from policy_dsl.units import both_units
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 SPECS = {SPEC.name: SPEC}

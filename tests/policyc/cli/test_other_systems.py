@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from policy_dsl.plain_names import is_plain_name, name_defect
+from policy_dsl.escaping import is_plain_name, name_defect
 from policyc.cli import main
 
 ROOT = Path(__file__).parents[3]

@@ -25,9 +25,9 @@ from policy_dsl.plan import (
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.outline import outline
 from policy_dsl.policy import Policy, Treatment
+from policy_dsl.quantities import both_units, layer_list, signed_bytes
 from policy_dsl.roles.architecture import architecture
 from policy_dsl.roles.model import Model, ModelTensor
-from policy_dsl.units import both_units, layer_list, signed_bytes
 from policyc.reports.plan_json import document_text, plan_document, saved_outline
 from policyc.reports.plan_text import plan_markdown, plan_text
 

@@ -1,11 +1,23 @@
-"""Numbers as the reader sees them: bytes in GB and GiB together, counts, layer lists."""
+"""Quantities as people read and write them: bytes in GB and GiB together, counts, layer lists."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
-# Each decimal unit stands beside its binary one: the two are mixed up too often.
+# Each decimal unit is shown beside its binary one: the two are mixed up too often.
 _SCALES = ((9, "GB", 30, "GiB"), (6, "MB", 20, "MiB"), (3, "kB", 10, "KiB"))
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([kKMGT]?)(i?)B)?")
+_POWER = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of a size such as 5GiB (1024³), 5GB (1000³) or 5; None if it is not a size."""
+    written = _SIZE.fullmatch(text.strip())
+    if written is None or len(written[1]) > 20 or (written[3] and not written[2]):
+        return None
+    unit: int = (1024 if written[3] else 1000) ** _POWER[written[2] or ""]
+    return round(float(written[1]) * unit)
 
 
 def both_units(nbytes: int) -> str:
