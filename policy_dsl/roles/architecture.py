@@ -18,7 +18,10 @@ from policy_dsl.roles.name_rules import NameRule, Role, name_rules, role_of
 from policy_dsl.roles.needs import Need
 
 TABLES = Path(__file__).parent.parent / "architectures"
-_MAPPINGS = ("top", "block", "ignored", "elsewhere", "aliases", "config", "needs", "where")
+_MAPPINGS = (
+    *("top", "block", "ignored", "elsewhere", "aliases", "config", "needs", "where"),
+    *("targets", "mlx"),
+)
 _VALUES = ("model_types", "models", "layers", "experts", "mtp_layers")
 
 
@@ -33,6 +36,8 @@ class Architecture:
     needs: what a model must hold, by slot. where: name -> the condition that it stands for.
     models: what may stand before `layers.0`.
     names: a name with `#` for each number -> its rule. elsewhere: prefix -> component.
+    targets: format -> what it has to know of the family. mlx: what mlx-lm's classes do with it:
+    `bare` roles, prefixes that it calls otherwise (`model`).
     """
 
     family: str
@@ -48,6 +53,8 @@ class Architecture:
     config: Mapping[str, ConfigKey] = field(repr=False)
     needs: Mapping[str, Need] = field(repr=False)
     where: Mapping[str, str] = field(repr=False)
+    targets: Mapping[str, Mapping[str, Any]] = field(repr=False)
+    mlx: Mapping[str, Any] = field(repr=False)
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -56,6 +63,16 @@ class Architecture:
         if key is None:
             return ()
         return self.config[key].names if key in self.config else (key,)
+
+    def refusal(self, target: str) -> str | None:
+        """Why a format cannot take the family, or None if it can."""
+        unknown = {"refused": f"the table of {self.family} does not name it"}
+        refused: str | None = self.targets.get(target, unknown).get("refused")
+        return refused
+
+    def facts(self, target: str) -> Mapping[str, Any]:
+        """What a format has to know of the family; empty if its table does not name it."""
+        return self.targets.get(target, {})
 
 
 @cache
@@ -96,7 +113,20 @@ def architecture(family: str) -> Architecture:
         config=config_keys(table),
         needs={need.slot: need for rule in names.values() for need in rule.needs if need},
         where=table.get("where", {}),
+        targets=table.get("targets", {}),
+        mlx=table.get("mlx", {}),
     )
+
+
+def families_of(target: str) -> Mapping[str, str | None]:
+    """Every family -> None if a format takes it, else the reason why not."""
+    return {family: architecture(family).refusal(target) for family in families()}
+
+
+def facts_of(target: str, fact: str) -> Mapping[str, Any]:
+    """Family -> what a format has to know of it by this name, of those that have it."""
+    facts = {family: architecture(family).facts(target) for family in families()}
+    return {family: known[fact] for family, known in facts.items() if fact in known}
 
 
 @cache

@@ -1,0 +1,34 @@
+"""What formats have to know of a family is in its table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import emitters
+from policy_dsl.roles.architecture import architecture, facts_of, families_of
+
+
+@pytest.mark.parametrize("target", ["gptq", "hipfire_hfq", "jangtq_prestack", "mlx_affine"])
+def test_a_format_takes_the_families_whose_tables_say_so(target: str) -> None:
+    assert families_of(target) == dict(emitters.get(target).spec.families)
+
+
+def test_a_format_that_a_table_does_not_name_does_not_take_the_family() -> None:
+    refusal = architecture("llama").refusal("gguf")
+
+    assert refusal == "the table of llama does not name it"
+    assert architecture("llama").facts("gguf") == {}
+
+
+def test_the_entry_of_a_family_replaces_that_of_its_parts() -> None:
+    table = architecture("minimax_m2")
+
+    assert table.refusal("jangtq_prestack") is None
+    assert replace(table, targets={}).refusal("jangtq_prestack") is not None
+    assert architecture("mixtral").refusal("jangtq_prestack") is not None
+
+
+def test_facts_of_a_name_come_by_family() -> None:
+    assert facts_of("hipfire_hfq", "arch_id")["minimax_m2"] == 10
