@@ -25,11 +25,10 @@ from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import UNKNOWN, Treatment
 from policy_dsl.quantities import counted
-from policy_dsl.regular_files import read_whole
+from policy_dsl.regular_files import read_whole, refuse_placeholder
 from policy_dsl.roles.scales import some
 from policy_dsl.sources.checkpoint import CONFIG, MAX_CONFIG_NBYTES
 from policy_dsl.sources.foreign_files import ensure_no_other_file
-from policy_dsl.sources.placeholders import refuse_placeholder
 from policy_dsl.sources.quantization import quantization_of
 from policy_dsl.sources.reference import is_hfq_file, open_source
 

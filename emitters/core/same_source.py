@@ -10,8 +10,7 @@ from emitters.tensor_io.read import CHANGED, FileFacts, file_facts
 from policy_dsl.diagnostics import PolicyError, diagnostic
 from policy_dsl.inventory import Inventory
 from policy_dsl.regular_files import read_range
-from policy_dsl.sources.checkpoint import CONFIG
-from policy_dsl.sources.shard_map import find_index
+from policy_dsl.sources.checkpoint import CONFIG, find_index
 
 
 def ensure_as_planned(inventory: Inventory, facts: Mapping[str, FileFacts]) -> None:

@@ -21,7 +21,7 @@ from emitters.gptq.widths import AUTO_ROUND, GPTQ, Width, default_width, dialect
 from policy_dsl.plan import Plan
 from policy_dsl.policy import UNKNOWN, Treatment
 from policy_dsl.reader_config import written_config
-from policy_dsl.sources.hub_layout import finite
+from policy_dsl.sources.checkpoint import finite
 
 __all__ = ["claims", "defects", "metadata"]
 

@@ -7,7 +7,7 @@ from emitters.gptq.readers import METADATA_KEYS, READERS, RUNTIMES, conflicts, r
 from emitters.gptq.schemes import GROUP_SIZES, RTN, SEARCHES, STORAGE, WIDTHS, part_shapes
 from policy_dsl.formats import ExpertsApart, FormatSpec, SchemeSpec, Shards
 from policy_dsl.roles.published_names import expert_path
-from policy_dsl.sources.hub_layout import shard_name
+from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
 
 _ABOUT = {

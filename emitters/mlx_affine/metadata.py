@@ -17,7 +17,7 @@ from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.plan import Module, Plan
 from policy_dsl.policy import Treatment
 from policy_dsl.reader_config import written_config
-from policy_dsl.sources.hub_layout import finite
+from policy_dsl.sources.checkpoint import finite
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"

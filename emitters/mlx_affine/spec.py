@@ -7,7 +7,7 @@ from policy_dsl.formats import FormatSpec, PartShape, SchemeSpec, Shards
 from policy_dsl.plan import Plan, Refusal
 from policy_dsl.policy import Treatment
 from policy_dsl.reader_config import refused
-from policy_dsl.sources.hub_layout import shard_name
+from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
 
 _WIDTHS = (2, 3, 4, 5, 6, 8)

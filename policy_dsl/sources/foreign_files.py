@@ -14,8 +14,14 @@ from pathlib import Path
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.escaping import shown
 from policy_dsl.regular_files import opened, read_whole
-from policy_dsl.sources.checkpoint import CONFIG, CheckpointFiles, read_json
-from policy_dsl.sources.shard_map import PICKLES, SUFFIX, find_index
+from policy_dsl.sources.checkpoint import (
+    CONFIG,
+    PICKLES,
+    SUFFIX,
+    CheckpointFiles,
+    find_index,
+    read_json,
+)
 
 _ORIGINAL = "it is not read: give the safetensors checkpoint that it was made of"
 # How names end -> what such files are.

@@ -14,18 +14,22 @@ Source: Kaden-Schutt/hipfire, crates/hipfire-runtime/src/hfq.rs @ 9d90364, read 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from policy_dsl.bounded_json import parse_json_at
 from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
 from policy_dsl.escaping import shown
-from policy_dsl.inventory import TensorInfo
-from policy_dsl.sources.checkpoint import CheckpointFiles
-from policy_dsl.sources.hfq_codes import code_name, stored_nbytes
-from policy_dsl.sources.placeholders import LOOKED_AT_NBYTES, refuse_placeholder
+from policy_dsl.inventory import Container, Inventory, TensorInfo
+from policy_dsl.regular_files import LOOKED_AT_NBYTES, refuse_placeholder
+from policy_dsl.roles.classify import classify
+from policy_dsl.roles.model import Model
+from policy_dsl.sources.checkpoint import CONFIG, SUFFIX, CheckpointFiles, listed
+from policy_dsl.sources.hfq_codes import ARCH_FAMILIES, code_name, stored_nbytes
 from policy_dsl.sources.safetensors_header import DAMAGED, MAX_DIMENSIONS, entry_defect
 
 MAGIC = b"HFQM"
@@ -232,3 +236,102 @@ def _text(name: bytes) -> str:
 
 def _not_hfq(file: str, reason: str) -> PolicyError:
     return fail("not-hfq", file=shown(file), reason=reason, suggestion=DAMAGED)
+
+
+FORM = "hipfire HFQ"
+# The extensions that hipfire's quantizer and the published files use.
+_EXTENSION = re.compile(r"\.(hfq[0-9]?|mq[0-9](-lloyd)?|q8f16)$")
+
+
+def is_called_hfq(name: str) -> bool:
+    """Whether a file has a name as HFQ files have."""
+    return _EXTENSION.search(name) is not None
+
+
+def model_name(file: str) -> str:
+    """The name of an HFQ file without its extension."""
+    return _EXTENSION.sub("", file)
+
+
+def find_hfq(files: CheckpointFiles) -> str | None:
+    """The HFQ file that is the model of these files; None if they are of another kind.
+
+    Raises: PolicyError if there are several, or a file cannot be read.
+    """
+    # Safetensors come first, and their folders need no look into every file.
+    if any(file.endswith(SUFFIX) for file in files.sizes):
+        return None
+    length = len(MAGIC)
+    long_enough = sorted(file for file, size in files.sizes.items() if size >= length)
+    found = [file for file in long_enough if files.read(file, 0, length) == MAGIC]
+    if len(found) > 1:
+        cure = "give one of the files"
+        raise fail("several-hfq", place=files.place, files=listed(found), suggestion=cure)
+    return found[0] if found else None
+
+
+def read_hfq(files: CheckpointFiles, file: str, *, name: str, root: Path | None) -> Inventory:
+    """The inventory of a model, called `name`, that is one HFQ file; its config is in it.
+
+    Raises: PolicyError with the file's defects.
+    """
+    found = read_container(files, file)
+    metadata = found.metadata
+    return Inventory(
+        id=name,
+        config=metadata["config"],
+        tensors={key: tensor.info for key, tensor in found.tensors.items()},
+        side_files={
+            other: size for other, size in files.sizes.items() if other not in (file, CONFIG)
+        },
+        unread=files.unread,
+        root=root,
+        file_nbytes={file: files.sizes[file]},
+        container=Container(
+            form=FORM,
+            arch_id=found.arch_id,
+            family=ARCH_FAMILIES.get(found.arch_id),
+            tokenizer=_has_tokenizer(metadata.get("tokenizer")),
+            chat_template=_has_template(metadata.get("tokenizer_config")),
+        ),
+    )
+
+
+def _has_tokenizer(text: object) -> bool:
+    # Its text, or that of an empty object; loaders read nothing else, a nested object neither.
+    return isinstance(text, str) and text.strip() not in ("", "{}")
+
+
+def _has_template(config: Mapping[str, Any] | object) -> bool:
+    return isinstance(config, dict) and config.get("chat_template") is not None
+
+
+# What hipfire's quantizer adds to a model, and what it is.
+_ADDED = (
+    (re.compile(r"\.awq_scale\w*\.weight$"), "AWQ scales that activations are divided by"),
+    (re.compile(r"\.lr_[uv]\.weight$"), "low-rank correction of a matrix"),
+)
+
+
+def classify_hfq(inventory: Inventory) -> Model:
+    """The model of an HFQ file: roles by names and logical shapes, whatever the quant codes.
+
+    Raises: PolicyError as `classify` does, but never for a dtype.
+    """
+    tensors = inventory.tensors
+    added = {name: reason for name in tensors if (reason := _added(name)) is not None}
+    # Names and shapes are the original checkpoint's; only its dtypes are gone.
+    values = {
+        name: tensor._replace(dtype="F16") for name, tensor in tensors.items() if name not in added
+    }
+    model = classify(replace(inventory, tensors=values))
+    ignored = [(tensors[tensor.name], reason) for tensor, reason in model.ignored]
+    return replace(
+        model,
+        tensors=tuple(replace(one, source=tensors[one.source.name]) for one in model.tensors),
+        ignored=(*ignored, *((tensors[name], reason) for name, reason in added.items())),
+    )
+
+
+def _added(name: str) -> str | None:
+    return next((reason for pattern, reason in _ADDED if pattern.search(name)), None)

@@ -1,4 +1,9 @@
-"""A model on this machine: a checkpoint folder, one safetensors file, or one HFQ file."""
+"""A model on this machine: a checkpoint folder, one safetensors file, or one HFQ file.
+
+A folder that a stranger packed may hold a link to any file of this machine, and what is copied
+from it is published. Links inside of the folder are followed, and those of the hub's cache,
+whose snapshots are made of links to the blobs of the same repository.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +18,45 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fa
 from policy_dsl.escaping import decoded
 from policy_dsl.inventory import Inventory
 from policy_dsl.regular_files import read_range, refuse_special, unreadable
-from policy_dsl.sources.checkpoint import indexed, read_checkpoint
+from policy_dsl.sources.checkpoint import SUFFIX, find_index, indexed, read_checkpoint
 from policy_dsl.sources.foreign_files import ensure_checkpoint, ensure_no_outer_folder
-from policy_dsl.sources.hfq_files import find_hfq, is_called_hfq, model_name, read_hfq
-from policy_dsl.sources.links import is_outside, link_defect, link_target
-from policy_dsl.sources.shard_map import SUFFIX, find_index
+from policy_dsl.sources.hfq_container import find_hfq, is_called_hfq, model_name, read_hfq
 from policy_dsl.sources.side_files import SUBFOLDERS, is_looked_at, is_wanted, unread
+
+_CACHED = "models--"
+_SNAPSHOTS, _BLOBS = "snapshots", "blobs"
+_COPY = "put a copy of the file in place of the link"
+
+
+def link_target(path: Path) -> Path | None:
+    """Where a link leads in the end; None of anything else.
+
+    Raises: OSError if it leads nowhere.
+    """
+    return Path(os.path.realpath(path, strict=True)) if path.is_symlink() else None
+
+
+def is_outside(target: Path, folder: Path) -> bool:
+    """Whether a link in `folder` to `target` leads out of it.
+
+    Both without links themselves, as `os.path.realpath` gives them.
+    """
+    return not (target.is_relative_to(folder) or target.parent == _blobs(folder))
+
+
+def link_defect(file: str, target: Path, *, of_weights: bool) -> Diagnostic:
+    """The error of a file that is a link out of the folder."""
+    cure = f"{_COPY}, or leave out --no-links" if of_weights else _COPY
+    return diagnostic("link-outside", file=file, target=str(target), suggestion=cure)
+
+
+def _blobs(folder: Path) -> Path | None:
+    """Where the hub's cache keeps the files of a snapshot that `folder` is, or is in."""
+    for snapshot in (folder, *folder.parents):
+        repository = snapshot.parent.parent
+        if snapshot.parent.name == _SNAPSHOTS and repository.name.startswith(_CACHED):
+            return repository / _BLOBS
+    return None
 
 
 @dataclass(frozen=True)

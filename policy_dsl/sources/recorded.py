@@ -23,9 +23,9 @@ from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.escaping import is_plain_name, shown
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo, tensor_nbytes
-from policy_dsl.regular_files import read_whole
+from policy_dsl.regular_files import read_whole, refuse_placeholder
+from policy_dsl.sources.checkpoint import is_shard_name
 from policy_dsl.sources.name_patterns import expand_pattern, name_patterns
-from policy_dsl.sources.placeholders import refuse_placeholder
 from policy_dsl.sources.recorded_form import (
     Group,
     Recorded,
@@ -35,7 +35,6 @@ from policy_dsl.sources.recorded_form import (
     placed,
     usual_order,
 )
-from policy_dsl.sources.shard_map import is_shard_name
 from policy_dsl.sources.side_files import SUBFOLDERS
 
 # Of its text, unpacked. Those of the largest models have a few thousand bytes.

@@ -16,12 +16,11 @@ from pathlib import Path
 from policy_dsl.diagnostics import did_you_mean, fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.regular_files import opened
+from policy_dsl.sources.checkpoint import SUFFIX
 from policy_dsl.sources.foreign_files import ensure_no_other_file
-from policy_dsl.sources.hfq_container import MAGIC
-from policy_dsl.sources.hfq_files import is_called_hfq
+from policy_dsl.sources.hfq_container import MAGIC, is_called_hfq
 from policy_dsl.sources.local_files import open_file, open_folder, open_hfq_file
 from policy_dsl.sources.recorded import read_recorded
-from policy_dsl.sources.shard_map import SUFFIX
 
 _CATALOG = Path(__file__).parent.parent / "catalog"
 _RECORDED = (".json", ".json.gz")

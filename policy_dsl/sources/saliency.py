@@ -22,8 +22,7 @@ from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, Span, did_you_mean, fail
 from policy_dsl.escaping import shown
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.regular_files import file_stat, read_whole
-from policy_dsl.sources.placeholders import refuse_placeholder
+from policy_dsl.regular_files import file_stat, read_whole, refuse_placeholder
 from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, header_nbytes, parse_header
 
 KEEP = "keep"

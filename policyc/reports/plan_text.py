@@ -10,7 +10,7 @@ from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.matching import is_guarded
 from policy_dsl.planning.outline import OTHERWISE, Group, Outline, groups, outline, treatment_of
 from policy_dsl.quantities import both_units, column_unit, counted
-from policy_dsl.sources.shard_map import listed
+from policy_dsl.sources.checkpoint import listed
 from policyc.reports.outline_text import group_cells
 from policyc.reports.report import (
     Block,

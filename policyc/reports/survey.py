@@ -15,7 +15,7 @@ from policy_dsl.inventory import Container, Inventory
 from policy_dsl.quantities import both_units, column_unit, counted, in_unit, layer_list
 from policy_dsl.roles.classify import classify
 from policy_dsl.roles.model import Model, ModelTensor
-from policy_dsl.sources.hfq_roles import classify_hfq
+from policy_dsl.sources.hfq_container import classify_hfq
 from policy_dsl.sources.quantization import Quantization, leftover, quantization_of
 from policyc.reports.findings import finding_json
 from policyc.reports.report import (

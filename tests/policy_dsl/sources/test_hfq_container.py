@@ -18,8 +18,7 @@ import pytest
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import source_digest
 from policy_dsl.sources.hfq_codes import QUANT_CODES, stored_nbytes
-from policy_dsl.sources.hfq_container import HfqContainer, read_container
-from policy_dsl.sources.hfq_files import read_hfq
+from policy_dsl.sources.hfq_container import HfqContainer, read_container, read_hfq
 from policyc.reports.survey import survey, survey_document, survey_text
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "hipfire"

@@ -11,7 +11,7 @@ import pytest
 from emitters.core.bundle_reading import read_record
 from emitters.tensor_io.imatrix import open_imatrix
 from policy_dsl.diagnostics import Diagnostic, PolicyError
-from policy_dsl.sources.placeholders import refuse_placeholder
+from policy_dsl.regular_files import refuse_placeholder
 from policy_dsl.sources.reference import open_source
 from policy_dsl.sources.saliency import read_saliency
 
