@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from policy_dsl.codes import CODES, Severity
+from policy_dsl.codes import Severity, code_of
 from policy_dsl.escaping import LONGEST_VALUE, columns, escaped, escaped_json, replaced
 
 # What differs between messages about one kind of defect: quoted text, shapes, names, numbers.
@@ -102,7 +102,7 @@ class Diagnostic:
     @property
     def severity(self) -> Severity:
         """`error` or `warning`, a property of the code."""
-        return CODES[self.code].severity
+        return code_of(self.code).severity
 
 
 class PolicyError(Exception):
@@ -129,7 +129,7 @@ def diagnostic(
     Raises: KeyError if the code is not in the catalogue or a fact is missing.
     """
     # A fact that is missing is a defect of the program, and fails loudly here.
-    known = CODES[code]
+    known = code_of(code)
     facts = {name: _quoted(fact) for name, fact in facts.items()}
     message = escaped(known.message.format(**facts))
     cure, said, of = suggestion and escaped(suggestion), tuple(map(escaped, notes)), escaped(of)

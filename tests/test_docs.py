@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from policy_dsl.codes import CODES
+from policy_dsl.codes import catalogue
 from policyc.cli import main
 
 COMMANDS = Path(__file__).parent.parent / "docs" / "commands.md"
@@ -41,10 +41,10 @@ def page() -> str:
     parts = [HEAD]
     for severity in ("error", "warning"):
         parts.append(f"\n## {severity.capitalize()}s\n")
-        for name in sorted(CODES):
-            code = CODES[name]
+        for name in sorted(catalogue()):
+            code = catalogue()[name]
             if code.severity == severity:
-                parts.append(f"\n### {name}\n\n`{code.message}`\n\n{code.about}\n")
+                parts.append(f"\n### {name}\n\n`{code.message}`\n\n{code.cause}\n")
     return "".join(parts)
 
 

@@ -58,7 +58,7 @@ OPENERS: dict[str, tuple[str, ...]] = {
     "read_bytes": ("emitters.numerics.jit",),
     "read_text": (
         *("policyc.cli.catalogs", ".roles.architecture", ".roles.reader_tables", ".resources"),
-        *(".language.parsing", "emitters.core.record"),
+        *(".codes", ".language.parsing", "emitters.core.record"),
     ),
     "FileIO": (".regular_files",),
     "memmap": (),
@@ -94,7 +94,7 @@ BANNED_WORDS = ("process", "handle", "manager", "helper", "util", "data")
 DATA_ROOMS = (
     *("grammar", "policies"),
     *("policy_dsl/architectures", "policy_dsl/catalog", "policy_dsl/document_schemas"),
-    "policy_dsl/readers",
+    *("policy_dsl/findings", "policy_dsl/readers"),
 )
 NO_PACKAGES = ("tests", "docs", "grammar", "policies", "examples", "benchmarks")
 # Written in halves, so that this file does not find itself.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from policy_dsl.codes import CODES
+from policy_dsl.codes import code_of
 from policy_dsl.diagnostics import Diagnostic, errors
 
 _SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -83,8 +83,8 @@ def _property(value: object) -> str:
 def _sarif_rule(code: str) -> dict[str, Any]:
     return {
         "id": code,
-        "shortDescription": {"text": CODES[code].about},
-        "defaultConfiguration": {"level": CODES[code].severity},
+        "shortDescription": {"text": code_of(code).cause},
+        "defaultConfiguration": {"level": code_of(code).severity},
     }
 
 
