@@ -26,12 +26,12 @@ from policy_dsl.language.draft_fields import SECTIONS, read_field, validate_sect
 from policy_dsl.language.draft_rules import ReadStatement, read_statement
 from policy_dsl.language.fragments import (
     IDENTIFIER,
+    MAX_BYTES,
     Fragment,
     filled_length,
     mentions_variable,
     substitute,
 )
-from policy_dsl.language.source_text import MAX_BYTES
 from policy_dsl.policy import CLEARABLE, Assertion, Comment, Policy, Prune, Rule, Scalar, Treatment
 from policy_dsl.vocabulary import TARGETS
 
@@ -295,8 +295,7 @@ class Draft:
                 whole = _WHOLE_VARIABLE.fullmatch(value)
                 if whole and whole[1] in self._vars:
                     return self._vars[whole[1]]
-                spans = [span.start] * len(value), [span.end] * len(value)
-                return self._filled(Fragment(value, span.source, *spans), self._vars).text
+                return self._filled(Fragment.all_at(value, span), self._vars).text
         return value
 
 

@@ -10,8 +10,7 @@ from lark import Token
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.language.fragments import Fragment
 from policy_dsl.language.parsing import Syntax, children, parse, place, tokens
-from policy_dsl.language.print_selector import print_selector
-from policy_dsl.language.read_selector import read_numbers, read_selector
+from policy_dsl.language.selector_text import print_selector, read_numbers, read_selector
 from policy_dsl.language.treatment_words import print_treatment, read_treatment
 from policy_dsl.policy import Assertion, Prune, Rule, Treatment
 from policy_dsl.quantities import parse_size

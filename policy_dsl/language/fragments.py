@@ -1,21 +1,66 @@
-"""Pieces of source text that know where each of their characters stands.
+"""The text of a policy: its bounds, and pieces of it that know where each character is.
 
-A Fragment may be a stretch of the file, the value of a YAML scalar (indentation and escapes
-gone), or a text in which variables are replaced: carets always land on what the user wrote.
+A Fragment may be a part of the file, the value of a YAML scalar (indentation and escapes
+gone), or a text in which variables are replaced: carets always point at what the user wrote.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from policy_dsl.diagnostics import Diagnostic, SourceText, Span, diagnostic, did_you_mean
+from policy_dsl.diagnostics import Diagnostic, SourceText, Span, diagnostic, did_you_mean, fail
 from policy_dsl.policy import Scalar
 
+MAX_BYTES = 1 << 20
+# A statement takes a tenth of a millisecond, and a comment a hundredth.
+MAX_LINES = 10_000
+# What ends a line, a statement or a block.
+_ENDS = "\n;}"
+# Controls, marks that turn the direction of writing, byte order marks inside, ends of lines
+# that editors do not show: with them the text is not what its readers see.
+_CONTROLS = re.compile(
+    "[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+    "|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+)
+_BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 # `$${` is a literal `${`; anything after a lone `${` must be a name and a closing brace.
 _VARIABLE = re.compile(r"\$\$\{|\$\{([^}\n]*)(\}?)")
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+_NAMED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
+
+
+def checked(source: SourceText) -> SourceText:
+    """The text without a byte order mark.
+
+    Raises: PolicyError if it is larger than 1 MiB, has more than 10,000 lines and statements,
+    or holds control characters.
+    """
+    if len(source.text) > MAX_BYTES:
+        raise fail("too-large", path=source.name, limit=f"{MAX_BYTES:,}")
+    ensure_few(source.name, n_lines(source.text))
+    if source.text.startswith(_BOM):
+        source = SourceText(source.name, source.text.removeprefix(_BOM))
+    if odd := _CONTROLS.search(source.text):
+        span, code = Span(source, odd.start(), odd.end()), f"{ord(odd[0]):04x}"
+        cure = f"between quotes it is written \\u{code}"
+        raise fail("control-character", span, suggestion=cure, written=f"U+{code.upper()}")
+    return source
+
+
+def n_lines(text: str) -> int:
+    """The lines and statements of a text, at most."""
+    return 1 + sum(map(text.count, _ENDS))
+
+
+def ensure_few(name: str, count: int) -> None:
+    """Raises: PolicyError if so many lines and statements are more than policies may have."""
+    if count > MAX_LINES:
+        what, limit = "lines and statements", f"{MAX_LINES:,}"
+        raise fail("too-many-parts", path=name, count=f"{count:,}", what=what, limit=limit)
 
 
 @dataclass(frozen=True)
@@ -34,6 +79,12 @@ class Fragment:
         text = source.text[start:end]
         return cls(text, source, range(start, end), range(start + 1, end + 1), start)
 
+    @classmethod
+    def all_at(cls, text: str, span: Span) -> Fragment:
+        """A text that replaces what is at `span`: each of its characters points there."""
+        length = len(text)
+        return cls(text, span.source, [span.start] * length, [span.end] * length, span.start)
+
     def __getitem__(self, part: slice) -> Fragment:
         start, stop, _ = part.indices(len(self.text))
         at = self.starts[start] if start < len(self.starts) else self._end
@@ -47,11 +98,11 @@ class Fragment:
 
     @property
     def span(self) -> Span:
-        """Where all of it stands."""
+        """Where all of it is."""
         return self.place(0, len(self.text))
 
     def place(self, start: int, stop: int) -> Span:
-        """Where the characters `start` up to `stop` stand; a point if there are none."""
+        """Where the characters `start` up to `stop` are; a point if there are none."""
         if start < stop <= len(self.text):
             return Span(self.source, self.starts[start], max(self.ends[start:stop]))
         point = self.starts[start] if start < len(self.starts) else self._end
@@ -63,32 +114,26 @@ class Fragment:
         return self[left : max(left, len(self.text.rstrip()))]
 
 
-def join(parts: Iterable[Fragment | str]) -> Fragment:
-    """One fragment of several; a plain text stands where the fragment before it ends.
-
-    The first part must be a Fragment.
-    """
-    text, starts, ends = "", list[int](), list[int]()
-    source, at = None, 0
+def join(first: Fragment, *parts: Fragment | str) -> Fragment:
+    """One fragment of several; a plain text is where the fragment before it ends."""
+    text, starts, ends, at = first.text, [*first.starts], [*first.ends], first.at
     for part in parts:
         if isinstance(part, str):
-            # Text that nobody wrote stands at a point: a caret there is one column wide.
-            point = ends[-1] if ends else at
-            starts += [point] * len(part)
-            ends += [point] * len(part)
+            # Text that nobody wrote is at a point: a caret there is one column wide.
+            point = [ends[-1] if ends else at] * len(part)
             text += part
+            starts += point
+            ends += point
             continue
-        source, at = source or part.source, at if starts else part.at
+        at = at if starts else part.at
+        text += part.text
         starts += part.starts
         ends += part.ends
-        text += part.text
-    if source is None:
-        raise ValueError("no fragment to join")
-    return Fragment(text, source, starts, ends, at)
+    return Fragment(text, first.source, starts, ends, at)
 
 
 def mentions_variable(text: str) -> bool:
-    """Whether `${` stands in a text, as a variable or escaped."""
+    """Whether a text contains `${`, as a variable or escaped."""
     return "${" in text
 
 
@@ -99,9 +144,7 @@ def escape_variables(text: str) -> str:
 
 def filled_length(text: str, values: Mapping[str, Scalar]) -> int:
     """The characters that a text has at most once its variables are replaced."""
-    if not mentions_variable(text):
-        return len(text)
-    names = (found[1] for found in _VARIABLE.finditer(text))
+    names = (written[1] for written in _VARIABLE.finditer(text))
     return len(text) + sum(len(str(values.get(name, ""))) for name in names if name)
 
 
@@ -114,22 +157,21 @@ def substitute(
     parts: list[Fragment] = []
     findings: list[Diagnostic] = []
     done = 0
-    for found in _VARIABLE.finditer(fragment.text):
-        parts.append(fragment[done : found.start()])
-        done = found.end()
-        span = fragment.place(found.start(), found.end())
-        if found[1] is None:
+    for written in _VARIABLE.finditer(fragment.text):
+        span = fragment.place(written.start(), written.end())
+        if written[1] is None:
             value: Scalar = "${"
-        elif defect := _defect(found[1], bool(found[2]), values, span):
+        elif defect := _defect(written[1], bool(written[2]), values, span):
             findings.append(defect)
             # Any value will do: the finding is kept, and the rest is still checked.
             value = "0"
         else:
-            value = values[found[1]]
+            value = values[written[1]]
         # Truth values as policies write them, not as Python does.
         text = str(value).lower() if isinstance(value, bool) else str(value)
-        parts.append(_placed(text, span))
-    return join([*parts, fragment[done:]]), tuple(findings)
+        parts += [fragment[done : written.start()], Fragment.all_at(text, span)]
+        done = written.end()
+    return join(*parts, fragment[done:]), tuple(findings)
 
 
 def _defect(name: str, closed: bool, values: Mapping[str, Scalar], span: Span) -> Diagnostic | None:
@@ -141,6 +183,31 @@ def _defect(name: str, closed: bool, values: Mapping[str, Scalar], span: Span) -
     return None
 
 
-def _placed(text: str, span: Span) -> Fragment:
-    length = len(text)
-    return Fragment(text, span.source, [span.start] * length, [span.end] * length, span.start)
+def quote(text: str) -> str:
+    """The text in double quotes on one line, as DSL and YAML both read it back."""
+    return '"' + "".join(_escaped(char) for char in text) + '"'
+
+
+def unquote(quoted: str) -> str:
+    """The text that double quotes hold; an unknown escape means its character."""
+    return _ESCAPE.sub(lambda found: _unescaped(found[1]), quoted[1:-1])
+
+
+def short_escapes(text: str) -> str:
+    """A JSON text with `\\U…`, which JSON does not know, as the characters themselves."""
+    return _ESCAPE.sub(lambda found: _unescaped(found[1]) if found[1][0] == "U" else found[0], text)
+
+
+def _escaped(char: str) -> str:
+    if char in _ESCAPES:
+        return _ESCAPES[char]
+    if char.isprintable():
+        return char
+    return f"\\u{ord(char):04x}" if ord(char) < 1 << 16 else f"\\U{ord(char):08x}"
+
+
+def _unescaped(code: str) -> str:
+    if len(code) == 1:
+        return _NAMED.get(code, code)
+    number = int(code[1:], 16)
+    return chr(number) if number <= 0x10FFFF else "\N{REPLACEMENT CHARACTER}"

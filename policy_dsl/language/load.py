@@ -10,10 +10,10 @@ from typing import Literal
 
 from policy_dsl.diagnostics import SourceText, Span, did_you_mean, fail
 from policy_dsl.escaping import decoded
+from policy_dsl.language.fragments import MAX_BYTES, ensure_few, n_lines
 from policy_dsl.language.merge_policies import merge
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import looks_like_yaml, read_yaml
-from policy_dsl.language.source_text import MAX_BYTES, ensure_few, n_lines
 from policy_dsl.language.variables import final_values
 from policy_dsl.policy import Policy, Scalar
 from policy_dsl.regular_files import is_passed, read_first, read_given, why_not_regular

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from policy_dsl.language.fragments import quote
 from policy_dsl.language.print_lines import Lines
 from policy_dsl.language.print_parts import (
     TEXT_KEYS,
@@ -15,7 +16,6 @@ from policy_dsl.language.print_parts import (
     templates,
 )
 from policy_dsl.language.print_values import dsl_scalar, dsl_text, json_text
-from policy_dsl.language.quoting import quote
 from policy_dsl.policy import Part, Policy
 
 _FIELD = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from policy_dsl.language.print_selector import print_ranges, print_selector
+from policy_dsl.language.selector_text import print_ranges, print_selector
 from policy_dsl.language.treatment_words import print_treatment
 from policy_dsl.policy import Part, Policy, Prune, Rule, Treatment
 

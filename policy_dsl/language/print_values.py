@@ -6,8 +6,7 @@ import re
 from typing import Any
 
 from policy_dsl.language.draft import plain_scalar
-from policy_dsl.language.fragments import escape_variables
-from policy_dsl.language.quoting import quote
+from policy_dsl.language.fragments import escape_variables, quote
 from policy_dsl.policy import Scalar
 
 _DSL_BARE = re.compile(r"[A-Za-z0-9_./~+-][\w./@:+~-]*", re.ASCII)

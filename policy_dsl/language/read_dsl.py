@@ -9,12 +9,10 @@ from typing import Any
 
 from lark import Token
 
-from policy_dsl.diagnostics import Diagnostic, SourceText, fail
+from policy_dsl.diagnostics import Diagnostic, SourceText, Span, fail
 from policy_dsl.language.draft import Draft, plain_scalar
-from policy_dsl.language.fragments import Fragment
+from policy_dsl.language.fragments import Fragment, checked, short_escapes, unquote
 from policy_dsl.language.parsing import Syntax, children, parse, tokens
-from policy_dsl.language.quoting import short_escapes, unquote
-from policy_dsl.language.source_text import checked, whole
 from policy_dsl.language.statements import Opening, Remark, Statement, split_statements
 from policy_dsl.policy import Comment, Policy, Scalar
 
@@ -115,7 +113,7 @@ class _Reader:
         statements = [piece for piece in split.pieces if isinstance(piece, Statement)]
         openings = [piece for piece in split.pieces if isinstance(piece, Opening)]
         if not statements and not openings and not split.findings:
-            raise fail("empty-policy", whole(self._source), path=self._source.name)
+            raise fail("empty-policy", Span(self._source, 0, 1), path=self._source.name)
         # Variables may stand below the rules that use them.
         for statement in sorted(statements, key=lambda each: not _is_var(each.body.text)):
             self._anchors[id(statement)] = self._statement(statement)
@@ -199,5 +197,4 @@ def _value(token: Token, body: Fragment) -> Fragment:
     if "\\" not in inner.text:
         return inner
     text = unquote(token)
-    span = inner.span
-    return Fragment(text, span.source, [span.start] * len(text), [span.end] * len(text), span.start)
+    return Fragment.all_at(text, inner.span)

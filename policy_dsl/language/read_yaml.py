@@ -7,13 +7,12 @@ from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from policy_dsl.diagnostics import PolicyError, SourceText, did_you_mean, fail
+from policy_dsl.diagnostics import PolicyError, SourceText, Span, did_you_mean, fail
 from policy_dsl.language.document import Document, PruneFields, ReplacedTests
 from policy_dsl.language.draft import TRUTH, Draft, plain_scalar
 from policy_dsl.language.draft_fields import SECTIONS
-from policy_dsl.language.fragments import Fragment, join
+from policy_dsl.language.fragments import Fragment, checked, join
 from policy_dsl.language.read_yaml_rules import RuleReader
-from policy_dsl.language.source_text import checked, whole
 from policy_dsl.language.yaml_comments import Place, place_of, yaml_comments
 from policy_dsl.language.yaml_nodes import (
     Pair,
@@ -44,7 +43,7 @@ def read_yaml(source: SourceText, name: str, values: Mapping[str, Scalar] | None
     source = checked(source)
     root = compose(source)
     if root is None or is_null(root) or (isinstance(root, MappingNode) and not root.value):
-        raise fail("empty-policy", whole(source), path=source.name)
+        raise fail("empty-policy", Span(source, 0, min(1, len(source.text))), path=source.name)
     if not isinstance(root, MappingNode):
         raise fail("not-a-policy", span_of(source, root), found=kind_of(root))
     return _Reader(source, name, values or {}, root).read()
@@ -203,14 +202,12 @@ class _Reader:
             self._draft.report("missing-key", span, where="a transform", key=missing[0])
         if len(self._draft.findings) > before:
             return ""
-        parts: list[Fragment | str] = []
-        for word in known:
-            text = texts.get(word)
-            parts += [text[0:0], f"{word} ", text, " "] if text else []
-        return self._draft.statement(join(parts), ("prune",))
+        said = [(word, text) for word in known if (text := texts.get(word))]
+        parts = [part for word, text in said for part in (text[0:0], f"{word} ", text, " ")]
+        return self._draft.statement(join(said[0][1][0:0], *parts), ("prune",))
 
     def _statement(self, text: Fragment, keyword: str, kind: str) -> str:
-        return self._draft.statement(join([text[0:0], keyword, text]), (kind,))
+        return self._draft.statement(join(text[0:0], keyword, text), (kind,))
 
     def _json(self, node: Node) -> Any:
         if isinstance(node, MappingNode):

@@ -11,8 +11,7 @@ from policy_dsl.diagnostics import SourceText, diagnostic, did_you_mean
 from policy_dsl.language.document import RuleFields
 from policy_dsl.language.draft import Draft
 from policy_dsl.language.draft_fields import read_boolean, read_integer
-from policy_dsl.language.fragments import Fragment, join, mentions_variable
-from policy_dsl.language.quoting import quote
+from policy_dsl.language.fragments import Fragment, join, mentions_variable, quote
 from policy_dsl.language.read_dsl import read_rules, refuse_swallowing
 from policy_dsl.language.statements import Remark, Statement, split_statements
 from policy_dsl.language.yaml_comments import Place, place_of
@@ -93,7 +92,7 @@ class RuleReader:
             return ""
         # YAML takes the quotes away that would make a name a pattern in the DSL.
         key = self._selector(pair.key, pattern=pair.key.style is not None)
-        return self._single(join([key, ": ", scalar_fragment(self._source, pair.value)]), target)
+        return self._single(join(key, ": ", scalar_fragment(self._source, pair.value)), target)
 
     def _selector(self, node: ScalarNode, *, pattern: bool) -> Fragment:
         text = scalar_fragment(self._source, node)
@@ -101,9 +100,7 @@ class RuleReader:
             return text
         quoted = quote(text.text)
         span = text.span
-        return Fragment(
-            quoted, self._source, [span.start] * len(quoted), [span.end] * len(quoted), span.start
-        )
+        return Fragment.all_at(quoted, span)
 
     def _mapping(self, node: MappingNode, found: list[Pair], target: str | None) -> str:
         before = len(self._draft.findings)
@@ -123,7 +120,7 @@ class RuleReader:
         match, layers = texts["match"], texts.get("layers")
         # The parentheses keep `a, b` together, which `in` would split.
         selector = [match[0:0], "(", match, ") in ", layers] if layers else [match]
-        return self._draft.statement(join([*selector, ":", *words]), _RULE, target)
+        return self._draft.statement(join(*selector, ":", *words), _RULE, target)
 
     def _unknown(self, fields: Mapping[str, Pair]) -> None:
         for name, pair in fields.items():
@@ -173,11 +170,11 @@ class RuleReader:
             self._wrong(node, "layers", "layers, such as 2-59")
             return None
         first, *rest = [scalar_fragment(self._source, item) for item in scalars]
-        listed = join([first, *(part for text in rest for part in (",", text))])
+        listed = join(first, *(part for text in rest for part in (",", text)))
         # `layers: boundary 2` says what kind of set it is; numbers alone do not.
         if _LAYER_SET.match(first.text):
             return listed
-        return join([first[0:0], "layers ", listed])
+        return join(first[0:0], "layers ", listed)
 
     def _missing(self, node: Node, key: str) -> None:
         span = span_of(self._source, node)
@@ -201,7 +198,7 @@ class RuleReader:
 
 def _within(pattern: str, text: Fragment) -> Fragment:
     before, after = pattern.split("{}")
-    return join([text[0:0], before, text, after])
+    return join(text[0:0], before, text, after)
 
 
 def _near_field(pair: Pair) -> bool:

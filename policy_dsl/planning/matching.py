@@ -13,7 +13,7 @@ from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.language.layer_expression import layers_where
-from policy_dsl.language.print_selector import print_ranges
+from policy_dsl.language.selector_text import print_ranges
 from policy_dsl.linear_patterns import WILDCARDS
 from policy_dsl.planning.naming import family_defect, meaning_of
 from policy_dsl.planning.rule_places import rule_places

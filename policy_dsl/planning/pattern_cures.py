@@ -15,7 +15,7 @@ from itertools import product
 from typing import NamedTuple
 
 from policy_dsl.diagnostics import nearest
-from policy_dsl.language.print_selector import print_selector
+from policy_dsl.language.selector_text import print_selector
 from policy_dsl.linear_patterns import WILDCARDS
 from policy_dsl.planning.matching import is_guarded, is_spelled
 from policy_dsl.quantities import layer_list

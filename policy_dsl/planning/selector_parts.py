@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.language.print_selector import print_selector
+from policy_dsl.language.selector_text import print_selector
 from policy_dsl.planning.matching import CompiledRule, nodes, span_of
 from policy_dsl.planning.pattern_cures import Cure, PatternCures
 from policy_dsl.planning.reach import Reach
