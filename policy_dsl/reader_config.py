@@ -11,8 +11,8 @@ from typing import Any
 
 from policy_dsl.plan import Plan, Refusal
 from policy_dsl.quantities import counted
+from policy_dsl.roles.config_facts import is_whole
 from policy_dsl.roles.config_keys import ConfigKey
-from policy_dsl.roles.config_meaning import ConfigMeaning, is_whole
 from policy_dsl.roles.reader_tables import Level, ReaderKind, reader_kind
 
 _TIED, _ROPE = "tie_word_embeddings", "rope_scaling"
@@ -92,13 +92,13 @@ class _Reading:
 
     def __post_init__(self) -> None:
         model = self.plan.model
-        self._meaning = ConfigMeaning(model.config, model.architecture)
+        self._facts = model.facts
         has_head = any(one.role == "lm_head" for one in self.plan.modules)
         self._decided: dict[str, Any] = {_TIED: model.tied and not has_head}
 
     def value(self, key: str) -> Any:
         """What the config means by a key, in this bundle."""
-        return self._decided[key] if key in self._decided else self._meaning.value(key)
+        return self._decided[key] if key in self._decided else self._facts.value(key)
 
     def completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config with what the reader needs; what cannot be told is in `unmet`."""
@@ -148,7 +148,7 @@ class _Reading:
 
     def _assumed(self, level: Level, key: str) -> Any:
         assumed = level.assumes.get(key)
-        return None if assumed is None else self._meaning.first(assumed.defaults)
+        return None if assumed is None else self._facts.first(assumed.defaults)
 
     def _rope(self) -> Mapping[str, Any]:
         rope = self.value(_ROPE)
@@ -198,7 +198,7 @@ class _Reading:
     def limits(self) -> Iterator[str]:
         """Values that the reader does not compute with, whatever the config says."""
         for key, only in self.kind.only.items():
-            allowed = (self._meaning.first(only.defaults),) if isinstance(only, ConfigKey) else only
+            allowed = (self._facts.first(only.defaults),) if isinstance(only, ConfigKey) else only
             meant = self.value(key)
             if meant is not None and meant not in allowed:
                 wanted = " or ".join(str(value) for value in allowed)

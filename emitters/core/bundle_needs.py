@@ -17,14 +17,10 @@ from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.quantities import counted
 from policy_dsl.roles.architecture import Architecture, architecture, model_types, outside
-from policy_dsl.roles.completeness import shown_first, wrong_experts
-from policy_dsl.roles.config_meaning import Counts, config_value, given_value, read_counts
-from policy_dsl.roles.config_values import config_findings
-from policy_dsl.roles.expected import Expectation
-from policy_dsl.roles.model import TIED, Model, ModelTensor
-from policy_dsl.roles.name_rules import NameRule, numbered_key
-from policy_dsl.roles.needs import Need
-from policy_dsl.roles.presence import Presence
+from policy_dsl.roles.completeness import Expectation, Presence, shown_first, wrong_experts
+from policy_dsl.roles.config_facts import TIED, config_findings, read_config
+from policy_dsl.roles.model import Model, ModelTensor
+from policy_dsl.roles.name_rules import NameRule, Need, numbered_key
 from policy_dsl.roles.reader_tables import reader_kind
 from policy_dsl.roles.scales import some
 from policy_dsl.vocabulary import SINGLE_ROLES
@@ -48,18 +44,17 @@ def needs_findings(bundle: Bundle) -> Iterator[Diagnostic]:
         yield diagnostic("missing-config-key", model=inventory.id, key="model_type", why=why)
     if family is None or not_compared(bundle):
         return
-    table = architecture(family)
     try:
-        counts = read_counts(inventory, table)
+        facts = read_config(inventory.config, architecture(family), inventory.id)
     except PolicyError as error:
         yield from error.diagnostics
         return
-    expected = Expectation(inventory.config, table)
-    wrong = list(config_findings(inventory, expected.meaning, counts.layers))
+    wrong = list(config_findings(facts, inventory.id))
     if wrong:
         yield from wrong
         return
-    search = _Search(bundle, spec, counts, Presence(expected), _model(bundle, table, counts))
+    model = Model(inventory.id, facts, tied=facts.given(TIED) is True, tensors=())
+    search = _Search(bundle, spec, Presence(Expectation(facts)), model)
     search.look()
     yield from search.findings()
 
@@ -77,26 +72,12 @@ def _family(bundle: Bundle) -> str | None:
     return model_types().get(str(bundle.inventory.config.get("model_type")))
 
 
-def _model(bundle: Bundle, table: Architecture, counts: Counts) -> Model:
-    config = bundle.inventory.config
-    return Model(
-        id=bundle.inventory.id,
-        architecture=table,
-        config=config,
-        n_layers=counts.layers,
-        n_experts=counts.experts,
-        tied=given_value(config, table, TIED) is True,
-        tensors=(),
-    )
-
-
 @dataclass
 class _Search:
     """The modules of a bundle, looked up by what the format calls each tensor of its model."""
 
     bundle: Bundle
     spec: FormatSpec
-    counts: Counts
     presence: Presence
     model: Model
     modules: Mapping[str, BundleModule] = field(init=False)
@@ -134,7 +115,7 @@ class _Search:
     def _count_layers(self, blocks: set[str], omitted: set[int | None]) -> None:
         """Compare the layers that the bundle has with those of its config."""
         # Counted before they are walked: a config may ask for any number of them.
-        count, model = self.counts.layers, self.model.id
+        count, model = self.model.n_layers, self.model.id
         keys = {name: numbered_key(name) for name in self.modules}
         layers = {
             name: numbers[0]
@@ -160,7 +141,7 @@ class _Search:
         table = self.model.architecture
         if table.mtp_layers is None:
             return False
-        announced = self.counts.layers + self.counts.mtp_layers
+        announced = self.model.n_layers + self.model.facts.n_mtp_blocks
         if layer < announced or self.modules[name].role.startswith("mtp."):
             return True
         # Norms and routers stay where a policy drops the block's matrices.
@@ -170,9 +151,8 @@ class _Search:
     def _miss_dropped(self, need: Need, layer: int | None) -> None:
         """Take a need that the policy dropped as seen, and note it if readers look for it."""
         self.presence.seen.setdefault(need, {})[layer] = ""
-        config, table = self.model.config, self.model.architecture
         if need.slot == "lm_head":
-            is_missed = config_value(config, table, TIED) is False
+            is_missed = self.model.facts.value(TIED) is False
         else:
             is_missed = not need.optional and self.presence.expected.holds(need, layer)
         if is_missed:
@@ -221,7 +201,7 @@ class _Search:
     ) -> None:
         shape, added = module.shape, module.added
         if is_stack and shape:
-            if shape[0] - added not in (self.counts.experts, self.counts.experts - added):
+            if shape[0] - added not in (self.model.n_experts, self.model.n_experts - added):
                 self._miscounted(need, layer, range(shape[0]))
             shape = shape[1:]
         elif added and len(shape) > 0 and shape != self.presence.expected.shapes[need]:
@@ -246,11 +226,11 @@ class _Search:
         """Take the modules of single experts; False if the bundle has none of them."""
         for layout in filter(None, self.spec.layouts.values()):
             held = self._numbered_like(layout.path(path, 0), layout.path(path, 1))
-            there = sorted(number for number in held if number <= self.counts.experts)
+            there = sorted(number for number in held if number <= self.model.n_experts)
             for number in there:
-                if number < self.counts.experts:
+                if number < self.model.n_experts:
                     self._add(need, layer, held[number])
-            if there and there[0] < self.counts.experts:
+            if there and there[0] < self.model.n_experts:
                 self._miscounted(need, layer, there)
                 return True
         return False
@@ -283,7 +263,7 @@ class _Search:
         return found
 
     def _miscounted(self, need: Need, layer: int | None, numbers: range | list[int]) -> None:
-        self.wrong += wrong_experts(need.slot, layer, numbers, self.counts.experts)
+        self.wrong += wrong_experts(need.slot, layer, numbers, self.model.n_experts)
 
     def findings(self) -> Iterator[Diagnostic]:
         """What is wrong with the modules that were found, and which were not."""
@@ -295,10 +275,10 @@ class _Search:
 
     def _head_findings(self) -> Iterator[Diagnostic]:
         """A head that readers do not look for, or look for in vain."""
-        table, config, model = self.model.architecture, self.model.config, self.model.id
-        need = table.needs.get("lm_head")
+        facts, model = self.model.facts, self.model.id
+        need = facts.table.needs.get("lm_head")
         has_head = bool({"lm_head", "language_model.lm_head"} & self.modules.keys())
-        given, because = given_value(config, table, TIED), ""
+        given, because = facts.given(TIED), ""
         if given is None:
             given, because = self._assumed_tie()
         if given is True and has_head:

@@ -16,7 +16,7 @@ from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Pruning
 from policy_dsl.planning.pruning import expert_layers
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.config_meaning import written_value
+from policy_dsl.roles.config_facts import written_value
 from policy_dsl.roles.model import BY_EXPERT
 
 

@@ -22,7 +22,7 @@ from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.roles.config_meaning import written_value
+from policy_dsl.roles.config_facts import written_value
 from policy_dsl.sources.reference import open_source
 
 CONFIG = "config.json"

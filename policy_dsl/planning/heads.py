@@ -11,7 +11,8 @@ from policy_dsl.plan import Plan
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.planning.left_out import names_it
 from policy_dsl.quantities import both_units
-from policy_dsl.roles.model import TIED, Model
+from policy_dsl.roles.config_facts import TIED
+from policy_dsl.roles.model import Model
 
 _TEXT = "text_config"
 
@@ -31,7 +32,7 @@ def with_own_head(model: Model, made: Sequence[Decision]) -> Model:
 
 def untied(model: Model) -> Model:
     """The model with a head of its own, as config.json then has to say."""
-    return replace(model, tied=False, config=_untied(model.config))
+    return replace(model, tied=False, facts=replace(model.facts, config=_untied(model.config)))
 
 
 def _untied(config: Mapping[str, Any]) -> dict[str, Any]:

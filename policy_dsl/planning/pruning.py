@@ -16,7 +16,6 @@ from policy_dsl.plan import Omission, Pruning
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.policy import Policy, Prune
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.config_meaning import config_value
 from policy_dsl.roles.model import BY_EXPERT
 from policy_dsl.sources.saliency import KEEP, ModelShape, Saliency
 
@@ -89,10 +88,10 @@ def _defects(prune: Prune, policy: Policy, model: Model) -> Iterator[Diagnostic]
 def _routing_defects(count: int, model: Model, span: Span | None) -> Iterator[Diagnostic]:
     """What is against a router of the model that chooses among so many experts."""
     for key in _ROUTED:
-        routed = config_value(model.config, model.architecture, key)
+        routed = model.facts.value(key)
         if type(routed) is int and routed > count:
             yield diagnostic("prune-below-routed", span, to=count, routed=routed, key=key)
-    groups = config_value(model.config, model.architecture, _GROUPS)
+    groups = model.facts.value(_GROUPS)
     if type(groups) is int and groups > 1:
         yield diagnostic("prune-in-groups", span, model=model.id, groups=groups, key=_GROUPS)
 
@@ -124,8 +123,8 @@ def pruned(model: Model, pruning: Pruning | None) -> tuple[Model, tuple[Omission
             key = tensor.source.name, tensor.expert
             lost.setdefault(key, _omission(tensor, tensor.expert, pruning))
     config = _counted(model.config, model.architecture.experts, pruning.count)
-    less = replace(model, tensors=tuple(tensors), n_experts=pruning.count, config=config)
-    return less, tuple(lost.values())
+    facts = replace(model.facts, n_experts=pruning.count, config=config)
+    return replace(model, tensors=tuple(tensors), facts=facts), tuple(lost.values())
 
 
 def _is_by_expert(tensor: ModelTensor, before: int) -> bool:

@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 
 from policy_dsl.roles.config_keys import ConfigKey, config_keys, merged_keys
-from policy_dsl.roles.name_rules import NameRule, Role, name_rules, role_of
-from policy_dsl.roles.needs import Need
+from policy_dsl.roles.name_rules import NameRule, Need, Role, name_rules, role_of
 
 TABLES = Path(__file__).parent.parent / "architectures"
 _MAPPINGS = (

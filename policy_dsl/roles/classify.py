@@ -12,15 +12,11 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo
 from policy_dsl.quantities import counted
 from policy_dsl.roles.architecture import Architecture, architecture, families, model_types, outside
-from policy_dsl.roles.completeness import review
-from policy_dsl.roles.config_meaning import Counts, config_value, given_value, read_counts
-from policy_dsl.roles.config_values import config_findings
-from policy_dsl.roles.expected import Expectation
+from policy_dsl.roles.completeness import Expectation, Presence, review
+from policy_dsl.roles.config_facts import TIED, ConfigFacts, config_findings, read_config
 from policy_dsl.roles.fused import defuse, fused_defect
-from policy_dsl.roles.model import TIED, Model, ModelTensor
-from policy_dsl.roles.name_rules import Fusion, NameRule, Role, numbered_key
-from policy_dsl.roles.needs import Need
-from policy_dsl.roles.presence import Presence
+from policy_dsl.roles.model import Model, ModelTensor
+from policy_dsl.roles.name_rules import Fusion, NameRule, Need, Role, numbered_key
 from policy_dsl.roles.scales import Scales, find_scales, is_activation_scale, some
 
 __all__ = ["Architecture", "Model", "ModelTensor", "architecture", "classify", "families"]
@@ -41,13 +37,12 @@ def classify(inventory: Inventory) -> Model:
     or a dtype that no weight has, scales are missing or wrong, or tensors, layers or experts
     that the config means are missing.
     """
-    table = architecture_of(inventory)
-    counts = read_counts(inventory, table)
-    expected = Expectation(inventory.config, table)
-    reading = _Reading(inventory.id, table, counts, find_scales(inventory), Presence(expected))
+    facts = read_config(inventory.config, architecture_of(inventory), inventory.id)
+    presence = Presence(Expectation(facts))
+    reading = _Reading(inventory.id, facts, find_scales(inventory), presence)
     for tensor in inventory.tensors.values():
         reading.read(tensor)
-    reading.wrong += config_findings(inventory, expected.meaning, counts.layers)
+    reading.wrong += config_findings(facts, inventory.id)
     _raise_if_any(reading.findings())
     model = _model(inventory, reading)
     _raise_if_any(review(model, reading.presence))
@@ -86,8 +81,7 @@ class _Reading:
     """The pass over all names: what each means, and what is wrong on the way."""
 
     model_id: str
-    table: Architecture
-    counts: Counts
+    facts: ConfigFacts
     scales: Scales
     presence: Presence
     tensors: list[ModelTensor] = field(default_factory=list)
@@ -104,9 +98,9 @@ class _Reading:
         if tensor.name in self.scales.consumed:
             return
         key, numbers = numbered_key(tensor.name)
-        rule = self.table.names.get(key)
+        rule = self.facts.table.names.get(key)
         if rule is None or (
-            rule.layer_at is not None and numbers[rule.layer_at] >= self.counts.layers
+            rule.layer_at is not None and numbers[rule.layer_at] >= self.facts.n_layers
         ):
             rule = self._unusual(tensor, key, numbers, rule)
         if rule is not None:
@@ -116,9 +110,9 @@ class _Reading:
         self, tensor: TensorInfo, key: str, numbers: list[int], rule: NameRule | None
     ) -> NameRule | None:
         """The rule of a name outside the language model's blocks; None if it is reported."""
-        first = self.counts.layers
-        beyond = bool(numbers) and first <= numbers[0] < first + self.counts.mtp_layers
-        found = outside(self.table, key, beyond=beyond)
+        first = self.facts.n_layers
+        beyond = bool(numbers) and first <= numbers[0] < first + self.facts.n_mtp_blocks
+        found = outside(self.facts.table, key, beyond=beyond)
         if found is None and is_activation_scale(tensor.name):
             self.ignored.append((tensor, "scales of activations, which weights do not need"))
         elif found is None:
@@ -177,7 +171,7 @@ class _Reading:
     ) -> None:
         self.has_experts = True
         scale = self.scales.of_weight.get(tensor.name)
-        found = fused_defect(tensor, fusion, len(rule.roles), self.counts.experts)
+        found = fused_defect(tensor, fusion, len(rule.roles), self.facts.n_experts)
         if found is not None:
             self.wrong.append(found)
             return
@@ -209,14 +203,14 @@ class _Reading:
         """What is wrong with names, shapes and scales."""
         yield from self._findings_of_names()
         yield from self.scales.findings
-        if not self.has_experts or self.counts.experts:
+        if not self.has_experts or self.facts.n_experts:
             yield from self.wrong
             # Shapes are held against a config that is right by itself.
             if not any(found.code == "bad-config-value" for found in self.wrong):
                 yield from self.presence.shape_findings(self.model_id)
             yield from self._findings_of_dtypes()
             return
-        keys = " or ".join(self.table.experts)
+        keys = " or ".join(self.facts.table.experts)
         why = ", which tells the number of experts"
         yield diagnostic("missing-config-key", model=self.model_id, key=keys, why=why)
 
@@ -235,7 +229,7 @@ class _Reading:
             yield diagnostic(
                 "tensor-without-role",
                 notes=[_ALREADY_QUANTIZED] if quantized else [],
-                family=self.table.family,
+                family=self.facts.table.family,
                 tensors=counted(len(self.unknown), "tensor"),
                 names=some(self.unknown),
             )
@@ -244,7 +238,7 @@ class _Reading:
                 "layer-beyond-config",
                 tensors=counted(len(self.beyond), "tensor"),
                 names=some(self.beyond),
-                n_layers=self.counts.layers,
+                n_layers=self.facts.n_layers,
             )
 
 
@@ -254,21 +248,12 @@ def _block_of(tensor: TensorInfo, component: str | None, layer: int | None) -> i
 
 
 def _model(inventory: Inventory, reading: _Reading) -> Model:
-    tensors, table = tuple(reading.tensors), reading.table
-    tied = given_value(inventory.config, table, TIED)
+    tensors, facts = tuple(reading.tensors), reading.facts
+    tied = facts.given(TIED)
     # Configs may leave it to the default of their library; else the tensors themselves tell.
     if not isinstance(tied, bool):
-        assumed = config_value(inventory.config, table, TIED)
-        tied = assumed is True or all(tensor.role != "lm_head" for tensor in tensors)
+        tied = facts.value(TIED) is True or all(tensor.role != "lm_head" for tensor in tensors)
     orphans = tuple((scale, "scales of a weight not there") for scale in reading.scales.orphans)
-    roles = {*table.roles, *(tensor.role for tensor in tensors)}
-    return Model(
-        id=inventory.id,
-        architecture=replace(table, roles=tuple(sorted(roles))),
-        config=inventory.config,
-        n_layers=reading.counts.layers,
-        n_experts=reading.counts.experts,
-        tied=tied,
-        tensors=tensors,
-        ignored=(*reading.ignored, *orphans),
-    )
+    roles = {*facts.table.roles, *(tensor.role for tensor in tensors)}
+    facts = replace(facts, table=replace(facts.table, roles=tuple(sorted(roles))))
+    return Model(inventory.id, facts, tied, tensors, (*reading.ignored, *orphans))

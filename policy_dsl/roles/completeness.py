@@ -1,18 +1,319 @@
-"""Whether a model's tensors are whole: each once, no layer or expert left out."""
+"""Whether a model's tensors are those that its config means: each once, in the right shape.
+
+needs of the family's table, ConfigFacts ──> Expectation ── tensors ──> Presence ──> findings
+"""
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.roles.config_facts import ConfigFacts, bad_value, is_whole, keys_of
+from policy_dsl.roles.config_keys import Derived
 from policy_dsl.roles.model import Model, ModelTensor
-from policy_dsl.roles.name_rules import numbered_key
-from policy_dsl.roles.presence import Presence
+from policy_dsl.roles.name_rules import ALWAYS, Clause, Need, clauses, numbered_key
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 
+_NEVER = "never"
+_LONGEST_VALUE = 60
+_MOST_EXAMPLES = 3
+_MOST_SHOWN = 5
+# Layers of the language model; None is what is outside of its blocks.
+_Layers = tuple[int | None, ...]
+# What the config says, and the layers that it says it of -> what they lack or have.
+_Because = dict[tuple[str, _Layers], list[str]]
 _Place = tuple[int | None, str]
+
+
+class Expectation:
+    """The needs of a family, in the sizes and layers of one config."""
+
+    def __init__(self, facts: ConfigFacts) -> None:
+        self.facts = facts
+        self.shapes = {need: self._shape(need) for need in facts.table.needs.values()}
+
+    def holds(self, need: Need, layer: int | None) -> bool:
+        """Whether the config says that a layer has it."""
+        return self._all(need.when, -1 if layer is None else layer)
+
+    def reason(self, need: Need, layer: int | None) -> str:
+        """What the config says that decides whether a layer has it; empty if nothing does."""
+        at = -1 if layer is None else layer
+        said = list(self._deciding(need.when, at))
+        # Of `experts, and from this layer on`, the layer explains what one layer lacks; and
+        # what is written explains more than what is not.
+        said = [clause for clause in said if clause.form] or said
+        said = [one for one in said if self.facts.is_given(self._root(one.key))] or said
+        return " and ".join(dict.fromkeys(self._said(clause, at) for clause in said))
+
+    def absent_keys(self, size: str) -> tuple[str, ...]:
+        """The keys that decide a size and that the config leaves out."""
+        keys = (one for key in keys_of(size) for one in self._absent(key))
+        return tuple(dict.fromkeys(keys))
+
+    def _shape(self, need: Need) -> tuple[int, ...] | None:
+        sizes = [self.facts.computed(size) for size in need.shape]
+        return tuple(sizes) if all(map(is_whole, sizes)) else None  # type: ignore[arg-type]
+
+    def _absent(self, key: str) -> Iterator[str]:
+        if self.facts.is_given(key):
+            return
+        sizes = [one.fields["text"] for one in self._derived(key) if one.form == "expression"]
+        deciding = tuple(one for size in sizes for one in self.absent_keys(size))
+        yield from deciding or (key,)
+
+    def _derived(self, key: str) -> list[Derived]:
+        entry = self.facts.table.config.get(key)
+        return [one for one in entry.defaults if isinstance(one, Derived)] if entry else []
+
+    def _all(self, condition: str, layer: int) -> bool:
+        return all(self._is(one, layer) != one.negated for one in clauses(condition))
+
+    def _is(self, clause: Clause, layer: int) -> bool:
+        if clause.key in (ALWAYS, _NEVER):
+            return clause.key == ALWAYS
+        if clause.key in self.facts.table.where:
+            return self._all(self.facts.table.where[clause.key], layer)
+        value = self.facts.value(clause.key)
+        if clause.form == "in":
+            return isinstance(value, list) and layer in value
+        if clause.form == "is":
+            return bool(_at(value, self._listed(layer)) == clause.word)
+        if not clause.form:
+            return value not in (None, False, 0)
+        return is_whole(value) and _counts(clause.form, layer, value)
+
+    def _listed(self, layer: int) -> int:
+        """The layer as lists of the config count it: an MTP block is one like the last."""
+        layers = self.facts.value(self.facts.table.layers)
+        return min(layer, layers - 1) if is_whole(layers) else layer
+
+    def _deciding(self, condition: str, layer: int) -> Iterator[Clause]:
+        """The clauses about the config that decide a condition: those that fail, or all."""
+        parts = clauses(condition)
+        failing = [one for one in parts if self._is(one, layer) == one.negated]
+        for clause in failing or parts:
+            if clause.key in self.facts.table.where:
+                yield from self._deciding(self.facts.table.where[clause.key], layer)
+            elif clause.key not in (ALWAYS, _NEVER):
+                yield clause
+
+    def _said(self, clause: Clause, layer: int) -> str:
+        key = self._root(clause.key)
+        value = self.facts.value(key)
+        if clause.form == "is" and isinstance(value, list):
+            return f"{key} says {json.dumps(_at(value, self._listed(layer)))} there"
+        shown = json.dumps(value)[:_LONGEST_VALUE]
+        if self.facts.is_given(key):
+            is_null = self.facts.given(key) is None and value is not None
+            return f"{key} is null, which means {shown}" if is_null else f"{key} is {shown}"
+        return f"the config has no {key}, which means {shown}"
+
+    def _root(self, key: str) -> str:
+        """The key that decides: of one that the config leaves out, what its default is of."""
+        for default in () if self.facts.is_given(key) else self._derived(key):
+            deciding = default.fields.get(default.form)
+            if default.form in ("first", "every") and isinstance(deciding, str):
+                return self._root(deciding)
+        return key
+
+
+def _counts(form: str, layer: int, number: int) -> bool:
+    if form == "from":
+        return layer >= number
+    return number > 0 and (layer + (form == "every")) % number == 0
+
+
+def _at(value: Any, layer: int) -> Any:
+    if not isinstance(value, list):
+        return value
+    return value[layer] if 0 <= layer < len(value) else None
+
+
+class Misfit(NamedTuple):
+    """A tensor of another shape than its need has."""
+
+    need: Need
+    layer: int | None
+    name: str
+    shape: tuple[int, ...]
+
+
+def misfit_findings(
+    model_id: str, misfits: Iterable[Misfit], fitting: Collection[Need], expected: Expectation
+) -> Iterator[Diagnostic]:
+    """One finding for each size that differs.
+
+    fitting: needs of which some tensor has the right shape, so that the config is right.
+    """
+    groups: dict[str, list[Misfit]] = defaultdict(list)
+    for misfit in misfits:
+        groups[_differing(misfit, expected)].append(misfit)
+    right = {size for need in fitting for size in need.shape}
+    for size, alike in groups.items():
+        by_config = None if size in right else _config_finding(model_id, size, alike, expected)
+        yield by_config or _shape_finding(alike, expected)
+
+
+def _differing(misfit: Misfit, expected: Expectation) -> str:
+    """The first size that is another one or unknown; of other axes altogether, the slot."""
+    if len(misfit.shape) != len(misfit.need.shape):
+        return misfit.need.slot
+    axes = zip(misfit.need.shape, misfit.shape, strict=True)
+    return next(size for size, held in axes if expected.facts.computed(size) != held)
+
+
+def _config_finding(
+    model_id: str, size: str, alike: list[Misfit], expected: Expectation
+) -> Diagnostic | None:
+    """That the config is wrong: all tensors with this size have the same other one."""
+    held = {_held(misfit, size) for misfit in alike}
+    if len(held) != 1 or None in held:
+        return None
+    first, facts = alike[0], expected.facts
+    absent, value = expected.absent_keys(size), facts.computed(size)
+    if absent:
+        without = "" if value is None else f"; without it, {size} is {value}"
+        why = f", on which the shape of {first.need.shown} depends{without}"
+        key = " or ".join(absent)
+        return diagnostic("missing-config-key", model=model_id, key=key, why=why)
+    is_null = facts.is_given(size) and facts.given(size) is None
+    # The embedding is what readers start from, and experts are counted by themselves.
+    is_sure = size == expected.facts.table.experts_key or _embed(alike) is not None
+    if is_sure and not is_null:
+        return None
+    more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+    reason = f"it is {held.pop()} in {first.name}{more}"
+    return bad_value(model_id, size, None if is_null else value, reason)
+
+
+def _shape_finding(alike: list[Misfit], expected: Expectation) -> Diagnostic:
+    first = _embed(alike) or alike[0]
+    sizes = ((size, expected.facts.computed(size)) for size in first.need.shape)
+    wanted = ", ".join(size if size.isdecimal() else f"{size} = {n}" for size, n in sizes)
+    found = diagnostic(
+        "wrong-shape",
+        name=first.name,
+        shape=list(first.shape),
+        wanted=f"[{wanted}] as the config says",
+    )
+    names = dict.fromkeys([first.name, *(misfit.name for misfit in alike)])
+    return replace(found, count=len(names), examples=tuple(names)[:_MOST_EXAMPLES])
+
+
+def _embed(alike: list[Misfit]) -> Misfit | None:
+    return next((misfit for misfit in alike if misfit.need.slot == "embed"), None)
+
+
+def _held(misfit: Misfit, size: str) -> int | None:
+    """What a tensor has where its need has a size; None if it has other axes."""
+    same_axes = len(misfit.shape) == len(misfit.need.shape)
+    return misfit.shape[misfit.need.shape.index(size)] if same_axes else None
+
+
+@dataclass
+class Presence:
+    """Which needs of a family the tensors of a checkpoint fulfil, and which they contradict.
+
+    seen: need -> layer -> the first of its tensors there. fitting: needs of which a tensor has
+    the right shape. misfits: tensors that have not.
+    """
+
+    expected: Expectation
+    seen: dict[Need, dict[int | None, str]] = field(default_factory=dict)
+    fitting: set[Need] = field(default_factory=set)
+    misfits: list[Misfit] = field(default_factory=list)
+
+    def add(self, need: Need, layer: int | None, name: str, shape: tuple[int, ...] | None) -> None:
+        """Take a tensor, or a matrix of a fused one; shape: None if it is not compared."""
+        self.seen.setdefault(need, {}).setdefault(layer, name)
+        if shape == self.expected.shapes[need]:
+            self.fitting.add(need)
+        elif shape is not None:
+            self.misfits.append(Misfit(need, layer, name, shape))
+
+    @property
+    def blocks(self) -> frozenset[int]:
+        """The blocks that have any of what the table names."""
+        return frozenset(at for seen in self.seen.values() for at in seen if at is not None)
+
+    def shape_findings(self, model_id: str) -> Iterator[Diagnostic]:
+        """Shapes that the config does not mean."""
+        # What the config denies is reported as that, of whatever shape it is.
+        misfits = [
+            one
+            for one in self.misfits
+            if one.need.optional or self.expected.holds(one.need, one.layer)
+        ]
+        yield from misfit_findings(model_id, misfits, self.fitting, self.expected)
+
+    def absences(self, model_id: str, layers: Sequence[int]) -> Iterator[Diagnostic]:
+        """What the config means and these layers lack, or have though the config denies it."""
+        lacking, denied = self._unlike(layers, wanted=True), self._unlike(layers, wanted=False)
+        for (reason, where), shown in denied.items():
+            lacks = lacking.pop((reason, where), [])
+            what = _some(shown) + (f" and no {_some(lacks)}" if lacks else "")
+            at = _where(where)
+            yield diagnostic("config-disagrees", reason=reason, model=model_id, what=what, where=at)
+        by_place: dict[_Layers, dict[str, list[str]]] = defaultdict(dict)
+        for (reason, where), shown in lacking.items():
+            by_place[where][reason] = shown
+        for where, shown_by_reason in by_place.items():
+            what, why = _with_reasons(shown_by_reason)
+            yield diagnostic("missing-tensor", model=model_id, what=what, why=_where(where) + why)
+
+    def _unlike(self, layers: Sequence[int], *, wanted: bool) -> _Because:
+        """What layers should have and have not, or the other way round."""
+        found: _Because = defaultdict(list)
+        for need in self.expected.facts.table.needs.values():
+            if not need.optional:
+                places: Sequence[int | None] = layers if need.in_layers else [None]
+                for reason, where in self._places(need, places, wanted=wanted).items():
+                    found[reason, tuple(where)].append(need.shown)
+        return found
+
+    def _places(
+        self, need: Need, places: Sequence[int | None], *, wanted: bool
+    ) -> Mapping[str, list[int | None]]:
+        """The layers that are not as they should be, by what the config says of them."""
+        seen: Mapping[int | None, str] = self.seen.get(need, {})
+        found: dict[str, list[int | None]] = defaultdict(list)
+        for layer in places:
+            if (layer in seen) != wanted and self.expected.holds(need, layer) == wanted:
+                found[self.expected.reason(need, layer)].append(layer)
+        return found
+
+
+def _with_reasons(shown: Mapping[str, list[str]]) -> tuple[str, str]:
+    """What is lacking, and why the config means it: each of several reasons by its names."""
+    if len(shown) == 1:
+        ((reason, names),) = shown.items()
+        return _some(names), f"; {reason}" if reason else ""
+    return _some(
+        f"{name} ({reason})" if reason else name
+        # What needs no reason is first.
+        for reason in sorted(shown, key=bool)
+        for name in shown[reason]
+    ), ""
+
+
+def _where(layers: _Layers) -> str:
+    """` in layer 1`, ` in layers 0, 1, …`; empty for what is in no layer."""
+    if layers == (None,):
+        return ""
+    shown = _some(map(str, layers))
+    return f" in layer{'s' if len(layers) > 1 else ''} {shown}"
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = len(listed) - _MOST_SHOWN
+    return ", ".join(listed[:_MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def review(model: Model, presence: Presence) -> Iterator[Diagnostic]:

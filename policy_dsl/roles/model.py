@@ -9,11 +9,10 @@ from typing import Any
 
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.roles.architecture import Architecture
+from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.name_index import NameIndex
 from policy_dsl.vocabulary import namesake
 
-# The key that says that lm_head is embed.
-TIED = "tie_word_embeddings"
 # Roles with an entry for every expert along their first axis.
 BY_EXPERT = frozenset({"router", "router_bias"})
 
@@ -66,19 +65,36 @@ class ModelTensor:
 class Model:
     """A checkpoint read through its architecture: every tensor with its role.
 
-    architecture: of the family, its roles completed by those that only this model shows
-    (vision). tied: lm_head is embed. ignored: source tensors that are no weights (rotary
-    tables, FP8 scales of nothing …) with the reason.
+    facts: what its config means, by the table of its family, whose roles are completed by
+    those that only this model shows (vision). tied: lm_head is embed. ignored: source tensors
+    that are not weights (rotary tables, FP8 scales of nothing …) with the reason.
     """
 
     id: str
-    architecture: Architecture
-    config: Mapping[str, Any]
-    n_layers: int
-    n_experts: int
+    facts: ConfigFacts
     tied: bool
     tensors: tuple[ModelTensor, ...]
     ignored: tuple[tuple[TensorInfo, str], ...] = ()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The config.json of the source, with what a policy changed of it."""
+        return self.facts.config
+
+    @property
+    def architecture(self) -> Architecture:
+        """The table of its family."""
+        return self.facts.table
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks of the language model."""
+        return self.facts.n_layers
+
+    @property
+    def n_experts(self) -> int:
+        """Routed experts of a block, 0 if it is dense."""
+        return self.facts.n_experts
 
     @property
     def embedding(self) -> ModelTensor | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, RootModel
 
-from policy_dsl.roles.config_meaning import LARGEST_COUNT
+from policy_dsl.roles.config_facts import LARGEST_COUNT
 from policy_dsl.sources.recorded_form import Listed, Size
 
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]

@@ -106,7 +106,7 @@ def test_without_a_record_the_model_tells_which_experts_were_added(made, demo, p
 
 def test_experts_beyond_what_the_format_adds_are_not_taken_for_added(made):
     bundle, source = made(APART)
-    fewer = replace(source.model, n_experts=40)
+    fewer = replace(source.model, facts=replace(source.model.facts, n_experts=40))
     found = with_added(foreign(bundle.folder), fewer)
     assert not any(module.added for module in found.modules)
 

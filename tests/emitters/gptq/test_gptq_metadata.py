@@ -49,7 +49,7 @@ def test_the_config_is_the_sources_with_the_quantization_at_its_end():
         "scoring_func": "sigmoid",
         "use_routing_bias": True,
     }
-    plan = replace(plan, model=replace(plan.model, config=given))
+    plan = replace(plan, model=replace(plan.model, facts=replace(plan.model.facts, config=given)))
     text = files_of(plan)[CONFIG].decode()
     config = json.loads(text)
     carried = [key for key in given if key not in ("quantization_config", "compression_config")]

@@ -284,7 +284,7 @@ def test_the_stamp_takes_the_policys_words() -> None:
 )
 def test_whose_model_it_is(family: str, written: str, name: str, org: str) -> None:
     plan = planned(f"{written}output pad_experts false\n{USUAL}")
-    renamed = replace(plan.model, architecture=architecture(family))
+    renamed = replace(plan.model, facts=replace(plan.model.facts, table=architecture(family)))
     found = jang_config(replace(plan, model=renamed))["source_model"]
     assert found == {"name": name, "org": org, "architecture": family}
 

@@ -28,7 +28,9 @@ def test_the_config_is_the_sources_but_for_its_quantization(write_llama, planned
         "rope_scaling": {"factor": float("inf")},
         "text_config": {"hidden_size": 64, "quantization_config": {"bits": 8}},
     }
-    files = get("mlx_affine").metadata(replace(plan, model=replace(plan.model, config=given)))
+    files = get("mlx_affine").metadata(
+        replace(plan, model=replace(plan.model, facts=replace(plan.model.facts, config=given)))
+    )
     config = json.loads(files["config.json"])
     assert config.pop("quantization") == config.pop("quantization_config")
     assert config == {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from policy_dsl.roles.classify import architecture
-from policy_dsl.roles.config_meaning import config_value, written_value
+from policy_dsl.roles.config_facts import ConfigFacts, written_value
 
 pytestmark = pytest.mark.slow
 TYPES = {
@@ -61,10 +61,10 @@ def test_absent_keys_mean_what_transformers_assumes(model_type):
     sizes = {key: value for key, value in saved.items() if _must_be_there(table, key)}
     config = {"model_type": model_type, **sizes}
     for key in table.config:
-        wanted = config_value(saved, table, key)
+        wanted = ConfigFacts(saved, table).value(key)
         if key in OTHERWISE or (key not in config and written_value(saved, key) is None):
             continue
-        assert config_value(config, table, key) == wanted, key
+        assert ConfigFacts(config, table).value(key) == wanted, key
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -100,7 +100,7 @@ def test_what_transformers_saves_means_what_it_was_made_of(model_type, tmp_path)
     for key, value in given.items():
         derived = key == "head_dim" and "deepseek" in type(made.get_text_config()).__name__.lower()
         if not derived:
-            assert config_value(saved, table, key) == value, key
+            assert ConfigFacts(saved, table).value(key) == value, key
 
 
 def _must_be_there(table, key):

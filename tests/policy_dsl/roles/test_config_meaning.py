@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from policy_dsl.roles.classify import architecture, families
-from policy_dsl.roles.config_meaning import config_value
+from policy_dsl.roles.config_facts import ConfigFacts
 
 YARN = {"rope_type": "yarn", "factor": 4.0}
 
 
 def _value(family, key, **config):
-    return config_value(config, architecture(family), key)
+    return ConfigFacts(config, architecture(family)).value(key)
 
 
 @pytest.mark.parametrize(
@@ -144,4 +144,4 @@ def test_values_of_any_kind_and_size_are_read(value):
         table = architecture(family)
         config = dict.fromkeys([*table.config, "text_config", "rope_parameters"], value)
         for key in table.config:
-            config_value(config, table, key)
+            ConfigFacts(config, table).value(key)

@@ -27,6 +27,7 @@ from policy_dsl.planning.outline import outline
 from policy_dsl.policy import Policy, Treatment
 from policy_dsl.quantities import both_units, layer_list, signed_bytes
 from policy_dsl.roles.architecture import architecture
+from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.model import Model, ModelTensor
 from policyc.reports.plan_json import document_text, plan_document, saved_outline
 from policyc.reports.plan_text import plan_markdown, plan_text
@@ -82,12 +83,13 @@ def small_plan() -> Plan:
         ModelTensor(one.sources[0].tensor, one.role, None, None, one.layer, None, one.shape)
         for one in modules
     )
+    facts = ConfigFacts({}, architecture("minimax_m2"), n_layers=4, n_experts=8)
     mtp = source("model.layers.4.self_attn.q_proj.weight", "BF16", 128, 256)
     return Plan(
         policy=Policy(name="a", description="a small policy"),
         policy_digest="0123456789abcdef" * 4,
         target="mlx_affine",
-        model=Model("tiny", architecture("minimax_m2"), {}, 4, 8, False, tensors),
+        model=Model("tiny", facts, False, tensors),
         source_digest="fedcba9876543210" * 4,
         source_nbytes=4 * (32768 + 8 + 8192) + 65536,
         modules=tuple(modules),

@@ -1,0 +1,318 @@
+"""What a config means, in every form that publishers and transformers 4 and 5 save it.
+
+config.json + the family's table ── read_config ──> ConfigFacts, where everybody looks values up
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
+from policy_dsl.roles.architecture import Architecture
+from policy_dsl.roles.config_keys import ConfigKey, Derived
+
+# A config that asks for more layers or experts is not a model, and would only cost memory.
+LARGEST_COUNT = 65536
+# No model has a size beyond it; 32-bit integers of readers end there.
+LARGEST_SIZE = 2**31 - 1
+# The key that says that lm_head is embed.
+TIED = "tie_word_embeddings"
+_LARGEST_OPERAND = 2**53
+_LONGEST_VALUE = 60
+_WORD = re.compile(r"\s*([*/+]?)\s*([\w.|]+)")
+_Found = tuple[str, Any]
+
+
+@dataclass(frozen=True)
+class ConfigFacts:
+    """A config read by its family's table; each key is computed once.
+
+    A key is one in the `config` of the family's table; any other is looked up as it is spelled.
+    It is looked up at the top, then in `text_config`, under each of the paths that the table
+    lists (`num_experts` may be `num_local_experts`, and `rope_theta` may be inside
+    `rope_parameters`). n_layers: blocks of the language model. n_experts: of a block, 0 if it
+    is dense. n_mtp_blocks: blocks after the last layer that predict tokens.
+    """
+
+    config: Mapping[str, Any]
+    table: Architecture
+    n_layers: int = 0
+    n_experts: int = 0
+    n_mtp_blocks: int = 0
+    _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def value(self, key: str) -> Any:
+        """What the config means by a key, as it was written there, else the key's default.
+
+        Absent or null, it is what transformers assumes then, which other keys may decide
+        (`head_dim: hidden_size / num_attention_heads`). None comes back if no default is known,
+        or if null is the key's meaning (`q_lora_rank: null`).
+        """
+        if key not in self._known:
+            # A key whose default leads back to itself has none there.
+            self._known[key] = None
+            self._known[key] = self._computed(self._entry(key))
+        return self._known[key]
+
+    def given(self, key: str) -> Any:
+        """The value that is written in the config, by whatever name; None if there is none."""
+        return next((value for _, value in self.written(key) if value is not None), None)
+
+    def is_given(self, key: str) -> bool:
+        """Whether the config has the key under any of its names, null included."""
+        return bool(self.written(key))
+
+    def written(self, key: str) -> list[_Found]:
+        """Each place where the config has the key, likeliest first, and the value there."""
+        return [
+            place
+            for path in self._entry(key).paths
+            for level in _levels(self.config)
+            for place in _inside(level, path)
+        ]
+
+    def _entry(self, key: str) -> ConfigKey:
+        return self.table.config.get(key) or ConfigKey(key, ((key,),), "size")
+
+    def _computed(self, entry: ConfigKey) -> Any:
+        value = self.given(entry.name)
+        if entry.kind == "mapping" and isinstance(value, Mapping):
+            value = _cleaned(value, entry)
+        if value is not None:
+            return value
+        if entry.when_null is not None and self.is_given(entry.name):
+            return self.first(entry.when_null)
+        own = entry.by_type.get(str(self.config.get("model_type")))
+        return self.first(own or entry.defaults)
+
+    def first(self, defaults: tuple[Any, ...]) -> Any:
+        """What the first of these defaults that can be computed is in this config."""
+        values = (self._default(one) if isinstance(one, Derived) else one for one in defaults)
+        return next((value for value in values if value is not None), None)
+
+    def _default(self, default: Derived) -> Any:
+        fields = default.fields
+        if default.form == "expression":
+            return self.computed(fields["text"])
+        if default.form == "period":
+            return _period(self.value(fields["period"]), fields["of"])
+        deciding, layers = fields[default.form], self.value(self.table.layers)
+        number = self.value(deciding) if isinstance(deciding, str) else deciding
+        if not (is_whole(number) and is_whole(layers) and layers <= LARGEST_COUNT):
+            return None
+        words = (fields["else"], fields["is"])
+        if default.form == "first":
+            return [words[layer < number] for layer in range(layers)]
+        return [words[number > 0 and (layer + 1) % number == 0] for layer in range(layers)]
+
+    def computed(self, expression: str) -> float | int | None:
+        """Sums of numbers and keys multiplied and divided from left to right; None if unknown.
+
+        `a|b` is the first of several keys that is a number.
+        """
+        products = [self._product(product) for product in expression.split(" + ")]
+        total = sum(product for product in products if product is not None)
+        if None in products:
+            return None
+        return int(total) if total == int(total) else total
+
+    def _product(self, product: str) -> float | int | None:
+        total: float | int = 1
+        for sign, words in _WORD.findall(product):
+            operand = next(filter(_is_operand, map(self._operand, words.split("|"))), None)
+            if operand is None or (sign == "/" and operand == 0):
+                return None
+            total = total / operand if sign == "/" else total * operand
+        return total
+
+    def _operand(self, word: str) -> Any:
+        return int(word) if word.isdecimal() else self.value(word)
+
+
+def read_config(config: Mapping[str, Any], table: Architecture, model_id: str) -> ConfigFacts:
+    """The facts of a model's config.
+
+    Raises: PolicyError if the number of layers is missing or a count is not plausible.
+    """
+    facts = ConfigFacts(config, table)
+    layers = _count(facts, table.layers, model_id)
+    if layers == 0 and facts.value(table.layers) == 0:
+        raise PolicyError([bad_value(model_id, table.layers, 0, "it must be at least 1")])
+    if layers == 0:
+        why = ", which tells the number of layers"
+        raise fail("missing-config-key", model=model_id, key=table.layers, why=why)
+    experts = _count(facts, table.experts_key, model_id)
+    mtp_blocks = _count(facts, table.mtp_layers, model_id)
+    return replace(facts, n_layers=layers, n_experts=experts, n_mtp_blocks=mtp_blocks)
+
+
+def _count(facts: ConfigFacts, key: str | None, model_id: str) -> int:
+    value = None if key is None else facts.value(key)
+    if key is None or value is None:
+        return 0
+    if not is_whole(value) or value > LARGEST_COUNT:
+        # By the name that the config has for it.
+        key = next((place for place, one in facts.written(key) if one is not None), key)
+        reason = f"it must be a whole number of at most {LARGEST_COUNT:,}"
+        raise PolicyError([bad_value(model_id, key, value, reason)])
+    return int(value)
+
+
+def keys_of(expression: str) -> tuple[str, ...]:
+    """The keys that an expression names."""
+    words = [word for _, each in _WORD.findall(expression) for word in each.split("|")]
+    return tuple(word for word in words if not word.isdecimal())
+
+
+def written_value(config: Mapping[str, Any], key: str) -> Any:
+    """A key as it is spelled, of a config of any family or none; None if it is not there."""
+    return next((level[key] for level in _levels(config) if level.get(key) is not None), None)
+
+
+def _levels(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The config, and the `text_config` in which multimodal models nest the language model."""
+    text = config.get("text_config")
+    return (config, text) if isinstance(text, Mapping) else (config,)
+
+
+def _inside(level: Mapping[str, Any], path: tuple[str, ...]) -> list[_Found]:
+    """The path as text and the value there, or nothing."""
+    value: Any = level
+    for key in path:
+        if not isinstance(value, Mapping) or key not in value:
+            return []
+        value = value[key]
+    return [(".".join(path), value)]
+
+
+def _cleaned(value: Mapping[str, Any], entry: ConfigKey) -> Mapping[str, Any] | None:
+    """A mapping without the entries that are keys of their own; None if it means nothing."""
+    if any(value.get(key) == word for key, word in entry.unless.items()):
+        return None
+    return {key: inner for key, inner in value.items() if key not in entry.without} or None
+
+
+def _period(words: Any, word: str) -> int | None:
+    """After how many entries the word returns, again and again; None if it does not."""
+    if not isinstance(words, list) or word not in words:
+        return None
+    period = words.index(word) + 1
+    regular = all((each == word) == (at % period == 0) for at, each in enumerate(words, 1))
+    return period if regular else None
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number from 0; true and false are not."""
+    return type(value) is int and value >= 0
+
+
+def _is_operand(value: Any) -> bool:
+    # Neither infinity nor what no float can hold.
+    return type(value) in (int, float) and abs(value) < _LARGEST_OPERAND
+
+
+def _is_number(value: Any) -> bool:
+    if type(value) is int:
+        return abs(value) <= LARGEST_SIZE
+    return type(value) is float and math.isfinite(value)
+
+
+def _is_list_of(value: Any, is_one: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_one, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_token(value: Any) -> bool:
+    # -1 is written for a token that there is not.
+    return type(value) is int and -1 <= value <= LARGEST_SIZE
+
+
+# kind -> (whether a value is of it, what the value must be)
+_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "size": (lambda value: is_whole(value) and 1 <= value <= LARGEST_SIZE, "a whole number from 1"),
+    "count": (lambda value: is_whole(value) and value <= LARGEST_SIZE, "a whole number from 0"),
+    "number": (_is_number, "a number"),
+    "positive": (lambda value: _is_number(value) and value > 0, "a number above 0"),
+    "flag": (lambda value: type(value) is bool, "true or false"),
+    "list": (lambda value: isinstance(value, list), "a list"),
+    "numbers": (lambda value: _is_list_of(value, _is_number), "a list of numbers"),
+    "texts": (lambda value: _is_list_of(value, _is_text), "a list of texts"),
+    "mapping": (lambda value: isinstance(value, dict), "an object"),
+    "text": (_is_text, "a text"),
+    "tokens": (
+        lambda value: _is_token(value) or _is_list_of(value, _is_token),
+        "the number of a token, or a list of them",
+    ),
+    # Models of several parts have one for each.
+    "dtype": (lambda value: isinstance(value, str | dict), "the name of a dtype"),
+}
+# What configs of all families have at their top or in `text_config`, if at all.
+_AT_TOP = {
+    "architectures": "texts",
+    **dict.fromkeys(("text_config", "vision_config", "audio_config", "auto_map"), "mapping"),
+    **dict.fromkeys(("quantization_config", "quantization", "compression_config"), "mapping"),
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), "tokens"),
+    **dict.fromkeys(("torch_dtype", "dtype"), "dtype"),
+    "transformers_version": "text",
+}
+
+
+def config_findings(facts: ConfigFacts, model_id: str) -> Iterator[Diagnostic]:
+    """Values that sizes or readers need and that are not what they must be."""
+    text = facts.config.get("text_config")
+    inner = text if isinstance(text, Mapping) else {}
+    for key, kind in _AT_TOP.items():
+        yield from _kind_findings(model_id, key, facts.config.get(key), kind)
+        yield from _kind_findings(model_id, f"text_config.{key}", inner.get(key), kind)
+    for entry in facts.table.config.values():
+        written = reversed(facts.written(entry.name))
+        # Of the same key at the top and in `text_config` the first counts that is not null.
+        for place, value in {at: one for at, one in written if one is not None}.items():
+            yield from _key_findings(model_id, place, value, entry, facts.n_layers)
+        most = facts.computed(entry.at_most) if entry.at_most else None
+        value = facts.value(entry.name)
+        # A limit of 0 is that of a model that uses neither.
+        if most and is_whole(value) and value > most:
+            yield bad_value(model_id, entry.name, value, f"it must be at most {most}")
+
+
+def _key_findings(
+    model_id: str, place: str, value: Any, entry: ConfigKey, n_layers: int
+) -> Iterator[Diagnostic]:
+    wrong = list(_kind_findings(model_id, place, value, entry.kind))
+    yield from wrong
+    if isinstance(value, list) and not wrong:
+        yield from _list_findings(model_id, place, value, n_layers)
+    for name, kind in entry.entries.items() if isinstance(value, Mapping) else ():
+        yield from _kind_findings(model_id, f"{place}.{name}", value.get(name), kind)
+
+
+def _kind_findings(model_id: str, place: str, value: Any, kind: str) -> Iterator[Diagnostic]:
+    is_of_kind, wanted = _KINDS[kind]
+    if value is not None and not is_of_kind(value):
+        yield bad_value(model_id, place, value, f"it must be {wanted}")
+
+
+def _list_findings(
+    model_id: str, key: str, given: list[Any], n_layers: int
+) -> Iterator[Diagnostic]:
+    """What is wrong with a list of layers' numbers, or of a word for each layer."""
+    if given and all(map(_is_text, given)):
+        if len(given) != n_layers:
+            reason = f"it has {len(given)} entries, and there are {n_layers} layers"
+            yield bad_value(model_id, key, given, reason)
+    elif not all(map(is_whole, given)):
+        yield bad_value(model_id, key, given, "its entries must be numbers of layers")
+
+
+def bad_value(model_id: str, key: str, value: Any, reason: str) -> Diagnostic:
+    """The finding about a value that a key cannot have."""
+    shown = repr(value)[:_LONGEST_VALUE]
+    return diagnostic("bad-config-value", notes=[reason], model=model_id, key=key, value=shown)
