@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from emitters.numerics.fp8 import fp8_dequantize
 from emitters.numerics.rounding import to_float32
+from emitters.numerics.small_floats import fp8_dequantize
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import Source
 from policy_dsl.diagnostics import fail

@@ -8,8 +8,7 @@ from emitters.core.interface import UnstorableError
 from emitters.hipfire_hfq.headers import first_bad_block
 from emitters.hipfire_hfq.spec import CODES
 from emitters.numerics.hfq import decode_blocks, encode_blocks
-from emitters.numerics.reach import Slack
-from emitters.numerics.reach_rotated import hfq_beyond
+from emitters.numerics.reach import Slack, hfq_beyond
 from emitters.numerics.value_types import Array
 from policy_dsl.policy import Treatment
 from policy_dsl.sources.hfq_codes import QUANT_CODES

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from emitters.numerics.hfq_headers import (
+from emitters.numerics.hfq import (
     first_bad_levels,
     first_bad_minmax,
     first_bad_scale,

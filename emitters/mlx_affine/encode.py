@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from emitters.numerics.affine import affine_decode, affine_encode
-from emitters.numerics.fp_modes import FP_MODES, fp_decode, fp_encode
 from emitters.numerics.reach import Slack, affine_beyond, fp_beyond
+from emitters.numerics.small_floats import FP_MODES, fp_decode, fp_encode
 from emitters.numerics.value_types import Array
 from policy_dsl.policy import Treatment
 

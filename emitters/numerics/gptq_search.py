@@ -1,8 +1,10 @@
 """Symmetric codes with scales that AutoRound searches for, its "optimized RTN".
 
 Each group tries about 200 scales around that of rounding to nearest, and takes the first one
-of least squared error, weighted by column if there is an importance matrix. All arithmetic is
-that of the values' type, except for the sum of the squares.
+of least squared error, weighted by column if there is an importance matrix. Arithmetic is that
+of the values' type, but squares are weighted and added up as float32, in the order of torch.
+Inner loops run over the candidates, which share each item of the group; candidates whose sums
+have passed the best of what was tried first are given up.
 Source: auto-round 0.16.1 (torch 2.13.0, CPU), `auto_round/data_type/int.py`, the function
 registered as `opt_rtn_int_sym`; 0.12.2, the one registered as `rtn_int_sym`.
 """
@@ -14,25 +16,251 @@ from functools import cache
 
 import numpy as np
 
-from emitters.numerics.gptq_candidates import (
-    N_CANDIDATES,
-    ROUNDER,
-    Target,
-    best_scale,
-    clamped,
-    new_scratch,
-    own,
-)
 from emitters.numerics.gptq_layout import GptqParts, new_band, new_parts, pack_row
 from emitters.numerics.gptq_weights import (
+    FOLDED,
+    LANES,
+    LEVELS,
+    RUN,
     SearchWeights,
+    carry,
     check_grid,
     even_weights,
+    sum_float32,
     weigh_by_magnitude,
 )
 from emitters.numerics.jit import device, factory, int64, kernel, reads, writes
-from emitters.numerics.scalars import bits_of, narrow, widen
+from emitters.numerics.scalars import bits_of, float_of, narrow, rounded, widen
 from emitters.numerics.value_types import BF16, F16, Array, raw_bits, value_type
+
+Target = tuple[int, np.float32]  # value type, 2**(bits - 1)
+_Pair = tuple[np.float32, np.float32]  # inverse scale and scale, or value and weight
+_Span = tuple[int, int]  # the candidates from the first to before the last
+_Scratch = tuple[Array, Array]  # table of candidates, zero where sums are; errors
+
+N_CANDIDATES = 208  # beside that of rounding to nearest; all grids are filled up to it
+ROUNDER = np.float32(1.5 * 2.0**23)  # adding it leaves an integer in the low bits
+
+# Where rows of the table begin; behind the sums of four lanes are those of higher levels.
+# Unsigned: see `hadamard`.
+_INVERSES, _SCALES, _TOTALS, _FIRST, _SECOND, _THIRD, _FOURTH = (
+    np.uint64(row * N_CANDIDATES) for row in range(7)
+)
+_BLOCK = 16  # candidates that are given up together
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_EXPONENT = np.uint32(0x7F800000)
+_TIMES_TWO_TO_16 = np.uint32(0x08400000)  # on exponent bits: times 1.5 * 2**16
+_TIMES_TWO_TO_13 = np.uint32(0x06C00000)
+_HALF_NORMAL = np.uint32(0x38800000)  # 2**-14
+_HALF_OVERFLOW = np.float32(65520)
+_SMALLEST_SCALE = np.float32(1e-5)
+_LARGEST_PEAK = np.float32(2.0**64)  # far beyond what float16 scales can hold
+_BELOW_TWO = np.float32(1.95)  # no rounding takes it to 2
+
+
+@device
+def new_scratch(size: int) -> _Scratch:
+    """Scratch for groups of `size`: float32 [19 * N_CANDIDATES] and [size + 128]."""
+    table = np.zeros((3 + 4 * LEVELS) * N_CANDIDATES, np.float32)
+    return table, np.empty(size + LEVELS * LANES, np.float32)
+
+
+@device
+def own(kind: int, value: np.float32) -> np.float32:
+    """The value rounded to the values' type.
+
+    bfloat16 from 2**-126 to 2**111 in magnitude: smaller errors square to zero, and larger
+    values do not come here.
+    """
+    # What is so much larger swallows all but the type's bits, ties to even.
+    exponent = np.uint32(bits_of(value) & _EXPONENT)
+    if kind == BF16:
+        rounder = float_of(np.uint32(exponent + _TIMES_TWO_TO_16))
+        return (value + rounder) - rounder
+    if kind == F16:
+        rounder = float_of(np.uint32(max(exponent, _HALF_NORMAL) + _TIMES_TWO_TO_13))
+        infinite = abs(value) >= _HALF_OVERFLOW
+        return value * np.float32(np.inf) if infinite else (value + rounder) - rounder
+    return value
+
+
+@device
+def _reciprocal(kind: int, value: np.float32) -> np.float32:
+    """1 / value, or zero for what is next to nothing."""
+    smallest = rounded(kind, np.float32(1e-5 if kind == F16 else 1e-30))
+    return own(kind, _ONE / value) if abs(value) >= smallest else _ZERO
+
+
+@device
+def clamped(half: np.float32, step: np.float32) -> np.float32:
+    """The step within -half .. half - 1; NaN stays."""
+    step = -half if step < -half else step
+    return half - _ONE if step > half - _ONE else step
+
+
+@device
+def _error(target: Target, item: _Pair, pair: _Pair, near: bool) -> np.float32:
+    """The weighted squared error of an item under a candidate; near: see `_first_near`."""
+    kind, half = target
+    step = (clamped(half, own(kind, pair[0] * item[0])) + ROUNDER) - ROUNDER
+    error = own(kind, pair[1] * step) - item[0]
+    error = error if near else own(kind, error)
+    return error * error * item[1]
+
+
+@device
+def _loss(target: Target, group: Array, pair: _Pair, errors: Array) -> np.float32:
+    """The sum of a group's errors; errors: float32 [size + 128], scratch."""
+    each, levels = errors[: group.shape[1]], errors[group.shape[1] :]
+    for i in range(each.shape[0]):
+        each[i] = _error(target, (group[0, i], group[1, i]), pair, False)
+    return sum_float32(each, levels.reshape(LEVELS, LANES))
+
+
+@device
+def _add_errors(
+    target: Target, items: tuple[_Pair, ...], table: Array, span: _Span, near: bool
+) -> None:
+    """Add the errors of four items, one of each lane, to the sums of each candidate."""
+    for k in range(np.uint64(span[0]), np.uint64(span[1])):
+        pair = table[_INVERSES + k], table[_SCALES + k]
+        table[_FIRST + k] += _error(target, items[0], pair, near)
+        table[_SECOND + k] += _error(target, items[1], pair, near)
+        table[_THIRD + k] += _error(target, items[2], pair, near)
+        table[_FOURTH + k] += _error(target, items[3], pair, near)
+
+
+@device
+def _four(group: Array, first: int) -> tuple[_Pair, ...]:
+    """The items of a group that are folded: every 8th of 32."""
+    a, b, c, d = first, first + FOLDED, first + 2 * FOLDED, first + 3 * FOLDED
+    low = (group[0, a], group[1, a]), (group[0, b], group[1, b])
+    high = (group[0, c], group[1, c]), (group[0, d], group[1, d])
+    return low[0], low[1], high[0], high[1]
+
+
+@device
+def _add_levels(sums: Array) -> None:
+    """Add the higher levels of sums to the lowest, and clear them; sums: [4, n]."""
+    for level in range(1, LEVELS):
+        for k in range(sums.shape[1]):
+            sums[0, k] += sums[level, k]
+            sums[level, k] = _ZERO
+
+
+@device
+def _add_folded(
+    target: Target, group: Array, lane: int, table: Array, spans: tuple[_Span, _Span]
+) -> None:
+    """Add the errors of every 8th item to the total of each candidate.
+
+    spans: of candidates that are not near, and of those that are.
+    """
+    sums, added = table[_FIRST:].reshape(LEVELS, 4 * N_CANDIDATES), 0
+    for first in range(lane, group.shape[1], LANES):
+        items = _four(group, first)
+        _add_errors(target, items, table, spans[0], False)
+        _add_errors(target, items, table, spans[1], True)
+        added += 1
+        if added % RUN == 0:
+            carry(sums, added)
+    if added >= RUN:
+        _add_levels(sums)
+    for k in range(np.uint64(spans[0][0]), np.uint64(spans[1][1])):
+        total = table[_FIRST + k] + table[_SECOND + k]
+        table[_TOTALS + k] += (total + table[_THIRD + k]) + table[_FOURTH + k]
+        table[_FIRST + k] = _ZERO
+        table[_SECOND + k] = _ZERO
+        table[_THIRD + k] = _ZERO
+        table[_FOURTH + k] = _ZERO
+
+
+@device
+def _all_above(table: Array, first: int, limit: np.float32) -> bool:
+    """Whether all totals of a block are above the limit; NaN is not."""
+    n = 0
+    for k in range(np.uint64(first), np.uint64(first + _BLOCK)):
+        n += table[_TOTALS + k] > limit
+    return n == _BLOCK
+
+
+@device
+def _still_open(table: Array, span: _Span, limit: np.float32) -> _Span:
+    """The span without the blocks at its ends that have lost: totals only grow."""
+    first, last = span
+    while first < last and _all_above(table, first, limit):
+        first += _BLOCK
+    while first < last and _all_above(table, last - _BLOCK, limit):
+        last -= _BLOCK
+    return first, last
+
+
+@device
+def _first_near(target: Target, group: Array, table: Array) -> int:
+    """The first candidate from which on differences of bfloat16 values need no rounding.
+
+    They are exact where a decoded value is within a factor of 2 of the value or zero. Only
+    values whose sign is not the peak's may be cut off to less than half of themselves.
+    """
+    kind, half = target
+    if kind != BF16:
+        return N_CANDIDATES
+    low, high = _ZERO, _ZERO
+    for i in range(group.shape[1]):
+        low, high = min(low, group[0, i]), max(high, group[0, i])
+    other, limit = min(-low, high), _BELOW_TWO * (half - _ONE)
+    first = 0
+    while first < N_CANDIDATES and abs(table[_INVERSES + np.uint64(first)]) * other > limit:
+        first += _BLOCK
+    return first
+
+
+@device
+def _fill(kind: int, base: np.float32, multipliers: Array, table: Array) -> None:
+    """Start the table anew: inverse scales, scales, and totals of zero."""
+    for k in range(np.uint64(N_CANDIDATES)):
+        table[_INVERSES + k] = own(kind, multipliers[k] * base)
+        table[_SCALES + k] = _reciprocal(kind, table[_INVERSES + k])
+        table[_TOTALS + k] = _ZERO
+
+
+@device
+def _least(
+    target: Target, group: Array, multipliers: Array, base: np.float32, scratch: _Scratch
+) -> np.float32:
+    """The first scale of least loss. If the loss of the first of all is NaN, it wins."""
+    table, errors = scratch
+    inverse = own(target[0], multipliers[0] * base)
+    best = _reciprocal(target[0], inverse)
+    limit = _loss(target, group, (inverse, best), errors)
+    _fill(target[0], base, multipliers[1:], table)
+    first, last, near = 0, N_CANDIDATES, _first_near(target, group, table)
+    for lane in range(FOLDED):
+        near = min(max(near, first), last)
+        _add_folded(target, group, lane, table, ((first, near), (near, last)))
+        first, last = _still_open(table, (first, last), limit)
+    for k in range(np.uint64(first), np.uint64(last)):
+        if table[_TOTALS + k] < limit:
+            limit, best = table[_TOTALS + k], table[_SCALES + k]
+    return np.float32(best)
+
+
+@device
+def best_scale(target: Target, group: Array, multipliers: Array, scratch: _Scratch) -> np.float32:
+    """The scale of a group, in the values' type.
+
+    group: float32 [2, size], values and weights; multipliers: float32 [1 + N_CANDIDATES], what
+    the reciprocal of the group's peak is multiplied with, in the order of preference; scratch:
+    from `new_scratch`.
+    """
+    kind, peak = target[0], _ZERO
+    for i in range(group.shape[1]):
+        peak = group[0, i] if abs(group[0, i]) > abs(peak) else peak
+    if abs(peak) > _LARGEST_PEAK:
+        return np.float32(np.inf)
+    scale = _least(target, group, multipliers, _reciprocal(kind, peak), scratch)
+    floor = rounded(kind, _SMALLEST_SCALE)
+    return np.float32(min(scale, -floor) if scale < _ZERO else max(scale, floor))
 
 
 @device

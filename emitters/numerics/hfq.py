@@ -1,7 +1,7 @@
 """HFQ blocks: groups of consecutive values, each coded as a header and packed codes.
 
-A header is a scale and the lowest value (`hfq_minmax`), a table of levels (`hfq_lloyd`), or a
-scale alone (`hfq_q8`). Groups may be rotated before they are coded. They know of no rows: only
+A header is a scale and the lowest value or, of Q8, a scale alone (`hfq_blocks`), or a table of
+levels (`hfq_lloyd`). Groups may be rotated before they are coded. They know of no rows: only
 the last group of all values can be short, and it is stored as a whole block.
 Source: Kaden-Schutt/hipfire at 91e58a5 (0.1.8-alpha.2) and 0e5eb9a, crates/hipfire-quantize.
 """
@@ -15,10 +15,18 @@ from typing import NamedTuple
 import numpy as np
 
 from emitters.numerics.hadamard import LANES, load_lanes, rotate, store_lanes
-from emitters.numerics.hfq_groups import lanes_to_rows, read_codes, rotation_signs, write_codes
+from emitters.numerics.hfq_blocks import (
+    HEADER_WORDS,
+    lanes_to_rows,
+    q8_decode,
+    q8_encode,
+    read_codes,
+    read_minmax,
+    rotation_signs,
+    write_codes,
+    write_minmax,
+)
 from emitters.numerics.hfq_lloyd import read_lloyd, write_lloyd
-from emitters.numerics.hfq_minmax import HEADER_WORDS, read_minmax, write_minmax
-from emitters.numerics.hfq_q8 import q8_decode, q8_encode
 from emitters.numerics.jit import device, factory, int64, int64_pair, kernel, reads, writes
 from emitters.numerics.value_types import F32, Array, flat
 
@@ -245,3 +253,39 @@ def _layout(code: int) -> _Layout:
 def _signs(layout: _Layout) -> Array:
     """The signs before and after the rotation; ones and nothing where there is none."""
     return rotation_signs() if layout.rotated else np.ones(layout.size, np.float32)
+
+
+def minmax_header(blocks: Array) -> Array:
+    """float32 [blocks, 2]: scale and smallest value. blocks: uint8 [blocks, bytes]."""
+    return np.ascontiguousarray(blocks[:, :8]).view(np.float32)
+
+
+def half_header(blocks: Array, count: int) -> Array:
+    """float16 [blocks, count]: a scale, or levels. blocks: uint8 [blocks, bytes]."""
+    return np.ascontiguousarray(blocks[:, : 2 * count]).view(np.float16)
+
+
+def first_bad_minmax(header: Array) -> int:
+    """The first block whose scale is not above 0, or has a number that is not finite; or -1."""
+    # A NaN that signals would warn; it is not finite.
+    with np.errstate(invalid="ignore"):
+        return _first(np.all(np.isfinite(header), axis=1) & (header[:, 0] > 0))
+
+
+def first_bad_scale(header: Array) -> int:
+    """The first block whose scale is below 0 or not finite, or -1."""
+    scale = header[:, 0]
+    with np.errstate(invalid="ignore"):
+        return _first(np.isfinite(scale) & (scale >= 0))
+
+
+def first_bad_levels(header: Array) -> int:
+    """The first block whose levels do not ascend or are not all finite, or -1."""
+    with np.errstate(invalid="ignore"):
+        ascending = np.all(header[:, 1:] >= header[:, :-1], axis=1)
+        return _first(np.all(np.isfinite(header), axis=1) & ascending)
+
+
+def _first(good: Array) -> int:
+    """The index of the first False, or -1."""
+    return -1 if good.all() else int(np.argmin(good))

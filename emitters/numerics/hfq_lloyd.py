@@ -9,6 +9,9 @@ Values in ascending order take ascending levels. So the borders between the valu
 levels are found by bisection, and a sum between borders is a difference of partial sums. That
 gives the same bits if sums are exact in any order, and if levels are not so close that rounded
 distances to them are equal. Both are rare; then the rule is followed value by value.
+
+Lanes are as in `hadamard`. They are sorted by a bitonic network, which compares the same elements
+whatever their values: nothing branches on them, and neighbouring lanes share each instruction.
 Source: Kaden-Schutt/hipfire at 0e5eb9a, crates/hipfire-quantize/src/quant_mq.rs.
 """
 
@@ -17,21 +20,102 @@ from __future__ import annotations
 import numpy as np
 
 from emitters.numerics.hadamard import LANES
-from emitters.numerics.hfq_groups import zero_at
+from emitters.numerics.hfq_blocks import zero_at
 from emitters.numerics.jit import device
-from emitters.numerics.lane_sort import sort_lanes
 from emitters.numerics.scalars import bits_of, float_of, narrow, widen
 from emitters.numerics.value_types import F16, Array
 
+_Four = tuple[np.float32, np.float32, np.float32, np.float32]
+
 _PASSES = 8
 _STRETCH = 16 * LANES  # floats summed in one loop
-_LANES, _ZERO = np.uint64(LANES), np.float32(0)
-_ROW = np.uint32(LANES)
+_ZERO = np.float32(0)
+# Unsigned: see `hadamard`.
+_LANES, _TWO = np.uint64(LANES), np.uint64(2)
+_ROWS = tuple(np.uint64(row * LANES) for row in range(9))
 _EXPONENT = np.uint32(0x7F800000)
 # 2**e times this has its last bit at 2**(e - 44). Of numbers below 2**(e + 1) without smaller
 # bits, 256 add up exactly in any order: 44 + 1 + 8 bits are those of a float64.
 _COARSE = np.float64(1.5 * 2**8)
 _CLOSE = np.float32(2.0**-20)  # of the span; distances are rounded to 2**-24 of it
+
+
+@device
+def _lower(a: np.float32, b: np.float32) -> np.float32:
+    return a if a < b else b
+
+
+@device
+def _upper(a: np.float32, b: np.float32) -> np.float32:
+    return b if a < b else a
+
+
+@device
+def _merge_four(a: np.float32, b: np.float32, c: np.float32, d: np.float32) -> _Four:
+    """In ascending order: four values that ascend and then descend."""
+    a, b, c, d = _lower(a, c), _lower(b, d), _upper(a, c), _upper(b, d)
+    return _lower(a, b), _upper(a, b), _lower(c, d), _upper(c, d)
+
+
+@device
+def _sort_four(a: np.float32, b: np.float32, c: np.float32, d: np.float32) -> _Four:
+    """In ascending order: any four values."""
+    return _merge_four(_lower(a, b), _upper(a, b), _upper(c, d), _lower(c, d))
+
+
+@device
+def _order_eights(lanes: Array, size: np.uint64, unordered: bool) -> None:
+    """The last three stages of a merge into runs of size floats; every other run descends.
+
+    Or else, eight elements in any order are sorted. They stay in registers all the time.
+    """
+    for start in range(np.uint64(0), np.uint64(lanes.shape[0]), _ROWS[8]):
+        ascends = start & size == 0
+        for i in range(start, start + _LANES):
+            a, b, c, d = lanes[i], lanes[i + _ROWS[1]], lanes[i + _ROWS[2]], lanes[i + _ROWS[3]]
+            e, f = lanes[i + _ROWS[4]], lanes[i + _ROWS[5]]
+            g, h = lanes[i + _ROWS[6]], lanes[i + _ROWS[7]]
+            if unordered:
+                a, b, c, d = _sort_four(a, b, c, d)
+                h, g, f, e = _sort_four(e, f, g, h)
+            a, e, b, f = _lower(a, e), _upper(a, e), _lower(b, f), _upper(b, f)
+            c, g, d, h = _lower(c, g), _upper(c, g), _lower(d, h), _upper(d, h)
+            a, b, c, d = _merge_four(a, b, c, d)
+            e, f, g, h = _merge_four(e, f, g, h)
+            if not ascends:
+                a, b, c, d, e, f, g, h = h, g, f, e, d, c, b, a
+            lanes[i], lanes[i + _ROWS[1]], lanes[i + _ROWS[2]], lanes[i + _ROWS[3]] = a, b, c, d
+            lanes[i + _ROWS[4]], lanes[i + _ROWS[5]] = e, f
+            lanes[i + _ROWS[6]], lanes[i + _ROWS[7]] = g, h
+
+
+@device
+def _order_pairs(lanes: Array, step: np.uint64, size: np.uint64) -> None:
+    """The stage of a merge into runs of size floats that compares floats a step apart."""
+    for start in range(np.uint64(0), np.uint64(lanes.shape[0]), _TWO * step):
+        low, high = np.uint64(start), start + step
+        if start & size:
+            low, high = high, low
+        for i in range(step):
+            a, b = lanes[low + i], lanes[high + i]
+            lanes[low + i], lanes[high + i] = _lower(a, b), _upper(a, b)
+
+
+@device
+def sort_lanes(lanes: Array) -> None:
+    """Each lane in ascending order, in place; lanes: float32 [n, 16], flat, n = 8, 16, 32 …
+
+    Equal values may change places, zeros of both signs too. NaN leaves no order.
+    """
+    size = _ROWS[8]
+    _order_eights(lanes, size, True)
+    while size < np.uint64(lanes.shape[0]):
+        step = size
+        size *= _TWO
+        while step >= _ROWS[8]:
+            _order_pairs(lanes, step, size)
+            step //= _TWO
+        _order_eights(lanes, size, False)
 
 
 @device
@@ -104,9 +188,9 @@ def _find_borders(ordered: Array, levels: Array, borders: Array) -> None:
     # All bisections go side by side, without a branch. The largest element is always nearest to
     # the last level, so that no border is beyond it.
     step = np.uint32(ordered.shape[0] // 2)
-    while step >= _ROW:
+    while step >= np.uint32(LANES):
         for i in range(n):
-            values[i] = ordered[np.uint64(np.uint32(borders[i] + step - _ROW))]
+            values[i] = ordered[np.uint64(np.uint32(borders[i] + step - np.uint32(LANES)))]
         for i in range(n):
             nearer = abs(values[i] - levels[i + _LANES]) < abs(values[i] - levels[i])
             borders[i] += np.uint32(0) if nearer else step

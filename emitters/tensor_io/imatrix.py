@@ -3,7 +3,7 @@
 path ── open_imatrix ──> Imatrix ── sums of a role in a layer ──> InputSums
 
 A file is as large as its model has columns, experts counted: it is opened by its header, and
-sums are read when they are asked for.
+sums are read when they are asked for. GGUF and the older `.dat` come to the same entries.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emitters.numerics.value_types import Array
-from emitters.tensor_io.imatrix_entries import SUM_NBYTES, Entry
-from emitters.tensor_io.imatrix_legacy import legacy_entries
+from emitters.tensor_io.imatrix_entries import SUM_NBYTES, Entry, legacy_entries
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
 from policy_dsl.escaping import shown

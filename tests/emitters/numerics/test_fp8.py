@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from emitters.numerics.fp8 import FP8_RULES, fp8_dequantize
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
+from emitters.numerics.small_floats import FP8_RULES, fp8_dequantize
 
 Array = NDArray[Any]
 Golden = Callable[[str], dict[str, Array]]

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from emitters.numerics.gptq_layout import pack_zeros, unpack_columns
 from emitters.numerics.gptq_rtn import gptq_rtn
 from emitters.numerics.gptq_search import gptq_search
-from emitters.numerics.gptq_weights import search_weights
+from emitters.numerics.gptq_weights import search_weights, torch_sums
 from emitters.numerics.rounding import cast
-from emitters.numerics.torch_sums import torch_sums
 
 pytestmark = pytest.mark.slow
 

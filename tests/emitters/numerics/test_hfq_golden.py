@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from emitters.numerics.fp8 import fp8_dequantize
 from emitters.numerics.hadamard import LANES, rotate
 from emitters.numerics.hfq import decode_blocks, encode_blocks
-from emitters.numerics.hfq_groups import rotation_signs
+from emitters.numerics.hfq_blocks import rotation_signs
 from emitters.numerics.rounding import cast
+from emitters.numerics.small_floats import fp8_dequantize
 from policy_dsl.sources.hfq_codes import QUANT_CODES
 
 Array = NDArray[Any]

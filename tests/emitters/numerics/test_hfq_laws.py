@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from emitters.numerics.hadamard import LANES, rotate
 from emitters.numerics.hfq import decode_blocks, encode_blocks
-from emitters.numerics.hfq_groups import rotation_signs
+from emitters.numerics.hfq_blocks import rotation_signs
 from policy_dsl.sources.hfq_codes import QUANT_CODES
 
 Array = NDArray[Any]

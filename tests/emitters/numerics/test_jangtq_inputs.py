@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from emitters.numerics.affine import affine_decode, affine_encode
-from emitters.numerics.fp8 import fp8_dequantize
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
+from emitters.numerics.small_floats import fp8_dequantize
 
 Array = NDArray[Any]
 Golden = Callable[[str], dict[str, Array]]
