@@ -41,7 +41,7 @@ from damage_trials import POLICIES  # noqa: E402
 from fuzz_answers import Command, Trial, try_input  # noqa: E402
 from fuzz_seeds import Seeds, make_seeds, silent  # noqa: E402
 
-from emitters.core.record import record_digest  # noqa: E402
+from policy_dsl.planning.record import record_digest  # noqa: E402
 from policy_dsl.sources.name_patterns import expand_pattern  # noqa: E402
 from policyc.cli import main as policyc  # noqa: E402
 

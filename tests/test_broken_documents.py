@@ -22,12 +22,12 @@ from small_checkpoints import llama_config, llama_tensors, write_folder
 
 from emitters.core.bundle import complete
 from emitters.core.bundle_outline import bundle_outline
-from emitters.core.record import record_digest
 from emitters.core.verify import verify_bundle
 from emitters.tensor_io.imatrix import open_imatrix
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.language.load import load, parse_policy
 from policy_dsl.language.print_policy import print_yaml
+from policy_dsl.planning.record import record_digest
 from policy_dsl.sources.reference import open_source
 from policy_dsl.sources.saliency import ModelShape, read_saliency
 from policyc.cli import main as policyc

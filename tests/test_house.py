@@ -63,10 +63,7 @@ OPENERS: dict[str, tuple[str, ...]] = {
     "FileIO": (".regular_files",),
     "memmap": (),
     "fromfile": (),
-    "loads": (
-        *(".bounded_json", ".language.read_dsl", ".resources"),
-        *("emitters.core.record", "emitters.core.seal"),
-    ),
+    "loads": (*(".bounded_json", ".language.read_dsl", ".resources"), "emitters.core.record"),
     "load": (),
     "raw_decode": (".bounded_json",),
     "model_validate_json": (),

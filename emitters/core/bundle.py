@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from emitters import get
-from emitters.core.record import RECORD, UNKNOWN_HASH, record
 from emitters.core.side_files import copied_names, source_findings
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import PolicyError, errors, fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import OmittedFile, Plan, PlannedFile
+from policy_dsl.planning.record import RECORD, UNKNOWN_HASH, record
 from policy_dsl.sources.side_files import is_one_of, why_left_out
 
 _UNKNOWN_SIDE_FILES = "tokenizer, template and licence files"
@@ -67,7 +67,7 @@ def planned_record(plan: Plan, files: Mapping[str, int]) -> bytes:
     # All hashes are equally long, so the size of a record is known before its contents.
     tensors = {tensor.name: UNKNOWN_HASH for module in plan.modules for tensor in module.tensors}
     unknown = {name: (nbytes, UNKNOWN_HASH) for name, nbytes in files.items()}
-    return record(plan, files=unknown, tensors=tensors)
+    return record(plan, files=unknown, tensors=tensors)[0]
 
 
 def _held(names: Iterable[str], source: Source) -> dict[str, bytes]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import emitters
-from emitters.core.bundle_reading import Bundle, BundleModule
+from emitters.core.bundle_reading import Bundle
+from emitters.core.record import BundleModule
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import TensorInfo
@@ -172,9 +173,9 @@ class _Search:
 
     def _omitted(self) -> set[tuple[Need, int | None]]:
         """What the record says was left out, so that nobody misses it."""
-        recorded = self.bundle.record["omitted"] if self.bundle.record else []
+        record = self.bundle.record
         found = set()
-        for name in (entry["name"] for entry in recorded):
+        for name in record.omitted if record else ():
             key, numbers = numbered_key(name)
             rule = self.model.architecture.names.get(key)
             if rule is not None:

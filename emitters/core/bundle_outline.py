@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from emitters.core.bundle_reading import Bundle, BundleModule, open_bundle
-from emitters.core.record import recorded_pruning
+from emitters.core.bundle_reading import Bundle, open_bundle
+from emitters.core.record import BundleModule
 from policy_dsl.diagnostics import PolicyError, errors
 from policy_dsl.planning.fill import describe
 from policy_dsl.planning.outline import Outline, OutlineModule, stored_as
@@ -43,11 +43,11 @@ def readable_outline(folder: Path, *, links: bool = True) -> Outline:
     if len(errors(bundle.findings)) > len(unread):
         raise PolicyError(bundle.findings)
     record = bundle.record
-    title = f"{record['policy']['name']} ({folder})" if record else str(folder)
-    model = str(record["source"]["id"]) if record else str(bundle.inventory.id)
+    title = f"{record.policy} ({folder})" if record else str(folder)
+    model = record.source if record else bundle.inventory.id
     modules = outline_modules(bundle)
     experts, added = _experts(bundle)
-    pruning = recorded_pruning(record)
+    pruning = record.pruning if record else None
     return Outline(title, bundle.target, model, modules, experts, pruning, added, unread)
 
 

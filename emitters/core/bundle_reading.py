@@ -5,71 +5,27 @@ folder ── open_bundle ──> Bundle ── verify, bundle_outline
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
-from math import prod
 from pathlib import Path
-from typing import Any
 
 import emitters
 from emitters.core.interface import Claim, TensorForm, UnreadError, forms_of
-from emitters.core.record import RECORD, SCHEMA_VERSION, record_digest
-from emitters.core.record_check import record_defects
-from policy_dsl.bounded_json import parse_json
+from emitters.core.record import BundleModule, Record, read_record
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.escaping import shown
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import UNKNOWN, Treatment
 from policy_dsl.quantities import counted
-from policy_dsl.regular_files import read_whole, refuse_placeholder
+from policy_dsl.regular_files import read_whole
 from policy_dsl.roles.scales import some
 from policy_dsl.sources.checkpoint import CONFIG, MAX_CONFIG_NBYTES
 from policy_dsl.sources.foreign_files import ensure_no_other_file
 from policy_dsl.sources.quantization import quantization_of
 from policy_dsl.sources.reference import is_hfq_file, open_source
-
-# Three times that of the largest model, with a module for every expert.
-LARGEST_RECORD = 128 * 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class BundleModule:
-    """The tensors of one module. role is empty and layer None where no record tells them.
-
-    shape: logical, of the values that the tensors stand for; dtype: of these values. added: how
-    many of the first axis, at its end, no source has.
-    """
-
-    name: str
-    role: str
-    layer: int | None
-    treatment: Treatment
-    shape: tuple[int, ...]
-    dtype: str
-    tensors: Mapping[str, TensorInfo]
-    added: int = 0
-
-    @property
-    def parts(self) -> dict[str, TensorForm]:
-        """Dtype and shape of each of its tensors."""
-        return {part: (one.dtype, one.shape) for part, one in self.tensors.items()}
-
-    @property
-    def parameters(self) -> int:
-        """Values of the model in the module; 0 if that is not known."""
-        if self.treatment == UNKNOWN:
-            return 0
-        values = prod(self.shape)
-        return values - values // self.shape[0] * self.added if self.added else values
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all its tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 @dataclass(frozen=True)
@@ -83,7 +39,7 @@ class Bundle:
 
     folder: Path
     inventory: Inventory
-    record: Mapping[str, Any] | None
+    record: Record | None
     target: str
     metadata: Mapping[str, bytes]
     claims: Mapping[str, Claim]
@@ -99,9 +55,7 @@ class Bundle:
         return {name: held[scale] for name, scale in found.items() if scale in held}
 
 
-def open_bundle(
-    path: Path, record: Mapping[str, Any] | None = None, *, links: bool = True
-) -> Bundle:
+def open_bundle(path: Path, record: Record | None = None, *, links: bool = True) -> Bundle:
     """The bundle in a folder, or the one that is a single file, from headers and metadata.
 
     No weight is read. Of a file, the record beside it counts if it is about this file. record:
@@ -116,7 +70,7 @@ def open_bundle(
     inventory = open_source(str(path), links=links)
     folder = path if path.is_dir() else path.parent
     record = record or read_record(folder)
-    if record is not None and path != folder and path.name not in record["files"]:
+    if record is not None and path != folder and path.name not in record.files:
         record = None
     # What lies beside a container is no part of it.
     metadata = {} if inventory.container else _metadata_files(path, inventory)
@@ -140,55 +94,10 @@ def open_bundle(
     )
 
 
-def read_record(folder: Path) -> Mapping[str, Any] | None:
-    """The bundle's provenance record, None if there is none.
-
-    Raises: PolicyError (bad-record) if it is not what the published schema says, or its own
-    digest does not fit.
-    """
-    path = folder / RECORD
-    # Also a link that leads nowhere: somebody meant a record to be there.
-    if not os.path.lexists(path):
-        return None
-    try:
-        content = read_whole(path, most=LARGEST_RECORD)
-        refuse_placeholder(RECORD, content, len(content))
-        document: dict[str, Any] = parse_json(content)
-        _require_version(document, folder)
-        digest = _digest(document)
-        defect = next(record_defects(document), None)
-    except ValueError as error:
-        raise fail("bad-record", path=str(folder), reason=str(error)) from None
-    if defect is not None:
-        raise fail("bad-record", path=str(folder), reason=defect)
-    # The hashes in it are worth nothing if anyone can edit them.
-    if document["digest"] != digest:
-        reason = "it was edited: its own digest does not fit"
-        raise fail("bad-record", path=str(folder), reason=reason)
-    return document
-
-
-def _digest(document: Any) -> str:
-    """What a record's own digest must be. Raises: ValueError if its text is not Unicode."""
-    # Before its schema, whose findings would repeat such text.
-    try:
-        return record_digest(document) if isinstance(document, dict) else ""
-    except UnicodeEncodeError:
-        raise ValueError("it has text that is not Unicode: half of a surrogate pair") from None
-
-
-def _require_version(document: Any, folder: Path) -> None:
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    # A later version may well be right, only not for this program.
-    if isinstance(version, int) and version != SCHEMA_VERSION:
-        reason = f"its schema_version is {version}; this policyc reads {SCHEMA_VERSION}"
-        raise fail("bad-record", path=str(folder), reason=reason)
-
-
-def _require_treatments(record: Mapping[str, Any], spec: FormatSpec, folder: Path) -> None:
+def _require_treatments(record: Record, spec: FormatSpec, folder: Path) -> None:
     """Raises: PolicyError (bad-record) if the format has no such way to code a module."""
-    for name, known in record["modules"].items():
-        treatment = Treatment(**known["treatment"])
+    for name, module in record.modules.items():
+        treatment = module.treatment
         if treatment.action == "quantize" and not _is_held(treatment, spec):
             reason = f"{shown(name)} is quantized in a way that {spec.name} does not have"
             raise fail("bad-record", path=str(folder), reason=reason)
@@ -205,16 +114,13 @@ def _is_held(treatment: Treatment, spec: FormatSpec) -> bool:
 
 
 def _target(
-    inventory: Inventory,
-    record: Mapping[str, Any] | None,
-    path: Path,
-    metadata: Mapping[str, bytes],
+    inventory: Inventory, record: Record | None, path: Path, metadata: Mapping[str, bytes]
 ) -> tuple[str, Mapping[str, Claim]]:
     """The format that wrote the bundle, and what its metadata claim."""
     tensors = inventory.tensors.values()
     forms = forms_of({tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors})
     if record is not None:
-        target = str(record["target"])
+        target = record.target
         if target not in emitters.names():
             known = ", ".join(emitters.names())
             raise fail("unavailable-target", target=target, known=known)
@@ -246,15 +152,12 @@ def _target(
 
 
 def _modules(
-    inventory: Inventory,
-    claims: Mapping[str, Claim],
-    spec: FormatSpec,
-    record: Mapping[str, Any] | None,
+    inventory: Inventory, claims: Mapping[str, Claim], spec: FormatSpec, record: Record | None
 ) -> Iterator[BundleModule]:
     """The modules in the order of the files: as the record lists them, else by name."""
-    recorded = record["modules"] if record else {}
+    recorded = record.modules if record else {}
     # The record knows; names are only guessed where there is none.
-    owner = {name: path for path, known in recorded.items() for name in known["tensors"]}
+    owner = record.owners if record else {}
     parts = {
         path: _part_names(claim.treatment, spec)
         for path, claim in claims.items()
@@ -286,22 +189,10 @@ def _with_added(
 
 
 def _module(
-    name: str,
-    tensors: Mapping[str, TensorInfo],
-    claim: Claim | None,
-    known: Mapping[str, Any] | None,
+    name: str, tensors: Mapping[str, TensorInfo], claim: Claim | None, known: BundleModule | None
 ) -> BundleModule:
     if known is not None:
-        return BundleModule(
-            name=name,
-            role=known["role"],
-            layer=known["layer"],
-            treatment=Treatment(**known["treatment"]),
-            shape=tuple(known["shape"]),
-            dtype=known["dtype"],
-            tensors=tensors,
-            added=known.get("added", 0),
-        )
+        return replace(known, tensors=tensors)
     if claim is None:
         (tensor,) = tensors.values()
         keep = Treatment("keep")

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 import emitters
-from emitters.core.bundle_reading import Bundle, BundleModule
+from emitters.core.bundle_reading import Bundle
+from emitters.core.record import BundleModule
 from emitters.numerics.rounding import to_float32
 from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.read import Source, columns, file_facts

@@ -14,12 +14,12 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emitters.core.bundle_reading import LARGEST_RECORD
-from emitters.core.record import RECORD, SCHEMA_VERSION, record_digest
+from emitters.core.record import LARGEST_RECORD
 from emitters.tensor_io.shards import flush, writing
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.escaping import is_plain_name
+from policy_dsl.planning.record import RECORD, SCHEMA_VERSION, record_digest
 from policy_dsl.regular_files import opened, read_whole
 from policy_dsl.sources.side_files import SUBFOLDERS
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 from math import prod
 
 import emitters
-from emitters.core.bundle_reading import Bundle, BundleModule
+from emitters.core.bundle_reading import Bundle
+from emitters.core.record import BundleModule
 from emitters.tensor_io.read import columns
 from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Pruning

@@ -64,8 +64,8 @@ def heads_left_out(model: Model, bundle: Bundle) -> set[str]:
     """The heads of a tied model that the bundle leaves out, without those that a rule drops."""
     if not model.tied:
         return set()
-    omitted = bundle.record["omitted"] if bundle.record else ()
-    dropped = {entry["name"] for entry in omitted if "equals" not in entry}
+    omitted = bundle.record.omitted if bundle.record else {}
+    dropped = {name for name, equal in omitted.items() if not equal}
     return {head.source.name for head in _heads(model)} - dropped
 
 

@@ -10,8 +10,8 @@ from itertools import islice
 from math import prod
 from typing import TypeVar
 
-from emitters.core.bundle_reading import BundleModule
 from emitters.core.matching import rows_of
+from emitters.core.record import BundleModule
 from emitters.core.stretches import both_in_stretches
 from emitters.tensor_io.read import columns
 from policy_dsl.roles.classify import ModelTensor

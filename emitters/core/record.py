@@ -1,137 +1,204 @@
-"""`policyc.json`, the provenance record: what a bundle was made of and by, and every hash.
-
-It names no time, no machine and no path, so that equal builds have equal records.
-"""
+"""A bundle's provenance record, read: each of its fields is checked before it is used."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, astuple
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
-from pathlib import PurePath
+from math import isfinite, prod
+from pathlib import Path
 from typing import Any
 
-from policy_dsl.escaping import decoded
-from policy_dsl.language.print_policy import canonical_text
-from policy_dsl.plan import Module, Plan, Pruning
-from policy_dsl.resources import document_schemas, version
+from jsonschema import Draft202012Validator
+from jsonschema.protocols import Validator
+from jsonschema.validators import extend
 
-RECORD = "policyc.json"
-SCHEMA_VERSION = 1
-# Every hash has this length, so that the record's size is known before any hash is.
-UNKNOWN_HASH = "0" * 64
+from emitters.core.interface import TensorForm
+from policy_dsl.bounded_json import parse_json
+from policy_dsl.diagnostics import fail
+from policy_dsl.inventory import TensorInfo
+from policy_dsl.plan import Pruning
+from policy_dsl.planning.record import RECORD, SCHEMA_VERSION, record_digest
+from policy_dsl.policy import UNKNOWN, Treatment
+from policy_dsl.regular_files import read_whole, refuse_placeholder
+from policy_dsl.resources import document_schemas
+
+# Three times that of the largest model, with a module for every expert.
+LARGEST_RECORD = 128 * 2**20
+_LONGEST = 200
 
 
-def record(
-    plan: Plan, *, files: Mapping[str, tuple[int, str]], tensors: Mapping[str, str]
-) -> bytes:
-    """The record of a bundle, as canonical JSON text.
+@dataclass(frozen=True, slots=True)
+class BundleModule:
+    """One module of a bundle. role is empty and layer None where no record names them.
 
-    files: name -> (bytes, SHA-256) of every file but the record itself; tensors: name ->
-    SHA-256. `digest` is the SHA-256 of the record without it, compact and with sorted keys.
+    shape: logical, of the values that the tensors hold; dtype: of these values. tensors: by
+    part, as they are on disk. added: how many of the first axis, at its end, no source has.
     """
-    document = record_document(plan, files=files, tensors=tensors)
-    document["digest"] = record_digest(document)
-    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
-    return text.encode() + b"\n"
+
+    name: str
+    role: str
+    layer: int | None
+    treatment: Treatment
+    shape: tuple[int, ...]
+    dtype: str
+    tensors: Mapping[str, TensorInfo]
+    added: int = 0
+
+    @property
+    def parts(self) -> dict[str, TensorForm]:
+        """Dtype and shape of each of its tensors."""
+        return {part: (tensor.dtype, tensor.shape) for part, tensor in self.tensors.items()}
+
+    @property
+    def parameters(self) -> int:
+        """Values of the model in the module; 0 if that is not known."""
+        if self.treatment == UNKNOWN:
+            return 0
+        values = prod(self.shape)
+        return values - values // self.shape[0] * self.added if self.added else values
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def record_document(
-    plan: Plan, *, files: Mapping[str, tuple[int, str]], tensors: Mapping[str, str]
-) -> dict[str, Any]:
-    """The record as JSON values, without its `digest`."""
-    policy = plan.policy
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "bundle",
-        "policyc": version(),
-        "policy": {
-            "name": policy.name,
-            "digest": plan.policy_digest,
-            "text": policy.source.text if policy.source else None,
-            "variables": dict(policy.vars),
-            # With `extends` or `--set` the author's own file is only a part of the policy.
-            "resolved": canonical_text(policy),
-        },
-        "target": plan.target,
-        "plan_digest": plan_digest(plan),
-        "source": {
-            "id": source_id(plan.model.id),
-            "digest": plan.source_digest,
-            "nbytes": plan.source_nbytes,
-            "fp8_rule": plan.fp8_rule,
-        },
-        **_statistics(plan),
-        "transforms": _transforms(plan),
-        "omitted": [
-            {
-                "name": omission.tensor.name,
-                "reason": omission.reason,
-                # A build compares them before it writes anything.
-                **({"equals": omission.equals} if omission.equals else {}),
-            }
-            for omission in plan.omitted
-            # Those of pruned experts the numbers of the others tell.
-            if omission.expert is None
-        ],
-        "modules": {module.name: _module(module) for module in plan.modules},
-        "files": {
-            name: {"nbytes": nbytes, "sha256": sha256} for name, (nbytes, sha256) in files.items()
-        },
-        "tensors": dict(tensors),
-    }
+@dataclass(frozen=True)
+class Record:
+    """What a record says. modules: as it describes them, without their tensors.
 
-
-def record_digest(document: Mapping[str, Any]) -> str:
-    """SHA-256, as hex, of a record's contents but for its own `digest`."""
-    return _digest({key: value for key, value in document.items() if key != "digest"})
-
-
-def plan_digest(plan: Plan) -> str:
-    """SHA-256, as hex, of all that decides the bytes of the tensor files.
-
-    Where a rule stands and what the policy says besides do not matter.
+    policy: its name. source: its name. statistics: names of those that decided values.
+    omitted: source tensor -> the one that has its values, or an empty text. files: name ->
+    (bytes, SHA-256). owners: tensor -> its module. tensors: tensor -> SHA-256.
     """
-    # Not the rules: where a policy file lies must not make another plan of it.
-    modules = [
-        [
-            module.name,
-            astuple(module.treatment),
-            module.dtype,
-            module.shape,
-            [
-                [
-                    rows.tensor.name,
-                    rows.scale and rows.scale.name,
-                    rows.first,
-                    rows.count,
-                    rows.at,
-                    *rows.picked,
-                ]
-                for rows in module.sources
-            ],
-            [[*astuple(tensor)[:-1], _short(tensor.tail)] for tensor in module.tensors],
-        ]
-        for module in plan.modules
-    ]
-    return _digest([plan.target, plan.fp8_rule, plan.source_digest, modules])
+
+    policyc: str
+    policy: str
+    target: str
+    source: str
+    source_digest: str
+    fp8_rule: str
+    statistics: frozenset[str]
+    pruning: Pruning | None
+    omitted: Mapping[str, str]
+    modules: Mapping[str, BundleModule]
+    files: Mapping[str, tuple[int, str]]
+    owners: Mapping[str, str]
+    tensors: Mapping[str, str]
 
 
-def recorded_pruning(document: Mapping[str, Any] | None) -> Pruning | None:
+def read_record(folder: Path) -> Record | None:
+    """The bundle's provenance record, None if there is none.
+
+    Raises: PolicyError (bad-record) if it is not what the published schema says, or its own
+    digest does not fit.
+    """
+    path = folder / RECORD
+    # Also a link that leads nowhere: somebody meant a record to be there.
+    if not os.path.lexists(path):
+        return None
+    try:
+        content = read_whole(path, most=LARGEST_RECORD)
+        refuse_placeholder(RECORD, content, len(content))
+        document: Any = parse_json(content)
+        _require_version(document)
+        digest = _digest(document)
+        record = parse_record(document)
+        # The hashes in it are worth nothing if anyone can edit them.
+        if document["digest"] != digest:
+            raise ValueError("it was edited: its own digest does not fit")
+    except ValueError as error:
+        raise fail("bad-record", path=str(folder), reason=str(error)) from None
+    return record
+
+
+def parse_record(document: Any) -> Record:
+    """The record that JSON values are. Raises: ValueError at the first that it cannot have."""
+    defect = next(record_defects(document), None)
+    if defect is not None:
+        raise ValueError(defect)
+    owners = {name: path for path, held in document["modules"].items() for name in held["tensors"]}
+    return Record(
+        policyc=document["policyc"],
+        policy=document["policy"]["name"],
+        target=document["target"],
+        source=document["source"]["id"],
+        source_digest=document["source"]["digest"],
+        fp8_rule=document["source"]["fp8_rule"],
+        statistics=frozenset(document.get("statistics", ())),
+        pruning=_pruning(document["transforms"]),
+        omitted={entry["name"]: entry.get("equals", "") for entry in document["omitted"]},
+        modules={name: _module(name, held) for name, held in document["modules"].items()},
+        files={name: (file["nbytes"], file["sha256"]) for name, file in document["files"].items()},
+        owners=owners,
+        tensors=document["tensors"],
+    )
+
+
+def _module(name: str, held: Mapping[str, Any]) -> BundleModule:
+    return BundleModule(
+        name=name,
+        role=held["role"],
+        layer=held["layer"],
+        treatment=Treatment(**held["treatment"]),
+        shape=tuple(held["shape"]),
+        dtype=held["dtype"],
+        tensors={},
+        added=held.get("added", 0),
+    )
+
+
+def _pruning(transforms: list[Mapping[str, Any]]) -> Pruning | None:
     """The experts that a record says its bundle keeps; None if it says nothing of them."""
-    for transform in document["transforms"] if document else ():
+    for transform in transforms:
         kept = {int(layer): tuple(old) for layer, old in transform["kept"].items()}
         return Pruning(transform["before"], kept, transform["by"] or "")
     return None
 
 
-def source_id(name: str) -> str:
-    """The source's name without the place where it lies on this machine."""
-    # A record that names a path would differ from machine to machine.
-    path = PurePath(name)
-    return path.name if path.is_absolute() else name
+def _digest(document: Any) -> str:
+    """What a record's own digest must be. Raises: ValueError if its text is not Unicode."""
+    # Before its fields, whose findings would repeat such text.
+    try:
+        return record_digest(document) if isinstance(document, dict) else ""
+    except UnicodeEncodeError:
+        raise ValueError("it has text that is not Unicode: half of a surrogate pair") from None
+
+
+def _require_version(document: Any) -> None:
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    # A later version may well be right, only not for this program.
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        raise ValueError(f"its schema_version is {version}; this policyc reads {SCHEMA_VERSION}")
+
+
+def record_defects(document: Any) -> Iterator[str]:
+    """What of a record is not as the schema says, with the place of each field; lazily.
+
+    Stricter than JSON Schema in this: 2.0 is not a whole number, and NaN is not a number.
+    """
+    defect = None
+    for defect in _checks().iter_errors(document):
+        place = ".".join(str(key) for key in defect.absolute_path)
+        reason = defect.message.split("\n", 1)[0]
+        yield (f"{place}: {reason}" if place else reason)[:_LONGEST]
+    if defect is None:
+        yield from _repeated(document["modules"])
+
+
+def _repeated(modules: Mapping[str, Any]) -> Iterator[str]:
+    """Tensors of two modules, and parts that a module has twice."""
+    owners: dict[str, str] = {}
+    for path, module in modules.items():
+        parts = set()
+        for name in module["tensors"]:
+            part = name.rpartition(".")[2]
+            if part in parts or owners.setdefault(name, path) != path:
+                yield f"modules.{path}.tensors: {name} is listed twice"[:_LONGEST]
+            parts.add(part)
 
 
 @cache
@@ -142,56 +209,14 @@ def record_schema() -> dict[str, Any]:
     return schema
 
 
-def _statistics(plan: Plan) -> dict[str, Any]:
-    """The entry about files of statistics, if there are any."""
-    files = {
-        file.name: {
-            "file": decoded(PurePath(file.path).name),
-            "sha256": file.sha256 or UNKNOWN_HASH,
-        }
-        for file in plan.statistics
-    }
-    return {"statistics": files} if files else {}
-
-
-def _transforms(plan: Plan) -> list[dict[str, Any]]:
-    """What was done to the model: which experts of each layer the bundle has, by old number."""
-    pruning = plan.pruning
-    if pruning is None:
-        return []
-    kept = {str(layer): list(numbers) for layer, numbers in pruning.kept.items()}
-    return [
-        {
-            "prune": "experts",
-            "by": pruning.by or None,
-            "before": pruning.before,
-            "to": pruning.count,
-            "kept": kept,
-        }
-    ]
-
-
-def _module(module: Module) -> dict[str, Any]:
-    # What a scheme does not have is left out rather than null.
-    treatment = {key: value for key, value in asdict(module.treatment).items() if value is not None}
-    return {
-        "role": module.role,
-        "layer": module.layer,
-        "shape": list(module.shape),
-        # Nearly always none: what every module would say says nothing.
-        **({"added": module.added} if module.added else {}),
-        "dtype": module.dtype,
-        "treatment": treatment,
-        "tensors": [tensor.name for tensor in module.tensors],
-    }
-
-
 @cache
-def _short(content: bytes) -> str:
-    """The digest of some bytes of a tensor, of which thousands may have the same."""
-    return hashlib.sha256(content).hexdigest() if content else ""
-
-
-def _digest(values: Any) -> str:
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _checks() -> Validator:
+    types = Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {
+            "integer": lambda _, value: type(value) is int,
+            "number": lambda _, value: type(value) in (int, float) and isfinite(value),
+        }
+    )
+    strict = extend(Draft202012Validator, type_checker=types)  # type: ignore[no-untyped-call]
+    checks: Validator = strict(record_schema())
+    return checks

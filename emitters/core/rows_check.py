@@ -13,10 +13,11 @@ from functools import cache
 import numpy as np
 
 import emitters
-from emitters.core.bundle_reading import Bundle, BundleModule
+from emitters.core.bundle_reading import Bundle
 from emitters.core.decoding import Decoder
 from emitters.core.interface import UnstorableError
 from emitters.core.pieces import Piece
+from emitters.core.record import BundleModule
 from emitters.core.source_values import Cast, SourceValues
 from emitters.core.tally import Sums, Tally
 from emitters.numerics.reach import FLOORS, UNITS, Slack
@@ -78,10 +79,10 @@ class RowsCheck:
         """Whether the codes of this method follow from the source, and from this program."""
         record, spec = self._bundle.record, self._emitter.spec
         # A module that the record leaves out has no method: how it was coded is not known.
-        if method is None or record is None or record["policyc"] != version():
+        if method is None or record is None or record.policyc != version():
             return False
         needs = spec.optional_statistics.get(method or "")
-        return method not in spec.statistics and needs not in record.get("statistics", {})
+        return method not in spec.statistics and needs not in record.statistics
 
     def _equal(
         self, module: BundleModule, rows: tuple[ModelTensor, tuple[int, int]], at: int
@@ -149,7 +150,7 @@ class RowsCheck:
 
     def _own(self, dtype: str) -> Cast:
         """How a build of ours makes values of a type."""
-        rule = self._bundle.record["source"]["fp8_rule"] if self._bundle.record else ""
+        rule = self._bundle.record.fp8_rule if self._bundle.record else ""
         spec = self._emitter.spec
         return Cast(dtype, rule or spec.fp8_rules[0], cuts_off=spec.cuts_off)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
@@ -12,12 +11,12 @@ from emitters.core.bundle import edited_files
 from emitters.core.deleting import BROWSED, refuse_others, unfinished_files
 from emitters.core.hashing import FileHashes, Places, hash_files
 from emitters.core.progress import Progress
-from emitters.core.record import RECORD, record
-from emitters.core.self_check import check_bundle, check_record
+from emitters.core.self_check import check_bundle
 from emitters.core.workspace import written_files
 from emitters.tensor_io.shards import writing
 from policy_dsl.diagnostics import fail
 from policy_dsl.plan import Plan
+from policy_dsl.planning.record import RECORD, record
 
 _CHUNK_NBYTES = 4 * 2**20
 
@@ -40,12 +39,10 @@ def seal(site: Site, progress: Progress, *, jobs: int) -> str:
     _check_files(plan, folder)
     check_bundle(plan, folder)
     hashes = _hashed(plan, folder, progress, jobs)
-    content = _record(plan, hashes)
-    document = json.loads(content)
-    check_record(document)
+    content, digest = _record(plan, hashes)
     _write(folder / RECORD, content)
     _check_files(plan, folder, record=True)
-    return str(document["digest"])
+    return digest
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -110,7 +107,7 @@ def _hashed(plan: Plan, folder: Path, progress: Progress, jobs: int) -> dict[str
     return {path.relative_to(folder).as_posix(): found for path, found in hashed.items()}
 
 
-def _record(plan: Plan, hashes: dict[str, FileHashes]) -> bytes:
+def _record(plan: Plan, hashes: dict[str, FileHashes]) -> tuple[bytes, str]:
     files = {name: (found.nbytes, found.sha256) for name, found in hashes.items()}
     tensors: dict[str, str] = {}
     for found in hashes.values():

@@ -8,7 +8,6 @@ from emitters import get
 from emitters.core.bundle import preface, tensor_files
 from emitters.core.journal import Identity, Journal
 from emitters.core.readiness import ensure_room
-from emitters.core.record import plan_digest
 from emitters.core.workspace import Workspace
 from emitters.tensor_io.read import Source
 from emitters.tensor_io.shards import create_file, flush
@@ -16,6 +15,7 @@ from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.formats import Container
 from policy_dsl.plan import Plan, PlannedTensor
 from policy_dsl.planning.layout import header_bytes
+from policy_dsl.planning.record import plan_digest
 from policy_dsl.resources import version
 
 _CURE = "--force starts over, and so does deleting that folder"

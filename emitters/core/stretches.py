@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
-from emitters.core.bundle_reading import BundleModule
+from emitters.core.record import BundleModule
 from emitters.tensor_io.read import columns
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Module, PlannedTensor, SourceRows

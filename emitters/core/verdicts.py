@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
 
-from emitters.core.bundle_reading import BundleModule
+from emitters.core.record import BundleModule
 from emitters.core.rows_check import AGAIN, EQUAL, NEAREST
 from emitters.core.tally import Tally
 from policy_dsl.diagnostics import Diagnostic, diagnostic

@@ -5,25 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import emitters
 from emitters.core.bundle_needs import needs_findings, not_compared
-from emitters.core.bundle_reading import (
-    Bundle,
-    BundleModule,
-    expected_parts,
-    open_bundle,
-    parts_text,
-)
+from emitters.core.bundle_reading import Bundle, expected_parts, open_bundle, parts_text
 from emitters.core.decoding import Decoder
 from emitters.core.hashing import FileHashes, Places, hash_files
-from emitters.core.record import RECORD
+from emitters.core.record import BundleModule
 from emitters.core.side_files import bundle_findings
 from emitters.core.verify_source import ModuleError, compare
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, grouped
 from policy_dsl.inventory import Inventory
 from policy_dsl.planning.fill import describe
+from policy_dsl.planning.record import RECORD
 from policy_dsl.regular_files import why_not_regular
 from policy_dsl.sources.checkpoint import MAX_INDEX_NBYTES, read_json
 from policy_dsl.sources.local_files import local_files
@@ -105,7 +100,7 @@ def verify_bundle(
     return VerifyReport(
         folder=folder,
         has_record=bundle.record is not None,
-        n_files=len(bundle.record["files"]) if bundle.record else len(inventory.file_nbytes),
+        n_files=len(bundle.record.files) if bundle.record else len(inventory.file_nbytes),
         n_tensors=len(inventory.tensors),
         nbytes=inventory.nbytes,
         checks=tuple(map(_check, stages)),
@@ -200,7 +195,7 @@ def _side_files(bundle: Bundle) -> Iterable[Diagnostic]:
         # Without a record modules have no roles.
         if module.role == "embed" or (not module.role and module.name.endswith(_EMBEDDING))
     ]
-    recorded = bundle.record["files"] if bundle.record else ()
+    recorded = bundle.record.files if bundle.record else ()
     return bundle_findings(bundle.target, bundle.inventory, recorded, embeddings)
 
 
@@ -256,7 +251,7 @@ def _hashes(bundle: Bundle, jobs: int) -> Iterator[Diagnostic]:
     if bundle.record is None:
         yield diagnostic("no-record", path=str(bundle.folder))
         return
-    recorded: Mapping[str, Any] = bundle.record["files"]
+    recorded = bundle.record.files
     present = local_files(bundle.folder).sizes.keys() - {RECORD}
     for name in sorted(recorded.keys() - present):
         yield _missing(bundle.folder, name)
@@ -273,7 +268,7 @@ def _hashes(bundle: Bundle, jobs: int) -> Iterator[Diagnostic]:
         yield from _changed_file(name, found, recorded[name])
     # Over all files, as the record does not say which tensor lies where.
     tensors = {name: sha for found in hashed.values() for name, sha in found.tensors.items()}
-    yield from _changed_tensors(tensors, bundle.record["tensors"])
+    yield from _changed_tensors(tensors, bundle.record.tensors)
 
 
 def _missing(folder: Path, name: str) -> Diagnostic:
@@ -295,13 +290,12 @@ def _places(inventory: Inventory) -> Mapping[str | None, Places]:
     return found
 
 
-def _changed_file(
-    name: str, found: FileHashes, recorded: Mapping[str, Any]
-) -> Iterable[Diagnostic]:
-    if found.nbytes != recorded["nbytes"]:
-        reason = f"it has {found.nbytes} bytes, not {recorded['nbytes']}"
+def _changed_file(name: str, found: FileHashes, recorded: tuple[int, str]) -> Iterable[Diagnostic]:
+    nbytes, sha256 = recorded
+    if found.nbytes != nbytes:
+        reason = f"it has {found.nbytes} bytes, not {nbytes}"
         yield diagnostic("file-changed", file=name, reason=reason)
-    elif found.sha256 != recorded["sha256"]:
+    elif found.sha256 != sha256:
         yield diagnostic("file-changed", file=name, reason=_OTHER_HASH)
 
 

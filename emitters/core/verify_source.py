@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
-from emitters.core.bundle_reading import Bundle, BundleModule
+from emitters.core.bundle_reading import Bundle
 from emitters.core.matching import fits, match, other_experts, with_added
 from emitters.core.own_head import as_in_bundle, differing_heads, heads_left_out
 from emitters.core.pieces import Piece, in_order, pieces_of
-from emitters.core.record import recorded_pruning
+from emitters.core.record import BundleModule
 from emitters.core.rows_check import RowsCheck
 from emitters.core.source_values import SourceValues
 from emitters.core.tally import Sums, Tally
@@ -54,7 +54,7 @@ def compare(
     Relative error and cosine are against the source's exact values: FP8 codes times scales in
     float32. Raises: PolicyError if the source has no readable weights, or names without roles.
     """
-    model, pruning = classify(source), recorded_pruning(bundle.record)
+    model, pruning = classify(source), bundle.record.pruning if bundle.record else None
     reason = other_experts(bundle, model, pruning)
     # Every module of experts would say so, and none of them why.
     if reason is not None:
@@ -130,17 +130,16 @@ def _other_source(bundle: Bundle, source: Inventory) -> Iterator[Diagnostic]:
     """The finding that the record names another source, if it does."""
     if bundle.record is None:
         return
-    recorded, given = bundle.record["source"]["digest"], source_digest(source)
-    if recorded != given:
-        name = bundle.record["source"]["id"]
-        yield diagnostic("other-source", recorded=name, given=source.id)
+    given = source_digest(source)
+    if bundle.record.source_digest != given:
+        yield diagnostic("other-source", recorded=bundle.record.source, given=source.id)
 
 
 def _unmatched(bundle: Bundle, stacks: Stacks) -> Iterator[Diagnostic]:
     """Modules that one side lacks or that have another shape: a finding for each kind."""
     names = {module.name for module in bundle.modules}
     # What the policy dropped on purpose is not missing.
-    dropped = {entry["name"] for entry in bundle.record["omitted"]} if bundle.record else set()
+    dropped = bundle.record.omitted.keys() if bundle.record else ()
     lost = [
         tensor.source.name
         for path, stack in stacks.items()

@@ -29,10 +29,10 @@ from emitters.core.deleting import (
     refuse_others,
     unfinished_files,
 )
-from emitters.core.record import RECORD
 from emitters.core.self_check import WrongBundleError
 from emitters.tensor_io.shards import flush, make_folder, write_failure, writing
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
+from policy_dsl.planning.record import RECORD
 from policy_dsl.regular_files import read_whole
 
 # What a workspace holds, and what each is.

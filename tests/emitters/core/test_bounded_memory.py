@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from emitters.core.record import record_digest
+from policy_dsl.planning.record import record_digest
 from policyc.cli import main
 
 pytestmark = pytest.mark.skipif(

@@ -12,9 +12,9 @@ import pytest
 from emitters import get, names, specs
 from emitters.core.build import build
 from emitters.core.bundle import complete
-from emitters.core.record import plan_digest, source_id
 from emitters.core.verify import verify_bundle
 from policy_dsl.diagnostics import PolicyError
+from policy_dsl.planning.record import plan_digest, source_id
 
 MIXED = """name: mixed
 target: mlx_affine

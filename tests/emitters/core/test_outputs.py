@@ -17,10 +17,10 @@ from small_checkpoints import digests
 
 from emitters.core.build import build
 from emitters.core.progress import Silent
-from emitters.core.record import record_digest
 from emitters.core.verify import verify_bundle
 from emitters.core.workspace import claimed
 from policy_dsl.diagnostics import PolicyError
+from policy_dsl.planning.record import record_digest
 from policyc.cli import main
 
 

@@ -12,11 +12,11 @@ from small_checkpoints import llama_config, llama_tensors, write_folder
 
 from emitters.core.build import build
 from emitters.core.bundle_outline import bundle_outline
-from emitters.core.record import record_digest
 from emitters.core.verify import verify_bundle
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import load
+from policy_dsl.planning.record import record_digest
 from policy_dsl.sources.reference import open_source
 from policyc.cli.planning import plan_for
 

@@ -19,9 +19,9 @@ from small_checkpoints import digests
 from test_resume import FIVE_BITS, interrupted
 
 from emitters.core.build import build
-from emitters.core.record import record_digest
 from emitters.core.workspace import check_output, claimed
 from policy_dsl.diagnostics import PolicyError
+from policy_dsl.planning.record import record_digest
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emitters.core.bundle_reading import read_record
+from emitters.core.record import read_record
 from emitters.tensor_io.imatrix import open_imatrix
 from policy_dsl.diagnostics import Diagnostic, PolicyError
 from policy_dsl.regular_files import refuse_placeholder

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from small_checkpoints import Array, llama_config, llama_tensors, write_folder
 
-from emitters.core.record import record_digest
 from policy_dsl.escaping import is_visible
+from policy_dsl.planning.record import record_digest
 from policyc.cli import main
 
 BAD = (
