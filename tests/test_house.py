@@ -45,8 +45,8 @@ LAYERS = (
     ".roles",
     ".policy .selectors .inventory",
     # what everything may use
-    ".bounded_json .diagnostics .escaping .codes .linear_patterns .quantities .regular_files"
-    " .resources .vocabulary policy_dsl",
+    ".bounded_json .diagnostics .documents .escaping .codes .linear_patterns"
+    " .quantities .regular_files .resources .vocabulary policy_dsl",
 )
 # Calls that open or parse a file -> the modules that may: those for files of strangers, and
 # those that read what is packaged, or open what they write.

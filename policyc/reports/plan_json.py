@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import Any, cast
 
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail, json_text
+from policy_dsl.documents.common import TransformEntry
+from policy_dsl.documents.json_schema import first_defect
+from policy_dsl.documents.plan import PlanDocument, TensorEntry
 from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor, Pruning
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.outline import (
@@ -27,10 +28,8 @@ from policy_dsl.planning.outline import (
 )
 from policy_dsl.quantities import bits_per_weight
 from policy_dsl.regular_files import read_whole
-from policy_dsl.sources.recorded_form import first_defect
 from policyc.reports.findings import finding_json
 from policyc.reports.outline_text import group_json, transforms_json
-from policyc.reports.saved_plan_form import SavedPlan, SavedTensor, SavedTransform
 
 SCHEMA_VERSION = 1
 # Half as much again as that of the largest model, with a module for every expert.
@@ -120,69 +119,77 @@ def saved_outline(content: bytes, path: str) -> Outline:
         document = parse_json(content)
     except ValueError as error:
         raise fail("bad-saved-plan", path=path, reason=str(error)) from None
-    # Told apart before reading: `diff` takes any .json file that it is given.
-    _require_plan(document, path)
-    try:
-        saved = SavedPlan.model_validate(document)
-    except ValidationError as error:
-        reason = f"something is missing or of the wrong type: {first_defect(error)}"
-        raise fail("bad-saved-plan", path=path, reason=reason) from None
+    saved = _checked(document, path)
+    model = saved["model"]
     return Outline(
-        title=f"{saved.policy.name} ({path})",
-        target=saved.target,
-        model=saved.model.id,
-        modules=tuple(_module(rows) for rows in _by_module(saved.tensors)),
-        experts=saved.model.experts,
-        pruning=_pruning(saved.transforms),
-        added=saved.model.experts_added,
+        title=f"{saved['policy']['name']} ({path})",
+        target=saved["target"],
+        model=model["id"],
+        modules=tuple(map(_outline_module, _by_module(saved["tensors"]))),
+        experts=model["experts"],
+        pruning=_pruning(saved["transforms"]),
+        added=model["experts_added"],
     )
 
 
-def _pruning(transforms: Sequence[SavedTransform]) -> Pruning | None:
-    """What a saved plan says was done to the model."""
-    for found in transforms:
-        ranking = found.by or ""
-        if found.kept is not None:
-            kept = {int(layer): tuple(old.root) for layer, old in found.kept.items()}
-            return Pruning(found.before, kept, ranking)
-        # In their place stand as many, as in the plan itself.
-        kept = dict.fromkeys(range(found.layers), tuple(range(found.to)))
-        return Pruning(found.before, kept, ranking, False)
-    return None
-
-
-def _require_plan(document: Any, path: str) -> None:
+def _checked(document: Any, path: str) -> PlanDocument:
+    """The document as a plan with its tensors. Raises: PolicyError (bad-saved-plan)."""
     reason = None
+    # `diff` takes any .json file that it is given.
     if not isinstance(document, dict) or document.get("kind") != "plan":
-        reason = "it is JSON, but no plan"
+        reason = "it is JSON, but not a plan"
     # A plan of another version may mean something else by the same words.
     elif (version := repr(document.get("schema_version"))) != str(SCHEMA_VERSION):
         reason = f"schema_version is {version:.120}, not {SCHEMA_VERSION}"
     elif "tensors" not in document:
         reason = "it was written without --tensors; `plan --save` keeps them"
+    # Later versions may add fields, and people who edit a plan notes.
+    elif (defect := first_defect(_as_of_now(document), PlanDocument, "ignore")) is not None:
+        reason = f"something is missing or of the wrong type: {defect}"
     if reason is not None:
         raise fail("bad-saved-plan", path=path, reason=reason)
+    return cast("PlanDocument", _as_of_now(document))
 
 
-def _by_module(rows: Iterable[SavedTensor]) -> list[list[SavedTensor]]:
-    found: dict[str, list[SavedTensor]] = {}
+def _as_of_now(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with what plans of older versions do not say: nothing pruned or added."""
+    model = document.get("model")
+    model = {"experts_added": 0, **model} if isinstance(model, dict) else model
+    return {"transforms": [], **document, "model": model}
+
+
+def _pruning(transforms: Sequence[TransformEntry]) -> Pruning | None:
+    """What a saved plan says was done to the model."""
+    for entry in transforms:
+        ranking, kept = entry["by"] or "", entry["kept"]
+        if kept is not None:
+            numbers = {int(layer): tuple(old) for layer, old in kept.items()}
+            return Pruning(entry["before"], numbers, ranking)
+        # As many numbers take their place, as in the plan itself.
+        numbers = dict.fromkeys(range(entry["layers"]), tuple(range(entry["to"])))
+        return Pruning(entry["before"], numbers, ranking, False)
+    return None
+
+
+def _by_module(rows: Iterable[TensorEntry]) -> list[list[TensorEntry]]:
+    members: dict[str, list[TensorEntry]] = {}
     for row in rows:
-        found.setdefault(row.module, []).append(row)
-    return list(found.values())
+        members.setdefault(row["module"], []).append(row)
+    return list(members.values())
 
 
-def _module(rows: list[SavedTensor]) -> OutlineModule:
+def _outline_module(rows: list[TensorEntry]) -> OutlineModule:
     first = rows[0]
     return OutlineModule(
-        name=first.module,
-        role=first.role,
-        layer=first.layer,
-        treatment=first.treatment,
-        stored=first.stored,
-        rule=first.rule,
+        name=first["module"],
+        role=first["role"],
+        layer=first["layer"],
+        treatment=first["treatment"],
+        stored=first["stored"],
+        rule=first["rule"],
         tensors=len(rows),
-        parameters=sum(row.parameters for row in rows),
-        nbytes=sum(row.nbytes for row in rows),
+        parameters=sum(row["parameters"] for row in rows),
+        nbytes=sum(row["nbytes"] for row in rows),
     )
 
 

@@ -176,8 +176,8 @@ def test_a_saved_plan_reads_back_as_the_same_outline() -> None:
     ("text", "reason"),
     [
         ("{", "not JSON"),
-        ("[]", "no plan"),
-        ('{"kind": "diff"}', "no plan"),
+        ("[]", "not a plan"),
+        ('{"kind": "diff"}', "not a plan"),
         ('{"kind": "plan", "schema_version": 9}', "schema_version is 9"),
         ('{"kind": "plan", "schema_version": 1}', "without --tensors"),
         ('{"kind": "plan", "schema_version": 1, "tensors": [{}]}', "missing"),

@@ -104,7 +104,7 @@ def test_a_field_of_another_type_or_size_is_named(
     path.write_text(json.dumps(changed(saved, place, value)))
     said = refused(path, capsys)
     named = str(place[-1] if isinstance(place[-1], str) else place[-2])
-    assert named in said or (named == "kind" and "no plan" in said)
+    assert named in said or (named == "kind" and "not a plan" in said)
     assert len(said) < 1000
 
 
