@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from typing import cast
 
-from emitters.core.interface import Emitter
-from policy_dsl.formats import FormatSpec
-
-
-@cache
-def names() -> tuple[str, ...]:
-    """The names of all formats, sorted."""
-    # Found, not registered: a new format is a new folder and nothing else.
-    rooms = (room for room in pkgutil.iter_modules(__path__) if room.ispkg)
-    found = (room.name for room in rooms if _is_format(room.name))
-    return tuple(sorted(found))
+from policy_dsl.formats import Format, FormatSpec
 
 
-@cache
-def get(name: str) -> Emitter:
-    """The format of that name; its modules are imported when they are first needed.
+class _Formats(Mapping[str, Format]):
+    """The formats of this folder by name, sorted; each is imported when it is asked for."""
 
-    Raises: KeyError if there is no such format.
-    """
-    if name not in names():
-        raise KeyError(name)
-    return Emitter(name, f"{__name__}.{name}")
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        # Listed, not registered: a new format is a new folder and nothing else.
+        rooms = (room.name for room in pkgutil.iter_modules(__path__) if room.ispkg)
+        folders = [Path(folder) for folder in __path__]
+        return tuple(
+            sorted(
+                name for name in rooms if any((at / name / "spec.py").is_file() for at in folders)
+            )
+        )
+
+    def __getitem__(self, name: str) -> Format:
+        if name not in self._names:
+            raise KeyError(name)
+        return cast("Format", import_module(f"{__name__}.{name}").FORMAT)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+FORMATS: Mapping[str, Format] = _Formats()
 
 
 def specs() -> Mapping[str, FormatSpec]:
-    """What every format can do, by name; imports none of their kernels."""
-    return {name: get(name).spec for name in names()}
-
-
-def _is_format(name: str) -> bool:
-    return any((Path(folder) / name / "spec.py").is_file() for folder in __path__)
+    """What every format can hold, by name; imports none of their kernels."""
+    return {name: known.spec for name, known in FORMATS.items()}

@@ -1,13 +1,22 @@
-"""The type of a format's capability record. The values live in `emitters/<name>/spec.py`."""
+"""What a format is: the types of its parts. Each `emitters/<name>/` defines one `Format`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from policy_dsl.bounded_json import parse_json
+from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.plan import Module, Plan, PlannedTensor, Refusal
 from policy_dsl.policy import Policy, Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
 
 # What an entry of a policy's `metadata` may be: one of these texts, of a type, a mapping.
 MetadataValues = type | tuple[str, ...] | Mapping[str, "MetadataValues"]
@@ -210,3 +219,212 @@ class FormatSpec:
     def scheme(self, name: str) -> SchemeSpec | None:
         """The scheme of that name, or None."""
         return next((scheme for scheme in self.schemes if scheme.name == name), None)
+
+
+# Dtype and shape of a tensor on disk.
+TensorForm = tuple[str, tuple[int, ...]]
+# Module -> part -> form: a bundle's tensors by their names up to the last dot.
+Forms = Mapping[str, Mapping[str, TensorForm]]
+
+
+class Claim(NamedTuple):
+    """What a bundle says to readers about a quantized module.
+
+    shape: logical, as far as the tensors show it, else empty. dtype: of the values it decodes
+    to. unread: why it is not known what readers understand; then the treatment is `UNKNOWN`.
+    """
+
+    treatment: Treatment
+    shape: tuple[int, ...]
+    dtype: str
+    unread: str = ""
+
+
+class ForeignMetadataError(ValueError):
+    """Metadata files lack what every bundle of the format that was asked has."""
+
+
+class UnreadError(ValueError):
+    """Metadata are those of a format, and describe something that is not read."""
+
+
+class UnstorableError(Exception):
+    """The format has no numbers for a value in `row` of a block of rows.
+
+    reason: why, with the cure, unless the value is simply too large.
+    """
+
+    def __init__(self, row: int, reason: str = "") -> None:
+        super().__init__(f"row {row}")
+        self.row = row
+        self.reason = reason
+
+
+class Slack(NamedTuple):
+    """What was rounded before: relative error, and the smallest error, of the values coded.
+
+    arithmetic: relative error of a tool's operations, if it computes in the source's type.
+    """
+
+    relative: float = 0.0
+    floor: float = 0.0
+    arithmetic: float = 0.0
+
+
+class Encode(Protocol):
+    """values [rows, in] of value type `dtype` -> part -> array [rows, …].
+
+    Parts that are stored by columns are [lines, rows …]. Pure, the values stay as they are. It
+    gets one block of rows at a time, from many threads.
+    Raises: UnstorableError for values that are finite and that the format cannot store.
+    """
+
+    def __call__(self, values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]: ...
+
+
+class Decode(Protocol):
+    """The parts of rows, as `Encode` gives them -> float32 values [rows, columns]."""
+
+    def __call__(
+        self, parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int
+    ) -> Array: ...
+
+
+class Beyond(Protocol):
+    """float32 values [rows, columns], and the parts stored for them -> bool, of that shape.
+
+    True where rounding to the nearest code would not have led to that code, whatever is lost
+    by rounding scales, quotients and products; slack: what was rounded before.
+    """
+
+    def __call__(
+        self,
+        values: Array,
+        parts: Mapping[str, Array],
+        dtype: str,
+        treatment: Treatment,
+        slack: Slack,
+    ) -> Array: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How values become stored parts, and what readers compute of these."""
+
+    encode: Encode
+    decode: Decode
+    beyond: Beyond
+
+
+class Metadata(Protocol):
+    """The bundle's metadata files, by name, whole; the same bytes for the same plan."""
+
+    def __call__(self, plan: Plan) -> dict[str, bytes]: ...
+
+
+class Claims(Protocol):
+    """What metadata files say to readers about each quantized module of these tensors.
+
+    Raises: PolicyError if they are broken; ValueError if they may be another format's.
+    Anything else is a mistake of the format's own code.
+    """
+
+    def __call__(self, files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]: ...
+
+
+class Defects(Protocol):
+    """What the format's readers need besides tensors of the widths that files state.
+
+    files: metadata that `Claims` has read; shards: the files with tensors.
+    """
+
+    def __call__(
+        self,
+        folder: Path,
+        files: Mapping[str, bytes],
+        shards: Collection[str],
+        claims: Mapping[str, Claim],
+    ) -> Iterable[Diagnostic]: ...
+
+
+class Added(Protocol):
+    """Module -> how many of its first axis, at its end, are experts that only pad.
+
+    files: metadata that `Claims` has read; shapes: logical, by module.
+    """
+
+    def __call__(
+        self, files: Mapping[str, bytes], shapes: Mapping[str, tuple[int, ...]]
+    ) -> Mapping[str, int]: ...
+
+
+class Edited(Protocol):
+    """The source's side files of `spec.edited_files`, as the bundle holds them.
+
+    Raises: PolicyError if one of them is not what it must be.
+    """
+
+    def __call__(self, plan: Plan, files: Mapping[str, bytes]) -> dict[str, bytes]: ...
+
+
+class Preface(Protocol):
+    """What comes before the tensors of the plan's one container.
+
+    files: those of `spec.embedded_files` that the source has; None for a preface without
+    anything about the model, and without padding.
+    Raises: PolicyError if one of them is not what it must be.
+    """
+
+    def __call__(self, plan: Plan, files: Mapping[str, bytes] | None) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """What a format's files hold besides tensors, written and read back."""
+
+    metadata: Metadata
+    claims: Claims
+    defects: Defects | None = None
+    added: Added | None = None
+    edited: Edited | None = None
+    preface: Preface | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A bundle format, whole. What codes and files need is imported when it is asked for."""
+
+    spec: FormatSpec
+    codec: Callable[[], Codec]
+    files: Callable[[], Files]
+    prepare: Callable[[Plan, Any], Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """What policies call it."""
+        return self.spec.name
+
+
+def document(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """The JSON object that a metadata file holds.
+
+    Raises: ForeignMetadataError if there is no such file, or none in it.
+    """
+    if name not in files:
+        raise ForeignMetadataError(f"it has no {name}")
+    try:
+        found = parse_json(files[name], what=name)
+    except ValueError as error:
+        raise ForeignMetadataError(str(error)) from None
+    if not isinstance(found, dict):
+        raise ForeignMetadataError(f"{name} is not a JSON object")
+    return found
+
+
+def forms_of(tensors: Mapping[str, TensorForm]) -> dict[str, dict[str, TensorForm]]:
+    """Tensors by their module: all of a name up to its last dot."""
+    forms: dict[str, dict[str, TensorForm]] = {}
+    for name, form in tensors.items():
+        path, _, part = name.rpartition(".")
+        forms.setdefault(path, {})[part] = form
+    return forms

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_checkpoints import llama_config, llama_tensors, write_folder
 
+from emitters import FORMATS
 from emitters.core.bundle import complete
 from emitters.core.bundle_outline import bundle_outline
 from emitters.core.verify import verify_bundle
@@ -74,7 +75,8 @@ def ask_source(folder: Path) -> str:
     for target in ("mlx_affine", "gptq", "hipfire_hfq", "jangtq_prestack"):
         policy = load(folder.parent / f"{target}.qpol")
         with contextlib.suppress(PolicyError):
-            complete(plan_for(policy, inventory, None, allow_requantize=True), inventory)
+            plan = plan_for(policy, inventory, None, allow_requantize=True)
+            complete(plan, inventory, FORMATS[plan.target])
     return shown
 
 

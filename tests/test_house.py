@@ -31,7 +31,6 @@ LAYERS = (
     # from a plan to a bundle and back
     "emitters emitters.core",
     FORMATS,
-    "emitters.core.interface",
     "emitters.numerics emitters.tensor_io",
     # from policy, inventory and format to a plan, and what can be asked of plans
     ".planning",
@@ -72,7 +71,7 @@ OPENERS: dict[str, tuple[str, ...]] = {
 NO_OPENERS = ("gzip.open", "self._lines.open", "lines.open", "load", "yaml.load", "read_text")
 # package -> the rooms that may import it
 RESERVED: dict[str, tuple[str, ...]] = {
-    "numpy": ("emitters",),
+    "numpy": ("emitters", "policy_dsl.formats"),
     "numba": ("emitters.numerics",),
     "typer": ("policyc.cli",),
     "rich": ("policyc.cli",),

@@ -5,21 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from emitters.core.fp8_rows import dequantized_rows
-from emitters.core.interface import Emitter, Prepared, UnstorableError
 from emitters.core.misfit import Misfit, band_of
 from emitters.core.stretches import in_stretches
 from emitters.core.tally import Sums
 from emitters.core.units import Unit
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
 from emitters.numerics.value_types import VALUE_TYPES, Array
+from emitters.tensor_io.prepared import Prepared
 from emitters.tensor_io.read import Source, columns, picked_rows
 from emitters.tensor_io.shards import write_at
 from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.formats import Format, UnstorableError
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Module, Plan, PlannedTensor, SourceRows
 from policy_dsl.planning.fill import describe
@@ -37,7 +38,7 @@ class Site:
     """
 
     plan: Plan
-    emitter: Emitter
+    format: Format
     source: Source
     folder: Path
     prepared: Prepared
@@ -113,8 +114,9 @@ def _is_surely_kept(site: Site, module: Module, values: Array) -> bool:
     first = np.ascontiguousarray(values[: module.together])
     exact = to_float32(first, module.dtype)
     what = module.dtype, module.treatment
+    codec = site.format.codec()
     # Without statistics: whatever weighs, the largest values stay.
-    decoded = site.emitter.decode(site.emitter.encode(first, *what), *what, exact.shape[-1])
+    decoded = codec.decode(codec.encode(first, *what), *what, exact.shape[-1])
     relative = Sums.of(exact, decoded).relative
     return relative is not None and relative < _NEAR
 
@@ -126,7 +128,7 @@ def _decoded(
     if module.treatment.action != "quantize":
         return to_float32(parts[module.tensors[0].part], module.dtype)
     held = {one.part: parts[one.part] for one in module.tensors if not one.is_constant}
-    decoded = site.emitter.decode(held, module.dtype, module.treatment, shape[-1])
+    decoded = site.format.codec().decode(held, module.dtype, module.treatment, shape[-1])
     values = decoded.reshape(-1, shape[-1])[: shape[0]]
     return values if scale is None else values / scale
 
@@ -136,8 +138,10 @@ def _encoded(
 ) -> dict[str, Array]:
     importance = site.prepared.importance.get(module.name)
     given = {} if importance is None else {"importance": importance}
+    # Only formats whose `prepare` gives an importance take one.
+    encode: Any = site.format.codec().encode
     try:
-        parts = site.emitter.encode(values, module.dtype, module.treatment, **given)
+        parts: dict[str, Array] = encode(values, module.dtype, module.treatment, **given)
     except UnstorableError as error:
         place, found = _misfit(site, module, values, origin, error.row)
         if error.reason:
@@ -168,7 +172,7 @@ def _misfit(
     """Where a group is that cannot be stored, in that row of the values, and its neighbours."""
     rows, unit = origin
     place = place_of(site, rows.tensor, rows.row_of_source(unit.first + row), 0)
-    found = Misfit(site.plan, site.emitter, module, rows, band_of(values, module.dtype, row))
+    found = Misfit(site.plan, site.format, module, rows, band_of(values, module.dtype, row))
     return f"a group of row {place}", found
 
 
@@ -198,7 +202,7 @@ def _stretch(site: Site, module: Module, rows: SourceRows, first: int, count: in
         if tensor.dtype == module.dtype:
             # The common case, a search and no copy.
             return stored
-        values = cast(stored, tensor.dtype, module.dtype, cuts_off=site.emitter.spec.cuts_off)
+        values = cast(stored, tensor.dtype, module.dtype, cuts_off=site.format.spec.cuts_off)
     at = first_nonfinite(values, module.dtype)
     if at >= 0:
         raise _overflow(site, module, rows, (first, stored), at)
@@ -216,7 +220,7 @@ def _overflow(
         exact = to_float32(stored, rows.tensor.dtype)
     band = band_of(exact, "F32", at // exact.shape[-1])
     what = f"{exact.reshape(-1)[at]:.4g} at {place_of(site, rows.tensor, first, at)}"
-    return Misfit(site.plan, site.emitter, module, rows, band).too_large(what, module.dtype)
+    return Misfit(site.plan, site.format, module, rows, band).too_large(what, module.dtype)
 
 
 def place_of(site: Site, tensor: TensorInfo, first: int, at: int) -> str:

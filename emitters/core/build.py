@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from emitters import get
+from emitters import FORMATS
 from emitters.core.blocks import Outcome, Site
 from emitters.core.bundle import complete
-from emitters.core.interface import Prepared
 from emitters.core.journal import Journal, Savepoints
 from emitters.core.losses import ensure_something_left
 from emitters.core.own_head import ensure_equal_heads
@@ -30,6 +29,7 @@ from emitters.core.workers import run_units
 from emitters.core.workspace import check_early, check_output, claimed, output_place
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic
+from policy_dsl.formats import Format
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
 
@@ -67,21 +67,24 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     force: bool = False,
     max_memory: int | None = None,
     progress: Progress | None = None,
+    format: Format | None = None,
 ) -> BuildReport:
     """Write the bundle of a plan to the folder `out`; an interrupted build is resumed.
 
     plan: as `resolve` gives it for this inventory. jobs: threads, by default one for each
     core. force: a bundle that is already there is replaced once the new one is complete, and
     the unfinished build of something else is thrown away. max_memory: bytes that the program
-    may take. Plan and source alone decide the bytes.
+    may take. format: the plan's; None for the one of its name here.
+    Plan and source alone decide the bytes.
     Raises: PolicyError if something is in the way, and KeyboardInterrupt; what is done so far
     then stays in `<out>.partial`.
     """
     started = monotonic()
+    known = format or FORMATS[plan.target]
     ensure_supported_system()
     ensure_buildable(plan, inventory)
     ensure_equal_heads(plan, inventory)
-    plan, prepared = prepare(complete(plan, inventory))
+    plan, prepared = prepare(complete(plan, inventory, known), known)
     out, told = output_place(out), progress or Silent()
     workers, block_values = fit(jobs or available_cores(), max_memory, plan)
     # Before anything is made, and again once a bundle that a crash displaced is back.
@@ -89,9 +92,9 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     with claimed(out) as workspace:
         workspace.recover()
         check_output(out, inventory.root, force=force)
-        site = _site(plan, inventory, workspace.bundle, prepared)
+        site = Site(plan, known, _source(plan, inventory, known), workspace.bundle, prepared)
         identity = identity_of(plan, site.source)
-        journal = open_journal(workspace, plan, site.source, identity, force=force)
+        journal = open_journal(workspace, site, identity, force=force)
         resumed = _write_tensors(site, journal, told, jobs=workers, block_values=block_values)
         digest = seal(site, told, jobs=workers)
         workspace.finish(force=force)
@@ -115,19 +118,18 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _site(plan: Plan, inventory: Inventory, folder: Path, prepared: Prepared) -> Site:
+def _source(plan: Plan, inventory: Inventory, format: Format) -> Source:
     root = inventory.root or Path()
     rows_read = [rows for module in plan.modules for rows in module.sources]
     shards = {rows.tensor.file or "" for rows in rows_read}
     scales = {rows.scale.file or "" for rows in rows_read if rows.scale}
     # Side files too: a tokenizer that changes half-way belongs to another state of the source.
     beside = {file.name for file in plan.files if file.kind in ("copied", "edited")}
-    emitter = get(plan.target)
-    beside |= {*emitter.spec.embedded_files} & {*(inventory.side_files or {})}
+    beside |= {*format.spec.embedded_files} & {*(inventory.side_files or {})}
     source = Source(root, file_facts(root, shards | scales | beside))
     # From here on every read compares with these facts; this compares them with the plan's.
     ensure_as_planned(inventory, source.facts)
-    return Site(plan, emitter, source, folder, prepared)
+    return source
 
 
 def _write_tensors(

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import emitters
 from emitters.core.bundle_reading import Bundle
 from emitters.core.record import BundleModule
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
@@ -37,7 +36,7 @@ def needs_findings(bundle: Bundle) -> Iterator[Diagnostic]:
     Nothing is known of families that have no table or that the format does not take. What the
     record says was left out is a warning.
     """
-    spec, inventory = emitters.get(bundle.target).spec, bundle.inventory
+    spec, inventory = bundle.format.spec, bundle.inventory
     family, model_type = _family(bundle), inventory.config.get("model_type")
     # Readers build the model by it.
     if not isinstance(model_type, str):
@@ -65,7 +64,7 @@ def not_compared(bundle: Bundle) -> str:
     family = _family(bundle)
     if family is None:
         return f"policyc has no table for {bundle.inventory.config.get('model_type')!a}"
-    refused = emitters.get(bundle.target).spec.families.get(family, "unknown")
+    refused = bundle.format.spec.families.get(family, "unknown")
     return "" if refused is None else f"{bundle.target} does not take {family}"
 
 

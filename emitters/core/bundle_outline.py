@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+from emitters import FORMATS
 from emitters.core.bundle_reading import Bundle, open_bundle
 from emitters.core.record import BundleModule
 from policy_dsl.diagnostics import PolicyError, errors
+from policy_dsl.formats import Format
 from policy_dsl.planning.fill import describe
 from policy_dsl.planning.outline import Outline, OutlineModule, stored_as
 from policy_dsl.policy import UNKNOWN
@@ -17,27 +20,31 @@ _UNREAD = "unknown-pattern"
 _LAYER = re.compile(r"\blayers\.([0-9]{1,7})\.")
 
 
-def bundle_outline(folder: Path, *, links: bool = True) -> Outline:
+def bundle_outline(
+    folder: Path, *, links: bool = True, formats: Mapping[str, Format] = FORMATS
+) -> Outline:
     """The outline of a bundle, from its record, or from headers and metadata alone.
 
-    links: whether its weights may be links out of its folder.
+    links: whether its weights may be links out of its folder. formats: that it may be of.
     Raises: PolicyError if the folder is not a bundle, its metadata and tensors disagree, or
     it is not known what they say.
     """
-    found = readable_outline(folder, links=links)
+    found = readable_outline(folder, links=links, formats=formats)
     # What is not known would be equal to itself.
     if found.unread:
         raise PolicyError(found.unread)
     return found
 
 
-def readable_outline(folder: Path, *, links: bool = True) -> Outline:
+def readable_outline(
+    folder: Path, *, links: bool = True, formats: Mapping[str, Format] = FORMATS
+) -> Outline:
     """The outline of a bundle, with modules of which it is not known how they are stored.
 
-    links: as of `bundle_outline`.
+    links, formats: as of `bundle_outline`.
     Raises: PolicyError if the folder is not a bundle, or its metadata and tensors disagree.
     """
-    bundle = open_bundle(folder, links=links)
+    bundle = open_bundle(folder, links=links, formats=formats)
     unread = tuple(found for found in bundle.findings if found.code == _UNREAD)
     # A diff of a broken bundle would compare noise.
     if len(errors(bundle.findings)) > len(unread):

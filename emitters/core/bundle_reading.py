@@ -11,12 +11,11 @@ from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
-import emitters
-from emitters.core.interface import Claim, TensorForm, UnreadError, forms_of
+from emitters import FORMATS
 from emitters.core.record import BundleModule, Record, read_record
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.escaping import shown
-from policy_dsl.formats import FormatSpec
+from policy_dsl.formats import Claim, Format, FormatSpec, TensorForm, UnreadError, forms_of
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import UNKNOWN, Treatment
 from policy_dsl.quantities import counted
@@ -40,27 +39,38 @@ class Bundle:
     folder: Path
     inventory: Inventory
     record: Record | None
-    target: str
+    format: Format
     metadata: Mapping[str, bytes]
     claims: Mapping[str, Claim]
     modules: tuple[BundleModule, ...]
     findings: tuple[Diagnostic, ...]
 
+    @property
+    def target(self) -> str:
+        """The name of its format."""
+        return self.format.name
+
     @cached_property
     def scales(self) -> Mapping[str, BundleModule]:
         """Module -> the one that holds what its columns were multiplied by; no weights."""
-        find = emitters.get(self.target).spec.column_scale
+        find = self.format.spec.column_scale
         held = {module.name: module for module in self.modules}
         found = {name: find(name) for name in held} if find else {}
         return {name: held[scale] for name, scale in found.items() if scale in held}
 
 
-def open_bundle(path: Path, record: Record | None = None, *, links: bool = True) -> Bundle:
+def open_bundle(
+    path: Path,
+    record: Record | None = None,
+    *,
+    links: bool = True,
+    formats: Mapping[str, Format] = FORMATS,
+) -> Bundle:
     """The bundle in a folder, or the one that is a single file, from headers and metadata.
 
     No weight is read. Of a file, the record beside it counts if it is about this file. record:
     of a bundle that has none yet, what it will say. links: whether its weights may be links out
-    of its folder.
+    of its folder. formats: that it may be of.
     Raises: PolicyError if headers, index, or the record cannot be what they must be.
     """
     if not path.is_dir() and not (path.exists() and is_hfq_file(path)):
@@ -73,20 +83,20 @@ def open_bundle(path: Path, record: Record | None = None, *, links: bool = True)
     if record is not None and path != folder and path.name not in record.files:
         record = None
     # What lies beside a container is no part of it.
-    metadata = {} if inventory.container else _metadata_files(path, inventory)
-    target, claims = _target(inventory, record, path, metadata)
-    spec = emitters.get(target).spec
+    metadata = {} if inventory.container else _metadata_files(path, inventory, formats)
+    format, claims = _format(inventory, record, path, (metadata, formats))
+    spec = format.spec
     if record is not None:
         _require_treatments(record, spec, folder)
     modules = tuple(_modules(inventory, claims, spec, record))
     if record is None:
-        modules = _with_added(modules, target, metadata)
+        modules = _with_added(modules, format, metadata)
     findings = (_unread(path, claims), *(_incomplete(module, spec) for module in modules))
     return Bundle(
         folder=folder,
         inventory=inventory,
         record=record,
-        target=target,
+        format=format,
         metadata=metadata,
         claims=claims,
         modules=modules,
@@ -113,28 +123,35 @@ def _is_held(treatment: Treatment, spec: FormatSpec) -> bool:
     )
 
 
-def _target(
-    inventory: Inventory, record: Record | None, path: Path, metadata: Mapping[str, bytes]
-) -> tuple[str, Mapping[str, Claim]]:
-    """The format that wrote the bundle, and what its metadata claim."""
+def _format(
+    inventory: Inventory,
+    record: Record | None,
+    path: Path,
+    among: tuple[Mapping[str, bytes], Mapping[str, Format]],
+) -> tuple[Format, Mapping[str, Claim]]:
+    """The format that wrote the bundle, and what its metadata claim.
+
+    among: the metadata, and the formats that may have written them.
+    """
+    metadata, formats = among
     tensors = inventory.tensors.values()
     forms = forms_of({tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors})
     if record is not None:
         target = record.target
-        if target not in emitters.names():
-            known = ", ".join(emitters.names())
+        if target not in formats:
+            known = ", ".join(formats)
             raise fail("unavailable-target", target=target, known=known)
         try:
-            return target, emitters.get(target).claims(metadata, forms)
+            return formats[target], formats[target].files().claims(metadata, forms)
         except ValueError as error:
             reason = f"its metadata are not what {target} has: {error}"
             raise fail("bad-bundle-metadata", path=str(path), reason=reason) from None
     contained, unread = inventory.container is not None, []
-    for name in emitters.names():
-        if (emitters.get(name).spec.container is not None) != contained:
+    for name, format in formats.items():
+        if (format.spec.container is not None) != contained:
             continue
         try:
-            claims = emitters.get(name).claims(metadata, forms)
+            claims = format.files().claims(metadata, forms)
         except UnreadError as error:
             unread.append(f"{name} does not read it: {error}")
             continue
@@ -142,7 +159,7 @@ def _target(
             continue
         # A container says what it is, also if nothing in it is quantized.
         if claims or contained:
-            return name, claims
+            return format, claims
     found = quantization_of(inventory)
     if found is None:
         reason = "it has no policyc.json, and nothing in it is quantized: it is a checkpoint"
@@ -177,11 +194,12 @@ def _modules(
 
 
 def _with_added(
-    modules: tuple[BundleModule, ...], target: str, metadata: Mapping[str, bytes]
+    modules: tuple[BundleModule, ...], format: Format, metadata: Mapping[str, bytes]
 ) -> tuple[BundleModule, ...]:
     """The modules with the experts that only pad, as far as metadata tell them."""
     shapes = {module.name: module.shape for module in modules}
-    added = emitters.get(target).added(metadata, shapes)
+    find = format.files().added
+    added = find(metadata, shapes) if find else {}
     return tuple(
         replace(module, added=added[module.name]) if module.name in added else module
         for module in modules
@@ -277,10 +295,11 @@ def _part(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _metadata_files(folder: Path, inventory: Inventory) -> dict[str, bytes]:
+def _metadata_files(
+    folder: Path, inventory: Inventory, formats: Mapping[str, Format]
+) -> dict[str, bytes]:
     """The files by which formats describe their bundles, as far as they are there."""
-    specs = emitters.specs().values()
-    known = {name for spec in specs for name in spec.metadata_files}
+    known = {name for one in formats.values() for name in one.spec.metadata_files}
     held = {CONFIG, *(inventory.side_files or {})}
     return {
         name: read_whole(folder / name, most=MAX_CONFIG_NBYTES) for name in sorted(known & held)

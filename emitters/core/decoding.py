@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-import emitters
 from emitters.core.bundle_reading import Bundle
 from emitters.core.record import BundleModule
 from emitters.numerics.rounding import to_float32
@@ -31,7 +30,7 @@ class Decoder:
     """Decodes modules of one bundle. Many threads may share it."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._emitter = emitters.get(bundle.target)
+        self._format = bundle.format
         self._source = opened(bundle.inventory, bundle.folder)
         self._scales = bundle.scales
 
@@ -79,7 +78,7 @@ class Decoder:
     def decoded(self, module: BundleModule, parts: Mapping[str, Array], count: int) -> Array:
         """float32 [count, last axis]: the values of the parts of so many rows."""
         width = columns(module.shape)
-        decoded = self._emitter.decode(parts, module.dtype, module.treatment, width)
+        decoded = self._format.codec().decode(parts, module.dtype, module.treatment, width)
         # What fills up the last of the groups that run over all rows is none of them.
         values: Array = decoded.reshape(-1, width)[:count]
         scale = self.column_scale(module)
@@ -97,7 +96,7 @@ class Decoder:
                 yield form.part
 
     def _forms(self, module: BundleModule) -> tuple[PartShape, ...]:
-        return self._emitter.spec.part_shapes(module.treatment, module.shape, module.dtype)
+        return self._format.spec.part_shapes(module.treatment, module.shape, module.dtype)
 
     def column_scale(self, module: BundleModule) -> Array | None:
         """float32 [in]: what the columns were multiplied by, if the bundle has it."""

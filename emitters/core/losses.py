@@ -47,5 +47,5 @@ def _finding(site: Site, lost: Unit) -> Diagnostic:
     wide = replace(module, dtype="F32")
     values = source_values(site, wide, rows, (lost.first, lost.count))
     row = int(np.abs(values).max(axis=-1).argmax()) // BAND * BAND
-    misfit = Misfit(site.plan, site.emitter, module, rows, values[row : row + BAND])
+    misfit = Misfit(site.plan, site.format, module, rows, values[row : row + BAND])
     return misfit.too_small(rows.count * prod(rows.tensor.shape[-1:]))

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
 
-import emitters
 from emitters.core.bundle_reading import Bundle
 from emitters.core.record import BundleModule
 from emitters.tensor_io.read import columns
@@ -27,7 +26,7 @@ def match(bundle: Bundle, model: Model) -> dict[str, tuple[ModelTensor, ...]]:
     Modules that the bundle lacks are named as its format names them. Whether a module that it
     has holds nothing else than its stack, `fits` tells.
     """
-    spec = emitters.get(bundle.target).spec
+    spec = bundle.format.spec
     stacks: dict[str, list[ModelTensor]] = {}
     for tensor in model.tensors:
         if spec.omission(tensor, model) is None:
@@ -55,7 +54,7 @@ def other_experts(bundle: Bundle, model: Model, pruning: Pruning | None) -> str 
         return None
     keys = model.architecture.experts
     told = [written_value(bundle.inventory.config, key) for key in keys]
-    padding = emitters.get(bundle.target).spec.padding.get(model.architecture.family)
+    padding = bundle.format.spec.padding.get(model.architecture.family)
     known = (None, count, count + (padding.added(count) if padding else 0))
     # Anything may be written there, also what no set can hold.
     others = [one for one in told if one not in known]
@@ -72,7 +71,7 @@ def with_added(bundle: Bundle, model: Model) -> Bundle:
 
     A record tells them; of other bundles, the count of the model's own experts does.
     """
-    spec = emitters.get(bundle.target).spec
+    spec = bundle.format.spec
     padding = spec.padding.get(model.architecture.family)
     count = model.n_experts
     added = padding.added(count) if padding else 0

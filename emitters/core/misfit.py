@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emitters.core.interface import Emitter, UnstorableError
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import columns
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
-from policy_dsl.formats import SchemeSpec
+from policy_dsl.formats import Format, SchemeSpec, UnstorableError
 from policy_dsl.plan import Module, Plan, SourceRows
 from policy_dsl.planning.decisions import trace
 from policy_dsl.planning.fill import PLAIN_WORDS, describe
@@ -34,7 +33,7 @@ class Misfit:
     """
 
     plan: Plan
-    emitter: Emitter
+    format: Format
     module: Module
     rows: SourceRows
     values: Array
@@ -83,7 +82,7 @@ class Misfit:
         Plain dtypes, and of every scheme the width that is nearest to what was wanted.
         """
         tensor = self._tensor()
-        spec, model = self.emitter.spec, self.plan.model
+        spec, model = self.format.spec, self.plan.model
         for dtype in spec.plain_dtypes:
             treatment = Treatment("cast", dtype=PLAIN_WORDS[dtype])
             if spec.unsupported(tensor, model, treatment) is None and self._fits(dtype):
@@ -111,21 +110,21 @@ class Misfit:
             yield Treatment("quantize", *what)
 
     def _fits(self, dtype: str) -> bool:
-        narrow = cast(self.values, "F32", dtype, cuts_off=self.emitter.spec.cuts_off)
+        narrow = cast(self.values, "F32", dtype, cuts_off=self.format.spec.cuts_off)
         if first_nonfinite(narrow, dtype) >= 0:
             return False
         return self._is_near(to_float32(narrow, dtype))
 
     def _is_kept(self, treatment: Treatment, dtype: str) -> bool:
         """Whether the values come back from a treatment, more or less."""
-        given = cast(self.values, "F32", dtype, cuts_off=self.emitter.spec.cuts_off)
+        given = cast(self.values, "F32", dtype, cuts_off=self.format.spec.cuts_off)
         # Sums of such values overflow, which is an answer too.
         with np.errstate(all="ignore"):
             try:
-                parts = self.emitter.encode(given, dtype, treatment)
+                parts = self.format.codec().encode(given, dtype, treatment)
             except UnstorableError:
                 return False
-            back = self.emitter.decode(parts, dtype, treatment, given.shape[-1])
+            back = self.format.codec().decode(parts, dtype, treatment, given.shape[-1])
             return self._is_near(back)
 
     def _is_near(self, values: Array) -> bool:

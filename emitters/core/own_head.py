@@ -7,7 +7,6 @@ from math import prod
 
 import numpy as np
 
-import emitters
 from emitters.core.bundle_reading import Bundle
 from emitters.core.source_values import SourceValues
 from emitters.core.stretches import tensors_in_stretches
@@ -54,7 +53,7 @@ def differing_heads(source: Inventory, model: Model, names: set[str]) -> Iterato
 def as_in_bundle(model: Model, bundle: Bundle) -> Model:
     """The model of a bundle's source; not tied any more if the bundle has the head stored."""
     heads = _heads(model) if model.tied else []
-    path = emitters.get(bundle.target).spec.module_path
+    path = bundle.format.spec.module_path
     names = {module.name for module in bundle.modules}
     kept = any(path(head, model) in names for head in heads)
     return untied(model) if kept else model

@@ -15,9 +15,9 @@ from jsonschema import Draft202012Validator
 from jsonschema.protocols import Validator
 from jsonschema.validators import extend
 
-from emitters.core.interface import TensorForm
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail
+from policy_dsl.formats import TensorForm
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Pruning
 from policy_dsl.planning.record import RECORD, SCHEMA_VERSION, record_digest

@@ -12,17 +12,16 @@ from functools import cache
 
 import numpy as np
 
-import emitters
 from emitters.core.bundle_reading import Bundle
 from emitters.core.decoding import Decoder
-from emitters.core.interface import UnstorableError
 from emitters.core.pieces import Piece
 from emitters.core.record import BundleModule
 from emitters.core.source_values import Cast, SourceValues
 from emitters.core.tally import Sums, Tally
-from emitters.numerics.reach import FLOORS, UNITS, Slack
+from emitters.numerics.reach import FLOORS, UNITS
 from emitters.numerics.rounding import to_float32
 from emitters.numerics.value_types import Array
+from policy_dsl.formats import Slack, UnstorableError
 from policy_dsl.resources import version
 from policy_dsl.roles.classify import ModelTensor
 
@@ -40,7 +39,7 @@ class RowsCheck:
 
     def __init__(self, bundle: Bundle, source: SourceValues) -> None:
         self._bundle = bundle
-        self._emitter = emitters.get(bundle.target)
+        self._format = bundle.format
         self._decoder = Decoder(bundle)
         self._source = source
         self._repeats = cache(self._repeated)
@@ -77,7 +76,7 @@ class RowsCheck:
 
     def _repeated(self, method: str | None) -> bool:
         """Whether the codes of this method follow from the source, and from this program."""
-        record, spec = self._bundle.record, self._emitter.spec
+        record, spec = self._bundle.record, self._format.spec
         # A module that the record leaves out has no method: how it was coded is not known.
         if method is None or record is None or record.policyc != version():
             return False
@@ -101,7 +100,7 @@ class RowsCheck:
                 break
         found = to_float32(np.ascontiguousarray(own), dtype)
         if rest.size:
-            padding = self._emitter.spec.padding[self._source.model.architecture.family]
+            padding = self._format.spec.padding[self._source.model.architecture.family]
             filled = to_float32(np.ascontiguousarray(rest), dtype) != padding.router_bias
             wrong = np.concatenate([wrong, filled], axis=1)
         return Tally.of(Sums.of(wanted, found), wrong, at)
@@ -116,7 +115,7 @@ class RowsCheck:
         values = self._source.cast(tensor, span, self._own(module.dtype))
         wrong = np.zeros(found.shape, bool)
         try:
-            again = self._emitter.encode(values, module.dtype, module.treatment)
+            again = self._format.codec().encode(values, module.dtype, module.treatment)
         except UnstorableError:
             wrong[:] = True
         else:
@@ -140,7 +139,7 @@ class RowsCheck:
             # What was applied may be more exact than what is stored.
             values = wanted * scale
             slack = slack._replace(relative=slack.relative + 2 * UNITS["F16"])
-        wrong = self._emitter.beyond(values, parts, module.dtype, module.treatment, slack)
+        wrong = self._format.codec().beyond(values, parts, module.dtype, module.treatment, slack)
         return Tally.of(Sums.of(wanted, found), wrong, at)
 
     def _added(self, module: BundleModule, at: int, count: int) -> Tally:
@@ -151,7 +150,7 @@ class RowsCheck:
     def _own(self, dtype: str) -> Cast:
         """How a build of ours makes values of a type."""
         rule = self._bundle.record.fp8_rule if self._bundle.record else ""
-        spec = self._emitter.spec
+        spec = self._format.spec
         return Cast(dtype, rule or spec.fp8_rules[0], cuts_off=spec.cuts_off)
 
     def _casts(self, tensor: ModelTensor, dtype: str) -> Iterator[Cast]:
@@ -162,13 +161,13 @@ class RowsCheck:
         # Other tools: rounded, also by way of the type in which they hold a model.
         yield Cast(dtype)
         if tensor.scale is not None:
-            yield from (Cast(dtype, rule) for rule in self._emitter.spec.fp8_rules[1:])
+            yield from (Cast(dtype, rule) for rule in self._format.spec.fp8_rules[1:])
         else:
             yield from (Cast(dtype, by_way_of=other) for other in ("BF16", "F16"))
 
     def _slack(self, tensor: ModelTensor, dtype: str) -> Slack:
         """What is rounded of a source's values before they are coded."""
-        spec, source = self._emitter.spec, tensor.source.dtype
+        spec, source = self._format.spec, tensor.source.dtype
         relative = floor = 0.0
         if tensor.scale is not None:
             relative = 0.0 if spec.fp8_rules[0] == "f32" else 2 * UNITS["BF16"]

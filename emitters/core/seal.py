@@ -29,7 +29,7 @@ def seal(site: Site, progress: Progress, *, jobs: int) -> str:
     plan, folder = site.plan, site.folder
     # Nothing is written through a link that was put here meanwhile.
     unfinished_files(folder, {BROWSED, *(file.name for file in plan.files)})
-    written = site.emitter.metadata(plan) | edited_files(plan, site.source)
+    written = site.format.files().metadata(plan) | edited_files(plan, site.source, site.format)
     for name, content in written.items():
         _write(folder / name, content)
     for file in plan.files:
@@ -37,7 +37,7 @@ def seal(site: Site, progress: Progress, *, jobs: int) -> str:
             _copy(site, file.name, file.nbytes or 0)
     # Sizes and headers first: hashing a wrong bundle would waste minutes.
     _check_files(plan, folder)
-    check_bundle(plan, folder)
+    check_bundle(plan, folder, site.format)
     hashes = _hashed(plan, folder, progress, jobs)
     content, digest = _record(plan, hashes)
     _write(folder / RECORD, content)

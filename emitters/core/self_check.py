@@ -12,6 +12,7 @@ from emitters.core.bundle_reading import open_bundle
 from emitters.core.record import parse_record
 from emitters.core.verify import written_stages
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors
+from policy_dsl.formats import Format
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Plan
 from policy_dsl.planning.record import RECORD, UNKNOWN_HASH, record_document
@@ -29,7 +30,7 @@ class WrongBundleError(PolicyError):
     """What was written cannot be finished, and the same build leads to it again."""
 
 
-def check_bundle(plan: Plan, folder: Path) -> None:
+def check_bundle(plan: Plan, folder: Path, format: Format) -> None:
     """Raises: WrongBundleError unless the written bundle is planned and sound.
 
     The headers hold exactly the planned tensors at their places, and nothing that `verify`
@@ -44,7 +45,11 @@ def check_bundle(plan: Plan, folder: Path) -> None:
         _refuse(_tensor_defects(plan, written))
         hashes = dict.fromkeys(written, UNKNOWN_HASH)
         document = record_document(plan, files=sizes, tensors=hashes)
-        bundle = open_bundle(folder, parse_record({**document, "digest": UNKNOWN_HASH}))
+        bundle = open_bundle(
+            folder,
+            parse_record({**document, "digest": UNKNOWN_HASH}),
+            formats={format.name: format},
+        )
     except PolicyError as error:
         # A disk that fails once may work the next time.
         if any(found.code in _OF_THE_DISK for found in error.diagnostics):

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from emitters import get
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import Inventory
@@ -30,14 +29,13 @@ def copied_names(spec: FormatSpec) -> tuple[str, ...]:
     return (*spec.copied_files, *ALWAYS_COPIED)
 
 
-def source_findings(plan: Plan, inventory: Inventory) -> list[Diagnostic]:
+def source_findings(plan: Plan, inventory: Inventory, spec: FormatSpec) -> list[Diagnostic]:
     """What is wrong with the side files that a bundle would take from its source.
 
     Nothing where the source's files cannot be read.
     """
     if inventory.root is None or inventory.side_files is None:
         return []
-    spec = get(plan.target).spec
     patterns = (*copied_names(spec), *spec.edited_files, *spec.embedded_files)
     taken = [name for name in inventory.side_files if is_one_of(name, patterns)]
     embeddings = [one.shape[0] for one in plan.model.tensors if one.role == "embed"]

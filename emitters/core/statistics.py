@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 
-from emitters import get
-from emitters.core.interface import Prepared, Statistics
 from emitters.tensor_io.imatrix import Imatrix, open_imatrix
+from emitters.tensor_io.prepared import Prepared, Statistics
 from emitters.tensor_io.read import CHANGED, FileFacts, Source, file_facts
 from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.formats import Format
 from policy_dsl.plan import Module, Plan, StatisticsFile
 from policy_dsl.sources.local_files import located
 
@@ -39,7 +39,7 @@ def with_statistics(plan: Plan) -> Plan:
     )
 
 
-def prepare(plan: Plan) -> tuple[Plan, Prepared]:
+def prepare(plan: Plan, format: Format) -> tuple[Plan, Prepared]:
     """The plan with the bytes that statistics decide, and the scales of columns.
 
     Its files of statistics have their digests then.
@@ -48,9 +48,9 @@ def prepare(plan: Plan) -> tuple[Plan, Prepared]:
     """
     _ensure_same(plan)
     opened = {file.name: _opened(file) for file in _to_read(plan)}
-    if not opened:
+    if not opened or format.prepare is None:
         return plan, Prepared.nothing()
-    prepared = get(plan.target).prepare(plan, Statistics(**opened))
+    prepared: Prepared = format.prepare(plan, Statistics(**opened))
     return replace(
         plan,
         modules=tuple(_filled(module, prepared.contents) for module in plan.modules),

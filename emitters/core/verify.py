@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import emitters
+from emitters import FORMATS
 from emitters.core.bundle_needs import needs_findings, not_compared
 from emitters.core.bundle_reading import Bundle, expected_parts, open_bundle, parts_text
 from emitters.core.decoding import Decoder
@@ -16,6 +16,7 @@ from emitters.core.record import BundleModule
 from emitters.core.side_files import bundle_findings
 from emitters.core.verify_source import ModuleError, compare
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, grouped
+from policy_dsl.formats import Format
 from policy_dsl.inventory import Inventory
 from policy_dsl.planning.fill import describe
 from policy_dsl.planning.record import RECORD
@@ -71,17 +72,22 @@ class VerifyReport:
 
 
 def verify_bundle(
-    folder: Path, source: Inventory | None = None, *, jobs: int, links: bool = True
+    folder: Path,
+    source: Inventory | None = None,
+    *,
+    jobs: int,
+    links: bool = True,
+    formats: Mapping[str, Format] = FORMATS,
 ) -> VerifyReport:
     """What is right and wrong with the bundle in a folder.
 
     Structure, index, every file's and tensor's hash against the record, widths derived from
     shapes against those in the metadata; with a source, the error of every decoded tensor.
-    links: whether its weights may be links out of the folder.
+    links: whether its weights may be links out of the folder. formats: that it may be of.
     Raises: PolicyError if the folder is not a bundle at all, or cannot be read.
     """
     try:
-        bundle = open_bundle(folder, links=links)
+        bundle = open_bundle(folder, links=links, formats=formats)
     except PolicyError as error:
         # Something else altogether is a usage error, not a failed verification.
         if any(found.code in _NO_BUNDLE for found in error.diagnostics):
@@ -183,8 +189,8 @@ def _index(bundle: Bundle) -> Iterator[Diagnostic]:
 def _readers(bundle: Bundle) -> Iterable[Diagnostic]:
     """What readers of the format miss although every module is as the metadata say."""
     shards = bundle.inventory.file_nbytes.keys()
-    check = emitters.get(bundle.target).defects
-    return check(bundle.folder, bundle.metadata, shards, bundle.claims)
+    check = bundle.format.files().defects
+    return () if check is None else check(bundle.folder, bundle.metadata, shards, bundle.claims)
 
 
 def _side_files(bundle: Bundle) -> Iterable[Diagnostic]:
@@ -201,7 +207,7 @@ def _side_files(bundle: Bundle) -> Iterable[Diagnostic]:
 
 def _widths(bundle: Bundle) -> Iterator[Diagnostic]:
     """Modules whose tensors are not those of the width that the metadata tell readers."""
-    spec = emitters.get(bundle.target).spec
+    spec = bundle.format.spec
     modules = {module.name: module for module in bundle.modules}
     for name in sorted(bundle.claims.keys() - modules.keys()):
         written = describe(bundle.claims[name].treatment)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from emitters.core.interface import UnstorableError
 from emitters.gptq.schemes import READ, RTN, SEARCHES, STORAGE
 from emitters.numerics.gptq_layout import (
     GptqParts,
@@ -21,8 +20,9 @@ from emitters.numerics.gptq_layout import (
 from emitters.numerics.gptq_rtn import gptq_rtn
 from emitters.numerics.gptq_search import gptq_search
 from emitters.numerics.gptq_weights import search_weights
-from emitters.numerics.reach import Slack, gptq_beyond
+from emitters.numerics.reach import gptq_beyond
 from emitters.numerics.value_types import Array
+from policy_dsl.formats import Slack, UnstorableError
 from policy_dsl.policy import Treatment
 
 # What rounds to an infinity in float16.

@@ -10,7 +10,6 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from emitters.core.interface import Claim, Forms, TensorForm, UnreadError, document
 from emitters.gptq import auto_round, gptq_config
 from emitters.gptq.readers import READERS
 from emitters.gptq.rule_patterns import Unknown
@@ -18,6 +17,7 @@ from emitters.gptq.schemes import READ, Storage
 from emitters.gptq.structure import CONFIG, defects
 from emitters.gptq.told import Told, read
 from emitters.gptq.widths import AUTO_ROUND, GPTQ, Width, default_width, dialect_of
+from policy_dsl.formats import Claim, Forms, TensorForm, UnreadError, document
 from policy_dsl.plan import Plan
 from policy_dsl.policy import UNKNOWN, Treatment
 from policy_dsl.reader_config import written_config

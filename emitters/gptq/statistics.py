@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from emitters.core.interface import Prepared, Statistics
 from emitters.gptq.schemes import RTN, SEARCHES
 from emitters.numerics.gptq_weights import search_weights
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.imatrix import Imatrix
+from emitters.tensor_io.prepared import Prepared, Statistics
 from policy_dsl.diagnostics import fail
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.fill import describe

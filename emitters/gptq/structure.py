@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from emitters.core.interface import Claim, ForeignMetadataError, document
 from emitters.gptq import auto_round, gptq_config
 from emitters.gptq.schemes import READ, group_length
 from emitters.numerics.gptq_layout import is_grouping, unpack_zeros
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.formats import Claim, ForeignMetadataError, document
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.roles.config_facts import written_value
 from policy_dsl.sources.reference import open_source

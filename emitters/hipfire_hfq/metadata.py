@@ -11,13 +11,13 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from emitters.core.interface import Claim, Forms
 from emitters.hipfire_hfq.constraints import READER
 from emitters.hipfire_hfq.names import ARCH_IDS, file_order
 from emitters.hipfire_hfq.spec import CODES, SPEC
 from emitters.hipfire_hfq.structure import defects
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.formats import Claim, Forms
 from policy_dsl.plan import Plan, PlannedTensor
 from policy_dsl.policy import Treatment
 from policy_dsl.reader_config import written_config

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from emitters.core.interface import Prepared, Statistics
 from emitters.hipfire_hfq.names import column_scale as scale_of
 from emitters.hipfire_hfq.tiers import AWQ, EXACT, alpha_of, scales_of
 from emitters.numerics.awq import awq_scale, column_scale, gate_up_sums
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.imatrix import Imatrix
+from emitters.tensor_io.prepared import Prepared, Statistics
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.plan import Module, Plan
 

@@ -10,13 +10,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from emitters.core.interface import Claim
 from emitters.hipfire_hfq.headers import first_defect
 from emitters.hipfire_hfq.minimax import Defect, minimax_defects
 from emitters.hipfire_hfq.names import ARCH_IDS, SCALE
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.formats import Claim
 from policy_dsl.sources.hfq_codes import ARCH_FAMILIES, QUANT_CODES
 from policy_dsl.sources.hfq_container import HfqContainer, HfqTensor, read_container
 from policy_dsl.sources.local_files import local_files

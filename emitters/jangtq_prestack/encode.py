@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from emitters.jangtq_prestack.names import MXTQ
 from emitters.numerics.affine import affine_decode, affine_encode
 from emitters.numerics.mxtq import mxtq_decode, mxtq_encode
-from emitters.numerics.reach import Slack, affine_beyond, mxtq_beyond
+from emitters.numerics.reach import affine_beyond, mxtq_beyond
 from emitters.numerics.value_types import Array
+from policy_dsl.formats import Slack
 from policy_dsl.policy import Treatment
 
 _AFFINE_PARTS = ("weight", "scales", "biases")

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from emitters.core.interface import Claim, Forms, TensorForm, document
 from emitters.jangtq_prestack.config import config, jang_config
 from emitters.jangtq_prestack.names import MXTQ, SEED
 from emitters.jangtq_prestack.order import file_order
@@ -22,6 +21,7 @@ from emitters.jangtq_prestack.structure import CONFIG, JANG_CONFIG, defects
 from emitters.jangtq_prestack.templates import edited
 from emitters.jangtq_prestack.widths import Widths, read_widths, widths_of
 from policy_dsl.diagnostics import fail
+from policy_dsl.formats import Claim, Forms, TensorForm, document
 from policy_dsl.plan import Plan
 from policy_dsl.policy import Treatment
 

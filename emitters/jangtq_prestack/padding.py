@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from emitters.core.interface import document
 from emitters.jangtq_prestack.names import projection_of
 from emitters.jangtq_prestack.structure import JANG_CONFIG
+from policy_dsl.formats import document
 from policy_dsl.roles.published_names import expert_of
 
 # Tensors beside the stacks that have an entry for every expert.

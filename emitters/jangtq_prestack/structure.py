@@ -14,12 +14,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from emitters.core.interface import Claim, document
 from emitters.jangtq_prestack.names import MXTQ, projection_of
 from emitters.jangtq_prestack.sidecar import SIDECAR, wrong_tables
 from emitters.jangtq_prestack.sizes import flat, told_count
 from emitters.jangtq_prestack.widths import told_widths
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
+from policy_dsl.formats import Claim, document
 
 CONFIG = "config.json"
 JANG_CONFIG = "jang_config.json"

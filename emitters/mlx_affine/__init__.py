@@ -1,1 +1,23 @@
 """MLX affine and floating-point groups, as stock mlx-lm loads them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from emitters.mlx_affine.spec import SPEC
+from policy_dsl.formats import Codec, Files, Format
+
+
+def _codec() -> Codec:
+    from emitters.mlx_affine.encode import beyond, decode, encode
+
+    return Codec(encode, decode, beyond)
+
+
+def _files() -> Files:
+    from emitters.mlx_affine.metadata import claims, defects, metadata
+
+    return Files(metadata=metadata, claims=claims, defects=defects)
+
+
+FORMAT: Final[Format] = Format(spec=SPEC, codec=_codec, files=_files)

@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from emitters.core.interface import Claim, ForeignMetadataError, Forms, TensorForm, document
 from emitters.mlx_affine.spec import READER, part_shapes
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
+from policy_dsl.formats import Claim, ForeignMetadataError, Forms, TensorForm, document
 from policy_dsl.plan import Module, Plan
 from policy_dsl.policy import Treatment
 from policy_dsl.reader_config import written_config

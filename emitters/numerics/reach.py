@@ -24,6 +24,7 @@ from emitters.numerics.mxtq_tables import codebook, signs
 from emitters.numerics.rounding import to_float32
 from emitters.numerics.small_floats import fp_decode
 from emitters.numerics.value_types import Array
+from policy_dsl.formats import Slack
 
 Width = tuple[int, int]  # bits, and values in a group
 
@@ -33,17 +34,6 @@ FLOORS = {"BF16": 2.0**-134, "F16": 2.0**-25, "F32": 2.0**-150}
 # What float32 arithmetic adds: relative to a value, and in steps.
 _SLOP, _STEP_SLOP = 2.0**-20, 2.0**-10
 _HALF_REACH = 0.5 + _STEP_SLOP
-
-
-class Slack(NamedTuple):
-    """What was rounded before: relative error, and the smallest error, of the values coded.
-
-    arithmetic: relative error of a tool's operations, if it computes in the source's type.
-    """
-
-    relative: float = 0.0
-    floor: float = 0.0
-    arithmetic: float = 0.0
 
 
 class Steps(NamedTuple):

@@ -119,7 +119,7 @@ def _against_model(
         # Before the plan, which may fail: what was tried is told either way.
         against.append((inventory.id, chosen))
         plan = plan_for(policy, inventory, chosen, statistics=request.statistics)
-        beside = source_findings(plan, inventory)
+        beside = source_findings(plan, inventory, emitters.FORMATS[chosen].spec)
         return [*plan.findings, *beside, *findings_of_tests(plan)]
     except PolicyError as error:
         return error.diagnostics

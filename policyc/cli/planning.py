@@ -92,6 +92,7 @@ def make_plan(request: Request) -> tuple[Plan, Inventory]:
     Raises: PolicyError with every defect of policy, source, or their meeting.
     """
     # `check` uses this module too, and must not wait for what only builds need.
+    from emitters import FORMATS
     from emitters.core.bundle import complete
     from emitters.core.statistics import with_statistics
 
@@ -104,7 +105,7 @@ def make_plan(request: Request) -> tuple[Plan, Inventory]:
         allow_requantize=request.allow_requantize,
         statistics=request.statistics,
     )
-    return complete(with_statistics(plan), inventory), inventory
+    return complete(with_statistics(plan), inventory, FORMATS[plan.target]), inventory
 
 
 def plan_for(

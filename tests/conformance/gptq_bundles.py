@@ -12,9 +12,9 @@ from bundles import Tensor, tensors
 from numpy.typing import NDArray
 from small_checkpoints import write_folder
 
-from emitters.core.interface import forms_of
 from emitters.gptq.encode import decode
 from emitters.gptq.metadata import claims
+from policy_dsl.formats import forms_of
 from policy_dsl.policy import Treatment
 
 Array = NDArray[Any]

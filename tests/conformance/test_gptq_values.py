@@ -10,7 +10,7 @@ import pytest
 from gptq_bundles import decoded, linears, write_plain
 from gptq_policies import WIDTHS, mixed
 
-from emitters import get
+from emitters import FORMATS
 from emitters.gptq.schemes import STORAGE
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ def test_gptqmodel_unpacks_columns_in_activation_order_as_we_do(storage, gptq, g
         asked.append((parts, bits, size, version(one)))
         treatment = replace(one.treatment, scheme=one.treatment.scheme[:-4] + "act-order")
         columns = len(parts["g_idx"])
-        expected[name] = get("gptq").decode(parts, "BF16", treatment, columns)
+        expected[name] = FORMATS["gptq"].codec().decode(parts, "BF16", treatment, columns)
     found = dict(zip(held, gptqmodel("unpacked", asked), strict=True))
     assert_equal(found, expected)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_models import tiny
 
-from emitters import get, specs
+from emitters import FORMATS, specs
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import parse_policy
@@ -55,7 +55,7 @@ def plan(target: str, found: Inventory, rules: str = "") -> Plan:
 
 def written(target: str, found: Inventory, rules: str = "") -> dict[str, Any]:
     """The bundle's config without its quantization."""
-    config = json.loads(get(target).metadata(plan(target, found, rules))["config.json"])
+    config = json.loads(FORMATS[target].files().metadata(plan(target, found, rules))["config.json"])
     ours = ("quantization", "quantization_config", "mxtq_bits", "weight_format")
     return {key: value for key, value in config.items() if key not in ours}
 

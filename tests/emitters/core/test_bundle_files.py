@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from emitters import get, names, specs
+from emitters import FORMATS, specs
 from emitters.core.build import build
 from emitters.core.bundle import complete
 from emitters.core.verify import verify_bundle
@@ -28,27 +28,28 @@ rules: |
 
 
 def test_formats_are_the_folders_with_a_spec():
-    assert "mlx_affine" in names()
-    assert set(specs()) == set(names())
+    assert "mlx_affine" in FORMATS
+    assert set(specs()) == set(FORMATS)
     with pytest.raises(KeyError):
-        get("core")
+        FORMATS["core"]
 
 
 def test_every_size_is_known_from_headers_alone(planned):
     plan, inventory = planned(Path("minimax-m2.7"), "config_i")
-    whole = complete(plan, inventory)
+    whole = complete(plan, inventory, FORMATS[plan.target])
     sizes = {file.name: file.nbytes for file in whole.files}
     unknown = inventory.side_files is None
     assert (None in sizes.values()) == unknown
     assert all(file.reason for file in whole.files if file.nbytes is None)
     assert [file for file in whole.files if file.kind == "tensors"] == list(plan.files)
-    assert complete(whole, inventory) == whole
+    assert complete(whole, inventory, FORMATS[whole.target]) == whole
 
 
 def test_unknown_side_files_leave_the_rest_exact(demo, planned):
     plan, inventory = planned(demo, "config_i")
-    known = {file.name: file.nbytes for file in complete(plan, inventory).files}
-    bare = complete(plan, replace(inventory, side_files=None))
+    whole = complete(plan, inventory, FORMATS[plan.target])
+    known = {file.name: file.nbytes for file in whole.files}
+    bare = complete(plan, replace(inventory, side_files=None), FORMATS[plan.target])
     found = {file.name: file.nbytes for file in bare.files if file.nbytes is not None}
     assert found.items() <= known.items()
     assert "policyc.json" not in found
@@ -85,10 +86,10 @@ def test_side_files_are_in_the_bundle_or_among_those_left_out(demo, planned, tmp
         "hipfire_hfq": "hipfire_mq4",
     }
     plan, inventory = planned(source, policies[target])
-    whole = complete(plan, inventory)
+    whole = complete(plan, inventory, FORMATS[plan.target])
     held = {file.name for file in whole.files}
     left = {file.name: file.reason for file in whole.omitted_files}
-    embedded = set(get(target).spec.embedded_files)
+    embedded = set(FORMATS[target].spec.embedded_files)
     assert inventory.side_files.keys() - embedded <= held | left.keys()
     assert not held & left.keys()
     assert {"LICENSE.md"} <= held

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import emitters
 from emitters.core.bundle_reading import open_bundle
-from emitters.core.interface import forms_of
 from policy_dsl.diagnostics import PolicyError
+from policy_dsl.formats import forms_of
 
 STOCK = Path(__file__).parents[2] / "golden" / "mlx" / "tiny_minimax_fp8" / "expected"
 NAMES = [
@@ -89,7 +89,7 @@ FILES = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.parametrize("name", emitters.names())
+@pytest.mark.parametrize("name", [*emitters.FORMATS])
 @given(files=FILES, tensors=TENSORS | st.just(WHOLE))
 @example(files={}, tensors={})
 @example(files={"config.json": []}, tensors=WHOLE)
@@ -101,7 +101,7 @@ def test_any_metadata_are_read_or_refused(
 ) -> None:
     texts = {file: json.dumps(document).encode() for file, document in files.items()}
     try:
-        emitters.get(name).claims(texts, forms_of(tensors))
+        emitters.FORMATS[name].files().claims(texts, forms_of(tensors))
     except (ValueError, PolicyError):
         return
 
@@ -110,7 +110,7 @@ def test_any_metadata_are_read_or_refused(
 @pytest.mark.parametrize("name", ["gptq", "jangtq_prestack", "mlx_affine"])
 def test_what_is_not_a_json_object_is_refused(name: str, text: bytes) -> None:
     with pytest.raises(ValueError, match=r"config\.json is (not|nested)"):
-        emitters.get(name).claims({"config.json": text}, forms_of(WHOLE))
+        emitters.FORMATS[name].files().claims({"config.json": text}, forms_of(WHOLE))
 
 
 @pytest.mark.parametrize("error", [TypeError, KeyError, AttributeError])

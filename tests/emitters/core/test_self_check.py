@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from emitters import FORMATS
 from emitters.core.build import build
 from emitters.core.bundle import complete
-from emitters.core.interface import Emitter
 from emitters.core.self_check import check_bundle
 from policy_dsl.diagnostics import PolicyError
 
@@ -20,12 +21,12 @@ def built(write_llama, planned, tmp_path):
     """A plan and the folder that a build of it wrote."""
     plan, inventory = planned(write_llama())
     build(plan, inventory, out=tmp_path / "out")
-    return complete(plan, inventory), tmp_path / "out"
+    return complete(plan, inventory, FORMATS[plan.target]), tmp_path / "out"
 
 
 def test_the_built_bundle_is_what_was_planned(built):
     plan, folder = built
-    check_bundle(plan, folder)
+    check_bundle(plan, folder, FORMATS[plan.target])
 
 
 @pytest.mark.parametrize("bits", [8, None])
@@ -36,7 +37,7 @@ def test_metadata_that_tell_another_width_are_found(built, bits):
         config[key][Q_PROJ] = False if bits is None else {**config[key][Q_PROJ], "bits": bits}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(PolicyError, match="width-disagrees"):
-        check_bundle(plan, folder)
+        check_bundle(plan, folder, FORMATS[plan.target])
 
 
 def test_a_tensor_by_another_name_is_found(built):
@@ -45,7 +46,7 @@ def test_a_tensor_by_another_name_is_found(built):
     content = shard.read_bytes()
     shard.write_bytes(content.replace(b'"model.norm.weight"', b'"model.nurm.weight"', 1))
     with pytest.raises(PolicyError) as caught:
-        check_bundle(plan, folder)
+        check_bundle(plan, folder, FORMATS[plan.target])
     told = str(caught.value)
     assert "model.nurm.weight is one tensor too many" in told
     assert "model.norm.weight is missing" in told
@@ -60,14 +61,17 @@ def test_a_tensor_by_another_name_is_found(built):
     ],
 )
 def test_what_verify_would_refuse_is_not_finished(
-    write_llama, planned, tmp_path, monkeypatch, file, content, code
+    write_llama, planned, tmp_path, file, content, code
 ):
-    metadata = Emitter.metadata
-    monkeypatch.setattr(
-        Emitter, "metadata", lambda self, plan: metadata(self, plan) | {file: content.encode()}
-    )
+    known = FORMATS["mlx_affine"]
+    files = known.files()
+
+    def metadata(plan):
+        return files.metadata(plan) | {file: content.encode()}
+
+    wrong = replace(known, files=lambda: replace(files, metadata=metadata))
     plan, inventory = planned(write_llama())
     with pytest.raises(PolicyError, match=code):
-        build(plan, inventory, out=tmp_path / "out")
+        build(plan, inventory, out=tmp_path / "out", format=wrong)
     # The same plan leads to it again: nothing is left that a later run would resume.
     assert {path.name for path in tmp_path.iterdir()} == {"source", "policy.yaml"}

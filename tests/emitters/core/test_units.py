@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small_checkpoints import llama_config, llama_tensors, write_folder
 
-from emitters import get
+from emitters import FORMATS
 from emitters.core.blocks import Site
 from emitters.core.build import build
 from emitters.core.journal import Journal, Savepoints
@@ -117,10 +117,10 @@ def test_a_unit_reads_at_most_64_mib(planned, large_source, policy, jobs):
 def test_two_units_a_worker_are_in_flight_and_no_more(write_llama, planned, tmp_path, jobs):
     given = planned(write_llama())
     report = build(*given, out=tmp_path / "out")
-    plan, prepared = prepare(given[0])
+    plan, prepared = prepare(given[0], FORMATS["mlx_affine"])
     root = tmp_path / "source"
     source = Source(root, file_facts(root, ["model.safetensors"]))
-    site = Site(plan, get(plan.target), source, report.out, prepared)
+    site = Site(plan, FORMATS["mlx_affine"], source, report.out, prepared)
     journal = Journal.create(tmp_path / "journal", {})
     units, alive, most = list(plan_units(plan, block_values=BLOCK)), 0, 0
 

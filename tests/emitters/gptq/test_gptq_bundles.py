@@ -13,11 +13,11 @@ import pytest
 import safetensors
 from small_checkpoints import Array, bf16, digests, stored, widened
 
-from emitters import get
+from emitters import FORMATS
 from emitters.core.build import build
-from emitters.core.interface import UnstorableError
 from emitters.core.verify import verify_bundle
 from policy_dsl.diagnostics import PolicyError
+from policy_dsl.formats import UnstorableError
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
 from policy_dsl.policy import Treatment
@@ -166,7 +166,7 @@ def refused(rows: list[Array], treatment: Treatment) -> UnstorableError:
     values[:, ::2] *= -1
     values[32 - len(rows) :] = rows
     with pytest.raises(UnstorableError) as caught:
-        get("gptq").encode(values, "F32", treatment)
+        FORMATS["gptq"].codec().encode(values, "F32", treatment)
     return caught.value
 
 
@@ -184,8 +184,8 @@ def test_what_readers_would_see_as_infinite_is_too_large(
 def test_what_is_nearly_too_large_is_packed(treatment: Treatment) -> None:
     values = np.tile(np.linspace(-65000, 65000, 64, dtype=np.float32), (32, 1))
     treatment = replace(treatment, scheme="int-v2")
-    parts = get("gptq").encode(values, "F32", treatment)
-    seen = get("gptq").decode(parts, "F32", treatment, 64)
+    parts = FORMATS["gptq"].codec().encode(values, "F32", treatment)
+    seen = FORMATS["gptq"].codec().decode(parts, "F32", treatment, 64)
     assert np.abs(seen - values).max() < 1000
 
 

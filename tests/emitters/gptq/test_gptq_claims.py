@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tiny_models import FAMILIES, GOLDEN, forms, packed, planned, tiny
 
-from emitters import get
-from emitters.core.interface import Claim, Forms, forms_of
+from emitters import FORMATS
+from policy_dsl.formats import Claim, Forms, forms_of
 from policy_dsl.plan import Plan
 
 RECORDED = sorted((GOLDEN / "gptq_configs").glob("*.json"))
@@ -25,7 +25,7 @@ GPTQ = {**USUAL, "quant_method": "gptq", "desc_act": False}
 
 def claimed(quantization: object, of: Forms = FORMS) -> dict[str, Claim]:
     config = json.dumps({"model_type": "llama", "quantization_config": quantization})
-    return get("gptq").claims({"config.json": config.encode()}, of)
+    return FORMATS["gptq"].files().claims({"config.json": config.encode()}, of)
 
 
 def shown(claim: Claim) -> tuple[Any, ...]:
@@ -34,7 +34,7 @@ def shown(claim: Claim) -> tuple[Any, ...]:
 
 
 def read_back(plan: Plan) -> dict[str, tuple[Any, ...]]:
-    claims = get("gptq").claims(get("gptq").metadata(plan), forms(plan))
+    claims = FORMATS["gptq"].files().claims(FORMATS["gptq"].files().metadata(plan), forms(plan))
     return {name: shown(claim) for name, claim in claims.items()}
 
 
@@ -46,7 +46,7 @@ def test_other_tools_configurations_explain_their_tensors(path: Path):
     claims = claimed(recorded["quantization_config"], found)
     assert claims.keys() == {name for name, parts in found.items() if "qweight" in parts}
     for name, claim in claims.items():
-        expected = get("gptq").spec.part_shapes(claim.treatment, claim.shape, claim.dtype)
+        expected = FORMATS["gptq"].spec.part_shapes(claim.treatment, claim.shape, claim.dtype)
         assert {part.part: (part.dtype, part.shape) for part in expected} == found[name]
     wide = {name for name, claim in claims.items() if claim.treatment.bits == 8}
     qkv = {f"model.layers.1.self_attn.{name}_proj" for name in "qkv"}
@@ -81,7 +81,9 @@ def test_what_is_written_is_read_back(family, rules, dialect):
 def test_a_plain_model_claims_nothing():
     plan = planned(tiny("llama"), "all: keep")
     assert read_back(plan) == {}
-    assert "quantization_config" not in json.loads(get("gptq").metadata(plan)["config.json"])
+    assert "quantization_config" not in json.loads(
+        FORMATS["gptq"].files().metadata(plan)["config.json"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -297,6 +299,6 @@ def test_words_that_are_no_matrix_tell_no_shape(words):
 
 
 def test_without_a_quantization_nothing_is_claimed():
-    assert get("gptq").claims({"config.json": b'{"model_type": "llama"}'}, FORMS) == {}
+    assert FORMATS["gptq"].files().claims({"config.json": b'{"model_type": "llama"}'}, FORMS) == {}
     with pytest.raises(ValueError, match=r"it has no config\.json"):
-        get("gptq").claims({}, FORMS)
+        FORMATS["gptq"].files().claims({}, FORMS)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_models import packed, planned, tiny
 
-from emitters import get
+from emitters import FORMATS
 from emitters.core.build import build
 from emitters.core.verify import verify_bundle
 from policy_dsl.inventory import Inventory
@@ -28,7 +28,7 @@ Planned = Callable[..., tuple[Plan, Inventory]]
 
 
 def files_of(plan: Plan) -> dict[str, bytes]:
-    return get("gptq").metadata(plan)
+    return FORMATS["gptq"].files().metadata(plan)
 
 
 def told(plan: Plan) -> Written:

@@ -12,7 +12,7 @@ import pytest
 from reader_lookups import Width, by_auto_round, by_gptqmodel, by_vllm, by_vllm_gptq
 from tiny_models import FAMILIES, planned, tiny
 
-from emitters import get
+from emitters import FORMATS
 from policy_dsl.plan import Module, Plan
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -59,7 +59,7 @@ def linears(plan: Plan) -> dict[str, Module]:
 
 
 def config_of(plan: Plan) -> Any:
-    files = get("gptq").metadata(plan)
+    files = FORMATS["gptq"].files().metadata(plan)
     return json.loads(files["config.json"])["quantization_config"]
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from emitters import specs
-from emitters.core.interface import Forms, forms_of
+from policy_dsl.formats import Forms, forms_of
 from policy_dsl.inventory import Inventory, TensorInfo, tensor_nbytes
 from policy_dsl.language.load import parse_policy
 from policy_dsl.plan import Module, Plan

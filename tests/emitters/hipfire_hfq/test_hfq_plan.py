@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_checkpoints import mixtral_config, mixtral_tensors, write_folder
 
-from emitters import get, specs
+from emitters import FORMATS, specs
 from emitters.core.build import build
 from emitters.core.bundle import complete
 from policy_dsl.diagnostics import PolicyError
@@ -145,14 +145,18 @@ def test_a_family_without_known_rules_is_refused_by_name(tmp_path: Path) -> None
 
 def test_every_family_is_taken_or_refused_for_a_reason() -> None:
     tables = (Path(__file__).parents[3] / "policy_dsl" / "architectures").glob("[!_]*.yaml")
-    assert {table.stem for table in tables} == get("hipfire_hfq").spec.families.keys()
+    assert {table.stem for table in tables} == FORMATS["hipfire_hfq"].spec.families.keys()
 
 
 @pytest.mark.parametrize("policy", PUBLISHED)
 def test_the_real_model_has_the_published_sizes(policy: str) -> None:
     plan = resolve(load(policy), source("MiniMax-M2.7"), specs())
     nbytes, name = PUBLISHED[policy]
-    (file,) = [one for one in complete(plan, source("MiniMax-M2.7")).files if one.least]
+    (file,) = [
+        one
+        for one in complete(plan, source("MiniMax-M2.7"), FORMATS["hipfire_hfq"]).files
+        if one.least
+    ]
     assert (file.name, file.nbytes, file.least) == (name, None, nbytes)
     assert sum(len(one.tensors) for one in plan.modules) == 48_301
     assert plan.findings == ()
@@ -195,12 +199,12 @@ def test_a_file_has_a_plain_visible_name_of_its_own(name: str) -> None:
 def test_a_file_has_no_name_of_what_the_bundle_copies(name: str) -> None:
     plan = planned(f'output file_name "{name}"\n{USUAL}')
     with pytest.raises(PolicyError, match="bad-file-name") as caught:
-        complete(plan, source())
+        complete(plan, source(), FORMATS["hipfire_hfq"])
     assert caught.value.diagnostics[0].span is not None
 
 
 def test_a_plan_needs_no_statistics_and_a_build_does(tmp_path: Path) -> None:
-    plan = complete(planned(USUAL), source())
+    plan = complete(planned(USUAL), source(), FORMATS["hipfire_hfq"])
     (cure,) = plan.pending
     assert cure.startswith("an importance matrix: run llama.cpp's llama-imatrix")
     assert f"Needed before a build\n  {cure}" in plan_text(plan)

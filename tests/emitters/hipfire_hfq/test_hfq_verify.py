@@ -12,7 +12,7 @@ import pytest
 from hfq_files import Held, Parts, rewrite
 from small_checkpoints import stored, widened
 
-from emitters import get
+from emitters import FORMATS
 from emitters.core.build import build
 from emitters.core.bundle_outline import bundle_outline
 from emitters.core.verify import verify_bundle
@@ -339,7 +339,7 @@ def test_a_short_last_group_is_decoded(write_llama, planned, tmp_path: Path) -> 
     (tmp_path / "out" / "policyc.json").unlink()
     head = widened(stored(source)["lm_head.weight"][2])
     four_bits = Treatment("quantize", 4, "hfq4", 256)
-    blocks = get("hipfire_hfq").encode(head.reshape(1, -1), "F32", four_bits)["weight"]
+    blocks = FORMATS["hipfire_hfq"].codec().encode(head.reshape(1, -1), "F32", four_bits)["weight"]
 
     def change(parts: Parts) -> None:
         parts.tensors["lm_head.weight"] = Held(6, (97, 96), 256, blocks.tobytes())

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from hash_sources import Recipe, write_source
 
-from emitters import get, specs
+from emitters import FORMATS, specs
 from emitters.core.bundle import complete
-from emitters.core.interface import forms_of
 from policy_dsl.diagnostics import PolicyError
+from policy_dsl.formats import forms_of
 from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import load, parse_policy
 from policy_dsl.plan import Module, Plan
@@ -48,7 +48,7 @@ def errors_of(text: str) -> list[str]:
 
 
 def jang_config(plan: Plan) -> dict:
-    return json.loads(get("jangtq_prestack").metadata(plan)["jang_config.json"])
+    return json.loads(FORMATS["jangtq_prestack"].files().metadata(plan)["jang_config.json"])
 
 
 STACK = "model.layers.3.block_sparse_moe.switch_mlp"
@@ -143,7 +143,7 @@ def test_experts_are_added_up_to_a_multiple_of_32() -> None:
     # -10000 in float16.
     assert bias.tensors[0].tail == bytes.fromhex("e2f0") * 24
     assert module(plan, "model.layers.3.block_sparse_moe.gate").shape == (32, 256)
-    files = get("jangtq_prestack").metadata(plan)
+    files = FORMATS["jangtq_prestack"].files().metadata(plan)
     assert json.loads(files["config.json"])["num_local_experts"] == 32
     assert jang_config(plan)["expert_padding"]["original_num_local_experts"] == 8
     (told,) = [found for found in plan.findings if found.code == "experts-added"]
@@ -215,7 +215,7 @@ def test_a_custom_bundle_names_every_matrix() -> None:
         "group_size": 32,
     }
     assert modules["lm_head"] == {"dtype": "f16"}
-    files = get("jangtq_prestack").metadata(plan)
+    files = FORMATS["jangtq_prestack"].files().metadata(plan)
     quantization = json.loads(files["config.json"])["quantization"]
     assert quantization["lm_head"] is False
     boundary = quantization["model.layers.0.block_sparse_moe.switch_mlp.up_proj"]
@@ -226,10 +226,10 @@ def test_a_custom_bundle_names_every_matrix() -> None:
 
 def test_a_width_of_the_head_alone_is_read_back() -> None:
     plan = planned(USUAL + "lm_head: 4bit g128")
-    emitter = get("jangtq_prestack")
+    files = FORMATS["jangtq_prestack"].files()
     tensors = [tensor for one in plan.modules for tensor in one.tensors]
     forms = forms_of({tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors})
-    head = emitter.claims(emitter.metadata(plan), forms)["lm_head"]
+    head = files.claims(files.metadata(plan), forms)["lm_head"]
     assert (head.treatment.bits, head.treatment.group_size) == (4, 128)
     assert head.shape == module(plan, "lm_head").shape
 
@@ -290,7 +290,7 @@ def test_whose_model_it_is(family: str, written: str, name: str, org: str) -> No
 
 
 def test_planned_files_are_complete_and_exact() -> None:
-    plan = complete(planned(USUAL), source())
+    plan = complete(planned(USUAL), source(), FORMATS["jangtq_prestack"])
     sizes = {file.name: file.nbytes for file in plan.files}
     assert None not in sizes.values()
     assert {"jangtq_runtime.safetensors", "tokenizer_config.json"} <= sizes.keys()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hash_sources import CHAT_TEMPLATE, TOKENIZER_CONFIG
 
-from emitters import get, specs
+from emitters import FORMATS, specs
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.language.load import load
 from policy_dsl.planning.resolve import resolve
@@ -22,7 +22,7 @@ USUAL = json.dumps(TOKENIZER_CONFIG).encode()
 
 def edited(files: dict[str, bytes]) -> dict[str, bytes]:
     plan = resolve(load("jangtq_2"), open_source(str(TINY)), specs())
-    return get("jangtq_prestack").edited(plan, files)
+    return FORMATS["jangtq_prestack"].files().edited(plan, files)
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from emitters import get, specs
+from emitters import FORMATS, specs
 from policy_dsl.diagnostics import Diagnostic, PolicyError
 from policy_dsl.language.load import load
 from policy_dsl.planning.resolve import resolve
@@ -23,7 +23,7 @@ def written(**changes: Any) -> dict[str, Any]:
     source = open_source(str(TINY))
     config = {key: value for key, value in {**source.config, **changes}.items() if value}
     plan = resolve(load("jangtq_k"), replace(source, config=config), specs())
-    return dict(json.loads(get("jangtq_prestack").metadata(plan)["config.json"]))
+    return dict(json.loads(FORMATS["jangtq_prestack"].files().metadata(plan)["config.json"]))
 
 
 def refused(**changes: Any) -> Diagnostic:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from emitters import get
-from emitters.core.interface import forms_of
+from emitters import FORMATS
+from policy_dsl.formats import forms_of
 
 MIXED = """name: mixed
 target: mlx_affine
@@ -28,9 +28,8 @@ def test_the_config_is_the_sources_but_for_its_quantization(write_llama, planned
         "rope_scaling": {"factor": float("inf")},
         "text_config": {"hidden_size": 64, "quantization_config": {"bits": 8}},
     }
-    files = get("mlx_affine").metadata(
-        replace(plan, model=replace(plan.model, facts=replace(plan.model.facts, config=given)))
-    )
+    model = replace(plan.model, facts=replace(plan.model.facts, config=given))
+    files = FORMATS["mlx_affine"].files().metadata(replace(plan, model=model))
     config = json.loads(files["config.json"])
     assert config.pop("quantization") == config.pop("quantization_config")
     assert config == {
@@ -43,7 +42,7 @@ def test_the_config_is_the_sources_but_for_its_quantization(write_llama, planned
 
 def test_widths_are_written_whole_and_read_back(write_llama, planned):
     plan, _ = planned(write_llama(), MIXED)
-    files = get("mlx_affine").metadata(plan)
+    files = FORMATS["mlx_affine"].files().metadata(plan)
     quantization = json.loads(files["config.json"])["quantization"]
     block = "model.layers.0"
     assert quantization[f"{block}.mlp.down_proj"] == {"group_size": 32, "bits": 3, "mode": "affine"}
@@ -58,7 +57,7 @@ def test_widths_are_written_whole_and_read_back(write_llama, planned):
     }
     tensors = [tensor for module in plan.modules for tensor in module.tensors]
     forms = forms_of({tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors})
-    claims = get("mlx_affine").claims(files, forms)
+    claims = FORMATS["mlx_affine"].files().claims(files, forms)
     read = {name: claim.treatment for name, claim in claims.items()}
     found = {name: (one.scheme, one.bits, one.group_size) for name, one in read.items()}
     assert found == treatments
@@ -66,7 +65,7 @@ def test_widths_are_written_whole_and_read_back(write_llama, planned):
 
 def test_the_index_counts_logical_weights(write_llama, planned):
     plan, _ = planned(write_llama())
-    index = json.loads(get("mlx_affine").metadata(plan)["model.safetensors.index.json"])
+    index = json.loads(FORMATS["mlx_affine"].files().metadata(plan)["model.safetensors.index.json"])
     assert index["metadata"] == {
         "total_size": sum(module.nbytes for module in plan.modules),
         "total_parameters": sum(module.parameters for module in plan.modules),
@@ -77,7 +76,7 @@ def test_the_index_counts_logical_weights(write_llama, planned):
 
 def test_the_index_leaves_out_what_mlx_lm_does_not_count(demo, planned):
     plan, _ = planned(demo, "config_i")
-    index = json.loads(get("mlx_affine").metadata(plan)["model.safetensors.index.json"])
+    index = json.loads(FORMATS["mlx_affine"].files().metadata(plan)["model.safetensors.index.json"])
     counted = [module for module in plan.modules if module.role != "router_bias"]
     assert index["metadata"]["total_parameters"] == sum(one.parameters for one in counted)
     assert len(counted) < len(plan.modules)
@@ -89,11 +88,11 @@ def test_the_default_is_what_most_weights_have(write_llama, planned):
     plan, _ = planned(write_llama(inner=512), policy)
     eight = [one for one in plan.modules if one.treatment.bits == 8]
     assert len(eight) > sum(one.treatment.bits == 4 for one in plan.modules)
-    files = get("mlx_affine").metadata(plan)
+    files = FORMATS["mlx_affine"].files().metadata(plan)
     assert json.loads(files["config.json"])["quantization"]["bits"] == 4
 
 
 def test_a_plain_bundle_says_nothing_of_quantization(write_llama, planned):
     policy = "name: plain\ntarget: mlx_affine\nrules: |\n  all: keep\n  norm: keep\n"
-    files = get("mlx_affine").metadata(planned(write_llama(), policy)[0])
+    files = FORMATS["mlx_affine"].files().metadata(planned(write_llama(), policy)[0])
     assert not {"quantization", "quantization_config"} & json.loads(files["config.json"]).keys()

@@ -16,7 +16,7 @@ from policy_dsl.plan import Plan
 from policy_dsl.planning.explain import explain
 from policy_dsl.planning.resolve import resolve
 
-SPECS = {name: emitters.get(name).spec for name in emitters.names()}
+SPECS = emitters.specs()
 
 
 def plan_of(rules: str, source: Inventory, target: str = "mlx_affine") -> Plan:
@@ -158,7 +158,7 @@ def test_the_key_is_written_where_readers_look(
     assert [one.code for one in plan.findings] == ["tied-head-left-out"]
     plan = plan_of(f"all: 8bit g32\n{rule}", source)
     assert plan.findings == ()
-    config = json.loads(emitters.get("mlx_affine").metadata(plan)["config.json"])
+    config = json.loads(emitters.FORMATS["mlx_affine"].files().metadata(plan)["config.json"])
     where = config["text_config"] if nested else config
     assert where["tie_word_embeddings"] is False
     assert "lm_head" in {module.name.rpartition(".")[2] for module in plan.modules}

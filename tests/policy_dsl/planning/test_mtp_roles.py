@@ -19,7 +19,7 @@ from policy_dsl.planning.resolve import resolve
 from policy_dsl.policy import Treatment
 from policy_dsl.roles.classify import ModelTensor, classify
 
-SPECS = {name: emitters.get(name).spec for name in emitters.names()}
+SPECS = emitters.specs()
 # Recorded model, a block of it, where its MTP block stands, config keys.
 BLOCKS = [
     ("glm4_moe", 2, "model.layers.3.", {"num_nextn_predict_layers": 1}),

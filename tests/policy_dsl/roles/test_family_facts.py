@@ -12,7 +12,7 @@ from policy_dsl.roles.architecture import architecture, facts_of, families_of
 
 @pytest.mark.parametrize("target", ["gptq", "hipfire_hfq", "jangtq_prestack", "mlx_affine"])
 def test_a_format_takes_the_families_whose_tables_say_so(target: str) -> None:
-    assert families_of(target) == dict(emitters.get(target).spec.families)
+    assert families_of(target) == dict(emitters.FORMATS[target].spec.families)
 
 
 def test_a_format_that_a_table_does_not_name_does_not_take_the_family() -> None:
