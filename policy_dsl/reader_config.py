@@ -1,27 +1,150 @@
 """config.json for its reader: what a source's config means, in the keys the reader looks for.
 
+readers/<reader>.yaml ── reader_kind ──> ReaderKind: what a reader takes from config.json
 plan, reader ── written_config ──> the config with what it lacks, refused ──> what it cannot say
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from policy_dsl.plan import Plan, Refusal
 from policy_dsl.quantities import counted
-from policy_dsl.roles.config_facts import is_whole
-from policy_dsl.roles.config_keys import ConfigKey
-from policy_dsl.roles.reader_tables import Level, ReaderKind, reader_kind
+from policy_dsl.roles.architecture import packaged_table
+from policy_dsl.roles.config_facts import TIED, is_whole
+from policy_dsl.roles.config_keys import ConfigKey, config_keys
 
-_TIED, _ROPE = "tie_word_embeddings", "rope_scaling"
-_TEXT = "text_config"
+TABLES = Path(__file__).parent / "readers"
+_TABLE = {"reader", "ropes", "ropes_only", "kinds"}
+_KIND = {
+    *("model_types", "required", "assumes", "unused", "nullable", "also", "only"),
+    *("ropes", "biases", "window", "inside", "inside_assumes"),
+}
+_REQUIRED = "required"
+_ROPE, _TEXT = "rope_scaling", "text_config"
 # What is left of a block that predicts tokens when its matrices are gone.
 _SPARE = frozenset({"norm", "bias", "router", "router_bias"})
 _ROPE_TYPES = ("rope_type", "type")
 # What transformers takes for a parameter of scaled positions that is absent.
 _ROPE_DEFAULTS = {"original_max_position_embeddings": "max_position_embeddings"}
+_LONGEST_VALUE = 60
+
+
+@dataclass(frozen=True)
+class Level:
+    """The keys that a reader looks for in one mapping of a config.
+
+    required: what it does not start without. assumes: the others, with what it takes where
+    they are absent. nullable: keys whose null it takes for absence.
+    """
+
+    required: tuple[str, ...] = ()
+    assumes: Mapping[str, ConfigKey] = field(default_factory=dict)
+    nullable: frozenset[str] = frozenset()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All its keys, those that are required first."""
+        return *self.required, *self.assumes
+
+    def must_have(self, key: str, *, is_null: bool) -> bool:
+        """Whether a reader fails without a value for the key: where it is absent, or null."""
+        return key in self.required or (is_null and not self.takes_null(key))
+
+    def takes_null(self, key: str) -> bool:
+        """Whether a reader takes null for absence: then null is assumed, or keys decide."""
+        if key in self.nullable or key not in self.assumes:
+            return key in self.nullable
+        defaults = self.assumes[key].defaults
+        return not defaults or not isinstance(defaults[0], int | float | str | list)
+
+
+@dataclass(frozen=True)
+class ReaderKind:
+    """What a reader's code for some model types takes from a config, and what it does anyway.
+
+    top: keys of the config itself. inside, nested: a mapping in it, and the keys there. also:
+    key -> where else the reader looks for it, as a path. only: key -> the values that the
+    reader computes with, whatever the config says; a `ConfigKey` if other keys decide.
+    ropes: ways to scale positions that it knows -> their parameters; None if it knows all.
+    ropes_only: parameters that it does not read -> values that change nothing. biases: the
+    last word of a linear -> the key that announces its bias, or True; None if biases were not
+    looked at. windows: whether it computes with sliding windows. unused: what it reads and no
+    config here sets.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    top: Level
+    inside: str | None
+    nested: Level
+    also: Mapping[str, tuple[str, ...]]
+    only: Mapping[str, ConfigKey | tuple[Any, ...]]
+    ropes: Mapping[str, Level] | None
+    ropes_only: Mapping[str, tuple[Any, ...]]
+    biases: Mapping[str, str | bool] | None
+    windows: bool
+    unused: Mapping[str, Any]
+
+
+@cache
+def reader_kinds(reader: str) -> Mapping[str, ReaderKind]:
+    """The kinds of a reader's table, by their names.
+
+    Raises: ValueError if a table has a key that means nothing.
+    """
+    table = packaged_table(TABLES / f"{reader}.yaml")
+    _ensure_known(reader, table, _TABLE)
+    return {name: _kind(name, kind, table) for name, kind in table["kinds"].items()}
+
+
+def reader_kind(reader: str, model_type: object) -> ReaderKind | None:
+    """What a reader has for models of this type; None if its table does not say."""
+    kinds = reader_kinds(reader).values()
+    return next((kind for kind in kinds if model_type in kind.model_types), None)
+
+
+def _kind(name: str, kind: Mapping[str, Any], table: Mapping[str, Any]) -> ReaderKind:
+    _ensure_known(name, kind, _KIND)
+    nullable = frozenset(kind.get("nullable", ()))
+    ropes = kind.get("ropes")
+    return ReaderKind(
+        name=name,
+        model_types=tuple(kind["model_types"]),
+        top=Level(tuple(kind.get("required", ())), config_keys(kind.get("assumes", {})), nullable),
+        inside=kind.get("inside"),
+        nested=Level((), config_keys(kind.get("inside_assumes", {})), nullable),
+        also={key: tuple(path.split(".")) for key, path in kind.get("also", {}).items()},
+        only={key: _allowed(key, values) for key, values in kind.get("only", {}).items()},
+        ropes=None if ropes is None else {rope: _rope(table["ropes"][rope]) for rope in ropes},
+        ropes_only={key: tuple(values) for key, values in table.get("ropes_only", {}).items()},
+        biases=kind.get("biases"),
+        windows=kind.get("window") != "ignored",
+        unused=kind.get("unused", {}),
+    )
+
+
+def _rope(parameters: Mapping[str, Any]) -> Level:
+    required = tuple(key for key, value in parameters.items() if value == _REQUIRED)
+    others = {key: value for key, value in parameters.items() if key not in required}
+    return Level(required, config_keys(others))
+
+
+def _allowed(key: str, values: Any) -> ConfigKey | tuple[Any, ...]:
+    if isinstance(values, list):
+        return tuple(values)
+    return config_keys({key: {"default": values}})[key]
+
+
+def _ensure_known(name: str, table: Mapping[str, Any], known: set[str]) -> None:
+    # A misspelt key would silently be a table without its entries.
+    if unknown := set(table) - known:
+        raise ValueError(f"{name}: unknown key {sorted(unknown)}")
 
 
 def written_config(plan: Plan, *readers: str) -> dict[str, Any]:
@@ -33,7 +156,7 @@ def written_config(plan: Plan, *readers: str) -> dict[str, Any]:
     in, the count of MTP blocks is 0 if the bundle has none, and a head that the bundle has is
     not tied.
     """
-    config = _following(plan, dict(plan.model.config))
+    config = _following(plan)
     for reader in readers:
         kind = reader_kind(reader, config.get("model_type"))
         if kind is not None:
@@ -47,39 +170,33 @@ def refused(plan: Plan, reader: str, runtime: str) -> Iterator[Refusal]:
     if kind is None:
         return
     reading = _Reading(plan, kind)
-    reading.completed(_following(plan, dict(plan.model.config)))
+    reading.completed(_following(plan))
     reasons = [*reading.unmet, *reading.ropes(), *reading.limits(), *reading.biases()]
     # The same key may be looked for in several places.
     for reason in dict.fromkeys(reasons):
         yield Refusal(runtime, reason, fatal=True)
-    window = reading.window()
-    if window is not None:
+    if window := reading.window():
         yield Refusal(runtime, window)
 
 
-def _following(plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
+def _following(plan: Plan) -> dict[str, Any]:
     """The config with what follows from the tensors that the bundle has, in place."""
-    table, roles = plan.model.architecture, {one.role for one in plan.modules}
+    table, roles = plan.model.architecture, {module.role for module in plan.modules}
     mtp = table.config.get(table.mtp_layers or "")
     changed: dict[str, Any] = {}
     # Norms and routers alone are not a block.
-    if mtp is not None and all(role.partition(".")[2] in _SPARE for role in roles if _is_mtp(role)):
+    if mtp and all(role[4:] in _SPARE for role in roles if role.startswith("mtp.")):
         changed |= dict.fromkeys(mtp.names, 0)
     if "lm_head" in roles:
-        changed[_TIED] = False
-    return _replaced(config, changed)
-
-
-def _is_mtp(role: str) -> bool:
-    return role.startswith("mtp.")
+        changed[TIED] = False
+    return _replaced(plan.model.config, changed)
 
 
 def _replaced(config: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
-    found = {
-        key: changed[key] if key in changed and value else value for key, value in config.items()
-    }
-    text = found.get(_TEXT)
-    return found | ({_TEXT: _replaced(text, changed)} if isinstance(text, Mapping) else {})
+    """The config with these values where it has others that are neither null nor 0."""
+    written = {key: changed.get(key, value) if value else value for key, value in config.items()}
+    text = written.get(_TEXT)
+    return written | ({_TEXT: _replaced(text, changed)} if isinstance(text, Mapping) else {})
 
 
 @dataclass
@@ -91,60 +208,53 @@ class _Reading:
     unmet: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        model = self.plan.model
-        self._facts = model.facts
-        has_head = any(one.role == "lm_head" for one in self.plan.modules)
-        self._decided: dict[str, Any] = {_TIED: model.tied and not has_head}
+        self._facts = self.plan.model.facts
+        has_head = any(module.role == "lm_head" for module in self.plan.modules)
+        self._tied = self.plan.model.tied and not has_head
 
     def value(self, key: str) -> Any:
         """What the config means by a key, in this bundle."""
-        return self._decided[key] if key in self._decided else self._facts.value(key)
+        return self._tied if key == TIED else self._facts.value(key)
 
     def completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The config with what the reader needs; what cannot be told is in `unmet`."""
-        found = self._level(config, self.kind.top, config)
-        inside = self.kind.inside
+        """The config with what the reader needs; what cannot be known is in `unmet`."""
+        written, inside = self._level(config, self.kind.top), self.kind.inside
         if inside is not None:
-            text = found.get(inside)
-            if not isinstance(text, Mapping):
+            text = written.get(inside)
+            if isinstance(text, Mapping):
+                written[inside] = self._level(text, self.kind.nested)
+            else:
                 self.unmet.append(f"it needs `{inside}` in config.json")
-                return found
-            found[inside] = self._level(text, self.kind.nested, text)
-        return found
+        return written
 
-    def _level(
-        self, config: Mapping[str, Any], level: Level, place: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        found = dict(config)
+    def _level(self, config: Mapping[str, Any], level: Level) -> dict[str, Any]:
+        written = dict(config)
         for key in level.keys:
             if key == self.kind.inside:
                 continue
-            seen = _seen(place, key, self.kind.also.get(key))
+            seen = _seen(config, key, self.kind.also.get(key))
             if key == _ROPE and isinstance(seen, Mapping):
-                if key in found:
-                    found[key] = self._completed_rope(seen)
-            elif seen is not None:
-                self._compare(key, seen)
-            else:
-                self._add(found, key, level)
-        return found
+                if key in written:
+                    written[key] = self._completed_rope(seen)
+            elif seen is None:
+                self._add(written, key, level)
+            elif (meant := self.value(key)) is not None and meant != seen:
+                self.unmet.append(
+                    f"it takes `{key}` {seen!r} from config.json, which means {meant!r}"
+                )
+        return written
 
-    def _add(self, found: dict[str, Any], key: str, level: Level) -> None:
+    def _add(self, written: dict[str, Any], key: str, level: Level) -> None:
         """The key with what is meant, if the reader would not take that by itself."""
         value = self._completed_rope(self._rope()) if key == _ROPE else self.value(key)
-        needed = level.must_have(key, is_null=key in found)
+        needed = level.must_have(key, is_null=key in written)
         if value is not None:
             if needed or self._assumed(level, key) != value:
-                found[key] = value
+                written[key] = value
         elif key in level.required and level.takes_null(key):
-            found.setdefault(key, None)
+            written.setdefault(key, None)
         elif needed:
-            self.unmet.append(f"it needs `{key}` in config.json, and nothing tells its value")
-
-    def _compare(self, key: str, seen: Any) -> None:
-        meant = self.value(key)
-        if meant is not None and meant != seen:
-            self.unmet.append(f"it takes `{key}` {seen!r} from config.json, which means {meant!r}")
+            self.unmet.append(f"it needs `{key}` in config.json, and nothing says what it is")
 
     def _assumed(self, level: Level, key: str) -> Any:
         assumed = level.assumes.get(key)
@@ -160,13 +270,12 @@ class _Reading:
 
     def _completed_rope(self, rope: Mapping[str, Any]) -> dict[str, Any] | None:
         """Scaled positions with the parameters that the reader would take for others."""
-        ropes = self.kind.ropes or {}
-        found, known = dict(rope), ropes.get(self._rope_type(), Level())
+        written, known = dict(rope), (self.kind.ropes or {}).get(self._rope_type(), Level())
         for key in known.keys if rope else ():
             value = self._rope_parameter(key)
-            if found.get(key) is None and value not in (None, self._assumed(known, key)):
-                found[key] = value
-        return found or None
+            if written.get(key) is None and value not in (None, self._assumed(known, key)):
+                written[key] = value
+        return written or None
 
     def _rope_parameter(self, key: str) -> Any:
         value = self._rope().get(key)
@@ -183,17 +292,14 @@ class _Reading:
         elif len({rope[key] for key in _ROPE_TYPES if rope.get(key)}) > 1:
             yield f"{' and '.join(_ROPE_TYPES)} of `rope_scaling` differ"
         elif called in known:
-            yield from self._rope_parameters(called, known[called])
+            for key in known[called].required:
+                if self._rope_parameter(key) is None:
+                    yield f"it needs `{key}` of `{called}` positions"
+            for key, values in self.kind.ropes_only.items():
+                if rope.get(key) not in values:
+                    yield f"it does not read `{key}` of `{called}` positions"
         elif called != "default":
             yield f"it does not scale positions as `{called}` does"
-
-    def _rope_parameters(self, called: str, known: Level) -> Iterator[str]:
-        for key in known.required:
-            if self._rope_parameter(key) is None:
-                yield f"it needs `{key}` of `{called}` positions"
-        for key, values in self.kind.ropes_only.items():
-            if self._rope().get(key) not in values:
-                yield f"it does not read `{key}` of `{called}` positions"
 
     def limits(self) -> Iterator[str]:
         """Values that the reader does not compute with, whatever the config says."""
@@ -201,14 +307,20 @@ class _Reading:
             allowed = (self._facts.first(only.defaults),) if isinstance(only, ConfigKey) else only
             meant = self.value(key)
             if meant is not None and meant not in allowed:
-                wanted = " or ".join(str(value) for value in allowed)
-                yield f"it computes with `{key}` {wanted}, and this model has {_short(meant)}"
+                wanted, shown = " or ".join(map(str, allowed)), str(meant)
+                shown = shown if len(shown) <= _LONGEST_VALUE else f"{shown[: _LONGEST_VALUE - 1]}…"
+                yield f"it computes with `{key}` {wanted}, and this model has {shown}"
 
     def biases(self) -> Iterator[str]:
         """Biases that the reader has no place for, or that it looks for in vain."""
-        named, held = self.kind.biases, self._held_biases()
+        named = self.kind.biases
         if named is None:
             return
+        held = Counter(
+            module.name.removesuffix(".bias").rpartition(".")[2]
+            for module in self.plan.modules
+            if module.role == "bias" and module.layer is not None
+        )
         wanted = {word for word, by in named.items() if by is True or self.value(str(by)) is True}
         if spare := {word: count for word, count in held.items() if word not in wanted}:
             what = f"{counted(sum(spare.values()), 'bias', 'biases')} of {', '.join(spare)}"
@@ -217,14 +329,6 @@ class _Reading:
             yield f"it has no place for {what}{unless}"
         if missing := sorted(wanted - set(held)):
             yield f"it needs biases of {', '.join(missing)}, and the model has none"
-
-    def _held_biases(self) -> dict[str, int]:
-        held: dict[str, int] = {}
-        for module in self.plan.modules:
-            if module.role == "bias" and module.layer is not None:
-                word = module.name.removesuffix(".bias").rpartition(".")[2]
-                held[word] = held.get(word, 0) + 1
-        return held
 
     def window(self) -> str | None:
         """That longer texts come out differently, where windows are meant and ignored."""
@@ -238,14 +342,10 @@ class _Reading:
 
 
 def _seen(config: Mapping[str, Any], key: str, also: tuple[str, ...] | None) -> Any:
-    found: Any = config.get(key)
-    if found is None and also is not None:
-        found = config
+    """The value where the reader looks for a key: there, or at the end of another path."""
+    value: Any = config.get(key)
+    if value is None and also is not None:
+        value = config
         for part in also:
-            found = found.get(part) if isinstance(found, Mapping) else None
-    return found
-
-
-def _short(value: Any) -> str:
-    shown = str(value)
-    return shown if len(shown) <= 60 else f"{shown[:59]}…"
+            value = value.get(part) if isinstance(value, Mapping) else None
+    return value

@@ -56,7 +56,7 @@ OPENERS: dict[str, tuple[str, ...]] = {
     ),
     "read_bytes": ("emitters.numerics.jit",),
     "read_text": (
-        *("policyc.cli.catalogs", ".roles.architecture", ".roles.reader_tables", ".resources"),
+        *("policyc.cli.catalogs", ".roles.architecture", ".resources"),
         *(".codes", ".language.parsing", "emitters.core.record"),
     ),
     "FileIO": (".regular_files",),

@@ -16,12 +16,12 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.quantities import counted
+from policy_dsl.reader_config import reader_kind
 from policy_dsl.roles.architecture import Architecture, architecture, model_types, outside
 from policy_dsl.roles.completeness import Expectation, Presence, shown_first, wrong_experts
 from policy_dsl.roles.config_facts import TIED, config_findings, read_config
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.roles.name_rules import NameRule, Need, numbered_key
-from policy_dsl.roles.reader_tables import reader_kind
 from policy_dsl.roles.scales import some
 from policy_dsl.vocabulary import SINGLE_ROLES
 

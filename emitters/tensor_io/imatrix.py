@@ -21,7 +21,7 @@ from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
 from policy_dsl.escaping import shown
 from policy_dsl.regular_files import LOOKED_AT_NBYTES, refuse_placeholder
-from policy_dsl.roles.llama_cpp_names import llama_cpp_names
+from policy_dsl.roles.published_names import llama_cpp_names
 
 _MAGIC = b"GGUF"
 # What damage makes the readers raise; OSError is a file that could not be mapped.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,22 @@ class Architecture:
             return ()
         return self.config[key].names if key in self.config else (key,)
 
+    @cached_property
+    def published_experts(self) -> tuple[str, Mapping[str, str]]:
+        """The module of a layer's experts as published, and what projections are called in it."""
+        block, words = "", dict[str, str]()
+        for key, rule in self.names.items():
+            if rule.expert_at is not None and rule.roles:
+                *_, module, _, _, word = key.removesuffix(".weight").split(".")
+                block = block or module
+                words.setdefault(rule.roles[0].projection or "", word)
+        return block or "mlp", words
+
+    @property
+    def renames_experts(self) -> bool:
+        """Whether published experts have other names for their projections, such as `w1`."""
+        return any(word != projection for projection, word in self.published_experts[1].items())
+
     def refusal(self, target: str) -> str | None:
         """Why a format cannot take the family, or None if it can."""
         unknown = {"refused": f"the table of {self.family} does not name it"}
@@ -109,7 +125,7 @@ def architecture(family: str) -> Architecture:
         models=tuple(table["models"]),
         names=names,
         elsewhere=table.get("elsewhere", {}),
-        config=config_keys(table),
+        config=config_keys(table.get("config", {})),
         needs={need.slot: need for rule in names.values() for need in rule.needs if need},
         where=table.get("where", {}),
         targets=table.get("targets", {}),
@@ -129,12 +145,16 @@ def facts_of(target: str, fact: str) -> Mapping[str, Any]:
 
 
 @cache
-def _table(name: str) -> dict[str, Any]:
+def packaged_table(path: Path) -> dict[str, Any]:
+    """What a YAML file of ours says."""
     # libyaml reads all tables in 2 ms, pure Python in 12.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text = (TABLES / f"{name}.yaml").read_text(encoding="utf-8")
-    table: dict[str, Any] = yaml.load(text, Loader=loader)
+    table: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     return table
+
+
+def _table(name: str) -> dict[str, Any]:
+    return packaged_table(TABLES / f"{name}.yaml")
 
 
 def _merged(family: str) -> dict[str, Any]:

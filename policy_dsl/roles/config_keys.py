@@ -73,12 +73,12 @@ def _fields(entry: Any) -> Mapping[str, Any]:
     return entry if isinstance(entry, Mapping) else {"default": entry}
 
 
-def config_keys(table: Mapping[str, Any]) -> dict[str, ConfigKey]:
+def config_keys(entries: Mapping[str, Any]) -> dict[str, ConfigKey]:
     """The keys that the `config` of a family's table lists.
 
     Raises: ValueError if an entry has a field or a kind that does not exist.
     """
-    return {name: _key(name, entry) for name, entry in table.get("config", {}).items()}
+    return {name: _key(name, entry) for name, entry in entries.items()}
 
 
 def _key(name: str, entry: Any) -> ConfigKey:

@@ -1,26 +1,25 @@
-"""Names as publishers write them, and those of experts' modules that are made of them."""
+"""Names as publishers write them, those of experts' modules, and those of llama.cpp."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.roles.architecture import TABLES, packaged_table
+from policy_dsl.roles.model import Model, ModelTensor
 
 # Projection -> its name where experts' matrices are called by number.
 SHORT_NAMES: Mapping[str, str] = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
-# Families that call them so, below `block_sparse_moe`; transformers 5 keeps that as `mlp`.
-_SHORT = frozenset({"mixtral", "minimax_m2"})
+_LLAMA_CPP = TABLES / "_llama_cpp.yaml"
 _EXPERT = re.compile(r"\.experts\.(?:\d+\.)?\w+(?:\.weight)?$")
 _NUMBER = re.compile(r"\.experts\.([0-9]{1,7})\.\w+$")
 
 
 def published_name(tensor: ModelTensor, model: Model) -> str:
     """A tensor's name, also of a source that transformers saved."""
-    name = tensor.source.name
-    if model.architecture.family in _SHORT:
-        return name.replace(".mlp.", ".block_sparse_moe.", 1)
-    return name
+    block, _ = model.architecture.published_experts
+    # transformers 5 calls the blocks of all families so.
+    return tensor.source.name.replace(".mlp.", f".{block}.", 1)
 
 
 def stack_path(name: str, word: str) -> str:
@@ -30,11 +29,9 @@ def stack_path(name: str, word: str) -> str:
 
 def experts_path(tensor: ModelTensor, model: Model) -> str:
     """The modules of all experts of a tensor's projection, the expert's number being a `*`."""
-    word = tensor.projection or ""
-    short = model.architecture.family in _SHORT
-    return stack_path(
-        published_name(tensor, model), f"experts.*.{SHORT_NAMES[word] if short else word}"
-    )
+    (_, words), projection = model.architecture.published_experts, tensor.projection or ""
+    word = words.get(projection, projection)
+    return stack_path(published_name(tensor, model), f"experts.*.{word}")
 
 
 def expert_path(path: str, expert: int) -> str:
@@ -44,5 +41,23 @@ def expert_path(path: str, expert: int) -> str:
 
 def expert_of(path: str) -> int | None:
     """The expert's number in the name of its module; None for other modules."""
-    found = _NUMBER.search(path)
-    return int(found[1]) if found else None
+    matched = _NUMBER.search(path)
+    return int(matched[1]) if matched else None
+
+
+def llama_cpp_roles() -> tuple[str, ...]:
+    """The roles that llama.cpp has names for."""
+    names = packaged_table(_LLAMA_CPP)
+    return (*names["outside"], *names["block"])
+
+
+def llama_cpp_names(role: str, layer: int | None) -> tuple[str, ...]:
+    """The names of a role's matrices in a layer, `blk.3.ffn_gate_exps.weight`, likeliest first.
+
+    layer: the language model's block, or None outside of the blocks. One name is that of all
+    experts of a layer. Nothing comes back for roles that are not a matrix of the language
+    model, or whose input llama.cpp reorders.
+    """
+    place, before = ("outside", "") if layer is None else ("block", f"blk.{layer}.")
+    names = packaged_table(_LLAMA_CPP)[place].get(role, ())
+    return tuple(f"{before}{name}.weight" for name in names)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import emitters
-from policy_dsl.roles.architecture import architecture, facts_of, families_of
+from policy_dsl.roles.architecture import architecture, facts_of, families, families_of
 
 
 @pytest.mark.parametrize("target", ["gptq", "hipfire_hfq", "jangtq_prestack", "mlx_affine"])
@@ -32,3 +32,12 @@ def test_the_entry_of_a_family_replaces_that_of_its_parts() -> None:
 
 def test_facts_of_a_name_come_by_family() -> None:
     assert facts_of("hipfire_hfq", "arch_id")["minimax_m2"] == 10
+
+
+def test_short_names_of_experts_come_from_the_names_in_the_table() -> None:
+    renamed = [family for family in families() if architecture(family).renames_experts]
+
+    assert renamed == ["minimax_m2", "mixtral"]
+    words = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+    assert architecture("mixtral").published_experts == ("block_sparse_moe", words)
+    assert architecture("llama").published_experts == ("mlp", {})
