@@ -7,7 +7,7 @@ a shard that is replaced under a running build is noticed, and no count of shard
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -76,43 +76,23 @@ class Source(NamedTuple):
             raise _changed(file, "its size or time is different now")
         return content
 
-    def rows(self, tensor: TensorInfo, first: int, count: int) -> Array:
-        """`count` rows of a tensor viewed as [rows, last axis], from row `first`.
+    def rectangle(self, tensor: TensorInfo, rows: range, columns: range) -> Array:
+        """[rows, columns] of a tensor viewed as [rows, last axis]; both follow each other.
 
         BF16 comes as uint16 bit patterns, F16 and F32 as themselves, all else as its bytes.
         Raises: PolicyError as `read` does.
         """
-        width = row_nbytes(tensor)
-        file = tensor.file or ""
-        content = self.read(file, tensor.start + first * width, count * width)
+        stride, width = row_nbytes(tensor), tensor.shape[-1] if tensor.shape else 1
+        size = stride // max(1, width)
+        start = tensor.start + rows.start * stride + columns.start * size
+        if len(columns) == width:
+            content = self.read(tensor.file or "", start, len(rows) * stride)
+        else:
+            shape = len(rows), len(columns) * size
+            content = self.lines(tensor.file or "", start, shape, stride).reshape(-1)
         known = VALUE_TYPES.get(tensor.dtype)
         typed = content.view(known.storage) if known else content
-        return typed.reshape(count, -1)
-
-
-def picked_rows(
-    read: Callable[[int, int], Array],
-    tensor: TensorInfo,
-    picked: Sequence[int],
-    span: tuple[int, int],
-) -> Array:
-    """The rows of a span, counted among those that are picked, or among all if none are.
-
-    read(first, count) -> rows of the tensor. span: first and count.
-    """
-    first, count = span
-    if not picked:
-        return read(first, count)
-    if n_rows(tensor) == 1:
-        return read(0, 1)[:, list(picked)]
-    stretches: list[list[int]] = []
-    for row in picked[first : first + count]:
-        if stretches and row == sum(stretches[-1]):
-            stretches[-1][1] += 1
-        else:
-            stretches.append([row, 1])
-    # Neighbours are read at once: a router keeps most of its rows.
-    return np.concatenate([read(start, length) for start, length in stretches])
+        return typed.reshape(len(rows), -1)
 
 
 def columns(shape: tuple[int, ...]) -> int:

@@ -1,0 +1,262 @@
+"""Tensors of a model as views of stored tensors: a short list of operations on rows.
+
+One list says how large a view is, which part of the source holds a block of its rows, and where
+in the source a value of it is. Every operation maps coordinates only, never values; a block of
+rows needs a bounded part of the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+from policy_dsl.inventory import TensorInfo
+
+Shape = tuple[int, ...]
+
+
+class RowMap(NamedTuple):
+    """Where the rows of a view are in its source, which is seen as [rows, last axis].
+
+    outer: the source's row (column, if `transposed`) of each row of the view, or of each group
+    of its rows where `shape` says so. inner: the columns (rows) of its values.
+    """
+
+    outer: Sequence[int]
+    inner: Sequence[int]
+    transposed: bool = False
+
+    def with_outer(self, outer: Sequence[int]) -> RowMap:
+        """The map with other rows."""
+        return self._replace(outer=outer)
+
+
+class Rectangle(NamedTuple):
+    """A part of a source, seen as [rows, last axis], that holds whole values of a view.
+
+    In the order of the view: row by row, or column by column if `transposed`.
+    """
+
+    rows: Sequence[int]
+    columns: Sequence[int]
+    transposed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """Entry `number` along the first axis."""
+
+    number: int
+
+    def shape(self, shape: Shape) -> Shape:
+        """The shape after the operation."""
+        return shape[1:]
+
+    def rows(self, before: RowMap, shape: Shape) -> RowMap:
+        """The rows that stay."""
+        size = len(before.outer) // shape[0]
+        return before.with_outer(before.outer[self.number * size :][:size])
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """`count` entries along the first axis, from `first`."""
+
+    first: int
+    count: int
+
+    def shape(self, shape: Shape) -> Shape:
+        """The shape after the operation."""
+        return self.count, *shape[1:]
+
+    def rows(self, before: RowMap, shape: Shape) -> RowMap:
+        """The rows that stay."""
+        size = len(before.outer) // shape[0]
+        return before.with_outer(before.outer[self.first * size :][: self.count * size])
+
+
+@dataclass(frozen=True, slots=True)
+class Alternate:
+    """Every `step`-th row of a matrix, from `first`: rows of several matrices take turns."""
+
+    first: int
+    step: int
+
+    def shape(self, shape: Shape) -> Shape:
+        """The shape after the operation."""
+        return len(range(self.first, shape[0], self.step)), *shape[1:]
+
+    def rows(self, before: RowMap, _shape: Shape) -> RowMap:
+        """The rows that stay."""
+        return before.with_outer(before.outer[self.first :: self.step])
+
+
+@dataclass(frozen=True, slots=True)
+class Transposed:
+    """The columns of a matrix as rows."""
+
+    def shape(self, shape: Shape) -> Shape:
+        """The shape after the operation."""
+        return shape[1], shape[0]
+
+    def rows(self, before: RowMap, _shape: Shape) -> RowMap:
+        """Rows and columns exchanged."""
+        return RowMap(before.inner, before.outer, not before.transposed)
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """These entries alone, ascending: of the first axis, or of a single row its values."""
+
+    entries: tuple[int, ...]
+
+    def shape(self, shape: Shape) -> Shape:
+        """The shape after the operation."""
+        if prod(shape[:-1]) == 1:
+            return *shape[:-1], len(self.entries)
+        return len(self.entries), *shape[1:]
+
+    def rows(self, before: RowMap, shape: Shape) -> RowMap:
+        """The rows that stay, or the one row with the values that stay."""
+        if prod(shape[:-1]) == 1:
+            return before._replace(inner=tuple(before.inner[at] for at in self.entries))
+        size = len(before.outer) // shape[0]
+        kept = (before.outer[at * size :][:size] for at in self.entries)
+        return before.with_outer(tuple(row for rows in kept for row in rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """Every value as a row of its own; always the last operation.
+
+    A vector is one row, however long it is. What is not coded needs no row whole.
+    """
+
+    def shape(self, shape: Shape) -> Shape:
+        """The shape after the operation."""
+        return prod(shape), 1
+
+    def rows(self, before: RowMap, _shape: Shape) -> RowMap:
+        """The same rows: `View.rectangles` counts the values in them."""
+        return before
+
+
+Operation = Expert | Slice | Alternate | Transposed | Picked | Values
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A tensor of the model as operations on a stored one; without any it is the stored one.
+
+    scale: the FP8 block scales of `tensor`, in its coordinates.
+    """
+
+    tensor: TensorInfo
+    scale: TensorInfo | None = None
+    operations: tuple[Operation, ...] = ()
+
+    @property
+    def shape(self) -> Shape:
+        """Its shape, logical."""
+        shape = self.tensor.shape
+        for operation in self.operations:
+            shape = operation.shape(shape)
+        return shape
+
+    @property
+    def n_rows(self) -> int:
+        """Its rows, seen as [rows, last axis]."""
+        return prod(self.shape[:-1])
+
+    @property
+    def width(self) -> int:
+        """Values of one of its rows; 1 for a scalar."""
+        shape = self.shape
+        return shape[-1] if shape else 1
+
+    @property
+    def is_picked(self) -> bool:
+        """Whether it holds some entries only, anywhere in the source."""
+        return any(isinstance(operation, Picked) for operation in self.operations)
+
+    @property
+    def is_rows(self) -> bool:
+        """Whether its rows are rows of the source in their order, as they are stored."""
+        return not any(isinstance(one, Alternate | Transposed) for one in self.operations)
+
+    def as_values(self) -> View:
+        """The view with every value as a row of its own."""
+        return View(self.tensor, self.scale, (*self.operations, Values()))
+
+    def rectangles(self, first: int, count: int) -> Iterator[Rectangle]:
+        """The parts of the source that hold `count` rows from `first`, in their order."""
+        outer, inner, transposed = self._map()
+        for some, values in self._cuts(outer, inner, first, count):
+            for run in _runs(some):
+                rows, columns = (values, run) if transposed else (run, values)
+                yield Rectangle(rows, columns, transposed)
+
+    def values_read(self, count: int) -> int:
+        """Values of the source that are read, at most, for `count` rows that follow each other."""
+        values = count * self.width
+        for operation in self.operations:
+            if isinstance(operation, Alternate):
+                values *= operation.step
+        return values
+
+    def place(self, row: int, column: int) -> Shape:
+        """Where in the source a value is: the index along each axis of the stored tensor."""
+        ((rows, columns, transposed),) = self.rectangles(row, 1)
+        if transposed:
+            at, number = divmod(column, len(rows))
+            stored = rows[number], columns[at]
+        else:
+            at, number = divmod(column, len(columns))
+            stored = rows[at], columns[number]
+        return index_of(self.tensor.shape, *stored)
+
+    def _map(self) -> RowMap:
+        shape = self.tensor.shape
+        found = RowMap(range(prod(shape[:-1])), range(shape[-1] if shape else 1))
+        for operation in self.operations:
+            found = operation.rows(found, shape)
+            shape = operation.shape(shape)
+        return found
+
+    def _cuts(
+        self, outer: Sequence[int], inner: Sequence[int], first: int, count: int
+    ) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+        """Whole rows; of single values the end of a row, whole rows, the beginning of one."""
+        if not self.operations or not isinstance(self.operations[-1], Values):
+            yield outer[first : first + count], inner
+            return
+        at, stop, width = first, first + count, len(inner)
+        while at < stop:
+            row, column = divmod(at, width)
+            whole = (stop - at) // width if column == 0 else 0
+            end = column + min(width - column, stop - at)
+            yield outer[row : row + max(1, whole)], inner if whole else inner[column:end]
+            at += whole * width or end - column
+
+
+def index_of(shape: Shape, row: int, column: int) -> Shape:
+    """The index of a value along each axis, from its row and column in [rows, last axis]."""
+    found = [column] if shape else []
+    for size in reversed(shape[:-1]):
+        row, at = divmod(row, size)
+        found.append(at)
+    return tuple(reversed(found))
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Numbers cut into such as follow each other: neighbours are read at once."""
+    if isinstance(numbers, range):
+        yield numbers
+        return
+    start = 0
+    for at in range(1, len(numbers) + 1):
+        if at == len(numbers) or numbers[at] != numbers[at - 1] + 1:
+            yield range(numbers[start], numbers[at - 1] + 1)
+            start = at
