@@ -43,7 +43,7 @@ from safetensors.torch import load_file  # noqa: E402
 from emitters.core.build import available_cores, build  # noqa: E402
 from emitters.core.bundle_reading import Bundle, open_bundle  # noqa: E402
 from emitters.core.decoding import Decoder  # noqa: E402
-from emitters.core.matching import match, rows_of  # noqa: E402
+from emitters.core.matching import match  # noqa: E402
 from emitters.core.source_values import SourceValues  # noqa: E402
 from emitters.core.tally import Sums  # noqa: E402
 from emitters.core.verify_source import compare  # noqa: E402
@@ -52,6 +52,7 @@ from policy_dsl.inventory import Inventory  # noqa: E402
 from policy_dsl.quantities import bits_per_weight  # noqa: E402
 from policy_dsl.roles.classify import Model, ModelTensor, classify  # noqa: E402
 from policy_dsl.sources.reference import open_source  # noqa: E402
+from policy_dsl.views import stacked  # noqa: E402
 from policyc import Plan, PolicyError, load  # noqa: E402
 from policyc.cli.planning import plan_for  # noqa: E402
 from policyc.reports import report  # noqa: E402
@@ -118,7 +119,9 @@ def decoded_tensors(bundle: Bundle, model: Model) -> Tensors:
     found = {}
     for module in bundle.modules:
         # Added experts stand for nothing in the source, and are never chosen.
-        for tensor, first, count in rows_of(stacks.get(module.name, ())):
+        stack = stacks.get(module.name, ())
+        placed = stacked(tensor.view for tensor in stack)
+        for tensor, (_, first, count) in zip(stack, placed, strict=True):
             rows = decoder.rows(module, first, count)[:, : tensor.shape[-1]]
             found[called(tensor)] = rows.reshape(tensor.shape)
     return found

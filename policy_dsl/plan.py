@@ -4,34 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 
 from policy_dsl.diagnostics import Diagnostic, Span
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.policy import Policy, Treatment
 from policy_dsl.quantities import counted
 from policy_dsl.roles.classify import Model
-
-
-@dataclass(frozen=True, slots=True)
-class SourceRows:
-    """`count` rows of a source tensor, from `first`, that become output rows from `at`.
-
-    Rows are those of the tensor viewed as [rows, last axis]. scale: the FP8 block scales.
-    picked: the only rows that count, ascending; of a tensor of one row, the only values of it.
-    Empty: all.
-    """
-
-    tensor: TensorInfo
-    scale: TensorInfo | None
-    first: int
-    count: int
-    at: int
-    picked: tuple[int, ...] = ()
-
-    def row_of_source(self, row: int) -> int:
-        """Which row of the tensor a row is that counts."""
-        return self.picked[row] if self.picked and prod(self.tensor.shape[:-1]) > 1 else row
+from policy_dsl.views import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +62,7 @@ class Module:
     shape: tuple[int, ...]
     dtype: str
     rule: str
-    sources: tuple[SourceRows, ...]
+    sources: tuple[View, ...]
     tensors: tuple[PlannedTensor, ...]
     parameters: int
     added: int = 0

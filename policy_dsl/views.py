@@ -7,7 +7,7 @@ rows needs a bounded part of the source.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -177,11 +177,6 @@ class View:
         return shape[-1] if shape else 1
 
     @property
-    def is_picked(self) -> bool:
-        """Whether it holds some entries only, anywhere in the source."""
-        return any(isinstance(operation, Picked) for operation in self.operations)
-
-    @property
     def is_rows(self) -> bool:
         """Whether its rows are rows of the source in their order, as they are stored."""
         return not any(isinstance(one, Alternate | Transposed) for one in self.operations)
@@ -239,6 +234,15 @@ class View:
             end = column + min(width - column, stop - at)
             yield outer[row : row + max(1, whole)], inner if whole else inner[column:end]
             at += whole * width or end - column
+
+
+def stacked(views: Iterable[View]) -> Iterator[tuple[View, int, int]]:
+    """Each of several views, one below the other: it, its first row among all, how many it has."""
+    first = 0
+    for view in views:
+        count = view.n_rows
+        yield view, first, count
+        first += count
 
 
 def index_of(shape: Shape, row: int, column: int) -> Shape:

@@ -9,21 +9,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emitters.core.fp8_rows import dequantized_rows
 from emitters.core.misfit import Misfit, band_of
 from emitters.core.stretches import in_stretches
 from emitters.core.tally import Sums
 from emitters.core.units import Unit
-from emitters.numerics.rounding import cast, first_nonfinite, to_float32
+from emitters.numerics.rounding import first_nonfinite, to_float32
 from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.prepared import Prepared
-from emitters.tensor_io.read import Source, columns, picked_rows
+from emitters.tensor_io.read import Source
 from emitters.tensor_io.shards import write_at
-from policy_dsl.diagnostics import PolicyError, fail
+from emitters.tensor_io.view_rows import Cast, ViewReader, place_of
+from policy_dsl.diagnostics import PolicyError
 from policy_dsl.formats import Format, UnstorableError
-from policy_dsl.inventory import TensorInfo
-from policy_dsl.plan import Module, Plan, PlannedTensor, SourceRows
+from policy_dsl.plan import Module, Plan, PlannedTensor
 from policy_dsl.planning.fill import describe
+from policy_dsl.views import View
 
 # A value that no dtype loses, and a relative error from which that of a matrix is far.
 _LARGE, _NEAR = 1e-3, 0.5
@@ -39,9 +39,14 @@ class Site:
 
     plan: Plan
     format: Format
-    source: Source
+    reader: ViewReader
     folder: Path
     prepared: Prepared
+
+    @property
+    def source(self) -> Source:
+        """The source."""
+        return self.reader.source
 
 
 class Outcome(NamedTuple):
@@ -89,18 +94,18 @@ class Made(NamedTuple):
 def make_unit(site: Site, unit: Unit) -> Made:
     """The parts of the rows of one unit. Raises: PolicyError as `run_unit` does."""
     module = in_stretches(site.plan.modules[unit.module])
-    rows = module.sources[unit.source]
+    view = module.sources[unit.source]
     span = unit.first, unit.count
-    values = source_values(site, module, rows, span)
+    values = source_values(site, module, view, span)
     scale = site.prepared.column_scales.get(module.name)
     scaled = values if scale is None else values * scale
     if module.treatment.action == "quantize":
-        parts = _encoded(site, module, scaled, (rows, unit))
+        parts = _encoded(site, module, scaled, (view, unit))
     else:
         parts = {module.tensors[0].part: values}
     if _is_surely_kept(site, module, scaled):
         return Made(parts, True, False)
-    exact = source_values(site, replace(module, dtype="F32"), rows, span)
+    exact = source_values(site, replace(module, dtype="F32"), view, span)
     sums = Sums.of(exact, _decoded(site, module, parts, scale, exact.shape))
     return Made(parts, not sums.nothing_left, sums.nothing_left)
 
@@ -134,7 +139,7 @@ def _decoded(
 
 
 def _encoded(
-    site: Site, module: Module, values: Array, origin: tuple[SourceRows, Unit]
+    site: Site, module: Module, values: Array, origin: tuple[View, Unit]
 ) -> dict[str, Array]:
     importance = site.prepared.importance.get(module.name)
     given = {} if importance is None else {"importance": importance}
@@ -167,96 +172,34 @@ def _first_overflow(tensor: PlannedTensor, part: Array, values: Array) -> int:
 
 
 def _misfit(
-    site: Site, module: Module, values: Array, origin: tuple[SourceRows, Unit], row: int
+    site: Site, module: Module, values: Array, origin: tuple[View, Unit], row: int
 ) -> tuple[str, Misfit]:
     """Where a group is that cannot be stored, in that row of the values, and its neighbours."""
-    rows, unit = origin
-    place = place_of(site, rows.tensor, rows.row_of_source(unit.first + row), 0)
-    found = Misfit(site.plan, site.format, module, rows, band_of(values, module.dtype, row))
+    view, unit = origin
+    place = place_of(view, unit.first + row, 0)
+    found = Misfit(site.plan, site.format, module, view, band_of(values, module.dtype, row))
     return f"a group of row {place}", found
 
 
-def source_values(site: Site, module: Module, rows: SourceRows, span: tuple[int, int]) -> Array:
+def source_values(site: Site, module: Module, view: View, span: tuple[int, int]) -> Array:
     """[count, in] finite values of the module's value type.
 
-    span: first row, of those that count, and count. FP8 is dequantized by the plan's rule.
+    span: first row of the view, and count. FP8 is dequantized by the plan's rule.
     Raises: PolicyError as `run_unit` does.
     """
-
-    def read(first: int, count: int) -> Array:
-        return _stretch(site, module, rows, first, count)
-
-    return picked_rows(read, rows.tensor, rows.picked, span)
-
-
-def _stretch(site: Site, module: Module, rows: SourceRows, first: int, count: int) -> Array:
-    """The values of rows that follow each other in the source."""
-    tensor = rows.tensor
-    stored = site.source.rows(tensor, first, count)
-    if rows.scale is not None:
-        # A NaN code times a scale would be found too, but not told from a NaN scale.
-        _check_finite(site, stored, "F8_E4M3", (tensor, first))
-        values = _dequantized(site, module, rows, first, stored)
-    else:
-        _check_finite(site, stored, tensor.dtype, (tensor, first))
-        if tensor.dtype == module.dtype:
-            # The common case, a search and no copy.
-            return stored
-        values = cast(stored, tensor.dtype, module.dtype, cuts_off=site.format.spec.cuts_off)
+    how = Cast(module.dtype, site.plan.fp8_rule, cuts_off=site.format.spec.cuts_off)
+    values = site.reader.rows(view, *span, how)
     at = first_nonfinite(values, module.dtype)
     if at >= 0:
-        raise _overflow(site, module, rows, (first, stored), at)
+        raise _overflow(site, module, view, span, at)
     return values
 
 
 def _overflow(
-    site: Site, module: Module, rows: SourceRows, read: tuple[int, Array], at: int
+    site: Site, module: Module, view: View, span: tuple[int, int], at: int
 ) -> PolicyError:
-    """The error of a value that is finite, and not in the module's dtype. read: as stored."""
-    first, stored = read
-    if rows.scale is not None:
-        exact = _dequantized(site, replace(module, dtype="F32"), rows, first, stored)
-    else:
-        exact = to_float32(stored, rows.tensor.dtype)
+    """The error of a value that is finite, and not in the module's dtype."""
+    exact = site.reader.rows(view, *span, Cast("F32", site.plan.fp8_rule))
     band = band_of(exact, "F32", at // exact.shape[-1])
-    what = f"{exact.reshape(-1)[at]:.4g} at {place_of(site, rows.tensor, first, at)}"
-    return Misfit(site.plan, site.format, module, rows, band).too_large(what, module.dtype)
-
-
-def place_of(site: Site, tensor: TensorInfo, first: int, at: int) -> str:
-    """Where the value is that is `at` values after row `first`, such as `[3, 17]`."""
-    if not tensor.shape:
-        return "its only value"
-    # Rows may be counted as the values in them; the place is one in the tensor as it is.
-    sources = (one.source for one in site.plan.model.tensors)
-    shape = next((one.shape for one in sources if one.name == tensor.name), tensor.shape)
-    index = np.unravel_index(first * columns(tensor.shape) + at, shape)
-    return str([int(axis) for axis in index])
-
-
-def _dequantized(site: Site, module: Module, rows: SourceRows, first: int, codes: Array) -> Array:
-    """The values of FP8 codes. Raises: PolicyError if a scale is not finite."""
-    return dequantized_rows(
-        site.source,
-        site.plan.model.config,
-        (rows.tensor, rows.scale),
-        codes,
-        first=first,
-        rule=site.plan.fp8_rule,
-        out_dtype=module.dtype,
-        check=lambda grid, scale, row: _check_finite(site, grid, scale.dtype, (scale, row)),
-    )
-
-
-def _check_finite(site: Site, stored: Array, dtype: str, rows: tuple[TensorInfo, int]) -> None:
-    """Raises: PolicyError if one of these rows of a tensor, from its row, is not finite."""
-    at = first_nonfinite(stored, dtype)
-    if at < 0:
-        return
-    # E4M3 has no infinities.
-    found = "nan"
-    if dtype in VALUE_TYPES:
-        found = str(to_float32(stored.reshape(-1)[at : at + 1], dtype)[0])
-    tensor, first = rows
-    place = place_of(site, tensor, first, at)
-    raise fail("non-finite-source", tensor=tensor.name, value=found, place=place)
+    what = f"{exact.reshape(-1)[at]:.4g} at {place_of(view, span[0], at)}"
+    return Misfit(site.plan, site.format, module, view, band).too_large(what, module.dtype)

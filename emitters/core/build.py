@@ -28,6 +28,7 @@ from emitters.core.units import Unit, fit, plan_units, source_nbytes, total_sour
 from emitters.core.workers import run_units
 from emitters.core.workspace import check_early, check_output, claimed, output_place
 from emitters.tensor_io.read import Source, file_facts
+from emitters.tensor_io.view_rows import ViewReader
 from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.formats import Format
 from policy_dsl.inventory import Inventory
@@ -92,7 +93,9 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     with claimed(out) as workspace:
         workspace.recover()
         check_output(out, inventory.root, force=force)
-        site = Site(plan, known, _source(plan, inventory, known), workspace.bundle, prepared)
+        source = _source(plan, inventory, known)
+        reader = ViewReader(source, plan.model.config, must_be_finite=True)
+        site = Site(plan, known, reader, workspace.bundle, prepared)
         identity = identity_of(plan, site.source)
         journal = open_journal(workspace, site, identity, force=force)
         resumed = _write_tensors(site, journal, told, jobs=workers, block_values=block_values)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from math import prod
 
 import numpy as np
 
@@ -34,18 +33,18 @@ def ensure_something_left(site: Site, lost: Iterable[Unit]) -> None:
 
 def _units(site: Site, lost: Unit) -> Iterator[Unit]:
     """The rows of a unit's matrix, as many at a time as it has."""
-    rows = in_stretches(site.plan.modules[lost.module]).sources[lost.source]
-    for start in range(0, rows.count, lost.count):
-        count = min(lost.count, rows.count - start)
-        yield replace(lost, first=rows.first + start, count=count, at=rows.at + start)
+    n_rows = in_stretches(site.plan.modules[lost.module]).sources[lost.source].n_rows
+    for start in range(0, n_rows, lost.count):
+        count = min(lost.count, n_rows - start)
+        yield replace(lost, first=start, count=count, at=lost.at - lost.first + start)
 
 
 def _finding(site: Site, lost: Unit) -> Diagnostic:
     """What is lost, and what would hold it; tried with the band of the largest value."""
     module = in_stretches(site.plan.modules[lost.module])
-    rows = module.sources[lost.source]
+    view = module.sources[lost.source]
     wide = replace(module, dtype="F32")
-    values = source_values(site, wide, rows, (lost.first, lost.count))
+    values = source_values(site, wide, view, (lost.first, lost.count))
     row = int(np.abs(values).max(axis=-1).argmax()) // BAND * BAND
-    misfit = Misfit(site.plan, site.format, module, rows, values[row : row + BAND])
-    return misfit.too_small(rows.count * prod(rows.tensor.shape[-1:]))
+    misfit = Misfit(site.plan, site.format, module, view, values[row : row + BAND])
+    return misfit.too_small(view.n_rows * view.width)

@@ -5,7 +5,7 @@ Bundle, Model ── match ──> module of the bundle ─> its stack: tensors 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
 
@@ -108,18 +108,6 @@ def fits(module: BundleModule, stack: tuple[ModelTensor, ...]) -> bool:
     elements = sum(prod(one.shape) for one in stack)
     first = module.shape[0] - module.added if module.shape else 1
     return plain and elements == first * prod(module.shape[1:])
-
-
-def rows_of(stack: tuple[ModelTensor, ...]) -> Iterator[tuple[ModelTensor, int, int]]:
-    """Each tensor of a stack that fits, its first row in the module, and how many it has.
-
-    A row of the module may be longer than the tensor's: a bias, by the experts that were added.
-    """
-    first = 0
-    for tensor in stack:
-        count = prod(tensor.shape[:-1])
-        yield tensor, first, count
-        first += count
 
 
 def _named_as(

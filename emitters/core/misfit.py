@@ -9,15 +9,15 @@ import numpy as np
 
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
 from emitters.numerics.value_types import Array
-from emitters.tensor_io.read import columns
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
 from policy_dsl.formats import Format, SchemeSpec, UnstorableError
-from policy_dsl.plan import Module, Plan, SourceRows
+from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.decisions import trace
 from policy_dsl.planning.fill import PLAIN_WORDS, describe
 from policy_dsl.policy import Treatment
 from policy_dsl.quantities import counted
 from policy_dsl.roles.classify import ModelTensor
+from policy_dsl.views import Values, View
 
 # Rows that formats code together at most, with groups that do not run on from row to row.
 BAND = 32
@@ -29,18 +29,18 @@ _LARGEST_LOSS = 0.25
 class Misfit:
     """Values of a module that are finite, and that its treatment cannot store.
 
-    rows: where they come from. values: float32 [rows, in], at most a band of them.
+    view: where they come from. values: float32 [rows, in], at most a band of them.
     """
 
     plan: Plan
     format: Format
     module: Module
-    rows: SourceRows
+    view: View
     values: Array
 
     def too_large(self, what: str, dtype: str) -> PolicyError:
         """The error: `what` is too large for `dtype`, and which treatments would hold it."""
-        facts = {"tensor": self.rows.tensor.name, "what": what, "dtype": dtype}
+        facts = {"tensor": self.view.tensor.name, "what": what, "dtype": dtype}
         cure = self._cure("it")
         return fail("value-overflow", self._span(), suggestion=cure, **facts)
 
@@ -52,7 +52,7 @@ class Misfit:
             "value-underflow",
             self._span(),
             suggestion=self._cure("them"),
-            tensor=self.rows.tensor.name,
+            tensor=self.view.tensor.name,
             values=counted(n_values, "value"),
             treatment=describe(module.treatment) if quantized else module.dtype,
         )
@@ -70,7 +70,7 @@ class Misfit:
         return fail(
             "unstorable-value",
             self._span(),
-            tensor=self.rows.tensor.name,
+            tensor=self.view.tensor.name,
             place=place,
             treatment=describe(self.module.treatment),
             reason=reason,
@@ -134,14 +134,13 @@ class Misfit:
 
     def _tensor(self) -> ModelTensor:
         """What the values are in the model; a source tensor may hold several of its tensors."""
-        rows = self.rows
+        view = self.view
+        # Rows may be counted as the values in them.
+        made = tuple(one for one in view.operations if not isinstance(one, Values))
         return next(
             tensor
             for tensor in self.plan.model.tensors
-            if tensor.source.name == rows.tensor.name
-            # Rows may be counted as the values in them.
-            and tensor.first_row * columns(tensor.source.shape)
-            == rows.first * columns(rows.tensor.shape)
+            if tensor.source.name == view.tensor.name and tensor.operations == made
         )
 
     def _span(self) -> Span | None:

@@ -10,11 +10,11 @@ from itertools import islice
 from math import prod
 from typing import TypeVar
 
-from emitters.core.matching import rows_of
 from emitters.core.record import BundleModule
 from emitters.core.stretches import both_in_stretches
 from emitters.tensor_io.read import columns
 from policy_dsl.roles.classify import ModelTensor
+from policy_dsl.views import stacked
 
 # As many values as a build's unit: few pieces, and small ones where a matrix is small.
 _PIECE_VALUES = 8 * 2**20
@@ -63,7 +63,8 @@ def pieces_of(
     step = block_rows(module)
     height = max(1, prod(whole.shape[-2:-1]) * columns(whole.shape) // columns(module.shape))
     several = max(1, _PIECE_VALUES // columns(module.shape) // step) * step
-    for tensor, at, rows in rows_of(tensors):
+    placed = zip(tensors, stacked(tensor.view for tensor in tensors), strict=True)
+    for tensor, (_, at, rows) in placed:
         for start in range(0, rows, height):
             stop = min(rows, start + height)
             for first in range(start, stop, several):

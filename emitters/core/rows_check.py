@@ -16,11 +16,12 @@ from emitters.core.bundle_reading import Bundle
 from emitters.core.decoding import Decoder
 from emitters.core.pieces import Piece
 from emitters.core.record import BundleModule
-from emitters.core.source_values import Cast, SourceValues
+from emitters.core.source_values import SourceValues
 from emitters.core.tally import Sums, Tally
 from emitters.numerics.reach import FLOORS, UNITS
 from emitters.numerics.rounding import to_float32
 from emitters.numerics.value_types import Array
+from emitters.tensor_io.view_rows import Cast
 from policy_dsl.formats import Slack, UnstorableError
 from policy_dsl.resources import version
 from policy_dsl.roles.classify import ModelTensor

@@ -12,8 +12,9 @@ from math import prod
 from emitters.core.record import BundleModule
 from emitters.tensor_io.read import columns
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.plan import Module, PlannedTensor, SourceRows
+from policy_dsl.plan import Module, PlannedTensor
 from policy_dsl.roles.classify import ModelTensor
+from policy_dsl.views import Values
 
 # Rows up to this many values are worked on whole, whatever becomes of them.
 LONGEST_ROW = 64 * 2**10
@@ -27,13 +28,13 @@ def in_stretches(module: Module) -> Module:
     width = columns(module.shape)
     if module.treatment.action == "quantize" or not _may_split(module, width):
         return module
-    # A scale belongs to a block of a row, and a pick to a row or to its values.
-    if any(rows.scale is not None or rows.picked for rows in module.sources):
+    # A scale belongs to a block of a row.
+    if any(view.scale is not None for view in module.sources):
         return module
     return replace(
         module,
         shape=_as_values(module.shape),
-        sources=tuple(_rows_in_stretches(rows, width) for rows in module.sources),
+        sources=tuple(view.as_values() for view in module.sources),
         tensors=tuple(_planned_in_stretches(tensor) for tensor in module.tensors),
     )
 
@@ -58,18 +59,10 @@ def both_in_stretches(
 
 def tensors_in_stretches(*tensors: ModelTensor) -> tuple[ModelTensor, ...]:
     """Tensors of a source as their rows are read side by side: split, if all of them can be."""
-    if any(
-        tensor.scale is not None or tensor.picked or columns(tensor.shape) <= LONGEST_ROW
-        for tensor in tensors
-    ):
+    if any(tensor.scale is not None or columns(tensor.shape) <= LONGEST_ROW for tensor in tensors):
         return tensors
     return tuple(
-        replace(
-            tensor,
-            source=_info_in_stretches(tensor.source),
-            shape=_as_values(tensor.shape),
-            first_row=tensor.first_row * columns(tensor.source.shape),
-        )
+        replace(tensor, shape=_as_values(tensor.shape), operations=(*tensor.operations, Values()))
         for tensor in tensors
     )
 
@@ -78,16 +71,6 @@ def _may_split(module: Module | BundleModule, width: int) -> bool:
     # In a bias the experts that were added make the row longer than the source's.
     is_padded_row = module.added > 0 and len(module.shape) == 1
     return width > LONGEST_ROW and not is_padded_row
-
-
-def _rows_in_stretches(rows: SourceRows, width: int) -> SourceRows:
-    return SourceRows(
-        _info_in_stretches(rows.tensor),
-        None,
-        rows.first * width,
-        rows.count * width,
-        rows.at * width,
-    )
 
 
 def _info_in_stretches(tensor: TensorInfo) -> TensorInfo:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from emitters.core.stretches import LONGEST_ROW, in_stretches
-from emitters.tensor_io.read import columns, row_nbytes
+from emitters.tensor_io.view_rows import view_nbytes
 from policy_dsl.diagnostics import fail
-from policy_dsl.plan import Module, Plan, SourceRows
+from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.fill import describe
 from policy_dsl.quantities import both_units
+from policy_dsl.views import stacked
 
 MIB = 2**20
 # A unit reads at most 8 Mi values: 32 MiB of source, and blocks that caches still help with.
@@ -28,8 +29,8 @@ Spans = tuple[tuple[int, int], ...]
 class Unit:
     """`count` rows from `first` of source `source` of module `module`, output rows from `at`.
 
-    module, source: indices in the plan. Rows are those of a tensor viewed as
-    [rows, last axis], or single values where `in_stretches` splits rows. Plain data: any worker
+    module, source: indices in the plan. Rows are those of a view, or single values where
+    `in_stretches` splits rows. Plain data: any worker
     with the plan and both folders can run it.
     """
 
@@ -50,27 +51,26 @@ def plan_units(
     finished = done or {}
     for index, module in enumerate(map(in_stretches, plan.modules)):
         spans = finished.get(index, ())
-        for source, rows in enumerate(module.sources):
-            together = _values_together(module, rows)
+        for source, (view, first, rows) in enumerate(stacked(module.sources)):
+            together = view.values_read(module.together)
             # Rows that are coded as one stay in one block.
             step = max(1, block_values // max(1, together)) * module.together
-            for start, stop in _missing(rows, spans):
+            for start, stop in _missing((first, first + rows), spans):
                 for at in range(start, stop, step):
                     # No block spans two sources: the experts of a stack lie apart.
                     count = min(step, stop - at)
-                    yield Unit(index, source, rows.first + at - rows.at, count, at)
+                    yield Unit(index, source, at - first, count, at)
 
 
 def source_nbytes(plan: Plan, unit: Unit) -> int:
     """Bytes of weights that a unit reads."""
-    tensor = in_stretches(plan.modules[unit.module]).sources[unit.source].tensor
-    return row_nbytes(tensor) * unit.count
+    return view_nbytes(in_stretches(plan.modules[unit.module]).sources[unit.source], unit.count)
 
 
 def total_source_nbytes(plan: Plan) -> int:
     """Bytes of weights that all units together read."""
-    sources = (rows for module in plan.modules for rows in module.sources)
-    return sum(row_nbytes(rows.tensor) * rows.count for rows in sources)
+    views = (view for module in plan.modules for view in module.sources)
+    return sum(view_nbytes(view, view.n_rows) for view in views)
 
 
 def merge_spans(spans: Iterable[tuple[int, int]]) -> Spans:
@@ -110,16 +110,11 @@ def _largest_whole(plan: Plan) -> tuple[Module | None, int]:
     """The module with the most values that must be in memory at once, and how many."""
     found: tuple[Module | None, int] = None, 0
     for module in map(in_stretches, plan.modules):
-        for rows in module.sources:
-            values = _values_together(module, rows)
+        for view in module.sources:
+            values = view.values_read(module.together)
             if values > found[1]:
                 found = module, values
     return found
-
-
-def _values_together(module: Module, rows: SourceRows) -> int:
-    """Values of a source that are coded or read as one."""
-    return columns(rows.tensor.shape) * module.together
 
 
 def _why_whole(module: Module, values: int) -> str:
@@ -129,9 +124,9 @@ def _why_whole(module: Module, values: int) -> str:
     return f"{module.name}: {what} takes {rows}, {values} values, at once"
 
 
-def _missing(rows: SourceRows, done: Spans) -> Iterator[tuple[int, int]]:
-    """The spans of these rows' output that `done` leaves open."""
-    at, stop = rows.at, rows.at + rows.count
+def _missing(rows: tuple[int, int], done: Spans) -> Iterator[tuple[int, int]]:
+    """The spans of these output rows, [start, stop), that `done` leaves open."""
+    at, stop = rows
     # An earlier run may have used other blocks, so spans need not end where blocks do.
     for start, end in done:
         if end > at and start < stop:

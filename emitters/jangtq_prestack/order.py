@@ -19,7 +19,7 @@ SHARD_NBYTES = 10**9
 class _Piece(NamedTuple):
     """What the converter writes for one matrix: `key` sorts it, sizes are of its parts."""
 
-    key: tuple[str, str, int]
+    key: tuple[str, str, tuple[int, ...]]
     module: Module
     sizes: tuple[int, ...]
 
@@ -55,8 +55,8 @@ def _pieces(modules: Sequence[Module]) -> Iterator[_Piece]:
             tensor.nbytes if tensor.is_constant else tensor.nbytes // count
             for tensor in module.tensors
         )
-        for rows in module.sources:
-            key = rows.tensor.file or "", rows.tensor.name, rows.first
+        for view in module.sources:
+            key = view.tensor.file or "", view.tensor.name, view.place(0, 0)
             yield _Piece(key, module, sizes)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from emitters.numerics.fp8 import fp8_dequantize
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
+from emitters.numerics.small_floats import fp8_dequantize
 from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.read import Source
 from policy_dsl.diagnostics import fail
@@ -99,8 +100,7 @@ class ViewReader:
         self, view: View, matrix: int, rows: range, columns: range, block: tuple[int, int]
     ) -> Array:
         """float32: the scales of rows of one matrix of a stack, each with a grid of its own."""
-        scale, first = view.scale, rows.start - matrix * view.tensor.shape[-2]
-        assert scale is not None
+        scale, first = _scale_of(view), rows.start - matrix * view.tensor.shape[-2]
         grid = matrix * scale.shape[-2]
         # Only these: there may be one for each value.
         bands = range(grid + first // block[0], grid - (-(first + len(rows)) // block[0]))
@@ -115,8 +115,7 @@ class ViewReader:
         return to_float32(stored, scale.dtype)
 
     def _block(self, view: View) -> tuple[int, int]:
-        tensor, scale = view.tensor, view.scale
-        assert scale is not None
+        tensor, scale = view.tensor, _scale_of(view)
         shapes = tensor.shape, scale.shape
         if shapes not in self._blocks:
             block = fp8_block(self._config, tensor, scale)
@@ -139,11 +138,23 @@ class ViewReader:
         raise fail("non-finite-source", tensor=tensor.name, value=value, place=place(at))
 
 
+def view_nbytes(view: View, n_rows: int) -> int:
+    """Bytes of the source's values in so many rows of a view."""
+    tensor = view.tensor
+    return tensor.nbytes * n_rows * view.width // max(1, prod(tensor.shape))
+
+
 def place_of(view: View, first: int, at: int) -> str:
     """Where in the source the value is that is `at` values after row `first`: `[3, 17]`."""
     row, column = divmod(at, view.width)
     place = view.place(first + row, column)
     return str(list(place)) if place else "its only value"
+
+
+def _scale_of(view: View) -> TensorInfo:
+    if view.scale is None:
+        raise ValueError(f"{view.tensor.name} has no scales")
+    return view.scale
 
 
 def _extent(numbers: Sequence[int]) -> range:

@@ -204,7 +204,7 @@ def _is_wider(module: Module) -> bool:
 def _source_nbytes(module: Module) -> int:
     """Bytes of the source rows, and of their share of the FP8 scales."""
     total = 0.0
-    for rows in module.sources:
-        share = rows.count * rows.tensor.shape[-1] / max(1, math.prod(rows.tensor.shape))
-        total += share * (rows.tensor.nbytes + (rows.scale.nbytes if rows.scale else 0))
+    for view in module.sources:
+        share = math.prod(view.shape) / max(1, math.prod(view.tensor.shape))
+        total += share * (view.tensor.nbytes + (view.scale.nbytes if view.scale else 0))
     return round(total)

@@ -18,6 +18,7 @@ from policy_dsl.policy import Policy, Prune
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.roles.model import BY_EXPERT
 from policy_dsl.sources.saliency import KEEP, ModelShape, Saliency
+from policy_dsl.views import Picked
 
 # Config keys for how many experts a token gets; older configs of gpt-oss have the second.
 _ROUTED = ("num_experts_per_tok", "experts_per_token")
@@ -140,7 +141,8 @@ def _picked(tensor: ModelTensor, numbers: tuple[int, ...]) -> ModelTensor:
     """The tensor with the entries of these experts only."""
     alone = prod(tensor.shape[:-1]) == 1
     lead, rest = (tensor.shape[:-1], ()) if alone else ((), tensor.shape[1:])
-    return replace(tensor, shape=(*lead, len(numbers), *rest), picked=numbers)
+    picked = (*tensor.operations, Picked(numbers))
+    return replace(tensor, shape=(*lead, len(numbers), *rest), operations=picked)
 
 
 def _omission(tensor: ModelTensor, expert: int, pruning: Pruning) -> Omission:

@@ -102,15 +102,8 @@ def plan_digest(plan: Plan) -> str:
             module.dtype,
             module.shape,
             [
-                [
-                    rows.tensor.name,
-                    rows.scale and rows.scale.name,
-                    rows.first,
-                    rows.count,
-                    rows.at,
-                    *rows.picked,
-                ]
-                for rows in module.sources
+                [view.tensor.name, view.scale and view.scale.name, *map(repr, view.operations)]
+                for view in module.sources
             ],
             [[*astuple(tensor)[:-1], _short(tensor.tail)] for tensor in module.tensors],
         ]

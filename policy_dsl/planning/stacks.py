@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import ExpertPadding, ExpertsApart, FormatSpec, PartShape
 from policy_dsl.inventory import tensor_nbytes
-from policy_dsl.plan import Module, PlannedTensor, SourceRows
+from policy_dsl.plan import Module, PlannedTensor
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.planning.fill import describe
 from policy_dsl.policy import Policy, Treatment
@@ -101,7 +101,7 @@ class Stacking:
             shape=padded,
             dtype=first.dtype,
             rule=first.decision.origin,
-            sources=tuple(_rows(stack)),
+            sources=tuple(settled.tensor.view for settled in stack),
             tensors=tuple(_unplaced(path, part, tail, bare=bare) for part in parts),
             parameters=math.prod(shape),
             added=added,
@@ -145,16 +145,6 @@ def _uneven(stack: Sequence[Settled]) -> Diagnostic | None:
                 "uneven-stack", one=list(first.tensor.shape), other=list(other.tensor.shape)
             )
     return None
-
-
-def _rows(stack: Sequence[Settled]) -> Iterable[SourceRows]:
-    at = 0
-    for settled in stack:
-        tensor = settled.tensor
-        count = math.prod(tensor.shape[:-1])
-        source = tensor.source, tensor.scale, tensor.first_row
-        yield SourceRows(*source, count, at, tensor.picked)
-        at += count
 
 
 def _unplaced(path: str, part: PartShape, tail: bytes, *, bare: bool) -> PlannedTensor:

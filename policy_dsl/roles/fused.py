@@ -8,6 +8,7 @@ from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.roles.model import ModelTensor
 from policy_dsl.roles.name_rules import Fusion, NameRule
+from policy_dsl.views import Alternate, Expert, Operation, Slice, Transposed
 
 # An MXFP4 block is 16 bytes of two 4-bit codes each.
 _MXFP4_BLOCK = 32
@@ -33,14 +34,15 @@ def defuse(
 ) -> Iterator[ModelTensor]:
     """Every expert's matrices, expert by expert, of a tensor without `fused_defect`."""
     fusion = rule.fusion or Fusion()
-    rows = tensor.shape[1]
     outs, ins = _matrix_shape(tensor, fusion)
-    size = outs // len(rule.roles)
-    firsts = range(len(rule.roles)) if fusion.interleaved else range(0, outs, size)
+    n_parts = len(rule.roles)
+    size = outs // n_parts
+    parts: list[Operation] = [Slice(part * size, size) for part in range(n_parts)]
+    if fusion.interleaved:
+        parts = [Alternate(part, n_parts) for part in range(n_parts)]
+    axes = (Transposed(),) if fusion.transposed else ()
     for expert in range(tensor.shape[0]):
-        for role, first in zip(rule.roles, firsts, strict=True):
-            # Outputs are rows of the source, or its columns where it is transposed.
-            row, column = (0, first) if fusion.transposed else (first, 0)
+        for role, part in zip(rule.roles, parts, strict=True):
             yield ModelTensor(
                 source=tensor,
                 role=role.name,
@@ -49,11 +51,8 @@ def defuse(
                 layer=layer,
                 expert=expert,
                 shape=(size, ins),
-                first_row=expert * rows + row,
-                transposed=fusion.transposed,
                 scale=scale,
-                row_step=len(rule.roles) if fusion.interleaved else 1,
-                first_column=column,
+                operations=(Expert(expert), *axes, *((part,) if n_parts > 1 else ())),
                 mxfp4=fusion.mxfp4,
             )
 

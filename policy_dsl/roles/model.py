@@ -11,6 +11,7 @@ from policy_dsl.inventory import TensorInfo
 from policy_dsl.roles.architecture import Architecture
 from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.name_index import NameIndex
+from policy_dsl.views import Operation, View
 from policy_dsl.vocabulary import namesake
 
 # Roles with an entry for every expert along their first axis.
@@ -25,12 +26,9 @@ class ModelTensor:
     role has projection None, and component None unless it stands inside vision, audio or mtp).
     layer: the language model's block, else None. expert: its number in the layer, else None.
     shape: [out, in] of a matrix; the source's shape of anything else.
-    first_row: the first row of the source (viewed as [rows, last axis]) that belongs to it;
-    row_step: from one of its rows to the next. transposed: the source stores [in, out]: its
-    rows from first_row on are inputs, its columns first_column, first_column + row_step …
-    outputs. scale: the FP8 block scales, consumed with it. mxfp4: the source is
-    [experts, out, blocks, 16] packed, and `scale` holds a byte for each block; first_row
-    counts rows of `out`. picked: as in `SourceRows`, the entries of the experts that stay.
+    operations: how it is made of the source. scale: the FP8 block scales, consumed with it.
+    mxfp4: the source is [experts, out, blocks, 16] packed, and `scale` holds a byte for each
+    block; operations are those of [experts, out, in].
     """
 
     # The first fields are what every tensor has; a fused source needs the others too.
@@ -41,14 +39,15 @@ class ModelTensor:
     layer: int | None
     expert: int | None
     shape: tuple[int, ...]
-    first_row: int = 0
-    transposed: bool = False
     is_matrix: bool = True
     scale: TensorInfo | None = None
-    row_step: int = 1
-    first_column: int = 0
+    operations: tuple[Operation, ...] = ()
     mxfp4: bool = False
-    picked: tuple[int, ...] = ()
+
+    @property
+    def view(self) -> View:
+        """The stored tensor and what makes this one of it."""
+        return View(self.source, self.scale, self.operations)
 
     @property
     def namesake(self) -> str:
@@ -58,7 +57,7 @@ class ModelTensor:
     @property
     def is_rows_of_source(self) -> bool:
         """Whether its rows are rows of the source, one after the other, as they are stored."""
-        return not (self.transposed or self.mxfp4 or self.row_step != 1 or self.first_column != 0)
+        return not self.mxfp4 and (not self.operations or self.view.is_rows)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ import pytest
 from emitters.core.build import build
 from emitters.core.bundle_reading import Bundle, open_bundle
 from emitters.core.decoding import Decoder
-from emitters.core.matching import fits, match, rows_of, with_added
+from emitters.core.matching import fits, match, with_added
 from emitters.core.source_values import SourceValues
 from emitters.core.verify import verify_bundle
 from policy_dsl.roles.classify import classify
 from policy_dsl.sources.reference import open_source
+from policy_dsl.views import stacked
 
 MLX = "target: mlx_affine\nrules: 'all: keep'\n"
 JANG = "target: jangtq_prestack\nrules: 'all: f16; experts: 4bit'\n"
@@ -46,7 +47,9 @@ def test_every_tensor_of_the_source_has_its_rows_in_one_module(made, policy):
     bundle, source = made(policy)
     stacks, decoder, met = match(bundle, source.model), Decoder(bundle), []
     for module in bundle.modules:
-        for tensor, first, count in rows_of(stacks.get(module.name, ())):
+        stack = stacks.get(module.name, ())
+        placed = stacked(tensor.view for tensor in stack)
+        for tensor, (_, first, count) in zip(stack, placed, strict=True):
             wanted = source.rows(tensor, 0, count)
             found = decoder.rows(module, first, count)[:, : wanted.shape[1]]
             apart = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
@@ -60,7 +63,8 @@ def test_a_stack_is_the_experts_in_their_order(made):
     stack = match(bundle, source.model)[f"{BLOCK}.switch_mlp.down_proj"]
     names = [tensor.source.name for tensor in stack]
     assert names == [f"{BLOCK}.experts.{number}.w2.weight" for number in range(8)]
-    assert [rows[1:] for rows in rows_of(stack)] == [(256 * at, 256) for at in range(8)]
+    placed = stacked(tensor.view for tensor in stack)
+    assert [rows[1:] for rows in placed] == [(256 * at, 256) for at in range(8)]
 
 
 def test_an_expert_apart_is_a_stack_of_one(made):

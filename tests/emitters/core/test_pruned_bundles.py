@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from child_builds import StoppedAt
-from hypothesis import given
-from hypothesis import strategies as st
 from small_checkpoints import (
     digests,
     e4m3_values,
@@ -31,9 +29,7 @@ from emitters.core.record import BundleModule
 from emitters.core.verify import VerifyReport, verify_bundle
 from emitters.numerics.awq import awq_scale, column_scale, gate_up_sums
 from emitters.tensor_io.imatrix import open_imatrix
-from emitters.tensor_io.read import picked_rows
 from policy_dsl.diagnostics import PolicyError
-from policy_dsl.inventory import TensorInfo
 from policy_dsl.language.load import parse_policy
 from policy_dsl.plan import Plan
 from policy_dsl.planning.record import record_digest
@@ -310,19 +306,3 @@ def test_experts_of_a_fused_source_are_pruned_too(tmp_path: Path, *, fused: bool
     # Two of four experts, and their scales.
     experts = 3 * 2 * 192 * 64 * 2 - 2 * 192 * 64
     assert sum(one.nbytes for one in plan.omitted) == experts + 2 * scales[0, :1].nbytes
-
-
-@given(st.data())
-def test_picked_rows_are_rows_of_the_picked(data: Any) -> None:
-    rows, columns = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 3))
-    shape = (rows, columns) if rows > 1 else (columns,)
-    stored = np.arange(rows * columns).reshape(rows, columns)
-    tensor = TensorInfo("x", "F32", shape, stored.nbytes)
-    numbers = st.integers(0, (rows if rows > 1 else columns) - 1)
-    picked = tuple(sorted(data.draw(st.sets(numbers))))
-    axis = 0 if rows > 1 else 1
-    taken = np.take(stored, picked, axis) if picked else stored
-    first = data.draw(st.integers(0, len(taken) - 1))
-    count = data.draw(st.integers(1, len(taken) - first))
-    found = picked_rows(lambda at, n: stored[at : at + n], tensor, picked, (first, count))
-    np.testing.assert_array_equal(found, taken[first : first + count])

@@ -207,7 +207,7 @@ def test_rows_are_redone_where_the_journal_has_gaps(several_blocks, expected, tm
     shard.write_bytes(whole[:start] + bytes(len(whole) - start))
     kept = {}
     for at, module in enumerate(plan.modules):
-        n_rows = module.sources[0].count
+        n_rows = module.sources[0].n_rows
         if n_rows < 200:
             continue
         kept[at] = (100, 200)

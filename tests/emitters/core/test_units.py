@@ -18,7 +18,9 @@ from emitters.core.statistics import prepare
 from emitters.core.units import Unit, fit, merge_spans, plan_units, source_nbytes
 from emitters.core.workers import run_units
 from emitters.tensor_io.read import Source, file_facts
+from emitters.tensor_io.view_rows import ViewReader
 from policy_dsl.diagnostics import PolicyError
+from policy_dsl.views import stacked
 
 # Rows of width 64: blocks of 24 rows, which divide none of the heights.
 BLOCK = 24 * 64
@@ -49,10 +51,10 @@ def test_every_row_that_is_not_done_is_in_one_unit(write_llama, planned, demo, d
         units = list(plan_units(plan, block_values=BLOCK, done=finished))
         for index, module in enumerate(plan.modules):
             wanted = [
-                (at, each.first + k, each.at + k)
-                for at, each in enumerate(module.sources)
-                for k in range(each.count)
-                if not any(start <= each.at + k < stop for start, stop in done)
+                (number, row, first + row)
+                for number, (_, first, count) in enumerate(stacked(module.sources))
+                for row in range(count)
+                if not any(start <= first + row < stop for start, stop in done)
             ]
             assert rows(plan, units, index) == wanted
 
@@ -120,7 +122,8 @@ def test_two_units_a_worker_are_in_flight_and_no_more(write_llama, planned, tmp_
     plan, prepared = prepare(given[0], FORMATS["mlx_affine"])
     root = tmp_path / "source"
     source = Source(root, file_facts(root, ["model.safetensors"]))
-    site = Site(plan, FORMATS["mlx_affine"], source, report.out, prepared)
+    reader = ViewReader(source, plan.model.config)
+    site = Site(plan, FORMATS["mlx_affine"], reader, report.out, prepared)
     journal = Journal.create(tmp_path / "journal", {})
     units, alive, most = list(plan_units(plan, block_values=BLOCK)), 0, 0
 

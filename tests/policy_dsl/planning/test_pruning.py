@@ -24,6 +24,7 @@ from policy_dsl.planning.resolve import resolve
 from policy_dsl.roles.classify import classify
 from policy_dsl.sources.reference import open_source
 from policy_dsl.sources.saliency import Saliency, read_saliency
+from policy_dsl.views import Picked
 
 ROOT = Path(__file__).parents[3]
 TINY = ROOT / "examples" / "tiny-minimax-m2"
@@ -137,9 +138,9 @@ def test_experts_are_renumbered_in_their_old_order() -> None:
     path = "model.layers.1.block_sparse_moe.experts"
     assert [one.tensor.name for one in stack.sources] == [f"{path}.{old}.w2.weight" for old in kept]
     routers = [m for m in plan.modules if m.layer == 1 and m.role in ("router", "router_bias")]
-    assert {(module.shape, module.sources[0].picked) for module in routers} == {
-        ((6, 256), kept),
-        ((6,), kept),
+    assert {(module.shape, module.sources[0].operations) for module in routers} == {
+        ((6, 256), (Picked(kept),)),
+        ((6,), (Picked(kept),)),
     }
 
 

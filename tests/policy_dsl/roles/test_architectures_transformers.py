@@ -163,12 +163,13 @@ def read(config, tensors):
 
 
 def values_of(tensor, source):
-    """The [out, in] values of a logical tensor, where its fields say they are."""
-    out, into = tensor.shape
-    rows = source.reshape(-1, source.shape[-1])[tensor.first_row :]
-    if tensor.transposed:
-        return rows[:into, tensor.first_column :: tensor.row_step][:, :out].T
-    return rows[:: tensor.row_step][:out]
+    """The [out, in] values of a logical tensor, where its view says they are."""
+    values, view = source.reshape(-1, source.shape[-1]), tensor.view
+    assert view.shape == tensor.shape
+    ((rows, columns, transposed),) = view.rectangles(0, view.n_rows)
+    values = values[rows.start : rows.stop : rows.step]
+    values = values[:, columns.start : columns.stop : columns.step]
+    return values.T if transposed else values
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)

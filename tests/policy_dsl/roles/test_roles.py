@@ -14,6 +14,7 @@ import pytest
 
 from policy_dsl.roles.classify import architecture, classify, families
 from policy_dsl.sources.reference import open_source
+from policy_dsl.views import Alternate, Expert, Transposed
 from policy_dsl.vocabulary import COMPONENTS, SINGLE_ROLES
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "architectures"
@@ -156,17 +157,17 @@ def test_interleaved_mxfp4_experts_of_gpt_oss(packed_gpt_oss):
     experts = [each for each in classify(packed_gpt_oss).tensors if each.component == "experts"]
     assert len(experts) == 3 * 4 * 3
     up = next(each for each in experts if (each.role, each.expert) == ("experts.up_proj", 2))
-    assert (up.shape, up.first_row, up.row_step, up.mxfp4) == ((128, 64), 2 * 256 + 1, 2, True)
+    assert (up.shape, up.operations, up.mxfp4) == ((128, 64), (Expert(2), Alternate(1, 2)), True)
     assert up.scale.name.endswith("gate_up_proj_scales")
     down = next(each for each in experts if (each.role, each.expert) == ("experts.down_proj", 2))
-    assert (down.shape, down.first_row, down.row_step) == ((64, 128), 2 * 64, 1)
+    assert (down.shape, down.operations) == ((64, 128), (Expert(2),))
 
 
 def test_transposed_interleaved_experts_of_gpt_oss(recorded):
     model = classify(recorded("gpt_oss")[0])
     up = next(each for each in model.tensors if (each.role, each.expert) == ("experts.up_proj", 3))
-    assert (up.shape, up.transposed) == ((128, 64), True)
-    assert (up.first_row, up.first_column, up.row_step) == (3 * 64, 1, 2)
+    assert (up.shape, up.operations) == ((128, 64), (Expert(3), Transposed(), Alternate(1, 2)))
+    assert up.view.place(5, 7) == (3, 7, 11)
 
 
 def test_fused_experts_are_halves_of_the_rows(recorded):
@@ -174,12 +175,12 @@ def test_fused_experts_are_halves_of_the_rows(recorded):
     fused = [
         each for each in model.tensors if each.source.name.endswith("1.mlp.experts.gate_up_proj")
     ]
-    places = [(each.role, each.expert, each.first_row, each.shape) for each in fused[:4]]
+    places = [(each.role, each.expert, each.view.place(0, 0), each.shape) for each in fused[:4]]
     assert places == [
-        ("experts.gate_proj", 0, 0, (32, 64)),
-        ("experts.up_proj", 0, 32, (32, 64)),
-        ("experts.gate_proj", 1, 64, (32, 64)),
-        ("experts.up_proj", 1, 96, (32, 64)),
+        ("experts.gate_proj", 0, (0, 0, 0), (32, 64)),
+        ("experts.up_proj", 0, (0, 32, 0), (32, 64)),
+        ("experts.gate_proj", 1, (1, 0, 0), (32, 64)),
+        ("experts.up_proj", 1, (1, 32, 0), (32, 64)),
     ]
 
 

@@ -12,16 +12,7 @@ import pytest
 
 from policy_dsl.diagnostics import PolicyError, diagnostic
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.plan import (
-    Module,
-    Omission,
-    OmittedFile,
-    Plan,
-    PlannedFile,
-    PlannedTensor,
-    Refusal,
-    SourceRows,
-)
+from policy_dsl.plan import Module, Omission, OmittedFile, Plan, PlannedFile, PlannedTensor, Refusal
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.outline import outline
 from policy_dsl.policy import Policy, Treatment
@@ -29,6 +20,7 @@ from policy_dsl.quantities import both_units, layer_list, signed_bytes
 from policy_dsl.roles.architecture import architecture
 from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.model import Model, ModelTensor
+from policy_dsl.views import View
 from policyc.reports.plan_json import document_text, plan_document, saved_outline
 from policyc.reports.plan_text import plan_markdown, plan_text
 
@@ -65,7 +57,7 @@ def module(role: str, layer: int, bits: int | None, rule: str) -> Module:
         PlannedTensor(f"{name}.{part}", part, dtype, shape, nbytes, "model.safetensors", 0)
         for part, dtype, shape, nbytes in parts
     )
-    rows = SourceRows(given, scale, 0, given.shape[0], 0)
+    rows = View(given, scale)
     parameters = given.shape[0] * given.shape[1]
     return Module(
         name, role, layer, treatment, given.shape, "BF16", rule, (rows,), tensors, parameters
