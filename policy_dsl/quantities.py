@@ -55,6 +55,13 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or f'{noun}s'}"
 
 
+def first_few(names: Iterable[str], limit: int = 5) -> str:
+    """`a, b, c`: the first few names, and how many more there are."""
+    listed = list(names)
+    more = len(listed) - limit
+    return ", ".join(listed[:limit]) + (f" and {more:,} more" if more > 0 else "")
+
+
 def bits_per_weight(nbytes: int, parameters: int) -> float | None:
     """8 x bytes / parameters, None where there are no parameters."""
     return 8 * nbytes / parameters if parameters else None

@@ -15,14 +15,13 @@ from emitters.core.record import BundleModule
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.quantities import counted
+from policy_dsl.quantities import counted, first_few
 from policy_dsl.reader_config import reader_kind
 from policy_dsl.roles.architecture import Architecture, architecture, model_types, outside
 from policy_dsl.roles.completeness import Expectation, Presence, shown_first, wrong_experts
 from policy_dsl.roles.config_facts import TIED, config_findings, read_config
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.roles.name_rules import NameRule, Need, numbered_key
-from policy_dsl.roles.scales import some
 from policy_dsl.vocabulary import SINGLE_ROLES
 
 # Modules by a number in their names, and these by all other numbers there.
@@ -131,7 +130,7 @@ class _Search:
         after = [name for name, layer in layers.items() if layer >= count]
         beyond = [name for name in after if not self._is_mtp(name, keys[name][0], layers[name])]
         if beyond:
-            tensors, names = counted(len(beyond), "tensor"), some(beyond)
+            tensors, names = counted(len(beyond), "tensor"), first_few(sorted(beyond))
             self.wrong.append(
                 diagnostic("layer-beyond-config", tensors=tensors, n_layers=count, names=names)
             )
@@ -167,7 +166,7 @@ class _Search:
             numbers = _ranges(layer for layer in layers if layer is not None)
             word = "layers" if len(layers) > 1 else "layer"
             where = f" in {word} {numbers}" if numbers else ""
-            model, what = self.model.id, some(shown)
+            model, what = self.model.id, first_few(sorted(shown))
             yield diagnostic("left-out-by-policy", model=model, what=what, where=where)
 
     def _omitted(self) -> set[tuple[Need, int | None]]:

@@ -18,9 +18,8 @@ from policy_dsl.escaping import shown
 from policy_dsl.formats import Claim, Format, FormatSpec, TensorForm, UnreadError, forms_of
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import UNKNOWN, Treatment
-from policy_dsl.quantities import counted
+from policy_dsl.quantities import counted, first_few
 from policy_dsl.regular_files import read_whole
-from policy_dsl.roles.scales import some
 from policy_dsl.sources.checkpoint import CONFIG, MAX_CONFIG_NBYTES
 from policy_dsl.sources.foreign_files import ensure_no_other_file
 from policy_dsl.sources.quantization import quantization_of
@@ -229,7 +228,7 @@ def _unread(path: Path, claims: Mapping[str, Claim]) -> Diagnostic | None:
         reason=next(iter(reasons.values())),
         modules=counted(len(reasons), "module"),
         suggestion="a rule before it decides without it",
-        notes=[f"not known: {some(list(reasons))}"],
+        notes=[f"not known: {first_few(sorted(reasons))}"],
     )
 
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_mean, fail
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo
-from policy_dsl.quantities import counted
+from policy_dsl.quantities import counted, first_few
 from policy_dsl.roles.architecture import Architecture, architecture, families, model_types, outside
 from policy_dsl.roles.completeness import Expectation, Presence, review
 from policy_dsl.roles.config_facts import TIED, ConfigFacts, config_findings, read_config
 from policy_dsl.roles.fused import defuse, fused_defect
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.roles.name_rules import Fusion, NameRule, Need, Role, numbered_key
-from policy_dsl.roles.scales import Scales, find_scales, is_activation_scale, some
+from policy_dsl.roles.scales import Scales, find_scales, is_activation_scale
 
 __all__ = ["Architecture", "Model", "ModelTensor", "architecture", "classify", "families"]
 
@@ -231,13 +231,13 @@ class _Reading:
                 notes=[_ALREADY_QUANTIZED] if quantized else [],
                 family=self.facts.table.family,
                 tensors=counted(len(self.unknown), "tensor"),
-                names=some(self.unknown),
+                names=first_few(sorted(self.unknown)),
             )
         if self.beyond:
             yield diagnostic(
                 "layer-beyond-config",
                 tensors=counted(len(self.beyond), "tensor"),
-                names=some(self.beyond),
+                names=first_few(sorted(self.beyond)),
                 n_layers=self.facts.n_layers,
             )
 

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.quantities import first_few
 from policy_dsl.roles.config_facts import ConfigFacts, bad_value, is_whole, keys_of
 from policy_dsl.roles.config_keys import Derived
 from policy_dsl.roles.model import Model, ModelTensor
@@ -22,7 +23,6 @@ from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 _NEVER = "never"
 _LONGEST_VALUE = 60
 _MOST_EXAMPLES = 3
-_MOST_SHOWN = 5
 # Layers of the language model; None is what is outside of its blocks.
 _Layers = tuple[int | None, ...]
 # What the config says, and the layers that it says it of -> what they lack or have.
@@ -143,77 +143,10 @@ class Misfit(NamedTuple):
     name: str
     shape: tuple[int, ...]
 
-
-def misfit_findings(
-    model_id: str, misfits: Iterable[Misfit], fitting: Collection[Need], expected: Expectation
-) -> Iterator[Diagnostic]:
-    """One finding for each size that differs.
-
-    fitting: needs of which some tensor has the right shape, so that the config is right.
-    """
-    groups: dict[str, list[Misfit]] = defaultdict(list)
-    for misfit in misfits:
-        groups[_differing(misfit, expected)].append(misfit)
-    right = {size for need in fitting for size in need.shape}
-    for size, alike in groups.items():
-        by_config = None if size in right else _config_finding(model_id, size, alike, expected)
-        yield by_config or _shape_finding(alike, expected)
-
-
-def _differing(misfit: Misfit, expected: Expectation) -> str:
-    """The first size that is another one or unknown; of other axes altogether, the slot."""
-    if len(misfit.shape) != len(misfit.need.shape):
-        return misfit.need.slot
-    axes = zip(misfit.need.shape, misfit.shape, strict=True)
-    return next(size for size, held in axes if expected.facts.computed(size) != held)
-
-
-def _config_finding(
-    model_id: str, size: str, alike: list[Misfit], expected: Expectation
-) -> Diagnostic | None:
-    """That the config is wrong: all tensors with this size have the same other one."""
-    held = {_held(misfit, size) for misfit in alike}
-    if len(held) != 1 or None in held:
-        return None
-    first, facts = alike[0], expected.facts
-    absent, value = expected.absent_keys(size), facts.computed(size)
-    if absent:
-        without = "" if value is None else f"; without it, {size} is {value}"
-        why = f", on which the shape of {first.need.shown} depends{without}"
-        key = " or ".join(absent)
-        return diagnostic("missing-config-key", model=model_id, key=key, why=why)
-    is_null = facts.is_given(size) and facts.given(size) is None
-    # The embedding is what readers start from, and experts are counted by themselves.
-    is_sure = size == expected.facts.table.experts_key or _embed(alike) is not None
-    if is_sure and not is_null:
-        return None
-    more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
-    reason = f"it is {held.pop()} in {first.name}{more}"
-    return bad_value(model_id, size, None if is_null else value, reason)
-
-
-def _shape_finding(alike: list[Misfit], expected: Expectation) -> Diagnostic:
-    first = _embed(alike) or alike[0]
-    sizes = ((size, expected.facts.computed(size)) for size in first.need.shape)
-    wanted = ", ".join(size if size.isdecimal() else f"{size} = {n}" for size, n in sizes)
-    found = diagnostic(
-        "wrong-shape",
-        name=first.name,
-        shape=list(first.shape),
-        wanted=f"[{wanted}] as the config says",
-    )
-    names = dict.fromkeys([first.name, *(misfit.name for misfit in alike)])
-    return replace(found, count=len(names), examples=tuple(names)[:_MOST_EXAMPLES])
-
-
-def _embed(alike: list[Misfit]) -> Misfit | None:
-    return next((misfit for misfit in alike if misfit.need.slot == "embed"), None)
-
-
-def _held(misfit: Misfit, size: str) -> int | None:
-    """What a tensor has where its need has a size; None if it has other axes."""
-    same_axes = len(misfit.shape) == len(misfit.need.shape)
-    return misfit.shape[misfit.need.shape.index(size)] if same_axes else None
+    def held(self, size: str) -> int | None:
+        """What the tensor has where its need has a size; None if it has other axes."""
+        same_axes = len(self.shape) == len(self.need.shape)
+        return self.shape[self.need.shape.index(size)] if same_axes else None
 
 
 @dataclass
@@ -221,7 +154,7 @@ class Presence:
     """Which needs of a family the tensors of a checkpoint fulfil, and which they contradict.
 
     seen: need -> layer -> the first of its tensors there. fitting: needs of which a tensor has
-    the right shape. misfits: tensors that have not.
+    the right shape. misfits: tensors that do not.
     """
 
     expected: Expectation
@@ -237,27 +170,62 @@ class Presence:
         elif shape is not None:
             self.misfits.append(Misfit(need, layer, name, shape))
 
-    @property
-    def blocks(self) -> frozenset[int]:
-        """The blocks that have any of what the table names."""
-        return frozenset(at for seen in self.seen.values() for at in seen if at is not None)
-
     def shape_findings(self, model_id: str) -> Iterator[Diagnostic]:
-        """Shapes that the config does not mean."""
-        # What the config denies is reported as that, of whatever shape it is.
-        misfits = [
-            one
-            for one in self.misfits
-            if one.need.optional or self.expected.holds(one.need, one.layer)
-        ]
-        yield from misfit_findings(model_id, misfits, self.fitting, self.expected)
+        """Shapes that the config does not mean: a finding for each size that differs."""
+        groups: dict[str, list[Misfit]] = defaultdict(list)
+        for misfit in self.misfits:
+            # What the config denies is reported as that, of whatever shape it is.
+            if misfit.need.optional or self.expected.holds(misfit.need, misfit.layer):
+                groups[self._differing(misfit)].append(misfit)
+        # Of these sizes the config is right.
+        right = {size for need in self.fitting for size in need.shape}
+        for size, alike in groups.items():
+            by_config = None if size in right else self._config_finding(model_id, size, alike)
+            yield by_config or self._shape_finding(alike)
+
+    def _differing(self, misfit: Misfit) -> str:
+        """The first size that differs or is unknown; of other axes altogether, the slot."""
+        if len(misfit.shape) != len(misfit.need.shape):
+            return misfit.need.slot
+        axes = zip(misfit.need.shape, misfit.shape, strict=True)
+        return next(size for size, held in axes if self.expected.facts.computed(size) != held)
+
+    def _config_finding(self, model_id: str, size: str, alike: list[Misfit]) -> Diagnostic | None:
+        """That the config is wrong: all tensors with this size have the same other one."""
+        held = {misfit.held(size) for misfit in alike}
+        if len(held) != 1 or None in held:
+            return None
+        first, facts = alike[0], self.expected.facts
+        absent, value = self.expected.absent_keys(size), facts.computed(size)
+        if absent:
+            without = "" if value is None else f"; without it, {size} is {value}"
+            why = f", on which the shape of {first.need.shown} depends{without}"
+            key = " or ".join(absent)
+            return diagnostic("missing-config-key", model=model_id, key=key, why=why)
+        is_null = facts.is_given(size) and facts.given(size) is None
+        # The embedding is what readers start from, and experts are counted by themselves.
+        is_sure = size == facts.table.experts_key or _embed(alike) is not None
+        if is_sure and not is_null:
+            return None
+        reason = f"it is {held.pop()} in {first_few([misfit.name for misfit in alike], 1)}"
+        return bad_value(model_id, size, None if is_null else value, reason)
+
+    def _shape_finding(self, alike: list[Misfit]) -> Diagnostic:
+        first = _embed(alike) or alike[0]
+        sizes = ((size, self.expected.facts.computed(size)) for size in first.need.shape)
+        axes = ", ".join(size if size.isdecimal() else f"{size} = {n}" for size, n in sizes)
+        wanted = f"[{axes}] as the config says"
+        shape = list(first.shape)
+        finding = diagnostic("wrong-shape", name=first.name, shape=shape, wanted=wanted)
+        names = dict.fromkeys([first.name, *(misfit.name for misfit in alike)])
+        return replace(finding, count=len(names), examples=tuple(names)[:_MOST_EXAMPLES])
 
     def absences(self, model_id: str, layers: Sequence[int]) -> Iterator[Diagnostic]:
         """What the config means and these layers lack, or have though the config denies it."""
         lacking, denied = self._unlike(layers, wanted=True), self._unlike(layers, wanted=False)
         for (reason, where), shown in denied.items():
             lacks = lacking.pop((reason, where), [])
-            what = _some(shown) + (f" and no {_some(lacks)}" if lacks else "")
+            what = first_few(shown) + (f" and no {first_few(lacks)}" if lacks else "")
             at = _where(where)
             yield diagnostic("config-disagrees", reason=reason, model=model_id, what=what, where=at)
         by_place: dict[_Layers, dict[str, list[str]]] = defaultdict(dict)
@@ -269,66 +237,66 @@ class Presence:
 
     def _unlike(self, layers: Sequence[int], *, wanted: bool) -> _Because:
         """What layers should have and have not, or the other way round."""
-        found: _Because = defaultdict(list)
-        for need in self.expected.facts.table.needs.values():
-            if not need.optional:
-                places: Sequence[int | None] = layers if need.in_layers else [None]
-                for reason, where in self._places(need, places, wanted=wanted).items():
-                    found[reason, tuple(where)].append(need.shown)
-        return found
+        because: _Because = defaultdict(list)
+        for need in self.expected.shapes:
+            reasons: dict[str, list[int | None]] = defaultdict(list)
+            places: Sequence[int | None] = layers if need.in_layers else [None]
+            seen: Collection[int | None] = self.seen.get(need, ())
+            for layer in () if need.optional else places:
+                if (layer in seen) != wanted and self.expected.holds(need, layer) == wanted:
+                    reasons[self.expected.reason(need, layer)].append(layer)
+            for reason, where in reasons.items():
+                because[reason, tuple(where)].append(need.shown)
+        return because
 
-    def _places(
-        self, need: Need, places: Sequence[int | None], *, wanted: bool
-    ) -> Mapping[str, list[int | None]]:
-        """The layers that are not as they should be, by what the config says of them."""
-        seen: Mapping[int | None, str] = self.seen.get(need, {})
-        found: dict[str, list[int | None]] = defaultdict(list)
-        for layer in places:
-            if (layer in seen) != wanted and self.expected.holds(need, layer) == wanted:
-                found[self.expected.reason(need, layer)].append(layer)
-        return found
+
+def _embed(alike: list[Misfit]) -> Misfit | None:
+    return next((misfit for misfit in alike if misfit.need.slot == "embed"), None)
 
 
 def _with_reasons(shown: Mapping[str, list[str]]) -> tuple[str, str]:
     """What is lacking, and why the config means it: each of several reasons by its names."""
     if len(shown) == 1:
         ((reason, names),) = shown.items()
-        return _some(names), f"; {reason}" if reason else ""
-    return _some(
-        f"{name} ({reason})" if reason else name
-        # What needs no reason is first.
-        for reason in sorted(shown, key=bool)
-        for name in shown[reason]
-    ), ""
+        return first_few(names), f"; {reason}" if reason else ""
+    # What needs no reason is first.
+    named = [(name, reason) for reason in sorted(shown, key=bool) for name in shown[reason]]
+    return first_few(f"{name} ({why})" if why else name for name, why in named), ""
 
 
 def _where(layers: _Layers) -> str:
     """` in layer 1`, ` in layers 0, 1, …`; empty for what is in no layer."""
     if layers == (None,):
         return ""
-    shown = _some(map(str, layers))
-    return f" in layer{'s' if len(layers) > 1 else ''} {shown}"
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = len(listed) - _MOST_SHOWN
-    return ", ".join(listed[:_MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return f" in layer{'s' if len(layers) > 1 else ''} {first_few(map(str, layers))}"
 
 
 def review(model: Model, presence: Presence) -> Iterator[Diagnostic]:
     """What is missing, there twice, or there although the config denies it."""
-    yield from _missing_layers(model)
-    yield from presence.absences(model.id, _begun(model, presence))
-    places = _places(model)
+    there = {tensor.layer for tensor in model.tensors if tensor.layer is not None}
+    missing = shown_first(layer for layer in range(model.n_layers) if layer not in there)
+    if missing:
+        yield diagnostic("missing-layers", model=model.id, missing=missing, n_layers=model.n_layers)
+    # MTP blocks may be left out whole.
+    seen = {at for layers in presence.seen.values() for at in layers if at is not None}
+    blocks = {at for at in seen if at >= model.n_layers}
+    yield from presence.absences(model.id, sorted(there | blocks))
+    places: dict[_Place, list[ModelTensor]] = defaultdict(list)
+    in_mtp: dict[_Place, list[ModelTensor]] = defaultdict(list)
+    for tensor in model.tensors:
+        if tensor.component == "mtp" and tensor.expert is not None:
+            in_mtp[numbered_key(tensor.source.name)[1][0], tensor.role].append(tensor)
+        # Norms and biases share a role, so only matrices can be there twice.
+        elif tensor.is_matrix and tensor.component not in OUTSIDE_LANGUAGE_MODEL:
+            places[tensor.layer, tensor.role].append(tensor)
     if not model.tied and (None, "lm_head") not in places:
         yield diagnostic("missing-tensor", model=model.id, what="lm_head", why="")
-    for (layer, _), tensors in places.items():
-        yield from _ambiguous(tensors)
-        if tensors[0].component == "experts":
-            yield from _wrong_experts(model, tensors, layer)
-    for (block, _), tensors in _mtp_experts(model).items():
-        yield from _wrong_experts(model, tensors, block)
+    for (layer, role), tensors in (*places.items(), *in_mtp.items()):
+        numbers = [tensor.expert for tensor in tensors if tensor.expert is not None]
+        if tensors[0].component != "mtp":
+            yield from _ambiguous(tensors)
+        if numbers:
+            yield from wrong_experts(role, layer, numbers, model.n_experts)
 
 
 def wrong_experts(
@@ -336,7 +304,7 @@ def wrong_experts(
 ) -> Iterator[Diagnostic]:
     """Which of `count` experts of a projection in a layer are missing, or beyond them."""
     held, wanted = set(numbers), range(count)
-    missing = shown_first(i for i in wanted if i not in held)
+    missing = shown_first(number for number in wanted if number not in held)
     if missing:
         yield diagnostic("missing-experts", role=role, layer=layer, missing=missing, count=count)
     beyond = shown_first(sorted(held.difference(wanted)))
@@ -352,55 +320,13 @@ def shown_first(things: Iterable[object], limit: int = 5) -> str:
     return f"{text}, …" if len(shown) > limit else text
 
 
-def _begun(model: Model, presence: Presence) -> list[int]:
-    """The layers that have any tensor, and MTP blocks, which may be left out whole."""
-    there = {tensor.layer for tensor in model.tensors if tensor.layer is not None}
-    return sorted(there | {block for block in presence.blocks if block >= model.n_layers})
-
-
-def _mtp_experts(model: Model) -> dict[_Place, list[ModelTensor]]:
-    """The experts of MTP blocks by block and role."""
-    places: dict[_Place, list[ModelTensor]] = defaultdict(list)
-    for tensor in model.tensors:
-        if tensor.component == "mtp" and tensor.expert is not None:
-            block = numbered_key(tensor.source.name)[1][0]
-            places[block, tensor.role].append(tensor)
-    return places
-
-
-def _places(model: Model) -> dict[_Place, list[ModelTensor]]:
-    """The matrices of the language model by layer and role."""
-    places: dict[_Place, list[ModelTensor]] = defaultdict(list)
-    for tensor in model.tensors:
-        # Norms and biases share a role, so only matrices can be there twice.
-        if tensor.is_matrix and tensor.component not in OUTSIDE_LANGUAGE_MODEL:
-            places[tensor.layer, tensor.role].append(tensor)
-    return places
-
-
-def _missing_layers(model: Model) -> Iterator[Diagnostic]:
-    layers = {tensor.layer for tensor in model.tensors}
-    missing = shown_first(i for i in range(model.n_layers) if i not in layers)
-    if missing:
-        yield diagnostic("missing-layers", model=model.id, missing=missing, n_layers=model.n_layers)
-
-
 def _ambiguous(tensors: list[ModelTensor]) -> Iterator[Diagnostic]:
-    if len({tensor.expert for tensor in tensors}) == len(tensors):
-        return
     first: dict[int | None, ModelTensor] = {}
-    second = next(each for each in tensors if first.setdefault(each.expert, each) is not each)
-    yield diagnostic(
-        "ambiguous-tensor",
-        first=first[second.expert].source.name,
-        second=second.source.name,
-        role=second.role,
-    )
-
-
-def _wrong_experts(
-    model: Model, tensors: list[ModelTensor], layer: int | None
-) -> Iterator[Diagnostic]:
-    """tensors: all experts of one projection in one layer."""
-    numbers = (tensor.expert for tensor in tensors if tensor.expert is not None)
-    yield from wrong_experts(tensors[0].role, layer, numbers, model.n_experts)
+    for tensor in tensors:
+        known = first.setdefault(tensor.expert, tensor)
+        if known is not tensor:
+            first_name, second_name = known.source.name, tensor.source.name
+            yield diagnostic(
+                "ambiguous-tensor", first=first_name, second=second_name, role=tensor.role
+            )
+            return
