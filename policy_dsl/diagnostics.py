@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,11 +50,8 @@ class SourceText:
 
     def position(self, offset: int) -> tuple[int, int]:
         """Line and column of a character offset, both counted from 1."""
-        low, high = 0, len(self._starts)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._starts[middle] <= offset else (low, middle)
-        return low + 1, offset - self._starts[low] + 1
+        line = bisect_right(self._starts, offset)
+        return line, offset - self._starts[line - 1] + 1
 
     def line(self, number: int) -> str:
         """The text of a line, counted from 1, without its end."""
@@ -113,6 +111,10 @@ class PolicyError(Exception):
         super().__init__(render(self.diagnostics))
 
 
+class UnreadableError(PolicyError):
+    """Files are missing or cannot be read; nothing is wrong with what could be read."""
+
+
 def diagnostic(
     code: str,
     span: Span | None = None,
@@ -130,22 +132,21 @@ def diagnostic(
     """
     # A fact that is missing is a defect of the program, and fails loudly here.
     known = code_of(code)
-    facts = {name: _quoted(fact) for name, fact in facts.items()}
+    facts = {
+        name: escaped(fact, longest=LONGEST_VALUE) if isinstance(fact, str) else fact
+        for name, fact in facts.items()
+    }
     message = escaped(known.message.format(**facts))
-    cure, said, of = suggestion and escaped(suggestion), tuple(map(escaped, notes)), escaped(of)
-    whose = of or escaped(str(facts.get(known.each, "")))
-    if not whose:
-        return Diagnostic(code, message, span, cure, said)
+    cure, notes, of = suggestion and escaped(suggestion), tuple(map(escaped, notes)), escaped(of)
+    example = of or escaped(str(facts.get(known.each, "")))
+    if not example:
+        return Diagnostic(code, message, span, cure, notes)
     if of:
         same = re.sub(rf"(?<!\w){re.escape(of)}(?!\w)", "…", message)
     else:
         same = known.message.format(**{**facts, known.each: "…"})
-    kind, examples = f"{code}: {_VARYING.sub('…', same)}", (whose,)
-    return Diagnostic(code, message, span, cure, said, kind, examples)
-
-
-def _quoted(fact: object) -> object:
-    return escaped(fact, longest=LONGEST_VALUE) if isinstance(fact, str) else fact
+    kind = f"{code}: {_VARYING.sub('…', same)}"
+    return Diagnostic(code, message, span, cure, notes, kind, (example,))
 
 
 def grouped(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
@@ -154,17 +155,17 @@ def grouped(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     Of a code, a hundred kinds are shown, and the first of the others with the count of these.
     What was grouped before can be grouped again.
     """
-    found: dict[object, Diagnostic] = {}
+    groups: dict[object, Diagnostic] = {}
     kinds: Counter[str] = Counter()
-    for each in diagnostics:
+    for defect in diagnostics:
         # Defects without a kind stay as they are, also when they are equal.
-        alike = (each.kind, each.span, each.suggestion)
-        key: object = alike if each.kind else id(each)
-        if key not in found and each.kind and each.span is None:
-            kinds[each.code] += 1
-            key = key if kinds[each.code] <= MOST_KINDS else each.code
-        found[key] = _joined(found[key], each) if key in found else each
-    return [_counted(each) for each in found.values()]
+        alike = (defect.kind, defect.span, defect.suggestion)
+        key: object = alike if defect.kind else id(defect)
+        if key not in groups and defect.kind and defect.span is None:
+            kinds[defect.code] += 1
+            key = key if kinds[defect.code] <= MOST_KINDS else defect.code
+        groups[key] = _joined(groups[key], defect) if key in groups else defect
+    return [_counted(defect) for defect in groups.values()]
 
 
 def _joined(first: Diagnostic, other: Diagnostic) -> Diagnostic:
@@ -172,14 +173,14 @@ def _joined(first: Diagnostic, other: Diagnostic) -> Diagnostic:
     return replace(first, examples=examples, count=first.count + other.count)
 
 
-def _counted(found: Diagnostic) -> Diagnostic:
+def _counted(defect: Diagnostic) -> Diagnostic:
     """The defect with a note that counts the things that have it, if they are several."""
-    if found.count == 1:
-        return found
-    notes = tuple(note for note in found.notes if not note.startswith(_COUNTED))
-    more = ", …" if found.count > len(found.examples) else ""
-    count = f"{_COUNTED}{found.count:,}: {', '.join(found.examples)}{more}"
-    return replace(found, notes=(*notes, count))
+    if defect.count == 1:
+        return defect
+    notes = tuple(note for note in defect.notes if not note.startswith(_COUNTED))
+    more = ", …" if defect.count > len(defect.examples) else ""
+    count = f"{_COUNTED}{defect.count:,}: {', '.join(defect.examples)}{more}"
+    return replace(defect, notes=(*notes, count))
 
 
 def fail(
@@ -192,13 +193,12 @@ def fail(
     **facts: object,
 ) -> PolicyError:
     """A PolicyError with one diagnostic, ready to be raised."""
-    found = diagnostic(code, span, suggestion=suggestion, notes=notes, of=of, **facts)
-    return PolicyError([found])
+    return PolicyError([diagnostic(code, span, suggestion=suggestion, notes=notes, of=of, **facts)])
 
 
 def errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     """Those diagnostics whose severity is error."""
-    return [found for found in diagnostics if found.severity == "error"]
+    return [defect for defect in diagnostics if defect.severity == "error"]
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
@@ -216,16 +216,16 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
 
 def render(diagnostics: Iterable[Diagnostic]) -> str:
     """The diagnostics as text, one blank line between them, no trailing newline."""
-    return "\n\n".join(_render_one(found) for found in diagnostics)
+    return "\n\n".join(map(_render_one, diagnostics))
 
 
-def _render_one(found: Diagnostic) -> str:
-    lines = [f"{found.severity}[{found.code}]: {escaped(found.message)}"]
-    if found.span is not None:
-        lines += _excerpt(found.span, escaped(found.suggestion or ""))
-    elif found.suggestion:
-        lines.append(f"  = {escaped(found.suggestion)}")
-    lines += [f"  = {escaped(note)}" for note in found.notes]
+def _render_one(defect: Diagnostic) -> str:
+    lines = [f"{defect.severity}[{defect.code}]: {escaped(defect.message)}"]
+    if defect.span is not None:
+        lines += _excerpt(defect.span, escaped(defect.suggestion or ""))
+    elif defect.suggestion:
+        lines.append(f"  = {escaped(defect.suggestion)}")
+    lines += [f"  = {escaped(note)}" for note in defect.notes]
     return "\n".join(lines)
 
 

@@ -1,10 +1,5 @@
 """Files that somebody else may have written: opened and read here and nowhere else.
 
-    opened(path)                  a regular file, to be read
-    read_whole(path, most=…)      all of it, if it is not larger than that
-    read_range(path, start, stop) a part of it
-    refuse_placeholder(…)         what clones and downloads leave in place of a file
-
 A pipe, a device, a folder or a socket is an error in words. Opening one never waits: what was
 opened is looked at, not what was listed before.
 """
@@ -19,9 +14,9 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
-from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.diagnostics import UnreadableError, diagnostic, fail
 
-# Without O_NONBLOCK, opening a pipe waits for a writer. O_NOCTTY: a terminal stays a stranger.
+# Without O_NONBLOCK, opening a pipe waits for a writer. O_NOCTTY: a terminal never becomes ours.
 # O_BINARY is for Windows, which has none of the others.
 _FLAGS = sum(
     getattr(os, name, 0) for name in ("O_RDONLY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY")
@@ -29,143 +24,19 @@ _FLAGS = sum(
 # What is asked for beyond the size that a file says it has.
 _CHUNK_NBYTES = 1 << 16
 _KINDS = {
-    stat.S_IFDIR: "it is a folder",
-    stat.S_IFIFO: "it is a pipe, not a file",
-    stat.S_IFCHR: "it is a device, not a file",
-    stat.S_IFBLK: "it is a device, not a file",
-    stat.S_IFSOCK: "it is a socket, not a file",
+    stat.S_IFLNK: "a link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFREG: "a file",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
 }
 # Where the shell puts what it passes: `<(command)`, `< file`.
 _GIVEN = re.compile(r"/dev/stdin|/dev/fd/[0-9]{1,9}|/proc/self/fd/[0-9]{1,9}")
 
-
-def why_not_regular(mode: int) -> str | None:
-    """What a thing of this `st_mode` is, in words; None if it is a regular file."""
-    kind = stat.S_IFMT(mode)
-    return None if kind == stat.S_IFREG else _KINDS.get(kind, "it is not a regular file")
-
-
-def file_stat(path: Path) -> os.stat_result:
-    """The facts of a regular file, links followed.
-
-    Raises: PolicyError (unreadable-file) if it is missing, or not a regular file.
-    """
-    try:
-        facts = path.stat()
-    # A ValueError is a name with a null in it.
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
-    refuse_special(path, facts)
-    return facts
-
-
-@contextmanager
-def opened(path: Path, *, follow: bool = True) -> Iterator[FileIO]:
-    """A regular file, opened to be read without a buffer.
-
-    follow: whether it may be a link.
-    Raises: PolicyError (unreadable-file) if it cannot be opened or read, or is something else
-    than a regular file.
-    """
-    # Before opening too: some devices do something when they are opened.
-    file_stat(path)
-    try:
-        flags = _FLAGS if follow else _FLAGS | getattr(os, "O_NOFOLLOW", 0)
-        with FileIO(os.open(path, flags)) as file:
-            refuse_special(path, os.fstat(file.fileno()))
-            yield file
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
-def read_whole(path: Path, *, most: int, follow: bool = True) -> bytes:
-    """All bytes of a regular file. follow: whether it may be a link.
-
-    Raises: PolicyError (unreadable-file) as `opened` does, or if it has more than `most` bytes.
-    """
-    with opened(path, follow=follow) as file:
-        # By its size first: a huge one is never in memory, not even in part.
-        size = os.fstat(file.fileno()).st_size
-        content = b"" if size > most else _read(file, most + 1)
-    if max(size, len(content)) > most:
-        reason = f"it has {max(size, len(content)):,} bytes, over the limit of {most:,}"
-        raise fail("unreadable-file", path=str(path), reason=reason)
-    return content
-
-
-def read_range(path: Path, start: int, stop: int, *, follow: bool = True) -> bytes:
-    """The bytes `start` to `stop` of a regular file. follow: whether it may be a link.
-
-    Raises: PolicyError (unreadable-file) as `opened` does, or if the file ends before.
-    """
-    with opened(path, follow=follow) as file:
-        file.seek(start)
-        content = _read(file, stop - start)
-    if len(content) != stop - start:
-        raise fail("unreadable-file", path=str(path), reason="it became shorter")
-    return content
-
-
-def read_first(path: Path, count: int) -> bytes:
-    """The first `count` bytes of a regular file, or all if it has no more.
-
-    Raises: PolicyError (unreadable-file) as `opened` does.
-    """
-    with opened(path) as file:
-        return _read(file, count)
-
-
-def is_passed(path: Path) -> bool:
-    """Whether this is what the shell makes of `<(command)` and `< file`."""
-    return _GIVEN.fullmatch(str(path)) is not None
-
-
-def read_given(path: Path, count: int) -> bytes:
-    """The first `count` bytes of a file of the command line, or of what the shell passes.
-
-    Only `/dev/stdin` and what `<(command)` becomes may be pipes.
-    Raises: PolicyError (unreadable-file).
-    """
-    if not is_passed(path):
-        return read_first(path, count)
-    try:
-        with path.open("rb") as stream:
-            return stream.read(count)
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, error: OSError | ValueError) -> PolicyError:
-    """The error of a file that the system does not give."""
-    reason = getattr(error, "strerror", None) or str(error)
-    return fail("unreadable-file", path=str(path), reason=reason)
-
-
-def refuse_special(path: Path, facts: os.stat_result) -> None:
-    """Raises: PolicyError (unreadable-file) unless these are the facts of a regular file."""
-    reason = why_not_regular(facts.st_mode)
-    if reason is not None:
-        cure = "remove it, or put a regular file in its place"
-        if stat.S_ISCHR(facts.st_mode) or stat.S_ISBLK(facts.st_mode):
-            # Such as /dev/null, which nobody should remove.
-            cure = "name a regular file instead"
-        raise fail("unreadable-file", path=str(path), reason=reason, suggestion=cure)
-
-
-def _read(file: FileIO, most: int) -> bytes:
-    """At most so many bytes from where a file is read."""
-    parts = []
-    expected = max(os.fstat(file.fileno()).st_size - file.tell(), _CHUNK_NBYTES)
-    # One read gives 2 GiB at most, and less on some file systems.
-    while most and (part := file.read(min(most, expected))):
-        parts.append(part)
-        most -= len(part)
-    return b"".join(parts)
-
-
-# All that is looked at of a file; pointers are shorter.
+# All that is looked at of a file to see whether it is what its name says.
 LOOKED_AT_NBYTES = 512
-
 _POINTER = re.compile(rb"version https?://[^\n]*(?:git-lfs|hawser)[^\n]*\n(?s:.*)\nsize (\d{1,19})")
 _PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|\?xml)\b", re.IGNORECASE)
 # What web servers answer instead of a file, as its only line.
@@ -182,19 +53,139 @@ _PAGES = (".html", ".htm", ".xml")
 _NEVER_EMPTY = (".json", ".safetensors", ".model", ".spm", ".tiktoken")
 
 
+def kind_in_words(mode: int) -> str:
+    """What a thing of this `st_mode` is, as `a folder`."""
+    return _KINDS.get(stat.S_IFMT(mode), "a special file")
+
+
+def why_not_regular(mode: int) -> str | None:
+    """What a thing of this `st_mode` is, in words; None if it is a regular file."""
+    kind = kind_in_words(mode)
+    reasons = {"a file": None, "a folder": "it is a folder"}
+    return reasons.get(kind, f"it is {kind}, not a file")
+
+
+def file_stat(path: Path) -> os.stat_result:
+    """The facts of a regular file, links followed.
+
+    Raises: UnreadableError if it is missing, or not a regular file.
+    """
+    try:
+        facts = path.stat()
+    # A ValueError is a name with a null in it.
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    refuse_special(path, facts)
+    return facts
+
+
+@contextmanager
+def opened(path: Path, *, follow: bool = True) -> Iterator[FileIO]:
+    """A regular file, opened to be read without a buffer.
+
+    follow: whether it may be a link.
+    Raises: UnreadableError if it cannot be opened or read, or is not a regular file.
+    """
+    # Before opening too: some devices do something when they are opened.
+    file_stat(path)
+    try:
+        flags = _FLAGS if follow else _FLAGS | getattr(os, "O_NOFOLLOW", 0)
+        with FileIO(os.open(path, flags)) as file:
+            refuse_special(path, os.fstat(file.fileno()))
+            yield file
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def read_whole(path: Path, *, most: int, follow: bool = True) -> bytes:
+    """All bytes of a regular file. follow: whether it may be a link.
+
+    Raises: UnreadableError as `opened` does, or if it has more than `most` bytes.
+    """
+    with opened(path, follow=follow) as file:
+        # By its size first: a huge one is never in memory, not even in part.
+        size = os.fstat(file.fileno()).st_size
+        content = b"" if size > most else _read(file, most + 1)
+    if max(size, len(content)) > most:
+        reason = f"it has {max(size, len(content)):,} bytes, over the limit of {most:,}"
+        raise unreadable(path, reason)
+    return content
+
+
+def read_range(path: Path, start: int, stop: int, *, follow: bool = True) -> bytes:
+    """The bytes `start` to `stop` of a regular file. follow: whether it may be a link.
+
+    Raises: UnreadableError as `opened` does, or if the file ends before.
+    """
+    with opened(path, follow=follow) as file:
+        file.seek(start)
+        content = _read(file, stop - start)
+    if len(content) != stop - start:
+        raise unreadable(path, "it became shorter")
+    return content
+
+
+def read_first(path: Path, count: int) -> bytes:
+    """The first `count` bytes of a regular file, or all if it has no more.
+
+    Raises: UnreadableError as `opened` does.
+    """
+    with opened(path) as file:
+        return _read(file, count)
+
+
+def is_passed(path: Path) -> bool:
+    """Whether this is what the shell makes of `<(command)` and `< file`."""
+    return _GIVEN.fullmatch(str(path)) is not None
+
+
+def read_given(path: Path, count: int) -> bytes:
+    """The first `count` bytes of a file of the command line, or of what the shell passes.
+
+    Only `/dev/stdin` and what `<(command)` becomes may be pipes.
+    Raises: UnreadableError.
+    """
+    if not is_passed(path):
+        return read_first(path, count)
+    try:
+        with path.open("rb") as stream:
+            return stream.read(count)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, why: Exception | str, cure: str | None = None) -> UnreadableError:
+    """The error of a file that cannot be read. why: in words, or what the system raised."""
+    reason = getattr(why, "strerror", None) or str(why)
+    return UnreadableError(
+        [diagnostic("unreadable-file", suggestion=cure, path=str(path), reason=reason)]
+    )
+
+
+def refuse_special(path: Path, facts: os.stat_result) -> None:
+    """Raises: UnreadableError unless these are the facts of a regular file."""
+    reason = why_not_regular(facts.st_mode)
+    if reason is not None:
+        # Nobody should remove a device such as /dev/null.
+        is_device = stat.S_ISCHR(facts.st_mode) or stat.S_ISBLK(facts.st_mode)
+        cure = "remove it, or put a regular file in its place"
+        raise unreadable(path, reason, "name a regular file instead" if is_device else cure)
+
+
 def refuse_placeholder(file: str, first: bytes, nbytes: int) -> None:
     """Raises: PolicyError if a file is certainly not what its name says.
 
+    Clones and downloads leave a pointer, a page, an error or nothing in place of a file.
     first: its first bytes, 512 or more, or all; nbytes: of the whole file.
     """
-    what = _what(file, first[:LOOKED_AT_NBYTES], nbytes)
+    what = _placeholder(file, first[:LOOKED_AT_NBYTES], nbytes)
     if what is not None:
-        pulled = what.startswith("a Git LFS")
-        cure = "run `git lfs pull` in its folder" if pulled else "download it again"
+        is_pointer = what.startswith("a Git LFS")
+        cure = "run `git lfs pull` in its folder" if is_pointer else "download it again"
         raise fail("not-the-file", file=file, what=what, suggestion=cure)
 
 
-def _what(file: str, first: bytes, nbytes: int) -> str | None:
+def _placeholder(file: str, first: bytes, nbytes: int) -> str | None:
     if not nbytes:
         return "empty" if file.endswith(_NEVER_EMPTY) else None
     pointer = _POINTER.match(first)
@@ -204,3 +195,14 @@ def _what(file: str, first: bytes, nbytes: int) -> str | None:
         return "an XML page" if b"<?xml" in first.lower() else "an HTML page"
     answer = _ANSWER.fullmatch(first) if nbytes <= LOOKED_AT_NBYTES else None
     return f'the text "{answer[1].decode("ascii", "replace")}"' if answer else None
+
+
+def _read(file: FileIO, most: int) -> bytes:
+    """At most so many bytes from where a file is read."""
+    parts = []
+    expected = max(os.fstat(file.fileno()).st_size - file.tell(), _CHUNK_NBYTES)
+    # One read gives 2 GiB at most, and less on some file systems.
+    while most and (part := file.read(min(most, expected))):
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)

@@ -20,21 +20,12 @@ from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.escaping import is_plain_name
 from policy_dsl.planning.record import RECORD, SCHEMA_VERSION, record_digest
-from policy_dsl.regular_files import opened, read_whole
+from policy_dsl.regular_files import kind_in_words, opened, read_whole
 from policy_dsl.sources.side_files import SUBFOLDERS
 
 # What file browsers leave where they were.
 BROWSED = ".DS_Store"
 _MOVE = "move it away, or give another folder with -o"
-_KINDS = {
-    stat.S_IFLNK: "a link",
-    stat.S_IFDIR: "a folder",
-    stat.S_IFREG: "a file",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 # Of the smallest files so much is hashed before they are replaced; of weights, sizes must do.
 _HASHED_NBYTES = 256 * 2**20
 _FOLDER = sum(getattr(os, name, 0) for name in ("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC"))
@@ -54,7 +45,7 @@ def kind_of(path: Path) -> str | None:
     """
     with writing(path):
         try:
-            return _KINDS.get(stat.S_IFMT(path.lstat().st_mode), "a special file")
+            return kind_in_words(path.lstat().st_mode)
         except (FileNotFoundError, NotADirectoryError):
             return None
 

@@ -1,4 +1,4 @@
-"""A checkpoint's files, wherever they lie, to an Inventory: config, index, shard headers.
+"""A checkpoint's files, wherever they are, to an Inventory: config, index, shard headers.
 
 The index is trusted for which shard holds a tensor, and checked against the shards' headers.
 Only names and sizes, the config, the index and the headers are read, never a weight.
@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from policy_dsl.bounded_json import parse_json
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail, grouped
+from policy_dsl.diagnostics import (
+    Diagnostic,
+    PolicyError,
+    UnreadableError,
+    diagnostic,
+    fail,
+    grouped,
+)
 from policy_dsl.escaping import is_plain_name, shown
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.regular_files import refuse_placeholder
@@ -28,168 +35,8 @@ from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, header_nbytes, 
 
 SUFFIX = ".safetensors"
 INDEX = "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-Header = dict[str, TensorInfo]
-
-_NUMBERED = re.compile(r"(.+)-([0-9]{1,6})-of-([0-9]{1,6})\.safetensors")
-
-
-def is_shard_name(file: str) -> bool:
-    """Whether this is a plain name that ends as safetensors files do."""
-    return is_plain_name(file) and file.endswith(SUFFIX)
-
-
-def find_index(sizes: Mapping[str, int]) -> str | None:
-    """The index among these files: the usual one, else the only `*.safetensors.index.json`."""
-    if INDEX in sizes:
-        return INDEX
-    # Mistral and others name it after their own files.
-    others = [file for file in sizes if file.endswith(SUFFIX + ".index.json")]
-    return others[0] if len(others) == 1 else None
-
-
-def read_weight_map(index: Mapping[str, Any], file: str) -> dict[str, str]:
-    """Tensor -> shard, as the index says.
-
-    Raises: PolicyError if it has no weight map, or names what is no plain shard name.
-    """
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise fail("bad-source-json", file=file, reason="it has no weight_map")
-    values = weight_map.values()
-    if not all(type(shard) is str for shard in values):
-        raise fail("bad-source-json", file=file, reason="its weight_map holds no file names")
-    wrong = sorted(shard for shard in set(values) if not is_shard_name(shard))
-    if wrong:
-        found = [diagnostic("shard-outside", file=shown(shard)) for shard in wrong]
-        raise PolicyError(found)
-    return weight_map
-
-
-def shard_names(
-    place: str, sizes: Mapping[str, int], weight_map: Mapping[str, str] | None
-) -> tuple[list[str], list[Diagnostic]]:
-    """The shards to read, sorted, and a diagnostic for each that is missing.
-
-    Raises: PolicyError if without an index it is not clear which files are the weights.
-    """
-    if weight_map is None:
-        return _unindexed(place, sizes)
-    # What the names count up to does not matter here: publishers get it wrong.
-    needed = Counter(weight_map.values())
-    missing = grouped(
-        diagnostic(
-            "missing-shard",
-            file=file,
-            expected=f"the index puts {needed[file]} tensors in it",
-            suggestion="fetch the file, or the whole checkpoint again",
-        )
-        for file in sorted(needed)
-        if file not in sizes
-    )
-    return sorted(file for file in needed if file in sizes), missing
-
-
-def strays(place: str, sizes: Mapping[str, int], used: Iterable[str]) -> tuple[Diagnostic, ...]:
-    """A warning about the safetensors files beside the shards `used`, if there are any."""
-    left = sorted({file for file in sizes if file.endswith(SUFFIX)} - set(used))
-    if not left:
-        return ()
-    files = listed(left) + (" is" if len(left) == 1 else " are")
-    return (diagnostic("stray-safetensors", place=place, files=files),)
-
-
-def placement_defects(
-    headers: Mapping[str, Header], weight_map: Mapping[str, str] | None
-) -> list[Diagnostic]:
-    """Where the shards' headers contradict each other or the index, grouped.
-
-    A tensor whose shard is not among `headers` (missing, or broken) is not judged.
-    """
-    misplaced = _misplaced(headers, weight_map) if weight_map is not None else ()
-    # As they come: an index of strangers may give millions.
-    return grouped(chain(_duplicates(headers), misplaced))
-
-
-def _duplicates(headers: Mapping[str, Header]) -> Iterator[Diagnostic]:
-    first: dict[str, TensorInfo] = {}
-    for file, held in headers.items():
-        for name in first.keys() & held.keys():
-            other = first[name].file
-            yield diagnostic("duplicate-tensor", tensor=shown(name), file=other, other=file)
-        first |= held
-
-
-def _misplaced(
-    headers: Mapping[str, Header], weight_map: Mapping[str, str]
-) -> Iterator[Diagnostic]:
-    for name, file in weight_map.items():
-        if file in headers and name not in headers[file]:
-            yield _mismatch(name, f"the index puts it in {file}, which does not hold it")
-    for file, held in headers.items():
-        # Not a difference of keys: that would walk the whole index for every shard.
-        for name in held:
-            if name not in weight_map:
-                yield _mismatch(name, f"{file} holds it, but the index does not name it")
-
-
-def _mismatch(name: str, reason: str) -> Diagnostic:
-    cure = "fetch the index and the shards again, of the same revision, or repair the index"
-    return diagnostic("index-mismatch", tensor=shown(name), reason=reason, suggestion=cure)
-
-
-def _unindexed(place: str, sizes: Mapping[str, int]) -> tuple[list[str], list[Diagnostic]]:
-    files = sorted(file for file in sizes if file.endswith(SUFFIX))
-    if not files:
-        raise _without_weights(place, sizes)
-    # The name that loaders look for first.
-    if "model.safetensors" in files:
-        return ["model.safetensors"], []
-    parts = [part for part in map(_NUMBERED.fullmatch, files) if part]
-    if len(files) == 1 and not parts:
-        return files, []
-    if not _one_set(parts):
-        cure = f"add {INDEX}, or give one of the files"
-        raise fail("ambiguous-weights", place=place, files=listed(files), suggestion=cure)
-    return [part[0] for part in parts], list(_gaps(parts))
-
-
-def _one_set(parts: list[re.Match[str]]) -> bool:
-    """Whether the numbered names have one stem, one total, and are not more than that."""
-    kinds = {(part[1], part[3]) for part in parts}
-    return len(kinds) == 1 and len(parts) <= int(parts[0][3])
-
-
-def _gaps(parts: list[re.Match[str]]) -> Iterator[Diagnostic]:
-    stem, total = parts[0][1], parts[0][3]
-    there = {int(part[2]) for part in parts}
-    # MiniMax-M2.7 counts from 0 (and to a wrong total, which only an index can set right).
-    begin = 0 if 0 in there else 1
-    numbers = range(begin, begin + int(total))
-    missing = next((number for number in numbers if number not in there), None)
-    if missing is not None:
-        file = f"{stem}-{missing:0{len(total)}d}-of-{total}{SUFFIX}"
-        expected = f"{len(there)} of {total} numbered files are, and no index"
-        cure = f"fetch the rest; if the count in the names is wrong, add {INDEX}"
-        yield diagnostic("missing-shard", file=file, expected=expected, suggestion=cure)
-
-
-def _without_weights(place: str, sizes: Mapping[str, int]) -> PolicyError:
-    pickles = sorted(file for file in sizes if file.endswith(PICKLES))
-    cure = "use a revision or conversion of the model with safetensors files"
-    if pickles:
-        return fail("pickled-weights", place=place, files=listed(pickles), suggestion=cure)
-    return fail("no-weights", place=place)
-
-
-def listed(files: list[str], limit: int = 4) -> str:
-    """The first few files, and how many are left out."""
-    more = f" and {len(files) - limit} more" if len(files) > limit else ""
-    return ", ".join(shown(file, 80) for file in files[:limit]) + more
-
-
 CONFIG = "config.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Larger than any config, entries for single modules included.
 MAX_CONFIG_NBYTES = 32 * 2**20
 # Twice the size of the largest tokenizers.
@@ -199,8 +46,11 @@ MAX_INDEX_NBYTES = 128 * 2**20
 # The first read of a shard: mostly it holds the whole header, which saves a round trip.
 FIRST_NBYTES = 1 << 16
 
+_NUMBERED = re.compile(r"(.+)-([0-9]{1,6})-of-([0-9]{1,6})\.safetensors")
+
 T = TypeVar("T")
 Apply = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
+Header = dict[str, TensorInfo]
 
 
 class UnreachableError(PolicyError):
@@ -208,20 +58,18 @@ class UnreachableError(PolicyError):
 
 
 class CheckpointFiles(Protocol):
-    """Where a checkpoint's files are: what to call the place, their sizes, their bytes."""
+    """Where a checkpoint's files are: what to call the place, their sizes, their bytes.
+
+    sizes: name -> bytes of every file at the top level, and of side files in subfolders.
+    unread: what else is there, folders as `name/`.
+    """
 
     @property
-    def place(self) -> str:
-        """What to call it in messages."""
-
+    def place(self) -> str: ...
     @property
-    def sizes(self) -> Mapping[str, int]:
-        """Name -> bytes of every file at the top level, and of side files in subfolders."""
-
+    def sizes(self) -> Mapping[str, int]: ...
     @property
-    def unread(self) -> tuple[str, ...]:
-        """What else is there, folders as `name/`."""
-
+    def unread(self) -> tuple[str, ...]: ...
     def read(self, file: str, start: int, stop: int) -> bytes:
         """Exactly the bytes `start` to `stop`. Raises: PolicyError if they cannot be had."""
 
@@ -232,28 +80,30 @@ def read_checkpoint(
     """The inventory of a checkpoint, called `name`, whose files can be read at `root`.
 
     apply: like `map`; runs the reading of headers, so an executor's map reads several at once.
-    Raises: PolicyError with the defects of all its files.
+    Raises: PolicyError with the defects of all its files, UnreadableError if files are missing
+    and nothing else is wrong.
     """
-    found: list[Diagnostic] = []
+    errors: list[PolicyError] = []
     # Both are tried before anything is raised: one run shows every defect.
-    config = _collect(found, lambda: _config(files))
-    headers = _collect(found, lambda: _headers(files, apply))
+    config = _collect(errors, lambda: _config(files))
+    headers = _collect(errors, lambda: _headers(files, apply))
     if config is None or headers is None:
-        raise PolicyError(found)
+        raise joined(errors)
     index = find_index(files.sizes)
+    beside = {
+        file: size
+        for file, size in files.sizes.items()
+        if file not in (CONFIG, index) and not file.endswith(SUFFIX)
+    }
     return Inventory(
         id=name,
         config=config,
         tensors={key: tensor for held in headers.values() for key, tensor in held.items()},
-        side_files={
-            file: size
-            for file, size in files.sizes.items()
-            if file not in (CONFIG, index) and not file.endswith(SUFFIX)
-        },
+        side_files=beside,
         unread=files.unread,
         root=root,
         file_nbytes={file: files.sizes[file] for file in headers},
-        findings=strays(files.place, files.sizes, headers),
+        findings=_strays(files.place, files.sizes, headers),
     )
 
 
@@ -280,41 +130,103 @@ def read_json(files: CheckpointFiles, file: str, *, most: int = MAX_JSON_NBYTES)
 def indexed(files: CheckpointFiles, index: str) -> dict[str, str]:
     """Tensor -> shard, as the index says.
 
-    Raises: PolicyError if it is not an index.
+    Raises: PolicyError if it is not an index, or names what is not a plain shard name.
     """
-    return read_weight_map(read_json(files, index, most=MAX_INDEX_NBYTES), index)
+    weight_map = read_json(files, index, most=MAX_INDEX_NBYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _bad_json(index, "it has no weight_map")
+    shards = weight_map.values()
+    if not all(type(shard) is str for shard in shards):
+        raise _bad_json(index, "its weight_map holds no file names")
+    wrong = sorted(shard for shard in set(shards) if not is_shard_name(shard))
+    if wrong:
+        raise PolicyError(diagnostic("shard-outside", file=shown(shard)) for shard in wrong)
+    return weight_map
 
 
-def _collect(found: list[Diagnostic], read: Callable[[], T]) -> T | None:
+def is_shard_name(file: str) -> bool:
+    """Whether this is a plain name that ends as safetensors files do."""
+    return is_plain_name(file) and file.endswith(SUFFIX)
+
+
+def shard_name(number: int, count: int) -> str:
+    """The file name that transformers gives a shard, counted from 1; a single one has no number."""
+    if count == 1:
+        return "model.safetensors"
+    return f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+def finite(value: Any) -> Any:
+    """A config's value with floats that JSON lacks written as transformers writes them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        signed = "Infinity" if value > 0 else "-Infinity"
+        return {"__float__": "NaN" if math.isnan(value) else signed}
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def find_index(sizes: Mapping[str, int]) -> str | None:
+    """The index among these files: the usual one, else the only `*.safetensors.index.json`."""
+    if INDEX in sizes:
+        return INDEX
+    # Mistral and others name it after their own files.
+    others = [file for file in sizes if file.endswith(SUFFIX + ".index.json")]
+    return others[0] if len(others) == 1 else None
+
+
+def listed(files: list[str], limit: int = 4) -> str:
+    """The first few files, and how many are left out."""
+    more = f" and {len(files) - limit} more" if len(files) > limit else ""
+    return ", ".join(shown(file, 80) for file in files[:limit]) + more
+
+
+def joined(errors: list[PolicyError]) -> PolicyError:
+    """One error with all defects; an UnreadableError if all of them are."""
+    kind = UnreadableError if all(isinstance(e, UnreadableError) for e in errors) else PolicyError
+    return kind(defect for error in errors for defect in error.diagnostics)
+
+
+def _collect(errors: list[PolicyError], read: Callable[[], T]) -> T | None:
     try:
         return read()
     except UnreachableError:
         raise
     except PolicyError as error:
-        found += error.diagnostics
+        errors.append(error)
         return None
 
 
 def _config(files: CheckpointFiles) -> dict[str, Any]:
     if CONFIG not in files.sizes:
         cure = "put the model's config.json beside its weights"
-        raise fail("missing-config", place=files.place, suggestion=cure)
+        defect = diagnostic("missing-config", place=files.place, suggestion=cure)
+        raise UnreadableError([defect])
     return read_json(files, CONFIG, most=MAX_CONFIG_NBYTES)
 
 
 def _headers(files: CheckpointFiles, apply: Apply) -> dict[str, Header]:
     index = find_index(files.sizes)
     weight_map = indexed(files, index) if index else None
-    names, found = shard_names(files.place, files.sizes, weight_map)
+    if weight_map is None:
+        names, missing = _unindexed(files.place, files.sizes)
+    else:
+        names, missing = _indexed(files.sizes, weight_map)
+    errors: list[PolicyError] = [UnreadableError(missing)] if missing else []
     headers: dict[str, Header] = {}
     for name, read in zip(names, apply(partial(_header, files), names), strict=True):
         if isinstance(read, PolicyError):
-            found += read.diagnostics
+            errors.append(read)
         else:
             headers[name] = read
-    found += placement_defects(headers, weight_map)
-    if found:
-        raise PolicyError(found)
+    misplaced = _misplaced(headers, weight_map) if weight_map is not None else ()
+    # As they come: an index of strangers may give millions.
+    if defects := grouped(chain(_duplicates(headers), misplaced)):
+        errors.append(PolicyError(defects))
+    if errors:
+        raise joined(errors)
     return headers
 
 
@@ -334,24 +246,105 @@ def _header(files: CheckpointFiles, file: str) -> Header | PolicyError:
         return error
 
 
+def _indexed(
+    sizes: Mapping[str, int], weight_map: Mapping[str, str]
+) -> tuple[list[str], list[Diagnostic]]:
+    """The shards to read, sorted, and what is missing, where there is an index."""
+    # What the names count up to does not matter here: publishers get it wrong.
+    needed = Counter(weight_map.values())
+    missing = grouped(
+        diagnostic(
+            "missing-shard",
+            file=file,
+            expected=f"the index puts {needed[file]} tensors in it",
+            suggestion="fetch the file, or the whole checkpoint again",
+        )
+        for file in sorted(needed)
+        if file not in sizes
+    )
+    return sorted(file for file in needed if file in sizes), missing
+
+
+def _unindexed(place: str, sizes: Mapping[str, int]) -> tuple[list[str], list[Diagnostic]]:
+    """The shards to read, sorted, and what is missing, where there is no index.
+
+    Raises: PolicyError if it is not clear which files are the weights.
+    """
+    files = sorted(file for file in sizes if file.endswith(SUFFIX))
+    if not files:
+        pickles = sorted(file for file in sizes if file.endswith(PICKLES))
+        if pickles:
+            raise pickled_weights(place, listed(pickles))
+        raise UnreadableError([diagnostic("no-weights", place=place)])
+    # The name that loaders look for first.
+    if "model.safetensors" in files:
+        return ["model.safetensors"], []
+    parts = [part for part in map(_NUMBERED.fullmatch, files) if part]
+    if len(files) == 1 and not parts:
+        return files, []
+    kinds = {(part[1], part[3]) for part in parts}
+    if len(kinds) != 1 or len(parts) > int(parts[0][3]):
+        cure = f"add {INDEX}, or give one of the files"
+        raise fail("ambiguous-weights", place=place, files=listed(files), suggestion=cure)
+    return [part[0] for part in parts], list(_gaps(parts))
+
+
+def pickled_weights(place: str, files: str) -> PolicyError:
+    """The error of weights that only running code could read."""
+    cure = "use a revision or conversion of the model with safetensors files"
+    return fail("pickled-weights", place=place, files=files, suggestion=cure)
+
+
+def _gaps(parts: list[re.Match[str]]) -> Iterator[Diagnostic]:
+    stem, total = parts[0][1], parts[0][3]
+    present = {int(part[2]) for part in parts}
+    # MiniMax-M2.7 counts from 0 (and to a wrong total, which only an index can set right).
+    begin = 0 if 0 in present else 1
+    numbers = range(begin, begin + int(total))
+    missing = next((number for number in numbers if number not in present), None)
+    if missing is not None:
+        file = f"{stem}-{missing:0{len(total)}d}-of-{total}{SUFFIX}"
+        expected = f"{len(present)} of {total} numbered files are, and no index"
+        cure = f"fetch the rest; if the count in the names is wrong, add {INDEX}"
+        yield diagnostic("missing-shard", file=file, expected=expected, suggestion=cure)
+
+
+def _strays(place: str, sizes: Mapping[str, int], used: Iterable[str]) -> tuple[Diagnostic, ...]:
+    """A warning about the safetensors files beside the shards `used`, if there are any."""
+    left = sorted({file for file in sizes if file.endswith(SUFFIX)} - set(used))
+    if not left:
+        return ()
+    files = listed(left) + (" is" if len(left) == 1 else " are")
+    return (diagnostic("stray-safetensors", place=place, files=files),)
+
+
+def _duplicates(headers: Mapping[str, Header]) -> Iterator[Diagnostic]:
+    first: dict[str, TensorInfo] = {}
+    for file, held in headers.items():
+        for name in first.keys() & held.keys():
+            other = first[name].file
+            yield diagnostic("duplicate-tensor", tensor=shown(name), file=other, other=file)
+        first |= held
+
+
+def _misplaced(
+    headers: Mapping[str, Header], weight_map: Mapping[str, str]
+) -> Iterator[Diagnostic]:
+    """Where headers contradict the index. Shards without a header are not judged."""
+    for name, file in weight_map.items():
+        if file in headers and name not in headers[file]:
+            yield _mismatch(name, f"the index puts it in {file}, which does not hold it")
+    for file, held in headers.items():
+        # Not a difference of keys: that would walk the whole index for every shard.
+        for name in held:
+            if name not in weight_map:
+                yield _mismatch(name, f"{file} holds it, but the index does not name it")
+
+
+def _mismatch(name: str, reason: str) -> Diagnostic:
+    cure = "fetch the index and the shards again, of the same revision, or repair the index"
+    return diagnostic("index-mismatch", tensor=shown(name), reason=reason, suggestion=cure)
+
+
 def _bad_json(file: str, reason: str) -> PolicyError:
     return fail("bad-source-json", file=file, reason=reason)
-
-
-def shard_name(number: int, count: int) -> str:
-    """The file name of a shard, counted from 1; a single one has no number."""
-    if count == 1:
-        return "model.safetensors"
-    return f"model-{number:05d}-of-{count:05d}.safetensors"
-
-
-def finite(value: Any) -> Any:
-    """A config's value with floats that JSON lacks written as transformers writes them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        signed = "Infinity" if value > 0 else "-Infinity"
-        return {"__float__": "NaN" if math.isnan(value) else signed}
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value

@@ -20,6 +20,7 @@ from policy_dsl.sources.checkpoint import (
     SUFFIX,
     CheckpointFiles,
     find_index,
+    pickled_weights,
     read_json,
 )
 
@@ -60,7 +61,7 @@ def ensure_checkpoint(files: CheckpointFiles) -> None:
         raise _not_a_checkpoint(files.place, "a pipeline of diffusers", cure)
     # What is beside the model may not have been looked at.
     kinds = ((_kind(name), name) for name in (*names, *files.unread))
-    kind, name = next((found for found in kinds if found[0]), ("", ""))
+    kind, name = next((known for known in kinds if known[0]), ("", ""))
     if kind:
         raise _not_a_checkpoint(files.place, f"{kind} ({shown(name, 80)})", _ORIGINAL)
 
@@ -90,10 +91,10 @@ def ensure_no_other_file(path: Path) -> None:
     """Raises: PolicyError if a file that was given alone is known to be something else."""
     suffix = path.suffix.lower()
     if suffix in PICKLES:
-        cure = "use a revision or conversion of the model with safetensors files"
-        place, files = str(path.parent), shown(path.name, 80)
-        raise fail("pickled-weights", place=place, files=files, suggestion=cure)
-    kind = _KINDS[".gguf"] if _begins(path, _GGUF_MAGIC) else _kind(path.name)
+        raise pickled_weights(str(path.parent), shown(path.name, 80))
+    with opened(path) as file:
+        is_gguf = file.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC
+    kind = _KINDS[".gguf"] if is_gguf else _kind(path.name)
     if kind:
         raise _not_a_checkpoint(str(path), kind, _ORIGINAL)
     if path.name in (CONFIG, _ADAPTER) or path.name.endswith(f"{SUFFIX}.index.json"):
@@ -107,10 +108,10 @@ def _kind(name: str) -> str:
 
 
 def _adapter(files: CheckpointFiles) -> PolicyError:
-    told = read_json(files, _ADAPTER)
+    config = read_json(files, _ADAPTER)
     # PEFT and mlx-lm name the model under different keys.
-    base = told.get("base_model_name_or_path") or told.get("model")
-    what = "a LoRA adapter" if str(told.get("peft_type", "LORA")) == "LORA" else "an adapter"
+    base = config.get("base_model_name_or_path") or config.get("model")
+    what = "a LoRA adapter" if str(config.get("peft_type", "LORA")) == "LORA" else "an adapter"
     if isinstance(base, str) and base:
         what = f"{what} for {shown(base, 120)}"
     cure = "merge it into that model first, and give the merged checkpoint"
@@ -123,8 +124,8 @@ def _commits(folder: Path) -> Iterator[str]:
         main = read_whole(folder / "refs" / "main", most=_LONGEST_REF).decode("ascii").strip()
     except (PolicyError, ValueError):
         main = ""
-    found = [name for name in _folders(folder / "snapshots") if _COMMIT.fullmatch(name)]
-    yield from [main] if main in found else found
+    commits = [name for name in _folders(folder / "snapshots") if _COMMIT.fullmatch(name)]
+    yield from [main] if main in commits else commits
 
 
 def _folders(folder: Path) -> list[str]:
@@ -133,11 +134,6 @@ def _folders(folder: Path) -> list[str]:
     except OSError:
         return []
     return [name for name in inner if name.isprintable()]
-
-
-def _begins(path: Path, magic: bytes) -> bool:
-    with opened(path) as file:
-        return file.read(len(magic)) == magic
 
 
 def _outer(folder: Path, what: str, verb: str, places: list[str]) -> PolicyError:

@@ -1,32 +1,56 @@
 """A model of the hub to its Inventory, from headers over HTTP.
 
-The listing, the config, the index and the shards' headers are read, nothing else, and nothing
-is stored. Honours HF_TOKEN, HF_HUB_OFFLINE and HF_ENDPOINT as huggingface_hub does.
+The listing, the config, the index and the shards' headers are read, nothing else, never more of
+them than was asked for, and nothing is stored. huggingface_hub gives the session (proxies, the
+offline switch), the token, and the waiting after broken connections. Its own listing and its
+readers of headers and ranges are not used: they have no bound, where a server knows no ranges
+they would fetch the whole file, and after 429 and 5xx they wait for as long as a server asks.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from math import ceil
+from time import monotonic, sleep
+from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
 from huggingface_hub import constants, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import build_hf_headers, http_stream_backoff
 
 from policy_dsl.bounded_json import parse_json
-from policy_dsl.diagnostics import fail
+from policy_dsl.diagnostics import diagnostic, fail
 from policy_dsl.inventory import Inventory
-from policy_dsl.sources.checkpoint import read_checkpoint
+from policy_dsl.sources.checkpoint import UnreachableError, read_checkpoint
 from policy_dsl.sources.foreign_files import ensure_checkpoint
-from policy_dsl.sources.hub_http import Address, fetch, fetch_range
 from policy_dsl.sources.side_files import is_looked_at, unread
 
 MAX_LISTING_NBYTES = 64_000_000
 WORKERS = 8
+RETRIES = 4
+FIRST_WAIT_SECONDS = 0.5
+# A server that asks for more is reported, not waited for.
+LONGEST_WAIT_SECONDS = 60
+# An answer that is slower than this on average, after some seconds, is given up.
+SLOWEST_BYTES_PER_SECOND = 1024
+PATIENCE_SECONDS = 10.0
 
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
+_BUSY = (429, 500, 502, 503, 504)
+# The base of its HTTP library's errors, httpx's or httpx2's by huggingface_hub's version.
+_HTTP_ERROR: type[BaseException] = HfHubHTTPError.__mro__[1]
+# RuntimeError: another thread closed the shared session after a broken connection.
+_FAILURES = (_HTTP_ERROR, OSError, ValueError, RuntimeError)
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
+# As the hub writes it: `"api";r=0;t=55`, nothing left for 55 seconds.
+_RATE_LIMIT = re.compile(r"\br=0\s*;\s*t=(\d+)")
 
 
 @dataclass(frozen=True)
@@ -46,8 +70,8 @@ class HubFiles:
     def read(self, file: str, start: int, stop: int) -> bytes:
         """The bytes `start` to `stop` of a file. Raises: PolicyError if they cannot be had."""
         url = hf_hub_url(self.repository, file, revision=self.commit)
-        address = Address(url, f"{self.repository}/{file}", _page(self.repository))
-        return fetch_range(address, start, stop, size=self.sizes[file])
+        address = _Address(url, f"{self.repository}/{file}", _page(self.repository))
+        return _fetch_range(address, start, stop, size=self.sizes[file])
 
 
 def open_hub(repository: str, revision: str | None) -> Inventory:
@@ -63,20 +87,21 @@ def open_hub(repository: str, revision: str | None) -> Inventory:
     pool = ThreadPoolExecutor(WORKERS)
     try:
         ensure_checkpoint(files)
-        found = read_checkpoint(files, name=repository, root=None, apply=pool.map)
+        model = read_checkpoint(files, name=repository, root=None, apply=pool.map)
     finally:
         # After a refusal or an interrupt the shards still to come are not asked for.
         pool.shutdown(cancel_futures=True)
     note = f"headers read from {constants.ENDPOINT}, commit {files.commit}"
-    return replace(found, notes=(note,))
+    return replace(model, notes=(note,))
 
 
 def _files(repository: str, revision: str | None, what: str) -> HubFiles:
+    """The repository's files at the commit that the hub names for the revision."""
     _check_endpoint()
     url = f"{constants.ENDPOINT}/api/models/{repository}"
     # Sizes come only when asked for by `blobs`.
     url += f"/revision/{quote(revision, safe='')}?blobs=true" if revision else "?blobs=true"
-    text = fetch(Address(url, what, _page(repository)), limit=MAX_LISTING_NBYTES)
+    text = _fetch(_Address(url, what, _page(repository)), limit=MAX_LISTING_NBYTES)
     try:
         listing = parse_json(text)
         commit = listing["sha"]
@@ -112,3 +137,185 @@ def _check_endpoint() -> None:
 
 def _page(repository: str) -> str:
     return f"{constants.ENDPOINT}/{repository}"
+
+
+class _Answer(Protocol):
+    """What is used of the HTTP library's response; names of headers in any case."""
+
+    @property
+    def status_code(self) -> int: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    def iter_raw(self) -> Iterator[bytes]:
+        """The body as it comes."""
+
+
+@dataclass(frozen=True)
+class _Address:
+    """A URL; `what` names it in messages, `page` is where people ask for access."""
+
+    url: str
+    what: str
+    page: str
+
+    def failed(self, reason: str) -> UnreachableError:
+        """The error of a hub that does not do what it should."""
+        return UnreachableError([diagnostic("hub-failed", what=self.what, reason=reason)])
+
+    def refused(self, answer: _Answer) -> UnreachableError:
+        """The error of an answer without a body that can be used."""
+        status = answer.status_code
+        if status == 404:
+            return UnreachableError([diagnostic("hub-not-found", what=self.what)])
+        if status not in (401, 403):
+            return self.failed(f"the server answers HTTP {status}")
+        cure = f"ask for access at {self.page}, then `hf auth login` or set HF_TOKEN"
+        is_gated = answer.headers.get("X-Error-Code") == "GatedRepo"
+        notes = [] if is_gated else ["a repository that does not exist is refused like this, too"]
+        defect = diagnostic(
+            "hub-no-access", what=self.what, status=status, suggestion=cure, notes=notes
+        )
+        return UnreachableError([defect])
+
+
+def _fetch(address: _Address, *, limit: int) -> bytes:
+    """The whole body of a document that has at most `limit` bytes.
+
+    Raises: UnreachableError if the hub refuses or fails, or the document is larger.
+    """
+    content, is_whole = _request(address, {}, limit, lambda answer: None)
+    if len(content) > limit:
+        raise address.failed(f"its answer has more than {limit} bytes")
+    if not is_whole:
+        raise address.failed(f"its answer broke off after {len(content)} bytes")
+    return content
+
+
+def _fetch_range(address: _Address, start: int, stop: int, *, size: int) -> bytes:
+    """Exactly the bytes `start` to `stop` of a file of `size` bytes.
+
+    Raises: UnreachableError if the hub refuses, fails or knows no ranges, or the file differs.
+    """
+    if start == stop:
+        return b""
+
+    def check(answer: _Answer) -> None:
+        if answer.status_code == 206:
+            said = answer.headers.get("Content-Range", "no range")
+            parts = _CONTENT_RANGE.fullmatch(said)
+            if parts is None or tuple(map(int, parts.groups())) != (start, stop - 1, size):
+                wanted = f"{start}-{stop - 1}/{size}"
+                raise address.failed(f'asked for bytes {wanted}, it sent "{said}"')
+        # A small file sent whole, though a range was asked for, is as good.
+        elif stop - start != size:
+            cure = "fetch the whole model, or use an endpoint that serves ranges"
+            raise UnreachableError(
+                [diagnostic("hub-no-ranges", what=address.what, size=size, suggestion=cure)]
+            )
+
+    wanted = {"Range": f"bytes={start}-{stop - 1}"}
+    content, _ = _request(address, wanted, stop - start, check)
+    if len(content) != stop - start:
+        raise address.failed(f"{len(content)} bytes came, not {stop - start}")
+    return content
+
+
+def _request(
+    address: _Address, headers: dict[str, str], limit: int, check: Callable[[_Answer], None]
+) -> tuple[bytes, bool]:
+    """The body, cut after `limit` and some, and whether it ended as HTTP says it should.
+
+    check: of an answer whose status is good, before its body is read.
+    """
+    # A compressed range could not be placed, and a compressed document not be bounded.
+    sent = build_hf_headers(
+        library_name="policyc", headers={"Accept-Encoding": "identity", **headers}
+    )
+    pause = FIRST_WAIT_SECONDS
+    for left in reversed(range(RETRIES + 1)):
+        asked = 0.0
+        try:
+            with _stream(address.url, sent) as answer:
+                if answer.status_code not in _BUSY:
+                    _check_status(address, answer)
+                    check(answer)
+                    content, is_whole = _body(address, answer, limit)
+                    if is_whole or not left:
+                        return content, is_whole
+                elif left:
+                    asked = _asked_wait(address, answer.headers)
+                else:
+                    raise address.refused(answer)
+        except _FAILURES as error:
+            reason = str(error) or type(error).__name__
+            failure = f"{constants.ENDPOINT} does not answer: {reason}"
+            raise address.failed(failure) from error
+        sleep(asked or pause)
+        pause *= 2
+    raise AssertionError("the last try returns or raises")
+
+
+def _stream(url: str, headers: dict[str, str]) -> AbstractContextManager[_Answer]:
+    """The answer to a GET, tried again after broken connections, its body still to come."""
+    return http_stream_backoff(
+        "GET",
+        url,
+        headers=headers,
+        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        max_retries=RETRIES,
+        base_wait_time=FIRST_WAIT_SECONDS,
+        retry_on_status_codes=(),
+    )
+
+
+def _asked_wait(address: _Address, headers: Mapping[str, str]) -> float:
+    """The seconds for which a busy server asks to be left alone; 0 if it does not say.
+
+    Raises: UnreachableError if they are more than anybody waits for.
+    """
+    limited = _RATE_LIMIT.search(headers.get("RateLimit", ""))
+    seconds = max(_seconds(headers.get("Retry-After", "")), _seconds(limited[1]) if limited else 0)
+    if seconds <= LONGEST_WAIT_SECONDS:
+        return seconds
+    try:
+        end = datetime.now(UTC) + timedelta(seconds=ceil(seconds))
+        until = f"until {end:%Y-%m-%d %H:%M} UTC"
+    except OverflowError:
+        until = "for ever"
+    raise address.failed(f"the server is busy and asks to wait {until}: try again then")
+
+
+def _seconds(written: str) -> float:
+    """What a Retry-After means from now on: seconds, or a date; 0 for anything else."""
+    if written.isascii() and written.isdecimal():
+        # More digits would be no float, and are as much too long.
+        return float(written[:12])
+    try:
+        date = parsedate_to_datetime(written)
+        return (date.astimezone(UTC) - datetime.now(UTC)).total_seconds()
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+def _body(address: _Address, answer: _Answer, limit: int) -> tuple[bytes, bool]:
+    content, started = bytearray(), monotonic()
+    try:
+        for chunk in answer.iter_raw():
+            content += chunk
+            # What goes on beyond the limit is never taken.
+            if len(content) > limit:
+                break
+            elapsed = monotonic() - started
+            if elapsed > PATIENCE_SECONDS + len(content) / SLOWEST_BYTES_PER_SECOND:
+                came = f"{len(content)} bytes came in {elapsed:.0f} seconds"
+                raise address.failed(f"its answer is too slow: {came}")
+    except _FAILURES:
+        return bytes(content), False
+    return bytes(content), True
+
+
+def _check_status(address: _Address, answer: _Answer) -> None:
+    if answer.status_code not in (200, 206):
+        raise address.refused(answer)
+    if answer.headers.get("Content-Encoding", "identity") != "identity":
+        raise address.failed("its answer is compressed, which was not asked for")

@@ -14,49 +14,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
+from policy_dsl.diagnostics import PolicyError, Span, fail
 from policy_dsl.escaping import decoded
 from policy_dsl.inventory import Inventory
 from policy_dsl.regular_files import read_range, refuse_special, unreadable
-from policy_dsl.sources.checkpoint import SUFFIX, find_index, indexed, read_checkpoint
+from policy_dsl.sources.checkpoint import (
+    CONFIG,
+    SUFFIX,
+    find_index,
+    indexed,
+    joined,
+    read_checkpoint,
+)
 from policy_dsl.sources.foreign_files import ensure_checkpoint, ensure_no_outer_folder
 from policy_dsl.sources.hfq_container import find_hfq, is_called_hfq, model_name, read_hfq
 from policy_dsl.sources.side_files import SUBFOLDERS, is_looked_at, is_wanted, unread
 
-_CACHED = "models--"
-_SNAPSHOTS, _BLOBS = "snapshots", "blobs"
 _COPY = "put a copy of the file in place of the link"
-
-
-def link_target(path: Path) -> Path | None:
-    """Where a link leads in the end; None of anything else.
-
-    Raises: OSError if it leads nowhere.
-    """
-    return Path(os.path.realpath(path, strict=True)) if path.is_symlink() else None
-
-
-def is_outside(target: Path, folder: Path) -> bool:
-    """Whether a link in `folder` to `target` leads out of it.
-
-    Both without links themselves, as `os.path.realpath` gives them.
-    """
-    return not (target.is_relative_to(folder) or target.parent == _blobs(folder))
-
-
-def link_defect(file: str, target: Path, *, of_weights: bool) -> Diagnostic:
-    """The error of a file that is a link out of the folder."""
-    cure = f"{_COPY}, or leave out --no-links" if of_weights else _COPY
-    return diagnostic("link-outside", file=file, target=str(target), suggestion=cure)
-
-
-def _blobs(folder: Path) -> Path | None:
-    """Where the hub's cache keeps the files of a snapshot that `folder` is, or is in."""
-    for snapshot in (folder, *folder.parents):
-        repository = snapshot.parent.parent
-        if snapshot.parent.name == _SNAPSHOTS and repository.name.startswith(_CACHED):
-            return repository / _BLOBS
-    return None
 
 
 @dataclass(frozen=True)
@@ -136,7 +110,7 @@ def open_file(path: Path, *, links: bool = True) -> Inventory:
     alone = {
         file: size
         for file, size in files.sizes.items()
-        if file in (path.name, "config.json") or not file.endswith((SUFFIX, index or SUFFIX))
+        if file in (path.name, CONFIG) or not file.endswith((SUFFIX, index or SUFFIX))
     }
     files = replace(files, sizes=alone)
     ensure_checkpoint(files)
@@ -147,10 +121,10 @@ def open_file(path: Path, *, links: bool = True) -> Inventory:
 
 
 def open_hfq_file(path: Path, *, links: bool = True) -> Inventory:
-    """The inventory of a model that is one HFQ file, whatever lies beside it.
+    """The inventory of a model that is one HFQ file, whatever is beside it.
 
     links: as of `open_folder`.
-    Raises: PolicyError if it is none, or damaged.
+    Raises: PolicyError if it is not an HFQ file, or damaged.
     """
     files = local_files(path.parent, links=links, weights=path.name)
     # Other models and quantizations in the folder are no part of this one.
@@ -185,12 +159,11 @@ def local_files(folder: Path, *, links: bool = True, weights: str = "") -> Local
     listing = _Listing(folder, Path(os.path.realpath(folder)), links, weights)
     for name in _paths(folder):
         listing.add(name)
-    if listing.found:
-        raise PolicyError(listing.found)
-    kept = {name: size for name, size in listing.sizes.items() if is_looked_at(name)}
+    if listing.errors:
+        raise joined(listing.errors)
     return LocalFiles(
         folder=folder,
-        sizes=kept,
+        sizes={name: size for name, size in listing.sizes.items() if is_looked_at(name)},
         unread=unread([*listing.sizes, *listing.folders], listing.special),
         mtimes=listing.mtimes,
         links=listing.links,
@@ -200,13 +173,13 @@ def local_files(folder: Path, *, links: bool = True, weights: str = "") -> Local
 
 @dataclass
 class _Listing:
-    """What has been seen of a folder, `real` if no part of its path is a link."""
+    """What has been seen of a folder. real: its path without links."""
 
     folder: Path
     real: Path
     follow: bool
     weights: str
-    found: list[Diagnostic] = field(default_factory=list)
+    errors: list[PolicyError] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     mtimes: dict[str, int] = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
@@ -217,23 +190,24 @@ class _Listing:
     def add(self, name: str) -> None:
         """Look at one more name."""
         if not name.isprintable():
-            reason = "its name cannot be printed"
-            self.found.append(diagnostic("unreadable-file", path=name, reason=reason))
+            self.errors.append(unreadable(Path(name), "its name cannot be printed"))
             return
+        is_weights = name == self.weights or is_called_hfq(name)
+        is_weights = is_weights or ("/" not in name and name.endswith(SUFFIX))
         try:
-            self._look(name)
+            self._look(name, is_weights)
         except PolicyError as error:
             # A note, a log or a pipe of somebody else is no reason to fail.
-            if is_wanted(name) or self._is_weights(name):
-                self.found += error.diagnostics
+            if is_wanted(name) or is_weights:
+                self.errors.append(error)
             else:
                 self.special.append(name)
 
-    def _look(self, name: str) -> None:
+    def _look(self, name: str, is_weights: bool) -> None:
         path = self.folder / name
         try:
             # Followed once: what is looked at, judged and read later is the same file.
-            target = link_target(path)
+            target = Path(os.path.realpath(path, strict=True)) if path.is_symlink() else None
             facts = (target or path).stat()
         except OSError as error:
             raise unreadable(path, error) from error
@@ -243,19 +217,21 @@ class _Listing:
         refuse_special(path, facts)
         if target is not None:
             self.targets[name] = target
-            if is_outside(target, self.real):
-                self._follow(name, target)
+            if not (target.is_relative_to(self.real) or target.parent == _blobs(self.real)):
+                if not (is_weights and self.follow):
+                    cure = f"{_COPY}, or leave out --no-links" if is_weights else _COPY
+                    raise fail("link-outside", file=name, target=str(target), suggestion=cure)
+                self.links[name] = target
         self.sizes[name], self.mtimes[name] = facts.st_size, facts.st_mtime_ns
 
-    def _follow(self, name: str, target: Path) -> None:
-        of_weights = self._is_weights(name)
-        if not (of_weights and self.follow):
-            raise PolicyError([link_defect(name, target, of_weights=of_weights)])
-        self.links[name] = target
 
-    def _is_weights(self, name: str) -> bool:
-        own = name == self.weights or is_called_hfq(name)
-        return own or ("/" not in name and name.endswith(SUFFIX))
+def _blobs(folder: Path) -> Path | None:
+    """Where the hub's cache keeps the files of a snapshot that `folder` is, or is in."""
+    for snapshot in (folder, *folder.parents):
+        repository = snapshot.parent.parent
+        if snapshot.parent.name == "snapshots" and repository.name.startswith("models--"):
+            return repository / "blobs"
+    return None
 
 
 def _paths(folder: Path) -> Iterator[str]:

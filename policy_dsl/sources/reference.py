@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from policy_dsl.diagnostics import did_you_mean, fail
+from policy_dsl.diagnostics import UnreadableError, did_you_mean, fail
 from policy_dsl.inventory import Inventory
-from policy_dsl.regular_files import opened
+from policy_dsl.regular_files import opened, unreadable
 from policy_dsl.sources.checkpoint import SUFFIX
 from policy_dsl.sources.foreign_files import ensure_no_other_file
 from policy_dsl.sources.hfq_container import MAGIC, is_called_hfq
@@ -43,11 +43,11 @@ def open_source(reference: str, *, links: bool = True) -> Inventory:
         return _open_path(path, links=links)
     if _HUB_ID.fullmatch(reference):
         return _open_hub_id(reference, links=links)
-    found = open_catalog(reference)
-    if found is None:
+    model = open_catalog(reference)
+    if model is None:
         cure = did_you_mean(_loose(reference), map(_loose, catalog_names()))
         raise fail("unknown-source", reference=reference, suggestion=cure)
-    return found
+    return model
 
 
 def catalog_names() -> tuple[str, ...]:
@@ -62,11 +62,11 @@ def open_catalog(name: str) -> Inventory | None:
     """
     for entry in catalog_names():
         if _loose(entry) == _loose(name.rpartition("/")[2]):
-            found = read_recorded(_CATALOG / f"{entry}.json")
+            model = read_recorded(_CATALOG / f"{entry}.json")
             # Another publisher's model of the same name is another model.
-            if "/" not in name or _loose(found.id) == _loose(name):
+            if "/" not in name or _loose(model.id) == _loose(name):
                 note = "from the bundled catalog, which has no weights"
-                return replace(found, notes=(note, *found.notes))
+                return replace(model, notes=(note, *model.notes))
     return None
 
 
@@ -86,7 +86,7 @@ def _local_path(reference: str) -> Path | None:
         path = Path(reference).expanduser()
         exists = bool(reference) and path.exists()
     except (OSError, RuntimeError) as error:
-        raise fail("unreadable-file", path=reference, reason=str(error)) from error
+        raise unreadable(Path(reference), str(error)) from error
     written = reference.startswith(("/", ".", "~"))
     return path if exists or written or reference.endswith((SUFFIX, *_RECORDED)) else None
 
@@ -95,7 +95,7 @@ def _open_path(path: Path, *, links: bool) -> Inventory:
     if path.is_dir():
         return open_folder(path, links=links)
     if not path.exists():
-        raise fail("unreadable-file", path=str(path), reason="it is not there")
+        raise unreadable(path, "it is not there")
     if is_hfq_file(path):
         return open_hfq_file(path, links=links)
     if path.name.endswith(SUFFIX):
@@ -105,18 +105,59 @@ def _open_path(path: Path, *, links: bool) -> Inventory:
 
 
 def _open_hub_id(reference: str, *, links: bool) -> Inventory:
-    # Not at the top: huggingface_hub takes time to import, its HTTP a quarter of a second.
-    with _settings_of_the_hub():
-        from policy_dsl.sources.hub_cache import open_cached  # noqa: PLC0415
     repository, _, revision = reference.partition("@")
-    found = open_cached(repository, revision or None, links=links)
-    if found is None and not revision:
-        found = open_catalog(repository)
-    if found is None:
-        with _settings_of_the_hub():
-            from policy_dsl.sources.hub import open_hub  # noqa: PLC0415
-        found = open_hub(repository, revision or None)
-    return found
+    model = _open_cached(repository, revision or None, links=links)
+    if model is None and not revision:
+        model = open_catalog(repository)
+    if model is None:
+        # Not at the top: its HTTP takes a quarter of a second to import.
+        from policy_dsl.sources.hub import open_hub  # noqa: PLC0415
+
+        model = open_hub(repository, revision or None)
+    return model
+
+
+def _open_cached(repository: str, revision: str | None, *, links: bool) -> Inventory | None:
+    """The model as it is in the hub's cache; None if it is not there or not whole.
+
+    Honours HF_HOME, HF_HUB_CACHE and the rest of what huggingface_hub reads from the environment.
+    Raises: PolicyError if what is cached is damaged.
+    """
+    with _settings_of_the_hub():
+        from huggingface_hub import constants  # noqa: PLC0415
+
+    cache = Path(constants.HF_HUB_CACHE).expanduser()
+    place = cache / f"models--{repository.replace('/', '--')}"
+    if not place.is_dir():
+        return None
+    # Not at the top: this takes a fifth of a second, and mostly the cache lacks the model.
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
+
+    wanted = revision or _only_commit(place, repository, is_offline=constants.HF_HUB_OFFLINE)
+    try:
+        folder = Path(snapshot_download(repository, revision=wanted, local_files_only=True))
+        # A snapshot that was fetched in part has the same form, and no mark of it.
+        model = open_folder(folder, name=repository, links=links)
+    except (LocalEntryNotFoundError, UnreadableError):
+        return None
+    except OSError as error:
+        raise unreadable(cache, error) from error
+    return replace(model, notes=(f"from the hub's cache, commit {folder.name}",))
+
+
+def _only_commit(place: Path, repository: str, *, is_offline: bool) -> str | None:
+    """The commit that was fetched by its own name, if no branch or tag was; None if several.
+
+    Raises: PolicyError (hub-offline) if there are several, and the hub may not be asked.
+    """
+    if any(path.is_file() for path in (place / "refs").rglob("*")):
+        return None
+    commits = sorted(path.name for path in (place / "snapshots").glob("*") if path.is_dir())
+    if len(commits) > 1 and is_offline:
+        cure = f"say which: {', '.join(f'{repository}@{commit}' for commit in commits)}"
+        raise fail("hub-offline", what=repository, suggestion=cure)
+    return commits[0] if len(commits) == 1 else None
 
 
 @contextmanager

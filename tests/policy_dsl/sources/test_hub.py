@@ -37,9 +37,9 @@ from policy_dsl.sources import reference
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import source_digest
 try:
-    from policy_dsl.sources import hub_http
-    hub_http.FIRST_WAIT_SECONDS, hub_http.RETRIES = 0.01, 2
-    hub_http.PATIENCE_SECONDS = 0.5
+    from policy_dsl.sources import hub
+    hub.FIRST_WAIT_SECONDS, hub.RETRIES = 0.01, 2
+    hub.PATIENCE_SECONDS = 0.5
 except ValueError:
     pass
 try:
