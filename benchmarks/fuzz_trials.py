@@ -42,7 +42,7 @@ from fuzz_answers import Command, Trial, try_input  # noqa: E402
 from fuzz_seeds import Seeds, make_seeds, silent  # noqa: E402
 
 from policy_dsl.planning.record import record_digest  # noqa: E402
-from policy_dsl.sources.name_patterns import expand_pattern  # noqa: E402
+from policy_dsl.sources.recorded import expand_pattern  # noqa: E402
 from policyc.cli import main as policyc  # noqa: E402
 
 CHUNK = 10

@@ -232,27 +232,26 @@ def _request(
         library_name="policyc", headers={"Accept-Encoding": "identity", **headers}
     )
     pause = FIRST_WAIT_SECONDS
+    content, is_whole = b"", False
     for left in reversed(range(RETRIES + 1)):
         asked = 0.0
         try:
             with _stream(address.url, sent) as answer:
-                if answer.status_code not in _BUSY:
+                if answer.status_code in _BUSY and left:
+                    asked = _asked_wait(address, answer.headers)
+                else:
                     _check_status(address, answer)
                     check(answer)
                     content, is_whole = _body(address, answer, limit)
-                    if is_whole or not left:
-                        return content, is_whole
-                elif left:
-                    asked = _asked_wait(address, answer.headers)
-                else:
-                    raise address.refused(answer)
         except _FAILURES as error:
             reason = str(error) or type(error).__name__
             failure = f"{constants.ENDPOINT} does not answer: {reason}"
             raise address.failed(failure) from error
+        if is_whole or not left:
+            break
         sleep(asked or pause)
         pause *= 2
-    raise AssertionError("the last try returns or raises")
+    return content, is_whole
 
 
 def _stream(url: str, headers: dict[str, str]) -> AbstractContextManager[_Answer]:

@@ -75,8 +75,10 @@ DOCUMENTS: dict[str, Callable[[], bytes]] = {
     "stands for 1,000,000,000,000 names": lambda: _recorded("{0-999999}.{0-999999}"),
     "notes.0: ": lambda: _with("notes", f"[{'1,' * 1_900_000}1]"),
     "files.0.": lambda: _with("files", f"[{'{},' * 900_000}{{}}]"),
-    "has no size": lambda: _with("side_files", '{"a":"b"' + ',"x":"b"' * 900_000 + "}"),
-    "600,009 keys": lambda: _with("x", "1" + "".join(f',"{n}":1' for n in range(600_001))),
+    "side_files.a: not a whole number": lambda: _with(
+        "side_files", '{"a":"b"' + ',"x":"b"' * 900_000 + "}"
+    ),
+    "x: not a known key": lambda: _with("x", "1" + "".join(f',"{n}":1' for n in range(600_001))),
 }
 
 

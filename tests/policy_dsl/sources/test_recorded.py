@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory, TensorInfo, source_digest
-from policy_dsl.sources.name_patterns import expand_pattern, name_patterns
-from policy_dsl.sources.recorded import write_recorded
+from policy_dsl.sources.recorded import expand_pattern, name_patterns, write_recorded
 from policy_dsl.sources.reference import open_source
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
@@ -115,13 +114,13 @@ def _group(record: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda r: r.pop("config"), "config: Field required"),
+        (lambda r: r.pop("config"), "config: missing"),
         (lambda r: r.update(policyc_headers=2), "policyc_headers"),
         (lambda r: r.update(extra=1), "extra"),
         (lambda r: r["totals"].update(tensors=5), "totals"),
         (lambda r: r["totals"].update(nbytes=True), "totals.nbytes"),
         (lambda r: r["side_files"].update({"../x": 1}), '"../x" is not the plain name'),
-        (lambda r: r["side_files"].update(x=-1), 'side_files: "x" has no size'),
+        (lambda r: r["side_files"].update(x=-1), "side_files.x: out of range"),
         (lambda r: r["files"].append({**r["files"][0], "file": None}), "is in two files"),
         (lambda r: r["files"].append({**r["files"][0], "tensors": []}), "a file is listed twice"),
         (lambda r: r["files"][0].update(file="../m.safetensors"), "is not the plain name"),
@@ -168,7 +167,7 @@ def test_texts_that_are_no_record(tmp_path: Path, text: bytes) -> None:
 
 
 def test_an_index_or_config_is_no_record(tmp_path: Path) -> None:
-    assert "policyc_headers: Field required" in refused(tmp_path, b'{"weight_map": {}}')
+    assert "policyc_headers: missing" in refused(tmp_path, b'{"weight_map": {}}')
 
 
 def test_gzip_that_would_fill_the_memory(tmp_path: Path) -> None:
