@@ -39,7 +39,7 @@ def needs_findings(bundle: Bundle) -> Iterator[Diagnostic]:
     family, model_type = _family(bundle), inventory.config.get("model_type")
     # Readers build the model by it.
     if not isinstance(model_type, str):
-        why = ", which tells the architecture"
+        why = ", which names the architecture"
         yield diagnostic("missing-config-key", model=inventory.id, key="model_type", why=why)
     if family is None or not_compared(bundle):
         return

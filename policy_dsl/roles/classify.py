@@ -1,6 +1,6 @@
 """Tensor name -> role, by the table of its architecture; a checkpoint as a model of roles.
 
-Inventory ── architecture: what names mean ── scales, fused ── completeness ──> Model
+Inventory ── architecture: what names mean ── scales ── completeness ──> Model
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from policy_dsl.quantities import counted, first_few
 from policy_dsl.roles.architecture import Architecture, architecture, families, model_types, outside
 from policy_dsl.roles.completeness import Expectation, Presence, review
 from policy_dsl.roles.config_facts import TIED, ConfigFacts, config_findings, read_config
-from policy_dsl.roles.fused import defuse, fused_defect
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.roles.name_rules import Fusion, NameRule, Need, Role, numbered_key
-from policy_dsl.roles.scales import Scales, find_scales, is_activation_scale
+from policy_dsl.roles.scales import FP8, Scales, find_scales, is_activation_scale
+from policy_dsl.views import Alternate, Expert, Operation, Slice, Transposed
 
 __all__ = ["Architecture", "Model", "ModelTensor", "architecture", "classify", "families"]
 
 _PLAIN = frozenset({"BF16", "F16", "F32"})
-_FP8 = "F8_E4M3"
 _READABLE = ("a plain tensor is BF16, F16 or F32", "a matrix is BF16, F16, F32, or FP8 with scales")
 _TOWERS = frozenset({"vision", "audio"})
 _QUANTIZED_ENDINGS = (".weight_packed", ".qweight", ".qzeros", ".scales", ".biases", ".g_idx")
 _ALREADY_QUANTIZED = "some of these names belong to an already quantized checkpoint"
+# An MXFP4 block is 16 bytes of two 4-bit codes each.
+_MXFP4_BLOCK = 32
 
 
 def classify(inventory: Inventory) -> Model:
@@ -44,15 +45,14 @@ def classify(inventory: Inventory) -> Model:
         reading.read(tensor)
     reading.wrong += config_findings(facts, inventory.id)
     _raise_if_any(reading.findings())
-    model = _model(inventory, reading)
-    _raise_if_any(review(model, reading.presence))
+    model = reading.model()
+    _raise_if_any(review(model, presence))
     return model
 
 
 def _raise_if_any(findings: Iterator[Diagnostic]) -> None:
-    found = tuple(findings)
-    if found:
-        raise PolicyError(found)
+    if listed := tuple(findings):
+        raise PolicyError(listed)
 
 
 def architecture_of(inventory: Inventory) -> Architecture:
@@ -62,7 +62,7 @@ def architecture_of(inventory: Inventory) -> Architecture:
     """
     model_type = inventory.config.get("model_type")
     if not isinstance(model_type, str):
-        why = ", which tells the architecture"
+        why = ", which names the architecture"
         raise fail("missing-config-key", model=inventory.id, key="model_type", why=why)
     family = model_types().get(model_type)
     if family is None:
@@ -94,17 +94,25 @@ class _Reading:
 
     def read(self, tensor: TensorInfo) -> None:
         """Give a tensor its role."""
-        # Scales are read with their weight and are no tensors of the model.
+        # Scales are read with their weight and are not tensors of the model.
         if tensor.name in self.scales.consumed:
             return
         key, numbers = numbered_key(tensor.name)
         rule = self.facts.table.names.get(key)
-        if rule is None or (
-            rule.layer_at is not None and numbers[rule.layer_at] >= self.facts.n_layers
-        ):
+        at = None if rule is None else rule.layer_at
+        if rule is None or (at is not None and numbers[at] >= self.facts.n_layers):
             rule = self._unusual(tensor, key, numbers, rule)
-        if rule is not None:
-            self._add(tensor, rule, numbers)
+        if rule is None:
+            return
+        layer = None if rule.layer_at is None else numbers[rule.layer_at]
+        expert = None if rule.expert_at is None else numbers[rule.expert_at]
+        self.has_experts |= expert is not None or rule.fusion is not None
+        if rule.reason:
+            self.ignored.append((tensor, rule.reason))
+        elif rule.fusion is not None:
+            self._add_fused(tensor, rule, rule.fusion, layer)
+        else:
+            self._add_whole(tensor, rule.roles[0], rule.needs[0], layer, expert)
 
     def _unusual(
         self, tensor: TensorInfo, key: str, numbers: list[int], rule: NameRule | None
@@ -112,23 +120,12 @@ class _Reading:
         """The rule of a name outside the language model's blocks; None if it is reported."""
         first = self.facts.n_layers
         beyond = bool(numbers) and first <= numbers[0] < first + self.facts.n_mtp_blocks
-        found = outside(self.facts.table, key, beyond=beyond)
-        if found is None and is_activation_scale(tensor.name):
+        other = outside(self.facts.table, key, beyond=beyond)
+        if other is None and is_activation_scale(tensor.name):
             self.ignored.append((tensor, "scales of activations, which weights do not need"))
-        elif found is None:
+        elif other is None:
             (self.unknown if rule is None else self.beyond).append(tensor.name)
-        return found
-
-    def _add(self, tensor: TensorInfo, rule: NameRule, numbers: list[int]) -> None:
-        layer = None if rule.layer_at is None else numbers[rule.layer_at]
-        if rule.reason:
-            self.ignored.append((tensor, rule.reason))
-        elif rule.fusion is not None:
-            self._add_fused(tensor, rule, rule.fusion, layer)
-        else:
-            expert = None if rule.expert_at is None else numbers[rule.expert_at]
-            self.has_experts = self.has_experts or expert is not None
-            self._add_whole(tensor, rule.roles[0], rule.needs[0], layer, expert)
+        return other
 
     def _add_whole(
         self,
@@ -152,39 +149,47 @@ class _Reading:
             self.presence.add(need, block, tensor.name, shape if is_read else None)
         elif 0 in shape or (len(shape) != 2 if is_matrix else not shape):
             self._wrong_shape(tensor, f"{'[out, in] of' if is_matrix else 'that of a'} {name}")
-        self.tensors.append(
-            ModelTensor(
-                tensor,
-                name,
-                component,
-                projection,
-                layer,
-                expert,
-                shape,
-                is_matrix=is_matrix,
-                scale=scale,
-            )
-        )
+        place = (component, projection, layer, expert)
+        self.tensors.append(ModelTensor(tensor, name, *place, shape, is_matrix, scale))
 
     def _add_fused(
         self, tensor: TensorInfo, rule: NameRule, fusion: Fusion, layer: int | None
     ) -> None:
-        self.has_experts = True
-        scale = self.scales.of_weight.get(tensor.name)
-        found = fused_defect(tensor, fusion, len(rule.roles), self.facts.n_experts)
-        if found is not None:
-            self.wrong.append(found)
+        """Every expert's matrices, expert by expert, of a tensor that holds all of them."""
+        axes = ["experts", *(("in", "out") if fusion.transposed else ("out", "in"))]
+        if fusion.mxfp4:
+            axes = ["experts", "out", "blocks of in", "bytes"]
+        sizes, n_parts = dict(zip(axes, tensor.shape, strict=False)), len(rule.roles)
+        same_axes = len(tensor.shape) == len(axes) and all(tensor.shape)
+        n_experts = self.facts.n_experts
+        if not same_axes or sizes["experts"] != n_experts or sizes["out"] % n_parts:
+            has = f"{n_experts} experts, {n_parts} projections in `out`"
+            self._wrong_shape(tensor, f"[{', '.join(axes)}] with {has}")
             return
+        scale = self.scales.of_weight.get(tensor.name)
         # Blocks without their scales are reported where scales are looked up.
-        scaled = scale is not None or fusion.mxfp4
-        self._is_readable(tensor, is_matrix=True, scaled=scaled)
-        parts = list(defuse(tensor, rule, layer=layer, scale=scale))
-        for need, part in zip(rule.needs, parts, strict=False):
+        self._is_readable(tensor, is_matrix=True, scaled=scale is not None or fusion.mxfp4)
+        size = sizes["out"] // n_parts
+        shape = (size, sizes["blocks of in"] * _MXFP4_BLOCK if fusion.mxfp4 else sizes["in"])
+        parts: list[Operation] = [Slice(part * size, size) for part in range(n_parts)]
+        if fusion.interleaved:
+            parts = [Alternate(part, n_parts) for part in range(n_parts)]
+        for need, role in zip(rule.needs, rule.roles, strict=True):
             if need is not None:
                 name = f"{tensor.name} ({need.slot} of each expert)"
-                block = _block_of(tensor, part.component, layer)
-                self.presence.add(need, block, name, part.shape)
-        self.tensors += parts
+                self.presence.add(need, _block_of(tensor, role.component, layer), name, shape)
+        turned = (Transposed(),) if fusion.transposed else ()
+        self.tensors += (
+            ModelTensor(
+                tensor,
+                *(role.name, role.component, role.projection, layer, expert, shape),
+                scale=scale,
+                operations=(Expert(expert), *turned, *((part,) if n_parts > 1 else ())),
+                mxfp4=fusion.mxfp4,
+            )
+            for expert in range(n_experts)
+            for role, part in zip(rule.roles, parts, strict=True)
+        )
 
     def _wrong_shape(self, tensor: TensorInfo, wanted: str) -> None:
         shape = list(tensor.shape)
@@ -194,7 +199,7 @@ class _Reading:
         if (scaled and is_matrix) or tensor.dtype in _PLAIN:
             return True
         # Without scales it is reported where those are looked up.
-        if scaled or tensor.dtype != _FP8:
+        if scaled or tensor.dtype != FP8:
             readable = _READABLE[is_matrix]
             self.unreadable.setdefault((tensor.dtype, readable), []).append(tensor.name)
         return False
@@ -203,24 +208,19 @@ class _Reading:
         """What is wrong with names, shapes and scales."""
         yield from self._findings_of_names()
         yield from self.scales.findings
-        if not self.has_experts or self.facts.n_experts:
-            yield from self.wrong
-            # Shapes are held against a config that is right by itself.
-            if not any(found.code == "bad-config-value" for found in self.wrong):
-                yield from self.presence.shape_findings(self.model_id)
-            yield from self._findings_of_dtypes()
+        if self.has_experts and not self.facts.n_experts:
+            keys = " or ".join(self.facts.table.experts)
+            why = ", which says how many experts there are"
+            yield diagnostic("missing-config-key", model=self.model_id, key=keys, why=why)
             return
-        keys = " or ".join(self.facts.table.experts)
-        why = ", which tells the number of experts"
-        yield diagnostic("missing-config-key", model=self.model_id, key=keys, why=why)
-
-    def _findings_of_dtypes(self) -> Iterator[Diagnostic]:
+        yield from self.wrong
+        # Shapes are compared with a config that is right by itself.
+        if not any(finding.code == "bad-config-value" for finding in self.wrong):
+            yield from self.presence.shape_findings(self.model_id)
         # A checkpoint of another quantizer has hundreds of them, all for the same reason.
         for (dtype, readable), names in self.unreadable.items():
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            yield diagnostic(
-                "unreadable-dtype", name=names[0] + more, dtype=dtype, readable=readable
-            )
+            shown = first_few(names, 1)
+            yield diagnostic("unreadable-dtype", name=shown, dtype=dtype, readable=readable)
 
     def _findings_of_names(self) -> Iterator[Diagnostic]:
         # Names are reported together: one missing table row explains a thousand of them.
@@ -241,19 +241,19 @@ class _Reading:
                 n_layers=self.facts.n_layers,
             )
 
+    def model(self) -> Model:
+        """What was read, as a value."""
+        facts, tensors = self.facts, tuple(self.tensors)
+        tied = facts.given(TIED)
+        # Configs may leave it to the default of their library; else the tensors themselves show.
+        if not isinstance(tied, bool):
+            tied = facts.value(TIED) is True or all(one.role != "lm_head" for one in tensors)
+        orphans = ((scale, "scales of a weight not there") for scale in self.scales.orphans)
+        roles = {*facts.table.roles, *(tensor.role for tensor in tensors)}
+        facts = replace(facts, table=replace(facts.table, roles=tuple(sorted(roles))))
+        return Model(self.model_id, facts, tied, tensors, (*self.ignored, *orphans))
+
 
 def _block_of(tensor: TensorInfo, component: str | None, layer: int | None) -> int | None:
     """The layer in which a tensor is needed; an MTP block needs what one like it does."""
     return numbered_key(tensor.name)[1][0] if component == "mtp" else layer
-
-
-def _model(inventory: Inventory, reading: _Reading) -> Model:
-    tensors, facts = tuple(reading.tensors), reading.facts
-    tied = facts.given(TIED)
-    # Configs may leave it to the default of their library; else the tensors themselves tell.
-    if not isinstance(tied, bool):
-        tied = facts.value(TIED) is True or all(tensor.role != "lm_head" for tensor in tensors)
-    orphans = tuple((scale, "scales of a weight not there") for scale in reading.scales.orphans)
-    roles = {*facts.table.roles, *(tensor.role for tensor in tensors)}
-    facts = replace(facts, table=replace(facts.table, roles=tuple(sorted(roles))))
-    return Model(inventory.id, facts, tied, tensors, (*reading.ignored, *orphans))

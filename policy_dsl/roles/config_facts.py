@@ -143,7 +143,7 @@ def read_config(config: Mapping[str, Any], table: Architecture, model_id: str) -
     if layers == 0 and facts.value(table.layers) == 0:
         raise PolicyError([bad_value(model_id, table.layers, 0, "it must be at least 1")])
     if layers == 0:
-        why = ", which tells the number of layers"
+        why = ", which says how many layers there are"
         raise fail("missing-config-key", model=model_id, key=table.layers, why=why)
     experts = _count(facts, table.experts_key, model_id)
     mtp_blocks = _count(facts, table.mtp_layers, model_id)
