@@ -15,9 +15,8 @@ from typing import Any
 
 from policy_dsl.plan import Plan, Refusal
 from policy_dsl.quantities import counted
-from policy_dsl.roles.architecture import packaged_table
+from policy_dsl.roles.architecture import ConfigKey, config_keys, packaged_table
 from policy_dsl.roles.config_facts import TIED, is_whole
-from policy_dsl.roles.config_keys import ConfigKey, config_keys
 
 TABLES = Path(__file__).parent / "readers"
 _TABLE = {"reader", "ropes", "ropes_only", "kinds"}

@@ -1,4 +1,4 @@
-"""The table of a model family: which tensor names it has and what each is for.
+"""The table of a model family: its names and what each is for, its config, what readers need.
 
 architectures/<family>.yaml, with the parts of architectures/_parts.yaml that it includes
 """
@@ -13,15 +13,66 @@ from typing import Any
 
 import yaml
 
-from policy_dsl.roles.config_keys import ConfigKey, config_keys, merged_keys
-from policy_dsl.roles.name_rules import NameRule, Need, Role, name_rules, role_of
+from policy_dsl.roles.name_rules import NameRule, Need, name_rules, role_of
 
 TABLES = Path(__file__).parent.parent / "architectures"
 _MAPPINGS = (
     *("top", "block", "ignored", "elsewhere", "aliases", "config", "needs", "where"),
     *("targets", "mlx"),
 )
-_VALUES = ("model_types", "models", "layers", "experts", "mtp_layers")
+_VALUES = ("include", "model_types", "models", "layers", "experts", "mtp_layers")
+# What a value may be: a whole number from 1, one from 0, any number, one above 0, a flag …
+KINDS = (
+    *("size", "count", "number", "positive", "flag"),
+    *("list", "numbers", "texts", "mapping", "text"),
+)
+# Of a default, by the type that shows it; others than these are given, or sizes.
+_KINDS_OF_DEFAULTS: Mapping[type, str] = {bool: "flag", float: "number", list: "list"}
+_KEY_FIELDS = frozenset(
+    ("keys", "default", "defaults", "when_null", "by_type", "kind", "without", "unless")
+) | {"entries", "at_most"}
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A default that other keys decide: `form` says how, from the keys and words of `fields`.
+
+    expression: numbers and keys, multiplied and divided from left to right.
+    every, first: a list with a word for each layer: `is` for each `every`-th or for the first
+    ones, `else` for the others. period: after how many entries of a list the word `of` returns.
+    """
+
+    form: str
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigKey:
+    """One canonical key of a family's config.
+
+    paths: where publishers and libraries write it, likeliest first; `a.b` is b inside a.
+    defaults: what its absence means, the first that can be computed; none: it must be there.
+    when_null: the same for a `null` that is written out. by_type: model_type -> its defaults,
+    where those of the family's model types differ. without: what is left out of a mapping;
+    unless: a mapping with one of these entries means nothing; entries: the kinds of those that
+    a mapping may have. at_most: an expression that the value may not exceed.
+    """
+
+    name: str
+    paths: tuple[tuple[str, ...], ...]
+    kind: str
+    defaults: tuple[Any, ...] = ()
+    when_null: tuple[Any, ...] | None = None
+    by_type: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    unless: Mapping[str, Any] = field(default_factory=dict)
+    entries: Mapping[str, str] = field(default_factory=dict)
+    at_most: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The keys at the top of a config or its `text_config` that may hold it."""
+        return tuple(path[0] for path in self.paths if len(path) == 1)
 
 
 @dataclass(frozen=True)
@@ -163,14 +214,64 @@ def _merged(family: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for part in [*(_table("_parts")[name] for name in own["include"]), own]:
         # A misspelt key would silently be a table without its entries.
-        unknown = set(part) - {*_MAPPINGS, *_VALUES, "include"}
-        if unknown:
+        if unknown := set(part) - {*_MAPPINGS, *_VALUES}:
             raise ValueError(f"{family}.yaml: unknown key {sorted(unknown)}")
         for key, value in part.items():
-            before = merged.get(key, {})
-            own = merged_keys(before, value) if key == "config" else value
-            merged[key] = {**before, **own} if key in _MAPPINGS else own
+            before = merged.get(key, {}) if key in _MAPPINGS else {}
+            if key == "config":
+                # Fields that the family does not give stay as in its parts.
+                fields = {name: _fields(before.get(name, {})) for name in value}
+                fields = {name: {**fields[name], **_fields(value[name])} for name in value}
+                merged[key] = {**before, **fields}
+            else:
+                merged[key] = {**before, **value} if key in _MAPPINGS else value
     return merged
+
+
+def config_keys(entries: Mapping[str, Any]) -> dict[str, ConfigKey]:
+    """The keys that the `config` of a family's table lists.
+
+    Raises: ValueError if an entry has a field or a kind that does not exist.
+    """
+    return {name: _key(name, _fields(entry)) for name, entry in entries.items()}
+
+
+def _fields(entry: Any) -> Mapping[str, Any]:
+    return entry if isinstance(entry, Mapping) else {"default": entry}
+
+
+def _key(name: str, given: Mapping[str, Any]) -> ConfigKey:
+    unknown = set(given) - _KEY_FIELDS
+    kinds = {given.get("kind", KINDS[0]), *given.get("entries", {}).values()}
+    if unknown or not kinds.issubset(KINDS):
+        raise ValueError(f"config key {name}: unknown field {sorted(unknown)} or kind")
+    defaults = given.get("defaults", [given["default"]] if "default" in given else [])
+    shown = _KINDS_OF_DEFAULTS.get(type(defaults[0]), "size") if defaults else "size"
+    return ConfigKey(
+        name=name,
+        paths=tuple(tuple(path.split(".")) for path in given.get("keys", [name])),
+        kind=given.get("kind", shown),
+        defaults=tuple(map(_default, defaults)),
+        when_null=(_default(given["when_null"]),) if "when_null" in given else None,
+        by_type={type_: (_default(own),) for type_, own in given.get("by_type", {}).items()},
+        without=tuple(given.get("without", ())),
+        unless=given.get("unless", {}),
+        entries=given.get("entries", {}),
+        at_most=given.get("at_most"),
+    )
+
+
+def _default(written: Any) -> Any:
+    if isinstance(written, str):
+        return Derived("expression", {"text": written})
+    if not isinstance(written, Mapping):
+        return written
+    if "value" in written:
+        return written["value"]
+    form = next((form for form in ("every", "first", "period") if form in written), None)
+    if form is None:
+        raise ValueError(f"a default cannot be {written}")
+    return Derived(form, written)
 
 
 def outside(architecture: Architecture, key: str, *, beyond: bool) -> NameRule | None:
@@ -181,34 +282,22 @@ def outside(architecture: Architecture, key: str, *, beyond: bool) -> NameRule |
     """
     for prefix, component in architecture.elsewhere.items():
         if key.startswith(prefix):
-            found = _rule_within(architecture, key, component)
+            rule = _rule_within(architecture, key, component)
             # Which kind of block it is, no config says.
-            return replace(found, needs=(None,) * len(found.roles)) if found else None
+            return rule and replace(rule, needs=(None,) * len(rule.roles))
     blocks = tuple(f"{model}.layers.#." for model in architecture.models)
-    if beyond and key.startswith(blocks):
-        return _rule_within(architecture, key, "mtp")
-    return None
+    return _rule_within(architecture, key, "mtp") if beyond and key.startswith(blocks) else None
 
 
 def _rule_within(architecture: Architecture, key: str, component: str) -> NameRule | None:
-    alike = _like_a_block(architecture, key) if component == "mtp" else None
-    return alike or _by_last_word(architecture, key, component)
-
-
-def _like_a_block(architecture: Architecture, key: str) -> NameRule | None:
-    """MTP blocks are built like the model's own; what is alike is named after them."""
+    """MTP blocks are built like the model's own; of other names the last word is the role."""
     # Releases differ in what MTP blocks are called: behind the block's number they are alike.
     rest = key.partition(".#.")[2]
-    rule = architecture.names.get(f"{architecture.models[0]}.layers.#.{rest}")
-    if rule is None or not rule.roles:
-        return rule
-    roles = tuple(_moved(role, "mtp") for role in rule.roles)
-    return replace(rule, roles=roles, layer_at=None)
-
-
-def _moved(role: Role, component: str) -> Role:
-    last = role.name.rpartition(".")[2]
-    return role._replace(name=f"{component}.{last}", component=component)
+    alike = architecture.names.get(f"{architecture.models[0]}.layers.#.{rest}")
+    if component != "mtp" or alike is None:
+        return _by_last_word(architecture, key, component)
+    roles = tuple(role_of(f"mtp.{role.name.rpartition('.')[2]}") for role in alike.roles)
+    return replace(alike, roles=roles, layer_at=None) if roles else alike
 
 
 def _by_last_word(architecture: Architecture, key: str, component: str) -> NameRule | None:
@@ -223,10 +312,7 @@ def _by_last_word(architecture: Architecture, key: str, component: str) -> NameR
     if not word:
         return None
     role = role_of(f"{component}.{word}")
-    may_be_linear = role.is_matrix and path != named and not _is_position_table(role)
+    # Embeddings of positions have two axes too, but are not linear layers.
+    is_table = component != "mtp" and "embed" in (role.projection or "")
+    may_be_linear = role.is_matrix and path != named and not is_table
     return NameRule((role._replace(is_matrix=None if may_be_linear else False),))
-
-
-def _is_position_table(role: Role) -> bool:
-    """Embeddings of positions have two axes too, but are no linear layers."""
-    return role.component != "mtp" and "embed" in (role.projection or "")

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.quantities import first_few
+from policy_dsl.roles.architecture import Derived
 from policy_dsl.roles.config_facts import ConfigFacts, bad_value, is_whole, keys_of
-from policy_dsl.roles.config_keys import Derived
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.roles.name_rules import ALWAYS, Clause, Need, clauses, numbered_key
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL

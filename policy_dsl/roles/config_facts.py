@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
-from policy_dsl.roles.architecture import Architecture
-from policy_dsl.roles.config_keys import ConfigKey, Derived
+from policy_dsl.roles.architecture import Architecture, ConfigKey, Derived
 
 # A config that asks for more layers or experts is not a model, and would only cost memory.
 LARGEST_COUNT = 65536

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -83,7 +83,7 @@ class Fusion:
 
 @dataclass(frozen=True, slots=True)
 class NameRule:
-    """What a name means. Several roles: a fused tensor's, in order; none: it is no weight.
+    """What a name means. Several roles: a fused tensor's, in order; none: it is not a weight.
 
     layer_at, expert_at: which of the numbers in the name they are. reason: why it is ignored.
     needs: what it fulfils, for each role; None where the table does not say.
@@ -105,7 +105,7 @@ def role_of(text: str) -> Role:
     component, _, last = text.rpartition(".")
     single = last in SINGLE_ROLES
     if not last or (not single and component not in COMPONENTS):
-        raise ValueError(f"{text} is no role: neither a single role nor in a component")
+        raise ValueError(f"{text} is not a role: neither a single role nor in a component")
     projection = None if single else last
     return Role(text, component or None, projection, not single or last in MATRIX_ROLES)
 
@@ -117,11 +117,20 @@ def name_rules(table: Mapping[str, Any]) -> dict[str, NameRule]:
     role nor a name.
     """
     rules: dict[str, NameRule] = {}
-    for key, rule in (*_named(table), *_ignored(table)):
-        # The later entry would win in a mapping, and a tensor would quietly change its role.
-        if key in rules:
-            raise ValueError(f"two entries for {key}")
-        rules[key] = rule
+    for pattern, rule in (*_named(table), *_ignored(table)):
+        for model in table["models"] if _MODEL in pattern else [""]:
+            name = pattern.replace(_MODEL, model)
+            at = {
+                part: at for at, part in enumerate(filter(_NUMBERS.__contains__, name.split(".")))
+            }
+            key = name.replace("{layer}", "#").replace("{expert}", "#")
+            # A literal number would be taken out of the names that are looked up.
+            if "{" in key or any(part.isdecimal() for part in key.split(".")):
+                raise ValueError(f"a name may hold only the numbers {_NUMBERS}: {name}")
+            # The later entry would win in a mapping, and a tensor would quietly change its role.
+            if key in rules:
+                raise ValueError(f"two entries for {key}")
+            rules[key] = replace(rule, layer_at=at.get("{layer}"), expert_at=at.get("{expert}"))
     return rules
 
 
@@ -135,22 +144,16 @@ def _named(table: Mapping[str, Any]) -> Iterator[tuple[str, NameRule]]:
     ]
     slots = {below: bool(prefix) for prefix, below, *_ in meant}
     slots |= {role.name: bool(prefix) for prefix, _, roles, _ in meant for role in roles}
-    known = needs(table, slots)
+    needs = _needs(table, slots)
     for prefix, below, roles, fusion in meant:
-        own = tuple(known.get(role.name, known.get(below)) for role in roles)
-        for name in _of_models(prefix + below, table["models"]):
-            yield _rule(name, roles, fusion, needs=own)
+        own = tuple(needs.get(role.name, needs.get(below)) for role in roles)
+        yield prefix + below, NameRule(roles, fusion=fusion, needs=own)
 
 
 def _ignored(table: Mapping[str, Any]) -> Iterator[tuple[str, NameRule]]:
     for pattern, reason in table.get("ignored", {}).items():
-        for below, _ in spelled(pattern):
-            for name in _of_models(below, table["models"]):
-                yield _rule(name, reason=reason)
-
-
-def _of_models(name: str, models: list[str]) -> list[str]:
-    return [name.replace(_MODEL, model) for model in models] if _MODEL in name else [name]
+        for name, _ in spelled(pattern):
+            yield name, NameRule((), reason=reason, needs=())
 
 
 def _meaning(meaning: str | Mapping[str, Any], met: str) -> tuple[tuple[Role, ...], Fusion | None]:
@@ -158,25 +161,7 @@ def _meaning(meaning: str | Mapping[str, Any], met: str) -> tuple[tuple[Role, ..
         return (role_of(meaning.replace("*", met)),), None
     options = dict(meaning)
     projections = options.pop("experts")
-    return tuple(role_of(f"experts.{each}") for each in projections), Fusion(**options)
-
-
-def _rule(
-    name: str,
-    roles: tuple[Role, ...] = (),
-    fusion: Fusion | None = None,
-    *,
-    reason: str = "",
-    needs: tuple[Need | None, ...] = (),
-) -> tuple[str, NameRule]:
-    parts = name.split(".")
-    numbers = [part for part in parts if part in _NUMBERS]
-    at = {place: place_at for place_at, place in enumerate(numbers)}
-    key = name.replace("{layer}", "#").replace("{expert}", "#")
-    # A literal number would be taken out of the names that are looked up.
-    if "{" in key or any(part.isdecimal() for part in parts):
-        raise ValueError(f"a name may hold only the numbers {_NUMBERS}: {name}")
-    return key, NameRule(roles, at.get("{layer}"), at.get("{expert}"), fusion, reason, needs)
+    return tuple(role_of(f"experts.{word}") for word in projections), Fusion(**options)
 
 
 def numbered_key(name: str) -> tuple[str, list[int]]:
@@ -184,34 +169,29 @@ def numbered_key(name: str) -> tuple[str, list[int]]:
     parts = name.split(".")
     numbers = []
     for i, part in enumerate(parts):
-        # 01 is another name than 1, and a number of many digits is no layer.
+        # 01 is another name than 1, and a number of many digits is not a layer.
         if part.isdecimal() and len(part) < 8 and (part[0] != "0" or part == "0"):
             numbers.append(int(part))
             parts[i] = "#"
     return ".".join(parts), numbers
 
 
-def needs(table: Mapping[str, Any], slots: Mapping[str, bool]) -> dict[str, Need]:
+def _needs(table: Mapping[str, Any], slots: Mapping[str, bool]) -> dict[str, Need]:
     """The needs of a table by slot; the later of two entries for one slot counts.
 
     slots: the roles and names of the table -> whether they are in the blocks.
-    Raises: ValueError if an entry means none of them, or says what it cannot say.
     """
-    found = {}
+    needs = {}
     for pattern, entry in table.get("needs", {}).items():
         given = entry if isinstance(entry, Mapping) else {"shape": entry}
-        clauses(given.get("when", ALWAYS))
+        when, optional = given.get("when", ALWAYS), given.get("optional", False)
+        clauses(when)
         for slot, _ in spelled(pattern):
             if slot not in slots or not set(given) <= _FIELDS:
                 raise ValueError(f"needs: {slot} is neither a role nor a name, or bad fields")
-            found[slot] = Need(
-                slot,
-                tuple(map(str, given["shape"])),
-                given.get("when", ALWAYS),
-                given.get("optional", False),
-                slots[slot],
-            )
-    return found
+            shape = tuple(map(str, given["shape"]))
+            needs[slot] = Need(slot, shape, when, optional, slots[slot])
+    return needs
 
 
 def spelled(pattern: str, met: str = "") -> Iterator[tuple[str, str]]:
@@ -233,12 +213,11 @@ def clauses(text: str) -> tuple[Clause, ...]:
     key`, `layer at key`: it is each key-th one, counted from the first or starting with it.
     Raises: ValueError if there is another.
     """
-    return tuple(map(_clause, text.split(" and ")))
-
-
-def _clause(text: str) -> Clause:
-    found = _CLAUSE.fullmatch(text.strip())
-    if found is None:
-        raise ValueError(f"not a condition: {text}")
-    negated, of_layer, key, is_word, word = found.groups()
-    return Clause(bool(negated), of_layer or is_word or "", key, word or "")
+    parts = []
+    for part in text.split(" and "):
+        matched = _CLAUSE.fullmatch(part.strip())
+        if matched is None:
+            raise ValueError(f"not a condition: {part}")
+        negated, of_layer, key, is_word, word = matched.groups()
+        parts.append(Clause(bool(negated), of_layer or is_word or "", key, word or ""))
+    return tuple(parts)

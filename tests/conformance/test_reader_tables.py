@@ -12,8 +12,7 @@ from emitters.hipfire_hfq.names import FAMILIES as HFQ_FAMILIES
 from emitters.jangtq_prestack.names import FAMILIES as JANG_FAMILIES
 from emitters.mlx_affine.names import FAMILIES as MLX_FAMILIES
 from policy_dsl.reader_config import reader_kind, reader_kinds
-from policy_dsl.roles.architecture import architecture
-from policy_dsl.roles.config_keys import Derived
+from policy_dsl.roles.architecture import Derived, architecture
 
 pytestmark = pytest.mark.slow
 
