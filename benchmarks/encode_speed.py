@@ -22,7 +22,7 @@ import numpy as np
 
 from emitters.mlx_affine.encode import encode
 from emitters.numerics.rounding import cast
-from policy_dsl.policy import Treatment
+from policy_dsl.treatments import Coded
 
 COLUMNS = 4096
 CASES = [("affine", bits, 64) for bits in (2, 3, 4, 5, 6, 8)]
@@ -32,7 +32,7 @@ CASES += [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]
 def measure(weights: np.ndarray, case: tuple[str, int, int], repeats: int) -> tuple[float, float]:
     """MB/s of encode and of mx.quantize, after checking that they agree."""
     scheme, bits, group_size = case
-    treatment = Treatment("quantize", bits, scheme, group_size)
+    treatment = Coded(scheme, bits, group_size, scheme != "affine", "rtn")
     mlx_weights = mx.array(weights).view(mx.bfloat16)
     mx.eval(mlx_weights)
 

@@ -52,6 +52,7 @@ from policy_dsl.inventory import Inventory  # noqa: E402
 from policy_dsl.quantities import bits_per_weight  # noqa: E402
 from policy_dsl.roles.classify import Model, ModelTensor, classify  # noqa: E402
 from policy_dsl.sources.reference import open_source  # noqa: E402
+from policy_dsl.treatments import Coded  # noqa: E402
 from policy_dsl.views import stacked  # noqa: E402
 from policyc import Plan, PolicyError, load  # noqa: E402
 from policyc.cli.planning import plan_for  # noqa: E402
@@ -135,7 +136,7 @@ def weight_error(bundle: Bundle, source: Inventory) -> float | None:
     found, findings = compare(bundle, source, jobs=available_cores())
     if errors(findings):
         raise PolicyError(findings)
-    quantized = {one.name for one in bundle.modules if one.treatment.action == "quantize"}
+    quantized = {one.name for one in bundle.modules if isinstance(one.treatment, Coded)}
     return sum((one.sums for one in found if one.module in quantized), Sums()).relative
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.plan import Module, Plan, PlannedTensor, Refusal
-from policy_dsl.policy import Policy, Treatment
+from policy_dsl.policy import Policy
 from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.treatments import Coded, Stored, Unread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +25,7 @@ MetadataValues = type | tuple[str, ...] | Mapping[str, "MetadataValues"]
 
 @dataclass(frozen=True, slots=True)
 class SchemeSpec:
-    """A scheme of a format: widths, group sizes, methods; the first of each is the default.
+    """A scheme of a format. Of widths, group sizes, methods, symmetries the first is the default.
 
     One width means that the scheme's name fixes it. An empty group_sizes means no groups.
     values: the dtype in which its encoder takes the values, None for the format's plain dtype.
@@ -35,7 +36,7 @@ class SchemeSpec:
     bits: tuple[int, ...]
     group_sizes: tuple[int, ...]
     methods: tuple[str, ...] = ("rtn",)
-    symmetric: bool | None = None
+    symmetries: tuple[bool, ...] = (False,)
     values: str | None = None
     flat: bool = False
     about: str = ""
@@ -130,7 +131,7 @@ class FormatSpec:
       omission(tensor, model): why the format does not carry this tensor, else None.
     What readers would not take
       unsupported(tensor, model, treatment): why they cannot take a tensor stored like that,
-        else None; asked of whole treatments, plain ones included.
+        else None.
       conflicts(modules): what they need several modules to share and they do not.
       config_readers: the tables of readers that say what config.json means to them.
       runtimes: reader -> what it is. refusals(plan): those that cannot load a bundle, and why.
@@ -176,14 +177,14 @@ class FormatSpec:
     families: Mapping[str, str | None]
     omission: Callable[[ModelTensor, Model], str | None]
 
-    unsupported: Callable[[ModelTensor, Model, Treatment], str | None]
+    unsupported: Callable[[ModelTensor, Model, Stored], str | None]
     conflicts: Callable[[Sequence[Module]], list[str]] | None = None
     config_readers: tuple[str, ...] = ()
     runtimes: Mapping[str, str] = field(default_factory=dict)
     refusals: Callable[[Plan], tuple[Refusal, ...]] | None = None
 
     module_path: Callable[[ModelTensor, Model], str]
-    part_shapes: Callable[[Treatment, tuple[int, ...], str], tuple[PartShape, ...]]
+    part_shapes: Callable[[Stored, tuple[int, ...], str], tuple[PartShape, ...]]
     layouts: Mapping[str, ExpertsApart | None] = field(default_factory=dict)
     padding: Mapping[str, ExpertPadding] = field(default_factory=dict)
     companions: Callable[[Sequence[Module]], tuple[Module, ...]] | None = None
@@ -231,13 +232,12 @@ class Claim(NamedTuple):
     """What a bundle says to readers about a quantized module.
 
     shape: logical, as far as the tensors show it, else empty. dtype: of the values it decodes
-    to. unread: why it is not known what readers understand; then the treatment is `UNKNOWN`.
+    to.
     """
 
-    treatment: Treatment
+    treatment: Coded | Unread
     shape: tuple[int, ...]
     dtype: str
-    unread: str = ""
 
 
 class ForeignMetadataError(ValueError):
@@ -279,14 +279,14 @@ class Encode(Protocol):
     Raises: UnstorableError for values that are finite and that the format cannot store.
     """
 
-    def __call__(self, values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]: ...
+    def __call__(self, values: Array, dtype: str, treatment: Coded) -> dict[str, Array]: ...
 
 
 class Decode(Protocol):
     """The parts of rows, as `Encode` gives them -> float32 values [rows, columns]."""
 
     def __call__(
-        self, parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int
+        self, parts: Mapping[str, Array], dtype: str, treatment: Coded, columns: int
     ) -> Array: ...
 
 
@@ -298,12 +298,7 @@ class Beyond(Protocol):
     """
 
     def __call__(
-        self,
-        values: Array,
-        parts: Mapping[str, Array],
-        dtype: str,
-        treatment: Treatment,
-        slack: Slack,
+        self, values: Array, parts: Mapping[str, Array], dtype: str, treatment: Coded, slack: Slack
     ) -> Array: ...
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from policy_dsl.diagnostics import Diagnostic, Span
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.policy import Policy, Treatment
+from policy_dsl.policy import Policy
 from policy_dsl.quantities import counted
 from policy_dsl.roles.classify import Model
+from policy_dsl.treatments import Action, Coded, Stored
 from policy_dsl.views import View
 
 
@@ -52,13 +53,13 @@ class Module:
     rule, or `defaults.otherwise`; decided_by: its place among the policy's rules, None for the
     latter. parameters: logical values. added: how many of the first
     axis, at its end, are experts that no source has; their rows are zero bytes. together:
-    rows that are coded as one.
+    rows that are coded as one. written: what the rule did, such as `keep`.
     """
 
     name: str
     role: str
     layer: int | None
-    treatment: Treatment
+    treatment: Stored
     shape: tuple[int, ...]
     dtype: str
     rule: str
@@ -68,11 +69,19 @@ class Module:
     added: int = 0
     together: int = 1
     decided_by: int | None = None
+    written: Action = "quantize"
 
     @property
     def nbytes(self) -> int:
         """Bytes of all its tensors."""
         return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def coded_modules(modules: Iterable[Module]) -> Iterator[tuple[Module, Coded]]:
+    """The quantized ones among the modules, each with how it is coded."""
+    for module in modules:
+        if isinstance(module.treatment, Coded):
+            yield module, module.treatment
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The semantic model of a policy: frozen values that both readers produce.
 
-Policy ─ rules: (Rule, …) ─ selector, Treatment
+Policy ─ rules: (Rule, …) ─ selector, Written
 """
 
 from __future__ import annotations
@@ -12,14 +12,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from policy_dsl.diagnostics import SourceText, Span
 from policy_dsl.selectors import LayerRange, Selector
+from policy_dsl.treatments import MAX_BITS, WHOLE_ROW, Written
 
-Action = Literal["quantize", "keep", "cast", "raw", "drop", "unknown"]
 # What a variable holds.
 Scalar = bool | int | float | str
-PLAIN_DTYPES = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
-MAX_BITS = 16
-# The group size that stands for one group a row.
-WHOLE_ROW = -1
 
 
 def _group_size(written: int | None) -> int | None:
@@ -32,27 +28,6 @@ GroupSize = Annotated[int | None, AfterValidator(_group_size)]
 
 
 @dataclass(frozen=True, slots=True)
-class Treatment:
-    """What happens to a tensor. What is None was left out and is filled in by `resolve`.
-
-    quantize: scheme with its parameters; cast: `dtype` is one of f16, bf16, f32;
-    keep: the target's plain dtype; raw: the source's bytes; drop: nothing is written; unknown:
-    a module of somebody else's bundle whose metadata cannot be read.
-    """
-
-    action: Action
-    bits: int | None = None
-    scheme: str | None = None
-    group_size: int | None = None
-    symmetric: bool | None = None
-    method: str | None = None
-    dtype: str | None = None
-
-
-UNKNOWN = Treatment("unknown")
-
-
-@dataclass(frozen=True, slots=True)
 class Rule:
     """A selector, its treatment, and where it stands.
 
@@ -62,7 +37,7 @@ class Rule:
     """
 
     selector: Selector
-    treatment: Treatment
+    treatment: Written
     optional: bool = False
     target: str | None = None
     span: Span | None = field(default=None, compare=False, repr=False)
@@ -86,7 +61,7 @@ class Defaults(Part):
     group_size: GroupSize = Field(None, description="elements of a group; -1 for whole rows")
     symmetric: bool | None = Field(None, description="symmetric groups, if there is a choice")
     method: str | None = Field(None, description="how codes are chosen")
-    otherwise: Treatment | None = Field(None, description="tensors that no rule reaches; keep")
+    otherwise: Written | None = Field(None, description="tensors that no rule reaches; keep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +112,13 @@ class Assertion:
     """A line of `tests`: measure(selector) relation value, as text and as parts.
 
     measure: bpw, size, bits, min_bits, max_bits, treatment; relation: <= < >= > == is.
-    value: a number (bytes for size), or a Treatment for `is`.
+    value: a number (bytes for size), or a Written for `is`.
     """
 
     text: str
     measure: str
     relation: str
-    value: float | Treatment
+    value: float | Written
     selector: Selector | None = None
     span: Span | None = field(default=None, compare=False, repr=False)
 

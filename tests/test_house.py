@@ -42,7 +42,7 @@ LAYERS = (
     ".formats .reader_config",
     ".plan",
     ".roles",
-    ".policy .selectors .inventory .views",
+    ".policy .selectors .inventory .treatments .views",
     # what everything may use
     ".bounded_json .diagnostics .documents .escaping .codes .linear_patterns"
     " .quantities .regular_files .resources .vocabulary policy_dsl",

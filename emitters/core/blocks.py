@@ -22,7 +22,7 @@ from emitters.tensor_io.view_rows import Cast, ViewReader, place_of
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.formats import Format, UnstorableError
 from policy_dsl.plan import Module, Plan, PlannedTensor
-from policy_dsl.planning.fill import describe
+from policy_dsl.treatments import Coded, coded, describe
 from policy_dsl.views import View
 
 # A value that no dtype loses, and a relative error from which that of a matrix is far.
@@ -99,7 +99,7 @@ def make_unit(site: Site, unit: Unit) -> Made:
     values = source_values(site, module, view, span)
     scale = site.prepared.column_scales.get(module.name)
     scaled = values if scale is None else values * scale
-    if module.treatment.action == "quantize":
+    if isinstance(module.treatment, Coded):
         parts = _encoded(site, module, scaled, (view, unit))
     else:
         parts = {module.tensors[0].part: values}
@@ -112,7 +112,7 @@ def make_unit(site: Site, unit: Unit) -> Made:
 
 def _is_surely_kept(site: Site, module: Module, values: Array) -> bool:
     """Whether the first rows tell that values are stored and not lost; nearly always so."""
-    if module.treatment.action != "quantize":
+    if not isinstance(module.treatment, Coded):
         some = to_float32(values.reshape(-1)[:_LOOKED_AT], module.dtype)
         return bool(np.abs(some).max(initial=0) >= _LARGE)
     # Where groups run on from row to row, whole ones.
@@ -130,7 +130,7 @@ def _decoded(
     site: Site, module: Module, parts: dict[str, Array], scale: Array | None, shape: tuple[int, ...]
 ) -> Array:
     """float32: the values of a unit's parts, as readers compute with them."""
-    if module.treatment.action != "quantize":
+    if not isinstance(module.treatment, Coded):
         return to_float32(parts[module.tensors[0].part], module.dtype)
     held = {one.part: parts[one.part] for one in module.tensors if not one.is_constant}
     decoded = site.format.codec().decode(held, module.dtype, module.treatment, shape[-1])
@@ -146,7 +146,7 @@ def _encoded(
     # Only formats whose `prepare` gives an importance take one.
     encode: Any = site.format.codec().encode
     try:
-        parts: dict[str, Array] = encode(values, module.dtype, module.treatment, **given)
+        parts: dict[str, Array] = encode(values, module.dtype, coded(module.treatment), **given)
     except UnstorableError as error:
         place, found = _misfit(site, module, values, origin, error.row)
         if error.reason:

@@ -22,6 +22,7 @@ from policy_dsl.roles.completeness import Expectation, Presence, shown_first, wr
 from policy_dsl.roles.config_facts import TIED, config_findings, read_config
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.roles.name_rules import NameRule, Need, numbered_key
+from policy_dsl.treatments import Coded
 from policy_dsl.vocabulary import SINGLE_ROLES
 
 # Modules by a number in their names, and these by all other numbers there.
@@ -205,10 +206,10 @@ class _Search:
             shape = shape[1:]
         elif added and len(shape) > 0 and shape != self.presence.expected.shapes[need]:
             shape = (shape[0] - added, *shape[1:])
-        known = shape if module.shape or module.treatment.action != "quantize" else None
+        known = shape if module.shape or not isinstance(module.treatment, Coded) else None
         self.presence.add(need, layer, module.name, known)
         dtypes = {tensor.dtype for tensor in module.tensors.values()} - _PLAIN
-        if module.treatment.action != "quantize" and dtypes and not self._is_container:
+        if not isinstance(module.treatment, Coded) and dtypes and not self._is_container:
             self._unreadable(module, dtypes.pop())
 
     @property

@@ -11,9 +11,8 @@ from emitters.core.bundle_reading import Bundle, open_bundle
 from emitters.core.record import BundleModule
 from policy_dsl.diagnostics import PolicyError, errors
 from policy_dsl.formats import Format
-from policy_dsl.planning.fill import describe
 from policy_dsl.planning.outline import Outline, OutlineModule, stored_as
-from policy_dsl.policy import UNKNOWN
+from policy_dsl.treatments import Plain
 
 _UNREAD = "unknown-pattern"
 # A number of more digits is a name: no model has as many layers.
@@ -83,14 +82,12 @@ def _outline_module(module: BundleModule, parameters: int) -> OutlineModule:
     layer = module.layer
     if not module.role and (found := _LAYER.search(module.name)):
         layer = int(found[1])
-    plain = f"{module.treatment.action} ({stored})"
-    if module.treatment == UNKNOWN:
-        plain = stored = describe(UNKNOWN)
+    plain = f"{module.written} ({stored})"
     return OutlineModule(
         name=module.name,
         role=module.role,
         layer=layer,
-        treatment=stored if module.treatment.action == "quantize" else plain,
+        treatment=plain if isinstance(module.treatment, Plain) else stored,
         stored=stored,
         rule="",
         tensors=len(module.tensors),

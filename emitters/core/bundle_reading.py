@@ -15,15 +15,23 @@ from emitters import FORMATS
 from emitters.core.record import BundleModule, Record, read_record
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.escaping import shown
-from policy_dsl.formats import Claim, Format, FormatSpec, TensorForm, UnreadError, forms_of
+from policy_dsl.formats import (
+    Claim,
+    Format,
+    FormatSpec,
+    SchemeSpec,
+    TensorForm,
+    UnreadError,
+    forms_of,
+)
 from policy_dsl.inventory import Inventory, TensorInfo
-from policy_dsl.policy import UNKNOWN, Treatment
 from policy_dsl.quantities import counted, first_few
 from policy_dsl.regular_files import read_whole
 from policy_dsl.sources.checkpoint import CONFIG, MAX_CONFIG_NBYTES
 from policy_dsl.sources.foreign_files import ensure_no_other_file
 from policy_dsl.sources.quantization import quantization_of
 from policy_dsl.sources.reference import is_hfq_file, open_source
+from policy_dsl.treatments import Coded, Plain, Stored, Unread
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def open_bundle(
     format, claims = _format(inventory, record, path, (metadata, formats))
     spec = format.spec
     if record is not None:
-        _require_treatments(record, spec, folder)
+        record = replace(record, modules=dict(_held(record, spec, folder)))
     modules = tuple(_modules(inventory, claims, spec, record))
     if record is None:
         modules = _with_added(modules, format, metadata)
@@ -103,22 +111,29 @@ def open_bundle(
     )
 
 
-def _require_treatments(record: Record, spec: FormatSpec, folder: Path) -> None:
-    """Raises: PolicyError (bad-record) if the format has no such way to code a module."""
+def _held(record: Record, spec: FormatSpec, folder: Path) -> Iterator[tuple[str, BundleModule]]:
+    """The modules of a record, with what it leaves out because it is a fact of the scheme.
+
+    Raises: PolicyError (bad-record) if the format has no such way to code a module.
+    """
     for name, module in record.modules.items():
-        treatment = module.treatment
-        if treatment.action == "quantize" and not _is_held(treatment, spec):
-            reason = f"{shown(name)} is quantized in a way that {spec.name} does not have"
-            raise fail("bad-record", path=str(folder), reason=reason)
+        coded = module.treatment
+        if isinstance(coded, Coded):
+            scheme = spec.scheme(coded.scheme)
+            if scheme is None or not _is_held(coded, scheme):
+                reason = f"{shown(name)} is quantized in a way that {spec.name} does not have"
+                raise fail("bad-record", path=str(folder), reason=reason)
+            if len(scheme.symmetries) == 1:
+                coded = replace(coded, symmetric=scheme.symmetries[0])
+                module = replace(module, treatment=coded)  # noqa: PLW2901
+        yield name, module
 
 
-def _is_held(treatment: Treatment, spec: FormatSpec) -> bool:
-    scheme = spec.scheme(treatment.scheme or "")
+def _is_held(coded: Coded, scheme: SchemeSpec) -> bool:
     return (
-        scheme is not None
-        and treatment.bits in scheme.bits
-        and treatment.group_size in (scheme.group_sizes or (None,))
-        and treatment.method in scheme.methods
+        coded.bits in scheme.bits
+        and coded.group_size in (scheme.group_sizes or (0,))
+        and coded.method in scheme.methods
     )
 
 
@@ -177,9 +192,9 @@ def _modules(
     parts = {
         path: _part_names(claim.treatment, spec)
         for path, claim in claims.items()
-        if not claim.unread
+        if not isinstance(claim.treatment, Unread)
     }
-    plain = _part_names(Treatment("keep"), spec)
+    plain = _part_names(Plain("BF16"), spec)
 
     def module_of(tensor: TensorInfo) -> str:
         path, _, part = tensor.name.rpartition(".")
@@ -212,14 +227,15 @@ def _module(
         return replace(known, tensors=tensors)
     if claim is None:
         (tensor,) = tensors.values()
-        keep = Treatment("keep")
-        return BundleModule(name, "", None, keep, tensor.shape, tensor.dtype, tensors)
+        form = Plain(tensor.dtype), tensor.shape, tensor.dtype
+        return BundleModule(name, "", None, *form, tensors, written="keep")
     return BundleModule(name, "", None, claim.treatment, claim.shape, claim.dtype, tensors)
 
 
 def _unread(path: Path, claims: Mapping[str, Claim]) -> Diagnostic | None:
     """The finding that it is not known what readers make of some modules, if so."""
-    reasons = {name: claim.unread for name, claim in claims.items() if claim.unread}
+    treatments = ((name, claim.treatment) for name, claim in claims.items())
+    reasons = {name: one.reason for name, one in treatments if isinstance(one, Unread)}
     if not reasons:
         return None
     return diagnostic(
@@ -234,10 +250,10 @@ def _unread(path: Path, claims: Mapping[str, Claim]) -> Diagnostic | None:
 
 def _incomplete(module: BundleModule, spec: FormatSpec) -> Diagnostic | None:
     """The finding that a module's tensors are not those that its treatment needs, if so."""
-    if module.treatment == UNKNOWN:
+    if isinstance(module.treatment, Unread):
         # `_unread` says so.
         return None
-    if module.treatment.action != "quantize":
+    if isinstance(module.treatment, Plain):
         return _misplaced(module)
     reason = None
     expected, found = expected_parts(module, module.treatment, spec), module.parts
@@ -266,7 +282,7 @@ def _misplaced(module: BundleModule) -> Diagnostic | None:
 
 
 def expected_parts(
-    module: BundleModule, treatment: Treatment, spec: FormatSpec
+    module: BundleModule, treatment: Stored, spec: FormatSpec
 ) -> dict[str, TensorForm] | None:
     """What a module's tensors would be under a treatment; None if its shape allows none."""
     try:
@@ -282,10 +298,10 @@ def parts_text(parts: Mapping[str, TensorForm]) -> str:
     return ", ".join(shown)
 
 
-def _part_names(treatment: Treatment, spec: FormatSpec) -> frozenset[str]:
+def _part_names(treatment: Stored, spec: FormatSpec) -> frozenset[str]:
     """The parts of a module. Raises: ValueError if the format has no such treatment."""
     # Any shape will do, only the names of the parts count.
-    columns = max(32, treatment.group_size or 1)
+    columns = max(32, treatment.group_size) if isinstance(treatment, Coded) else 32
     parts = spec.part_shapes(treatment, (1, columns), "BF16")
     return frozenset(part.part for part in parts)
 

@@ -15,6 +15,7 @@ from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.read import Source, columns, file_facts
 from policy_dsl.formats import PartShape
 from policy_dsl.inventory import Inventory, TensorInfo
+from policy_dsl.treatments import Coded, coded
 
 # Stored, dequantized and decoded values of a block stay in a core's cache.
 _BLOCK_VALUES = 2**18
@@ -36,7 +37,7 @@ class Decoder:
 
     def block_rows(self, module: BundleModule) -> int:
         """How many logical rows to ask for at once."""
-        forms = self._forms(module) if module.treatment.action == "quantize" else ()
+        forms = self._forms(module) if isinstance(module.treatment, Coded) else ()
         apart = any(form.by_columns for form in forms)
         together = max((form.together for form in forms), default=1)
         # Rows that lie apart are read by pieces, which should be long.
@@ -50,7 +51,7 @@ class Decoder:
 
         Raises: PolicyError if a file cannot be read any more.
         """
-        if module.treatment.action != "quantize":
+        if not isinstance(module.treatment, Coded):
             return to_float32(*self.stored(module, first, count))
         return self.decoded(module, self.parts(module, first, count), count)
 
@@ -78,7 +79,7 @@ class Decoder:
     def decoded(self, module: BundleModule, parts: Mapping[str, Array], count: int) -> Array:
         """float32 [count, last axis]: the values of the parts of so many rows."""
         width = columns(module.shape)
-        decoded = self._format.codec().decode(parts, module.dtype, module.treatment, width)
+        decoded = self._format.codec().decode(parts, module.dtype, coded(module.treatment), width)
         # What fills up the last of the groups that run over all rows is none of them.
         values: Array = decoded.reshape(-1, width)[:count]
         scale = self.column_scale(module)
@@ -96,7 +97,7 @@ class Decoder:
                 yield form.part
 
     def _forms(self, module: BundleModule) -> tuple[PartShape, ...]:
-        return self._format.spec.part_shapes(module.treatment, module.shape, module.dtype)
+        return self._format.spec.part_shapes(coded(module.treatment), module.shape, module.dtype)
 
     def column_scale(self, module: BundleModule) -> Array | None:
         """float32 [in]: what the columns were multiplied by, if the bundle has it."""

@@ -13,10 +13,9 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fa
 from policy_dsl.formats import Format, SchemeSpec, UnstorableError
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.decisions import trace
-from policy_dsl.planning.fill import PLAIN_WORDS, describe
-from policy_dsl.policy import Treatment
 from policy_dsl.quantities import counted
 from policy_dsl.roles.classify import ModelTensor
+from policy_dsl.treatments import PLAIN_WORDS, Coded, Plain, describe
 from policy_dsl.views import Values, View
 
 # Rows that formats code together at most, with groups that do not run on from row to row.
@@ -47,7 +46,7 @@ class Misfit:
     def too_small(self, n_values: int) -> Diagnostic:
         """The error: all values become 0; and which treatments would hold them."""
         module = self.module
-        quantized = module.treatment.action == "quantize"
+        quantized = isinstance(module.treatment, Coded)
         return diagnostic(
             "value-underflow",
             self._span(),
@@ -84,30 +83,29 @@ class Misfit:
         tensor = self._tensor()
         spec, model = self.format.spec, self.plan.model
         for dtype in spec.plain_dtypes:
-            treatment = Treatment("cast", dtype=PLAIN_WORDS[dtype])
-            if spec.unsupported(tensor, model, treatment) is None and self._fits(dtype):
+            if spec.unsupported(tensor, model, Plain(dtype)) is None and self._fits(dtype):
                 yield PLAIN_WORDS[dtype]
-        if self.module.treatment.action != "quantize":
+        wanted = self.module.treatment
+        if isinstance(wanted, Plain):
             return
         for scheme in spec.schemes:
             dtype = scheme.values or spec.plain_dtype(tensor, model)
-            for treatment in self._treatments(scheme):
+            for treatment in self._treatments(wanted, scheme):
                 allowed = spec.unsupported(tensor, model, treatment) is None
                 if allowed and self._fits(dtype) and self._is_kept(treatment, dtype):
                     yield describe(treatment)
                     break
 
-    def _treatments(self, scheme: SchemeSpec) -> Iterator[Treatment]:
+    def _treatments(self, wanted: Coded, scheme: SchemeSpec) -> Iterator[Coded]:
         """Treatments of a scheme, those with a width near to the module's own first."""
-        wanted, columns = self.module.treatment, self.values.shape[-1]
+        columns = self.values.shape[-1]
         sizes = [size for size in scheme.group_sizes if columns % size == 0]
         if scheme.group_sizes and not sizes:
             return
-        own = wanted.group_size if wanted.group_size in sizes else None
-        group = own or (sizes[0] if sizes else None)
-        for bits in sorted(scheme.bits, key=lambda bits: abs(bits - (wanted.bits or 0))):
-            what = bits, scheme.name, group, scheme.symmetric, scheme.methods[0]
-            yield Treatment("quantize", *what)
+        own = wanted.group_size if wanted.group_size in sizes else 0
+        group = own or (sizes[0] if sizes else 0)
+        for bits in sorted(scheme.bits, key=lambda bits: abs(bits - wanted.bits)):
+            yield Coded(scheme.name, bits, group, scheme.symmetries[0], scheme.methods[0])
 
     def _fits(self, dtype: str) -> bool:
         narrow = cast(self.values, "F32", dtype, cuts_off=self.format.spec.cuts_off)
@@ -115,7 +113,7 @@ class Misfit:
             return False
         return self._is_near(to_float32(narrow, dtype))
 
-    def _is_kept(self, treatment: Treatment, dtype: str) -> bool:
+    def _is_kept(self, treatment: Coded, dtype: str) -> bool:
         """Whether the values come back from a treatment, more or less."""
         given = cast(self.values, "F32", dtype, cuts_off=self.format.spec.cuts_off)
         # Sums of such values overflow, which is an answer too.

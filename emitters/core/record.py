@@ -21,9 +21,9 @@ from policy_dsl.formats import TensorForm
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Pruning
 from policy_dsl.planning.record import RECORD, SCHEMA_VERSION, record_digest
-from policy_dsl.policy import UNKNOWN, Treatment
 from policy_dsl.regular_files import read_whole, refuse_placeholder
 from policy_dsl.resources import document_schemas
+from policy_dsl.treatments import Action, Coded, Plain, Stored, Unread
 
 # Three times that of the largest model, with a module for every expert.
 LARGEST_RECORD = 128 * 2**20
@@ -36,16 +36,18 @@ class BundleModule:
 
     shape: logical, of the values that the tensors hold; dtype: of these values. tensors: by
     part, as they are on disk. added: how many of the first axis, at its end, no source has.
+    written: the action of the rule, such as `keep`.
     """
 
     name: str
     role: str
     layer: int | None
-    treatment: Treatment
+    treatment: Stored | Unread
     shape: tuple[int, ...]
     dtype: str
     tensors: Mapping[str, TensorInfo]
     added: int = 0
+    written: Action = "quantize"
 
     @property
     def parts(self) -> dict[str, TensorForm]:
@@ -55,7 +57,7 @@ class BundleModule:
     @property
     def parameters(self) -> int:
         """Values of the model in the module; 0 if that is not known."""
-        if self.treatment == UNKNOWN:
+        if isinstance(self.treatment, Unread):
             return 0
         values = prod(self.shape)
         return values - values // self.shape[0] * self.added if self.added else values
@@ -139,15 +141,26 @@ def parse_record(document: Any) -> Record:
 
 
 def _module(name: str, held: Mapping[str, Any]) -> BundleModule:
+    said = held["treatment"]
+    stored: Stored = Plain(held["dtype"])
+    if said["action"] == "quantize":
+        stored = Coded(
+            scheme=said.get("scheme", ""),
+            bits=said.get("bits", 0),
+            group_size=said.get("group_size", 0),
+            symmetric=said.get("symmetric", False),
+            method=said.get("method", ""),
+        )
     return BundleModule(
         name=name,
         role=held["role"],
         layer=held["layer"],
-        treatment=Treatment(**held["treatment"]),
+        treatment=stored,
         shape=tuple(held["shape"]),
         dtype=held["dtype"],
         tensors={},
         added=held.get("added", 0),
+        written=said["action"],
     )
 
 

@@ -25,6 +25,7 @@ from emitters.tensor_io.view_rows import Cast
 from policy_dsl.formats import Slack, UnstorableError
 from policy_dsl.resources import version
 from policy_dsl.roles.classify import ModelTensor
+from policy_dsl.treatments import Coded, coded
 
 # How a module is judged.
 EQUAL, AGAIN, NEAREST = "equal", "coded again", "nearest codes"
@@ -51,7 +52,7 @@ class RowsCheck:
 
     def way(self, module: BundleModule) -> str:
         """How the module is judged."""
-        if module.treatment.action != "quantize":
+        if not isinstance(module.treatment, Coded):
             return EQUAL
         scaled = module.name in self._bundle.scales
         return AGAIN if self._repeats(module.treatment.method) and not scaled else NEAREST
@@ -116,7 +117,7 @@ class RowsCheck:
         values = self._source.cast(tensor, span, self._own(module.dtype))
         wrong = np.zeros(found.shape, bool)
         try:
-            again = self._format.codec().encode(values, module.dtype, module.treatment)
+            again = self._format.codec().encode(values, module.dtype, coded(module.treatment))
         except UnstorableError:
             wrong[:] = True
         else:
@@ -140,7 +141,9 @@ class RowsCheck:
             # What was applied may be more exact than what is stored.
             values = wanted * scale
             slack = slack._replace(relative=slack.relative + 2 * UNITS["F16"])
-        wrong = self._format.codec().beyond(values, parts, module.dtype, module.treatment, slack)
+        wrong = self._format.codec().beyond(
+            values, parts, module.dtype, coded(module.treatment), slack
+        )
         return Tally.of(Sums.of(wanted, found), wrong, at)
 
     def _added(self, module: BundleModule, at: int, count: int) -> Tally:

@@ -14,6 +14,7 @@ from emitters.tensor_io.read import columns
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Module, PlannedTensor
 from policy_dsl.roles.classify import ModelTensor
+from policy_dsl.treatments import Coded
 from policy_dsl.views import Values
 
 # Rows up to this many values are worked on whole, whatever becomes of them.
@@ -26,7 +27,7 @@ def in_stretches(module: Module) -> Module:
     The plan alone decides, so that the journal of a build with other blocks can be resumed.
     """
     width = columns(module.shape)
-    if module.treatment.action == "quantize" or not _may_split(module, width):
+    if isinstance(module.treatment, Coded) or not _may_split(module, width):
         return module
     # A scale belongs to a block of a row.
     if any(view.scale is not None for view in module.sources):
@@ -43,7 +44,7 @@ def both_in_stretches(
     module: BundleModule, stack: tuple[ModelTensor, ...]
 ) -> tuple[BundleModule, tuple[ModelTensor, ...]]:
     """The module of a bundle and what it stands for, as their rows are compared."""
-    if module.treatment.action == "quantize" or not _may_split(module, columns(module.shape)):
+    if isinstance(module.treatment, Coded) or not _may_split(module, columns(module.shape)):
         return module, stack
     split = tensors_in_stretches(*stack)
     if stack and split == stack:

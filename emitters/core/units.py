@@ -9,8 +9,8 @@ from emitters.core.stretches import LONGEST_ROW, in_stretches
 from emitters.tensor_io.view_rows import view_nbytes
 from policy_dsl.diagnostics import fail
 from policy_dsl.plan import Module, Plan
-from policy_dsl.planning.fill import describe
 from policy_dsl.quantities import both_units
+from policy_dsl.treatments import Coded, describe
 from policy_dsl.views import stacked
 
 MIB = 2**20
@@ -119,7 +119,7 @@ def _largest_whole(plan: Plan) -> tuple[Module | None, int]:
 
 def _why_whole(module: Module, values: int) -> str:
     """Why a module has no smaller blocks."""
-    what = describe(module.treatment) if module.treatment.action == "quantize" else "FP8"
+    what = describe(module.treatment) if isinstance(module.treatment, Coded) else "FP8"
     rows = "a row" if module.together == 1 else f"{module.together} rows"
     return f"{module.name}: {what} takes {rows}, {values} values, at once"
 

@@ -16,8 +16,8 @@ from emitters.core.record import BundleModule
 from emitters.core.rows_check import AGAIN, EQUAL, NEAREST
 from emitters.core.tally import Tally
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.planning.fill import describe
 from policy_dsl.quantities import counted
+from policy_dsl.treatments import coded, describe
 
 # How a matrix is judged whose codes a solver chose.
 WHOLE = "as a whole"
@@ -113,7 +113,7 @@ def _defect(one: Compared) -> str | None:
 
 
 def _bounds(one: Compared) -> tuple[float, float]:
-    bits = one.module.treatment.bits or 1
+    bits = coded(one.module.treatment).bits
     return SOLVED[max(width for width in SOLVED if width <= bits)]
 
 

@@ -18,11 +18,11 @@ from emitters.core.verify_source import ModuleError, compare
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, grouped
 from policy_dsl.formats import Format
 from policy_dsl.inventory import Inventory
-from policy_dsl.planning.fill import describe
 from policy_dsl.planning.record import RECORD
 from policy_dsl.regular_files import why_not_regular
 from policy_dsl.sources.checkpoint import MAX_INDEX_NBYTES, read_json
 from policy_dsl.sources.local_files import local_files
+from policy_dsl.treatments import Coded, Unread, describe
 
 INDEX = "model.safetensors.index.json"
 _EMBEDDING = ("embed_tokens", "embed_tokens.weight")
@@ -218,7 +218,7 @@ def _widths(bundle: Bundle) -> Iterator[Diagnostic]:
         if claim is None:
             yield from _unclaimed(module)
             continue
-        if claim.unread:
+        if isinstance(claim.treatment, Unread):
             continue
         expected = expected_parts(module, claim.treatment, spec) or {}
         if module.parts != expected:
@@ -247,7 +247,7 @@ def _unclaimed(module: BundleModule) -> Iterator[Diagnostic]:
     """A finding if a module is quantized and the metadata say nothing of it."""
     # Codes that nothing explains load as garbage or not at all.
     packed = any(tensor.dtype == "U32" for tensor in module.tensors.values())
-    if module.treatment.action == "quantize" or packed:
+    if isinstance(module.treatment, Coded) or packed:
         found = f"the tensors say {parts_text(module.parts)}"
         yield diagnostic("width-disagrees", module=module.name, found=found, written="nothing")
 

@@ -21,11 +21,11 @@ from emitters.core.verdicts import Compared, judged
 from emitters.numerics.value_types import VALUE_TYPES
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.inventory import Inventory, source_digest
-from policy_dsl.planning.fill import describe
 from policy_dsl.planning.outline import stored_as
 from policy_dsl.planning.pruning import pruned
 from policy_dsl.quantities import counted
 from policy_dsl.roles.classify import ModelTensor, classify
+from policy_dsl.treatments import Coded
 
 Stacks = Mapping[str, tuple[ModelTensor, ...]]
 _SHOWN = 3
@@ -114,8 +114,7 @@ def _errors(
     for module in modules:
         found = of_module[module.name]
         plain = next(iter(module.tensors.values())).dtype
-        quantized = module.treatment.action == "quantize"
-        treatment = describe(module.treatment) if quantized else stored_as(module.treatment, plain)
+        treatment = stored_as(module.treatment, plain)
         yield ModuleError(
             module=module.name,
             role=stacks[module.name][0].role,
@@ -188,7 +187,7 @@ def _only_added(module: BundleModule) -> bool:
 
 def _foreign_dtype(module: BundleModule) -> str | None:
     """The dtype of a module that nothing says how to decode, if it is such a one."""
-    if module.treatment.action == "quantize":
+    if isinstance(module.treatment, Coded):
         return None
     dtypes = (tensor.dtype for tensor in module.tensors.values())
     return next((dtype for dtype in dtypes if dtype not in VALUE_TYPES), None)

@@ -10,8 +10,8 @@ from typing import Any
 
 from emitters.gptq.module_rules import blocks, exact_rules, expert_rules
 from emitters.gptq.schemes import RTN, SEARCHES, STORAGE
-from emitters.gptq.widths import AUTO_ROUND, Width, quantized
-from policy_dsl.plan import Plan
+from emitters.gptq.widths import AUTO_ROUND, Width
+from policy_dsl.plan import Plan, coded_modules
 
 SIDECAR = "quantization_config.json"
 # Packing format -> version of the zero points; the first of each is what AutoRound writes.
@@ -27,9 +27,9 @@ _OLDEST = "0.12.2"
 def quantization(plan: Plan, default: Width) -> dict[str, Any]:
     """`quantization_config`, its keys in the order of AutoRound's flow without a model."""
     modules = plan.modules
-    methods = {module.treatment.method for module in quantized(modules)}
-    version = STORAGE[next(quantized(modules)).treatment.scheme or ""].version
-    followed = {SEARCHES.get(method or "", "") for method in methods}
+    methods = {coded.method for _, coded in coded_modules(modules)}
+    version = STORAGE[next(coded_modules(modules))[1].scheme].version
+    followed = {SEARCHES.get(method, "") for method in methods}
     rules = {**exact_rules(modules, default), **expert_rules(modules, default)}
     return {
         "quant_method": AUTO_ROUND,

@@ -23,14 +23,14 @@ from emitters.numerics.gptq_weights import search_weights
 from emitters.numerics.reach import gptq_beyond
 from emitters.numerics.value_types import Array
 from policy_dsl.formats import Slack, UnstorableError
-from policy_dsl.policy import Treatment
+from policy_dsl.treatments import Coded
 
 # What rounds to an infinity in float16.
 _OVERFLOW = np.float32(65520)
 
 
 def encode(
-    values: Array, dtype: str, treatment: Treatment, importance: Array | None = None
+    values: Array, dtype: str, treatment: Coded, importance: Array | None = None
 ) -> dict[str, Array]:
     """The stored parts of these rows: qweight, qzeros int32, scales float16.
 
@@ -40,7 +40,7 @@ def encode(
     point that cannot be stored; ValueError for another scheme.
     """
     parts = _parts(values, dtype, treatment, importance)
-    bits, version = _width(treatment), STORAGE[treatment.scheme or ""].version
+    bits, version = _width(treatment), STORAGE[treatment.scheme].version
     # First: where a scale is infinite, the zero point means nothing.
     row = _first_too_large(parts, treatment)
     if row >= 0:
@@ -53,45 +53,45 @@ def encode(
     return {"qweight": parts.qweight, "qzeros": qzeros, "scales": parts.scales}
 
 
-def decode(parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int) -> Array:
+def decode(parts: Mapping[str, Array], dtype: str, treatment: Coded, columns: int) -> Array:
     """float32 [rows, columns]: what readers on a CPU compute with, products in float16.
 
     parts: as `encode` gives them.
     Raises: ValueError for another scheme, or if the parts' shapes disagree.
     """
     order = _order(parts, treatment)
-    stored, size = _stored(parts, treatment, order), treatment.group_size or columns
+    stored, size = _stored(parts, treatment, order), treatment.group_size
     values = gptq_decode(stored, bits=_width(treatment), group_size=size)
     return values if order is None else values[:, np.argsort(order)]
 
 
 def beyond(
-    values: Array, parts: Mapping[str, Array], dtype: str, treatment: Treatment, slack: Slack
+    values: Array, parts: Mapping[str, Array], dtype: str, treatment: Coded, slack: Slack
 ) -> Array:
     """The values [rows, in] that rounding to nearest would not have given these codes.
 
     values: float32; parts: as `encode` gives them; slack: what was rounded before.
     Raises: ValueError as `decode` does.
     """
-    width = _width(treatment), treatment.group_size or values.shape[1]
+    width = _width(treatment), treatment.group_size
     order = _order(parts, treatment)
-    stored, symmetric = _stored(parts, treatment, order), treatment.symmetric is not False
+    stored, symmetric = _stored(parts, treatment, order), treatment.symmetric
     if order is None:
         return gptq_beyond(values, stored, width, slack, symmetric=symmetric)
     own = np.ascontiguousarray(values[:, order])
     return gptq_beyond(own, stored, width, slack, symmetric=symmetric)[:, np.argsort(order)]
 
 
-def _order(parts: Mapping[str, Array], treatment: Treatment) -> Array | None:
+def _order(parts: Mapping[str, Array], treatment: Coded) -> Array | None:
     """The columns group by group, as the parts number them; None if they are neighbours."""
-    if not READ[treatment.scheme or ""].act_order:
+    if not READ[treatment.scheme].act_order:
         return None
     return group_order(parts["g_idx"])
 
 
-def _stored(parts: Mapping[str, Array], treatment: Treatment, order: Array | None) -> GptqParts:
+def _stored(parts: Mapping[str, Array], treatment: Coded, order: Array | None) -> GptqParts:
     """The parts with zero points unpacked, and with columns in this order."""
-    bits, version = _width(treatment), READ[treatment.scheme or ""].version
+    bits, version = _width(treatment), READ[treatment.scheme].version
     zeros, words = unpack_zeros(parts["qzeros"], bits=bits, version=version), parts["qweight"]
     if order is not None:
         codes = np.ascontiguousarray(unpack_columns(words, bits=bits)[:, order])
@@ -99,8 +99,8 @@ def _stored(parts: Mapping[str, Array], treatment: Treatment, order: Array | Non
     return GptqParts(words, zeros, parts["scales"])
 
 
-def _parts(values: Array, dtype: str, treatment: Treatment, importance: Array | None) -> GptqParts:
-    bits, size = _width(treatment), treatment.group_size or values.shape[1]
+def _parts(values: Array, dtype: str, treatment: Coded, importance: Array | None) -> GptqParts:
+    bits, size = _width(treatment), treatment.group_size
     if treatment.method == RTN:
         # AutoRound's flow without a model computes in float32, whatever the weights are.
         return gptq_rtn(
@@ -108,17 +108,17 @@ def _parts(values: Array, dtype: str, treatment: Treatment, importance: Array | 
             dtype,
             bits=bits,
             group_size=size,
-            symmetric=treatment.symmetric is not False,
+            symmetric=treatment.symmetric,
             arithmetic="F32",
         )
-    grid = SEARCHES[treatment.method or ""]
+    grid = SEARCHES[treatment.method]
     weights = None
     if importance is not None:
         weights = search_weights(importance, bits=bits, group_size=size, grid=grid)
     return gptq_search(values, dtype, bits=bits, group_size=size, weights=weights, grid=grid)
 
 
-def _first_too_large(parts: GptqParts, treatment: Treatment) -> int:
+def _first_too_large(parts: GptqParts, treatment: Coded) -> int:
     """The first row in which readers, who round products to float16, see infinities, or -1."""
     bits, zeros = _width(treatment), parts.zeros.astype(np.float32)
     longest = np.maximum(zeros, np.float32((1 << bits) - 1) - zeros)
@@ -126,21 +126,21 @@ def _first_too_large(parts: GptqParts, treatment: Treatment) -> int:
     if not far.any():
         return -1
     # The code that is so far from the zero point may be one that no value has.
-    seen = gptq_decode(parts, bits=bits, group_size=treatment.group_size or 0)
+    seen = gptq_decode(parts, bits=bits, group_size=treatment.group_size)
     rows = np.flatnonzero(~np.isfinite(seen).all(axis=1))
     return int(rows[0]) if len(rows) else -1
 
 
-def _cure(zero: int, treatment: Treatment) -> str:
+def _cure(zero: int, treatment: Coded) -> str:
     """What to do about a zero point: 0 is one that version 2 has."""
     if zero:
         return "quantize it sym"
-    scheme = (treatment.scheme or "").replace("int", "int-v2", 1)
+    scheme = treatment.scheme.replace("int", "int-v2", 1)
     return f"quantize it sym, or as {scheme} for readers that take version 2"
 
 
-def _width(treatment: Treatment) -> int:
+def _width(treatment: Coded) -> int:
     """The bits of a treatment. Raises: ValueError unless the format has its scheme."""
-    if treatment.scheme not in READ or treatment.bits is None:
+    if treatment.scheme not in READ:
         raise ValueError(f"{treatment} is no scheme of this format")
     return treatment.bits

@@ -10,8 +10,8 @@ from typing import Any
 
 from emitters.gptq.module_rules import expert_rules, layer_rules
 from emitters.gptq.schemes import STORAGE
-from emitters.gptq.widths import GPTQ, Width, quantized
-from policy_dsl.plan import Plan
+from emitters.gptq.widths import GPTQ, Width
+from policy_dsl.plan import Plan, coded_modules
 
 SIDECAR = "quantize_config.json"
 
@@ -19,8 +19,8 @@ SIDECAR = "quantize_config.json"
 def quantization(plan: Plan, default: Width) -> dict[str, Any]:
     """`quantization_config`: what its readers look up, and nothing about how it was made."""
     modules = plan.modules
-    packed = {module.name: module for module in quantized(modules)}
-    scheme = next(iter(packed.values())).treatment.scheme
+    packed = {module.name: coded for module, coded in coded_modules(modules)}
+    scheme = next(iter(packed.values())).scheme
     rules = {**layer_rules(modules, default), **expert_rules(modules, default)}
     dynamic = dict(_rule(pattern, width) for pattern, width in rules.items())
     return {
@@ -30,7 +30,7 @@ def quantization(plan: Plan, default: Width) -> dict[str, Any]:
         "sym": default.symmetric,
         "lm_head": "lm_head" in packed,
         "quant_method": GPTQ,
-        "checkpoint_format": STORAGE[scheme or ""].version,
+        "checkpoint_format": STORAGE[scheme].version,
         "pack_dtype": "int32",
         **({"dynamic": dynamic} if dynamic else {}),
     }

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 from emitters.gptq.module_rules import exact_rules
 from emitters.gptq.schemes import STORAGE
-from emitters.gptq.widths import AUTO_ROUND, GPTQ, default_width, dialect_of, quantized
-from policy_dsl.plan import Plan
-from policy_dsl.policy import Treatment
+from emitters.gptq.widths import AUTO_ROUND, GPTQ, default_width, dialect_of
+from policy_dsl.plan import Plan, coded_modules
+from policy_dsl.treatments import Coded
 from policy_dsl.vocabulary import namesake
 
 # Published names of experts are those of the classes in other families.
@@ -73,7 +73,7 @@ def _one_width(plan: Plan) -> str | None:
     rules = exact_rules(plan.modules, default)
     for module in plan.modules:
         role = namesake(module.role)
-        packed_head = role == "lm_head" and module.treatment.action == "quantize"
+        packed_head = role == "lm_head" and isinstance(module.treatment, Coded)
         others = role not in ("lm_head", "router")
         if module.name in rules and (others or packed_head):
             told = "in this dialect it has one width for all linears of the blocks"
@@ -84,8 +84,8 @@ def _one_width(plan: Plan) -> str | None:
 def _group_numbers(plan: Plan) -> str | None:
     if dialect_of(plan) != GPTQ:
         return None
-    for module in quantized(plan.modules):
-        if not _storage_has_groups(module.treatment):
+    for _, coded in coded_modules(plan.modules):
+        if not STORAGE[coded.scheme].g_idx:
             return "in this dialect it needs the group of each column: use int-gidx"
     return None
 
@@ -93,8 +93,8 @@ def _group_numbers(plan: Plan) -> str | None:
 def _asymmetric(plan: Plan) -> str | None:
     if dialect_of(plan) != AUTO_ROUND:
         return None
-    for module in quantized(plan.modules):
-        if _is_first_version(module.treatment) and module.treatment.symmetric is False:
+    for module, coded in coded_modules(plan.modules):
+        if _is_first_version(coded) and not coded.symmetric:
             return f"AutoRound's own kernels read {module.name} only as int-v2, or sym"
     return None
 
@@ -103,7 +103,7 @@ def _asymmetric_default(plan: Plan) -> str | None:
     default = default_width(plan.modules)
     if dialect_of(plan) != GPTQ or default is None or default.symmetric:
         return None
-    if any(_is_first_version(module.treatment) for module in quantized(plan.modules)):
+    if any(_is_first_version(coded) for _, coded in coded_modules(plan.modules)):
         return "it trusts asymmetric groups of version 1 only to itself: use int-v2, or sym"
     return None
 
@@ -120,12 +120,8 @@ _CONSTRAINTS: tuple[tuple[Callable[[Plan], str | None], tuple[str, ...]], ...] =
 
 
 def _packs(plan: Plan, component: str) -> bool:
-    return any(module.role.startswith(component) for module in quantized(plan.modules))
+    return any(module.role.startswith(component) for module, _ in coded_modules(plan.modules))
 
 
-def _is_first_version(treatment: Treatment) -> bool:
-    return STORAGE[treatment.scheme or ""].version == "gptq"
-
-
-def _storage_has_groups(treatment: Treatment) -> bool:
-    return STORAGE[treatment.scheme or ""].g_idx
+def _is_first_version(coded: Coded) -> bool:
+    return STORAGE[coded.scheme].version == "gptq"

@@ -19,9 +19,9 @@ from emitters.gptq.told import Told, read
 from emitters.gptq.widths import AUTO_ROUND, GPTQ, Width, default_width, dialect_of
 from policy_dsl.formats import Claim, Forms, TensorForm, UnreadError, document
 from policy_dsl.plan import Plan
-from policy_dsl.policy import UNKNOWN, Treatment
 from policy_dsl.reader_config import written_config
 from policy_dsl.sources.checkpoint import finite
+from policy_dsl.treatments import Coded, Unread
 
 __all__ = ["claims", "defects", "metadata"]
 
@@ -111,11 +111,11 @@ def _claim(told: Told, name: str, parts: Mapping[str, TensorForm]) -> Claim | No
     if width is None:
         return None
     if isinstance(width, Unknown):
-        return Claim(UNKNOWN, (), "", width.reason)
+        return Claim(Unread(width.reason), (), "")
     numbered = "g_idx" in parts
     stored = Storage(told.version, numbered, numbered and told.act_order)
     scheme = next(scheme for scheme, storage in READ.items() if storage == stored)
-    treatment = Treatment("quantize", width.bits, scheme, width.group_size, width.symmetric)
+    treatment = Coded(scheme, width.bits, width.group_size, width.symmetric, "")
     return Claim(treatment, _shape(width, parts), parts.get("scales", ("F16",))[0])
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from emitters.gptq import loaders, vllm
 from emitters.gptq.schemes import SEARCHES, STORAGE
-from emitters.gptq.widths import AUTO_ROUND, GPTQ, quantized
+from emitters.gptq.widths import AUTO_ROUND, GPTQ
 from policy_dsl.formats import MetadataValues
-from policy_dsl.plan import Module, Plan, Refusal
-from policy_dsl.policy import Treatment
+from policy_dsl.plan import Module, Plan, Refusal, coded_modules
 from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.treatments import Coded, Stored
 
 RUNTIMES: Mapping[str, str] = {
     "vllm": "server on NVIDIA GPUs",
@@ -35,13 +35,13 @@ _NOT_LINEAR = {
 }
 
 
-def unsupported(tensor: ModelTensor, model: Model, treatment: Treatment) -> str | None:
+def unsupported(tensor: ModelTensor, model: Model, treatment: Stored) -> str | None:
     """Why no reader can hold a matrix packed like that, else None."""
-    if treatment.action != "quantize":
+    if not isinstance(treatment, Coded):
         return None
     if tensor.namesake in _NOT_LINEAR:
         return _NOT_LINEAR[tensor.namesake]
-    if treatment.method in SEARCHES and treatment.symmetric is False:
+    if treatment.method in SEARCHES and not treatment.symmetric:
         return "AutoRound searches no scales for asymmetric groups: use rtn, or sym"
     uneven = [size for size in tensor.shape if size % _STEP]
     if tensor.is_matrix and uneven:
@@ -52,9 +52,8 @@ def unsupported(tensor: ModelTensor, model: Model, treatment: Treatment) -> str 
 def conflicts(modules: Sequence[Module]) -> list[str]:
     """What quantized modules must share, because it is told once for the whole bundle."""
     found: dict[str, str] = {}
-    for module in quantized(modules):
-        scheme = module.treatment.scheme or ""
-        found.setdefault(STORAGE[scheme].version, scheme)
+    for _, coded in coded_modules(modules):
+        found.setdefault(STORAGE[coded.scheme].version, coded.scheme)
     if len(found) < 2:
         return []
     schemes = " and ".join(sorted(found.values()))

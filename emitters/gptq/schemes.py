@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from policy_dsl.formats import PartShape
-from policy_dsl.policy import WHOLE_ROW, Treatment
+from policy_dsl.treatments import WHOLE_ROW, Coded, Plain, Stored
 
 WIDTHS = (4, 8, 3, 2)
 GROUP_SIZES = (128, 64, 32, WHOLE_ROW)
@@ -45,18 +45,18 @@ READ: Mapping[str, Storage] = {
 }
 
 
-def part_shapes(treatment: Treatment, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
+def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
     """The tensors of a module [out, in]: `qweight`, `qzeros`, `scales`, perhaps `g_idx`.
 
     Codes are packed along `in`, zero points along `out`, both into int32 words; rows of the
     module are columns of the tensors. Plain modules have a `weight`.
     Raises: ValueError if a quantized module is no matrix, or stored in no way of the format.
     """
-    if treatment.action != "quantize":
+    if isinstance(treatment, Plain):
         return (PartShape("weight", dtype, shape),)
     if len(shape) != 2:
         raise ValueError(f"{list(shape)} is no matrix")
-    storage, bits = READ.get(treatment.scheme or ""), treatment.bits
+    storage, bits = READ.get(treatment.scheme), treatment.bits
     if storage is None or bits not in WIDTHS:
         raise ValueError(f"{bits} bits of {treatment.scheme} are none of the format's")
     out, columns = shape
@@ -74,10 +74,9 @@ def part_shapes(treatment: Treatment, shape: tuple[int, ...], dtype: str) -> tup
     return (*parts, PartShape("g_idx", "I32", (columns,), constant=_g_idx(columns, size)))
 
 
-def group_length(treatment: Treatment, columns: int) -> int:
+def group_length(treatment: Coded, columns: int) -> int:
     """How many values of a row of `columns` share a scale."""
-    size = treatment.group_size or columns
-    return columns if size == WHOLE_ROW else size
+    return columns if treatment.group_size == WHOLE_ROW else treatment.group_size
 
 
 def _by_columns(part: str, dtype: str, shape: tuple[int, int]) -> PartShape:

@@ -22,7 +22,14 @@ SPEC = FormatSpec(
     name="gptq",
     about="GPTQ-packed checkpoints for vLLM, AutoRound, GPTQModel and transformers",
     schemes=tuple(
-        SchemeSpec(name, WIDTHS, GROUP_SIZES, (RTN, *SEARCHES), symmetric=True, about=_ABOUT[name])
+        SchemeSpec(
+            name,
+            WIDTHS,
+            GROUP_SIZES,
+            (RTN, *SEARCHES),
+            symmetries=(True, False),
+            about=_ABOUT[name],
+        )
         for name in STORAGE
     ),
     fill=tuple(("any", bits, "int") for bits in WIDTHS),

@@ -24,6 +24,7 @@ from policy_dsl.formats import Claim, ForeignMetadataError, document
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.roles.config_facts import written_value
 from policy_dsl.sources.reference import open_source
+from policy_dsl.treatments import Coded, Unread
 
 CONFIG = "config.json"
 _QUANTIZATION = "quantization_config"
@@ -107,22 +108,25 @@ def _numbers(
         scales, zeros = tensors[f"{name}.scales"], tensors[f"{name}.qzeros"]
         if not np.isfinite(_read(source, scales, np.float16)).all():
             yield _bad(scales, "a scale is not finite")
-        if claim.treatment.symmetric and not _are_middle(_read(source, zeros, np.int32), claim):
+        coded = claim.treatment
+        if isinstance(coded, Unread):
+            continue
+        if coded.symmetric and not _are_middle(_read(source, zeros, np.int32), coded):
             yield _bad(zeros, "it holds other zero points than those of symmetric groups")
-        if READ[claim.treatment.scheme or ""].act_order:
-            yield from _groups(source, tensors[f"{name}.g_idx"], claim)
+        if READ[coded.scheme].act_order:
+            yield from _groups(
+                source, tensors[f"{name}.g_idx"], group_length(coded, claim.shape[-1])
+            )
 
 
-def _groups(source: Source, g_idx: TensorInfo, claim: Claim) -> Iterator[Diagnostic]:
-    size = group_length(claim.treatment, claim.shape[-1])
+def _groups(source: Source, g_idx: TensorInfo, size: int) -> Iterator[Diagnostic]:
     if not is_grouping(_read(source, g_idx, np.int32), size):
         yield _bad(g_idx, f"it does not number groups of {size} columns each")
 
 
-def _are_middle(qzeros: Array, claim: Claim) -> bool:
-    bits, scheme = claim.treatment.bits or 0, claim.treatment.scheme or ""
-    zeros = unpack_zeros(qzeros, bits=bits, version=READ[scheme].version)
-    return bool((zeros == 1 << (bits - 1)).all())
+def _are_middle(qzeros: Array, coded: Coded) -> bool:
+    zeros = unpack_zeros(qzeros, bits=coded.bits, version=READ[coded.scheme].version)
+    return bool((zeros == 1 << (coded.bits - 1)).all())
 
 
 def _read(source: Source, tensor: TensorInfo, dtype: type[np.generic]) -> Array:

@@ -14,7 +14,7 @@ from emitters.gptq.auto_round import VERSIONS
 from emitters.gptq.rule_patterns import Rule, Unknown, Verdicts
 from emitters.gptq.schemes import WIDTHS
 from emitters.gptq.widths import AUTO_ROUND, GPTQ, Width
-from policy_dsl.policy import WHOLE_ROW
+from policy_dsl.treatments import WHOLE_ROW
 
 _Entry = Mapping[str, Any]
 

@@ -10,17 +10,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from emitters.gptq.schemes import STORAGE
-from emitters.gptq.widths import (
-    AUTO_ROUND,
-    GPTQ,
-    Width,
-    default_width,
-    dialect_of,
-    quantized,
-    width_of,
-)
-from policy_dsl.plan import Module, Plan
-from policy_dsl.policy import WHOLE_ROW
+from emitters.gptq.widths import AUTO_ROUND, GPTQ, Width, default_width, dialect_of, width_of
+from policy_dsl.plan import Module, Plan, coded_modules
+from policy_dsl.treatments import WHOLE_ROW
 
 _QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
 _SHARED = ("shared_experts.gate_proj", "shared_experts.up_proj")
@@ -68,7 +60,7 @@ def _joined_alike(plan: Plan) -> str | None:
 def _symmetric(plan: Plan) -> str | None:
     """Kernels for experts read zero points of the auto-round dialect, others never do."""
     every = dialect_of(plan) == GPTQ
-    for module in quantized(plan.modules):
+    for module, _ in coded_modules(plan.modules):
         width = width_of(module)
         few = width is not None and width.bits in _MARLIN_WIDTHS
         spared = module.role.startswith("experts.") or not few
@@ -81,8 +73,8 @@ def _symmetric(plan: Plan) -> str | None:
 def _gptq_widths(plan: Plan) -> str | None:
     if dialect_of(plan) != GPTQ:
         return None
-    for module in quantized(plan.modules):
-        if module.treatment.bits not in _MARLIN_WIDTHS:
+    for module, coded in coded_modules(plan.modules):
+        if coded.bits not in _MARLIN_WIDTHS:
             cure = "dialect auto-round has kernels for others"
             return f"it reads 4 and 8 bits of this dialect, {module.name} has others; {cure}"
     return None
@@ -92,11 +84,11 @@ def _first_version(plan: Plan) -> str | None:
     """Both are read alike where zero points are not read at all: in the other dialect."""
     if dialect_of(plan) != AUTO_ROUND:
         return None
-    for module in quantized(plan.modules):
-        if STORAGE[module.treatment.scheme or ""].version != "gptq":
+    for module, coded in coded_modules(plan.modules):
+        if STORAGE[coded.scheme].version != "gptq":
             return (
                 f"it takes zero points of version 1 only, {module.name} has"
-                f" {module.treatment.scheme}: use int, or sym with dialect gptq"
+                f" {coded.scheme}: use int, or sym with dialect gptq"
             )
     return None
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from policy_dsl.plan import Module, Plan
+from policy_dsl.treatments import Plain
 
 AUTO_ROUND, GPTQ = "auto-round", "gptq"
 
@@ -21,11 +22,10 @@ class Width(NamedTuple):
 
 def width_of(module: Module) -> Width | None:
     """The width of a module; None if it is not quantized."""
-    treatment = module.treatment
-    if treatment.action != "quantize":
+    coded = module.treatment
+    if isinstance(coded, Plain):
         return None
-    symmetric = treatment.symmetric is not False
-    return Width(treatment.bits or 0, treatment.group_size or 0, symmetric)
+    return Width(coded.bits, coded.group_size, coded.symmetric)
 
 
 def default_width(modules: Iterable[Module]) -> Width | None:
@@ -41,8 +41,3 @@ def default_width(modules: Iterable[Module]) -> Width | None:
 def dialect_of(plan: Plan) -> str:
     """Whose configuration a bundle gets: the policy's word, else AutoRound's."""
     return str(dict(plan.policy.metadata).get("dialect", AUTO_ROUND))
-
-
-def quantized(modules: Iterable[Module]) -> Iterator[Module]:
-    """The quantized ones among them."""
-    return (module for module in modules if module.treatment.action == "quantize")

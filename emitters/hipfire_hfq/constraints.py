@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from policy_dsl.plan import Module, Plan, Refusal
-from policy_dsl.policy import Treatment
 from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.treatments import Coded, Plain, Stored, scheme_of
 
 READER = "hipfire"
 RUNTIMES: Mapping[str, str] = {"hipfire": "Rust and HIP, AMD GPUs"}
@@ -30,25 +30,23 @@ _MINIMAX: Mapping[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-def unsupported(tensor: ModelTensor, model: Model, treatment: Treatment) -> str | None:
+def unsupported(tensor: ModelTensor, model: Model, treatment: Stored) -> str | None:
     """Why loaders cannot take a tensor stored like that, else None."""
     minimax = model.architecture.family == "minimax_m2"
-    if treatment.method == "awq" and not (minimax and tensor.role in _GATE_UP):
+    is_awq = isinstance(treatment, Coded) and treatment.method == "awq"
+    if is_awq and not (minimax and tensor.role in _GATE_UP):
         return "it knows AWQ for gate and up of MiniMax-M2's experts only"
     allowed, reason = _MINIMAX.get(tensor.namesake, ((), "")) if minimax else ((), "")
-    if allowed and treatment.scheme not in allowed:
+    if allowed and scheme_of(treatment) not in allowed:
         return reason
-    is_float32 = treatment.dtype == "f32" or (
-        treatment.action == "raw" and tensor.source.dtype == "F32"
-    )
-    if tensor.is_matrix and is_float32:
+    if tensor.is_matrix and treatment == Plain("F32"):
         return "its loaders refuse float32 matrices"
     return None
 
 
 def conflicts(modules: Sequence[Module]) -> list[str]:
     """What modules of one layer must share and do not."""
-    layers: dict[int | None, set[Treatment]] = defaultdict(set)
+    layers: dict[int | None, set[Stored]] = defaultdict(set)
     for module in modules:
         if module.role in _GATE_UP:
             layers[module.layer].add(module.treatment)
@@ -63,7 +61,7 @@ def refusals(plan: Plan) -> tuple[Refusal, ...]:
     """What does not load, or loads and then does not run."""
     found = []
     routed = plan.model.config.get("num_experts_per_tok")
-    schemes = {one.treatment.scheme for one in plan.modules if one.role in _EXPERTS}
+    schemes = {scheme_of(one.treatment) for one in plan.modules if one.role in _EXPERTS}
     fixed = [scheme for scheme in _FIXED if scheme in schemes]
     if fixed and routed != _TOP_K:
         reason = f"its {fixed[0]} kernels route to {_TOP_K} experts, this model to {routed}"

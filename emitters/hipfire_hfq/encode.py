@@ -10,11 +10,11 @@ from emitters.numerics.hfq import decode_blocks, encode_blocks
 from emitters.numerics.reach import hfq_beyond
 from emitters.numerics.value_types import Array
 from policy_dsl.formats import Slack, UnstorableError
-from policy_dsl.policy import Treatment
 from policy_dsl.sources.hfq_codes import QUANT_CODES
+from policy_dsl.treatments import Coded
 
 
-def encode(values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]:
+def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
     """The blocks of these rows: weight, uint8 [blocks, bytes of a block].
 
     values: [rows, in], float32; not changed. treatment: a scheme of this format.
@@ -30,7 +30,7 @@ def encode(values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]:
     return {"weight": blocks}
 
 
-def decode(parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int) -> Array:
+def decode(parts: Mapping[str, Array], dtype: str, treatment: Coded, columns: int) -> Array:
     """float32 [rows, columns]: the weights that hipfire computes with, rotated back.
 
     parts: as `encode` gives them, whole rows. Rows that only fill up the last block are at the
@@ -45,7 +45,7 @@ def decode(parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns
 
 
 def beyond(
-    values: Array, parts: Mapping[str, Array], dtype: str, treatment: Treatment, slack: Slack
+    values: Array, parts: Mapping[str, Array], dtype: str, treatment: Coded, slack: Slack
 ) -> Array:
     """The values [rows, in] that rounding to nearest would not have given these codes.
 
@@ -57,8 +57,8 @@ def beyond(
     return hfq_beyond(values.reshape(-1), blocks, code, slack).reshape(values.shape)
 
 
-def _code(treatment: Treatment) -> int:
-    key = treatment.scheme or "", treatment.group_size or 0
+def _code(treatment: Coded) -> int:
+    key = treatment.scheme, treatment.group_size
     if key not in CODES:
         raise ValueError(f"{treatment} is no scheme of this format")
     return CODES[key]

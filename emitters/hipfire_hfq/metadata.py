@@ -19,15 +19,16 @@ from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.formats import Claim, Forms
 from policy_dsl.plan import Plan, PlannedTensor
-from policy_dsl.policy import Treatment
 from policy_dsl.reader_config import written_config
 from policy_dsl.sources.hfq_codes import QUANT_CODES
+from policy_dsl.treatments import Coded
 
 __all__ = ["claims", "defects", "metadata", "preface"]
 
 _MAGIC, _VERSION, _ALIGNMENT = b"HFQM", 1, 4096
 _HEADER = struct.Struct("<4sIIIQQ")
 _CODE_OF = {code.name: number for number, code in QUANT_CODES.items()}
+_SCHEMES = {scheme.name: scheme for scheme in SPEC.schemes}
 _SCHEME_OF = {QUANT_CODES[code].name: found for found, code in CODES.items()}
 
 
@@ -63,9 +64,9 @@ def _claims(forms: Forms) -> Iterator[tuple[str, Claim]]:
         dtype, shape = parts.get("weight", ("", ()))
         if dtype in _SCHEME_OF:
             scheme, group = _SCHEME_OF[dtype]
-            known = SPEC.scheme(scheme)
-            bits = known.bits[0] if known else None
-            yield path, Claim(Treatment("quantize", bits, scheme, group), shape, "F32")
+            known = _SCHEMES[scheme]
+            coded = Coded(scheme, known.bits[0], group, known.symmetries[0], "")
+            yield path, Claim(coded, shape, "F32")
 
 
 def _entry(tensor: PlannedTensor) -> bytes:

@@ -8,10 +8,10 @@ from emitters.hipfire_hfq.constraints import RUNTIMES, conflicts, refusals, unsu
 from emitters.hipfire_hfq.names import FAMILIES, column_scale, file_order, module_path, omission
 from emitters.hipfire_hfq.tiers import companions, container, remarks
 from policy_dsl.formats import Container, ExpertsApart, FormatSpec, PartShape, SchemeSpec
-from policy_dsl.policy import Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.roles.published_names import expert_path
 from policy_dsl.sources.hfq_codes import QUANT_CODES, stored_nbytes
+from policy_dsl.treatments import Plain, Stored
 
 # (scheme, group size) -> quant code.
 CODES = {
@@ -29,17 +29,17 @@ CODES = {
 _METHODS = ("rtn", "awq")
 
 
-def part_shapes(treatment: Treatment, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
+def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
     """The one tensor of a module: its logical shape, as blocks of a quant code or plain.
 
     Raises: ValueError if a single number should be coded.
     """
-    if treatment.action != "quantize":
+    if isinstance(treatment, Plain):
         return (PartShape("weight", dtype, shape),)
     if not shape:
         raise ValueError("a single number has no groups")
-    group = treatment.group_size or 1
-    code = CODES[treatment.scheme or "", group]
+    group = treatment.group_size
+    code = CODES[treatment.scheme, group]
     # Where groups do not divide rows, several rows are coded as one; all, if a group is short.
     together, rows = group // gcd(shape[-1], group), prod(shape[:-1])
     together = rows if rows % together else together
@@ -68,7 +68,9 @@ SPEC = FormatSpec(
         SchemeSpec("mq2", (2,), (256,), _METHODS, values="F32", about="rotated, affine"),
         SchemeSpec("hfq4", (4,), (256, 128), values="F32", flat=True, about="affine"),
         SchemeSpec("hfq6", (6,), (256,), values="F32", flat=True, about="affine"),
-        SchemeSpec("q8", (8,), (32,), values="F32", about="bytes with a scale each 32"),
+        SchemeSpec(
+            "q8", (8,), (32,), symmetries=(True,), values="F32", about="bytes with a scale each 32"
+        ),
     ),
     fill=(
         ("any", 8, "q8"),

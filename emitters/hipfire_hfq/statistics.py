@@ -14,7 +14,7 @@ from emitters.numerics.value_types import Array
 from emitters.tensor_io.imatrix import Imatrix
 from emitters.tensor_io.prepared import Prepared, Statistics
 from policy_dsl.diagnostics import PolicyError
-from policy_dsl.plan import Module, Plan
+from policy_dsl.plan import Module, Plan, coded_modules
 
 
 def prepare(plan: Plan, statistics: Statistics) -> Prepared:
@@ -24,8 +24,8 @@ def prepare(plan: Plan, statistics: Statistics) -> Prepared:
     """
     scaled = {
         name: module
-        for module in plan.modules
-        if module.treatment.method == AWQ and (name := scale_of(module.name)) is not None
+        for module, coded in coded_modules(plan.modules)
+        if coded.method == AWQ and (name := scale_of(module.name)) is not None
     }
     if statistics.imatrix is None:
         return Prepared.nothing()

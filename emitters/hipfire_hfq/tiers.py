@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from emitters.hipfire_hfq.names import column_scale
 from policy_dsl.inventory import tensor_nbytes
-from policy_dsl.plan import Module, PlannedTensor
-from policy_dsl.policy import Policy, Treatment
+from policy_dsl.plan import Module, PlannedTensor, coded_modules
+from policy_dsl.policy import Policy
+from policy_dsl.treatments import Plain, scheme_of
 
 AWQ = "awq"
 DEFAULT_ALPHA = 0.55
@@ -36,9 +37,9 @@ def container(policy: Policy, modules: Sequence[Module]) -> str:
 def companions(modules: Sequence[Module]) -> tuple[Module, ...]:
     """The scale of every layer whose gate and up are coded with AWQ; its bytes come later."""
     found: dict[str, Module] = {}
-    for module in modules:
+    for module, coded in coded_modules(modules):
         name = column_scale(module.name)
-        if name is not None and module.treatment.method == AWQ and name not in found:
+        if name is not None and coded.method == AWQ and name not in found:
             found[name] = _scale(name, module)
     return tuple(found.values())
 
@@ -56,7 +57,7 @@ def scales_of(policy: Policy) -> str:
 
 def remarks(policy: Policy, modules: Sequence[Module]) -> tuple[tuple[str, str], ...]:
     """What a plan says about AWQ, if it is used."""
-    if not any(module.treatment.method == AWQ for module in modules):
+    if not any(coded.method == AWQ for _, coded in coded_modules(modules)):
         return ()
     how = {
         EXACT: "by the float16 values that are stored (exact)",
@@ -66,7 +67,7 @@ def remarks(policy: Policy, modules: Sequence[Module]) -> tuple[tuple[str, str],
 
 
 def _schemes(modules: Sequence[Module], roles: tuple[str, ...]) -> set[str]:
-    return {module.treatment.scheme or "" for module in modules if module.role in roles}
+    return {scheme_of(module.treatment) for module in modules if module.role in roles}
 
 
 def _scale(name: str, scaled: Module) -> Module:
@@ -77,7 +78,7 @@ def _scale(name: str, scaled: Module) -> Module:
         name=name,
         role="awq_scale",
         layer=scaled.layer,
-        treatment=Treatment("keep", dtype="f16"),
+        treatment=Plain("F16"),
         shape=shape,
         dtype="F16",
         rule=scaled.rule,
@@ -85,4 +86,5 @@ def _scale(name: str, scaled: Module) -> Module:
         tensors=(tensor,),
         parameters=0,
         decided_by=scaled.decided_by,
+        written="keep",
     )

@@ -16,8 +16,8 @@ from emitters.jangtq_prestack.sizes import counted, ensure_told
 from emitters.jangtq_prestack.spec import SPEC
 from emitters.jangtq_prestack.widths import Widths
 from policy_dsl.plan import Plan
-from policy_dsl.policy import Treatment
 from policy_dsl.reader_config import written_config
+from policy_dsl.treatments import Coded, Plain, Stored, describe
 
 _MINIMAX = "MiniMaxAI/MiniMax-M2.7"
 # A path may have one slash as well, behind a dot or in front of all.
@@ -46,9 +46,9 @@ def config(plan: Plan, widths: Widths) -> dict[str, Any]:
     }
     # mlx-lm builds modules by these; codes are no modules of its own.
     for path, treatment in widths.modules.items():
-        if treatment.scheme == "affine":
+        if isinstance(treatment, Coded) and treatment.scheme == "affine":
             quantization[path] = _affine(treatment)
-        elif treatment.action != "quantize":
+        elif isinstance(treatment, Plain):
             quantization[path] = False
     added = {"quantization": quantization, "mxtq_bits": bits, "weight_format": "mxtq"}
     return source | added
@@ -119,17 +119,13 @@ def _source_model(plan: Plan) -> dict[str, str]:
     return {"name": name, "org": org, "architecture": family, **named}
 
 
-def _affine(treatment: Treatment) -> dict[str, Any]:
+def _affine(treatment: Coded) -> dict[str, Any]:
     return {"group_size": treatment.group_size, "bits": treatment.bits, "mode": "affine"}
 
 
-def _described(treatment: Treatment) -> dict[str, Any]:
+def _described(treatment: Stored) -> dict[str, Any]:
+    if isinstance(treatment, Plain):
+        return {"dtype": describe(treatment)}
     if treatment.scheme == MXTQ:
         return {"scheme": MXTQ, "bits": treatment.bits}
-    if treatment.action == "quantize":
-        return {
-            "scheme": treatment.scheme,
-            "bits": treatment.bits,
-            "group_size": treatment.group_size,
-        }
-    return {"dtype": treatment.dtype or "f16"}
+    return {"scheme": treatment.scheme, "bits": treatment.bits, "group_size": treatment.group_size}

@@ -13,12 +13,12 @@ from emitters.numerics.mxtq import mxtq_decode, mxtq_encode
 from emitters.numerics.reach import affine_beyond, mxtq_beyond
 from emitters.numerics.value_types import Array
 from policy_dsl.formats import Slack
-from policy_dsl.policy import Treatment
+from policy_dsl.treatments import Coded
 
 _AFFINE_PARTS = ("weight", "scales", "biases")
 
 
-def encode(values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]:
+def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
     """The stored parts of these rows, by the last part of their tensor names.
 
     values: [rows, in] of value type `dtype`; not changed. treatment: scheme "mxtq" with 1 to
@@ -27,7 +27,7 @@ def encode(values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]:
     [rows, in*bits/32]; scales, biases: [rows, in/group_size] as the values are.
     Raises: ValueError for a scheme or width that the format lacks, or a split group.
     """
-    bits = treatment.bits or 0
+    bits = treatment.bits
     if treatment.scheme == MXTQ:
         packed, norms = mxtq_encode(values, dtype, bits=bits)
         return {"tq_packed": packed, "tq_norms": norms.reshape(-1, 1)}
@@ -35,13 +35,13 @@ def encode(values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]:
     return dict(zip(_AFFINE_PARTS, triple, strict=True))
 
 
-def decode(parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int) -> Array:
+def decode(parts: Mapping[str, Array], dtype: str, treatment: Coded, columns: int) -> Array:
     """The float32 weights [rows, columns] that readers compute with, from parts of `encode`.
 
     dtype: value type of affine scales and biases; of no effect for mxtq.
     Raises: ValueError as `encode` does, or if the parts' shapes disagree.
     """
-    bits = treatment.bits or 0
+    bits = treatment.bits
     if treatment.scheme == MXTQ:
         norms = parts["tq_norms"].reshape(-1)
         return mxtq_decode(parts["tq_packed"], norms, columns=columns, bits=bits)
@@ -53,14 +53,14 @@ def decode(parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns
 
 
 def beyond(
-    values: Array, parts: Mapping[str, Array], dtype: str, treatment: Treatment, slack: Slack
+    values: Array, parts: Mapping[str, Array], dtype: str, treatment: Coded, slack: Slack
 ) -> Array:
     """The values [rows, in] that rounding to nearest would not have given these codes.
 
     values: float32; parts: as `encode` gives them; slack: what was rounded before.
     Raises: ValueError as `decode` does.
     """
-    bits = treatment.bits or 0
+    bits = treatment.bits
     if treatment.scheme == MXTQ:
         stored = parts["tq_packed"], parts["tq_norms"].reshape(-1)
         return mxtq_beyond(values, stored, bits=bits, slack=slack)
@@ -69,7 +69,7 @@ def beyond(
     return affine_beyond(values, (weight, scales, biases), dtype, width, slack)
 
 
-def _group_size(treatment: Treatment) -> int:
-    if treatment.scheme != "affine" or treatment.group_size is None:
+def _group_size(treatment: Coded) -> int:
+    if treatment.scheme != "affine":
         raise ValueError(f"{treatment} is no scheme of this format")
     return treatment.group_size

@@ -22,8 +22,8 @@ from emitters.jangtq_prestack.templates import edited
 from emitters.jangtq_prestack.widths import Widths, read_widths, widths_of
 from policy_dsl.diagnostics import fail
 from policy_dsl.formats import Claim, Forms, TensorForm, document
-from policy_dsl.plan import Plan
-from policy_dsl.policy import Treatment
+from policy_dsl.plan import Plan, coded_modules
+from policy_dsl.treatments import Coded
 
 __all__ = ["added", "claims", "defects", "edited", "metadata"]
 
@@ -73,7 +73,10 @@ def _claims(known: Mapping[str, Any], widths: Widths, forms: Forms) -> Iterator[
         if parts.keys() & _MXTQ_PARTS:
             yield path, _mxtq_claim(path, parts, known, widths)
         elif parts.keys() & _GROUP_PARTS or parts.get("weight", ("",))[0] == "U32":
-            yield path, _affine_claim(parts, widths.modules.get(path, widths.affine))
+            own = widths.modules.get(path)
+            coded = own if isinstance(own, Coded) else widths.affine
+            is_told = coded is own or widths.affine_is_told
+            yield path, _affine_claim(parts, coded, is_told=is_told)
 
 
 def _mxtq_claim(
@@ -89,14 +92,14 @@ def _mxtq_claim(
         words = packed[-1] if packed else 0
         fitting = (width for width in range(1, 5) if -(-columns // (32 // width)) == words)
         bits = next(fitting, 0)
-    return Claim(Treatment("quantize", bits, MXTQ), (*rows, columns), "F32")
+    return Claim(Coded(MXTQ, bits, 0, True, ""), (*rows, columns), "F32")
 
 
-def _affine_claim(parts: Mapping[str, TensorForm], treatment: Treatment) -> Claim:
+def _affine_claim(parts: Mapping[str, TensorForm], treatment: Coded, *, is_told: bool) -> Claim:
     """The claim about affine groups; a width that no file tells follows from the shapes."""
     codes, (dtype, groups) = (parts.get(part, ("F16", ())) for part in ("weight", "scales"))
-    columns = groups[-1] * (treatment.group_size or 1) if groups else 0
-    if treatment.bits is None:
+    columns = groups[-1] * treatment.group_size if groups else 0
+    if not is_told:
         bits = codes[1][-1] * 32 // columns if columns and codes[1] else 0
         treatment = replace(treatment, bits=bits if bits in AFFINE_WIDTHS else 8)
     return Claim(treatment, (*codes[1][:-1], columns) if columns else (), dtype)
@@ -120,9 +123,9 @@ def _index(plan: Plan) -> dict[str, Any]:
 
 
 def _codes(plan: Plan) -> Iterator[Code]:
-    for module in plan.modules:
-        if module.treatment.scheme == MXTQ:
-            yield module.shape[-1], module.treatment.bits or 0
+    for module, coded in coded_modules(plan.modules):
+        if coded.scheme == MXTQ:
+            yield module.shape[-1], coded.bits
 
 
 def _json(document: Mapping[str, Any]) -> bytes:

@@ -10,10 +10,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from emitters.jangtq_prestack.names import MXTQ, SHORTEST_ROW, projection_of
-from policy_dsl.plan import Module, Plan, Refusal
-from policy_dsl.policy import Treatment
+from policy_dsl.plan import Module, Plan, Refusal, coded_modules
 from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.treatments import Coded, Plain, Stored, scheme_of
 
 # jang's loader builds the classes of mlx-lm.
 READER = "mlx_lm"
@@ -31,10 +31,10 @@ _QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
 _Layers = Mapping[int, Mapping[str, Module]]
 
 
-def unsupported(tensor: ModelTensor, model: Model, treatment: Treatment) -> str | None:
+def unsupported(tensor: ModelTensor, model: Model, treatment: Stored) -> str | None:
     """Why readers cannot hold a tensor like that, else None."""
-    family, quantized = model.architecture.family, treatment.action == "quantize"
-    if treatment.scheme == MXTQ:
+    family, quantized = model.architecture.family, isinstance(treatment, Coded)
+    if scheme_of(treatment) == MXTQ:
         # Nothing in a bundle tells the length of other rows, which may end inside a word.
         if tensor.component != "experts":
             return "Swift readers know such codes of routed experts only"
@@ -81,7 +81,7 @@ def _fused_qkv(plan: Plan) -> str | None:
     layers = []
     for layer, roles in _by_role(plan).items():
         treatments = {roles[role].treatment for role in _QKV if role in roles}
-        if len(treatments) == 1 and next(iter(treatments)).action == "quantize":
+        if len(treatments) == 1 and isinstance(next(iter(treatments)), Coded):
             layers.append(layer)
     reason = "it joins q, k and v of equal widths and then skips their norms and biases"
     return _at(reason, layers)
@@ -90,8 +90,8 @@ def _fused_qkv(plan: Plan) -> str | None:
 def _router_groups(plan: Plan) -> str | None:
     layers = [
         module.layer
-        for module in plan.modules
-        if module.role == "router" and module.treatment.group_size not in (None, 64)
+        for module, coded in coded_modules(plan.modules)
+        if module.role == "router" and coded.group_size not in (0, 64)
     ]
     return _at("it reads quantized routers in groups of 64", layers)
 
@@ -101,22 +101,22 @@ def _split_heads(plan: Plan) -> str | None:
     head = plan.model.config.get("qk_nope_head_dim")
     layers = [
         module.layer
-        for module in plan.modules
+        for module, coded in coded_modules(plan.modules)
         if module.role == "attention.kv_b_proj"
         and isinstance(head, int)
-        and head % (module.treatment.group_size or 1)
+        and head % (coded.group_size or 1)
     ]
     return _at(f"kv_b_proj is split by heads of {head} values, which its groups cross", layers)
 
 
 def _one_width_each(plan: Plan) -> str | None:
-    found: dict[str, set[Treatment]] = defaultdict(set)
+    found: dict[str, set[Stored]] = defaultdict(set)
     for module in plan.modules:
         name = projection_of(module.name)
         if name:
             found["down" if name == "down_proj" else "gate and up"].add(module.treatment)
     for called, treatments in sorted(found.items()):
-        if any(treatment.scheme != MXTQ for treatment in treatments):
+        if any(scheme_of(treatment) != MXTQ for treatment in treatments):
             return f"it takes experts only as mxtq, and {called} is not in every layer"
         if len(treatments) > 1:
             return f"it takes one width for {called} in the whole model"
@@ -150,7 +150,7 @@ _CONSTRAINTS: tuple[tuple[str, Callable[[Plan], str | None]], ...] = (
 
 
 def _is_plain(module: Module, dtype: str) -> bool:
-    return module.treatment.action != "quantize" and module.dtype == dtype
+    return module.treatment == Plain(dtype)
 
 
 def _by_layer(plan: Plan) -> _Layers:
@@ -173,8 +173,8 @@ def _by_role(plan: Plan) -> _Layers:
 
 def _width(roles: Mapping[str, Module], name: str) -> int | None:
     """The width of the mxtq codes of a projection; None if it has no such codes."""
-    treatment = roles[name].treatment if name in roles else None
-    return treatment.bits if treatment and treatment.scheme == MXTQ else None
+    coded = roles[name].treatment if name in roles else None
+    return coded.bits if isinstance(coded, Coded) and coded.scheme == MXTQ else None
 
 
 def _at(reason: str, layers: Iterable[int | None]) -> str | None:

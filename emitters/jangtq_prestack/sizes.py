@@ -11,6 +11,7 @@ from typing import Any
 from emitters.jangtq_prestack.names import MXTQ, projection_of
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.plan import Plan
+from policy_dsl.treatments import scheme_of
 
 # Of these keys readers go by the first that is there and no 0.
 _COUNTS = ("n_routed_experts", "num_experts", "num_local_experts", "n_routed")
@@ -66,7 +67,7 @@ def ensure_told(config: Mapping[str, Any], plan: Plan, n_experts: int) -> None:
     lengths = {
         (projection_of(module.name), module.shape[-1]): module
         for module in plan.modules
-        if module.treatment.scheme == MXTQ
+        if scheme_of(module.treatment) == MXTQ
     }
     for module in lengths.values():
         key, value = row_length(known, module.name)

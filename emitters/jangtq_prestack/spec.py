@@ -21,21 +21,21 @@ from policy_dsl.formats import (
     SchemeSpec,
     Shards,
 )
-from policy_dsl.policy import Treatment
 from policy_dsl.sources.side_files import SIDE_FILES
+from policy_dsl.treatments import Plain, Stored
 
 AFFINE_WIDTHS = (8, 6, 5, 4, 3, 2)
 
 
-def part_shapes(treatment: Treatment, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
+def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
     """The tensors of a module: `tq_packed`, `tq_norms`, `tq_bits`, or those of MLX affine.
 
     Codes of a row are packed into whole uint32 words, `32 // bits` a word; there is a norm for
     each row and one width for the whole module. Plain modules have a `weight`.
     """
-    if treatment.action != "quantize":
+    if isinstance(treatment, Plain):
         return (PartShape("weight", dtype, shape),)
-    bits = treatment.bits or 1
+    bits = treatment.bits
     *lead, columns = shape
     if treatment.scheme == MXTQ:
         words = -(-columns // (32 // bits))
@@ -44,7 +44,7 @@ def part_shapes(treatment: Treatment, shape: tuple[int, ...], dtype: str) -> tup
             PartShape("tq_norms", "F16", tuple(lead)),
             PartShape("tq_bits", "U8", (1,), constant=bytes([bits])),
         )
-    groups = (*lead, columns // (treatment.group_size or 1))
+    groups = (*lead, columns // treatment.group_size)
     return (
         PartShape("weight", "U32", (*lead, columns * bits // 32)),
         PartShape("scales", dtype, groups),
@@ -61,7 +61,14 @@ SPEC = FormatSpec(
     name="jangtq_prestack",
     about="JANGTQ bundles for JANG's MLX runtimes on Apple silicon",
     schemes=(
-        SchemeSpec(MXTQ, (2, 3, 4, 1), (), values="F32", about="rotated rows, Lloyd-Max codebook"),
+        SchemeSpec(
+            MXTQ,
+            (2, 3, 4, 1),
+            (),
+            symmetries=(True,),
+            values="F32",
+            about="rotated rows, Lloyd-Max codebook",
+        ),
         SchemeSpec("affine", AFFINE_WIDTHS, (64, 32, 128), about="scale and bias a group"),
     ),
     fill=(

@@ -20,6 +20,7 @@ from emitters.jangtq_prestack.sizes import flat, told_count
 from emitters.jangtq_prestack.widths import told_widths
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.formats import Claim, document
+from policy_dsl.treatments import Coded
 
 CONFIG = "config.json"
 JANG_CONFIG = "jang_config.json"
@@ -86,9 +87,9 @@ def _tables(folder: Path, claims: Mapping[str, Claim]) -> Iterator[Diagnostic]:
         yield _wrong(SIDECAR, "it is not there; Osaurus and older Swift readers demand it")
         return
     codes = {
-        (claim.shape[-1], claim.treatment.bits or 0)
+        (claim.shape[-1], claim.treatment.bits)
         for claim in claims.values()
-        if claim.treatment.scheme == MXTQ
+        if isinstance(claim.treatment, Coded) and claim.treatment.scheme == MXTQ
     }
     try:
         for reason in wrong_tables(folder, codes):

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from emitters.jangtq_prestack.names import MXTQ, PROJECTIONS, projection_of
 from emitters.jangtq_prestack.spec import SPEC
-from policy_dsl.plan import Module, Plan
-from policy_dsl.policy import Treatment
+from policy_dsl.plan import Module, Plan, coded_modules
+from policy_dsl.treatments import Coded, Plain, Stored
 
 _Value = TypeVar("_Value")
 
 CUSTOM = "custom"
-STANDARD = Treatment("quantize", 8, "affine", 64, method="rtn")
+STANDARD = Coded("affine", 8, 64, False, "rtn")
 PLAIN_BITS = 16
 _MXTQ, _AFFINE = SPEC.schemes
 # Widths of gate, down and up -> profile, where all else is standard affine or F16.
@@ -45,19 +45,22 @@ class Widths:
     """The widths of a bundle. routed: of expert codes, for all or by projection, or not told.
 
     classes: what `mxtq_bits` says besides. affine: the treatment of affine modules without an
-    entry of their own. modules: treatments by module, in custom bundles.
+    entry of their own; its width is only known if `affine_is_told`. modules: treatments by
+    module, in custom bundles.
     """
 
     profile: str
     routed: int | Mapping[str, int] | None
     classes: Mapping[str, int]
-    affine: Treatment
-    modules: Mapping[str, Treatment]
+    affine: Coded
+    modules: Mapping[str, Stored]
+    affine_is_told: bool = True
 
     def coded(self, path: str) -> int | None:
         """The width of a module of expert codes; None if nothing tells it."""
-        if path in self.modules:
-            return self.modules[path].bits
+        own = self.modules.get(path)
+        if own is not None:
+            return own.bits if isinstance(own, Coded) else None
         if isinstance(self.routed, Mapping):
             return self.routed.get(projection_of(path) or "")
         return self.routed
@@ -72,11 +75,11 @@ def widths_of(plan: Plan) -> Widths:
         projection = projection_of(module.name)
         (experts[projection] if projection else rest).append(module)
     routed = {
-        name: _most(one.treatment.bits for one in found if one.treatment.scheme == MXTQ)
+        name: _most(coded.bits for _, coded in coded_modules(found) if coded.scheme == MXTQ)
         for name, found in experts.items()
     }
     profile = _profile(experts, rest)
-    affine = _most(module.treatment for module in rest if module.treatment.scheme == "affine")
+    affine = _most(coded for _, coded in coded_modules(rest) if coded.scheme == "affine")
     classes = {
         entry: _most(_bits(module) for module in rest if module.role.startswith(begin)) or 8
         for entry, begin in _CLASSES.items()
@@ -97,10 +100,7 @@ def read_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> Widths:
     """
     quantization = _mapping(config, "quantization")
     affine = _affine({"bits": 8, "group_size": 64, **quantization})
-    if "mode" not in quantization:
-        # The first converter wrote the experts' width here; readers go by shapes anyway.
-        affine = replace(affine, bits=None)
-    modules = {
+    modules: dict[str, Stored] = {
         path: _affine(one)
         for path, one in quantization.items()
         if isinstance(one, Mapping) and path not in _NO_MODULES
@@ -110,9 +110,11 @@ def read_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> Widths:
         entry = _mapping(described, path)
         if entry.get("scheme") == MXTQ:
             bits = _known(f"modules {path}: bits", entry.get("bits"), _MXTQ.bits)
-            modules[path] = Treatment("quantize", bits, MXTQ)
+            modules[path] = Coded(MXTQ, bits, 0, True, "")
     routed = next(iter(told_widths(config, jang).values()), None)
-    return Widths(str(jang.get("profile", "")), routed, {}, affine, modules)
+    profile = str(jang.get("profile", ""))
+    # Without a mode the first converter wrote the experts' width; readers go by shapes anyway.
+    return Widths(profile, routed, {}, affine, modules, affine_is_told="mode" in quantization)
 
 
 def told_widths(
@@ -152,10 +154,10 @@ def is_matrix(module: Module) -> bool:
     return len(module.shape) > 1
 
 
-def _affine(entry: Mapping[str, Any]) -> Treatment:
+def _affine(entry: Mapping[str, Any]) -> Coded:
     bits = _known("bits", entry.get("bits"), _AFFINE.bits)
     group_size = _known("group_size", entry.get("group_size"), _AFFINE.group_sizes)
-    return Treatment("quantize", bits, "affine", group_size)
+    return Coded("affine", bits, group_size, False, "")
 
 
 def _told(entry: Any) -> int | dict[str, int] | None:
@@ -176,7 +178,7 @@ def _known(called: str, value: Any, known: tuple[int, ...]) -> int:
 
 
 def _bits(module: Module) -> int:
-    return module.treatment.bits or PLAIN_BITS
+    return module.treatment.bits if isinstance(module.treatment, Coded) else PLAIN_BITS
 
 
 def _most(values: Iterable[_Value]) -> _Value | None:
@@ -200,12 +202,13 @@ def _profile(experts: Mapping[str, Iterable[Module]], rest: Iterable[Module]) ->
     # More or fewer than one a projection have no name.
     if [len(treatments) for treatments in found] != [1] * len(found):
         return CUSTOM
-    if any(treatment.scheme != MXTQ for treatment in first):
+    coded = [one for one in first if isinstance(one, Coded) and one.scheme == MXTQ]
+    if len(coded) != len(first):
         return CUSTOM
     for module in rest:
         plain = module.role in ("router", "shared_expert_gate")
-        if module.dtype != "F16" or plain != (module.treatment.action != "quantize"):
+        if module.dtype != "F16" or plain != isinstance(module.treatment, Plain):
             return CUSTOM
         if not plain and module.treatment != STANDARD:
             return CUSTOM
-    return _PROFILES.get(tuple(treatment.bits or 0 for treatment in first), CUSTOM)
+    return _PROFILES.get(tuple(one.bits for one in coded), CUSTOM)

@@ -14,12 +14,12 @@ from emitters.numerics.reach import affine_beyond, fp_beyond
 from emitters.numerics.small_floats import FP_MODES, fp_decode, fp_encode
 from emitters.numerics.value_types import Array
 from policy_dsl.formats import Slack
-from policy_dsl.policy import Treatment
+from policy_dsl.treatments import Coded
 
 AFFINE = "affine"
 
 
-def encode(values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]:
+def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
     """The stored parts of these rows, by the last part of their tensor names.
 
     values: [rows, in] of value type `dtype`: BF16 (uint16 bit patterns), F16 or F32; not
@@ -36,7 +36,7 @@ def encode(values: Array, dtype: str, treatment: Treatment) -> dict[str, Array]:
     return dict(zip(("weight", "scales"), fp_encode(values, dtype, mode=scheme), strict=True))
 
 
-def decode(parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns: int) -> Array:
+def decode(parts: Mapping[str, Array], dtype: str, treatment: Coded, columns: int) -> Array:
     """The float32 weights [rows, columns] that mlx computes with, from the parts of `encode`.
 
     dtype: value type of the scales and biases; of no effect but for affine.
@@ -52,7 +52,7 @@ def decode(parts: Mapping[str, Array], dtype: str, treatment: Treatment, columns
 
 
 def beyond(
-    values: Array, parts: Mapping[str, Array], dtype: str, treatment: Treatment, slack: Slack
+    values: Array, parts: Mapping[str, Array], dtype: str, treatment: Coded, slack: Slack
 ) -> Array:
     """The values [rows, in] that rounding to nearest would not have given these codes.
 
@@ -66,11 +66,9 @@ def beyond(
     return fp_beyond(values, (parts["weight"], parts["scales"]), scheme, dtype, slack)
 
 
-def _geometry(treatment: Treatment) -> tuple[str, int, int]:
+def _geometry(treatment: Coded) -> tuple[str, int, int]:
     """Scheme, bits and group size. Raises: ValueError unless mlx has such a scheme."""
     scheme, bits, group_size = treatment.scheme, treatment.bits, treatment.group_size
-    if scheme is None or bits is None or group_size is None:
-        raise ValueError(f"{treatment} is not whole")
     if scheme == AFFINE:
         return scheme, bits, group_size
     if scheme not in FP_MODES:

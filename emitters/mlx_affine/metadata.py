@@ -14,10 +14,10 @@ from typing import Any
 from emitters.mlx_affine.spec import READER, part_shapes
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.formats import Claim, ForeignMetadataError, Forms, TensorForm, document
-from policy_dsl.plan import Module, Plan
-from policy_dsl.policy import Treatment
+from policy_dsl.plan import Module, Plan, coded_modules
 from policy_dsl.reader_config import written_config
 from policy_dsl.sources.checkpoint import finite
+from policy_dsl.treatments import Coded
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -97,7 +97,7 @@ def _check_copy(copy: Any, forms: Forms) -> None:
         raise fail("bad-bundle-metadata", path=CONFIG, reason=reason, suggestion=cure)
 
 
-def _own_treatment(entry: Mapping[str, Any]) -> Treatment:
+def _own_treatment(entry: Mapping[str, Any]) -> Coded:
     """The treatment of an entry, which inherits nothing but the defaults of its mode."""
     mode = str(entry.get("mode", "affine"))
     usual = _USUAL.get(mode, _USUAL["affine"])
@@ -106,16 +106,16 @@ def _own_treatment(entry: Mapping[str, Any]) -> Treatment:
     return _treatment({**usual, **given})
 
 
-def _part_names(treatment: Treatment) -> set[str]:
-    return {part.part for part in part_shapes(treatment, (1, treatment.group_size or 1), "")}
+def _part_names(treatment: Coded) -> set[str]:
+    return {part.part for part in part_shapes(treatment, (1, treatment.group_size), "")}
 
 
-def _claim(treatment: Treatment, parts: Mapping[str, TensorForm]) -> Claim:
+def _claim(treatment: Coded, parts: Mapping[str, TensorForm]) -> Claim:
     """The claim about a module of these parts; without a shape where one is missing."""
     codes, scales = parts.get("weight"), parts.get("scales")
     if codes is None or scales is None or not scales[1]:
         return Claim(treatment, (), "BF16")
-    shape = (*codes[1][:-1], scales[1][-1] * (treatment.group_size or 1))
+    shape = (*codes[1][:-1], scales[1][-1] * (treatment.group_size))
     # The scales of floating-point modes are bytes and say nothing of the values.
     return Claim(treatment, shape, scales[0] if treatment.scheme == "affine" else "BF16")
 
@@ -139,40 +139,40 @@ def _quantization(plan: Plan) -> dict[str, Any]:
 
     Entries inherit nothing from the default, so each is whole. Empty if nothing is quantized.
     """
-    quantized = [module for module in plan.modules if module.treatment.action == "quantize"]
+    quantized = list(coded_modules(plan.modules))
     if not quantized:
         return {}
     # mlx-lm insists on a default, though no module is left to take it.
     described: dict[str, Any] = dict(_default(quantized))
     for module in plan.modules:
         # Also those that equal the default: older releases guess nothing from shapes.
-        if module.treatment.action == "quantize":
+        if isinstance(module.treatment, Coded):
             described[module.name] = _entry(module.treatment)
         elif len(module.shape) > 1 and _is_weight(module):
             described[module.name] = False
     return described
 
 
-def _default(quantized: list[Module]) -> dict[str, Any]:
+def _default(quantized: list[tuple[Module, Coded]]) -> dict[str, Any]:
     """The entry that covers most parameters; between equals the first of the plan."""
-    covered: Counter[Treatment] = Counter()
-    for module in quantized:
-        covered[module.treatment] += module.parameters
+    covered: Counter[Coded] = Counter()
+    for module, coded in quantized:
+        covered[coded] += module.parameters
     return _entry(covered.most_common(1)[0][0])
 
 
-def _entry(treatment: Treatment) -> dict[str, Any]:
+def _entry(treatment: Coded) -> dict[str, Any]:
     return {"group_size": treatment.group_size, "bits": treatment.bits, "mode": treatment.scheme}
 
 
-def _treatment(entry: Mapping[str, Any]) -> Treatment:
+def _treatment(entry: Mapping[str, Any]) -> Coded:
     if not {"bits", "group_size"} <= entry.keys():
         raise ForeignMetadataError("its quantization has no bits or no group_size")
     bits, group_size = entry["bits"], entry["group_size"]
     if type(bits) is not int or type(group_size) is not int:
         raise ValueError(f"bits {bits!r} and group_size {group_size!r} are not whole numbers")
     scheme = str(entry.get("mode", "affine"))
-    return Treatment("quantize", bits, scheme, group_size)
+    return Coded(scheme, bits, group_size, scheme != "affine", "")
 
 
 def _index(plan: Plan) -> dict[str, Any]:

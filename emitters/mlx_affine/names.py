@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from policy_dsl.policy import Treatment
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.roles.published_names import published_name, stack_path
+from policy_dsl.treatments import Plain, Stored
 
 _MLA = "its latent attention is stored split by heads and transposed"
 _GATED_DELTA = "its norms are stored shifted by one and its convolutions transposed"
@@ -62,9 +62,9 @@ def module_path(tensor: ModelTensor, model: Model) -> str:
     return name.removesuffix(".weight")
 
 
-def unsupported(tensor: ModelTensor, model: Model, treatment: Treatment) -> str | None:
+def unsupported(tensor: ModelTensor, model: Model, treatment: Stored) -> str | None:
     """Why mlx-lm can hold a matrix only plain, else None."""
-    if treatment.action != "quantize":
+    if isinstance(treatment, Plain):
         return None
     if tensor.namesake == "router" and model.architecture.family in BARE_ROUTERS:
         return f"mlx-lm holds the router of {model.architecture.family} as a bare parameter"

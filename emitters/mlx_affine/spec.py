@@ -5,10 +5,10 @@ from __future__ import annotations
 from emitters.mlx_affine.names import FAMILIES, module_path, omission, plain_dtype, unsupported
 from policy_dsl.formats import FormatSpec, PartShape, SchemeSpec, Shards
 from policy_dsl.plan import Plan, Refusal
-from policy_dsl.policy import Treatment
 from policy_dsl.reader_config import refused
 from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
+from policy_dsl.treatments import Plain, Stored
 
 _WIDTHS = (2, 3, 4, 5, 6, 8)
 # What mlx-lm refuses is refused for mlx-swift-lm, whose classes follow it and were not run.
@@ -16,15 +16,15 @@ READER = "mlx_lm"
 RUNTIMES = {"mlx-lm": "Python, any Mac or CPU", "mlx-swift-lm": "Swift on Apple devices"}
 
 
-def part_shapes(treatment: Treatment, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
+def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
     """The tensors of a module: `weight`, and `scales` and `biases` of quantized ones.
 
     Codes are a bit stream in uint32 words along the last axis; affine scales and biases have
     the dtype of the values, the floating-point modes have uint8 scales and no biases.
     """
-    if treatment.action != "quantize":
+    if isinstance(treatment, Plain):
         return (PartShape("weight", dtype, shape),)
-    bits, group_size = treatment.bits or 0, treatment.group_size or 1
+    bits, group_size = treatment.bits, treatment.group_size
     *lead, columns = shape
     packed = PartShape("weight", "U32", (*lead, columns * bits // 32))
     groups = (*lead, columns // group_size)
@@ -43,9 +43,13 @@ SPEC = FormatSpec(
     about="MLX bundles for stock mlx-lm and mlx-swift-lm on Apple silicon",
     schemes=(
         SchemeSpec("affine", _WIDTHS, (64, 32, 128), about="scale and bias a group"),
-        SchemeSpec("mxfp4", (4,), (32,), about="E2M1 codes, power-of-two scale"),
-        SchemeSpec("mxfp8", (8,), (32,), about="E4M3 codes, power-of-two scale"),
-        SchemeSpec("nvfp4", (4,), (16,), about="E2M1 codes, E4M3 scale"),
+        SchemeSpec(
+            "mxfp4", (4,), (32,), symmetries=(True,), about="E2M1 codes, power-of-two scale"
+        ),
+        SchemeSpec(
+            "mxfp8", (8,), (32,), symmetries=(True,), about="E4M3 codes, power-of-two scale"
+        ),
+        SchemeSpec("nvfp4", (4,), (16,), symmetries=(True,), about="E2M1 codes, E4M3 scale"),
     ),
     fill=tuple(("any", bits, "affine") for bits in _WIDTHS),
     plain_dtypes=("BF16", "F16", "F32"),

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from policy_dsl.policy import MAX_BITS, Calibration, Defaults, GroupSize, Output, Part, Scalar
+from policy_dsl.policy import Calibration, Defaults, GroupSize, Output, Part, Scalar
+from policy_dsl.treatments import MAX_BITS
 
 
 class RuleFields(Part):

@@ -32,7 +32,8 @@ from policy_dsl.language.fragments import (
     mentions_variable,
     substitute,
 )
-from policy_dsl.policy import CLEARABLE, Assertion, Comment, Policy, Prune, Rule, Scalar, Treatment
+from policy_dsl.policy import CLEARABLE, Assertion, Comment, Policy, Prune, Rule, Scalar
+from policy_dsl.treatments import Written
 from policy_dsl.vocabulary import TARGETS
 
 TRUTH = {"true": True, "false": False}
@@ -246,7 +247,7 @@ class Draft:
             case Assertion() as test:
                 anchor = f"tests[{len(self._tests)}]"
                 self._tests.append(test)
-            case Treatment() as treatment:
+            case Written() as treatment:
                 anchor = self._claim("defaults.otherwise", read.span, read.span)
                 self._sections["defaults"]["otherwise"] = treatment
             case None:

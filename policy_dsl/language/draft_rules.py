@@ -12,9 +12,10 @@ from policy_dsl.language.fragments import Fragment
 from policy_dsl.language.parsing import Syntax, children, parse, place, tokens
 from policy_dsl.language.selector_text import print_selector, read_numbers, read_selector
 from policy_dsl.language.treatment_words import print_treatment, read_treatment
-from policy_dsl.policy import Assertion, Prune, Rule, Treatment
+from policy_dsl.policy import Assertion, Prune, Rule
 from policy_dsl.quantities import parse_size
 from policy_dsl.selectors import LayerRange
+from policy_dsl.treatments import Written
 
 _MAX_PRUNED_DIGITS = 6
 _EXPECTED = {
@@ -29,13 +30,13 @@ _EXPECTED = {
 class ReadStatement:
     """What a statement says (None if it cannot be told), where it stands, its defects."""
 
-    value: Rule | Prune | Assertion | Treatment | None
+    value: Rule | Prune | Assertion | Written | None
     span: Span
     findings: list[Diagnostic] = field(default_factory=list)
 
 
 def read_statement(statement: Fragment, kinds: tuple[str, ...]) -> ReadStatement:
-    """The statement as a Rule, Prune, Assertion, or the Treatment of `otherwise`.
+    """The statement as a Rule, Prune, Assertion, or the Written of `otherwise`.
 
     kinds: the grammar's names of those that may stand here; another one is a defect.
     """
@@ -75,7 +76,7 @@ def _rule(tree: Syntax, statement: Fragment) -> ReadStatement:
 
 def _treatment(
     tree: Syntax, statement: Fragment
-) -> tuple[Treatment | None, bool, tuple[Diagnostic, ...]]:
+) -> tuple[Written | None, bool, tuple[Diagnostic, ...]]:
     words = [(str(token), place(statement, token)) for token in tokens(tree)]
     return read_treatment(words, place(statement, tree))
 

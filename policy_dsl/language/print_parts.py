@@ -7,7 +7,8 @@ from typing import Any
 
 from policy_dsl.language.selector_text import print_ranges, print_selector
 from policy_dsl.language.treatment_words import print_treatment
-from policy_dsl.policy import Part, Policy, Prune, Rule, Treatment
+from policy_dsl.policy import Part, Policy, Prune, Rule
+from policy_dsl.treatments import Written
 
 TEXT_KEYS = ("name", "description", "model")
 
@@ -36,7 +37,7 @@ def said_fields(part: Part) -> Iterator[tuple[str, Any]]:
     """The fields of a section that hold something, in order; treatments as their words."""
     for name in type(part).model_fields:
         value = getattr(part, name)
-        if isinstance(value, Treatment):
+        if isinstance(value, Written):
             yield name, print_treatment(value)
         elif value is not None:
             yield name, value

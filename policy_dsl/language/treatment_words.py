@@ -1,4 +1,4 @@
-"""The words after the colon -> Treatment, and back: `4bit affine g64 sym by gptq optional`."""
+"""The words after the colon -> Written, and back: `4bit affine g64 sym by gptq optional`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic, did_you_mean
-from policy_dsl.policy import MAX_BITS, PLAIN_DTYPES, WHOLE_ROW, Treatment
+from policy_dsl.treatments import MAX_BITS, PLAIN_DTYPES, WHOLE_ROW, Written
 from policy_dsl.vocabulary import METHODS, SCHEME_TARGETS
 
 Word = tuple[str, Span]
@@ -24,7 +24,7 @@ _OTHER_NAMES = {
 
 def read_treatment(
     words: Sequence[Word], where: Span
-) -> tuple[Treatment | None, bool, tuple[Diagnostic, ...]]:
+) -> tuple[Written | None, bool, tuple[Diagnostic, ...]]:
     """The treatment the words say, whether `optional` stood among them, and their defects.
 
     where: all of the words; the treatment is None if they say none.
@@ -38,7 +38,7 @@ def read_treatment(
         return None, reader.optional, tuple(findings)
     fields = {name: value for name, (value, _) in reader.fields.items()}
     action = fields.pop("action", "quantize")
-    return Treatment(action, **fields), reader.optional, ()
+    return Written(action, **fields), reader.optional, ()
 
 
 class _Words:
@@ -128,7 +128,7 @@ class _Words:
         return None
 
 
-def treatment_words(treatment: Treatment) -> Iterator[str]:
+def treatment_words(treatment: Written) -> Iterator[str]:
     """The words that `read_treatment` reads as this treatment, in their fixed order."""
     if treatment.action == "cast":
         yield treatment.dtype or ""
@@ -146,6 +146,6 @@ def treatment_words(treatment: Treatment) -> Iterator[str]:
         yield f"by {treatment.method}"
 
 
-def print_treatment(treatment: Treatment) -> str:
+def print_treatment(treatment: Written) -> str:
     """The treatment as a policy says it, such as `4bit affine g64`."""
     return " ".join(treatment_words(treatment))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, errors
@@ -15,9 +15,10 @@ from policy_dsl.planning.matching import CompiledRule, compile_rule
 from policy_dsl.planning.outline import treatment_of
 from policy_dsl.planning.reach import Reach
 from policy_dsl.planning.selector_parts import SelectorParts
-from policy_dsl.policy import Assertion, Rule, Treatment
+from policy_dsl.policy import Assertion, Rule
 from policy_dsl.quantities import bits_per_weight, both_units
 from policy_dsl.selectors import Selector
+from policy_dsl.treatments import KEEP, PLAIN_DTYPES, Coded, Plain, Written, has_symmetry_choice
 
 _RELATIONS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -82,10 +83,10 @@ def _run_all(plan: Plan) -> tuple[tuple[TestResult, ...], list[Diagnostic]]:
 
 def _run(assertion: Assertion, chosen: _Chosen) -> TestResult:
     modules = chosen.modules(assertion)
-    if isinstance(assertion.value, Treatment):
+    if isinstance(assertion.value, Written):
         wanted = assertion.value
         found = ", ".join(sorted({treatment_of(module) for module in modules}))
-        passed = all(_agrees(module.treatment, wanted) for module in modules)
+        passed = all(_agrees(module, wanted) for module in modules)
         return TestResult(assertion.text, found, passed, assertion.span)
     values = _measure(assertion.measure, modules)
     relation = _RELATIONS[assertion.relation]
@@ -130,7 +131,7 @@ class _Chosen:
 
     def _compile(self, assertion: Assertion, selector: Selector) -> CompiledRule:
         span = assertion.span
-        probe = Rule(selector, Treatment("keep"), span=span, selector_span=span)
+        probe = Rule(selector, KEEP, span=span, selector_span=span)
         compiled = compile_rule(probe, self._plan.policy, self._plan.model)
         findings = [*compiled.findings, *self._parts.unmatched(compiled)]
         findings += [] if errors(findings) else self._parts.idle(compiled)
@@ -148,10 +149,17 @@ class _Chosen:
         return found
 
 
-def _agrees(treatment: Treatment, wanted: Treatment) -> bool:
-    """Whether the treatment has everything that `wanted` says; what it leaves out is free."""
-    said = {field.name: getattr(wanted, field.name) for field in fields(wanted)}
-    return all(value is None or getattr(treatment, name) == value for name, value in said.items())
+def _agrees(module: Module, wanted: Written) -> bool:
+    """Whether the module has everything that `wanted` says; what it leaves out is free."""
+    stored = module.treatment
+    if module.written != wanted.action:
+        return False
+    if isinstance(stored, Plain):
+        return wanted.dtype is None or PLAIN_DTYPES[wanted.dtype] == stored.dtype
+    if wanted.symmetric is not None and not has_symmetry_choice(stored.scheme):
+        return False
+    said = ("scheme", "bits", "group_size", "symmetric", "method")
+    return all(getattr(wanted, name) in (None, getattr(stored, name)) for name in said)
 
 
 def _measure(measure: str, modules: Iterable[Module]) -> list[float]:
@@ -168,9 +176,10 @@ def _measure(measure: str, modules: Iterable[Module]) -> list[float]:
 
 
 def _bits(module: Module) -> float:
-    quantized = module.treatment.action == "quantize" and module.treatment.bits
+    if isinstance(module.treatment, Coded):
+        return float(module.treatment.bits)
     # A kept tensor counts with the width of its dtype.
-    return float(quantized or DTYPE_BITS[module.dtype])
+    return float(DTYPE_BITS[module.dtype])
 
 
 def _reads_as(size: float, wanted: float) -> bool:

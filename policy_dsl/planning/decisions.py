@@ -10,12 +10,12 @@ from policy_dsl.diagnostics import Diagnostic, diagnostic, errors, fail
 from policy_dsl.planning.matching import CompiledRule, compile_rules, is_guarded, nodes
 from policy_dsl.planning.reach import Reach
 from policy_dsl.planning.selector_parts import OPTIONAL, SelectorParts, guard_notes
-from policy_dsl.policy import Policy, Treatment
+from policy_dsl.policy import Policy
 from policy_dsl.quantities import counted
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.selectors import Name
+from policy_dsl.treatments import KEEP, Written
 
-KEEP = Treatment("keep")
 _MOST_SHOWN = 20
 # Of rules times layers, each of which a rule may be about.
 MOST_RULES = 5_000_000
@@ -27,7 +27,7 @@ class Decision(NamedTuple):
 
     tensor: ModelTensor
     rule: CompiledRule | None
-    written: Treatment
+    written: Written
 
     @property
     def origin(self) -> str:

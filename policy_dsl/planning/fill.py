@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
 from policy_dsl.formats import FormatSpec, SchemeSpec
-from policy_dsl.policy import PLAIN_DTYPES, Defaults, Treatment
-from policy_dsl.roles.classify import ModelTensor
+from policy_dsl.policy import Defaults
+from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.treatments import PLAIN_DTYPES, PLAIN_WORDS, Coded, Plain, Stored, Written
 from policy_dsl.vocabulary import SCHEME_TARGETS
 
 _CALLED = {"experts": "experts", "embed": "embeddings", "matrix": "matrices"}
-PLAIN_WORDS = {dtype: word for word, dtype in PLAIN_DTYPES.items()}
 
 
 def role_class(tensor: ModelTensor) -> str:
@@ -24,91 +23,62 @@ def role_class(tensor: ModelTensor) -> str:
 
 
 def fill(
-    written: Treatment, tensor_class: str, defaults: Defaults, spec: FormatSpec
-) -> Treatment | Diagnostic:
-    """The treatment with every parameter set, or the defect that prevents it (without a span).
+    written: Written, tensor_class: str, defaults: Defaults, spec: FormatSpec
+) -> Stored | Diagnostic | None:
+    """What is stored, or the defect that prevents it (without a span).
 
-    keep and raw come back as they are: their dtype depends on the tensor.
+    None for keep, raw and drop: there the tensor decides, see `plain_of`.
     """
     if written.action == "cast":
-        return _cast(written, spec)
+        return _cast(PLAIN_DTYPES[written.dtype or ""], spec)
     if written.action != "quantize":
-        return written
-    name = (
-        written.scheme or defaults.scheme or _scheme_by_table(written, tensor_class, defaults, spec)
-    )
+        return None
+    bits = written.bits or defaults.bits
+    name = written.scheme or defaults.scheme or _scheme_by_table(bits, tensor_class, spec)
     if name is None:
-        return _no_scheme(written, tensor_class, defaults, spec)
+        return _no_scheme(bits, tensor_class, spec)
     scheme = spec.scheme(name)
-    # No scheme of this target: it may well be another one's, which the finding then names.
+    # A scheme that this target lacks may well be another one's, which the finding then names.
     if scheme is None:
         return _foreign_scheme(name, spec)
-    bits = written.bits or (scheme.bits[0] if len(scheme.bits) == 1 else defaults.bits)
+    if not written.bits and len(scheme.bits) == 1:
+        bits = scheme.bits[0]
     if bits is None:
         return diagnostic("missing-bits", scheme=name, widths=_listed(scheme.bits))
-    filled = _filled(replace(written, scheme=name, bits=bits), scheme, defaults)
-    return _first_defect(filled, scheme, spec) or filled
+    symmetric = _symmetric(scheme, defaults) if written.symmetric is None else written.symmetric
+    group_size = written.group_size or _group_size(scheme, defaults)
+    coded = Coded(name, bits, group_size, symmetric, written.method or _method(scheme, defaults))
+    return _first_defect(written, coded, scheme, spec) or coded
 
 
-def describe(treatment: Treatment) -> str:
-    """The treatment in the language's own words, such as `4bit affine g64`."""
-    if treatment.action == "quantize":
-        return " ".join(word for word in _words(treatment) if word)
-    if treatment.action == "cast":
-        return treatment.dtype or ""
-    return f"{treatment.action} ({treatment.dtype})" if treatment.dtype else treatment.action
-
-
-def _words(treatment: Treatment) -> tuple[str, ...]:
-    """The words of a quantizing treatment, empty for what goes without saying."""
-    named = treatment.method not in (None, "rtn")
-    return (
-        f"{treatment.bits}bit" if treatment.bits else "",
-        treatment.scheme or "",
-        f"g{treatment.group_size}" if treatment.group_size else "",
-        {True: "sym", False: "asym", None: ""}[treatment.symmetric],
-        f"by {treatment.method}" if named else "",
+def plain_of(written: Written, tensor: ModelTensor, model: Model, spec: FormatSpec) -> Plain:
+    """What keep or raw stores of a tensor: the target's plain dtype for it, or its own."""
+    return Plain(
+        tensor.source.dtype if written.action == "raw" else spec.plain_dtype(tensor, model)
     )
 
 
-def _filled(written: Treatment, scheme: SchemeSpec, defaults: Defaults) -> Treatment:
-    """The treatment with the parameters that its scheme has, beyond the width."""
-    symmetric = written.symmetric
-    return replace(
-        written,
-        group_size=written.group_size or _group_size(scheme, defaults),
-        # `asym` is a written choice too: only None is a gap.
-        symmetric=_symmetric(scheme, defaults) if symmetric is None else symmetric,
-        method=written.method or _method(scheme, defaults),
-    )
-
-
-def _cast(written: Treatment, spec: FormatSpec) -> Treatment | Diagnostic:
-    if PLAIN_DTYPES[written.dtype or ""] in spec.plain_dtypes:
-        return written
+def _cast(dtype: str, spec: FormatSpec) -> Plain | Diagnostic:
+    if dtype in spec.plain_dtypes:
+        return Plain(dtype)
     held = ", ".join(PLAIN_WORDS[dtype] for dtype in spec.plain_dtypes)
-    return diagnostic("unsupported-dtype", target=spec.name, dtype=written.dtype, held=held)
+    return diagnostic("unsupported-dtype", target=spec.name, dtype=PLAIN_WORDS[dtype], held=held)
 
 
-def _scheme_by_table(
-    written: Treatment, tensor_class: str, defaults: Defaults, spec: FormatSpec
-) -> str | None:
-    bits = written.bits or defaults.bits
+def _scheme_by_table(bits: int | None, tensor_class: str, spec: FormatSpec) -> str | None:
     for row_class, row_bits, scheme in spec.fill:
         if row_class in (tensor_class, "any") and row_bits in (bits, None):
             return scheme
     return None
 
 
-def _no_scheme(
-    written: Treatment, tensor_class: str, defaults: Defaults, spec: FormatSpec
-) -> Diagnostic:
+def _no_scheme(bits: int | None, tensor_class: str, spec: FormatSpec) -> Diagnostic:
     widths = sorted({bits for _, bits, _ in spec.fill if bits is not None})
     return diagnostic(
         "unsupported-bits",
         target=spec.name,
         scheme=_CALLED[tensor_class],
-        bits=written.bits or defaults.bits,
+        bits=bits,
         widths=_listed(tuple(widths)),
     )
 
@@ -128,37 +98,36 @@ def _foreign_scheme(name: str, spec: FormatSpec) -> Diagnostic:
     )
 
 
-def _group_size(scheme: SchemeSpec, defaults: Defaults) -> int | None:
+def _group_size(scheme: SchemeSpec, defaults: Defaults) -> int:
     if len(scheme.group_sizes) > 1 and defaults.group_size is not None:
         return defaults.group_size
-    return scheme.group_sizes[0] if scheme.group_sizes else None
+    return scheme.group_sizes[0] if scheme.group_sizes else 0
 
 
-def _symmetric(scheme: SchemeSpec, defaults: Defaults) -> bool | None:
-    if scheme.symmetric is None:
-        return None
-    return scheme.symmetric if defaults.symmetric is None else defaults.symmetric
+def _symmetric(scheme: SchemeSpec, defaults: Defaults) -> bool:
+    wanted = defaults.symmetric
+    return wanted if wanted in scheme.symmetries else scheme.symmetries[0]
 
 
 def _method(scheme: SchemeSpec, defaults: Defaults) -> str:
     return defaults.method if defaults.method in scheme.methods else scheme.methods[0]
 
 
-def _first_defect(filled: Treatment, scheme: SchemeSpec, spec: FormatSpec) -> Diagnostic | None:
+def _first_defect(
+    written: Written, coded: Coded, scheme: SchemeSpec, spec: FormatSpec
+) -> Diagnostic | None:
     facts: dict[str, Any] = {"target": spec.name, "scheme": scheme.name}
-    if filled.bits not in scheme.bits:
-        return diagnostic(
-            "unsupported-bits", bits=filled.bits, widths=_listed(scheme.bits), **facts
-        )
-    if filled.group_size is not None and filled.group_size not in scheme.group_sizes:
+    if coded.bits not in scheme.bits:
+        return diagnostic("unsupported-bits", bits=coded.bits, widths=_listed(scheme.bits), **facts)
+    if coded.group_size and coded.group_size not in scheme.group_sizes:
         sizes = _listed(scheme.group_sizes) or "no groups"
         return diagnostic(
-            "unsupported-group-size", group_size=filled.group_size, sizes=sizes, **facts
+            "unsupported-group-size", group_size=coded.group_size, sizes=sizes, **facts
         )
-    if filled.method not in scheme.methods:
+    if coded.method not in scheme.methods:
         methods = _listed(scheme.methods)
-        return diagnostic("unsupported-method", method=filled.method, methods=methods, **facts)
-    if filled.symmetric is not None and scheme.symmetric is None:
+        return diagnostic("unsupported-method", method=coded.method, methods=methods, **facts)
+    if written.symmetric is not None and len(scheme.symmetries) == 1:
         return diagnostic("no-symmetric-choice", **facts)
     return None
 

@@ -11,13 +11,12 @@ from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import FormatSpec
 from policy_dsl.plan import Module, Omission
 from policy_dsl.planning.decisions import Decision
-from policy_dsl.planning.fill import PLAIN_WORDS, describe, fill, role_class
+from policy_dsl.planning.fill import fill, plain_of, role_class
 from policy_dsl.planning.stacks import Settled, Stacking
 from policy_dsl.planning.tensor_defects import Refusal, TensorDefects
-from policy_dsl.policy import PLAIN_DTYPES, Defaults, Policy, Treatment
+from policy_dsl.policy import Defaults, Policy
 from policy_dsl.roles.classify import Model, ModelTensor
-
-_KEEP = Treatment("keep")
+from policy_dsl.treatments import KEEP, Coded, Plain, Stored, Written, describe
 
 
 @dataclass
@@ -35,7 +34,7 @@ def lower(made: Iterable[Decision], model: Model, policy: Policy, spec: FormatSp
     defects = TensorDefects(policy)
     stacks: dict[str, list[Settled]] = {}
     broken: set[str] = set()
-    filled: dict[tuple[Treatment, str], Treatment | Diagnostic] = {}
+    filled: dict[tuple[Written, str], Stored | Diagnostic | None] = {}
     for decision in made:
         tensor = decision.tensor
         reason = _omission(decision, model, spec)
@@ -97,65 +96,62 @@ def _omission(decision: Decision, model: Model, spec: FormatSpec) -> str | None:
 
 
 def _settle(
-    decision: Decision, filled: Treatment | Diagnostic, model: Model, spec: FormatSpec
+    decision: Decision, filled: Stored | Diagnostic | None, model: Model, spec: FormatSpec
 ) -> Settled | Diagnostic | Refusal:
     tensor = decision.tensor
     if isinstance(filled, Diagnostic):
         return filled
-    defect = _refused(tensor, filled, model, spec) or _unusable(tensor, filled, spec)
+    stored = filled or plain_of(decision.written, tensor, model, spec)
+    defect = _refused(decision, stored, model, spec) or _unusable(decision, spec)
     if defect is not None:
         return defect
-    if filled.action == "raw":
-        return Settled(tensor, decision, filled, tensor.source.dtype)
-    if filled.action == "cast":
-        return Settled(tensor, decision, filled, PLAIN_DTYPES[filled.dtype or ""])
-    plain = spec.plain_dtype(tensor, model)
-    if filled.action == "keep":
-        word = PLAIN_WORDS.get(plain, plain)
-        return Settled(tensor, decision, replace(filled, dtype=word), plain)
-    scheme = spec.scheme(filled.scheme or "")
-    values = (scheme.values if scheme else None) or plain
-    found = _not_quantizable(tensor, filled, model, spec)
-    return found or Settled(tensor, decision, filled, values)
+    if isinstance(stored, Plain):
+        return Settled(tensor, decision, stored, stored.dtype)
+    scheme = spec.scheme(stored.scheme)
+    values = (scheme.values if scheme else None) or spec.plain_dtype(tensor, model)
+    found = _not_quantizable(tensor, stored, model, spec)
+    return found or Settled(tensor, decision, stored, values)
 
 
-def _refused(
-    tensor: ModelTensor, filled: Treatment, model: Model, spec: FormatSpec
-) -> Refusal | None:
+def _refused(decision: Decision, stored: Stored, model: Model, spec: FormatSpec) -> Refusal | None:
     """What readers of the format have against a tensor stored like that, if anything."""
+    tensor, action = decision.tensor, decision.written.action
     # What nobody quantizes is said where it is tried.
-    if filled.action == "quantize" and not tensor.is_matrix:
+    if isinstance(stored, Coded) and not tensor.is_matrix:
         return None
-    reason = spec.unsupported(tensor, model, filled)
+    reason = spec.unsupported(tensor, model, stored)
     if reason is None:
         return None
-    return Refusal(spec.name, describe(filled), reason, _cure(tensor, filled, model, spec))
+    text = action if action in ("keep", "raw") else describe(stored)
+    return Refusal(spec.name, text, reason, _cure(tensor, stored, model, spec))
 
 
-def _cure(tensor: ModelTensor, filled: Treatment, model: Model, spec: FormatSpec) -> str:
+def _cure(tensor: ModelTensor, stored: Stored, model: Model, spec: FormatSpec) -> str:
     """A treatment that readers would take, as near to what was wanted as can be; else empty."""
-    if filled.action != "quantize":
+    if isinstance(stored, Plain):
         return ""
-    scheme = spec.scheme(filled.scheme or "")
-    plainer = replace(filled, method=scheme.methods[0] if scheme else None)
-    width = Treatment("quantize", bits=filled.bits)
+    scheme = spec.scheme(stored.scheme)
+    plainer = replace(stored, method=scheme.methods[0]) if scheme else stored
+    width = Written("quantize", bits=stored.bits)
     by_table = fill(width, role_class(tensor), Defaults(), spec)
+    kept = plain_of(KEEP, tensor, model, spec)
     for word, other in (
         (describe(plainer), plainer),
-        (describe(width), by_table),
-        (_KEEP.action, _KEEP),
+        (f"{stored.bits}bit", by_table),
+        ("keep", kept),
     ):
-        if isinstance(other, Diagnostic) or other == filled:
+        if other is None or isinstance(other, Diagnostic) or other == stored:
             continue
         if spec.unsupported(tensor, model, other) is None:
             return word
     return ""
 
 
-def _unusable(tensor: ModelTensor, filled: Treatment, spec: FormatSpec) -> Diagnostic | None:
+def _unusable(decision: Decision, spec: FormatSpec) -> Diagnostic | None:
     """What keeps the source's bytes from being read as rows of the output, if anything."""
+    tensor = decision.tensor
     dtype = tensor.source.dtype
-    if filled.action == "raw" and dtype not in spec.plain_dtypes:
+    if decision.written.action == "raw" and dtype not in spec.plain_dtypes:
         return diagnostic("raw-unreadable", target=spec.name, dtype=dtype)
     # Raw bytes too: the bundle names a tensor as if its rows were in order.
     if not tensor.is_rows_of_source:
@@ -164,23 +160,25 @@ def _unusable(tensor: ModelTensor, filled: Treatment, spec: FormatSpec) -> Diagn
 
 
 def _not_quantizable(
-    tensor: ModelTensor, filled: Treatment, model: Model, spec: FormatSpec
+    tensor: ModelTensor, coded: Coded, model: Model, spec: FormatSpec
 ) -> Diagnostic | None:
     # The general reason first: what no format quantizes is not blamed on this one.
     if not tensor.is_matrix:
         return diagnostic("not-a-matrix", role=tensor.role, shape=list(tensor.shape))
-    scheme = spec.scheme(filled.scheme or "")
+    scheme = spec.scheme(coded.scheme)
     flat, sizes = (scheme.flat, scheme.group_sizes) if scheme else (False, ())
-    group, columns = filled.group_size, tensor.shape[-1]
+    group, columns = coded.group_size, tensor.shape[-1]
     divided = prod(tensor.shape) if flat else columns
     if not group or divided % group == 0:
         return None
-    others = [replace(filled, group_size=size) for size in sizes if divided % size == 0]
     fitting = [
-        f"g{other.group_size}" for other in others if not _refused(tensor, other, model, spec)
+        f"g{size}"
+        for size in sizes
+        if divided % size == 0
+        and spec.unsupported(tensor, model, replace(coded, group_size=size)) is None
     ]
     cure = f"{' or '.join(fitting)} would"
     if not fitting:
-        kept = _refused(tensor, _KEEP, model, spec) is None
-        cure = f"no group size of {filled.scheme} does{': `keep` it' if kept else ''}"
+        kept = spec.unsupported(tensor, model, plain_of(KEEP, tensor, model, spec)) is None
+        cure = f"no group size of {coded.scheme} does{': `keep` it' if kept else ''}"
     return diagnostic("group-does-not-divide", suggestion=cure, group_size=group, columns=columns)

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.plan import Module, Plan, Pruning
-from policy_dsl.planning.fill import describe
-from policy_dsl.policy import Treatment
 from policy_dsl.quantities import bits_per_weight
+from policy_dsl.treatments import Coded, Plain, Stored, Unread, describe
 
 # What a plan writes for tensors that no rule reached.
 OTHERWISE = "defaults.otherwise"
@@ -107,20 +106,20 @@ def outline(plan: Plan) -> Outline:
     return Outline(title, plan.target, model, modules, experts, plan.pruning, added)
 
 
-def stored_as(treatment: Treatment, dtype: str) -> str:
+def stored_as(treatment: Stored | Unread, dtype: str) -> str:
     """What lies on disk: `4bit affine g64`, or the dtype of plain values such as `bf16`."""
-    return describe(treatment) if treatment.action == "quantize" else dtype.lower()
+    return dtype.lower() if isinstance(treatment, Plain) else describe(treatment)
 
 
 def treatment_of(module: Module) -> str:
     """What happens to a module's values: `4bit affine g64`, `keep (f32 -> bf16)`."""
     stored = stored_as(module.treatment, module.dtype)
-    if module.treatment.action == "quantize":
+    if isinstance(module.treatment, Coded):
         return stored
     # The cast is part of what happens, so it is always told.
     given = ", ".join(source_dtypes(module)).lower()
     change = stored if given in ("", stored) else f"{given} -> {stored}"
-    return f"{module.treatment.action} ({change})"
+    return f"{module.written} ({change})"
 
 
 def source_dtypes(module: Module) -> tuple[str, ...]:

@@ -10,11 +10,12 @@ from policy_dsl.formats import FormatSpec
 from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.decisions import Decision
+from policy_dsl.planning.fill import plain_of
 from policy_dsl.planning.heads import head_findings
 from policy_dsl.planning.left_out import rules_without_effect
 from policy_dsl.planning.matching import is_guarded
-from policy_dsl.policy import Treatment
 from policy_dsl.quantities import both_units, counted
+from policy_dsl.treatments import KEEP, Coded
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL, namesake
 
 
@@ -90,16 +91,18 @@ def _dropped(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
 def _has_plain_routers(plan: Plan, made: tuple[Decision, ...], spec: FormatSpec) -> bool:
     """Whether readers of the format would take a router that is not quantized."""
     # Where they would not, quantizing it is no choice.
-    keep = Treatment("keep")
     routers = (one.tensor for one in made if one.tensor.namesake == "router")
-    return all(spec.unsupported(router, plan.model, keep) is None for router in routers)
+    return all(
+        spec.unsupported(router, plan.model, plain_of(KEEP, router, plan.model, spec)) is None
+        for router in routers
+    )
 
 
 def _router_warnings(plan: Plan) -> list[Diagnostic]:
     # One warning for each rule, where the author can act on it.
     rules: dict[int | None, int] = defaultdict(int)
     for module in plan.modules:
-        if namesake(module.role) == "router" and module.treatment.action == "quantize":
+        if namesake(module.role) == "router" and isinstance(module.treatment, Coded):
             rules[module.decided_by] += 1
     return [
         diagnostic("router-quantized", _span(plan, rule), routers=counted(count, "router"))
@@ -196,8 +199,8 @@ def _added_nbytes(module: Module) -> int:
 def _is_wider(module: Module) -> bool:
     """Whether it has more bits for each value than the source."""
     bits = min(DTYPE_BITS.get(rows.tensor.dtype, 0) for rows in module.sources)
-    if module.treatment.action == "quantize":
-        return (module.treatment.bits or 0) > bits
+    if isinstance(module.treatment, Coded):
+        return module.treatment.bits > bits
     return DTYPE_BITS[module.dtype] > bits
 
 

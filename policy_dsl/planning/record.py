@@ -17,6 +17,7 @@ from policy_dsl.escaping import decoded
 from policy_dsl.language.print_policy import canonical_text
 from policy_dsl.plan import Module, Plan
 from policy_dsl.resources import version
+from policy_dsl.treatments import Plain, describe, has_symmetry_choice
 
 RECORD = "policyc.json"
 SCHEMA_VERSION = 1
@@ -149,8 +150,6 @@ def _transforms(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _module(module: Module) -> dict[str, Any]:
-    # What a scheme does not have is left out rather than null.
-    treatment = {key: value for key, value in asdict(module.treatment).items() if value is not None}
     return {
         "role": module.role,
         "layer": module.layer,
@@ -158,9 +157,23 @@ def _module(module: Module) -> dict[str, Any]:
         # Nearly always none: what every module would say says nothing.
         **({"added": module.added} if module.added else {}),
         "dtype": module.dtype,
-        "treatment": treatment,
+        "treatment": _treatment(module),
         "tensors": [tensor.name for tensor in module.tensors],
     }
+
+
+def _treatment(module: Module) -> dict[str, Any]:
+    # What a scheme does not have is left out rather than null.
+    coded = module.treatment
+    if isinstance(coded, Plain):
+        word = {} if module.written == "raw" else {"dtype": describe(coded)}
+        return {"action": module.written, **word}
+    document = {"action": "quantize", **asdict(coded)}
+    if not coded.group_size:
+        del document["group_size"]
+    if not has_symmetry_choice(coded.scheme):
+        del document["symmetric"]
+    return document
 
 
 @cache

@@ -12,10 +12,10 @@ from policy_dsl.formats import ExpertPadding, ExpertsApart, FormatSpec, PartShap
 from policy_dsl.inventory import tensor_nbytes
 from policy_dsl.plan import Module, PlannedTensor
 from policy_dsl.planning.decisions import Decision
-from policy_dsl.planning.fill import describe
-from policy_dsl.policy import Policy, Treatment
+from policy_dsl.policy import Policy
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.roles.model import BY_EXPERT
+from policy_dsl.treatments import Stored, describe, scheme_of
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,20 @@ class Settled:
 
     tensor: ModelTensor
     decision: Decision
-    treatment: Treatment
+    treatment: Stored
     dtype: str
+
+    @property
+    def text(self) -> str:
+        """The treatment in words: `4bit affine g64`, `keep (bf16)`, `raw`, `f32`."""
+        stored, action = describe(self.treatment), self.decision.written.action
+        return {"keep": f"keep ({stored})", "raw": "raw"}.get(action, stored)
+
+    def is_unlike(self, other: Settled) -> bool:
+        """Whether the two cannot be in one stack."""
+        written = self.decision.written.action, other.decision.written.action
+        unlike = (self.treatment, self.dtype) != (other.treatment, other.dtype)
+        return unlike or written[0] != written[1]
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ class Stacking:
         defect = _uneven(stack) or self._partial(stack)
         if defect is not None:
             return defect
-        if self.apart is None or first.treatment.scheme not in self.apart.schemes:
+        if self.apart is None or (scheme_of(first.treatment) or None) not in self.apart.schemes:
             # A stack of one expert has the expert axis too: readers index it.
             return [self._module(path, stack, (self.count, *shape), self.added)]
         return list(self._each(self.apart, path, stack))
@@ -107,6 +119,7 @@ class Stacking:
             added=added,
             together=parts[0].together,
             decided_by=first.decision.decided_by,
+            written=first.decision.written.action,
         )
 
     def _tail(self, first: Settled, added: int) -> bytes:
@@ -133,11 +146,11 @@ def _is_bare(path: str, tensor: ModelTensor) -> bool:
 def _uneven(stack: Sequence[Settled]) -> Diagnostic | None:
     first = stack[0]
     for other in stack[1:]:
-        if (other.treatment, other.dtype) != (first.treatment, first.dtype):
+        if other.is_unlike(first):
             return diagnostic(
                 "mixed-stack",
-                one=describe(first.treatment),
-                other=describe(other.treatment),
+                one=first.text,
+                other=other.text,
                 notes=[f"decided by {first.decision.origin} and {other.decision.origin}"],
             )
         if other.tensor.shape != first.tensor.shape:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import FormatSpec
-from policy_dsl.plan import Module, StatisticsFile
+from policy_dsl.plan import Module, StatisticsFile, coded_modules
 from policy_dsl.policy import Policy
 from policy_dsl.sources.saliency import Saliency
 
@@ -45,7 +45,7 @@ def statistics_of(
 
     saliency: what was read of the file of that name.
     """
-    methods = {module.treatment.method or "" for module in modules}
+    methods = {coded.method for _, coded in coded_modules(modules)}
     needed = {spec.statistics[one] for one in methods if one in spec.statistics}
     helpful = spec.optional_statistics
     used = needed | {helpful[one] for one in methods if one in helpful}

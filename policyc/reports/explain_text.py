@@ -9,6 +9,7 @@ from policy_dsl.plan import Module, Plan, PlannedTensor
 from policy_dsl.planning.explain import Explanation
 from policy_dsl.planning.outline import OTHERWISE, source_dtypes, treatment_of
 from policy_dsl.quantities import bits_per_weight, both_units, counted, layer_list
+from policy_dsl.treatments import Coded
 from policyc.reports.report import Block, Column, Facts, Table, render_markdown, render_text
 
 _OUTCOMES = {
@@ -171,7 +172,7 @@ def _bytes_table(module: Module) -> Table:
 
 
 def _what(module: Module, tensor: PlannedTensor) -> str:
-    quantized = module.treatment.action == "quantize"
+    quantized = isinstance(module.treatment, Coded)
     return {"weight": "codes" if quantized else "values"}.get(tensor.part, tensor.part)
 
 

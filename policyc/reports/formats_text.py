@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from policy_dsl.formats import FormatSpec, MetadataValues, SchemeSpec
-from policy_dsl.planning.fill import PLAIN_WORDS
 from policy_dsl.planning.settings import used_settings, values_text
-from policy_dsl.policy import WHOLE_ROW
 from policy_dsl.quantities import both_units
+from policy_dsl.treatments import PLAIN_WORDS, WHOLE_ROW
 from policyc.reports.report import Block, Column, Facts, Items, Table, render_markdown, render_text
 
 _FIRST = "the first is the default"
@@ -96,9 +95,9 @@ def _group(size: int) -> str:
 
 def _symmetries(scheme: SchemeSpec) -> tuple[str, ...]:
     """The words that choose how zero is stored; none where there is no choice."""
-    if scheme.symmetric is None:
+    if len(scheme.symmetries) == 1:
         return ()
-    return ("sym", "asym") if scheme.symmetric else ("asym", "sym")
+    return tuple("sym" if symmetric else "asym" for symmetric in scheme.symmetries)
 
 
 def _methods(spec: FormatSpec) -> dict[str, tuple[str | None, bool]]:
@@ -154,7 +153,7 @@ def _scheme_json(scheme: SchemeSpec) -> dict[str, Any]:
         "bits": list(scheme.bits),
         "group_sizes": list(scheme.group_sizes),
         "methods": list(scheme.methods),
-        "symmetric": scheme.symmetric,
+        "symmetric": scheme.symmetries[0] if len(scheme.symmetries) > 1 else None,
         "symmetric_choices": list(_symmetries(scheme)),
         "about": scheme.about,
     }

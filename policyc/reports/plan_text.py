@@ -11,6 +11,7 @@ from policy_dsl.planning.matching import is_guarded
 from policy_dsl.planning.outline import OTHERWISE, Group, Outline, groups, outline, treatment_of
 from policy_dsl.quantities import both_units, column_unit, counted
 from policy_dsl.sources.checkpoint import listed
+from policy_dsl.treatments import Coded
 from policyc.reports.outline_text import group_cells
 from policyc.reports.report import (
     Block,
@@ -61,7 +62,7 @@ def _blocks(plan: Plan, tests: Sequence[TestResult], *, tensors: bool) -> list[B
 
 
 def _group_tables(plan: Plan, made: Outline) -> tuple[Table, Table]:
-    quantized = {module.name for module in plan.modules if module.treatment.action == "quantize"}
+    quantized = {module.name for module in plan.modules if isinstance(module.treatment, Coded)}
     # Two tables: what is quantized is the plan, what is not needs a reason.
     labels = {module.treatment for module in made.modules if module.name in quantized}
     found = groups(made.modules)

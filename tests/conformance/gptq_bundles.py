@@ -15,7 +15,7 @@ from small_checkpoints import write_folder
 from emitters.gptq.encode import decode
 from emitters.gptq.metadata import claims
 from policy_dsl.formats import forms_of
-from policy_dsl.policy import Treatment
+from policy_dsl.treatments import Coded, coded
 
 Array = NDArray[Any]
 
@@ -27,12 +27,12 @@ class Linear(NamedTuple):
     """One packed linear: its tensors, and what the configuration tells of it."""
 
     parts: Mapping[str, Array]
-    treatment: Treatment
+    treatment: Coded
 
     @property
     def columns(self) -> int:
         """How many inputs it has."""
-        return int(self.parts["qweight"].shape[0] * 32 // (self.treatment.bits or 0))
+        return int(self.parts["qweight"].shape[0] * 32 // (self.treatment.bits))
 
 
 def linears(bundle: Path) -> dict[str, Linear]:
@@ -43,7 +43,7 @@ def linears(bundle: Path) -> dict[str, Linear]:
     return {
         name: Linear(
             {part: _array(held[f"{name}.{part}"]) for part in forms[name] if part != "bias"},
-            claim.treatment,
+            coded(claim.treatment),
         )
         for name, claim in claims(files, forms).items()
     }

@@ -7,7 +7,7 @@ import pytest
 from bundles import tensors
 
 from emitters.jangtq_prestack.encode import decode
-from policy_dsl.policy import Treatment
+from policy_dsl.treatments import Coded
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ def test_weights_are_decoded_alike(bits, projection, columns, jangtq, jang):
         )
     )
     rows = {"tq_packed": packed.reshape(-1, packed.shape[-1]), "tq_norms": norms.reshape(-1, 1)}
-    found = decode(rows, "F32", Treatment("quantize", bits, "mxtq"), columns)
+    found = decode(rows, "F32", Coded("mxtq", bits, 0, True, "rtn"), columns)
     expected = jang("decode", packed, norms, bits, columns)
     assert np.array_equal(found.reshape(expected.shape), expected)
 

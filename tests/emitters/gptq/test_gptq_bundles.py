@@ -20,15 +20,15 @@ from policy_dsl.diagnostics import PolicyError
 from policy_dsl.formats import UnstorableError
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
-from policy_dsl.policy import Treatment
 from policy_dsl.sources.reference import open_source
+from policy_dsl.treatments import Coded
 from policyc.cli import main
 
 # What plain rounding loses of values of a bell curve in groups of 64, |W - D| / |W|.
 LOSS = {2: 0.75, 3: 0.25, 4: 0.12, 8: 0.008}
 # In 258 MiB most matrices of the Llama below are several blocks.
 SMALL = 258 * 2**20
-SYM, ASYM = (Treatment("quantize", 8, "int", 32, sym, "rtn") for sym in (True, False))
+SYM, ASYM = (Coded("int", 8, 32, sym, "rtn") for sym in (True, False))
 SEARCHED = replace(SYM, method="opt-rtn")
 Planned = Callable[..., tuple[Plan, Inventory]]
 WriteLlama = Callable[..., Path]
@@ -160,7 +160,7 @@ def test_a_zero_point_that_version_1_lacks_stops_the_build(
     assert lost(source_of(source, "model.layers.1.mlp.up_proj"), found) < LOSS[4]
 
 
-def refused(rows: list[Array], treatment: Treatment) -> UnstorableError:
+def refused(rows: list[Array], treatment: Coded) -> UnstorableError:
     """What stops 32 rows of 64 values, of which these are the last ones, the others even."""
     values = np.full((32, 64), 0.5, np.float32)
     values[:, ::2] *= -1
@@ -172,16 +172,14 @@ def refused(rows: list[Array], treatment: Treatment) -> UnstorableError:
 
 @pytest.mark.parametrize("treatment", [SYM, ASYM, SEARCHED])
 @pytest.mark.parametrize("largest", [7e4, 3e7, 1e38])
-def test_what_readers_would_see_as_infinite_is_too_large(
-    treatment: Treatment, largest: float
-) -> None:
+def test_what_readers_would_see_as_infinite_is_too_large(treatment: Coded, largest: float) -> None:
     found = refused([np.linspace(0, largest, 64), np.linspace(-1, 1, 64)], treatment)
     # Not that it has no zero point: another one would not help.
     assert (found.row, found.reason) == (30, "")
 
 
 @pytest.mark.parametrize("treatment", [SYM, ASYM, SEARCHED])
-def test_what_is_nearly_too_large_is_packed(treatment: Treatment) -> None:
+def test_what_is_nearly_too_large_is_packed(treatment: Coded) -> None:
     values = np.tile(np.linspace(-65000, 65000, 64, dtype=np.float32), (32, 1))
     treatment = replace(treatment, scheme="int-v2")
     parts = FORMATS["gptq"].codec().encode(values, "F32", treatment)

@@ -13,6 +13,7 @@ from tiny_models import FAMILIES, GOLDEN, forms, packed, planned, tiny
 from emitters import FORMATS
 from policy_dsl.formats import Claim, Forms, forms_of
 from policy_dsl.plan import Plan
+from policy_dsl.treatments import Unread
 
 RECORDED = sorted((GOLDEN / "gptq_configs").glob("*.json"))
 LAYER = "model.layers.0.self_attn"
@@ -163,9 +164,9 @@ LOOKS_AHEAD = "-:^(?!.*experts).*$"
 )
 def test_what_a_pattern_that_is_not_read_may_decide_is_not_known(quantization):
     (claim,) = claimed(quantization).values()
-    assert claim.treatment.action == "unknown"
-    assert claim.unread
-    assert (claim.treatment.bits, claim.shape) == (None, ())
+    assert isinstance(claim.treatment, Unread)
+    assert claim.treatment.reason
+    assert claim.shape == ()
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_what_no_unread_pattern_can_change_is_known(quantization, bits):
 def test_strange_names_are_not_known_where_patterns_decide(name):
     odd = {name: PARTS}
     (claim,) = claimed({**GPTQ, "dynamic": {"-:x": {}}}, odd).values()
-    assert claim.treatment.action == "unknown"
+    assert isinstance(claim.treatment, Unread)
     (claim,) = claimed(GPTQ, odd).values()
     assert claim.treatment.bits == 4
 

@@ -14,6 +14,7 @@ from tiny_models import FAMILIES, planned, tiny
 
 from emitters import FORMATS
 from policy_dsl.plan import Module, Plan
+from policy_dsl.treatments import Coded
 
 QKV = ("q_proj", "k_proj", "v_proj")
 GATE_UP = ("gate_proj", "up_proj")
@@ -42,11 +43,9 @@ EXPERTS = {
 
 def width(module: Module) -> Width:
     treatment = module.treatment
-    if treatment.action != "quantize":
+    if not isinstance(treatment, Coded):
         return None
-    assert treatment.bits
-    assert treatment.group_size
-    return treatment.bits, treatment.group_size, treatment.symmetric is not False
+    return treatment.bits, treatment.group_size, treatment.symmetric
 
 
 def linears(plan: Plan) -> dict[str, Module]:

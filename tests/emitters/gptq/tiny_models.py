@@ -12,6 +12,7 @@ from policy_dsl.inventory import Inventory, TensorInfo, tensor_nbytes
 from policy_dsl.language.load import parse_policy
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.resolve import resolve
+from policy_dsl.treatments import Coded
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 FAMILIES = (
@@ -46,7 +47,7 @@ def planned(source: Inventory, rules: str, *, head: str = "") -> Plan:
 
 def packed(plan: Plan) -> dict[str, Module]:
     """The quantized modules of a plan."""
-    return {one.name: one for one in plan.modules if one.treatment.action == "quantize"}
+    return {one.name: one for one in plan.modules if isinstance(one.treatment, Coded)}
 
 
 def forms(plan: Plan) -> Forms:

@@ -16,9 +16,9 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import load, parse_policy
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.explain import explain
-from policy_dsl.planning.fill import describe
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.sources.reference import open_source
+from policy_dsl.treatments import describe
 from policyc.reports.explain_text import explain_document, explain_text
 from policyc.reports.plan_text import plan_text
 

@@ -17,8 +17,8 @@ from emitters.core.build import build
 from emitters.core.bundle_outline import bundle_outline
 from emitters.core.verify import verify_bundle
 from policy_dsl.diagnostics import PolicyError
-from policy_dsl.policy import Treatment
 from policy_dsl.sources.reference import open_source
+from policy_dsl.treatments import Coded
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "hipfire"
 MINIMAX, LLAMA = "tiny-minimax.mq2-lloyd", "tiny-llama.mq4"
@@ -338,7 +338,7 @@ def test_a_short_last_group_is_decoded(write_llama, planned, tmp_path: Path) -> 
     build(plan, inventory, out=tmp_path / "out")
     (tmp_path / "out" / "policyc.json").unlink()
     head = widened(stored(source)["lm_head.weight"][2])
-    four_bits = Treatment("quantize", 4, "hfq4", 256)
+    four_bits = Coded("hfq4", 4, 256, False, "rtn")
     blocks = FORMATS["hipfire_hfq"].codec().encode(head.reshape(1, -1), "F32", four_bits)["weight"]
 
     def change(parts: Parts) -> None:

@@ -17,10 +17,10 @@ from policy_dsl.formats import forms_of
 from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import load, parse_policy
 from policy_dsl.plan import Module, Plan
-from policy_dsl.planning.fill import describe
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.roles.classify import architecture
 from policy_dsl.sources.reference import open_source
+from policy_dsl.treatments import describe
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 USUAL = "experts: 2bit; attention, embed, lm_head: 8bit; router, norm, router_bias: f16\n"

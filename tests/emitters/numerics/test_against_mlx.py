@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from emitters.mlx_affine.encode import decode, encode
 from emitters.numerics.rounding import cast, to_float32
-from policy_dsl.policy import Treatment
+from policy_dsl.treatments import Coded
 
-quantize = partial(Treatment, "quantize")
+quantize = partial(Coded, symmetric=False, method="rtn")
 
 pytestmark = pytest.mark.slow
 

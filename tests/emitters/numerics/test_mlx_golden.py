@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from emitters.mlx_affine.encode import decode, encode
 from emitters.numerics.rounding import to_float32
 from emitters.numerics.value_types import raw_bits
-from policy_dsl.policy import Treatment
+from policy_dsl.treatments import Coded
 
-quantize = partial(Treatment, "quantize")
+quantize = partial(Coded, symmetric=False, method="rtn")
 
 Array = NDArray[Any]
 Golden = Callable[[str], dict[str, Array]]

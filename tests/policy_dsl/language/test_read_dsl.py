@@ -8,8 +8,9 @@ from policy_dsl.diagnostics import PolicyError, SourceText
 from policy_dsl.language.print_parts import rule_text
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import read_yaml
-from policy_dsl.policy import Policy, Treatment
+from policy_dsl.policy import Policy
 from policy_dsl.selectors import And, Except, Layers, Name, Or
+from policy_dsl.treatments import Written
 
 
 def dsl(text: str) -> Policy:
@@ -27,7 +28,7 @@ def rules(policy: Policy) -> list[str]:
 def test_the_first_sentence_works_as_it_stands() -> None:
     policy = dsl("down_proj: 4bit mxtq; boundary layers 0-1,60-61: 8bit")
     assert rules(policy) == ["down_proj: 4bit mxtq", "boundary layers 0-1,60-61: 8bit"]
-    assert policy.rules[0].treatment == Treatment("quantize", bits=4, scheme="mxtq")
+    assert policy.rules[0].treatment == Written("quantize", bits=4, scheme="mxtq")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_variables_are_texts_that_are_replaced_before_reading() -> None:
     policy = dsl(
         'var w = 3\nvar s = "affine g64"\nvar last = -1\na in layers 0..${last}: ${w}bit ${s}'
     )
-    assert policy.rules[0].treatment == Treatment("quantize", 3, "affine", 64)
+    assert policy.rules[0].treatment == Written("quantize", 3, "affine", 64)
     assert rules(policy) == ["a in layers 0..${last}: ${w}bit ${s}"]
     assert dsl('metadata a "$${w}"\na: 4bit').metadata == (("a", "${w}"),)
 

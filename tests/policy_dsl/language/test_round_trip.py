@@ -17,17 +17,7 @@ from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import read_yaml
 from policy_dsl.language.selector_text import print_selector
 from policy_dsl.language.treatment_words import print_treatment
-from policy_dsl.policy import (
-    CLEARABLE,
-    Calibration,
-    Comment,
-    Defaults,
-    Output,
-    Policy,
-    Prune,
-    Rule,
-    Treatment,
-)
+from policy_dsl.policy import CLEARABLE, Calibration, Comment, Defaults, Output, Policy, Prune, Rule
 from policy_dsl.selectors import (
     All,
     Boundary,
@@ -43,6 +33,7 @@ from policy_dsl.selectors import (
     any_of,
     without,
 )
+from policy_dsl.treatments import Written
 from policy_dsl.vocabulary import COMPONENTS, METHODS, SCHEME_TARGETS, SINGLE_ROLES, TARGETS
 
 EXPRESSIONS = [
@@ -103,18 +94,18 @@ SELECTORS = st.recursive(
 )
 OPTIONAL_WIDTH = st.none() | st.integers(1, 16)
 QUANTIZED = st.builds(
-    Treatment,
+    Written,
     st.just("quantize"),
     OPTIONAL_WIDTH,
     st.none() | st.sampled_from(sorted(SCHEME_TARGETS)),
     st.none() | st.sampled_from([32, 64, 128]),
     st.none() | st.booleans(),
     st.none() | st.sampled_from(METHODS),
-).filter(lambda treatment: treatment != Treatment("quantize"))
+).filter(lambda treatment: treatment != Written("quantize"))
 TREATMENTS = (
     QUANTIZED
-    | st.sampled_from([Treatment(action) for action in ("keep", "raw", "drop")])
-    | st.sampled_from([Treatment("cast", dtype=dtype) for dtype in ("f16", "bf16", "f32")])
+    | st.sampled_from([Written(action) for action in ("keep", "raw", "drop")])
+    | st.sampled_from([Written("cast", dtype=dtype) for dtype in ("f16", "bf16", "f32")])
 )
 SCALARS = (
     st.integers(-(10**12), 10**12)

@@ -15,6 +15,7 @@ from policy_dsl.planning.explain import explain
 from policy_dsl.planning.lint import lint
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.sources.reference import open_source
+from policy_dsl.treatments import Coded
 from policyc.cli import main
 from policyc.reports.plan_text import plan_text
 
@@ -32,7 +33,7 @@ def found(text, code, name="p.qpol"):
 
 def test_rules_of_one_line_are_told_apart_by_their_column() -> None:
     made = plan("experts: 4bit; boundary 1: 8bit\nattention: 4bit").modules
-    places = {module.rule for module in made if module.treatment.action == "quantize"}
+    places = {module.rule for module in made if isinstance(module.treatment, Coded)}
     assert places == {"p.qpol:1:1", "p.qpol:1:16", "p.qpol:2"}
 
 

@@ -12,12 +12,12 @@ from policy_dsl.diagnostics import PolicyError, SourceText
 from policy_dsl.inventory import Inventory
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.plan import Plan
-from policy_dsl.planning.fill import describe, role_class
+from policy_dsl.planning.fill import role_class
 from policy_dsl.planning.lint import lint
 from policy_dsl.planning.matching import is_guarded
 from policy_dsl.planning.resolve import resolve
-from policy_dsl.policy import Treatment
 from policy_dsl.roles.classify import ModelTensor, classify
+from policy_dsl.treatments import Coded, Plain, describe
 
 SPECS = emitters.specs()
 # Recorded model, a block of it, where its MTP block stands, config keys.
@@ -31,9 +31,9 @@ BLOCKS = [
     ("qwen3_5", 2, "mtp.layers.0.", {}),
 ]
 TREATMENTS = [
-    Treatment("quantize", 4, "int", 32, symmetric=True, method="rtn"),
-    Treatment("quantize", 4, "affine", 64, method="rtn"),
-    Treatment("keep"),
+    Coded("int", 4, 32, symmetric=True, method="rtn"),
+    Coded("affine", 4, 64, symmetric=False, method="rtn"),
+    Plain("BF16"),
 ]
 
 
@@ -101,12 +101,14 @@ def test_no_rule_packs_an_mtp_router_unless_it_names_it(plan_of: Callable[[str],
         "target gptq\nall except embed, mtp.embed: 4bit g32\nmtp except mtp.embed: 8bit g32\n"
         '"model.layers.3.*" except mtp.embed: 8bit g32'
     )
-    treatments = {module.name: describe(module.treatment) for module in plan.modules}
-    assert treatments["model.layers.3.mlp.gate"] == "keep (bf16)"
-    assert treatments["model.layers.3.mlp.gate.e_score_correction_bias"] == "keep (bf16)"
-    assert treatments["model.layers.3.enorm"] == "keep (bf16)"
-    assert treatments["model.layers.3.self_attn.q_proj"] == "8bit int g32 sym"
-    assert treatments["model.layers.3.shared_head.head"] == "8bit int g32 sym"
+    treatments = {
+        module.name: (module.written, describe(module.treatment)) for module in plan.modules
+    }
+    assert treatments["model.layers.3.mlp.gate"] == ("keep", "bf16")
+    assert treatments["model.layers.3.mlp.gate.e_score_correction_bias"] == ("keep", "bf16")
+    assert treatments["model.layers.3.enorm"] == ("keep", "bf16")
+    assert treatments["model.layers.3.self_attn.q_proj"] == ("quantize", "8bit int g32 sym")
+    assert treatments["model.layers.3.shared_head.head"] == ("quantize", "8bit int g32 sym")
 
 
 @pytest.mark.parametrize(

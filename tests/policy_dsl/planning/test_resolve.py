@@ -19,7 +19,7 @@ from policy_dsl.diagnostics import PolicyError, SourceText
 from policy_dsl.inventory import Inventory
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.plan import Plan
-from policy_dsl.planning.fill import describe
+from policy_dsl.planning.outline import treatment_of
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.quantities import both_units, parse_size
 from policy_dsl.sources.reference import open_source
@@ -39,7 +39,7 @@ def planned(text: str, inventory: Inventory | None = None) -> Plan:
 
 
 def treatments(plan: Plan, role: str) -> dict[int | None, str]:
-    return {m.layer: describe(m.treatment) for m in plan.modules if m.role == role}
+    return {m.layer: treatment_of(m) for m in plan.modules if m.role == role}
 
 
 def codes(text: str, inventory: Inventory | None = None) -> list[str]:

@@ -13,7 +13,8 @@ from policy_dsl.diagnostics import SourceText
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.planning.fill import fill
 from policy_dsl.planning.settings import setting_findings
-from policy_dsl.policy import Calibration, Defaults, Output, Treatment
+from policy_dsl.policy import Calibration, Defaults, Output
+from policy_dsl.treatments import Coded, Written
 from policyc.cli import main
 
 SPECS = specs()
@@ -67,8 +68,8 @@ def test_metadata_values_are_told_as_they_are_checked(target: str, told: dict[st
 def test_symmetries_that_are_told_can_be_written(target: str, told: dict[str, Any]) -> None:
     for scheme in told[target]["schemes"]:
         for word, symmetric in (("sym", True), ("asym", False)):
-            written = Treatment("quantize", scheme["bits"][0], scheme["name"], symmetric=symmetric)
-            taken = isinstance(fill(written, "any", Defaults(), SPECS[target]), Treatment)
+            written = Written("quantize", scheme["bits"][0], scheme["name"], symmetric=symmetric)
+            taken = isinstance(fill(written, "any", Defaults(), SPECS[target]), Coded)
             assert taken == (word in scheme["symmetric_choices"])
 
 

@@ -15,11 +15,12 @@ from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Module, Omission, OmittedFile, Plan, PlannedFile, PlannedTensor, Refusal
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.outline import outline
-from policy_dsl.policy import Policy, Treatment
+from policy_dsl.policy import Policy
 from policy_dsl.quantities import both_units, layer_list, signed_bytes
 from policy_dsl.roles.architecture import architecture
 from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.model import Model, ModelTensor
+from policy_dsl.treatments import Coded, Plain
 from policy_dsl.views import View
 from policyc.reports.plan_json import document_text, plan_document, saved_outline
 from policyc.reports.plan_text import plan_markdown, plan_text
@@ -42,12 +43,12 @@ def module(role: str, layer: int, bits: int | None, rule: str) -> Module:
     scale = None
     if bits is None:
         given = source(f"{name}.weight", "F32", 8, 256)
-        treatment = Treatment("keep", dtype="bf16")
+        treatment = Plain("BF16")
         parts = [("weight", "BF16", (8, 256), 4096)]
     else:
         given = source(f"{name}.weight", "F8_E4M3", 128, 256)
         scale = source(f"{name}.weight_scale_inv", "F32", 1, 2)
-        treatment = Treatment("quantize", bits, "affine", 64, method="rtn")
+        treatment = Coded("affine", bits, 64, False, "rtn")
         parts = [
             ("weight", "U32", (128, 256 * bits // 32), 128 * 32 * bits),
             ("scales", "BF16", (128, 4), 1024),
@@ -59,9 +60,10 @@ def module(role: str, layer: int, bits: int | None, rule: str) -> Module:
     )
     rows = View(given, scale)
     parameters = given.shape[0] * given.shape[1]
-    return Module(
+    module = Module(
         name, role, layer, treatment, given.shape, "BF16", rule, (rows,), tensors, parameters
     )
+    return replace(module, written="keep") if bits is None else module
 
 
 def small_plan() -> Plan:
