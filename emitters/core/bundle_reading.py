@@ -118,15 +118,15 @@ def _held(record: Record, spec: FormatSpec, folder: Path) -> Iterator[tuple[str,
     """
     for name, module in record.modules.items():
         coded = module.treatment
-        if isinstance(coded, Coded):
-            scheme = spec.scheme(coded.scheme)
-            if scheme is None or not _is_held(coded, scheme):
-                reason = f"{shown(name)} is quantized in a way that {spec.name} does not have"
-                raise fail("bad-record", path=str(folder), reason=reason)
-            if len(scheme.symmetries) == 1:
-                coded = replace(coded, symmetric=scheme.symmetries[0])
-                module = replace(module, treatment=coded)  # noqa: PLW2901
-        yield name, module
+        scheme = spec.scheme(coded.scheme) if isinstance(coded, Coded) else None
+        if scheme is not None and isinstance(coded, Coded) and _is_held(coded, scheme):
+            symmetric = coded.symmetric if len(scheme.symmetries) > 1 else scheme.symmetries[0]
+            yield name, replace(module, treatment=replace(coded, symmetric=symmetric))
+        elif isinstance(coded, Coded):
+            reason = f"{shown(name)} is quantized in a way that {spec.name} does not have"
+            raise fail("bad-record", path=str(folder), reason=reason)
+        else:
+            yield name, module
 
 
 def _is_held(coded: Coded, scheme: SchemeSpec) -> bool:
