@@ -55,8 +55,8 @@ from policy_dsl.sources.reference import open_source  # noqa: E402
 from policy_dsl.treatments import Coded  # noqa: E402
 from policy_dsl.views import stacked  # noqa: E402
 from policyc import Plan, PolicyError, load  # noqa: E402
-from policyc.cli.planning import plan_for  # noqa: E402
-from policyc.reports import report  # noqa: E402
+from policyc.reports import blocks as report  # noqa: E402
+from policyc.workflow import plan_for  # noqa: E402
 
 SOURCE = ROOT / "examples" / "tiny-minimax-m2"
 TOKENS = ROOT / "examples" / "tiny-minimax-m2-data" / "tokens.safetensors"

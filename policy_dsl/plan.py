@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from policy_dsl.diagnostics import Diagnostic, Span
-from policy_dsl.inventory import TensorInfo
+from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import Policy
 from policy_dsl.quantities import counted
 from policy_dsl.roles.classify import Model
@@ -202,6 +202,7 @@ class Plan:
     """All that a build will do: complete, printable, comparable; nothing is decided later.
 
     linked_files: shards of the source that are links out of its folder, and where they lead.
+    inventory: the source that it is for, if a build of it is to need nothing else.
     """
 
     policy: Policy
@@ -222,6 +223,7 @@ class Plan:
     pruning: Pruning | None = None
     linked_files: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     findings: tuple[Diagnostic, ...] = field(default=(), compare=False)
+    inventory: Inventory | None = field(default=None, compare=False, repr=False)
 
     @property
     def source_experts(self) -> int:

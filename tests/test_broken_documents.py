@@ -32,11 +32,12 @@ from policy_dsl.planning.record import record_digest
 from policy_dsl.sources.reference import open_source
 from policy_dsl.sources.saliency import ModelShape, read_saliency
 from policyc.cli import main as policyc
-from policyc.cli.planning import plan_for
-from policyc.reports.outline_text import outline_text
+from policyc.reports.blocks import render_text
+from policyc.reports.outline_report import outline_blocks
 from policyc.reports.plan_json import read_saved_plan
-from policyc.reports.survey import survey, survey_text
-from policyc.reports.verify_report import verify_text
+from policyc.reports.survey import survey, survey_blocks
+from policyc.reports.verify_report import verify_blocks
+from policyc.workflow import plan_for
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -71,7 +72,7 @@ def broken(whole: bytes, how: Change) -> st.SearchStrategy[bytes]:
 def ask_source(folder: Path) -> str:
     """Everything that is read of a checkpoint: its headers, roles, plans and side files."""
     inventory = open_source(str(folder))
-    shown = survey_text(survey(inventory))
+    shown = render_text(survey_blocks(survey(inventory)))
     for target in ("mlx_affine", "gptq", "hipfire_hfq", "jangtq_prestack"):
         policy = load(folder.parent / f"{target}.qpol")
         with contextlib.suppress(PolicyError):
@@ -82,8 +83,8 @@ def ask_source(folder: Path) -> str:
 
 def ask_bundle(folder: Path) -> str:
     """What is read of a bundle by verify, inspect and diff."""
-    shown = verify_text(verify_bundle(folder, jobs=1))
-    return shown + outline_text(bundle_outline(folder))
+    shown = render_text(verify_blocks(verify_bundle(folder, jobs=1)))
+    return shown + render_text(outline_blocks(bundle_outline(folder)))
 
 
 def rebuilt_record(random: Random, whole: bytes) -> bytes:
@@ -193,13 +194,15 @@ def documents(work: Path) -> dict[str, Document]:
             work / "plans",
             "plan.json",
             in_json,
-            lambda folder: outline_text(read_saved_plan(folder / "plan.json")),
+            lambda folder: render_text(outline_blocks(read_saved_plan(folder / "plan.json"))),
         ),
         "recorded": Document(
             work / "recorded",
             "headers.json",
             in_json,
-            lambda folder: survey_text(survey(open_source(str(folder / "headers.json")))),
+            lambda folder: render_text(
+                survey_blocks(survey(open_source(str(folder / "headers.json"))))
+            ),
         ),
         "imatrix": Document(
             DATA, "imatrix.gguf", change.changed_bytes, lambda f: open_imatrix(f / "imatrix.gguf")
@@ -267,7 +270,7 @@ def test_a_number_in_a_name_may_be_anything(
     for name in ("policyc.json", "model.safetensors.index.json"):
         (folder / name).unlink(missing_ok=True)
     assert not verify_bundle(folder, jobs=1).ok
-    assert outline_text(bundle_outline(folder))
+    assert render_text(outline_blocks(bundle_outline(folder)))
 
 
 TREATMENTS = [
@@ -323,7 +326,7 @@ def test_a_module_that_the_record_leaves_out_is_compared_without_it(
     name = "model.layers.1.self_attn.q_proj"
     _record_with(folder, lambda record: record["modules"].pop(name))
     report = verify_bundle(folder, open_source(source), jobs=1)
-    assert verify_text(report)
+    assert render_text(verify_blocks(report))
 
 
 @pytest.mark.parametrize("count", [[], [2, 2], {}, {"a": 1}, "2", 2.5, -1, 10**40, True])
@@ -334,4 +337,4 @@ def test_a_count_of_experts_may_be_anything(work: Path, tmp_path: Path, count: o
     (folder / "config.json").write_text(json.dumps({**config, "num_local_experts": count}))
     report = verify_bundle(folder, open_source(str(ROOT / "examples/tiny-minimax-m2")), jobs=1)
     assert not report.ok
-    assert verify_text(report)
+    assert render_text(verify_blocks(report))

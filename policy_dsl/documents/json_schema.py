@@ -18,7 +18,9 @@ from typing import (
     Any,
     Literal,
     NotRequired,
+    TypeVar,
     Union,
+    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -30,6 +32,7 @@ from policy_dsl.escaping import shown
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Extra = Literal["forbid", "ignore"]
+D = TypeVar("D")
 # A value -> its first defect, after its place in the value: `.modules.a: not a text`.
 Check = Callable[[Any], str | None]
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
@@ -63,6 +66,22 @@ def first_defect(value: Any, document: Any, extra: Extra = "forbid") -> str | No
     return defect and defect.removeprefix(".").removeprefix(": ")
 
 
+def entry_of(document: type[D], value: object, **given: object) -> D:
+    """An entry of a document: what is given, and else the attributes of a value of those names.
+
+    Keys that need not be there, and that the value has not, are left out.
+    """
+    entry: dict[str, object] = {}
+    for key, (_, required) in fields_of(cast("Any", document)).items():
+        if key in given:
+            entry[key] = given[key]
+        elif required or hasattr(value, key):
+            attribute = getattr(value, key)
+            entry[key] = list(attribute) if isinstance(attribute, tuple) else attribute
+    return cast("D", entry)
+
+
+@cache
 def fields_of(document: Any) -> dict[str, tuple[Any, bool]]:
     """The keys of a TypedDict, with the type of each and whether it must be there."""
     hints = get_type_hints(document, include_extras=True)

@@ -348,6 +348,14 @@ class CheckEntry(TypedDict):
     about: str
 
 
+class ErrorFigures(TypedDict):
+    """How far decoded values are from the source."""
+
+    relative_frobenius: float | None
+    max_abs: float
+    cosine: float | None
+
+
 class RoleErrors(TypedDict):
     """The errors of the modules of one role, against the source."""
 

@@ -64,6 +64,11 @@ class Outline:
     unread: tuple[Diagnostic, ...] = ()
 
     @property
+    def tensors(self) -> int:
+        """How many output tensors there are."""
+        return sum(module.tensors for module in self.modules)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all output tensors."""
         return sum(module.nbytes for module in self.modules)

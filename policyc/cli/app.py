@@ -17,11 +17,9 @@ from policyc.cli.build import build
 from policyc.cli.catalogs import formats, models, schema
 from policyc.cli.check import check
 from policyc.cli.diff import diff
-from policyc.cli.explain import explain
 from policyc.cli.fmt import fmt
-from policyc.cli.inspect import inspect
-from policyc.cli.plan import plan
-from policyc.cli.verify import verify
+from policyc.cli.inspect import inspect, verify
+from policyc.cli.plan import explain, plan
 
 # typer's own name for it is in a module that comes and goes with its versions.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

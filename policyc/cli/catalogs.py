@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from policy_dsl.diagnostics import did_you_mean, fail
 from policy_dsl.resources import document_schemas
 from policyc.cli import console, options
@@ -15,10 +13,8 @@ from policyc.cli import console, options
 def schema(
     document: Annotated[
         str,
-        typer.Argument(
-            metavar="DOCUMENT",
-            parser=options.given_text,
-            help="policy, or the `kind` of a JSON document: plan, bundle (policyc.json), …",
+        options.argument(
+            "DOCUMENT", "policy, or the `kind` of a JSON document: plan, bundle (policyc.json), …"
         ),
     ] = "policy",
 ) -> None:
@@ -46,16 +42,13 @@ def schema(
 
 @console.guarded
 def formats(
-    target: Annotated[
-        str | None,
-        typer.Argument(metavar="TARGET", help="Only this target.", parser=options.given_text),
-    ] = None,
+    target: Annotated[str | None, options.argument("TARGET", "Only this target.")] = None,
     format: options.AnyReport = "text",
 ) -> None:
     """Show what each target can hold, and which settings of a policy it uses."""
     import emitters
     from policy_dsl.vocabulary import TARGETS
-    from policyc.reports.formats_text import formats_document, formats_markdown, formats_text
+    from policyc.reports.formats_report import formats_blocks, formats_document
 
     specs = emitters.specs()
     if target is not None and target not in specs:
@@ -64,49 +57,16 @@ def formats(
         cure = did_you_mean(target, specs)
         raise fail(code, suggestion=cure, target=target, known=", ".join(specs))
     chosen = [spec for name, spec in specs.items() if target in (None, name)]
-    console.write_report(chosen, format, (formats_document, formats_markdown, formats_text))
+    console.write_report(format, formats_document, formats_blocks, chosen)
 
 
 @console.guarded
 def models(format: options.AnyReport = "text") -> None:
     """List the catalog: models that are planned at once, without a download."""
-    from policy_dsl.quantities import both_units
     from policy_dsl.sources.reference import catalog_names, open_catalog
-    from policyc.reports.report import Column, Table, render_markdown, render_text
+    from policyc.reports.formats_report import models_blocks, models_document
 
     # Opened rather than listed: a broken entry must show here, not in a plan.
-    found = [(name, open_catalog(name)) for name in catalog_names()]
-    entries = [(name, inventory) for name, inventory in found if inventory is not None]
-    if format == "json":
-        rows = [
-            {
-                "name": name,
-                "id": inventory.id,
-                "model_type": inventory.config.get("model_type"),
-                "tensors": len(inventory.tensors),
-                "nbytes": inventory.nbytes,
-                "notes": list(inventory.notes),
-            }
-            for name, inventory in entries
-        ]
-        console.write_json({"schema_version": 1, "kind": "models", "models": rows})
-        return
-    columns = (
-        Column("name"),
-        Column("model"),
-        Column("type"),
-        Column("tensors", right=True),
-        Column("size"),
-    )
-    cells = tuple(
-        (
-            name,
-            inventory.id,
-            str(inventory.config.get("model_type")),
-            f"{len(inventory.tensors):,}",
-            both_units(inventory.nbytes),
-        )
-        for name, inventory in entries
-    )
-    table = Table(columns, cells)
-    console.write(render_markdown([table]) if format == "markdown" else render_text([table]))
+    opened = {name: open_catalog(name) for name in catalog_names()}
+    known = {name: inventory for name, inventory in opened.items() if inventory is not None}
+    console.write_report(format, models_document, models_blocks, known)

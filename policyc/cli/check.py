@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from policy_dsl.diagnostics import Diagnostic, PolicyError, errors
+from policy_dsl.diagnostics import Diagnostic, PolicyError, errors, render
 from policy_dsl.escaping import escaped
+from policyc import workflow
 from policyc.cli import console, options
-from policyc.cli.planning import Request, load_policy, open_model, plan_for
 
 if TYPE_CHECKING:
+    from policy_dsl.documents.reports import CheckDocument
     from policy_dsl.policy import Policy
-
-PolicyNames = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="POLICY",
-        help="Policy files, or names of bundled policies.",
-        parser=options.given_text,
-    ),
-]
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What checking one policy found; `against` are the model and target pairs it was for."""
+    """The findings about one policy; `against` are the models and targets they are about."""
 
-    reference: str
+    policy: str
     name: str | None
     against: tuple[tuple[str, str], ...]
     findings: tuple[Diagnostic, ...]
 
 
-@console.guarded
+@options.requesting("policy", "allow_requantize", "imatrix")
 def check(
-    policies: PolicyNames,
-    model: options.ModelName = None,
-    target: options.TargetName = None,
-    overrides: options.Overrides = None,
-    saliency: options.SaliencyFile = None,
-    no_links: options.NoLinks = False,
+    request: options.Request,
+    policies: Annotated[
+        list[str], options.argument("POLICY", "Policy files, or names of bundled policies.")
+    ],
     format: options.AnyFindings = "text",
     fail_on_warn: options.FailOnWarn = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Find what is wrong with policies, all at once.
 
@@ -59,24 +46,17 @@ def check(
       policyc check mine.qpol --model ./my-checkpoint --target mlx_affine
       policyc check policies/*.yaml --format github
     """
-    checked = [
-        check_policy(
-            Request(
-                *(policy, model, target, overrides, verbose), saliency=saliency, links=not no_links
-            )
-        )
-        for policy in policies
-    ]
-    findings = [found for one in checked for found in one.findings]
+    checked = [_checked(replace(request, policy=policy)) for policy in policies]
+    findings = [finding for each in checked for finding in each.findings]
     if format == "text":
-        console.write_findings(_text(checked))
+        console.write_findings("".join(_text(checked)))
     elif format == "json":
-        console.write_json(_document(checked))
+        console.write_json(_document(checked, findings))
     elif format == "github":
         # Only what the chosen form needs is imported: `check` has to start at once.
         from policyc.reports.findings import github_line
 
-        console.write_commands("".join(github_line(found) + "\n" for found in findings))
+        console.write_commands("".join(github_line(finding) + "\n" for finding in findings))
     else:
         from policy_dsl.resources import version
         from policyc.reports.findings import sarif
@@ -85,10 +65,10 @@ def check(
     console.stop_if(console.is_failure(findings, fail_on_warn=fail_on_warn))
 
 
-def check_policy(request: Request) -> Checked:
+def _checked(request: options.Request) -> Checked:
     """All findings about one policy: its text, then each of its targets on the model."""
     try:
-        policy = load_policy(request)
+        policy = request.read_policy()
     except PolicyError as error:
         # One broken policy must not hide what is wrong with the others.
         return Checked(request.policy, None, (), error.diagnostics)
@@ -101,12 +81,12 @@ def check_policy(request: Request) -> Checked:
             findings += _against_model(request, policy, target, against)
     else:
         findings += _alone(request, policy)
-    # Two targets may find the same defect; nobody wants to read it twice.
+    # Two targets may have the same defect; nobody wants to read it twice.
     return Checked(request.policy, policy.name, tuple(against), tuple(dict.fromkeys(findings)))
 
 
 def _against_model(
-    request: Request, policy: Policy, target: str | None, against: list[tuple[str, str]]
+    request: options.Request, policy: Policy, target: str | None, against: list[tuple[str, str]]
 ) -> Sequence[Diagnostic]:
     import emitters
     from emitters.core.side_files import source_findings
@@ -114,54 +94,51 @@ def _against_model(
     from policy_dsl.planning.resolve import choose_target
 
     try:
-        inventory = open_model(request, policy)
+        inventory = request.open_model(policy)
         chosen = choose_target(policy, emitters.specs(), target)
-        # Before the plan, which may fail: what was tried is told either way.
+        # Before the plan, which may fail: what was tried is reported either way.
         against.append((inventory.id, chosen))
-        plan = plan_for(policy, inventory, chosen, statistics=request.statistics)
+        plan = workflow.plan_for(policy, inventory, chosen, statistics=request.statistics)
         beside = source_findings(plan, inventory, emitters.FORMATS[chosen].spec)
         return [*plan.findings, *beside, *findings_of_tests(plan)]
     except PolicyError as error:
         return error.diagnostics
 
 
-def _alone(request: Request, policy: Policy) -> Sequence[Diagnostic]:
+def _alone(request: options.Request, policy: Policy) -> Sequence[Diagnostic]:
     import emitters
     from policy_dsl.planning.lint import lint
 
     return lint(policy, emitters.specs(), target=request.target)
 
 
-def _text(checked: Sequence[Checked]) -> str:
-    from policy_dsl.diagnostics import render
+def _text(checked: Iterable[Checked]) -> Iterable[str]:
     from policyc.reports.findings import count_text
 
-    parts = []
-    for one in checked:
-        if one.findings:
-            parts.append(render(one.findings) + "\n\n")
-        shown = " and ".join(f"{escaped(model)} as {target}" for model, target in one.against)
+    for each in checked:
+        if each.findings:
+            yield render(each.findings) + "\n\n"
+        shown = " and ".join(f"{escaped(model)} as {target}" for model, target in each.against)
         place = f" (against {shown})" if shown else " (alone; --model checks it against one)"
-        parts.append(f"{escaped(one.reference)}: {count_text(one.findings)}{place}\n")
-    return "".join(parts)
+        yield f"{escaped(each.policy)}: {count_text(each.findings)}{place}\n"
 
 
-def _document(checked: Sequence[Checked]) -> dict[str, Any]:
+def _document(checked: Iterable[Checked], findings: Sequence[Diagnostic]) -> CheckDocument:
     from policyc.reports.findings import finding_json
 
-    every = [found for one in checked for found in one.findings]
+    n_errors = len(errors(findings))
     return {
         "schema_version": 1,
         "kind": "check",
         "policies": [
             {
-                "policy": one.reference,
-                "name": one.name,
-                "against": [{"model": model, "target": name} for model, name in one.against],
-                "findings": [finding_json(found) for found in one.findings],
+                "policy": each.policy,
+                "name": each.name,
+                "against": [{"model": model, "target": target} for model, target in each.against],
+                "findings": [finding_json(finding) for finding in each.findings],
             }
-            for one in checked
+            for each in checked
         ],
-        "errors": len(errors(every)),
-        "warnings": len(every) - len(errors(every)),
+        "errors": n_errors,
+        "warnings": len(findings) - n_errors,
     }

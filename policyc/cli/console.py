@@ -17,21 +17,27 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import TextIOWrapper
-from typing import Any, ParamSpec, TextIO, TypeVar
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TextIO, TypeVar
 
 import typer
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, json_text, render
 from policy_dsl.escaping import LONGEST_VALUE, decoded, escaped, escaped_lines
 
+if TYPE_CHECKING:
+    from policyc.reports.blocks import Block
+
 FAILED = 1
 INVALID = 2
 READER_GONE = 141
+# On every system: with the ends of lines of Windows, `fmt --check` would find what fmt wrote.
+END_OF_LINE = "\n"
 
 _COLOURS = {"error": "\x1b[31m", "warning": "\x1b[33m"}
 _SEVERITY = re.compile(r"^(error|warning)(?=\[)", re.MULTILINE)
 P = ParamSpec("P")
-T = TypeVar("T")
 R = TypeVar("R")
 
 
@@ -193,18 +199,27 @@ def write_json(document: Any) -> None:
 
 
 def write_report(
-    found: T,
     form: str,
-    renderers: tuple[Callable[[T], Any], Callable[[T], str], Callable[..., str]],
+    document: Callable[P, Any],
+    blocks: Callable[P, Iterable[Block]],
+    *values: P.args,
+    **options: P.kwargs,
 ) -> None:
-    """Write a report to stdout as json, markdown or text, by the renderer of that form."""
-    document, markdown, text = renderers
+    """Write a report of values to stdout: its document as JSON, else its blocks."""
     if form == "json":
-        write_json(document(found))
-    elif form == "markdown":
-        write(markdown(found))
+        write_json(document(*values, **options))
     else:
-        write(text(found, width=stdout_width()))
+        write_blocks(blocks(*values, **options), form)
+
+
+def write_blocks(blocks: Iterable[Block], form: str) -> None:
+    """Write blocks of a report to stdout as text or markdown."""
+    from policyc.reports.blocks import render_markdown, render_text
+
+    if form == "markdown":
+        write(render_markdown(blocks))
+    else:
+        write(render_text(blocks, width=stdout_width()))
 
 
 def note(text: str) -> None:
@@ -259,3 +274,44 @@ def is_failure(found: Iterable[Diagnostic], *, fail_on_warn: bool) -> bool:
     """Whether findings are errors, or warnings that the user wants to count as errors."""
     every = list(found)
     return bool(errors(every)) or (fail_on_warn and bool(every))
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; a link stays a link, a device gets the text.
+
+    Raises: PolicyError (system-refused) if that cannot be done.
+    """
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            # A rename would put a file in the place of /dev/stdout.
+            path.write_text(text, encoding="utf-8", errors=UNENCODABLE, newline=END_OF_LINE)
+        else:
+            # Not Path.resolve, which fails on a link to itself without being an OSError.
+            _replace(Path(os.path.realpath(path)), text)
+    except OSError as error:
+        raise PolicyError([system_defect(error, str(path))]) from None
+
+
+def _replace(path: Path, text: str) -> None:
+    with _opened_beside(path) as opened:
+        partial = Path(opened.name)
+        try:
+            opened.write(text)
+            opened.close()
+            if path.exists():
+                # The new file takes the place of the old one, so it keeps who may read it.
+                partial.chmod(path.stat().st_mode & 0o7777)
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def _opened_beside(path: Path) -> TextIO:
+    """A new file beside a path. Raises: OSError if there can be none."""
+    for number in count():
+        # Never one that is there: it may be a link, or another program's.
+        with contextlib.suppress(FileExistsError):
+            beside = path.with_name(f"{path.name}.partial{number or ''}")
+            return beside.open("x", encoding="utf-8", errors=UNENCODABLE, newline=END_OF_LINE)
+    raise AssertionError("there is always another number")

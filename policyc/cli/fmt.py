@@ -12,7 +12,6 @@ from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.escaping import escaped
 from policy_dsl.regular_files import is_passed
 from policyc.cli import console, options
-from policyc.cli.files import save_text
 
 Form = Literal["yaml", "dsl"]
 STDIN = "-"
@@ -88,5 +87,5 @@ def _format_one(file: str, to: Form | None, *, check: bool) -> bool:
     if to is not None or file == STDIN or is_passed(Path(file)):
         console.write_policy(shown)
     elif changes:
-        save_text(Path(file), shown)
+        console.save_text(Path(file), shown)
     return changes

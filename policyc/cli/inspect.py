@@ -1,44 +1,35 @@
-"""`policyc inspect`: what a source or a bundle holds."""
+"""`policyc inspect` and `policyc verify`: what is on disk, and whether it is as it should be."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from policy_dsl.diagnostics import PolicyError
+from policyc import workflow
 from policyc.cli import console, options
-from policyc.cli.files import save_text
 
 if TYPE_CHECKING:
-    from policy_dsl.inventory import Inventory
     from policy_dsl.planning.outline import Outline
-
-SourceName = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        parser=options.given_text,
-        help="Folder of a checkpoint or bundle, HFQ file, recorded headers file, hub id, "
-        "catalog name.",
-    ),
-]
-HeadersFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--save-headers",
-        metavar="FILE",
-        parser=options.given_path,
-        help="Record the headers, so that this model can be planned where it is not.",
-    ),
-]
 
 
 @console.guarded
 def inspect(
-    checkpoint: SourceName,
-    save_headers: HeadersFile = None,
+    checkpoint: Annotated[
+        str,
+        options.argument(
+            "CHECKPOINT",
+            "Folder of a checkpoint or bundle, HFQ file, recorded headers file, hub id, "
+            "catalog name.",
+        ),
+    ],
+    save_headers: Annotated[
+        Path | None,
+        options.path_option(
+            "--save-headers",
+            about="Record the headers, so that this model can be planned where it is not.",
+        ),
+    ] = None,
     no_links: options.NoLinks = False,
     format: options.AnyReport = "text",
 ) -> None:
@@ -51,23 +42,31 @@ def inspect(
       policyc inspect ./my-checkpoint
       policyc inspect MiniMaxAI/MiniMax-M2.7 --save-headers m2.7.json
     """
-    from policy_dsl.sources.reference import open_source
+    from policyc.reports.survey import survey, survey_blocks, survey_document
 
-    inventory = open_source(checkpoint, links=not no_links)
+    inventory = workflow.open_source(checkpoint, links=not no_links)
     # Recorded before anything is shown: headers of an unknown family are worth keeping.
     if save_headers is not None:
         from policy_dsl.sources.recorded import write_recorded
 
-        save_text(save_headers, write_recorded(inventory))
-    made = _bundle(Path(checkpoint), links=not no_links)
-    if made is not None:
-        _show_bundle(made, format)
-    else:
-        _show_source(inventory, format)
+        console.save_text(save_headers, write_recorded(inventory))
+    bundle = _bundle(Path(checkpoint), links=not no_links)
+    if bundle is not None:
+        from policyc.reports.outline_report import outline_blocks, outline_document
+
+        console.write_report(format, outline_document, outline_blocks, bundle)
+        console.show_findings(bundle.unread)
+        # What is known is shown even if some is not.
+        console.stop_if(bool(bundle.unread), console.INVALID)
+        return
+    source = survey(inventory)
+    console.write_report(format, survey_document, survey_blocks, source)
+    # What could be read is shown even if names have no roles.
+    console.stop_if(source.is_broken, console.INVALID)
 
 
 def _bundle(folder: Path, *, links: bool) -> Outline | None:
-    """The outline of a bundle, of policyc or another tool; None if this is none."""
+    """The outline of a bundle, of policyc or another tool; None if this is not one."""
     from emitters.core.bundle_outline import readable_outline
 
     if not folder.is_dir():
@@ -76,30 +75,43 @@ def _bundle(folder: Path, *, links: bool) -> Outline | None:
         return readable_outline(folder, links=links)
     except PolicyError as error:
         # A source is not a bundle; a bundle that is broken must not pass for a source.
-        if any(found.code != "not-a-bundle" for found in error.diagnostics):
+        if any(finding.code != "not-a-bundle" for finding in error.diagnostics):
             raise
         return None
 
 
-def _show_source(inventory: Inventory, format: options.ReportFormat) -> None:
-    from policyc.reports.survey import (
-        is_broken,
-        survey,
-        survey_document,
-        survey_markdown,
-        survey_text,
-    )
+@console.guarded
+def verify(
+    bundle: Annotated[
+        Path,
+        options.path_argument(
+            "BUNDLE", "Folder of a bundle, or an HFQ file; policyc need not have built it."
+        ),
+    ],
+    source: Annotated[
+        str | None,
+        options.text_option(
+            "--source",
+            "CHECKPOINT",
+            "Compare every tensor with this checkpoint: its values, and its error.",
+        ),
+    ] = None,
+    no_links: options.NoLinks = False,
+    jobs: options.Jobs = None,
+    format: options.AnyReport = "text",
+    quiet: options.Quiet = False,
+) -> None:
+    """Check a bundle's files, index, hashes and bit widths; with --source, its values.
 
-    found = survey(inventory)
-    console.write_report(found, format, (survey_document, survey_markdown, survey_text))
-    # What could be read is shown even if names have no roles.
-    console.stop_if(is_broken(found), console.INVALID)
+    Exit code 1 if something is wrong.
 
+    \b
+    Examples:
+      policyc verify ./bundle
+      policyc verify ./bundle --source ./checkpoint --format json
+    """
+    from policyc.reports.verify_report import verify_blocks, verify_document
 
-def _show_bundle(made: Outline, format: options.ReportFormat) -> None:
-    from policyc.reports.outline_text import outline_document, outline_markdown, outline_text
-
-    console.write_report(made, format, (outline_document, outline_markdown, outline_text))
-    console.show_findings(made.unread)
-    # What is known is shown even if some is not.
-    console.stop_if(bool(made.unread), console.INVALID)
+    report = workflow.verify(bundle, source=source, jobs=jobs, links=not no_links)
+    console.write_report(format, verify_document, verify_blocks, report)
+    console.stop_if(not report.ok)

@@ -1,4 +1,4 @@
-"""`policyc plan`: what a build would write, to the byte."""
+"""`policyc plan` and `policyc explain`: what a build would write, and why."""
 
 from __future__ import annotations
 
@@ -8,36 +8,17 @@ from typing import Annotated
 import typer
 
 from policyc.cli import console, options
-from policyc.cli.files import save_text
-from policyc.cli.planning import Request, make_plan
-
-AllTensors = Annotated[bool, typer.Option("--tensors", help="List every output tensor.")]
-SaveTo = Annotated[
-    Path | None,
-    typer.Option(
-        "--save",
-        metavar="FILE",
-        help="Also save the plan as JSON, whole.",
-        parser=options.given_path,
-    ),
-]
 
 
-@console.guarded
+@options.requesting()
 def plan(
-    policy: options.PolicyName,
-    model: options.ModelName = None,
-    target: options.TargetName = None,
-    overrides: options.Overrides = None,
-    allow_requantize: options.Requantize = False,
-    imatrix: options.ImatrixFile = None,
-    saliency: options.SaliencyFile = None,
-    no_links: options.NoLinks = False,
-    tensors: AllTensors = False,
-    save: SaveTo = None,
+    request: options.Request,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every output tensor.")] = False,
+    save: Annotated[
+        Path | None, options.path_option("--save", about="Also save the plan as JSON, whole.")
+    ] = None,
     format: options.AnyReport = "text",
     fail_on_warn: options.FailOnWarn = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Show what a build would write, to the byte, without reading a weight.
 
@@ -51,23 +32,41 @@ def plan(
     """
     from policy_dsl.planning.assertions import run_tests
     from policyc.reports.plan_json import document_text, plan_document
-    from policyc.reports.plan_text import plan_markdown, plan_text
+    from policyc.reports.plan_text import plan_blocks
 
-    request = Request(
-        *(policy, model, target, overrides, verbose),
-        *(allow_requantize, imatrix, saliency, not no_links),
-    )
-    made, _ = make_plan(request)
+    made = request.plan()
     tests = run_tests(made)
     # Saved before it is printed: a closed pipe must not cost the file.
     if save is not None:
-        save_text(save, document_text(plan_document(made, tests)))
+        console.save_text(save, document_text(plan_document(made, tests)))
     if format == "json":
         console.write(document_text(plan_document(made, tests, tensors=tensors)))
-    elif format == "markdown":
-        console.write(plan_markdown(made, tests, tensors=tensors))
     else:
-        console.write(plan_text(made, tests, tensors=tensors, width=console.stdout_width()))
+        console.write_blocks(plan_blocks(made, tests, tensors=tensors), format)
     # A failing test still shows the plan, which says why it fails.
     warned = console.is_failure(made.findings, fail_on_warn=fail_on_warn)
     console.stop_if(warned or not all(test.passed for test in tests))
+
+
+@options.requesting("imatrix")
+def explain(
+    request: options.Request,
+    tensor: Annotated[
+        str, options.argument("TENSOR", "Name in the source or in the output; or a glob.")
+    ],
+    format: options.AnyReport = "text",
+) -> None:
+    """Say which rule decided about a tensor, which others matched, and why the bytes.
+
+    \b
+    Examples:
+      policyc explain config_i lm_head.weight
+      policyc explain config_i 'model.layers.3.*.switch_mlp.down_proj'
+    """
+    from policy_dsl.planning.explain import explain as explained
+    from policyc.reports.explain_report import explain_blocks, explain_document
+
+    # The whole plan, because alike modules are part of the answer.
+    made = request.plan()
+    explanation = explained(made, tensor)
+    console.write_report(format, explain_document, explain_blocks, explanation, made)

@@ -8,23 +8,16 @@ from urllib.parse import quote
 
 from policy_dsl.codes import code_of
 from policy_dsl.diagnostics import Diagnostic, errors
+from policy_dsl.documents.common import FindingEntry
+from policy_dsl.documents.json_schema import entry_of
 
 _SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
-def finding_json(found: Diagnostic) -> dict[str, Any]:
+def finding_json(finding: Diagnostic) -> FindingEntry:
     """The diagnostic as a JSON object; file, line and column are null without a place."""
-    file, line, column = _place(found)
-    return {
-        "code": found.code,
-        "severity": found.severity,
-        "message": found.message,
-        "file": file,
-        "line": line,
-        "column": column,
-        "suggestion": found.suggestion,
-        "notes": list(found.notes),
-    }
+    file, line, column = _place(finding)
+    return entry_of(FindingEntry, finding, file=file, line=line, column=column)
 
 
 def count_text(findings: Sequence[Diagnostic]) -> str:
@@ -35,40 +28,43 @@ def count_text(findings: Sequence[Diagnostic]) -> str:
     return ", ".join(parts) or "no findings"
 
 
-def github_line(found: Diagnostic) -> str:
+def github_line(finding: Diagnostic) -> str:
     """The diagnostic as a workflow command that GitHub shows beside the line.
 
     Source: GitHub Actions, workflow commands, `error` and `warning` with their properties.
     """
-    file, line, column = _place(found)
+    file, line, column = _place(finding)
     # A finding without a place is shown on the summary page of the run.
-    properties = [("file", file), ("line", line), ("col", column), ("title", found.code)]
+    properties = [("file", file), ("line", line), ("col", column), ("title", finding.code)]
     shown = ",".join(f"{key}={_property(value)}" for key, value in properties if value is not None)
-    text = "\n".join([found.message, *filter(None, [found.suggestion]), *found.notes])
-    return f"::{found.severity} {shown}::{_command_text(text)}"
+    text = "\n".join([finding.message, *filter(None, [finding.suggestion]), *finding.notes])
+    return f"::{finding.severity} {shown}::{_command_text(text)}"
 
 
 def sarif(findings: Iterable[Diagnostic], *, version: str) -> dict[str, Any]:
     """A SARIF 2.1.0 log with one run. version: that of policyc."""
-    found = list(findings)
+    results = list(findings)
     # Only rules that fired: the log stays small.
-    codes = sorted({one.code for one in found})
+    codes = sorted({finding.code for finding in results})
     driver = {"name": "policyc", "version": version, "rules": [_sarif_rule(code) for code in codes]}
-    results = [_sarif_result(one, codes.index(one.code)) for one in found]
     return {
         "$schema": _SARIF_SCHEMA,
         "version": "2.1.0",
         "runs": [
-            {"tool": {"driver": driver}, "results": results, "columnKind": "unicodeCodePoints"}
+            {
+                "tool": {"driver": driver},
+                "results": [_sarif_result(each, codes.index(each.code)) for each in results],
+                "columnKind": "unicodeCodePoints",
+            }
         ],
     }
 
 
-def _place(found: Diagnostic) -> tuple[str | None, int | None, int | None]:
-    if found.span is None:
+def _place(finding: Diagnostic) -> tuple[str | None, int | None, int | None]:
+    if finding.span is None:
         return None, None, None
-    line, column = found.span.source.position(found.span.start)
-    return found.span.source.name, line, column
+    line, column = finding.span.source.position(finding.span.start)
+    return finding.span.source.name, line, column
 
 
 def _command_text(text: str) -> str:
@@ -88,15 +84,15 @@ def _sarif_rule(code: str) -> dict[str, Any]:
     }
 
 
-def _sarif_result(found: Diagnostic, rule_index: int) -> dict[str, Any]:
-    text = "\n".join([found.message, *filter(None, [found.suggestion]), *found.notes])
+def _sarif_result(finding: Diagnostic, rule_index: int) -> dict[str, Any]:
+    text = "\n".join([finding.message, *filter(None, [finding.suggestion]), *finding.notes])
     result: dict[str, Any] = {
-        "ruleId": found.code,
+        "ruleId": finding.code,
         "ruleIndex": rule_index,
-        "level": found.severity,
+        "level": finding.severity,
         "message": {"text": text},
     }
-    file, line, column = _place(found)
+    file, line, column = _place(finding)
     if file is not None:
         place = {
             # URIs have forward slashes and no spaces on every system.

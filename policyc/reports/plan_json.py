@@ -5,17 +5,29 @@ Plan ── plan_document ──> {…} ── json ──> plan.json ── sav
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail, json_text
-from policy_dsl.documents.common import TransformEntry
-from policy_dsl.documents.json_schema import first_defect
-from policy_dsl.documents.plan import PlanDocument, TensorEntry
-from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor, Pruning
+from policy_dsl.documents.common import GroupEntry, TransformEntry
+from policy_dsl.documents.json_schema import entry_of, first_defect
+from policy_dsl.documents.plan import (
+    DroppedFile,
+    DroppedTensor,
+    FileEntry,
+    PlanDocument,
+    PlannedModel,
+    PlannedPolicy,
+    PlannedTotals,
+    RefusalEntry,
+    RoleEntry,
+    TensorEntry,
+    TestEntry,
+)
+from policy_dsl.plan import Module, Plan, PlannedFile, PlannedTensor, Pruning
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.outline import (
     Outline,
@@ -26,10 +38,9 @@ from policy_dsl.planning.outline import (
     stored_as,
     treatment_of,
 )
-from policy_dsl.quantities import bits_per_weight
 from policy_dsl.regular_files import read_whole
 from policyc.reports.findings import finding_json
-from policyc.reports.outline_text import group_json, transforms_json
+from policyc.reports.outline_report import transform_entries
 
 SCHEMA_VERSION = 1
 # Half as much again as that of the largest model, with a module for every expert.
@@ -38,46 +49,43 @@ LARGEST_NBYTES = 128 * 2**20
 
 def plan_document(
     plan: Plan, tests: Sequence[TestResult] = (), *, tensors: bool = True
-) -> dict[str, Any]:
+) -> PlanDocument:
     """The plan as JSON values; with `tensors`, every output tensor and its sources.
 
     bpw = 8 x bytes of all output tensors / parameters of the logical model after transforms.
     """
-    made = outline(plan)
-    document: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "plan",
-        "policy": {
-            "name": plan.policy.name,
-            "digest": plan.policy_digest,
-            "description": plan.policy.description,
-        },
-        "target": plan.target,
-        "model": {
-            "id": plan.model.id,
-            "architecture": plan.model.architecture.family,
-            "parameters": made.parameters,
-            "layers": plan.model.n_layers,
-            "experts": plan.model.n_experts,
-            # What only the bundle has: zeros that fill a reader's multiple up.
-            "experts_added": made.added,
-            "source_digest": plan.source_digest,
-        },
-        "transforms": transforms_json(plan.pruning),
-        "totals": _totals(plan, made),
-        "roles": _roles(made),
-        "groups": [group_json(group) for group in groups(made.modules)],
-        "dropped": [_dropped(omission) for omission in plan.omitted],
-        "files": [_file(file) for file in plan.files],
-        "dropped_files": [asdict(file) for file in plan.omitted_files],
-        "linked_files": dict(plan.linked_files),
-        "fp8_rule": plan.fp8_rule or None,
-        "statistics": {file.name: file.path for file in plan.statistics},
-        "pending": list(plan.pending),
-        "refusals": [{"runtime": one.runtime, "reason": one.reason} for one in plan.refusals],
-        "tests": [_test(test) for test in tests],
-        "findings": [finding_json(found) for found in plan.findings],
-    }
+    bundle = outline(plan)
+    document = entry_of(
+        PlanDocument,
+        plan,
+        schema_version=SCHEMA_VERSION,
+        kind="plan",
+        policy=entry_of(PlannedPolicy, plan.policy, digest=plan.policy_digest),
+        model=entry_of(
+            PlannedModel,
+            plan.model,
+            architecture=plan.model.architecture.family,
+            parameters=bundle.parameters,
+            layers=plan.model.n_layers,
+            experts=plan.model.n_experts,
+            # What only the bundle has: zeros up to a multiple that a reader needs.
+            experts_added=bundle.added,
+            source_digest=plan.source_digest,
+        ),
+        transforms=transform_entries(plan.pruning),
+        totals=_totals(plan, bundle),
+        roles=_roles(bundle),
+        groups=[entry_of(GroupEntry, group) for group in groups(bundle.modules)],
+        dropped=[entry_of(DroppedTensor, each, name=each.tensor.name) for each in plan.omitted],
+        files=[_file(file) for file in plan.files],
+        dropped_files=[entry_of(DroppedFile, file) for file in plan.omitted_files],
+        linked_files=dict(plan.linked_files),
+        fp8_rule=plan.fp8_rule or None,
+        statistics={file.name: file.path for file in plan.statistics},
+        refusals=[entry_of(RefusalEntry, refusal) for refusal in plan.refusals],
+        tests=[entry_of(TestEntry, test, test=test.text) for test in tests],
+        findings=[finding_json(finding) for finding in plan.findings],
+    )
     if tensors:
         document["tensors"] = [
             _tensor(module, tensor, first=at == 0)
@@ -87,7 +95,7 @@ def plan_document(
     return document
 
 
-def document_text(document: dict[str, Any]) -> str:
+def document_text(document: Mapping[str, Any]) -> str:
     """A JSON document as text: indented, one line per tensor and file, newline at the end."""
     # Thousands of tensors, each a line: readable, and diffs of saved plans stay small.
     listed = {"tensors", "files", "dropped", "dropped_files", "entries"} & document.keys()
@@ -193,91 +201,52 @@ def _outline_module(rows: list[TensorEntry]) -> OutlineModule:
     )
 
 
-def _totals(plan: Plan, made: Outline) -> dict[str, Any]:
+def _totals(plan: Plan, bundle: Outline) -> PlannedTotals:
     # One unknown file makes the sum unknown; a guess would be taken for exact.
     unknown = [file for file in plan.files if file.nbytes is None]
     known = sum(file.nbytes or 0 for file in plan.files)
-    return {
-        "tensors": sum(len(module.tensors) for module in plan.modules),
-        "tensor_nbytes": made.nbytes,
-        "file_nbytes": None if unknown or not plan.files else known,
-        "file_nbytes_unknown_because": unknown[0].reason if unknown else None,
-        "bpw": made.bpw,
-        "source_nbytes": plan.source_nbytes,
-    }
+    return entry_of(
+        PlannedTotals,
+        bundle,
+        tensor_nbytes=bundle.nbytes,
+        file_nbytes=None if unknown or not plan.files else known,
+        file_nbytes_unknown_because=unknown[0].reason if unknown else None,
+        source_nbytes=plan.source_nbytes,
+    )
 
 
-def _roles(made: Outline) -> list[dict[str, Any]]:
+def _roles(bundle: Outline) -> list[RoleEntry]:
     by_role: dict[str, list[OutlineModule]] = {}
-    for module in made.modules:
+    for module in bundle.modules:
         by_role.setdefault(module.role, []).append(module)
-    rows = []
-    for role, members in by_role.items():
-        nbytes = sum(member.nbytes for member in members)
-        parameters = sum(member.parameters for member in members)
-        rows.append(
-            {
-                "role": role,
-                "tensors": sum(member.tensors for member in members),
-                "parameters": parameters,
-                "nbytes": nbytes,
-                "bpw": bits_per_weight(nbytes, parameters),
-            }
-        )
-    return rows
+    parts = {role: replace(bundle, modules=tuple(found)) for role, found in by_role.items()}
+    return [entry_of(RoleEntry, part, role=role) for role, part in parts.items()]
 
 
-def _dropped(omission: Omission) -> dict[str, Any]:
-    return {
-        "name": omission.tensor.name,
-        "role": omission.role,
-        "layer": omission.layer,
-        "nbytes": omission.nbytes,
-        "reason": omission.reason,
-    }
+def _file(file: PlannedFile) -> FileEntry:
+    entry = entry_of(FileEntry, file, reason=file.reason or None)
+    if file.least:
+        entry["least_nbytes"] = file.least
+    return entry
 
 
-def _file(file: PlannedFile) -> dict[str, Any]:
-    return {
-        "name": file.name,
-        "kind": file.kind,
-        "nbytes": file.nbytes,
-        **({"least_nbytes": file.least} if file.least else {}),
-        "reason": file.reason or None,
-    }
-
-
-def _test(test: TestResult) -> dict[str, Any]:
-    return {"test": test.text, "passed": test.passed, "found": test.found}
-
-
-def _tensor(module: Module, tensor: PlannedTensor, *, first: bool) -> dict[str, Any]:
+def _tensor(module: Module, tensor: PlannedTensor, *, first: bool) -> TensorEntry:
     """The row of one output tensor; only the first of a module carries its parameters."""
-    return {
-        "name": tensor.name,
-        "dtype": tensor.dtype,
-        "shape": list(tensor.shape),
-        "nbytes": tensor.nbytes,
-        "module": module.name,
-        "role": module.role,
-        "layer": module.layer,
-        "treatment": treatment_of(module),
-        "stored": stored_as(module.treatment, module.dtype),
-        # So that the column adds up: scales and biases are no parameters.
-        "parameters": module.parameters if first else 0,
-        "source_dtypes": list(source_dtypes(module)),
-        "sources": _source_names(module),
-        "rule": module.rule,
-        "file": tensor.file,
-        "start": tensor.start,
-    }
-
-
-def _source_names(module: Module) -> list[str]:
     # A dict keeps the order and drops the repeats of fused sources.
-    names: dict[str, None] = {}
-    for rows in module.sources:
-        names[rows.tensor.name] = None
-        if rows.scale is not None:
-            names[rows.scale.name] = None
-    return list(names)
+    sources = dict.fromkeys(
+        stored.name for view in module.sources for stored in (view.tensor, view.scale) if stored
+    )
+    return entry_of(
+        TensorEntry,
+        tensor,
+        module=module.name,
+        role=module.role,
+        layer=module.layer,
+        treatment=treatment_of(module),
+        stored=stored_as(module.treatment, module.dtype),
+        # So that the column adds up: scales and biases are not parameters.
+        parameters=module.parameters if first else 0,
+        source_dtypes=list(source_dtypes(module)),
+        sources=list(sources),
+        rule=module.rule,
+    )

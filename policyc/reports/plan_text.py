@@ -12,29 +12,8 @@ from policy_dsl.planning.outline import OTHERWISE, Group, Outline, groups, outli
 from policy_dsl.quantities import both_units, column_unit, counted
 from policy_dsl.sources.checkpoint import listed
 from policy_dsl.treatments import Coded
-from policyc.reports.outline_text import group_cells
-from policyc.reports.report import (
-    Block,
-    Column,
-    Facts,
-    Items,
-    Rendered,
-    Table,
-    render_markdown,
-    render_text,
-)
-
-
-def plan_text(
-    plan: Plan, tests: Sequence[TestResult] = (), *, tensors: bool = False, width: int | None = None
-) -> str:
-    """The plan as text; `tensors` lists every output tensor, `width` bounds the tables."""
-    return render_text(_blocks(plan, tests, tensors=tensors), width=width)
-
-
-def plan_markdown(plan: Plan, tests: Sequence[TestResult] = (), *, tensors: bool = False) -> str:
-    """The plan as GitHub markdown."""
-    return render_markdown(_blocks(plan, tests, tensors=tensors))
+from policyc.reports.blocks import Block, Column, Facts, Items, Rendered, Table
+from policyc.reports.outline_report import group_cells
 
 
 def size_change(before: int, after: int) -> str:
@@ -47,7 +26,10 @@ def size_change(before: int, after: int) -> str:
     return f"{change}, {abs(percent):.1f} % {'smaller' if percent >= 0 else 'larger'}"
 
 
-def _blocks(plan: Plan, tests: Sequence[TestResult], *, tensors: bool) -> list[Block]:
+def plan_blocks(
+    plan: Plan, tests: Sequence[TestResult] = (), *, tensors: bool = False
+) -> list[Block]:
+    """The plan for people; `tensors` lists every output tensor."""
     made = outline(plan)
     blocks: list[Block] = [
         Facts(tuple(_heading(plan))),

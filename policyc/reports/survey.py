@@ -1,6 +1,6 @@
 """What a source holds: roles with their parameters and bytes, dtypes, quantization.
 
-Inventory ── survey ──> Survey ── survey_text | survey_document
+Inventory ── survey ──> Survey ── survey_blocks | survey_document
 """
 
 from __future__ import annotations
@@ -8,26 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, render
+from policy_dsl.documents.json_schema import entry_of
+from policy_dsl.documents.reports import InspectDocument, SourceRole
 from policy_dsl.inventory import Container, Inventory
 from policy_dsl.quantities import both_units, column_unit, counted, in_unit, layer_list
 from policy_dsl.roles.classify import classify
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.sources.hfq_container import classify_hfq
 from policy_dsl.sources.quantization import Quantization, leftover, quantization_of
+from policyc.reports.blocks import Block, Column, Facts, Items, Rendered, Table
 from policyc.reports.findings import finding_json
-from policyc.reports.report import (
-    Block,
-    Column,
-    Facts,
-    Items,
-    Rendered,
-    Table,
-    render_markdown,
-    render_text,
-)
 
 
 @dataclass
@@ -57,6 +49,11 @@ class Survey:
     def parameters(self) -> int | None:
         """Parameters of all roles; None if they are not known."""
         return sum(role.parameters for role in self.roles) if self.model else None
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the names could not be given roles, or something else is wrong."""
+        return bool(errors(self.findings))
 
 
 def survey(inventory: Inventory) -> Survey:
@@ -97,59 +94,45 @@ def _classified(
         return None, (unknown,)
 
 
-def survey_text(found: Survey, *, width: int | None = None) -> str:
-    """The survey as text."""
-    return render_text(_blocks(found), width=width)
-
-
-def survey_markdown(found: Survey) -> str:
-    """The survey as GitHub markdown."""
-    return render_markdown(_blocks(found))
-
-
-def survey_document(found: Survey) -> dict[str, Any]:
+def survey_document(source: Survey) -> InspectDocument:
     """The survey as JSON values."""
-    inventory, model = found.inventory, found.model
-    return {
-        "schema_version": 1,
-        "kind": "inspect",
-        "id": inventory.id,
-        **_model_json(model),
-        "parameters": found.parameters,
-        "tensors": len(inventory.tensors),
-        "nbytes": inventory.nbytes,
-        "quantization": found.quantization,
-        "container": inventory.container._asdict() if inventory.container else None,
-        "dtypes": [
-            {"dtype": dtype, "tensors": count, "nbytes": nbytes}
-            for dtype, count, nbytes in found.dtypes
+    inventory, model = source.inventory, source.model
+    return entry_of(
+        InspectDocument,
+        inventory,
+        schema_version=1,
+        kind="inspect",
+        family=model.architecture.family if model else None,
+        layers=model.n_layers if model else None,
+        experts=model.n_experts if model else None,
+        tied_head=model.tied if model else None,
+        ignored=[
+            {"name": tensor.name, "reason": reason}
+            for tensor, reason in (model.ignored if model else ())
         ],
-        "roles": [_role_json(role) for role in found.roles],
-        "files": dict(inventory.file_nbytes),
-        # Null is not empty: headers from the hub do not tell.
-        "side_files": None if inventory.side_files is None else dict(inventory.side_files),
-        "notes": list(inventory.notes),
-        "findings": [finding_json(one) for one in found.findings],
-    }
-
-
-def _model_json(model: Model | None) -> dict[str, Any]:
-    """What is known of the architecture; None for a source whose names mean nothing."""
-    if model is None:
-        names = ("family", "layers", "experts", "tied_head")
-        return {**dict.fromkeys(names), "ignored": []}
-    return {
-        "family": model.architecture.family,
-        "layers": model.n_layers,
-        "experts": model.n_experts,
-        "tied_head": model.tied,
-        "ignored": [{"name": tensor.name, "reason": reason} for tensor, reason in model.ignored],
-    }
-
-
-def is_broken(found: Survey) -> bool:
-    """Whether the source's names could not be given roles."""
-    return bool(errors(found.findings))
+        parameters=source.parameters,
+        tensors=len(inventory.tensors),
+        quantization=source.quantization,
+        container=inventory.container._asdict() if inventory.container else None,
+        dtypes=[
+            {"dtype": dtype, "tensors": count, "nbytes": nbytes}
+            for dtype, count, nbytes in source.dtypes
+        ],
+        roles=[
+            entry_of(
+                SourceRole,
+                role,
+                layers=sorted(role.layers),
+                dtypes=sorted(role.dtypes),
+                nbytes=round(role.nbytes),
+            )
+            for role in source.roles
+        ],
+        files=dict(inventory.file_nbytes),
+        # Null is not empty: headers from the hub do not say.
+        side_files=None if inventory.side_files is None else dict(inventory.side_files),
+        findings=[finding_json(finding) for finding in source.findings],
+    )
 
 
 def _roles(tensors: Iterable[ModelTensor]) -> tuple[RoleTotals, ...]:
@@ -174,24 +157,25 @@ def _nbytes(tensor: ModelTensor) -> float:
     return whole * prod(tensor.shape) / max(1, elements * packed)
 
 
-def _blocks(found: Survey) -> list[Block]:
-    word, scale = column_unit(found.inventory.nbytes)
-    blocks: list[Block] = [Facts(tuple(_facts(found)))]
-    # The same figures stand in both tables.
+def survey_blocks(source: Survey) -> list[Block]:
+    """The survey for people."""
+    word, scale = column_unit(source.inventory.nbytes)
+    blocks: list[Block] = [Facts(tuple(_facts(source)))]
+    # Both tables have the same figures.
     figures = tuple(Column(title, right=True) for title in ("tensors", "parameters", word))
-    if found.roles:
+    if source.roles:
         columns = (Column("role"), Column("layers"), Column("dtype"), *figures)
-        rows = tuple(_role_row(role, scale) for role in found.roles)
+        rows = tuple(_role_row(role, scale) for role in source.roles)
         blocks.append(Table(columns, rows, "Roles"))
     dtype_rows = tuple(
-        (dtype, f"{count:,}", in_unit(nbytes, scale)) for dtype, count, nbytes in found.dtypes
+        (dtype, f"{count:,}", in_unit(nbytes, scale)) for dtype, count, nbytes in source.dtypes
     )
     columns = (Column("dtype"), figures[0], figures[2])
     blocks.append(Table(columns, dtype_rows, "Dtypes, scales included"))
-    if found.model and found.model.ignored:
-        blocks.append(_ignored(found.model))
-    if found.findings:
-        blocks.append(Rendered((render(found.findings),), "Findings"))
+    if source.model and source.model.ignored:
+        blocks.append(_ignored(source.model))
+    if source.findings:
+        blocks.append(Rendered((render(source.findings),), "Findings"))
     return blocks
 
 
@@ -201,8 +185,8 @@ def _ignored(model: Model) -> Items:
     return Items(lines[:10] + more, "Not weights")
 
 
-def _facts(found: Survey) -> Iterable[tuple[str, str]]:
-    inventory, model = found.inventory, found.model
+def _facts(source: Survey) -> Iterable[tuple[str, str]]:
+    inventory, model = source.inventory, source.model
     yield "source", inventory.id
     for note in inventory.notes:
         yield "note", note
@@ -213,14 +197,14 @@ def _facts(found: Survey) -> Iterable[tuple[str, str]]:
         tied = ", the head is tied to the embeddings" if model.tied else ""
         layers = counted(model.n_layers, "layer")
         yield "family", f"{model.architecture.family}, {layers}{experts}{tied}"
-        yield "parameters", f"{found.parameters:,} (without scales)"
+        yield "parameters", f"{source.parameters:,} (without scales)"
     size = both_units(inventory.nbytes)
     yield "tensors", f"{counted(len(inventory.tensors), 'tensor')}, {size}"
     if inventory.file_nbytes:
         total = sum(inventory.file_nbytes.values())
         files = counted(len(inventory.file_nbytes), "file")
         yield "files", f"{files} of tensors, {both_units(total)}"
-    yield "precision", found.quantization or "as released, not quantized by somebody else"
+    yield "precision", source.quantization or "as released, not quantized by somebody else"
 
 
 def _container_facts(container: Container) -> Iterable[tuple[str, str]]:
@@ -239,14 +223,3 @@ def _role_row(role: RoleTotals, scale: int) -> tuple[str, ...]:
         f"{role.parameters:,}",
         in_unit(round(role.nbytes), scale),
     )
-
-
-def _role_json(role: RoleTotals) -> dict[str, Any]:
-    return {
-        "role": role.role,
-        "layers": sorted(role.layers),
-        "dtypes": sorted(role.dtypes),
-        "tensors": role.tensors,
-        "parameters": role.parameters,
-        "nbytes": round(role.nbytes),
-    }

@@ -12,7 +12,7 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import load
 from policy_dsl.plan import Plan
 from policy_dsl.sources.reference import open_source
-from policyc.cli.planning import plan_for
+from policyc.workflow import plan_for
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"layers": 2, "hidden": 64, "inner": 128, "vocabulary": 96}

@@ -18,7 +18,8 @@ from emitters.core.verify import VerifyReport, verify_bundle
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.reference import open_source
 from policyc.cli import main
-from policyc.reports.verify_report import role_errors, verify_document, verify_text
+from policyc.reports.blocks import render_text
+from policyc.reports.verify_report import role_errors, verify_blocks, verify_document
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = ROOT / "examples" / "tiny-minimax-m2"
@@ -218,7 +219,7 @@ def test_a_bundle_of_another_tool() -> None:
     source = open_source(str(STOCK / "source"))
     report = verify_bundle(STOCK / "expected", source, jobs=1)
     assert report.ok
-    by_role = {one.role: one.sums.relative for one in role_errors(report.errors or ())}
+    by_role = {one["role"]: one["relative_frobenius"] for one in role_errors(report.errors or ())}
     assert by_role["norm"] == 0
     assert 0.03 < (by_role["attention.q_proj"] or 0) < 0.1
     assert bundle_outline(STOCK / "expected").bpw is not None
@@ -311,7 +312,7 @@ def test_a_role_adds_up_its_modules() -> None:
 
 def test_text_and_document_tell_the_same(built: Path) -> None:
     report = verify_bundle(built, open_source(str(TINY)), jobs=2)
-    document, text = verify_document(report), verify_text(report)
+    document, text = verify_document(report), render_text(verify_blocks(report))
     assert document["ok"] is True
     for row in document["errors"]["roles"]:
         assert row["role"] in text

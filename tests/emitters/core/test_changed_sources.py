@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from small_checkpoints import digests, write_shard
 
+import policyc
 from emitters.core.build import build
 from policy_dsl.diagnostics import PolicyError
-from policyc.cli.planning import Request, make_plan
 
 
 def rewritten(path: Path, change: Callable[[bytes], bytes], *, keep_time: bool) -> None:
@@ -118,13 +118,13 @@ def test_statistics_that_change_after_the_plan_are_noticed(
     given = {"hipfire_mq4": imatrix, "reap_w4a16": saliency}[policy]
     file = tmp_path / given.name
     file.write_bytes(given.read_bytes())
-    named = {"imatrix" if given == imatrix else "saliency": file}
-    sets = ["experts=6"] if given == saliency else []
-    made = make_plan(Request(policy, str(demo), overrides=sets, **named))
+    named = {"imatrix" if given == imatrix else "saliency": str(file)}
+    variables = {"experts": 6} if given == saliency else {}
+    plan = policyc.plan(policy, model=demo, variables=variables, statistics=named)
     rewritten(file, change, keep_time=False)
     if given == saliency and change is bytes:
-        build(*made, out=tmp_path / "out")
+        policyc.build(plan, out=tmp_path / "out")
         return
     with pytest.raises(PolicyError, match="source-changed"):
-        build(*made, out=tmp_path / "out")
+        policyc.build(plan, out=tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == [file.name]

@@ -34,7 +34,7 @@ from policy_dsl.language.load import parse_policy
 from policy_dsl.plan import Plan
 from policy_dsl.planning.record import record_digest
 from policy_dsl.sources.reference import open_source
-from policyc.cli.planning import plan_for
+from policyc.workflow import plan_for
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "examples" / "tiny-minimax-m2"

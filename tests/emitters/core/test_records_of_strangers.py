@@ -18,7 +18,7 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import load
 from policy_dsl.planning.record import record_digest
 from policy_dsl.sources.reference import open_source
-from policyc.cli.planning import plan_for
+from policyc.workflow import plan_for
 
 POLICY = "name: eight\ntarget: mlx_affine\nrules: |\n  all: 8bit\n  lm_head: keep\n"
 # A quantized module, and a plain one.

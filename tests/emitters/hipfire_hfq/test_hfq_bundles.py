@@ -61,7 +61,9 @@ def test_a_bundle_is_as_near_to_its_source_as_its_bits_allow(
     report = verify_bundle(demo_bundle(policy), open_source(str(DEMO)), jobs=2)
     assert report.findings == ()
     assert {check.result for check in report.checks} == {"passed"}
-    errors = {one.role: one.sums.relative or 0 for one in role_errors(report.errors or ())}
+    errors = {
+        one["role"]: one["relative_frobenius"] or 0 for one in role_errors(report.errors or ())
+    }
     # Scales that no source has are no weights, and are divided out.
     assert "awq_scale" not in errors
     inner, down = TIERS[policy]

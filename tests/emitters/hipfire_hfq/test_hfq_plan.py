@@ -19,8 +19,9 @@ from policy_dsl.planning.explain import explain
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.sources.reference import open_source
 from policy_dsl.treatments import describe
-from policyc.reports.explain_text import explain_document, explain_text
-from policyc.reports.plan_text import plan_text
+from policyc.reports.blocks import render_text
+from policyc.reports.explain_report import explain_blocks, explain_document
+from policyc.reports.plan_text import plan_blocks
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 MOE = "model.layers.3.block_sparse_moe"
@@ -207,7 +208,7 @@ def test_a_plan_needs_no_statistics_and_a_build_does(tmp_path: Path) -> None:
     plan = complete(planned(USUAL), source(), FORMATS["hipfire_hfq"])
     (cure,) = plan.pending
     assert cure.startswith("an importance matrix: run llama.cpp's llama-imatrix")
-    assert f"Needed before a build\n  {cure}" in plan_text(plan)
+    assert f"Needed before a build\n  {cure}" in render_text(plan_blocks(plan))
     with pytest.raises(PolicyError) as caught:
         build(plan, source(), out=tmp_path / "out")
     (found,) = caught.value.diagnostics
@@ -230,7 +231,7 @@ def test_what_is_given_counts_more_than_what_is_written() -> None:
     assert (written.path, written.span is None) == ("written.gguf", False)
     assert (given.path, given.span) == ("given.gguf", None)
     assert planned(text).pending == ()
-    assert "imatrix  given.gguf" in plan_text(planned(text, imatrix="given.gguf"))
+    assert "imatrix  given.gguf" in render_text(plan_blocks(planned(text, imatrix="given.gguf")))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +264,7 @@ def test_a_layer_has_one_scale_and_it_is_explained() -> None:
     assert {(one.parameters, one.shape, one.dtype) for one in scales} == {(0, (256,), "F16")}
     found = explain(plan, f"{MOE}.awq_scale_gate_up.weight")
     assert found.alike == tuple(scales)
-    assert "from no tensor of the source" in explain_text(found, plan)
+    assert "from no tensor of the source" in render_text(explain_blocks(found, plan))
     assert explain_document(found, plan)["rule"] == "p.qpol:2"
 
 

@@ -91,7 +91,7 @@ def test_their_values_are_as_near_to_the_source_as_their_widths_allow(built, nam
     """Recorded shards decoded by our decoder, against sources made from the recipe."""
     report = verify_bundle(GOLDEN / name, open_source(str(built(name).source)), jobs=1)
     assert report.ok
-    errors = {one.role: one.sums.relative for one in role_errors(report.errors or ())}
+    errors = {one["role"]: one["relative_frobenius"] for one in role_errors(report.errors or ())}
     down = (0.09, 0.11) if name == PRESTACKED else (0.32, 0.36)
     for role, (low, high) in {
         "experts.gate_proj": (0.32, 0.36),

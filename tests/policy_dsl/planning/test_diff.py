@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from policy_dsl.planning.diff import diff
 from policy_dsl.planning.outline import Outline, OutlineModule
-from policyc.reports.diff_text import diff_document, diff_markdown, diff_text
+from policyc.reports.blocks import render_markdown, render_text
+from policyc.reports.diff_report import diff_blocks, diff_document
 
 WIDTHS = {"3bit affine g64": 3.5, "4bit affine g64": 4.5, "8bit affine g64": 8.5, "keep": 16}
 
@@ -37,7 +38,9 @@ def test_modules_that_changed_alike_are_one_change() -> None:
 
 
 def test_text_says_role_layers_treatments_and_bytes() -> None:
-    text = diff_text(diff(bundle("3bit affine g64"), bundle("4bit affine g64", title="b")))
+    text = render_text(
+        diff_blocks(diff(bundle("3bit affine g64"), bundle("4bit affine g64", title="b")))
+    )
     line = next(line for line in text.splitlines() if "experts.down_proj" in line)
     change = "experts.down_proj 0-5 3bit affine g64 -> 4bit affine g64 6 +805.31 MB a.yaml:1"
     assert " ".join(line.split()) == change
@@ -89,7 +92,7 @@ def test_equal_bundles_have_an_empty_diff() -> None:
     same = diff(bundle("3bit affine g64"), bundle("3bit affine g64", "other.yaml:3"))
     assert same.is_empty
     assert same.nbytes_delta == 0
-    assert "no tensor is treated differently" in diff_text(same)
+    assert "no tensor is treated differently" in render_text(diff_blocks(same))
 
 
 def test_another_size_of_the_same_width_is_a_difference() -> None:
@@ -123,5 +126,5 @@ def test_roles_come_from_the_side_that_knows_them() -> None:
 
 
 def test_markdown_is_a_table() -> None:
-    text = diff_markdown(diff(bundle("3bit affine g64"), bundle("4bit affine g64")))
+    text = render_markdown(diff_blocks(diff(bundle("3bit affine g64"), bundle("4bit affine g64"))))
     assert "| role | layers | treatment | modules | bytes | decided by |" in text

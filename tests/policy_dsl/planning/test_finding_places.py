@@ -17,7 +17,8 @@ from policy_dsl.planning.resolve import resolve
 from policy_dsl.sources.reference import open_source
 from policy_dsl.treatments import Coded
 from policyc.cli import main
-from policyc.reports.plan_text import plan_text
+from policyc.reports.blocks import render_text
+from policyc.reports.plan_text import plan_blocks
 
 TINY = str(Path(__file__).parents[3] / "examples" / "tiny-minimax-m2")
 
@@ -134,7 +135,9 @@ def test_what_holds_no_weights_is_left_out_with_a_reason() -> None:
     policy, _ = parse_policy("all: 4bit", "p.qpol")
     made = resolve(policy, replace(source, tensors=tensors), emitters.specs(), target="mlx_affine")
     assert [each.tensor.name for each in made.omitted] == [table.name]
-    assert "no role: 1 tensor, 32 bytes, such as model.layers.0" in plan_text(made, ())
+    assert "no role: 1 tensor, 32 bytes, such as model.layers.0" in render_text(
+        plan_blocks(made, ())
+    )
     assert explain(made, table.name).subject.omission == made.omitted[0]
 
 
@@ -176,7 +179,7 @@ def test_rules_in_files_of_one_name_show_their_folders(namesakes) -> None:
     rules = {module.role: module.rule for module in made.modules}
     assert rules["norm"] == "a/base.qpol:3"
     assert rules["router"] == "b/base.qpol:3"
-    assert "b/base.qpol:3\n" in plan_text(made)
+    assert "b/base.qpol:3\n" in render_text(plan_blocks(made))
 
 
 def test_a_shadowed_rule_names_the_winner_in_a_file_of_the_same_name(namesakes) -> None:

@@ -19,7 +19,8 @@ from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import source_digest
 from policy_dsl.sources.hfq_codes import QUANT_CODES, stored_nbytes
 from policy_dsl.sources.hfq_container import HfqContainer, read_container, read_hfq
-from policyc.reports.survey import survey, survey_document, survey_text
+from policyc.reports.blocks import render_text
+from policyc.reports.survey import survey, survey_blocks, survey_document
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "hipfire"
 FILES = sorted(
@@ -313,5 +314,5 @@ def _check_inventory(found: Any, file_nbytes: int) -> None:
     source_digest(found)
     seen = survey(found)
     assert seen.quantization == "hipfire HFQ"
-    survey_text(seen).encode()
+    render_text(survey_blocks(seen)).encode()
     json.dumps(survey_document(seen))

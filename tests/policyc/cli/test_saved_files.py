@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from policyc.cli import main
-from policyc.cli.files import save_text
+from policyc.cli.console import save_text
 
 
 def save_headers(path: Path) -> int:

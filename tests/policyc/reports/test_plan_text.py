@@ -22,8 +22,9 @@ from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.treatments import Coded, Plain
 from policy_dsl.views import View
+from policyc.reports.blocks import render_markdown, render_text
 from policyc.reports.plan_json import document_text, plan_document, saved_outline
-from policyc.reports.plan_text import plan_markdown, plan_text
+from policyc.reports.plan_text import plan_blocks
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 ROLES = {"router": "block_sparse_moe.gate", "attention.q_proj": "self_attn.q_proj"}
@@ -116,11 +117,11 @@ def matches_snapshot(name: str, text: str) -> bool:
 
 
 def test_text() -> None:
-    assert matches_snapshot("plan.txt", plan_text(small_plan(), TESTS, tensors=True))
+    assert matches_snapshot("plan.txt", render_text(plan_blocks(small_plan(), TESTS, tensors=True)))
 
 
 def test_markdown() -> None:
-    assert matches_snapshot("plan.md", plan_markdown(small_plan(), TESTS))
+    assert matches_snapshot("plan.md", render_markdown(plan_blocks(small_plan(), TESTS)))
 
 
 def test_document() -> None:
@@ -130,7 +131,8 @@ def test_document() -> None:
 
 
 def test_tables_lose_columns_to_fit_the_width() -> None:
-    wide, narrow = plan_text(small_plan()), plan_text(small_plan(), width=60)
+    blocks = plan_blocks(small_plan())
+    wide, narrow = render_text(blocks), render_text(blocks, width=60)
     table = narrow[narrow.index("Quantized") : narrow.index("Totals")]
     assert max(map(len, table.splitlines())) <= 60 < max(map(len, wide.splitlines()))
     assert "treatment" in table
@@ -140,7 +142,7 @@ def test_tables_lose_columns_to_fit_the_width() -> None:
 def test_readers_that_refuse_for_one_reason_share_a_line() -> None:
     found = (("mlx-lm", "too old"), ("mlx-swift-lm", "too old"), ("vllm", "too new"))
     plan = replace(small_plan(), refusals=tuple(Refusal(*each) for each in found))
-    assert "  mlx-lm, mlx-swift-lm: too old\n  vllm: too new\n" in plan_text(plan)
+    assert "  mlx-lm, mlx-swift-lm: too old\n  vllm: too new\n" in render_text(plan_blocks(plan))
 
 
 def test_parameters_count_weights_once_and_no_scales() -> None:

@@ -1,33 +1,75 @@
-"""What targets can hold, from their capability records: text, markdown, the JSON document."""
+"""What targets can hold, and the catalog's models: blocks and the documented JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from policy_dsl.documents.json_schema import entry_of
+from policy_dsl.documents.reports import (
+    CatalogEntry,
+    FormatEntry,
+    FormatsDocument,
+    ModelsDocument,
+    SchemeEntry,
+)
 from policy_dsl.formats import FormatSpec, MetadataValues, SchemeSpec
+from policy_dsl.inventory import Inventory
 from policy_dsl.planning.settings import used_settings, values_text
 from policy_dsl.quantities import both_units
 from policy_dsl.treatments import PLAIN_WORDS, WHOLE_ROW
-from policyc.reports.report import Block, Column, Facts, Items, Table, render_markdown, render_text
+from policyc.reports.blocks import Block, Column, Facts, Items, Table
 
 _FIRST = "the first is the default"
 _TYPES = {bool: "boolean", str: "string"}
 
 
-def formats_text(specs: Sequence[FormatSpec], *, width: int | None = None) -> str:
-    """The records as text."""
-    return render_text([block for spec in specs for block in _blocks(spec)], width=width)
+def formats_document(specs: Sequence[FormatSpec]) -> FormatsDocument:
+    """The capabilities of targets as JSON values."""
+    return {"schema_version": 1, "kind": "formats", "formats": [_format(spec) for spec in specs]}
 
 
-def formats_markdown(specs: Sequence[FormatSpec]) -> str:
-    """The records as GitHub markdown."""
-    return render_markdown([block for spec in specs for block in _blocks(spec)])
+def formats_blocks(specs: Sequence[FormatSpec]) -> list[Block]:
+    """The capabilities of targets for people."""
+    return [block for spec in specs for block in _blocks(spec)]
 
 
-def formats_document(specs: Sequence[FormatSpec]) -> dict[str, Any]:
-    """The records as JSON values."""
-    return {"schema_version": 1, "kind": "formats", "formats": [_spec_json(spec) for spec in specs]}
+def models_document(models: Mapping[str, Inventory]) -> ModelsDocument:
+    """The models of a catalog, by name, as JSON values."""
+    return {
+        "schema_version": 1,
+        "kind": "models",
+        "models": [
+            entry_of(
+                CatalogEntry,
+                inventory,
+                name=name,
+                model_type=inventory.config.get("model_type"),
+                tensors=len(inventory.tensors),
+            )
+            for name, inventory in models.items()
+        ],
+    }
+
+
+def models_blocks(models: Mapping[str, Inventory]) -> list[Block]:
+    """The models of a catalog for people."""
+    columns = (
+        *map(Column, ("name", "model", "type")),
+        Column("tensors", right=True),
+        Column("size"),
+    )
+    rows = tuple(
+        (
+            name,
+            inventory.id,
+            str(inventory.config.get("model_type")),
+            f"{len(inventory.tensors):,}",
+            both_units(inventory.nbytes),
+        )
+        for name, inventory in models.items()
+    )
+    return [Table(columns, rows)]
 
 
 def _blocks(spec: FormatSpec) -> Iterator[Block]:
@@ -41,7 +83,7 @@ def _blocks(spec: FormatSpec) -> Iterator[Block]:
         fill,
         "A width without a scheme is filled in by this table, the first match wins",
     )
-    methods = [f"{name}: {_told(*needs)}" for name, needs in _methods(spec).items()]
+    methods = [f"{name}: {_need(*needs)}" for name, needs in _methods(spec).items()]
     yield Items(tuple(methods), "Methods, and what they take from a model's inputs")
     keys = [f"{key}: {values_text(values)}" for key, values in spec.metadata_keys.items()]
     if keys:
@@ -77,14 +119,14 @@ def _schemes(schemes: Sequence[SchemeSpec]) -> Table:
     columns = tuple(map(Column, ("scheme", "bits", "groups", "symmetry", "methods", "about")))
     rows = tuple(
         (
-            one.name,
-            _listed(one.bits),
-            _listed(tuple(_group(size) for size in one.group_sizes)),
-            _listed(_symmetries(one)),
-            _listed(one.methods),
-            one.about,
+            scheme.name,
+            _listed(scheme.bits),
+            _listed(tuple(_group(size) for size in scheme.group_sizes)),
+            _listed(_symmetries(scheme)),
+            _listed(scheme.methods),
+            scheme.about,
         )
-        for one in schemes
+        for scheme in schemes
     )
     return Table(columns, rows, "Schemes, the first value of each is the default")
 
@@ -110,7 +152,7 @@ def _methods(spec: FormatSpec) -> dict[str, tuple[str | None, bool]]:
     }
 
 
-def _told(statistics: str | None, needed: bool) -> str:
+def _need(statistics: str | None, needed: bool) -> str:
     if statistics is None:
         return "nothing"
     return f"needs {statistics}" if needed else f"{statistics}, if it is given"
@@ -120,43 +162,37 @@ def _shard_nbytes(spec: FormatSpec) -> int | None:
     return None if spec.container else getattr(spec.tensor_files, "nbytes", None)
 
 
-def _spec_json(spec: FormatSpec) -> dict[str, Any]:
-    return {
-        "name": spec.name,
-        "about": spec.about,
-        "schemes": [_scheme_json(one) for one in spec.schemes],
-        "fill": [
+def _format(spec: FormatSpec) -> FormatEntry:
+    return entry_of(
+        FormatEntry,
+        spec,
+        schemes=[
+            entry_of(
+                SchemeEntry,
+                scheme,
+                symmetric=scheme.symmetries[0] if len(scheme.symmetries) > 1 else None,
+                symmetric_choices=list(_symmetries(scheme)),
+            )
+            for scheme in spec.schemes
+        ],
+        fill=[
             {"tensors": kind, "bits": bits, "scheme": scheme} for kind, bits, scheme in spec.fill
         ],
-        "methods": [
+        methods=[
             {"name": name, "statistics": statistics, "needed": needed}
             for name, (statistics, needed) in _methods(spec).items()
         ],
-        "plain_dtypes": list(spec.plain_dtypes),
-        "fp8_rules": list(spec.fp8_rules),
-        "families": [
+        families=[
             {"family": name, "supported": reason is None, "reason": reason}
             for name, reason in spec.families.items()
         ],
-        "runtimes": dict(spec.runtimes),
-        "shard_nbytes": _shard_nbytes(spec),
-        "layouts": list(spec.layouts),
-        "expert_multiples": {family: padding.multiple for family, padding in spec.padding.items()},
-        "settings": list(used_settings(spec)),
-        "metadata": {key: _values_schema(values) for key, values in spec.metadata_keys.items()},
-    }
-
-
-def _scheme_json(scheme: SchemeSpec) -> dict[str, Any]:
-    return {
-        "name": scheme.name,
-        "bits": list(scheme.bits),
-        "group_sizes": list(scheme.group_sizes),
-        "methods": list(scheme.methods),
-        "symmetric": scheme.symmetries[0] if len(scheme.symmetries) > 1 else None,
-        "symmetric_choices": list(_symmetries(scheme)),
-        "about": scheme.about,
-    }
+        runtimes=dict(spec.runtimes),
+        shard_nbytes=_shard_nbytes(spec),
+        layouts=list(spec.layouts),
+        expert_multiples={family: padding.multiple for family, padding in spec.padding.items()},
+        settings=list(used_settings(spec)),
+        metadata={key: _values_schema(values) for key, values in spec.metadata_keys.items()},
+    )
 
 
 def _values_schema(values: MetadataValues) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""A PlanDiff as blocks and as the documented JSON document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from policy_dsl.documents.json_schema import entry_of
+from policy_dsl.documents.reports import ChangeEntry, DiffDocument, SideEntry
+from policy_dsl.planning.diff import Change, PlanDiff
+from policy_dsl.planning.outline import Outline
+from policy_dsl.quantities import both_units, layer_list, signed_bytes
+from policyc.reports.blocks import Block, Column, Facts, Table
+
+
+def diff_document(changes: PlanDiff) -> DiffDocument:
+    """The difference as JSON values."""
+    return {
+        "schema_version": 1,
+        "kind": "diff",
+        "a": _side(changes.before),
+        "b": _side(changes.after),
+        "changed": _entries(changes.changed),
+        "added": _entries(changes.added),
+        "removed": _entries(changes.removed),
+        "experts": changes.experts or None,
+        "nbytes_delta": changes.nbytes_delta,
+        "bpw_delta": changes.bpw_delta,
+    }
+
+
+def _side(side: Outline) -> SideEntry:
+    pruned = side.pruning.about if side.pruning else None
+    return entry_of(SideEntry, side, tensor_nbytes=side.nbytes, pruned=pruned)
+
+
+def _entries(changes: Sequence[Change]) -> list[ChangeEntry]:
+    return [
+        entry_of(
+            ChangeEntry,
+            change,
+            before_rule=change.before_rule or None,
+            after_rule=change.after_rule or None,
+            modules=list(change.names),
+        )
+        for change in changes
+    ]
+
+
+def diff_blocks(changes: PlanDiff) -> list[Block]:
+    """The difference for people, one line for modules that changed alike."""
+    titled = {"Changed": changes.changed, "Added": changes.added, "Removed": changes.removed}
+    return [
+        Facts((("A", _title(changes.before)), ("B", _title(changes.after)))),
+        *(_table(title, members) for title, members in titled.items() if members),
+        Facts(tuple(_totals(changes)), title="Totals"),
+    ]
+
+
+def _title(side: Outline) -> str:
+    pruned = f", {side.pruning.about}" if side.pruning else ""
+    return f"{side.title}, {side.target}, {side.model}{pruned}"
+
+
+def _table(title: str, changes: Sequence[Change]) -> Table:
+    columns = (
+        *map(Column, ("role", "layers", "treatment")),
+        Column("modules", right=True, drop=1),
+        Column("bytes", right=True),
+        Column("decided by", drop=2),
+    )
+    rows = tuple(
+        (
+            change.role,
+            layer_list(change.layers),
+            _arrow(change.before, change.after),
+            f"{len(change.names):,}",
+            signed_bytes(change.nbytes_delta),
+            _arrow(change.before_rule, change.after_rule),
+        )
+        for change in changes
+    )
+    return Table(columns, rows, title)
+
+
+def _arrow(before: str | None, after: str | None) -> str:
+    # A change of the rule alone shows one name, not an arrow to itself.
+    if before and after and before != after:
+        return f"{before} -> {after}"
+    return before or after or ""
+
+
+def _totals(changes: PlanDiff) -> Iterator[tuple[str, str]]:
+    before, after = changes.before, changes.after
+    if changes.experts:
+        yield "experts", changes.experts
+    sizes = f"{both_units(before.nbytes)} -> {both_units(after.nbytes)}"
+    yield "size", f"{sizes}, {signed_bytes(changes.nbytes_delta)}"
+    if before.bpw is not None and after.bpw is not None:
+        change = after.bpw - before.bpw
+        yield "bpw", f"{before.bpw:.4f} -> {after.bpw:.4f}, {change:+.4f}"
+    # An empty page would leave the reader in doubt.
+    if changes.is_empty:
+        yield "result", "no tensor is treated differently"
