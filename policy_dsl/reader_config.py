@@ -7,9 +7,9 @@ plan, reader ── written_config ──> the config with what it lacks, refuse
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,6 @@ from policy_dsl.roles.architecture import ConfigKey, config_keys, packaged_table
 from policy_dsl.roles.config_facts import TIED, is_whole
 
 TABLES = Path(__file__).parent / "readers"
-_TABLE = {"reader", "ropes", "ropes_only", "kinds"}
-_KIND = {
-    *("model_types", "required", "assumes", "unused", "nullable", "also", "only"),
-    *("ropes", "biases", "window", "inside", "inside_assumes"),
-}
 _REQUIRED = "required"
 _ROPE, _TEXT = "rope_scaling", "text_config"
 # What is left of a block that predicts tokens when its matrices are gone.
@@ -42,9 +37,9 @@ class Level:
     they are absent. nullable: keys whose null it takes for absence.
     """
 
-    required: tuple[str, ...] = ()
+    required: Sequence[str] = ()
     assumes: Mapping[str, ConfigKey] = field(default_factory=dict)
-    nullable: frozenset[str] = frozenset()
+    nullable: Sequence[str] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -63,87 +58,71 @@ class Level:
         return not defaults or not isinstance(defaults[0], int | float | str | list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReaderKind:
     """What a reader's code for some model types takes from a config, and what it does anyway.
 
-    top: keys of the config itself. inside, nested: a mapping in it, and the keys there. also:
-    key -> where else the reader looks for it, as a path. only: key -> the values that the
-    reader computes with, whatever the config says; a `ConfigKey` if other keys decide.
-    ropes: ways to scale positions that it knows -> their parameters; None if it knows all.
-    ropes_only: parameters that it does not read -> values that change nothing. biases: the
-    last word of a linear -> the key that announces its bias, or True; None if biases were not
-    looked at. windows: whether it computes with sliding windows. unused: what it reads and no
-    config here sets.
+    As in the reader's table. required, assumes, nullable: as of `Level`, keys of the config
+    itself. inside, inside_assumes: a mapping in it, and the keys there. also: key -> where else
+    the reader looks for it, as a path. only: key -> the values that the reader computes with,
+    whatever the config says, or a default that other keys decide. ropes: ways to scale
+    positions that it knows; None: all. ropes_only: parameters that it does not read -> values
+    that change nothing. biases: the last word of a linear -> the key that announces its bias,
+    or True; None if biases were not looked at. window: `ignored` if it does not compute with
+    sliding windows. unused: what it reads and no config here sets.
     """
 
-    name: str
-    model_types: tuple[str, ...]
-    top: Level
-    inside: str | None
-    nested: Level
-    also: Mapping[str, tuple[str, ...]]
-    only: Mapping[str, ConfigKey | tuple[Any, ...]]
-    ropes: Mapping[str, Level] | None
-    ropes_only: Mapping[str, tuple[Any, ...]]
-    biases: Mapping[str, str | bool] | None
-    windows: bool
-    unused: Mapping[str, Any]
+    model_types: Sequence[str]
+    required: Sequence[str] = ()
+    assumes: Mapping[str, Any] = field(default_factory=dict)
+    nullable: Sequence[str] = ()
+    inside: str | None = None
+    inside_assumes: Mapping[str, Any] = field(default_factory=dict)
+    also: Mapping[str, str] = field(default_factory=dict)
+    only: Mapping[str, Any] = field(default_factory=dict)
+    ropes: Sequence[str] | None = None
+    all_ropes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    ropes_only: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    biases: Mapping[str, str | bool] | None = None
+    window: str = ""
+    unused: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def top(self) -> Level:
+        """The keys of the config itself."""
+        return Level(self.required, config_keys(self.assumes), self.nullable)
+
+    @cached_property
+    def nested(self) -> Level:
+        """The keys of the mapping `inside`."""
+        return Level((), config_keys(self.inside_assumes), self.nullable)
+
+    def rope(self, name: str) -> Level:
+        """The parameters of a way to scale positions that it knows."""
+        parameters = self.all_ropes[name] if name in (self.ropes or ()) else {}
+        required = [key for key, value in parameters.items() if value == _REQUIRED]
+        others = {key: value for key, value in parameters.items() if key not in required}
+        return Level(required, config_keys(others))
 
 
 @cache
 def reader_kinds(reader: str) -> Mapping[str, ReaderKind]:
     """The kinds of a reader's table, by their names.
 
-    Raises: ValueError if a table has a key that means nothing.
+    Raises: TypeError if a kind has a key that means nothing.
     """
     table = packaged_table(TABLES / f"{reader}.yaml")
-    _ensure_known(reader, table, _TABLE)
-    return {name: _kind(name, kind, table) for name, kind in table["kinds"].items()}
+    ropes, ropes_only = table.get("ropes", {}), table.get("ropes_only", {})
+    return {
+        name: ReaderKind(**kind, all_ropes=ropes, ropes_only=ropes_only)
+        for name, kind in table["kinds"].items()
+    }
 
 
 def reader_kind(reader: str, model_type: object) -> ReaderKind | None:
     """What a reader has for models of this type; None if its table does not say."""
     kinds = reader_kinds(reader).values()
     return next((kind for kind in kinds if model_type in kind.model_types), None)
-
-
-def _kind(name: str, kind: Mapping[str, Any], table: Mapping[str, Any]) -> ReaderKind:
-    _ensure_known(name, kind, _KIND)
-    nullable = frozenset(kind.get("nullable", ()))
-    ropes = kind.get("ropes")
-    return ReaderKind(
-        name=name,
-        model_types=tuple(kind["model_types"]),
-        top=Level(tuple(kind.get("required", ())), config_keys(kind.get("assumes", {})), nullable),
-        inside=kind.get("inside"),
-        nested=Level((), config_keys(kind.get("inside_assumes", {})), nullable),
-        also={key: tuple(path.split(".")) for key, path in kind.get("also", {}).items()},
-        only={key: _allowed(key, values) for key, values in kind.get("only", {}).items()},
-        ropes=None if ropes is None else {rope: _rope(table["ropes"][rope]) for rope in ropes},
-        ropes_only={key: tuple(values) for key, values in table.get("ropes_only", {}).items()},
-        biases=kind.get("biases"),
-        windows=kind.get("window") != "ignored",
-        unused=kind.get("unused", {}),
-    )
-
-
-def _rope(parameters: Mapping[str, Any]) -> Level:
-    required = tuple(key for key, value in parameters.items() if value == _REQUIRED)
-    others = {key: value for key, value in parameters.items() if key not in required}
-    return Level(required, config_keys(others))
-
-
-def _allowed(key: str, values: Any) -> ConfigKey | tuple[Any, ...]:
-    if isinstance(values, list):
-        return tuple(values)
-    return config_keys({key: {"default": values}})[key]
-
-
-def _ensure_known(name: str, table: Mapping[str, Any], known: set[str]) -> None:
-    # A misspelt key would silently be a table without its entries.
-    if unknown := set(table) - known:
-        raise ValueError(f"{name}: unknown key {sorted(unknown)}")
 
 
 def written_config(plan: Plan, *readers: str) -> dict[str, Any]:
@@ -210,6 +189,10 @@ class _Reading:
         self._facts = self.plan.model.facts
         has_head = any(module.role == "lm_head" for module in self.plan.modules)
         self._tied = self.plan.model.tied and not has_head
+        rope = self._facts.value(_ROPE)
+        self._rope: Mapping[str, Any] = rope if isinstance(rope, Mapping) else {}
+        self._rope_types = [str(self._rope[key]) for key in _ROPE_TYPES if self._rope.get(key)]
+        self._scaled = self._rope_types[0] if self._rope_types else "default"
 
     def value(self, key: str) -> Any:
         """What the config means by a key, in this bundle."""
@@ -245,7 +228,7 @@ class _Reading:
 
     def _add(self, written: dict[str, Any], key: str, level: Level) -> None:
         """The key with what is meant, if the reader would not take that by itself."""
-        value = self._completed_rope(self._rope()) if key == _ROPE else self.value(key)
+        value = self._completed_rope(self._rope) if key == _ROPE else self.value(key)
         needed = level.must_have(key, is_null=key in written)
         if value is not None:
             if needed or self._assumed(level, key) != value:
@@ -259,17 +242,9 @@ class _Reading:
         assumed = level.assumes.get(key)
         return None if assumed is None else self._facts.first(assumed.defaults)
 
-    def _rope(self) -> Mapping[str, Any]:
-        rope = self.value(_ROPE)
-        return rope if isinstance(rope, Mapping) else {}
-
-    def _rope_type(self) -> str:
-        rope = self._rope()
-        return str(next((rope[key] for key in _ROPE_TYPES if rope.get(key)), "default"))
-
     def _completed_rope(self, rope: Mapping[str, Any]) -> dict[str, Any] | None:
         """Scaled positions with the parameters that the reader would take for others."""
-        written, known = dict(rope), (self.kind.ropes or {}).get(self._rope_type(), Level())
+        written, known = dict(rope), self.kind.rope(self._scaled)
         for key in known.keys if rope else ():
             value = self._rope_parameter(key)
             if written.get(key) is None and value not in (None, self._assumed(known, key)):
@@ -277,21 +252,21 @@ class _Reading:
         return written or None
 
     def _rope_parameter(self, key: str) -> Any:
-        value = self._rope().get(key)
+        value = self._rope.get(key)
         # Without the sizes of training, positions are scaled from those of the config.
         return self.value(_ROPE_DEFAULTS[key]) if value is None and key in _ROPE_DEFAULTS else value
 
     def ropes(self) -> Iterator[str]:
         """Ways to scale positions that the reader does not know."""
-        rope, called, known = self._rope(), self._rope_type(), self.kind.ropes
+        rope, called, known = self._rope, self._scaled, self.kind.ropes
         if known is None:
             return
         if any(isinstance(value, Mapping) for value in rope.values()):
             yield "it has one way to scale positions for all layers"
-        elif len({rope[key] for key in _ROPE_TYPES if rope.get(key)}) > 1:
+        elif len(set(self._rope_types)) > 1:
             yield f"{' and '.join(_ROPE_TYPES)} of `rope_scaling` differ"
         elif called in known:
-            for key in known[called].required:
+            for key in self.kind.rope(called).required:
                 if self._rope_parameter(key) is None:
                     yield f"it needs `{key}` of `{called}` positions"
             for key, values in self.kind.ropes_only.items():
@@ -303,8 +278,10 @@ class _Reading:
     def limits(self) -> Iterator[str]:
         """Values that the reader does not compute with, whatever the config says."""
         for key, only in self.kind.only.items():
-            allowed = (self._facts.first(only.defaults),) if isinstance(only, ConfigKey) else only
-            meant = self.value(key)
+            allowed, meant = only, self.value(key)
+            if not isinstance(only, list):
+                defaults = config_keys({key: {"default": only}})[key].defaults
+                allowed = [self._facts.first(defaults)]
             if meant is not None and meant not in allowed:
                 wanted, shown = " or ".join(map(str, allowed)), str(meant)
                 shown = shown if len(shown) <= _LONGEST_VALUE else f"{shown[: _LONGEST_VALUE - 1]}…"
@@ -332,7 +309,7 @@ class _Reading:
     def window(self) -> str | None:
         """That longer texts come out differently, where windows are meant and ignored."""
         size, most = self.value("sliding_window"), self.value("max_position_embeddings")
-        if self.kind.windows or self.value("use_sliding_window") is False:
+        if self.kind.window != "ignored" or self.value("use_sliding_window") is False:
             return None
         if not (is_whole(size) and is_whole(most)) or not 0 < size < most:
             return None
@@ -340,11 +317,11 @@ class _Reading:
         return f"it ignores `sliding_window`: {longer}"
 
 
-def _seen(config: Mapping[str, Any], key: str, also: tuple[str, ...] | None) -> Any:
+def _seen(config: Mapping[str, Any], key: str, also: str | None) -> Any:
     """The value where the reader looks for a key: there, or at the end of another path."""
     value: Any = config.get(key)
     if value is None and also is not None:
         value = config
-        for part in also:
+        for part in also.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
     return value

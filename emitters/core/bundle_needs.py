@@ -295,7 +295,7 @@ class _Search:
         model_type = self.model.config.get("model_type")
         kinds = (reader_kind(reader, model_type) for reader in self.spec.config_readers)
         for kind in filter(None, kinds):
-            if kind.only.get(TIED) == (False,):
+            if kind.only.get(TIED) == [False]:
                 return False, "its readers take no embedding as the head"
             assumed = kind.top.assumes.get(TIED)
             if assumed is not None:

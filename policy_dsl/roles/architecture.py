@@ -5,7 +5,7 @@ architectures/<family>.yaml, with the parts of architectures/_parts.yaml that it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,11 +16,6 @@ import yaml
 from policy_dsl.roles.name_rules import NameRule, Need, name_rules, role_of
 
 TABLES = Path(__file__).parent.parent / "architectures"
-_MAPPINGS = (
-    *("top", "block", "ignored", "elsewhere", "aliases", "config", "needs", "where"),
-    *("targets", "mlx"),
-)
-_VALUES = ("include", "model_types", "models", "layers", "experts", "mtp_layers")
 # What a value may be: a whole number from 1, one from 0, any number, one above 0, a flag …
 KINDS = (
     *("size", "count", "number", "positive", "flag"),
@@ -28,9 +23,11 @@ KINDS = (
 )
 # Of a default, by the type that shows it; others than these are given, or sizes.
 _KINDS_OF_DEFAULTS: Mapping[type, str] = {bool: "flag", float: "number", list: "list"}
-_KEY_FIELDS = frozenset(
-    ("keys", "default", "defaults", "when_null", "by_type", "kind", "without", "unless")
-) | {"entries", "at_most"}
+# Fields of a config's key that are taken as they are written, and all of them.
+_AS_WRITTEN = ("without", "unless", "entries", "at_most")
+_KEY_FIELDS = {"keys", "default", "defaults", "when_null", "by_type", "kind", *_AS_WRITTEN}
+# Keys of a table that are read into names and needs.
+_READ = ("include", "top", "block", "ignored", "needs", "config", "aliases")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class ConfigKey:
     defaults: tuple[Any, ...] = ()
     when_null: tuple[Any, ...] | None = None
     by_type: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    without: tuple[str, ...] = ()
+    without: Sequence[str] = ()
     unless: Mapping[str, Any] = field(default_factory=dict)
     entries: Mapping[str, str] = field(default_factory=dict)
     at_most: str | None = None
@@ -75,44 +72,41 @@ class ConfigKey:
         return tuple(path[0] for path in self.paths if len(path) == 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A model family's table: its names, aliases and how its config tells the sizes.
+    """A model family's table; what is read once is a value, the rest as it is written.
 
     roles: all that its names can have; the open sets below `elsewhere` (vision, MTP extras)
     come with a model. aliases: a known name -> the projections, role or component it means.
-    layers, experts_key, mtp_layers: canonical keys of its config; None where it has none.
-    config: canonical key -> where a config has it, and what its absence means.
-    needs: what a model must hold, by slot. where: name -> the condition that it stands for.
-    models: what may stand before `layers.0`.
-    names: a name with `#` for each number -> its rule. elsewhere: prefix -> component.
+    names: a name with `#` for each number -> its rule. needs: what a model must hold, by slot.
+    config: canonical key -> where a config has it, and what its absence means. where: name ->
+    the condition that it means. models: what may precede `layers.0`. elsewhere: prefix ->
+    component. layers, experts_key, mtp_layers: canonical keys of its counts; None: it has none.
     targets: format -> what it has to know of the family. mlx: what mlx-lm's classes do with it:
     `bare` roles, prefixes that it calls otherwise (`model`).
     """
 
     family: str
-    model_types: tuple[str, ...]
+    model_types: Sequence[str]
     roles: tuple[str, ...]
     aliases: Mapping[str, tuple[str, ...]]
-    layers: str = field(repr=False)
-    experts_key: str | None = field(repr=False)
-    mtp_layers: str | None = field(repr=False)
-    models: tuple[str, ...] = field(repr=False)
     names: Mapping[str, NameRule] = field(repr=False)
-    elsewhere: Mapping[str, str] = field(repr=False)
-    config: Mapping[str, ConfigKey] = field(repr=False)
     needs: Mapping[str, Need] = field(repr=False)
+    config: Mapping[str, ConfigKey] = field(repr=False)
     where: Mapping[str, str] = field(repr=False)
+    models: Sequence[str] = field(repr=False)
+    layers: str = field(repr=False)
+    experts_key: str | None = field(default=None, repr=False)
+    mtp_layers: str | None = field(default=None, repr=False)
+    elsewhere: Mapping[str, str] = field(default_factory=dict, repr=False)
     targets: Mapping[str, Mapping[str, Any]] = field(repr=False)
-    mlx: Mapping[str, Any] = field(repr=False)
+    mlx: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """The names under which a config may tell how many experts a layer has."""
-        key = self.experts_key
-        if key is None:
-            return ()
-        return self.config[key].names if key in self.config else (key,)
+        """The names under which a config may say how many experts a layer has."""
+        key = self.config.get(self.experts_key or "")
+        return key.names if key else ()
 
     @cached_property
     def published_experts(self) -> tuple[str, Mapping[str, str]]:
@@ -153,37 +147,6 @@ def model_types() -> Mapping[str, str]:
     return {each: family for family in families() for each in _table(family)["model_types"]}
 
 
-@cache
-def architecture(family: str) -> Architecture:
-    """The table of a family.
-
-    Raises: KeyError if there is none; ValueError if a table contradicts itself.
-    """
-    # Not by trying to open the file: a family's name comes from a policy.
-    if family not in families():
-        raise KeyError(family)
-    table = _merged(family)
-    names = name_rules(table)
-    roles = {role.name for rule in names.values() for role in rule.roles}
-    return Architecture(
-        family=family,
-        model_types=tuple(table["model_types"]),
-        roles=tuple(sorted(roles)),
-        aliases={alias: tuple(meant) for alias, meant in table["aliases"].items()},
-        layers=table["layers"],
-        experts_key=table.get("experts"),
-        mtp_layers=table.get("mtp_layers"),
-        models=tuple(table["models"]),
-        names=names,
-        elsewhere=table.get("elsewhere", {}),
-        config=config_keys(table.get("config", {})),
-        needs={need.slot: need for rule in names.values() for need in rule.needs if need},
-        where=table.get("where", {}),
-        targets=table.get("targets", {}),
-        mlx=table.get("mlx", {}),
-    )
-
-
 def families_of(target: str) -> Mapping[str, str | None]:
     """Every family -> None if a format takes it, else the reason why not."""
     return {family: architecture(family).refusal(target) for family in families()}
@@ -193,6 +156,29 @@ def facts_of(target: str, fact: str) -> Mapping[str, Any]:
     """Family -> what a format has to know of it by this name, of those that have it."""
     facts = {family: architecture(family).facts(target) for family in families()}
     return {family: known[fact] for family, known in facts.items() if fact in known}
+
+
+@cache
+def architecture(family: str) -> Architecture:
+    """The table of a family.
+
+    Raises: KeyError if there is none; ValueError or TypeError if it says what none can.
+    """
+    # Not by trying to open the file: a family's name comes from a policy.
+    if family not in families():
+        raise KeyError(family)
+    table = _merged(family)
+    names = name_rules(table)
+    return Architecture(
+        family=family,
+        roles=tuple(sorted({role.name for rule in names.values() for role in rule.roles})),
+        names=names,
+        needs={need.slot: need for rule in names.values() for need in rule.needs if need},
+        config=config_keys(table["config"]),
+        aliases={alias: tuple(meant) for alias, meant in table["aliases"].items()},
+        # A misspelt key would silently be a table without its entries: these must be fields.
+        **{key: value for key, value in table.items() if key not in _READ},
+    )
 
 
 @cache
@@ -210,26 +196,21 @@ def _table(name: str) -> dict[str, Any]:
 
 def _merged(family: str) -> dict[str, Any]:
     """A family's table with the parts it includes; what the family itself says, wins."""
-    own = _table(family)
-    merged: dict[str, Any] = {}
+    own, merged = _table(family), dict[str, Any]()
     for part in [*(_table("_parts")[name] for name in own["include"]), own]:
-        # A misspelt key would silently be a table without its entries.
-        if unknown := set(part) - {*_MAPPINGS, *_VALUES}:
-            raise ValueError(f"{family}.yaml: unknown key {sorted(unknown)}")
         for key, value in part.items():
-            before = merged.get(key, {}) if key in _MAPPINGS else {}
+            before = merged.get(key, {})
             if key == "config":
                 # Fields that the family does not give stay as in its parts.
-                fields = {name: _fields(before.get(name, {})) for name in value}
-                fields = {name: {**fields[name], **_fields(value[name])} for name in value}
+                fields = {name: {**before.get(name, {}), **_fields(value[name])} for name in value}
                 merged[key] = {**before, **fields}
             else:
-                merged[key] = {**before, **value} if key in _MAPPINGS else value
+                merged[key] = {**before, **value} if isinstance(value, Mapping) else value
     return merged
 
 
 def config_keys(entries: Mapping[str, Any]) -> dict[str, ConfigKey]:
-    """The keys that the `config` of a family's table lists.
+    """The keys that the `config` of a table lists.
 
     Raises: ValueError if an entry has a field or a kind that does not exist.
     """
@@ -241,10 +222,9 @@ def _fields(entry: Any) -> Mapping[str, Any]:
 
 
 def _key(name: str, given: Mapping[str, Any]) -> ConfigKey:
-    unknown = set(given) - _KEY_FIELDS
     kinds = {given.get("kind", KINDS[0]), *given.get("entries", {}).values()}
-    if unknown or not kinds.issubset(KINDS):
-        raise ValueError(f"config key {name}: unknown field {sorted(unknown)} or kind")
+    if not (kinds.issubset(KINDS) and _KEY_FIELDS.issuperset(given)):
+        raise ValueError(f"config key {name}: unknown field or kind in {given}")
     defaults = given.get("defaults", [given["default"]] if "default" in given else [])
     shown = _KINDS_OF_DEFAULTS.get(type(defaults[0]), "size") if defaults else "size"
     return ConfigKey(
@@ -254,10 +234,7 @@ def _key(name: str, given: Mapping[str, Any]) -> ConfigKey:
         defaults=tuple(map(_default, defaults)),
         when_null=(_default(given["when_null"]),) if "when_null" in given else None,
         by_type={type_: (_default(own),) for type_, own in given.get("by_type", {}).items()},
-        without=tuple(given.get("without", ())),
-        unless=given.get("unless", {}),
-        entries=given.get("entries", {}),
-        at_most=given.get("at_most"),
+        **{field: given[field] for field in _AS_WRITTEN if field in given},
     )
 
 

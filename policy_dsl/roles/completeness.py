@@ -51,21 +51,19 @@ class Expectation:
         said = [one for one in said if self.facts.is_given(self._root(one.key))] or said
         return " and ".join(dict.fromkeys(self._said(clause, at) for clause in said))
 
-    def absent_keys(self, size: str) -> tuple[str, ...]:
+    def absent_keys(self, expression: str) -> tuple[str, ...]:
         """The keys that decide a size and that the config leaves out."""
-        keys = (one for key in keys_of(size) for one in self._absent(key))
-        return tuple(dict.fromkeys(keys))
+        absent: dict[str, None] = {}
+        for key in keys_of(expression):
+            if not self.facts.is_given(key):
+                sizes = [default.fields.get("text", "") for default in self._derived(key)]
+                deciding = [one for size in sizes for one in self.absent_keys(size)]
+                absent |= dict.fromkeys(deciding or [key])
+        return tuple(absent)
 
     def _shape(self, need: Need) -> tuple[int, ...] | None:
         sizes = [self.facts.computed(size) for size in need.shape]
         return tuple(sizes) if all(map(is_whole, sizes)) else None  # type: ignore[arg-type]
-
-    def _absent(self, key: str) -> Iterator[str]:
-        if self.facts.is_given(key):
-            return
-        sizes = [one.fields["text"] for one in self._derived(key) if one.form == "expression"]
-        deciding = tuple(one for size in sizes for one in self.absent_keys(size))
-        yield from deciding or (key,)
 
     def _derived(self, key: str) -> list[Derived]:
         entry = self.facts.table.config.get(key)
@@ -75,23 +73,26 @@ class Expectation:
         return all(self._is(one, layer) != one.negated for one in clauses(condition))
 
     def _is(self, clause: Clause, layer: int) -> bool:
-        if clause.key in (ALWAYS, _NEVER):
-            return clause.key == ALWAYS
-        if clause.key in self.facts.table.where:
-            return self._all(self.facts.table.where[clause.key], layer)
+        if clause.key in (ALWAYS, _NEVER) or clause.key in self.facts.table.where:
+            meant = self.facts.table.where.get(clause.key)
+            return self._all(meant, layer) if meant else clause.key == ALWAYS
         value = self.facts.value(clause.key)
         if clause.form == "in":
             return isinstance(value, list) and layer in value
         if clause.form == "is":
-            return bool(_at(value, self._listed(layer)) == clause.word)
+            return bool(self._at(value, layer) == clause.word)
         if not clause.form:
             return value not in (None, False, 0)
-        return is_whole(value) and _counts(clause.form, layer, value)
+        if clause.form == "from" or not is_whole(value):
+            return is_whole(value) and layer >= value
+        return bool(value > 0 and (layer + (clause.form == "every")) % value == 0)
 
-    def _listed(self, layer: int) -> int:
-        """The layer as lists of the config count it: an MTP block is one like the last."""
-        layers = self.facts.value(self.facts.table.layers)
-        return min(layer, layers - 1) if is_whole(layers) else layer
+    def _at(self, value: Any, layer: int) -> Any:
+        """The entry of a list for a layer; an MTP block is one like the last."""
+        layer = min(layer, (self.facts.n_layers or layer + 1) - 1)
+        if not isinstance(value, list):
+            return value
+        return value[layer] if 0 <= layer < len(value) else None
 
     def _deciding(self, condition: str, layer: int) -> Iterator[Clause]:
         """The clauses about the config that decide a condition: those that fail, or all."""
@@ -107,7 +108,7 @@ class Expectation:
         key = self._root(clause.key)
         value = self.facts.value(key)
         if clause.form == "is" and isinstance(value, list):
-            return f"{key} says {json.dumps(_at(value, self._listed(layer)))} there"
+            return f"{key} says {json.dumps(self._at(value, layer))} there"
         shown = json.dumps(value)[:_LONGEST_VALUE]
         if self.facts.is_given(key):
             is_null = self.facts.given(key) is None and value is not None
@@ -121,18 +122,6 @@ class Expectation:
             if default.form in ("first", "every") and isinstance(deciding, str):
                 return self._root(deciding)
         return key
-
-
-def _counts(form: str, layer: int, number: int) -> bool:
-    if form == "from":
-        return layer >= number
-    return number > 0 and (layer + (form == "every")) % number == 0
-
-
-def _at(value: Any, layer: int) -> Any:
-    if not isinstance(value, list):
-        return value
-    return value[layer] if 0 <= layer < len(value) else None
 
 
 class Misfit(NamedTuple):

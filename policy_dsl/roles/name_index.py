@@ -44,19 +44,17 @@ class NameIndex:
         Raises: PatternError; PolicyError (too-much-to-match) if that and what was asked before
         takes too long.
         """
-        known = self._known.get(pattern)
-        if known is None:
-            known = self._known[pattern] = frozenset(self._matching(pattern))
-            self._add_work(_WORK_OF_MATCH * len(known))
-        return known
+        if pattern not in self._known:
+            self._known[pattern] = frozenset(self._matching(pattern))
+            self._add_work(_WORK_OF_MATCH * len(self._known[pattern]))
+        return self._known[pattern]
 
     def _matching(self, pattern: Glob | Regex) -> Iterator[str]:
         text = pattern.pattern
         if not _has_choice(pattern):
             yield from [text] if text in self._names else []
             return
-        compiled = _compiled(pattern)
-        held = self.holding(pattern)
+        compiled, held = _compiled(pattern), self.holding(pattern)
         self._add_work(len(self._text) // _CHARACTERS_OF_WORK)
         self._add_work(held.count(b"\n") + len(self._others))
         steps = (len(held) + 1) * (compiled.steps + _STEPS_AT_LEAST)
@@ -74,19 +72,18 @@ class NameIndex:
         literal = _literal(pattern)
         if not literal:
             return self._lines
-        found = []
+        lines = []
         at = self._text.find(literal)
         while at >= 0:
             start, end = self._text.rfind("\n", 0, at) + 1, self._text.find("\n", at)
-            found.append(self._text[start:end])
+            lines.append(self._text[start:end])
             at = self._text.find(literal, end)
-        return "\n".join(found).encode()
+        return "\n".join(lines).encode()
 
 
 def full_match(pattern: Glob | Regex) -> Callable[[str], bool]:
     """Whether the pattern matches a whole name. Raises: PatternError."""
-    text = pattern.pattern
-    return _compiled(pattern).matches if _has_choice(pattern) else text.__eq__
+    return _compiled(pattern).matches if _has_choice(pattern) else pattern.pattern.__eq__
 
 
 def pattern_defect(pattern: Glob | Regex) -> PatternError | None:
@@ -98,23 +95,22 @@ def pattern_defect(pattern: Glob | Regex) -> PatternError | None:
     return None
 
 
+def is_plain(name: str) -> bool:
+    """Whether a name is printable ASCII, which all regular expressions read alike."""
+    return bool(name) and name.isascii() and name.isprintable()
+
+
 def _has_choice(pattern: Glob | Regex) -> bool:
-    """Whether it is not a name itself."""
+    """Whether it can match anything but itself."""
     return isinstance(pattern, Regex) or bool(WILDCARDS & set(pattern.pattern))
 
 
 def _compiled(pattern: Glob | Regex) -> Pattern:
-    text = pattern.pattern
     if isinstance(pattern, Glob):
-        return glob(text)
-    if not text.isprintable():
+        return glob(pattern.pattern)
+    if not pattern.pattern.isprintable():
         raise PatternError("it has a character that does not print")
-    return regular_expression(text)
-
-
-def is_plain(name: str) -> bool:
-    """Whether a name is printable ASCII, which all regular expressions read alike."""
-    return bool(name) and name.isascii() and name.isprintable()
+    return regular_expression(pattern.pattern)
 
 
 def _literal(pattern: Glob | Regex) -> str:
@@ -126,11 +122,10 @@ def _literal(pattern: Glob | Regex) -> str:
         return ""
     pieces = [""]
     for unit, repeat in _UNIT.findall(text):
-        char = unit[-1] if unit != r"\d" else ""
-        if repeat or not char or unit in (".", "^", "$"):
+        if repeat or unit in (".", "^", "$", r"\d"):
             pieces.append("")
         else:
-            pieces[-1] += char
+            pieces[-1] += unit[-1]
     return max(pieces, key=_rarity)
 
 
