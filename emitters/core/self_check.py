@@ -17,7 +17,8 @@ from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Plan
 from policy_dsl.planning.record import RECORD, UNKNOWN_HASH, record_document
 from policy_dsl.regular_files import opened
-from policy_dsl.sources.hfq_container import HEADER_NBYTES, MAGIC, parse_container
+from policy_dsl.sources.checkpoint import HFQ_MAGIC
+from policy_dsl.sources.hfq_container import HEADER_NBYTES, parse_container
 from policy_dsl.sources.hfq_container import header_nbytes as hfq_header_nbytes
 from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, header_nbytes, parse_header
 
@@ -66,7 +67,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         prefix = file.read(HEADER_NBYTES)
-        if prefix.startswith(MAGIC):
+        if prefix.startswith(HFQ_MAGIC):
             more = hfq_header_nbytes(prefix, file=path.name, file_nbytes=size) - len(prefix)
             header = prefix + file.read(more)
             held = parse_container(header, file=path.name, file_nbytes=size)

@@ -116,7 +116,8 @@ def _no_tokenizer(target: str, beside: Iterable[str]) -> Diagnostic:
 
 def _beyond(rows: int, name: str, document: Mapping[str, Any]) -> Iterator[Diagnostic]:
     # Without an embedding there is nothing to compare with.
-    for file, tokens in tokens_beyond({name: document}, rows).items() if rows else ():
+    tokens = tokens_beyond(name, document, rows) if rows else []
+    if tokens:
         shown = ", ".join(tokens[:3]) + (", …" if len(tokens) > 3 else "")
         ids = counted(len(tokens), "token id")
-        yield diagnostic("token-beyond-embedding", file=file, ids=ids, tokens=shown, rows=rows)
+        yield diagnostic("token-beyond-embedding", file=name, ids=ids, tokens=shown, rows=rows)

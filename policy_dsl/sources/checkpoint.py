@@ -37,6 +37,7 @@ SUFFIX = ".safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+HFQ_MAGIC = b"HFQM"
 # Larger than any config, entries for single modules included.
 MAX_CONFIG_NBYTES = 32 * 2**20
 # Twice the size of the largest tokenizers.
@@ -46,6 +47,8 @@ MAX_INDEX_NBYTES = 128 * 2**20
 # The first read of a shard: mostly it holds the whole header, which saves a round trip.
 FIRST_NBYTES = 1 << 16
 
+# The extensions that hipfire's quantizer and the published files use.
+_HFQ_EXTENSION = re.compile(r"\.(hfq[0-9]?|mq[0-9](-lloyd)?|q8f16)$")
 _NUMBERED = re.compile(r"(.+)-([0-9]{1,6})-of-([0-9]{1,6})\.safetensors")
 
 T = TypeVar("T")
@@ -166,6 +169,16 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
+
+
+def is_called_hfq(name: str) -> bool:
+    """Whether a file has a name as HFQ files have."""
+    return _HFQ_EXTENSION.search(name) is not None
+
+
+def hfq_model_name(file: str) -> str:
+    """The name of an HFQ file without its extension."""
+    return _HFQ_EXTENSION.sub("", file)
 
 
 def find_index(sizes: Mapping[str, int]) -> str | None:

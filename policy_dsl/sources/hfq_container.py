@@ -1,13 +1,10 @@
-"""A hipfire HFQ file, from its first bytes to checked tensors; no weight is read.
-
-    header_nbytes(prefix, …)    where its tensors begin
-    parse_container(header, …)  what it holds
+"""A hipfire HFQ file, from its first bytes to checked tensors and roles; no weight is read.
 
 32 bytes (magic, version, arch_id, number of tensors, two offsets), one JSON object that nothing
 ends but its own last brace, the index, zeros up to the first tensor; then the tensors in the
 order of the index without a hole, up to the file's end. All numbers are little-endian.
 
-Stricter than hipfire's reader in this: names that stand twice, a version other than 1, sizes
+Stricter than hipfire's reader in this: names that appear twice, a version other than 1, sizes
 that do not fit code and shape, and a file that goes on behind its tensors are refused.
 Source: Kaden-Schutt/hipfire, crates/hipfire-runtime/src/hfq.rs @ 9d90364, read as facts.
 """
@@ -28,13 +25,13 @@ from policy_dsl.inventory import Container, Inventory, TensorInfo
 from policy_dsl.regular_files import LOOKED_AT_NBYTES, refuse_placeholder
 from policy_dsl.roles.classify import classify
 from policy_dsl.roles.model import Model
-from policy_dsl.sources.checkpoint import CONFIG, SUFFIX, CheckpointFiles, listed
+from policy_dsl.sources.checkpoint import CONFIG, HFQ_MAGIC, CheckpointFiles
 from policy_dsl.sources.hfq_codes import ARCH_FAMILIES, code_name, stored_nbytes
 from policy_dsl.sources.safetensors_header import DAMAGED, MAX_DIMENSIONS, entry_defect
 
-MAGIC = b"HFQM"
 VERSION = 1
 HEADER_NBYTES = 32
+FORM = "hipfire HFQ"
 # Metadata and index of the largest models have 25 MB, most of it the tokenizer.
 MAX_HEADER_NBYTES = 200_000_000
 MAX_TENSORS = 1_000_000
@@ -45,6 +42,11 @@ _NAME_NBYTES = struct.Struct("<H")
 _CODE_AND_DIMENSIONS = struct.Struct("<BB")
 _GROUP_AND_NBYTES = struct.Struct("<IQ")
 _SMALLEST_ENTRY = 16
+# What hipfire's quantizer adds to a model, and what it is.
+_ADDED = (
+    (re.compile(r"\.awq_scale\w*\.weight$"), "AWQ scales that activations are divided by"),
+    (re.compile(r"\.lr_[uv]\.weight$"), "low-rank correction of a matrix"),
+)
 
 
 class HfqTensor(NamedTuple):
@@ -60,7 +62,7 @@ class HfqContainer:
     """What an HFQ file holds; `tensors` in the order of the index.
 
     index_start, index_stop, payload_start: bytes from the file's start; the metadata end where
-    the index begins, and zeros lie between its end and the first tensor.
+    the index begins, and zeros fill what is between its end and the first tensor.
     """
 
     arch_id: int
@@ -69,6 +71,44 @@ class HfqContainer:
     index_start: int
     index_stop: int
     payload_start: int
+
+
+class _Entry(NamedTuple):
+    name: bytes
+    code: int
+    shape: tuple[int, ...]
+    group_size: int
+    nbytes: int
+
+
+def read_hfq(files: CheckpointFiles, file: str, *, name: str, root: Path | None) -> Inventory:
+    """The inventory of a model, called `name`, that is one HFQ file; its config is in it.
+
+    Raises: PolicyError with the file's defects.
+    """
+    container = read_container(files, file)
+    tokenizer = container.metadata.get("tokenizer")
+    settings = container.metadata.get("tokenizer_config")
+    template = settings.get("chat_template") if isinstance(settings, dict) else None
+    return Inventory(
+        id=name,
+        config=container.metadata["config"],
+        tensors={key: tensor.info for key, tensor in container.tensors.items()},
+        side_files={
+            other: size for other, size in files.sizes.items() if other not in (file, CONFIG)
+        },
+        unread=files.unread,
+        root=root,
+        file_nbytes={file: files.sizes[file]},
+        container=Container(
+            form=FORM,
+            arch_id=container.arch_id,
+            family=ARCH_FAMILIES.get(container.arch_id),
+            # Its text, or that of an empty object: loaders read no nested object.
+            tokenizer=isinstance(tokenizer, str) and tokenizer.strip() not in ("", "{}"),
+            chat_template=template is not None,
+        ),
+    )
 
 
 def read_container(files: CheckpointFiles, file: str) -> HfqContainer:
@@ -84,10 +124,10 @@ def read_container(files: CheckpointFiles, file: str) -> HfqContainer:
 def header_nbytes(prefix: bytes, *, file: str, file_nbytes: int) -> int:
     """Bytes before the first tensor, read from the file's first 32 bytes.
 
-    Raises: PolicyError if it is no HFQ file, or its numbers cannot be true.
+    Raises: PolicyError if it is not an HFQ file, or its numbers cannot be true.
     """
-    if not prefix.startswith(MAGIC):
-        raise _not_hfq(file, f"it does not begin with {MAGIC.decode()}")
+    if not prefix.startswith(HFQ_MAGIC):
+        raise _not_hfq(file, f"it does not begin with {HFQ_MAGIC.decode()}")
     if file_nbytes < HEADER_NBYTES or len(prefix) < HEADER_NBYTES:
         raise _not_hfq(file, f"it has only {file_nbytes} bytes, no whole header")
     _, version, _, count, metadata_start, payload_start = _HEADER.unpack_from(prefix)
@@ -117,7 +157,7 @@ def parse_container(header: bytes, *, file: str, file_nbytes: int) -> HfqContain
     arch_id, count = _HEADER.unpack_from(header)[2:4]
     metadata, index_start = _metadata(header, file)
     _check_count(header, file, index_start, count)
-    found: list[Diagnostic] = []
+    defects: list[Diagnostic] = []
     tensors: dict[str, HfqTensor] = {}
     at, place = index_start + _COUNT.size, payload_start
     for number in range(count):
@@ -125,27 +165,19 @@ def parse_container(header: bytes, *, file: str, file_nbytes: int) -> HfqContain
         stop = place + entry.nbytes
         try:
             name = _name(entry, tensors)
-            info = TensorInfo(
-                name, code_name(entry.code), entry.shape, entry.nbytes, file, place, stop
-            )
+            dtype = code_name(entry.code)
+            info = TensorInfo(name, dtype, entry.shape, entry.nbytes, file, place, stop)
             tensors[name] = HfqTensor(info, entry.code, entry.group_size)
             _check_size(entry)
-        except ValueError as defect:
-            found.append(entry_defect(file, _text(entry.name), str(defect)))
+        except ValueError as error:
+            quoted = entry.name.decode("utf-8", "backslashreplace")
+            defects.append(entry_defect(file, quoted, str(error)))
         place = stop
     # Places mean something only when every entry is right.
-    found = found or list(_end_defects(tensors, file, place, file_nbytes))
-    if found:
-        raise PolicyError(found)
+    defects = defects or list(_end_defects(tensors, file, place, file_nbytes))
+    if defects:
+        raise PolicyError(defects)
     return HfqContainer(arch_id, metadata, tensors, index_start, at, payload_start)
-
-
-class _Entry(NamedTuple):
-    name: bytes
-    code: int
-    shape: tuple[int, ...]
-    group_size: int
-    nbytes: int
 
 
 def _metadata(header: bytes, file: str) -> tuple[dict[str, Any], int]:
@@ -230,96 +262,17 @@ def _end_defects(
             return
 
 
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "backslashreplace")
-
-
 def _not_hfq(file: str, reason: str) -> PolicyError:
     return fail("not-hfq", file=shown(file), reason=reason, suggestion=DAMAGED)
 
 
-FORM = "hipfire HFQ"
-# The extensions that hipfire's quantizer and the published files use.
-_EXTENSION = re.compile(r"\.(hfq[0-9]?|mq[0-9](-lloyd)?|q8f16)$")
-
-
-def is_called_hfq(name: str) -> bool:
-    """Whether a file has a name as HFQ files have."""
-    return _EXTENSION.search(name) is not None
-
-
-def model_name(file: str) -> str:
-    """The name of an HFQ file without its extension."""
-    return _EXTENSION.sub("", file)
-
-
-def find_hfq(files: CheckpointFiles) -> str | None:
-    """The HFQ file that is the model of these files; None if they are of another kind.
-
-    Raises: PolicyError if there are several, or a file cannot be read.
-    """
-    # Safetensors come first, and their folders need no look into every file.
-    if any(file.endswith(SUFFIX) for file in files.sizes):
-        return None
-    length = len(MAGIC)
-    long_enough = sorted(file for file, size in files.sizes.items() if size >= length)
-    found = [file for file in long_enough if files.read(file, 0, length) == MAGIC]
-    if len(found) > 1:
-        cure = "give one of the files"
-        raise fail("several-hfq", place=files.place, files=listed(found), suggestion=cure)
-    return found[0] if found else None
-
-
-def read_hfq(files: CheckpointFiles, file: str, *, name: str, root: Path | None) -> Inventory:
-    """The inventory of a model, called `name`, that is one HFQ file; its config is in it.
-
-    Raises: PolicyError with the file's defects.
-    """
-    found = read_container(files, file)
-    metadata = found.metadata
-    return Inventory(
-        id=name,
-        config=metadata["config"],
-        tensors={key: tensor.info for key, tensor in found.tensors.items()},
-        side_files={
-            other: size for other, size in files.sizes.items() if other not in (file, CONFIG)
-        },
-        unread=files.unread,
-        root=root,
-        file_nbytes={file: files.sizes[file]},
-        container=Container(
-            form=FORM,
-            arch_id=found.arch_id,
-            family=ARCH_FAMILIES.get(found.arch_id),
-            tokenizer=_has_tokenizer(metadata.get("tokenizer")),
-            chat_template=_has_template(metadata.get("tokenizer_config")),
-        ),
-    )
-
-
-def _has_tokenizer(text: object) -> bool:
-    # Its text, or that of an empty object; loaders read nothing else, a nested object neither.
-    return isinstance(text, str) and text.strip() not in ("", "{}")
-
-
-def _has_template(config: Mapping[str, Any] | object) -> bool:
-    return isinstance(config, dict) and config.get("chat_template") is not None
-
-
-# What hipfire's quantizer adds to a model, and what it is.
-_ADDED = (
-    (re.compile(r"\.awq_scale\w*\.weight$"), "AWQ scales that activations are divided by"),
-    (re.compile(r"\.lr_[uv]\.weight$"), "low-rank correction of a matrix"),
-)
-
-
 def classify_hfq(inventory: Inventory) -> Model:
-    """The model of an HFQ file: roles by names and logical shapes, whatever the quant codes.
+    """The model of an HFQ file, for people to see: roles by names and logical shapes.
 
     Raises: PolicyError as `classify` does, but never for a dtype.
     """
     tensors = inventory.tensors
-    added = {name: reason for name in tensors if (reason := _added(name)) is not None}
+    added = {name: reason for name in tensors for pattern, reason in _ADDED if pattern.search(name)}
     # Names and shapes are the original checkpoint's; only its dtypes are gone.
     values = {
         name: tensor._replace(dtype="F16") for name, tensor in tensors.items() if name not in added
@@ -328,10 +281,6 @@ def classify_hfq(inventory: Inventory) -> Model:
     ignored = [(tensors[tensor.name], reason) for tensor, reason in model.ignored]
     return replace(
         model,
-        tensors=tuple(replace(one, source=tensors[one.source.name]) for one in model.tensors),
+        tensors=tuple(replace(known, source=tensors[known.source.name]) for known in model.tensors),
         ignored=(*ignored, *((tensors[name], reason) for name, reason in added.items())),
     )
-
-
-def _added(name: str) -> str | None:
-    return next((reason for pattern, reason in _ADDED if pattern.search(name)), None)

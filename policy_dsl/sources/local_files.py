@@ -20,14 +20,17 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.regular_files import read_range, refuse_special, unreadable
 from policy_dsl.sources.checkpoint import (
     CONFIG,
+    HFQ_MAGIC,
     SUFFIX,
     find_index,
+    hfq_model_name,
     indexed,
+    is_called_hfq,
     joined,
+    listed,
     read_checkpoint,
 )
 from policy_dsl.sources.foreign_files import ensure_checkpoint, ensure_no_outer_folder
-from policy_dsl.sources.hfq_container import find_hfq, is_called_hfq, model_name, read_hfq
 from policy_dsl.sources.side_files import SUBFOLDERS, is_looked_at, is_wanted, unread
 
 _COPY = "put a copy of the file in place of the link"
@@ -86,9 +89,9 @@ def open_folder(folder: Path, *, name: str | None = None, links: bool = True) ->
     """
     name = name or decoded(Path(os.path.abspath(folder)).name)
     files = local_files(folder, links=links)
-    container = find_hfq(files)
+    container = _find_hfq(files)
     if container is not None:
-        return _dated(read_hfq(files, container, name=name, root=folder), files)
+        return _read_hfq(files, container, name)
     ensure_no_outer_folder(folder, files)
     ensure_checkpoint(files)
     return _dated(read_checkpoint(files, name=name, root=folder), files)
@@ -133,10 +136,33 @@ def open_hfq_file(path: Path, *, links: bool = True) -> Inventory:
         for file, size in files.sizes.items()
         if file == path.name or not (file.endswith(SUFFIX) or is_called_hfq(file))
     }
-    called = Path(os.path.abspath(path))
-    name = decoded(model_name(called.name))
-    files = replace(files, sizes=alone)
-    return _dated(read_hfq(files, path.name, name=name, root=path.parent), files)
+    name = decoded(hfq_model_name(Path(os.path.abspath(path)).name))
+    return _read_hfq(replace(files, sizes=alone), path.name, name)
+
+
+def _find_hfq(files: LocalFiles) -> str | None:
+    """The HFQ file that is the model of these files; None if they are of another kind.
+
+    The magic decides, not the extension: published files end in `.hfq`, `.mq4`, `.mq2-lloyd` ….
+    Raises: PolicyError if there are several, or a file cannot be read.
+    """
+    # Safetensors come first, and their folders need no look into every file.
+    if any(file.endswith(SUFFIX) for file in files.sizes):
+        return None
+    n = len(HFQ_MAGIC)
+    long_enough = sorted(file for file, size in files.sizes.items() if size >= n)
+    models = [file for file in long_enough if files.read(file, 0, n) == HFQ_MAGIC]
+    if len(models) > 1:
+        cure = "give one of the files"
+        raise fail("several-hfq", place=files.place, files=listed(models), suggestion=cure)
+    return models[0] if models else None
+
+
+def _read_hfq(files: LocalFiles, file: str, name: str) -> Inventory:
+    # Not at the top: few models are such files.
+    from policy_dsl.sources.hfq_container import read_hfq  # noqa: PLC0415
+
+    return _dated(read_hfq(files, file, name=name, root=files.folder), files)
 
 
 def _dated(inventory: Inventory, files: LocalFiles) -> Inventory:

@@ -1,4 +1,4 @@
-"""Whether a source was quantized by somebody, told from its config and its tensors' names.
+"""Whether a source was quantized by somebody, by its config and its tensors' names.
 
 bf16, f16, f32, FP8 with float scales (MiniMax-M2, DeepSeek-V3, Ministral 3) and MXFP4 as
 gpt-oss has it are what publishers train and release. The tensors decide; the config describes.
@@ -27,16 +27,17 @@ _ENDINGS = {
     ".W_q": "HQQ",
     ".codebooks": "AQLM",
 }
+_FP8, _MXFP4 = "FP8", "MXFP4"
 # Codes in files of their own dtype; E4M3 counts as FP8 only with its scales.
 _DTYPES = {
     "F4": "4-bit floats",
     "F6_E2M3": "6-bit floats",
     "F6_E3M2": "6-bit floats",
+    "F8_E4M3": _FP8,
     "F8_E5M2": "FP8 E5M2",
     "F8_E4M3FNUZ": "FP8 E4M3FNUZ",
     "F8_E5M2FNUZ": "FP8 E5M2FNUZ",
 }
-_FP8, _MXFP4 = "FP8", "MXFP4"
 # Methods whose name says that the publisher's own codes are there.
 _NATIVE = {"fp8": _FP8, "fbgemm_fp8": _FP8, "mxfp4": _MXFP4}
 # Files beside the weights in which tools describe what they made.
@@ -73,36 +74,29 @@ class Quantization(NamedTuple):
 def quantization_of(inventory: Inventory) -> Quantization | None:
     """How the source is quantized; None if it has its full or native precision.
 
-    A container's config is the original checkpoint's and tells nothing.
+    A container's config is the original checkpoint's and says nothing.
     """
     if inventory.container is not None:
         return Quantization(inventory.container.form, "no")
-    said, shown = _said(inventory.config), _shown(inventory.tensors)
-    native = _NATIVE.get(str(said.get("quant_method")).lower())
-    shown.pop(native or "", None)
+    entry, forms = _declared(inventory.config), _forms(inventory.tensors)
+    native = _NATIVE.get(str(entry.get("quant_method")).lower())
+    forms.pop(native or "", None)
     # Forms that are not read decide, also beside others.
-    form = min(shown, key=(_FP8, _MXFP4).count, default=None)
+    form = min(forms, key=(_FP8, _MXFP4).count, default=None)
     if form is None:
         return None
-    tensor = shown[form]
-    untold = f"{form}: {tensor.name} is {tensor.dtype}, and the config does not say so"
-    teller = {} if native else said
-    if form in (_FP8, _MXFP4):
-        return _readable(form, teller, untold, inventory)
-    described = _described(teller) if teller else _by_sidecar(inventory)
-    return Quantization(described or untold, "no")
-
-
-def _readable(
-    form: str, said: Mapping[str, Any], untold: str, inventory: Inventory
-) -> Quantization:
-    """The form of numbers that can be read, though not as a publisher releases them."""
-    tool = said.get("quant_method") or _by_sidecar(inventory)
+    tensor = forms[form]
+    undeclared = f"{form}: {tensor.name} is {tensor.dtype}, and the config does not say so"
+    entry = {} if native else entry
+    if form not in (_FP8, _MXFP4):
+        described = _described(entry) if entry else _by_sidecar(inventory)
+        return Quantization(described or undeclared, "no")
+    tool = entry.get("quant_method") or _by_sidecar(inventory)
     if form == _FP8 and tool:
         return Quantization(f"{_FP8} by {tool}", "yes")
     # Without a size of blocks the user's word does not help.
-    broken = form == _FP8 and find_scales(inventory).findings
-    return Quantization(untold, "no" if broken else "if allowed")
+    is_broken = form == _FP8 and find_scales(inventory).findings
+    return Quantization(undeclared, "no" if is_broken else "if allowed")
 
 
 def leftover(inventory: Inventory) -> Iterator[Diagnostic]:
@@ -110,70 +104,59 @@ def leftover(inventory: Inventory) -> Iterator[Diagnostic]:
 
     Tools that merge or dequantize leave the entry of what they started from.
     """
-    said = {} if inventory.container else _said(inventory.config)
-    if said and not _shown(inventory.tensors):
+    entry = {} if inventory.container else _declared(inventory.config)
+    if entry and not _forms(inventory.tensors):
         cure = "remove the entry from config.json; the weights are taken as they are"
-        form = _described(said)
+        form = _described(entry)
         yield diagnostic("quantization-not-shown", suggestion=cure, model=inventory.id, form=form)
 
 
-def _said(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _declared(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the config, or its language model's part, declares; empty if nothing."""
-    parts = [config, *(config.get(place) for place in _PLACES)]
     # Models with vision keep their language model's settings one level down.
-    for part in parts:
+    for part in (config, *(config.get(place) for place in _PLACES)):
+        settings = part if isinstance(part, Mapping) else {}
         for key in _KEYS:
-            found = part.get(key) if isinstance(part, Mapping) else None
-            if found:
-                return found if isinstance(found, Mapping) else {"quant_method": str(found)}
+            if entry := settings.get(key):
+                return entry if isinstance(entry, Mapping) else {"quant_method": str(entry)}
     return {}
 
 
 def _by_sidecar(inventory: Inventory) -> str | None:
-    there = (file for file in _SIDECARS if file in (inventory.side_files or {}))
-    file = next(there, None)
+    file = next((file for file in _SIDECARS if file in (inventory.side_files or {})), None)
     return f"{_SIDECARS[file]}, as {file} says" if file else None
 
 
-def _described(said: Mapping[str, Any]) -> str:
-    method = said.get("quant_method")
+def _described(entry: Mapping[str, Any]) -> str:
+    method = entry.get("quant_method")
     if method is None:
-        method = "MLX" if "group_size" in said else "a quantization that the config names"
-    facts = ", ".join(f"{fact} {said[fact]}" for fact in _FACTS if fact in said)
+        method = "MLX" if "group_size" in entry else "a quantization that the config names"
+    facts = ", ".join(f"{fact} {entry[fact]}" for fact in _FACTS if fact in entry)
     return f"{method} ({facts})" if facts else str(method)
 
 
-def _shown(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+def _forms(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     """The quantized forms that tensors show by themselves, with the first of each."""
-    found: dict[str, TensorInfo] = {}
+    forms: dict[str, TensorInfo] = {}
     for tensor in tensors.values():
-        form = _form(tensor, tensors)
+        form = _form(tensor.name, tensor.dtype, tensors)
         if form is not None:
-            found.setdefault(form, tensor)
-    return found
+            forms.setdefault(form, tensor)
+    return forms
 
 
-def _form(tensor: TensorInfo, tensors: Mapping[str, TensorInfo]) -> str | None:
+def _form(name: str, dtype: str, tensors: Mapping[str, TensorInfo]) -> str | None:
     """The quantized form that a tensor belongs to, as far as it shows by itself."""
-    name, dtype = tensor.name, tensor.dtype
-    if dtype == "F8_E4M3":
-        return _FP8
     if dtype in _DTYPES:
         return _DTYPES[dtype]
     if dtype in ("U8", "I8"):
-        return _bytes_form(name, dtype, tensors)
-    # Packed words; a lone U32 tensor could be anything, its scales tell.
-    if dtype == "U32" and name.removesuffix("weight") + "scales" in tensors:
+        if name.endswith("_blocks"):
+            return _MXFP4
+        if f"{name}{FP8_SUFFIX}" in tensors:
+            return _FP8
+        if f"{name}_scale" in tensors:
+            return "8-bit integers" if dtype == "I8" else "packed bytes with scales"
+    # Packed words; a lone U32 tensor could be anything, its scales decide.
+    elif dtype == "U32" and name.removesuffix("weight") + "scales" in tensors:
         return "MLX"
-    return _ENDINGS.get(name[name.rfind(".") :])
-
-
-def _bytes_form(name: str, dtype: str, tensors: Mapping[str, TensorInfo]) -> str | None:
-    """The form of a tensor of bytes, by what is beside it."""
-    if name.endswith("_blocks"):
-        return _MXFP4
-    if f"{name}{FP8_SUFFIX}" in tensors:
-        return _FP8
-    if f"{name}_scale" in tensors:
-        return "8-bit integers" if dtype == "I8" else "packed bytes with scales"
     return _ENDINGS.get(name[name.rfind(".") :])

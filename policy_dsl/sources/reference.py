@@ -16,11 +16,9 @@ from pathlib import Path
 from policy_dsl.diagnostics import UnreadableError, did_you_mean, fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.regular_files import opened, unreadable
-from policy_dsl.sources.checkpoint import SUFFIX
+from policy_dsl.sources.checkpoint import HFQ_MAGIC, SUFFIX, is_called_hfq
 from policy_dsl.sources.foreign_files import ensure_no_other_file
-from policy_dsl.sources.hfq_container import MAGIC, is_called_hfq
 from policy_dsl.sources.local_files import open_file, open_folder, open_hfq_file
-from policy_dsl.sources.recorded import read_recorded
 
 _CATALOG = Path(__file__).parent.parent / "catalog"
 _RECORDED = (".json", ".json.gz")
@@ -62,7 +60,7 @@ def open_catalog(name: str) -> Inventory | None:
     """
     for entry in catalog_names():
         if _loose(entry) == _loose(name.rpartition("/")[2]):
-            model = read_recorded(_CATALOG / f"{entry}.json")
+            model = _read_recorded(_CATALOG / f"{entry}.json")
             # Another publisher's model of the same name is another model.
             if "/" not in name or _loose(model.id) == _loose(name):
                 note = "from the bundled catalog, which has no weights"
@@ -77,7 +75,7 @@ def is_hfq_file(path: Path) -> bool:
     """
     with opened(path) as file:
         # A damaged file is best judged as what it is called.
-        return file.read(len(MAGIC)) == MAGIC or is_called_hfq(path.name)
+        return file.read(len(HFQ_MAGIC)) == HFQ_MAGIC or is_called_hfq(path.name)
 
 
 def _local_path(reference: str) -> Path | None:
@@ -101,6 +99,13 @@ def _open_path(path: Path, *, links: bool) -> Inventory:
     if path.name.endswith(SUFFIX):
         return open_file(path, links=links)
     ensure_no_other_file(path)
+    return _read_recorded(path)
+
+
+def _read_recorded(path: Path) -> Inventory:
+    # Not at the top: a checkpoint needs none of it.
+    from policy_dsl.sources.recorded import read_recorded  # noqa: PLC0415
+
     return read_recorded(path)
 
 

@@ -2,8 +2,7 @@
 
     header_nbytes(prefix, …)  how long the header is     parse_header(header, …)  its tensors
 
-Stricter than the reference reader in this: a name that stands twice is refused, and so is
-a name that cannot be printed.
+Stricter than the reference reader: a name that appears twice, or cannot be printed, is refused.
 Source: huggingface/safetensors 0.8, safetensors/src/tensor.rs, `SafeTensors::read_metadata`
 and `Metadata::validate` (u64 little-endian length, JSON, then the tensors without a hole).
 """
@@ -26,10 +25,9 @@ from policy_dsl.inventory import DTYPE_BITS, TensorInfo
 LENGTH_NBYTES = 8
 MAX_HEADER_NBYTES = 100_000_000  # the reference reader's own limit
 MAX_DIMENSIONS = 64
+DAMAGED = "the file is damaged or incomplete: fetch it again, or write it again"
 # How dtypes are called: a letter or two, the bits, perhaps how they are used.
 _DTYPE = re.compile(r"[A-Z]{1,2}[0-9]{1,3}(_[A-Z0-9]{1,16})?")
-
-DAMAGED = "the file is damaged or incomplete: fetch it again, or write it again"
 
 
 class _NewerError(ValueError):
@@ -37,7 +35,7 @@ class _NewerError(ValueError):
 
 
 class _Doubled(dict[str, Any]):
-    """A JSON object in which the keys of `repeated` stand more than once."""
+    """A JSON object in which the keys of `repeated` appear more than once."""
 
     repeated: tuple[str, ...] = ()
 
@@ -66,49 +64,6 @@ def parse_header(header: bytes, *, file: str, file_nbytes: int) -> dict[str, Ten
     header: the JSON, without the length before it; file_nbytes: bytes of the whole file.
     Raises: PolicyError with every defect.
     """
-    entries = _read_object(header, file)
-    begin = LENGTH_NBYTES + len(header)
-    tensors: dict[str, TensorInfo] = {}
-    # As they come: a header of strangers may have millions.
-    found = grouped(_entry_defects(entries, tensors, file, begin))
-    # Places mean something only when every entry could be read.
-    found = found or grouped(_layout_defects(tensors, file, begin, file_nbytes))
-    if found:
-        raise PolicyError(found)
-    return tensors
-
-
-def _entry_defects(
-    entries: dict[str, Any], tensors: dict[str, TensorInfo], file: str, begin: int
-) -> Iterator[Diagnostic]:
-    """What is wrong with entries; those that can be read become `tensors`."""
-    for name in entries.repeated if isinstance(entries, _Doubled) else ():
-        yield entry_defect(file, name, "it is named twice")
-    reason = _metadata_defect(entries.pop("__metadata__", {}))
-    if reason:
-        yield entry_defect(file, "__metadata__", reason)
-    for name, entry in entries.items():
-        try:
-            tensors[name] = _tensor(name, entry, file, begin)
-        except _NewerError as newer:
-            yield _unknown_dtype(file, name, str(newer))
-        except ValueError as defect:
-            yield entry_defect(file, name, str(defect))
-
-
-def entry_defect(file: str, name: str, reason: str) -> Diagnostic:
-    """The diagnostic of one tensor of a file's list."""
-    return diagnostic(
-        "bad-tensor-entry", file=file, tensor=shown(name), reason=reason, suggestion=DAMAGED
-    )
-
-
-def _unknown_dtype(file: str, name: str, dtype: str) -> Diagnostic:
-    cure = "give a checkpoint in BF16, F16 or F32, or take a newer policyc"
-    return diagnostic("unknown-dtype", file=file, tensor=shown(name), dtype=dtype, suggestion=cure)
-
-
-def _read_object(header: bytes, file: str) -> dict[str, Any]:
     # As the reference reader has it: no byte order mark, no space before the brace.
     if not header.startswith(b"{"):
         raise _not_safetensors(file, "its header is not a JSON object")
@@ -116,7 +71,22 @@ def _read_object(header: bytes, file: str) -> dict[str, Any]:
         entries: dict[str, Any] = parse_json(header, hook=_object, what="its header")
     except ValueError as error:
         raise _not_safetensors(file, str(error)) from None
-    return entries
+    begin = LENGTH_NBYTES + len(header)
+    tensors: dict[str, TensorInfo] = {}
+    # As they come: a header of strangers may have millions.
+    defects = grouped(_entry_defects(entries, tensors, file, begin))
+    # Places mean something only when every entry could be read.
+    defects = defects or grouped(_layout_defects(tensors, file, begin, file_nbytes))
+    if defects:
+        raise PolicyError(defects)
+    return tensors
+
+
+def entry_defect(file: str, name: str, reason: str) -> Diagnostic:
+    """The diagnostic of one tensor of a file's list."""
+    return diagnostic(
+        "bad-tensor-entry", file=file, tensor=shown(name), reason=reason, suggestion=DAMAGED
+    )
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -129,11 +99,28 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return doubled
 
 
-def _metadata_defect(metadata: object) -> str | None:
+def _entry_defects(
+    entries: dict[str, Any], tensors: dict[str, TensorInfo], file: str, begin: int
+) -> Iterator[Diagnostic]:
+    """What is wrong with entries; those that can be read become `tensors`."""
+    for name in entries.repeated if isinstance(entries, _Doubled) else ():
+        yield entry_defect(file, name, "it is named twice")
+    metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict):
-        return "it is not a JSON object"
-    wrong = [key for key, value in metadata.items() if not isinstance(value, str)]
-    return f'the value of "{shown(wrong[0])}" is not a string' if wrong else None
+        yield entry_defect(file, "__metadata__", "it is not a JSON object")
+    elif wrong := [key for key, value in metadata.items() if not isinstance(value, str)]:
+        reason = f'the value of "{shown(wrong[0])}" is not a string'
+        yield entry_defect(file, "__metadata__", reason)
+    for name, entry in entries.items():
+        try:
+            tensors[name] = _tensor(name, entry, file, begin)
+        except _NewerError as error:
+            cure = "give a checkpoint in BF16, F16 or F32, or take a newer policyc"
+            yield diagnostic(
+                "unknown-dtype", file=file, tensor=shown(name), dtype=str(error), suggestion=cure
+            )
+        except ValueError as error:
+            yield entry_defect(file, name, str(error))
 
 
 def _tensor(name: str, entry: Any, file: str, begin: int) -> TensorInfo:
@@ -146,31 +133,29 @@ def _tensor(name: str, entry: Any, file: str, begin: int) -> TensorInfo:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise ValueError("it needs a dtype, a shape and two data_offsets") from None
-    _check_dtype(dtype)
-    _check_fields(shape, start, stop)
+    _check_fields(dtype, shape, start, stop)
     # Exact integers: a product beyond 64 bits cannot equal a length inside the file.
-    if prod(shape) * DTYPE_BITS[dtype] != (stop - start) * 8:
-        said = f"its offsets {start} to {stop} hold {stop - start} bytes"
-        raise ValueError(f"{said}, but {dtype} {shape} is {_size(dtype, shape)}")
+    bits = prod(shape) * DTYPE_BITS[dtype]
+    if bits != (stop - start) * 8:
+        # A hostile shape has hundreds of digits.
+        exact = f"{bits // 8} bytes" + (f" and {bits % 8} bits" if bits % 8 else "")
+        size = exact if len(exact) < 60 else "more bytes than any file has"
+        held = f"its offsets {start} to {stop} hold {stop - start} bytes"
+        raise ValueError(f"{held}, but {dtype} {shape} is {size}")
     return TensorInfo(name, dtype, tuple(shape), stop - start, file, begin + start, begin + stop)
 
 
-def _check_dtype(dtype: Any) -> None:
-    if type(dtype) is str and dtype in DTYPE_BITS:
-        return
-    if type(dtype) is str and _DTYPE.fullmatch(dtype):
-        raise _NewerError(dtype)
-    raise ValueError(f"its dtype {_said(dtype)} is not known")
-
-
-def _check_fields(shape: Any, start: Any, stop: Any) -> None:
+def _check_fields(dtype: Any, shape: Any, start: Any, stop: Any) -> None:
+    if type(dtype) is not str or dtype not in DTYPE_BITS:
+        if type(dtype) is str and _DTYPE.fullmatch(dtype):
+            raise _NewerError(dtype)
+        raise ValueError(f"its dtype {_said(dtype)} is not known")
     if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"its shape is not a list of at most {MAX_DIMENSIONS} numbers")
     wrong = [count for count in shape if not _is_length(count)]
     if wrong:
         raise ValueError(f"its shape holds {_said(wrong[0])}, which is not a length")
-    ends = _is_length(start) and _is_length(stop)
-    if not ends or start > stop:
+    if not (_is_length(start) and _is_length(stop)) or start > stop:
         offsets = f"{_said(start)} to {_said(stop)}"
         raise ValueError(f"its data_offsets {offsets} are not a range of bytes")
 
@@ -185,13 +170,6 @@ def _said(value: object) -> str:
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     return shown(json.dumps(value), 40)
-
-
-def _size(dtype: str, shape: list[int]) -> str:
-    nbytes, rest = divmod(prod(shape) * DTYPE_BITS[dtype], 8)
-    # A hostile shape has hundreds of digits.
-    exact = f"{nbytes} bytes" + (f" and {rest} bits" if rest else "")
-    return exact if len(exact) < 60 else "more bytes than any file has"
 
 
 def _layout_defects(

@@ -31,6 +31,8 @@ LARGEST_NBYTES = 64 * 2**20
 _NUMBERS = {"F32": "f", "F64": "d", "I32": "i", "I64": "q"}
 _SOURCE = "docs/pruning.md shows how to make one of what REAP's observer wrote of the model"
 
+Rows = Mapping[int, Any] | Sequence[Any]
+
 
 class ModelShape(NamedTuple):
     """What a saliency must fit: the layers that have experts, all layers, experts of each."""
@@ -51,7 +53,7 @@ class Saliency:
     path: str
     name: str
     sha256: str
-    rows: Mapping[int, Any] | Sequence[Any]
+    rows: Rows
     span: Span | None = field(default=None, compare=False, repr=False)
 
     def ranks(self, shape: ModelShape) -> dict[int, tuple[float, ...]]:
@@ -59,23 +61,25 @@ class Saliency:
 
         Raises: PolicyError (bad-saliency) unless the entry has just that.
         """
-        found = {}
+        ranks = {}
         for layer, row in self._rows(shape):
-            self._require(len(row) == shape.n_experts, self._length(layer, row, shape))
+            n = shape.n_experts
+            length = f"layer {layer} has {len(row)} numbers, the model {n} experts"
+            self._require(len(row) == n, length)
             for expert, value in enumerate(row):
                 place = f"expert {expert} of layer {layer} has {value!r:.40}"
                 self._require(type(value) in (int, float), f"{place}, which is not a number")
                 # Nothing ranks before or behind it.
                 self._require(type(value) is int or not isnan(value), place)
-            found[layer] = tuple(row)
-        return found
+            ranks[layer] = tuple(row)
+        return ranks
 
     def kept(self, shape: ModelShape, count: int) -> dict[int, tuple[int, ...]]:
         """The numbers of `count` experts of every layer that has experts, ascending.
 
         Raises: PolicyError (bad-saliency) unless the entry lists just that.
         """
-        found = {}
+        kept = {}
         for layer, row in self._rows(shape):
             for value in row:
                 known = type(value) is int and 0 <= value < shape.n_experts
@@ -87,147 +91,123 @@ class Saliency:
             self._require(
                 len(row) == count, f"layer {layer} keeps {len(row)} experts, not {count}; {why}"
             )
-            found[layer] = tuple(sorted(row))
-        return found
+            kept[layer] = tuple(sorted(row))
+        return kept
 
     def _rows(self, shape: ModelShape) -> Iterator[tuple[int, Sequence[Any]]]:
         """The row of every layer that has experts."""
-        layers = shape.expert_layers
-        rows = self._by_layer(self.rows, shape)
+        rows, layers = self.rows, shape.expert_layers
+        if not isinstance(rows, Mapping):
+            # One for each layer, or for each that has experts.
+            wanted = " or ".join(map(str, sorted({len(layers), shape.n_layers})))
+            fits = len(rows) in (shape.n_layers, len(layers))
+            self._require(fits, f"it has {len(rows)} layers, the model has {wanted}")
+            numbers = range(shape.n_layers) if len(rows) == shape.n_layers else layers
+            rows = dict(zip(numbers, rows, strict=True))
         last = max(rows, default=0)
-        wanted = f"the model has layers 0-{shape.n_layers - 1}"
-        self._require(last < shape.n_layers, f"it has a layer {last}; {wanted}")
+        known = f"the model has layers 0-{shape.n_layers - 1}"
+        self._require(last < shape.n_layers, f"it has a layer {last}; {known}")
         for layer in layers:
             self._require(layer in rows, f"it has nothing about layer {layer}")
-            row, listed = rows[layer], isinstance(rows[layer], list | tuple)
-            self._require(listed, f"layer {layer} has no list of numbers")
-            yield layer, row
-
-    def _by_layer(
-        self, rows: Mapping[int, Any] | Sequence[Any], shape: ModelShape
-    ) -> Mapping[int, Any]:
-        """The rows by layer: one for each layer, or for each that has experts."""
-        if isinstance(rows, Mapping):
-            return rows
-        found, layers = len(rows), shape.expert_layers
-        wanted = " or ".join(str(one) for one in sorted({len(layers), shape.n_layers}))
-        fits = found in (shape.n_layers, len(layers))
-        self._require(fits, f"it has {found} layers, the model has {wanted}")
-        every = range(shape.n_layers)
-        return dict(zip(every if found == shape.n_layers else layers, rows, strict=True))
-
-    def _length(self, layer: int, row: Sequence[Any], shape: ModelShape) -> str:
-        return f"layer {layer} has {len(row)} numbers, the model {shape.n_experts} experts"
+            is_list = isinstance(rows[layer], list | tuple)
+            self._require(is_list, f"layer {layer} has no list of numbers")
+            yield layer, rows[layer]
 
     def _require(self, holds: bool, reason: str) -> None:
         if not holds:
-            raise _bad(self.path, self.name, self.span, reason)
+            raise _bad(self.path, self.name, reason, self.span)
 
 
 def read_saliency(path: Path, name: str, span: Span | None = None) -> Saliency:
     """The entry of that name of a saliency file.
 
     span: where a policy names the file, for the findings.
-    Raises: PolicyError if the file cannot be read, is no saliency file, or lacks the entry.
+    Raises: PolicyError if the file cannot be read, is not a saliency file, or lacks the entry.
     """
-    content = _content(path, span)
-    digest = hashlib.sha256(content).hexdigest()
-    rows: Mapping[int, Any] | Sequence[Any]
     try:
+        content = _content(path)
         refuse_placeholder(path.name, content, len(content))
         # The length of a header of safetensors is no text: its upper bytes are zero.
-        if content[4:LENGTH_NBYTES] == bytes(4):
-            rows = _tensor_rows(content, path, name, span)
-        else:
-            rows = _json_rows(content, path, name, span)
+        is_tensors = content[4:LENGTH_NBYTES] == bytes(4)
+        rows = (_tensor_rows if is_tensors else _json_rows)(content, path, name)
     except PolicyError as error:
         # Where a policy names it is where the cure is.
-        raise PolicyError(replace(found, span=span) for found in error.diagnostics) from None
-    return Saliency(str(path), name, digest, rows, span)
+        raise PolicyError(replace(defect, span=span) for defect in error.diagnostics) from None
+    return Saliency(str(path), name, hashlib.sha256(content).hexdigest(), rows, span)
 
 
-def _content(path: Path, span: Span | None) -> bytes:
+def _content(path: Path) -> bytes:
     try:
         nbytes = file_stat(path).st_size
         if nbytes > LARGEST_NBYTES:
-            raise _no_saliencies(path, span, f"it has {nbytes} bytes, over {LARGEST_NBYTES}")
+            raise _not_saliencies(path, f"it has {nbytes} bytes, over {LARGEST_NBYTES}")
         return read_whole(path, most=LARGEST_NBYTES)
     except PolicyError as error:
         raise PolicyError(
-            replace(found, span=span, suggestion=_SOURCE) for found in error.diagnostics
+            replace(defect, suggestion=_SOURCE) for defect in error.diagnostics
         ) from None
 
 
-def _tensor_rows(
-    content: bytes, path: Path, name: str, span: Span | None
-) -> Sequence[Sequence[Any]]:
+def _tensor_rows(content: bytes, path: Path, name: str) -> Rows:
     nbytes = header_nbytes(content[:LENGTH_NBYTES], file=path.name, file_nbytes=len(content))
     header = content[LENGTH_NBYTES : LENGTH_NBYTES + nbytes]
     tensors = parse_header(header, file=path.name, file_nbytes=len(content))
-    found: TensorInfo = _entry(tensors, path, name, span)
-    kind = _NUMBERS.get(found.dtype)
+    tensor: TensorInfo = _entry(tensors, path, name)
+    kind = _NUMBERS.get(tensor.dtype)
     # What takes no bytes may have any number of rows or columns.
-    if kind is None or len(found.shape) != 2 or 0 in found.shape:
+    if kind is None or len(tensor.shape) != 2 or 0 in tensor.shape:
         wanted = f"[layers, experts] of {', '.join(_NUMBERS)}"
-        shape = f"{found.dtype} {list(found.shape)}"
-        raise _bad(str(path), name, span, f"it is {shape}, not {wanted}")
-    row = struct.Struct(f"<{found.shape[1]}{kind}")
-    return list(row.iter_unpack(content[found.start : found.stop]))
+        shape = f"{tensor.dtype} {list(tensor.shape)}"
+        raise _bad(str(path), name, f"it is {shape}, not {wanted}")
+    row = struct.Struct(f"<{tensor.shape[1]}{kind}")
+    return list(row.iter_unpack(content[tensor.start : tensor.stop]))
 
 
-def _json_rows(
-    content: bytes, path: Path, name: str, span: Span | None
-) -> Mapping[int, Any] | Sequence[Any]:
+def _json_rows(content: bytes, path: Path, name: str) -> Rows:
     try:
-        document = parse_json(content, hook=_once)
+        document = parse_json(content, hook=_object)
     except ValueError as error:
-        reason = f"it is not safetensors, and {error}"
-        raise _no_saliencies(path, span, reason) from None
+        raise _not_saliencies(path, f"it is not safetensors, and {error}") from None
     if not isinstance(document, dict):
-        raise _no_saliencies(path, span, "it is JSON, and no object of entries")
-    # What else stands there says where the numbers come from.
-    entries = {key: one for key, one in document.items() if isinstance(one, list | dict)}
-    found = _entry(entries, path, name, span)
-    if isinstance(found, list):
-        return found
-    odd = next((key for key in found if not _is_layer(key)), None)
+        raise _not_saliencies(path, "it is JSON, but not an object of entries")
+    # What else is there says where the numbers come from.
+    entries = {key: value for key, value in document.items() if isinstance(value, list | dict)}
+    rows = _entry(entries, path, name)
+    if isinstance(rows, list):
+        return rows
+    odd = next((key for key in rows if not _is_layer(key)), None)
     if odd is not None:
-        raise _bad(str(path), name, span, f'"{shown(odd)}" is not a number of a layer')
-    return {int(layer): row for layer, row in found.items()}
+        raise _bad(str(path), name, f'"{shown(odd)}" is not the number of a layer')
+    return {int(layer): row for layer, row in rows.items()}
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object. Raises: ValueError if it has a key twice: one of them would not count."""
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in entries:
             raise ValueError(f'"{shown(key)}" appears twice in an object')
-        found[key] = value
-    return found
+        entries[key] = value
+    return entries
 
 
 def _is_layer(key: str) -> bool:
-    # 01 is another key than 1, and a number of many digits is no layer.
+    # 01 is another key than 1, and a number of many digits is not a layer.
     return key.isascii() and key.isdecimal() and len(key) < 8 and str(int(key)) == key
 
 
-def _entry(entries: Mapping[str, Any], path: Path, name: str, span: Span | None) -> Any:
+def _entry(entries: Mapping[str, Any], path: Path, name: str) -> Any:
     if name in entries:
         return entries[name]
-    raise fail(
-        "missing-saliency",
-        span,
-        suggestion=did_you_mean(name, map(shown, entries)),
-        path=str(path),
-        name=name,
-        known=", ".join(shown(one) for one in sorted(entries)[:8]) or "nothing",
-    )
+    known = ", ".join(shown(entry) for entry in sorted(entries)[:8]) or "nothing"
+    cure = did_you_mean(name, map(shown, entries))
+    raise fail("missing-saliency", suggestion=cure, path=str(path), name=name, known=known)
 
 
-def _no_saliencies(path: Path, span: Span | None, reason: str) -> PolicyError:
-    return fail("not-saliencies", span, suggestion=_SOURCE, path=str(path), reason=reason)
+def _not_saliencies(path: Path, reason: str) -> PolicyError:
+    return fail("not-saliencies", suggestion=_SOURCE, path=str(path), reason=reason)
 
 
-def _bad(path: str, name: str, span: Span | None, reason: str) -> PolicyError:
+def _bad(path: str, name: str, reason: str, span: Span | None = None) -> PolicyError:
     cure = "give the saliencies of this model"
     return fail("bad-saliency", span, suggestion=cure, path=path, name=name, reason=reason)

@@ -15,60 +15,64 @@ _MAPPED, _LISTED = ("BPE", "WordPiece", "WordLevel"), "Unigram"
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
-def tokens_beyond(documents: Mapping[str, Mapping[str, Any]], rows: int) -> dict[str, list[str]]:
-    """File -> the tokens it gives ids that an embedding of `rows` rows does not have.
+def tokens_beyond(file: str, document: Mapping[str, Any], rows: int) -> list[str]:
+    """The tokens that a file gives ids that an embedding of `rows` rows does not have.
 
-    documents: JSON files by name; those that name no tokens are passed over.
+    file: its name, by which it is read; document: its JSON object.
     """
-    found = {}
-    for file, document in documents.items():
-        read = _READERS.get(file)
-        pairs = read(document) if read else ()
-        # A negative id means that there is no such token.
-        beyond = [f"{shown(name, 40)} {number}" for name, number in pairs if number >= rows]
-        if beyond:
-            found[file] = beyond
-    return found
+    read = _READERS.get(file)
+    pairs = read(document) if read else ()
+    # A negative id means that there is no such token.
+    return [f"{shown(name, 40)} {number}" for name, number in pairs if number >= rows]
 
 
 def odd_tokens(file: str, document: Mapping[str, Any]) -> Iterator[str]:
     """What a file of this name, beside the tokenizer.json, gives tokens that is not an id."""
-    check = _FAULTS.get(file)
-    return check(document) if check else iter(())
+    if file in ("vocab.json", "added_tokens.json"):
+        # Some files have a vocabulary for each language.
+        flat = {name: id_ for name, id_ in document.items() if not isinstance(id_, Mapping)}
+        yield from _without_ids("it has", flat)
+    elif file == "tokenizer_config.json":
+        yield from _decoder_faults(document.get("added_tokens_decoder"))
+    elif file == "generation_config.json":
+        for key in _SPECIAL:
+            # -1 is written for a token that there is not.
+            ids = [id_ for id_ in _listed(document.get(key)) if id_ not in (None, -1)]
+            if wrong := [id_ for id_ in ids if not _is_id(id_)]:
+                yield f"its {key} is {_cut(wrong[0])}, not the number of a token"
 
 
 def tokenizer_faults(document: Mapping[str, Any]) -> Iterator[str]:
-    """Why the tokenizers library cannot load a tokenizer.json, as far as its tokens tell.
+    """Why the tokenizers library cannot load a tokenizer.json, as far as its tokens show.
 
     Tokens that share an id, and gaps between ids, are not faults.
     """
     model, added = document.get("model", {}), document.get("added_tokens", [])
-    if isinstance(model, Mapping):
-        if "vocab" in model:
-            yield from _vocabulary_faults(model.get("type"), model["vocab"])
-    else:
+    if not isinstance(model, Mapping):
         yield f"its model is {_cut(model)}, not an object"
+    elif "vocab" in model:
+        yield from _vocabulary_faults(model.get("type"), model["vocab"])
     if not isinstance(added, list):
         yield f"its added_tokens are {_cut(added)}, not a list"
-    elif wrong := [one for one in added if not _has_id(one)]:
+        return
+    wrong = [one for one in added if not (isinstance(one, Mapping) and _is_id(one.get("id")))]
+    if wrong:
         entries = counted(len(wrong), "entry", "entries")
         yield f"its added_tokens have {entries} without a whole number as id: {_cut(wrong[0])}"
 
 
-def _numbered_faults(document: Mapping[str, Any]) -> Iterator[str]:
-    # Some files have a vocabulary for each language.
-    wrong = [
-        f"{_cut(name)}: {_cut(one)}"
-        for name, one in document.items()
-        if not isinstance(one, Mapping) and not _is_id(one)
-    ]
-    if wrong:
-        tokens = counted(len(wrong), "token")
-        yield f"it has {tokens} without a whole number from 0 as id: {', '.join(wrong[:3])}"
+def _vocabulary_faults(type_: Any, vocabulary: Any) -> Iterator[str]:
+    if isinstance(vocabulary, Mapping) and type_ != _LISTED:
+        yield from _without_ids("its vocab has", vocabulary)
+    elif isinstance(vocabulary, list) and type_ not in _MAPPED:
+        if not all(map(_is_scored, vocabulary)):
+            yield "its vocab has entries that are not a text and a number"
+    else:
+        wanted = "a list" if type_ == _LISTED else "an object"
+        yield f"its vocab is {_cut(vocabulary)}, not {wanted}"
 
 
-def _decoder_faults(document: Mapping[str, Any]) -> Iterator[str]:
-    decoder = document.get("added_tokens_decoder")
+def _decoder_faults(decoder: Any) -> Iterator[str]:
     if not isinstance(decoder, Mapping | None):
         yield f"its added_tokens_decoder is {_cut(decoder)}, not an object"
         return
@@ -81,31 +85,12 @@ def _decoder_faults(document: Mapping[str, Any]) -> Iterator[str]:
             return
 
 
-def _special_faults(document: Mapping[str, Any]) -> Iterator[str]:
-    for key in _SPECIAL:
-        value = document.get(key)
-        numbers = value if isinstance(value, list) else [value]
-        # -1 is written for a token that there is not.
-        wrong = [one for one in numbers if one is not None and not (_is_id(one) or one == -1)]
-        if wrong:
-            yield f"its {key} is {_cut(wrong[0])}, not the number of a token"
-
-
-def _vocabulary_faults(type_: Any, vocabulary: Any) -> Iterator[str]:
-    if isinstance(vocabulary, Mapping) and type_ != _LISTED:
-        wrong = [
-            f"{_cut(name)}: {_cut(one)}" for name, one in vocabulary.items() if not _is_id(one)
-        ]
-        if wrong:
-            ids = counted(len(wrong), "token")
-            shown_ids = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
-            yield f"its vocab has {ids} without a whole number from 0 as id: {shown_ids}"
-    elif isinstance(vocabulary, list) and type_ not in _MAPPED:
-        if not all(map(_is_scored, vocabulary)):
-            yield "its vocab has entries that are not a text and a number"
-    else:
-        wanted = "a list" if type_ == _LISTED else "an object"
-        yield f"its vocab is {_cut(vocabulary)}, not {wanted}"
+def _without_ids(has: str, vocabulary: Mapping[str, Any]) -> Iterator[str]:
+    wrong = [f"{_cut(name)}: {_cut(id_)}" for name, id_ in vocabulary.items() if not _is_id(id_)]
+    if wrong:
+        tokens = counted(len(wrong), "token")
+        first = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
+        yield f"{has} {tokens} without a whole number from 0 as id: {first}"
 
 
 def _cut(value: Any) -> str:
@@ -119,10 +104,6 @@ def _is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**32
 
 
-def _has_id(entry: Any) -> bool:
-    return isinstance(entry, Mapping) and _is_id(entry.get("id"))
-
-
 def _is_scored(entry: Any) -> bool:
     if not isinstance(entry, list) or len(entry) != 2:
         return False
@@ -131,22 +112,23 @@ def _is_scored(entry: Any) -> bool:
     return isinstance(piece, str) and is_number
 
 
-def _fast_tokenizer(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _tokenizer(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     model = document.get("model")
     vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
     if isinstance(vocabulary, list):
         # Unigram: pairs of a piece and its score, the id is the place.
-        yield from ((_piece(entry), number) for number, entry in enumerate(vocabulary))
+        for number, entry in enumerate(vocabulary):
+            yield str(entry[0] if isinstance(entry, list) and entry else entry), number
     else:
         yield from _numbered(vocabulary)
     added = document.get("added_tokens")
     for entry in added if isinstance(added, list) else ():
         if isinstance(entry, Mapping) and type(entry.get("id")) is int:
             yield str(entry.get("content")), entry["id"]
-
-
-def _piece(entry: Any) -> str:
-    return str(entry[0]) if isinstance(entry, list) and entry else str(entry)
 
 
 def _numbered(document: Any) -> Iterator[tuple[str, int]]:
@@ -158,31 +140,21 @@ def _tokenizer_config(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     decoder = document.get("added_tokens_decoder")
     for number, entry in decoder.items() if isinstance(decoder, Mapping) else ():
         if number.isascii() and number.isdigit() and len(number) < 10:
-            content = entry.get("content") if isinstance(entry, Mapping) else entry
-            yield str(content), int(number)
+            yield str(entry.get("content") if isinstance(entry, Mapping) else entry), int(number)
 
 
 def _special(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     inner = document.get("text_config")
     for config in (document, inner if isinstance(inner, Mapping) else {}):
         for key in _SPECIAL:
-            value = config.get(key)
-            for number in value if isinstance(value, list) else [value]:
-                if type(number) is int:
-                    yield key, number
+            yield from ((key, id_) for id_ in _listed(config.get(key)) if type(id_) is int)
 
 
 _READERS = {
-    "tokenizer.json": _fast_tokenizer,
+    "tokenizer.json": _tokenizer,
     "vocab.json": _numbered,
     "added_tokens.json": _numbered,
     "tokenizer_config.json": _tokenizer_config,
     "config.json": _special,
     "generation_config.json": _special,
-}
-_FAULTS = {
-    "vocab.json": _numbered_faults,
-    "added_tokens.json": _numbered_faults,
-    "tokenizer_config.json": _decoder_faults,
-    "generation_config.json": _special_faults,
 }

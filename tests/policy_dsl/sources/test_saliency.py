@@ -122,9 +122,9 @@ def test_lists_of_those_that_stay_hold_what_is_promised(
         ([ONE, [1, float("nan"), 3]], "expert 1 of layer 3 has nan"),
         ({"1": ONE}, "it has nothing about layer 3"),
         ({"1": ONE, "3": OTHER, "4": OTHER}, "it has a layer 4; the model has layers 0-3"),
-        ({"1": ONE, "third": OTHER}, '"third" is not a number of a layer'),
-        ({"1": ONE, "03": OTHER}, '"03" is not a number of a layer'),
-        ({"1": ONE, "\u0663": OTHER}, "is not a number of a layer"),
+        ({"1": ONE, "third": OTHER}, '"third" is not the number of a layer'),
+        ({"1": ONE, "03": OTHER}, '"03" is not the number of a layer'),
+        ({"1": ONE, "\u0663": OTHER}, "is not the number of a layer"),
     ],
 )
 def test_an_entry_that_does_not_fit_the_model(tmp_path: Path, entry: Any, told: str) -> None:
@@ -177,7 +177,7 @@ def test_an_entry_that_is_not_there() -> None:
     ("content", "code", "told"),
     [
         (b"", "not-saliencies", "it is not safetensors, and it is not"),
-        (b"[1, 2]", "not-saliencies", "it is JSON, and no object of entries"),
+        (b"[1, 2]", "not-saliencies", "it is JSON, but not an object of entries"),
         (b'{"reap": [[1, 2', "not-saliencies", "it is not safetensors, and it is not"),
         (b"{" * 100_000, "not-saliencies", "it is not safetensors, and it is not"),
         (b'{"reap": ' + b"[" * 100_000, "not-saliencies", "and it is nested"),
