@@ -108,7 +108,20 @@ class PolicyError(Exception):
 
     def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
         self.diagnostics: tuple[Diagnostic, ...] = tuple(grouped(diagnostics))
-        super().__init__(render(self.diagnostics))
+        # The arguments are what pickle makes it again from.
+        super().__init__(self.diagnostics)
+
+    def __str__(self) -> str:
+        """The diagnostics as text."""
+        return render(self.diagnostics)
+
+
+class DiskError(PolicyError):
+    """The system did not read or write a file; it may do so the next time."""
+
+
+class PermanentError(PolicyError):
+    """The same policy and source lead to it again: unfinished work is of no use."""
 
 
 class UnreadableError(PolicyError):

@@ -38,6 +38,15 @@ class PlannedTensor:
         what = self.name, self.part, self.dtype, self.shape, self.nbytes
         return PlannedTensor(*what, file, start, self.by_columns, self.tail)
 
+    def rows_at(self, first: int, n_rows: int) -> tuple[int, int]:
+        """Where the share of a module's row `first`, of `n_rows`, begins in the file.
+
+        Every row has equally many bytes, and rows follow each other; by columns they do within
+        each line, and the second number is the bytes of a line, else 0.
+        """
+        stride = self.nbytes // self.shape[0] if self.by_columns else 0
+        return self.start + (stride or self.nbytes) * first // max(1, n_rows), stride
+
     @property
     def is_constant(self) -> bool:
         """Whether no source has a part in it."""

@@ -7,29 +7,31 @@ claim the output ─ open or resume the journal ─ run the units ─ metadata a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
 from emitters import FORMATS
-from emitters.core.blocks import Outcome, Site
 from emitters.core.bundle import complete
 from emitters.core.journal import Journal, Savepoints
-from emitters.core.losses import ensure_something_left
 from emitters.core.own_head import ensure_equal_heads
 from emitters.core.progress import Progress, Silent
 from emitters.core.readiness import ensure_buildable, ensure_supported_system
+from emitters.core.run_unit import Work
+from emitters.core.runners import Runner, Threads
 from emitters.core.same_source import ensure_as_planned
 from emitters.core.seal import seal
 from emitters.core.start import identity_of, open_journal
 from emitters.core.statistics import prepare
-from emitters.core.units import Unit, fit, plan_units, source_nbytes, total_source_nbytes
-from emitters.core.workers import run_units
+from emitters.core.value_errors import ValueDefectError, finding_of
+from emitters.core.work_units import Spans, Unit, fit, merge_spans, plan_units, total_source_nbytes
 from emitters.core.workspace import check_early, check_output, claimed, output_place
 from emitters.tensor_io.read import Source, file_facts
 from emitters.tensor_io.view_rows import ViewReader
-from policy_dsl.diagnostics import Diagnostic
+from policy_dsl.diagnostics import Diagnostic, PermanentError, fail
 from policy_dsl.formats import Format
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
@@ -69,13 +71,15 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     max_memory: int | None = None,
     progress: Progress | None = None,
     format: Format | None = None,
+    runner: Runner | None = None,
 ) -> BuildReport:
     """Write the bundle of a plan to the folder `out`; an interrupted build is resumed.
 
     plan: as `resolve` gives it for this inventory. jobs: threads, by default one for each
     core. force: a bundle that is already there is replaced once the new one is complete, and
     the unfinished build of something else is thrown away. max_memory: bytes that the program
-    may take. format: the plan's; None for the one of its name here.
+    may take. format: the plan's; None for the one of its name here. runner: who runs the units
+    instead of threads.
     Plan and source alone decide the bytes.
     Raises: PolicyError if something is in the way, and KeyboardInterrupt; what is done so far
     then stays in `<out>.partial`.
@@ -86,7 +90,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     ensure_buildable(plan, inventory)
     ensure_equal_heads(plan, inventory)
     plan, prepared = prepare(complete(plan, inventory, known), known)
-    out, told = output_place(out), progress or Silent()
+    out, shown = output_place(out), progress or Silent()
     workers, block_values = fit(jobs or available_cores(), max_memory, plan)
     # Before anything is made, and again once a bundle that a crash displaced is back.
     check_early(out, inventory.root, force=force)
@@ -95,18 +99,29 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
         check_output(out, inventory.root, force=force)
         source = _source(plan, inventory, known)
         reader = ViewReader(source, plan.model.config, must_be_finite=True)
-        site = Site(plan, known, reader, workspace.bundle, prepared)
-        identity = identity_of(plan, site.source)
-        journal = open_journal(workspace, site, identity, force=force)
-        resumed = _write_tensors(site, journal, told, jobs=workers, block_values=block_values)
-        digest = seal(site, told, jobs=workers)
+        work = Work(known, reader, plan.fp8_rule, workspace.bundle)
+        journal = open_journal(workspace, plan, work, identity_of(plan, source), force=force)
+        units = partial(plan_units, plan, prepared, block_values)
+        total = total_source_nbytes(plan)
+        left = sum(unit.source_nbytes for unit in units(journal.done)) if journal.done else total
+        shown.begin("encode", total, total - left)
+        try:
+            lost = _write_tensors(work, units, journal, runner or Threads(workers), shown)
+            defects = list(work.defects_of_lost(lost))
+        except ValueDefectError as defect:
+            defects = [defect]
+        finally:
+            shown.end()
+        if defects:
+            raise PermanentError(finding_of(defect, plan, known) for defect in defects)
+        digest = seal(plan, work, shown, jobs=workers)
         workspace.finish(force=force)
     return BuildReport(
         out=out,
         sizes={file.name: file.nbytes or 0 for file in plan.files},
         tensors=sum(len(module.tensors) for module in plan.modules),
         source_nbytes=plan.source_nbytes,
-        resumed_nbytes=resumed,
+        resumed_nbytes=total - left,
         seconds=monotonic() - started,
         digest=digest,
         findings=tuple(workspace.left),
@@ -135,27 +150,66 @@ def _source(plan: Plan, inventory: Inventory, format: Format) -> Source:
     return source
 
 
+class _Round:
+    """Units given to a runner: how many it took, and which of them came back."""
+
+    def __init__(self, units: Iterator[Unit]) -> None:
+        self._units = units
+        self._taken = 0
+        self._are_all_taken = False
+        self.ended: dict[int, set[tuple[int, int]]] = {}
+
+    def __iter__(self) -> Iterator[Unit]:
+        """The units, each once."""
+        for unit in self._units:
+            self._taken += 1
+            yield unit
+        self._are_all_taken = True
+
+    def end(self, unit: Unit) -> bool:
+        """Count a unit that ended; False if it was counted before."""
+        spans = self.ended.setdefault(unit.module, set())
+        is_new = unit.span not in spans
+        spans.add(unit.span)
+        return is_new
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every unit was taken and has ended."""
+        return self._are_all_taken and sum(map(len, self.ended.values())) == self._taken
+
+
 def _write_tensors(
-    site: Site, journal: Journal, progress: Progress, *, jobs: int, block_values: int
-) -> int:
-    """Write all rows that are not on disk yet; returns source bytes that were done before."""
-    plan = site.plan
-    total = total_source_nbytes(plan)
-    units = list(plan_units(plan, block_values=block_values, done=journal.done))
-    resumed = total - sum(source_nbytes(plan, unit) for unit in units)
+    work: Work,
+    units: Callable[[Mapping[int, Spans]], Iterator[Unit]],
+    journal: Journal,
+    runner: Runner,
+    progress: Progress,
+) -> list[Unit]:
+    """Write all rows that are not on disk yet; returns the units whose values all became 0.
 
+    units(done): those without the rows in `done`.
+    Raises: what the work raises; PolicyError if the runner brings nothing back.
+    """
     lost: list[Unit] = []
-
-    def finished(unit: Unit, outcome: Outcome) -> None:
-        progress.advance(source_nbytes(plan, unit))
-        if outcome.is_lost:
-            lost.append(unit)
-
-    progress.begin("encode", total, resumed)
-    try:
-        savepoints = Savepoints(journal, plan, site.folder)
-        run_units(iter(units), site, savepoints, jobs=jobs, finished=finished)
-    finally:
-        progress.end()
-    ensure_something_left(site, lost)
-    return resumed
+    done = dict(journal.done)
+    with Savepoints(journal, work.folder) as savepoints:
+        while True:
+            round_ = _Round(units(done))
+            with closing(runner.run(round_, work)) as receipts:
+                for unit, receipt in receipts:
+                    if not round_.end(unit):
+                        continue
+                    progress.advance(unit.source_nbytes)
+                    # One whose values are lost must be found again by the next run.
+                    if receipt.is_lost:
+                        lost.append(unit)
+                    else:
+                        savepoints.add(unit, receipt)
+            if round_.is_complete:
+                break
+            if not round_.ended:
+                raise fail("units-lost", suggestion="run the same command again: it is resumed")
+            for module, spans in round_.ended.items():
+                done[module] = merge_spans((*done.get(module, ()), *spans))
+    return lost

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from emitters.core.units import Spans, Unit, merge_spans
+from emitters.core.run_unit import Receipt
+from emitters.core.work_units import Spans, Unit, merge_spans
 from emitters.tensor_io.shards import append, flush, writing
 from policy_dsl.bounded_json import parse_json
-from policy_dsl.plan import Plan
 from policy_dsl.regular_files import read_whole
 
 Identity = Mapping[str, Any]
@@ -73,7 +74,7 @@ class Journal:
 
         Raises: PolicyError if that fails.
         """
-        rows = [[unit.module, unit.at, unit.at + unit.count] for unit in units]
+        rows = [[unit.module, *unit.span] for unit in units]
         append(self.path, _line({"done": rows}))
 
 
@@ -83,42 +84,57 @@ class Savepoints:
     A crash, of the machine too, loses the work of a few seconds and never a journal's truth.
     """
 
-    def __init__(self, journal: Journal, plan: Plan, folder: Path) -> None:
+    def __init__(self, journal: Journal, folder: Path) -> None:
         self._journal = journal
-        self._plan = plan
         self._folder = folder
-        self._waiting: list[Unit] = []
+        self._waiting: list[tuple[Unit, Receipt]] = []
         self._saved_at = monotonic()
+        # Flushing waits for the disk; meanwhile units go on.
+        self._saver = ThreadPoolExecutor(1, "savepoint")
+        self._saving: Future[None] | None = None
 
-    def add(self, unit: Unit) -> None:
-        """Take a finished unit."""
-        self._waiting.append(unit)
+    def __enter__(self) -> Savepoints:
+        """Itself."""
+        return self
 
-    def due(self) -> bool:
-        """Whether it is time to `save` what waits."""
-        return bool(self._waiting) and monotonic() - self._saved_at > SAVE_SECONDS
+    def __exit__(self, *_: object) -> None:
+        """Save what waits, whatever ended the build. Raises: PolicyError if a save failed."""
+        with self._saver:
+            last = self._saver.submit(self._save, self._taken())
+        for saving in (self._saving, last):
+            if saving is not None:
+                saving.result()
 
-    def take(self) -> Sequence[Unit]:
-        """The units that wait to be saved; they wait no longer."""
+    def add(self, unit: Unit, receipt: Receipt) -> None:
+        """Take a finished unit, and now and then save those that wait.
+
+        Raises: PolicyError if an earlier save failed.
+        """
+        self._waiting.append((unit, receipt))
+        if self._saving is not None and self._saving.done():
+            self._saving.result()
+            self._saving = None
+        if self._saving is None and monotonic() - self._saved_at > SAVE_SECONDS:
+            self._saving = self._saver.submit(self._save, self._taken())
+
+    def _taken(self) -> Sequence[tuple[Unit, Receipt]]:
         units, self._waiting = self._waiting, []
         self._saved_at = monotonic()
         return units
 
-    def save(self, units: Sequence[Unit]) -> None:
-        """Flush and write down units; another thread may go on adding.
-
-        Raises: PolicyError if that fails; they are then done again by the next run.
-        """
+    def _save(self, units: Sequence[tuple[Unit, Receipt]]) -> None:
+        """Flush and write down units. Raises: PolicyError; the next run does them again then."""
+        flushed = {
+            tensor.file
+            for unit, receipt in units
+            if not receipt.is_durable
+            for tensor in unit.output.tensors
+        }
         # In this order: a line of the journal must never be ahead of its rows.
-        for file in sorted(self._files(units)):
+        for file in sorted(flushed):
             flush(self._folder / file)
         if units:
-            self._journal.add(units)
-
-    def _files(self, units: Iterable[Unit]) -> set[str]:
-        # Few files stand behind many units: each is flushed once.
-        modules = {unit.module for unit in units}
-        return {tensor.file for at in modules for tensor in self._plan.modules[at].tensors}
+            self._journal.add([unit for unit, _ in units])
 
 
 def _parsed(content: bytes) -> tuple[list[dict[str, Any]], int]:

@@ -8,8 +8,8 @@ from math import prod
 import numpy as np
 
 from emitters.core.bundle_reading import Bundle
+from emitters.core.pieces import tensors_in_stretches
 from emitters.core.source_values import SourceValues
-from emitters.core.stretches import tensors_in_stretches
 from emitters.tensor_io.read import columns
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.inventory import Inventory

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import prod
 from typing import TypeVar
 
 from emitters.core.record import BundleModule
-from emitters.core.stretches import both_in_stretches
 from emitters.tensor_io.read import columns
+from emitters.tensor_io.view_rows import LONGEST_ROW
 from policy_dsl.roles.classify import ModelTensor
-from policy_dsl.views import stacked
+from policy_dsl.treatments import Coded
+from policy_dsl.views import Values, stacked
 
 # As many values as a build's unit: few pieces, and small ones where a matrix is small.
 _PIECE_VALUES = 8 * 2**20
@@ -51,6 +52,15 @@ class Piece:
         row, column = at
         return divmod(row * columns(self.module.shape) + column, columns(self.whole.shape))
 
+    def source_place(self, at: tuple[int, int]) -> str:
+        """Where in the source the value at a row and column of `module` is: `name[3, 17]`."""
+        row, column = at[0] - self.at + self.first, at[1]
+        # A row of the module is longer where experts were added.
+        if self.tensor is None or column >= self.tensor.view.width:
+            return ""
+        place = self.tensor.view.place(row, column)
+        return f"{self.tensor.source.name}{list(place)}"
+
 
 def pieces_of(
     whole: BundleModule, stack: tuple[ModelTensor, ...], block_rows: Callable[[BundleModule], int]
@@ -59,7 +69,7 @@ def pieces_of(
 
     block_rows(module): how many of them are decoded together.
     """
-    module, tensors = both_in_stretches(whole, stack)
+    module, tensors = _in_stretches(whole, stack)
     step = block_rows(module)
     height = max(1, prod(whole.shape[-2:-1]) * columns(whole.shape) // columns(module.shape))
     several = max(1, _PIECE_VALUES // columns(module.shape) // step) * step
@@ -78,6 +88,38 @@ def pieces_of(
             for at in range(start, stop, several):
                 count = min(several, stop - at)
                 yield Piece(whole, module, None, at // height, 0, count, at)
+
+
+def tensors_in_stretches(*tensors: ModelTensor) -> tuple[ModelTensor, ...]:
+    """Tensors of a source as their rows are read side by side.
+
+    In stretches of values where all rows are long ones; scales belong to blocks of a row.
+    """
+    if any(tensor.scale is not None or columns(tensor.shape) <= LONGEST_ROW for tensor in tensors):
+        return tensors
+    return tuple(
+        replace(tensor, shape=(prod(tensor.shape), 1), operations=(*tensor.operations, Values()))
+        for tensor in tensors
+    )
+
+
+def _in_stretches(
+    module: BundleModule, stack: tuple[ModelTensor, ...]
+) -> tuple[BundleModule, tuple[ModelTensor, ...]]:
+    """The module of a bundle and what it stands for, as their rows are compared."""
+    # In a bias the experts that were added make the row longer than the source's.
+    is_padded_row = module.added > 0 and len(module.shape) == 1
+    is_short = columns(module.shape) <= LONGEST_ROW or is_padded_row
+    if isinstance(module.treatment, Coded) or is_short:
+        return module, stack
+    split = tensors_in_stretches(*stack)
+    if stack and split == stack:
+        return module, stack
+    tensors = {
+        part: held._replace(shape=(prod(held.shape), 1)) for part, held in module.tensors.items()
+    }
+    added = module.added * prod(module.shape[1:])
+    return replace(module, shape=(prod(module.shape), 1), tensors=tensors, added=added), split
 
 
 def in_order(

@@ -74,7 +74,9 @@ class RowsCheck:
                 continue
             rows = piece.tensor, (piece.first + start, count)
             total += check[self.way(piece.module)](piece.module, rows, at)
-        return replace(total, at=total.at and piece.place(total.at))
+        if total.at is None:
+            return total
+        return replace(total, at=piece.place(total.at), source=piece.source_place(total.at))
 
     def _repeated(self, method: str | None) -> bool:
         """Whether the codes of this method follow from the source, and from this program."""

@@ -6,38 +6,38 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
 
-from emitters.core.blocks import Site
 from emitters.core.bundle import edited_files
 from emitters.core.deleting import BROWSED, refuse_others, unfinished_files
 from emitters.core.hashing import FileHashes, Places, hash_files
 from emitters.core.progress import Progress
+from emitters.core.run_unit import Work
 from emitters.core.self_check import check_bundle
 from emitters.core.workspace import written_files
 from emitters.tensor_io.shards import writing
-from policy_dsl.diagnostics import fail
+from policy_dsl.diagnostics import PermanentError, diagnostic
 from policy_dsl.plan import Plan
 from policy_dsl.planning.record import RECORD, record
 
 _CHUNK_NBYTES = 4 * 2**20
 
 
-def seal(site: Site, progress: Progress, *, jobs: int) -> str:
+def seal(plan: Plan, work: Work, progress: Progress, *, jobs: int) -> str:
     """Complete the bundle whose tensors are written; returns the record's digest.
 
     Raises: PolicyError if a file cannot be written or what was written is not what was planned.
     """
-    plan, folder = site.plan, site.folder
+    folder = work.folder
     # Nothing is written through a link that was put here meanwhile.
     unfinished_files(folder, {BROWSED, *(file.name for file in plan.files)})
-    written = site.format.files().metadata(plan) | edited_files(plan, site.source, site.format)
+    written = work.format.files().metadata(plan) | edited_files(plan, work.source, work.format)
     for name, content in written.items():
         _write(folder / name, content)
     for file in plan.files:
         if file.kind == "copied":
-            _copy(site, file.name, file.nbytes or 0)
+            _copy(work, file.name, file.nbytes or 0)
     # Sizes and headers first: hashing a wrong bundle would waste minutes.
     _check_files(plan, folder)
-    check_bundle(plan, folder, site.format)
+    check_bundle(plan, folder, work.format)
     hashes = _hashed(plan, folder, progress, jobs)
     content, digest = _record(plan, hashes)
     _write(folder / RECORD, content)
@@ -50,15 +50,15 @@ def _write(path: Path, content: bytes) -> None:
         opened.write(content)
 
 
-def _copy(site: Site, name: str, nbytes: int) -> None:
+def _copy(work: Work, name: str, nbytes: int) -> None:
     """The side file `name` of the source, byte for byte."""
-    path = site.folder / name
+    path = work.folder / name
     with writing(path):
         path.parent.mkdir(exist_ok=True)
     with writing(path), _new(path) as opened:
         for start in range(0, nbytes, _CHUNK_NBYTES):
             count = min(_CHUNK_NBYTES, nbytes - start)
-            opened.write(site.source.read(name, start, count).data)
+            opened.write(work.source.read(name, start, count).data)
 
 
 def _new(path: Path) -> BinaryIO:
@@ -79,7 +79,7 @@ def _check_files(plan: Plan, folder: Path, *, record: bool = False) -> None:
     for name in sorted(planned.keys() | found.keys()):
         if planned.get(name) != found.get(name):
             reason = f"{name} has {found.get(name)} bytes, planned were {planned.get(name)}"
-            raise fail("wrong-result", reason=reason)
+            raise PermanentError([diagnostic("wrong-result", reason=reason)])
 
 
 def _hashed(plan: Plan, folder: Path, progress: Progress, jobs: int) -> dict[str, FileHashes]:

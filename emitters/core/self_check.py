@@ -11,7 +11,14 @@ from emitters.core.bundle import tensor_files
 from emitters.core.bundle_reading import open_bundle
 from emitters.core.record import parse_record
 from emitters.core.verify import written_stages
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors
+from policy_dsl.diagnostics import (
+    Diagnostic,
+    DiskError,
+    PermanentError,
+    PolicyError,
+    diagnostic,
+    errors,
+)
 from policy_dsl.formats import Format
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Plan
@@ -24,15 +31,10 @@ from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, header_nbytes, 
 
 # One wrong offset makes every tensor after it wrong.
 _MOST_FINDINGS = 20
-_OF_THE_DISK = ("unreadable-file", "unwritable-output", "disk-full")
-
-
-class WrongBundleError(PolicyError):
-    """What was written cannot be finished, and the same build leads to it again."""
 
 
 def check_bundle(plan: Plan, folder: Path, format: Format) -> None:
-    """Raises: WrongBundleError unless the written bundle is planned and sound.
+    """Raises: PermanentError unless the written bundle is planned and sound.
 
     The headers hold exactly the planned tensors at their places, and nothing that `verify`
     looks at, hashes and values aside, is wrong.
@@ -51,11 +53,10 @@ def check_bundle(plan: Plan, folder: Path, format: Format) -> None:
             parse_record({**document, "digest": UNKNOWN_HASH}),
             formats={format.name: format},
         )
+    except DiskError:
+        raise
     except PolicyError as error:
-        # A disk that fails once may work the next time.
-        if any(found.code in _OF_THE_DISK for found in error.diagnostics):
-            raise
-        raise WrongBundleError(error.diagnostics) from error
+        raise PermanentError(error.diagnostics) from error
     _refuse(errors([found for stage in written_stages(bundle) for found in stage.findings]))
 
 
@@ -97,4 +98,4 @@ def _wrong(reason: str) -> Diagnostic:
 def _refuse(found: Iterable[Diagnostic]) -> None:
     some = list(islice(found, _MOST_FINDINGS))
     if some:
-        raise WrongBundleError(some)
+        raise PermanentError(some)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from emitters.core.blocks import Site
 from emitters.core.bundle import preface, tensor_files
 from emitters.core.journal import Identity, Journal
 from emitters.core.readiness import ensure_room
+from emitters.core.run_unit import Work
 from emitters.core.workspace import Workspace
 from emitters.tensor_io.read import Source
 from emitters.tensor_io.shards import create_file, flush
@@ -45,13 +45,14 @@ def identity_of(plan: Plan, source: Source) -> Identity:
     }
 
 
-def open_journal(workspace: Workspace, site: Site, identity: Identity, *, force: bool) -> Journal:
+def open_journal(
+    workspace: Workspace, plan: Plan, work: Work, identity: Identity, *, force: bool
+) -> Journal:
     """The journal to go on with, and the shards that it speaks of, new or from an earlier run.
 
     Raises: PolicyError if the unfinished build there is another one or damaged, some of it is
     done, and `force` does not allow to throw it away; or if the disk has no room.
     """
-    plan = site.plan
     resumed = Journal.resume(workspace.journal)
     if resumed is not None:
         journal, found = resumed
@@ -65,7 +66,7 @@ def open_journal(workspace: Workspace, site: Site, identity: Identity, *, force:
     # Without a journal nothing says what a file holds: whatever lies there is of no use.
     workspace.clear(file.name for file in plan.files)
     ensure_room(plan, workspace.bundle)
-    _create_files(workspace, site)
+    _create_files(workspace, plan, work)
     return Journal.create(workspace.journal, identity)
 
 
@@ -85,9 +86,9 @@ def _refusal(
     return None
 
 
-def _create_files(workspace: Workspace, site: Site) -> None:
+def _create_files(workspace: Workspace, plan: Plan, work: Work) -> None:
     """Every tensor file at its full length with its header, on the disk when this returns."""
-    plan, files = site.plan, site.format.spec.tensor_files
+    files = work.format.spec.tensor_files
     held: dict[str, list[PlannedTensor]] = {file.name: [] for file in tensor_files(plan)}
     for module in plan.modules:
         for tensor in module.tensors:
@@ -95,7 +96,7 @@ def _create_files(workspace: Workspace, site: Site) -> None:
     for file in tensor_files(plan):
         path = workspace.bundle / file.name
         if isinstance(files, Container):
-            header = preface(plan, site.source, site.format)
+            header = preface(plan, work.source, work.format)
         else:
             header = header_bytes(held[file.name], files.metadata)
         create_file(path, header, held[file.name], file.nbytes or 0)

@@ -74,8 +74,8 @@ class Sums:
 class Tally:
     """The comparison of some rows: their sums, and which values are not what they must be.
 
-    wrong: how many; at: row and column of the first one. rows: those compared; sound: those
-    of them without a wrong value.
+    wrong: how many; at: row and column of the first one; source: its place there, in words.
+    rows: those compared; sound: those of them without a wrong value.
     """
 
     sums: Sums = Sums()
@@ -83,6 +83,7 @@ class Tally:
     at: tuple[int, int] | None = None
     rows: int = 0
     sound: int = 0
+    source: str = ""
 
     def __add__(self, other: Tally) -> Tally:
         """The tally of both; `other` is about rows after these."""
@@ -92,6 +93,7 @@ class Tally:
             other.at if self.at is None else self.at,
             self.rows + other.rows,
             self.sound + other.sound,
+            other.source if self.at is None else self.source,
         )
 
     @classmethod

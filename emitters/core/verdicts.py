@@ -123,7 +123,8 @@ def _place(one: Compared) -> str:
     # The name has the number of the matrix; rows are counted through all of the module.
     row %= max(1, prod(one.module.shape[-2:-1]))
     values = counted(one.tally.wrong, "value")
-    return f"{one.name}: {values}, the first at row {row}, column {column}"
+    source = f", of {one.tally.source}" if one.tally.source else ""
+    return f"{one.name}: {values}, the first at row {row}, column {column}{source}"
 
 
 def _added(one: Compared) -> str:

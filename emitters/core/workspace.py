@@ -29,9 +29,8 @@ from emitters.core.deleting import (
     refuse_others,
     unfinished_files,
 )
-from emitters.core.self_check import WrongBundleError
 from emitters.tensor_io.shards import flush, make_folder, write_failure, writing
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
+from policy_dsl.diagnostics import Diagnostic, PermanentError, PolicyError, diagnostic, fail
 from policy_dsl.planning.record import RECORD
 from policy_dsl.regular_files import read_whole
 
@@ -45,10 +44,6 @@ _WORK = {
 }
 _DELETED = "deleted"
 _IS_DELETED = re.compile(r"deleted(-[0-9]+)?")
-# What the same source and policy lead to again.
-_FINAL = frozenset(
-    {"non-finite-source", "unstorable-value", "value-overflow", "value-underflow", "wrong-result"}
-)
 # What NFS calls a file that is deleted while it is open.
 _OPEN = ".nfs"
 _LARGEST_LOCK = 16 * 2**20
@@ -307,10 +302,8 @@ def claimed(out: Path) -> Iterator[Workspace]:
         # The lock's name is on the disk before any other.
         flush(workspace.root)
         yield workspace
-    except PolicyError as error:
-        final = isinstance(error, WrongBundleError)
-        if final or _FINAL.intersection(found.code for found in error.diagnostics):
-            workspace.forget()
+    except PermanentError:
+        workspace.forget()
         raise
     finally:
         # Somebody may have deleted the lock: what is there now is another build's.

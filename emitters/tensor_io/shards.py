@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from emitters.numerics.value_types import Array
-from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.diagnostics import DiskError, PolicyError, diagnostic
 from policy_dsl.plan import PlannedTensor
 
 try:
@@ -43,8 +43,8 @@ def write_failure(path: Path, error: OSError) -> PolicyError:
     reason = error.strerror or str(error)
     if error.errno in _NO_ROOM:
         cure = "free some space and run the same command again: it goes on where it stopped"
-        return fail("disk-full", path=str(path), reason=reason, suggestion=cure)
-    return fail("unwritable-output", path=str(path), reason=reason)
+        return DiskError([diagnostic("disk-full", suggestion=cure, path=str(path), reason=reason)])
+    return DiskError([diagnostic("unwritable-output", path=str(path), reason=reason)])
 
 
 def create_file(path: Path, header: bytes, tensors: Iterable[PlannedTensor], nbytes: int) -> None:

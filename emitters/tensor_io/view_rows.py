@@ -12,11 +12,13 @@ from emitters.numerics.rounding import cast, first_nonfinite, to_float32
 from emitters.numerics.small_floats import fp8_dequantize
 from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.read import Source
-from policy_dsl.diagnostics import fail
+from policy_dsl.diagnostics import PermanentError, diagnostic, fail
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.roles.scales import fp8_block
 from policy_dsl.views import Rectangle, View, index_of
 
+# Rows up to this many values are worked on whole, whatever becomes of them.
+LONGEST_ROW = 64 * 2**10
 # Of the codes of FP8, whatever dtype they are stored as.
 _FP8 = "F8_E4M3"
 
@@ -135,7 +137,9 @@ class ViewReader:
         value = "nan"
         if dtype in VALUE_TYPES:
             value = str(to_float32(stored.reshape(-1)[at : at + 1], dtype)[0])
-        raise fail("non-finite-source", tensor=tensor.name, value=value, place=place(at))
+        where = place(at)
+        found = diagnostic("non-finite-source", tensor=tensor.name, value=value, place=where)
+        raise PermanentError([found])
 
 
 def view_nbytes(view: View, n_rows: int) -> int:

@@ -149,7 +149,8 @@ def test_a_row_is_counted_within_the_matrix_that_is_named(verified) -> None:
 
     report = verified(changed(change), name="mixtral", record=True)
     (finding,) = [one for one in report.findings if one.code == "codes-differ"]
-    assert finding.notes == (f"{name}[2]: 1 value, the first at row 5, column 4",)
+    place = "model.layers.0.block_sparse_moe.experts.2.w3.weight[5, 4]"
+    assert finding.notes == (f"{name}[2]: 1 value, the first at row 5, column 4, of {place}",)
 
 
 def test_a_norm_of_zeros(verified) -> None:

@@ -93,6 +93,6 @@ def test_a_matrix_in_many_blocks_is_one(
         small[-1] = last
         return small
 
-    monkeypatch.setattr("emitters.core.units.BLOCK_VALUES", 64)
+    monkeypatch.setattr("emitters.core.work_units.BLOCK_VALUES", 64)
     code, _ = build(tmp_path, "model.embed_tokens.weight", change, KEPT, "mlx_affine")
     assert code == expected

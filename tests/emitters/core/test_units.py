@@ -11,12 +11,12 @@ import pytest
 from small_checkpoints import llama_config, llama_tensors, write_folder
 
 from emitters import FORMATS
-from emitters.core.blocks import Site
 from emitters.core.build import build
-from emitters.core.journal import Journal, Savepoints
+from emitters.core.run_unit import Work
+from emitters.core.runners import Threads
 from emitters.core.statistics import prepare
-from emitters.core.units import Unit, fit, merge_spans, plan_units, source_nbytes
-from emitters.core.workers import run_units
+from emitters.core.work_units import Unit, fit, merge_spans, plan_units
+from emitters.tensor_io.prepared import Prepared
 from emitters.tensor_io.read import Source, file_facts
 from emitters.tensor_io.view_rows import ViewReader
 from policy_dsl.diagnostics import PolicyError
@@ -39,7 +39,7 @@ def rows(plan, units, module):
         (unit.source, unit.first + k, unit.at + k)
         for unit in units
         if unit.module == module
-        for k in range(unit.count)
+        for k in range(unit.n_rows)
     ]
 
 
@@ -48,7 +48,7 @@ def test_every_row_that_is_not_done_is_in_one_unit(write_llama, planned, demo, d
     for source in (write_llama(), demo):
         plan, _ = planned(source)
         finished = dict.fromkeys(range(len(plan.modules)), done)
-        units = list(plan_units(plan, block_values=BLOCK, done=finished))
+        units = list(plan_units(plan, Prepared.nothing(), BLOCK, finished))
         for index, module in enumerate(plan.modules):
             wanted = [
                 (number, row, first + row)
@@ -61,11 +61,11 @@ def test_every_row_that_is_not_done_is_in_one_unit(write_llama, planned, demo, d
 
 def test_no_unit_is_larger_than_its_block(write_llama, planned):
     plan, _ = planned(write_llama())
-    units = list(plan_units(plan, block_values=BLOCK))
+    units = list(plan_units(plan, Prepared.nothing(), BLOCK))
     widths = [plan.modules[unit.module].sources[0].tensor.shape[-1] for unit in units]
     assert len(units) > 2 * len(plan.modules)
     assert all(
-        unit.count == 1 or unit.count * width <= BLOCK
+        unit.n_rows == 1 or unit.n_rows * width <= BLOCK
         for unit, width in zip(units, widths, strict=True)
     )
 
@@ -110,7 +110,7 @@ def large_source(tmp_path: Path) -> Path:
 def test_a_unit_reads_at_most_64_mib(planned, large_source, policy, jobs):
     plan, _ = planned(large_source, policy)
     _, block_values = fit(jobs, None)
-    read = [source_nbytes(plan, unit) for unit in plan_units(plan, block_values=block_values)]
+    read = [unit.source_nbytes for unit in plan_units(plan, Prepared.nothing(), block_values)]
     assert sum(read) > 2**30
     assert max(read) <= 64 * 2**20
 
@@ -123,9 +123,8 @@ def test_two_units_a_worker_are_in_flight_and_no_more(write_llama, planned, tmp_
     root = tmp_path / "source"
     source = Source(root, file_facts(root, ["model.safetensors"]))
     reader = ViewReader(source, plan.model.config)
-    site = Site(plan, FORMATS["mlx_affine"], reader, report.out, prepared)
-    journal = Journal.create(tmp_path / "journal", {})
-    units, alive, most = list(plan_units(plan, block_values=BLOCK)), 0, 0
+    work = Work(FORMATS["mlx_affine"], reader, plan.fp8_rule, report.out)
+    units, alive, most = list(plan_units(plan, prepared, BLOCK)), 0, 0
 
     def taken() -> Iterator[Unit]:
         nonlocal alive, most
@@ -134,11 +133,7 @@ def test_two_units_a_worker_are_in_flight_and_no_more(write_llama, planned, tmp_
             most = max(most, alive)
             yield unit
 
-    def finished(*_: object) -> None:
-        nonlocal alive
+    for _ in Threads(jobs).run(taken(), work):
         alive -= 1
-
-    saved = Savepoints(journal, plan, report.out)
-    run_units(taken(), site, saved, jobs=jobs, finished=finished)
     assert len(units) > 50
     assert (alive, most <= 2 * jobs) == (0, True)
