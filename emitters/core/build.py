@@ -200,12 +200,12 @@ def _write_tensors(
                 for unit, receipt in receipts:
                     if not round_.end(unit):
                         continue
-                    progress.advance(unit.source_nbytes)
                     # One whose values are lost must be found again by the next run.
                     if receipt.is_lost:
                         lost.append(unit)
                     else:
                         savepoints.add(unit, receipt)
+                    progress.advance(unit.source_nbytes)
             if round_.is_complete:
                 break
             if not round_.ended:

@@ -63,7 +63,7 @@ def _cure(defect: ValueDefectError, plan: Plan, format: Format, them: str) -> st
     held = list(_holding(defect, plan, format))
     if held:
         return f"{' or '.join(held)} would hold {them}; give the tensor a rule of its own"
-    return f"no dtype that {plan.target} stores holds {them}: is the checkpoint intact?"
+    return f"no plain dtype of {plan.target} holds {them}; try another scheme"
 
 
 def _holding(defect: ValueDefectError, plan: Plan, format: Format) -> Iterator[str]:

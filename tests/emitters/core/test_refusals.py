@@ -89,7 +89,18 @@ def test_a_group_too_wide_for_its_scale_is_named(write_llama, planned, tmp_path)
 
 
 def test_what_would_hold_a_value_does(write_llama, planned, tmp_path):
-    """hipfire has no matrices of F32: what holds the value is another of its schemes."""
+    rules = NORM_KEPT + "  all: 4bit\n  norm: keep\n  lm_head: f16\n"
+    source = write_llama(poke("lm_head.weight", 5, 6, 0x7F00))
+    told = refusal(*planned(source, rules), out=tmp_path / "out")
+    cure = re.search(r"\^ (.*) would hold it", told)
+    assert cure is not None
+    for dtype in cure[1].split(" or "):
+        cured = f"{rules}  lm_head: {dtype}\n"
+        build(*planned(source, cured), out=tmp_path / dtype)
+
+
+def test_where_no_plain_dtype_holds_a_value_none_is_named(write_llama, planned, tmp_path):
+    """hipfire has no matrices of F32; another of its schemes holds the value."""
 
     def enlarge(tensors: dict[str, tuple[str, Array]]) -> None:
         tensors["lm_head.weight"][1][77, :2] = bf16(np.array([1e8, -1e8], np.float32))
@@ -97,14 +108,8 @@ def test_what_would_hold_a_value_does(write_llama, planned, tmp_path):
     source = write_llama(enlarge, hidden=256, inner=256)
     policy = "name: q\ntarget: hipfire_hfq\nrules: |\n  all: q8\n  norm: f16\n"
     told = refusal(*planned(source, policy), out=tmp_path / "out")
-    cure = re.search(r"\^ (.*) would hold it", told)
-    assert cure is not None
-    treatments = re.split(", | or ", cure[1])
-    assert "6bit mq6 g256" in treatments
-    assert {"f16", "f32"}.isdisjoint(treatments)
-    for number, treatment in enumerate(treatments):
-        cured = f"{policy}  lm_head: {treatment}\n"
-        build(*planned(source, cured), out=tmp_path / str(number))
+    assert "no plain dtype of hipfire_hfq holds it; try another scheme" in told
+    build(*planned(source, f"{policy}  lm_head: mq6\n"), out=tmp_path / "cured")
 
 
 @pytest.mark.parametrize("value", [0x7F00, 0x7F80])
