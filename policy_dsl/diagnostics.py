@@ -124,7 +124,7 @@ class PermanentError(PolicyError):
     """The same policy and source lead to it again: unfinished work is of no use."""
 
 
-class UnreadableError(PolicyError):
+class UnreadableError(DiskError):
     """Files are missing or cannot be read; nothing is wrong with what could be read."""
 
 
