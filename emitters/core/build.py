@@ -20,7 +20,7 @@ from emitters.core.journal import Journal, Savepoints
 from emitters.core.own_head import ensure_equal_heads
 from emitters.core.progress import Progress, Silent
 from emitters.core.readiness import ensure_buildable, ensure_supported_system
-from emitters.core.run_unit import Work
+from emitters.core.run_unit import Receipt, Work
 from emitters.core.runners import Runner, Threads
 from emitters.core.same_source import ensure_as_planned
 from emitters.core.seal import seal
@@ -166,8 +166,9 @@ class _Round:
             yield unit
         self._are_all_taken = True
 
-    def end(self, unit: Unit) -> bool:
-        """Count a unit that ended; False if it was counted before."""
+    def is_new(self, receipt: tuple[Unit, Receipt]) -> bool:
+        """Count a unit that came back, and whether it did for the first time."""
+        unit, _ = receipt
         spans = self.ended.setdefault(unit.module, set())
         is_new = unit.span not in spans
         spans.add(unit.span)
@@ -195,21 +196,27 @@ def _write_tensors(
     done = dict(journal.done)
     with Savepoints(journal, work.folder) as savepoints:
         while True:
-            round_ = _Round(units(done))
-            with closing(runner.run(round_, work)) as receipts:
-                for unit, receipt in receipts:
-                    if not round_.end(unit):
-                        continue
-                    # One whose values are lost must be found again by the next run.
-                    if receipt.is_lost:
-                        lost.append(unit)
-                    else:
-                        savepoints.add(unit, receipt)
-                    progress.advance(unit.source_nbytes)
-            if round_.is_complete:
-                break
-            if not round_.ended:
+            given = _Round(units(done))
+            lost += _run(given, work, savepoints, runner, progress)
+            if given.is_complete:
+                return lost
+            if not given.ended:
                 raise fail("units-lost", suggestion="run the same command again: it is resumed")
-            for module, spans in round_.ended.items():
+            for module, spans in given.ended.items():
                 done[module] = merge_spans((*done.get(module, ()), *spans))
+
+
+def _run(
+    given: _Round, work: Work, savepoints: Savepoints, runner: Runner, progress: Progress
+) -> list[Unit]:
+    """Run units; returns those whose values all became 0."""
+    lost = []
+    with closing(runner.run(given, work)) as receipts:
+        for unit, receipt in filter(given.is_new, receipts):
+            # One whose values are lost must be found again by the next run.
+            if receipt.is_lost:
+                lost.append(unit)
+            else:
+                savepoints.add(unit, receipt)
+            progress.advance(unit.source_nbytes)
     return lost
