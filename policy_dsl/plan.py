@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
 
 from policy_dsl.diagnostics import Diagnostic, Span
+from policy_dsl.documents.common import RuleAt
 from policy_dsl.inventory import Inventory, TensorInfo
-from policy_dsl.policy import Policy
+from policy_dsl.policy import Policy, Rule
 from policy_dsl.quantities import counted
 from policy_dsl.roles.classify import Model
 from policy_dsl.treatments import Action, Coded, Stored
 from policy_dsl.views import View
+
+# What a plan names for tensors that no rule reached.
+OTHERWISE: Final = "defaults.otherwise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +60,23 @@ class PlannedTensor:
         return bool(self.tail) and len(self.tail) == self.nbytes
 
 
+def rows_at(tensor: PlannedTensor | TensorInfo, rows: tuple[int, int], of: int) -> tuple[int, int]:
+    """Where these rows of a tensor start and stop in its file, in bytes.
+
+    rows: first and count, of the `of` logical rows that the tensor holds one after the other.
+    """
+    first, count = rows
+    start = tensor.start + first * tensor.nbytes // of
+    return start, tensor.start + (first + count) * tensor.nbytes // of
+
+
 @dataclass(frozen=True, slots=True)
 class Module:
     """What one decision produces: the output tensors of a matrix, a stack, or a plain tensor.
 
     shape: logical, [experts, out, in], [out, in] or that of a plain tensor. dtype: safetensors
-    name of the values that are encoded or written. rule: `file:line` of the deciding
-    rule, or `defaults.otherwise`; decided_by: its place among the policy's rules, None for the
-    latter. parameters: logical values. added: how many of the first
+    name of the values that are encoded or written. decided_by: which of the policy's rules
+    did, None where none reached it. parameters: logical values. added: how many of the first
     axis, at its end, are experts that no source has; their rows are zero bytes. together:
     rows that are coded as one. written: what the rule did, such as `keep`.
     """
@@ -71,7 +87,6 @@ class Module:
     treatment: Stored
     shape: tuple[int, ...]
     dtype: str
-    rule: str
     sources: tuple[View, ...]
     tensors: tuple[PlannedTensor, ...]
     parameters: int
@@ -206,6 +221,46 @@ class StatisticsFile:
     state: tuple[int, int] | None = field(default=None, compare=False, repr=False)
 
 
+def rule_place(rule: Rule) -> RuleAt | None:
+    """Where a rule is written; None if no text holds it."""
+    if rule.span is None:
+        return None
+    line, column = rule.span.source.position(rule.span.start)
+    return {"path": rule.span.source.name, "line": line, "column": column}
+
+
+def rule_texts(rules: Sequence[Rule]) -> tuple[str, ...]:
+    """`file:line` of each rule, with its column where its line has several.
+
+    Of files with one name, such as those of an `extends` chain, as many folders are shown as
+    tell them apart. Empty for a rule that no text holds.
+    """
+    spans = [rule.span for rule in rules]
+    names = _short_names({span.source.name for span in spans if span})
+    lines = Counter((span.source.name, span.line) for span in spans if span)
+    texts = []
+    for span in spans:
+        if span is None:
+            texts.append("")
+            continue
+        line, column = span.source.position(span.start)
+        alone = lines[span.source.name, line] == 1
+        texts.append(f"{names[span.source.name]}:{line}" + ("" if alone else f":{column}"))
+    return tuple(texts)
+
+
+def _short_names(paths: set[str]) -> dict[str, str]:
+    """Path -> its last parts, as many as no other path ends with."""
+    parts = {path: path.replace("\\", "/").split("/") for path in paths}
+    short = {path: "/".join(found) for path, found in parts.items()}
+    for length in range(max(map(len, parts.values()), default=0), 0, -1):
+        ends: dict[str, list[str]] = defaultdict(list)
+        for path, found in parts.items():
+            ends["/".join(found[-length:])].append(path)
+        short |= {alike[0]: end for end, alike in ends.items() if len(alike) == 1}
+    return short
+
+
 @dataclass(frozen=True)
 class Plan:
     """All that a build will do: complete, printable, comparable; nothing is decided later.
@@ -233,6 +288,33 @@ class Plan:
     linked_files: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     findings: tuple[Diagnostic, ...] = field(default=(), compare=False)
     inventory: Inventory | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def rule_places(self) -> tuple[RuleAt | None, ...]:
+        """Where each of the policy's rules is written; None for one that no text holds."""
+        return tuple(map(rule_place, self.policy.rules))
+
+    @cached_property
+    def rule_texts(self) -> tuple[str, ...]:
+        """`file:line` of each of the policy's rules."""
+        return rule_texts(self.policy.rules)
+
+    def rule_of(self, module: Module) -> Rule | None:
+        """The rule that decided about a module; None if none reached it."""
+        return None if module.decided_by is None else self.policy.rules[module.decided_by]
+
+    def rule_text(self, module: Module) -> str:
+        """`file:line` of the rule that decided, or `defaults.otherwise`."""
+        return OTHERWISE if module.decided_by is None else self.rule_texts[module.decided_by]
+
+    def rule_at(self, module: Module) -> RuleAt | None:
+        """Where the rule that decided is written; None if no text holds it, or none decided."""
+        return None if module.decided_by is None else self.rule_places[module.decided_by]
+
+    @cached_property
+    def added_experts(self) -> int:
+        """Experts of every layer that no source has."""
+        return max((module.added for module in self.modules if module.role == "router"), default=0)
 
     @property
     def source_experts(self) -> int:

@@ -15,6 +15,7 @@ from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.read import Source, columns, file_facts
 from policy_dsl.formats import PartShape
 from policy_dsl.inventory import Inventory, TensorInfo
+from policy_dsl.plan import rows_at
 from policy_dsl.treatments import Coded, coded
 
 # Stored, dequantized and decoded values of a block stay in a core's cache.
@@ -117,11 +118,9 @@ class Decoder:
 
         span: first row and count.
         """
-        first, count = span
-        start = tensor.start + first * tensor.nbytes // n_rows
-        stop = tensor.start + (first + count) * tensor.nbytes // n_rows
+        start, stop = rows_at(tensor, span, n_rows)
         stored = self._source.read(tensor.file or "", start, stop - start)
-        return stored.view(_storage(tensor.dtype)).reshape(count // together, -1)
+        return stored.view(_storage(tensor.dtype)).reshape(span[1] // together, -1)
 
     def _lines(self, tensor: TensorInfo, n_rows: int, span: tuple[int, int]) -> Array:
         """[lines, …]: the share of each line of a part that belongs to these logical rows."""

@@ -81,7 +81,6 @@ def _scale(name: str, scaled: Module) -> Module:
         treatment=Plain("F16"),
         shape=shape,
         dtype="F16",
-        rule=scaled.rule,
         sources=(),
         tensors=(tensor,),
         parameters=0,

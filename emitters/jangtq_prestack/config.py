@@ -102,8 +102,7 @@ def _default_bits(widths: Widths) -> int | None:
 
 def _experts(plan: Plan) -> int:
     """Experts of a layer in the bundle, added ones included."""
-    added = max((module.added for module in plan.modules if module.role == "router"), default=0)
-    return plan.model.n_experts + added
+    return plan.model.n_experts + plan.added_experts
 
 
 def _source_model(plan: Plan) -> dict[str, str]:

@@ -11,6 +11,7 @@ from policy_dsl.documents.common import (
     Layer,
     Limits,
     NamedReason,
+    RuleAt,
     TransformEntry,
 )
 
@@ -99,6 +100,7 @@ class MatchedRule(TypedDict):
     """A rule that matches the tensor, and what became of it."""
 
     rule: str
+    rule_at: RuleAt | None
     text: str
     outcome: Literal["decided", "lost", "guarded", "without effect"]
 
@@ -136,6 +138,7 @@ class ExplainDocument(TypedDict):
     module: str | None
     treatment: str | None
     rule: str | None
+    rule_at: RuleAt | None
     tensors: list[ExplainedTensor]
     nbytes: Count
     parameters: Count
@@ -167,7 +170,9 @@ class ChangeEntry(TypedDict):
     before: str | None
     after: str | None
     before_rule: str | None
+    before_rule_at: RuleAt | None
     after_rule: str | None
+    after_rule_at: RuleAt | None
     modules: list[str]
     parameters: Count
     nbytes_delta: int

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic, errors, fail
+from policy_dsl.plan import OTHERWISE
 from policy_dsl.planning.matching import CompiledRule, compile_rules, is_guarded, nodes
 from policy_dsl.planning.reach import Reach
 from policy_dsl.planning.selector_parts import OPTIONAL, SelectorParts, guard_notes
@@ -19,7 +20,6 @@ from policy_dsl.treatments import KEEP, Written
 _MOST_SHOWN = 20
 # Of rules times layers, each of which a rule may be about.
 MOST_RULES = 5_000_000
-OTHERWISE = "defaults.otherwise"
 
 
 class Decision(NamedTuple):

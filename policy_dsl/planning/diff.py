@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from policy_dsl.documents.common import RuleAt
 from policy_dsl.planning.outline import Outline, OutlineModule
 from policy_dsl.quantities import layer_list
 
@@ -27,6 +28,8 @@ class Change:
     names: tuple[str, ...]
     parameters: int
     nbytes_delta: int
+    before_rule_at: RuleAt | None = None
+    after_rule_at: RuleAt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,4 +195,6 @@ def _change(key: tuple[str, str | None, str | None], pairs: list[Pair]) -> Chang
             (after.nbytes if after else 0) - (before.nbytes if before else 0)
             for before, after in pairs
         ),
+        before_rule_at=first_before.rule_at if first_before else None,
+        after_rule_at=first_after.rule_at if first_after else None,
     )

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from policy_dsl.diagnostics import fail, nearest
+from policy_dsl.documents.common import RuleAt
 from policy_dsl.linear_patterns import PatternError
-from policy_dsl.plan import Module, Omission, Plan
+from policy_dsl.plan import Module, Omission, Plan, rule_place
 from policy_dsl.planning.decisions import trace
 from policy_dsl.planning.matching import CompiledRule, is_guarded
 from policy_dsl.planning.outline import treatment_of
@@ -49,13 +50,14 @@ class Namesake(NamedTuple):
 class RuleOutcome:
     """A rule that matches.
 
-    place: file:line. outcome: decided, lost, guarded, or without effect: it decided, and the
+    place: file:line; rule_at: the same, in parts. outcome: decided, lost, guarded, or without effect: it decided, and the
     target leaves the tensor out.
     """
 
     place: str
     text: str
     outcome: str
+    rule_at: RuleAt | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def explain(plan: Plan, name: str) -> Explanation:
     """
     subject = find_subject(plan, name)
     module = subject.module
-    alike = tuple(m for m in plan.modules if module and _kind(m) == _kind(module))
+    alike = tuple(m for m in plan.modules if module and _kind(m, plan) == _kind(module, plan))
     if subject.tensor is None:
         return Explanation(subject, False, (), alike)
     matching = trace(plan.policy, plan.model, plan.target, subject.tensor)
@@ -126,7 +128,7 @@ def find_subject(plan: Plan, name: str) -> Subject:
     # Many tensors with one decision are one answer, not an ambiguity.
     kinds: dict[tuple[str, ...], Subject] = {}
     for subject in found:
-        kinds.setdefault(_kind(subject.module) if subject.module else ("",), subject)
+        kinds.setdefault(_kind(subject.module, plan) if subject.module else ("",), subject)
     if not found:
         raise _unknown(plan, name)
     if len(kinds) > 1:
@@ -206,8 +208,8 @@ def _tensor(plan: Plan, subject: Subject) -> ModelTensor | None:
     return None
 
 
-def _kind(module: Module) -> tuple[str, ...]:
-    return module.role, treatment_of(module), module.rule
+def _kind(module: Module, plan: Plan) -> tuple[str, ...]:
+    return module.role, treatment_of(module), plan.rule_text(module)
 
 
 def _described(subject: Subject) -> str:
@@ -219,7 +221,7 @@ def _described(subject: Subject) -> str:
 def _outcome(rule: CompiledRule, outcome: str) -> RuleOutcome:
     span = rule.rule.span
     text = span.source.text[span.start : span.end] if span else ""
-    return RuleOutcome(rule.origin, " ".join(text.split()), outcome)
+    return RuleOutcome(rule.origin, " ".join(text.split()), outcome, rule_place(rule.rule))
 
 
 def _unknown(plan: Plan, name: str) -> Exception:

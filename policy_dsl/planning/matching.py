@@ -15,8 +15,8 @@ from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.language.layer_expression import layers_where
 from policy_dsl.language.selector_text import print_ranges
 from policy_dsl.linear_patterns import WILDCARDS
+from policy_dsl.plan import rule_texts
 from policy_dsl.planning.naming import family_defect, meaning_of
-from policy_dsl.planning.rule_places import rule_places
 from policy_dsl.policy import Policy, Rule
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.selectors import (
@@ -67,7 +67,7 @@ def nodes(selector: Selector) -> Iterator[Selector]:
 class CompiledRule:
     """A rule made executable for one model.
 
-    index: which of the policy's rules it is. origin: its place as text, see `rule_places`.
+    index: which of the policy's rules it is. origin: its place as text, see `rule_texts`.
     findings: what is wrong with its selector in this model. inapplicable: it is bound to
     another family, where matching nothing is not a defect. predicates: of every node of its
     selector. marks: of a name the roles, of a layer set the layers that it is limited to.
@@ -106,7 +106,7 @@ class CompiledRule:
 def compile_rules(policy: Policy, model: Model, target: str) -> tuple[CompiledRule, ...]:
     """The policy's rules for this target, executable, in the order of the text."""
     compiler = _Compiler(policy, model)
-    places = rule_places(policy.rules)
+    places = rule_texts(policy.rules)
     return tuple(
         compiler.compile(rule, index, places[index])
         for index, rule in enumerate(policy.rules)

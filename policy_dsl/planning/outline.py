@@ -12,12 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from policy_dsl.diagnostics import Diagnostic
+from policy_dsl.documents.common import RuleAt
 from policy_dsl.plan import Module, Plan, Pruning
 from policy_dsl.quantities import bits_per_weight
 from policy_dsl.treatments import Coded, Plain, Stored, Unread, describe
 
-# What a plan writes for tensors that no rule reached.
-OTHERWISE = "defaults.otherwise"
 _NUMBER = re.compile(r"\d+")
 
 
@@ -38,6 +37,7 @@ class OutlineModule:
     tensors: int
     parameters: int
     nbytes: int
+    rule_at: RuleAt | None = None
 
     @property
     def kind(self) -> str:
@@ -95,6 +95,7 @@ class Group:
     tensors: int
     parameters: int
     nbytes: int
+    rule_at: RuleAt | None = None
 
     @property
     def bpw(self) -> float | None:
@@ -104,11 +105,15 @@ class Group:
 
 def outline(plan: Plan) -> Outline:
     """The outline of a plan."""
-    modules = tuple(_outline_module(module) for module in plan.modules)
-    experts = plan.model.n_experts
-    added = max((module.added for module in plan.modules if module.sources), default=0)
-    title, model = plan.policy.name, plan.model.id
-    return Outline(title, plan.target, model, modules, experts, plan.pruning, added)
+    return Outline(
+        title=plan.policy.name,
+        target=plan.target,
+        model=plan.model.id,
+        modules=tuple(_outline_module(module, plan) for module in plan.modules),
+        experts=plan.model.n_experts,
+        pruning=plan.pruning,
+        added=plan.added_experts,
+    )
 
 
 def stored_as(treatment: Stored | Unread, dtype: str) -> str:
@@ -144,14 +149,15 @@ def groups(modules: Iterable[OutlineModule]) -> tuple[Group, ...]:
     return tuple(sorted(made, key=lambda group: (first_seen[group.role], group.layers)))
 
 
-def _outline_module(module: Module) -> OutlineModule:
+def _outline_module(module: Module, plan: Plan) -> OutlineModule:
     return OutlineModule(
         name=module.name,
         role=module.role,
         layer=module.layer,
         treatment=treatment_of(module),
         stored=stored_as(module.treatment, module.dtype),
-        rule=module.rule,
+        rule=plan.rule_text(module),
+        rule_at=plan.rule_at(module),
         tensors=len(module.tensors),
         parameters=module.parameters,
         nbytes=module.nbytes,
@@ -168,4 +174,5 @@ def _group(key: tuple[str, str, str], members: list[OutlineModule]) -> Group:
         tensors=sum(m.tensors for m in members),
         parameters=sum(m.parameters for m in members),
         nbytes=sum(m.nbytes for m in members),
+        rule_at=members[0].rule_at,
     )

@@ -137,14 +137,13 @@ def _added(plan: Plan) -> list[Diagnostic]:
     padded = [module for module in plan.modules if module.added]
     if not padded:
         return []
-    routers = {module.added for module in padded if module.role == "router"}
     size = sum(map(_added_nbytes, padded))
     return [
         diagnostic(
             "experts-added",
             dict(plan.policy.key_spans).get("output.pad_experts"),
             target=plan.target,
-            experts=counted(max(routers, default=0), "expert"),
+            experts=counted(plan.added_experts, "expert"),
             count=plan.model.n_experts,
             nbytes=both_units(size),
         )

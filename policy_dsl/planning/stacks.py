@@ -112,7 +112,6 @@ class Stacking:
             treatment=first.treatment,
             shape=padded,
             dtype=first.dtype,
-            rule=first.decision.origin,
             sources=tuple(settled.tensor.view for settled in stack),
             tensors=tuple(_unplaced(path, part, tail, bare=bare) for part in parts),
             parameters=math.prod(shape),

@@ -7,9 +7,9 @@ from typing import Any
 
 from policy_dsl.documents.json_schema import entry_of
 from policy_dsl.documents.reports import ExplainDocument, ExplainedTensor, MatchedRule
-from policy_dsl.plan import Module, Plan, PlannedTensor
+from policy_dsl.plan import OTHERWISE, Module, Plan, PlannedTensor
 from policy_dsl.planning.explain import Explanation
-from policy_dsl.planning.outline import OTHERWISE, source_dtypes, treatment_of
+from policy_dsl.planning.outline import source_dtypes, treatment_of
 from policy_dsl.quantities import bits_per_weight, both_units, counted, layer_list
 from policy_dsl.treatments import Coded
 from policyc.reports.blocks import Block, Column, Facts, Table
@@ -22,7 +22,7 @@ _OUTCOMES = {
 }
 # Programs find the same keys for a tensor that the bundle leaves out.
 _NO_MODULE: dict[str, Any] = {
-    **dict.fromkeys(("module", "treatment", "rule", "bpw")),
+    **dict.fromkeys(("module", "treatment", "rule", "rule_at", "bpw")),
     "tensors": [],
     **dict.fromkeys(("nbytes", "parameters", "sources", "added"), 0),
 }
@@ -49,15 +49,16 @@ def explain_document(explanation: Explanation, plan: Plan) -> ExplainDocument:
         rules=[entry_of(MatchedRule, rule, rule=rule.place) for rule in explanation.rules],
         # Names, so that a script can go on with them.
         alike=[alike.name for alike in explanation.alike],
-        **(_module_keys(module) if module else _NO_MODULE),
+        **(_module_keys(module, plan) if module else _NO_MODULE),
     )
 
 
-def _module_keys(module: Module) -> dict[str, Any]:
+def _module_keys(module: Module, plan: Plan) -> dict[str, Any]:
     return {
         "module": module.name,
         "treatment": treatment_of(module),
-        "rule": module.rule,
+        "rule": plan.rule_text(module),
+        "rule_at": plan.rule_at(module),
         "tensors": [entry_of(ExplainedTensor, tensor) for tensor in module.tensors],
         "nbytes": module.nbytes,
         "parameters": module.parameters,
@@ -102,7 +103,7 @@ def _facts(explanation: Explanation, plan: Plan) -> Iterable[tuple[str, str]]:
         return
     yield "becomes", f"{module.name} ({_sources(module)})"
     yield "treatment", treatment_of(module)
-    yield "decided by", _decided_by(explanation, module)
+    yield "decided by", _decided_by(explanation, plan.rule_text(module))
     # Embeddings and the head are in no layer.
     layers = [alike.layer for alike in explanation.alike if alike.layer is not None]
     where = f", layers {layer_list(layers)}" if layers else ""
@@ -126,13 +127,13 @@ def _places(explanation: Explanation, layer: int | None) -> Iterable[str]:
         yield f"expert {old} of the source"
 
 
-def _decided_by(explanation: Explanation, module: Module) -> str:
-    if module.rule != OTHERWISE:
-        return module.rule
-    if not explanation.guarded:
+def _decided_by(explanation: Explanation, rule: str) -> str:
+    if rule != OTHERWISE:
+        return rule
+    tensor = explanation.subject.tensor
+    if not explanation.guarded or tensor is None:
         return f"{OTHERWISE}: no rule reaches it"
-    role = explanation.subject.tensor.role if explanation.subject.tensor else module.role
-    return f"the guard: {role} is kept unless a rule names it"
+    return f"the guard: {tensor.role} is kept unless a rule names it"
 
 
 def _sources(module: Module) -> str:

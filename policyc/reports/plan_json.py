@@ -88,7 +88,7 @@ def plan_document(
     )
     if tensors:
         document["tensors"] = [
-            _tensor(module, tensor, first=at == 0)
+            _tensor(plan, module, tensor, first=at == 0)
             for module in plan.modules
             for at, tensor in enumerate(module.tensors)
         ]
@@ -198,6 +198,7 @@ def _outline_module(rows: list[TensorEntry]) -> OutlineModule:
         tensors=len(rows),
         parameters=sum(row["parameters"] for row in rows),
         nbytes=sum(row["nbytes"] for row in rows),
+        rule_at=first.get("rule_at"),
     )
 
 
@@ -230,7 +231,7 @@ def _file(file: PlannedFile) -> FileEntry:
     return entry
 
 
-def _tensor(module: Module, tensor: PlannedTensor, *, first: bool) -> TensorEntry:
+def _tensor(plan: Plan, module: Module, tensor: PlannedTensor, *, first: bool) -> TensorEntry:
     """The row of one output tensor; only the first of a module carries its parameters."""
     # A dict keeps the order and drops the repeats of fused sources.
     sources = dict.fromkeys(
@@ -248,5 +249,6 @@ def _tensor(module: Module, tensor: PlannedTensor, *, first: bool) -> TensorEntr
         parameters=module.parameters if first else 0,
         source_dtypes=list(source_dtypes(module)),
         sources=list(sources),
-        rule=module.rule,
+        rule=plan.rule_text(module),
+        rule_at=plan.rule_at(module),
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from policy_dsl.diagnostics import render
-from policy_dsl.plan import Omission, OmittedFile, Plan, PlannedFile
+from policy_dsl.plan import OTHERWISE, Omission, OmittedFile, Plan, PlannedFile
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.matching import is_guarded
-from policy_dsl.planning.outline import OTHERWISE, Group, Outline, groups, outline, treatment_of
+from policy_dsl.planning.outline import Group, Outline, groups, outline, treatment_of
 from policy_dsl.quantities import both_units, column_unit, counted
 from policy_dsl.sources.checkpoint import listed
 from policy_dsl.treatments import Coded
@@ -215,7 +215,7 @@ def _tensor_table(plan: Plan) -> Table:
             "x".join(str(size) for size in tensor.shape),
             f"{tensor.nbytes:,}",
             treatment_of(module),
-            module.rule,
+            plan.rule_text(module),
             tensor.file,
         )
         for module in plan.modules

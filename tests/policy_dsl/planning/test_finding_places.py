@@ -11,11 +11,11 @@ import emitters
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.language.load import load, parse_policy
+from policy_dsl.plan import coded_modules
 from policy_dsl.planning.explain import explain
 from policy_dsl.planning.lint import lint
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.sources.reference import open_source
-from policy_dsl.treatments import Coded
 from policyc.cli import main
 from policyc.reports.blocks import render_text
 from policyc.reports.plan_text import plan_blocks
@@ -33,8 +33,8 @@ def found(text, code, name="p.qpol"):
 
 
 def test_rules_of_one_line_are_told_apart_by_their_column() -> None:
-    made = plan("experts: 4bit; boundary 1: 8bit\nattention: 4bit").modules
-    places = {module.rule for module in made if isinstance(module.treatment, Coded)}
+    made = plan("experts: 4bit; boundary 1: 8bit\nattention: 4bit")
+    places = {made.rule_text(module) for module, _ in coded_modules(made.modules)}
     assert places == {"p.qpol:1:1", "p.qpol:1:16", "p.qpol:2"}
 
 
@@ -176,9 +176,13 @@ def test_warnings_tell_files_of_one_name_apart(namesakes, code: str, place: str)
 def test_rules_in_files_of_one_name_show_their_folders(namesakes) -> None:
     policy, _ = namesakes
     made = resolve(load(policy), open_source(TINY), emitters.specs(), target="mlx_affine")
-    rules = {module.role: module.rule for module in made.modules}
+    rules = {module.role: made.rule_text(module) for module in made.modules}
     assert rules["norm"] == "a/base.qpol:3"
     assert rules["router"] == "b/base.qpol:3"
+    place = next(made.rule_at(module) for module in made.modules if module.role == "router")
+    assert place is not None
+    assert place["path"].endswith("b/base.qpol")
+    assert (place["line"], place["column"]) == (3, 1)
     assert "b/base.qpol:3\n" in render_text(plan_blocks(made))
 
 

@@ -10,17 +10,18 @@ from typing import Any
 
 import pytest
 
-from policy_dsl.diagnostics import PolicyError, diagnostic
+from policy_dsl.diagnostics import PolicyError, SourceText, Span, diagnostic
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Module, Omission, OmittedFile, Plan, PlannedFile, PlannedTensor, Refusal
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.outline import outline
-from policy_dsl.policy import Policy
+from policy_dsl.policy import Policy, Rule
 from policy_dsl.quantities import both_units, layer_list, signed_bytes
 from policy_dsl.roles.architecture import architecture
 from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.model import Model, ModelTensor
-from policy_dsl.treatments import Coded, Plain
+from policy_dsl.selectors import All
+from policy_dsl.treatments import KEEP, Coded, Plain
 from policy_dsl.views import View
 from policyc.reports.blocks import render_markdown, render_text
 from policyc.reports.plan_json import document_text, plan_document, saved_outline
@@ -38,7 +39,7 @@ def source(name: str, dtype: str, *shape: int) -> TensorInfo:
     return TensorInfo(name, dtype, shape, nbytes, "model.safetensors")
 
 
-def module(role: str, layer: int, bits: int | None, rule: str) -> Module:
+def module(role: str, layer: int, bits: int | None, rule: int | None) -> Module:
     """q_proj [128, 256] from FP8, or a kept router [8, 256] from F32."""
     name = f"model.layers.{layer}.{ROLES[role]}"
     scale = None
@@ -61,19 +62,22 @@ def module(role: str, layer: int, bits: int | None, rule: str) -> Module:
     )
     rows = View(given, scale)
     parameters = given.shape[0] * given.shape[1]
-    module = Module(
-        name, role, layer, treatment, given.shape, "BF16", rule, (rows,), tensors, parameters
+    return Module(
+        *(name, role, layer, treatment, given.shape, "BF16", (rows,), tensors, parameters),
+        decided_by=rule,
+        written="keep" if bits is None else "quantize",
     )
-    return replace(module, written="keep") if bits is None else module
 
 
 def small_plan() -> Plan:
+    text = SourceText("a.yaml", "name: a\ntarget: mlx_affine\nrules: |\n  a: 3bit\n  b: 8bit\n")
+    starts = [text.text.index(rule) for rule in ("a: 3bit", "b: 8bit")]
+    rules = tuple(Rule(All(), KEEP, span=Span(text, start, start + 7)) for start in starts)
     modules = []
     for layer in range(4):
         edge = layer in (0, 3)
-        line = 5 if edge else 4
-        modules.append(module("attention.q_proj", layer, 8 if edge else 3, f"a.yaml:{line}"))
-        modules.append(module("router", layer, None, "defaults.otherwise"))
+        modules.append(module("attention.q_proj", layer, 8 if edge else 3, int(edge)))
+        modules.append(module("router", layer, None, None))
     tensors = tuple(
         ModelTensor(one.sources[0].tensor, one.role, None, None, one.layer, None, one.shape)
         for one in modules
@@ -81,7 +85,7 @@ def small_plan() -> Plan:
     facts = ConfigFacts({}, architecture("minimax_m2"), n_layers=4, n_experts=8)
     mtp = source("model.layers.4.self_attn.q_proj.weight", "BF16", 128, 256)
     return Plan(
-        policy=Policy(name="a", description="a small policy"),
+        policy=Policy(name="a", description="a small policy", rules=rules),
         policy_digest="0123456789abcdef" * 4,
         target="mlx_affine",
         model=Model("tiny", facts, False, tensors),
