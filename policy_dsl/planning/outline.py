@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.documents.common import RuleAt
@@ -37,7 +37,7 @@ class OutlineModule:
     tensors: int
     parameters: int
     nbytes: int
-    rule_at: RuleAt | None = None
+    rule_at: RuleAt | None = field(default=None, compare=False, repr=False)
 
     @property
     def kind(self) -> str:
@@ -95,7 +95,7 @@ class Group:
     tensors: int
     parameters: int
     nbytes: int
-    rule_at: RuleAt | None = None
+    rule_at: RuleAt | None = field(default=None, compare=False, repr=False)
 
     @property
     def bpw(self) -> float | None:
