@@ -50,8 +50,8 @@ class Namesake(NamedTuple):
 class RuleOutcome:
     """A rule that matches.
 
-    place: file:line; rule_at: the same, in parts. outcome: decided, lost, guarded, or without effect: it decided, and the
-    target leaves the tensor out.
+    place: file:line; rule_at: the same, in parts. outcome: decided, lost, guarded, or without
+    effect: it decided, and the target leaves the tensor out.
     """
 
     place: str
