@@ -214,6 +214,14 @@ def errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     return [defect for defect in diagnostics if defect.severity == "error"]
 
 
+def count_text(findings: Sequence[Diagnostic]) -> str:
+    """`2 errors, 1 warning`, `no findings`."""
+    n_errors = len(errors(findings))
+    counts = ((n_errors, "error"), (len(findings) - n_errors, "warning"))
+    parts = [f"{count} {word}{'s' if count != 1 else ''}" for count, word in counts if count]
+    return ", ".join(parts) or "no findings"
+
+
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate most like `word`, or None if nothing is close."""
     # Sorted: between two words as close, the same one is offered every time.

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from policy_dsl.bounded_json import parse_json
-from policy_dsl.diagnostics import Diagnostic
-from policy_dsl.plan import Module, Plan, PlannedTensor, Refusal
-from policy_dsl.policy import Policy
-from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.treatments import Coded, Stored, Unread
 
+# Capabilities load without what a plan and a model are: `check` starts at once.
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from policy_dsl.diagnostics import Diagnostic
+    from policy_dsl.plan import Module, Plan, PlannedTensor, Refusal
+    from policy_dsl.policy import Policy
+    from policy_dsl.roles.classify import Model, ModelTensor
+    from policy_dsl.treatments import Coded, Stored, Unread
 
     Array = NDArray[Any]
 

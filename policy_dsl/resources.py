@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
 from functools import cache
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 from pathlib import Path
 
 
@@ -24,6 +21,11 @@ def document_schemas() -> Path:
 @cache
 def version() -> str:
     """The version that is installed, or that of the checkout this runs from."""
+    # Few commands ask, and these libraries take longer to load than some commands run.
+    import tomllib  # noqa: PLC0415
+    from importlib.metadata import PackageNotFoundError  # noqa: PLC0415
+    from importlib.metadata import version as installed_version  # noqa: PLC0415
+
     try:
         return installed_version("policyc")
     except PackageNotFoundError:

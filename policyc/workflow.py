@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policy_dsl.diagnostics import fail
-from policy_dsl.policy import Policy
 
 if TYPE_CHECKING:
     from emitters.core.build import BuildReport
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from policy_dsl.plan import Plan
     from policy_dsl.planning.diff import PlanDiff
     from policy_dsl.planning.outline import Outline
-    from policy_dsl.policy import Scalar
+    from policy_dsl.policy import Policy, Scalar
     from policy_dsl.sources.saliency import Saliency
 
 
@@ -47,7 +46,7 @@ def plan(
     from emitters.core.bundle import complete
     from emitters.core.statistics import with_statistics
 
-    if not isinstance(policy, Policy):
+    if isinstance(policy, str | Path):
         policy = load(policy, variables)
     inventory = open_model(policy, model, links=links)
     made = plan_for(

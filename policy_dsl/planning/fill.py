@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
 from policy_dsl.formats import FormatSpec, SchemeSpec
 from policy_dsl.policy import Defaults
-from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.treatments import PLAIN_DTYPES, PLAIN_WORDS, Coded, Plain, Stored, Written
 from policy_dsl.vocabulary import SCHEME_TARGETS
+
+if TYPE_CHECKING:
+    from policy_dsl.roles.model import Model, ModelTensor
 
 _CALLED = {"experts": "experts", "embed": "embeddings", "matrix": "matrices"}
 

@@ -10,8 +10,7 @@ from policy_dsl.formats import FormatSpec
 from policy_dsl.planning.fill import fill
 from policy_dsl.planning.matching import nodes
 from policy_dsl.planning.naming import family_defect, name_defect
-from policy_dsl.planning.resolve import choose_target
-from policy_dsl.planning.settings import setting_findings
+from policy_dsl.planning.settings import choose_target, setting_findings
 from policy_dsl.policy import Policy, Rule
 from policy_dsl.selectors import Family, Name
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.language.layer_expression import layers_where
@@ -18,7 +18,6 @@ from policy_dsl.linear_patterns import WILDCARDS
 from policy_dsl.plan import rule_texts
 from policy_dsl.planning.naming import family_defect, meaning_of
 from policy_dsl.policy import Policy, Rule
-from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.selectors import (
     All,
     And,
@@ -37,10 +36,13 @@ from policy_dsl.selectors import (
 )
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 
+if TYPE_CHECKING:
+    from policy_dsl.roles.model import Model, ModelTensor
+
 GUARDED_ROLES = frozenset({"router", "router_bias", "norm"})
 # (matches, by name)
 Outcome = tuple[bool, bool]
-Predicate = Callable[[ModelTensor], Outcome]
+Predicate = Callable[["ModelTensor"], Outcome]
 
 _NO: Outcome = (False, False)
 _YES: Outcome = (True, False)

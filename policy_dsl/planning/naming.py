@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
-from policy_dsl.roles.classify import Architecture, Model, architecture, families
+from policy_dsl.roles.architecture import Architecture, architecture, families
 from policy_dsl.vocabulary import COMPONENTS, OUTSIDE_LANGUAGE_MODEL, SINGLE_ROLES
+
+if TYPE_CHECKING:
+    from policy_dsl.roles.model import Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_mean, errors, fail
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, fail
 from policy_dsl.formats import Container, FormatSpec
 from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.language.print_policy import policy_digest
@@ -16,14 +16,13 @@ from policy_dsl.planning.layout import Layout, lay_in_one, lay_out
 from policy_dsl.planning.lowering import Lowered, lower
 from policy_dsl.planning.plan_warnings import plan_warnings
 from policy_dsl.planning.pruning import ensure_all_pruned, pruned, pruning_of
-from policy_dsl.planning.settings import setting_findings
+from policy_dsl.planning.settings import choose_target, setting_findings
 from policy_dsl.planning.statistics import statistics_of
 from policy_dsl.policy import Policy
 from policy_dsl.quantities import parse_size
 from policy_dsl.roles.classify import Model, architecture_of, classify
 from policy_dsl.sources.quantization import leftover, quantization_of
 from policy_dsl.sources.saliency import Saliency
-from policy_dsl.vocabulary import TARGETS
 
 _NO_PREFACE = "its metadata hold the source's tokenizer and template"
 
@@ -102,32 +101,6 @@ def _ignored(model: Model) -> Iterator[Omission]:
     # They hold no weights, but nothing of a source is left out without a word.
     for tensor, reason in model.ignored:
         yield Omission(tensor, "", None, reason)
-
-
-def choose_target(
-    policy: Policy, specs: Mapping[str, FormatSpec], target: str | None = None
-) -> str:
-    """The target to plan for: the one asked for, else the policy's only one.
-
-    Raises: PolicyError if there is none, more than one, or an unknown one.
-    """
-    spans = dict(policy.key_spans)
-    if target is None and len(policy.targets) != 1:
-        choices = policy.targets or tuple(specs)
-        raise fail("no-target", spans.get("target"), policy=policy.name, choices=", ".join(choices))
-    chosen = target or policy.targets[0]
-    if chosen in specs:
-        return chosen
-    # A policy for a format that is not built in is no typing error.
-    code = "unavailable-target" if chosen in TARGETS else "unknown-target"
-    raise fail(
-        code,
-        # What --target says stands nowhere in the text.
-        spans.get(f"targets.{chosen}"),
-        suggestion=did_you_mean(chosen, specs),
-        target=chosen,
-        known=", ".join(specs),
-    )
 
 
 def _lossy_source(inventory: Inventory, *, allow_requantize: bool) -> list[Diagnostic]:

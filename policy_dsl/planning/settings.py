@@ -5,14 +5,41 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
+from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean, fail
 from policy_dsl.escaping import name_defect
 from policy_dsl.formats import FormatSpec, MetadataValues
 from policy_dsl.policy import Policy
+from policy_dsl.vocabulary import TARGETS
 
 # Readers take files with such endings for something else.
 _TAKEN_ENDINGS = (".safetensors", ".json", ".py")
 _CALLED = {bool: "true or false", str: "a text"}
+
+
+def choose_target(
+    policy: Policy, specs: Mapping[str, FormatSpec], target: str | None = None
+) -> str:
+    """The target to plan for: the one asked for, else the policy's only one.
+
+    Raises: PolicyError if there is none, more than one, or an unknown one.
+    """
+    spans = dict(policy.key_spans)
+    if target is None and len(policy.targets) != 1:
+        choices = policy.targets or tuple(specs)
+        raise fail("no-target", spans.get("target"), policy=policy.name, choices=", ".join(choices))
+    chosen = target or policy.targets[0]
+    if chosen in specs:
+        return chosen
+    # A policy for a format that is not built in is not a typo.
+    code = "unavailable-target" if chosen in TARGETS else "unknown-target"
+    raise fail(
+        code,
+        # What --target says is nowhere in the text.
+        spans.get(f"targets.{chosen}"),
+        suggestion=did_you_mean(chosen, specs),
+        target=chosen,
+        known=", ".join(specs),
+    )
 
 
 def setting_findings(

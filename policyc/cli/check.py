@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, errors, render
+from policy_dsl.diagnostics import Diagnostic, PolicyError, count_text, errors, render
 from policy_dsl.escaping import escaped
 from policyc import workflow
 from policyc.cli import console, options
@@ -91,7 +91,7 @@ def _against_model(
     import emitters
     from emitters.core.side_files import source_findings
     from policy_dsl.planning.assertions import findings_of_tests
-    from policy_dsl.planning.resolve import choose_target
+    from policy_dsl.planning.settings import choose_target
 
     try:
         inventory = request.open_model(policy)
@@ -113,8 +113,6 @@ def _alone(request: options.Request, policy: Policy) -> Sequence[Diagnostic]:
 
 
 def _text(checked: Iterable[Checked]) -> Iterable[str]:
-    from policyc.reports.findings import count_text
-
     for each in checked:
         if each.findings:
             yield render(each.findings) + "\n\n"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
 from policy_dsl.codes import code_of
-from policy_dsl.diagnostics import Diagnostic, errors
+from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.documents.common import FindingEntry
 from policy_dsl.documents.json_schema import entry_of
 
@@ -18,14 +18,6 @@ def finding_json(finding: Diagnostic) -> FindingEntry:
     """The diagnostic as a JSON object; file, line and column are null without a place."""
     file, line, column = _place(finding)
     return entry_of(FindingEntry, finding, file=file, line=line, column=column)
-
-
-def count_text(findings: Sequence[Diagnostic]) -> str:
-    """`2 errors, 1 warning`, `no findings`."""
-    n_errors = len(errors(findings))
-    counts = ((n_errors, "error"), (len(findings) - n_errors, "warning"))
-    parts = [f"{count} {word}{'s' if count != 1 else ''}" for count, word in counts if count]
-    return ", ".join(parts) or "no findings"
 
 
 def github_line(finding: Diagnostic) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from emitters.core.tally import Sums
 from emitters.core.verify import VerifyReport
 from emitters.core.verify_source import ModuleError
-from policy_dsl.diagnostics import render
+from policy_dsl.diagnostics import count_text, render
 from policy_dsl.documents.json_schema import entry_of
 from policy_dsl.documents.reports import (
     CheckEntry,
@@ -19,7 +19,7 @@ from policy_dsl.documents.reports import (
 )
 from policy_dsl.quantities import both_units, counted
 from policyc.reports.blocks import Block, Column, Facts, Rendered, Table
-from policyc.reports.findings import count_text, finding_json
+from policyc.reports.findings import finding_json
 
 # A wrong config has a finding a module; JSON holds them all.
 _SHOWN_FINDINGS = 20
