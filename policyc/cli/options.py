@@ -85,7 +85,7 @@ Jobs = Annotated[
 class Request:
     """A policy with the choices that options made over its own."""
 
-    policy: Annotated[str, argument("POLICY", "Policy file, or the name of a bundled policy.")] = ""
+    policy: Annotated[str, argument("POLICY", "Policy file, or the name of a bundled policy.")]
     model: Annotated[
         str | None,
         text_option(
@@ -189,7 +189,7 @@ def requesting(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., 
 
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            request = Request(**{name: given.pop(name) for name in shared})
+            request = Request(**{"policy": "", **{name: given.pop(name) for name in shared}})
             command(request, **given)
 
         parameters = {**shared, **own}
