@@ -62,14 +62,13 @@ class Level:
 class ReaderKind:
     """What a reader's code for some model types takes from a config, and what it does anyway.
 
-    As in the reader's table. required, assumes, nullable: as of `Level`, keys of the config
-    itself. inside, inside_assumes: a mapping in it, and the keys there. also: key -> where else
-    the reader looks for it, as a path. only: key -> the values that the reader computes with,
-    whatever the config says, or a default that other keys decide. ropes: ways to scale
-    positions that it knows; None: all. ropes_only: parameters that it does not read -> values
-    that change nothing. biases: the last word of a linear -> the key that announces its bias,
-    or True; None if biases were not looked at. window: `ignored` if it does not compute with
-    sliding windows. unused: what it reads and no config here sets.
+    required, assumes, nullable: as of `Level`, keys of the config itself. inside: a mapping in
+    it, with keys of its own. also: key -> where else the reader looks for it. only: key -> the
+    values that it computes with, whatever the config says, or a default that other keys decide.
+    ropes: ways to scale positions that it knows; None: all. ropes_only: parameters that it does
+    not read -> values that change nothing. biases: the last word of a linear -> the key that
+    announces its bias, or True; None: not looked at. window: `ignored`, or empty. unused: what
+    it reads and no config here sets.
     """
 
     model_types: Sequence[str]
@@ -128,11 +127,10 @@ def reader_kind(reader: str, model_type: object) -> ReaderKind | None:
 def written_config(plan: Plan, *readers: str) -> dict[str, Any]:
     """The source's config with the keys that these readers need and that it lacks.
 
-    A key is added only if a reader requires it, or would assume something else than the source
-    means, and only if the source does not have it where the reader looks. Keys that are there
-    stay, in their order, with their values; but a null that the reader cannot take is filled
-    in, the count of MTP blocks is 0 if the bundle has none, and a head that the bundle has is
-    not tied.
+    Added is what a reader requires, or would assume otherwise than the source means, and does
+    not find where it looks. Keys that are there stay, in their order, with their values; but a
+    null that the reader cannot take is filled in, the count of MTP blocks is 0 if the bundle
+    has none, and a head that the bundle has is not tied.
     """
     config = _following(plan)
     for reader in readers:

@@ -49,7 +49,7 @@ def needs_findings(bundle: Bundle) -> Iterator[Diagnostic]:
     except PolicyError as error:
         yield from error.diagnostics
         return
-    wrong = list(config_findings(facts, inventory.id))
+    wrong = list(config_findings(facts))
     if wrong:
         yield from wrong
         return
@@ -268,8 +268,8 @@ class _Search:
     def findings(self) -> Iterator[Diagnostic]:
         """What is wrong with the modules that were found, and which were not."""
         yield from self.wrong
-        yield from self.presence.shape_findings(self.model.id)
-        yield from self.presence.absences(self.model.id, self.layers)
+        yield from self.presence.shape_findings()
+        yield from self.presence.absences(self.layers)
         yield from self._dropped_findings()
         yield from self._head_findings()
 

@@ -34,9 +34,8 @@ _READ = ("include", "top", "block", "ignored", "needs", "config", "aliases")
 class Derived:
     """A default that other keys decide: `form` says how, from the keys and words of `fields`.
 
-    expression: numbers and keys, multiplied and divided from left to right.
-    every, first: a list with a word for each layer: `is` for each `every`-th or for the first
-    ones, `else` for the others. period: after how many entries of a list the word `of` returns.
+    expression: numbers and keys, multiplied and divided. every, first: a list with a word for
+    each layer, `is` or `else`. period: after how many entries of a list the word `of` returns.
     """
 
     form: str
@@ -45,14 +44,12 @@ class Derived:
 
 @dataclass(frozen=True, slots=True)
 class ConfigKey:
-    """One canonical key of a family's config.
+    """One canonical key of a family's config; what its fields mean: docs/extending.md.
 
-    paths: where publishers and libraries write it, likeliest first; `a.b` is b inside a.
-    defaults: what its absence means, the first that can be computed; none: it must be there.
-    when_null: the same for a `null` that is written out. by_type: model_type -> its defaults,
-    where those of the family's model types differ. without: what is left out of a mapping;
-    unless: a mapping with one of these entries means nothing; entries: the kinds of those that
-    a mapping may have. at_most: an expression that the value may not exceed.
+    paths: where it may be, likeliest first. defaults: what its absence means, the first that
+    can be computed; none: it must be there. when_null, by_type: the same of a written null, of
+    a model_type. without, unless, entries: of a mapping, what is left out, what makes it mean
+    nothing, and kinds. at_most: an expression.
     """
 
     name: str
@@ -74,16 +71,11 @@ class ConfigKey:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A model family's table; what is read once is a value, the rest as it is written.
+    """A model family's table; what its keys mean: docs/extending.md.
 
-    roles: all that its names can have; the open sets below `elsewhere` (vision, MTP extras)
-    come with a model. aliases: a known name -> the projections, role or component it means.
-    names: a name with `#` for each number -> its rule. needs: what a model must hold, by slot.
-    config: canonical key -> where a config has it, and what its absence means. where: name ->
-    the condition that it means. models: what may precede `layers.0`. elsewhere: prefix ->
-    component. layers, experts_key, mtp_layers: canonical keys of its counts; None: it has none.
-    targets: format -> what it has to know of the family. mlx: what mlx-lm's classes do with it:
-    `bare` roles, prefixes that it calls otherwise (`model`).
+    roles: all that its names can have; those below `elsewhere` (vision, MTP extras) come with a
+    model. names: a name with `#` for each number -> its rule. needs: what a model must hold, by
+    slot. layers, experts_key, mtp_layers: canonical keys of its counts; None: it has none.
     """
 
     family: str

@@ -33,17 +33,15 @@ _MXFP4_BLOCK = 32
 def classify(inventory: Inventory) -> Model:
     """The checkpoint as a model: every tensor has exactly one role, or a reason to be ignored.
 
-    Raises: PolicyError if no table knows the config's model_type, a value of the config cannot
-    be one, a tensor has no role or two have the same, has another shape than the config means
-    or a dtype that no weight has, scales are missing or wrong, or tensors, layers or experts
-    that the config means are missing.
+    Raises: PolicyError with all that is wrong with its config, names, shapes, dtypes and scales,
+    or with what the config means and it lacks.
     """
     facts = read_config(inventory.config, architecture_of(inventory), inventory.id)
     presence = Presence(Expectation(facts))
-    reading = _Reading(inventory.id, facts, find_scales(inventory), presence)
+    reading = _Reading(facts, find_scales(inventory), presence)
     for tensor in inventory.tensors.values():
         reading.read(tensor)
-    reading.wrong += config_findings(facts, inventory.id)
+    reading.wrong += config_findings(facts)
     _raise_if_any(reading.findings())
     model = reading.model()
     _raise_if_any(review(model, presence))
@@ -80,7 +78,6 @@ def architecture_of(inventory: Inventory) -> Architecture:
 class _Reading:
     """The pass over all names: what each means, and what is wrong on the way."""
 
-    model_id: str
     facts: ConfigFacts
     scales: Scales
     presence: Presence
@@ -211,12 +208,12 @@ class _Reading:
         if self.has_experts and not self.facts.n_experts:
             keys = " or ".join(self.facts.table.experts)
             why = ", which says how many experts there are"
-            yield diagnostic("missing-config-key", model=self.model_id, key=keys, why=why)
+            yield diagnostic("missing-config-key", model=self.facts.model_id, key=keys, why=why)
             return
         yield from self.wrong
         # Shapes are compared with a config that is right by itself.
         if not any(finding.code == "bad-config-value" for finding in self.wrong):
-            yield from self.presence.shape_findings(self.model_id)
+            yield from self.presence.shape_findings()
         # A checkpoint of another quantizer has hundreds of them, all for the same reason.
         for (dtype, readable), names in self.unreadable.items():
             shown = first_few(names, 1)
@@ -251,7 +248,7 @@ class _Reading:
         orphans = ((scale, "scales of a weight not there") for scale in self.scales.orphans)
         roles = {*facts.table.roles, *(tensor.role for tensor in tensors)}
         facts = replace(facts, table=replace(facts.table, roles=tuple(sorted(roles))))
-        return Model(self.model_id, facts, tied, tensors, (*self.ignored, *orphans))
+        return Model(facts.model_id, facts, tied, tensors, (*self.ignored, *orphans))
 
 
 def _block_of(tensor: TensorInfo, component: str | None, layer: int | None) -> int | None:

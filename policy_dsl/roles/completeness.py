@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.quantities import first_few
 from policy_dsl.roles.architecture import Derived
-from policy_dsl.roles.config_facts import ConfigFacts, bad_value, is_whole, keys_of
+from policy_dsl.roles.config_facts import ConfigFacts, is_whole, keys_of
 from policy_dsl.roles.model import Model, ModelTensor
-from policy_dsl.roles.name_rules import ALWAYS, Clause, Need, clauses, numbered_key
+from policy_dsl.roles.name_rules import Clause, Need, clauses, numbered_key
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 
-_NEVER = "never"
 _LONGEST_VALUE = 60
 _MOST_EXAMPLES = 3
 # Layers of the language model; None is what is outside of its blocks.
@@ -73,9 +72,8 @@ class Expectation:
         return all(self._is(one, layer) != one.negated for one in clauses(condition))
 
     def _is(self, clause: Clause, layer: int) -> bool:
-        if clause.key in (ALWAYS, _NEVER) or clause.key in self.facts.table.where:
-            meant = self.facts.table.where.get(clause.key)
-            return self._all(meant, layer) if meant else clause.key == ALWAYS
+        if clause.key in self.facts.table.where:
+            return self._all(self.facts.table.where[clause.key], layer)
         value = self.facts.value(clause.key)
         if clause.form == "in":
             return isinstance(value, list) and layer in value
@@ -101,7 +99,7 @@ class Expectation:
         for clause in failing or parts:
             if clause.key in self.facts.table.where:
                 yield from self._deciding(self.facts.table.where[clause.key], layer)
-            elif clause.key not in (ALWAYS, _NEVER):
+            else:
                 yield clause
 
     def _said(self, clause: Clause, layer: int) -> str:
@@ -159,7 +157,7 @@ class Presence:
         elif shape is not None:
             self.misfits.append(Misfit(need, layer, name, shape))
 
-    def shape_findings(self, model_id: str) -> Iterator[Diagnostic]:
+    def shape_findings(self) -> Iterator[Diagnostic]:
         """Shapes that the config does not mean: a finding for each size that differs."""
         groups: dict[str, list[Misfit]] = defaultdict(list)
         for misfit in self.misfits:
@@ -169,7 +167,7 @@ class Presence:
         # Of these sizes the config is right.
         right = {size for need in self.fitting for size in need.shape}
         for size, alike in groups.items():
-            by_config = None if size in right else self._config_finding(model_id, size, alike)
+            by_config = None if size in right else self._config_finding(size, alike)
             yield by_config or self._shape_finding(alike)
 
     def _differing(self, misfit: Misfit) -> str:
@@ -179,7 +177,7 @@ class Presence:
         axes = zip(misfit.need.shape, misfit.shape, strict=True)
         return next(size for size, held in axes if self.expected.facts.computed(size) != held)
 
-    def _config_finding(self, model_id: str, size: str, alike: list[Misfit]) -> Diagnostic | None:
+    def _config_finding(self, size: str, alike: list[Misfit]) -> Diagnostic | None:
         """That the config is wrong: all tensors with this size have the same other one."""
         held = {misfit.held(size) for misfit in alike}
         if len(held) != 1 or None in held:
@@ -190,14 +188,14 @@ class Presence:
             without = "" if value is None else f"; without it, {size} is {value}"
             why = f", on which the shape of {first.need.shown} depends{without}"
             key = " or ".join(absent)
-            return diagnostic("missing-config-key", model=model_id, key=key, why=why)
+            return diagnostic("missing-config-key", model=facts.model_id, key=key, why=why)
         is_null = facts.is_given(size) and facts.given(size) is None
         # The embedding is what readers start from, and experts are counted by themselves.
         is_sure = size == facts.table.experts_key or _embed(alike) is not None
         if is_sure and not is_null:
             return None
         reason = f"it is {held.pop()} in {first_few([misfit.name for misfit in alike], 1)}"
-        return bad_value(model_id, size, None if is_null else value, reason)
+        return facts.bad_value(size, None if is_null else value, reason)
 
     def _shape_finding(self, alike: list[Misfit]) -> Diagnostic:
         first = _embed(alike) or alike[0]
@@ -209,20 +207,21 @@ class Presence:
         names = dict.fromkeys([first.name, *(misfit.name for misfit in alike)])
         return replace(finding, count=len(names), examples=tuple(names)[:_MOST_EXAMPLES])
 
-    def absences(self, model_id: str, layers: Sequence[int]) -> Iterator[Diagnostic]:
+    def absences(self, layers: Sequence[int]) -> Iterator[Diagnostic]:
         """What the config means and these layers lack, or have though the config denies it."""
         lacking, denied = self._unlike(layers, wanted=True), self._unlike(layers, wanted=False)
+        model = self.expected.facts.model_id
         for (reason, where), shown in denied.items():
             lacks = lacking.pop((reason, where), [])
             what = first_few(shown) + (f" and no {first_few(lacks)}" if lacks else "")
             at = _where(where)
-            yield diagnostic("config-disagrees", reason=reason, model=model_id, what=what, where=at)
+            yield diagnostic("config-disagrees", reason=reason, model=model, what=what, where=at)
         by_place: dict[_Layers, dict[str, list[str]]] = defaultdict(dict)
         for (reason, where), shown in lacking.items():
             by_place[where][reason] = shown
         for where, shown_by_reason in by_place.items():
             what, why = _with_reasons(shown_by_reason)
-            yield diagnostic("missing-tensor", model=model_id, what=what, why=_where(where) + why)
+            yield diagnostic("missing-tensor", model=model, what=what, why=_where(where) + why)
 
     def _unlike(self, layers: Sequence[int], *, wanted: bool) -> _Because:
         """What layers should have and have not, or the other way round."""
@@ -269,7 +268,7 @@ def review(model: Model, presence: Presence) -> Iterator[Diagnostic]:
     # MTP blocks may be left out whole.
     seen = {at for layers in presence.seen.values() for at in layers if at is not None}
     blocks = {at for at in seen if at >= model.n_layers}
-    yield from presence.absences(model.id, sorted(there | blocks))
+    yield from presence.absences(sorted(there | blocks))
     places: dict[_Place, list[ModelTensor]] = defaultdict(list)
     in_mtp: dict[_Place, list[ModelTensor]] = defaultdict(list)
     for tensor in model.tensors:

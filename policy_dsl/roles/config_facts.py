@@ -39,6 +39,7 @@ class ConfigFacts:
 
     config: Mapping[str, Any]
     table: Architecture
+    model_id: str = ""
     n_layers: int = 0
     n_experts: int = 0
     n_mtp_blocks: int = 0
@@ -103,33 +104,33 @@ class ConfigFacts:
         number = self.value(deciding) if isinstance(deciding, str) else deciding
         if not (is_whole(number) and is_whole(layers) and layers <= LARGEST_COUNT):
             return None
-        words = (fields["else"], fields["is"])
         if default.form == "first":
-            return [words[layer < number] for layer in range(layers)]
-        return [words[number > 0 and (layer + 1) % number == 0] for layer in range(layers)]
+            chosen = [layer < number for layer in range(layers)]
+        else:
+            chosen = [number > 0 and (layer + 1) % number == 0 for layer in range(layers)]
+        return [fields["is"] if is_so else fields["else"] for is_so in chosen]
 
     def computed(self, expression: str) -> float | int | None:
         """Sums of numbers and keys multiplied and divided from left to right; None if unknown.
 
         `a|b` is the first of several keys that is a number.
         """
-        products = [self._product(product) for product in expression.split(" + ")]
-        total = sum(product for product in products if product is not None)
-        if None in products:
-            return None
+        total: float | int = 0
+        for product in expression.split(" + "):
+            result: float | int = 1
+            for sign, words in _WORD.findall(product):
+                values = (int(w) if w.isdecimal() else self.value(w) for w in words.split("|"))
+                operand = next(filter(_is_operand, values), None)
+                if operand is None or (sign == "/" and operand == 0):
+                    return None
+                result = result / operand if sign == "/" else result * operand
+            total += result
         return int(total) if total == int(total) else total
 
-    def _product(self, product: str) -> float | int | None:
-        total: float | int = 1
-        for sign, words in _WORD.findall(product):
-            operand = next(filter(_is_operand, map(self._operand, words.split("|"))), None)
-            if operand is None or (sign == "/" and operand == 0):
-                return None
-            total = total / operand if sign == "/" else total * operand
-        return total
-
-    def _operand(self, word: str) -> Any:
-        return int(word) if word.isdecimal() else self.value(word)
+    def bad_value(self, key: str, value: Any, reason: str) -> Diagnostic:
+        """The finding about a value that a key cannot have."""
+        shown, model = repr(value)[:_LONGEST_VALUE], self.model_id
+        return diagnostic("bad-config-value", notes=[reason], model=model, key=key, value=shown)
 
 
 def read_config(config: Mapping[str, Any], table: Architecture, model_id: str) -> ConfigFacts:
@@ -137,19 +138,18 @@ def read_config(config: Mapping[str, Any], table: Architecture, model_id: str) -
 
     Raises: PolicyError if the number of layers is missing or a count is not plausible.
     """
-    facts = ConfigFacts(config, table)
-    layers = _count(facts, table.layers, model_id)
+    facts = ConfigFacts(config, table, model_id)
+    layers = _count(facts, table.layers)
     if layers == 0 and facts.value(table.layers) == 0:
-        raise PolicyError([bad_value(model_id, table.layers, 0, "it must be at least 1")])
+        raise PolicyError([facts.bad_value(table.layers, 0, "it must be at least 1")])
     if layers == 0:
         why = ", which says how many layers there are"
         raise fail("missing-config-key", model=model_id, key=table.layers, why=why)
-    experts = _count(facts, table.experts_key, model_id)
-    mtp_blocks = _count(facts, table.mtp_layers, model_id)
+    experts, mtp_blocks = _count(facts, table.experts_key), _count(facts, table.mtp_layers)
     return replace(facts, n_layers=layers, n_experts=experts, n_mtp_blocks=mtp_blocks)
 
 
-def _count(facts: ConfigFacts, key: str | None, model_id: str) -> int:
+def _count(facts: ConfigFacts, key: str | None) -> int:
     value = None if key is None else facts.value(key)
     if key is None or value is None:
         return 0
@@ -157,7 +157,7 @@ def _count(facts: ConfigFacts, key: str | None, model_id: str) -> int:
         # By the name that the config has for it.
         key = next((place for place, one in facts.written(key) if one is not None), key)
         reason = f"it must be a whole number of at most {LARGEST_COUNT:,}"
-        raise PolicyError([bad_value(model_id, key, value, reason)])
+        raise PolicyError([facts.bad_value(key, value, reason)])
     return int(value)
 
 
@@ -263,55 +263,45 @@ _AT_TOP = {
 }
 
 
-def config_findings(facts: ConfigFacts, model_id: str) -> Iterator[Diagnostic]:
+def config_findings(facts: ConfigFacts) -> Iterator[Diagnostic]:
     """Values that sizes or readers need and that are not what they must be."""
     text = facts.config.get("text_config")
     inner = text if isinstance(text, Mapping) else {}
     for key, kind in _AT_TOP.items():
-        yield from _kind_findings(model_id, key, facts.config.get(key), kind)
-        yield from _kind_findings(model_id, f"text_config.{key}", inner.get(key), kind)
+        yield from _kind_findings(facts, key, facts.config.get(key), kind)
+        yield from _kind_findings(facts, f"text_config.{key}", inner.get(key), kind)
     for entry in facts.table.config.values():
         written = reversed(facts.written(entry.name))
         # Of the same key at the top and in `text_config` the first counts that is not null.
         for place, value in {at: one for at, one in written if one is not None}.items():
-            yield from _key_findings(model_id, place, value, entry, facts.n_layers)
+            yield from _key_findings(facts, place, value, entry)
         most = facts.computed(entry.at_most) if entry.at_most else None
         value = facts.value(entry.name)
         # A limit of 0 is that of a model that uses neither.
         if most and is_whole(value) and value > most:
-            yield bad_value(model_id, entry.name, value, f"it must be at most {most}")
+            yield facts.bad_value(entry.name, value, f"it must be at most {most}")
 
 
 def _key_findings(
-    model_id: str, place: str, value: Any, entry: ConfigKey, n_layers: int
+    facts: ConfigFacts, place: str, value: Any, entry: ConfigKey
 ) -> Iterator[Diagnostic]:
-    wrong = list(_kind_findings(model_id, place, value, entry.kind))
+    wrong = list(_kind_findings(facts, place, value, entry.kind))
     yield from wrong
-    if isinstance(value, list) and not wrong:
-        yield from _list_findings(model_id, place, value, n_layers)
-    for name, kind in entry.entries.items() if isinstance(value, Mapping) else ():
-        yield from _kind_findings(model_id, f"{place}.{name}", value.get(name), kind)
+    if isinstance(value, Mapping):
+        for name, kind in entry.entries.items():
+            yield from _kind_findings(facts, f"{place}.{name}", value.get(name), kind)
+    # A list is of layers' numbers, or of a word for each layer.
+    if not isinstance(value, list) or wrong:
+        return
+    if not value or not all(map(_is_text, value)):
+        if not all(map(is_whole, value)):
+            yield facts.bad_value(place, value, "its entries must be numbers of layers")
+    elif len(value) != facts.n_layers:
+        reason = f"it has {len(value)} entries, and there are {facts.n_layers} layers"
+        yield facts.bad_value(place, value, reason)
 
 
-def _kind_findings(model_id: str, place: str, value: Any, kind: str) -> Iterator[Diagnostic]:
+def _kind_findings(facts: ConfigFacts, place: str, value: Any, kind: str) -> Iterator[Diagnostic]:
     is_of_kind, wanted = _KINDS[kind]
     if value is not None and not is_of_kind(value):
-        yield bad_value(model_id, place, value, f"it must be {wanted}")
-
-
-def _list_findings(
-    model_id: str, key: str, given: list[Any], n_layers: int
-) -> Iterator[Diagnostic]:
-    """What is wrong with a list of layers' numbers, or of a word for each layer."""
-    if given and all(map(_is_text, given)):
-        if len(given) != n_layers:
-            reason = f"it has {len(given)} entries, and there are {n_layers} layers"
-            yield bad_value(model_id, key, given, reason)
-    elif not all(map(is_whole, given)):
-        yield bad_value(model_id, key, given, "its entries must be numbers of layers")
-
-
-def bad_value(model_id: str, key: str, value: Any, reason: str) -> Diagnostic:
-    """The finding about a value that a key cannot have."""
-    shown = repr(value)[:_LONGEST_VALUE]
-    return diagnostic("bad-config-value", notes=[reason], model=model_id, key=key, value=shown)
+        yield facts.bad_value(place, value, f"it must be {wanted}")

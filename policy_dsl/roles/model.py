@@ -23,12 +23,10 @@ class ModelTensor:
     """One logical tensor of a model: a whole source tensor, or one matrix of a fused one.
 
     role: `component.projection` or a single role. component, projection: its halves (a single
-    role has projection None, and component None unless it stands inside vision, audio or mtp).
-    layer: the language model's block, else None. expert: its number in the layer, else None.
-    shape: [out, in] of a matrix; the source's shape of anything else.
-    operations: how it is made of the source. scale: the FP8 block scales, consumed with it.
-    mxfp4: the source is [experts, out, blocks, 16] packed, and `scale` holds a byte for each
-    block; operations are those of [experts, out, in].
+    role has projection None, and component None outside of vision, audio and mtp). layer: the
+    language model's block, else None. shape: [out, in] of a matrix, else that of the source.
+    scale: the FP8 block scales, consumed with it. mxfp4: the source is [experts, out, blocks,
+    16] packed, `scale` a byte for each block; operations are those of [experts, out, in].
     """
 
     # The first fields are what every tensor has; a fused source needs the others too.

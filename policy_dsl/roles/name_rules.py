@@ -19,19 +19,16 @@ _MODEL = "{model}"
 _BLOCK = "{model}.layers.{layer}."
 _NUMBERS = ("{layer}", "{expert}")
 _FIELDS = frozenset({"shape", "when", "optional"})
-ALWAYS = "always"
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _CLAUSE = re.compile(r"(not )?(?:layer (in|from|every|at) )?(\w+)(?: (is) (\w+))?")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Need:
-    """A tensor that a model has once, or once in each layer where `when` holds.
+    """A tensor that a model has once, or in each layer where `when` holds, and in no other.
 
-    slot: the role, or the name below the block, that tells it from others. shape: the size of
-    each axis, numbers and keys of the config. when: clauses joined by `and`; where they do not
-    hold, the tensor may not be there. optional: it may be there or not. in_layers: it is in
-    the blocks.
+    slot: its role, or its name below the block. shape: the size of each axis, numbers and keys
+    of the config. optional: it may be there or not. in_layers: it is in the blocks.
     """
 
     slot: str
@@ -47,11 +44,7 @@ class Need:
 
 
 class Clause(NamedTuple):
-    """One condition.
-
-    form: `in`, `from`, `every`, `at` (of a layer), `is`, or empty: it is true. key: of the
-    config, of the table's `where`, or `always` or `never`.
-    """
+    """One condition on a key of the config or the table's `where`; form: as in `clauses`."""
 
     negated: bool
     form: str
@@ -113,8 +106,7 @@ def role_of(text: str) -> Role:
 def name_rules(table: Mapping[str, Any]) -> dict[str, NameRule]:
     """Every name of a table, with `#` for each number, and its rule.
 
-    Raises: ValueError if two entries mean the same name, an entry none, or a need neither a
-    role nor a name.
+    Raises: ValueError if entries mean the same name, or nothing.
     """
     rules: dict[str, NameRule] = {}
     for pattern, rule in (*_named(table), *_ignored(table)):
@@ -177,14 +169,11 @@ def numbered_key(name: str) -> tuple[str, list[int]]:
 
 
 def _needs(table: Mapping[str, Any], slots: Mapping[str, bool]) -> dict[str, Need]:
-    """The needs of a table by slot; the later of two entries for one slot counts.
-
-    slots: the roles and names of the table -> whether they are in the blocks.
-    """
+    """The needs of a table by slot. slots: its roles and names -> whether they are in blocks."""
     needs = {}
     for pattern, entry in table.get("needs", {}).items():
         given = entry if isinstance(entry, Mapping) else {"shape": entry}
-        when, optional = given.get("when", ALWAYS), given.get("optional", False)
+        when, optional = given.get("when", ""), given.get("optional", False)
         clauses(when)
         for slot, _ in spelled(pattern):
             if slot not in slots or not set(given) <= _FIELDS:
@@ -208,13 +197,12 @@ def spelled(pattern: str, met: str = "") -> Iterator[tuple[str, str]]:
 def clauses(text: str) -> tuple[Clause, ...]:
     """The clauses of a condition, joined by `and`.
 
-    `key`: it is true, or a number other than 0. `key is word`; of a list: its entry for the
-    layer. `layer in key`, `layer from key`: the layer is listed, or not before it. `layer every
-    key`, `layer at key`: it is each key-th one, counted from the first or starting with it.
-    Raises: ValueError if there is another.
+    `key`: true, or a number other than 0. `key is word`; of a list: its entry for the layer.
+    `layer in key`, `layer from key`: it is listed, or not before it. `layer every key`,
+    `layer at key`: each key-th one, counted from 1 or from 0. Raises: ValueError.
     """
     parts = []
-    for part in text.split(" and "):
+    for part in filter(None, text.split(" and ")):
         matched = _CLAUSE.fullmatch(part.strip())
         if matched is None:
             raise ValueError(f"not a condition: {part}")
