@@ -168,7 +168,17 @@ def make_subject(work: Path, target: str) -> Subject:
         raise SystemExit(f"{target}: the bundle cannot be built")
     record = json.loads((folder / "policyc.json").read_text())
     places = {place.name: place for path in folder.iterdir() for place in _places(path)}
-    return Subject(target, folder, source, other, values, places, record["modules"])
+    return Subject(target, folder, source, other, values, places, _modules(record))
+
+
+def _modules(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The modules of a record by name, each with what its form says and its tensors."""
+    modules = {}
+    for name, _, number, *_ in record["modules"]["rows"]:
+        form = record["forms"][number]
+        tensors = [f"{name}.{part}" if part else name for part in form["parts"]]
+        modules[name] = {**form, "tensors": tensors}
+    return modules
 
 
 def _read_values(source: Path) -> dict[str, Array]:

@@ -121,6 +121,7 @@ class Container:
 class FormatSpec:
     """What a format can hold and how its bundle is named and laid out. Functions are pure.
 
+    codec_version: raised with every change of the bytes that an encoder makes.
     What can be stored
       fill: rows (role class, bits or None for any, scheme), first match wins; role classes are
         `experts`, `embed` (embed and lm_head), `matrix` (any other matrix), `any`.
@@ -168,6 +169,7 @@ class FormatSpec:
 
     name: str
     about: str
+    codec_version: int = 1
 
     schemes: tuple[SchemeSpec, ...]
     fill: tuple[tuple[str, int | None, str], ...]

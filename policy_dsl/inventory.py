@@ -88,8 +88,8 @@ class Inventory:
     read; else None. notes: where this came from, for people. findings: warnings to show with
     it. mtimes: name -> modification time, in ns, of the files in `root` when they were listed.
     parts_read: (file, start, stop) -> SHA-256 of what was read of them: config, index, headers.
-    links: name -> where it leads, of shards that lie outside of `root`.
-    Two inventories are equal whatever these three, their notes, findings and unread names.
+    links: name -> where it leads, of shards that lie outside of `root`. commit: of the hub.
+    Two inventories are equal whatever these four, their notes, findings and unread names.
     """
 
     id: str
@@ -108,6 +108,7 @@ class Inventory:
         default_factory=dict, compare=False, repr=False
     )
     links: Mapping[str, str] = field(default_factory=dict, compare=False)
+    commit: str | None = field(default=None, compare=False)
 
     @property
     def nbytes(self) -> int:

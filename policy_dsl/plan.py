@@ -212,6 +212,7 @@ class StatisticsFile:
     name: of the statistic, such as `imatrix`. path: as it was written, in a policy at `span`,
     or else on the command line. sha256: in hex, of its contents; empty until they are read.
     state: bytes and modification time, in ns, when it was first opened; None until then.
+    methods: those that use it; none use what ranks experts.
     """
 
     name: str
@@ -219,6 +220,7 @@ class StatisticsFile:
     span: Span | None = field(default=None, compare=False, repr=False)
     sha256: str = ""
     state: tuple[int, int] | None = field(default=None, compare=False, repr=False)
+    methods: frozenset[str] = frozenset()
 
 
 def rule_place(rule: Rule) -> RuleAt | None:
@@ -265,7 +267,9 @@ def _short_names(paths: set[str]) -> dict[str, str]:
 class Plan:
     """All that a build will do: complete, printable, comparable; nothing is decided later.
 
-    linked_files: shards of the source that are links out of its folder, and where they lead.
+    codec_version: of the target's encoders. source_files: bytes of every shard of the source, as
+    far as they are known. source_commit: of the hub. linked_files: shards that are links out of
+    its folder, and where they lead.
     inventory: the source that it is for, if a build of it is to need nothing else.
     """
 
@@ -285,6 +289,9 @@ class Plan:
     refusals: tuple[Refusal, ...] = ()
     remarks: tuple[tuple[str, str], ...] = ()
     pruning: Pruning | None = None
+    codec_version: int = 1
+    source_files: Mapping[str, int] = field(default_factory=dict)
+    source_commit: str | None = None
     linked_files: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     findings: tuple[Diagnostic, ...] = field(default=(), compare=False)
     inventory: Inventory | None = field(default=None, compare=False, repr=False)

@@ -303,10 +303,10 @@ def test_a_record_names_only_treatments_that_its_format_has(
     whole = (folder / "policyc.json").read_bytes()
 
     def change(record: dict, other: dict) -> None:
-        for module in record["modules"].values():
-            if module["treatment"]["action"] == "quantize":
-                known = module["treatment"] | other
-                module["treatment"] = {k: v for k, v in known.items() if v is not None}
+        for form in record["forms"]:
+            if form["treatment"]["action"] == "quantize":
+                known = form["treatment"] | other
+                form["treatment"] = {k: v for k, v in known.items() if v is not None}
 
     for other in TREATMENTS:
         (folder / "policyc.json").write_bytes(whole)
@@ -324,7 +324,13 @@ def test_a_module_that_the_record_leaves_out_is_compared_without_it(
     source = str(work / "source")
     assert policyc(["build", policy, "--model", source, "-o", str(folder), "-q"]) == 0
     name = "model.layers.1.self_attn.q_proj"
-    _record_with(folder, lambda record: record["modules"].pop(name))
+
+    def drop(record: dict) -> None:
+        kept = [row for row in record["modules"]["rows"] if row[0] != name]
+        assert len(kept) < len(record["modules"]["rows"])
+        record["modules"]["rows"] = kept
+
+    _record_with(folder, drop)
     report = verify_bundle(folder, open_source(source), jobs=1)
     assert render_text(verify_blocks(report))
 

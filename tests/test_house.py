@@ -57,7 +57,7 @@ OPENERS: dict[str, tuple[str, ...]] = {
     "read_bytes": ("emitters.numerics.jit",),
     "read_text": (
         *("policyc.cli.catalogs", ".roles.architecture", ".resources"),
-        *(".codes", ".language.parsing", "emitters.core.record"),
+        *(".codes", ".language.parsing"),
     ),
     "FileIO": (".regular_files",),
     "memmap": (),

@@ -11,7 +11,7 @@ from policy_dsl.diagnostics import PolicyError, errors, fail
 from policy_dsl.formats import Format, FormatSpec
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import OmittedFile, Plan, PlannedFile
-from policy_dsl.planning.record import RECORD, UNKNOWN_HASH, record
+from policy_dsl.planning.record import RECORD, record_nbytes
 from policy_dsl.sources.side_files import is_one_of, why_left_out
 
 _UNKNOWN_SIDE_FILES = "tokenizer, template and licence files"
@@ -63,14 +63,6 @@ def preface(plan: Plan, source: Source, format: Format) -> bytes:
 def _made_preface(plan: Plan, format: Format, files: Mapping[str, bytes] | None) -> bytes:
     made = format.files().preface
     return made(plan, files) if made else b""
-
-
-def planned_record(plan: Plan, files: Mapping[str, int]) -> bytes:
-    """The record as long as it will be, with zeros for hashes. files: name -> bytes."""
-    # All hashes are equally long, so the size of a record is known before its contents.
-    tensors = {tensor.name: UNKNOWN_HASH for module in plan.modules for tensor in module.tensors}
-    unknown = {name: (nbytes, UNKNOWN_HASH) for name, nbytes in files.items()}
-    return record(plan, files=unknown, tensors=tensors)[0]
 
 
 def _held(names: Iterable[str], source: Source) -> dict[str, bytes]:
@@ -157,4 +149,4 @@ def _record_file(plan: Plan, files: list[PlannedFile]) -> PlannedFile:
     if plan.pending:
         reason = "it names the statistics, and what they decide, that are not there yet"
         return PlannedFile(RECORD, "record", None, reason)
-    return PlannedFile(RECORD, "record", len(planned_record(plan, sizes)))
+    return PlannedFile(RECORD, "record", record_nbytes(plan, sizes))

@@ -14,12 +14,12 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emitters.core.record import LARGEST_RECORD
+from emitters.core.record import DOCUMENTS, LARGEST_RECORD
 from emitters.tensor_io.shards import flush, writing
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.escaping import is_plain_name
-from policy_dsl.planning.record import RECORD, SCHEMA_VERSION, record_digest
+from policy_dsl.planning.record import RECORD, record_digest
 from policy_dsl.regular_files import kind_in_words, opened, read_whole
 from policy_dsl.sources.side_files import SUBFOLDERS
 
@@ -184,8 +184,8 @@ def _files(document: Any) -> dict[str, MadeFile]:
     """The files that a record names. Raises: _WrongRecordError if no build wrote it."""
     if not isinstance(document, dict) or document.get("kind") != "bundle":
         raise _WrongRecordError("is not the record of a bundle")
-    if document.get("schema_version") != SCHEMA_VERSION:
-        raise _WrongRecordError(f"is not of schema_version {SCHEMA_VERSION}")
+    if document.get("schema_version") not in DOCUMENTS:
+        raise _WrongRecordError(f"is not of schema_version {' or '.join(map(str, DOCUMENTS))}")
     # Not the whole schema: records of earlier versions lack what later ones say.
     if document.get("digest") != record_digest(document):
         raise _WrongRecordError("was edited: its own digest does not fit")

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from math import isfinite, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.protocols import Validator
-from jsonschema.validators import extend
-
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail
+from policy_dsl.documents.json_schema import first_defect
+from policy_dsl.documents.record import RecordDocument, RecordDocumentV1
+from policy_dsl.escaping import shown
 from policy_dsl.formats import TensorForm
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Pruning
-from policy_dsl.planning.record import RECORD, SCHEMA_VERSION, record_digest
+from policy_dsl.planning.record import RECORD, record_digest
 from policy_dsl.regular_files import read_whole, refuse_placeholder
-from policy_dsl.resources import document_schemas
 from policy_dsl.treatments import Action, Coded, Plain, Stored, Unread
 
 # Three times that of the largest model, with a module for every expert.
 LARGEST_RECORD = 128 * 2**20
+# Version of a record -> the type of its document.
+DOCUMENTS: Mapping[int, Any] = {1: RecordDocumentV1, 2: RecordDocument}
 _LONGEST = 200
 
 
@@ -74,10 +73,12 @@ class Record:
 
     policy: its name. source: its name. statistics: names of those that decided values.
     omitted: source tensor -> the one that has its values, or an empty text. files: name ->
-    (bytes, SHA-256). owners: tensor -> its module. tensors: tensor -> SHA-256.
+    (bytes, SHA-256). owners: tensor -> its module. tensors: tensor -> SHA-256. codec_version:
+    None in records of version 1.
     """
 
     policyc: str
+    codec_version: int | None
     policy: str
     target: str
     source: str
@@ -90,6 +91,10 @@ class Record:
     files: Mapping[str, tuple[int, str]]
     owners: Mapping[str, str]
     tensors: Mapping[str, str]
+
+
+# Modules by name, tensor -> its module, tensor -> SHA-256.
+_Modules = tuple[Mapping[str, BundleModule], Mapping[str, str], Mapping[str, str]]
 
 
 def read_record(folder: Path) -> Record | None:
@@ -105,44 +110,102 @@ def read_record(folder: Path) -> Record | None:
     try:
         content = read_whole(path, most=LARGEST_RECORD)
         refuse_placeholder(RECORD, content, len(content))
-        document: Any = parse_json(content)
-        _require_version(document)
-        digest = _digest(document)
-        record = parse_record(document)
-        # The hashes in it are worth nothing if anyone can edit them.
-        if document["digest"] != digest:
-            raise ValueError("it was edited: its own digest does not fit")
+        return _checked(parse_json(content))
     except ValueError as error:
         raise fail("bad-record", path=str(folder), reason=str(error)) from None
+
+
+def _checked(document: Any) -> Record:
+    """The record that JSON values are. Raises: ValueError at the first that it cannot have."""
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    # A later version may well be right, only not for this program.
+    if isinstance(version, int) and version not in DOCUMENTS:
+        known = " and ".join(map(str, DOCUMENTS))
+        raise ValueError(f"its schema_version is {version}; this policyc reads {known}")
+    # Before its fields, whose findings would repeat such text.
+    try:
+        digest = record_digest(document) if isinstance(document, dict) else ""
+    except UnicodeEncodeError:
+        raise ValueError("it has text that is not Unicode: half of a surrogate pair") from None
+    is_first = type(version) is int and version == 1
+    defect = first_defect(document, DOCUMENTS[1 if is_first else 2])
+    if defect is not None:
+        raise ValueError(defect[:_LONGEST])
+    record = record_of(document)
+    # The hashes in it are worth nothing if anyone can edit them.
+    if document["digest"] != digest:
+        raise ValueError("it was edited: its own digest does not fit")
     return record
 
 
-def parse_record(document: Any) -> Record:
-    """The record that JSON values are. Raises: ValueError at the first that it cannot have."""
-    defect = next(record_defects(document), None)
-    if defect is not None:
-        raise ValueError(defect)
-    owners = {name: path for path, held in document["modules"].items() for name in held["tensors"]}
+def record_of(document: Mapping[str, Any]) -> Record:
+    """The record of a document whose fields are as its type says.
+
+    Raises: ValueError if a module or tensor is listed twice, or a row names no form.
+    """
+    read = _modules_v1 if document["schema_version"] == 1 else _modules
+    modules, owners, tensors = read(document)
+    source = document["source"]
     return Record(
         policyc=document["policyc"],
+        codec_version=document.get("codec_version"),
         policy=document["policy"]["name"],
         target=document["target"],
-        source=document["source"]["id"],
-        source_digest=document["source"]["digest"],
-        fp8_rule=document["source"]["fp8_rule"],
+        source=source["id"],
+        source_digest=source["digest"],
+        fp8_rule=source["fp8_rule"],
         statistics=frozenset(document.get("statistics", ())),
         pruning=_pruning(document["transforms"]),
         omitted={entry["name"]: entry.get("equals", "") for entry in document["omitted"]},
-        modules={name: _module(name, held) for name, held in document["modules"].items()},
+        modules=modules,
         files={name: (file["nbytes"], file["sha256"]) for name, file in document["files"].items()},
         owners=owners,
-        tensors=document["tensors"],
+        tensors=tensors,
     )
 
 
-def _module(name: str, held: Mapping[str, Any]) -> BundleModule:
-    said = held["treatment"]
-    stored: Stored = Plain(held["dtype"])
+def _modules(document: Mapping[str, Any]) -> _Modules:
+    forms = [(_module("", None, form), form["parts"]) for form in document["forms"]]
+    modules: dict[str, BundleModule] = {}
+    listed: list[tuple[str, str, str]] = []
+    rows = document["modules"]["rows"]
+    for at, (name, layer, number, _, hashes) in enumerate(rows):
+        form, parts = forms[number] if number < len(forms) else (None, ())
+        if form is None or len(hashes) != len(parts):
+            reason = f"there is no form {number} with {len(hashes)} parts"
+            raise ValueError(f"modules.rows.{at}: {reason}")
+        what = form.treatment, form.shape, form.dtype
+        modules[name] = BundleModule(name, form.role, layer, *what, {}, form.added, form.written)
+        names = [f"{name}.{part}" if part else name for part in parts]
+        listed += zip(names, [name] * len(names), hashes, strict=True)
+    _refuse_repeated("modules.rows", len(modules), [row[0] for row in rows])
+    owners = {tensor: module for tensor, module, _ in listed}
+    _refuse_repeated("modules.rows", len(owners), [tensor for tensor, _, _ in listed])
+    return modules, owners, {tensor: sha256 for tensor, _, sha256 in listed}
+
+
+def _modules_v1(document: Mapping[str, Any]) -> _Modules:
+    entries = document["modules"].items()
+    modules = {path: _module(path, entry["layer"], entry) for path, entry in entries}
+    owners = {name: path for path, entry in entries for name in entry["tensors"]}
+    for path, entry in entries:
+        parts = [name.rpartition(".")[2] for name in entry["tensors"]]
+        _refuse_repeated(f"modules.{path}.tensors", len(set(parts)), parts)
+    listed = [name for _, entry in entries for name in entry["tensors"]]
+    _refuse_repeated("modules.tensors", len(owners), listed)
+    return modules, owners, document["tensors"]
+
+
+def _refuse_repeated(where: str, different: int, names: Sequence[str]) -> None:
+    """Raises: ValueError with the first name that is there twice, if not all are different."""
+    if different < len(names):
+        ((name, _),) = Counter(names).most_common(1)
+        raise ValueError(f"{where}: {shown(name)} is listed twice"[:_LONGEST])
+
+
+def _module(name: str, layer: int | None, entry: Mapping[str, Any]) -> BundleModule:
+    said = entry["treatment"]
+    stored: Stored = Plain(entry["dtype"])
     if said["action"] == "quantize":
         stored = Coded(
             scheme=said.get("scheme", ""),
@@ -153,13 +216,13 @@ def _module(name: str, held: Mapping[str, Any]) -> BundleModule:
         )
     return BundleModule(
         name=name,
-        role=held["role"],
-        layer=held["layer"],
+        role=entry["role"],
+        layer=layer,
         treatment=stored,
-        shape=tuple(held["shape"]),
-        dtype=held["dtype"],
+        shape=tuple(entry["shape"]),
+        dtype=entry["dtype"],
         tensors={},
-        added=held.get("added", 0),
+        added=entry.get("added", 0),
         written=said["action"],
     )
 
@@ -170,66 +233,3 @@ def _pruning(transforms: list[Mapping[str, Any]]) -> Pruning | None:
         kept = {int(layer): tuple(old) for layer, old in transform["kept"].items()}
         return Pruning(transform["before"], kept, transform["by"] or "")
     return None
-
-
-def _digest(document: Any) -> str:
-    """What a record's own digest must be. Raises: ValueError if its text is not Unicode."""
-    # Before its fields, whose findings would repeat such text.
-    try:
-        return record_digest(document) if isinstance(document, dict) else ""
-    except UnicodeEncodeError:
-        raise ValueError("it has text that is not Unicode: half of a surrogate pair") from None
-
-
-def _require_version(document: Any) -> None:
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    # A later version may well be right, only not for this program.
-    if isinstance(version, int) and version != SCHEMA_VERSION:
-        raise ValueError(f"its schema_version is {version}; this policyc reads {SCHEMA_VERSION}")
-
-
-def record_defects(document: Any) -> Iterator[str]:
-    """What of a record is not as the schema says, with the place of each field; lazily.
-
-    Stricter than JSON Schema in this: 2.0 is not a whole number, and NaN is not a number.
-    """
-    defect = None
-    for defect in _checks().iter_errors(document):
-        place = ".".join(str(key) for key in defect.absolute_path)
-        reason = defect.message.split("\n", 1)[0]
-        yield (f"{place}: {reason}" if place else reason)[:_LONGEST]
-    if defect is None:
-        yield from _repeated(document["modules"])
-
-
-def _repeated(modules: Mapping[str, Any]) -> Iterator[str]:
-    """Tensors of two modules, and parts that a module has twice."""
-    owners: dict[str, str] = {}
-    for path, module in modules.items():
-        parts = set()
-        for name in module["tensors"]:
-            part = name.rpartition(".")[2]
-            if part in parts or owners.setdefault(name, path) != path:
-                yield f"modules.{path}.tensors: {name} is listed twice"[:_LONGEST]
-            parts.add(part)
-
-
-@cache
-def record_schema() -> dict[str, Any]:
-    """The published JSON Schema of the record."""
-    text = (document_schemas() / "bundle.json").read_text(encoding="utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
-
-
-@cache
-def _checks() -> Validator:
-    types = Draft202012Validator.TYPE_CHECKER.redefine_many(
-        {
-            "integer": lambda _, value: type(value) is int,
-            "number": lambda _, value: type(value) in (int, float) and isfinite(value),
-        }
-    )
-    strict = extend(Draft202012Validator, type_checker=types)  # type: ignore[no-untyped-call]
-    checks: Validator = strict(record_schema())
-    return checks

@@ -82,7 +82,12 @@ class RowsCheck:
         """Whether the codes of this method follow from the source, and from this program."""
         record, spec = self._bundle.record, self._format.spec
         # A module that the record leaves out has no method: how it was coded is not known.
-        if method is None or record is None or record.policyc != version():
+        if method is None or record is None:
+            return False
+        # Records of version 1 do not say which encoders made the codes.
+        if (record.codec_version or spec.codec_version) != spec.codec_version:
+            return False
+        if record.codec_version is None and record.policyc != version():
             return False
         needs = spec.optional_statistics.get(method or "")
         return method not in spec.statistics and needs not in record.statistics

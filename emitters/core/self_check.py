@@ -9,7 +9,7 @@ from pathlib import Path
 
 from emitters.core.bundle import tensor_files
 from emitters.core.bundle_reading import open_bundle
-from emitters.core.record import parse_record
+from emitters.core.record import record_of
 from emitters.core.verify import written_stages
 from policy_dsl.diagnostics import (
     Diagnostic,
@@ -48,11 +48,7 @@ def check_bundle(plan: Plan, folder: Path, format: Format) -> None:
         _refuse(_tensor_defects(plan, written))
         hashes = dict.fromkeys(written, UNKNOWN_HASH)
         document = record_document(plan, files=sizes, tensors=hashes)
-        bundle = open_bundle(
-            folder,
-            parse_record({**document, "digest": UNKNOWN_HASH}),
-            formats={format.name: format},
-        )
+        bundle = open_bundle(folder, record_of(document), formats={format.name: format})
     except DiskError:
         raise
     except PolicyError as error:

@@ -1,10 +1,26 @@
-"""The record `policyc.json` of a bundle: what it was made of and by, and every hash."""
+"""The record `policyc.json` of a bundle: what it was made of and by, and every hash.
+
+What thousands of modules share is said once, as a form; a module is a row. `RecordDocumentV1`
+is the form of the record before that, which is still read.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, NotRequired, TypedDict
 
-from policy_dsl.documents.common import Experts, Layer, Limits, Name, Sha256, Size
+from policy_dsl.documents.common import Experts, Layer, Limits, Name, RuleAt, Sha256, Size
+
+AddedExperts = Annotated[int, Limits(minimum=1, maximum=65536)]
+Bits = Annotated[int, Limits(minimum=1, maximum=64)]
+GroupSize = Annotated[int, Limits(minimum=-1, maximum=2**31 - 1)]
+Shape = Annotated[list[Size], Limits(most=64)]
+Digest = Annotated[
+    str,
+    Limits(
+        pattern="^[0-9a-f]{64}$",
+        about="SHA-256 of this document without `digest`, compact, keys sorted",
+    ),
+]
 
 
 class RecordedPolicy(TypedDict):
@@ -17,13 +33,22 @@ class RecordedPolicy(TypedDict):
     resolved: str
 
 
+class SourceFile(TypedDict):
+    """A shard of the source; its hash is null where nobody computed it."""
+
+    nbytes: Size
+    sha256: Sha256 | None
+
+
 class RecordedSource(TypedDict):
-    """The checkpoint; `id` is a folder name or hub id, never a path."""
+    """The checkpoint; `id` is a folder name or hub id, never a path, `commit` the hub's."""
 
     id: str
     digest: Sha256
     nbytes: Size
     fp8_rule: str
+    commit: str | None
+    files: dict[str, SourceFile]
 
 
 class RecordedStatistics(TypedDict):
@@ -31,6 +56,16 @@ class RecordedStatistics(TypedDict):
 
     file: Name
     sha256: Sha256
+
+
+class RecordedCalibration(TypedDict):
+    """What statistics were computed from when the build computed them itself, and by what."""
+
+    file: Name
+    sha256: Sha256
+    samples: Size
+    tokens: Size
+    software: dict[str, str]
 
 
 class RecordedTransform(TypedDict):
@@ -58,24 +93,46 @@ class RecordedTreatment(TypedDict):
     """What happened to the values of a module."""
 
     action: Literal["quantize", "keep", "cast", "raw"]
-    bits: NotRequired[Annotated[int, Limits(minimum=1, maximum=64)]]
-    group_size: NotRequired[Annotated[int, Limits(minimum=-1, maximum=2**31 - 1)]]
+    bits: NotRequired[Bits]
+    group_size: NotRequired[GroupSize]
     scheme: NotRequired[str]
     method: NotRequired[str]
     symmetric: NotRequired[bool]
     dtype: NotRequired[str]
 
 
-class RecordedModule(TypedDict):
-    """A module by its logical shape; `added` experts at the end of its first axis only pad."""
+class RecordedForm(TypedDict):
+    """What modules have in common: the role, the treatment, the rule that decided.
+
+    shape: logical; dtype: of the values that were encoded or written. parts: the last parts of
+    the names of its tensors; empty if a tensor has the module's own name. `added` experts at
+    the end of the first axis only pad.
+    """
 
     role: str
-    layer: Layer | None
-    shape: Annotated[list[Size], Limits(most=64)]
-    added: NotRequired[Annotated[int, Limits(minimum=1, maximum=65536)]]
-    dtype: str
     treatment: RecordedTreatment
-    tensors: Annotated[list[str], Limits(least=1)]
+    shape: Shape
+    dtype: str
+    added: NotRequired[AddedExperts]
+    parts: Annotated[list[Annotated[str, Limits(pattern="^[^.]*$")]], Limits(least=1)]
+    rule: str
+    rule_at: RuleAt | None
+
+
+ModuleRow = tuple[str, Layer | None, Size, Sha256, list[Sha256]]
+
+
+class RecordedModules(TypedDict):
+    """The modules: name, layer, number of the form, recipe, and SHA-256 of each of its tensors.
+
+    A recipe is the SHA-256 of all that decides a module's bytes but the weights: where they are
+    in the source, the treatment, the statistics that were used.
+    """
+
+    columns: tuple[
+        Literal["name"], Literal["layer"], Literal["form"], Literal["recipe"], Literal["sha256"]
+    ]
+    rows: list[ModuleRow]
 
 
 class HashedFile(TypedDict):
@@ -88,23 +145,59 @@ class HashedFile(TypedDict):
 class RecordDocument(TypedDict):
     """`policyc.json`, the record of a bundle"""
 
+    schema_version: Literal[2]
+    kind: Literal["bundle"]
+    policyc: Name
+    policy: RecordedPolicy
+    target: Name
+    codec_version: Annotated[Size, Limits(about="raised when an encoder of the target changes")]
+    plan_digest: Sha256
+    source: RecordedSource
+    statistics: dict[str, RecordedStatistics]
+    calibration: RecordedCalibration | None
+    transforms: Annotated[list[RecordedTransform], Limits(most=1)]
+    omitted: list[RecordedOmission]
+    files: dict[str, HashedFile]
+    forms: list[RecordedForm]
+    modules: RecordedModules
+    digest: Digest
+
+
+class RecordedSourceV1(TypedDict):
+    """The checkpoint; `id` is a folder name or hub id, never a path."""
+
+    id: str
+    digest: Sha256
+    nbytes: Size
+    fp8_rule: str
+
+
+class RecordedModuleV1(TypedDict):
+    """A module by its logical shape; `added` experts at the end of its first axis only pad."""
+
+    role: str
+    layer: Layer | None
+    shape: Shape
+    added: NotRequired[AddedExperts]
+    dtype: str
+    treatment: RecordedTreatment
+    tensors: Annotated[list[str], Limits(least=1)]
+
+
+class RecordDocumentV1(TypedDict):
+    """`policyc.json` of version 1"""
+
     schema_version: Literal[1]
     kind: Literal["bundle"]
     policyc: Name
     policy: RecordedPolicy
     target: Name
     plan_digest: Sha256
-    source: RecordedSource
+    source: RecordedSourceV1
     statistics: NotRequired[dict[str, RecordedStatistics]]
     transforms: Annotated[list[RecordedTransform], Limits(most=1)]
     omitted: list[RecordedOmission]
-    modules: dict[str, RecordedModule]
+    modules: dict[str, RecordedModuleV1]
     files: dict[str, HashedFile]
     tensors: Annotated[dict[str, Sha256], Limits(about="SHA-256 of every tensor's bytes")]
-    digest: Annotated[
-        str,
-        Limits(
-            pattern="^[0-9a-f]{64}$",
-            about="SHA-256 of this document without `digest`, compact, keys sorted",
-        ),
-    ]
+    digest: Digest

@@ -81,6 +81,9 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
         pending=known.pending,
         remarks=(*head_remarks(own, model), *_remarks(spec, policy, modules)),
         pruning=pruning,
+        codec_version=spec.codec_version,
+        source_files=inventory.file_nbytes,
+        source_commit=inventory.commit,
         linked_files=tuple(sorted(inventory.links.items())),
     )
     # Warnings need the finished plan: they count bytes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import FormatSpec
@@ -47,9 +47,15 @@ def statistics_of(
     """
     methods = {coded.method for _, coded in coded_modules(modules)}
     needed = {spec.statistics[one] for one in methods if one in spec.statistics}
-    helpful = spec.optional_statistics
-    used = needed | {helpful[one] for one in methods if one in helpful}
-    files = statistics_files(sorted(used), policy, given)
+    users: dict[str, set[str]] = {}
+    for kinds in (spec.statistics, spec.optional_statistics):
+        for method in methods & kinds.keys():
+            users.setdefault(kinds[method], set()).add(method)
+    used = set(users)
+    files = tuple(
+        replace(file, methods=frozenset(users[file.name]))
+        for file in statistics_files(sorted(used), policy, given)
+    )
     if is_ranked(policy):
         needed, used = needed | {SALIENCY}, used | {SALIENCY}
         read = saliency

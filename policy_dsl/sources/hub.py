@@ -92,7 +92,7 @@ def open_hub(repository: str, revision: str | None) -> Inventory:
         # After a refusal or an interrupt the shards still to come are not asked for.
         pool.shutdown(cancel_futures=True)
     note = f"headers read from {constants.ENDPOINT}, commit {files.commit}"
-    return replace(model, notes=(note,))
+    return replace(model, notes=(note,), commit=files.commit)
 
 
 def _files(repository: str, revision: str | None, what: str) -> HubFiles:

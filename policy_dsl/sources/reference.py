@@ -148,7 +148,8 @@ def _open_cached(repository: str, revision: str | None, *, links: bool) -> Inven
         return None
     except OSError as error:
         raise unreadable(cache, error) from error
-    return replace(model, notes=(f"from the hub's cache, commit {folder.name}",))
+    notes = (f"from the hub's cache, commit {folder.name}",)
+    return replace(model, notes=notes, commit=folder.name)
 
 
 def _only_commit(place: Path, repository: str, *, is_offline: bool) -> str | None:

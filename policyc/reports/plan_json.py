@@ -160,10 +160,10 @@ def _checked(document: Any, path: str) -> PlanDocument:
 
 
 def _as_of_now(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with what plans of older versions do not say: nothing pruned or added."""
+    """The document with what plans of older versions do not say: nothing of these kinds."""
     model = document.get("model")
     model = {"experts_added": 0, **model} if isinstance(model, dict) else model
-    return {"transforms": [], **document, "model": model}
+    return {"transforms": [], "dropped_files": [], "linked_files": {}, **document, "model": model}
 
 
 def _pruning(transforms: Sequence[TransformEntry]) -> Pruning | None:

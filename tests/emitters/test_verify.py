@@ -192,9 +192,9 @@ def test_a_broken_record(bundle: Path, content: bytes) -> None:
 
 
 def test_a_record_of_a_later_version_is_told_as_such(bundle: Path) -> None:
-    rewrite(bundle / "policyc.json", lambda record: record.update(schema_version=2))
+    rewrite(bundle / "policyc.json", lambda record: record.update(schema_version=3))
     (found,) = verify_bundle(bundle, jobs=1).findings
-    assert "its schema_version is 2; this policyc reads 1" in found.message
+    assert "its schema_version is 3; this policyc reads 1 and 2" in found.message
 
 
 def test_without_a_record_the_rest_is_checked(bundle: Path) -> None:

@@ -60,7 +60,7 @@ def entry(content: bytes) -> dict[str, object]:
 
 
 def bundle_record(files: dict[str, Any]) -> dict[str, Any]:
-    return {"schema_version": 1, "kind": "bundle", "policyc": "1", "files": files}
+    return {"schema_version": 2, "kind": "bundle", "policyc": "1", "files": files}
 
 
 MINE = {"thesis.txt": entry(b"mine")}
@@ -68,7 +68,7 @@ RECORDS = {
     "unsigned": json.dumps({"files": {"photos": 1, "thesis.txt": 1}}),
     "a wrong digest": json.dumps({**bundle_record(MINE), "digest": "0" * 64}),
     "of another kind": signed({**bundle_record(MINE), "kind": "plan"}),
-    "of a later version": signed({**bundle_record(MINE), "schema_version": 2}),
+    "of a later version": signed({**bundle_record(MINE), "schema_version": 3}),
     "naming a folder": signed(bundle_record({**MINE, "photos": entry(b"mine")})),
     "naming a folder's file": signed(bundle_record({**MINE, "photos/1.jpg": entry(b"mine")})),
     "naming a path out": signed(bundle_record({**MINE, "../thesis.txt": entry(b"mine")})),

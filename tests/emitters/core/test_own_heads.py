@@ -13,8 +13,10 @@ import pytest
 from small_checkpoints import Array, stored, widened
 
 from emitters.core.build import build
-from emitters.core.record import record_schema
+from emitters.core.record import read_record
 from policy_dsl.diagnostics import PolicyError
+from policy_dsl.documents.json_schema import schema_of
+from policy_dsl.documents.record import RecordDocument
 from policyc.cli import main
 
 EIGHT_BITS = {
@@ -104,10 +106,10 @@ def test_an_equal_head_is_left_out_and_recorded(
     assert f"lm_head.weight is left out ({nbytes / 1000:.2f} kB" in found.message
     build(plan, inventory, out=tmp_path / "out", jobs=1)
     record = json.loads((tmp_path / "out" / "policyc.json").read_text())
-    jsonschema.validate(record, record_schema())
+    jsonschema.validate(record, schema_of(RecordDocument))
     (left_out,) = record["omitted"]
     assert (left_out["name"], left_out["equals"]) == (HEAD, EMBED)
-    assert not any("lm_head" in module for module in record["modules"])
+    assert not any("lm_head" in row[0] for row in record["modules"]["rows"])
     assert verified(tmp_path / "out", source, capsys) == (0, set())
 
 
@@ -142,8 +144,9 @@ def test_a_rule_that_names_the_head_stores_it(
     assert plan.remarks[0][0] == "head"
     out = tmp_path / "out"
     build(plan, inventory, out=out, jobs=1)
-    record = json.loads((out / "policyc.json").read_text())
-    assert record["modules"]["lm_head"]["role"] == "lm_head"
+    record = read_record(out)
+    assert record is not None
+    assert record.modules["lm_head"].role == "lm_head"
     assert verified(out, source, capsys) == (0, set())
     if target != "hipfire_hfq":
         config = json.loads((out / "config.json").read_text())

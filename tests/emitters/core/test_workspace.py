@@ -136,7 +136,7 @@ def write_bundle(folder: Path, text: str) -> None:
     """The smallest bundle: one file and its record."""
     content = text.encode()
     entry = {"nbytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    record = {"schema_version": 1, "kind": "bundle", "files": {"a": entry}}
+    record = {"schema_version": 2, "kind": "bundle", "files": {"a": entry}}
     (folder / "a").write_bytes(content)
     text = json.dumps({**record, "digest": record_digest(record)})
     (folder / "policyc.json").write_text(text)

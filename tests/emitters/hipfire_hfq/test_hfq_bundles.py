@@ -17,10 +17,11 @@ from imatrix_files import Statistics, legacy_file
 from small_checkpoints import Array, bf16, digests
 
 from emitters.core.build import build
-from emitters.core.record import record_schema
 from emitters.core.verify import verify_bundle
 from emitters.tensor_io.imatrix import open_imatrix
 from policy_dsl.diagnostics import PolicyError
+from policy_dsl.documents.json_schema import schema_of
+from policy_dsl.documents.record import RecordDocument
 from policy_dsl.sources.reference import open_source
 from policyc.cli import main
 from policyc.reports.verify_report import role_errors
@@ -143,7 +144,7 @@ def test_explain_tells_who_decided_about_an_expert(said: Said) -> None:
 
 def test_the_record_is_whole(demo_bundle: Built) -> None:
     record = json.loads((demo_bundle("hipfire_mq2") / "policyc.json").read_bytes())
-    jsonschema.validate(record, record_schema())
+    jsonschema.validate(record, schema_of(RecordDocument))
     sha256 = hashlib.sha256(IMATRIX.read_bytes()).hexdigest()
     assert record["statistics"]["imatrix"] == {"file": "imatrix.gguf", "sha256": sha256}
     assert record["files"].keys() == {"model.mq2"}
