@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import cast
 
-from policy_dsl.formats import Format, FormatSpec
+from policy_dsl.formats import Format
 
 
 class _Formats(Mapping[str, Format]):
@@ -42,24 +42,3 @@ class _Formats(Mapping[str, Format]):
 
 
 FORMATS: Mapping[str, Format] = _Formats()
-
-
-class _Specs(Mapping[str, FormatSpec]):
-    """What each of FORMATS can hold; imported when it is asked for, and no kernel with it."""
-
-    def __getitem__(self, name: str) -> FormatSpec:
-        return FORMATS[name].spec
-
-    def __contains__(self, name: object) -> bool:
-        return name in FORMATS
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(FORMATS)
-
-    def __len__(self) -> int:
-        return len(FORMATS)
-
-
-def specs() -> Mapping[str, FormatSpec]:
-    """What every format can hold, by name."""
-    return _Specs()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -13,8 +14,8 @@ from policy_dsl.bounded_json import parse_json
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from policy_dsl.diagnostics import Diagnostic
-    from policy_dsl.plan import Module, Plan, PlannedTensor, Refusal
+    from policy_dsl.diagnostics import Diagnostic, PolicyError
+    from policy_dsl.plan import Draft, Module, Plan, PlannedTensor, Refusal
     from policy_dsl.policy import Policy
     from policy_dsl.roles.classify import Model, ModelTensor
     from policy_dsl.treatments import Coded, Stored, Unread
@@ -129,15 +130,11 @@ class FormatSpec:
         tensor, and of a quantized one's values. cuts_off: whether values that become F16 are
         rounded toward zero.
       fp8_rules: how FP8 sources may be dequantized; the first is the format's own.
-    Which models, and which of their tensors
+    Which models
       families: family -> None if supported, else the reason why it is refused.
-      omission(tensor, model): why the format does not carry this tensor, else None.
-    What readers would not take
-      unsupported(tensor, model, treatment): why they cannot take a tensor stored like that,
-        else None.
-      conflicts(modules): what they need several modules to share and they do not.
+    Who reads it
       config_readers: the tables of readers that say what config.json means to them.
-      runtimes: reader -> what it is. refusals(plan): those that cannot load a bundle, and why.
+      runtimes: reader -> what it is.
     What modules and their tensors are
       module_path(tensor, model): the output module of a tensor; tensors with equal paths are
         stacked along a leading expert axis. A path that ends as the source's name does
@@ -147,11 +144,6 @@ class FormatSpec:
       layouts: ways to store experts, the first is the default; None is stacks of all. Empty:
         stacks, no choice.
       padding: family -> experts that are added, unless the policy says no.
-      companions(modules): tensors that no source has and whose bytes statistics decide.
-      column_scale(module): the tensor by whose values a module's columns were multiplied, if
-        the bundle has it.
-      statistics: method -> what it needs to know of the model's inputs.
-      optional_statistics: method -> what it does better with, and can do without.
     Where tensors lie
       tensor_files: in shards, or in one container.
       file_order(modules): the order in which files are filled, None as modules are.
@@ -164,7 +156,6 @@ class FormatSpec:
       settings: keys beside its rules, such as `output.shard_size`.
       metadata_keys: keys of its `metadata` -> the values allowed there, their type, or of a
         mapping its keys -> the same.
-      remarks(policy, modules): what a plan says about choices that no treatment shows.
     """
 
     name: str
@@ -179,22 +170,13 @@ class FormatSpec:
     fp8_rules: tuple[str, ...]
 
     families: Mapping[str, str | None]
-    omission: Callable[[ModelTensor, Model], str | None]
-
-    unsupported: Callable[[ModelTensor, Model, Stored], str | None]
-    conflicts: Callable[[Sequence[Module]], list[str]] | None = None
     config_readers: tuple[str, ...] = ()
     runtimes: Mapping[str, str] = field(default_factory=dict)
-    refusals: Callable[[Plan], tuple[Refusal, ...]] | None = None
 
     module_path: Callable[[ModelTensor, Model], str]
     part_shapes: Callable[[Stored, tuple[int, ...], str], tuple[PartShape, ...]]
     layouts: Mapping[str, ExpertsApart | None] = field(default_factory=dict)
     padding: Mapping[str, ExpertPadding] = field(default_factory=dict)
-    companions: Callable[[Sequence[Module]], tuple[Module, ...]] | None = None
-    column_scale: Callable[[str], str | None] | None = None
-    statistics: Mapping[str, str] = field(default_factory=dict)
-    optional_statistics: Mapping[str, str] = field(default_factory=dict)
 
     tensor_files: Shards | Container
     file_order: Callable[[Sequence[Module]], Sequence[PlannedTensor]] | None = None
@@ -205,7 +187,6 @@ class FormatSpec:
 
     settings: tuple[str, ...] = ()
     metadata_keys: Mapping[str, MetadataValues] = field(default_factory=dict)
-    remarks: Callable[[Policy, Sequence[Module]], tuple[tuple[str, str], ...]] | None = None
 
     @property
     def container(self) -> Container | None:
@@ -230,6 +211,10 @@ class FormatSpec:
 TensorForm = tuple[str, tuple[int, ...]]
 # Module -> part -> form: a bundle's tensors by their names up to the last dot.
 Forms = Mapping[str, Mapping[str, TensorForm]]
+
+
+# Name -> content of metadata files.
+FileContents = Mapping[str, bytes]
 
 
 class Claim(NamedTuple):
@@ -275,133 +260,214 @@ class Slack(NamedTuple):
     arithmetic: float = 0.0
 
 
-class Encode(Protocol):
-    """values [rows, in] of value type `dtype` -> part -> array [rows, …].
-
-    Parts that are stored by columns are [lines, rows …]. Pure, the values stay as they are. It
-    gets one block of rows at a time, from many threads.
-    Raises: UnstorableError for values that are finite and that the format cannot store.
-    """
-
-    def __call__(self, values: Array, dtype: str, treatment: Coded) -> dict[str, Array]: ...
-
-
-class Decode(Protocol):
-    """The parts of rows, as `Encode` gives them -> float32 values [rows, columns]."""
-
-    def __call__(
-        self, parts: Mapping[str, Array], dtype: str, treatment: Coded, columns: int
-    ) -> Array: ...
-
-
-class Beyond(Protocol):
-    """float32 values [rows, columns], and the parts stored for them -> bool, of that shape.
-
-    True where rounding to the nearest code would not have led to that code, whatever is lost
-    by rounding scales, quotients and products; slack: what was rounded before.
-    """
-
-    def __call__(
-        self, values: Array, parts: Mapping[str, Array], dtype: str, treatment: Coded, slack: Slack
-    ) -> Array: ...
+# The parts of a block of rows, by the last part of their tensors' names: [rows, …]; those that
+# are stored by columns are [lines, rows …].
+Parts = Mapping[str, "Array"]
+Encode = Callable[["Array", str, "Coded"], dict[str, "Array"]]
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """How values become stored parts, and what readers compute of these."""
+    """How values become stored parts, and what readers compute of these. All of it is pure.
+
+    encode(values [rows, in], their value type, treatment) -> parts. It gets one block of rows
+    at a time, from many threads; UnstorableError for finite values that cannot be stored.
+    decode(parts, value type, treatment, columns) -> float32 values [rows, columns].
+    beyond(float32 values, parts, value type, treatment, slack) -> bool, of the values' shape:
+    true where rounding to the nearest code would not have led to that code, whatever is lost by
+    rounding scales, quotients and products.
+    """
 
     encode: Encode
-    decode: Decode
-    beyond: Beyond
-
-
-class Metadata(Protocol):
-    """The bundle's metadata files, by name, whole; the same bytes for the same plan."""
-
-    def __call__(self, plan: Plan) -> dict[str, bytes]: ...
-
-
-class Claims(Protocol):
-    """What metadata files say to readers about each quantized module of these tensors.
-
-    Raises: PolicyError if they are broken; ValueError if they may be another format's.
-    Anything else is a mistake of the format's own code.
-    """
-
-    def __call__(self, files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]: ...
-
-
-class Defects(Protocol):
-    """What the format's readers need besides tensors of the widths that files state.
-
-    files: metadata that `Claims` has read; shards: the files with tensors.
-    """
-
-    def __call__(
-        self,
-        folder: Path,
-        files: Mapping[str, bytes],
-        shards: Collection[str],
-        claims: Mapping[str, Claim],
-    ) -> Iterable[Diagnostic]: ...
-
-
-class Added(Protocol):
-    """Module -> how many of its first axis, at its end, are experts that only pad.
-
-    files: metadata that `Claims` has read; shapes: logical, by module.
-    """
-
-    def __call__(
-        self, files: Mapping[str, bytes], shapes: Mapping[str, tuple[int, ...]]
-    ) -> Mapping[str, int]: ...
-
-
-class Edited(Protocol):
-    """The source's side files of `spec.edited_files`, as the bundle holds them.
-
-    Raises: PolicyError if one of them is not what it must be.
-    """
-
-    def __call__(self, plan: Plan, files: Mapping[str, bytes]) -> dict[str, bytes]: ...
-
-
-class Preface(Protocol):
-    """What comes before the tensors of the plan's one container.
-
-    files: those of `spec.embedded_files` that the source has; None for a preface without
-    anything about the model, and without padding.
-    Raises: PolicyError if one of them is not what it must be.
-    """
-
-    def __call__(self, plan: Plan, files: Mapping[str, bytes] | None) -> bytes: ...
+    decode: Callable[[Parts, str, Coded, int], Array]
+    beyond: Callable[[Array, Parts, str, Coded, Slack], Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Files:
-    """What a format's files hold besides tensors, written and read back."""
+    """What a format's files hold besides tensors, written and read back.
 
-    metadata: Metadata
-    claims: Claims
-    defects: Defects | None = None
-    added: Added | None = None
-    edited: Edited | None = None
-    preface: Preface | None = None
+    metadata(plan): the metadata files, whole; the same bytes for the same plan.
+    claims(files, forms): what they say to readers about each quantized module of these tensors.
+    PolicyError if they are broken; ValueError if they may be another format's; anything else
+    is a mistake of the format's own code. The others get metadata that `claims` has read:
+    defects(folder, files, shards, claims): what readers need besides tensors of these widths.
+    added(files, shapes): module -> how many of its first axis, at its end, only pad.
+    edited(plan, files): the source's `edited_files` as the bundle holds them, or PolicyError.
+    preface(plan, files): what comes before the tensors of a container; files are None for one
+    without anything about the model, and without padding.
+    """
+
+    metadata: Callable[[Plan], dict[str, bytes]]
+    claims: Callable[[FileContents, Forms], dict[str, Claim]]
+    defects: (
+        Callable[[Path, FileContents, Collection[str], Mapping[str, Claim]], Iterable[Diagnostic]]
+        | None
+    ) = None
+    added: Callable[[FileContents, Mapping[str, tuple[int, ...]]], Mapping[str, int]] | None = None
+    edited: Callable[[Plan, FileContents], dict[str, bytes]] | None = None
+    preface: Callable[[Plan, FileContents | None], bytes] | None = None
+
+
+class ColumnSums(Protocol):
+    """What the columns of matrices got as input: float32 [n_matrices, in], in squares."""
+
+    @property
+    def sums(self) -> Array:
+        """Sums over tokens."""
+
+    def importance(self) -> Array:
+        """Means; 1 for matrices that no token reached."""
+
+
+class Statistics(Protocol):
+    """What is known of a model's inputs; read when it is asked for, and not kept."""
+
+    def of_matrix(self, module: Module, source: int) -> ColumnSums:
+        """Of the one matrix that is a module's source of this index.
+
+        Raises: PolicyError if it is not there, or not of this model.
+        """
+
+    def of_layer(self, role: str, module: Module) -> ColumnSums:
+        """Of all matrices of a role in a module's layer; the experts that stay, in their order.
+
+        Raises: PolicyError as `of_matrix` does.
+        """
+
+    def once(self, key: object, made: Callable[[], Array]) -> Array:
+        """What is made for this key; the last few are kept."""
+
+    def unusable(self, module: Module, reason: str, cure: str) -> PolicyError:
+        """The error of an entry that is well formed and that a method cannot take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a method computed once for a matrix, and shares between its blocks.
+
+    scale: float32 [in], by which columns are multiplied before they are coded; None: by 1.
+    """
+
+    encode: Encode
+    scale: Array | None = None
+
+
+class Contexts(Protocol):
+    """The context of a module's source of this index.
+
+    Raises: PolicyError if the statistics are not those of the matrix, or cannot be used.
+    """
+
+    def __call__(
+        self, plan: Plan, module: Module, source: int, statistics: Statistics
+    ) -> Context: ...
+
+
+class Contents(Protocol):
+    """Name -> all bytes of the tensors that a method adds to the bundle."""
+
+    def __call__(self, plan: Plan, statistics: Statistics) -> Mapping[str, bytes]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """What a method computes from statistics."""
+
+    context: Contexts
+    contents: Contents | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How codes are chosen.
+
+    needs: the statistic without which there are no codes; uses: one that makes them better.
+    added(modules): tensors that no source has, and whose bytes statistics decide.
+    column_scale(module): the added tensor by whose values a module's columns were multiplied.
+    remarks(policy, modules): what a plan says about choices that no treatment shows.
+    solver: imported when statistics are there; without it the codec's own encoder decides.
+    """
+
+    needs: str = ""
+    uses: str = ""
+    added: Callable[[Sequence[Module]], tuple[Module, ...]] | None = None
+    column_scale: Callable[[str], str | None] | None = None
+    remarks: Callable[[Policy, Sequence[Module]], tuple[tuple[str, str], ...]] | None = None
+    solver: Callable[[], Solver] | None = None
+
+
+Judge = Callable[[str, "int | None", "Stored"], "Refusal | None"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Review:
+    """What readers of a format would not take.
+
+    left_out(tensor, model): why none of them has a place for a tensor, else None.
+    held(tensor, model, stored): why none of them can take it stored like that, else None.
+    bundle(draft): what they cannot load, or load and then compute wrongly.
+    """
+
+    left_out: Callable[[ModelTensor, Model], str | None]
+    held: Callable[[ModelTensor, Model, Stored], str | None]
+    bundle: Callable[[Draft], Iterator[Refusal]]
+
+    def __call__(self, draft: Draft) -> Iterator[Refusal]:
+        """All that readers have against a bundle."""
+        return self.bundle(draft)
+
+    def tensor(self, tensor: ModelTensor, model: Model, stored: Stored) -> Refusal | None:
+        """What all readers have against one tensor stored like that."""
+        from policy_dsl.plan import Refusal  # noqa: PLC0415
+
+        name = tensor.source.name
+        if (reason := self.left_out(tensor, model)) is not None:
+            return Refusal(name, "", reason, "omitted")
+        if (reason := self.held(tensor, model, stored)) is not None:
+            return Refusal(name, "", reason, "error")
+        return None
+
+    def judge(self, model: Model) -> Judge:
+        """judge(role, layer, stored): what they have against a role of a layer, without a plan.
+
+        Cheap enough to be asked thousands of times.
+        """
+        alike: dict[tuple[str, int | None], dict[tuple[int, ...], ModelTensor]] = {}
+        for tensor in model.tensors:
+            # The experts of a layer have one answer.
+            alike.setdefault((tensor.role, tensor.layer), {}).setdefault(tensor.shape, tensor)
+
+        @cache
+        def judge(role: str, layer: int | None, stored: Stored) -> Refusal | None:
+            tensors = alike.get((role, layer), {}).values()
+            return next(filter(None, (self.tensor(one, model, stored) for one in tensors)), None)
+
+        return judge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A bundle format, whole. What codes and files need is imported when it is asked for."""
+    """A bundle format, whole. What codes and files need is imported when it is asked for.
+
+    methods: by the names that the spec's schemes use.
+    """
 
     spec: FormatSpec
     codec: Callable[[], Codec]
     files: Callable[[], Files]
-    prepare: Callable[[Plan, Any], Any] | None = None
+    review: Review
+    methods: Mapping[str, Method]
 
     @property
     def name(self) -> str:
         """What policies call it."""
         return self.spec.name
+
+    def column_scale(self, module: str) -> str | None:
+        """The tensor with what a module's columns were multiplied by, if a bundle has it."""
+        finders = (method.column_scale for method in self.methods.values())
+        return next(filter(None, (find(module) for find in finders if find)), None)
 
 
 def document(files: Mapping[str, bytes], name: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import Final, Literal
 
 from policy_dsl.diagnostics import Diagnostic, Span
 from policy_dsl.documents.common import RuleAt
@@ -168,14 +168,17 @@ class Pruning:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A reader of the format that cannot load a bundle, and why.
+    """What a reader would not take, and why.
 
-    fatal: whether a policy that names this reader is refused, and not only warned.
+    subject: the tensor or module, empty for the bundle as a whole. reader: empty for all of them.
+    severity: error (there is no plan), fatal (no plan for a policy that names this reader),
+    warning, or omitted (the bundle does without the tensor).
     """
 
-    runtime: str
+    subject: str
+    reader: str
     reason: str
-    fatal: bool = False
+    severity: Literal["error", "fatal", "warning", "omitted"] = "warning"
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +266,17 @@ def _short_names(paths: set[str]) -> dict[str, str]:
     return short
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """What a bundle will hold, before its tensors have places: all that readers are asked about."""
+
+    policy: Policy
+    model: Model
+    modules: tuple[Module, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Draft):
     """All that a build will do: complete, printable, comparable; nothing is decided later.
 
     codec_version: of the target's encoders. source_files: bytes of every shard of the source, as
@@ -273,13 +285,10 @@ class Plan:
     inventory: the source that it is for, if a build of it is to need nothing else.
     """
 
-    policy: Policy
     policy_digest: str
     target: str
-    model: Model
     source_digest: str
     source_nbytes: int
-    modules: tuple[Module, ...]
     omitted: tuple[Omission, ...] = ()
     files: tuple[PlannedFile, ...] = ()
     omitted_files: tuple[OmittedFile, ...] = ()

@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from policy_dsl.plan import Plan, Refusal
+from policy_dsl.plan import Draft, Refusal
 from policy_dsl.quantities import counted
 from policy_dsl.roles.architecture import ConfigKey, config_keys, packaged_table
 from policy_dsl.roles.config_facts import TIED, is_whole
@@ -124,7 +124,7 @@ def reader_kind(reader: str, model_type: object) -> ReaderKind | None:
     return next((kind for kind in kinds if model_type in kind.model_types), None)
 
 
-def written_config(plan: Plan, *readers: str) -> dict[str, Any]:
+def written_config(plan: Draft, *readers: str) -> dict[str, Any]:
     """The source's config with the keys that these readers need and that it lacks.
 
     Added is what a reader requires, or would assume otherwise than the source means, and does
@@ -140,7 +140,7 @@ def written_config(plan: Plan, *readers: str) -> dict[str, Any]:
     return config
 
 
-def refused(plan: Plan, reader: str, runtime: str) -> Iterator[Refusal]:
+def refused(plan: Draft, reader: str, runtime: str) -> Iterator[Refusal]:
     """Why a runtime that reads configs as `reader` does cannot compute what this one means."""
     kind = reader_kind(reader, plan.model.config.get("model_type"))
     if kind is None:
@@ -150,12 +150,12 @@ def refused(plan: Plan, reader: str, runtime: str) -> Iterator[Refusal]:
     reasons = [*reading.unmet, *reading.ropes(), *reading.limits(), *reading.biases()]
     # The same key may be looked for in several places.
     for reason in dict.fromkeys(reasons):
-        yield Refusal(runtime, reason, fatal=True)
+        yield Refusal("", runtime, reason, "fatal")
     if window := reading.window():
-        yield Refusal(runtime, window)
+        yield Refusal("", runtime, window)
 
 
-def _following(plan: Plan) -> dict[str, Any]:
+def _following(plan: Draft) -> dict[str, Any]:
     """The config with what follows from the tensors that the bundle has, in place."""
     table, roles = plan.model.architecture, {module.role for module in plan.modules}
     mtp = table.config.get(table.mtp_layers or "")
@@ -179,7 +179,7 @@ def _replaced(config: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str
 class _Reading:
     """A plan's config, as one kind of reader sees it."""
 
-    plan: Plan
+    plan: Draft
     kind: ReaderKind
     unmet: list[str] = field(default_factory=list)
 

@@ -111,7 +111,7 @@ def plan_for(
     made = resolve(
         policy,
         inventory,
-        emitters.specs(),
+        emitters.FORMATS,
         target=target,
         allow_requantize=allow_requantize,
         statistics=statistics,

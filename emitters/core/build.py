@@ -89,7 +89,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     ensure_supported_system()
     ensure_buildable(plan, inventory)
     ensure_equal_heads(plan, inventory)
-    plan, prepared = prepare(complete(plan, inventory, known), known)
+    plan, contexts = prepare(complete(plan, inventory, known), known)
     out, shown = output_place(out), progress or Silent()
     workers, block_values = fit(jobs or available_cores(), max_memory, plan)
     # Before anything is made, and again once a bundle that a crash displaced is back.
@@ -101,9 +101,12 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
         reader = ViewReader(source, plan.model.config, must_be_finite=True)
         work = Work(known, reader, plan.fp8_rule, workspace.bundle)
         journal = open_journal(workspace, plan, work, identity_of(plan, source), force=force)
-        units = partial(plan_units, plan, prepared, block_values)
+        units = partial(plan_units, plan, contexts, block_values)
         total = total_source_nbytes(plan)
-        left = sum(unit.source_nbytes for unit in units(journal.done)) if journal.done else total
+        left = total
+        if journal.done:
+            undone = plan_units(plan, None, block_values, journal.done)
+            left = sum(unit.source_nbytes for unit in undone)
         shown.begin("encode", total, total - left)
         try:
             lost = _write_tensors(work, units, journal, runner or Threads(workers), shown)

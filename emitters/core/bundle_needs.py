@@ -186,7 +186,7 @@ class _Search:
         """Take the modules of the first of these names that the bundle has, if it has one."""
         for key, rule in names:
             tensor = _tensor(need, layer, key, rule)
-            if self.spec.omission(tensor, self.model) is not None:
+            if self.bundle.format.review.left_out(tensor, self.model) is not None:
                 continue
             path = self.spec.module_path(tensor, self.model)
             if path in self.modules:

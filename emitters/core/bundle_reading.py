@@ -60,9 +60,9 @@ class Bundle:
     @cached_property
     def scales(self) -> Mapping[str, BundleModule]:
         """Module -> the one that holds what its columns were multiplied by; no weights."""
-        find = self.format.spec.column_scale
+        find = self.format.column_scale
         held = {module.name: module for module in self.modules}
-        found = {name: find(name) for name in held} if find else {}
+        found = {name: find(name) for name in held}
         return {name: held[scale] for name, scale in found.items() if scale in held}
 
 

@@ -29,7 +29,7 @@ def match(bundle: Bundle, model: Model) -> dict[str, tuple[ModelTensor, ...]]:
     spec = bundle.format.spec
     stacks: dict[str, list[ModelTensor]] = {}
     for tensor in model.tensors:
-        if spec.omission(tensor, model) is None:
+        if bundle.format.review.left_out(tensor, model) is None:
             stacks.setdefault(spec.module_path(tensor, model), []).append(tensor)
     ordered = {
         path: tuple(sorted(stack, key=lambda tensor: tensor.expert or 0))

@@ -80,7 +80,7 @@ class RowsCheck:
 
     def _repeated(self, method: str | None) -> bool:
         """Whether the codes of this method follow from the source, and from this program."""
-        record, spec = self._bundle.record, self._format.spec
+        record = self._bundle.record
         # A module that the record leaves out has no method: how it was coded is not known.
         if method is None or record is None:
             return False
@@ -89,8 +89,8 @@ class RowsCheck:
             return False
         if record.codec_version is None and record.policyc != version():
             return False
-        needs = spec.optional_statistics.get(method or "")
-        return method not in spec.statistics and needs not in record.statistics
+        known = self._format.methods.get(method)
+        return known is None or not (known.needs or known.uses in record.statistics)
 
     def _equal(
         self, module: BundleModule, rows: tuple[ModelTensor, tuple[int, int]], at: int

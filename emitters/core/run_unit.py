@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -85,7 +85,8 @@ class Work:
         """The parts of the rows of a unit. Raises as a call does."""
         output = unit.output
         values = self._values(unit, output.dtype)
-        scaled = values if output.column_scale is None else values * output.column_scale
+        scale = unit.context.scale if unit.context else None
+        scaled = values if scale is None else values * scale
         if isinstance(output.treatment, Coded):
             parts = self._encoded(unit, scaled)
         else:
@@ -93,7 +94,7 @@ class Work:
         if self._is_surely_kept(output, scaled):
             return Made(parts, True, False)
         exact = self._values(unit, "F32")
-        sums = Sums.of(exact, self._decoded(output, parts, exact.shape))
+        sums = Sums.of(exact, self._decoded(unit, parts, exact.shape))
         return Made(parts, not sums.nothing_left, sums.nothing_left)
 
     def defects_of_lost(self, lost: Iterable[Unit]) -> Iterator[ValueDefectError]:
@@ -126,11 +127,9 @@ class Work:
 
     def _encoded(self, unit: Unit, values: Array) -> dict[str, Array]:
         output = unit.output
-        given = {} if output.importance is None else {"importance": output.importance}
-        # Only formats whose `prepare` gives an importance take one.
-        encode: Any = self.format.codec().encode
+        encode = unit.context.encode if unit.context else self.format.codec().encode
         try:
-            parts: dict[str, Array] = encode(values, output.dtype, coded(output.treatment), **given)
+            parts = encode(values, output.dtype, coded(output.treatment))
         except UnstorableError as error:
             if error.reason:
                 raise _of_group(unit, "unstorable-value", error.reason, values, error.row) from None
@@ -157,15 +156,16 @@ class Work:
         relative = Sums.of(exact, decoded).relative
         return relative is not None and relative < _NEAR
 
-    def _decoded(self, output: Output, parts: dict[str, Array], shape: tuple[int, ...]) -> Array:
+    def _decoded(self, unit: Unit, parts: dict[str, Array], shape: tuple[int, ...]) -> Array:
         """float32: the values of a unit's parts, as readers compute with them."""
+        output, scale = unit.output, unit.context.scale if unit.context else None
         if not isinstance(output.treatment, Coded):
             return to_float32(parts[output.tensors[0].part], output.dtype)
         held = {tensor.part: parts[tensor.part] for tensor in output.tensors}
         decode = self.format.codec().decode
         decoded = decode(held, output.dtype, output.treatment, shape[-1])
         values = decoded.reshape(-1, shape[-1])[: shape[0]]
-        return values if output.column_scale is None else values / output.column_scale
+        return values if scale is None else values / scale
 
 
 def _whole(unit: Unit) -> Iterator[Unit]:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
+from threading import Lock
 
-from emitters.tensor_io.imatrix import Imatrix, open_imatrix
-from emitters.tensor_io.prepared import Prepared, Statistics
+from emitters.numerics.value_types import Array
+from emitters.tensor_io.imatrix import Imatrix, InputSums, open_imatrix
 from emitters.tensor_io.read import CHANGED, FileFacts, Source, file_facts
 from policy_dsl.diagnostics import PolicyError, fail
-from policy_dsl.formats import Format
-from policy_dsl.plan import Module, Plan, StatisticsFile
+from policy_dsl.formats import Context, Format, Solver
+from policy_dsl.plan import Module, Plan, StatisticsFile, coded_modules
+from policy_dsl.roles.published_names import expert_of
 from policy_dsl.sources.local_files import located
+from policy_dsl.treatments import Coded, coded, describe
 
+_MOST_KEPT = 8
 _CHUNK_NBYTES = 4 * 2**20
 # The statistics that a build reads; others decide the plan, and are read before it is made.
 _READ_HERE = frozenset({"imatrix"})
@@ -39,8 +45,93 @@ def with_statistics(plan: Plan) -> Plan:
     )
 
 
-def prepare(plan: Plan, format: Format) -> tuple[Plan, Prepared]:
-    """The plan with the bytes that statistics decide, and the scales of columns.
+class Lookup:
+    """What an importance matrix says about the matrices of a plan, read when it is asked for.
+
+    The entries of the last few roles and layers are kept. Many threads may share it.
+    """
+
+    def __init__(self, plan: Plan, imatrix: Imatrix) -> None:
+        self._plan, self._imatrix = plan, imatrix
+        # One entry holds all experts of a layer: read once for all of them.
+        self._entry = lru_cache(maxsize=4)(self._read)
+        self._made: OrderedDict[object, Array] = OrderedDict()
+        self._lock = Lock()
+
+    def of_matrix(self, module: Module, source: int) -> InputSums:
+        """Of the one matrix that is a module's source of this index."""
+        expert = expert_of(module.name)
+        if expert is None and len(module.shape) > 2:
+            expert = source
+        without = describe(replace(coded(module.treatment), method=""))
+        count = 1 if expert is None else self._plan.source_experts
+        what = module.role, module.layer, module.shape[-1], count, f"{without} by rtn"
+        # The file is about the model as it was before experts were pruned.
+        number = 0 if expert is None else self._plan.old_experts(module.layer)[expert]
+        return self._entry(*what).of([number])
+
+    def of_layer(self, role: str, module: Module) -> InputSums:
+        """Of all matrices of a role in a module's layer; the experts that stay, in their order."""
+        what = role, module.layer, module.shape[-1], self._plan.source_experts
+        return self._entry(*what, "").of(self._plan.old_experts(module.layer))
+
+    def once(self, key: object, made: Callable[[], Array]) -> Array:
+        """What is made for this key; the last few are kept."""
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = made()
+            if len(self._made) > _MOST_KEPT:
+                self._made.popitem(last=False)
+            return self._made[key]
+
+    def unusable(self, module: Module, reason: str, cure: str) -> PolicyError:
+        """The error of an entry that is well formed and that a method cannot take."""
+        path, facts = str(self._imatrix.path), {"entry": module.name, "reason": reason}
+        return fail("bad-imatrix-entry", self._imatrix.span, path=path, suggestion=cure, **facts)
+
+    def _read(
+        self, role: str, layer: int | None, columns: int, n_matrices: int, instead: str
+    ) -> InputSums:
+        return self._imatrix.sums(
+            role, layer, n_matrices=n_matrices, columns=columns, instead=instead
+        )
+
+
+class Contexts:
+    """What methods compute once for a matrix, made when it is asked for, and not kept.
+
+    statistics: None where none are given; then the codec's own encoder chooses codes.
+    """
+
+    def __init__(self, plan: Plan, format: Format, statistics: Lookup | None) -> None:
+        self._plan, self._format, self._statistics = plan, format, statistics
+
+    def of(self, module: int, source: int) -> Context:
+        """The context of a source of a module, both by their indices.
+
+        Raises: PolicyError if the statistics are not those of this model, or cannot be used.
+        """
+        planned = self._plan.modules[module]
+        solver = self._solver(planned)
+        if solver is None or self._statistics is None:
+            return Context(self._format.codec().encode)
+        return solver.context(self._plan, planned, source, self._statistics)
+
+    def check(self) -> None:
+        """Raises: PolicyError as `of` does, for the first matrix that it does for."""
+        for at, module in enumerate(self._plan.modules):
+            for source in range(len(module.sources) if self._solver(module) else 0):
+                self.of(at, source)
+
+    def _solver(self, module: Module) -> Solver | None:
+        if not isinstance(module.treatment, Coded):
+            return None
+        method = self._format.methods.get(module.treatment.method)
+        return method.solver() if method and method.solver else None
+
+
+def prepare(plan: Plan, format: Format) -> tuple[Plan, Contexts]:
+    """The plan with the bytes that statistics decide, and the contexts of its matrices.
 
     Its files of statistics have their digests then.
     Raises: PolicyError if a file of statistics cannot be read, is another model's, or is not
@@ -48,17 +139,26 @@ def prepare(plan: Plan, format: Format) -> tuple[Plan, Prepared]:
     """
     _ensure_same(plan)
     opened = {file.name: _opened(file) for file in _to_read(plan)}
-    if not opened or format.prepare is None:
-        return plan, Prepared.nothing()
-    prepared: Prepared = format.prepare(plan, Statistics(**opened))
-    return replace(
+    if not opened:
+        return plan, Contexts(plan, format, None)
+    statistics = Lookup(plan, opened["imatrix"])
+    contents: dict[str, bytes] = {}
+    used = {how.method for _, how in coded_modules(plan.modules)}
+    for name, method in format.methods.items():
+        solver = method.solver() if method.solver and name in used else None
+        if solver is not None and solver.contents is not None:
+            contents |= solver.contents(plan, statistics)
+    # Before anything is written: an entry that is missing must not stop a build half-way.
+    Contexts(plan, format, statistics).check()
+    plan = replace(
         plan,
-        modules=tuple(_filled(module, prepared.contents) for module in plan.modules),
+        modules=tuple(_filled(module, contents) for module in plan.modules),
         statistics=tuple(
             _with_digest(file, opened[file.name]) if file.name in opened else file
             for file in plan.statistics
         ),
-    ), prepared
+    )
+    return plan, Contexts(plan, format, statistics)
 
 
 def _with_digest(file: StatisticsFile, opened: Imatrix) -> StatisticsFile:

@@ -70,7 +70,7 @@ def _holding(defect: ValueDefectError, plan: Plan, format: Format) -> Iterator[s
     """The plain dtypes that readers of the target take and that hold the values."""
     spec, tensor = format.spec, _tensor(plan, defect.unit)
     for dtype in spec.plain_dtypes:
-        refused = spec.unsupported(tensor, plan.model, Plain(dtype))
+        refused = format.review.held(tensor, plan.model, Plain(dtype))
         if refused is None and _fits(defect.values, dtype, cuts_off=spec.cuts_off):
             yield PLAIN_WORDS[dtype]
 

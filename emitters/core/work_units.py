@@ -7,10 +7,10 @@ from math import prod
 from types import MappingProxyType
 from typing import NamedTuple
 
-from emitters.numerics.value_types import Array
-from emitters.tensor_io.prepared import Prepared
+from emitters.core.statistics import Contexts
 from emitters.tensor_io.view_rows import LONGEST_ROW, view_nbytes
 from policy_dsl.diagnostics import fail
+from policy_dsl.formats import Context
 from policy_dsl.plan import Module, Plan, PlannedTensor
 from policy_dsl.quantities import both_units
 from policy_dsl.treatments import Coded, Stored, describe
@@ -32,7 +32,7 @@ class Output(NamedTuple):
     """What the rows of a module become, and the tensors that they are written into.
 
     dtype: of the values that are encoded or written. together: rows that are coded as one.
-    n_rows: of the module. column_scale, importance: what statistics say of its columns.
+    n_rows: of the module.
     """
 
     name: str
@@ -41,8 +41,6 @@ class Output(NamedTuple):
     together: int
     n_rows: int
     tensors: tuple[PlannedTensor, ...]
-    column_scale: Array | None = None
-    importance: Array | None = None
 
 
 class Unit(NamedTuple):
@@ -50,7 +48,7 @@ class Unit(NamedTuple):
 
     module, source: its place in the plan, and that of the view among the module's. first,
     n_rows: of the view; single values where `is_split` says so. at: the first row of the
-    module.
+    module. context: what its method computed for the view, None of plain values.
     """
 
     module: int
@@ -60,6 +58,7 @@ class Unit(NamedTuple):
     n_rows: int
     at: int
     output: Output
+    context: Context | None
 
     @property
     def span(self) -> tuple[int, int]:
@@ -74,26 +73,30 @@ class Unit(NamedTuple):
 
 def plan_units(
     plan: Plan,
-    prepared: Prepared,
+    contexts: Contexts | None,
     block_values: int,
     done: Mapping[int, Spans] = MappingProxyType({}),
 ) -> Iterator[Unit]:
     """All units in the order of the plan, without the output rows in `done`.
 
-    done: module -> sorted, separate spans [start, stop) of output rows that are finished.
+    contexts: asked for each view when its first unit comes, and not kept: as many are alive as
+    views have units in flight. None: the units are only counted. done: module -> sorted,
+    separate spans [start, stop) of output rows that are finished.
     """
     for index, module in enumerate(plan.modules):
         spans = done.get(index, ())
-        output = _output(module, prepared)
+        output = _output(module)
         # No block spans two sources: the experts of a stack are apart.
         for source, (view, above, n_rows) in enumerate(stacked(_worked_on(module))):
             together = view.values_read(module.together)
             # Rows that are coded as one stay in one block.
             step = max(1, block_values // max(1, together)) * module.together
-            for start, stop in _missing((above, above + n_rows), spans):
+            missing = list(_missing((above, above + n_rows), spans))
+            context = contexts.of(index, source) if contexts and missing else None
+            for start, stop in missing:
                 for at in range(start, stop, step):
                     count = min(step, stop - at)
-                    yield Unit(index, source, view, at - above, count, at, output)
+                    yield Unit(index, source, view, at - above, count, at, output, context)
 
 
 def total_source_nbytes(plan: Plan) -> int:
@@ -149,7 +152,7 @@ def fit(jobs: int, max_memory: int | None, plan: Plan | None = None) -> tuple[in
     return workers, min(BLOCK_VALUES, free // workers // _NBYTES_PER_VALUE)
 
 
-def _output(module: Module, prepared: Prepared) -> Output:
+def _output(module: Module) -> Output:
     values = is_split(module)
     return Output(
         module.name,
@@ -159,8 +162,6 @@ def _output(module: Module, prepared: Prepared) -> Output:
         prod(module.shape if values else module.shape[:-1]),
         # Constants are written with the header: rows have no part in them.
         tuple(tensor for tensor in module.tensors if not tensor.is_constant),
-        prepared.column_scales.get(module.name),
-        prepared.importance.get(module.name),
     )
 
 

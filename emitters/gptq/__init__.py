@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
+from emitters.gptq.readers import REVIEW
+from emitters.gptq.schemes import SEARCHES
 from emitters.gptq.spec import SPEC
-from policy_dsl.formats import Codec, Files, Format
-from policy_dsl.plan import Plan
+from policy_dsl.formats import Codec, Files, Format, Method, Solver
 
 
 def _codec() -> Codec:
@@ -21,10 +22,16 @@ def _files() -> Files:
     return Files(metadata=metadata, claims=claims, defects=defects)
 
 
-def _prepare(plan: Plan, statistics: Any) -> Any:
-    from emitters.gptq.statistics import prepare
+def _search() -> Solver:
+    from emitters.gptq.statistics import context
 
-    return prepare(plan, statistics)
+    return Solver(context)
 
 
-FORMAT: Final[Format] = Format(spec=SPEC, codec=_codec, files=_files, prepare=_prepare)
+FORMAT: Final[Format] = Format(
+    spec=SPEC,
+    codec=_codec,
+    files=_files,
+    review=REVIEW,
+    methods={"rtn": Method(), **dict.fromkeys(SEARCHES, Method(uses="imatrix", solver=_search))},
+)

@@ -19,7 +19,7 @@ from emitters.numerics.gptq_layout import (
 )
 from emitters.numerics.gptq_rtn import gptq_rtn
 from emitters.numerics.gptq_search import gptq_search
-from emitters.numerics.gptq_weights import search_weights
+from emitters.numerics.gptq_weights import SearchWeights
 from emitters.numerics.reach import gptq_beyond
 from emitters.numerics.value_types import Array
 from policy_dsl.formats import Slack, UnstorableError
@@ -30,16 +30,16 @@ _OVERFLOW = np.float32(65520)
 
 
 def encode(
-    values: Array, dtype: str, treatment: Coded, importance: Array | None = None
+    values: Array, dtype: str, treatment: Coded, weights: SearchWeights | None = None
 ) -> dict[str, Array]:
     """The stored parts of these rows: qweight, qzeros int32, scales float16.
 
-    values: [rows, in] of value type `dtype`, not changed, rows % 32 == 0; importance: float32
-    [in], mean squares of what meets each column. Shapes as in `GptqParts`, zero points packed.
+    values: [rows, in] of value type `dtype`, not changed, rows % 32 == 0; weights: of
+    columns in the search, from `search_weights`. Shapes as in `GptqParts`, zero points packed.
     Raises: UnstorableError with the row of values that float16 does not hold, or of a zero
     point that cannot be stored; ValueError for another scheme.
     """
-    parts = _parts(values, dtype, treatment, importance)
+    parts = _parts(values, dtype, treatment, weights)
     bits, version = _width(treatment), STORAGE[treatment.scheme].version
     # First: where a scale is infinite, the zero point means nothing.
     row = _first_too_large(parts, treatment)
@@ -99,7 +99,7 @@ def _stored(parts: Mapping[str, Array], treatment: Coded, order: Array | None) -
     return GptqParts(words, zeros, parts["scales"])
 
 
-def _parts(values: Array, dtype: str, treatment: Coded, importance: Array | None) -> GptqParts:
+def _parts(values: Array, dtype: str, treatment: Coded, weights: SearchWeights | None) -> GptqParts:
     bits, size = _width(treatment), treatment.group_size
     if treatment.method == RTN:
         # AutoRound's flow without a model computes in float32, whatever the weights are.
@@ -112,9 +112,6 @@ def _parts(values: Array, dtype: str, treatment: Coded, importance: Array | None
             arithmetic="F32",
         )
     grid = SEARCHES[treatment.method]
-    weights = None
-    if importance is not None:
-        weights = search_weights(importance, bits=bits, group_size=size, grid=grid)
     return gptq_search(values, dtype, bits=bits, group_size=size, weights=weights, grid=grid)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from emitters.gptq.module_rules import exact_rules
 from emitters.gptq.schemes import STORAGE
 from emitters.gptq.widths import AUTO_ROUND, GPTQ, default_width, dialect_of
-from policy_dsl.plan import Plan, coded_modules
+from policy_dsl.plan import Draft, coded_modules
 from policy_dsl.treatments import Coded
 from policy_dsl.vocabulary import namesake
 
@@ -19,14 +19,14 @@ from policy_dsl.vocabulary import namesake
 _RENAMED_EXPERTS = frozenset({"minimax_m2", "mixtral"})
 
 
-def constraints(plan: Plan) -> Iterator[tuple[str, str]]:
+def constraints(plan: Draft) -> Iterator[tuple[str, str]]:
     """The readers that cannot load the planned bundle, with every reason."""
     for constraint, runtimes in _CONSTRAINTS:
         reason = constraint(plan)
         yield from ((runtime, reason) for runtime in runtimes if reason is not None)
 
 
-def _renamed_experts(plan: Plan) -> str | None:
+def _renamed_experts(plan: Draft) -> str | None:
     """Names are mapped for plain experts, as tensors of a stack."""
     family = plan.model.architecture.family
     if family not in _RENAMED_EXPERTS or not _packs(plan, "experts."):
@@ -38,7 +38,7 @@ def _renamed_experts(plan: Plan) -> str | None:
     )
 
 
-def _stacked_experts(plan: Plan) -> str | None:
+def _stacked_experts(plan: Draft) -> str | None:
     """auto-round and gptqmodel take stacks apart again, optimum does not."""
     renamed = plan.model.architecture.family in _RENAMED_EXPERTS
     if dialect_of(plan) != GPTQ or renamed or not _packs(plan, "experts."):
@@ -49,7 +49,7 @@ def _stacked_experts(plan: Plan) -> str | None:
     )
 
 
-def _own_blocks(plan: Plan) -> str | None:
+def _own_blocks(plan: Draft) -> str | None:
     """In its own dialect gptqmodel replaces blocks with experts by classes of its own."""
     family = plan.model.architecture.family
     cure = "use dialect auto-round"
@@ -65,7 +65,7 @@ def _own_blocks(plan: Plan) -> str | None:
     return None
 
 
-def _one_width(plan: Plan) -> str | None:
+def _one_width(plan: Draft) -> str | None:
     """optimum replaces every linear of the blocks, and knows no rules."""
     default = default_width(plan.modules)
     if dialect_of(plan) != GPTQ or default is None:
@@ -81,7 +81,7 @@ def _one_width(plan: Plan) -> str | None:
     return None
 
 
-def _group_numbers(plan: Plan) -> str | None:
+def _group_numbers(plan: Draft) -> str | None:
     if dialect_of(plan) != GPTQ:
         return None
     for _, coded in coded_modules(plan.modules):
@@ -90,7 +90,7 @@ def _group_numbers(plan: Plan) -> str | None:
     return None
 
 
-def _asymmetric(plan: Plan) -> str | None:
+def _asymmetric(plan: Draft) -> str | None:
     if dialect_of(plan) != AUTO_ROUND:
         return None
     for module, coded in coded_modules(plan.modules):
@@ -99,7 +99,7 @@ def _asymmetric(plan: Plan) -> str | None:
     return None
 
 
-def _asymmetric_default(plan: Plan) -> str | None:
+def _asymmetric_default(plan: Draft) -> str | None:
     default = default_width(plan.modules)
     if dialect_of(plan) != GPTQ or default is None or default.symmetric:
         return None
@@ -108,7 +108,7 @@ def _asymmetric_default(plan: Plan) -> str | None:
     return None
 
 
-_CONSTRAINTS: tuple[tuple[Callable[[Plan], str | None], tuple[str, ...]], ...] = (
+_CONSTRAINTS: tuple[tuple[Callable[[Draft], str | None], tuple[str, ...]], ...] = (
     (_renamed_experts, ("auto-round", "gptqmodel", "transformers")),
     (_asymmetric, ("auto-round", "transformers")),
     (_asymmetric_default, ("gptqmodel",)),
@@ -119,7 +119,7 @@ _CONSTRAINTS: tuple[tuple[Callable[[Plan], str | None], tuple[str, ...]], ...] =
 )
 
 
-def _packs(plan: Plan, component: str) -> bool:
+def _packs(plan: Draft, component: str) -> bool:
     return any(module.role.startswith(component) for module, _ in coded_modules(plan.modules))
 
 

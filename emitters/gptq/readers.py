@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from emitters.gptq import loaders, vllm
+from emitters.gptq.names import omission
 from emitters.gptq.schemes import SEARCHES, STORAGE
 from emitters.gptq.widths import AUTO_ROUND, GPTQ
-from policy_dsl.formats import MetadataValues
-from policy_dsl.plan import Module, Plan, Refusal, coded_modules
+from policy_dsl.formats import MetadataValues, Review
+from policy_dsl.plan import Draft, Refusal, coded_modules
 from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.treatments import Coded, Stored
@@ -49,26 +50,22 @@ def unsupported(tensor: ModelTensor, model: Model, treatment: Stored) -> str | N
     return None
 
 
-def conflicts(modules: Sequence[Module]) -> list[str]:
-    """What quantized modules must share, because it is told once for the whole bundle."""
-    found: dict[str, str] = {}
-    for _, coded in coded_modules(modules):
-        found.setdefault(STORAGE[coded.scheme].version, coded.scheme)
-    if len(found) < 2:
-        return []
-    schemes = " and ".join(sorted(found.values()))
-    return [f"zero points are of one version in a whole bundle, and {schemes} are of two"]
-
-
-def refusals(plan: Plan) -> tuple[Refusal, ...]:
+def _bundle(draft: Draft) -> Iterator[Refusal]:
     """The readers that cannot load the planned bundle, with every reason."""
-    return (
-        *(Refusal("vllm", reason, fatal=True) for reason in vllm.constraints(plan)),
-        *(Refusal(runtime, reason) for runtime, reason in loaders.constraints(plan)),
-        *(
-            refusal
-            for reader, runtimes in READERS.items()
-            for runtime in runtimes
-            for refusal in refused(plan, reader, runtime)
-        ),
-    )
+    found: dict[str, str] = {}
+    for _, coded in coded_modules(draft.modules):
+        found.setdefault(STORAGE[coded.scheme].version, coded.scheme)
+    if len(found) > 1:
+        schemes = " and ".join(sorted(found.values()))
+        reason = f"zero points are of one version in a whole bundle, and {schemes} are of two"
+        yield Refusal("", "", reason, "error")
+    for reason in vllm.constraints(draft):
+        yield Refusal("", "vllm", reason, "fatal")
+    for runtime, reason in loaders.constraints(draft):
+        yield Refusal("", runtime, reason)
+    for reader, runtimes in READERS.items():
+        for runtime in runtimes:
+            yield from refused(draft, reader, runtime)
+
+
+REVIEW = Review(left_out=omission, held=unsupported, bundle=_bundle)

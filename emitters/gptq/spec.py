@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from emitters.gptq.names import FAMILIES, module_path, omission, plain_dtype
-from emitters.gptq.readers import METADATA_KEYS, READERS, RUNTIMES, conflicts, refusals, unsupported
+from emitters.gptq.names import FAMILIES, module_path, plain_dtype
+from emitters.gptq.readers import METADATA_KEYS, READERS, RUNTIMES
 from emitters.gptq.schemes import GROUP_SIZES, RTN, SEARCHES, STORAGE, WIDTHS, part_shapes
 from policy_dsl.formats import ExpertsApart, FormatSpec, SchemeSpec, Shards
 from policy_dsl.roles.published_names import expert_path
@@ -37,16 +37,11 @@ SPEC = FormatSpec(
     plain_dtype=plain_dtype,
     fp8_rules=("bf16", "bf16_bf16", "f32"),
     families=FAMILIES,
-    omission=omission,
-    unsupported=unsupported,
-    conflicts=conflicts,
     config_readers=tuple(READERS),
     runtimes=RUNTIMES,
-    refusals=refusals,
     module_path=module_path,
     part_shapes=part_shapes,
     layouts={"apart": ExpertsApart(expert_path, (*STORAGE, None))},
-    optional_statistics=dict.fromkeys(SEARCHES, "imatrix"),
     tensor_files=Shards(4 * 10**9, shard_name, metadata={"format": "pt"}),
     copied_files=SIDE_FILES,
     # AutoGPTQ and auto-round write files of their own.

@@ -2,70 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from functools import partial
 
-from emitters.gptq.schemes import RTN, SEARCHES
+from emitters.gptq.encode import encode
+from emitters.gptq.schemes import SEARCHES
 from emitters.numerics.gptq_weights import search_weights
-from emitters.numerics.value_types import Array
-from emitters.tensor_io.imatrix import Imatrix
-from emitters.tensor_io.prepared import Prepared, Statistics
-from policy_dsl.diagnostics import fail
-from policy_dsl.plan import Plan, coded_modules
-from policy_dsl.roles.published_names import expert_of
-from policy_dsl.treatments import Coded, describe
+from policy_dsl.formats import Context, Statistics
+from policy_dsl.plan import Module, Plan
+from policy_dsl.treatments import coded
 
 
-def prepare(plan: Plan, statistics: Statistics) -> Prepared:
-    """The importance of the columns of each module whose scales are searched.
+def context(plan: Plan, module: Module, source: int, statistics: Statistics) -> Context:
+    """The encoder of a matrix whose scales are searched with the importance of its columns.
 
-    Raises: PolicyError if the importance matrix is not one of this model, or a search cannot
+    Raises: PolicyError if the importance matrix is not one of this model, or the search cannot
     take it.
     """
-    if statistics.imatrix is None:
-        return Prepared.nothing()
-    return Prepared({}, {}, dict(_importance(plan, statistics.imatrix)))
-
-
-def _importance(plan: Plan, imatrix: Imatrix) -> Iterator[tuple[str, Array]]:
-    # One entry holds all experts of a layer: read once for all of them.
-    read: dict[tuple[str, int | None], Array] = {}
-    for module, coded in coded_modules(plan.modules):
-        if coded.method not in SEARCHES:
-            continue
-        expert = expert_of(module.name)
-        key = module.role, module.layer
-        if key not in read:
-            count = 1 if expert is None else plan.source_experts
-            found = imatrix.sums(
-                *key, n_matrices=count, columns=module.shape[-1], instead=_without(coded)
-            )
-            if expert is not None:
-                # The file is about the model as it was before experts were pruned.
-                found = found.of(plan.old_experts(module.layer))
-            read = {key: found.importance()}
-        weights = read[key][expert or 0]
-        _check(module.name, coded, weights, imatrix)
-        yield module.name, weights
-
-
-def _without(coded: Coded) -> str:
-    """The treatment by a method that needs no importance."""
-    return f"{describe(replace(coded, method=RTN))} by {RTN}"
-
-
-def _check(name: str, coded: Coded, weights: Array, imatrix: Imatrix) -> None:
-    """Raises: PolicyError if the search of a module cannot take these weights."""
+    treatment = coded(module.treatment)
+    (importance,) = statistics.of_matrix(module, source).importance()
     try:
-        search_weights(
-            weights, bits=coded.bits, group_size=coded.group_size, grid=SEARCHES[coded.method]
+        weights = search_weights(
+            importance,
+            bits=treatment.bits,
+            group_size=treatment.group_size,
+            grid=SEARCHES[treatment.method],
         )
     except ValueError as error:
-        raise fail(
-            "bad-imatrix-entry",
-            imatrix.span,
-            path=str(imatrix.path),
-            entry=name,
-            reason=str(error),
-            suggestion="take opt-rtn, or give an importance matrix of more text",
-        ) from None
+        cure = "take opt-rtn, or give an importance matrix of more text"
+        raise statistics.unusable(module, str(error), cure) from None
+    return Context(partial(encode, weights=weights))

@@ -24,7 +24,7 @@ from policy_dsl.formats import Claim, ForeignMetadataError, document
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.roles.config_facts import written_value
 from policy_dsl.sources.reference import open_source
-from policy_dsl.treatments import Coded, Unread
+from policy_dsl.treatments import Coded
 
 CONFIG = "config.json"
 _QUANTIZATION = "quantization_config"
@@ -109,7 +109,7 @@ def _numbers(
         if not np.isfinite(_read(source, scales, np.float16)).all():
             yield _bad(scales, "a scale is not finite")
         coded = claim.treatment
-        if isinstance(coded, Unread):
+        if not isinstance(coded, Coded):
             continue
         if coded.symmetric and not _are_middle(_read(source, zeros, np.int32), coded):
             yield _bad(zeros, "it holds other zero points than those of symmetric groups")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from emitters.gptq.schemes import STORAGE
 from emitters.gptq.widths import AUTO_ROUND, GPTQ, Width, default_width, dialect_of, width_of
-from policy_dsl.plan import Module, Plan, coded_modules
+from policy_dsl.plan import Draft, Module, coded_modules
 from policy_dsl.treatments import WHOLE_ROW
 
 _QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
@@ -28,12 +28,12 @@ _MARLIN_WIDTHS = (4, 8)
 _HIDDEN_STEP, _INNER_STEP = 128, 64
 
 
-def constraints(plan: Plan) -> Iterator[str]:
+def constraints(plan: Draft) -> Iterator[str]:
     """Every reason why it cannot load the planned bundle."""
     yield from filter(None, (constraint(plan) for constraint in _CONSTRAINTS))
 
 
-def _experts_alike(plan: Plan) -> str | None:
+def _experts_alike(plan: Draft) -> str | None:
     """All experts of a layer are one module, with one rule."""
     layers = [layer for layer, experts in _experts(plan).items() if len(_widths(experts)) > 1]
     reason = (
@@ -43,7 +43,7 @@ def _experts_alike(plan: Plan) -> str | None:
     return _at(reason, layers)
 
 
-def _joined_alike(plan: Plan) -> str | None:
+def _joined_alike(plan: Draft) -> str | None:
     roles = _by_role(plan)
     for called, members in _JOINED:
         layers = [
@@ -57,7 +57,7 @@ def _joined_alike(plan: Plan) -> str | None:
     return None
 
 
-def _symmetric(plan: Plan) -> str | None:
+def _symmetric(plan: Draft) -> str | None:
     """Kernels for experts read zero points of the auto-round dialect, others never do."""
     every = dialect_of(plan) == GPTQ
     for module, _ in coded_modules(plan.modules):
@@ -70,7 +70,7 @@ def _symmetric(plan: Plan) -> str | None:
     return None
 
 
-def _gptq_widths(plan: Plan) -> str | None:
+def _gptq_widths(plan: Draft) -> str | None:
     if dialect_of(plan) != GPTQ:
         return None
     for module, coded in coded_modules(plan.modules):
@@ -80,7 +80,7 @@ def _gptq_widths(plan: Plan) -> str | None:
     return None
 
 
-def _first_version(plan: Plan) -> str | None:
+def _first_version(plan: Draft) -> str | None:
     """Both are read alike where zero points are not read at all: in the other dialect."""
     if dialect_of(plan) != AUTO_ROUND:
         return None
@@ -93,7 +93,7 @@ def _first_version(plan: Plan) -> str | None:
     return None
 
 
-def _slow_experts(plan: Plan) -> str | None:
+def _slow_experts(plan: Draft) -> str | None:
     """Kernels for shapes that Marlin does not take have two gaps."""
     default, told_once = default_width(plan.modules), dialect_of(plan) == GPTQ
     if default is None:
@@ -114,7 +114,7 @@ def _slow_experts(plan: Plan) -> str | None:
     return None
 
 
-def _expert_widths(plan: Plan) -> Iterable[tuple[Module, Width | None]]:
+def _expert_widths(plan: Draft) -> Iterable[tuple[Module, Width | None]]:
     """One module of experts for each shape, projection and width."""
     found: dict[object, tuple[Module, Width | None]] = {}
     for module in plan.modules:
@@ -135,7 +135,7 @@ def _marlin(module: Module, width: Width, *, padded: bool) -> bool:
     return width.symmetric and hidden % _HIDDEN_STEP == 0 and inner % step == 0
 
 
-_CONSTRAINTS: tuple[Callable[[Plan], str | None], ...] = (
+_CONSTRAINTS: tuple[Callable[[Draft], str | None], ...] = (
     _experts_alike,
     _joined_alike,
     _symmetric,
@@ -149,7 +149,7 @@ def _widths(modules: Iterable[Module]) -> set[object]:
     return {width_of(module) for module in modules}
 
 
-def _experts(plan: Plan) -> Mapping[int, Sequence[Module]]:
+def _experts(plan: Draft) -> Mapping[int, Sequence[Module]]:
     """Layer -> the modules of its experts."""
     found: dict[int, list[Module]] = defaultdict(list)
     for module in plan.modules:
@@ -158,7 +158,7 @@ def _experts(plan: Plan) -> Mapping[int, Sequence[Module]]:
     return found
 
 
-def _by_role(plan: Plan) -> Mapping[int, Mapping[str, Module]]:
+def _by_role(plan: Draft) -> Mapping[int, Mapping[str, Module]]:
     found: dict[int, dict[str, Module]] = defaultdict(dict)
     for module in plan.modules:
         if module.layer is not None:

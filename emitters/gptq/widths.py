@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from policy_dsl.plan import Module, Plan
+from policy_dsl.plan import Draft, Module
 from policy_dsl.treatments import Plain
 
 AUTO_ROUND, GPTQ = "auto-round", "gptq"
@@ -38,6 +38,6 @@ def default_width(modules: Iterable[Module]) -> Width | None:
     return covered.most_common(1)[0][0] if covered else None
 
 
-def dialect_of(plan: Plan) -> str:
+def dialect_of(plan: Draft) -> str:
     """Whose configuration a bundle gets: the policy's word, else AutoRound's."""
     return str(dict(plan.policy.metadata).get("dialect", AUTO_ROUND))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
+from emitters.hipfire_hfq.constraints import REVIEW
+from emitters.hipfire_hfq.names import column_scale
 from emitters.hipfire_hfq.spec import SPEC
-from policy_dsl.formats import Codec, Files, Format
-from policy_dsl.plan import Plan
+from emitters.hipfire_hfq.tiers import added_scales, remarks
+from policy_dsl.formats import Codec, Files, Format, Method, Solver
 
 
 def _codec() -> Codec:
@@ -21,10 +23,25 @@ def _files() -> Files:
     return Files(metadata=metadata, claims=claims, defects=defects, preface=preface)
 
 
-def _prepare(plan: Plan, statistics: Any) -> Any:
-    from emitters.hipfire_hfq.statistics import prepare
+def _awq() -> Solver:
+    from emitters.hipfire_hfq.statistics import contents, context
 
-    return prepare(plan, statistics)
+    return Solver(context, contents)
 
 
-FORMAT: Final[Format] = Format(spec=SPEC, codec=_codec, files=_files, prepare=_prepare)
+FORMAT: Final[Format] = Format(
+    spec=SPEC,
+    codec=_codec,
+    files=_files,
+    review=REVIEW,
+    methods={
+        "rtn": Method(),
+        "awq": Method(
+            needs="imatrix",
+            added=added_scales,
+            column_scale=column_scale,
+            remarks=remarks,
+            solver=_awq,
+        ),
+    },
+)

@@ -6,9 +6,11 @@ Source: Kaden-Schutt/hipfire, crates/hipfire-arch-minimax at 05674fe, read.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
-from policy_dsl.plan import Module, Plan, Refusal
+from emitters.hipfire_hfq.names import omission
+from policy_dsl.formats import Review
+from policy_dsl.plan import Draft, Refusal
 from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.treatments import Coded, Plain, Stored, scheme_of
@@ -44,30 +46,28 @@ def unsupported(tensor: ModelTensor, model: Model, treatment: Stored) -> str | N
     return None
 
 
-def conflicts(modules: Sequence[Module]) -> list[str]:
-    """What modules of one layer must share and do not."""
+def _bundle(draft: Draft) -> Iterator[Refusal]:
+    """What does not load, or loads and then does not run."""
     layers: dict[int | None, set[Stored]] = defaultdict(set)
-    for module in modules:
+    for module in draft.modules:
         if module.role in _GATE_UP:
             layers[module.layer].add(module.treatment)
     found = sorted(layer or 0 for layer, treatments in layers.items() if len(treatments) > 1)
-    if not found:
-        return []
-    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    return [f"gate and up of a layer must be stored alike (layer {found[0]}{more})"]
-
-
-def refusals(plan: Plan) -> tuple[Refusal, ...]:
-    """What does not load, or loads and then does not run."""
-    found = []
-    routed = plan.model.config.get("num_experts_per_tok")
-    schemes = {scheme_of(one.treatment) for one in plan.modules if one.role in _EXPERTS}
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        reason = f"gate and up of a layer must be stored alike (layer {found[0]}{more})"
+        yield Refusal("", "", reason, "error")
+    routed = draft.model.config.get("num_experts_per_tok")
+    schemes = {scheme_of(one.treatment) for one in draft.modules if one.role in _EXPERTS}
     fixed = [scheme for scheme in _FIXED if scheme in schemes]
     if fixed and routed != _TOP_K:
         reason = f"its {fixed[0]} kernels route to {_TOP_K} experts, this model to {routed}"
-        found.append(Refusal("hipfire", reason))
-    crossing = [module.name for module in plan.modules if module.together > 1]
+        yield Refusal("", "hipfire", reason)
+    crossing = [module.name for module in draft.modules if module.together > 1]
     if crossing:
-        reason = f"rows of {crossing[0]} are no whole blocks of {_GROUP} values"
-        found.append(Refusal("hipfire", reason))
-    return (*found, *refused(plan, READER, "hipfire"))
+        reason = f"rows of {crossing[0]} are not whole blocks of {_GROUP} values"
+        yield Refusal("", "hipfire", reason)
+    yield from refused(draft, READER, "hipfire")
+
+
+REVIEW = Review(left_out=omission, held=unsupported, bundle=_bundle)

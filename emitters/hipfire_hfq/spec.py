@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from math import gcd, prod
 
-from emitters.hipfire_hfq.constraints import RUNTIMES, conflicts, refusals, unsupported
-from emitters.hipfire_hfq.names import FAMILIES, column_scale, file_order, module_path, omission
-from emitters.hipfire_hfq.tiers import companions, container, remarks
+from emitters.hipfire_hfq.constraints import RUNTIMES
+from emitters.hipfire_hfq.names import FAMILIES, file_order, module_path
+from emitters.hipfire_hfq.tiers import container
 from policy_dsl.formats import Container, ExpertsApart, FormatSpec, PartShape, SchemeSpec
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.roles.published_names import expert_path
@@ -82,13 +82,9 @@ SPEC = FormatSpec(
     plain_dtypes=("F16", "F32"),
     fp8_rules=("f32", "bf16", "bf16_bf16"),
     families=FAMILIES,
-    omission=omission,
     module_path=module_path,
     part_shapes=part_shapes,
     plain_dtype=plain_dtype,
-    unsupported=unsupported,
-    conflicts=conflicts,
-    refusals=refusals,
     tensor_files=Container(
         container,
         (
@@ -102,10 +98,6 @@ SPEC = FormatSpec(
     file_order=file_order,
     layouts={"apart": ExpertsApart(expert_path, (*dict.fromkeys(name for name, _ in CODES), None))},
     cuts_off=True,
-    companions=companions,
-    column_scale=column_scale,
-    statistics={"awq": "imatrix"},
-    remarks=remarks,
     copied_files=(),
     settings=(
         *("output.file_name", "calibration.imatrix", "calibration.awq_alpha"),

@@ -34,7 +34,7 @@ def container(policy: Policy, modules: Sequence[Module]) -> str:
     return f"model.{tiers.pop() if len(tiers) == 1 else 'hfq'}"
 
 
-def companions(modules: Sequence[Module]) -> tuple[Module, ...]:
+def added_scales(modules: Sequence[Module]) -> tuple[Module, ...]:
     """The scale of every layer whose gate and up are coded with AWQ; its bytes come later."""
     found: dict[str, Module] = {}
     for module, coded in coded_modules(modules):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from emitters.jangtq_prestack.readers import REVIEW
 from emitters.jangtq_prestack.spec import SPEC
-from policy_dsl.formats import Codec, Files, Format
+from policy_dsl.formats import Codec, Files, Format, Method
 
 
 def _codec() -> Codec:
@@ -20,4 +21,6 @@ def _files() -> Files:
     return Files(metadata=metadata, claims=claims, defects=defects, added=added, edited=edited)
 
 
-FORMAT: Final[Format] = Format(spec=SPEC, codec=_codec, files=_files)
+FORMAT: Final[Format] = Format(
+    spec=SPEC, codec=_codec, files=_files, review=REVIEW, methods={"rtn": Method()}
+)

@@ -7,10 +7,11 @@ Source: jang 2.5.50 (`load_jangtq`, runs on a CPU), osaurus-ai/vmlx-swift at b29
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from emitters.jangtq_prestack.names import MXTQ, SHORTEST_ROW, projection_of
-from policy_dsl.plan import Module, Plan, Refusal, coded_modules
+from emitters.jangtq_prestack.names import MXTQ, SHORTEST_ROW, omission, projection_of
+from policy_dsl.formats import Review
+from policy_dsl.plan import Draft, Module, Refusal, coded_modules
 from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.treatments import Coded, Plain, Stored, scheme_of
@@ -45,17 +46,18 @@ def unsupported(tensor: ModelTensor, model: Model, treatment: Stored) -> str | N
     return None
 
 
-def refusals(plan: Plan) -> tuple[Refusal, ...]:
+def _bundle(plan: Draft) -> Iterator[Refusal]:
     """The readers that cannot load the planned bundle, with every reason."""
-    treatments = (
-        Refusal(runtime, reason)
-        for runtime, constraint in _CONSTRAINTS
-        if (reason := constraint(plan)) is not None
-    )
-    return (*treatments, *refused(plan, READER, "jang"))
+    for runtime, constraint in _CONSTRAINTS:
+        if (reason := constraint(plan)) is not None:
+            yield Refusal("", runtime, reason)
+    yield from refused(plan, READER, "jang")
 
 
-def _fused_gate_up(plan: Plan) -> str | None:
+REVIEW = Review(left_out=omission, held=unsupported, bundle=_bundle)
+
+
+def _fused_gate_up(plan: Draft) -> str | None:
     """Gate and up run in one kernel, which takes the width of gate for both."""
     layers = [
         layer
@@ -65,7 +67,7 @@ def _fused_gate_up(plan: Plan) -> str | None:
     return _at("mxtq gate and up of different widths are decoded wrongly", layers)
 
 
-def _down_beside_codes(plan: Plan) -> str | None:
+def _down_beside_codes(plan: Draft) -> str | None:
     layers = []
     for layer, roles in _by_layer(plan).items():
         coded = [_width(roles, name) is not None for name in ("gate_proj", "up_proj")]
@@ -74,7 +76,7 @@ def _down_beside_codes(plan: Plan) -> str | None:
     return _at("where gate and up are mxtq, down must be mxtq too", layers)
 
 
-def _fused_qkv(plan: Plan) -> str | None:
+def _fused_qkv(plan: Draft) -> str | None:
     """Equal q, k and v are joined to one projection, and norms and biases after it are lost."""
     if plan.model.architecture.family not in _QK_NORM:
         return None
@@ -87,7 +89,7 @@ def _fused_qkv(plan: Plan) -> str | None:
     return _at(reason, layers)
 
 
-def _router_groups(plan: Plan) -> str | None:
+def _router_groups(plan: Draft) -> str | None:
     layers = [
         module.layer
         for module, coded in coded_modules(plan.modules)
@@ -96,7 +98,7 @@ def _router_groups(plan: Plan) -> str | None:
     return _at("it reads quantized routers in groups of 64", layers)
 
 
-def _split_heads(plan: Plan) -> str | None:
+def _split_heads(plan: Draft) -> str | None:
     """Latent attention is split by heads on loading, and quantized again."""
     head = plan.model.config.get("qk_nope_head_dim")
     layers = [
@@ -109,7 +111,7 @@ def _split_heads(plan: Plan) -> str | None:
     return _at(f"kv_b_proj is split by heads of {head} values, which its groups cross", layers)
 
 
-def _one_width_each(plan: Plan) -> str | None:
+def _one_width_each(plan: Draft) -> str | None:
     found: dict[str, set[Stored]] = defaultdict(set)
     for module in plan.modules:
         name = projection_of(module.name)
@@ -123,7 +125,7 @@ def _one_width_each(plan: Plan) -> str | None:
     return None
 
 
-def _equal_qkv(plan: Plan) -> str | None:
+def _equal_qkv(plan: Draft) -> str | None:
     layers = [
         layer
         for layer, roles in _by_role(plan).items()
@@ -132,12 +134,12 @@ def _equal_qkv(plan: Plan) -> str | None:
     return _at("q, k and v of one layer must have one width", layers)
 
 
-def _no_float32(plan: Plan) -> str | None:
+def _no_float32(plan: Draft) -> str | None:
     names = [module.name for module in plan.modules if _is_plain(module, "F32")]
     return f"it ignores float32 tensors such as {names[0]}" if names else None
 
 
-_CONSTRAINTS: tuple[tuple[str, Callable[[Plan], str | None]], ...] = (
+_CONSTRAINTS: tuple[tuple[str, Callable[[Draft], str | None]], ...] = (
     ("jang", _fused_gate_up),
     ("jang", _down_beside_codes),
     ("jang", _fused_qkv),
@@ -153,7 +155,7 @@ def _is_plain(module: Module, dtype: str) -> bool:
     return module.treatment == Plain(dtype)
 
 
-def _by_layer(plan: Plan) -> _Layers:
+def _by_layer(plan: Draft) -> _Layers:
     """Layer -> projection -> the module of its experts, of the first where they lie apart."""
     found: dict[int, dict[str, Module]] = defaultdict(dict)
     for module in plan.modules:
@@ -163,7 +165,7 @@ def _by_layer(plan: Plan) -> _Layers:
     return found
 
 
-def _by_role(plan: Plan) -> _Layers:
+def _by_role(plan: Draft) -> _Layers:
     found: dict[int, dict[str, Module]] = defaultdict(dict)
     for module in plan.modules:
         if module.role in _QKV and module.layer is not None:

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 from emitters.jangtq_prestack.capabilities import METADATA_KEYS
-from emitters.jangtq_prestack.names import (
-    FAMILIES,
-    MXTQ,
-    expert_path,
-    module_path,
-    omission,
-    plain_dtype,
-)
+from emitters.jangtq_prestack.names import FAMILIES, MXTQ, expert_path, module_path, plain_dtype
 from emitters.jangtq_prestack.order import SHARD_NBYTES, file_order
-from emitters.jangtq_prestack.readers import READER, RUNTIMES, refusals, unsupported
+from emitters.jangtq_prestack.readers import READER, RUNTIMES
 from policy_dsl.formats import (
     ExpertPadding,
     ExpertsApart,
@@ -78,17 +71,14 @@ SPEC = FormatSpec(
     plain_dtypes=("F16", "BF16", "F32"),
     fp8_rules=("f32", "bf16", "bf16_bf16"),
     families=FAMILIES,
-    omission=omission,
     module_path=module_path,
     part_shapes=part_shapes,
     plain_dtype=plain_dtype,
-    unsupported=unsupported,
     tensor_files=Shards(SHARD_NBYTES, shard_name, overfull=True),
     file_order=file_order,
     # Readers stack codes themselves; of other tensors they would take the first layer's only.
     layouts={"prestacked": None, "per_expert": ExpertsApart(expert_path, (MXTQ,))},
     padding={"minimax_m2": ExpertPadding(multiple=32, router_bias=-10000.0)},
-    refusals=refusals,
     metadata_keys=METADATA_KEYS,
     edited_files=("chat_template.jinja", "tokenizer_config.json"),
     copied_files=(*SIDE_FILES, "configuration.json"),

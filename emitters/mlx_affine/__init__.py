@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from emitters.mlx_affine.spec import SPEC
-from policy_dsl.formats import Codec, Files, Format
+from emitters.mlx_affine.spec import REVIEW, SPEC
+from policy_dsl.formats import Codec, Files, Format, Method
 
 
 def _codec() -> Codec:
@@ -20,4 +20,6 @@ def _files() -> Files:
     return Files(metadata=metadata, claims=claims, defects=defects)
 
 
-FORMAT: Final[Format] = Format(spec=SPEC, codec=_codec, files=_files)
+FORMAT: Final[Format] = Format(
+    spec=SPEC, codec=_codec, files=_files, review=REVIEW, methods={"rtn": Method()}
+)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from emitters.mlx_affine.names import FAMILIES, module_path, omission, plain_dtype, unsupported
-from policy_dsl.formats import FormatSpec, PartShape, SchemeSpec, Shards
-from policy_dsl.plan import Plan, Refusal
+from policy_dsl.formats import FormatSpec, PartShape, Review, SchemeSpec, Shards
+from policy_dsl.plan import Draft, Refusal
 from policy_dsl.reader_config import refused
 from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
@@ -33,9 +35,13 @@ def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[
     return packed, PartShape("scales", "U8", groups)
 
 
-def refusals(plan: Plan) -> tuple[Refusal, ...]:
+def _bundle(draft: Draft) -> Iterator[Refusal]:
     """What readers cannot compute of what the source's config means."""
-    return tuple(one for name in RUNTIMES for one in refused(plan, READER, name))
+    for name in RUNTIMES:
+        yield from refused(draft, READER, name)
+
+
+REVIEW = Review(left_out=omission, held=unsupported, bundle=_bundle)
 
 
 SPEC = FormatSpec(
@@ -55,16 +61,13 @@ SPEC = FormatSpec(
     plain_dtypes=("BF16", "F16", "F32"),
     fp8_rules=("bf16", "f32", "bf16_bf16"),
     families=FAMILIES,
-    omission=omission,
     module_path=module_path,
     part_shapes=part_shapes,
     plain_dtype=plain_dtype,
-    unsupported=unsupported,
     tensor_files=Shards(5 * 2**30, shard_name, metadata={"format": "mlx"}),
     copied_files=SIDE_FILES,
     metadata_files=("config.json",),
     settings=("output.shard_size",),
     config_readers=(READER,),
     runtimes=RUNTIMES,
-    refusals=refusals,
 )

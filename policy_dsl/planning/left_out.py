@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.formats import FormatSpec
+from policy_dsl.formats import Format
 from policy_dsl.plan import Plan
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.planning.matching import CompiledRule, is_guarded
@@ -40,15 +40,13 @@ def _names(selector: Selector) -> Iterator[Name | Glob | Regex]:
         yield selector
 
 
-def rules_without_effect(
-    plan: Plan, made: Sequence[Decision], spec: FormatSpec
-) -> list[Diagnostic]:
+def rules_without_effect(plan: Plan, made: Sequence[Decision], format: Format) -> list[Diagnostic]:
     """A warning for each rule that names tensors which the target leaves out, to store them."""
     names = frozenset(omission.tensor.name for omission in plan.omitted)
     left_out = [one for one in made if one.tensor.source.name in names]
     lost: dict[tuple[int, str], _Lost] = {}
     for rule, tensor in _named(left_out, names, plan.model):
-        reason = spec.omission(tensor, plan.model) or ""
+        reason = format.review.left_out(tensor, plan.model) or ""
         lost.setdefault((rule.index, reason), _Lost(rule, [])).tensors.append(tensor)
     if not lost:
         return []

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError
-from policy_dsl.formats import FormatSpec
+from policy_dsl.formats import Format, FormatSpec
 from policy_dsl.planning.fill import fill
 from policy_dsl.planning.matching import nodes
 from policy_dsl.planning.naming import family_defect, name_defect
@@ -18,7 +18,7 @@ _CLASSES = ("matrix", "experts", "embed")
 
 
 def lint(
-    policy: Policy, specs: Mapping[str, FormatSpec], *, target: str | None = None
+    policy: Policy, formats: Mapping[str, Format], *, target: str | None = None
 ) -> tuple[Diagnostic, ...]:
     """Findings that need no model: names, families; treatments and settings by target."""
     found: list[Diagnostic] = []
@@ -26,12 +26,12 @@ def lint(
         found += _name_findings(rule)
     for wanted in (target,) if target else policy.targets:
         try:
-            spec = specs[choose_target(policy, specs, wanted)]
+            spec = formats[choose_target(policy, formats, wanted)].spec
         except PolicyError as error:
             found += error.diagnostics
         else:
             found += _treatment_findings(policy, spec)
-            found += setting_findings(policy, spec, specs)
+            found += setting_findings(policy, spec, formats)
     return tuple(dict.fromkeys(found))
 
 

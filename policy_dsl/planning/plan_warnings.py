@@ -6,9 +6,9 @@ import math
 from collections import defaultdict
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
-from policy_dsl.formats import FormatSpec
+from policy_dsl.formats import Format
 from policy_dsl.inventory import DTYPE_BITS
-from policy_dsl.plan import Module, Plan
+from policy_dsl.plan import Module, Plan, Refusal
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.planning.fill import plain_of
 from policy_dsl.planning.heads import head_findings
@@ -19,18 +19,18 @@ from policy_dsl.treatments import KEEP, Coded
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL, namesake
 
 
-def plan_warnings(plan: Plan, made: tuple[Decision, ...], spec: FormatSpec) -> list[Diagnostic]:
+def plan_warnings(plan: Plan, made: tuple[Decision, ...], format: Format) -> list[Diagnostic]:
     """What a reviewer should know: forgotten matrices, quantized routers, outputs that grow."""
     return [
         *_unreached(plan, made),
         *_dropped(plan, made),
         *head_findings(plan),
-        *rules_without_effect(plan, made, spec),
-        *(_router_warnings(plan) if _has_plain_routers(plan, made, spec) else []),
+        *rules_without_effect(plan, made, format),
+        *(_router_warnings(plan) if _has_plain_routers(plan, made, format) else []),
         *_growth_warnings(plan),
         *_added(plan),
-        *_not_added(plan, spec),
-        *_refused(plan, spec),
+        *_not_added(plan, format),
+        *_refused(plan, format),
     ]
 
 
@@ -88,12 +88,13 @@ def _dropped(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
     ]
 
 
-def _has_plain_routers(plan: Plan, made: tuple[Decision, ...], spec: FormatSpec) -> bool:
+def _has_plain_routers(plan: Plan, made: tuple[Decision, ...], format: Format) -> bool:
     """Whether readers of the format would take a router that is not quantized."""
     # Where they would not, quantizing it is no choice.
     routers = (one.tensor for one in made if one.tensor.namesake == "router")
     return all(
-        spec.unsupported(router, plan.model, plain_of(KEEP, router, plan.model, spec)) is None
+        format.review.held(router, plan.model, plain_of(KEEP, router, plan.model, format.spec))
+        is None
         for router in routers
     )
 
@@ -150,44 +151,52 @@ def _added(plan: Plan) -> list[Diagnostic]:
     ]
 
 
-def _not_added(plan: Plan, spec: FormatSpec) -> list[Diagnostic]:
+def _not_added(plan: Plan, format: Format) -> list[Diagnostic]:
     """The warning that experts are wanted which the target does not add to such models."""
     family = plan.model.architecture.family
     # A target that adds none to any model does not use the setting, which is another finding.
-    if not plan.policy.output.pad_experts or not spec.padding or family in spec.padding:
+    if (
+        not plan.policy.output.pad_experts
+        or not format.spec.padding
+        or family in format.spec.padding
+    ):
         return []
     span = dict(plan.policy.key_spans).get("output.pad_experts")
-    return [diagnostic("experts-not-added", span, target=spec.name, family=family)]
+    return [diagnostic("experts-not-added", span, target=format.spec.name, family=family)]
 
 
-def _refused(plan: Plan, spec: FormatSpec) -> list[Diagnostic]:
+def _refused(plan: Plan, format: Format) -> list[Diagnostic]:
     """Readers that cannot load the bundle: if it is all, or those that the author names."""
     spans = dict(plan.policy.key_spans)
-    fatal = {one.runtime: one.reason for one in reversed(plan.refusals) if one.fatal}
-    if fatal and fatal.keys() == spec.runtimes.keys():
-        reasons = dict.fromkeys(one.reason for one in plan.refusals if one.fatal)
+    fatal = {one.reader: one.reason for one in reversed(plan.refusals) if _is_fatal(one)}
+    if fatal and fatal.keys() == format.spec.runtimes.keys():
+        reasons = dict.fromkeys(one.reason for one in plan.refusals if _is_fatal(one))
         return [
             diagnostic(
                 "no-reader",
                 notes=list(reasons)[1:],
-                target=spec.name,
-                readers=", ".join(spec.runtimes),
+                target=format.spec.name,
+                readers=", ".join(format.spec.runtimes),
                 model=plan.model.id,
                 reason=next(iter(reasons)),
             )
         ]
     named = plan.policy.runtimes
-    nobody = spec.runtimes.keys() <= {one.runtime for one in plan.refusals}
+    nobody = format.spec.runtimes.keys() <= {one.reader for one in plan.refusals}
     return [
         diagnostic(
-            "runtime-cannot" if one.fatal and one.runtime in named else "runtime-refuses",
-            spans.get(f"runtimes.{one.runtime}"),
-            runtime=one.runtime,
+            "runtime-cannot" if _is_fatal(one) and one.reader in named else "runtime-refuses",
+            spans.get(f"runtimes.{one.reader}"),
+            runtime=one.reader,
             reason=one.reason,
         )
         for one in plan.refusals
-        if nobody or one.runtime in named
+        if nobody or one.reader in named
     ]
+
+
+def _is_fatal(refusal: Refusal) -> bool:
+    return refusal.severity == "fatal"
 
 
 def _added_nbytes(module: Module) -> int:

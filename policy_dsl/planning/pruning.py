@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
-from policy_dsl.formats import FormatSpec
+from policy_dsl.formats import Format
 from policy_dsl.plan import Omission, Pruning
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.policy import Policy, Prune
@@ -174,7 +174,7 @@ def _counted(config: Mapping[str, Any], keys: tuple[str, ...], count: int) -> di
 
 
 def ensure_all_pruned(
-    pruning: Pruning | None, made: Sequence[Decision], model: Model, spec: FormatSpec
+    pruning: Pruning | None, made: Sequence[Decision], model: Model, format: Format
 ) -> None:
     """Raises: PolicyError if the bundle of a pruned model would hold experts that are not.
 
@@ -187,7 +187,7 @@ def ensure_all_pruned(
         if one.tensor.component == "mtp"
         and "experts" in one.tensor.source.name.split(".")
         and one.written.action != "drop"
-        and spec.omission(one.tensor, model) is None
+        and format.review.left_out(one.tensor, model) is None
     ]
     if carried:
         first = carried[0]

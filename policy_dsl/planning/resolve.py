@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, fail
-from policy_dsl.formats import Container, FormatSpec
+from policy_dsl.formats import Container, Format, FormatSpec
 from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.language.print_policy import policy_digest
-from policy_dsl.plan import Module, Omission, Plan, PlannedFile, PlannedTensor
+from policy_dsl.plan import Draft, Module, Omission, Plan, PlannedFile, PlannedTensor
 from policy_dsl.planning.decisions import decide
 from policy_dsl.planning.heads import head_remarks, with_own_head
 from policy_dsl.planning.layout import Layout, lay_in_one, lay_out
@@ -30,7 +30,7 @@ _NO_PREFACE = "its metadata hold the source's tokenizer and template"
 def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     policy: Policy,
     inventory: Inventory,
-    specs: Mapping[str, FormatSpec],
+    formats: Mapping[str, Format],
     *,
     target: str | None = None,
     allow_requantize: bool = False,
@@ -44,7 +44,8 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     saliency: what ranks experts, if the policy prunes by it and somebody has it.
     Raises: PolicyError with every defect of the policy for this model and target.
     """
-    spec = specs[choose_target(policy, specs, target)]
+    format = formats[choose_target(policy, formats, target)]
+    spec = format.spec
     # Asked before roles: packed names have none, and "unknown tensor" would say less.
     lossy = _lossy_source(inventory, allow_requantize=allow_requantize)
     # Findings about single tensors would only repeat that the whole family is refused.
@@ -53,18 +54,23 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     pruning = pruning_of(policy, model, saliency)
     model, lost = pruned(model, pruning)
     decisions = decide(policy, model, spec.name)
-    ensure_all_pruned(pruning, decisions.made, model, spec)
+    ensure_all_pruned(pruning, decisions.made, model, format)
     own = with_own_head(model, decisions.made)
-    lowered = lower(decisions.made, own, policy, spec)
-    settings = setting_findings(policy, spec, specs)
-    conflicts = spec.conflicts(lowered.modules) if spec.conflicts else []
-    told = [diagnostic("conflict", target=spec.name, reason=reason) for reason in conflicts]
-    findings = [*lossy, *settings, *decisions.findings, *lowered.findings, *told]
+    lowered = lower(decisions.made, own, policy, format)
+    settings = setting_findings(policy, spec, formats)
+    draft = Draft(policy=policy, model=own, modules=tuple(lowered.modules))
+    refusals = tuple(format.review(draft))
+    conflicts = [
+        diagnostic("conflict", target=spec.name, reason=one.reason)
+        for one in refusals
+        if one.severity == "error"
+    ]
+    findings = [*lossy, *settings, *decisions.findings, *lowered.findings, *conflicts]
     # Defects of rules and of treatments are shown together, one run for all of them.
     if errors(findings):
         raise PolicyError(findings)
     modules, files = _place(lowered, policy, spec)
-    known = statistics_of(modules, policy, spec, statistics or {}, saliency)
+    known = statistics_of(modules, policy, format, statistics or {}, saliency)
     findings += known.findings
     plan = Plan(
         policy=policy,
@@ -79,7 +85,8 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
         fp8_rule=policy.fp8_dequant or spec.fp8_rules[0],
         statistics=known.files,
         pending=known.pending,
-        remarks=(*head_remarks(own, model), *_remarks(spec, policy, modules)),
+        remarks=(*head_remarks(own, model), *_remarks(format, policy, modules)),
+        refusals=refusals,
         pruning=pruning,
         codec_version=spec.codec_version,
         source_files=inventory.file_nbytes,
@@ -87,17 +94,17 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
         linked_files=tuple(sorted(inventory.links.items())),
     )
     # Warnings need the finished plan: they count bytes.
-    plan = replace(plan, refusals=spec.refusals(plan) if spec.refusals else ())
-    findings += plan_warnings(plan, decisions.made, spec)
+    findings += plan_warnings(plan, decisions.made, format)
     if errors(findings):
         raise PolicyError(findings)
     return replace(plan, findings=tuple(findings))
 
 
 def _remarks(
-    spec: FormatSpec, policy: Policy, modules: Sequence[Module]
-) -> tuple[tuple[str, str], ...]:
-    return spec.remarks(policy, modules) if spec.remarks else ()
+    format: Format, policy: Policy, modules: Sequence[Module]
+) -> Iterator[tuple[str, str]]:
+    for method in format.methods.values():
+        yield from method.remarks(policy, modules) if method.remarks else ()
 
 
 def _ignored(model: Model) -> Iterator[Omission]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean, fail
 from policy_dsl.escaping import name_defect
-from policy_dsl.formats import FormatSpec, MetadataValues
+from policy_dsl.formats import Format, FormatSpec, MetadataValues
 from policy_dsl.policy import Policy
 from policy_dsl.vocabulary import TARGETS
 
@@ -16,19 +16,17 @@ _TAKEN_ENDINGS = (".safetensors", ".json", ".py")
 _CALLED = {bool: "true or false", str: "a text"}
 
 
-def choose_target(
-    policy: Policy, specs: Mapping[str, FormatSpec], target: str | None = None
-) -> str:
+def choose_target(policy: Policy, formats: Mapping[str, Format], target: str | None = None) -> str:
     """The target to plan for: the one asked for, else the policy's only one.
 
     Raises: PolicyError if there is none, more than one, or an unknown one.
     """
     spans = dict(policy.key_spans)
     if target is None and len(policy.targets) != 1:
-        choices = policy.targets or tuple(specs)
+        choices = policy.targets or tuple(formats)
         raise fail("no-target", spans.get("target"), policy=policy.name, choices=", ".join(choices))
     chosen = target or policy.targets[0]
-    if chosen in specs:
+    if chosen in formats:
         return chosen
     # A policy for a format that is not built in is not a typo.
     code = "unavailable-target" if chosen in TARGETS else "unknown-target"
@@ -36,21 +34,21 @@ def choose_target(
         code,
         # What --target says is nowhere in the text.
         spans.get(f"targets.{chosen}"),
-        suggestion=did_you_mean(chosen, specs),
+        suggestion=did_you_mean(chosen, formats),
         target=chosen,
-        known=", ".join(specs),
+        known=", ".join(formats),
     )
 
 
 def setting_findings(
-    policy: Policy, spec: FormatSpec, specs: Mapping[str, FormatSpec]
+    policy: Policy, spec: FormatSpec, formats: Mapping[str, Format]
 ) -> list[Diagnostic]:
     """Readers that the target does not know, settings that it does not use, values it lacks.
 
-    specs: of all targets. Where a policy is for several, a word may be for another of them.
+    formats: all targets. Where a policy is for several, a word may be for another of them.
     """
     several = len(policy.targets) > 1
-    meant = [specs[name] for name in policy.targets if name in specs] if several else []
+    meant = [formats[name].spec for name in policy.targets if name in formats] if several else []
     known = [spec, *(other for other in meant if other is not spec)]
     # Nobody here knows what a target takes that is not installed.
     told = [] if several and len(meant) < len(policy.targets) else _unknown(policy, known)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.formats import FormatSpec
+from policy_dsl.formats import Format
 from policy_dsl.plan import Module, StatisticsFile, coded_modules
 from policy_dsl.policy import Policy
 from policy_dsl.sources.saliency import Saliency
@@ -37,7 +37,7 @@ class PlanStatistics:
 def statistics_of(
     modules: Sequence[Module],
     policy: Policy,
-    spec: FormatSpec,
+    format: Format,
     given: Mapping[str, str],
     saliency: Saliency | None,
 ) -> PlanStatistics:
@@ -46,11 +46,12 @@ def statistics_of(
     saliency: what was read of the file of that name.
     """
     methods = {coded.method for _, coded in coded_modules(modules)}
-    needed = {spec.statistics[one] for one in methods if one in spec.statistics}
+    known = {name: method for name, method in format.methods.items() if name in methods}
+    needed = {method.needs for method in known.values() if method.needs}
     users: dict[str, set[str]] = {}
-    for kinds in (spec.statistics, spec.optional_statistics):
-        for method in methods & kinds.keys():
-            users.setdefault(kinds[method], set()).add(method)
+    for name, method in known.items():
+        for statistic in filter(None, (method.needs, method.uses)):
+            users.setdefault(statistic, set()).add(name)
     used = set(users)
     files = tuple(
         replace(file, methods=frozenset(users[file.name]))
@@ -64,7 +65,7 @@ def statistics_of(
     return PlanStatistics(
         files,
         pending=tuple(_cure(name, policy) for name in sorted(missing)),
-        findings=tuple(_unused(used, policy, spec, given)),
+        findings=tuple(_unused(used, policy, format, given)),
     )
 
 
@@ -96,13 +97,13 @@ def statistics_files(
 
 
 def _unused(
-    used: Collection[str], policy: Policy, spec: FormatSpec, given: Mapping[str, str]
+    used: Collection[str], policy: Policy, format: Format, given: Mapping[str, str]
 ) -> Iterator[Diagnostic]:
     """A warning for each file that no method of the plan uses."""
     written, spans = dict(policy.calibration), dict(policy.key_spans)
-    known = {*spec.statistics.values(), *spec.optional_statistics.values()}
+    known = {name for one in format.methods.values() for name in (one.needs, one.uses) if name}
     # Of a policy, only what the target may use: the rest is an unused setting.
-    usable = [name for name in known if f"calibration.{name}" in spec.settings]
+    usable = [name for name in known if f"calibration.{name}" in format.spec.settings]
     said = {
         name: str(written[name]) for name in (*usable, SALIENCY) if written.get(name) is not None
     }

@@ -50,13 +50,13 @@ def formats(
     from policy_dsl.vocabulary import TARGETS
     from policyc.reports.formats_report import formats_blocks, formats_document
 
-    specs = emitters.specs()
-    if target is not None and target not in specs:
+    formats = emitters.FORMATS
+    if target is not None and target not in formats:
         # The language knows targets that this version cannot write yet.
         code = "unavailable-target" if target in TARGETS else "unknown-target"
-        cure = did_you_mean(target, specs)
-        raise fail(code, suggestion=cure, target=target, known=", ".join(specs))
-    chosen = [spec for name, spec in specs.items() if target in (None, name)]
+        cure = did_you_mean(target, formats)
+        raise fail(code, suggestion=cure, target=target, known=", ".join(formats))
+    chosen = [formats[name] for name in formats if target in (None, name)]
     console.write_report(format, formats_document, formats_blocks, chosen)
 
 

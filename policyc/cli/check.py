@@ -95,7 +95,7 @@ def _against_model(
 
     try:
         inventory = request.open_model(policy)
-        chosen = choose_target(policy, emitters.specs(), target)
+        chosen = choose_target(policy, emitters.FORMATS, target)
         # Before the plan, which may fail: what was tried is reported either way.
         against.append((inventory.id, chosen))
         plan = workflow.plan_for(policy, inventory, chosen, statistics=request.statistics)
@@ -109,7 +109,7 @@ def _alone(request: options.Request, policy: Policy) -> Sequence[Diagnostic]:
     import emitters
     from policy_dsl.planning.lint import lint
 
-    return lint(policy, emitters.specs(), target=request.target)
+    return lint(policy, emitters.FORMATS, target=request.target)
 
 
 def _text(checked: Iterable[Checked]) -> Iterable[str]:

@@ -13,7 +13,7 @@ from policy_dsl.documents.reports import (
     ModelsDocument,
     SchemeEntry,
 )
-from policy_dsl.formats import FormatSpec, MetadataValues, SchemeSpec
+from policy_dsl.formats import Format, FormatSpec, MetadataValues, SchemeSpec
 from policy_dsl.inventory import Inventory
 from policy_dsl.planning.settings import used_settings, values_text
 from policy_dsl.quantities import both_units
@@ -24,14 +24,14 @@ _FIRST = "the first is the default"
 _TYPES = {bool: "boolean", str: "string"}
 
 
-def formats_document(specs: Sequence[FormatSpec]) -> FormatsDocument:
+def formats_document(formats: Sequence[Format]) -> FormatsDocument:
     """The capabilities of targets as JSON values."""
-    return {"schema_version": 1, "kind": "formats", "formats": [_format(spec) for spec in specs]}
+    return {"schema_version": 1, "kind": "formats", "formats": [_format(one) for one in formats]}
 
 
-def formats_blocks(specs: Sequence[FormatSpec]) -> list[Block]:
+def formats_blocks(formats: Sequence[Format]) -> list[Block]:
     """The capabilities of targets for people."""
-    return [block for spec in specs for block in _blocks(spec)]
+    return [block for one in formats for block in _blocks(one)]
 
 
 def models_document(models: Mapping[str, Inventory]) -> ModelsDocument:
@@ -72,7 +72,8 @@ def models_blocks(models: Mapping[str, Inventory]) -> list[Block]:
     return [Table(columns, rows)]
 
 
-def _blocks(spec: FormatSpec) -> Iterator[Block]:
+def _blocks(format: Format) -> Iterator[Block]:
+    spec = format.spec
     yield Facts(tuple(_facts(spec)))
     yield _schemes(spec.schemes)
     fill = tuple(
@@ -83,7 +84,7 @@ def _blocks(spec: FormatSpec) -> Iterator[Block]:
         fill,
         "A width without a scheme is filled in by this table, the first match wins",
     )
-    methods = [f"{name}: {_need(*needs)}" for name, needs in _methods(spec).items()]
+    methods = [f"{name}: {_need(*needs)}" for name, needs in _methods(format).items()]
     yield Items(tuple(methods), "Methods, and what they take from a model's inputs")
     keys = [f"{key}: {values_text(values)}" for key, values in spec.metadata_keys.items()]
     if keys:
@@ -142,13 +143,11 @@ def _symmetries(scheme: SchemeSpec) -> tuple[str, ...]:
     return tuple("sym" if symmetric else "asym" for symmetric in scheme.symmetries)
 
 
-def _methods(spec: FormatSpec) -> dict[str, tuple[str | None, bool]]:
+def _methods(format: Format) -> dict[str, tuple[str | None, bool]]:
     """Method -> the statistics that it uses, and whether it cannot do without."""
-    names = dict.fromkeys(method for scheme in spec.schemes for method in scheme.methods)
-    optional = spec.optional_statistics
     return {
-        name: (spec.statistics.get(name) or optional.get(name), name in spec.statistics)
-        for name in names
+        name: (method.needs or method.uses or None, bool(method.needs))
+        for name, method in format.methods.items()
     }
 
 
@@ -162,7 +161,8 @@ def _shard_nbytes(spec: FormatSpec) -> int | None:
     return None if spec.container else getattr(spec.tensor_files, "nbytes", None)
 
 
-def _format(spec: FormatSpec) -> FormatEntry:
+def _format(format: Format) -> FormatEntry:
+    spec = format.spec
     return entry_of(
         FormatEntry,
         spec,
@@ -180,7 +180,7 @@ def _format(spec: FormatSpec) -> FormatEntry:
         ],
         methods=[
             {"name": name, "statistics": statistics, "needed": needed}
-            for name, (statistics, needed) in _methods(spec).items()
+            for name, (statistics, needed) in _methods(format).items()
         ],
         families=[
             {"family": name, "supported": reason is None, "reason": reason}

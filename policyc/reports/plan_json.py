@@ -82,7 +82,9 @@ def plan_document(
         linked_files=dict(plan.linked_files),
         fp8_rule=plan.fp8_rule or None,
         statistics={file.name: file.path for file in plan.statistics},
-        refusals=[entry_of(RefusalEntry, refusal) for refusal in plan.refusals],
+        refusals=[
+            entry_of(RefusalEntry, refusal, runtime=refusal.reader) for refusal in plan.refusals
+        ],
         tests=[entry_of(TestEntry, test, test=test.text) for test in tests],
         findings=[finding_json(finding) for finding in plan.findings],
     )

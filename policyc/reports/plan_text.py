@@ -74,7 +74,7 @@ def _refusals(plan: Plan) -> Iterable[str]:
     # Readers that are built on each other refuse for one reason.
     alike: dict[str, list[str]] = {}
     for one in plan.refusals:
-        alike.setdefault(one.reason, []).append(one.runtime)
+        alike.setdefault(one.reason, []).append(one.reader)
     for reason, runtimes in alike.items():
         yield f"{', '.join(runtimes)}: {reason}"
 

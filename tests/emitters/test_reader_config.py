@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_models import tiny
 
-from emitters import FORMATS, specs
+from emitters import FORMATS
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import parse_policy
@@ -50,7 +50,7 @@ def without(found: Inventory, *endings: str) -> Inventory:
 
 def plan(target: str, found: Inventory, rules: str = "") -> Plan:
     text = f"name p\ntarget {target}\n{rules or RULES[target]}\n"
-    return resolve(parse_policy(text, "p.qpol")[0], found, specs())
+    return resolve(parse_policy(text, "p.qpol")[0], found, FORMATS)
 
 
 def written(target: str, found: Inventory, rules: str = "") -> dict[str, Any]:

@@ -17,7 +17,6 @@ from small_checkpoints import digests
 from emitters.core.build import BuildReport, build
 from emitters.core.progress import Silent
 from emitters.core.work_units import fit, plan_units, total_source_nbytes
-from emitters.tensor_io.prepared import Prepared
 from policy_dsl.diagnostics import PolicyError
 
 # So little that most matrices are several blocks.
@@ -30,7 +29,7 @@ def several_blocks(write_llama, planned) -> Planned:
     """A plan of some hundred blocks where memory is small, and its inventory."""
     found = planned(write_llama(layers=6, hidden=256, inner=1024, vocabulary=2048))
     _, block_values = fit(2, SMALL)
-    assert len(list(plan_units(found[0], Prepared.nothing(), block_values))) > 100
+    assert len(list(plan_units(found[0], None, block_values))) > 100
     return found
 
 

@@ -16,7 +16,6 @@ from emitters.core.run_unit import Work
 from emitters.core.runners import Threads
 from emitters.core.statistics import prepare
 from emitters.core.work_units import Unit, fit, merge_spans, plan_units
-from emitters.tensor_io.prepared import Prepared
 from emitters.tensor_io.read import Source, file_facts
 from emitters.tensor_io.view_rows import ViewReader
 from policy_dsl.diagnostics import PolicyError
@@ -48,7 +47,7 @@ def test_every_row_that_is_not_done_is_in_one_unit(write_llama, planned, demo, d
     for source in (write_llama(), demo):
         plan, _ = planned(source)
         finished = dict.fromkeys(range(len(plan.modules)), done)
-        units = list(plan_units(plan, Prepared.nothing(), BLOCK, finished))
+        units = list(plan_units(plan, None, BLOCK, finished))
         for index, module in enumerate(plan.modules):
             wanted = [
                 (number, row, first + row)
@@ -61,7 +60,7 @@ def test_every_row_that_is_not_done_is_in_one_unit(write_llama, planned, demo, d
 
 def test_no_unit_is_larger_than_its_block(write_llama, planned):
     plan, _ = planned(write_llama())
-    units = list(plan_units(plan, Prepared.nothing(), BLOCK))
+    units = list(plan_units(plan, None, BLOCK))
     widths = [plan.modules[unit.module].sources[0].tensor.shape[-1] for unit in units]
     assert len(units) > 2 * len(plan.modules)
     assert all(
@@ -110,7 +109,7 @@ def large_source(tmp_path: Path) -> Path:
 def test_a_unit_reads_at_most_64_mib(planned, large_source, policy, jobs):
     plan, _ = planned(large_source, policy)
     _, block_values = fit(jobs, None)
-    read = [unit.source_nbytes for unit in plan_units(plan, Prepared.nothing(), block_values)]
+    read = [unit.source_nbytes for unit in plan_units(plan, None, block_values)]
     assert sum(read) > 2**30
     assert max(read) <= 64 * 2**20
 
@@ -119,12 +118,12 @@ def test_a_unit_reads_at_most_64_mib(planned, large_source, policy, jobs):
 def test_two_units_a_worker_are_in_flight_and_no_more(write_llama, planned, tmp_path, jobs):
     given = planned(write_llama())
     report = build(*given, out=tmp_path / "out")
-    plan, prepared = prepare(given[0], FORMATS["mlx_affine"])
+    plan, contexts = prepare(given[0], FORMATS["mlx_affine"])
     root = tmp_path / "source"
     source = Source(root, file_facts(root, ["model.safetensors"]))
     reader = ViewReader(source, plan.model.config)
     work = Work(FORMATS["mlx_affine"], reader, plan.fp8_rule, report.out)
-    units, alive, most = list(plan_units(plan, prepared, BLOCK)), 0, 0
+    units, alive, most = list(plan_units(plan, contexts, BLOCK)), 0, 0
 
     def taken() -> Iterator[Unit]:
         nonlocal alive, most

@@ -15,7 +15,7 @@ GPTQ = "metadata dialect gptq"
 
 def refused(plan: Plan, runtime: str = "vllm") -> str:
     """Every reason of a reader, as one text."""
-    return "\n".join(one.reason for one in plan.refusals if one.runtime == runtime)
+    return "\n".join(one.reason for one in plan.refusals if one.reader == runtime)
 
 
 def inner(columns: int) -> Inventory:
@@ -69,7 +69,7 @@ def test_everybody_reads_a_dense_model(family):
 def test_what_vllm_joins_must_be_alike(family, rules, reason, head):
     plan = planned(tiny(family), rules, head=head)
     assert reason in refused(plan)
-    assert all(one.fatal == (one.runtime == "vllm") for one in plan.refusals)
+    assert all((one.severity == "fatal") == (one.reader == "vllm") for one in plan.refusals)
     with pytest.raises(PolicyError, match="vllm cannot hold this"):
         planned(tiny(family), rules, head=f"{head}\nruntime vllm")
 

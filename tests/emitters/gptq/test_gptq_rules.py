@@ -137,7 +137,7 @@ def test_projections_of_experts_that_differ_are_told_one_by_one():
     config, found = config_of(plan), linears(plan)
     told = {name: by_auto_round(config, name, found) for name in found}
     assert told == {name: width(module) for name, module in found.items()}
-    assert any(one.runtime == "vllm" for one in plan.refusals)
+    assert any(one.reader == "vllm" for one in plan.refusals)
 
 
 def test_rules_for_many_experts_are_few():

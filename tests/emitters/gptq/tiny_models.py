@@ -6,7 +6,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from emitters import specs
+from emitters import FORMATS
 from policy_dsl.formats import Forms, forms_of
 from policy_dsl.inventory import Inventory, TensorInfo, tensor_nbytes
 from policy_dsl.language.load import parse_policy
@@ -42,7 +42,7 @@ def planned(source: Inventory, rules: str, *, head: str = "") -> Plan:
     """The plan of rules for a model: linears at 4 bits but for them. head: other statements."""
     text = f"name p\ntarget gptq\ndefault group_size 32\n{head}\nall: 4bit\n{KEPT}\n{rules}\n"
     policy, _ = parse_policy(text, "p.qpol")
-    return resolve(policy, source, specs())
+    return resolve(policy, source, FORMATS)
 
 
 def packed(plan: Plan) -> dict[str, Module]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_checkpoints import mixtral_config, mixtral_tensors, write_folder
 
-from emitters import FORMATS, specs
+from emitters import FORMATS
 from emitters.core.build import build
 from emitters.core.bundle import complete
 from policy_dsl.diagnostics import PolicyError
@@ -49,7 +49,7 @@ def source(reference: str = str(TINY)) -> Inventory:
 def planned(text: str, inventory: Inventory | None = None, **statistics: str) -> Plan:
     policy, _ = parse_policy(text, "p.qpol")
     model = inventory or source()
-    return resolve(policy, model, specs(), target="hipfire_hfq", statistics=statistics)
+    return resolve(policy, model, FORMATS, target="hipfire_hfq", statistics=statistics)
 
 
 def module(plan: Plan, name: str) -> Module:
@@ -151,7 +151,7 @@ def test_every_family_is_taken_or_refused_for_a_reason() -> None:
 
 @pytest.mark.parametrize("policy", PUBLISHED)
 def test_the_real_model_has_the_published_sizes(policy: str) -> None:
-    plan = resolve(load(policy), source("MiniMax-M2.7"), specs())
+    plan = resolve(load(policy), source("MiniMax-M2.7"), FORMATS)
     nbytes, name = PUBLISHED[policy]
     (file,) = [
         one

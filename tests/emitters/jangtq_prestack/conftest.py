@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from hash_sources import Recipe, write_source
 
-from emitters import specs
+from emitters import FORMATS
 from emitters.core.build import build
 from policy_dsl.language.load import load
 from policy_dsl.planning.resolve import resolve
@@ -54,7 +54,7 @@ def built(
             policy.write_text(text + (PER_EXPERT if apart else ""))
             source, out = write_source(folder / "source", recipe), folder / "bundle"
             inventory = open_source(str(source))
-            build(resolve(load(policy), inventory, specs()), inventory, out=out)
+            build(resolve(load(policy), inventory, FORMATS), inventory, out=out)
             made[name] = Built(source, out)
         return made[name]
 

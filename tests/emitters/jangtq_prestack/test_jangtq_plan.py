@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hash_sources import Recipe, write_source
 
-from emitters import FORMATS, specs
+from emitters import FORMATS
 from emitters.core.bundle import complete
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.formats import forms_of
@@ -33,7 +33,7 @@ def source(reference: str = str(TINY)) -> Inventory:
 
 def planned(text: str, inventory: Inventory | None = None) -> Plan:
     policy, _ = parse_policy(text, "p.qpol")
-    return resolve(policy, inventory or source(), specs(), target="jangtq_prestack")
+    return resolve(policy, inventory or source(), FORMATS, target="jangtq_prestack")
 
 
 def module(plan: Plan, name: str) -> Module:
@@ -111,7 +111,7 @@ def test_rows_too_short_for_a_codebook_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_the_real_model_has_the_published_sizes(policy: str, nbytes: int) -> None:
-    plan = resolve(load(policy), source("MiniMax-M2.7"), specs())
+    plan = resolve(load(policy), source("MiniMax-M2.7"), FORMATS)
     assert sum(one.nbytes for one in plan.modules) == nbytes
     assert plan.findings == ()
     assert plan.refusals == ()
@@ -130,7 +130,7 @@ def test_the_sentence_of_the_readme_does_what_it_says() -> None:
     assert found["experts.gate_proj", True] == "8bit affine g64"
     assert found["attention.q_proj", True] == "8bit affine g64"
     assert found["router", True] == "keep (f16)"
-    assert [one.runtime for one in plan.refusals] == ["vmlx-swift"]
+    assert [one.reader for one in plan.refusals] == ["vmlx-swift"]
 
 
 def test_experts_are_added_up_to_a_multiple_of_32() -> None:
@@ -249,7 +249,7 @@ def test_a_width_of_the_head_alone_is_read_back() -> None:
 )
 def test_readers_that_cannot_load_a_bundle_are_named(rules: str, refusals: list[str]) -> None:
     plan = planned(USUAL + rules)
-    assert sorted({one.runtime for one in plan.refusals}) == sorted(set(refusals))
+    assert sorted({one.reader for one in plan.refusals}) == sorted(set(refusals))
     assert "runtime-refuses" not in {found.code for found in plan.findings}
 
 

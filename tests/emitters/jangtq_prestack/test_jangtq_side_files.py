@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hash_sources import CHAT_TEMPLATE, TOKENIZER_CONFIG
 
-from emitters import FORMATS, specs
+from emitters import FORMATS
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.language.load import load
 from policy_dsl.planning.resolve import resolve
@@ -21,7 +21,7 @@ USUAL = json.dumps(TOKENIZER_CONFIG).encode()
 
 
 def edited(files: dict[str, bytes]) -> dict[str, bytes]:
-    plan = resolve(load("jangtq_2"), open_source(str(TINY)), specs())
+    plan = resolve(load("jangtq_2"), open_source(str(TINY)), FORMATS)
     return FORMATS["jangtq_prestack"].files().edited(plan, files)
 
 

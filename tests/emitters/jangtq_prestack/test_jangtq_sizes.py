@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from emitters import FORMATS, specs
+from emitters import FORMATS
 from policy_dsl.diagnostics import Diagnostic, PolicyError
 from policy_dsl.language.load import load
 from policy_dsl.planning.resolve import resolve
@@ -22,7 +22,7 @@ def written(**changes: Any) -> dict[str, Any]:
     """The config of a bundle whose source's has these entries, None for no such entry."""
     source = open_source(str(TINY))
     config = {key: value for key, value in {**source.config, **changes}.items() if value}
-    plan = resolve(load("jangtq_k"), replace(source, config=config), specs())
+    plan = resolve(load("jangtq_k"), replace(source, config=config), FORMATS)
     return dict(json.loads(FORMATS["jangtq_prestack"].files().metadata(plan)["config.json"]))
 
 

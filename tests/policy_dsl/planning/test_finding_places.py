@@ -25,7 +25,7 @@ TINY = str(Path(__file__).parents[3] / "examples" / "tiny-minimax-m2")
 
 def plan(text, name="p.qpol"):
     policy, _ = parse_policy(text, name)
-    return resolve(policy, open_source(TINY), emitters.specs(), target="mlx_affine")
+    return resolve(policy, open_source(TINY), emitters.FORMATS, target="mlx_affine")
 
 
 def found(text, code, name="p.qpol"):
@@ -61,7 +61,7 @@ def test_a_shadowed_rule_names_the_file_of_the_winner(tmp_path: Path) -> None:
     (tmp_path / "base.qpol").write_text("target mlx_affine\nexperts: 4bit\n", encoding="utf-8")
     child = tmp_path / "child.qpol"
     child.write_text("extends base.qpol\n\nall: 3bit\n", encoding="utf-8")
-    made = resolve(load(str(child)), open_source(TINY), emitters.specs())
+    made = resolve(load(str(child)), open_source(TINY), emitters.FORMATS)
     (shadowed,) = [each for each in made.findings if each.code == "shadowed-rule"]
     assert "child.qpol:3" in shadowed.message
     assert shadowed.span is not None
@@ -93,7 +93,7 @@ def test_what_readers_refuse_is_one_error_with_what_they_would_take(
 ) -> None:
     policy, _ = parse_policy(text, "p.qpol")
     with pytest.raises(PolicyError) as caught:
-        resolve(policy, open_source(TINY), emitters.specs(), target=target)
+        resolve(policy, open_source(TINY), emitters.FORMATS, target=target)
     (told,) = [one for one in caught.value.diagnostics if one.span]
     assert f"{roles} as " in told.message
     assert (told.suggestion or "").startswith(cure or "")
@@ -103,7 +103,7 @@ def test_what_readers_refuse_is_one_error_with_what_they_would_take(
 def test_of_several_targets_the_one_that_cannot_be_written_is_pointed_at() -> None:
     text = "target mlx_affine\nall: 4bit\non gptq { all: 4bit int }\n"
     policy, _ = parse_policy(text, "two.qpol")
-    installed = {name: spec for name, spec in emitters.specs().items() if name != "gptq"}
+    installed = {name: spec for name, spec in emitters.FORMATS.items() if name != "gptq"}
     (found,) = lint(policy, installed)
     assert (found.code, found.span.line if found.span else None) == ("unavailable-target", 3)
 
@@ -133,7 +133,7 @@ def test_what_holds_no_weights_is_left_out_with_a_reason() -> None:
     table = TensorInfo("model.layers.0.self_attn.rotary_emb.inv_freq", "F32", (8,), 32)
     tensors = {**source.tensors, table.name: table}
     policy, _ = parse_policy("all: 4bit", "p.qpol")
-    made = resolve(policy, replace(source, tensors=tensors), emitters.specs(), target="mlx_affine")
+    made = resolve(policy, replace(source, tensors=tensors), emitters.FORMATS, target="mlx_affine")
     assert [each.tensor.name for each in made.omitted] == [table.name]
     assert "no role: 1 tensor, 32 bytes, such as model.layers.0" in render_text(
         plan_blocks(made, ())
@@ -166,7 +166,7 @@ def namesakes(tmp_path: Path) -> tuple[Path, str]:
 )
 def test_warnings_tell_files_of_one_name_apart(namesakes, code: str, place: str) -> None:
     policy, folder = namesakes
-    made = resolve(load(policy), open_source(TINY), emitters.specs(), target="mlx_affine")
+    made = resolve(load(policy), open_source(TINY), emitters.FORMATS, target="mlx_affine")
     spans = [
         one.span.location.removeprefix(f"{folder}/") for one in made.findings if one.code == code
     ]
@@ -175,7 +175,7 @@ def test_warnings_tell_files_of_one_name_apart(namesakes, code: str, place: str)
 
 def test_rules_in_files_of_one_name_show_their_folders(namesakes) -> None:
     policy, _ = namesakes
-    made = resolve(load(policy), open_source(TINY), emitters.specs(), target="mlx_affine")
+    made = resolve(load(policy), open_source(TINY), emitters.FORMATS, target="mlx_affine")
     rules = {module.role: made.rule_text(module) for module in made.modules}
     assert rules["norm"] == "a/base.qpol:3"
     assert rules["router"] == "b/base.qpol:3"
@@ -189,7 +189,7 @@ def test_rules_in_files_of_one_name_show_their_folders(namesakes) -> None:
 def test_a_shadowed_rule_names_the_winner_in_a_file_of_the_same_name(namesakes) -> None:
     policy, _ = namesakes
     policy.write_text('extends "../a/base.qpol"\nembed: 8bit\n', encoding="utf-8")
-    made = resolve(load(policy), open_source(TINY), emitters.specs(), target="mlx_affine")
+    made = resolve(load(policy), open_source(TINY), emitters.FORMATS, target="mlx_affine")
     (shadowed,) = [one for one in made.findings if one.code == "shadowed-rule"]
     assert "b/base.qpol:2" in shadowed.message
 
@@ -199,5 +199,5 @@ def test_defects_of_rules_in_files_of_one_name_are_two(namesakes) -> None:
     (policy.parents[1] / "a" / "base.qpol").write_text("target mlx_affine\nembed: 4bit g100\n")
     policy.write_text('extends "../a/base.qpol"\nlm_head: 4bit g100\n', encoding="utf-8")
     with pytest.raises(PolicyError) as caught:
-        resolve(load(policy), open_source(TINY), emitters.specs(), target="mlx_affine")
+        resolve(load(policy), open_source(TINY), emitters.FORMATS, target="mlx_affine")
     assert [one.code for one in caught.value.diagnostics] == ["unsupported-group-size"] * 2

@@ -16,7 +16,7 @@ from policy_dsl.plan import Plan
 from policy_dsl.planning.explain import explain
 from policy_dsl.planning.resolve import resolve
 
-SPECS = emitters.specs()
+SPECS = emitters.FORMATS
 
 
 def plan_of(rules: str, source: Inventory, target: str = "mlx_affine") -> Plan:

@@ -19,7 +19,7 @@ from policy_dsl.planning.resolve import resolve
 from policy_dsl.roles.classify import ModelTensor, classify
 from policy_dsl.treatments import Coded, Plain, describe
 
-SPECS = emitters.specs()
+SPECS = emitters.FORMATS
 # Recorded model, a block of it, where its MTP block stands, config keys.
 BLOCKS = [
     ("glm4_moe", 2, "model.layers.3.", {"num_nextn_predict_layers": 1}),
@@ -66,8 +66,8 @@ def plan_of(changed: Callable[..., Any], tensor: Any, mtp_block: Any) -> Callabl
 def _treated(tensor: ModelTensor, model: Any) -> list[object]:
     """All that guards, tables and formats say of a tensor."""
     found: list[object] = [tensor.is_matrix, is_guarded(tensor), role_class(tensor)]
-    for spec in SPECS.values():
-        found += [spec.unsupported(tensor, model, treatment) for treatment in TREATMENTS]
+    for format in SPECS.values():
+        found += [format.review.held(tensor, model, treatment) for treatment in TREATMENTS]
     return found
 
 

@@ -19,7 +19,7 @@ RULES = "target mlx_affine\nall: 4bit\nrouter, norm: bf16\n"
 def outcome(test: str) -> tuple[bool, str]:
     """Whether a test of the policy passes, and what it reports."""
     policy, _ = parse_policy(f"{RULES}test {test}\n", "p.qpol")
-    plan = resolve(policy, open_source(TINY), emitters.specs(), target="mlx_affine")
+    plan = resolve(policy, open_source(TINY), emitters.FORMATS, target="mlx_affine")
     (result,) = run_tests(plan)
     return result.passed, result.found
 

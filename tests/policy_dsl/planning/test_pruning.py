@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emitters import specs
-from emitters.mlx_affine.spec import SPEC
+from emitters import FORMATS
+from emitters.mlx_affine import FORMAT
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import parse_policy
@@ -54,7 +54,7 @@ def planned(
 ) -> Plan:
     policy, _ = parse_policy(text, "p.qpol")
     inventory = inventory or open_source(str(TINY))
-    return resolve(policy, inventory, specs(), target=target, saliency=saliency)
+    return resolve(policy, inventory, FORMATS, target=target, saliency=saliency)
 
 
 def refusal(text: str, inventory: Inventory | None = None) -> Any:
@@ -222,7 +222,7 @@ def test_experts_of_mtp_blocks_must_not_be_left_over(
     inventory = changed("glm4_moe", with_tensors=block, config=config)
     text = "prune experts to 3 by reap\nall: 8bit g32\n"
     assert planned(text, inventory=inventory).pruning
-    carrying = replace(SPEC, omission=lambda tensor, model: None)
+    carrying = replace(FORMAT, review=replace(FORMAT.review, left_out=lambda tensor, model: None))
     policy, _ = parse_policy(text, "p.qpol")
     with pytest.raises(PolicyError) as caught:
         resolve(policy, inventory, {"mlx_affine": carrying}, target="mlx_affine")
@@ -240,6 +240,6 @@ def test_a_ranking_that_nothing_asks_for_is_told(text: str) -> None:
     assert found.span is not None
     policy, _ = parse_policy("all: 4bit g32", "p.qpol")
     given = {"saliency": "x.json"}
-    plan = resolve(policy, open_source(str(TINY)), specs(), target="mlx_affine", statistics=given)
+    plan = resolve(policy, open_source(str(TINY)), FORMATS, target="mlx_affine", statistics=given)
     assert [one.code for one in plan.findings] == ["unused-statistics"]
     assert plan.statistics == ()

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from emitters.mlx_affine.spec import SPEC
+from emitters.mlx_affine import FORMAT
 from policy_dsl.diagnostics import PolicyError, SourceText
 from policy_dsl.inventory import Inventory
 from policy_dsl.language.read_dsl import read_dsl
@@ -25,7 +25,7 @@ from policy_dsl.quantities import both_units, parse_size
 from policy_dsl.sources.reference import open_source
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
-SPECS = {SPEC.name: SPEC}
+SPECS = {FORMAT.name: FORMAT}
 
 
 @cache

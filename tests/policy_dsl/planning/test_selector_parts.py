@@ -24,7 +24,7 @@ from policy_dsl.roles.classify import Model, classify
 from policy_dsl.sources.reference import open_source
 
 ROOT = Path(__file__).parents[3]
-SPECS = emitters.specs()
+SPECS = emitters.FORMATS
 HEAD = "target mlx_affine\n"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emitters import specs
+from emitters import FORMATS
 from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.language.load import parse_policy
 from policy_dsl.planning.lint import lint
@@ -16,7 +16,7 @@ BOTH = "target jangtq_prestack, mlx_affine; all: 8bit\n"
 def findings(text: str, target: str | None = None, without: str = "") -> list[Diagnostic]:
     """What checking the policy finds, without any model, and without one of the targets."""
     policy, _ = parse_policy(text, "p.qpol")
-    installed = {name: spec for name, spec in specs().items() if name != without}
+    installed = {name: spec for name, spec in FORMATS.items() if name != without}
     return [one for one in lint(policy, installed, target=target) if one.code != "no-target"]
 
 

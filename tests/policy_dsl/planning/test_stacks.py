@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from emitters.mlx_affine import FORMAT
 from emitters.mlx_affine.spec import SPEC
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.formats import ExpertPadding, ExpertsApart, FormatSpec
@@ -39,7 +40,8 @@ def tiny() -> Inventory:
 
 def planned(text: str, spec: FormatSpec = SPEC, inventory: Inventory | None = None) -> Plan:
     policy, _ = parse_policy(text, "p.qpol")
-    return resolve(policy, inventory or tiny(), {spec.name: spec}, target=spec.name)
+    formats = {spec.name: replace(FORMAT, spec=spec)}
+    return resolve(policy, inventory or tiny(), formats, target=spec.name)
 
 
 def errors_of(text: str, spec: FormatSpec, inventory: Inventory | None = None) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from emitters import specs
+from emitters import FORMATS
 from policy_dsl.diagnostics import SourceText
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.planning.fill import fill
@@ -17,7 +17,6 @@ from policy_dsl.policy import Calibration, Defaults, Output
 from policy_dsl.treatments import Coded, Written
 from policyc.cli import main
 
-SPECS = specs()
 SETTINGS = {
     **{f"output.{name}": "x" for name in Output.model_fields},
     **{f"calibration.{name}": "x" for name in Calibration.model_fields},
@@ -40,36 +39,36 @@ def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 def unused(target: str, statement: str) -> bool:
     """Whether a statement changes nothing for a target, by the findings about it."""
     policy = read_dsl(SourceText("p.qpol", f"target {target}\n{statement}\n"), "p")
-    found = setting_findings(policy, SPECS[target], SPECS)
+    found = setting_findings(policy, FORMATS[target].spec, FORMATS)
     return "unused-setting" in {each.code for each in found}
 
 
-@pytest.mark.parametrize("target", SPECS)
+@pytest.mark.parametrize("target", [*FORMATS])
 def test_settings_that_are_told_are_those_that_count(target: str, told: dict[str, Any]) -> None:
     used = set(told[target]["settings"])
     for setting, value in SETTINGS.items():
         assert unused(target, f"{setting.replace('.', ' ')} {value}") == (setting not in used)
 
 
-@pytest.mark.parametrize("target", SPECS)
+@pytest.mark.parametrize("target", [*FORMATS])
 def test_metadata_values_are_told_as_they_are_checked(target: str, told: dict[str, Any]) -> None:
     values = [True, "gptq", "qwen3", "kv", "text", 3, None, {"name": "x"}, {"nome": "x"}]
     for key, schema in told[target]["metadata"].items():
         for value in values:
             statement = f"metadata {key} {json.dumps(value)}"
             policy = read_dsl(SourceText("p.qpol", statement), "p")
-            refused = setting_findings(policy, SPECS[target], SPECS)
+            refused = setting_findings(policy, FORMATS[target].spec, FORMATS)
             assert not unused(target, statement)
             fits = jsonschema.Draft202012Validator(schema).is_valid(value)
             assert fits == (refused == []), (key, value)
 
 
-@pytest.mark.parametrize("target", SPECS)
+@pytest.mark.parametrize("target", [*FORMATS])
 def test_symmetries_that_are_told_can_be_written(target: str, told: dict[str, Any]) -> None:
     for scheme in told[target]["schemes"]:
         for word, symmetric in (("sym", True), ("asym", False)):
             written = Written("quantize", scheme["bits"][0], scheme["name"], symmetric=symmetric)
-            taken = isinstance(fill(written, "any", Defaults(), SPECS[target]), Coded)
+            taken = isinstance(fill(written, "any", Defaults(), FORMATS[target].spec), Coded)
             assert taken == (word in scheme["symmetric_choices"])
 
 

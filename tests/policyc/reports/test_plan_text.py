@@ -145,7 +145,7 @@ def test_tables_lose_columns_to_fit_the_width() -> None:
 
 def test_readers_that_refuse_for_one_reason_share_a_line() -> None:
     found = (("mlx-lm", "too old"), ("mlx-swift-lm", "too old"), ("vllm", "too new"))
-    plan = replace(small_plan(), refusals=tuple(Refusal(*each) for each in found))
+    plan = replace(small_plan(), refusals=tuple(Refusal("", *each) for each in found))
     assert "  mlx-lm, mlx-swift-lm: too old\n  vllm: too new\n" in render_text(plan_blocks(plan))
 
 
