@@ -85,7 +85,8 @@ class RowsCheck:
         if method is None or record is None:
             return False
         # Records of version 1 do not say which encoders made the codes.
-        if (record.codec_version or spec.codec_version) != spec.codec_version:
+        codec_version = self._format.spec.codec_version
+        if (record.codec_version or codec_version) != codec_version:
             return False
         if record.codec_version is None and record.policyc != version():
             return False
