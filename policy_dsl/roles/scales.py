@@ -6,7 +6,7 @@ a grid [rows of blocks, columns of blocks] from here on, whatever shape it is st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ class Scales:
     of_weight: Mapping[str, TensorInfo]
     consumed: frozenset[str]
     orphans: tuple[TensorInfo, ...]
-    findings: tuple[Diagnostic, ...] = ()
+    findings: tuple[Diagnostic, ...]
 
 
 def find_scales(inventory: Inventory) -> Scales:
@@ -62,7 +62,7 @@ def find_scales(inventory: Inventory) -> Scales:
         elif weight is not None:
             orphans.append(tensors[name])
     consumed = frozenset(scale.name for scale in (*of_weight.values(), *orphans))
-    findings = (*_fp8_findings(inventory, of_weight), *_mxfp4_findings(inventory, of_weight))
+    findings = tuple(_findings(inventory, of_weight))
     return Scales(of_weight, consumed, tuple(orphans), findings)
 
 
@@ -173,22 +173,25 @@ def _grid(shape: tuple[int, ...], block: tuple[int, int] | None) -> tuple[int, .
     return (*shape[:-2], -(-shape[-2] // height), -(-shape[-1] // max(1, width)))
 
 
-def _fp8_findings(
-    inventory: Inventory, of_weight: Mapping[str, TensorInfo]
-) -> Iterator[Diagnostic]:
+def _findings(inventory: Inventory, of_weight: Mapping[str, TensorInfo]) -> Iterator[Diagnostic]:
+    tensors, blocks = inventory.tensors, _blocks(inventory.config)
+    bare = [name for name in tensors if name not in of_weight]
     # What ends in `_scale` and has no scales scales the codes of another format.
-    yield from _bare(
-        name
-        for name, tensor in inventory.tensors.items()
-        if tensor.dtype == FP8 and name not in of_weight and not name.endswith(_PLAIN_SUFFIX)
-    )
-    blocks = _blocks(inventory.config)
+    fp8 = [one for one in bare if tensors[one].dtype == FP8 and not one.endswith(_PLAIN_SUFFIX)]
+    for names in (fp8, [name for name in bare if name.endswith(_MXFP4_BLOCKS)]):
+        if names:
+            count, shown = counted(len(names), "tensor"), first_few(sorted(names))
+            yield diagnostic("missing-scale", tensors=count, names=shown)
     odd = []
     for name, scale in of_weight.items():
-        weight = inventory.tensors[name]
+        weight = tensors[name]
         if name.endswith(_MXFP4_BLOCKS):
-            continue
-        if weight.dtype not in FP8_DTYPES or scale.dtype not in _SCALE_DTYPES:
+            *grid, nbytes = weight.shape or (0,)
+            if (weight.dtype, scale.dtype) != ("U8", "U8"):
+                yield _wrong_dtype(weight, scale)
+            elif nbytes != 16 or scale.shape != tuple(grid):
+                yield _wrong_grid(weight, scale, tuple(grid))
+        elif weight.dtype not in FP8_DTYPES or scale.dtype not in _SCALE_DTYPES:
             yield _wrong_dtype(weight, scale)
         elif blocks.of(weight, scale) is None:
             odd.append((weight, scale))
@@ -197,27 +200,6 @@ def _fp8_findings(
     elif odd:
         cure = "add the weight_block_size that the publisher's config has"
         yield diagnostic("missing-block-size", model=inventory.id, suggestion=cure)
-
-
-def _bare(names: Iterable[str]) -> Iterator[Diagnostic]:
-    """The finding about weights without scales, if there are any."""
-    if bare := sorted(names):
-        tensors = counted(len(bare), "tensor")
-        yield diagnostic("missing-scale", tensors=tensors, names=first_few(bare))
-
-
-def _mxfp4_findings(
-    inventory: Inventory, of_weight: Mapping[str, TensorInfo]
-) -> Iterator[Diagnostic]:
-    names = [name for name in inventory.tensors if name.endswith(_MXFP4_BLOCKS)]
-    yield from _bare(name for name in names if name not in of_weight)
-    for name in filter(of_weight.__contains__, names):
-        blocks, scale = inventory.tensors[name], of_weight[name]
-        *grid, nbytes = blocks.shape or (0,)
-        if (blocks.dtype, scale.dtype) != ("U8", "U8"):
-            yield _wrong_dtype(blocks, scale)
-        elif nbytes != 16 or scale.shape != tuple(grid):
-            yield _wrong_grid(blocks, scale, tuple(grid))
 
 
 def _wrong_dtype(weight: TensorInfo, scale: TensorInfo) -> Diagnostic:
