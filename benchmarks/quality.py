@@ -257,10 +257,12 @@ def shown(found: Sequence[Figures], positions: int) -> list[report.Block]:
         ("text", f"{positions:,} positions that it was not trained on"),
         ("with", f"torch {torch.__version__}, transformers {transformers.__version__}"),
     )
-    columns = tuple(report.Column(title, right=at > 1) for at, title in enumerate(COLUMNS))
     rows = tuple(cells(figures, found[0].likeness) for figures in found)
     notes = tuple(note for figures in found for note in notes_on(figures))
-    blocks: list[report.Block] = [report.Facts(facts), report.Table(columns, rows)]
+    blocks: list[report.Block] = [
+        report.Facts(facts),
+        report.Table(COLUMNS, rows, right=COLUMNS[2:]),
+    ]
     return [*blocks, report.Items(notes)] if notes else blocks
 
 

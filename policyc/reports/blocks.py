@@ -9,35 +9,31 @@ blocks ── render_text(blocks, width) ──> str
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
 
 from policy_dsl.escaping import columns, escaped, markdown
 
 # Longer than names and paths are; what is cut is whole in the JSON form.
 LONGEST_CELL = 4096
 GAP = "  "
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column: its title, whether figures stand right, and when it may go.
-
-    drop: where the width is short, columns leave in the order 1, 2, …; 0 stays always.
-    """
-
-    title: str
-    right: bool = False
-    drop: int = 0
+T = TypeVar("T")
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells under columns."""
+    """Rows of cells under the titles of their columns.
 
-    columns: tuple[Column, ...]
+    right: the columns of figures. leaving: those that go where the width is short, in this order.
+    """
+
+    columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     title: str = ""
+    right: Collection[str] = ()
+    leaving: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +63,14 @@ class Rendered:
 Block = Table | Facts | Items | Rendered
 
 
+def by_key(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """The items that have each key, keys and items in the order of first sight."""
+    members: dict[K, list[T]] = {}
+    for item in items:
+        members.setdefault(key(item), []).append(item)
+    return members
+
+
 def render_text(blocks: Iterable[Block], *, width: int | None = None) -> str:
     """The blocks as text, a blank line between them; tables lose columns to fit `width`."""
     shown = ["\n".join(_text_lines(block, width)) for block in blocks]
@@ -81,7 +85,7 @@ def render_markdown(blocks: Iterable[Block]) -> str:
 def _text_lines(block: Block, width: int | None) -> list[str]:
     if not block.title:
         return [line.rstrip() for line in _body_lines(block, width)]
-    # What stands under a title is set in, so that titles are found by the eye.
+    # What is under a title is indented, so that titles are found by the eye.
     body = _body_lines(block, width and width - len(GAP))
     return [block.title, *(f"{GAP}{line}".rstrip() for line in body)]
 
@@ -107,14 +111,19 @@ def _on_one_line(text: str) -> str:
 
 
 def _table_lines(table: Table, width: int | None) -> list[str]:
-    rows = tuple(tuple(map(_on_one_line, row)) for row in table.rows)
-    table = replace(table, rows=rows)
-    shown = _fitting_columns(table, width)
-    cells = [[column.title for column in table.columns], *table.rows]
-    widths = {at: max(columns(row[at]) for row in cells) for at in shown}
+    cells = [table.columns, *(tuple(map(_on_one_line, row)) for row in table.rows)]
+    # The widest cell decides, titles included.
+    widths = [max(columns(row[at]) for row in cells) for at in range(len(table.columns))]
+    shown = list(range(len(table.columns)))
+    for title in table.leaving:
+        if width is None or sum(widths[at] + len(GAP) for at in shown) - len(GAP) <= width:
+            break
+        shown.remove(table.columns.index(title))
     lines = []
     for row in cells:
-        aligned = [_aligned(row[at], widths[at], right=table.columns[at].right) for at in shown]
+        aligned = [
+            _aligned(row[at], widths[at], right=table.columns[at] in table.right) for at in shown
+        ]
         lines.append(GAP.join(aligned).rstrip())
     return [lines[0], "-" * max(map(columns, lines)), *lines[1:]]
 
@@ -122,20 +131,6 @@ def _table_lines(table: Table, width: int | None) -> list[str]:
 def _aligned(cell: str, width: int, *, right: bool) -> str:
     space = " " * (width - columns(cell))
     return space + cell if right else cell + space
-
-
-def _fitting_columns(table: Table, width: int | None) -> list[int]:
-    """Indices of the columns that are shown within `width` characters."""
-    shown = list(range(len(table.columns)))
-    cells = [[column.title for column in table.columns], *table.rows]
-    leaving = sorted((column.drop, at) for at, column in enumerate(table.columns) if column.drop)
-    for _, at in leaving:
-        # The widest cell decides, titles included.
-        total = sum(max(columns(row[i]) for row in cells) for i in shown)
-        if width is None or total + len(GAP) * (len(shown) - 1) <= width:
-            break
-        shown.remove(at)
-    return shown
 
 
 def _markdown_lines(block: Block) -> list[str]:
@@ -167,8 +162,8 @@ def _excerpt(text: str) -> str:
 
 
 def _markdown_table(table: Table) -> list[str]:
-    titles = [markdown(column.title) for column in table.columns]
-    rules = ["---:" if column.right else "---" for column in table.columns]
+    titles = [markdown(title) for title in table.columns]
+    rules = ["---:" if title in table.right else "---" for title in table.columns]
     rows = [[_cell(cell) for cell in row] for row in table.rows]
     return ["| " + " | ".join(cells) + " |" for cells in (titles, rules, *rows)]
 

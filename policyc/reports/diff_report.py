@@ -9,7 +9,7 @@ from policy_dsl.documents.reports import ChangeEntry, DiffDocument, SideEntry
 from policy_dsl.planning.diff import Change, PlanDiff
 from policy_dsl.planning.outline import Outline
 from policy_dsl.quantities import both_units, layer_list, signed_bytes
-from policyc.reports.blocks import Block, Column, Facts, Table
+from policyc.reports.blocks import Block, Facts, Table
 
 
 def diff_document(changes: PlanDiff) -> DiffDocument:
@@ -62,12 +62,8 @@ def _title(side: Outline) -> str:
 
 
 def _table(title: str, changes: Sequence[Change]) -> Table:
-    columns = (
-        *map(Column, ("role", "layers", "treatment")),
-        Column("modules", right=True, drop=1),
-        Column("bytes", right=True),
-        Column("decided by", drop=2),
-    )
+    columns = ("role", "layers", "treatment", "modules", "bytes", "decided by")
+    figures, leaving = ("modules", "bytes"), ("modules", "decided by")
     rows = tuple(
         (
             change.role,
@@ -79,7 +75,7 @@ def _table(title: str, changes: Sequence[Change]) -> Table:
         )
         for change in changes
     )
-    return Table(columns, rows, title)
+    return Table(columns, rows, title, right=figures, leaving=leaving)
 
 
 def _arrow(before: str | None, after: str | None) -> str:

@@ -12,7 +12,7 @@ from policy_dsl.planning.explain import Explanation
 from policy_dsl.planning.outline import source_dtypes, treatment_of
 from policy_dsl.quantities import bits_per_weight, both_units, counted, layer_list
 from policy_dsl.treatments import Coded
-from policyc.reports.blocks import Block, Column, Facts, Table
+from policyc.reports.blocks import Block, Facts, Table
 
 _OUTCOMES = {
     "decided": "decided",
@@ -72,20 +72,18 @@ def explain_blocks(explanation: Explanation, plan: Plan) -> list[Block]:
     """The explanation for people."""
     blocks: list[Block] = [Facts(tuple(_facts(explanation, plan)))]
     if explanation.rules:
-        columns = (Column("rule"), Column("text"), Column("outcome"))
         rows = tuple((rule.place, rule.text, _OUTCOMES[rule.outcome]) for rule in explanation.rules)
-        blocks.append(Table(columns, rows, "Rules that match, the last one decides"))
+        blocks.append(
+            Table(("rule", "text", "outcome"), rows, "Rules that match, the last one decides")
+        )
     if explanation.subject.module is not None:
         blocks.append(_bytes_table(explanation.subject.module))
     return blocks
 
 
 def _facts(explanation: Explanation, plan: Plan) -> Iterable[tuple[str, str]]:
-    subject, module, omission = (
-        explanation.subject,
-        explanation.subject.module,
-        explanation.subject.omission,
-    )
+    subject = explanation.subject
+    module, omission = subject.module, subject.omission
     described = subject.tensor or omission
     yield "tensor", subject.name
     yield "policy", f"{plan.policy.name} for {plan.target} on {plan.model.id}"
@@ -148,7 +146,6 @@ def _sources(module: Module) -> str:
 
 
 def _bytes_table(module: Module) -> Table:
-    columns = (*map(Column, ("what", "tensor", "dtype", "shape")), Column("bytes", right=True))
     rows = [
         (
             _what(module, tensor),
@@ -163,7 +160,8 @@ def _bytes_table(module: Module) -> Table:
     total = f"{both_units(module.nbytes)}, {bpw:.3f} bpw of {module.parameters:,} parameters"
     # The breakdown must add up before the reader's eyes.
     rows.append(("total", total, "", "", f"{module.nbytes:,}"))
-    return Table(columns, tuple(rows), "Bytes")
+    columns = ("what", "tensor", "dtype", "shape", "bytes")
+    return Table(columns, tuple(rows), "Bytes", right=("bytes",))
 
 
 def _what(module: Module, tensor: PlannedTensor) -> str:

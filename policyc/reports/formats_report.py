@@ -18,7 +18,7 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.planning.settings import used_settings, values_text
 from policy_dsl.quantities import both_units
 from policy_dsl.treatments import PLAIN_WORDS, WHOLE_ROW
-from policyc.reports.blocks import Block, Column, Facts, Items, Table
+from policyc.reports.blocks import Block, Facts, Items, Table
 
 _FIRST = "the first is the default"
 _TYPES = {bool: "boolean", str: "string"}
@@ -54,11 +54,6 @@ def models_document(models: Mapping[str, Inventory]) -> ModelsDocument:
 
 def models_blocks(models: Mapping[str, Inventory]) -> list[Block]:
     """The models of a catalog for people."""
-    columns = (
-        *map(Column, ("name", "model", "type")),
-        Column("tensors", right=True),
-        Column("size"),
-    )
     rows = tuple(
         (
             name,
@@ -69,7 +64,7 @@ def models_blocks(models: Mapping[str, Inventory]) -> list[Block]:
         )
         for name, inventory in models.items()
     )
-    return [Table(columns, rows)]
+    return [Table(("name", "model", "type", "tensors", "size"), rows, right=("tensors",))]
 
 
 def _blocks(format: Format) -> Iterator[Block]:
@@ -80,7 +75,7 @@ def _blocks(format: Format) -> Iterator[Block]:
         (kind, "any" if bits is None else str(bits), scheme) for kind, bits, scheme in spec.fill
     )
     yield Table(
-        tuple(map(Column, ("tensors", "bits", "scheme"))),
+        ("tensors", "bits", "scheme"),
         fill,
         "A width without a scheme is filled in by this table, the first match wins",
     )
@@ -117,7 +112,7 @@ def _experts(spec: FormatSpec) -> str:
 
 
 def _schemes(schemes: Sequence[SchemeSpec]) -> Table:
-    columns = tuple(map(Column, ("scheme", "bits", "groups", "symmetry", "methods", "about")))
+    columns = ("scheme", "bits", "groups", "symmetry", "methods", "about")
     rows = tuple(
         (
             scheme.name,

@@ -10,7 +10,7 @@ from policy_dsl.documents.reports import InspectBundleDocument
 from policy_dsl.plan import Pruning
 from policy_dsl.planning.outline import Group, Outline, groups
 from policy_dsl.quantities import both_units, column_unit, in_unit, layer_list
-from policyc.reports.blocks import Block, Column, Facts, Table
+from policyc.reports.blocks import Block, Facts, Table
 
 
 def outline_document(bundle: Outline) -> InspectBundleDocument:
@@ -59,15 +59,13 @@ def group_cells(group: Group, scale: int) -> tuple[str, ...]:
 def outline_blocks(bundle: Outline) -> list[Block]:
     """The outline for people."""
     word, scale = column_unit(bundle.nbytes)
-    columns = (
-        *map(Column, ("role", "layers", "treatment")),
-        *(Column(title, right=True) for title in ("tensors", "parameters", word, "bpw")),
-    )
+    figures = ("tensors", "parameters", word, "bpw")
+    columns = ("role", "layers", "treatment", *figures)
     rows = tuple(
         (*group_cells(group, scale), "-" if group.bpw is None else f"{group.bpw:.3f}")
         for group in groups(bundle.modules)
     )
-    return [Facts(tuple(_facts(bundle))), Table(columns, rows)]
+    return [Facts(tuple(_facts(bundle))), Table(columns, rows, right=figures)]
 
 
 def _facts(bundle: Outline) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ Plan ── plan_document ──> {…} ── json ──> plan.json ── sav
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -39,6 +39,7 @@ from policy_dsl.planning.outline import (
     treatment_of,
 )
 from policy_dsl.regular_files import read_whole
+from policyc.reports.blocks import by_key
 from policyc.reports.findings import finding_json
 from policyc.reports.outline_report import transform_entries
 
@@ -130,12 +131,12 @@ def saved_outline(content: bytes, path: str) -> Outline:
     except ValueError as error:
         raise fail("bad-saved-plan", path=path, reason=str(error)) from None
     saved = _checked(document, path)
-    model = saved["model"]
+    model, rows = saved["model"], by_key(saved["tensors"], lambda row: row["module"])
     return Outline(
         title=f"{saved['policy']['name']} ({path})",
         target=saved["target"],
         model=model["id"],
-        modules=tuple(map(_outline_module, _by_module(saved["tensors"]))),
+        modules=tuple(map(_outline_module, rows.values())),
         experts=model["experts"],
         pruning=_pruning(saved["transforms"]),
         added=model["experts_added"],
@@ -181,13 +182,6 @@ def _pruning(transforms: Sequence[TransformEntry]) -> Pruning | None:
     return None
 
 
-def _by_module(rows: Iterable[TensorEntry]) -> list[list[TensorEntry]]:
-    members: dict[str, list[TensorEntry]] = {}
-    for row in rows:
-        members.setdefault(row["module"], []).append(row)
-    return list(members.values())
-
-
 def _outline_module(rows: list[TensorEntry]) -> OutlineModule:
     first = rows[0]
     return OutlineModule(
@@ -219,9 +213,7 @@ def _totals(plan: Plan, bundle: Outline) -> PlannedTotals:
 
 
 def _roles(bundle: Outline) -> list[RoleEntry]:
-    by_role: dict[str, list[OutlineModule]] = {}
-    for module in bundle.modules:
-        by_role.setdefault(module.role, []).append(module)
+    by_role = by_key(bundle.modules, lambda module: module.role)
     parts = {role: replace(bundle, modules=tuple(found)) for role, found in by_role.items()}
     return [entry_of(RoleEntry, part, role=role) for role, part in parts.items()]
 

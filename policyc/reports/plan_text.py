@@ -12,7 +12,7 @@ from policy_dsl.planning.outline import Group, Outline, groups, outline, treatme
 from policy_dsl.quantities import both_units, column_unit, counted
 from policy_dsl.sources.checkpoint import listed
 from policy_dsl.treatments import Coded
-from policyc.reports.blocks import Block, Column, Facts, Items, Rendered, Table
+from policyc.reports.blocks import Block, Facts, Items, Rendered, Table, by_key
 from policyc.reports.outline_report import group_cells
 
 
@@ -47,9 +47,8 @@ def _group_tables(plan: Plan, made: Outline) -> tuple[Table, Table]:
     quantized = {module.name for module in plan.modules if isinstance(module.treatment, Coded)}
     # Two tables: what is quantized is the plan, what is not needs a reason.
     labels = {module.treatment for module in made.modules if module.name in quantized}
-    found = groups(made.modules)
-    packed = [group for group in found if group.treatment in labels]
-    plain = [group for group in found if group.treatment not in labels]
+    packed = [group for group in groups(made.modules) if group.treatment in labels]
+    plain = [group for group in groups(made.modules) if group.treatment not in labels]
     return (
         _group_table("Quantized", packed, plan, made),
         _group_table("Not quantized", plain, plan, made),
@@ -62,7 +61,10 @@ def _lists(plan: Plan, tests: Sequence[TestResult]) -> list[Block]:
         "Linked files": tuple(f"{file} -> {target}" for file, target in plan.linked_files),
         "Needed before a build": plan.pending,
         "Readers that cannot load it": tuple(_refusals(plan)),
-        "Tests": tuple(_test_line(test) for test in tests),
+        "Tests": tuple(
+            f"{'passed' if test.passed else 'FAILED'}  {test.text}  (it is {test.found})"
+            for test in tests
+        ),
     }
     lists: list[Block] = [Items(found, title=title) for title, found in lines.items() if found]
     if plan.findings:
@@ -72,11 +74,8 @@ def _lists(plan: Plan, tests: Sequence[TestResult]) -> list[Block]:
 
 def _refusals(plan: Plan) -> Iterable[str]:
     # Readers that are built on each other refuse for one reason.
-    alike: dict[str, list[str]] = {}
-    for one in plan.refusals:
-        alike.setdefault(one.reason, []).append(one.reader)
-    for reason, runtimes in alike.items():
-        yield f"{', '.join(runtimes)}: {reason}"
+    for reason, alike in by_key(plan.refusals, lambda refusal: refusal.reason).items():
+        yield f"{', '.join(refusal.reader for refusal in alike)}: {reason}"
 
 
 def _heading(plan: Plan) -> Iterable[tuple[str, str]]:
@@ -100,29 +99,19 @@ def _group_table(title: str, chosen: Sequence[Group], plan: Plan, made: Outline)
     # One unit for all rows, so that sizes can be compared by eye.
     word, scale = column_unit(made.nbytes)
     guarded = {tensor.role for tensor in plan.model.tensors if is_guarded(tensor)}
-    columns = (
-        Column("role"),
-        Column("layers"),
-        Column("treatment"),
-        Column("tensors", right=True, drop=1),
-        Column("parameters", right=True, drop=2),
-        Column(word, right=True),
-        Column("share", right=True, drop=3),
-        Column("bpw", right=True),
-        Column("decided by", drop=4),
+    figures = ("tensors", "parameters", word, "share", "bpw")
+    rows = tuple(
+        (
+            *group_cells(group, scale),
+            f"{100 * group.nbytes / made.nbytes if made.nbytes else 0.0:.2f} %",
+            f"{group.bpw or 0:.3f}",
+            _reason(group, guarded),
+        )
+        for group in chosen
     )
-    rows = tuple(_group_row(group, made, scale, guarded) for group in chosen)
-    return Table(columns, rows, title)
-
-
-def _group_row(group: Group, made: Outline, scale: int, guarded: Iterable[str]) -> tuple[str, ...]:
-    share = 100 * group.nbytes / made.nbytes if made.nbytes else 0.0
-    return (
-        *group_cells(group, scale),
-        f"{share:.2f} %",
-        f"{group.bpw or 0:.3f}",
-        _reason(group, guarded),
-    )
+    columns = ("role", "layers", "treatment", *figures, "decided by")
+    leaving = ("tensors", "parameters", "share", "decided by")
+    return Table(columns, rows, title, right=figures, leaving=leaving)
 
 
 def _reason(group: Group, guarded: Iterable[str]) -> str:
@@ -132,8 +121,7 @@ def _reason(group: Group, guarded: Iterable[str]) -> str:
 
 
 def _totals(plan: Plan, made: Outline) -> Iterable[tuple[str, str]]:
-    count = sum(module.tensors for module in made.modules)
-    yield "tensors", f"{counted(count, 'tensor')}, {made.nbytes:,} bytes"
+    yield "tensors", f"{counted(made.tensors, 'tensor')}, {made.nbytes:,} bytes"
     yield "size", size_change(plan.source_nbytes, made.nbytes)
     meaning = f"8 x bytes of all output tensors / {made.parameters:,} parameters"
     shown = f"{made.bpw:.4f} bpw" if made.bpw is not None else "no parameters"
@@ -142,9 +130,6 @@ def _totals(plan: Plan, made: Outline) -> Iterable[tuple[str, str]]:
 
 
 def _files(files: Sequence[PlannedFile]) -> Iterable[tuple[str, str]]:
-    # A plan that was not completed says nothing about files.
-    if not files:
-        return
     shards = [file for file in files if file.kind == "tensors"]
     count = counted(len(shards), "tensor file")
     if all(file.nbytes is not None for file in shards):
@@ -153,19 +138,15 @@ def _files(files: Sequence[PlannedFile]) -> Iterable[tuple[str, str]]:
         least = sum(file.least for file in shards)
         size = f"{least:,} bytes = {both_units(least)}"
         yield "files", f"{count}, {size} with header and index, without its metadata"
-    yield from _beside([file for file in files if file.kind != "tensors"])
+    beside = [file for file in files if file.kind != "tensors" and file.nbytes is not None]
+    if beside:
+        names = ", ".join(file.name for file in beside)
+        yield "beside", f"{_known_nbytes(beside):,} bytes in {names}"
     unknown = [file for file in files if file.nbytes is None]
     for file in unknown:
         yield "not known", f"size of {file.name}: {file.reason}"
     if not unknown:
         yield "folder", both_units(_known_nbytes(files))
-
-
-def _beside(files: Sequence[PlannedFile]) -> Iterable[tuple[str, str]]:
-    known = [file for file in files if file.nbytes is not None]
-    if known:
-        names = ", ".join(file.name for file in known)
-        yield "beside", f"{_known_nbytes(known):,} bytes in {names}"
 
 
 def _known_nbytes(files: Sequence[PlannedFile]) -> int:
@@ -174,40 +155,22 @@ def _known_nbytes(files: Sequence[PlannedFile]) -> int:
 
 def _omissions(omitted: Sequence[Omission]) -> Iterable[str]:
     # A left-out MTP block has hundreds of tensors and one reason.
-    found: dict[tuple[str, str], list[Omission]] = {}
-    for omission in omitted:
-        found.setdefault((omission.role, omission.reason), []).append(omission)
-    for (role, reason), members in found.items():
+    alike = by_key(omitted, lambda omission: (omission.role, omission.reason))
+    for (role, reason), members in alike.items():
         nbytes = sum(member.nbytes for member in members)
         size = f"{counted(len(members), 'tensor')}, {both_units(nbytes)}"
         yield f"{role or 'no role'}: {size}, such as {members[0].tensor.name}: {reason}"
 
 
 def _omitted_files(omitted: Sequence[OmittedFile]) -> Iterable[str]:
-    found: dict[str, list[OmittedFile]] = {}
-    for file in omitted:
-        found.setdefault(file.reason, []).append(file)
-    for reason, members in found.items():
+    for reason, members in by_key(omitted, lambda file: file.reason).items():
         nbytes = [file.nbytes for file in members if file.nbytes is not None]
         size = f" ({both_units(sum(nbytes))})" if nbytes else ""
         names = listed([file.name for file in members])
         yield f"beside the weights, {names}{size}: {reason}"
 
 
-def _test_line(test: TestResult) -> str:
-    return f"{'passed' if test.passed else 'FAILED'}  {test.text}  (it is {test.found})"
-
-
 def _tensor_table(plan: Plan) -> Table:
-    columns = (
-        Column("tensor"),
-        Column("dtype"),
-        Column("shape"),
-        Column("bytes", right=True),
-        Column("treatment", drop=3),
-        Column("decided by", drop=2),
-        Column("file", drop=1),
-    )
     rows = tuple(
         (
             tensor.name,
@@ -221,4 +184,6 @@ def _tensor_table(plan: Plan) -> Table:
         for module in plan.modules
         for tensor in module.tensors
     )
-    return Table(columns, rows, "Tensors")
+    leaving = ("file", "decided by", "treatment")
+    columns = ("tensor", "dtype", "shape", "bytes", *reversed(leaving))
+    return Table(columns, rows, "Tensors", right=("bytes",), leaving=leaving)

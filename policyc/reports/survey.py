@@ -18,7 +18,7 @@ from policy_dsl.roles.classify import classify
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.sources.hfq_container import classify_hfq
 from policy_dsl.sources.quantization import Quantization, leftover, quantization_of
-from policyc.reports.blocks import Block, Column, Facts, Items, Rendered, Table
+from policyc.reports.blocks import Block, Facts, Items, Rendered, Table
 from policyc.reports.findings import finding_json
 
 
@@ -162,16 +162,15 @@ def survey_blocks(source: Survey) -> list[Block]:
     word, scale = column_unit(source.inventory.nbytes)
     blocks: list[Block] = [Facts(tuple(_facts(source)))]
     # Both tables have the same figures.
-    figures = tuple(Column(title, right=True) for title in ("tensors", "parameters", word))
+    figures = ("tensors", "parameters", word)
     if source.roles:
-        columns = (Column("role"), Column("layers"), Column("dtype"), *figures)
         rows = tuple(_role_row(role, scale) for role in source.roles)
-        blocks.append(Table(columns, rows, "Roles"))
+        blocks.append(Table(("role", "layers", "dtype", *figures), rows, "Roles", right=figures))
     dtype_rows = tuple(
         (dtype, f"{count:,}", in_unit(nbytes, scale)) for dtype, count, nbytes in source.dtypes
     )
-    columns = (Column("dtype"), figures[0], figures[2])
-    blocks.append(Table(columns, dtype_rows, "Dtypes, scales included"))
+    columns = ("dtype", "tensors", word)
+    blocks.append(Table(columns, dtype_rows, "Dtypes, scales included", right=figures))
     if source.model and source.model.ignored:
         blocks.append(_ignored(source.model))
     if source.findings:

@@ -18,7 +18,7 @@ from policy_dsl.documents.reports import (
     VerifyDocument,
 )
 from policy_dsl.quantities import both_units, counted
-from policyc.reports.blocks import Block, Column, Facts, Rendered, Table
+from policyc.reports.blocks import Block, Facts, Rendered, Table, by_key
 from policyc.reports.findings import finding_json
 
 # A wrong config has a finding a module; JSON holds them all.
@@ -28,9 +28,6 @@ _WORST = 5
 
 def role_errors(errors: Iterable[ModuleError]) -> list[RoleErrors]:
     """The errors of all modules of one role added up, in the order of the bundle."""
-    by_role: dict[str, list[ModuleError]] = {}
-    for error in errors:
-        by_role.setdefault(error.role, []).append(error)
     return [
         {
             "role": role,
@@ -38,7 +35,7 @@ def role_errors(errors: Iterable[ModuleError]) -> list[RoleErrors]:
             "treatments": list(dict.fromkeys(error.treatment for error in members)),
             **_figures(sum((error.sums for error in members), Sums())),
         }
-        for role, members in by_role.items()
+        for role, members in by_key(errors, lambda error: error.role).items()
     ]
 
 
@@ -74,7 +71,7 @@ def verify_blocks(report: VerifyReport) -> list[Block]:
         ("result", "all is well" if report.ok else count_text(report.findings)),
     )
     rows = tuple((check.name, check.result, check.about) for check in report.checks)
-    blocks: list[Block] = [Facts(facts), Table(tuple(map(Column, ("check", "result", "of"))), rows)]
+    blocks: list[Block] = [Facts(facts), Table(("check", "result", "of"), rows)]
     if report.findings:
         shown = [render([finding]) for finding in report.findings[:_SHOWN_FINDINGS]]
         more = len(report.findings) - len(shown)
@@ -85,8 +82,7 @@ def verify_blocks(report: VerifyReport) -> list[Block]:
 
 
 def _error_tables(errors: Sequence[ModuleError]) -> list[Block]:
-    figures = tuple(Column(title, right=True) for title in ("relative error", "max abs", "cosine"))
-    columns = (Column("role"), Column("treatment", drop=1), Column("modules", right=True))
+    figures = ("relative error", "max abs", "cosine")
     rows = tuple(
         (entry["role"], ", ".join(entry["treatments"]), f"{entry['modules']:,}", *_cells(entry))
         for entry in role_errors(errors)
@@ -97,8 +93,14 @@ def _error_tables(errors: Sequence[ModuleError]) -> list[Block]:
         (error.module, error.treatment, *_cells(_figures(error.sums))) for error in worst
     )
     return [
-        Table((*columns, *figures), rows, "Error by role, |W - D| / |W| against the source"),
-        Table((Column("module"), Column("treatment"), *figures), worst_rows, "Largest errors"),
+        Table(
+            ("role", "treatment", "modules", *figures),
+            rows,
+            "Error by role, |W - D| / |W| against the source",
+            right=("modules", *figures),
+            leaving=("treatment",),
+        ),
+        Table(("module", "treatment", *figures), worst_rows, "Largest errors", right=figures),
     ]
 
 

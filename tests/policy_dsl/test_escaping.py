@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from policy_dsl.diagnostics import SourceText, Span, diagnostic, json_text, render
 from policy_dsl.escaping import columns, escaped, escaped_lines, is_visible, markdown
-from policyc.reports.blocks import Column, Facts, Items, Table, render_markdown, render_text
+from policyc.reports.blocks import Facts, Items, Table, render_markdown, render_text
 
 HOSTILE = {
     "an escape sequence": ("\x1b[31mred", r"\x1b[31mred"),
@@ -116,10 +116,9 @@ def test_carets_point_at_their_column(line: str, shown: str, caret: int) -> None
 
 @pytest.mark.parametrize(("text", "shown"), TEXTS)
 def test_reports_keep_their_rows_and_columns(text: str, shown: str) -> None:
-    columns_of = (Column("name"), Column("bytes", right=True))
     blocks = [
         Facts((("model", text),)),
-        Table(columns_of, ((text, "1"), ("b", "22"))),
+        Table(("name", "bytes"), ((text, "1"), ("b", "22")), right=("bytes",)),
         Items((text,), "Left out"),
     ]
     made = render_text(blocks)
