@@ -78,11 +78,11 @@ class RowsCheck:
             return total
         return replace(total, at=piece.place(total.at), source=piece.source_place(total.at))
 
-    def _repeated(self, method: str | None) -> bool:
+    def _repeated(self, method: str) -> bool:
         """Whether the codes of this method follow from the source, and from this program."""
         record = self._bundle.record
         # A module that the record leaves out has no method: how it was coded is not known.
-        if method is None or record is None:
+        if not method or record is None:
             return False
         # Records of version 1 do not say which encoders made the codes.
         codec_version = self._format.spec.codec_version
