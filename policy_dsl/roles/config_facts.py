@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
-from policy_dsl.roles.architecture import Architecture, ConfigKey, Derived
+from policy_dsl.roles.architecture import TABLES, Architecture, ConfigKey, Derived, packaged_table
 
 # A config that asks for more layers or experts is not a model, and would only cost memory.
 LARGEST_COUNT = 65536
@@ -252,24 +252,17 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     # Models of several parts have one for each.
     "dtype": (lambda value: isinstance(value, str | dict), "the name of a dtype"),
 }
-# What configs of all families have at their top or in `text_config`, if at all.
-_AT_TOP = {
-    "architectures": "texts",
-    **dict.fromkeys(("text_config", "vision_config", "audio_config", "auto_map"), "mapping"),
-    **dict.fromkeys(("quantization_config", "quantization", "compression_config"), "mapping"),
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), "tokens"),
-    **dict.fromkeys(("torch_dtype", "dtype"), "dtype"),
-    "transformers_version": "text",
-}
+_EVERY_CONFIG = TABLES / "_every_config.yaml"
 
 
 def config_findings(facts: ConfigFacts) -> Iterator[Diagnostic]:
     """Values that sizes or readers need and that are not what they must be."""
     text = facts.config.get("text_config")
     inner = text if isinstance(text, Mapping) else {}
-    for key, kind in _AT_TOP.items():
-        yield from _kind_findings(facts, key, facts.config.get(key), kind)
-        yield from _kind_findings(facts, f"text_config.{key}", inner.get(key), kind)
+    for kind, keys in packaged_table(_EVERY_CONFIG).items():
+        for key in keys:
+            yield from _kind_findings(facts, key, facts.config.get(key), kind)
+            yield from _kind_findings(facts, f"text_config.{key}", inner.get(key), kind)
     for entry in facts.table.config.values():
         written = reversed(facts.written(entry.name))
         # Of the same key at the top and in `text_config` the first counts that is not null.
