@@ -16,16 +16,8 @@ import yaml
 from policy_dsl.roles.name_rules import NameRule, Need, name_rules, role_of
 
 TABLES = Path(__file__).parent.parent / "architectures"
-# What a value may be: a whole number from 1, one from 0, any number, one above 0, a flag …
-KINDS = (
-    *("size", "count", "number", "positive", "flag"),
-    *("list", "numbers", "texts", "mapping", "text"),
-)
 # Of a default, by the type that shows it; others than these are given, or sizes.
 _KINDS_OF_DEFAULTS: Mapping[type, str] = {bool: "flag", float: "number", list: "list"}
-# Fields of a config's key that are taken as they are written, and all of them.
-_AS_WRITTEN = ("without", "unless", "entries", "at_most")
-_KEY_FIELDS = {"keys", "default", "defaults", "when_null", "by_type", "kind", *_AS_WRITTEN}
 # Keys of a table that are read into names and needs.
 _READ = ("include", "top", "block", "ignored", "needs", "config", "aliases")
 
@@ -202,10 +194,7 @@ def _merged(family: str) -> dict[str, Any]:
 
 
 def config_keys(entries: Mapping[str, Any]) -> dict[str, ConfigKey]:
-    """The keys that the `config` of a table lists.
-
-    Raises: ValueError if an entry has a field or a kind that does not exist.
-    """
+    """The keys that the `config` of a table lists. Raises: TypeError at an unknown field."""
     return {name: _key(name, _fields(entry)) for name, entry in entries.items()}
 
 
@@ -214,19 +203,18 @@ def _fields(entry: Any) -> Mapping[str, Any]:
 
 
 def _key(name: str, given: Mapping[str, Any]) -> ConfigKey:
-    kinds = {given.get("kind", KINDS[0]), *given.get("entries", {}).values()}
-    if not (kinds.issubset(KINDS) and _KEY_FIELDS.issuperset(given)):
-        raise ValueError(f"config key {name}: unknown field or kind in {given}")
-    defaults = given.get("defaults", [given["default"]] if "default" in given else [])
+    fields = dict(given)
+    defaults = fields.pop("defaults", [fields.pop("default")] if "default" in fields else [])
     shown = _KINDS_OF_DEFAULTS.get(type(defaults[0]), "size") if defaults else "size"
+    when_null = (_default(fields.pop("when_null")),) if "when_null" in fields else None
     return ConfigKey(
         name=name,
-        paths=tuple(tuple(path.split(".")) for path in given.get("keys", [name])),
-        kind=given.get("kind", shown),
+        paths=tuple(tuple(path.split(".")) for path in fields.pop("keys", [name])),
+        kind=fields.pop("kind", shown),
         defaults=tuple(map(_default, defaults)),
-        when_null=(_default(given["when_null"]),) if "when_null" in given else None,
-        by_type={type_: (_default(own),) for type_, own in given.get("by_type", {}).items()},
-        **{field: given[field] for field in _AS_WRITTEN if field in given},
+        when_null=when_null,
+        by_type={type_: (_default(own),) for type_, own in fields.pop("by_type", {}).items()},
+        **fields,
     )
 
 

@@ -234,7 +234,7 @@ def _is_token(value: Any) -> bool:
 
 
 # kind -> (whether a value is of it, what the value must be)
-_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+VALUE_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "size": (lambda value: is_whole(value) and 1 <= value <= LARGEST_SIZE, "a whole number from 1"),
     "count": (lambda value: is_whole(value) and value <= LARGEST_SIZE, "a whole number from 0"),
     "number": (_is_number, "a number"),
@@ -295,6 +295,6 @@ def _key_findings(
 
 
 def _kind_findings(facts: ConfigFacts, place: str, value: Any, kind: str) -> Iterator[Diagnostic]:
-    is_of_kind, wanted = _KINDS[kind]
+    is_of_kind, wanted = VALUE_KINDS[kind]
     if value is not None and not is_of_kind(value):
         yield facts.bad_value(place, value, f"it must be {wanted}")

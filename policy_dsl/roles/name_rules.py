@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 from policy_dsl.vocabulary import COMPONENTS, SINGLE_ROLES
 
 # Single roles that are linear weights; the others are never quantized as matrices.
-MATRIX_ROLES = frozenset({"router", "shared_expert_gate", "embed", "lm_head"})
+_MATRIX_ROLES = frozenset({"router", "shared_expert_gate", "embed", "lm_head"})
 _MODEL = "{model}"
 _BLOCK = "{model}.layers.{layer}."
 _NUMBERS = ("{layer}", "{expert}")
-_FIELDS = frozenset({"shape", "when", "optional"})
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _CLAUSE = re.compile(r"(not )?(?:layer (in|from|every|at) )?(\w+)(?: (is) (\w+))?")
 
@@ -32,10 +31,10 @@ class Need:
     """
 
     slot: str
-    shape: tuple[str, ...]
-    when: str
-    optional: bool
     in_layers: bool
+    shape: tuple[str, ...]
+    when: str = ""
+    optional: bool = False
 
     @property
     def shown(self) -> str:
@@ -100,7 +99,7 @@ def role_of(text: str) -> Role:
     if not last or (not single and component not in COMPONENTS):
         raise ValueError(f"{text} is not a role: neither a single role nor in a component")
     projection = None if single else last
-    return Role(text, component or None, projection, not single or last in MATRIX_ROLES)
+    return Role(text, component or None, projection, not single or last in _MATRIX_ROLES)
 
 
 def name_rules(table: Mapping[str, Any]) -> dict[str, NameRule]:
@@ -173,13 +172,12 @@ def _needs(table: Mapping[str, Any], slots: Mapping[str, bool]) -> dict[str, Nee
     needs = {}
     for pattern, entry in table.get("needs", {}).items():
         given = entry if isinstance(entry, Mapping) else {"shape": entry}
-        when, optional = given.get("when", ""), given.get("optional", False)
-        clauses(when)
+        fields = {**given, "shape": tuple(map(str, given["shape"]))}
+        clauses(given.get("when", ""))
         for slot, _ in spelled(pattern):
-            if slot not in slots or not set(given) <= _FIELDS:
-                raise ValueError(f"needs: {slot} is neither a role nor a name, or bad fields")
-            shape = tuple(map(str, given["shape"]))
-            needs[slot] = Need(slot, shape, when, optional, slots[slot])
+            if slot not in slots:
+                raise ValueError(f"needs: {slot} is neither a role nor a name")
+            needs[slot] = Need(slot, slots[slot], **fields)
     return needs
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import emitters
 from policy_dsl.roles.architecture import architecture, facts_of, families, families_of
+from policy_dsl.roles.config_facts import VALUE_KINDS
 
 
 @pytest.mark.parametrize("target", ["gptq", "hipfire_hfq", "jangtq_prestack", "mlx_affine"])
@@ -41,3 +42,11 @@ def test_short_names_of_experts_come_from_the_names_in_the_table() -> None:
     words = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
     assert architecture("mixtral").published_experts == ("block_sparse_moe", words)
     assert architecture("llama").published_experts == ("mlp", {})
+
+
+def test_every_kind_of_value_in_a_table_is_known() -> None:
+    keys = [key for family in families() for key in architecture(family).config.values()]
+
+    assert {
+        kind for key in keys for kind in (key.kind, *key.entries.values())
+    } <= VALUE_KINDS.keys()
