@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 # Components whose blocks never count as layers and that a bare projection does not reach.
 OUTSIDE_LANGUAGE_MODEL = frozenset({"vision", "audio", "mtp"})
@@ -10,18 +11,10 @@ COMPONENTS = frozenset(
     {"experts", "shared_experts", "mlp", "attention", "linear_attention"} | OUTSIDE_LANGUAGE_MODEL
 )
 SINGLE_ROLES = frozenset(
-    {
-        "router",
-        "router_bias",
-        "shared_expert_gate",
-        "norm",
-        "embed",
-        "lm_head",
-        "bias",
-        "sinks",
-        "conv",
-        "ssm",
-    }
+    (
+        *("router", "router_bias", "shared_expert_gate", "norm", "embed", "lm_head"),
+        *("bias", "sinks", "conv", "ssm"),
+    )
 )
 
 # Roles of MTP blocks that checkpoints call otherwise than their namesakes in the model.
@@ -51,6 +44,18 @@ SCHEME_TARGETS: Mapping[str, tuple[str, ...]] = {
 }
 TARGETS = tuple(sorted({target for homes in SCHEME_TARGETS.values() for target in homes}))
 METHODS = ("rtn", "opt-rtn", "opt-rtn-0.12.2", "gptq", "lloyd", "awq")
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a policy may name beside roles: targets, schemes of their tensors, and methods."""
+
+    targets: tuple[str, ...] = TARGETS
+    schemes: tuple[str, ...] = tuple(SCHEME_TARGETS)
+    methods: tuple[str, ...] = METHODS
+
+
+WORDS = Words()
 
 
 def namesake(role: str) -> str:

@@ -57,12 +57,15 @@ OPENERS: dict[str, tuple[str, ...]] = {
     "read_bytes": ("emitters.numerics.jit",),
     "read_text": (
         *("policyc.cli.catalogs", ".roles.architecture", ".resources"),
-        *(".codes", ".language.parsing"),
+        *(".codes", ".language.keys", ".language.parsing"),
     ),
     "FileIO": (".regular_files",),
     "memmap": (),
     "fromfile": (),
-    "loads": (*(".bounded_json", ".language.read_dsl", ".resources"), "emitters.core.record"),
+    "loads": (
+        *(".bounded_json", ".language.keys", ".language.read_dsl", ".resources"),
+        "emitters.core.record",
+    ),
     "load": (),
     "raw_decode": (".bounded_json",),
     "model_validate_json": (),

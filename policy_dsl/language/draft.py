@@ -6,7 +6,6 @@ Values arrive as fragments with their variables still in them; defects are colle
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,8 +21,6 @@ from policy_dsl.diagnostics import (
     errors,
 )
 from policy_dsl.escaping import LONGEST_POLICY_NAME, name_defect
-from policy_dsl.language.draft_fields import SECTIONS, read_field, validate_section
-from policy_dsl.language.draft_rules import ReadStatement, read_statement
 from policy_dsl.language.fragments import (
     IDENTIFIER,
     MAX_BYTES,
@@ -32,36 +29,28 @@ from policy_dsl.language.fragments import (
     mentions_variable,
     substitute,
 )
-from policy_dsl.policy import CLEARABLE, Assertion, Comment, Policy, Prune, Rule, Scalar
+from policy_dsl.language.keys import CLEARABLE, FIELDS, SECTIONS, misfit, plain_scalar, read_field
+from policy_dsl.language.statement_text import ReadStatement, read_statement
+from policy_dsl.policy import Assertion, Comment, Policy, Prune, Rule, Scalar
 from policy_dsl.treatments import Written
-from policy_dsl.vocabulary import TARGETS
+from policy_dsl.vocabulary import Words
 
-TRUTH = {"true": True, "false": False}
-_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,999})")
-_FLOAT = re.compile(r"-?[0-9]+(?:\.[0-9]+(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)")
 _WHOLE_VARIABLE = re.compile(r"\$\{(\w+)\}")
 _VARIABLE = re.compile(r"(?<!\$)\$\{")
 
 
-def plain_scalar(text: str) -> Scalar:
-    """A bare word as the value it looks like: a truth value, a number, or text."""
-    if text in TRUTH:
-        return TRUTH[text]
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    if _FLOAT.fullmatch(text) and math.isfinite(float(text)):
-        return float(text)
-    return text
-
-
 class Draft:
-    """Collects what a text says under the policy's keys; see the module's docstring."""
+    """Collects what a text says under the policy's keys; most methods return the key path of
+    what they take, which comments are tied to."""
 
-    def __init__(self, source: SourceText, name: str, overrides: Mapping[str, Scalar]) -> None:
+    def __init__(
+        self, source: SourceText, name: str, overrides: Mapping[str, Scalar], words: Words
+    ) -> None:
         self.source = source
         self.findings: list[Diagnostic] = []
         self.comments: list[Comment] = []
         self._overrides = overrides
+        self._words = words
         self._texts: dict[str, str] = {"name": name}
         self._lists: dict[str, list[str]] = {"extends": [], "targets": [], "runtimes": []}
         self._vars: dict[str, Scalar] = {}
@@ -76,35 +65,35 @@ class Draft:
         self._n_filled = 0
 
     def var(self, key: Fragment, value: Fragment, *, quoted: bool) -> str:
-        """Takes a variable and its default; returns its anchor."""
+        """Takes a variable and its default."""
         name = key.text
-        anchor = self._claim(f"vars.{name}", value.span, key.span)
+        path = self._claim(f"vars.{name}", value.span, key.span)
         if not IDENTIFIER.fullmatch(name):
             self.report("malformed-variable", key.span, written=name)
-        if _mentions_variable(value.text):
+        if _has_variable(value.text):
             self.report("nested-variable", value.span)
-            return anchor
-        # Without variables, only to turn an escaped `$${` into what it stands for.
+            return path
+        # Without variables, only to turn an escaped `$${` into what it means.
         text = substitute(value, {})[0].text
-        default = text if quoted else plain_scalar(text)
-        self._vars[name] = self._overrides.get(name, default)
-        return anchor
+        self._vars[name] = self._overrides.get(name, text if quoted else plain_scalar(text))
+        return path
 
     def text(self, key: str, value: Fragment, key_span: Span) -> str:
-        """Takes a key that holds one text; returns its anchor."""
-        anchor = self._claim(key, value.span, key_span)
+        """Takes a key that holds one text."""
+        self._claim(key, value.span, key_span)
         if not value.text and key in CLEARABLE:
             self._cleared.append(key)
-            return anchor
-        self._texts[key] = self._value(anchor, value).text
-        if not self._texts[key].strip():
+            return key
+        text = self._texts[key] = self._value(key, value).text
+        if not text.strip():
             self.report("empty-value", value.span, key=key)
-        elif key == "name":
-            self._check_name(self._texts[key], value.span)
-        return anchor
+        elif key == "name" and (reason := name_defect(text, longest=LONGEST_POLICY_NAME)):
+            # Bundles are called after it where nobody says how.
+            self.report("bad-policy-name", value.span, name=text, reason=reason)
+        return key
 
     def clear(self, key: str, span: Span) -> str:
-        """Takes a key under which nothing stays of what the policy extends; its anchor."""
+        """Takes a key under which nothing stays of what the policy extends."""
         if key not in CLEARABLE:
             cure = did_you_mean(key, CLEARABLE)
             self.report("unknown-key", span, cure=cure, where="clear", key=key)
@@ -115,112 +104,120 @@ class Draft:
         return key
 
     def word(self, key: str, value: Fragment) -> str:
-        """Takes one more item of extends, targets or runtimes; returns its anchor."""
-        anchor = f"{key}[{len(self._lists[key])}]"
-        if key == "extends" and _mentions_variable(value.text):
+        """Takes one more item of extends, targets or runtimes."""
+        path = f"{key}[{len(self._lists[key])}]"
+        if key == "extends" and _has_variable(value.text):
             self.report("variable-in-extends", value.span)
-            return anchor
-        word = self._value(anchor, value).text
+            return path
+        word = self._value(path, value).text
         if not word.strip():
             self.report("empty-value", value.span, key=key)
         # An item of a list has a path of its own, which `extends` is blamed by.
-        path = f"{key}.{word}"
-        if path in self._spans:
+        if f"{key}.{word}" in self._spans:
             self.report("repeated-item", value.span, key=key, item=word)
-        self._spans[path] = value.span
+        self._spans[f"{key}.{word}"] = value.span
         self._lists[key].append(word)
-        if key == "targets":
-            self._spans.setdefault("target", value.span)
-            if word not in TARGETS:
-                self._unknown_target(value, word)
-        return "targets" if key == "targets" else anchor
+        if key != "targets":
+            return path
+        self._spans.setdefault("target", value.span)
+        self._known_target(word, value.span)
+        return key
 
     def block(self, target: Fragment) -> None:
         """Takes the target of a block of rules, named before or not."""
-        if target.text not in TARGETS:
-            self._unknown_target(target)
+        known = self._words.targets
+        if target.text not in known:
+            self._known_target(target.text, target.span)
         elif target.text not in self._lists["targets"]:
             self.word("targets", target)
 
     def field(self, section: str, key: Fragment, value: Fragment) -> str:
-        """Takes a field of defaults, calibration or output; returns its anchor."""
+        """Takes a field of defaults, calibration or output."""
         name = key.text
-        known = SECTIONS[section].model_fields
         # `otherwise` is a statement with a treatment, not a field with a word.
-        if name not in known or name == "otherwise":
-            cure = did_you_mean(name, known)
+        if name not in FIELDS[section] or name == "otherwise":
+            cure = did_you_mean(name, FIELDS[section])
             self.report("unknown-key", key.span, cure=cure, where=section, key=name)
             return section
-        anchor = self._claim(f"{section}.{name}", value.span, key.span)
-        found = read_field(SECTIONS[section], name, self._value(anchor, value), self.findings)
-        if found is not None:
-            self._sections[section][name] = found
-        return anchor
+        path = self._claim(f"{section}.{name}", value.span, key.span)
+        filled = self._value(path, value)
+        read = read_field(section, name, filled, self._words, self.findings)
+        if read is not None:
+            self._sections[section][name] = read
+        return path
 
     def metadata(self, key: Fragment, value: Any, span: Span) -> str:
-        """Takes a JSON value under `metadata`; returns its anchor."""
-        anchor = self._claim(f"metadata.{key.text}", span, key.span)
-        filled = self._filled_json(value, span)
-        if _mentions_variable(value):
-            self._templates.append((anchor, value))
-        self._metadata[key.text] = filled
-        return anchor
+        """Takes a JSON value under `metadata`."""
+        path = self._claim(f"metadata.{key.text}", span, key.span)
+        self._metadata[key.text] = self._filled_json(value, span)
+        if _has_variable(value):
+            self._templates.append((path, value))
+        return path
 
     def statement(self, raw: Fragment, kinds: tuple[str, ...], target: str | None = None) -> str:
-        """Takes a rule, a `prune`, `test` or `otherwise` statement; returns its anchor.
+        """Takes a rule, a `prune`, `test` or `otherwise` statement.
 
-        kinds: those that may stand here.
+        kinds: those that are allowed here.
         """
         before = len(self.findings)
-        filled = self._filled(raw, self._vars)
+        filled = self._filled(raw)
         if len(self.findings) > before:
             return ""
-        read = read_statement(filled, kinds)
+        read = read_statement(filled, kinds, self._words)
         self.findings += read.findings
         # Kept as written, so that printing gives back `${bits}bit` and not `4bit`.
-        template = " ".join(raw.text.split()) if _mentions_variable(raw.text) else None
+        template = " ".join(raw.text.split()) if _has_variable(raw.text) else None
         return self._keep(read, template, target)
 
     def report(self, code: str, span: Span, *, cure: str | None = None, **facts: Any) -> None:
         """Adds a defect."""
-        self.findings.append(diagnostic(code, span, suggestion=cure, **facts))
+        notes = facts.pop("notes", ())
+        self.findings.append(diagnostic(code, span, suggestion=cure, notes=notes, **facts))
 
     def build(self) -> Policy:
         """The policy. Raises: PolicyError with every defect found on the way."""
-        sections: dict[str, Any] = {
-            name: validate_section(part, self._sections[name], self._spans, self.findings)
-            for name, part in SECTIONS.items()
-        }
-        said = {**self._sections, "vars": self._vars, "metadata": self._metadata}
-        for key in self._cleared:
-            if said.get(key):
-                self.report("cleared-and-said", self._spans[f"clear.{key}"], key=key)
+        self._check()
         # A Policy never exists with a hole in it.
         if errors(self.findings):
-            raise PolicyError(_in_order(self.findings))
-        rules, renamed = _grouped(self._rules, self._lists["targets"])
-        texts: dict[str, Any] = dict(self._texts)
-        texts |= {key: tuple(words) for key, words in self._lists.items()}
+            # Two checks may find the same defect.
+            unique = dict.fromkeys(self.findings)
+            raise PolicyError(sorted(unique, key=lambda each: each.span.start if each.span else -1))
+        # Rules of a target come after those for all targets: the last that matches decides.
+        order = [None, *self._lists["targets"]]
+        numbered = sorted(enumerate(self._rules), key=lambda each: order.index(each[1].target))
+        moved = {f"rules[{old}]": f"rules[{new}]" for new, (old, _) in enumerate(numbered)}
+        held: dict[str, Any] = {**self._texts}
+        held |= {key: tuple(words) for key, words in self._lists.items()}
+        held |= {name: part(**self._sections[name]) for name, part in SECTIONS.items()}
         return Policy(
-            **texts,
-            **sections,
+            **held,
             vars=tuple(self._vars.items()),
-            rules=rules,
+            rules=tuple(rule for _, rule in numbered),
             transforms=tuple(self._transforms),
             metadata=tuple(self._metadata.items()),
             tests=tuple(self._tests),
             cleared=self._emptied(),
-            comments=tuple(_renamed(comment, renamed) for comment in self.comments),
+            comments=tuple(
+                replace(comment, anchor=moved.get(comment.anchor, comment.anchor))
+                for comment in self.comments
+            ),
             source=self.source,
             key_spans=tuple(self._spans.items()),
             templates=tuple(self._templates),
         )
 
-    def _check_name(self, name: str, span: Span) -> None:
-        reason = name_defect(name, longest=LONGEST_POLICY_NAME)
-        if reason is not None:
-            # Bundles are called after it where nobody says how.
-            self.report("bad-policy-name", span, name=name, reason=reason)
+    def _check(self) -> None:
+        for section, values in self._sections.items():
+            for name, value in values.items():
+                if reason := misfit(section, name, value):
+                    path = f"{section}.{name}"
+                    self.report(
+                        "bad-value", self._spans[path], key=path, value=value, reason=reason
+                    )
+        said = {**self._sections, "vars": self._vars, "metadata": self._metadata}
+        for key in self._cleared:
+            if said.get(key):
+                self.report("cleared-and-said", self._spans[f"clear.{key}"], key=key)
 
     def _emptied(self) -> tuple[str, ...]:
         """The cleared keys without lists and texts that are given, and so replaced, anyway."""
@@ -228,60 +225,59 @@ class Draft:
         given |= {"transforms"} if self._transforms else set()
         return tuple(key for key in CLEARABLE if key in self._cleared and key not in given)
 
-    def _unknown_target(self, value: Fragment, word: str | None = None) -> None:
-        word, known = word or value.text, ", ".join(TARGETS)
-        cure = did_you_mean(word, TARGETS)
-        self.report("unknown-target", value.span, cure=cure, target=word, known=known)
+    def _known_target(self, target: str, span: Span) -> None:
+        known = self._words.targets
+        if target not in known:
+            cure = did_you_mean(target, known)
+            self.report("unknown-target", span, cure=cure, target=target, known=", ".join(known))
 
     def _keep(self, read: ReadStatement, template: str | None, target: str | None) -> str:
         match read.value:
             case Rule() as rule:
                 self._spans.setdefault("rules", read.span)
                 self._rules.append(replace(rule, target=target, template=template))
-                return f"rule:{len(self._rules) - 1}"
+                return f"rules[{len(self._rules) - 1}]"
             case Prune() as prune:
                 if any(other.component == prune.component for other in self._transforms):
                     self.report("contradicting-transforms", read.span, component=prune.component)
-                anchor = f"transforms[{len(self._transforms)}]"
+                path = f"transforms[{len(self._transforms)}]"
                 self._transforms.append(prune)
             case Assertion() as test:
-                anchor = f"tests[{len(self._tests)}]"
+                path = f"tests[{len(self._tests)}]"
                 self._tests.append(test)
             case Written() as treatment:
-                anchor = self._claim("defaults.otherwise", read.span, read.span)
+                path = self._claim("defaults.otherwise", read.span, read.span)
                 self._sections["defaults"]["otherwise"] = treatment
             case None:
                 return ""
-        self._spans[anchor] = read.span
-        self._spans.setdefault(anchor.partition("[")[0], read.span)
+        self._spans[path] = read.span
+        self._spans.setdefault(path.partition("[")[0], read.span)
         if template is not None:
             words = template.removeprefix("test ").removeprefix("otherwise ")
-            self._templates.append((anchor, words))
-        return anchor
+            self._templates.append((path, words))
+        return path
 
     def _claim(self, path: str, span: Span, key_span: Span) -> str:
         if path in self._spans:
             first = self._spans[path].location
-            self.findings.append(
-                diagnostic("duplicate-key", key_span, notes=[f"first at {first}"], key=path)
-            )
+            self.report("duplicate-key", key_span, notes=[f"first at {first}"], key=path)
         self._spans.setdefault(path, span)
         return path
 
     def _value(self, path: str, value: Fragment) -> Fragment:
-        filled = self._filled(value, self._vars)
-        if _mentions_variable(value.text):
+        filled = self._filled(value)
+        if _has_variable(value.text):
             self._templates.append((path, value.text))
         return filled
 
-    def _filled(self, value: Fragment, values: Mapping[str, Scalar]) -> Fragment:
+    def _filled(self, value: Fragment) -> Fragment:
         if mentions_variable(value.text):
             # Before any of it is made: a short text can name a long one thousands of times.
-            self._n_filled += filled_length(value.text, values)
+            self._n_filled += filled_length(value.text, self._vars)
             if self._n_filled > MAX_BYTES:
-                found = diagnostic("filled-too-long", value.span, limit=MAX_BYTES)
-                raise PolicyError([*self.findings, found])
-        filled, findings = substitute(value, values)
+                defect = diagnostic("filled-too-long", value.span, limit=MAX_BYTES)
+                raise PolicyError([*self.findings, defect])
+        filled, findings = substitute(value, self._vars)
         self.findings += findings
         return filled
 
@@ -293,36 +289,15 @@ class Draft:
                 return [self._filled_json(item, span) for item in value]
             case str() if mentions_variable(value):
                 # Nothing but a variable keeps its type: a number stays a number.
-                whole = _WHOLE_VARIABLE.fullmatch(value)
-                if whole and whole[1] in self._vars:
-                    return self._vars[whole[1]]
-                return self._filled(Fragment.all_at(value, span), self._vars).text
+                alone = _WHOLE_VARIABLE.fullmatch(value)
+                if alone and alone[1] in self._vars:
+                    return self._vars[alone[1]]
+                return self._filled(Fragment.all_at(value, span)).text
         return value
 
 
-def _mentions_variable(value: Any) -> bool:
-    match value:
-        case dict():
-            return any(_mentions_variable(item) for item in value.values())
-        case list():
-            return any(_mentions_variable(item) for item in value)
+def _has_variable(value: Any) -> bool:
+    """Whether a text, or one in a JSON value, has a variable that is not escaped."""
+    if isinstance(value, dict | list):
+        return any(map(_has_variable, value.values() if isinstance(value, dict) else value))
     return isinstance(value, str) and bool(_VARIABLE.search(value))
-
-
-def _in_order(findings: list[Diagnostic]) -> list[Diagnostic]:
-    # Two checks may find the same defect.
-    unique = dict.fromkeys(findings)
-    return sorted(unique, key=lambda found: found.span.start if found.span else -1)
-
-
-def _grouped(rules: list[Rule], targets: list[str]) -> tuple[tuple[Rule, ...], Mapping[str, str]]:
-    """Rules for all targets first, then those of each; and the comment anchors that follow."""
-    # Rules of a target come after those for all targets: the last that matches decides.
-    order = [None, *targets]
-    numbered = sorted(enumerate(rules), key=lambda each: order.index(each[1].target))
-    renamed = {f"rule:{old}": f"rules[{new}]" for new, (old, _) in enumerate(numbered)}
-    return tuple(rule for _, rule in numbered), renamed
-
-
-def _renamed(comment: Comment, renamed: Mapping[str, str]) -> Comment:
-    return replace(comment, anchor=renamed.get(comment.anchor, comment.anchor))

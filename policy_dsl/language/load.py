@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from policy_dsl.diagnostics import SourceText, Span, did_you_mean, fail
+from policy_dsl.diagnostics import (
+    Diagnostic,
+    PolicyError,
+    SourceText,
+    Span,
+    diagnostic,
+    did_you_mean,
+    fail,
+)
 from policy_dsl.escaping import decoded
 from policy_dsl.language.fragments import MAX_BYTES, ensure_few, n_lines
-from policy_dsl.language.merge_policies import merge
+from policy_dsl.language.keys import KEYS, plain_scalar
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import looks_like_yaml, read_yaml
-from policy_dsl.language.variables import final_values
 from policy_dsl.policy import Policy, Scalar
 from policy_dsl.regular_files import is_passed, read_first, read_given, why_not_regular
 from policy_dsl.resources import room
+from policy_dsl.vocabulary import WORDS, Words
 
 Form = Literal["yaml", "dsl"]
 _FORMS: Mapping[str, Form] = {".yaml": "yaml", ".yml": "yaml", ".qpol": "dsl"}
@@ -28,21 +37,23 @@ _NAME_CURE = "give a .yaml or .qpol file, or a bundled policy such as config_i"
 _NAME_CURES = {"-": "standard input is /dev/stdin here"}
 
 
-def load(reference: str | Path, *, overrides: Mapping[str, Scalar] | None = None) -> Policy:
+def load(
+    reference: str | Path, *, overrides: Mapping[str, Scalar] | None = None, words: Words = WORDS
+) -> Policy:
     """The policy of a file, or the bundled one of that name, merged with all that it extends.
 
     overrides: values for its variables; texts, as `--set` gives them, are read as the
-    type of the variable's default.
+    type of the variable's default. words: the targets, schemes and methods that there are.
     Raises: PolicyError with every defect of the texts, of `extends` and of the overrides.
     """
-    chain = list(_Bases().collect(_find(reference), ()))
+    chain = list(_Bases(words).collect(_find(reference), ()))
     # Variables are settled over the whole chain before any text is read for good: a base may
     # use one whose value the policy that extends it has set.
     values = final_values([base.policy for base in chain], overrides or {})
-    return merge([base.reread(values) for base in chain])
+    return merge([base.reread(values, words) for base in chain])
 
 
-def parse_policy(text: str, name: str) -> tuple[Policy, Form]:
+def parse_policy(text: str, name: str, *, words: Words = WORDS) -> tuple[Policy, Form]:
     """The policy that a text says, `extends` not followed, and the notation it is in.
 
     name: its path; a name without a known suffix leaves the notation to the text itself.
@@ -51,7 +62,7 @@ def parse_policy(text: str, name: str) -> tuple[Policy, Form]:
     source, path = SourceText(name, text), Path(name)
     form = _FORMS.get(path.suffix) or ("yaml" if looks_like_yaml(source) else "dsl")
     stem = path.stem if path.suffix in _FORMS else "policy"
-    return (read_yaml if form == "yaml" else read_dsl)(source, stem), form
+    return (read_yaml if form == "yaml" else read_dsl)(source, stem, words=words), form
 
 
 def bundled_names() -> tuple[str, ...]:
@@ -96,24 +107,25 @@ class _Base:
     source: SourceText
     policy: Policy
 
-    def reread(self, values: Mapping[str, Scalar]) -> Policy:
+    def reread(self, values: Mapping[str, Scalar], words: Words) -> Policy:
         """The policy with these values where its own differ."""
         own = dict(self.policy.vars)
         wanted = {name: values[name] for name in own}
-        return self.policy if wanted == own else _read(self.path, self.source, wanted)
+        return self.policy if wanted == own else _read(self.path, self.source, wanted, words)
 
 
 class _Bases:
     """Follows `extends`, depth first, so that what is extended comes first."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: Words) -> None:
+        self._words = words
         self._visits = self._n_lines = self._n_characters = 0
 
     def collect(self, path: Path, chain: tuple[Path, ...]) -> Iterator[_Base]:
         self._visits += 1
         source = read_source(path, given=not chain)
         self._add(source)
-        policy = _read(path, source, None)
+        policy = _read(path, source, None, self._words)
         spans = dict(policy.key_spans)
         # Resolved paths: a cycle through a symbolic link is one too.
         here = (*chain, path.resolve())
@@ -195,10 +207,116 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _read(path: Path, source: SourceText, values: Mapping[str, Scalar] | None) -> Policy:
+def _read(
+    path: Path, source: SourceText, values: Mapping[str, Scalar] | None, words: Words
+) -> Policy:
     form, name = _FORMS.get(path.suffix), path.stem
     if is_passed(path):
         form, name = "yaml" if looks_like_yaml(source) else "dsl", "policy"
     if form is None:
         raise fail("unknown-suffix", path=path, suggestion=_SUFFIX_CURE)
-    return (read_yaml if form == "yaml" else read_dsl)(source, decoded(name), values)
+    return (read_yaml if form == "yaml" else read_dsl)(source, decoded(name), values, words=words)
+
+
+def final_values(policies: Sequence[Policy], overrides: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The value of every variable: a later policy's default wins, an override over all.
+
+    policies: the extended ones first. overrides: texts are read as the default's type.
+    Raises: PolicyError for an override without variable, and values of another type.
+    """
+    values: dict[str, Scalar] = {}
+    findings: list[Diagnostic] = []
+    for policy in policies:
+        spans = dict(policy.key_spans)
+        for name, value in policy.vars:
+            findings += _misfits(name, values.get(name, value), value, spans.get(f"vars.{name}"))
+            values[name] = value
+    for name, given in overrides.items():
+        if name not in values:
+            cure = did_you_mean(name, values)
+            findings.append(diagnostic("unknown-variable", suggestion=cure, name=name))
+            continue
+        default, value = values[name], given
+        if isinstance(default, str):
+            value = str(given)
+        elif isinstance(given, str):
+            value = plain_scalar(given)
+        findings += _misfits(name, default, value, None, given)
+        values[name] = value
+    if findings:
+        raise PolicyError(findings)
+    return values
+
+
+def _misfits(
+    name: str, default: Scalar, value: Scalar, span: Span | None, written: Scalar | None = None
+) -> list[Diagnostic]:
+    # A truth value is an int to Python, and not a number to anybody else.
+    if type(value) in ((int, float) if isinstance(default, float) else (type(default),)):
+        return []
+    kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+    expected = kinds.get(type(default), "a text")
+    written = value if written is None else written
+    return [diagnostic("wrong-variable-type", span, name=name, expected=expected, written=written)]
+
+
+def merge(policies: Sequence[Policy]) -> Policy:
+    """One policy of several, the extended ones first; the last gives the name.
+
+    Rules and tests of all are kept, base rules first; rules of one target follow those of all
+    targets. Mappings merge field by field; of other lists and of texts the last one given
+    holds. Of what a policy clears, nothing stays of those before.
+    """
+    merged = policies[0]
+    for child in policies[1:]:
+        merged = _extended(merged, child)
+    comments = () if len(policies) > 1 else merged.comments
+    return replace(merged, extends=(), cleared=(), comments=comments)
+
+
+def _extended(base: Policy, child: Policy) -> Policy:
+    empty = Policy(name="")
+    changes: dict[str, Any] = {key: getattr(empty, key) for key in child.cleared}
+    base = replace(base, **changes)
+    gone = set(child.cleared)
+    for key in KEYS:
+        before, said = getattr(base, key.name), getattr(child, key.name)
+        if key.merge == "last":
+            changes[key.name] = said or before
+            gone |= {key.name} if said and key.kind != "text" else set()
+        elif key.merge == "all":
+            changes[key.name] = (*before, *said)
+        elif key.kind == "fields":
+            given = {field: value for field, value in said if value is not None}
+            changes[key.name] = replace(before, **given)
+        elif key.merge == "join":
+            changes[key.name] = tuple({**dict(before), **dict(said)}.items())
+    targets = changes["targets"] = _targets(base, child)
+    order = [None, *targets]
+    rules = sorted((*base.rules, *child.rules), key=lambda rule: order.index(rule.target))
+    changes["rules"] = tuple(rules)
+    for key_paths in ("key_spans", "templates"):
+        kept = [
+            (path, value)
+            for path, value in getattr(base, key_paths)
+            if re.split(r"[\[.]", path, maxsplit=1)[0] not in gone
+        ]
+        moved = [
+            (_moved(path, len(base.tests)), value) for path, value in getattr(child, key_paths)
+        ]
+        changes[key_paths] = tuple(dict([*kept, *moved]).items())
+    return replace(child, **changes)
+
+
+def _moved(path: str, n_tests: int) -> str:
+    """The path of a test as if others came before it."""
+    number = re.fullmatch(r"tests\[(\d+)\]", path)
+    return f"tests[{int(number[1]) + n_tests}]" if number else path
+
+
+def _targets(base: Policy, child: Policy) -> tuple[str, ...]:
+    if not child.targets:
+        return base.targets
+    ruled = {rule.target for rule in base.rules}
+    more = [target for target in base.targets if target in ruled]
+    return tuple(dict.fromkeys([*child.targets, *more]))

@@ -1,81 +1,188 @@
-"""One statement's text -> its syntax tree, or what is wrong in the users' words."""
+"""DSL text cut into statements and comments; one statement's text as its syntax tree.
+
+Statements end with `;` or a newline; `#` starts a comment; `on <target> {` and `}` open and
+close a block. Quoted texts and `/…/` may hold any of these characters. What the grammar does
+not take becomes a message in the users' words.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic, did_you_mean
 from policy_dsl.language.fragments import Fragment
+from policy_dsl.language.keys import KEYS, mistakes
 from policy_dsl.resources import room
 
 Syntax = Tree[Token]
-HEADER_WORDS = (
-    "name", "description", "model", "fp8_dequant", "target", "extends", "runtime", "var",
-    "default", "calibration", "output", "otherwise", "metadata", "prune", "test", "clear",
-)  # fmt: skip
-# Deeper nesting than this is no policy; the trees are walked recursively.
+# Deeper nesting than this cannot be meant; the trees are walked recursively.
 MAX_NESTING = 32
 MAX_STATEMENT = 20_000
+_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"?|\$\{[^}\n]*\}?|[#;{}\n/()\[\],]|[^\s"$#;{}/()\[\],]+|\$')
+_CLOSED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_REGEX = re.compile(r"/(?:[^/\\\n]|\\.)+/")
+_BLOCK = re.compile(r"\s*on\s+(\S+)\s*$")
+# A regular expression begins at a slash after one of these; after anything else it divides.
+_BEFORE_REGEX = {None, ",", "(", "in", "and", "except", "test"}
+_FIRST_WORDS = ("otherwise", "prune", "clear", *(key.word.strip() for key in KEYS if key.word))
+# The words of statements whose values are filled with variables one by one.
+_VALUE_WORDS = ("TEXT_KEY", "LIST_KEY", "FIELD_KEY", "_CLEAR", "_VAR", "_METADATA")
 
-# What may come next, most telling first: (a word kind of the grammar, in the users' words).
-_EXPECTED = (
-    ("TIMES", 'an operator, or ":" and a treatment'),
-    ("COLON", '":" and a treatment'),
-    ("WORD", "a treatment, such as 4bit or keep"),
-    ("_WHERE", "layer numbers, such as 0-3, or where"),
-    ("TEXT_KEY", "a statement"),
-    ("REGEX", "a selector"),
-    ("BOUNDARY", "a selector"),
-    ("_LAYERS", 'a number of layers, or "layers"'),
-    ("RANGE", "a number or a range, such as 0-3"),
-    ("RELATION", "a comparison, such as <= 3.3"),
-    ("_IS", '"is" and a treatment'),
-    ("QUANTITY", "a number, such as 3.3 or 90GiB"),
-    ("_TO", '"to" and a number of experts, or "keep" and their numbers'),
-    ("COMPARE", "a comparison, such as i < 4"),
-    ("INT", "a number, i, n or a parenthesis"),
-    ("JSON", "a JSON value"),
-    ("BARE", "a text"),
-    ("EQUAL", '"=" and a value'),
-    ("FIELD", "a name"),
-    ("IDENTIFIER", "a name"),
-    ("NAME", "a name"),
-    ("RPAR", '")"'),
-    ("RSQB", '"]"'),
-)
-# What people write instead: (kinds accepted there, what was found, the cure).
-_ANYWHERE = {"COLON", "_EXCEPT", "RPAR", "_IS"}
-_CURES = (
-    ({"REGEX"}, re.compile(r"[-+]?\d"), 'write "layers {word}"'),
-    ({"TIMES"}, re.compile(r"/"), "whole division is written //"),
-    ({"TIMES"}, re.compile(r"="), "equality is written =="),
-    (_ANYWHERE, re.compile(r"[-+]?\d+(-|\.\.)?-?\d*$"), 'write "in layers {word}"'),
-    (_ANYWHERE, re.compile(r"(layers?|boundary|middle)$"), 'conditions are joined by "in"'),
-    ({"REGEX"}, re.compile(r"/"), r"a regular expression is written /…/, and a slash in it \/"),
-    (_ANYWHERE, re.compile(r"or$"), 'a comma means "or"'),
-    (_ANYWHERE | {"REGEX"}, re.compile(r"\.?[*?]|\.?\["), "a name pattern must be quoted"),
-)
+_END = "the end of the statement"
 # As JavaScript and Perl write them: `/…/i`.
 _FLAGS = re.compile(r"[is]{1,2}$")
-_FOUND = re.compile(r'\s*("(?:[^"\\\n]|\\.)*"|[\w.+*?$@!-]+|\S|$)')
+_WORD_THERE = re.compile(r'\s*("(?:[^"\\\n]|\\.)*"|[\w.+*?$@!-]+|\S|$)')
 _QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"')
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One statement without its end. `block` is the target of the `on` block around it."""
+
+    body: Fragment
+    block: str | None = None
+
+
+@dataclass(frozen=True)
+class Opening:
+    """`on <target> {`; closing: its `}`."""
+
+    target: Fragment
+    closing: bool = False
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A comment's text with its `#`, or `` for blank lines; `trailing` as in Comment."""
+
+    text: str
+    trailing: bool
+    span: Span | None = None
+
+
+Piece = Statement | Opening | Remark
+
+
+class Splitting:
+    """The pieces of a text, in order, and what is wrong with its brackets and quotes."""
+
+    def __init__(self, fragment: Fragment) -> None:
+        self.pieces: list[Piece] = []
+        self.findings: list[Diagnostic] = []
+        self._all = fragment
+        # Where the open statement starts, the token before, and how deep its braces are.
+        self._start = 0
+        self._before: str | None = None
+        self._depth = 0
+        self._broken = False
+        self._block: Fragment | None = None
+        self._line_used = False
+        self._blank = False
+        for token, at in self._tokens():
+            self._take(token, at)
+            ended = token in ("\n", ";") or self._start == at + len(token)
+            self._before = None if ended else token
+        self._finish(len(fragment.text))
+        if self._block is not None:
+            self._report("unclosed-block", self._block, target=self._block.text)
+
+    def _tokens(self) -> Iterator[tuple[str, int]]:
+        text, at = self._all.text, 0
+        while found := _TOKEN.search(text, at):
+            start, token = found.start(), found[0]
+            # `where i < n // 8` holds slashes that divide.
+            if token == "/" and self._before in _BEFORE_REGEX:
+                regex = _REGEX.match(text, start)
+                token = regex[0] if regex else token
+            elif token == "#":
+                end = text.find("\n", start)
+                token = text[start : end if end >= 0 else len(text)]
+            yield token, start
+            at = start + len(token)
+
+    def _take(self, token: str, at: int) -> None:
+        after = at + len(token)
+        if token == "\n":
+            self._finish(at, after)
+            self._blank = self._blank or not self._line_used
+            self._line_used = False
+        elif token == ";":
+            self._finish(at, after)
+        elif token[0] == "#":
+            # Asked before the statement ends: a comment beside a rule belongs to that rule.
+            trailing = self._line_used or bool(self._all.text[self._start : at].strip())
+            self._finish(at, after)
+            self._add(Remark(token.strip(), trailing, self._all.place(at, after)))
+        elif token == "{":
+            self._open(at)
+        elif token == "}":
+            self._close(at)
+        elif token[0] == '"' and not _CLOSED.fullmatch(token):
+            self._report("unclosed-quote", self._all[at:after])
+            self._broken = True
+
+    def _finish(self, at: int, start: int = 0) -> None:
+        """Ends the open statement; the next one begins at `start`."""
+        body = self._all[self._start : at].strip()
+        # A statement with an open quote has its finding; parsing it would add a second one.
+        if body.text and not self._broken:
+            self._add(Statement(body, self._block.text if self._block else None))
+        self._start, self._depth, self._broken = start, 0, False
+
+    def _open(self, at: int) -> None:
+        block = _BLOCK.match(self._all.text, self._start, at)
+        # Braces that open no block are left to the grammar, which names what it expected.
+        if block is None or self._block is not None:
+            self._depth += 1
+            return
+        self._block = self._all[block.start(1) : block.end(1)]
+        self._add(Opening(self._block))
+        self._start = at + 1
+
+    def _close(self, at: int) -> None:
+        if self._depth:
+            self._depth -= 1
+            return
+        self._finish(at, at + 1)
+        if self._block is None:
+            self._report("stray-brace", self._all[at : at + 1])
+        else:
+            self._add(Opening(self._block, closing=True))
+        self._block = None
+
+    def _add(self, piece: Piece) -> None:
+        if self._blank and self.pieces:
+            self.pieces.append(Remark("", False))
+        self._blank, self._line_used = False, True
+        self.pieces.append(piece)
+
+    def _report(self, code: str, where: Fragment, **facts: Any) -> None:
+        self.findings.append(diagnostic(code, where.span, **facts))
 
 
 @cache
 def _parser() -> Lark:
     grammar = (room("grammar") / "policy.lark").read_text(encoding="utf-8")
-    return Lark(
-        grammar,
-        parser="lalr",
-        start=["statement", "expression"],
-        propagate_positions=True,
-        maybe_placeholders=True,
-    )
+    starts = ["statement", "expression"]
+    return Lark(grammar, parser="lalr", start=starts, propagate_positions=True)
+
+
+@cache
+def _value_words() -> re.Pattern[str]:
+    terminals = map(_parser().get_terminal, _VALUE_WORDS)
+    return re.compile("|".join(terminal.pattern.to_regexp() for terminal in terminals))
+
+
+def holds_values(statement: str) -> bool:
+    """Whether variables are filled into the values of a statement, not into its text."""
+    return _value_words().match(statement) is not None
 
 
 def parse(fragment: Fragment, start: str = "statement") -> Syntax | Diagnostic:
@@ -92,7 +199,7 @@ def parse(fragment: Fragment, start: str = "statement") -> Syntax | Diagnostic:
 
 
 def place(fragment: Fragment, node: Syntax | Token) -> Span:
-    """Where a node of the tree stands in the user's text."""
+    """Where a node of the tree is in the user's text."""
     if isinstance(node, Token):
         return fragment.place(node.start_pos or 0, node.end_pos or 0)
     if node.meta.empty:
@@ -127,43 +234,29 @@ def _explain(fragment: Fragment, failure: UnexpectedInput) -> Diagnostic:
     text = fragment.text
     at_end = isinstance(failure, UnexpectedToken) and failure.token.type == "$END"
     at = len(text) if at_end else failure.pos_in_stream or 0
-    found = _FOUND.match(text, at)
-    start, end = found.span(1) if found else (at, at)
+    there = _WORD_THERE.match(text, at)
+    start, end = there.span(1) if there else (at, at)
     word = text[start:end]
     odd = text[at : at + 1]
     if odd.isspace() and not odd.isascii():
         start, end, word = at, at + 1, f"U+{ord(odd):04X}, which is not a plain space"
-    accepted = _accepted(failure)
+    accepted = set[str]()
+    if isinstance(failure, UnexpectedToken):
+        accepted = set(failure.accepts or failure.expected)
+    elif isinstance(failure, UnexpectedCharacters):
+        accepted = set(failure.allowed)
     if word in ("", ":") and "RPAR" in accepted:
         return _unclosed(fragment)
     if word == ":" and ":" in text[:start]:
         return diagnostic("second-colon", fragment.place(start, end))
+    expected = mistakes()["expected"].items()
     return diagnostic(
         "syntax",
         fragment.place(start, end),
         suggestion=_cure(text, start, word, accepted),
-        expected=_expected(accepted),
-        found=_shown(word),
+        expected=next((words for kind, words in expected if kind in accepted), _END),
+        found=word if word[:1] == '"' or " " in word else f'"{word}"' if word else _END,
     )
-
-
-def _shown(word: str) -> str:
-    if not word:
-        return "the end of the statement"
-    return word if word[0] == '"' or " " in word else f'"{word}"'
-
-
-def _accepted(failure: UnexpectedInput) -> set[str]:
-    if isinstance(failure, UnexpectedToken):
-        return set(failure.accepts or failure.expected)
-    return set(failure.allowed) if isinstance(failure, UnexpectedCharacters) else set()
-
-
-def _expected(accepted: Iterable[str]) -> str:
-    for kind, words in _EXPECTED:
-        if kind in accepted:
-            return words
-    return "the end of the statement"
 
 
 def _cure(text: str, start: int, word: str, accepted: set[str]) -> str | None:
@@ -172,13 +265,13 @@ def _cure(text: str, start: int, word: str, accepted: set[str]) -> str | None:
         return f'write "all except {word}"'
     if _FLAGS.match(word) and text[:start].endswith("/"):
         return f'write "(?{word})" at the beginning of the regular expression'
-    if "COLON" in accepted and before not in HEADER_WORDS:
-        close = did_you_mean(before, HEADER_WORDS)
+    if "COLON" in accepted and before not in _FIRST_WORDS:
+        close = did_you_mean(before, _FIRST_WORDS)
         if close:
             return close
-    for kinds, pattern, cure in _CURES:
-        if kinds & accepted and pattern.match(word):
-            return cure.format(word=word)
+    for kinds, pattern, cure in mistakes()["cures"]:
+        if accepted.intersection(kinds.split()) and re.match(pattern, word):
+            return str(cure.format(word=word))
     missing = "COLON" in accepted and ":" not in text and word and not before.endswith(")")
     return 'a ":" comes before the treatment' if missing else None
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from policy_dsl.diagnostics import PolicyError, SourceText, Span, did_you_mean, fail
-from policy_dsl.language.document import Document, PruneFields, ReplacedTests
-from policy_dsl.language.draft import TRUTH, Draft, plain_scalar
-from policy_dsl.language.draft_fields import SECTIONS
-from policy_dsl.language.fragments import Fragment, checked, join
-from policy_dsl.language.read_yaml_rules import RuleReader
-from policy_dsl.language.yaml_comments import Place, place_of, yaml_comments
+from policy_dsl.language.comments import Place, place_of, yaml_comments
+from policy_dsl.language.draft import Draft
+from policy_dsl.language.fragments import Fragment, checked, join, mentions_variable, quote
+from policy_dsl.language.keys import (
+    CLEARABLE,
+    KEYS,
+    RULE_FIELDS,
+    TRANSFORM_FIELDS,
+    TRUTH,
+    YAML_KEYS,
+    mistakes,
+    plain_scalar,
+    read_typed,
+)
+from policy_dsl.language.parsing import Remark, Splitting, Statement
+from policy_dsl.language.read_dsl import read_rules, refuse_swallowing
 from policy_dsl.language.yaml_nodes import (
     Pair,
     compose,
@@ -23,18 +34,31 @@ from policy_dsl.language.yaml_nodes import (
     scalar_fragment,
     span_of,
 )
-from policy_dsl.policy import Policy, Scalar
+from policy_dsl.policy import Comment, Policy, Scalar
+from policy_dsl.vocabulary import WORDS, Words
 
-# Keys whose empty list or mapping clears what is extended; empty tests add none.
-_EMPTIED = (*SECTIONS, "vars", "metadata", "runtimes", "transforms")
-_TEXTS = ("name", "description", "model", "fp8_dequant")
-# A transform's keys, in the order in which a statement says them.
-_TRANSFORM = tuple(field.alias or name for name, field in PruneFields.model_fields.items())
+_KINDS = {key.name: key.kind for key in KEYS}
 # YAML 1.1 truth values: nobody means the boolean who writes `licence: no`.
 _AMBIGUOUS = ("yes", "no", "on", "off", "y", "n")
+_RULE = ("rule",)
+# Words that say the value of a rule's field: around the value, or for true and false.
+_FIELD_WORDS = {
+    "bits": ("", "bit"),
+    "group_size": ("g", ""),
+    "method": ("by ", ""),
+    "symmetric": ("asym", "sym"),
+    "optional": ("", "optional"),
+}
+_LAYER_SET = re.compile(r"\s*(layers?|boundary|middle)\b")
 
 
-def read_yaml(source: SourceText, name: str, values: Mapping[str, Scalar] | None = None) -> Policy:
+def read_yaml(
+    source: SourceText,
+    name: str,
+    values: Mapping[str, Scalar] | None = None,
+    *,
+    words: Words = WORDS,
+) -> Policy:
     """The policy that a YAML text says; `extends` is left as written.
 
     name: the policy's name if the text gives none. values: replace the defaults of `vars`.
@@ -46,7 +70,7 @@ def read_yaml(source: SourceText, name: str, values: Mapping[str, Scalar] | None
         raise fail("empty-policy", Span(source, 0, min(1, len(source.text))), path=source.name)
     if not isinstance(root, MappingNode):
         raise fail("not-a-policy", span_of(source, root), found=kind_of(root))
-    return _Reader(source, name, values or {}, root).read()
+    return _Reader(source, Draft(source, name, values or {}, words)).read(root)
 
 
 def looks_like_yaml(source: SourceText) -> bool:
@@ -56,186 +80,28 @@ def looks_like_yaml(source: SourceText) -> bool:
     except PolicyError:
         return False
     return isinstance(root, MappingNode) and any(
-        key.value in Document.model_fields for key, _ in root.value if isinstance(key, ScalarNode)
+        key.value in YAML_KEYS for key, _ in root.value if isinstance(key, ScalarNode)
     )
 
 
-class _Reader:
-    """Reads key after key, variables first; `_places` are what comments can belong to."""
+class _Nodes:
+    """Reads nodes as texts, lists and mappings, and reports what is not one."""
 
-    def __init__(
-        self, source: SourceText, name: str, values: Mapping[str, Scalar], root: MappingNode
-    ) -> None:
+    def __init__(self, source: SourceText, draft: Draft) -> None:
         self._source = source
-        self._root = root
-        self._draft = Draft(source, name, values)
+        self._draft = draft
+        # What comments can belong to.
         self._places: list[Place] = []
-        self._rules = RuleReader(source, self._draft, self._places)
 
-    def read(self) -> Policy:
-        found = pairs(self._source, self._root, self._draft.findings)
-        self._known(found, Document.model_fields, "a policy")
-        # Variables may stand below the rules that use them.
-        for pair in sorted(found, key=lambda each: each.name != "vars"):
-            self._key(pair)
-        self._draft.comments += yaml_comments(self._source.text, self._root, self._places)
-        return self._draft.build()
+    def _span(self, node: Node) -> Span:
+        return span_of(self._source, node)
 
-    def _key(self, pair: Pair) -> None:
-        name = pair.name
-        if _is_empty(pair.value) and name in _EMPTIED:
-            self._place(pair, self._draft.clear(name, span_of(self._source, pair.key)))
-        elif name in _TEXTS:
-            if text := self._text(pair.value, name):
-                self._draft.text(name, text, span_of(self._source, pair.key))
-            self._place(pair, name)
-        elif name in SECTIONS or name in ("vars", "metadata"):
-            self._place_key(pair, name)
-            self._section(pair)
-        elif name in ("target", "targets"):
-            self._place_key(pair, "targets")
-            self._targets(pair)
-        elif name in ("extends", "runtimes"):
-            self._words(pair, name)
-        elif name in ("transforms", "tests"):
-            self._place_key(pair, name)
-            if name == "tests" and isinstance(pair.value, MappingNode):
-                self._replaced_tests(pair)
-            else:
-                self._statements(pair, name)
-        elif name == "rules":
-            self._place_key(pair, "rules")
-            self._rules.read(pair.value, None)
-
-    def _section(self, pair: Pair) -> None:
-        for each in self._pairs(pair.value, pair.name):
-            key = scalar_fragment(self._source, each.key)
-            if pair.name == "metadata":
-                value = self._json(each.value)
-                anchor = self._draft.metadata(key, value, span_of(self._source, each.value))
-            elif (text := self._text(each.value, f"{pair.name}.{key.text}")) is None:
-                continue
-            elif pair.name == "vars":
-                anchor = self._var(key, each.value, text)
-            elif (pair.name, key.text) == ("defaults", "otherwise"):
-                anchor = self._statement(text, "otherwise ", "otherwise")
-            else:
-                anchor = self._draft.field(pair.name, key, text)
-            self._place(each, anchor)
-
-    def _var(self, key: Fragment, node: Node, text: Fragment) -> str:
-        quoted = isinstance(node, ScalarNode) and node.style is not None
-        # One spelling of truth values, that of the statements which variables are put into.
-        mistakable = text.text.lower() in (*TRUTH, *_AMBIGUOUS) and text.text not in TRUTH
-        if not quoted and mistakable:
-            self._wrong(node, f"vars.{key.text}", "true or false, a number or a text")
-        return self._draft.var(key, text, quoted=quoted)
-
-    def _targets(self, pair: Pair) -> None:
-        node = pair.value
-        if not isinstance(node, MappingNode):
-            for word in self._texts(node, pair.name):
-                self._draft.word("targets", word)
-            return
-        for each in pairs(self._source, node, self._draft.findings):
-            key = scalar_fragment(self._source, each.key)
-            self._place_key(each, f"targets.{key.text}")
-            self._draft.block(key)
-            if is_null(each.value):
-                continue
-            fields = self._pairs(each.value, f"targets.{key.text}")
-            self._known(fields, ("rules",), f"targets.{key.text}")
-            for field in fields:
-                if field.name == "rules":
-                    self._place_key(field, f"targets.{key.text}")
-                    self._rules.read(field.value, key.text)
-
-    def _words(self, pair: Pair, key: str) -> None:
-        if isinstance(pair.value, SequenceNode):
-            self._place_key(pair, key)
-        else:
-            self._place(pair, f"{key}[0]")
-        for node, word in zip(_items(pair.value), self._texts(pair.value, key), strict=False):
-            anchor = self._draft.word(key, word)
-            if isinstance(pair.value, SequenceNode):
-                self._places.append(place_of(node, node, anchor))
-
-    def _replaced_tests(self, pair: Pair) -> None:
-        found = self._pairs(pair.value, "tests")
-        self._known(found, ReplacedTests.model_fields, "tests")
-        if not found:
-            self._wrong(pair.value, "tests", "a list, or a mapping with replace")
-        for field in found:
-            if field.name == "replace":
-                self._draft.clear("tests", span_of(self._source, field.key))
-                self._place_key(field, "tests")
-                self._statements(field, "tests")
-
-    def _statements(self, pair: Pair, name: str) -> None:
-        if not isinstance(pair.value, SequenceNode):
-            self._wrong(pair.value, name, "a list")
-            return
-        for node in pair.value.value:
-            if name == "transforms" and isinstance(node, MappingNode):
-                anchor = self._transform(node)
-            elif (text := self._text(node, name)) is None:
-                continue
-            elif name == "tests":
-                anchor = self._statement(text, "test ", "test")
-            else:
-                anchor = self._statement(text, "", "prune")
-            self._places.append(place_of(node, node, anchor))
-
-    def _transform(self, node: MappingNode) -> str:
-        before = len(self._draft.findings)
-        found = pairs(self._source, node, self._draft.findings)
-        listed = any(each.name == "keep" for each in found)
-        # A list of experts is ranked by nothing, and its length is the count.
-        known = ("prune", "keep") if listed else _TRANSFORM
-        self._known(found, known, "a transform with keep" if listed else "a transform")
-        texts = {each.name: self._text(each.value, each.name) for each in found}
-        missing = [*({"prune"} - texts.keys())]
-        missing += [] if texts.keys() & {"to", "keep"} else ['to" or "keep']
-        # A misspelt key is why the other one is missing: one finding, not two.
-        if missing and len(self._draft.findings) == before:
-            span = span_of(self._source, node)
-            self._draft.report("missing-key", span, where="a transform", key=missing[0])
-        if len(self._draft.findings) > before:
-            return ""
-        said = [(word, text) for word in known if (text := texts.get(word))]
-        parts = [part for word, text in said for part in (text[0:0], f"{word} ", text, " ")]
-        return self._draft.statement(join(said[0][1][0:0], *parts), ("prune",))
-
-    def _statement(self, text: Fragment, keyword: str, kind: str) -> str:
-        return self._draft.statement(join(text[0:0], keyword, text), (kind,))
-
-    def _json(self, node: Node) -> Any:
-        if isinstance(node, MappingNode):
-            found = pairs(self._source, node, self._draft.findings)
-            return {pair.name: self._json(pair.value) for pair in found}
-        if isinstance(node, SequenceNode):
-            return [self._json(item) for item in node.value]
-        if not isinstance(node, ScalarNode) or is_null(node):
-            return None
-        # Quotes make a text of anything: "4" is no number.
-        return node.value if node.style is not None else self._plain(node)
-
-    def _plain(self, node: ScalarNode) -> Any:
-        word = node.value.lower()
-        if word in _AMBIGUOUS:
-            cure = f'write "{node.value}" in quotes, or true or false'
-            span = span_of(self._source, node)
-            self._draft.report("ambiguous-word", span, cure=cure, word=node.value)
-        return TRUTH.get(word, plain_scalar(node.value))
-
-    def _texts(self, node: Node, where: str) -> list[Fragment]:
-        texts = [self._text(item, where) for item in _items(node)]
-        return [text for text in texts if text is not None]
-
-    def _text(self, node: Node, where: str) -> Fragment | None:
+    def _text(
+        self, node: Node, where: str, expected: str = "a text or a number"
+    ) -> Fragment | None:
         if isinstance(node, ScalarNode) and not is_null(node):
             return scalar_fragment(self._source, node)
-        self._wrong(node, where, "a text or a number")
+        self._wrong(node, where, expected)
         return None
 
     def _pairs(self, node: Node, where: str) -> list[Pair]:
@@ -250,24 +116,301 @@ class _Reader:
         for pair in found:
             if pair.name not in known:
                 cure = did_you_mean(pair.name, set(known) - present)
-                span = span_of(self._source, pair.key)
+                span = self._span(pair.key)
                 self._draft.report("unknown-key", span, cure=cure, where=where, key=pair.name)
 
-    def _wrong(self, node: Node, key: str, expected: str) -> None:
-        span = span_of(self._source, node)
-        self._draft.report("wrong-type", span, key=key, expected=expected, found=kind_of(node))
+    def _wrong(self, node: Node, key: str, expected: str, notes: Sequence[str] = ()) -> None:
+        found = kind_of(node)
+        self._draft.report(
+            "wrong-type", self._span(node), notes=notes, key=key, expected=expected, found=found
+        )
 
-    def _place(self, pair: Pair, anchor: str) -> None:
-        self._places.append(place_of(pair.key, pair.value, anchor))
+    def _missing(self, node: Node, where: str, key: str) -> None:
+        self._draft.report("missing-key", self._span(node), where=where, key=key)
 
-    def _place_key(self, pair: Pair, anchor: str) -> None:
-        # What a section holds has places of its own.
-        self._places.append(place_of(pair.key, pair.key, anchor))
+    def _place(self, key: Node, value: Node, anchor: str, block_end: str | None = None) -> None:
+        self._places.append(place_of(key, value, anchor, block_end))
+
+
+class _RuleReader(_Nodes):
+    """Reads `rules:`: DSL text, or a list of statements, one-key mappings and fields."""
+
+    def _rules(self, node: Node, target: str | None) -> None:
+        if isinstance(node, ScalarNode) and not is_null(node):
+            read_rules(self._draft, scalar_fragment(self._source, node), target)
+        elif isinstance(node, SequenceNode):
+            end = f"targets.{target}.rules[]" if target else "rules[]"
+            for item in node.value:
+                self._place(item, item, self._rule(item, target), end)
+        else:
+            notes = _as_text(node) if isinstance(node, MappingNode) else []
+            self._wrong(node, "rules", "a text (rules: |) or a list", notes)
+
+    def _rule(self, node: Node, target: str | None) -> str:
+        if not isinstance(node, MappingNode):
+            text = self._text(node, "a rule", "a statement or a mapping")
+            return self._single(text, target) if text else ""
+        found = pairs(self._source, node, self._draft.findings)
+        first = found[0] if len(found) == 1 and found[0].name not in RULE_FIELDS else None
+        # `- down_proj: 4bit` is a statement that YAML happens to read as a mapping.
+        if first is None or (first.key.style is None and not isinstance(first.value, ScalarNode)):
+            return self._mapping(node, found, target)
+        text = self._text(first.value, first.name, "a treatment, such as 4bit")
+        # YAML takes the quotes away that would make a name a pattern in the DSL.
+        key = self._selector(first.key, pattern=first.key.style is not None)
+        return self._single(join(key, ": ", text), target) if text else ""
+
+    def _single(self, text: Fragment, target: str | None) -> str:
+        split = Splitting(text)
+        self._draft.findings += split.findings
+        bodies = [piece.body for piece in split.pieces if isinstance(piece, Statement)]
+        if len(bodies) > 1:
+            shown = [f"  {body.text}" for body in bodies]
+            notes = ["write them as a text:", "rules: |", *shown]
+            self._draft.report("several-statements", text.span, notes=notes)
+            return ""
+        if split.findings:
+            return ""
+        anchor = self._draft.statement(bodies[0] if bodies else text.strip(), _RULE, target)
+        for piece in split.pieces:
+            if isinstance(piece, Remark) and piece.text:
+                refuse_swallowing(self._draft, piece)
+                self._draft.comments.append(Comment(anchor, piece.text))
+        return anchor
+
+    def _selector(self, node: ScalarNode, *, pattern: bool) -> Fragment:
+        text = scalar_fragment(self._source, node)
+        return Fragment.all_at(quote(text.text), text.span) if pattern else text
+
+    def _mapping(self, node: MappingNode, found: list[Pair], target: str | None) -> str:
+        before = len(self._draft.findings)
+        fields = {pair.name: pair for pair in found}
+        self._known_fields(fields)
+        known = [name for name in fields if name in RULE_FIELDS]
+        texts = {name: text for name in known if (text := self._field(name, fields[name].value))}
+        if len(self._draft.findings) > before:
+            return ""
+        # Fields are put together to the statement they mean: one reader decides what is legal.
+        said = [name for name in RULE_FIELDS if name in texts and name not in ("match", "layers")]
+        words = [word for name in said for word in (" ", texts[name])]
+        if "match" not in texts or not words:
+            self._missing(node, "a rule", "treatment" if "match" in texts else "match")
+            return ""
+        match, layers = texts["match"], texts.get("layers")
+        # The parentheses keep `a, b` together, which `in` would split.
+        selector = [match[0:0], "(", match, ") in ", layers] if layers else [match[0:0], match]
+        return self._draft.statement(join(match[0:0], *selector, ":", *words), _RULE, target)
+
+    def _known_fields(self, fields: Mapping[str, Pair]) -> None:
+        for name, pair in fields.items():
+            if name in RULE_FIELDS:
+                continue
+            cure = did_you_mean(name, set(RULE_FIELDS) - set(fields))
+            # In `{layers: 0-1,60-61}` YAML ends the value at the comma: 60-61 is a key.
+            if re.fullmatch(r"[-+0-9.]+", name):
+                cure = "a list of ranges must be quoted here"
+            elif selector := mistakes()["selectors"].get(name):
+                cure = f'"{name}" is said in the selector: match: {selector}'
+            span = self._span(pair.key)
+            self._draft.report("unknown-key", span, cure=cure, where="a rule", key=name)
+
+    def _field(self, name: str, node: Node) -> Fragment | None:
+        if name == "layers":
+            return self._layers(node)
+        text = self._text(node, name)
+        if text is None or not isinstance(node, ScalarNode):
+            return None
+        if name == "match":
+            pattern = node.style is not None and re.search(r"[*?]", text.text)
+            return self._selector(node, pattern=bool(pattern) and '"' not in text.text)
+        kind, findings = RULE_FIELDS[name]["type"], self._draft.findings
+        before, after = _FIELD_WORDS.get(name, ("", ""))
+        if kind == "boolean":
+            said = read_typed(kind, text, findings, where=name)
+            word = after if said else before
+            return join(text[0:0], word) if word and said is not None else None
+        if kind == "integer" and not mentions_variable(text.text):
+            read_typed(kind, text, findings, where=name)
+        return join(text[0:0], before, text, after)
+
+    def _layers(self, node: Node) -> Fragment | None:
+        items = _items(node)
+        scalars = [item for item in items if isinstance(item, ScalarNode) and not is_null(item)]
+        if not items or len(scalars) < len(items):
+            self._wrong(node, "layers", "layers, such as 2-59")
+            return None
+        first, *rest = [scalar_fragment(self._source, item) for item in scalars]
+        listed = join(first, *(part for text in rest for part in (",", text)))
+        # `layers: boundary 2` says what kind of set it is; numbers alone do not.
+        return listed if _LAYER_SET.match(first.text) else join(first[0:0], "layers ", listed)
+
+
+class _Reader(_RuleReader):
+    """Reads key after key, variables first."""
+
+    def read(self, root: MappingNode) -> Policy:
+        found = pairs(self._source, root, self._draft.findings)
+        self._known(found, YAML_KEYS, "a policy")
+        # Variables may be below the rules that use them.
+        for pair in sorted(found, key=lambda each: each.name != "vars"):
+            self._key(pair)
+        self._draft.comments += yaml_comments(self._source.text, root, self._places)
+        return self._draft.build()
+
+    def _key(self, pair: Pair) -> None:
+        name = "targets" if pair.name == "target" else pair.name
+        kind = _KINDS.get(name)
+        empty = not isinstance(pair.value, ScalarNode) and not pair.value.value
+        # Empty tests add none; they clear nothing.
+        if empty and name in CLEARABLE and kind != "text" and name != "tests":
+            self._place(pair.key, pair.value, self._draft.clear(name, self._span(pair.key)))
+            return
+        if kind == "text":
+            if text := self._text(pair.value, name):
+                self._draft.text(name, text, self._span(pair.key))
+            self._place(pair.key, pair.value, name)
+            return
+        # What a key holds has places of its own.
+        if kind is not None and (kind != "words" or name == "targets"):
+            self._place(pair.key, pair.key, name)
+        if name == "targets":
+            self._targets(pair)
+        elif kind == "words":
+            self._words(pair)
+        elif kind == "rules":
+            self._rules(pair.value, None)
+        elif kind == "statements":
+            self._statements(pair)
+        elif kind is not None:
+            for held in self._pairs(pair.value, name):
+                self._named(name, held)
+
+    def _named(self, section: str, pair: Pair) -> None:
+        key = scalar_fragment(self._source, pair.key)
+        if section == "metadata":
+            value = self._json(pair.value)
+            anchor = self._draft.metadata(key, value, self._span(pair.value))
+        elif (text := self._text(pair.value, f"{section}.{key.text}")) is None:
+            return
+        elif section == "vars":
+            anchor = self._var(key, pair.value, text)
+        elif (section, key.text) == ("defaults", "otherwise"):
+            anchor = self._statement(text, "otherwise")
+        else:
+            anchor = self._draft.field(section, key, text)
+        self._place(pair.key, pair.value, anchor)
+
+    def _var(self, key: Fragment, node: Node, text: Fragment) -> str:
+        quoted = isinstance(node, ScalarNode) and node.style is not None
+        # One spelling of truth values, that of the statements which variables are put into.
+        mistakable = text.text.lower() in (*TRUTH, *_AMBIGUOUS) and text.text not in TRUTH
+        if not quoted and mistakable:
+            self._wrong(node, f"vars.{key.text}", "true or false, a number or a text")
+        return self._draft.var(key, text, quoted=quoted)
+
+    def _targets(self, pair: Pair) -> None:
+        if not isinstance(pair.value, MappingNode):
+            for node in _items(pair.value):
+                if word := self._text(node, pair.name):
+                    self._draft.word("targets", word)
+            return
+        for branch in self._pairs(pair.value, pair.name):
+            key = scalar_fragment(self._source, branch.key)
+            anchor = f"targets.{key.text}"
+            self._place(branch.key, branch.key, anchor)
+            self._draft.block(key)
+            if is_null(branch.value):
+                continue
+            fields = self._pairs(branch.value, anchor)
+            self._known(fields, ("rules",), anchor)
+            for field in fields:
+                if field.name == "rules":
+                    self._place(field.key, field.key, anchor)
+                    self._rules(field.value, key.text)
+
+    def _words(self, pair: Pair) -> None:
+        listed = isinstance(pair.value, SequenceNode)
+        first = (pair.key, pair.name) if listed else (pair.value, f"{pair.name}[0]")
+        self._place(pair.key, *first)
+        for node in _items(pair.value):
+            if word := self._text(node, pair.name):
+                anchor = self._draft.word(pair.name, word)
+                if listed:
+                    self._place(node, node, anchor)
+
+    def _statements(self, pair: Pair) -> None:
+        name, node = pair.name, pair.value
+        if name == "tests" and isinstance(node, MappingNode):
+            self._replaced_tests(node)
+        elif not isinstance(node, SequenceNode):
+            self._wrong(node, name, "a list")
+        else:
+            for item in node.value:
+                if name == "transforms" and isinstance(item, MappingNode):
+                    self._place(item, item, self._transform(item))
+                elif text := self._text(item, name):
+                    kind = "test" if name == "tests" else "prune"
+                    self._place(item, item, self._statement(text, kind))
+
+    def _replaced_tests(self, node: MappingNode) -> None:
+        found = self._pairs(node, "tests")
+        self._known(found, ("replace",), "tests")
+        if not found:
+            self._wrong(node, "tests", "a list, or a mapping with replace")
+        for field in found:
+            if field.name == "replace":
+                self._draft.clear("tests", self._span(field.key))
+                self._place(field.key, field.key, "tests")
+                self._statements(Pair("tests", field.key, field.value))
+
+    def _transform(self, node: MappingNode) -> str:
+        before = len(self._draft.findings)
+        found = pairs(self._source, node, self._draft.findings)
+        listed = any(pair.name == "keep" for pair in found)
+        # A list of experts is ranked by nothing, and its length is the count.
+        known = ("prune", "keep") if listed else TRANSFORM_FIELDS
+        self._known(found, known, "a transform with keep" if listed else "a transform")
+        texts = {pair.name: self._text(pair.value, pair.name) for pair in found}
+        missing = [*({"prune"} - texts.keys())]
+        missing += [] if texts.keys() & {"to", "keep"} else ['to" or "keep']
+        # A misspelt key is why the other one is missing: one finding, not two.
+        if missing and len(self._draft.findings) == before:
+            self._missing(node, "a transform", missing[0])
+        if len(self._draft.findings) > before:
+            return ""
+        said = [(word, text) for word in known if (text := texts.get(word))]
+        parts = [part for word, text in said for part in (text[0:0], f"{word} ", text, " ")]
+        return self._draft.statement(join(said[0][1][0:0], *parts), ("prune",))
+
+    def _statement(self, text: Fragment, kind: str) -> str:
+        keyword = "" if kind == "prune" else f"{kind} "
+        return self._draft.statement(join(text[0:0], keyword, text), (kind,))
+
+    def _json(self, node: Node) -> Any:
+        if isinstance(node, MappingNode):
+            return {pair.name: self._json(pair.value) for pair in self._pairs(node, "metadata")}
+        if isinstance(node, SequenceNode):
+            return [self._json(item) for item in node.value]
+        if not isinstance(node, ScalarNode) or is_null(node):
+            return None
+        # Quotes make a text of anything: "4" is not a number.
+        if node.style is not None:
+            return node.value
+        word = node.value.lower()
+        if word in _AMBIGUOUS:
+            cure = f'write "{node.value}" in quotes, or true or false'
+            self._draft.report("ambiguous-word", self._span(node), cure=cure, word=node.value)
+        return TRUTH.get(word, plain_scalar(node.value))
 
 
 def _items(node: Node) -> list[Node]:
     return list(node.value) if isinstance(node, SequenceNode) else [node]
 
 
-def _is_empty(node: Node) -> bool:
-    return isinstance(node, SequenceNode | MappingNode) and not node.value
+def _as_text(node: MappingNode) -> list[str]:
+    statements = [
+        f"  {key.value}: {value.value}"
+        for key, value in node.value
+        if isinstance(key, ScalarNode) and isinstance(value, ScalarNode)
+    ]
+    return ["rules: |", *statements] if statements else []

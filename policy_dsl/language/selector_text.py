@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from lark import Token
 
@@ -38,41 +38,23 @@ _RANGE = re.compile(r"([-+]?\d+)(?:\s*(?:\.\.|-)\s*([-+]?\d+))?")
 _SLASH = re.compile(r"(\\.)|/", re.DOTALL)
 
 
-class ReadSelector(NamedTuple):
-    """A selector, the places of its nodes, and what is wrong with it."""
-
-    selector: Selector
-    spans: tuple[tuple[Selector, Span], ...]
-    findings: tuple[Diagnostic, ...]
-
-
-def read_selector(tree: Syntax, fragment: Fragment) -> ReadSelector:
-    """The selector that a `selector` node of the grammar says.
-
-    fragment: the text whose positions the tree holds.
-    """
-    reader = _Reader(fragment)
-    selector = reader.selector(tree)
-    return ReadSelector(selector, tuple(reader.spans), tuple(reader.findings))
-
-
-def read_numbers(
-    tree: Syntax, fragment: Fragment
-) -> tuple[tuple[LayerRange, ...], tuple[Diagnostic, ...]]:
-    """The numbers from 0 up that a `ranges` node says, as written, and what is wrong."""
-    reader = _Reader(fragment)
-    return reader.ranges(tree, signed=False), tuple(reader.findings)
-
-
-class _Reader:
-    """Walks the tree; `spans` and `findings` grow on the way."""
+class SelectorReader:
+    """Reads trees of selectors; the places of their nodes and `findings` grow on the way."""
 
     def __init__(self, fragment: Fragment) -> None:
-        self._fragment = fragment
+        self.text = fragment
         self.spans: list[tuple[Selector, Span]] = []
         self.findings: list[Diagnostic] = []
 
+    def report(
+        self, code: str, where: Span | Syntax | Token, *, cure: str | None = None, **facts: Any
+    ) -> None:
+        """Adds a defect at a place, or where a node of the tree is."""
+        span = where if isinstance(where, Span) else place(self.text, where)
+        self.findings.append(diagnostic(code, span, suggestion=cure, **facts))
+
     def selector(self, tree: Syntax) -> Selector:
+        """The selector that a `selector` node of the grammar says."""
         base, *excluded = [self._union(part) for part in children(tree)]
         return without(base, any_of(*excluded)) if excluded else base
 
@@ -87,17 +69,17 @@ class _Reader:
             word = words[index]
             # `a, b in layers 0-1` binds to b alone, which is rarely meant: asked, not guessed.
             if word is not None and words[index - 1] is None:
-                text, split = self._fragment.text, word.start_pos or 0
+                text, split = self.text.text, word.start_pos or 0
                 start, stop = terms[0].meta.start_pos, terms[index].meta.end_pos
                 cure = f'write "({text[start:split].strip()}) {text[split:stop]}"'
-                self._report("ambiguous-in", self._fragment.place(start, stop), cure=cure)
+                self.report("ambiguous-in", self.text.place(start, stop), cure=cure)
                 return
 
     def _item(self, tree: Syntax) -> Selector:
         if tree.data == "group":
             return self.selector(children(tree)[0])
         selector = self._leaf(tree)
-        self.spans.append((selector, place(self._fragment, tree)))
+        self.spans.append((selector, place(self.text, tree)))
         return selector
 
     def _leaf(self, tree: Syntax) -> Selector:
@@ -118,14 +100,14 @@ class _Reader:
             case "glob":
                 pattern = unquote(tokens(tree)[0])
                 if not pattern:
-                    self._report("empty-pattern", place(self._fragment, tree))
+                    self.report("empty-pattern", tree)
                 leaf = self._checked(Glob(pattern), tree)
             case "regex":
                 leaf = self._checked(Regex(tokens(tree)[0][1:-1].replace("\\/", "/")), tree)
         return leaf
 
     def _layers_where(self, expression: Syntax) -> Selector:
-        defects = expression_defects(expression, self._fragment)
+        defects = expression_defects(expression, self.text)
         self.findings += defects
         # Any whole expression will do here: the findings stop the policy.
         return LayersWhere("i" if defects else canonical_expression(expression))
@@ -134,7 +116,7 @@ class _Reader:
         if count.isdecimal() and len(count) <= 9 and int(count):
             return Boundary(int(count))
         cure = None if count.isdecimal() else f'write "boundary layers {count}"'
-        self._report("bad-boundary", place(self._fragment, count), cure=cure, written=count)
+        self.report("bad-boundary", count, cure=cure, written=count)
         return Boundary(1)
 
     def _role(self, tree: Syntax) -> Selector:
@@ -142,20 +124,18 @@ class _Reader:
         # Checkpoints call both the router and an expert's projection so.
         if name == "gate":
             cure = 'did you mean "experts.gate_proj" or "router"?'
-            self._report("ambiguous-gate", place(self._fragment, name), cure=cure)
+            self.report("ambiguous-gate", name, cure=cure)
         numbers = children(tree)
         if not numbers:
             return Name(str(name))
         if name != "experts":
-            span = place(self._fragment, tree)
-            self._report("numbered-name", span, cure='write "experts[0-15].down_proj"', name=name)
+            self.report("numbered-name", tree, cure='write "experts[0-15].down_proj"', name=name)
         return Name(str(name) + "".join(dotted), self.ranges(numbers[0], signed=False))
 
     def _checked(self, pattern: Glob | Regex, tree: Syntax) -> Selector:
         if defect := pattern_defect(pattern):
             kind = "regular expression" if isinstance(pattern, Regex) else "name pattern"
-            span = place(self._fragment, tree)
-            self._report("bad-regex", span, cure=defect.cure, kind=kind, reason=defect)
+            self.report("bad-regex", tree, cure=defect.cure, kind=kind, reason=defect)
         return pattern
 
     def ranges(self, tree: Syntax, *, signed: bool = True) -> tuple[LayerRange, ...]:
@@ -165,21 +145,17 @@ class _Reader:
     def _range(self, token: Token, signed: bool) -> LayerRange:
         bounds = _RANGE.fullmatch(token)
         first, last = (bounds[1], bounds[2] or bounds[1]) if bounds else ("0", "0")
-        span = place(self._fragment, token)
         if max(len(first), len(last)) > 9:
-            self._report("number-too-large", span, written=token)
+            self.report("number-too-large", token, written=token)
             return LayerRange(0, 0)
         start, stop = int(first), int(last)
         # `2..-3` depends on the number of layers; only ranges of one sign are known empty.
         if start > stop and (start < 0) == (stop < 0):
             meant = f"{stop}..{start}" if stop < 0 else f"{stop}-{start}"
-            self._report("empty-range", span, cure=f'did you mean "{meant}"?', written=token)
+            self.report("empty-range", token, cure=f'did you mean "{meant}"?', written=token)
         if start < 0 and not signed:
-            self._report("negative-expert", span, written=token)
+            self.report("negative-expert", token, written=token)
         return LayerRange(start, stop)
-
-    def _report(self, code: str, span: Span, *, cure: str | None = None, **facts: Any) -> None:
-        self.findings.append(diagnostic(code, span, suggestion=cure, **facts))
 
 
 def print_selector(selector: Selector) -> str:

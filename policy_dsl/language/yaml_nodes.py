@@ -14,6 +14,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, SourceText, Span, diagnostic, fail
 from policy_dsl.language.fragments import Fragment
+from policy_dsl.language.keys import mistakes
 
 MAX_NESTING = 32
 # The library takes some 50 microseconds for each.
@@ -23,17 +24,6 @@ _ESCAPED = re.compile(
     r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|\r?\n\s*|.)|.", re.DOTALL
 )
 _SPACE_ESCAPES = set("ntrvf _NLP\n\r")
-# What the YAML library says, and what it means for people.
-_WORDS = (
-    (re.compile(r"found character '\\t'"), "tabs cannot indent; use spaces"),
-    (re.compile(r"found character '(.)' that"), "a text that begins with {0} must be quoted"),
-    (re.compile("expected alphabetic"), "a text that begins with * or & must be quoted"),
-    (re.compile("expected <block end>"), "the indentation does not fit the lines above"),
-    (re.compile("could not find expected ':'"), 'a ":" is missing after the key'),
-    (re.compile("mapping values"), 'a second ":" in one value; the text needs quotes'),
-    (re.compile("found unexpected end of stream"), "the quote is never closed"),
-    (re.compile("expected the node content"), "a value is missing"),
-)
 
 
 class Pair(NamedTuple):
@@ -205,9 +195,9 @@ def _explain(source: SourceText, failure: yaml.MarkedYAMLError) -> Diagnostic:
 
 
 def _in_words(problem: str) -> str:
-    for pattern, words in _WORDS:
-        if found := pattern.search(problem):
-            return words.format(*found.groups())
+    for pattern, words in mistakes()["yaml"].items():
+        if found := re.search(pattern, problem):
+            return str(words.format(*found.groups()))
     return problem
 
 

@@ -27,9 +27,9 @@ def schema(
       policyc schema bundle                       of policyc.json in a bundle
     """
     if document == "policy":
-        from policy_dsl.language.schema import json_schema
+        from policy_dsl.language.keys import SCHEMA
 
-        console.write_json(json_schema())
+        console.write_json(SCHEMA)
         return
     folder = document_schemas()
     known = sorted(path.stem for path in folder.glob("*.json"))

@@ -9,15 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy_dsl.diagnostics import SourceText
-from policy_dsl.language.draft_rules import read_statement
 from policy_dsl.language.fragments import Fragment, substitute
-from policy_dsl.language.print_policy import policy_digest, print_dsl, print_yaml
-from policy_dsl.language.print_values import number
+from policy_dsl.language.keys import CLEARABLE
+from policy_dsl.language.print_policy import number, policy_digest, print_dsl, print_yaml
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import read_yaml
 from policy_dsl.language.selector_text import print_selector
-from policy_dsl.language.treatment_words import print_treatment
-from policy_dsl.policy import CLEARABLE, Calibration, Comment, Defaults, Output, Policy, Prune, Rule
+from policy_dsl.language.statement_text import print_treatment, read_statement
+from policy_dsl.policy import Calibration, Comment, Defaults, Output, Policy, Prune, Rule
 from policy_dsl.selectors import (
     All,
     Boundary,

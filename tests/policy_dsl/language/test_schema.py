@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,10 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from policy_dsl.diagnostics import PolicyError, SourceText
-from policy_dsl.language.document import Document
+from policy_dsl.language.keys import FIELDS, SCHEMA, SECTIONS, YAML_KEYS
 from policy_dsl.language.load import read_source
 from policy_dsl.language.print_policy import print_yaml
 from policy_dsl.language.read_yaml import read_yaml
-from policy_dsl.language.schema import json_schema
 from policy_dsl.resources import room
 
 BUNDLED = sorted(room("policies").glob("*.yaml"))
@@ -41,12 +41,17 @@ tests: [bpw <= 3.3]
 
 
 def defects(text: str) -> list[str]:
-    validator = Draft202012Validator(json_schema())
+    validator = Draft202012Validator(SCHEMA)
     return [error.message for error in validator.iter_errors(yaml.safe_load(text))]
 
 
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_has_the_fields_of_its_type(section: str) -> None:
+    assert list(FIELDS[section]) == [field.name for field in fields(SECTIONS[section])]
+
+
 def test_the_schema_is_one() -> None:
-    Draft202012Validator.check_schema(json_schema())
+    Draft202012Validator.check_schema(SCHEMA)
 
 
 @pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
@@ -61,7 +66,7 @@ def test_every_key_fits_and_is_read() -> None:
     policy = read_yaml(SourceText("p", EVERY_KEY), "p")
     assert policy.targets == ("mlx_affine", "gptq")
     assert defects(print_yaml(policy)) == []
-    assert set(yaml.safe_load(EVERY_KEY)) == set(Document.model_fields)
+    assert set(yaml.safe_load(EVERY_KEY)) == set(YAML_KEYS)
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,17 @@ import pytest
 
 from emitters import FORMATS
 from policy_dsl.diagnostics import SourceText
+from policy_dsl.language.keys import FIELDS
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.planning.fill import fill
 from policy_dsl.planning.settings import setting_findings
-from policy_dsl.policy import Calibration, Defaults, Output
+from policy_dsl.policy import Defaults
 from policy_dsl.treatments import Coded, Written
 from policyc.cli import main
 
 SETTINGS = {
-    **{f"output.{name}": "x" for name in Output.model_fields},
-    **{f"calibration.{name}": "x" for name in Calibration.model_fields},
+    **{f"output.{name}": "x" for name in FIELDS["output"]},
+    **{f"calibration.{name}": "x" for name in FIELDS["calibration"]},
     "output.pad_experts": "true",
     "output.shard_size": "1GiB",
     "calibration.awq_alpha": "0.5",
