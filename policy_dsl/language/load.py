@@ -30,6 +30,7 @@ from policy_dsl.vocabulary import WORDS, Words
 
 Form = Literal["yaml", "dsl"]
 _FORMS: Mapping[str, Form] = {".yaml": "yaml", ".yml": "yaml", ".qpol": "dsl"}
+_READERS = {"yaml": read_yaml, "dsl": read_dsl}
 # Bases of bases multiply; more than this many are an accident or an attack.
 _MAX_BASES = 200
 _SUFFIX_CURE = "rename it to .yaml or .yml for YAML, or .qpol for DSL"
@@ -46,11 +47,12 @@ def load(
     type of the variable's default. words: the targets, schemes and methods that there are.
     Raises: PolicyError with every defect of the texts, of `extends` and of the overrides.
     """
-    chain = list(_Bases(words).collect(_find(reference), ()))
+    bases = _Bases(words)
+    chain = list(bases.collect(_find(reference), ()))
     # Variables are settled over the whole chain before any text is read for good: a base may
     # use one whose value the policy that extends it has set.
     values = final_values([base.policy for base in chain], overrides or {})
-    return merge([base.reread(values, words) for base in chain])
+    return merge([bases.reread(base, values) for base in chain])
 
 
 def parse_policy(text: str, name: str, *, words: Words = WORDS) -> tuple[Policy, Form]:
@@ -60,9 +62,9 @@ def parse_policy(text: str, name: str, *, words: Words = WORDS) -> tuple[Policy,
     Raises: PolicyError with every defect of the text.
     """
     source, path = SourceText(name, text), Path(name)
-    form = _FORMS.get(path.suffix) or ("yaml" if looks_like_yaml(source) else "dsl")
+    form = _FORMS.get(path.suffix) or _form_of(source)
     stem = path.stem if path.suffix in _FORMS else "policy"
-    return (read_yaml if form == "yaml" else read_dsl)(source, stem, words=words), form
+    return _READERS[form](source, stem, words=words), form
 
 
 def bundled_names() -> tuple[str, ...]:
@@ -107,12 +109,6 @@ class _Base:
     source: SourceText
     policy: Policy
 
-    def reread(self, values: Mapping[str, Scalar], words: Words) -> Policy:
-        """The policy with these values where its own differ."""
-        own = dict(self.policy.vars)
-        wanted = {name: values[name] for name in own}
-        return self.policy if wanted == own else _read(self.path, self.source, wanted, words)
-
 
 class _Bases:
     """Follows `extends`, depth first, so that what is extended comes first."""
@@ -122,36 +118,45 @@ class _Bases:
         self._visits = self._n_lines = self._n_characters = 0
 
     def collect(self, path: Path, chain: tuple[Path, ...]) -> Iterator[_Base]:
-        self._visits += 1
         source = read_source(path, given=not chain)
-        self._add(source)
-        policy = _read(path, source, None, self._words)
-        spans = dict(policy.key_spans)
-        # Resolved paths: a cycle through a symbolic link is one too.
-        here = (*chain, path.resolve())
-        folder = Path() if is_passed(path) else path.parent
-        for name in policy.extends:
-            span = spans.get(f"extends.{name}")
-            base = _find(name, folder=folder, span=span)
-            self._refuse(base, here, span)
-            yield from self.collect(base, here)
-        yield _Base(path, source, policy)
-
-    def _add(self, source: SourceText) -> None:
         # Of all of them together: each takes the time that it takes alone.
+        self._visits += 1
         self._n_lines += n_lines(source.text)
         self._n_characters += len(source.text)
         if self._n_characters > MAX_BYTES:
             raise fail("too-large", path=source.name, limit=f"{MAX_BYTES:,}")
         ensure_few(source.name, self._n_lines)
+        policy = self.read(path, source, None)
+        # Resolved paths: a cycle through a symbolic link is one too.
+        here = (*chain, path.resolve())
+        for name in policy.extends:
+            span = dict(policy.key_spans).get(f"extends.{name}")
+            base = _find(name, folder=Path() if is_passed(path) else path.parent, span=span)
+            if base.resolve() in here:
+                names = [each.name for each in (*here[here.index(base.resolve()) :], base)]
+                raise fail("cyclic-extends", span, chain=" -> ".join(names))
+            if self._visits >= _MAX_BASES:
+                raise fail("nested-too-deeply", span, limit=_MAX_BASES)
+            yield from self.collect(base, here)
+        yield _Base(path, source, policy)
 
-    def _refuse(self, base: Path, chain: tuple[Path, ...], span: Span | None) -> None:
-        if base.resolve() in chain:
-            start = chain.index(base.resolve())
-            names = [path.name for path in (*chain[start:], base)]
-            raise fail("cyclic-extends", span, chain=" -> ".join(names))
-        if self._visits >= _MAX_BASES:
-            raise fail("nested-too-deeply", span, limit=_MAX_BASES)
+    def read(self, path: Path, source: SourceText, values: Mapping[str, Scalar] | None) -> Policy:
+        form, name = _FORMS.get(path.suffix), path.stem
+        if is_passed(path):
+            form, name = _form_of(source), "policy"
+        if form is None:
+            raise fail("unknown-suffix", path=path, suggestion=_SUFFIX_CURE)
+        return _READERS[form](source, decoded(name), values, words=self._words)
+
+    def reread(self, base: _Base, values: Mapping[str, Scalar]) -> Policy:
+        """The policy with these values where its own differ."""
+        own = dict(base.policy.vars)
+        wanted = {name: values[name] for name in own}
+        return base.policy if wanted == own else self.read(base.path, base.source, wanted)
+
+
+def _form_of(source: SourceText) -> Form:
+    return "yaml" if looks_like_yaml(source) else "dsl"
 
 
 def _find(reference: str | Path, *, folder: Path | None = None, span: Span | None = None) -> Path:
@@ -165,32 +170,34 @@ def _find(reference: str | Path, *, folder: Path | None = None, span: Span | Non
             return bundled
         if folder is not None or not _exists(path):
             here = _with_suffix((folder or Path()) / reference)
-            near = did_you_mean(str(reference), bundled_names())
-            cure = f'did you mean "{here.name}"?' if here else near
+            cure = f'did you mean "{here.name}"?' if here else None
+            cure = cure or did_you_mean(str(reference), bundled_names())
             cure = cure or _NAME_CURES.get(str(reference), _NAME_CURE)
             raise fail("unknown-policy", span, suggestion=cure, name=reference)
-    found = path if folder is None else folder / path
-    if not _exists(found) or found.is_dir():
-        reason = "it is a folder" if _exists(found) else "there is no such file"
-        cure = _cure(found)
-        raise fail("unreadable-file", span, suggestion=cure, path=found, reason=reason)
+    path = path if folder is None else folder / path
+    cure, reason = None, None
+    if not _exists(path):
+        cure, reason = _cure(path), "there is no such file"
+    elif path.is_dir():
+        cure, reason = "a policy is a file; checkpoints go with --model", "it is a folder"
     # What the shell passes can be given, not extended.
-    special = why_not_regular(found.stat().st_mode) if folder is not None else None
-    if special:
-        raise fail("unreadable-file", span, path=found, reason=special)
-    return found
+    elif folder is not None:
+        reason = why_not_regular(path.stat().st_mode)
+    if reason:
+        raise fail("unreadable-file", span, suggestion=cure, path=path, reason=reason)
+    return path
 
 
 def _cure(path: Path) -> str | None:
-    """What may have been meant by a path that is no file."""
-    if _exists(path):
-        return "a policy is a file; checkpoints go with --model"
+    """What may have been meant by a path that is not there."""
+    if path.suffix not in _FORMS:
+        return None
     # Paths of the documentation's examples exist in a checkout only.
-    if path.suffix in _FORMS and path.stem in bundled_names():
+    if path.stem in bundled_names():
         return f'"{path.stem}" is a bundled policy; write it without folder and suffix'
     # A policy of that name may be there in the other notation.
-    found = _with_suffix(path.with_suffix("")) if path.suffix in _FORMS else None
-    return f'did you mean "{found}"?' if found else None
+    other = _with_suffix(path.with_suffix(""))
+    return f'did you mean "{other}"?' if other else None
 
 
 def _with_suffix(path: Path) -> Path | None:
@@ -207,17 +214,6 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _read(
-    path: Path, source: SourceText, values: Mapping[str, Scalar] | None, words: Words
-) -> Policy:
-    form, name = _FORMS.get(path.suffix), path.stem
-    if is_passed(path):
-        form, name = "yaml" if looks_like_yaml(source) else "dsl", "policy"
-    if form is None:
-        raise fail("unknown-suffix", path=path, suggestion=_SUFFIX_CURE)
-    return (read_yaml if form == "yaml" else read_dsl)(source, decoded(name), values, words=words)
-
-
 def final_values(policies: Sequence[Policy], overrides: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """The value of every variable: a later policy's default wins, an override over all.
 
@@ -226,38 +222,32 @@ def final_values(policies: Sequence[Policy], overrides: Mapping[str, Scalar]) ->
     """
     values: dict[str, Scalar] = {}
     findings: list[Diagnostic] = []
+
+    def take(name: str, value: Scalar, written: Scalar, span: Span | None = None) -> None:
+        default = values.get(name, value)
+        # A truth value is an int to Python, and not a number to anybody else.
+        if type(value) not in ((int, float) if isinstance(default, float) else (type(default),)):
+            kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+            kind = kinds.get(type(default), "a text")
+            code = "wrong-variable-type"
+            findings.append(diagnostic(code, span, name=name, expected=kind, written=written))
+        values[name] = value
+
     for policy in policies:
         spans = dict(policy.key_spans)
         for name, value in policy.vars:
-            findings += _misfits(name, values.get(name, value), value, spans.get(f"vars.{name}"))
-            values[name] = value
+            take(name, value, value, spans.get(f"vars.{name}"))
     for name, given in overrides.items():
         if name not in values:
             cure = did_you_mean(name, values)
             findings.append(diagnostic("unknown-variable", suggestion=cure, name=name))
-            continue
-        default, value = values[name], given
-        if isinstance(default, str):
-            value = str(given)
-        elif isinstance(given, str):
-            value = plain_scalar(given)
-        findings += _misfits(name, default, value, None, given)
-        values[name] = value
+        elif isinstance(values[name], str):
+            take(name, str(given), given)
+        else:
+            take(name, plain_scalar(given) if isinstance(given, str) else given, given)
     if findings:
         raise PolicyError(findings)
     return values
-
-
-def _misfits(
-    name: str, default: Scalar, value: Scalar, span: Span | None, written: Scalar | None = None
-) -> list[Diagnostic]:
-    # A truth value is an int to Python, and not a number to anybody else.
-    if type(value) in ((int, float) if isinstance(default, float) else (type(default),)):
-        return []
-    kinds = {bool: "true or false", int: "a whole number", float: "a number"}
-    expected = kinds.get(type(default), "a text")
-    written = value if written is None else written
-    return [diagnostic("wrong-variable-type", span, name=name, expected=expected, written=written)]
 
 
 def merge(policies: Sequence[Policy]) -> Policy:

@@ -1,4 +1,8 @@
-"""Selectors read from the syntax tree of a statement, and printed in one fixed form."""
+"""Selectors read from the syntax tree of a statement, and printed in one fixed form.
+
+The arithmetic of `layers where EXPR` is Python's: `i` is a layer, `n` the number of layers;
++ - * // %, comparisons, and, or, not, parentheses, whole numbers.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,9 @@ from typing import Any
 
 from lark import Token
 
-from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
+from policy_dsl.diagnostics import Diagnostic, PolicyError, SourceText, Span, diagnostic, fail
 from policy_dsl.language.fragments import Fragment, escape_variables, quote, unquote
-from policy_dsl.language.layer_expression import canonical_expression, expression_defects
-from policy_dsl.language.parsing import Syntax, children, place, tokens
+from policy_dsl.language.parsing import Syntax, children, parse, place, tokens
 from policy_dsl.roles.name_index import pattern_defect
 from policy_dsl.selectors import (
     All,
@@ -36,6 +39,12 @@ from policy_dsl.selectors import (
 
 _RANGE = re.compile(r"([-+]?\d+)(?:\s*(?:\.\.|-)\s*([-+]?\d+))?")
 _SLASH = re.compile(r"(\\.)|/", re.DOTALL)
+
+# No expression this long can grow numbers that hang, or a tree too deep to walk.
+MAX_EXPRESSION = 256
+_MAX_DIGITS = 9
+# Loosest first. `ast.unparse` would not do: its parentheses differ between versions of Python.
+_BINDING = ("or", "and", "not", "comparison", "sum", "product", "negative")
 
 
 class SelectorReader:
@@ -90,7 +99,7 @@ class SelectorReader:
             case "layers":
                 leaf = Layers(self.ranges(children(tree)[0]), boundary=bool(tokens(tree)))
             case "layers_where":
-                leaf = self._layers_where(children(tree)[0])
+                leaf = LayersWhere(self.expression(children(tree)[0]))
             case "boundary":
                 leaf = self._boundary(tokens(tree)[1])
             case "family":
@@ -106,11 +115,21 @@ class SelectorReader:
                 leaf = self._checked(Regex(tokens(tree)[0][1:-1].replace("\\/", "/")), tree)
         return leaf
 
-    def _layers_where(self, expression: Syntax) -> Selector:
-        defects = expression_defects(expression, self.text)
-        self.findings += defects
-        # Any whole expression will do here: the findings stop the policy.
-        return LayersWhere("i" if defects else canonical_expression(expression))
+    def expression(self, tree: Syntax) -> str:
+        """The text of an `expression` node with single spaces and no needless parentheses."""
+        before = len(self.findings)
+        written = self.text.text[tree.meta.start_pos : tree.meta.end_pos]
+        if len("".join(written.split())) > MAX_EXPRESSION:
+            self.report("statement-too-long", tree, limit=MAX_EXPRESSION)
+            return "i"
+        for token in tree.scan_values(lambda value: isinstance(value, Token)):
+            if token.type == "NAME" and token not in ("i", "n"):
+                cure = 'to add a condition, write "(layers where …) and …"'
+                self.report("unknown-expression-name", token, cure=cure, name=token)
+            elif token.type == "INT" and len(token) > _MAX_DIGITS:
+                self.report("number-too-large", token, written=token)
+        # Any whole expression will do after a finding: it stops the policy.
+        return "i" if len(self.findings) > before else _arithmetic(tree.children[0])
 
     def _boundary(self, count: Token) -> Selector:
         if count.isdecimal() and len(count) <= 9 and int(count):
@@ -222,3 +241,43 @@ def _conditions(parts: tuple[Selector, ...]) -> str:
             text += " in " if isinstance(part, LayerSet) else " and "
         text += _within(part, LayersWhere) if greedy else _within(part, And, Or, Except)
     return text
+
+
+def layers_where(expression: str, n_layers: int, span: Span | None = None) -> frozenset[int]:
+    """The layers i of 0 … n_layers - 1 for which the expression is true.
+
+    span: where the expression is, for diagnostics.
+    Raises: PolicyError if the expression is malformed or divides by zero for some layer.
+    """
+    fragment = Fragment.of(SourceText("layers where", expression), 0, len(expression))
+    tree = parse(fragment, "expression")
+    if isinstance(tree, Diagnostic):
+        raise PolicyError([tree])
+    reader = SelectorReader(fragment)
+    text = reader.expression(tree)
+    if reader.findings:
+        raise PolicyError(reader.findings)
+    # The grammar lets through numbers, i, n and operators alone, which Python reads alike.
+    code = compile(text, "layers where", "eval")
+    chosen = set()
+    for layer in range(n_layers):
+        try:
+            if eval(code, {"__builtins__": {}}, {"i": layer, "n": n_layers}):
+                chosen.add(layer)
+        except ZeroDivisionError:
+            raise fail(
+                "division-by-zero", span, expression=expression, layer=layer, n_layers=n_layers
+            ) from None
+    return frozenset(chosen)
+
+
+def _arithmetic(node: Syntax | Token, outer: int = 0) -> str:
+    if isinstance(node, Token):
+        return str(int(node)) if node.type == "INT" else str(node)
+    binding = _BINDING.index(node.data)
+    # Operators are tokens between the operands; those of `or` and `not` are left out.
+    tight = binding if node.data in ("not", "negative") else binding + 1
+    parts = [_arithmetic(part, tight) for part in node.children]
+    joint = {"or": " or ", "not": "", "negative": ""}.get(node.data, " ")
+    text = f"{'not ' * (node.data == 'not')}{joint.join(parts)}"
+    return f"({text})" if binding < outer else text

@@ -12,8 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
-from policy_dsl.language.layer_expression import layers_where
-from policy_dsl.language.selector_text import print_ranges
+from policy_dsl.language.selector_text import layers_where, print_ranges
 from policy_dsl.linear_patterns import WILDCARDS
 from policy_dsl.plan import rule_texts
 from policy_dsl.planning.naming import family_defect, meaning_of
