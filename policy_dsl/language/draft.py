@@ -29,7 +29,15 @@ from policy_dsl.language.fragments import (
     mentions_variable,
     substitute,
 )
-from policy_dsl.language.keys import CLEARABLE, FIELDS, SECTIONS, misfit, plain_scalar, read_field
+from policy_dsl.language.keys import (
+    CLEARABLE,
+    FIELDS,
+    KEYS,
+    SECTIONS,
+    misfit,
+    plain_scalar,
+    read_field,
+)
 from policy_dsl.language.statement_text import ReadStatement, read_statement
 from policy_dsl.policy import Assertion, Comment, Policy, Prune, Rule, Scalar
 from policy_dsl.treatments import Written
@@ -52,13 +60,13 @@ class Draft:
         self._overrides = overrides
         self._words = words
         self._texts: dict[str, str] = {"name": name}
-        self._lists: dict[str, list[str]] = {"extends": [], "targets": [], "runtimes": []}
-        self._vars: dict[str, Scalar] = {}
-        self._sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
-        self._metadata: dict[str, Any] = {}
-        self._rules: list[Rule] = []
-        self._transforms: list[Prune] = []
-        self._tests: list[Assertion] = []
+        self._lists: dict[str, list[Any]] = {
+            key.name: [] for key in KEYS if key.kind in ("words", "statements", "rules")
+        }
+        self._mappings: dict[str, dict[str, Any]] = {
+            key.name: {} for key in KEYS if key.kind in ("mapping", "fields")
+        }
+        self._vars: dict[str, Scalar] = self._mappings["vars"]
         self._cleared: list[str] = []
         self._spans: dict[str, Span] = {}
         self._templates: list[tuple[str, Any]] = []
@@ -125,8 +133,7 @@ class Draft:
 
     def block(self, target: Fragment) -> None:
         """Takes the target of a block of rules, named before or not."""
-        known = self._words.targets
-        if target.text not in known:
+        if target.text not in self._words.targets:
             self._known_target(target.text, target.span)
         elif target.text not in self._lists["targets"]:
             self.word("targets", target)
@@ -143,13 +150,13 @@ class Draft:
         filled = self._value(path, value)
         read = read_field(section, name, filled, self._words, self.findings)
         if read is not None:
-            self._sections[section][name] = read
+            self._mappings[section][name] = read
         return path
 
     def metadata(self, key: Fragment, value: Any, span: Span) -> str:
         """Takes a JSON value under `metadata`."""
         path = self._claim(f"metadata.{key.text}", span, key.span)
-        self._metadata[key.text] = self._filled_json(value, span)
+        self._mappings["metadata"][key.text] = self._filled_json(value, span)
         if _has_variable(value):
             self._templates.append((path, value))
         return path
@@ -183,20 +190,20 @@ class Draft:
             unique = dict.fromkeys(self.findings)
             raise PolicyError(sorted(unique, key=lambda each: each.span.start if each.span else -1))
         # Rules of a target come after those for all targets: the last that matches decides.
-        order = [None, *self._lists["targets"]]
-        numbered = sorted(enumerate(self._rules), key=lambda each: order.index(each[1].target))
-        moved = {f"rules[{old}]": f"rules[{new}]" for new, (old, _) in enumerate(numbered)}
+        order, rules = [None, *self._lists["targets"]], self._lists["rules"]
+        numbers = sorted(range(len(rules)), key=lambda at: order.index(rules[at].target))
+        moved = {f"rules[{old}]": f"rules[{new}]" for new, old in enumerate(numbers)}
         held: dict[str, Any] = {**self._texts}
         held |= {key: tuple(words) for key, words in self._lists.items()}
-        held |= {name: part(**self._sections[name]) for name, part in SECTIONS.items()}
+        held |= {key: tuple(named.items()) for key, named in self._mappings.items()}
+        held |= {key: part(**self._mappings[key]) for key, part in SECTIONS.items()}
+        held["rules"] = tuple(rules[at] for at in numbers)
+        # Lists and texts that are given replace what is extended anyway.
+        said = {key for key, value in (self._texts | self._lists).items() if value}
+        emptied = [key for key in CLEARABLE if key in self._cleared]
         return Policy(
             **held,
-            vars=tuple(self._vars.items()),
-            rules=tuple(rule for _, rule in numbered),
-            transforms=tuple(self._transforms),
-            metadata=tuple(self._metadata.items()),
-            tests=tuple(self._tests),
-            cleared=self._emptied(),
+            cleared=tuple(key for key in emptied if key == "tests" or key not in said),
             comments=tuple(
                 replace(comment, anchor=moved.get(comment.anchor, comment.anchor))
                 for comment in self.comments
@@ -207,23 +214,15 @@ class Draft:
         )
 
     def _check(self) -> None:
-        for section, values in self._sections.items():
-            for name, value in values.items():
+        for section in SECTIONS:
+            for name, value in self._mappings[section].items():
                 if reason := misfit(section, name, value):
                     path = f"{section}.{name}"
-                    self.report(
-                        "bad-value", self._spans[path], key=path, value=value, reason=reason
-                    )
-        said = {**self._sections, "vars": self._vars, "metadata": self._metadata}
+                    facts = {"key": path, "value": value, "reason": reason}
+                    self.report("bad-value", self._spans[path], **facts)
         for key in self._cleared:
-            if said.get(key):
+            if self._mappings.get(key):
                 self.report("cleared-and-said", self._spans[f"clear.{key}"], key=key)
-
-    def _emptied(self) -> tuple[str, ...]:
-        """The cleared keys without lists and texts that are given, and so replaced, anyway."""
-        given = {key for key, words in self._lists.items() if words} | self._texts.keys()
-        given |= {"transforms"} if self._transforms else set()
-        return tuple(key for key in CLEARABLE if key in self._cleared and key not in given)
 
     def _known_target(self, target: str, span: Span) -> None:
         known = self._words.targets
@@ -235,19 +234,16 @@ class Draft:
         match read.value:
             case Rule() as rule:
                 self._spans.setdefault("rules", read.span)
-                self._rules.append(replace(rule, target=target, template=template))
-                return f"rules[{len(self._rules) - 1}]"
+                return self._add("rules", replace(rule, target=target, template=template))
             case Prune() as prune:
-                if any(other.component == prune.component for other in self._transforms):
+                if self._lists["transforms"]:
                     self.report("contradicting-transforms", read.span, component=prune.component)
-                path = f"transforms[{len(self._transforms)}]"
-                self._transforms.append(prune)
+                path = self._add("transforms", prune)
             case Assertion() as test:
-                path = f"tests[{len(self._tests)}]"
-                self._tests.append(test)
+                path = self._add("tests", test)
             case Written() as treatment:
                 path = self._claim("defaults.otherwise", read.span, read.span)
-                self._sections["defaults"]["otherwise"] = treatment
+                self._mappings["defaults"]["otherwise"] = treatment
             case None:
                 return ""
         self._spans[path] = read.span
@@ -256,6 +252,10 @@ class Draft:
             words = template.removeprefix("test ").removeprefix("otherwise ")
             self._templates.append((path, words))
         return path
+
+    def _add(self, key: str, item: Any) -> str:
+        self._lists[key].append(item)
+        return f"{key}[{len(self._lists[key]) - 1}]"
 
     def _claim(self, path: str, span: Span, key_span: Span) -> str:
         if path in self._spans:

@@ -45,9 +45,10 @@ def checked(source: SourceText) -> SourceText:
     if source.text.startswith(_BOM):
         source = SourceText(source.name, source.text.removeprefix(_BOM))
     if odd := _CONTROLS.search(source.text):
-        span, code = Span(source, odd.start(), odd.end()), f"{ord(odd[0]):04x}"
+        code = f"{ord(odd[0]):04x}"
         cure = f"between quotes it is written \\u{code}"
-        raise fail("control-character", span, suggestion=cure, written=f"U+{code.upper()}")
+        written = f"U+{code.upper()}"
+        raise fail("control-character", Span(source, *odd.span()), suggestion=cure, written=written)
     return source
 
 
@@ -87,13 +88,12 @@ class Fragment:
 
     def __getitem__(self, part: slice) -> Fragment:
         start, stop, _ = part.indices(len(self.text))
-        at = self.starts[start] if start < len(self.starts) else self._end
-        return Fragment(
-            self.text[start:stop], self.source, self.starts[start:stop], self.ends[start:stop], at
-        )
+        starts, ends = self.starts[start:stop], self.ends[start:stop]
+        return Fragment(self.text[start:stop], self.source, starts, ends, self._point(start))
 
-    @property
-    def _end(self) -> int:
+    def _point(self, start: int) -> int:
+        if start < len(self.starts):
+            return self.starts[start]
         return self.ends[-1] if self.ends else self.at
 
     @property
@@ -103,10 +103,9 @@ class Fragment:
 
     def place(self, start: int, stop: int) -> Span:
         """Where the characters `start` up to `stop` are; a point if there are none."""
-        if start < stop <= len(self.text):
-            return Span(self.source, self.starts[start], max(self.ends[start:stop]))
-        point = self.starts[start] if start < len(self.starts) else self._end
-        return Span(self.source, point, point)
+        first = self._point(start)
+        inside = start < stop <= len(self.text)
+        return Span(self.source, first, max(self.ends[start:stop]) if inside else first)
 
     def strip(self) -> Fragment:
         """The same without white space at both ends."""
@@ -158,29 +157,19 @@ def substitute(
     findings: list[Diagnostic] = []
     done = 0
     for written in _VARIABLE.finditer(fragment.text):
-        span = fragment.place(written.start(), written.end())
-        if written[1] is None:
-            value: Scalar = "${"
-        elif defect := _defect(written[1], bool(written[2]), values, span):
-            findings.append(defect)
-            # Any value will do: the finding is kept, and the rest is still checked.
-            value = "0"
-        else:
-            value = values[written[1]]
+        span, name = fragment.place(*written.span()), written[1]
+        # After a finding any value will do: it is kept, and the rest is still checked.
+        value = "${" if name is None else values.get(name, "0")
+        if name is not None and not (written[2] and IDENTIFIER.fullmatch(name)):
+            findings.append(diagnostic("malformed-variable", span, written=written[0]))
+        elif name is not None and name not in values:
+            cure = did_you_mean(name, values)
+            findings.append(diagnostic("unknown-variable", span, suggestion=cure, name=name))
         # Truth values as policies write them, not as Python does.
         text = str(value).lower() if isinstance(value, bool) else str(value)
         parts += [fragment[done : written.start()], Fragment.all_at(text, span)]
         done = written.end()
     return join(*parts, fragment[done:]), tuple(findings)
-
-
-def _defect(name: str, closed: bool, values: Mapping[str, Scalar], span: Span) -> Diagnostic | None:
-    if not closed or not IDENTIFIER.fullmatch(name):
-        return diagnostic("malformed-variable", span, written="${" + name + "}" * closed)
-    if name not in values:
-        cure = did_you_mean(name, values)
-        return diagnostic("unknown-variable", span, suggestion=cure, name=name)
-    return None
 
 
 def quote(text: str) -> str:

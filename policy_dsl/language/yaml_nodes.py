@@ -20,9 +20,14 @@ MAX_NESTING = 32
 # The library takes some 50 microseconds for each.
 MAX_VALUES = 50_000
 _NULLS = ("", "~", "null", "Null", "NULL")
-_ESCAPED = re.compile(
-    r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|\r?\n\s*|.)|.", re.DOTALL
-)
+# What may mean one visible character, in double quotes, in single quotes and elsewhere.
+_UNITS = {
+    '"': re.compile(
+        r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|\r?\n\s*|.)|\S", re.DOTALL
+    ),
+    "'": re.compile(r"''|\S"),
+    "": re.compile(r"\S"),
+}
 _SPACE_ESCAPES = set("ntrvf _NLP\n\r")
 
 
@@ -83,7 +88,7 @@ def compose(source: SourceText) -> Node | None:
 
 
 def span_of(source: SourceText, node: Node) -> Span:
-    """Where a node stands; of a mapping or list that spans lines, its first line."""
+    """Where a node is; of a mapping or list that spans lines, its first line."""
     start, end = node.start_mark.index, node.end_mark.index
     if not isinstance(node, ScalarNode) or node.style in ("|", ">"):
         line_end = source.text.find("\n", start)
@@ -129,24 +134,15 @@ def scalar_fragment(source: SourceText, node: ScalarNode) -> Fragment:
     Indentation, folding and escapes change white space only, so that the other characters of
     value and file correspond one to one.
     """
-    units = _visible(source.text, node)
-    starts, ends = list[int](), list[int]()
-    before = _body_start(source.text, node)
-    at = before
+    at = before = _body_start(source.text, node)
+    units = list(_visible(source.text, at, node))
+    if len(units) != sum(not char.isspace() for char in node.value):
+        return Fragment.all_at(node.value, span_of(source, node))
+    ahead, places = iter(units), list[tuple[int, int]]()
     for char in node.value:
-        if char.isspace():
-            starts.append(before)
-            ends.append(before)
-            continue
-        unit = next(units, None)
-        if unit is None:
-            break
-        starts.append(unit[0])
-        ends.append(unit[1])
-        before = unit[1]
-    if len(starts) < len(node.value) or next(units, None) is not None:
-        span = span_of(source, node)
-        starts, ends = ([each] * len(node.value) for each in (span.start, span.end))
+        places.append((before, before) if char.isspace() else next(ahead))
+        before = places[-1][1]
+    starts, ends = [start for start, _ in places], [end for _, end in places]
     return Fragment(node.value, source, starts, ends, at)
 
 
@@ -157,27 +153,17 @@ def _body_start(text: str, node: ScalarNode) -> int:
     return start + (node.style in ("'", '"'))
 
 
-def _visible(text: str, node: ScalarNode) -> Iterator[tuple[int, int]]:
-    """Start and end of everything in the file that stands for one visible character."""
-    at = _body_start(text, node)
+def _visible(text: str, at: int, node: ScalarNode) -> Iterator[tuple[int, int]]:
+    """Start and end of everything in the file that means one visible character."""
     end = node.end_mark.index - (node.style in ("'", '"'))
-    while at < end:
-        width = 1
-        if node.style == '"' and text[at] == "\\":
-            width = _ESCAPED.match(text, at).end() - at  # type: ignore[union-attr]
-            visible = not _is_space_escape(text[at + 1 : at + width])
+    for unit in _UNITS.get(node.style or "", _UNITS[""]).finditer(text, at, end):
+        code = unit[0][1:] if node.style == '"' else ""
+        if len(code) > 1 and code[0] in "xuU":
+            space = chr(int(code[1:], 16)).isspace()
         else:
-            visible = not text[at].isspace()
-            width = 2 if node.style == "'" and text[at : at + 2] == "''" else 1
-        if visible:
-            yield at, at + width
-        at += width
-
-
-def _is_space_escape(code: str) -> bool:
-    if len(code) > 1 and code[0] in "xuU":
-        return chr(int(code[1:], 16)).isspace()
-    return code[:1] in _SPACE_ESCAPES
+            space = bool(code) and code[0] in _SPACE_ESCAPES
+        if not space:
+            yield unit.span()
 
 
 def _explain(source: SourceText, failure: yaml.MarkedYAMLError) -> Diagnostic:
@@ -185,24 +171,15 @@ def _explain(source: SourceText, failure: yaml.MarkedYAMLError) -> Diagnostic:
     at = min(mark.index, max(len(source.text) - 1, 0)) if mark else 0
     problem = failure.problem or "not YAML"
     span = Span(source, at, at + 1)
-    line = source.line(span.line)
-    of_rules = line.strip().startswith(("- ", "rules:"))
-    if "mapping values are not allowed" in problem and of_rules:
-        return _several_statements(span, line)
+    line = source.line(span.line).strip()
+    if "mapping values are not allowed" in problem and line.startswith(("- ", "rules:")):
+        text = line.removeprefix("rules:").strip().removeprefix("- ")
+        shown = [f"  {part.strip()}" for part in text.split(";") if part.strip()]
+        notes = ["write them as a text:", "rules: |", *shown]
+        return diagnostic("several-statements", span, notes=notes)
     if "expected a single document" in (failure.context or ""):
         return diagnostic("several-documents", span)
-    return diagnostic("bad-yaml", span, reason=_in_words(problem))
-
-
-def _in_words(problem: str) -> str:
     for pattern, words in mistakes()["yaml"].items():
-        if found := re.search(pattern, problem):
-            return str(words.format(*found.groups()))
-    return problem
-
-
-def _several_statements(span: Span, line: str) -> Diagnostic:
-    text = line.strip().removeprefix("rules:").strip().removeprefix("- ")
-    shown = [f"  {part.strip()}" for part in text.split(";") if part.strip()]
-    notes = ["write them as a text:", "rules: |", *shown]
-    return diagnostic("several-statements", span, notes=notes)
+        if match := re.search(pattern, problem):
+            return diagnostic("bad-yaml", span, reason=words.format(*match.groups()))
+    return diagnostic("bad-yaml", span, reason=problem)
