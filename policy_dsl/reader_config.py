@@ -16,11 +16,11 @@ from typing import Any
 from policy_dsl.plan import Draft, Refusal
 from policy_dsl.quantities import counted
 from policy_dsl.roles.architecture import ConfigKey, config_keys, packaged_table
-from policy_dsl.roles.config_facts import TIED, is_whole
+from policy_dsl.roles.config_facts import TIED, is_whole, rewritten
 
 TABLES = Path(__file__).parent / "readers"
 _REQUIRED = "required"
-_ROPE, _TEXT = "rope_scaling", "text_config"
+_ROPE = "rope_scaling"
 # What is left of a block that predicts tokens when its matrices are gone.
 _SPARE = frozenset({"norm", "bias", "router", "router_bias"})
 _ROPE_TYPES = ("rope_type", "type")
@@ -165,14 +165,8 @@ def _following(plan: Draft) -> dict[str, Any]:
         changed |= dict.fromkeys(mtp.names, 0)
     if "lm_head" in roles:
         changed[TIED] = False
-    return _replaced(plan.model.config, changed)
-
-
-def _replaced(config: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with these values where it has others that are neither null nor 0."""
-    written = {key: changed.get(key, value) if value else value for key, value in config.items()}
-    text = written.get(_TEXT)
-    return written | ({_TEXT: _replaced(text, changed)} if isinstance(text, Mapping) else {})
+    config = plan.model.config
+    return rewritten(config, lambda key, value: changed.get(key, value) if value else value)
 
 
 @dataclass

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.plan import Plan
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.planning.left_out import names_it
 from policy_dsl.quantities import both_units
-from policy_dsl.roles.config_facts import TIED
+from policy_dsl.roles.config_facts import TIED, rewritten
 from policy_dsl.roles.model import Model
-
-_TEXT = "text_config"
 
 
 def with_own_head(model: Model, made: Sequence[Decision]) -> Model:
@@ -32,18 +29,10 @@ def with_own_head(model: Model, made: Sequence[Decision]) -> Model:
 
 def untied(model: Model) -> Model:
     """The model with a head of its own, as config.json then has to say."""
-    return replace(model, tied=False, facts=replace(model.facts, config=_untied(model.config)))
-
-
-def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with `tie_word_embeddings: false` wherever it is told, else at its top."""
-    found = {key: False if key == TIED else value for key, value in config.items()}
-    text = found.get(_TEXT)
-    if isinstance(text, Mapping) and TIED in text:
-        found[_TEXT] = {**text, TIED: False}
-    elif TIED not in found:
-        found[TIED] = False
-    return found
+    # Wherever the source says it, else at the top.
+    config = rewritten(model.config, lambda key, value: False if key == TIED else value)
+    config |= {} if model.facts.is_given(TIED) else {TIED: False}
+    return replace(model, tied=False, facts=replace(model.facts, config=config))
 
 
 def head_remarks(model: Model, source: Model) -> tuple[tuple[str, str], ...]:

@@ -5,10 +5,9 @@ Policy, Model, Saliency ── pruning_of ──> Pruning ── pruned ──> 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
 from policy_dsl.formats import Format
@@ -16,6 +15,7 @@ from policy_dsl.plan import Omission, Pruning
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.policy import Policy, Prune
 from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.roles.config_facts import rewritten
 from policy_dsl.roles.model import BY_EXPERT
 from policy_dsl.sources.saliency import KEEP, ModelShape, Saliency
 from policy_dsl.views import Picked
@@ -123,7 +123,11 @@ def pruned(model: Model, pruning: Pruning | None) -> tuple[Model, tuple[Omission
             # Of a fused source, gate and up of an expert are one stretch of it.
             key = tensor.source.name, tensor.expert
             lost.setdefault(key, _omission(tensor, tensor.expert, pruning))
-    config = _counted(model.config, model.architecture.experts, pruning.count)
+    keys = model.architecture.experts
+    config = rewritten(
+        model.config,
+        lambda key, value: pruning.count if key in keys and value is not None else value,
+    )
     facts = replace(model.facts, n_experts=pruning.count, config=config)
     return replace(model, tensors=tuple(tensors), facts=facts), tuple(lost.values())
 
@@ -159,18 +163,6 @@ def _omission(tensor: ModelTensor, expert: int, pruning: Pruning) -> Omission:
         )
         scale = scale and scale._replace(nbytes=scale.nbytes // pruning.before)
     return Omission(source, tensor.role, tensor.layer, pruning.reason, scale, expert)
-
-
-def _counted(config: Mapping[str, Any], keys: tuple[str, ...], count: int) -> dict[str, Any]:
-    """The config with the new count of experts wherever it tells the old one."""
-    found = dict(config)
-    for key in keys:
-        if found.get(key) is not None:
-            found[key] = count
-    text = found.get("text_config")
-    if isinstance(text, Mapping):
-        found["text_config"] = _counted(text, keys, count)
-    return found
 
 
 def ensure_all_pruned(

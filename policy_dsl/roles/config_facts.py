@@ -172,6 +172,14 @@ def written_value(config: Mapping[str, Any], key: str) -> Any:
     return next((level[key] for level in _levels(config) if level.get(key) is not None), None)
 
 
+def rewritten(config: Mapping[str, Any], change: Callable[[str, Any], Any]) -> dict[str, Any]:
+    """The config with `change(key, value)` of its entries, and of those of its `text_config`."""
+    entries = {key: change(key, value) for key, value in config.items()}
+    if isinstance(text := entries.get("text_config"), Mapping):
+        entries["text_config"] = rewritten(text, change)
+    return entries
+
+
 def _levels(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     """The config, and the `text_config` in which multimodal models nest the language model."""
     text = config.get("text_config")
