@@ -98,7 +98,7 @@ def _with_preface(plan: Plan, inventory: Inventory, format: Format) -> Plan:
     source = Source(inventory.root, file_facts(inventory.root, names))
     size = len(preface(plan, source, format))
     modules = tuple(
-        replace(module, tensors=tuple(replace(t, start=t.start + size) for t in module.tensors))
+        replace(module, tensors=tuple(t._replace(start=t.start + size) for t in module.tensors))
         for module in plan.modules
     )
     placed = replace(container, nbytes=size + container.least, reason="", least=0)

@@ -201,7 +201,7 @@ def _filled(module: Module, contents: Mapping[str, bytes]) -> Module:
     if not any(tensor.name in contents for tensor in module.tensors):
         return module
     tensors = tuple(
-        replace(tensor, tail=contents.get(tensor.name, tensor.tail)) for tensor in module.tensors
+        tensor._replace(tail=contents.get(tensor.name, tensor.tail)) for tensor in module.tensors
     )
     return replace(module, tensors=tensors)
 

@@ -150,12 +150,13 @@ def groups(modules: Iterable[OutlineModule]) -> tuple[Group, ...]:
 
 
 def _outline_module(module: Module, plan: Plan) -> OutlineModule:
+    stored = stored_as(module.treatment, module.dtype)
     return OutlineModule(
         name=module.name,
         role=module.role,
         layer=module.layer,
-        treatment=treatment_of(module),
-        stored=stored_as(module.treatment, module.dtype),
+        treatment=stored if isinstance(module.treatment, Coded) else treatment_of(module),
+        stored=stored,
         rule=plan.rule_text(module),
         rule_at=plan.rule_at(module),
         tensors=len(module.tensors),

@@ -140,8 +140,8 @@ def _place(
     # Offsets are known before a weight is read: workers write without asking each other.
     modules = []
     for module in lowered.modules:
-        placed = tuple(tensor.placed(*layout.places[tensor.name]) for tensor in module.tensors)
-        modules.append(replace(module, tensors=placed))
+        placed = tuple([layout.places[tensor.name] for tensor in module.tensors])
+        modules.append(module.with_tensors(placed))
     sizes = layout.file_nbytes.items()
     if spec.container is not None:
         # What stands before the tensors is made of side files, which planning does not read.

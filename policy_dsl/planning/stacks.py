@@ -53,6 +53,7 @@ class Stacking:
     padding: ExpertPadding | None
     count: int
     added: int
+    known: dict[tuple[Stored, tuple[int, ...], str], tuple[list[PlannedTensor], int]]
 
     @classmethod
     def of(cls, policy: Policy, model: Model, spec: FormatSpec) -> Stacking:
@@ -61,7 +62,7 @@ class Stacking:
         padding = spec.padding.get(model.architecture.family)
         wanted = padding is not None and policy.output.pad_experts is not False
         added = padding.added(model.n_experts) if padding and wanted else 0
-        return cls(spec, apart, padding, model.n_experts, added)
+        return cls(spec, apart, padding, model.n_experts, added, {})
 
     def modules(self, path: str, stack: list[Settled]) -> list[Module] | Diagnostic:
         """The modules of a stack or a single tensor, not placed yet; or what is wrong."""
@@ -103,7 +104,7 @@ class Stacking:
         first = stack[0]
         padded = (shape[0] + added, *shape[1:]) if added else shape
         bare = _is_bare(path, first.tensor)
-        parts = self.spec.part_shapes(first.treatment, padded, first.dtype)
+        parts, together = self._parts(first.treatment, padded, first.dtype)
         tail = self._tail(first, added)
         return Module(
             name=path,
@@ -113,13 +114,31 @@ class Stacking:
             shape=padded,
             dtype=first.dtype,
             sources=tuple(settled.tensor.view for settled in stack),
-            tensors=tuple(_unplaced(path, part, tail, bare=bare) for part in parts),
+            tensors=tuple(
+                [
+                    part._replace(
+                        name=path if bare else f"{path}.{part.part}", tail=part.tail or tail
+                    )
+                    for part in parts
+                ]
+            ),
             parameters=math.prod(shape),
             added=added,
-            together=parts[0].together,
+            together=together,
             decided_by=first.decision.decided_by,
             written=first.decision.written.action,
         )
+
+    def _parts(
+        self, treatment: Stored, shape: tuple[int, ...], dtype: str
+    ) -> tuple[list[PlannedTensor], int]:
+        """The tensors of a module without their names, and the rows that are coded as one."""
+        # A hundred thousand modules are of a handful of kinds.
+        key = treatment, shape, dtype
+        if key not in self.known:
+            parts = self.spec.part_shapes(treatment, shape, dtype)
+            self.known[key] = [_unnamed(part) for part in parts], parts[0].together
+        return self.known[key]
 
     def _tail(self, first: Settled, added: int) -> bytes:
         if self.padding is None or first.tensor.role != "router_bias":
@@ -159,10 +178,7 @@ def _uneven(stack: Sequence[Settled]) -> Diagnostic | None:
     return None
 
 
-def _unplaced(path: str, part: PartShape, tail: bytes, *, bare: bool) -> PlannedTensor:
-    name = path if bare else f"{path}.{part.part}"
-    size = part.nbytes
-    if size is None:
-        size = tensor_nbytes(part.dtype, part.shape)
-    what = name, part.part, part.dtype, part.shape, size
-    return PlannedTensor(*what, "", 0, part.by_columns, part.constant or tail)
+def _unnamed(part: PartShape) -> PlannedTensor:
+    nbytes = tensor_nbytes(part.dtype, part.shape) if part.nbytes is None else part.nbytes
+    form = part.part, part.dtype, part.shape, nbytes
+    return PlannedTensor("", *form, "", 0, part.by_columns, part.constant)
