@@ -133,7 +133,7 @@ def test_rotated_rows_are_whole_blocks(write_llama) -> None:
     plan = planned("all: hfq6; embed: q8; norm: f16", llama)
     assert {one.together for one in plan.modules if one.role == "lm_head"} == {2}
     (refusal,) = plan.refusals
-    assert refusal.reason.endswith("are no whole blocks of 256 values")
+    assert refusal.reason.endswith("are not whole blocks of 256 values")
 
 
 def test_a_family_without_known_rules_is_refused_by_name(tmp_path: Path) -> None:

@@ -54,6 +54,11 @@ def jang_config(plan: Plan) -> dict:
 STACK = "model.layers.3.block_sparse_moe.switch_mlp"
 
 
+def treated(module: Module) -> str:
+    stored = describe(module.treatment)
+    return f"keep ({stored})" if module.written == "keep" else stored
+
+
 @pytest.mark.parametrize(
     ("text", "role", "treatment"),
     [
@@ -69,7 +74,7 @@ STACK = "model.layers.3.block_sparse_moe.switch_mlp"
     ],
 )
 def test_gaps_are_filled_by_role_and_width(text: str, role: str, treatment: str) -> None:
-    found = {describe(one.treatment) for one in planned(text).modules if one.role == role}
+    found = {treated(one) for one in planned(text).modules if one.role == role}
     assert found == {treatment}
 
 
@@ -121,7 +126,7 @@ def test_the_sentence_of_the_readme_does_what_it_says() -> None:
     text = "down_proj: 4bit mxtq; boundary layers 0-1,60-61: 8bit"
     plan = planned(text, source("MiniMax-M2.7"))
     found = {
-        (one.role, one.layer in (0, 1, 60, 61)): describe(one.treatment)
+        (one.role, one.layer in (0, 1, 60, 61)): treated(one)
         for one in plan.modules
         if one.layer is not None
     }
