@@ -17,7 +17,7 @@ HEAD = """\
 # Errors and warnings
 
 Every finding has a code that names the defect, a message, the place in your text where there is
-one, and where possible a cure. All findings of a stage are reported at once. Errors stop the
+one, and where possible a suggestion. All findings of a stage are reported at once. Errors stop the
 command; warnings do not, unless `--fail-on-warn` is given.
 
 ```
@@ -27,17 +27,17 @@ error[unknown-role]: architecture qwen3_moe has no role "experts.dwon_proj"
    |            ^^^^^^^^^^^^^^^^^ did you mean "experts.down_proj"?
 ```
 
-What many tensors, modules or files have is one finding, about the first of them; a note counts
-them and names a few.
+A defect of many tensors, modules or files is one finding about the first of them; a note counts
+the others and names a few.
 
 `--format json` gives every finding as an object with `code`, `severity`, `message`, `file`,
 `line`, `column`, `suggestion` and `notes`; `policyc check` has `github` and `sarif` too.
-Words in braces stand for the facts of the case.
+Words in braces are filled in.
 """
 
 
 def page() -> str:
-    """What docs/errors.md must hold: every code with its message and meaning."""
+    """What docs/errors.md must hold: every code with its message, cause and fix."""
     parts = [HEAD]
     for severity in ("error", "warning"):
         parts.append(f"\n## {severity.capitalize()}s\n")
@@ -45,6 +45,7 @@ def page() -> str:
             code = catalogue()[name]
             if code.severity == severity:
                 parts.append(f"\n### {name}\n\n`{code.message}`\n\n{code.cause}\n")
+                parts.append(f"\n*Fix:* {code.fix}\n" if code.fix else "")
     return "".join(parts)
 
 

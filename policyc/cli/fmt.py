@@ -44,7 +44,7 @@ def fmt(files: PolicyFiles, check: CheckOnly = False, to: OtherForm = None) -> N
         raise fail("bad-argument", option="--to", reason="takes one file at a time")
     # What is printed in the other form is never the text of the file.
     if to is not None and check:
-        raise fail("bad-argument", option="--check", reason="cannot stand beside --to")
+        raise fail("bad-argument", option="--check", reason="cannot be combined with --to")
     defects: list[PolicyError] = []
     changed = []
     for file in files:

@@ -125,7 +125,7 @@ def test_fmt_cannot_check_and_convert(tmp_path: Path, capsys: pytest.CaptureFixt
     policy = tmp_path / "mine.qpol"
     policy.write_text(POLICY, encoding="utf-8")
     assert main(["fmt", "--check", "--to", "yaml", str(policy)]) == 2
-    assert "--check: cannot stand beside --to" in capsys.readouterr().err
+    assert "--check: cannot be combined with --to" in capsys.readouterr().err
 
 
 def test_markdown_keeps_the_lines_of_a_finding(
