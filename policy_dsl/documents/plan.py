@@ -122,8 +122,38 @@ class TensorEntry(TypedDict):
     start: Size
 
 
+class PlannedPart(TypedDict):
+    """An output tensor of every module of a form; `part` is what its name has beyond theirs."""
+
+    part: str
+    dtype: str
+    shape: list[Count]
+    nbytes: Size
+
+
+class PlannedForm(TypedDict):
+    """What modules of a saved plan have in common."""
+
+    role: str
+    treatment: str
+    stored: str
+    rule: str
+    rule_at: RuleAt | None
+    parameters: Size
+    source_dtypes: list[str]
+    parts: list[PlannedPart]
+
+
+Columns = tuple[
+    Literal["name"], Literal["layer"], Literal["form"], Literal["sources"], Literal["places"]
+]
+# A module of a saved plan: the number of its form, the names of its sources, and of each part
+# the number of its file among `files` and its first byte there.
+PlannedModule = tuple[str, Layer | None, Size, list[str], list[tuple[Size, Size]]]
+
+
 class PlanDocument(TypedDict):
-    """What `policyc plan --format json` prints and `plan --save` writes"""
+    """What `policyc plan --format json` prints; `plan --save` has forms and rows for tensors"""
 
     schema_version: Literal[1]
     kind: Literal["plan"]
@@ -150,3 +180,6 @@ class PlanDocument(TypedDict):
     tests: list[TestEntry]
     findings: list[FindingEntry]
     tensors: NotRequired[list[TensorEntry]]
+    forms: NotRequired[list[PlannedForm]]
+    columns: NotRequired[Columns]
+    rows: NotRequired[list[PlannedModule]]

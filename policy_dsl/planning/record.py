@@ -113,7 +113,7 @@ def by_form(modules: Sequence[Module]) -> Shared:
     for module in modules:
         form = (
             *(module.role, module.treatment, module.written, module.decided_by),
-            *(module.shape, module.dtype, module.added, _suffixes(module)),
+            *(module.shape, module.dtype, module.added, suffixes(module)),
             tuple(sorted({view.tensor.dtype for view in module.sources})),
         )
         number = forms.setdefault(form, len(forms))
@@ -123,7 +123,7 @@ def by_form(modules: Sequence[Module]) -> Shared:
     return Shared(examples, numbers)
 
 
-def _suffixes(module: Module) -> tuple[str, ...]:
+def suffixes(module: Module) -> tuple[str, ...]:
     """What the names of a module's tensors have beyond its own; empty if nothing."""
     known = len(f"{module.name}.")
     return tuple([tensor.name[known:] for tensor in module.tensors])
@@ -268,7 +268,7 @@ def _form(plan: Plan, module: Module) -> RecordedForm:
         "treatment": _treatment(module),
         "shape": list(module.shape),
         "dtype": module.dtype,
-        "parts": list(_suffixes(module)),
+        "parts": list(suffixes(module)),
         "rule": plan.rule_text(module),
         "rule_at": _rule_at(plan, module),
     }

@@ -31,14 +31,14 @@ def plan(
       policyc plan config_i --format json --tensors > plan.json
     """
     from policy_dsl.planning.assertions import run_tests
-    from policyc.reports.plan_json import document_text, plan_document
+    from policyc.reports.plan_json import document_text, plan_document, saved_document
     from policyc.reports.plan_text import plan_blocks
 
     made = request.plan()
     tests = run_tests(made)
     # Saved before it is printed: a closed pipe must not cost the file.
     if save is not None:
-        console.save_text(save, document_text(plan_document(made, tests)))
+        console.save_text(save, document_text(saved_document(made, tests)))
     if format == "json":
         console.write(document_text(plan_document(made, tests, tensors=tensors)))
     else:

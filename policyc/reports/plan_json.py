@@ -5,7 +5,7 @@ Plan ── plan_document ──> {…} ── json ──> plan.json ── sav
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,9 @@ from policy_dsl.documents.plan import (
     DroppedTensor,
     FileEntry,
     PlanDocument,
+    PlannedForm,
     PlannedModel,
+    PlannedPart,
     PlannedPolicy,
     PlannedTotals,
     RefusalEntry,
@@ -38,6 +40,7 @@ from policy_dsl.planning.outline import (
     stored_as,
     treatment_of,
 )
+from policy_dsl.planning.record import by_form, suffixes
 from policy_dsl.regular_files import read_whole
 from policyc.reports.blocks import by_key
 from policyc.reports.findings import finding_json
@@ -98,15 +101,34 @@ def plan_document(
     return document
 
 
+def saved_document(plan: Plan, tests: Sequence[TestResult] = ()) -> PlanDocument:
+    """The plan as `--save` writes it: what modules have in common is said once."""
+    document = plan_document(plan, tests, tensors=False)
+    shared = by_form(plan.modules)
+    numbers = {file.name: number for number, file in enumerate(plan.files)}
+    document["forms"] = [_form(plan, module) for module in shared.examples]
+    document["columns"] = ("name", "layer", "form", "sources", "places")
+    document["rows"] = [
+        (
+            *(module.name, module.layer, form, _source_names(module)),
+            [(numbers[tensor.file], tensor.start) for tensor in module.tensors],
+        )
+        for module, form in zip(plan.modules, shared.numbers, strict=True)
+    ]
+    return document
+
+
 def document_text(document: Mapping[str, Any]) -> str:
     """A JSON document as text: indented, one line per tensor and file, newline at the end."""
     # Thousands of tensors, each a line: readable, and diffs of saved plans stay small.
-    listed = {"tensors", "files", "dropped", "dropped_files", "entries"} & document.keys()
+    listed = {"tensors", "files", "dropped", "dropped_files", "entries", "forms", "rows"}
     parts = []
     for key, value in document.items():
         if key in listed:
             rows = ",\n".join(f"    {json_text(row)}" for row in value)
             shown = f"[\n{rows}\n  ]" if value else "[]"
+        elif key == "columns":
+            shown = json_text(value)
         else:
             shown = json_text(value, indent=2).replace("\n", "\n  ")
         parts.append(f"  {json_text(key)}: {shown}")
@@ -131,12 +153,12 @@ def saved_outline(content: bytes, path: str) -> Outline:
     except ValueError as error:
         raise fail("bad-saved-plan", path=path, reason=str(error)) from None
     saved = _checked(document, path)
-    model, rows = saved["model"], by_key(saved["tensors"], lambda row: row["module"])
+    model = saved["model"]
     return Outline(
         title=f"{saved['policy']['name']} ({path})",
         target=saved["target"],
         model=model["id"],
-        modules=tuple(map(_outline_module, rows.values())),
+        modules=tuple(_outline_modules(saved)),
         experts=model["experts"],
         pruning=_pruning(saved["transforms"]),
         added=model["experts_added"],
@@ -152,11 +174,13 @@ def _checked(document: Any, path: str) -> PlanDocument:
     # A plan of another version may mean something else by the same words.
     elif (version := repr(document.get("schema_version"))) != str(SCHEMA_VERSION):
         reason = f"schema_version is {version:.120}, not {SCHEMA_VERSION}"
-    elif "tensors" not in document:
+    elif not document.keys() & {"tensors", "rows"}:
         reason = "it was written without --tensors; `plan --save` keeps them"
     # Later versions may add fields, and people who edit a plan notes.
     elif (defect := first_defect(_as_of_now(document), PlanDocument, "ignore")) is not None:
         reason = f"something is missing or of the wrong type: {defect}"
+    elif (number := _unknown_form(document)) is not None:
+        reason = f"forms: no form {number}, which rows name"
     if reason is not None:
         raise fail("bad-saved-plan", path=path, reason=reason)
     return cast("PlanDocument", _as_of_now(document))
@@ -180,6 +204,39 @@ def _pruning(transforms: Sequence[TransformEntry]) -> Pruning | None:
         numbers = dict.fromkeys(range(entry["layers"]), tuple(range(entry["to"])))
         return Pruning(entry["before"], numbers, ranking, False)
     return None
+
+
+def _unknown_form(document: Mapping[str, Any]) -> int | None:
+    """The number of a form that the rows of a saved plan name and that it lacks."""
+    largest = max((row[2] for row in document.get("rows", ())), default=-1)
+    return largest if largest >= len(document.get("forms", ())) else None
+
+
+def _outline_modules(saved: PlanDocument) -> Iterator[OutlineModule]:
+    """The modules of a saved plan; of older versions, from the rows of their tensors."""
+    if "tensors" in saved:
+        yield from map(
+            _outline_module, by_key(saved["tensors"], lambda row: row["module"]).values()
+        )
+        return
+    forms = [_form_outline(form) for form in saved["forms"]]
+    for name, layer, number, *_ in saved["rows"]:
+        yield replace(forms[number], name=name, layer=layer)
+
+
+def _form_outline(form: PlannedForm) -> OutlineModule:
+    return OutlineModule(
+        name="",
+        role=form["role"],
+        layer=None,
+        treatment=form["treatment"],
+        stored=form["stored"],
+        rule=form["rule"],
+        tensors=len(form["parts"]),
+        parameters=form["parameters"],
+        nbytes=sum(part["nbytes"] for part in form["parts"]),
+        rule_at=form["rule_at"],
+    )
 
 
 def _outline_module(rows: list[TensorEntry]) -> OutlineModule:
@@ -225,12 +282,30 @@ def _file(file: PlannedFile) -> FileEntry:
     return entry
 
 
+def _form(plan: Plan, module: Module) -> PlannedForm:
+    return entry_of(
+        PlannedForm,
+        module,
+        treatment=treatment_of(module),
+        stored=stored_as(module.treatment, module.dtype),
+        rule=plan.rule_text(module),
+        rule_at=plan.rule_at(module),
+        source_dtypes=list(source_dtypes(module)),
+        parts=[
+            entry_of(PlannedPart, tensor, part=suffix)
+            for tensor, suffix in zip(module.tensors, suffixes(module), strict=True)
+        ],
+    )
+
+
+def _source_names(module: Module) -> list[str]:
+    # A dict keeps the order and drops the repeats of fused sources.
+    pairs = ((view.tensor, view.scale) for view in module.sources)
+    return list(dict.fromkeys(stored.name for pair in pairs for stored in pair if stored))
+
+
 def _tensor(plan: Plan, module: Module, tensor: PlannedTensor, *, first: bool) -> TensorEntry:
     """The row of one output tensor; only the first of a module carries its parameters."""
-    # A dict keeps the order and drops the repeats of fused sources.
-    sources = dict.fromkeys(
-        stored.name for view in module.sources for stored in (view.tensor, view.scale) if stored
-    )
     return entry_of(
         TensorEntry,
         tensor,
@@ -242,7 +317,7 @@ def _tensor(plan: Plan, module: Module, tensor: PlannedTensor, *, first: bool) -
         # So that the column adds up: scales and biases are not parameters.
         parameters=module.parameters if first else 0,
         source_dtypes=list(source_dtypes(module)),
-        sources=list(sources),
+        sources=_source_names(module),
         rule=plan.rule_text(module),
         rule_at=plan.rule_at(module),
     )

@@ -24,7 +24,7 @@ from policy_dsl.selectors import All
 from policy_dsl.treatments import KEEP, Coded, Plain
 from policy_dsl.views import View
 from policyc.reports.blocks import render_markdown, render_text
-from policyc.reports.plan_json import document_text, plan_document, saved_outline
+from policyc.reports.plan_json import document_text, plan_document, saved_document, saved_outline
 from policyc.reports.plan_text import plan_blocks
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -168,8 +168,14 @@ def test_file_bytes_are_exact_or_null_with_the_reason() -> None:
 
 def test_a_saved_plan_reads_back_as_the_same_outline() -> None:
     plan = small_plan()
-    saved = saved_outline(document_text(plan_document(plan)).encode(), "plan.json")
-    assert saved.modules == outline(plan).modules
+    for document in (plan_document(plan), saved_document(plan)):
+        saved = saved_outline(document_text(document).encode(), "plan.json")
+        assert saved.modules == outline(plan).modules
+
+
+def test_a_saved_plan_says_once_what_modules_share() -> None:
+    text = document_text(saved_document(small_plan(), TESTS))
+    assert matches_snapshot("saved.json", text)
 
 
 @pytest.mark.parametrize(

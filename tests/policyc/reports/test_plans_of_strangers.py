@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+import policyc
 from policyc.cli import main
+from policyc.reports.plan_json import document_text, plan_document
 
 NUMBERS = (True, -1, 1.0, 1e999, float("nan"), "1", [], {}, 10**60)
 TEXTS = (True, 1, 1.5, [], {}, None)
@@ -41,6 +43,21 @@ WRONG: dict[tuple[str | int, ...], tuple[Any, ...]] = {
     ("tensors", 0, "layer"): (*NUMBERS, 65536),
     ("tensors", 0, "nbytes"): (*NUMBERS, None, 2**63),
     ("tensors", 1, "parameters"): (*NUMBERS, None, 2**63),
+    ("forms",): (1, None, {}, "x", [1], [{}], []),
+    ("forms", 0, "role"): TEXTS,
+    ("forms", 0, "treatment"): TEXTS,
+    ("forms", 0, "stored"): TEXTS,
+    ("forms", 0, "rule"): TEXTS,
+    ("forms", 0, "parameters"): (*NUMBERS, None, 2**63),
+    ("forms", 0, "parts"): (1, None, {}, "x", [1], [{}]),
+    ("forms", 0, "parts", 0, "nbytes"): (*NUMBERS, None, 2**63),
+    ("columns",): (1, None, [], {}, ["name"]),
+    ("rows",): (1, None, {}, "x", [1], [[]], [None]),
+    ("rows", 0, 0): TEXTS,
+    ("rows", 0, 1): (*NUMBERS, 65536),
+    ("rows", 0, 2): (*NUMBERS, None, 2**63, 10_000),
+    ("rows", 0, 3): (1, None, {}, "x", [1]),
+    ("rows", 0, 4): (1, None, {}, "x", [1], [[0]], [[0, -1]]),
     ("transforms",): (1, None, {}, "x", [1], [{}]),
     ("transforms", 0, "by"): TEXTS[:-1],
     ("transforms", 0, "before"): (*NUMBERS, None, 0, 65537),
@@ -61,14 +78,14 @@ DIGITS = ("1" * 5000, "-" + "1" * 5000, "1" * 65)
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A saved plan with experts that were pruned."""
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Any]:
+    """A saved plan with experts that were pruned; True: as older versions saved it."""
     path = tmp_path_factory.mktemp("plans") / "plan.json"
     command = ["plan", "mlx_4bit", "--model", "examples/tiny-minimax-m2", "--save", str(path)]
     assert main(command) == 0
-    document: dict[str, Any] = json.loads(path.read_text())
-    document["transforms"] = [PRUNED]
-    return document
+    older = plan_document(policyc.plan("mlx_4bit", model="examples/tiny-minimax-m2"))
+    documents = {True: json.loads(document_text(older)), False: json.loads(path.read_text())}
+    return {is_older: {**made, "transforms": [PRUNED]} for is_older, made in documents.items()}
 
 
 def refused(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -81,9 +98,9 @@ def refused(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return said
 
 
-def changed(saved: dict[str, Any], place: tuple[str | int, ...], value: object) -> Any:
-    """The document with another value at a place."""
-    document: Any = json.loads(json.dumps(saved))
+def changed(saved: dict[bool, Any], place: tuple[str | int, ...], value: object) -> Any:
+    """The document that has such a place, with another value there."""
+    document: Any = json.loads(json.dumps(saved[place[0] == "tensors"]))
     inner = document
     for key in place[:-1]:
         inner = inner[key]
@@ -91,9 +108,11 @@ def changed(saved: dict[str, Any], place: tuple[str | int, ...], value: object) 
     return document
 
 
-def test_the_plan_that_is_changed_here_is_read(saved: Any, tmp_path: Path) -> None:
-    (tmp_path / "plan.json").write_text(json.dumps(saved))
-    assert main(["diff", str(tmp_path / "plan.json"), str(tmp_path / "plan.json")]) == 0
+def test_the_plans_that_are_changed_here_are_read_as_the_same(saved: Any, tmp_path: Path) -> None:
+    paths = [tmp_path / "older.json", tmp_path / "plan.json"]
+    for path, document in zip(paths, saved.values(), strict=True):
+        path.write_text(json.dumps(document))
+    assert main(["diff", *map(str, paths), "--exit-code"]) == 0
 
 
 @pytest.mark.parametrize(("place", "value"), CASES)
@@ -103,7 +122,7 @@ def test_a_field_of_another_type_or_size_is_named(
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(changed(saved, place, value)))
     said = refused(path, capsys)
-    named = str(place[-1] if isinstance(place[-1], str) else place[-2])
+    named = [key for key in place if isinstance(key, str)][-1]
     assert named in said or (named == "kind" and "not a plan" in said)
     assert len(said) < 1000
 
