@@ -28,8 +28,7 @@ from one_core import CORE, best_seconds
 import mlx.core as mx
 import numpy as np
 
-from emitters.numerics.gptq_layout import GptqParts, pack_zeros
-from emitters.numerics.gptq_rtn import gptq_rtn
+from emitters.numerics.gptq import GptqParts, gptq_rtn, pack_zeros
 from emitters.numerics.gptq_search import gptq_search
 from emitters.numerics.gptq_weights import search_weights
 from emitters.numerics.rounding import cast

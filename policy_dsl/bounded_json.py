@@ -31,7 +31,7 @@ Hook = Callable[[list[tuple[str, Any]]], Any]
 
 
 def parse_json(content: bytes, *, hook: Hook | None = None, what: str = "it") -> Any:
-    """The value that a JSON text in UTF-8 holds; NaN, and keys that stand twice, pass.
+    """The value that a JSON text in UTF-8 holds; NaN, and repeated keys, pass.
 
     hook: makes an object of its pairs, instead of `dict`. what: how the reason calls the text.
     Raises: ValueError, saying why in words, also if it has more values than its size explains,
@@ -58,7 +58,7 @@ def parse_json_at(content: bytes, start: int, *, what: str) -> tuple[Any, int]:
     Raises: ValueError as `parse_json` does.
     """
     _refuse_dense(content, what)
-    # What follows is no text; bytes that are none stand for themselves until the end is known.
+    # What follows is not text: bytes that are not UTF-8 pass until the end is known.
     text = content[start:].decode("utf-8", "surrogateescape")
     try:
         with _no_collection():

@@ -75,11 +75,12 @@ def shown(name: str, width: int = 160) -> str:
 
 
 def decoded(name: str) -> str:
-    r"""The name of a file, with bytes that are not UTF-8 as `\xff`.
-
-    File systems take any bytes in a name; JSON and digests do not.
-    """
-    return name if name.isascii() else _BYTES.sub(_as_utf8, name)
+    r"""The name of a file, with bytes that are not UTF-8 as `\xff`: JSON takes no others."""
+    # A locale may have read UTF-8 as mere bytes.
+    return _BYTES.sub(
+        lambda raw: raw[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
+        name,
+    )
 
 
 def escaped_lines(text: str, *, commands: bool = False) -> str:
@@ -163,11 +164,6 @@ def _each(text: str, escape: Callable[[str], str]) -> str:
         return text
     text = _HIDDEN.sub(lambda found: escape(found[0]), text)
     return "".join(char if char.isprintable() else escape(char) for char in text)
-
-
-def _as_utf8(found: re.Match[str]) -> str:
-    # A locale may have read UTF-8 as mere bytes.
-    return found[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _escape_command(found: re.Match[str]) -> str:

@@ -13,32 +13,17 @@ from typing import Any, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic
 
+_DTYPES_OF_BITS = {
+    64: "C64 F64 I64 U64",
+    32: "F32 I32 U32",
+    16: "F16 BF16 I16 U16",
+    8: "F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ I8 U8 BOOL",
+    6: "F6_E2M3 F6_E3M2",
+    4: "F4",
+}
 # Bits of one element of every dtype that safetensors files use.
 DTYPE_BITS: Mapping[str, int] = MappingProxyType(
-    {
-        "C64": 64,
-        "F64": 64,
-        "F32": 32,
-        "F16": 16,
-        "BF16": 16,
-        "F8_E4M3": 8,
-        "F8_E5M2": 8,
-        "F8_E8M0": 8,
-        "F8_E4M3FNUZ": 8,
-        "F8_E5M2FNUZ": 8,
-        "F6_E2M3": 6,
-        "F6_E3M2": 6,
-        "F4": 4,
-        "I64": 64,
-        "I32": 32,
-        "I16": 16,
-        "I8": 8,
-        "U64": 64,
-        "U32": 32,
-        "U16": 16,
-        "U8": 8,
-        "BOOL": 8,
-    }
+    {dtype: bits for bits, dtypes in _DTYPES_OF_BITS.items() for dtype in dtypes.split()}
 )
 
 
@@ -61,7 +46,7 @@ class TensorInfo(NamedTuple):
 
 
 class Container(NamedTuple):
-    """The one file that a whole model lies in, as it describes itself.
+    """The one file that holds a whole model, as it describes itself.
 
     form: what kind of file, for people. arch_id: the number by which loaders choose a model
     family; family: its name, None if the number is not known. tokenizer, chat_template:
@@ -88,7 +73,7 @@ class Inventory:
     read; else None. notes: where this came from, for people. findings: warnings to show with
     it. mtimes: name -> modification time, in ns, of the files in `root` when they were listed.
     parts_read: (file, start, stop) -> SHA-256 of what was read of them: config, index, headers.
-    links: name -> where it leads, of shards that lie outside of `root`. commit: of the hub.
+    links: name -> where it leads, of shards that are outside of `root`. commit: of the hub.
     Two inventories are equal whatever these four, their notes, findings and unread names.
     """
 
@@ -131,7 +116,7 @@ def tensor_nbytes(dtype: str, shape: Sequence[int]) -> int:
 def source_digest(inventory: Inventory) -> str:
     """SHA-256, as hex, over config, shard sizes, and each tensor's name, dtype, shape, place.
 
-    The order of the tensors, and where the checkpoint lies, do not matter; the weights
+    The order of the tensors, and where the checkpoint is, do not matter; the weights
     themselves are not read.
     """
     # Sorted: a folder, the hub and a record list the same tensors in different orders.

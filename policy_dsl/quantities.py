@@ -86,7 +86,7 @@ def layer_list(layers: Iterable[int]) -> str:
 
 
 def _even_runs(runs: Sequence[tuple[int, int]]) -> int:
-    """How many runs from the first have its length and stand at one distance."""
+    """How many runs from the first have its length and are evenly spaced."""
     if len(runs) < 2:
         return 1
     size, distance = runs[0][1] - runs[0][0], runs[1][0] - runs[0][0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-from emitters.numerics.distance import distance
+from emitters.numerics.reach import distance
 from emitters.numerics.value_types import Array
 
 # Relative error from which next to nothing is left, where squares are so small a share.

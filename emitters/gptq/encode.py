@@ -7,20 +7,20 @@ from collections.abc import Mapping
 import numpy as np
 
 from emitters.gptq.schemes import READ, RTN, SEARCHES, STORAGE
-from emitters.numerics.gptq_layout import (
+from emitters.numerics.gptq import (
     GptqParts,
     first_unstorable_zero,
+    gptq_beyond,
     gptq_decode,
+    gptq_rtn,
     group_order,
     pack_columns,
     pack_zeros,
     unpack_columns,
     unpack_zeros,
 )
-from emitters.numerics.gptq_rtn import gptq_rtn
 from emitters.numerics.gptq_search import gptq_search
 from emitters.numerics.gptq_weights import SearchWeights
-from emitters.numerics.reach import gptq_beyond
 from emitters.numerics.value_types import Array
 from policy_dsl.formats import Slack, UnstorableError
 from policy_dsl.treatments import Coded

@@ -16,7 +16,7 @@ import numpy as np
 
 from emitters.gptq import auto_round, gptq_config
 from emitters.gptq.schemes import READ, group_length
-from emitters.numerics.gptq_layout import is_grouping, unpack_zeros
+from emitters.numerics.gptq import is_grouping, unpack_zeros
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, diagnostic

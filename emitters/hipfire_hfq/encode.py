@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from emitters.hipfire_hfq.headers import first_bad_block
 from emitters.hipfire_hfq.spec import CODES
-from emitters.numerics.hfq import decode_blocks, encode_blocks
-from emitters.numerics.reach import hfq_beyond
+from emitters.numerics.hfq import decode_blocks, encode_blocks, hfq_beyond
 from emitters.numerics.value_types import Array
 from policy_dsl.formats import Slack, UnstorableError
 from policy_dsl.sources.hfq_codes import QUANT_CODES

@@ -105,7 +105,7 @@ def _entry(tensor: HfqTensor) -> Iterator[Defect]:
     if known is None:
         return
     group = known.group if known.group and known.group > 1 else 0
-    if known.group is not None and tensor.group_size != group:
+    if known.group and tensor.group_size != group:
         says = f"its entry says groups of {tensor.group_size}"
         yield name, f"{says}, and {known.name} has {group or 'none'}"
     shape = tensor.info.shape

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from emitters.jangtq_prestack.names import MXTQ
-from emitters.numerics.affine import affine_decode, affine_encode
-from emitters.numerics.mxtq import mxtq_decode, mxtq_encode
-from emitters.numerics.reach import affine_beyond, mxtq_beyond
+from emitters.numerics.affine import affine_beyond, affine_decode, affine_encode
+from emitters.numerics.mxtq import mxtq_beyond, mxtq_decode, mxtq_encode
 from emitters.numerics.value_types import Array
 from policy_dsl.formats import Slack
 from policy_dsl.treatments import Coded

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from emitters.numerics.affine import affine_decode, affine_encode
-from emitters.numerics.reach import affine_beyond, fp_beyond
-from emitters.numerics.small_floats import FP_MODES, fp_decode, fp_encode
+from emitters.numerics.affine import affine_beyond, affine_decode, affine_encode
+from emitters.numerics.small_floats import FP_MODES, fp_beyond, fp_decode, fp_encode
 from emitters.numerics.value_types import Array
 from policy_dsl.formats import Slack
 from policy_dsl.treatments import Coded

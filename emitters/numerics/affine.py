@@ -13,8 +13,11 @@ import numpy as np
 
 from emitters.numerics.bitpack import pack_codes, unpack_codes
 from emitters.numerics.jit import device, factory, int64_pair, kernel, reads, writes
+from emitters.numerics.reach import FLOORS, UNITS, Steps, Width, beyond_steps, slack_of, spread
+from emitters.numerics.rounding import to_float32
 from emitters.numerics.scalars import bits_of, float_at, narrow, order_of, rounded, widen
 from emitters.numerics.value_types import Array, flat, new_values, raw_bits, value_type
+from policy_dsl.formats import Slack
 
 _LANES = 16  # groups side by side
 _SMALLEST_STEP = np.float32(1e-7)
@@ -26,11 +29,7 @@ _ROUNDER = np.float32(2.0**23)  # adding it leaves an integer in the low bits, t
 
 @device
 def _extremes(values: Array) -> tuple[np.float32, np.float32]:
-    """The smallest and the largest of float32 [n], NaN ignored; (inf, -inf) if there is none.
-
-    Compared as integers in the order of the floats: unlike float comparisons, LLVM may
-    reorder those, and so reduces 16 at a time. -0 sorts below +0, which no result depends on.
-    """
+    """The smallest and the largest of float32 [n], NaN ignored; (inf, -inf) if there is none."""
     low, high = _ORDER_OF_INFINITY, _ORDER_OF_MINUS_INFINITY
     for i in range(values.shape[0]):
         order = order_of(values[i])
@@ -42,10 +41,7 @@ def _extremes(values: Array) -> tuple[np.float32, np.float32]:
 
 @device
 def _choose_scales(lows: Array, highs: Array, top: np.float32) -> None:
-    """Scale and bias of each group in place of its extremes; all float32 [lanes].
-
-    The scale is chosen again as edge / rint(edge / scale), so that zero gets a code exactly.
-    """
+    """Scale and bias of each group in place of its extremes; all float32 [lanes]."""
     for k in range(lows.shape[0]):
         low, high = lows[k], highs[k]
         step = (high - low) / top
@@ -64,11 +60,7 @@ def _choose_scales(lows: Array, highs: Array, top: np.float32) -> None:
 def _write_codes(
     values: Array, line: tuple[np.float32, np.float32], top: np.float32, codes: Array
 ) -> None:
-    """codes = the nearest code of each value, clamped to 0 .. top; NaN gives 0.
-
-    values: float32 [n]; line: (scale, bias); codes: uint8 [n].
-    Clamping before rounding gives the same codes, its bounds being integers.
-    """
+    """codes [n] = the nearest code of each value [n], clamped to 0 .. top; NaN gives 0."""
     scale, bias = line
     for i in range(values.shape[0]):
         code = (values[i] - bias) / scale
@@ -79,8 +71,6 @@ def _write_codes(
 
 @factory
 def _encoder(kind: int, raw: str) -> Callable[..., None]:
-    """The kernel that encodes a flat array of groups of one value type."""
-
     @kernel(reads(raw), int64_pair, writes("uint32"), writes(raw), writes(raw))
     def encode_affine(
         values: Array, layout: tuple[int, int], words: Array, scales: Array, biases: Array
@@ -117,8 +107,6 @@ def _encoder(kind: int, raw: str) -> Callable[..., None]:
 
 @factory
 def _decoder(kind: int, raw: str) -> Callable[..., None]:
-    """The kernel that decodes a flat array of groups whose scales have one value type."""
-
     @kernel(reads("uint32"), int64_pair, reads(raw), reads(raw), writes("float32"))
     def decode_affine(
         words: Array, layout: tuple[int, int], scales: Array, biases: Array, values: Array
@@ -185,8 +173,30 @@ def affine_decode(
 
 
 def _check_geometry(columns: int, bits: int, group_size: int) -> None:
-    """Raises: ValueError unless these codes pack into whole words, group by group."""
     if bits not in (2, 3, 4, 5, 6, 8):
         raise ValueError(f"affine codes have 2, 3, 4, 5, 6 or 8 bits, not {bits}")
     if group_size <= 0 or group_size % 32 or columns % group_size:
         raise ValueError(f"groups of {group_size} do not divide rows of {columns} values")
+
+
+def affine_beyond(
+    values: Array, parts: tuple[Array, Array, Array], dtype: str, width: Width, slack: Slack
+) -> Array:
+    """Values that are too far from affine codes: float32 [rows, in].
+
+    parts, dtype: as of `affine_decode`. mlx makes one extreme a whole number of steps, which
+    takes the other up to a step beyond the last code.
+    """
+    bits, size = width
+    packed, scales, biases = parts
+    ones, zeros = np.ones(scales.shape, np.float32), np.zeros(scales.shape, np.float32)
+    codes = affine_decode((packed, ones, zeros), "F32", bits=bits, group_size=size)
+    decoded = affine_decode(parts, dtype, bits=bits, group_size=size)
+    step, base = np.abs(to_float32(scales, dtype)), to_float32(biases, dtype)
+    unit, floor = np.float32(UNITS[dtype]), np.float32(FLOORS[dtype])
+    # The stored scale, the product; the stored bias, the sum.
+    rounded = (codes + 1) * (2 * unit * spread(step, values.shape) + floor)
+    rounded += unit * (spread(np.abs(base), values.shape) + np.abs(decoded)) + 2 * floor
+    grid = Steps(codes, step, (1 << bits) - 1)
+    added = rounded + slack_of(values, slack)
+    return beyond_steps(values, decoded, grid, ends=(0.5, 1.0), added=added)

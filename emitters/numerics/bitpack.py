@@ -26,10 +26,7 @@ def field_mask(n_bits: int) -> np.uint64:
 
 @device
 def _fold(codes: Array, pieces: Array, bits: int) -> None:
-    """pieces[i] = the 8 codes of codes[i] (uint64, one code a byte) side by side, 8*bits wide.
-
-    Neighbours join pairwise: 8 fields in bytes, 4 in 16 bits, 2 in 32 bits, 1.
-    """
+    """pieces[i] = the 8 codes of codes[i] (uint64, one code a byte) side by side, 8*bits wide."""
     one, two = np.uint64(bits), np.uint64(2 * bits)
     low, pair = _FOURTHS * field_mask(bits), _HALVES * field_mask(2 * bits)
     half, four = field_mask(4 * bits), np.uint64(4 * bits)

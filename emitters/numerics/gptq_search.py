@@ -16,7 +16,7 @@ from functools import cache
 
 import numpy as np
 
-from emitters.numerics.gptq_layout import GptqParts, new_band, new_parts, pack_row
+from emitters.numerics.gptq import GptqParts, new_band, new_parts, pack_row
 from emitters.numerics.gptq_weights import (
     FOLDED,
     LANES,
@@ -42,7 +42,7 @@ N_CANDIDATES = 208  # beside that of rounding to nearest; all grids are filled u
 ROUNDER = np.float32(1.5 * 2.0**23)  # adding it leaves an integer in the low bits
 
 # Where rows of the table begin; behind the sums of four lanes are those of higher levels.
-# Unsigned: see `hadamard`.
+# Unsigned: see `jit`.
 _INVERSES, _SCALES, _TOTALS, _FIRST, _SECOND, _THIRD, _FOURTH = (
     np.uint64(row * N_CANDIDATES) for row in range(7)
 )
@@ -152,10 +152,7 @@ def _add_levels(sums: Array) -> None:
 def _add_folded(
     target: Target, group: Array, lane: int, table: Array, spans: tuple[_Span, _Span]
 ) -> None:
-    """Add the errors of every 8th item to the total of each candidate.
-
-    spans: of candidates that are not near, and of those that are.
-    """
+    """Add the errors of every 8th item to each candidate's total; spans: not near, near."""
     sums, added = table[_FIRST:].reshape(LEVELS, 4 * N_CANDIDATES), 0
     for first in range(lane, group.shape[1], LANES):
         items = _four(group, first)
@@ -279,7 +276,6 @@ def _write_codes(target: Target, values: Array, scale: np.float32, codes: Array)
 
 @factory
 def _encoder(kind: int, raw: str) -> Callable[..., None]:
-    """The kernel that encodes rows of one value type."""
     inputs = reads(raw), reads("float32"), reads("float32"), reads("float32")
 
     @kernel(*inputs, int64, writes("int32"), writes("uint16"))
@@ -314,10 +310,7 @@ def _encoder(kind: int, raw: str) -> Callable[..., None]:
 
 @cache
 def _multipliers(bits: int, grid: str) -> Array:
-    """What the reciprocal of a group's peak is multiplied with: float32 [1 + N_CANDIDATES].
-
-    The first is that of rounding to nearest. At the end one is repeated, and never wins.
-    """
+    """What the reciprocal of a group's peak is multiplied with: float32 [1 + N_CANDIDATES]."""
     half = 2 ** (bits - 1)
     reach, step = 90, 0.01
     if grid == "0.16.1" and bits > 2:

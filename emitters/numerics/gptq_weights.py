@@ -13,12 +13,11 @@ Source: auto-round 0.16.1 and 0.12.2 (torch 2.13.0, CPU), `auto_round/data_type/
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from emitters.numerics.jit import device, factory, kernel, reads, writes
+from emitters.numerics.jit import device, late, reads, writes
 from emitters.numerics.scalars import rounded
 from emitters.numerics.value_types import F32, Array, flat
 
@@ -98,18 +97,12 @@ def sum_of_half_width(values: Array, levels: Array) -> np.float32:
     return _fold(levels)
 
 
-@factory
-def _adder() -> Callable[..., None]:
-    """The kernel that adds up rows of equal length."""
-
-    @kernel(reads("float32"), writes("float32"))
-    def add_rows(values: Array, sums: Array) -> None:
-        size = values.shape[0] // sums.shape[0]
-        levels = np.empty((LEVELS, LANES), np.float32)
-        for k in range(sums.shape[0]):
-            sums[k] = sum_float32(values[k * size : (k + 1) * size], levels)
-
-    return add_rows
+@late(reads("float32"), writes("float32"))
+def _add_rows(values: Array, sums: Array) -> None:
+    size = values.shape[0] // sums.shape[0]
+    levels = np.empty((LEVELS, LANES), np.float32)
+    for k in range(sums.shape[0]):
+        sums[k] = sum_float32(values[k * size : (k + 1) * size], levels)
 
 
 def torch_sums(rows: Array) -> Array:
@@ -118,7 +111,7 @@ def torch_sums(rows: Array) -> Array:
     Raises: ValueError if they are not float32.
     """
     sums = np.empty(len(rows), np.float32)
-    _adder()(flat(rows, np.float32, "rows"), sums)
+    _add_rows(flat(rows, np.float32, "rows"), sums)
     return sums
 
 
@@ -191,10 +184,7 @@ def search_weights(
 
 @device
 def _add_spread(kind: int, values: Array, weights: Array, levels: Array) -> None:
-    """Add the root of the group's squares over 32 to each weight, in the values' type.
-
-    values, weights: float32 [n]; levels: scratch of `torch_sums`.
-    """
+    """Add the root of the group's squares over 32 to each weight, in the values' type."""
     squares = np.empty(values.shape[0], np.float32)
     for i in range(values.shape[0]):
         squares[i] = rounded(kind, values[i] * values[i])

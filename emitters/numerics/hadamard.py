@@ -1,8 +1,7 @@
 """Hadamard rotation of 16 rows at once, for use inside kernels.
 
-The rows lie side by side as lanes: element j of all rows, then element j + 1 of all rows.
-Loops then run over neighbouring floats, which LLVM turns into vector code, while each row
-keeps its own fixed order of additions.
+The rows are side by side as lanes: element j of all rows, then element j + 1 of all rows.
+Loops then run over neighbouring floats, while each row keeps its own fixed order of additions.
 
 A row is split into the powers of two of its length, largest first, and each of these blocks
 is transformed on its own: 1536 = 1024 + 512. The matrix is Sylvester's, scaled to be
@@ -27,11 +26,7 @@ _FOUR = np.uint64(4)
 
 @device
 def _shuffle(pairs: Array, halves: Array) -> None:
-    """pairs = the elements of both halves in turn; both float32 [n], not overlapping.
-
-    Four shuffles turn 16 rows into lanes: each moves one bit of the row number to the end of
-    the address.
-    """
+    """pairs = the elements of both halves in turn; both float32 [n], not overlapping."""
     n = halves.shape[0] // 2
     first, second = halves[:n], halves[n:]
     for i in range(n):
@@ -125,11 +120,7 @@ def _four(lanes: Array, start: np.uint64, step: np.uint64, scale: np.float32 | N
 
 @device
 def _stages(lanes: Array, step: np.uint64, scale: np.float32 | None) -> None:
-    """All stages that add floats at least a step apart, then times scale.
-
-    Unsigned, since a signed index could be one from the end: LLVM would not see that the
-    parts of a stage do not overlap.
-    """
+    """All stages that add floats at least a step apart, then times scale."""
     n = np.uint64(lanes.shape[0])
     while _FOUR * step < n:
         for start in range(np.uint64(0), n, _FOUR * step):

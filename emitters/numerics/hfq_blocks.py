@@ -11,20 +11,18 @@ Source: Kaden-Schutt/hipfire at 91e58a5 (0.1.8-alpha.2), crates/hipfire-quantize
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 
 from emitters.numerics.bitpack import pack_codes, unpack_codes
 from emitters.numerics.hadamard import LANES
-from emitters.numerics.jit import device, factory, kernel, reads, writes
+from emitters.numerics.jit import device, late, reads, writes
 from emitters.numerics.scalars import bits_of, float_of, half_toward_zero, widen
 from emitters.numerics.value_types import F16, Array, flat
 
 _ROTATED_SIZE = 256
 _FIRST_SEED, _LAST_SEED = 42, 1042
-HEADER_WORDS = 2  # scale and low, float32
 _STRETCH = 16 * LANES  # floats coded in one loop
 _Q8_SIZE, _Q8_NBYTES = 32, 34
 _Q8_TOP, _Q8_MOST = np.float32(127), np.float32(128)
@@ -97,11 +95,8 @@ def zero_at(lane: Array, rank: int) -> np.float32:
 
 @device
 def _find_extremes(lanes: Array, lows: Array, highs: Array) -> None:
-    """The first 16 of lows and highs = the extremes of each lane.
-
-    lanes: float32 [size, 16], size a power of two; lows, highs: float32 [size / 2, 16]; flat.
-    """
-    # By halves, so that every loop is over many neighbours; unsigned, as in `hadamard`.
+    """The first 16 of lows, highs [size / 2, 16] = the extremes of each lane [size, 16]."""
+    # By halves, so that every loop is over many neighbours.
     n = np.uint64(lows.shape[0])
     for i in range(n):
         a, b = lanes[i], lanes[i + n]
@@ -186,40 +181,28 @@ def _write_q8_codes(values: Array, scale: np.float32, codes: Array) -> None:
         codes[i] = np.int8(whole if whole < 128 else 127)
 
 
-@factory
-def _q8_encoder() -> Callable[..., None]:
-    """The kernel that encodes whole groups."""
-
-    @kernel(reads("float32"), writes("uint16"))
-    def encode_q8(values: Array, stored: Array) -> None:
-        codes = np.empty(_Q8_SIZE, np.int8)
-        blocks = stored.reshape(values.shape[0] // _Q8_SIZE, -1)
-        for k in range(blocks.shape[0]):
-            group = values[k * _Q8_SIZE : (k + 1) * _Q8_SIZE]
-            scale = _q8_scale(group)
-            _write_q8_codes(group, scale, codes)
-            blocks[k, 0] = half_toward_zero(bits_of(scale))
-            blocks[k, 1:] = codes.view(np.uint16)
-
-    return encode_q8
+@late(reads("float32"), writes("uint16"))
+def _encode_q8(values: Array, stored: Array) -> None:
+    codes = np.empty(_Q8_SIZE, np.int8)
+    blocks = stored.reshape(values.shape[0] // _Q8_SIZE, -1)
+    for k in range(blocks.shape[0]):
+        group = values[k * _Q8_SIZE : (k + 1) * _Q8_SIZE]
+        scale = _q8_scale(group)
+        _write_q8_codes(group, scale, codes)
+        blocks[k, 0] = half_toward_zero(bits_of(scale))
+        blocks[k, 1:] = codes.view(np.uint16)
 
 
-@factory
-def _q8_decoder() -> Callable[..., None]:
-    """The kernel that decodes blocks to whole groups."""
-
-    @kernel(reads("uint16"), writes("float32"))
-    def decode_q8(stored: Array, values: Array) -> None:
-        codes = np.empty(_Q8_SIZE, np.int8)
-        blocks = stored.reshape(values.shape[0] // _Q8_SIZE, -1)
-        for k in range(blocks.shape[0]):
-            scale = widen(F16, blocks[k, 0])
-            codes.view(np.uint16)[:] = blocks[k, 1:]
-            group = values[k * _Q8_SIZE : (k + 1) * _Q8_SIZE]
-            for i in range(_Q8_SIZE):
-                group[i] = np.float32(codes[i]) * scale
-
-    return decode_q8
+@late(reads("uint16"), writes("float32"))
+def _decode_q8(stored: Array, values: Array) -> None:
+    codes = np.empty(_Q8_SIZE, np.int8)
+    blocks = stored.reshape(values.shape[0] // _Q8_SIZE, -1)
+    for k in range(blocks.shape[0]):
+        scale = widen(F16, blocks[k, 0])
+        codes.view(np.uint16)[:] = blocks[k, 1:]
+        group = values[k * _Q8_SIZE : (k + 1) * _Q8_SIZE]
+        for i in range(_Q8_SIZE):
+            group[i] = np.float32(codes[i]) * scale
 
 
 def q8_encode(values: Array) -> Array:
@@ -233,7 +216,7 @@ def q8_encode(values: Array) -> Array:
     if missing := -whole.size % _Q8_SIZE:
         whole = np.append(whole, np.zeros(missing, np.float32))
     blocks = np.empty((whole.size // _Q8_SIZE, _Q8_NBYTES), np.uint8)
-    _q8_encoder()(whole, blocks.reshape(-1).view(np.uint16))
+    _encode_q8(whole, blocks.reshape(-1).view(np.uint16))
     return blocks
 
 
@@ -246,5 +229,5 @@ def q8_decode(blocks: Array, count: int) -> Array:
     if blocks.shape != shape:
         raise ValueError(f"blocks {blocks.shape} of {count} values should be {shape}")
     values = np.empty(shape[0] * _Q8_SIZE, np.float32)
-    _q8_decoder()(flat(blocks, np.uint8, "blocks").view(np.uint16), values)
+    _decode_q8(flat(blocks, np.uint8, "blocks").view(np.uint16), values)
     return values[:count]

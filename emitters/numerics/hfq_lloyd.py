@@ -30,7 +30,7 @@ _Four = tuple[np.float32, np.float32, np.float32, np.float32]
 _PASSES = 8
 _STRETCH = 16 * LANES  # floats summed in one loop
 _ZERO = np.float32(0)
-# Unsigned: see `hadamard`.
+# Unsigned: see `jit`.
 _LANES, _TWO = np.uint64(LANES), np.uint64(2)
 _ROWS = tuple(np.uint64(row * LANES) for row in range(9))
 _EXPONENT = np.uint32(0x7F800000)
@@ -65,10 +65,7 @@ def _sort_four(a: np.float32, b: np.float32, c: np.float32, d: np.float32) -> _F
 
 @device
 def _order_eights(lanes: Array, size: np.uint64, unordered: bool) -> None:
-    """The last three stages of a merge into runs of size floats; every other run descends.
-
-    Or else, eight elements in any order are sorted. They stay in registers all the time.
-    """
+    """The last three stages of a merge into runs of size floats, every other one descending."""
     for start in range(np.uint64(0), np.uint64(lanes.shape[0]), _ROWS[8]):
         ascends = start & size == 0
         for i in range(start, start + _LANES):
@@ -120,10 +117,7 @@ def sort_lanes(lanes: Array) -> None:
 
 @device
 def _start(lanes: Array, ordered: Array, levels: Array) -> None:
-    """levels = the middles of equal parts of each ordered lane.
-
-    lanes, ordered: float32 [size, 16]; levels: float32 [n, 16]; all flat.
-    """
+    """levels [n, 16] = the middles of equal parts of each ordered lane [size, 16]."""
     n, last = levels.shape[0] // LANES, lanes.shape[0] // LANES - 1
     for i in range(levels.shape[0]):
         rank = int((2 * (i // LANES) + 1) * last / (2 * n) + 0.5)
@@ -137,10 +131,7 @@ def _start(lanes: Array, ordered: Array, levels: Array) -> None:
 
 @device
 def _add_up(ordered: Array, below: Array) -> bool:
-    """below = the sum of all elements before each one; whether sums are exact in any order.
-
-    ordered: float32 [size, 16]; below: float64 [size + 1, 16]; flat.
-    """
+    """below [size + 1, 16] = sums of the elements before each; whether exact in any order."""
     n = np.uint64(ordered.shape[0])
     coarse = np.empty(_STRETCH, np.float64)
     for k in range(LANES):
@@ -160,12 +151,7 @@ def _add_up(ordered: Array, below: Array) -> bool:
 
 @device
 def _are_apart(levels: Array, spans: Array) -> bool:
-    """Whether the levels of each lane ascend, by more than distances are rounded.
-
-    If not, a value far from two levels may seem as near to the one as to the other, and the
-    values of a level are no run. levels: float32 [n, 16], flat; spans: float32 [16], from the
-    smallest to the largest value of each lane.
-    """
+    """Whether the levels [n, 16] of each lane ascend, by more than distances are rounded."""
     close = 0
     for i in range(levels.shape[0] - LANES):
         span = spans[i % LANES]
@@ -176,11 +162,7 @@ def _are_apart(levels: Array, spans: Array) -> bool:
 
 @device
 def _find_borders(ordered: Array, levels: Array, borders: Array) -> None:
-    """borders = where the elements that are nearer to a level than to the one before begin.
-
-    ordered: float32 [256, 16]; levels: float32 [n, 16]; borders: uint32 [n - 1, 16]; all flat.
-    The borders are indices into the flat array.
-    """
+    """borders [n - 1, 16] = where elements nearer to a level than to the one before begin."""
     n = np.uint64(borders.shape[0])
     values = np.empty(n, np.float32)
     for i in range(n):
@@ -199,10 +181,7 @@ def _find_borders(ordered: Array, levels: Array, borders: Array) -> None:
 
 @device
 def _sum_between(below: Array, borders: Array, sums: Array, counts: Array) -> None:
-    """sums, counts = those of the elements between borders.
-
-    below: as from `_add_up`; borders: uint32 [n + 1, 16]; sums: float64, counts: int64 [n, 16].
-    """
+    """sums, counts [n, 16] = those of the elements between borders [n + 1, 16]."""
     for i in range(sums.shape[0]):
         start, end = borders[i], borders[i + LANES]
         sums[i], counts[i] = below[end] - below[start], (end - start) // LANES
@@ -220,10 +199,7 @@ def _sum_in_order(lanes: Array, codes: Array, sums: Array, counts: Array) -> Non
 
 @device
 def _assign(bits: int, lanes: Array, levels: Array, codes: Array) -> None:
-    """codes = the nearest level of each value, the first of equally near ones.
-
-    lanes: float32 [256, 16]; levels: float32 [2**bits, 16]; codes: uint8 [256, 16]; all flat.
-    """
+    """codes [256, 16] = the nearest level [2**bits, 16] of each value, first of equals."""
     for start in range(np.uint64(0), np.uint64(lanes.shape[0]), _LANES):
         for k in range(np.uint64(0), _LANES):
             value = lanes[start + k]
@@ -255,11 +231,7 @@ def _order_levels(levels: Array, codes: Array) -> None:
 
 @device
 def _find_levels(bits: int, lanes: Array, codes: Array, levels: Array) -> None:
-    """codes, levels = those of each lane; shapes as in `_assign`.
-
-    Codes are nearest to the levels before their last move. A lane of equal values keeps its
-    levels.
-    """
+    """codes, levels = those of each lane; codes are nearest to levels before their last move."""
     ordered, before, n = lanes.copy(), levels.copy(), levels.shape[0]
     sort_lanes(ordered)
     spans = ordered[-LANES:] - ordered[:LANES]

@@ -1,6 +1,9 @@
 """Compiled functions: `kernel` for what Python calls, `device` for what kernels call.
 
-Both keep strict IEEE order (no fast-math, no fused multiply-add) and divide as numpy does.
+Both keep strict IEEE order (no fast-math, no fused multiply-add) and divide as numpy does. LLVM
+still makes vector code of kernels that are written for it: inner loops run over neighbours and do
+not branch; indices are unsigned where parts of an array must be seen not to overlap, for a signed
+one could count from the end; extremes are compared as integers, which LLVM may reorder.
 """
 
 from __future__ import annotations
@@ -124,7 +127,6 @@ def _cached_name(function: Callable[..., Any], signature: Any) -> str:
 
 @cache
 def _compiler_and_sources() -> tuple[Any, ...]:
-    """Version and processor that numba compiles for, and a digest of this room's sources."""
     digest = sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
@@ -158,6 +160,21 @@ def factory(function: _Function) -> _Function:
             return results[arguments]
 
     return cast("_Function", once)
+
+
+def late(*arguments: Any, returns: Any = _types.void) -> Callable[[_Function], _Function]:
+    """A decorator as `kernel` is, of a function that is compiled when it is first called."""
+
+    def deferred(function: _Function) -> _Function:
+        make: Any = factory(lambda: kernel(*arguments, returns=returns)(function))
+
+        @wraps(function)
+        def called(*values: Any) -> Any:
+            return make()(*values)
+
+        return cast("_Function", called)
+
+    return deferred
 
 
 def device(function: _Function) -> _Function:

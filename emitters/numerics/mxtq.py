@@ -2,7 +2,7 @@
 
 A row is stored as its codes and its norm; the signs of the rotation and the centroids follow
 from its length (`mxtq_tables`). Words of 32 bits hold 32 // bits codes, the first one lowest;
-no code lies in two words, and each row starts a new word.
+no code is in two words, and each row starts a new word.
 Source: jang 2.5.50, `jang_tools.turboquant.linear.tq_quantize_weight`; where rows do not fill
 whole words, `jang_tools.convert_zaya_common.tq_quantize_weight_rowwise`.
 """
@@ -10,19 +10,25 @@ whole words, `jang_tools.convert_zaya_common.tq_quantize_weight_rowwise`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import sqrt
 
 import numpy as np
 
 from emitters.numerics.hadamard import LANES, load_lanes, rotate, store_lanes
-from emitters.numerics.jit import device, factory, kernel, reads, writes
+from emitters.numerics.jit import device, factory, kernel, late, reads, writes
 from emitters.numerics.mxtq_tables import codebook, signs
+from emitters.numerics.reach import FLOORS, UNITS
 from emitters.numerics.scalars import narrow, widen
 from emitters.numerics.value_types import F16, Array, flat, raw_bits, value_type
+from policy_dsl.formats import Slack
 
 _STRETCH = 160  # columns coded at a time: whole words at every width
 _RUN = 8  # squares added before the sums go back to memory
 _LIMITS = 15  # borders between the codes of 4 bits
 _SMALLEST_DIVISOR = np.float32(1e-10)
+# Of the root mean square of what is rotated: errors of float32 additions, in any order.
+_ROTATED = 2.0**-16
+_TABLES = reads("float32"), reads("float32")
 _LANES = np.uint64(LANES)
 _ZERO, _ONE, _TWO, _THREE = np.uint32(0), np.uint32(1), np.uint32(2), np.uint32(3)
 _FOUR, _EIGHT, _TWELVE = np.uint32(4), np.uint32(8), np.uint32(12)
@@ -30,10 +36,7 @@ _FOUR, _EIGHT, _TWELVE = np.uint32(4), np.uint32(8), np.uint32(12)
 
 @device
 def _norms(lanes: Array, norms: Array) -> None:
-    """norms = the Euclidean norm of each lane, squares added one after the other.
-
-    lanes: float32 [n, 16], n % 8 == 0; zeros at the end change nothing. norms: float32 [16].
-    """
+    """norms [16] = the Euclidean norm of each lane [n, 16], squares added one after the other."""
     norms[:] = 0
     for start in range(0, lanes.shape[0], _RUN * LANES):
         part = lanes[start : start + _RUN * LANES]
@@ -48,7 +51,6 @@ def _norms(lanes: Array, norms: Array) -> None:
 
 @device
 def _bits(centroids: Array) -> int:
-    """The width of the codes."""
     bits = 1
     while 1 << bits < centroids.shape[0]:
         bits += 1
@@ -66,7 +68,7 @@ def _limits(centroids: Array) -> Array:
 
 @device
 def _above(value: np.float32, a: np.float32, b: np.float32, c: np.float32) -> np.uint32:
-    """How many of three ascending limits lie below the value; none lies below NaN."""
+    """How many of three ascending limits are below the value; none is below NaN."""
     count = _ONE if value > a else _ZERO
     count = _TWO if value > b else count
     return _THREE if value > c else count
@@ -74,10 +76,7 @@ def _above(value: np.float32, a: np.float32, b: np.float32, c: np.float32) -> np
 
 @device
 def _above_all(value: np.float32, limits: tuple[np.float32, ...]) -> np.uint32:
-    """How many of 15 ascending limits lie below the value.
-
-    Two digits of base 4 take 6 comparisons.
-    """
+    """How many of 15 ascending limits are below the value: two digits of base 4, 6 comparisons."""
     a, b, c, digit = limits[0], limits[1], limits[2], _ZERO
     if value > limits[3]:
         a, b, c, digit = limits[4], limits[5], limits[6], _FOUR
@@ -90,11 +89,8 @@ def _above_all(value: np.float32, limits: tuple[np.float32, ...]) -> np.uint32:
 
 @device
 def _write_codes(bits: int, lanes: Array, divisors: Array, limits: Array, codes: Array) -> None:
-    """codes = how many limits lie below each quotient, and zero where lanes end.
-
-    lanes: float32 [n]; limits: float32 [15]; divisors, codes: float32, uint32 [n or more].
-    """
-    # Names instead of elements: for all LLVM knows, writing a code might change an array.
+    """codes = how many of 15 limits are below each quotient of a lane, and zero where lanes end."""
+    # Names instead of elements: for all that LLVM knows, writing a code might change an array.
     a, b, c, d, e = limits[0], limits[1], limits[2], limits[3], limits[4]
     f, g, h, i, j = limits[5], limits[6], limits[7], limits[8], limits[9]
     k, m, n, o, p = limits[10], limits[11], limits[12], limits[13], limits[14]
@@ -120,11 +116,7 @@ def _pack(bits: int, codes: Array, start: np.uint64) -> None:
 
 @device
 def _write_words(bits: int, codes: Array, words: Array, row_words: int) -> None:
-    """words = the packed codes of a stretch of columns.
-
-    codes: uint32 [columns of n words, 16], destroyed; words: from the stretch's first word on,
-    the next row's row_words later.
-    """
+    """words = the packed codes [columns of n words, 16]; codes are destroyed."""
     size = 32 // bits * LANES
     n = codes.shape[0] // size
     for j in range(n):
@@ -146,10 +138,7 @@ def _write_words(bits: int, codes: Array, words: Array, row_words: int) -> None:
 
 @device
 def _unpack(bits: int, words: Array, centroids: Array, scales: Array, lanes: Array) -> None:
-    """lanes = the centroids of the codes in one word of each lane, times its scale.
-
-    words: uint32 [16]; scales: float32 [16]; lanes: float32 [32 // bits, 16].
-    """
+    """lanes [32 // bits, 16] = centroids of the codes in a word of each lane, times its scale."""
     mask = np.uint32((1 << bits) - 1)
     for j in range(32 // bits):
         for k in range(LANES):
@@ -159,10 +148,7 @@ def _unpack(bits: int, words: Array, centroids: Array, scales: Array, lanes: Arr
 
 @factory
 def _encoder(kind: int, raw: str) -> Callable[..., None]:
-    """The kernel that encodes rows of one value type."""
-    tables = reads("float32"), reads("float32")
-
-    @kernel(reads(raw), *tables, writes("uint32"), writes("uint16"))
+    @kernel(reads(raw), *_TABLES, writes("uint32"), writes("uint16"))
     def encode_mxtq(
         values: Array, signs: Array, centroids: Array, words: Array, norms: Array
     ) -> None:
@@ -193,33 +179,24 @@ def _encoder(kind: int, raw: str) -> Callable[..., None]:
     return encode_mxtq
 
 
-@factory
-def _decoder() -> Callable[..., None]:
-    """The kernel that decodes rows."""
-    tables = reads("float32"), reads("float32")
-
-    @kernel(reads("uint32"), reads("uint16"), *tables, writes("float32"))
-    def decode_mxtq(
-        words: Array, norms: Array, signs: Array, centroids: Array, values: Array
-    ) -> None:
-        bits, columns = _bits(centroids), signs.shape[0]
-        size = 32 // bits * LANES
-        row_words = -(-columns * LANES // size)
-        lanes = np.empty(row_words * size, np.float32)
-        # Lanes without a row stay zero.
-        line, scales = np.zeros(LANES, np.uint32), np.zeros(LANES, np.float32)
-        for first in range(0, norms.shape[0], LANES):
-            end = min(first + LANES, norms.shape[0])
+@late(reads("uint32"), reads("uint16"), *_TABLES, writes("float32"))
+def _decode_mxtq(words: Array, norms: Array, signs: Array, centroids: Array, values: Array) -> None:
+    bits, columns = _bits(centroids), signs.shape[0]
+    size = 32 // bits * LANES
+    row_words = -(-columns * LANES // size)
+    lanes = np.empty(row_words * size, np.float32)
+    # Lanes without a row stay zero.
+    line, scales = np.zeros(LANES, np.uint32), np.zeros(LANES, np.float32)
+    for first in range(0, norms.shape[0], LANES):
+        end = min(first + LANES, norms.shape[0])
+        for k in range(first, end):
+            scales[k - first] = widen(F16, norms[k])
+        for j in range(row_words):
             for k in range(first, end):
-                scales[k - first] = widen(F16, norms[k])
-            for j in range(row_words):
-                for k in range(first, end):
-                    line[k - first] = words[k * row_words + j]
-                _unpack(bits, line, centroids, scales, lanes[j * size : (j + 1) * size])
-            rotate(lanes[: columns * LANES])
-            store_lanes(lanes, signs, values[first * columns : end * columns])
-
-    return decode_mxtq
+                line[k - first] = words[k * row_words + j]
+            _unpack(bits, line, centroids, scales, lanes[j * size : (j + 1) * size])
+        rotate(lanes[: columns * LANES])
+        store_lanes(lanes, signs, values[first * columns : end * columns])
 
 
 def mxtq_encode(values: Array, dtype: str, *, bits: int, seed: int = 42) -> tuple[Array, Array]:
@@ -255,10 +232,67 @@ def mxtq_decode(packed: Array, norms: Array, *, columns: int, bits: int, seed: i
         raise ValueError(f"shapes {shapes} are not {columns} columns at {bits} bits")
     values = np.empty((norms.shape[0], columns), np.float32)
     words = flat(packed, np.uint32, "packed")
-    _decoder()(words, raw_bits(norms, "F16"), *tables, values.reshape(-1))
+    _decode_mxtq(words, raw_bits(norms, "F16"), *tables, values.reshape(-1))
     return values
 
 
 def _row_words(columns: int, bits: int) -> int:
-    """How many words hold the codes of one row."""
     return -(-columns // (32 // bits))
+
+
+def mxtq_beyond(values: Array, parts: tuple[Array, Array], *, bits: int, slack: Slack) -> Array:
+    """Values of MXTQ rows with another code than the nearest: float32 [rows, in].
+
+    parts: packed codes and norms. All of a row is wrong if its norm is not that of the values.
+    """
+    packed, norms = parts
+    columns = values.shape[1]
+    wanted_packed, wanted_norms = mxtq_encode(values, "F32", bits=bits)
+    wrong: Array = _codes(packed, columns, bits) != _codes(wanted_packed, columns, bits)
+    norm, wanted = norms.astype(np.float32), wanted_norms.astype(np.float32)
+    # One unit in the last place: tools add up the squares in several orders.
+    apart = wanted * (2 * UNITS["F16"] + slack.relative) + 2 * FLOORS["F16"]
+    lost = ~(np.abs(norm - wanted) <= apart)
+    for row in np.flatnonzero(wrong.any(axis=1)):
+        wrong[row] &= _far_from_limits(values[row], packed[row : row + 1], bits, slack)
+    wrong[lost] = True
+    return wrong
+
+
+def _codes(packed: Array, columns: int, bits: int) -> Array:
+    """uint8 [rows, columns]: the codes in words of 32 // bits each."""
+    shifts = np.arange(32 // bits, dtype=np.uint32) * np.uint32(bits)
+    codes = (packed[:, :, None] >> shifts) & np.uint32((1 << bits) - 1)
+    rows: Array = codes.astype(np.uint8).reshape(len(packed), -1)
+    return rows[:, :columns]
+
+
+def _far_from_limits(values: Array, packed: Array, bits: int, slack: Slack) -> Array:
+    """Which values of a row are not even almost in the cells of their codes: bool [in]."""
+    columns = len(values)
+    rotated = _rotated(values.astype(np.float64) * signs(columns))
+    norm = max(float(np.sqrt((rotated**2).sum())), 1e-10)
+    centroids = codebook(columns, bits).astype(np.float64)
+    limits = np.concatenate([[-np.inf], (centroids[1:] + centroids[:-1]) / 2, [np.inf]])
+    codes = _codes(packed, columns, bits)[0]
+    near = (_ROTATED + 8 * slack.relative) / sqrt(columns)
+    line = rotated / norm
+    far: Array = (line < limits[codes] - near) | (line > limits[codes + 1] + near)
+    return far
+
+
+def _rotated(line: Array) -> Array:
+    """The Hadamard transform of a row, by the powers of two of its length: float64 [in]."""
+    parts, start = [], 0
+    size = 1 << (len(line).bit_length() - 1)
+    while size:
+        if len(line) - start >= size:
+            block = line[start : start + size].reshape(-1, 1)
+            while len(block) > 1:
+                pairs = block.reshape(-1, 2, block.shape[1])
+                added, taken = pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]
+                block = np.concatenate([added, taken], axis=1)
+            parts.append(block.reshape(-1) / sqrt(size))
+            start += size
+        size //= 2
+    return np.concatenate(parts)

@@ -18,7 +18,6 @@ _NOT_FINITE = {"F8_E4M3": 0x7F, "BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000
 
 @factory
 def _caster(from_dtype: str, to_dtype: str, cuts_off: bool) -> Callable[..., None]:
-    """The kernel that casts a flat array."""
     source, target = value_type(from_dtype), value_type(to_dtype)
     from_kind, to_kind = source.kind, target.kind
 
@@ -55,10 +54,7 @@ def to_float32(values: Array, dtype: str) -> Array:
 
 @device
 def _reaches(values: Array, mask: Array) -> bool:
-    """Whether some value has all bits of the mask; mask: (mask, 0) in the values' type.
-
-    By their maximum, not a test for each value: that is what becomes vector code.
-    """
+    """Whether some value has all bits of the mask; mask: (mask, 0) in the values' type."""
     largest = mask[1]
     for i in range(values.shape[0]):
         largest = max(largest, values[i] & mask[0])
@@ -76,8 +72,6 @@ def _first(values: Array, mask: Array) -> int:
 
 @factory
 def _searcher(raw: str) -> Callable[..., int]:
-    """The kernel that finds the first element with all bits of a mask set."""
-
     @kernel(reads(raw), reads(raw), returns=int64)
     def find(values: Array, mask: Array) -> int:
         for start in range(0, values.shape[0], _STRETCH):

@@ -1,7 +1,6 @@
 """Single numbers inside kernels: widening to float32 and rounding to 16 bits.
 
-Branch-free on integers, so that LLVM turns loops over them into vector code on every CPU;
-no table, no library call.
+Branch-free on integers: no table, no library call.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def bits_of(value: np.float32) -> np.uint32:
 
 @device
 def order_of(value: np.float32) -> np.int32:
-    """An integer that compares as the float does; NaN lies beyond the infinities."""
+    """An integer that compares as the float does; NaN is beyond the infinities."""
     bits = np.float32(value).view(np.int32)
     return np.int32(bits ^ np.int32((bits >> np.int32(31)) & _ALL_BUT_SIGN))
 
@@ -81,10 +80,7 @@ def _narrow_bfloat(bits: np.uint32) -> np.uint32:
 
 @device
 def _narrow_half(bits: np.uint32) -> np.uint32:
-    """float16 bits nearest to a float32, ties to even; NaN is sign | 0x7D00.
-
-    Subnormals are rounded by an addition whose unit in the last place is 2**-24.
-    """
+    """float16 bits nearest to a float32, ties to even; NaN is sign | 0x7D00."""
     magnitude = np.uint32(bits & _MAGNITUDE)
     odd = np.uint32((magnitude >> np.uint32(13)) & np.uint32(1))
     # 0xC8000000 takes the difference of the exponent biases, 112, off the exponent field.

@@ -25,15 +25,18 @@ Source: mlx 0.32.4 (`mx.from_fp8`, mlx-lm's MiniMax sanitize); transformers 5.23
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 from emitters.numerics.bitpack import pack_codes, unpack_codes
-from emitters.numerics.jit import device, factory, int64, int64_pair, kernel, reads, writes
+from emitters.numerics.jit import device, factory, int64, int64_pair, kernel, late, reads, writes
+from emitters.numerics.reach import FLOORS, UNITS, slack_of, spread
 from emitters.numerics.rounding import cast
 from emitters.numerics.scalars import bits_of, float_of, narrow, rounded, widen
 from emitters.numerics.value_types import BF16, Array, flat, new_values, raw_bits, value_type
+from policy_dsl.formats import Slack
 
 E2M1_MAX = np.float32(6)
 E4M3_MAX = np.float32(448)
@@ -119,6 +122,7 @@ def e8m0_value(byte: np.uint8) -> np.float32:
 _MXFP4, _MXFP8, _NVFP4 = 0, 1, 2
 _BLOCK = 512  # values encoded together; whole groups and whole runs of 32 codes
 _ZERO = np.float32(0)
+_E2M1 = np.array([-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 
 
 class FpMode(NamedTuple):
@@ -163,10 +167,7 @@ def _write_mx(kind: int, number: int, values: Array, codes: Array) -> np.uint8:
 
 @device
 def _write_nv(kind: int, values: Array, codes: Array) -> np.uint8:
-    """The scale byte of a group; codes = its codes. values: float32 [16].
-
-    A group too small for any scale but zero gets all codes zero.
-    """
+    """The scale byte of a group [16]; codes = its codes, zeros under a scale of zero."""
     byte = e4m3_code(rounded(kind, _largest(values) / E2M1_MAX))
     scale = e4m3_value(byte)
     for i in range(values.shape[0]):
@@ -202,8 +203,6 @@ def _read_groups(number: int, codes: Array, scales: Array, values: Array) -> Non
 
 @factory
 def _encoder(kind: int, raw: str) -> Callable[..., None]:
-    """The kernel that encodes a flat array of groups of one value type."""
-
     @kernel(reads(raw), int64, writes("uint32"), writes("uint8"))
     def encode_fp(values: Array, number: int, words: Array, scales: Array) -> None:
         size = 16 if number == _NVFP4 else 32
@@ -228,26 +227,20 @@ def _encoder(kind: int, raw: str) -> Callable[..., None]:
     return encode_fp
 
 
-@factory
-def _decoder() -> Callable[..., None]:
-    """The kernel that decodes a flat array of groups."""
-
-    @kernel(reads("uint32"), reads("uint8"), int64, writes("float32"))
-    def decode_fp(words: Array, scales: Array, number: int, values: Array) -> None:
-        size = 16 if number == _NVFP4 else 32
-        bits = 8 if number == _MXFP8 else 4
-        codes = np.empty(_BLOCK, np.uint8)
-        packed = np.zeros(_BLOCK * bits // 32, np.uint32)
-        for start in range(0, values.shape[0], _BLOCK):
-            part = values[start : start + _BLOCK]
-            source = words[start * bits // 32 : (start + part.shape[0]) * bits // 32]
-            for i in range(source.shape[0]):
-                packed[i] = source[i]
-            unpack_codes(packed, codes, bits)
-            its_scales = scales[start // size : (start + part.shape[0]) // size]
-            _read_groups(number, codes, its_scales, part)
-
-    return decode_fp
+@late(reads("uint32"), reads("uint8"), int64, writes("float32"))
+def _decode_fp(words: Array, scales: Array, number: int, values: Array) -> None:
+    size = 16 if number == _NVFP4 else 32
+    bits = 8 if number == _MXFP8 else 4
+    codes = np.empty(_BLOCK, np.uint8)
+    packed = np.zeros(_BLOCK * bits // 32, np.uint32)
+    for start in range(0, values.shape[0], _BLOCK):
+        part = values[start : start + _BLOCK]
+        source = words[start * bits // 32 : (start + part.shape[0]) * bits // 32]
+        for i in range(source.shape[0]):
+            packed[i] = source[i]
+        unpack_codes(packed, codes, bits)
+        its_scales = scales[start // size : (start + part.shape[0]) // size]
+        _read_groups(number, codes, its_scales, part)
 
 
 def fp_encode(values: Array, dtype: str, *, mode: str) -> tuple[Array, Array]:
@@ -285,12 +278,11 @@ def fp_decode(packed: Array, scales: Array, *, mode: str) -> Array:
         raise ValueError(f"{packed.shape} and {scales.shape} are not one {mode} matrix")
     values = np.empty((rows, columns), np.float32)
     words, stored = flat(packed, np.uint32, "packed"), flat(scales, np.uint8, "scales")
-    _decoder()(words, stored, number, values.reshape(-1))
+    _decode_fp(words, stored, number, values.reshape(-1))
     return values
 
 
 def _fp_mode(mode: str) -> FpMode:
-    """The mode of this name. Raises: ValueError for any other name."""
     if mode not in FP_MODES:
         raise ValueError(f"mode {mode!r} is none of {', '.join(FP_MODES)}")
     return FP_MODES[mode]
@@ -310,8 +302,6 @@ def _write_block(target: tuple[int, bool], scale: np.float32, codes: Array, resu
 
 @factory
 def _dequantizer(kind: int, raw: str, by_bf16: bool) -> Callable[..., None]:
-    """The kernel that dequantizes rows of one row of blocks into one value type."""
-
     @kernel(reads("uint8"), reads("float32"), int64_pair, writes(raw))
     def dequantize_band(
         codes: Array, scales: Array, geometry: tuple[int, int], result: Array
@@ -370,3 +360,44 @@ def fp8_dequantize(  # noqa: PLR0913 - one call is one slice of rows, one grid, 
         target = raw_bits(result[band_rows], out_dtype)
         dequantize(part, scales[band], (columns, width), target)
     return result
+
+
+def fp_beyond(
+    values: Array, parts: tuple[Array, Array], mode: str, dtype: str, slack: Slack
+) -> Array:
+    """Values that are too far from codes of small floats: float32 [rows, in].
+
+    parts: as of `fp_decode`. dtype: of the arithmetic in which codes were chosen.
+    """
+    packed, scales = parts
+    # Scales of one: what comes out are the codes' own values.
+    one = np.full(scales.shape, 0x38 if mode == "nvfp4" else 127, np.uint8)
+    codes = fp_decode(packed, one, mode=mode)
+    e4m3 = _e4m3_values()
+    grid = np.unique(e4m3[~np.isnan(e4m3)]) if mode == "mxfp8" else _E2M1
+    at = np.searchsorted(grid, codes)
+    below = (grid[np.maximum(at - 1, 0)] + codes) / 2
+    above = (grid[np.minimum(at + 1, len(grid) - 1)] + codes) / 2
+    # The last code is reached by rounding; an E4M3 scale may be a 16th too small.
+    more = 2.0**-4 * 1.1 if mode == "nvfp4" else 0.0
+    below[at == 0] *= np.float32(1 + more)
+    above[at == len(grid) - 1] *= np.float32(1 + more)
+    powers = np.ldexp(np.float32(1), scales.astype(np.int32) - 127).astype(np.float32)
+    scale = spread(e4m3[scales] if mode == "nvfp4" else powers, values.shape)
+    edges = np.sort(np.stack([below * scale, above * scale]), axis=0)
+    added = slack_of(values, slack) + 2 * np.float32(UNITS[dtype]) * np.abs(values)
+    added += np.abs(codes) * np.float32(FLOORS[dtype])
+    if mode == "nvfp4":
+        # So far are scales from numbers smaller than an E4M3 has.
+        added += np.abs(codes) * np.float32(2.0**-10) + 6 * np.float32(2.0**-10) * (scale == 0)
+    with np.errstate(invalid="ignore"):
+        within: Array = (values >= edges[0] - added) & (values <= edges[1] + added)
+    return ~within
+
+
+@cache
+def _e4m3_values() -> Array:
+    """float32 [256]: the values of all E4M3 bytes."""
+    codes = np.arange(256, dtype=np.uint8).reshape(1, -1).view(np.uint32)
+    values: Array = fp_decode(codes, np.full((1, 8), 127, np.uint8), mode="mxfp8")[0]
+    return values

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -80,12 +80,12 @@ class Imatrix:
         Legacy files do, and GGUF files made of them: each expert's sums are divided by its own
         tokens before they are written, so that traffic is lost when experts are added up.
         """
-        lost = any("_exps." in name and one.n_counts == 1 for name, one in self.entries.items())
+        counts = (entry.n_counts for name, entry in self.entries.items() if "_exps." in name)
+        if 1 not in counts:
+            return ()
         cure = "make it again with llama-imatrix, which writes GGUF, if experts should count"
-        found = diagnostic(
-            "imatrix-without-counts", self.span, path=str(self.path), suggestion=cure
-        )
-        return (found,) if lost else ()
+        path = str(self.path)
+        return (diagnostic("imatrix-without-counts", self.span, path=path, suggestion=cure),)
 
     def sums(
         self, role: str, layer: int | None, *, n_matrices: int = 1, columns: int, instead: str = ""
@@ -96,17 +96,17 @@ class Imatrix:
         has sums and a count of 0, in every kind of file. instead: the treatment that could be
         taken without them, for the finding.
         Raises: PolicyError if the file lacks the entry, it has another shape, a sum or a count
-        is no number from 0 up, or no token reached any of the matrices.
+        is not a number from 0 up, or no token reached any of the matrices.
         """
         name, entry = self._find(role, layer, instead)
-        found = (entry.n_counts, entry.n_sums // entry.n_counts)
+        columns_held = entry.n_sums // entry.n_counts
         broadcast = entry.n_counts == 1 < n_matrices
         whole = (1, n_matrices * columns) if broadcast else (n_matrices, columns)
-        if found != whole:
-            says = f"{found[0]} matrices of {found[1]} columns"
+        if (entry.n_counts, columns_held) != whole:
+            held = f"{entry.n_counts} matrices of {columns_held} columns"
             needs = f"{n_matrices} of {columns}"
             cure = "give the importance matrix of this model"
-            raise self._fail("imatrix-of-another-model", cure, entry=name, found=says, wanted=needs)
+            raise self._fail("imatrix-of-another-model", cure, entry=name, found=held, wanted=needs)
         sums = self._floats(entry.sums_at, entry.n_sums).reshape(n_matrices, columns)
         if entry.counts_at is None:
             counts = np.array([entry.calls], np.float32)
@@ -137,8 +137,7 @@ class Imatrix:
         raise self._fail("missing-imatrix-entry", cure, what=what)
 
     def _floats(self, start: int, count: int) -> Array:
-        read = self.source.read(self.path.name, start, count * SUM_NBYTES)
-        return read.view(np.float32)
+        return self.source.read(self.path.name, start, count * SUM_NBYTES).view(np.float32)
 
     def _fail(self, code: str, cure: str, **facts: str) -> PolicyError:
         return fail(code, self.span, suggestion=cure, path=str(self.path), **facts)
@@ -157,32 +156,18 @@ def open_imatrix(path: Path, span: Span | None = None) -> Imatrix:
         refuse_placeholder(path.name, first, nbytes)
     except PolicyError as error:
         # Where a policy names it is where the cure is.
-        raise PolicyError(replace(found, span=span) for found in error.diagnostics) from error
+        raise PolicyError(replace(defect, span=span) for defect in error.diagnostics) from error
+    facts: dict[str, Any] = {"path": str(path), "suggestion": _REMAKE}
     try:
         entries, defects = _entries(source, path)
     except _DAMAGE as error:
-        reason = shown(str(error))
-        raise fail(
-            "not-an-imatrix", span, path=str(path), reason=reason, suggestion=_REMAKE
-        ) from error
+        raise fail("not-an-imatrix", span, reason=shown(str(error)), **facts) from error
     if defects:
-        raise PolicyError(_defects_found(path, span, defects))
-    return Imatrix(path, entries, source, span)
-
-
-def _defects_found(path: Path, span: Span | None, defects: Mapping[str, str]) -> list[Diagnostic]:
-    """What is wrong with the entries. defects: entry -> what is wrong with it."""
-    return [
-        diagnostic(
-            "bad-imatrix-entry",
-            span,
-            suggestion=_REMAKE,
-            path=str(path),
-            entry=shown(name),
-            reason=reason,
+        raise PolicyError(
+            diagnostic("bad-imatrix-entry", span, entry=shown(name), reason=reason, **facts)
+            for name, reason in defects.items()
         )
-        for name, reason in defects.items()
-    ]
+    return Imatrix(path, entries, source, span)
 
 
 def _entries(source: Source, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:

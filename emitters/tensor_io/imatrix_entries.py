@@ -16,7 +16,7 @@ _MAX_NAME = 1024
 
 
 class Entry(NamedTuple):
-    """Where the numbers of one matrix, or of a layer's experts, stand in a file.
+    """Where the numbers of one matrix, or of a layer's experts, are in a file.
 
     n_sums float32 from the byte `sums_at`, n_counts float32 from `counts_at`; in a legacy file
     counts_at is None, and `calls` takes the place of one count.
@@ -83,7 +83,7 @@ class _Walk:
         (length,) = self.integers(1)
         if not 0 < length <= _MAX_NAME:
             raise ValueError(f"its name would have {length} bytes")
-        # A name that is no UTF-8 raises a ValueError too.
+        # A name that is not UTF-8 raises a ValueError too.
         name = self.take(length).decode()
         if not name.isprintable():
             raise ValueError("its name holds characters that cannot be printed")

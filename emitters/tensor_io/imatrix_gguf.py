@@ -47,7 +47,7 @@ def gguf_entries(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """Entry by name, and by name what is wrong with others. Sums and counts are never touched.
 
     Raises: ValueError, LookupError, ArithmeticError, TypeError, RecursionError or OSError if
-    the file is no whole GGUF file of an importance matrix.
+    the file is not a whole GGUF file of an importance matrix.
     Source: gguf 0.19.0, `GGUFReader`; ggml-org/llama.cpp 006e7ef, tools/imatrix/imatrix.cpp,
     `save_imatrix`; offsets without gaps as ggml's `gguf_init_from_file` demands.
     """

@@ -25,7 +25,7 @@ CHANGED = "run the same command again, once nothing writes to the file"
 
 
 class FileFacts(NamedTuple):
-    """What tells two states of a file apart: bytes and modification time."""
+    """What distinguishes two states of a file: bytes and modification time."""
 
     nbytes: int
     mtime_ns: int

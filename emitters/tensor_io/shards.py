@@ -65,7 +65,7 @@ def create_file(path: Path, header: bytes, tensors: Iterable[PlannedTensor], nby
 def write_at(path: Path, start: int, content: Array, *, stride: int = 0) -> int:
     """Write an array's bytes into an existing file from the byte `start`; returns their count.
 
-    stride: bytes from one line of an array [lines, …] to the next, where they lie apart.
+    stride: bytes from one line of an array [lines, …] to the next, where they are apart.
     Raises: PolicyError if they cannot be written.
     """
     together = not stride or stride * len(content) == content.nbytes

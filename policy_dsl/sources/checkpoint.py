@@ -15,7 +15,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -93,6 +92,10 @@ def read_checkpoint(
     if config is None or headers is None:
         raise joined(errors)
     index = find_index(files.sizes)
+    # A warning, if there are safetensors files beside the shards.
+    left = sorted({file for file in files.sizes if file.endswith(SUFFIX)} - headers.keys())
+    strays = listed(left) + (" is" if len(left) == 1 else " are")
+    stray = diagnostic("stray-safetensors", place=files.place, files=strays)
     beside = {
         file: size
         for file, size in files.sizes.items()
@@ -106,7 +109,7 @@ def read_checkpoint(
         unread=files.unread,
         root=root,
         file_nbytes={file: files.sizes[file] for file in headers},
-        findings=_strays(files.place, files.sizes, headers),
+        findings=(stray,) if left else (),
     )
 
 
@@ -234,9 +237,8 @@ def _headers(files: CheckpointFiles, apply: Apply) -> dict[str, Header]:
             errors.append(read)
         else:
             headers[name] = read
-    misplaced = _misplaced(headers, weight_map) if weight_map is not None else ()
     # As they come: an index of strangers may give millions.
-    if defects := grouped(chain(_duplicates(headers), misplaced)):
+    if defects := grouped(_placement_defects(headers, weight_map)):
         errors.append(PolicyError(defects))
     if errors:
         raise joined(errors)
@@ -322,28 +324,18 @@ def _gaps(parts: list[re.Match[str]]) -> Iterator[Diagnostic]:
         yield diagnostic("missing-shard", file=file, expected=expected, suggestion=cure)
 
 
-def _strays(place: str, sizes: Mapping[str, int], used: Iterable[str]) -> tuple[Diagnostic, ...]:
-    """A warning about the safetensors files beside the shards `used`, if there are any."""
-    left = sorted({file for file in sizes if file.endswith(SUFFIX)} - set(used))
-    if not left:
-        return ()
-    files = listed(left) + (" is" if len(left) == 1 else " are")
-    return (diagnostic("stray-safetensors", place=place, files=files),)
-
-
-def _duplicates(headers: Mapping[str, Header]) -> Iterator[Diagnostic]:
+def _placement_defects(
+    headers: Mapping[str, Header], weight_map: Mapping[str, str] | None
+) -> Iterator[Diagnostic]:
+    """Where headers contradict each other or the index. Shards without one are not judged."""
     first: dict[str, TensorInfo] = {}
     for file, held in headers.items():
         for name in first.keys() & held.keys():
             other = first[name].file
             yield diagnostic("duplicate-tensor", tensor=shown(name), file=other, other=file)
         first |= held
-
-
-def _misplaced(
-    headers: Mapping[str, Header], weight_map: Mapping[str, str]
-) -> Iterator[Diagnostic]:
-    """Where headers contradict the index. Shards without a header are not judged."""
+    if weight_map is None:
+        return
     for name, file in weight_map.items():
         if file in headers and name not in headers[file]:
             yield _mismatch(name, f"the index puts it in {file}, which does not hold it")

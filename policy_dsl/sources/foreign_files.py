@@ -60,10 +60,9 @@ def ensure_checkpoint(files: CheckpointFiles) -> None:
         cure = f"give the folder of its language model, such as {files.place}/text_encoder"
         raise _not_a_checkpoint(files.place, "a pipeline of diffusers", cure)
     # What is beside the model may not have been looked at.
-    kinds = ((_kind(name), name) for name in (*names, *files.unread))
-    kind, name = next((known for known in kinds if known[0]), ("", ""))
-    if kind:
-        raise _not_a_checkpoint(files.place, f"{kind} ({shown(name, 80)})", _ORIGINAL)
+    for name in (*names, *files.unread):
+        if kind := _kind(name):
+            raise _not_a_checkpoint(files.place, f"{kind} ({shown(name, 80)})", _ORIGINAL)
 
 
 def ensure_no_outer_folder(folder: Path, files: CheckpointFiles) -> None:

@@ -9,18 +9,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class QuantCode(NamedTuple):
     """How a tensor is stored: `nbytes` for every `group` elements, the last group padded.
 
-    group and nbytes are None where rows are laid out whole, or the size is not known.
+    Both are 0 where rows are laid out whole, or the size is not known. bits: of a code; 0 if
+    they are not known. header: what a block begins with: a scale and the lowest
+    value in float32, or a scale or 2**bits levels in float16. rotated: whether a group is
+    rotated before it is coded.
     """
 
     name: str
-    group: int | None = None
-    nbytes: int | None = None
+    group: int = 0
+    nbytes: int = 0
+    bits: int = 0
+    header: Literal["", "line", "scale", "levels"] = ""
+    rotated: bool = False
+
+
+def _line(name: str, group: int, bits: int, *, rotated: bool = False) -> QuantCode:
+    return QuantCode(name, group, 8 + group * bits // 8, bits, "line", rotated)
+
+
+def _levels(name: str, bits: int) -> QuantCode:
+    return QuantCode(name, 256, 2 * 2**bits + 32 * bits, bits, "levels", rotated=True)
 
 
 # Codes from 31 on mean different things to different versions of hipfire: none is known here.
@@ -29,31 +43,31 @@ QUANT_CODES: Mapping[int, QuantCode] = MappingProxyType(
         0: QuantCode("Q4F16G64", 64, 36),
         1: QuantCode("F16", 1, 2),
         2: QuantCode("F32", 1, 4),
-        3: QuantCode("Q8F16", 32, 34),
+        3: QuantCode("Q8F16", 32, 34, 8, "scale"),
         4: QuantCode("Q4K", 256, 144),
         5: QuantCode("Q8HFQ"),
-        6: QuantCode("HFQ4G256", 256, 136),
-        7: QuantCode("HFQ4G128", 128, 72),
-        8: QuantCode("HFQ6G256", 256, 200),
-        9: QuantCode("HFQ2G256", 256, 72),
-        10: QuantCode("HFQ2G128", 128, 40),
-        11: QuantCode("HFQ3G256", 256, 104),
-        12: QuantCode("HFQ3G128", 128, 56),
-        13: QuantCode("MQ4G256", 256, 136),
-        14: QuantCode("MQ8G256", 256, 258),
-        15: QuantCode("MQ6G256", 256, 200),
+        6: _line("HFQ4G256", 256, 4),
+        7: _line("HFQ4G128", 128, 4),
+        8: _line("HFQ6G256", 256, 6),
+        9: _line("HFQ2G256", 256, 2),
+        10: _line("HFQ2G128", 128, 2),
+        11: _line("HFQ3G256", 256, 3),
+        12: _line("HFQ3G128", 128, 3),
+        13: _line("MQ4G256", 256, 4, rotated=True),
+        14: QuantCode("MQ8G256", 256, 258, 8, "scale", rotated=True),
+        15: _line("MQ6G256", 256, 6, rotated=True),
         16: QuantCode("BF16", 1, 2),
-        17: QuantCode("MQ3G256", 256, 104),
-        18: QuantCode("MQ2G256", 256, 72),
-        19: QuantCode("MQ2G256Lloyd", 256, 72),
-        20: QuantCode("MQ3G256Lloyd", 256, 112),
+        17: _line("MQ3G256", 256, 3, rotated=True),
+        18: _line("MQ2G256", 256, 2, rotated=True),
+        19: _levels("MQ2G256Lloyd", 2),
+        20: _levels("MQ3G256Lloyd", 3),
         21: QuantCode("HFP4G32"),
         # DeepSeek's table from token to expert, plain integers.
         22: QuantCode("U32", 1, 4),
         24: QuantCode("MFP4G32"),
         28: QuantCode("ParoQuantG128"),
         29: QuantCode("ParoQuantG128Tiled"),
-        30: QuantCode("MQ4G256Lloyd", 256, 160),
+        30: _levels("MQ4G256Lloyd", 4),
     }
 )
 
@@ -101,9 +115,7 @@ def stored_nbytes(code: int, shape: Sequence[int]) -> int | None:
     if code == _Q8HFQ:
         return _q8hfq_nbytes(shape)
     known = QUANT_CODES.get(code)
-    if known is None or known.group is None or known.nbytes is None:
-        return None
-    return -(-prod(shape) // known.group) * known.nbytes
+    return -(-prod(shape) // known.group) * known.nbytes if known and known.group else None
 
 
 def _q8hfq_nbytes(shape: Sequence[int]) -> int | None:

@@ -70,7 +70,7 @@ class HubFiles:
     def read(self, file: str, start: int, stop: int) -> bytes:
         """The bytes `start` to `stop` of a file. Raises: PolicyError if they cannot be had."""
         url = hf_hub_url(self.repository, file, revision=self.commit)
-        address = _Address(url, f"{self.repository}/{file}", _page(self.repository))
+        address = _Address(url, f"{self.repository}/{file}", self.repository)
         return _fetch_range(address, start, stop, size=self.sizes[file])
 
 
@@ -97,11 +97,17 @@ def open_hub(repository: str, revision: str | None) -> Inventory:
 
 def _files(repository: str, revision: str | None, what: str) -> HubFiles:
     """The repository's files at the commit that the hub names for the revision."""
-    _check_endpoint()
+    try:
+        parts = urlsplit(constants.ENDPOINT)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise fail("hub-failed", what="HF_ENDPOINT", reason=f'"{constants.ENDPOINT}" is not a URL')
     url = f"{constants.ENDPOINT}/api/models/{repository}"
     # Sizes come only when asked for by `blobs`.
     url += f"/revision/{quote(revision, safe='')}?blobs=true" if revision else "?blobs=true"
-    text = _fetch(_Address(url, what, _page(repository)), limit=MAX_LISTING_NBYTES)
+    text = _fetch(_Address(url, what, repository), limit=MAX_LISTING_NBYTES)
     try:
         listing = parse_json(text)
         commit = listing["sha"]
@@ -125,20 +131,6 @@ def _size(entry: Mapping[str, Any]) -> tuple[str, int]:
     return file, size
 
 
-def _check_endpoint() -> None:
-    try:
-        parts = urlsplit(constants.ENDPOINT)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
-        raise fail("hub-failed", what="HF_ENDPOINT", reason=f'"{constants.ENDPOINT}" is not a URL')
-
-
-def _page(repository: str) -> str:
-    return f"{constants.ENDPOINT}/{repository}"
-
-
 class _Answer(Protocol):
     """What is used of the HTTP library's response; names of headers in any case."""
 
@@ -152,11 +144,11 @@ class _Answer(Protocol):
 
 @dataclass(frozen=True)
 class _Address:
-    """A URL; `what` names it in messages, `page` is where people ask for access."""
+    """A URL; `what` names it in messages."""
 
     url: str
     what: str
-    page: str
+    repository: str
 
     def failed(self, reason: str) -> UnreachableError:
         """The error of a hub that does not do what it should."""
@@ -169,7 +161,8 @@ class _Address:
             return UnreachableError([diagnostic("hub-not-found", what=self.what)])
         if status not in (401, 403):
             return self.failed(f"the server answers HTTP {status}")
-        cure = f"ask for access at {self.page}, then `hf auth login` or set HF_TOKEN"
+        page = f"{constants.ENDPOINT}/{self.repository}"
+        cure = f"ask for access at {page}, then `hf auth login` or set HF_TOKEN"
         is_gated = answer.headers.get("X-Error-Code") == "GatedRepo"
         notes = [] if is_gated else ["a repository that does not exist is refused like this, too"]
         defect = diagnostic(

@@ -41,7 +41,7 @@ class LocalFiles:
     """The regular files at the top level of `folder`, and the known ones in its subfolders.
 
     Links to files in the folder are followed, those of the hub's cache too, and those of
-    weights; links to folders are not. links: name -> where it leads, of the weights that lie
+    weights; links to folders are not. links: name -> where it leads, of the weights that are
     elsewhere. targets: name -> the file itself, of everything that is a link. mtimes,
     parts_read: as an inventory has them.
     """

@@ -212,14 +212,12 @@ def _check_names(record: RecordedHeaders) -> None:
         raise ValueError("a file is listed twice")
     # A recorded file's names must not lead anywhere, whatever is done with them later.
     wrong = [file for file in files if file is not None and not is_shard_name(file)]
-    wrong += [file for file in record["side_files"] or () if not _is_side_name(file)]
+    for file in record["side_files"] or ():
+        folder, sign, name = file.rpartition("/")
+        if not is_plain_name(name) or (sign and folder not in SUBFOLDERS):
+            wrong.append(file)
     if wrong:
         raise ValueError(f'"{shown(wrong[0], 80)}" is not the plain name of such a file')
-
-
-def _is_side_name(file: str) -> bool:
-    folder, sign, name = file.rpartition("/")
-    return is_plain_name(name) and (not sign or folder in SUBFOLDERS)
 
 
 def _file_tensors(held: RecordedFile, limit: int, letters: int) -> dict[str, TensorInfo]:
@@ -367,13 +365,11 @@ def _pieces(pattern: str) -> Iterator[str | list[range]]:
     place = 0
     while place < len(pattern):
         token = _TOKEN.match(pattern, place)
-        ranges = [_range(part) for part in token[2].split(",")] if token and token[2] else []
+        ranges = []
+        for part in token[2].split(",") if token and token[2] else ():
+            first, _, last = part.partition("-")
+            ranges.append(range(int(first), int(last or first) + 1))
         if token is None or not all(ranges):
             raise ValueError(f'the name pattern "{pattern}" is malformed at {place}')
         place = token.end()
         yield ranges or {"{{": "{", "}}": "}"}.get(token[1], token[1])
-
-
-def _range(part: str) -> range:
-    first, _, last = part.partition("-")
-    return range(int(first), int(last or first) + 1)

@@ -22,7 +22,7 @@ from policy_dsl.sources.local_files import open_file, open_folder, open_hfq_file
 
 _CATALOG = Path(__file__).parent.parent / "catalog"
 _RECORDED = (".json", ".json.gz")
-# As the hub has them: no part starts or ends with a dot or dash, and "--" and ".." never stand.
+# As the hub has them: no part starts or ends with a dot or dash or has "--" or "..".
 _HUB_ID = re.compile(
     r"(?!.*(--|\.\.))\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?(@[\w.][\w./-]*)?", re.ASCII
 )

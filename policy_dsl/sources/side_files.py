@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from itertools import groupby
 
 # Any of these is a vocabulary: without one there is no tokenizer.
 VOCABULARIES = (
@@ -46,11 +45,9 @@ SIDE_FILES = (
 ALWAYS_COPIED = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "*.py")
 # What any reader or format looks for by its name: none of these may be missing unnoticed.
 _WANTED = (
-    *SIDE_FILES,
-    *ALWAYS_COPIED,
-    *("config.json", "configuration.json", "*.safetensors", "*.safetensors.index.json"),
-    *("adapter_config.json", "model_index.json", "policyc.json", "jang_config.json"),
-    *("quantize_config.json", "quantization_config.json"),
+    *(*SIDE_FILES, *ALWAYS_COPIED, "config.json", "configuration.json", "policyc.json"),
+    *("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "model_index.json"),
+    *("jang_config.json", "quantize_config.json", "quantization_config.json"),
 )
 SUBFOLDERS = frozenset(name.partition("/")[0] for name in SIDE_FILES if "/" in name)
 
@@ -64,7 +61,7 @@ _REASONS = {
 
 
 def is_one_of(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a name fits a pattern; `*` stands for no `/`."""
+    """Whether a name fits a pattern; `*` matches no `/`."""
     depth = name.count("/")
     return any(depth == one.count("/") and fnmatchcase(name, one) for one in patterns)
 
@@ -84,15 +81,12 @@ def unread(paths: Iterable[str], special: Iterable[str] = ()) -> tuple[str, ...]
 
     special: pipes, links and the like, which are not looked at whatever they are called.
     """
-    others = (*special, *(path for path in paths if not is_looked_at(path)))
-    folders = (
-        path
-        if "/" not in path or path.partition("/")[0] in SUBFOLDERS
-        else path.partition("/")[0] + "/"
-        for path in others
-    )
-    # What version control and downloads keep for themselves is no part of a model.
-    return tuple(name for name, _ in groupby(sorted(folders)) if not name.startswith("."))
+    names = set()
+    for path in (*special, *(path for path in paths if not is_looked_at(path))):
+        folder, sign, _ = path.partition("/")
+        names.add(path if not sign or folder in SUBFOLDERS else f"{folder}/")
+    # What version control and downloads keep for themselves does not belong to a model.
+    return tuple(name for name in sorted(names) if not name.startswith("."))
 
 
 def why_left_out(name: str, target: str) -> str:

@@ -317,7 +317,7 @@ def test_blocks_of_zeros_and_of_equal_levels_are_fine(changed, name, at, form, n
 def test_a_value_that_is_no_number(changed) -> None:
     name = "model.norm.weight"
     folder = changed(MINIMAX, lambda parts: parts.tensors[name].put(20, "e", float("inf")))
-    assert told(folder) == [f'model.mq4: tensor "{name}": value 10 is no finite number']
+    assert told(folder) == [f'model.mq4: tensor "{name}": value 10 is not a finite number']
 
 
 def test_codes_that_are_not_decoded_here_are_told(changed) -> None:

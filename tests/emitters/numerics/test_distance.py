@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emitters.numerics.distance import distance
+from emitters.numerics.reach import distance
 
 
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 4096, 5001])

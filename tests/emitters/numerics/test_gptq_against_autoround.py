@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from emitters.numerics.gptq_layout import pack_zeros, unpack_columns
-from emitters.numerics.gptq_rtn import gptq_rtn
+from emitters.numerics.gptq import gptq_rtn, pack_zeros, unpack_columns
 from emitters.numerics.gptq_search import gptq_search
 from emitters.numerics.gptq_weights import search_weights, torch_sums
 from emitters.numerics.rounding import cast

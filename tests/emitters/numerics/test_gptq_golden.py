@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from emitters.numerics.gptq_layout import (
+from emitters.numerics.gptq import (
     GptqParts,
     first_unstorable_zero,
     gptq_decode,
+    gptq_rtn,
     pack_columns,
     pack_zeros,
     unpack_columns,
     unpack_zeros,
 )
-from emitters.numerics.gptq_rtn import gptq_rtn
 from emitters.numerics.gptq_search import gptq_search
 from emitters.numerics.gptq_weights import search_weights
 from emitters.numerics.rounding import cast, to_float32

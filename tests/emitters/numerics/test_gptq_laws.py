@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from emitters.numerics.gptq_layout import GptqParts, gptq_decode
-from emitters.numerics.gptq_rtn import gptq_rtn
+from emitters.numerics.gptq import GptqParts, gptq_decode, gptq_rtn
 from emitters.numerics.gptq_search import gptq_search
 from emitters.numerics.gptq_weights import SearchWeights, search_weights
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32

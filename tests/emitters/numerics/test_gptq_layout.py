@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from emitters.numerics.gptq_layout import (
+from emitters.numerics.gptq import (
     WIDTHS,
     ZERO_OFFSETS,
     GptqParts,
