@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -13,6 +14,10 @@ from typing import Any, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic
 
+# Numbers in the names of tensors: of an expert, after the path of its module and before the name
+# of its projection; and of a layer.
+EXPERT_NAME = re.compile(r"(.+)\.experts\.([0-9]{1,7})\.(\w+)")
+LAYER_NUMBER = re.compile(r"\blayers\.([0-9]{1,7})\.")
 _DTYPES_OF_BITS = {
     64: "C64 F64 I64 U64",
     32: "F32 I32 U32",

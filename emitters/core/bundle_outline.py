@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,12 +10,12 @@ from emitters.core.bundle_reading import Bundle, open_bundle
 from emitters.core.record import BundleModule
 from policy_dsl.diagnostics import PolicyError, errors
 from policy_dsl.formats import Format
+from policy_dsl.inventory import LAYER_NUMBER
 from policy_dsl.planning.outline import Outline, OutlineModule, stored_as
 from policy_dsl.treatments import Plain
 
 _UNREAD = "unknown-pattern"
 # A number of more digits is a name: no model has as many layers.
-_LAYER = re.compile(r"\blayers\.([0-9]{1,7})\.")
 
 
 def bundle_outline(
@@ -80,7 +79,7 @@ def _outline_module(module: BundleModule, parameters: int) -> OutlineModule:
     dtype = next(iter(module.tensors.values())).dtype
     stored = stored_as(module.treatment, dtype)
     layer = module.layer
-    if not module.role and (found := _LAYER.search(module.name)):
+    if not module.role and (found := LAYER_NUMBER.search(module.name)):
         layer = int(found[1])
     plain = f"{module.written} ({stored})"
     return OutlineModule(

@@ -6,7 +6,6 @@ auto-round 0.16.1 and gptqmodel 7.7.0 (where they look for a configuration), rea
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import Claim, ForeignMetadataError, document
-from policy_dsl.inventory import TensorInfo
+from policy_dsl.inventory import EXPERT_NAME, TensorInfo
 from policy_dsl.roles.config_facts import written_value
 from policy_dsl.sources.reference import open_source
 from policy_dsl.treatments import Coded
@@ -35,7 +34,6 @@ _SHARED = (
 )
 _CODES = ".qweight"
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
-_EXPERT = re.compile(r"(.+)\.experts\.([0-9]{1,7})\.(\w+)")
 
 
 def defects(
@@ -85,7 +83,7 @@ def _experts(config: Mapping[str, Any], claims: Mapping[str, Claim]) -> Iterator
         return
     held: dict[str, set[int]] = defaultdict(set)
     for name in claims:
-        if found := _EXPERT.fullmatch(name):
+        if found := EXPERT_NAME.fullmatch(name):
             held[f"{found[1]}.experts.*.{found[3]}"].add(int(found[2]))
     for path, numbers in held.items():
         if len(numbers) != count or numbers != set(range(len(numbers))):

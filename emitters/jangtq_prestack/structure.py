@@ -7,7 +7,6 @@ b298324c (read).
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -20,6 +19,7 @@ from emitters.jangtq_prestack.sizes import flat, told_count
 from emitters.jangtq_prestack.widths import told_widths
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.formats import Claim, document
+from policy_dsl.inventory import EXPERT_NAME
 from policy_dsl.treatments import Coded
 
 CONFIG = "config.json"
@@ -27,7 +27,6 @@ JANG_CONFIG = "jang_config.json"
 # A cache that engines write for themselves; in a bundle it would hide the bundle's own stacks.
 _CACHES = ("jangtq_stacked.safetensors", "jangtq_stacked.json")
 _SHARDS = "model-*.safetensors"
-_APART = re.compile(r"(.+)\.experts\.([0-9]{1,7})\.(\w+)")
 
 
 def defects(
@@ -69,7 +68,7 @@ def _experts(
     if count is None:
         return
     for path, claim in claims.items():
-        if found := _APART.fullmatch(path):
+        if found := EXPERT_NAME.fullmatch(path):
             apart[f"{found[1]}.experts.*.{found[3]}"].add(int(found[2]))
         elif projection_of(path) and claim.shape[0] != count:
             reason = f"it has {count!r} experts, {path} has {claim.shape[0]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from policy_dsl.inventory import EXPERT_NAME
 from policy_dsl.roles.architecture import TABLES, packaged_table
 from policy_dsl.roles.model import Model, ModelTensor
 
@@ -12,7 +13,6 @@ from policy_dsl.roles.model import Model, ModelTensor
 SHORT_NAMES: Mapping[str, str] = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 _LLAMA_CPP = TABLES / "_llama_cpp.yaml"
 _EXPERT = re.compile(r"\.experts\.(?:\d+\.)?\w+(?:\.weight)?$")
-_NUMBER = re.compile(r"\.experts\.([0-9]{1,7})\.\w+$")
 
 
 def published_name(tensor: ModelTensor, model: Model) -> str:
@@ -41,8 +41,8 @@ def expert_path(path: str, expert: int) -> str:
 
 def expert_of(path: str) -> int | None:
     """The expert's number in the name of its module; None for other modules."""
-    matched = _NUMBER.search(path)
-    return int(matched[1]) if matched else None
+    matched = EXPERT_NAME.fullmatch(path)
+    return int(matched[2]) if matched else None
 
 
 def llama_cpp_roles() -> tuple[str, ...]:
