@@ -17,8 +17,15 @@ from policy_dsl.quantities import counted
 from policy_dsl.regular_files import LOOKED_AT_NBYTES, refuse_placeholder
 from policy_dsl.sources.checkpoint import CONFIG, MAX_JSON_NBYTES, CheckpointFiles, read_json
 from policy_dsl.sources.local_files import LocalFiles
-from policy_dsl.sources.side_files import ALWAYS_COPIED, SIDE_FILES, VOCABULARIES, is_one_of
-from policy_dsl.sources.token_ids import odd_tokens, tokenizer_faults, tokens_beyond
+from policy_dsl.sources.side_files import (
+    ALWAYS_COPIED,
+    SIDE_FILES,
+    VOCABULARIES,
+    is_one_of,
+    odd_tokens,
+    tokenizer_faults,
+    tokens_beyond,
+)
 
 _CURE = "download it again; the tokenizers library does not load it"
 _ODD = "download it again, or write the numbers of the tokens"

@@ -14,8 +14,15 @@ import numpy as np
 from emitters.numerics.bitpack import pack_codes, unpack_codes
 from emitters.numerics.jit import device, factory, int64_pair, kernel, reads, writes
 from emitters.numerics.reach import FLOORS, UNITS, Steps, Width, beyond_steps, slack_of, spread
-from emitters.numerics.rounding import to_float32
-from emitters.numerics.scalars import bits_of, float_at, narrow, order_of, rounded, widen
+from emitters.numerics.rounding import (
+    bits_of,
+    float_at,
+    narrow,
+    order_of,
+    rounded,
+    to_float32,
+    widen,
+)
 from emitters.numerics.value_types import Array, flat, new_values, raw_bits, value_type
 from policy_dsl.formats import Slack
 

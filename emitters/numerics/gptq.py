@@ -26,7 +26,7 @@ import numpy as np
 from emitters.numerics.bitpack import pack_codes, unpack_codes
 from emitters.numerics.jit import device, factory, int64, int64_pair, kernel, late, reads, writes
 from emitters.numerics.reach import FLOORS, UNITS, Steps, Width, beyond_steps, slack_of, spread
-from emitters.numerics.scalars import bits_of, float_at, narrow, order_of, rounded, widen
+from emitters.numerics.rounding import bits_of, float_at, narrow, order_of, rounded, widen
 from emitters.numerics.value_types import BF16, F16, Array, flat, raw_bits, value_type
 from policy_dsl.formats import Slack
 

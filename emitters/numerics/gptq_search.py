@@ -30,7 +30,7 @@ from emitters.numerics.gptq_weights import (
     weigh_by_magnitude,
 )
 from emitters.numerics.jit import device, factory, int64, kernel, reads, writes
-from emitters.numerics.scalars import bits_of, float_of, narrow, rounded, widen
+from emitters.numerics.rounding import bits_of, float_of, narrow, rounded, widen
 from emitters.numerics.value_types import BF16, F16, Array, raw_bits, value_type
 
 Target = tuple[int, np.float32]  # value type, 2**(bits - 1)

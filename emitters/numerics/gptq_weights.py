@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emitters.numerics.jit import device, late, reads, writes
-from emitters.numerics.scalars import rounded
+from emitters.numerics.rounding import rounded
 from emitters.numerics.value_types import F32, Array, flat
 
 LANES = 32

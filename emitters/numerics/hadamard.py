@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from emitters.numerics.jit import device
-from emitters.numerics.scalars import widen
+from emitters.numerics.rounding import widen
 from emitters.numerics.value_types import Array
 
 LANES = 16  # rows side by side

@@ -18,7 +18,7 @@ import numpy as np
 from emitters.numerics.bitpack import pack_codes, unpack_codes
 from emitters.numerics.hadamard import LANES
 from emitters.numerics.jit import device, late, reads, writes
-from emitters.numerics.scalars import bits_of, float_of, half_toward_zero, widen
+from emitters.numerics.rounding import bits_of, float_of, half_toward_zero, widen
 from emitters.numerics.value_types import F16, Array, flat
 
 _ROTATED_SIZE = 256

@@ -22,7 +22,7 @@ import numpy as np
 from emitters.numerics.hadamard import LANES
 from emitters.numerics.hfq_blocks import zero_at
 from emitters.numerics.jit import device
-from emitters.numerics.scalars import bits_of, float_of, narrow, widen
+from emitters.numerics.rounding import bits_of, float_of, narrow, widen
 from emitters.numerics.value_types import F16, Array
 
 _Four = tuple[np.float32, np.float32, np.float32, np.float32]

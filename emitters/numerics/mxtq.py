@@ -18,7 +18,7 @@ from emitters.numerics.hadamard import LANES, load_lanes, rotate, store_lanes
 from emitters.numerics.jit import device, factory, kernel, late, reads, writes
 from emitters.numerics.mxtq_tables import codebook, signs
 from emitters.numerics.reach import FLOORS, UNITS
-from emitters.numerics.scalars import narrow, widen
+from emitters.numerics.rounding import narrow, widen
 from emitters.numerics.value_types import F16, Array, flat, raw_bits, value_type
 from policy_dsl.formats import Slack
 

@@ -33,8 +33,7 @@ import numpy as np
 from emitters.numerics.bitpack import pack_codes, unpack_codes
 from emitters.numerics.jit import device, factory, int64, int64_pair, kernel, late, reads, writes
 from emitters.numerics.reach import FLOORS, UNITS, slack_of, spread
-from emitters.numerics.rounding import cast
-from emitters.numerics.scalars import bits_of, float_of, narrow, rounded, widen
+from emitters.numerics.rounding import bits_of, cast, float_of, narrow, rounded, widen
 from emitters.numerics.value_types import BF16, Array, flat, new_values, raw_bits, value_type
 from policy_dsl.formats import Slack
 

@@ -1,4 +1,5 @@
-"""Which files beside a model's weights belong to its tokenizer, processor or generation.
+"""Files beside a model's weights: which belong to its tokenizer, processor or generation, and
+the token ids that they and the configs name, read field by field.
 
 Patterns are of paths in the checkpoint; a `/` is one known subfolder, and no deeper one is ever
 looked into.
@@ -8,8 +9,14 @@ tokenizers and processors, the names in utils/hub.py), mistral_common (tekken.js
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from math import isfinite
+from typing import Any
+
+from policy_dsl.escaping import shown
+from policy_dsl.quantities import counted
 
 # Any of these is a vocabulary: without one there is no tokenizer.
 VOCABULARIES = (
@@ -60,6 +67,11 @@ _REASONS = {
 }
 
 
+# Types of models in a tokenizer.json whose vocabulary is an object, and the one of a list.
+_MAPPED, _LISTED = ("BPE", "WordPiece", "WordLevel"), "Unigram"
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
 def is_one_of(name: str, patterns: Iterable[str]) -> bool:
     """Whether a name fits a pattern; `*` matches no `/`."""
     depth = name.count("/")
@@ -94,3 +106,148 @@ def why_left_out(name: str, target: str) -> str:
     if is_one_of(name, SIDE_FILES):
         return f"{target} has no place for it"
     return next(reason for pattern, reason in _REASONS.items() if fnmatchcase(name, pattern))
+
+
+def tokens_beyond(file: str, document: Mapping[str, Any], rows: int) -> list[str]:
+    """The tokens that a file gives ids that an embedding of `rows` rows does not have.
+
+    file: its name, by which it is read; document: its JSON object.
+    """
+    read = _READERS.get(file)
+    pairs = read(document) if read else ()
+    # A negative id means that there is no such token.
+    return [f"{shown(name, 40)} {number}" for name, number in pairs if number >= rows]
+
+
+def odd_tokens(file: str, document: Mapping[str, Any]) -> Iterator[str]:
+    """What a file of this name, beside the tokenizer.json, gives tokens that is not an id."""
+    if file in ("vocab.json", "added_tokens.json"):
+        # Some files have a vocabulary for each language.
+        flat = {name: id_ for name, id_ in document.items() if not isinstance(id_, Mapping)}
+        yield from _without_ids("it has", flat)
+    elif file == "tokenizer_config.json":
+        yield from _decoder_faults(document.get("added_tokens_decoder"))
+    elif file == "generation_config.json":
+        for key in _SPECIAL:
+            # -1 is written for a token that there is not.
+            ids = [id_ for id_ in _listed(document.get(key)) if id_ not in (None, -1)]
+            if wrong := [id_ for id_ in ids if not _is_id(id_)]:
+                yield f"its {key} is {_cut(wrong[0])}, not the number of a token"
+
+
+def tokenizer_faults(document: Mapping[str, Any]) -> Iterator[str]:
+    """Why the tokenizers library cannot load a tokenizer.json, as far as its tokens show.
+
+    Tokens that share an id, and gaps between ids, are not faults.
+    """
+    model, added = document.get("model", {}), document.get("added_tokens", [])
+    if not isinstance(model, Mapping):
+        yield f"its model is {_cut(model)}, not an object"
+    elif "vocab" in model:
+        yield from _vocabulary_faults(model.get("type"), model["vocab"])
+    if not isinstance(added, list):
+        yield f"its added_tokens are {_cut(added)}, not a list"
+        return
+    wrong = [one for one in added if not (isinstance(one, Mapping) and _is_id(one.get("id")))]
+    if wrong:
+        entries = counted(len(wrong), "entry", "entries")
+        yield f"its added_tokens have {entries} without a whole number as id: {_cut(wrong[0])}"
+
+
+def _vocabulary_faults(type_: Any, vocabulary: Any) -> Iterator[str]:
+    if isinstance(vocabulary, Mapping) and type_ != _LISTED:
+        yield from _without_ids("its vocab has", vocabulary)
+    elif isinstance(vocabulary, list) and type_ not in _MAPPED:
+        if not all(map(_is_scored, vocabulary)):
+            yield "its vocab has entries that are not a text and a number"
+    else:
+        wanted = "a list" if type_ == _LISTED else "an object"
+        yield f"its vocab is {_cut(vocabulary)}, not {wanted}"
+
+
+def _decoder_faults(decoder: Any) -> Iterator[str]:
+    if not isinstance(decoder, Mapping | None):
+        yield f"its added_tokens_decoder is {_cut(decoder)}, not an object"
+        return
+    for number, entry in (decoder or {}).items():
+        if not (number.isascii() and number.isdigit() and len(number) < 11):
+            yield f"its added_tokens_decoder has {_cut(number)}, which is not an id"
+            return
+        if not isinstance(entry, Mapping | str):
+            yield f"its added_tokens_decoder has {_cut(entry)} as token {number}, not an object"
+            return
+
+
+def _without_ids(has: str, vocabulary: Mapping[str, Any]) -> Iterator[str]:
+    wrong = [f"{_cut(name)}: {_cut(id_)}" for name, id_ in vocabulary.items() if not _is_id(id_)]
+    if wrong:
+        tokens = counted(len(wrong), "token")
+        first = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
+        yield f"{has} {tokens} without a whole number from 0 as id: {first}"
+
+
+def _cut(value: Any) -> str:
+    # What is inside may be nested deeply.
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return shown(json.dumps(value, ensure_ascii=False), 40)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**32
+
+
+def _is_scored(entry: Any) -> bool:
+    if not isinstance(entry, list) or len(entry) != 2:
+        return False
+    piece, score = entry
+    is_number = type(score) is int or (type(score) is float and isfinite(score))
+    return isinstance(piece, str) and is_number
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _tokenizer(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    model = document.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
+    if isinstance(vocabulary, list):
+        # Unigram: pairs of a piece and its score, the id is the place.
+        for number, entry in enumerate(vocabulary):
+            yield str(entry[0] if isinstance(entry, list) and entry else entry), number
+    else:
+        yield from _numbered(vocabulary)
+    added = document.get("added_tokens")
+    for entry in added if isinstance(added, list) else ():
+        if isinstance(entry, Mapping) and type(entry.get("id")) is int:
+            yield str(entry.get("content")), entry["id"]
+
+
+def _numbered(document: Any) -> Iterator[tuple[str, int]]:
+    if isinstance(document, Mapping):
+        yield from ((name, number) for name, number in document.items() if type(number) is int)
+
+
+def _tokenizer_config(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    decoder = document.get("added_tokens_decoder")
+    for number, entry in decoder.items() if isinstance(decoder, Mapping) else ():
+        if number.isascii() and number.isdigit() and len(number) < 10:
+            yield str(entry.get("content") if isinstance(entry, Mapping) else entry), int(number)
+
+
+def _special(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    inner = document.get("text_config")
+    for config in (document, inner if isinstance(inner, Mapping) else {}):
+        for key in _SPECIAL:
+            yield from ((key, id_) for id_ in _listed(config.get(key)) if type(id_) is int)
+
+
+_READERS = {
+    "tokenizer.json": _tokenizer,
+    "vocab.json": _numbered,
+    "added_tokens.json": _numbered,
+    "tokenizer_config.json": _tokenizer_config,
+    "config.json": _special,
+    "generation_config.json": _special,
+}
