@@ -39,15 +39,8 @@ def parse_json(content: bytes, *, hook: Hook | None = None, what: str = "it") ->
     """
     _refuse_dense(content, what)
     number = _whole_number if _LONG_NUMBER.search(content) else None
-    try:
-        with _no_collection():
-            value = json.loads(content.decode(), object_pairs_hook=hook, parse_int=number)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{what} is not UTF-8 at byte {error.start}") from None
-    except RecursionError:
-        raise ValueError(f"{what} is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{what} is not JSON: {error}") from None
+    with _parsing(what):
+        value = json.loads(content.decode(), object_pairs_hook=hook, parse_int=number)
     _refuse_deep(value, what)
     return value
 
@@ -60,13 +53,8 @@ def parse_json_at(content: bytes, start: int, *, what: str) -> tuple[Any, int]:
     _refuse_dense(content, what)
     # What follows is not text: bytes that are not UTF-8 pass until the end is known.
     text = content[start:].decode("utf-8", "surrogateescape")
-    try:
-        with _no_collection():
-            value, length = json.JSONDecoder(parse_int=_whole_number).raw_decode(text)
-    except RecursionError:
-        raise ValueError(f"{what} is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{what} is not JSON: {error}") from None
+    with _parsing(what):
+        value, length = json.JSONDecoder(parse_int=_whole_number).raw_decode(text)
     _refuse_deep(value, what)
     stop = start + len(text[:length].encode("utf-8", "surrogateescape"))
     try:
@@ -77,12 +65,18 @@ def parse_json_at(content: bytes, start: int, *, what: str) -> tuple[Any, int]:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def _parsing(what: str) -> Iterator[None]:
     # Nothing of a growing document is garbage, and looking for it takes most of the time.
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} is not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise ValueError(f"{what} is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{what} is not JSON: {error}") from None
     finally:
         if enabled:
             gc.enable()

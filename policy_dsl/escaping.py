@@ -1,14 +1,10 @@
 r"""Text from anywhere, made safe for a terminal, for Markdown, and as the name of a file.
 
 escaped         a value in a message or a cell: on one line, what cannot be seen as `\x1b`
-shown           the same of a name, cut where people stop reading
 escaped_lines   a whole text of several lines: the same, its line feeds stay
 escaped_json    a JSON text: the same with JSON's own escapes, its values stay
-replaced        a line under which carets point: a character for a character
-columns         how many columns of a terminal a text takes
 markdown        a value inside a paragraph, list or table of Markdown
 is_plain_name   whether a name is that of a file in a folder, never a path
-name_defect     why a name cannot be that of a new file
 
 Escaping twice changes nothing: an escape can be seen, and backslashes stay as they are.
 """

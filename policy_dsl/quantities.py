@@ -22,27 +22,23 @@ def parse_size(text: str) -> int | None:
 
 def both_units(nbytes: int) -> str:
     """`92.87 GB = 86.49 GiB`; smaller sizes in MB and MiB, kB and KiB, or bytes."""
-    for decimal, decimal_word, binary, binary_word in _SCALES:
+    for decimal, word, binary, binary_word in _SCALES:
         if abs(nbytes) >= 10**decimal:
             small = nbytes / 2**binary
-            return f"{nbytes / 10**decimal:.2f} {decimal_word} = {small:.2f} {binary_word}"
+            return f"{nbytes / 10**decimal:.2f} {word} = {small:.2f} {binary_word}"
     return f"{nbytes} bytes"
 
 
 def signed_bytes(nbytes: int) -> str:
     """`+12.31 GB`, `-3.20 MB`, `+0 bytes`: a difference of sizes, in decimal units."""
-    for decimal, word, _, _ in _SCALES:
-        if abs(nbytes) >= 10**decimal:
-            return f"{nbytes / 10**decimal:+.2f} {word}"
-    return f"{nbytes:+d} bytes"
+    word, scale = column_unit(abs(nbytes))
+    return f"{nbytes:+d} bytes" if scale == 1 else f"{nbytes / scale:+.2f} {word}"
 
 
 def column_unit(nbytes: int) -> tuple[str, int]:
     """The unit in which a column that adds up to `nbytes` is read best, and its bytes."""
-    for decimal, word, _, _ in _SCALES:
-        if abs(nbytes) >= 10**decimal:
-            return word, 10**decimal
-    return "bytes", 1
+    units = ((word, 10**power) for power, word, _, _ in _SCALES if nbytes >= 10**power)
+    return next(units, ("bytes", 1))
 
 
 def in_unit(nbytes: int, scale: int) -> str:
@@ -71,17 +67,19 @@ def layer_list(layers: Iterable[int]) -> str:
     """`0-1,60-61`, `2-59`; runs at even distances as `10,13,…,52` or `7-8,10-11,…,52-53`."""
     runs: list[tuple[int, int]] = []
     for layer in sorted(set(layers)):
-        if runs and runs[-1][1] == layer - 1:
-            # The layer follows the last run directly.
-            runs[-1] = (runs[-1][0], layer)
-        else:
-            runs.append((layer, layer))
+        # The layer may follow the last run directly.
+        first = runs.pop()[0] if runs and runs[-1][1] == layer - 1 else layer
+        runs.append((first, layer))
     parts: list[str] = []
     while runs:
         # Every third layer protected is common, and twenty numbers are unreadable.
         steps = _even_runs(runs)
-        parts.append(_spaced(runs[:steps]) if steps > 3 else _run(runs[0]))
-        del runs[: steps if steps > 3 else 1]
+        if steps > 3:
+            parts.append(f"{_run(runs[0])},{_run(runs[1])},…,{_run(runs[steps - 1])}")
+        else:
+            steps = 1
+            parts.append(_run(runs[0]))
+        del runs[:steps]
     return ",".join(parts) or "-"
 
 
@@ -97,10 +95,6 @@ def _even_runs(runs: Sequence[tuple[int, int]]) -> int:
             break
         count += 1
     return count
-
-
-def _spaced(runs: Sequence[tuple[int, int]]) -> str:
-    return f"{_run(runs[0])},{_run(runs[1])},…,{_run(runs[-1])}"
 
 
 def _run(run: tuple[int, int]) -> str:
