@@ -106,10 +106,7 @@ def _add_rows(values: Array, sums: Array) -> None:
 
 
 def torch_sums(rows: Array) -> Array:
-    """The sum of each row: float32 [rows]; rows: float32 [rows, n], n % 32 == 0.
-
-    Raises: ValueError if they are not float32.
-    """
+    """float32 [rows]: the sum of each of these float32 rows [rows, n], n % 32 == 0."""
     sums = np.empty(len(rows), np.float32)
     _add_rows(flat(rows, np.float32, "rows"), sums)
     return sums

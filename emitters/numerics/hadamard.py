@@ -148,10 +148,7 @@ def _rotate_block(lanes: Array) -> None:
 
 @device
 def rotate(lanes: Array) -> None:
-    """The rotation of every lane, in place; lanes: float32 [n, 16], flat, any n.
-
-    Signs are not part of it: they go before it, and after it on the way back.
-    """
+    """The rotation of every lane, in place, signs aside; lanes: float32 [n, 16], flat, any n."""
     columns, start, n = lanes.shape[0] // LANES, 0, 1
     while 2 * n <= columns:
         n *= 2

@@ -49,11 +49,7 @@ def _load(values: Array, before: Array, after: Array, lanes: Array) -> None:
 
 @factory
 def _encoder(level_bits: int) -> Callable[..., None]:
-    """The kernel that encodes whole groups.
-
-    level_bits: the width of codes that stand for levels, for which loops are unrolled; 0 for
-    codes of equal steps.
-    """
+    """level_bits: of codes that stand for levels, for which loops are unrolled; else 0."""
 
     @kernel(reads("uint32"), reads("float32"), int64_pair, int64, writes("uint32"))
     def encode_hfq(

@@ -67,11 +67,7 @@ _lost_caches: list[str] = []
 
 
 def reads(element: str) -> Any:
-    """The type of a contiguous 1-D argument that a kernel only reads.
-
-    element: a numpy dtype name. Read-only and writeable arrays are both accepted, by one
-    compiled version.
-    """
+    """The type of a contiguous 1-D argument, of a numpy dtype's name, that a kernel only reads."""
     return _types.Array(getattr(_types, element), 1, "C", readonly=True)
 
 

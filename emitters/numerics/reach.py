@@ -80,10 +80,7 @@ def _add_up(true: Array, decoded: Array, sums: Array) -> None:
 
 
 def distance(true: Array, decoded: Array) -> Distance:
-    """The sums of two float32 arrays of one shape.
-
-    Raises: ValueError if they are not float32 or have different sizes.
-    """
+    """The sums of two float32 arrays. Raises: ValueError if they are not, or differ in size."""
     if true.size != decoded.size:
         raise ValueError(f"{true.size} true values and {decoded.size} decoded ones")
     sums = np.zeros(6 * _LANES)

@@ -33,10 +33,7 @@ VALUE_TYPES = {
 
 
 def value_type(dtype: str) -> ValueType:
-    """The value type of this name.
-
-    Raises: ValueError for any other name.
-    """
+    """The value type of this name. Raises: ValueError for any other name."""
     if dtype not in VALUE_TYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(VALUE_TYPES)}")
     return VALUE_TYPES[dtype]
