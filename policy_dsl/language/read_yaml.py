@@ -84,14 +84,22 @@ def looks_like_yaml(source: SourceText) -> bool:
     )
 
 
-class _Nodes:
-    """Reads nodes as texts, lists and mappings, and reports what is not one."""
+class _Reader:
+    """Reads key after key, variables first; `_places` are what comments can belong to."""
 
     def __init__(self, source: SourceText, draft: Draft) -> None:
         self._source = source
         self._draft = draft
-        # What comments can belong to.
         self._places: list[Place] = []
+
+    def read(self, root: MappingNode) -> Policy:
+        found = self._pairs(root, "a policy")
+        self._known(found, YAML_KEYS, "a policy")
+        # Variables may be below the rules that use them.
+        for pair in sorted(found, key=lambda each: each.name != "vars"):
+            self._key(pair)
+        self._draft.comments += yaml_comments(self._source.text, root, self._places)
+        return self._draft.build()
 
     def _span(self, node: Node) -> Span:
         return span_of(self._source, node)
@@ -110,32 +118,31 @@ class _Nodes:
         self._wrong(node, where, "a mapping")
         return []
 
-    def _known(self, found: Iterable[Pair], known: Iterable[str], where: str) -> None:
+    def _known(self, found: Sequence[Pair], known: Iterable[str], where: str) -> None:
         known = list(known)
-        present = {pair.name for pair in found}
-        for pair in found:
-            if pair.name not in known:
-                cure = did_you_mean(pair.name, set(known) - present)
-                span = self._span(pair.key)
-                self._draft.report("unknown-key", span, cure=cure, where=where, key=pair.name)
+        missing = set(known) - {pair.name for pair in found}
+        for key in (pair.name for pair in found if pair.name not in known):
+            cure = did_you_mean(key, missing)
+            # In `{layers: 0-1,60-61}` YAML ends the value at the comma: 60-61 is a key.
+            if where == "a rule" and re.fullmatch(r"[-+0-9.]+", key):
+                cure = "a list of ranges must be quoted here"
+            elif where == "a rule" and (selector := mistakes()["selectors"].get(key)):
+                cure = f'"{key}" is said in the selector: match: {selector}'
+            node = next(pair.key for pair in found if pair.name == key)
+            self._report("unknown-key", node, cure=cure, where=where, key=key)
+
+    def _report(self, code: str, node: Node, **facts: Any) -> None:
+        self._draft.report(code, span_of(self._source, node), **facts)
 
     def _wrong(self, node: Node, key: str, expected: str, notes: Sequence[str] = ()) -> None:
         found = kind_of(node)
-        self._draft.report(
-            "wrong-type", self._span(node), notes=notes, key=key, expected=expected, found=found
-        )
-
-    def _missing(self, node: Node, where: str, key: str) -> None:
-        self._draft.report("missing-key", self._span(node), where=where, key=key)
+        self._report("wrong-type", node, notes=notes, key=key, expected=expected, found=found)
 
     def _place(self, key: Node, value: Node, anchor: str, block_end: str | None = None) -> None:
         self._places.append(place_of(key, value, anchor, block_end))
 
-
-class _RuleReader(_Nodes):
-    """Reads `rules:`: DSL text, or a list of statements, one-key mappings and fields."""
-
     def _rules(self, node: Node, target: str | None) -> None:
+        """Takes `rules:`: DSL text, or a list of statements, one-key mappings and fields."""
         if isinstance(node, ScalarNode) and not is_null(node):
             read_rules(self._draft, scalar_fragment(self._source, node), target)
         elif isinstance(node, SequenceNode):
@@ -150,7 +157,7 @@ class _RuleReader(_Nodes):
         if not isinstance(node, MappingNode):
             text = self._text(node, "a rule", "a statement or a mapping")
             return self._single(text, target) if text else ""
-        found = pairs(self._source, node, self._draft.findings)
+        found = self._pairs(node, "")
         first = found[0] if len(found) == 1 and found[0].name not in RULE_FIELDS else None
         # `- down_proj: 4bit` is a statement that YAML happens to read as a mapping.
         if first is None or (first.key.style is None and not isinstance(first.value, ScalarNode)):
@@ -185,7 +192,7 @@ class _RuleReader(_Nodes):
     def _mapping(self, node: MappingNode, found: list[Pair], target: str | None) -> str:
         before = len(self._draft.findings)
         fields = {pair.name: pair for pair in found}
-        self._known_fields(fields)
+        self._known(found, RULE_FIELDS, "a rule")
         known = [name for name in fields if name in RULE_FIELDS]
         texts = {name: text for name in known if (text := self._field(name, fields[name].value))}
         if len(self._draft.findings) > before:
@@ -194,25 +201,13 @@ class _RuleReader(_Nodes):
         said = [name for name in RULE_FIELDS if name in texts and name not in ("match", "layers")]
         words = [word for name in said for word in (" ", texts[name])]
         if "match" not in texts or not words:
-            self._missing(node, "a rule", "treatment" if "match" in texts else "match")
+            missing = "treatment" if "match" in texts else "match"
+            self._report("missing-key", node, where="a rule", key=missing)
             return ""
         match, layers = texts["match"], texts.get("layers")
         # The parentheses keep `a, b` together, which `in` would split.
-        selector = [match[0:0], "(", match, ") in ", layers] if layers else [match[0:0], match]
+        selector = ["(", match, ") in ", layers] if layers else [match]
         return self._draft.statement(join(match[0:0], *selector, ":", *words), _RULE, target)
-
-    def _known_fields(self, fields: Mapping[str, Pair]) -> None:
-        for name, pair in fields.items():
-            if name in RULE_FIELDS:
-                continue
-            cure = did_you_mean(name, set(RULE_FIELDS) - set(fields))
-            # In `{layers: 0-1,60-61}` YAML ends the value at the comma: 60-61 is a key.
-            if re.fullmatch(r"[-+0-9.]+", name):
-                cure = "a list of ranges must be quoted here"
-            elif selector := mistakes()["selectors"].get(name):
-                cure = f'"{name}" is said in the selector: match: {selector}'
-            span = self._span(pair.key)
-            self._draft.report("unknown-key", span, cure=cure, where="a rule", key=name)
 
     def _field(self, name: str, node: Node) -> Fragment | None:
         if name == "layers":
@@ -243,19 +238,6 @@ class _RuleReader(_Nodes):
         listed = join(first, *(part for text in rest for part in (",", text)))
         # `layers: boundary 2` says what kind of set it is; numbers alone do not.
         return listed if _LAYER_SET.match(first.text) else join(first[0:0], "layers ", listed)
-
-
-class _Reader(_RuleReader):
-    """Reads key after key, variables first."""
-
-    def read(self, root: MappingNode) -> Policy:
-        found = pairs(self._source, root, self._draft.findings)
-        self._known(found, YAML_KEYS, "a policy")
-        # Variables may be below the rules that use them.
-        for pair in sorted(found, key=lambda each: each.name != "vars"):
-            self._key(pair)
-        self._draft.comments += yaml_comments(self._source.text, root, self._places)
-        return self._draft.build()
 
     def _key(self, pair: Pair) -> None:
         name = "targets" if pair.name == "target" else pair.name
@@ -365,7 +347,7 @@ class _Reader(_RuleReader):
 
     def _transform(self, node: MappingNode) -> str:
         before = len(self._draft.findings)
-        found = pairs(self._source, node, self._draft.findings)
+        found = self._pairs(node, "")
         listed = any(pair.name == "keep" for pair in found)
         # A list of experts is ranked by nothing, and its length is the count.
         known = ("prune", "keep") if listed else TRANSFORM_FIELDS
@@ -375,7 +357,7 @@ class _Reader(_RuleReader):
         missing += [] if texts.keys() & {"to", "keep"} else ['to" or "keep']
         # A misspelt key is why the other one is missing: one finding, not two.
         if missing and len(self._draft.findings) == before:
-            self._missing(node, "a transform", missing[0])
+            self._report("missing-key", node, where="a transform", key=missing[0])
         if len(self._draft.findings) > before:
             return ""
         said = [(word, text) for word in known if (text := texts.get(word))]
@@ -399,7 +381,7 @@ class _Reader(_RuleReader):
         word = node.value.lower()
         if word in _AMBIGUOUS:
             cure = f'write "{node.value}" in quotes, or true or false'
-            self._draft.report("ambiguous-word", self._span(node), cure=cure, word=node.value)
+            self._report("ambiguous-word", node, cure=cure, word=node.value)
         return TRUTH.get(word, plain_scalar(node.value))
 
 
