@@ -51,7 +51,7 @@ LAYERS = (
 # those that read what is packaged, or open what they write.
 OPENERS: dict[str, tuple[str, ...]] = {
     "open": (
-        *(".regular_files", "policyc.cli", "emitters.core.deleting", "emitters.core.seal"),
+        *(".regular_files", "policyc.cli", "emitters.core.deleting", "emitters.core.finish"),
         *("emitters.core.workspace", "emitters.tensor_io.shards"),
     ),
     "read_bytes": ("emitters.numerics.jit",),

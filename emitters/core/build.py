@@ -16,20 +16,18 @@ from time import monotonic
 
 from emitters import FORMATS
 from emitters.core.bundle import complete
+from emitters.core.finish import finish
 from emitters.core.journal import Journal, Savepoints
+from emitters.core.open_build import identity_of, open_journal
 from emitters.core.own_head import ensure_equal_heads
+from emitters.core.preconditions import ensure_buildable, ensure_supported_system, open_as_planned
 from emitters.core.progress import Progress, Silent
-from emitters.core.readiness import ensure_buildable, ensure_supported_system
 from emitters.core.run_unit import Receipt, Work
 from emitters.core.runners import Runner, Threads
-from emitters.core.same_source import ensure_as_planned
-from emitters.core.seal import seal
-from emitters.core.start import identity_of, open_journal
 from emitters.core.statistics import prepare
 from emitters.core.value_errors import ValueDefectError, finding_of
 from emitters.core.work_units import Spans, Unit, fit, merge_spans, plan_units, total_source_nbytes
 from emitters.core.workspace import check_early, check_output, claimed, output_place
-from emitters.tensor_io.read import Source, file_facts
 from emitters.tensor_io.view_rows import ViewReader
 from policy_dsl.diagnostics import Diagnostic, PermanentError, fail
 from policy_dsl.formats import Format
@@ -97,7 +95,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     with claimed(out) as workspace:
         workspace.recover()
         check_output(out, inventory.root, force=force)
-        source = _source(plan, inventory, known)
+        source = open_as_planned(plan, inventory, known)
         reader = ViewReader(source, plan.model.config, must_be_finite=True)
         work = Work(known, reader, plan.fp8_rule, workspace.bundle)
         journal = open_journal(workspace, plan, work, identity_of(plan, source), force=force)
@@ -117,7 +115,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
             shown.end()
         if defects:
             raise PermanentError(finding_of(defect, plan, known) for defect in defects)
-        digest = seal(plan, work, shown, jobs=workers)
+        digest = finish(plan, work, shown, jobs=workers)
         workspace.finish(force=force)
     return BuildReport(
         out=out,
@@ -137,20 +135,6 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _source(plan: Plan, inventory: Inventory, format: Format) -> Source:
-    root = inventory.root or Path()
-    rows_read = [rows for module in plan.modules for rows in module.sources]
-    shards = {rows.tensor.file or "" for rows in rows_read}
-    scales = {rows.scale.file or "" for rows in rows_read if rows.scale}
-    # Side files too: a tokenizer that changes half-way belongs to another state of the source.
-    beside = {file.name for file in plan.files if file.kind in ("copied", "edited")}
-    beside |= {*format.spec.embedded_files} & {*(inventory.side_files or {})}
-    source = Source(root, file_facts(root, shards | scales | beside))
-    # From here on every read compares with these facts; this compares them with the plan's.
-    ensure_as_planned(inventory, source.facts)
-    return source
 
 
 class _Round:

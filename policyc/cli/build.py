@@ -54,7 +54,7 @@ def build(
       policyc build config_i --model ./MiniMax-M2.7 -o ./M2.7-config-i
       policyc build mine.yaml --model ./checkpoint -j 4 --max-memory 800MiB
     """
-    from emitters.core.readiness import ensure_supported_system
+    from emitters.core.preconditions import ensure_supported_system
     from policyc.reports.build_report import build_blocks, build_document
 
     # What is wrong whatever the source comes before a long look at it.

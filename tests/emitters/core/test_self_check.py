@@ -10,7 +10,7 @@ import pytest
 from emitters import FORMATS
 from emitters.core.build import build
 from emitters.core.bundle import complete
-from emitters.core.self_check import check_bundle
+from emitters.core.finish import check_bundle
 from policy_dsl.diagnostics import PolicyError
 
 Q_PROJ = "model.layers.0.self_attn.q_proj"
@@ -42,9 +42,10 @@ def test_metadata_that_tell_another_width_are_found(built, bits):
 
 def test_a_tensor_by_another_name_is_found(built):
     plan, folder = built
-    shard = folder / "model.safetensors"
-    content = shard.read_bytes()
-    shard.write_bytes(content.replace(b'"model.norm.weight"', b'"model.nurm.weight"', 1))
+    for file in ("model.safetensors", "model.safetensors.index.json"):
+        content = (folder / file).read_bytes()
+        changed = content.replace(b'"model.norm.weight"', b'"model.nurm.weight"', 1)
+        (folder / file).write_bytes(changed)
     with pytest.raises(PolicyError) as caught:
         check_bundle(plan, folder, FORMATS[plan.target])
     told = str(caught.value)

@@ -6,7 +6,7 @@ from typing import Any
 
 from emitters.core.bundle import preface, tensor_files
 from emitters.core.journal import Identity, Journal
-from emitters.core.readiness import ensure_room
+from emitters.core.preconditions import ensure_room
 from emitters.core.run_unit import Work
 from emitters.core.workspace import Workspace
 from emitters.tensor_io.read import Source
