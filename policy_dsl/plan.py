@@ -6,16 +6,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, Span
 from policy_dsl.documents.common import RuleAt
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import Policy, Rule
 from policy_dsl.quantities import counted
-from policy_dsl.roles.classify import Model
 from policy_dsl.treatments import Action, Coded, Stored
 from policy_dsl.views import View
+
+if TYPE_CHECKING:
+    from policy_dsl.roles.model import Model
 
 # What a plan names for tensors that no rule reached.
 OTHERWISE: Final = "defaults.otherwise"

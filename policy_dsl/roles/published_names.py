@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from policy_dsl.inventory import EXPERT_NAME
 from policy_dsl.roles.architecture import TABLES, packaged_table
-from policy_dsl.roles.model import Model, ModelTensor
+
+if TYPE_CHECKING:
+    from policy_dsl.roles.model import Model, ModelTensor
 
 # Projection -> its name where experts' matrices are called by number.
 SHORT_NAMES: Mapping[str, str] = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
