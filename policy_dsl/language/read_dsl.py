@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lark import Token
@@ -16,7 +16,6 @@ from policy_dsl.language.fragments import Fragment, checked, short_escapes, unqu
 from policy_dsl.language.keys import KEYS, plain_scalar
 from policy_dsl.language.parsing import (
     Opening,
-    Piece,
     Remark,
     Splitting,
     Statement,
@@ -51,36 +50,23 @@ def read_dsl(
     source = checked(source)
     draft = Draft(source, name, values or {}, words)
     split = Splitting(Fragment.of(source, 0, len(source.text)))
-    draft.findings += split.findings
-    statements = [piece for piece in split.pieces if isinstance(piece, Statement)]
-    openings = [piece for piece in split.pieces if isinstance(piece, Opening)]
-    if not statements and not openings and not split.findings:
+    if not split.findings and all(isinstance(piece, Remark) for piece in split.pieces):
         raise fail("empty-policy", Span(source, 0, min(1, len(source.text))), path=source.name)
-    anchors: dict[int, str] = {}
-    # Variables may be below the rules that use them.
-    for statement in sorted(statements, key=lambda each: not _VAR.match(each.body.text)):
-        anchors[id(statement)] = _statement(draft, statement)
-    for opening in openings:
-        draft.block(opening.target)
-    _comments(draft, split.pieces, anchors, Remarks(head=True), "")
+    _take(draft, split, lambda read: _statement(draft, read))
     return draft.build()
 
 
 def read_rules(draft: Draft, text: Fragment, target: str | None) -> None:
     """Adds the rules of a text that may hold nothing else: `rules: |` of a YAML policy."""
     split = Splitting(text)
-    draft.findings += split.findings
-    anchors: dict[int, str] = {}
     for piece in split.pieces:
-        match piece:
-            case Remark():
-                refuse_swallowing(draft, piece)
-            case Statement(body):
-                anchors[id(piece)] = draft.statement(body, _RULES, target)
-            case Opening(place, closing) if not closing:
-                draft.report("block-in-rules", place.span, target=place.text)
+        if isinstance(piece, Remark):
+            refuse_swallowing(draft, piece)
+        elif isinstance(piece, Opening) and not piece.closing:
+            draft.report("block-in-rules", piece.target.span, target=piece.target.text)
+    split.pieces = [piece for piece in split.pieces if not isinstance(piece, Opening)]
     end = f"targets.{target}.rules[]" if target else "rules[]"
-    _comments(draft, split.pieces, anchors, Remarks(head=False), end)
+    _take(draft, split, lambda read: draft.statement(read.body, _RULES, target), end)
 
 
 def refuse_swallowing(draft: Draft, remark: Remark) -> None:
@@ -90,11 +76,15 @@ def refuse_swallowing(draft: Draft, remark: Remark) -> None:
         draft.report("comment-in-folded-text", span)
 
 
-def _comments(
-    draft: Draft, pieces: Sequence[Piece], anchors: Mapping[int, str], remarks: Remarks, end: str
-) -> None:
-    last = ""
-    for piece in pieces:
+def _take(draft: Draft, split: Splitting, read: Callable[[Statement], str], end: str = "") -> None:
+    """Reads every statement, variables first, and ties comments to what they belong to."""
+    draft.findings += split.findings
+    statements = [piece for piece in split.pieces if isinstance(piece, Statement)]
+    # Variables may be below the rules that use them.
+    ordered = sorted(statements, key=lambda each: not _VAR.match(each.body.text))
+    anchors = {id(statement): read(statement) for statement in ordered}
+    last, remarks = "", Remarks(head=not end)
+    for piece in split.pieces:
         if isinstance(piece, Remark):
             if piece.trailing and last:
                 remarks.beside(last, piece.text)
@@ -104,6 +94,7 @@ def _comments(
         if isinstance(piece, Statement):
             last = anchors[id(piece)]
         else:
+            draft.block(piece.target)
             last = f"targets.{piece.target.text}" + ".rules[]" * piece.closing
         remarks.belong(last)
     draft.comments += remarks.end(end)
