@@ -5,7 +5,7 @@ Policy ─ rules: (Rule, …) ─ selector, Written
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ from policy_dsl.diagnostics import SourceText, Span
 from policy_dsl.selectors import LayerRange, Selector
 from policy_dsl.treatments import Written
 
-# What a variable holds.
+# What a variable holds, and variables by their names.
 Scalar = bool | int | float | str
+Values = Mapping[str, Scalar]
 
 
 @dataclass(frozen=True, slots=True)

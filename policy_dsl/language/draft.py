@@ -7,7 +7,6 @@ Values arrive as fragments with their variables still in them; defects are colle
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,17 +28,9 @@ from policy_dsl.language.fragments import (
     mentions_variable,
     substitute,
 )
-from policy_dsl.language.keys import (
-    CLEARABLE,
-    FIELDS,
-    KEYS,
-    SECTIONS,
-    misfit,
-    plain_scalar,
-    read_field,
-)
+from policy_dsl.language.keys import CLEARABLE, FIELDS, KEYS, SECTIONS, plain_scalar, read_field
 from policy_dsl.language.statement_text import ReadStatement, read_statement
-from policy_dsl.policy import Assertion, Comment, Policy, Prune, Rule, Scalar
+from policy_dsl.policy import Assertion, Comment, Policy, Prune, Rule, Scalar, Values
 from policy_dsl.treatments import Written
 from policy_dsl.vocabulary import Words
 
@@ -51,9 +42,7 @@ class Draft:
     """Collects what a text says under the policy's keys; most methods return the key path of
     what they take, which comments are tied to."""
 
-    def __init__(
-        self, source: SourceText, name: str, overrides: Mapping[str, Scalar], words: Words
-    ) -> None:
+    def __init__(self, source: SourceText, name: str, overrides: Values, words: Words) -> None:
         self.source = source
         self.findings: list[Diagnostic] = []
         self.comments: list[Comment] = []
@@ -183,7 +172,9 @@ class Draft:
 
     def build(self) -> Policy:
         """The policy. Raises: PolicyError with every defect found on the way."""
-        self._check()
+        for key in self._cleared:
+            if self._mappings.get(key):
+                self.report("cleared-and-said", self._spans[f"clear.{key}"], key=key)
         # A Policy never exists with a hole in it.
         if errors(self.findings):
             # Two checks may find the same defect.
@@ -212,17 +203,6 @@ class Draft:
             key_spans=tuple(self._spans.items()),
             templates=tuple(self._templates),
         )
-
-    def _check(self) -> None:
-        for section in SECTIONS:
-            for name, value in self._mappings[section].items():
-                if reason := misfit(section, name, value):
-                    path = f"{section}.{name}"
-                    facts = {"key": path, "value": value, "reason": reason}
-                    self.report("bad-value", self._spans[path], **facts)
-        for key in self._cleared:
-            if self._mappings.get(key):
-                self.report("cleared-and-said", self._spans[f"clear.{key}"], key=key)
 
     def _known_target(self, target: str, span: Span) -> None:
         known = self._words.targets

@@ -7,11 +7,11 @@ gone), or a text in which variables are replaced: carets always point at what th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from policy_dsl.diagnostics import Diagnostic, SourceText, Span, diagnostic, did_you_mean, fail
-from policy_dsl.policy import Scalar
+from policy_dsl.policy import Values
 
 MAX_BYTES = 1 << 20
 # A statement takes a tenth of a millisecond, and a comment a hundredth.
@@ -141,15 +141,13 @@ def escape_variables(text: str) -> str:
     return text.replace("${", "$${")
 
 
-def filled_length(text: str, values: Mapping[str, Scalar]) -> int:
+def filled_length(text: str, values: Values) -> int:
     """The characters that a text has at most once its variables are replaced."""
     names = (written[1] for written in _VARIABLE.finditer(text))
     return len(text) + sum(len(str(values.get(name, ""))) for name in names if name)
 
 
-def substitute(
-    fragment: Fragment, values: Mapping[str, Scalar]
-) -> tuple[Fragment, tuple[Diagnostic, ...]]:
+def substitute(fragment: Fragment, values: Values) -> tuple[Fragment, tuple[Diagnostic, ...]]:
     """The fragment with every `${name}` replaced, and what is wrong with its variables."""
     if not mentions_variable(fragment.text):
         return fragment, ()

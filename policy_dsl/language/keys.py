@@ -125,26 +125,32 @@ def read_field(
     section: str, name: str, value: Fragment, words: Words, findings: list[Diagnostic]
 ) -> Any | None:
     """The field's value of the type that it takes; None after adding a defect."""
-    kind, text = FIELDS[section][name]["type"], value.text
-    if kind != "string":
-        return read_typed(kind, value, findings, where=name)
+    schema, text = FIELDS[section][name], value.text
     known = {"scheme": words.schemes, "method": words.methods}.get(name)
-    if known is not None and text not in known:
+    if schema["type"] != "string":
+        read = read_typed(schema["type"], value, findings, where=name)
+    elif known is not None and text not in known:
         cure = did_you_mean(text, known)
         findings.append(diagnostic(f"unknown-{name}", value.span, suggestion=cure, **{name: text}))
+        return None
     elif name == "shard_size" and not parse_size(text):
         cure = "write a number with a unit, such as 5GiB or 5GB"
         findings.append(_wrong(name, "a size", value, cure))
+        return None
     elif not text.strip():
         findings.append(diagnostic("empty-value", value.span, key=name))
+        return None
     else:
-        return text
-    return None
+        read = text
+    reason = None if read is None else _misfit(schema, read)
+    if reason is not None:
+        path = f"{section}.{name}"
+        findings.append(diagnostic("bad-value", value.span, key=path, value=read, reason=reason))
+    return read
 
 
-def misfit(section: str, name: str, value: Any) -> str | None:
+def _misfit(schema: Mapping[str, Any], value: Any) -> str | None:
     """What a field takes, if the value is not that."""
-    schema = FIELDS[section][name]
     if "enum" in schema and value not in schema["enum"]:
         return " or ".join(f"'{word}'" for word in schema["enum"])
     if "anyOf" in schema and value < 1 and value != WHOLE_ROW:

@@ -23,7 +23,7 @@ from policy_dsl.language.fragments import MAX_BYTES, ensure_few, n_lines
 from policy_dsl.language.keys import KEYS, plain_scalar
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import looks_like_yaml, read_yaml
-from policy_dsl.policy import Policy, Scalar
+from policy_dsl.policy import Policy, Scalar, Values
 from policy_dsl.regular_files import is_passed, read_first, read_given, why_not_regular
 from policy_dsl.resources import room
 from policy_dsl.vocabulary import WORDS, Words
@@ -38,9 +38,7 @@ _NAME_CURE = "give a .yaml or .qpol file, or a bundled policy such as config_i"
 _NAME_CURES = {"-": "standard input is /dev/stdin here"}
 
 
-def load(
-    reference: str | Path, *, overrides: Mapping[str, Scalar] | None = None, words: Words = WORDS
-) -> Policy:
+def load(reference: str | Path, *, overrides: Values | None = None, words: Words = WORDS) -> Policy:
     """The policy of a file, or the bundled one of that name, merged with all that it extends.
 
     overrides: values for its variables; texts, as `--set` gives them, are read as the
@@ -140,7 +138,7 @@ class _Bases:
             yield from self.collect(base, here)
         yield _Base(path, source, policy)
 
-    def read(self, path: Path, source: SourceText, values: Mapping[str, Scalar] | None) -> Policy:
+    def read(self, path: Path, source: SourceText, values: Values | None) -> Policy:
         form, name = _FORMS.get(path.suffix), path.stem
         if is_passed(path):
             form, name = _form_of(source), "policy"
@@ -148,7 +146,7 @@ class _Bases:
             raise fail("unknown-suffix", path=path, suggestion=_SUFFIX_CURE)
         return _READERS[form](source, decoded(name), values, words=self._words)
 
-    def reread(self, base: _Base, values: Mapping[str, Scalar]) -> Policy:
+    def reread(self, base: _Base, values: Values) -> Policy:
         """The policy with these values where its own differ."""
         own = dict(base.policy.vars)
         wanted = {name: values[name] for name in own}
@@ -214,7 +212,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def final_values(policies: Sequence[Policy], overrides: Mapping[str, Scalar]) -> dict[str, Scalar]:
+def final_values(policies: Sequence[Policy], overrides: Values) -> dict[str, Scalar]:
     """The value of every variable: a later policy's default wins, an override over all.
 
     policies: the extended ones first. overrides: texts are read as the default's type.

@@ -39,7 +39,6 @@ _END = "the end of the statement"
 # As JavaScript and Perl write them: `/…/i`.
 _FLAGS = re.compile(r"[is]{1,2}$")
 _WORD_THERE = re.compile(r'\s*("(?:[^"\\\n]|\\.)*"|[\w.+*?$@!-]+|\S|$)')
-_QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 
 
 @dataclass(frozen=True)
@@ -221,13 +220,22 @@ def _too_much(fragment: Fragment) -> Diagnostic | None:
     if len(fragment.text) > MAX_STATEMENT:
         where = fragment.place(0, 1)
         return diagnostic("statement-too-long", where, limit=MAX_STATEMENT)
-    depth = 0
-    for found in re.finditer(r'"(?:[^"\\\n]|\\.)*"|[()]', fragment.text):
-        depth += {"(": 1, ")": -1}.get(found[0], 0)
-        if depth > MAX_NESTING:
-            where = fragment.place(found.start(), found.end())
+    for open_at in _parentheses(fragment.text):
+        if len(open_at) > MAX_NESTING:
+            where = fragment.place(open_at[-1], open_at[-1] + 1)
             return diagnostic("nested-too-deeply", where, limit=MAX_NESTING)
     return None
+
+
+def _parentheses(text: str) -> Iterator[list[int]]:
+    """Where parentheses are open, after each one that no quotes hold."""
+    open_at: list[int] = []
+    for found in re.finditer(r'"(?:[^"\\\n]|\\.)*"|[()]', text):
+        if found[0] == "(":
+            open_at.append(found.start())
+        elif found[0] == ")":
+            del open_at[-1:]
+        yield open_at
 
 
 def _explain(fragment: Fragment, failure: UnexpectedInput) -> Diagnostic:
@@ -246,7 +254,9 @@ def _explain(fragment: Fragment, failure: UnexpectedInput) -> Diagnostic:
     elif isinstance(failure, UnexpectedCharacters):
         accepted = set(failure.allowed)
     if word in ("", ":") and "RPAR" in accepted:
-        return _unclosed(fragment)
+        *_, open_at = [[0], *_parentheses(text)]
+        at = open_at[-1] if open_at else 0
+        return diagnostic("unclosed-parenthesis", fragment.place(at, at + 1))
     if word == ":" and ":" in text[:start]:
         return diagnostic("second-colon", fragment.place(start, end))
     expected = mistakes()["expected"].items()
@@ -274,15 +284,3 @@ def _cure(text: str, start: int, word: str, accepted: set[str]) -> str | None:
             return str(cure.format(word=word))
     missing = "COLON" in accepted and ":" not in text and word and not before.endswith(")")
     return 'a ":" comes before the treatment' if missing else None
-
-
-def _unclosed(fragment: Fragment) -> Diagnostic:
-    blanked = _QUOTED.sub(lambda found: " " * len(found[0]), fragment.text)
-    open_at: list[int] = []
-    for at, char in enumerate(blanked):
-        if char == "(":
-            open_at.append(at)
-        elif char == ")" and open_at:
-            open_at.pop()
-    at = open_at[-1] if open_at else 0
-    return diagnostic("unclosed-parenthesis", fragment.place(at, at + 1))

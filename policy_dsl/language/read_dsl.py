@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from lark import Token
@@ -25,7 +25,7 @@ from policy_dsl.language.parsing import (
     parse,
     tokens,
 )
-from policy_dsl.policy import Policy, Scalar
+from policy_dsl.policy import Policy, Values
 from policy_dsl.vocabulary import WORDS, Words
 
 _KEYS = {key.word: key.name for key in KEYS}
@@ -36,11 +36,7 @@ _BARE_JSON = re.compile(r"[\w.+$-][\w.+$ {}/-]*")
 
 
 def read_dsl(
-    source: SourceText,
-    name: str,
-    values: Mapping[str, Scalar] | None = None,
-    *,
-    words: Words = WORDS,
+    source: SourceText, name: str, values: Values | None = None, *, words: Words = WORDS
 ) -> Policy:
     """The policy that a DSL text says; `extends` is left as written.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -34,7 +34,7 @@ from policy_dsl.language.yaml_nodes import (
     scalar_fragment,
     span_of,
 )
-from policy_dsl.policy import Comment, Policy, Scalar
+from policy_dsl.policy import Comment, Policy, Values
 from policy_dsl.vocabulary import WORDS, Words
 
 _KINDS = {key.name: key.kind for key in KEYS}
@@ -53,11 +53,7 @@ _LAYER_SET = re.compile(r"\s*(layers?|boundary|middle)\b")
 
 
 def read_yaml(
-    source: SourceText,
-    name: str,
-    values: Mapping[str, Scalar] | None = None,
-    *,
-    words: Words = WORDS,
+    source: SourceText, name: str, values: Values | None = None, *, words: Words = WORDS
 ) -> Policy:
     """The policy that a YAML text says; `extends` is left as written.
 
