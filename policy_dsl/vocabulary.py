@@ -20,29 +20,23 @@ SINGLE_ROLES = frozenset(
 # Roles of MTP blocks that checkpoints call otherwise than their namesakes in the model.
 _NAMESAKES: Mapping[str, str] = {"head": "lm_head"}
 
-# Every scheme word and the targets that store it: a policy may name a scheme of a target
-# that is not the one it is being resolved for.
-SCHEME_TARGETS: Mapping[str, tuple[str, ...]] = {
-    "affine": ("mlx_affine", "jangtq_prestack"),
-    "mxfp4": ("mlx_affine",),
-    "mxfp8": ("mlx_affine",),
-    "nvfp4": ("mlx_affine",),
-    "mxtq": ("jangtq_prestack",),
-    "mq2": ("hipfire_hfq",),
-    "mq3": ("hipfire_hfq",),
-    "mq4": ("hipfire_hfq",),
-    "mq6": ("hipfire_hfq",),
-    "mq2-lloyd": ("hipfire_hfq",),
-    "mq3-lloyd": ("hipfire_hfq",),
-    "hfq4": ("hipfire_hfq",),
-    "hfq6": ("hipfire_hfq",),
-    "q8": ("hipfire_hfq",),
-    "int": ("gptq",),
-    "int-gidx": ("gptq",),
-    "int-v2": ("gptq",),
-    "int-v2-gidx": ("gptq",),
+# The schemes of every target: a policy may name one of a target that is not the one it is
+# being resolved for.
+_SCHEMES: Mapping[str, tuple[str, ...]] = {
+    "mlx_affine": ("affine", "mxfp4", "mxfp8", "nvfp4"),
+    "jangtq_prestack": ("affine", "mxtq"),
+    "hipfire_hfq": (
+        *("mq2", "mq3", "mq4", "mq6", "mq2-lloyd", "mq3-lloyd"),
+        *("hfq4", "hfq6", "q8"),
+    ),
+    "gptq": ("int", "int-gidx", "int-v2", "int-v2-gidx"),
 }
-TARGETS = tuple(sorted({target for homes in SCHEME_TARGETS.values() for target in homes}))
+SCHEME_TARGETS: Mapping[str, tuple[str, ...]] = {
+    scheme: tuple(target for target in _SCHEMES if scheme in _SCHEMES[target])
+    for schemes in _SCHEMES.values()
+    for scheme in schemes
+}
+TARGETS = tuple(sorted(_SCHEMES))
 METHODS = ("rtn", "opt-rtn", "opt-rtn-0.12.2", "gptq", "lloyd", "awq")
 
 

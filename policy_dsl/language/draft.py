@@ -29,7 +29,7 @@ from policy_dsl.language.fragments import (
     substitute,
 )
 from policy_dsl.language.keys import CLEARABLE, FIELDS, KEYS, SECTIONS, plain_scalar, read_field
-from policy_dsl.language.statement_text import ReadStatement, read_statement
+from policy_dsl.language.statement_text import ReadStatement
 from policy_dsl.policy import Assertion, Comment, Policy, Prune, Rule, Scalar, Values
 from policy_dsl.treatments import Written
 from policy_dsl.vocabulary import Words
@@ -159,7 +159,7 @@ class Draft:
         filled = self._filled(raw)
         if len(self.findings) > before:
             return ""
-        read = read_statement(filled, kinds, self._words)
+        read = ReadStatement(filled, kinds, self._words)
         self.findings += read.findings
         # Kept as written, so that printing gives back `${bits}bit` and not `4bit`.
         template = " ".join(raw.text.split()) if _has_variable(raw.text) else None

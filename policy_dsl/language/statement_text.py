@@ -7,13 +7,12 @@ A rule, `prune …`, `test …` or `otherwise …`; the words of a treatment suc
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lark import Token
 
-from policy_dsl.diagnostics import Diagnostic, Span, diagnostic, did_you_mean
+from policy_dsl.diagnostics import Diagnostic, did_you_mean
 from policy_dsl.language.fragments import Fragment
 from policy_dsl.language.keys import mistakes
 from policy_dsl.language.parsing import Syntax, children, parse, place, tokens
@@ -36,55 +35,39 @@ _NUMBER = re.compile(r"(?P<bits>[0-9]+)bits?|g(?P<group>-1|[0-9]+)")
 _SYMMETRY = {"sym": True, "asym": False}
 
 
-@dataclass
-class ReadStatement:
-    """What a statement says (None if that is unclear), where it is, its defects."""
-
-    value: Rule | Prune | Assertion | Written | None
-    span: Span
-    findings: Sequence[Diagnostic] = ()
-
-
-def read_statement(
-    statement: Fragment, kinds: tuple[str, ...], words: Words = WORDS
-) -> ReadStatement:
-    """The statement as a Rule, Prune, Assertion, or the treatment of `otherwise`.
+class ReadStatement(SelectorReader):
+    """What a statement says (None if that is unclear), where it is, its defects.
 
     kinds: the grammar's names of those that are allowed here; another one is a defect.
     """
-    tree = parse(statement)
-    first = statement.text.split(maxsplit=1)[:1]
-    # "This is not a transform" says more than what the grammar expected inside one.
-    other = kinds == ("prune",) and first != ["prune"]
-    if isinstance(tree, Diagnostic) and not other:
-        return ReadStatement(None, statement.span, [tree])
-    body = None if isinstance(tree, Diagnostic) else children(tree)[0]
-    if body is None or body.data not in kinds:
-        expected = _EXPECTED[kinds[0]]
-        defect = diagnostic("not-here", statement.span, word=first[0], expected=expected)
-        return ReadStatement(None, statement.span, [defect])
-    reader = _Reader(statement, words)
-    # Half a rule would match the wrong tensors, and every check after it would be noise.
-    value = {
-        "rule": reader.rule,
-        "prune": reader.prune,
-        "test": reader.test,
-        "otherwise": reader.otherwise,
-    }[body.data](body)
-    return ReadStatement(None if reader.findings else value, reader.span, reader.findings)
 
+    value: Rule | Prune | Assertion | Written | None = None
 
-class _Reader(SelectorReader):
-    """Reads the tree of one statement; with any finding, its value is worth nothing."""
-
-    def __init__(self, statement: Fragment, words: Words) -> None:
+    def __init__(self, statement: Fragment, kinds: tuple[str, ...], words: Words = WORDS) -> None:
         super().__init__(statement)
         self.span = statement.span
         self._words = words
         # What the words of a treatment said, each with its word.
         self._said: dict[str, tuple[Any, Token]] = {}
+        tree = parse(statement)
+        first = statement.text.split(maxsplit=1)[:1]
+        body = None if isinstance(tree, Diagnostic) else children(tree)[0]
+        # "This is not a transform" says more than what the grammar expected inside one.
+        if isinstance(tree, Diagnostic) and (kinds != ("prune",) or first == ["prune"]):
+            self.findings.append(tree)
+        elif body is None or body.data not in kinds:
+            self.report("not-here", self.span, word=first[0], expected=_EXPECTED[kinds[0]])
+        else:
+            readers: dict[str, Callable[[Syntax], Any]] = {
+                "rule": self._rule,
+                "prune": self._prune,
+                "test": self._test,
+            }
+            value = readers.get(body.data, self._otherwise)(body)
+            # Half a rule would match the wrong tensors, and every check after it would be noise.
+            self.value = None if self.findings else value
 
-    def rule(self, tree: Syntax) -> Rule:
+    def _rule(self, tree: Syntax) -> Rule:
         selector_tree, treatment_tree = children(tree)
         selector = self.selector(selector_tree)
         treatment, optional = self._treatment(treatment_tree)
@@ -98,12 +81,12 @@ class _Reader(SelectorReader):
             name_spans=tuple(self.spans),
         )
 
-    def otherwise(self, tree: Syntax) -> Written:
+    def _otherwise(self, tree: Syntax) -> Written:
         (words,) = children(tree)
         self.span = place(self.text, words)
         return self._mandatory(words)
 
-    def prune(self, tree: Syntax) -> Prune | None:
+    def _prune(self, tree: Syntax) -> Prune | None:
         component, *words = tokens(tree)
         if component != "experts":
             self.report("unprunable", component, component=component)
@@ -118,7 +101,7 @@ class _Reader(SelectorReader):
             return Prune(to=int(words[0]), by=str(method or "reap"))
         return None
 
-    def test(self, tree: Syntax) -> Assertion | None:
+    def _test(self, tree: Syntax) -> Assertion | None:
         (body,) = children(tree)
         self.span = place(self.text, body)
         parts = {token.type: token for token in tokens(body)}

@@ -15,7 +15,7 @@ from policy_dsl.language.print_policy import number, policy_digest, print_dsl, p
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import read_yaml
 from policy_dsl.language.selector_text import print_selector
-from policy_dsl.language.statement_text import print_treatment, read_statement
+from policy_dsl.language.statement_text import ReadStatement, print_treatment
 from policy_dsl.policy import Calibration, Comment, Defaults, Output, Policy, Prune, Rule
 from policy_dsl.selectors import (
     All,
@@ -136,7 +136,7 @@ def assertions(draw):
         text = f"{measure}({print_selector(selector)}) {relation} {amount}"
     source = SourceText("test", f"test {text}")
     statement, _ = substitute(Fragment.of(source, 0, len(source.text)), {})
-    read = read_statement(statement, ("test",))
+    read = ReadStatement(statement, ("test",))
     assert read.findings == [], text
     return read.value
 
