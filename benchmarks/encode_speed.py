@@ -20,7 +20,7 @@ from one_core import CORE, best_seconds
 import mlx.core as mx
 import numpy as np
 
-from emitters.mlx_affine.encode import encode
+from emitters.mlx_affine.codec import encode
 from emitters.numerics.rounding import cast
 from policy_dsl.treatments import Coded
 

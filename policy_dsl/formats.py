@@ -6,9 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-from policy_dsl.bounded_json import parse_json
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 # Capabilities load without what a plan and a model are: `check` starts at once.
 if TYPE_CHECKING:
@@ -17,6 +15,7 @@ if TYPE_CHECKING:
     from policy_dsl.diagnostics import Diagnostic, PolicyError
     from policy_dsl.plan import Draft, Module, Plan, PlannedTensor, Refusal
     from policy_dsl.policy import Policy
+    from policy_dsl.roles.architecture import Architecture
     from policy_dsl.roles.classify import Model, ModelTensor
     from policy_dsl.treatments import Coded, Stored, Unread
 
@@ -24,6 +23,12 @@ if TYPE_CHECKING:
 
 # What an entry of a policy's `metadata` may be: one of these texts, of a type, a mapping.
 MetadataValues = type | tuple[str, ...] | Mapping[str, "MetadataValues"]
+# Dtype and shape of a tensor on disk.
+TensorForm = tuple[str, tuple[int, ...]]
+# Module -> part -> form: a bundle's tensors by their names up to the last dot.
+Forms = Mapping[str, Mapping[str, TensorForm]]
+# Name -> content of metadata files.
+FileContents = Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +55,9 @@ class PartShape:
     """One output tensor of a module: the suffix of its name, safetensors dtype, shape.
 
     constant: all its bytes where the treatment alone decides them; else it has equal bytes for
-    every logical row of the module. nbytes: of dtypes that are no safetensors' one. together:
-    logical rows that are coded as one, where groups run on from row to row. by_columns: whether
-    these rows lie along its second axis, and not along the first. whole: whether all of it
-    belongs to every row.
+    every logical row of the module. nbytes: None where dtype and shape decide it. together:
+    logical rows that are coded as one, where groups run on from row to row. order: whether these
+    rows are along its first axis, along its second, or have all of it in common.
     """
 
     part: str
@@ -62,8 +66,7 @@ class PartShape:
     constant: bytes = b""
     nbytes: int | None = None
     together: int = 1
-    by_columns: bool = False
-    whole: bool = False
+    order: Literal["rows", "columns", "whole"] = "rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,47 +95,69 @@ class ExpertPadding:
         return -n_experts % self.multiple
 
 
+def in_order(modules: Sequence[Module]) -> Sequence[PlannedTensor]:
+    """The tensors of the modules, in their order."""
+    return [tensor for module in modules for tensor in module.tensors]
+
+
+def filled(tensors: Sequence[PlannedTensor], limit: int) -> Iterator[list[PlannedTensor]]:
+    """The tensors of each shard: one that would pass the limit begins the next."""
+    shard: list[PlannedTensor] = []
+    nbytes = 0
+    for tensor in tensors:
+        if shard and nbytes + tensor.nbytes > limit:
+            yield shard
+            shard, nbytes = [], 0
+        shard.append(tensor)
+        nbytes += tensor.nbytes
+    yield shard
+
+
 @dataclass(frozen=True, slots=True)
 class Shards:
     """Tensors in numbered safetensors files. nbytes: largest shard; metadata: of each header.
 
-    name(index from 1, count) -> file name. overfull: whether a shard is closed by the tensor
-    that reaches that size, and not by the one that would pass it.
+    name(index from 1, count) -> file name. order(modules): in which shards are filled.
+    fill(tensors, nbytes): those of each shard.
     """
 
     nbytes: int
     name: Callable[[int, int], str]
     metadata: Mapping[str, str] = field(default_factory=dict)
-    overfull: bool = False
+    order: Callable[[Sequence[Module]], Sequence[PlannedTensor]] = in_order
+    fill: Callable[[Sequence[PlannedTensor], int], Iterator[list[PlannedTensor]]] = filled
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """All tensors in one file, without gaps after a preface that the emitter makes.
+    """All tensors in one file, without gaps after a preface.
 
     name(policy, modules) -> file name. embedded_files: side files of the source that the
-    preface holds.
+    preface holds. preface(plan, those of them that the source has): what comes before the
+    tensors; without anything about the model and without padding if they are None.
+    order(modules): in which tensors follow each other.
     """
 
     name: Callable[[Policy, Sequence[Module]], str]
     embedded_files: tuple[str, ...]
+    preface: Callable[[Plan, FileContents | None], bytes]
+    order: Callable[[Sequence[Module]], Sequence[PlannedTensor]] = in_order
 
 
 @dataclass(frozen=True, kw_only=True)
 class FormatSpec:
     """What a format can hold and how its bundle is named and laid out. Functions are pure.
 
-    codec_version: raised with every change of the bytes that an encoder makes.
     What can be stored
       fill: rows (role class, bits or None for any, scheme), first match wins; role classes are
         `experts`, `embed` (embed and lm_head), `matrix` (any other matrix), `any`.
       plain_dtypes: of what is not quantized. plain_dtype(tensor, model): the one of a kept
         tensor, and of a quantized one's values. cuts_off: whether values that become F16 are
         rounded toward zero.
+      codec_version: raised with every change of the bytes that an encoder makes.
       fp8_rules: how FP8 sources may be dequantized; the first is the format's own.
-    Which models
-      families: family -> None if supported, else the reason why it is refused.
-    Who reads it
+    Which models, and who reads it
+      families: family -> None if it is taken, else why not; None: as the families' tables say.
       config_readers: the tables of readers that say what config.json means to them.
       runtimes: reader -> what it is.
     What modules and their tensors are
@@ -144,10 +169,8 @@ class FormatSpec:
       layouts: ways to store experts, the first is the default; None is stacks of all. Empty:
         stacks, no choice.
       padding: family -> experts that are added, unless the policy says no.
-    Where tensors lie
-      tensor_files: in shards, or in one container.
-      file_order(modules): the order in which files are filled, None as modules are.
-    Which other files there are
+    Which files there are
+      tensor_files: those with tensors.
       copied_files: name patterns of the source's side files that the bundle copies.
       edited_files: those that it holds in another form.
       metadata_files: JSON files that describe a bundle to its readers, also those that other
@@ -161,41 +184,34 @@ class FormatSpec:
     name: str
     about: str
     codec_version: int = 1
-
     schemes: tuple[SchemeSpec, ...]
     fill: tuple[tuple[str, int | None, str], ...]
     plain_dtypes: tuple[str, ...]
     plain_dtype: Callable[[ModelTensor, Model], str]
     cuts_off: bool = False
     fp8_rules: tuple[str, ...]
-
-    families: Mapping[str, str | None]
+    families: Mapping[str, str | None] | None = None
     config_readers: tuple[str, ...] = ()
     runtimes: Mapping[str, str] = field(default_factory=dict)
-
     module_path: Callable[[ModelTensor, Model], str]
     part_shapes: Callable[[Stored, tuple[int, ...], str], tuple[PartShape, ...]]
     layouts: Mapping[str, ExpertsApart | None] = field(default_factory=dict)
     padding: Mapping[str, ExpertPadding] = field(default_factory=dict)
-
     tensor_files: Shards | Container
-    file_order: Callable[[Sequence[Module]], Sequence[PlannedTensor]] | None = None
-
     copied_files: tuple[str, ...]
     edited_files: tuple[str, ...] = ()
     metadata_files: tuple[str, ...] = ()
-
     settings: tuple[str, ...] = ()
     metadata_keys: Mapping[str, MetadataValues] = field(default_factory=dict)
 
     @property
     def container(self) -> Container | None:
-        """The one file that holds all tensors, None if they lie in shards."""
+        """The one file that holds all tensors, None if they are in shards."""
         return self.tensor_files if isinstance(self.tensor_files, Container) else None
 
     @property
     def embedded_files(self) -> tuple[str, ...]:
-        """Side files of the source that a container holds; none of shards do."""
+        """Side files of the source that a container holds; shards hold none."""
         return self.container.embedded_files if self.container else ()
 
     def layout(self, policy: Policy) -> str:
@@ -206,15 +222,18 @@ class FormatSpec:
         """The scheme of that name, or None."""
         return next((scheme for scheme in self.schemes if scheme.name == name), None)
 
+    def refusal(self, table: Architecture) -> str | None:
+        """Why the format does not take a family; None if it does."""
+        if self.families is None:
+            return table.refusal(self.name)
+        unknown = "its tensor names in this format are not known"
+        return self.families.get(table.family, unknown)
 
-# Dtype and shape of a tensor on disk.
-TensorForm = tuple[str, tuple[int, ...]]
-# Module -> part -> form: a bundle's tensors by their names up to the last dot.
-Forms = Mapping[str, Mapping[str, TensorForm]]
+    def all_families(self) -> Mapping[str, str | None]:
+        """Every family -> None if the format takes it, else why not."""
+        from policy_dsl.roles.architecture import families_of  # noqa: PLC0415
 
-
-# Name -> content of metadata files.
-FileContents = Mapping[str, bytes]
+        return families_of(self.name) if self.families is None else self.families
 
 
 class Claim(NamedTuple):
@@ -294,8 +313,6 @@ class Files:
     defects(folder, files, shards, claims): what readers need besides tensors of these widths.
     added(files, shapes): module -> how many of its first axis, at its end, only pad.
     edited(plan, files): the source's `edited_files` as the bundle holds them, or PolicyError.
-    preface(plan, files): what comes before the tensors of a container; files are None for one
-    without anything about the model, and without padding.
     """
 
     metadata: Callable[[Plan], dict[str, bytes]]
@@ -306,11 +323,10 @@ class Files:
     ) = None
     added: Callable[[FileContents, Mapping[str, tuple[int, ...]]], Mapping[str, int]] | None = None
     edited: Callable[[Plan, FileContents], dict[str, bytes]] | None = None
-    preface: Callable[[Plan, FileContents | None], bytes] | None = None
 
 
 class ColumnSums(Protocol):
-    """What the columns of matrices got as input: float32 [n_matrices, in], in squares."""
+    """What the columns of matrices got as input, in squares: float32 [n_matrices, in]."""
 
     @property
     def sums(self) -> Array:
@@ -324,16 +340,10 @@ class Statistics(Protocol):
     """What is known of a model's inputs; read when it is asked for, and not kept."""
 
     def of_matrix(self, module: Module, source: int) -> ColumnSums:
-        """Of the one matrix that is a module's source of this index.
-
-        Raises: PolicyError if it is not there, or not of this model.
-        """
+        """Of the matrix that is a module's source of this index. PolicyError if unknown."""
 
     def of_layer(self, role: str, module: Module) -> ColumnSums:
-        """Of all matrices of a role in a module's layer; the experts that stay, in their order.
-
-        Raises: PolicyError as `of_matrix` does.
-        """
+        """Of all matrices of a role in a module's layer, experts in order. PolicyError."""
 
     def once(self, key: object, made: Callable[[], Array]) -> Array:
         """What is made for this key; the last few are kept."""
@@ -353,29 +363,16 @@ class Context:
     scale: Array | None = None
 
 
-class Contexts(Protocol):
-    """The context of a module's source of this index.
-
-    Raises: PolicyError if the statistics are not those of the matrix, or cannot be used.
-    """
-
-    def __call__(
-        self, plan: Plan, module: Module, source: int, statistics: Statistics
-    ) -> Context: ...
-
-
-class Contents(Protocol):
-    """Name -> all bytes of the tensors that a method adds to the bundle."""
-
-    def __call__(self, plan: Plan, statistics: Statistics) -> Mapping[str, bytes]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Solver:
-    """What a method computes from statistics."""
+    """What a method computes from statistics; PolicyError if it cannot use them.
 
-    context: Contexts
-    contents: Contents | None = None
+    context(plan, module, index of one of its sources, statistics).
+    contents(plan, statistics): name -> all bytes of the tensors that the method adds.
+    """
+
+    context: Callable[[Plan, Module, int, Statistics], Context]
+    contents: Callable[[Plan, Statistics], Mapping[str, bytes]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -468,28 +465,3 @@ class Format:
         """The tensor with what a module's columns were multiplied by, if a bundle has it."""
         finders = (method.column_scale for method in self.methods.values())
         return next(filter(None, (find(module) for find in finders if find)), None)
-
-
-def document(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    """The JSON object that a metadata file holds.
-
-    Raises: ForeignMetadataError if there is no such file, or none in it.
-    """
-    if name not in files:
-        raise ForeignMetadataError(f"it has no {name}")
-    try:
-        found = parse_json(files[name], what=name)
-    except ValueError as error:
-        raise ForeignMetadataError(str(error)) from None
-    if not isinstance(found, dict):
-        raise ForeignMetadataError(f"{name} is not a JSON object")
-    return found
-
-
-def forms_of(tensors: Mapping[str, TensorForm]) -> dict[str, dict[str, TensorForm]]:
-    """Tensors by their module: all of a name up to its last dot."""
-    forms: dict[str, dict[str, TensorForm]] = {}
-    for name, form in tensors.items():
-        path, _, part = name.rpartition(".")
-        forms.setdefault(path, {})[part] = form
-    return forms

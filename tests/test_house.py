@@ -31,6 +31,7 @@ LAYERS = (
     # from a plan to a bundle and back
     "emitters emitters.core",
     FORMATS,
+    "emitters.checkpoints",
     "emitters.numerics emitters.tensor_io",
     # from policy, inventory and format to a plan, and what can be asked of plans
     ".planning",

@@ -61,8 +61,8 @@ def preface(plan: Plan, source: Source, format: Format) -> bytes:
 
 
 def _made_preface(plan: Plan, format: Format, files: Mapping[str, bytes] | None) -> bytes:
-    made = format.files().preface
-    return made(plan, files) if made else b""
+    container = format.spec.container
+    return container.preface(plan, files) if container else b""
 
 
 def _held(names: Iterable[str], source: Source) -> dict[str, bytes]:

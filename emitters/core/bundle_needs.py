@@ -64,7 +64,7 @@ def not_compared(bundle: Bundle) -> str:
     family = _family(bundle)
     if family is None:
         return f"policyc has no table for {bundle.inventory.config.get('model_type')!a}"
-    refused = bundle.format.spec.families.get(family, "unknown")
+    refused = bundle.format.spec.refusal(architecture(family))
     return "" if refused is None else f"{bundle.target} does not take {family}"
 
 

@@ -12,18 +12,11 @@ from itertools import groupby
 from pathlib import Path
 
 from emitters import FORMATS
+from emitters.checkpoints import forms_of
 from emitters.core.record import BundleModule, Record, read_record
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.escaping import shown
-from policy_dsl.formats import (
-    Claim,
-    Format,
-    FormatSpec,
-    SchemeSpec,
-    TensorForm,
-    UnreadError,
-    forms_of,
-)
+from policy_dsl.formats import Claim, Format, FormatSpec, SchemeSpec, TensorForm, UnreadError
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.quantities import counted, first_few
 from policy_dsl.regular_files import read_whole

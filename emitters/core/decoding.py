@@ -39,7 +39,7 @@ class Decoder:
     def block_rows(self, module: BundleModule) -> int:
         """How many logical rows to ask for at once."""
         forms = self._forms(module) if isinstance(module.treatment, Coded) else ()
-        apart = any(form.by_columns for form in forms)
+        apart = any(form.order == "columns" for form in forms)
         together = max((form.together for form in forms), default=1)
         # Rows that lie apart are read by pieces, which should be long.
         values = _BLOCK_VALUES * (16 if apart else 1)
@@ -69,9 +69,9 @@ class Decoder:
         found = {}
         for form in self._forms(module):
             tensor = module.tensors[form.part]
-            if form.whole:
+            if form.order == "whole":
                 found[form.part] = np.frombuffer(self._all(tensor), _storage(tensor.dtype))
-            elif form.by_columns:
+            elif form.order == "columns":
                 found[form.part] = self._lines(tensor, n_rows, span)
             elif not form.constant:
                 found[form.part] = self._rows(tensor, n_rows, span, form.together)

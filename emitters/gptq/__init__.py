@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from typing import Final
 
-from emitters.gptq.readers import REVIEW
-from emitters.gptq.schemes import SEARCHES
-from emitters.gptq.spec import SPEC
+from emitters.gptq.review import REVIEW
+from emitters.gptq.spec import RTN, SEARCHES, SPEC
 from policy_dsl.formats import Codec, Files, Format, Method, Solver
 
 
 def _codec() -> Codec:
-    from emitters.gptq.encode import beyond, decode, encode
+    from emitters.gptq.codec import beyond, decode, encode
 
     return Codec(encode, decode, beyond)
 
 
-def _files() -> Files:
-    from emitters.gptq.metadata import claims, defects, metadata
-
-    return Files(metadata=metadata, claims=claims, defects=defects)
-
-
 def _search() -> Solver:
-    from emitters.gptq.statistics import context
+    from emitters.gptq.codec import context
 
     return Solver(context)
+
+
+def _files() -> Files:
+    from emitters.gptq.config import metadata
+    from emitters.gptq.read_config import claims
+    from emitters.gptq.reader_checks import defects
+
+    return Files(metadata=metadata, claims=claims, defects=defects)
 
 
 FORMAT: Final[Format] = Format(
@@ -33,5 +34,5 @@ FORMAT: Final[Format] = Format(
     codec=_codec,
     files=_files,
     review=REVIEW,
-    methods={"rtn": Method(), **dict.fromkeys(SEARCHES, Method(uses="imatrix", solver=_search))},
+    methods={RTN: Method(), **dict.fromkeys(SEARCHES, Method(uses="imatrix", solver=_search))},
 )

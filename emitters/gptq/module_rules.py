@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from emitters.gptq.widths import Width, width_of
+from emitters.gptq.spec import Width, width_of
 from policy_dsl.plan import Module
 from policy_dsl.vocabulary import namesake
 
@@ -28,15 +28,15 @@ _JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_pr
 
 
 def blocks(modules: Iterable[Module]) -> list[str]:
-    """What stands before the numbers of layers, such as `model.layers`."""
-    found = (_IN_LAYER.fullmatch(module.name) for module in modules)
-    return sorted({match[1] for match in found if match})
+    """What comes before the numbers of layers, such as `model.layers`."""
+    matches = (_IN_LAYER.fullmatch(module.name) for module in modules)
+    return sorted({match[1] for match in matches if match})
 
 
 def exact_rules(modules: Sequence[Module], default: Width) -> Rules:
     """The linears beside experts that the default is not for, by their names.
 
-    What lies outside the blocks, such as lm_head, is named whatever its width.
+    What is outside the blocks, such as lm_head, is named whatever its width.
     """
     return {
         module.name: width_of(module)
@@ -50,22 +50,26 @@ def exact_rules(modules: Sequence[Module], default: Width) -> Rules:
 def layer_rules(modules: Sequence[Module], default: Width) -> Rules:
     """The same linears, those in blocks by patterns for all layers where they are alike.
 
-    Nothing is said of what lies outside the blocks and is not quantized: nobody expects it.
+    Nothing is said of what is outside the blocks and not quantized: nobody expects it.
     """
     alike: dict[tuple[str, Width | None], dict[int, list[str]]] = {}
-    found: dict[str, Width | None] = {}
+    rules: dict[str, Width | None] = {}
     for name, width in exact_rules(modules, default).items():
         match = _IN_LAYER.fullmatch(name)
         if match is None:
-            found |= {} if width is None else {f"{re.escape(name)}$": width}
+            rules |= {} if width is None else {f"{re.escape(name)}$": width}
             continue
         parent, _, last = match[3].rpartition(".")
         alike.setdefault((parent, width), {}).setdefault(int(match[2]), []).append(last)
     for (parent, width), layers in alike.items():
-        for words, numbers in _by_value(layers):
-            path = f"{_path(parent)}{_one_of(_with_joined(words))}"
-            found[rf".*layers\.{_one_of(numbers)}\.{path}$"] = width
-    return found
+        # Words, and the layers that have exactly these.
+        by_words: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for layer, words in layers.items():
+            by_words[tuple(words)].append(layer)
+        for held, numbers in by_words.items():
+            path = f"{_path(parent)}{_one_of(_with_joined(held))}"
+            rules[rf".*layers\.{_one_of(numbers)}\.{path}$"] = width
+    return rules
 
 
 def expert_rules(modules: Sequence[Module], default: Width) -> Rules:
@@ -81,34 +85,27 @@ def expert_rules(modules: Sequence[Module], default: Width) -> Rules:
                 alike["" if together else projection, width].append(layer)
     block = rf"{_one_of(_EXPERT_BLOCKS)}\.experts"
     return {
-        rf".*layers\.{_one_of(layers)}\.{block}{_tail(projection)}": width
+        rf".*layers\.{_one_of(layers)}\.{block}"
+        + (rf"\.\d+\.{projection}$" if projection else ".*"): width
         for (projection, width), layers in alike.items()
     }
 
 
 def _is_linear(module: Module) -> bool:
-    """Whether it may be a linear to readers, and no table or bare parameter."""
+    """Whether it may be a linear to readers, not a table or a bare parameter."""
     is_weight = module.tensors[0].name != module.name
     return is_weight and len(module.shape) == 2 and namesake(module.role) != "embed"
 
 
 def _experts(modules: Iterable[Module]) -> Mapping[int, dict[str, Width | None]]:
     """Layer -> projection -> width, which all experts of a layer have."""
-    found: dict[int, dict[str, Width | None]] = defaultdict(dict)
+    layers: dict[int, dict[str, Width | None]] = defaultdict(dict)
     for module in modules:
         layer = _IN_LAYER.fullmatch(module.name)
         expert = _EXPERT.fullmatch(layer[3]) if layer else None
         if layer and expert:
-            found[int(layer[2])][expert[2]] = width_of(module)
-    return found
-
-
-def _by_value(layers: Mapping[int, list[str]]) -> Iterator[tuple[tuple[str, ...], list[int]]]:
-    """Words, and the layers that have exactly these."""
-    found: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for layer, words in layers.items():
-        found[tuple(words)].append(layer)
-    yield from found.items()
+            layers[int(layer[2])][expert[2]] = width_of(module)
+    return layers
 
 
 def _with_joined(words: tuple[str, ...]) -> tuple[str, ...]:
@@ -117,14 +114,10 @@ def _with_joined(words: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _path(parent: str) -> str:
-    """A pattern for what stands between the number of a layer and the last word."""
+    """A pattern for what is between the number of a layer and the last word."""
     if parent in _EXPERT_BLOCKS:
         return rf"{_one_of(_EXPERT_BLOCKS)}\."
     return rf"{re.escape(parent)}\." if parent else ""
-
-
-def _tail(projection: str) -> str:
-    return rf"\.\d+\.{projection}$" if projection else ".*"
 
 
 def _one_of(choices: Sequence[object]) -> str:

@@ -12,10 +12,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from emitters.gptq.widths import Width
+from emitters.gptq.spec import Width
 from policy_dsl.linear_patterns import Pattern, PatternError, Where, regular_expression
 from policy_dsl.roles.name_index import NameIndex, is_plain
 from policy_dsl.selectors import Regex
+from policy_dsl.treatments import Unread
 
 # Characters and steps of one pattern, characters of all of them.
 _LONGEST, _MOST_STEPS = 10_000, 5_000
@@ -38,13 +39,7 @@ class Rule(NamedTuple):
     entry: Mapping[str, Any]
 
 
-class Unknown(NamedTuple):
-    """The width of a module depends on a pattern that is not read, and why it is not."""
-
-    reason: str
-
-
-class _Unread(NamedTuple):
+class _UnreadRule(NamedTuple):
     """A rule whose pattern is not read; says: a width, None, or what equals nothing."""
 
     at: int
@@ -68,26 +63,26 @@ class Verdicts:
         """
         self._rules, self._says, self._where = rules, says, where
         self._first: dict[str, int] = {}
-        self._unread: list[_Unread] = []
+        self._unread: list[_UnreadRule] = []
         self._usual = {name for name in names if len(name) <= _LONGEST_NAME and is_plain(name)}
         self._match_all()
-        says_first = [one.says for one in self._unread[:1]]
-        alike = (at for at, one in enumerate(self._unread) if [one.says] != says_first)
+        says_first = [rule.says for rule in self._unread[:1]]
+        alike = (at for at, rule in enumerate(self._unread) if [rule.says] != says_first)
         self._n_alike = next(alike, len(self._unread))
 
-    def of(self, name: str, otherwise: Width | None) -> Width | Unknown | None:
+    def of(self, name: str, otherwise: Width | None) -> Width | Unread | None:
         """The width of a module; otherwise: if no rule matches it. Raises: ValueError."""
         if not self._rules:
             return otherwise
         if name not in self._usual:
-            return Unknown(_NO_MATCH)
+            return Unread(_NO_MATCH)
         first = self._first.get(name)
         known = otherwise if first is None else self._says(self._rules[first])
         until = len(self._rules) if first is None else first
         before = bisect_left(self._unread, until, key=_at)
         # It does not matter whether a rule matches that says the same.
         same = self._n_alike if self._unread and self._unread[0].says == known else 0
-        return known if before <= same else Unknown(self._unread[same].reason)
+        return known if before <= same else Unread(self._unread[same].reason)
 
     def _match_all(self) -> None:
         if sum(len(rule.pattern) for rule in self._rules) > MOST_TEXT:
@@ -101,7 +96,7 @@ class Verdicts:
                     self._first.setdefault(name, at)
             except PatternError as error:
                 reason = f"{rule.sign}{rule.pattern:.80}: {error}"
-                self._unread.append(_Unread(at, reason, self._if_valid(rule)))
+                self._unread.append(_UnreadRule(at, reason, self._if_valid(rule)))
 
     def _matching(self, text: str, index: NameIndex, clock: _Clock) -> Iterator[str]:
         """The names that readers match. Raises: PatternError; ValueError."""
@@ -135,7 +130,7 @@ class _Clock:
             raise ValueError(f"{self._about} take more than {MOST_SECONDS} seconds")
 
 
-def _at(unread: _Unread) -> int:
+def _at(unread: _UnreadRule) -> int:
     return unread.at
 
 

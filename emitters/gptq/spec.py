@@ -1,21 +1,162 @@
-"""What GPTQ checkpoints can hold. Source: auto-round 0.16.1, GPTQModel 7.7.0, vLLM 0.33.0."""
+"""What GPTQ checkpoints can hold, under which names, and how a matrix is described.
+
+Names are as published, with one module for each expert.
+Source: auto-round 0.16.1, GPTQModel 7.7.0, vLLM 0.33.0: packers, readers, weight loaders.
+"""
 
 from __future__ import annotations
 
-from emitters.gptq.names import FAMILIES, module_path, plain_dtype
-from emitters.gptq.readers import METADATA_KEYS, READERS, RUNTIMES
-from emitters.gptq.schemes import GROUP_SIZES, RTN, SEARCHES, STORAGE, WIDTHS, part_shapes
-from policy_dsl.formats import ExpertsApart, FormatSpec, SchemeSpec, Shards
-from policy_dsl.roles.published_names import expert_path
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from emitters.checkpoints import CONFIG, covering_most
+from policy_dsl.formats import ExpertsApart, FormatSpec, PartShape, SchemeSpec, Shards
+from policy_dsl.plan import Draft, Module
+from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.roles.published_names import expert_path, experts_path, published_name
 from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
+from policy_dsl.treatments import WHOLE_ROW, Coded, Plain, Stored
 
+AUTO_ROUND, GPTQ = "auto-round", "gptq"
+# Dialect -> the file with a copy of its configuration.
+SIDECARS = {GPTQ: "quantize_config.json", AUTO_ROUND: "quantization_config.json"}
+WIDTHS = (4, 8, 3, 2)
+RTN = "rtn"
+# Method -> the version of AutoRound whose scales it tries.
+SEARCHES: Mapping[str, str] = {"opt-rtn": "0.16.1", "opt-rtn-0.12.2": "0.12.2"}
+_BAND = 32  # rows whose codes and zero points fill whole words
+RUNTIMES: Mapping[str, str] = {
+    "vllm": "server on NVIDIA GPUs",
+    "auto-round": "AutoRound's layers in transformers, any device",
+    "gptqmodel": "Python, any device",
+    "transformers": "with auto-round, or with optimum and gptqmodel, by dialect",
+}
+# Whose tables say what config.json must have -> the readers that read it so.
+READERS: Mapping[str, tuple[str, ...]] = {
+    "transformers": ("transformers", "auto-round", "gptqmodel", "vllm"),
+    "vllm": ("vllm",),
+}
+
+
+class Storage(NamedTuple):
+    """version: of zero points, "gptq" (one less is stored) or "gptq_v2"; g_idx: if there.
+
+    act_order: whether groups are of any columns, as g_idx says, and not of neighbours.
+    """
+
+    version: str
+    g_idx: bool
+    act_order: bool = False
+
+
+STORAGE: Mapping[str, Storage] = {
+    "int": Storage("gptq", g_idx=False),
+    "int-gidx": Storage("gptq", g_idx=True),
+    "int-v2": Storage("gptq_v2", g_idx=False),
+    "int-v2-gidx": Storage("gptq_v2", g_idx=True),
+}
+# What others write, and is read only.
+READ: Mapping[str, Storage] = {
+    **STORAGE,
+    "int-act-order": Storage("gptq", g_idx=True, act_order=True),
+    "int-v2-act-order": Storage("gptq_v2", g_idx=True, act_order=True),
+}
 _ABOUT = {
     "int": "integers with zero points, version 1",
     "int-gidx": "the same and a group number for each column",
     "int-v2": "zero points of version 2, which has a zero point 0",
     "int-v2-gidx": "version 2 and a group number for each column",
 }
+
+
+class Width(NamedTuple):
+    """How a quantized matrix is stored, as far as rules of both dialects describe it."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
+
+    def entry(self) -> dict[str, int | bool]:
+        """The width in the words of configurations."""
+        return {"bits": self.bits, "group_size": self.group_size, "sym": self.symmetric}
+
+
+def width_of(module: Module) -> Width | None:
+    """The width of a module; None if it is not quantized."""
+    coded = module.treatment
+    if isinstance(coded, Plain):
+        return None
+    return Width(coded.bits, coded.group_size, coded.symmetric)
+
+
+def default_width(modules: Iterable[Module]) -> Width | None:
+    """The width of most parameters, the first of equals; None if nothing is quantized."""
+    return covering_most(modules, width_of)
+
+
+def dialect_of(draft: Draft) -> str:
+    """Whose configuration a bundle gets: the policy's word, else AutoRound's."""
+    return str(dict(draft.policy.metadata).get("dialect", AUTO_ROUND))
+
+
+def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
+    """The tensors of a module [out, in]: `qweight`, `qzeros`, `scales`, perhaps `g_idx`.
+
+    Codes are packed along `in`, zero points along `out`, both into int32 words; rows of the
+    module are columns of the tensors. Plain modules have a `weight`.
+    Raises: ValueError if a quantized module is not a matrix, or the format does not store it so.
+    """
+    if isinstance(treatment, Plain):
+        return (PartShape("weight", dtype, shape),)
+    if len(shape) != 2:
+        raise ValueError(f"{list(shape)} is not a matrix")
+    storage, bits = READ.get(treatment.scheme), treatment.bits
+    if storage is None or bits not in WIDTHS:
+        raise ValueError(f"the format has no {bits} bits of {treatment.scheme}")
+    out, columns = shape
+    size = group_length(treatment, columns)
+    groups = columns // size
+    parts = (
+        _by_columns("qweight", "I32", (columns * bits // 32, out)),
+        _by_columns("qzeros", "I32", (groups, out * bits // 32)),
+        _by_columns("scales", "F16", (groups, out)),
+    )
+    if not storage.g_idx:
+        return parts
+    if storage.act_order:
+        return (*parts, PartShape("g_idx", "I32", (columns,), order="whole"))
+    return (*parts, PartShape("g_idx", "I32", (columns,), constant=_g_idx(columns, size)))
+
+
+def group_length(treatment: Coded, columns: int) -> int:
+    """How many values of a row of `columns` share a scale."""
+    return columns if treatment.group_size == WHOLE_ROW else treatment.group_size
+
+
+def _by_columns(part: str, dtype: str, shape: tuple[int, int]) -> PartShape:
+    return PartShape(part, dtype, shape, together=_BAND, order="columns")
+
+
+# One object for all modules of a shape: a large model has tens of thousands.
+@lru_cache(maxsize=64)
+def _g_idx(columns: int, size: int) -> bytes:
+    """The number of each column's group, as little-endian int32."""
+    numbers = range(-(-columns // size))
+    return b"".join(group.to_bytes(4, "little") * size for group in numbers)[: 4 * columns]
+
+
+def _module_path(tensor: ModelTensor, model: Model) -> str:
+    """The module of a tensor: its published name; that of a layer's experts has a `*`."""
+    if tensor.expert is not None:
+        return experts_path(tensor, model)
+    return published_name(tensor, model).removesuffix(".weight")
+
+
+def _plain_dtype(tensor: ModelTensor, model: Model) -> str:
+    """The source's own dtype; FP8, whose codes may be called integers, becomes bfloat16."""
+    return tensor.source.dtype if tensor.scale is None else "BF16"
 
 
 SPEC = FormatSpec(
@@ -25,7 +166,7 @@ SPEC = FormatSpec(
         SchemeSpec(
             name,
             WIDTHS,
-            GROUP_SIZES,
+            (128, 64, 32, WHOLE_ROW),
             (RTN, *SEARCHES),
             symmetries=(True, False),
             about=_ABOUT[name],
@@ -34,18 +175,17 @@ SPEC = FormatSpec(
     ),
     fill=tuple(("any", bits, "int") for bits in WIDTHS),
     plain_dtypes=("BF16", "F16", "F32"),
-    plain_dtype=plain_dtype,
+    plain_dtype=_plain_dtype,
     fp8_rules=("bf16", "bf16_bf16", "f32"),
-    families=FAMILIES,
     config_readers=tuple(READERS),
     runtimes=RUNTIMES,
-    module_path=module_path,
+    module_path=_module_path,
     part_shapes=part_shapes,
     layouts={"apart": ExpertsApart(expert_path, (*STORAGE, None))},
     tensor_files=Shards(4 * 10**9, shard_name, metadata={"format": "pt"}),
     copied_files=SIDE_FILES,
     # AutoGPTQ and auto-round write files of their own.
-    metadata_files=("config.json", "quantize_config.json", "quantization_config.json"),
+    metadata_files=(CONFIG, *SIDECARS.values()),
     settings=("output.shard_size", "calibration.imatrix"),
-    metadata_keys=METADATA_KEYS,
+    metadata_keys={"dialect": (AUTO_ROUND, GPTQ)},
 )

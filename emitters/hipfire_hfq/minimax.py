@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from emitters.hipfire_hfq.names import SCALE
+from emitters.hipfire_hfq.container import SCALE
 from policy_dsl.sources.hfq_codes import code_name
 from policy_dsl.sources.hfq_container import HfqTensor
 
@@ -17,7 +17,7 @@ Defect = tuple[str, str]
 
 _PLAIN = (1, 2)
 _Q8 = (3,)
-# Its map of codes: float32 and bfloat16 are no matrices to it.
+# Its map of codes: float32 and bfloat16 are not matrices to it.
 _MATRIX = (1, 3, 6, 7, 8, *range(11, 16), *range(17, 22), 24, 30)
 _EXPERT = (13, 15, 19, 20)
 _SCALE_NBYTES = 2
@@ -54,7 +54,7 @@ def minimax_defects(
     for wanted in _wanted(config, head):
         found = tensors.get(wanted.name)
         if found is None:
-            yield wanted.name, "it is not there"
+            yield wanted.name, "it is missing"
         elif found.info.shape != wanted.shape:
             shapes = f"shape {list(found.info.shape)}, and the config means"
             yield wanted.name, f"it has {shapes} {list(wanted.shape)}"

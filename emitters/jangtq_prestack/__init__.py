@@ -1,22 +1,24 @@
-"""JANGTQ bundles: experts rotated and coded by a Lloyd-Max codebook, the rest 8-bit affine."""
+"""JANGTQ bundles: MXTQ experts and MLX affine groups, as JANG's MLX runtimes load them."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from emitters.jangtq_prestack.readers import REVIEW
+from emitters.jangtq_prestack.review import REVIEW
 from emitters.jangtq_prestack.spec import SPEC
 from policy_dsl.formats import Codec, Files, Format, Method
 
 
 def _codec() -> Codec:
-    from emitters.jangtq_prestack.encode import beyond, decode, encode
+    from emitters.jangtq_prestack.codec import beyond, decode, encode
 
     return Codec(encode, decode, beyond)
 
 
 def _files() -> Files:
-    from emitters.jangtq_prestack.metadata import added, claims, defects, edited, metadata
+    from emitters.jangtq_prestack.config import metadata
+    from emitters.jangtq_prestack.read_config import added, claims, defects
+    from emitters.jangtq_prestack.side_files import edited
 
     return Files(metadata=metadata, claims=claims, defects=defects, added=added, edited=edited)
 

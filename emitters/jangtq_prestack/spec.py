@@ -1,23 +1,98 @@
-"""What JANGTQ bundles can hold. Source: jang 2.5.50, its converter, rebundler and loader."""
+"""What JANGTQ bundles can hold, under which names, and in which order shards are filled.
+
+Their converter writes experts apart, in the order of the source; their rebundler then takes
+all stacks first, and the rest as it is in the converter's shards.
+Source: jang 2.5.50, converter (`convert_minimax_jangtq`), `rebundle_jangtq_stacked`, loader.
+"""
 
 from __future__ import annotations
 
-from emitters.jangtq_prestack.capabilities import METADATA_KEYS
-from emitters.jangtq_prestack.names import FAMILIES, MXTQ, expert_path, module_path, plain_dtype
-from emitters.jangtq_prestack.order import SHARD_NBYTES, file_order
-from emitters.jangtq_prestack.readers import READER, RUNTIMES
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from emitters.checkpoints import CONFIG
 from policy_dsl.formats import (
     ExpertPadding,
     ExpertsApart,
     FormatSpec,
+    MetadataValues,
     PartShape,
     SchemeSpec,
     Shards,
 )
+from policy_dsl.plan import Module, PlannedTensor
+from policy_dsl.roles.architecture import facts_of
+from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.roles.published_names import SHORT_NAMES, published_name, stack_path
 from policy_dsl.sources.side_files import SIDE_FILES
 from policy_dsl.treatments import Plain, Stored
 
+NAME = "jangtq_prestack"
+MXTQ = "mxtq"
+# Of the rotation; the same in every bundle that was ever shipped.
+SEED = 42
+JANG_CONFIG = "jang_config.json"
+TEMPLATE, TOKENIZER = "chat_template.jinja", "tokenizer_config.json"
 AFFINE_WIDTHS = (8, 6, 5, 4, 3, 2)
+SHARD_NBYTES = 10**9
+# jang's loader builds the classes of mlx-lm.
+READER = "mlx_lm"
+RUNTIMES = {
+    "jang": "jang_tools, Python with MLX on Apple silicon",
+    "vmlx-swift": "vMLX-Swift, also inside Osaurus",
+    "jang-runtime": "the older Swift reader",
+}
+SENSES = ("vision", "audio", "video")
+# What a policy's `metadata` may say: names that JANG has registered.
+_METADATA_KEYS: dict[str, MetadataValues] = {
+    "reasoning_parser": (
+        *("deepseek_r1", "gemma4", "inkling", "minimax_m3", "mistral", "muse_glimmer"),
+        *("openai_gptoss", "qwen3", "think_xml"),
+    ),
+    "tool_parser": (
+        *("atem", "deepseek", "dsml", "gemma4", "glm47", "hunyuan", "inkling", "lfm2"),
+        *("llama", "minimax", "minimax_m3", "mistral", "nemotron", "openpangu", "qwen"),
+        *("qwen3_coder", "step3p5", "xml_function", "zaya_xml"),
+    ),
+    "cache_type": ("hybrid", "kv", "mamba", "mla"),
+    "modality": ("text", *SENSES),
+    "think_in_template": bool,
+    "supports_tools": bool,
+    "supports_thinking": bool,
+    "source_model": {"name": str, "org": str, "architecture": str},
+}
+# In the order of JANG's own writer.
+PROJECTIONS = tuple(SHORT_NAMES)
+_STACK, _SHORT_BLOCK = ".switch_mlp.", ".block_sparse_moe."
+_LAST_WORDS = {word: name for name, short in SHORT_NAMES.items() for word in (name, short)}
+_IN_EXPERTS = re.compile(r"\.(?:switch_mlp|experts\.\d+)\.\w+$")
+
+
+def _module_path(tensor: ModelTensor, model: Model) -> str:
+    """The module of a tensor: experts stacked under `switch_mlp`, the rest as it was.
+
+    A tensor that is not a module's `.weight` keeps its full name.
+    """
+    name = published_name(tensor, model)
+    if tensor.expert is not None:
+        return stack_path(name, f"switch_mlp.{tensor.projection}")
+    return name.removesuffix(".weight")
+
+
+def expert_path(path: str, expert: int) -> str:
+    """The module of one expert of a stack, where experts are apart."""
+    block, _, projection = path.rpartition(_STACK)
+    if f"{block}.".endswith(_SHORT_BLOCK):
+        projection = SHORT_NAMES[projection]
+    return f"{block}.experts.{expert}.{projection}"
+
+
+def projection_of(path: str) -> str | None:
+    """The projection of an expert's or a stack's module, from its name; None for others."""
+    projection = _LAST_WORDS.get(path[path.rfind(".") + 1 :])
+    # The word first: of the many modules few but experts get to the pattern.
+    return projection if projection and _IN_EXPERTS.search(path) else None
 
 
 def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
@@ -45,13 +120,90 @@ def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[
     )
 
 
-def shard_name(number: int, count: int) -> str:
+def _plain_dtype(tensor: ModelTensor, model: Model) -> str:
+    """F16, for every tensor that is not coded, and for what affine groups are made of."""
+    return "F16"
+
+
+def _shard_name(number: int, count: int) -> str:
     """The file name of a shard, counted from 1; jang's loader looks for the dash."""
     return f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
+class _Piece(NamedTuple):
+    """What the converter writes for one matrix: `key` sorts it, sizes are of its parts."""
+
+    key: tuple[str, str, tuple[int, ...]]
+    module: Module
+    sizes: tuple[int, ...]
+
+
+def file_order(modules: Sequence[Module]) -> list[PlannedTensor]:
+    """All tensors of a bundle in the order in which its shards are filled."""
+    pieces = sorted(_pieces(modules))
+    if any(projection_of(one.name) is not None and not _is_stack(one) for one in modules):
+        # Stacks beside experts that are apart come where their first expert would.
+        placed = list({piece.module.name: piece.module for piece in pieces}.values())
+        placed += sorted((one for one in modules if not one.sources), key=_absent_key)
+        return [tensor for module in placed for tensor in module.tensors]
+    stacks = sorted((one for one in modules if _is_stack(one)), key=lambda module: module.name)
+    rest = [(shard, t.name, t) for shard, t in _sharded(pieces) if t is not None]
+    return [
+        *(tensor for module in stacks for tensor in module.tensors),
+        *(tensor for _, _, tensor in sorted(rest, key=lambda entry: entry[:2])),
+    ]
+
+
+def _fill(tensors: Sequence[PlannedTensor], limit: int) -> Iterator[list[PlannedTensor]]:
+    """The tensors of each shard: it is closed by the one that reaches the limit."""
+    shard: list[PlannedTensor] = []
+    nbytes = 0
+    for tensor in tensors:
+        if shard and nbytes >= limit:
+            yield shard
+            shard, nbytes = [], 0
+        shard.append(tensor)
+        nbytes += tensor.nbytes
+    yield shard
+
+
+def _is_stack(module: Module) -> bool:
+    return len(module.shape) == 3
+
+
+def _pieces(modules: Sequence[Module]) -> Iterator[_Piece]:
+    for module in modules:
+        count = module.shape[0] if _is_stack(module) else 1
+        sizes = tuple(
+            tensor.nbytes if tensor.is_constant else tensor.nbytes // count
+            for tensor in module.tensors
+        )
+        for view in module.sources:
+            key = view.tensor.file or "", view.tensor.name, view.place(0, 0)
+            yield _Piece(key, module, sizes)
+
+
+def _sharded(pieces: Sequence[_Piece]) -> Iterator[tuple[int, PlannedTensor | None]]:
+    """The converter's shard of every tensor, which is None where it is a part of a stack."""
+    shard = nbytes = 0
+    for piece in pieces:
+        stacked = _is_stack(piece.module)
+        for tensor, size in zip(piece.module.tensors, piece.sizes, strict=True):
+            yield shard, None if stacked else tensor
+            nbytes += size
+            if nbytes >= SHARD_NBYTES:
+                shard, nbytes = shard + 1, 0
+
+
+def _absent_key(module: Module) -> tuple[int, int, int]:
+    """Added experts come last: by layer, expert, and projection."""
+    expert = int(module.name.split(".")[-2])
+    order = list(PROJECTIONS)
+    return module.layer or 0, expert, order.index(projection_of(module.name) or order[0])
+
+
 SPEC = FormatSpec(
-    name="jangtq_prestack",
+    name=NAME,
     about="JANGTQ bundles for JANG's MLX runtimes on Apple silicon",
     schemes=(
         SchemeSpec(
@@ -70,19 +222,20 @@ SPEC = FormatSpec(
     ),
     plain_dtypes=("F16", "BF16", "F32"),
     fp8_rules=("f32", "bf16", "bf16_bf16"),
-    families=FAMILIES,
-    module_path=module_path,
+    module_path=_module_path,
     part_shapes=part_shapes,
-    plain_dtype=plain_dtype,
-    tensor_files=Shards(SHARD_NBYTES, shard_name, overfull=True),
-    file_order=file_order,
+    plain_dtype=_plain_dtype,
+    tensor_files=Shards(SHARD_NBYTES, _shard_name, order=file_order, fill=_fill),
     # Readers stack codes themselves; of other tensors they would take the first layer's only.
     layouts={"prestacked": None, "per_expert": ExpertsApart(expert_path, (MXTQ,))},
-    padding={"minimax_m2": ExpertPadding(multiple=32, router_bias=-10000.0)},
-    metadata_keys=METADATA_KEYS,
-    edited_files=("chat_template.jinja", "tokenizer_config.json"),
+    padding={
+        family: ExpertPadding(**padding)
+        for family, padding in facts_of(NAME, "expert_padding").items()
+    },
+    metadata_keys=_METADATA_KEYS,
+    edited_files=(TEMPLATE, TOKENIZER),
     copied_files=(*SIDE_FILES, "configuration.json"),
-    metadata_files=("config.json", "jang_config.json"),
+    metadata_files=(CONFIG, JANG_CONFIG),
     settings=("output.shard_size", "output.layout", "output.pad_experts"),
     config_readers=(READER,),
     runtimes=RUNTIMES,

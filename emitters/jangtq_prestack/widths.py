@@ -1,7 +1,8 @@
-"""The widths of a bundle as JANG's files tell them: one for all experts, or a map of modules.
+"""The widths and sizes that JANG's files state: written from a plan, read from a bundle.
 
 Plan ── widths_of ──> Widths <── read_widths ── config.json, jang_config.json
-Source: jang 2.5.50, `convert_minimax_jangtq`, profiles and `mxtq_bits`.
+Source: jang 2.5.50, `convert_minimax_jangtq`, profiles and `mxtq_bits`; `load_jangtq` and
+`verify_jangtq_prestacked` for sizes.
 """
 
 from __future__ import annotations
@@ -11,16 +12,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from emitters.jangtq_prestack.names import MXTQ, PROJECTIONS, projection_of
-from emitters.jangtq_prestack.spec import SPEC
+from emitters.jangtq_prestack.spec import MXTQ, PROJECTIONS, SPEC, projection_of
 from policy_dsl.plan import Module, Plan, coded_modules
 from policy_dsl.treatments import Coded, Plain, Stored
 
 _Value = TypeVar("_Value")
 
-CUSTOM = "custom"
-STANDARD = Coded("affine", 8, 64, False, "rtn")
-PLAIN_BITS = 16
+_CUSTOM = "custom"
+_STANDARD = Coded("affine", 8, 64, False, "rtn")
+_PLAIN_BITS = 16
 _MXTQ, _AFFINE = SPEC.schemes
 # Widths of gate, down and up -> profile, where all else is standard affine or F16.
 _PROFILES: Mapping[tuple[int, ...], str] = {
@@ -29,23 +29,25 @@ _PROFILES: Mapping[tuple[int, ...], str] = {
     (4, 4, 4): "JANGTQ4",
     (2, 4, 2): "JANGTQ_K",
 }
-# Entry of `mxtq_bits` -> how the roles that it speaks of begin.
+# Entry of `mxtq_bits` -> how the roles that it is about begin.
 _CLASSES = {
     "attention": "attention.",
     "shared_expert": "shared_experts.",
     "embed_tokens": "embed",
     "lm_head": "lm_head",
 }
-# Mappings of `quantization` that speak of no module.
-_NO_MODULES = ("routed_expert_bits", "mxtq_bits")
+# Of these keys readers go by the first that is there and not 0.
+COUNTS = ("n_routed_experts", "num_experts", "num_local_experts", "n_routed")
+_INNER = ("moe_intermediate_size", "intermediate_size")
+TEXT = "text_config"
 
 
 @dataclass(frozen=True)
 class Widths:
-    """The widths of a bundle. routed: of expert codes, for all or by projection, or not told.
+    """The widths of a bundle. routed: of expert codes, for all or by projection, or not stated.
 
     classes: what `mxtq_bits` says besides. affine: the treatment of affine modules without an
-    entry of their own; its width is only known if `affine_is_told`. modules: treatments by
+    entry of their own; its width is only known if `affine_is_stated`. modules: treatments by
     module, in custom bundles.
     """
 
@@ -54,10 +56,10 @@ class Widths:
     classes: Mapping[str, int]
     affine: Coded
     modules: Mapping[str, Stored]
-    affine_is_told: bool = True
+    affine_is_stated: bool = True
 
     def coded(self, path: str) -> int | None:
-        """The width of a module of expert codes; None if nothing tells it."""
+        """The width of a module of expert codes; None if nothing states it."""
         own = self.modules.get(path)
         if own is not None:
             return own.bits if isinstance(own, Coded) else None
@@ -68,15 +70,15 @@ class Widths:
 
 def widths_of(plan: Plan) -> Widths:
     """The widths of a planned bundle, and the profile that names them."""
-    matrices = [module for module in plan.modules if is_matrix(module)]
+    matrices = [module for module in plan.modules if len(module.shape) > 1]
     experts: dict[str, list[Module]] = {name: [] for name in PROJECTIONS}
     rest: list[Module] = []
     for module in matrices:
         projection = projection_of(module.name)
         (experts[projection] if projection else rest).append(module)
     routed = {
-        name: _most(coded.bits for _, coded in coded_modules(found) if coded.scheme == MXTQ)
-        for name, found in experts.items()
+        name: _most(coded.bits for _, coded in coded_modules(held) if coded.scheme == MXTQ)
+        for name, held in experts.items()
     }
     profile = _profile(experts, rest)
     affine = _most(coded for _, coded in coded_modules(rest) if coded.scheme == "affine")
@@ -87,23 +89,24 @@ def widths_of(plan: Plan) -> Widths:
     return Widths(
         profile=profile,
         routed=_shortest(routed),
-        classes=classes | {"norms_router_biases": PLAIN_BITS},
-        affine=affine or STANDARD,
-        modules={one.name: one.treatment for one in matrices} if profile == CUSTOM else {},
+        classes=classes | {"norms_router_biases": _PLAIN_BITS},
+        affine=affine or _STANDARD,
+        modules={one.name: one.treatment for one in matrices} if profile == _CUSTOM else {},
     )
 
 
 def read_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> Widths:
-    """The widths that a bundle's files tell readers, in any of the forms that they know.
+    """The widths that a bundle's files state, in any of the forms that readers know.
 
     Raises: ValueError if an entry is broken.
     """
     quantization = _mapping(config, "quantization")
     affine = _affine({"bits": 8, "group_size": 64, **quantization})
     modules: dict[str, Stored] = {
-        path: _affine(one)
-        for path, one in quantization.items()
-        if isinstance(one, Mapping) and path not in _NO_MODULES
+        path: _affine(entry)
+        for path, entry in quantization.items()
+        # These are about no module.
+        if isinstance(entry, Mapping) and path not in ("routed_expert_bits", "mxtq_bits")
     }
     described = _mapping(jang, "modules")
     for path in described:
@@ -111,18 +114,18 @@ def read_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> Widths:
         if entry.get("scheme") == MXTQ:
             bits = _known(f"modules {path}: bits", entry.get("bits"), _MXTQ.bits)
             modules[path] = Coded(MXTQ, bits, 0, True, "")
-    routed = next(iter(told_widths(config, jang).values()), None)
-    profile = str(jang.get("profile", ""))
-    # Without a mode the first converter wrote the experts' width; readers go by shapes anyway.
-    return Widths(profile, routed, {}, affine, modules, affine_is_told="mode" in quantization)
+    routed = next(iter(expert_widths(config, jang).values()), None)
+    # The first converter wrote the experts' width there; readers go by shapes anyway.
+    stated = "mode" in quantization
+    return Widths(str(jang.get("profile", "")), routed, {}, affine, modules, stated)
 
 
-def told_widths(
+def expert_widths(
     config: Mapping[str, Any], jang: Mapping[str, Any]
 ) -> dict[str, int | dict[str, int]]:
-    """Place -> the widths of experts that it tells; each reader has a favourite of its own.
+    """Place -> the widths of experts that it states; each reader has a favourite of its own.
 
-    Raises: ValueError if one of them is no width.
+    Raises: ValueError if one of them is not a width.
     """
     quantization = _mapping(config, "quantization")
     places = {
@@ -131,27 +134,52 @@ def told_widths(
         "quantization.mxtq_bits": quantization.get("mxtq_bits"),
         "mxtq_bits of jang_config.json": jang.get("mxtq_bits"),
     }
-    found = {}
+    stated = {}
     for place, entry in places.items():
         try:
-            widths = _told(entry)
+            widths = _stated(entry)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
         if widths is not None:
-            found[place] = widths
-    return found
+            stated[place] = widths
+    return stated
+
+
+def flat(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entries of a config, those of its text part included where it has none itself.
+
+    Raises: ValueError if the text part is not a mapping.
+    """
+    text = config.get(TEXT) or {}
+    if not isinstance(text, Mapping):
+        raise ValueError(f"{TEXT} is {text!r}, not a part of a config")
+    return {**text, **config}
+
+
+def row_length(known: Mapping[str, Any], path: str) -> tuple[str, Any]:
+    """The entry with the length of a module's rows, and its value. known: as `flat`.
+
+    Readers take it from the model: in the last word of a row may be room.
+    """
+    inner = projection_of(path) == "down_proj"
+    return _first(known, _INNER) if inner else ("hidden_size", known.get("hidden_size"))
+
+
+def expert_count(known: Mapping[str, Any]) -> tuple[str, Any]:
+    """The entry by which readers count experts, and its value, None if there is none."""
+    return _first(known, COUNTS)
+
+
+def _first(known: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, Any]:
+    key = next((key for key in keys if known.get(key)), keys[-1])
+    return key, known.get(key)
 
 
 def _mapping(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     entry = document.get(key) or {}
     if not isinstance(entry, Mapping):
-        raise ValueError(f"{key} is {entry!r}, and no mapping")
+        raise ValueError(f"{key} is {entry!r}, not a mapping")
     return entry
-
-
-def is_matrix(module: Module) -> bool:
-    """Whether it could be quantized: a matrix or a stack of them."""
-    return len(module.shape) > 1
 
 
 def _affine(entry: Mapping[str, Any]) -> Coded:
@@ -160,14 +188,14 @@ def _affine(entry: Mapping[str, Any]) -> Coded:
     return Coded("affine", bits, group_size, False, "")
 
 
-def _told(entry: Any) -> int | dict[str, int] | None:
+def _stated(entry: Any) -> int | dict[str, int] | None:
     """The width of experts in an entry: a number, one for each projection, or either inside."""
     if isinstance(entry, Mapping) and not entry.keys() & set(PROJECTIONS):
         entry = entry.get("routed_expert")
     if not isinstance(entry, Mapping):
         return None if entry is None else _known("width", entry, _MXTQ.bits)
-    told = (name for name in PROJECTIONS if name in entry)
-    return _shortest({name: _known(name, entry[name], _MXTQ.bits) for name in told})
+    named = (name for name in PROJECTIONS if name in entry)
+    return _shortest({name: _known(name, entry[name], _MXTQ.bits) for name in named})
 
 
 def _known(called: str, value: Any, known: tuple[int, ...]) -> int:
@@ -178,7 +206,7 @@ def _known(called: str, value: Any, known: tuple[int, ...]) -> int:
 
 
 def _bits(module: Module) -> int:
-    return module.treatment.bits if isinstance(module.treatment, Coded) else PLAIN_BITS
+    return module.treatment.bits if isinstance(module.treatment, Coded) else _PLAIN_BITS
 
 
 def _most(values: Iterable[_Value]) -> _Value | None:
@@ -197,18 +225,18 @@ def _shortest(routed: Mapping[str, int | None]) -> int | dict[str, int] | None:
 
 def _profile(experts: Mapping[str, Iterable[Module]], rest: Iterable[Module]) -> str:
     """The published profile whose widths these are, else `custom`."""
-    found = [{module.treatment for module in held} for held in experts.values()]
-    first = [treatment for treatments in found for treatment in treatments]
-    # More or fewer than one a projection have no name.
-    if [len(treatments) for treatments in found] != [1] * len(found):
-        return CUSTOM
-    coded = [one for one in first if isinstance(one, Coded) and one.scheme == MXTQ]
-    if len(coded) != len(first):
-        return CUSTOM
+    widths: list[int] = []
+    for held in experts.values():
+        treatments = {module.treatment for module in held}
+        only = next(iter(treatments)) if len(treatments) == 1 else None
+        # More or fewer than one a projection have no name.
+        if not isinstance(only, Coded) or only.scheme != MXTQ:
+            return _CUSTOM
+        widths.append(only.bits)
     for module in rest:
         plain = module.role in ("router", "shared_expert_gate")
         if module.dtype != "F16" or plain != isinstance(module.treatment, Plain):
-            return CUSTOM
-        if not plain and module.treatment != STANDARD:
-            return CUSTOM
-    return _PROFILES.get(tuple(one.bits for one in coded), CUSTOM)
+            return _CUSTOM
+        if not plain and module.treatment != _STANDARD:
+            return _CUSTOM
+    return _PROFILES.get(tuple(widths), _CUSTOM)

@@ -9,13 +9,13 @@ from policy_dsl.formats import Codec, Files, Format, Method
 
 
 def _codec() -> Codec:
-    from emitters.mlx_affine.encode import beyond, decode, encode
+    from emitters.mlx_affine.codec import beyond, decode, encode
 
     return Codec(encode, decode, beyond)
 
 
 def _files() -> Files:
-    from emitters.mlx_affine.metadata import claims, defects, metadata
+    from emitters.mlx_affine.config import claims, defects, metadata
 
     return Files(metadata=metadata, claims=claims, defects=defects)
 

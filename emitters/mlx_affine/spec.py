@@ -1,21 +1,46 @@
-"""What MLX bundles can hold. Source: mlx 0.32.4 (quantizer), mlx-lm 0.32.2 (loader)."""
+"""What MLX bundles can hold, and what mlx-lm calls a tensor after its own renaming.
+
+Source: mlx 0.32.4 (quantizer); mlx-lm 0.32.2 (loader, `sanitize` of each model module).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from emitters.mlx_affine.names import FAMILIES, module_path, omission, plain_dtype, unsupported
+from emitters.checkpoints import CONFIG, omission
 from policy_dsl.formats import FormatSpec, PartShape, Review, SchemeSpec, Shards
 from policy_dsl.plan import Draft, Refusal
 from policy_dsl.reader_config import refused
+from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.roles.published_names import published_name, stack_path
 from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
-from policy_dsl.treatments import Plain, Stored
+from policy_dsl.treatments import Coded, Plain, Stored
 
 _WIDTHS = (2, 3, 4, 5, 6, 8)
 # What mlx-lm refuses is refused for mlx-swift-lm, whose classes follow it and were not run.
 READER = "mlx_lm"
 RUNTIMES = {"mlx-lm": "Python, any Mac or CPU", "mlx-swift-lm": "Swift on Apple devices"}
+_LEFT_OUT = {
+    "lm_head": "mlx-lm uses",
+    "vision": "mlx-lm builds the language model only",
+    "audio": "mlx-lm builds the language model only",
+    "mtp": "mlx-lm has no multi-token prediction",
+}
+_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+def _module_path(tensor: ModelTensor, model: Model) -> str:
+    """The module of a tensor: experts stacked under `switch_mlp`, the rest as it was.
+
+    A tensor that is not a module's `.weight` keeps its full name.
+    """
+    name = published_name(tensor, model)
+    if tensor.expert is not None:
+        return stack_path(name, f"switch_mlp.{tensor.projection}")
+    for prefix, called in model.architecture.mlx.get("model", {}).items():
+        name = name.replace(f"{prefix}.", f"{called}.", 1)
+    return name.removesuffix(".weight")
 
 
 def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
@@ -26,47 +51,63 @@ def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[
     """
     if isinstance(treatment, Plain):
         return (PartShape("weight", dtype, shape),)
-    bits, group_size = treatment.bits, treatment.group_size
     *lead, columns = shape
-    packed = PartShape("weight", "U32", (*lead, columns * bits // 32))
-    groups = (*lead, columns // group_size)
+    packed = PartShape("weight", "U32", (*lead, columns * treatment.bits // 32))
+    groups = (*lead, columns // treatment.group_size)
     if treatment.scheme == "affine":
         return packed, PartShape("scales", dtype, groups), PartShape("biases", dtype, groups)
     return packed, PartShape("scales", "U8", groups)
 
 
+def _plain_dtype(tensor: ModelTensor, model: Model) -> str:
+    """The dtype of a tensor's values in the bundle, as `mlx_lm.convert` chooses it.
+
+    The config's `torch_dtype` (or its text model's `dtype`) where it is given, else the
+    source's own; FP8 becomes bfloat16. A router's bias is never cast.
+    """
+    text = model.config.get("text_config") or {}
+    wanted = _DTYPES.get(str(model.config.get("torch_dtype") or text.get("dtype")))
+    source = tensor.source.dtype
+    if tensor.namesake == "router_bias" or (wanted is None and source in _DTYPES.values()):
+        return source
+    return wanted or "BF16"
+
+
+def _left_out(tensor: ModelTensor, model: Model) -> str | None:
+    return omission(tensor, model, _LEFT_OUT)
+
+
+def _held(tensor: ModelTensor, model: Model, stored: Stored) -> str | None:
+    if isinstance(stored, Coded) and tensor.namesake in model.architecture.mlx.get("bare", ()):
+        family = model.architecture.family
+        return f"mlx-lm holds the {tensor.namesake} of {family} as a bare parameter"
+    return None
+
+
 def _bundle(draft: Draft) -> Iterator[Refusal]:
-    """What readers cannot compute of what the source's config means."""
-    for name in RUNTIMES:
-        yield from refused(draft, READER, name)
+    for runtime in RUNTIMES:
+        yield from refused(draft, READER, runtime)
 
 
-REVIEW = Review(left_out=omission, held=unsupported, bundle=_bundle)
-
-
+REVIEW = Review(left_out=_left_out, held=_held, bundle=_bundle)
 SPEC = FormatSpec(
     name="mlx_affine",
     about="MLX bundles for stock mlx-lm and mlx-swift-lm on Apple silicon",
     schemes=(
         SchemeSpec("affine", _WIDTHS, (64, 32, 128), about="scale and bias a group"),
-        SchemeSpec(
-            "mxfp4", (4,), (32,), symmetries=(True,), about="E2M1 codes, power-of-two scale"
-        ),
-        SchemeSpec(
-            "mxfp8", (8,), (32,), symmetries=(True,), about="E4M3 codes, power-of-two scale"
-        ),
-        SchemeSpec("nvfp4", (4,), (16,), symmetries=(True,), about="E2M1 codes, E4M3 scale"),
+        SchemeSpec("mxfp4", (4,), (32,), ("rtn",), (True,), about="E2M1 codes, power-of-two scale"),
+        SchemeSpec("mxfp8", (8,), (32,), ("rtn",), (True,), about="E4M3 codes, power-of-two scale"),
+        SchemeSpec("nvfp4", (4,), (16,), ("rtn",), (True,), about="E2M1 codes, E4M3 scale"),
     ),
     fill=tuple(("any", bits, "affine") for bits in _WIDTHS),
     plain_dtypes=("BF16", "F16", "F32"),
     fp8_rules=("bf16", "f32", "bf16_bf16"),
-    families=FAMILIES,
-    module_path=module_path,
+    module_path=_module_path,
     part_shapes=part_shapes,
-    plain_dtype=plain_dtype,
+    plain_dtype=_plain_dtype,
     tensor_files=Shards(5 * 2**30, shard_name, metadata={"format": "mlx"}),
     copied_files=SIDE_FILES,
-    metadata_files=("config.json",),
+    metadata_files=(CONFIG,),
     settings=("output.shard_size",),
     config_readers=(READER,),
     runtimes=RUNTIMES,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from policy_dsl.formats import Shards
@@ -34,11 +34,9 @@ def lay_in_one(tensors: Sequence[PlannedTensor], file: str) -> Layout:
 def lay_out(tensors: Sequence[PlannedTensor], files: Shards) -> Layout:
     """Places for the tensors, filled shard by shard in the given order.
 
-    A shard is closed when the next tensor would carry it past the largest size, in bytes of
-    tensors; a larger tensor has a shard of its own. If they are overfull, it is closed after
-    the tensor that brings it to that size.
+    A tensor that is larger than a shard has one of its own.
     """
-    shards = [in_file_order(shard) for shard in _filled(tensors, files)]
+    shards = [in_file_order(shard) for shard in files.fill(tensors, files.nbytes)]
     layout = Layout({}, {})
     for number, shard in enumerate(shards, 1):
         name = files.name(number, len(shards))
@@ -55,19 +53,6 @@ def _put(
         places[tensor.name] = tensor.placed(file, start)
         start += tensor.nbytes
     return start
-
-
-def _filled(tensors: Sequence[PlannedTensor], files: Shards) -> Iterator[list[PlannedTensor]]:
-    """The tensors of each shard."""
-    shard: list[PlannedTensor] = []
-    filled, limit = 0, files.nbytes
-    for tensor in tensors:
-        if shard and (filled >= limit if files.overfull else filled + tensor.nbytes > limit):
-            yield shard
-            shard, filled = [], 0
-        shard.append(tensor)
-        filled += tensor.nbytes
-    yield shard
 
 
 def in_file_order(tensors: Sequence[PlannedTensor]) -> list[PlannedTensor]:

@@ -9,7 +9,7 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, 
 from policy_dsl.formats import Container, Format, FormatSpec
 from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.language.print_policy import policy_digest
-from policy_dsl.plan import Draft, Module, Omission, Plan, PlannedFile, PlannedTensor
+from policy_dsl.plan import Draft, Module, Omission, Plan, PlannedFile
 from policy_dsl.planning.decisions import decide
 from policy_dsl.planning.heads import head_remarks, with_own_head
 from policy_dsl.planning.layout import Layout, lay_in_one, lay_out
@@ -20,6 +20,7 @@ from policy_dsl.planning.settings import choose_target, setting_findings
 from policy_dsl.planning.statistics import statistics_of
 from policy_dsl.policy import Policy
 from policy_dsl.quantities import parse_size
+from policy_dsl.roles.architecture import Architecture
 from policy_dsl.roles.classify import Model, architecture_of, classify
 from policy_dsl.sources.quantization import leftover, quantization_of
 from policy_dsl.sources.saliency import Saliency
@@ -49,7 +50,7 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     # Asked before roles: packed names have none, and "unknown tensor" would say less.
     lossy = _lossy_source(inventory, allow_requantize=allow_requantize)
     # Findings about single tensors would only repeat that the whole family is refused.
-    _check_family(architecture_of(inventory).family, spec)
+    _check_family(architecture_of(inventory), spec)
     model = classify(inventory)
     pruning = pruning_of(policy, model, saliency)
     model, lost = pruned(model, pruning)
@@ -127,10 +128,9 @@ def _lossy_source(inventory: Inventory, *, allow_requantize: bool) -> list[Diagn
     return [finding]
 
 
-def _check_family(family: str, spec: FormatSpec) -> None:
-    reason = spec.families.get(family, "its tensor names in this format are not known")
-    if reason is not None:
-        raise fail("unsupported-family", target=spec.name, family=family, reason=reason)
+def _check_family(table: Architecture, spec: FormatSpec) -> None:
+    if (reason := spec.refusal(table)) is not None:
+        raise fail("unsupported-family", target=spec.name, family=table.family, reason=reason)
 
 
 def _place(
@@ -152,10 +152,8 @@ def _place(
 
 
 def _layout(modules: Sequence[Module], policy: Policy, spec: FormatSpec) -> Layout:
-    tensors: Sequence[PlannedTensor] = [one for module in modules for one in module.tensors]
-    if spec.file_order is not None:
-        tensors = spec.file_order(modules)
     files = spec.tensor_files
+    tensors = files.order(modules)
     if isinstance(files, Container):
         return lay_in_one(tensors, policy.output.file_name or files.name(policy, modules))
     limit = parse_size(policy.output.shard_size) if policy.output.shard_size else None

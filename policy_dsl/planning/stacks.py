@@ -181,4 +181,4 @@ def _uneven(stack: Sequence[Settled]) -> Diagnostic | None:
 def _unnamed(part: PartShape) -> PlannedTensor:
     nbytes = tensor_nbytes(part.dtype, part.shape) if part.nbytes is None else part.nbytes
     form = part.part, part.dtype, part.shape, nbytes
-    return PlannedTensor("", *form, "", 0, part.by_columns, part.constant)
+    return PlannedTensor("", *form, "", 0, part.order == "columns", part.constant)

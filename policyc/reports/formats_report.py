@@ -85,7 +85,7 @@ def _blocks(format: Format) -> Iterator[Block]:
     if keys:
         yield Items(tuple(keys), "Keys of `metadata`, and their values")
     # A refusal without its reason would read like an oversight.
-    refused = [f"{name}: {reason}" for name, reason in spec.families.items() if reason]
+    refused = [f"{name}: {reason}" for name, reason in spec.all_families().items() if reason]
     if refused:
         yield Items(tuple(refused), "Families refused, and why")
 
@@ -95,7 +95,7 @@ def _facts(spec: FormatSpec) -> Iterator[tuple[str, str]]:
     words = (PLAIN_WORDS.get(dtype, dtype) for dtype in spec.plain_dtypes)
     yield "plain dtypes", ", ".join(words)
     yield "fp8 rules", f"{', '.join(spec.fp8_rules)} ({_FIRST})"
-    yield "families", ", ".join(name for name, reason in spec.families.items() if not reason)
+    yield "families", ", ".join(name for name, reason in spec.all_families().items() if not reason)
     yield "readers", ", ".join(f"{name} ({about})" for name, about in spec.runtimes.items())
     shard = _shard_nbytes(spec)
     yield "tensors in", f"shards of {both_units(shard)}" if shard else "one file"
@@ -179,7 +179,7 @@ def _format(format: Format) -> FormatEntry:
         ],
         families=[
             {"family": name, "supported": reason is None, "reason": reason}
-            for name, reason in spec.families.items()
+            for name, reason in spec.all_families().items()
         ],
         runtimes=dict(spec.runtimes),
         shard_nbytes=_shard_nbytes(spec),

@@ -12,9 +12,9 @@ from bundles import Tensor, tensors
 from numpy.typing import NDArray
 from small_checkpoints import write_folder
 
-from emitters.gptq.encode import decode
-from emitters.gptq.metadata import claims
-from policy_dsl.formats import forms_of
+from emitters.checkpoints import forms_of
+from emitters.gptq.codec import decode
+from emitters.gptq.read_config import claims
 from policy_dsl.treatments import Coded, coded
 
 Array = NDArray[Any]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emitters.gptq.names import FAMILIES as GPTQ_FAMILIES
-from emitters.jangtq_prestack.names import FAMILIES as JANG_FAMILIES
-from emitters.mlx_affine.names import FAMILIES as MLX_FAMILIES
+from policy_dsl.roles.architecture import families_of
 from policyc.cli import main
+
+GPTQ_FAMILIES = families_of("gptq")
+JANG_FAMILIES = families_of("jangtq_prestack")
+MLX_FAMILIES = families_of("mlx_affine")
 
 pytestmark = pytest.mark.slow
 transformers = pytest.importorskip("transformers")

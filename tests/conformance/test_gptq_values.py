@@ -11,7 +11,7 @@ from gptq_bundles import decoded, linears, write_plain
 from gptq_policies import WIDTHS, mixed
 
 from emitters import FORMATS
-from emitters.gptq.schemes import STORAGE
+from emitters.gptq.spec import STORAGE
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from bundles import tensors
 
-from emitters.jangtq_prestack.encode import decode
+from emitters.jangtq_prestack.codec import decode
 from policy_dsl.treatments import Coded
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,10 @@ import pytest
 from bundles import tensors
 from jang_bundles import assert_held, coded, modules, parameters, ran, read
 
-from emitters.jangtq_prestack.names import FAMILIES
+from policy_dsl.roles.architecture import families_of
+
+FAMILIES = families_of("jangtq_prestack")
+
 
 pytestmark = pytest.mark.slow
 

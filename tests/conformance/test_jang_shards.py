@@ -54,7 +54,7 @@ def test_stacks_from_shards_of_the_same_size(
     source, jang_source, converted, jang, tmp_path, monkeypatch
 ):
     # Both tools fix 1 GB: a model of that size would take minutes.
-    monkeypatch.setattr("emitters.jangtq_prestack.order.SHARD_NBYTES", SHARD_NBYTES)
+    monkeypatch.setattr("emitters.jangtq_prestack.spec.SHARD_NBYTES", SHARD_NBYTES)
     policy, ours, theirs = (tmp_path / name for name in ("policy.qpol", "ours", "theirs"))
     policy.write_text(f"target jangtq_prestack\n{POLICY}\n")
     words = ["build", str(policy), "--model", str(jang_source(source)), "-o", str(ours)]

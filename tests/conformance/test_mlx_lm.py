@@ -13,7 +13,10 @@ import pytest
 from bundles import Width
 from model_kinds import KINDS
 
-from emitters.mlx_affine.names import FAMILIES
+from policy_dsl.roles.architecture import families_of
+
+FAMILIES = families_of("mlx_affine")
+
 
 pytestmark = pytest.mark.slow
 

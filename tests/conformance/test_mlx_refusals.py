@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from one_layer_models import recorded
 
-from emitters.mlx_affine.names import FAMILIES
+from policy_dsl.roles.architecture import families_of
 from policyc.cli import main
+
+FAMILIES = families_of("mlx_affine")
 
 REFUSED = [family for family, reason in FAMILIES.items() if reason]
 

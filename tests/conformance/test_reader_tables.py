@@ -7,12 +7,13 @@ from importlib import import_module
 
 import pytest
 
-from emitters.gptq.names import FAMILIES as GPTQ_FAMILIES
-from emitters.hipfire_hfq.names import FAMILIES as HFQ_FAMILIES
-from emitters.jangtq_prestack.names import FAMILIES as JANG_FAMILIES
-from emitters.mlx_affine.names import FAMILIES as MLX_FAMILIES
 from policy_dsl.reader_config import reader_kind, reader_kinds
-from policy_dsl.roles.architecture import Derived, architecture
+from policy_dsl.roles.architecture import Derived, architecture, families_of
+
+GPTQ_FAMILIES = families_of("gptq")
+HFQ_FAMILIES = families_of("hipfire_hfq")
+JANG_FAMILIES = families_of("jangtq_prestack")
+MLX_FAMILIES = families_of("mlx_affine")
 
 pytestmark = pytest.mark.slow
 

@@ -14,21 +14,21 @@ ROOT = Path(__file__).parents[2]
 # format -> its file, a signature there, and what it becomes
 CHANGES = {
     "gptq": (
-        "metadata.py",
-        "def claims(files: Mapping[str, bytes], forms: Forms) ->",
-        "def claims(forms: Forms, files: Mapping[str, bytes]) ->",
+        "read_config.py",
+        "def claims(files: FileContents, forms: Forms) ->",
+        "def claims(forms: Forms, files: FileContents) ->",
     ),
     "mlx_affine": (
-        "encode.py",
+        "codec.py",
         "def encode(values: Array, dtype: str,",
         "def encode(values: Array, rows: int, dtype: str,",
     ),
     "hipfire_hfq": (
-        "metadata.py",
+        "reader_checks.py",
         "forms: Forms) -> dict[str, Claim]:",
         "forms: Forms) -> list[int]:",
     ),
-    "jangtq_prestack": ("metadata.py", "def metadata(plan: Plan)", "def metadata(plan: str)"),
+    "jangtq_prestack": ("config.py", "def metadata(plan: Plan)", "def metadata(plan: str)"),
 }
 
 

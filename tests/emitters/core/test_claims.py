@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import emitters
+from emitters.checkpoints import forms_of
 from emitters.core.bundle_reading import open_bundle
 from policy_dsl.diagnostics import PolicyError
-from policy_dsl.formats import forms_of
 
 STOCK = Path(__file__).parents[2] / "golden" / "mlx" / "tiny_minimax_fp8" / "expected"
 NAMES = [
@@ -121,6 +121,6 @@ def test_a_mistake_in_a_format_is_not_taken_for_another_format(
         raise error("a typo")
 
     bundle = shutil.copytree(STOCK, tmp_path / "bundle")
-    monkeypatch.setattr("emitters.mlx_affine.metadata.claims", broken)
+    monkeypatch.setattr("emitters.mlx_affine.config.claims", broken)
     with pytest.raises(error, match="a typo"):
         open_bundle(bundle)

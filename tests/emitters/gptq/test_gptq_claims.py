@@ -11,7 +11,8 @@ import pytest
 from tiny_models import FAMILIES, GOLDEN, forms, packed, planned, tiny
 
 from emitters import FORMATS
-from policy_dsl.formats import Claim, Forms, forms_of
+from emitters.checkpoints import forms_of
+from policy_dsl.formats import Claim, Forms
 from policy_dsl.plan import Plan
 from policy_dsl.treatments import Unread
 

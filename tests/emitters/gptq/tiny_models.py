@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 
 from emitters import FORMATS
-from policy_dsl.formats import Forms, forms_of
+from emitters.checkpoints import forms_of
+from policy_dsl.formats import Forms
 from policy_dsl.inventory import Inventory, TensorInfo, tensor_nbytes
 from policy_dsl.language.load import parse_policy
 from policy_dsl.plan import Module, Plan

@@ -11,9 +11,9 @@ import pytest
 from hash_sources import Recipe, write_source
 
 from emitters import FORMATS
+from emitters.checkpoints import forms_of
 from emitters.core.bundle import complete
 from policy_dsl.diagnostics import PolicyError
-from policy_dsl.formats import forms_of
 from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import load, parse_policy
 from policy_dsl.plan import Module, Plan

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 from emitters import FORMATS
-from policy_dsl.formats import forms_of
+from emitters.checkpoints import forms_of
 from policy_dsl.plan import coded_modules
 from policy_dsl.treatments import Coded
 

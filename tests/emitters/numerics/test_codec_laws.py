@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from emitters.mlx_affine.encode import decode, encode
+from emitters.mlx_affine.codec import decode, encode
 from emitters.numerics.rounding import cast, to_float32
 from policy_dsl.treatments import Coded
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from emitters.mlx_affine.encode import decode, encode
+from emitters.mlx_affine.codec import decode, encode
 from emitters.numerics.rounding import to_float32
 from emitters.numerics.value_types import raw_bits
 from policy_dsl.treatments import Coded

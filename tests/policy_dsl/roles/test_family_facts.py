@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
-import emitters
-from policy_dsl.roles.architecture import architecture, facts_of, families, families_of
+from policy_dsl.roles.architecture import architecture, facts_of, families
 from policy_dsl.roles.config_facts import VALUE_KINDS
-
-
-@pytest.mark.parametrize("target", ["gptq", "hipfire_hfq", "jangtq_prestack", "mlx_affine"])
-def test_a_format_takes_the_families_whose_tables_say_so(target: str) -> None:
-    assert families_of(target) == dict(emitters.FORMATS[target].spec.families)
 
 
 def test_a_format_that_a_table_does_not_name_does_not_take_the_family() -> None:

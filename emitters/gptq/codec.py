@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
-from emitters.gptq.schemes import READ, RTN, SEARCHES, STORAGE
+from emitters.gptq.spec import READ, RTN, SEARCHES, STORAGE
 from emitters.numerics.gptq import (
     GptqParts,
     first_unstorable_zero,
@@ -20,10 +20,11 @@ from emitters.numerics.gptq import (
     unpack_zeros,
 )
 from emitters.numerics.gptq_search import gptq_search
-from emitters.numerics.gptq_weights import SearchWeights
+from emitters.numerics.gptq_weights import SearchWeights, search_weights
 from emitters.numerics.value_types import Array
-from policy_dsl.formats import Slack, UnstorableError
-from policy_dsl.treatments import Coded
+from policy_dsl.formats import Context, Parts, Slack, Statistics, UnstorableError
+from policy_dsl.plan import Module, Plan
+from policy_dsl.treatments import Coded, coded
 
 # What rounds to an infinity in float16.
 _OVERFLOW = np.float32(65520)
@@ -34,13 +35,22 @@ def encode(
 ) -> dict[str, Array]:
     """The stored parts of these rows: qweight, qzeros int32, scales float16.
 
-    values: [rows, in] of value type `dtype`, not changed, rows % 32 == 0; weights: of
-    columns in the search, from `search_weights`. Shapes as in `GptqParts`, zero points packed.
+    values: [rows, in] of value type `dtype`, not changed, rows % 32 == 0; weights: of the
+    columns in a search for scales. Shapes as in `GptqParts`, zero points packed.
     Raises: UnstorableError with the row of values that float16 does not hold, or of a zero
     point that cannot be stored; ValueError for another scheme.
     """
-    parts = _parts(values, dtype, treatment, weights)
-    bits, version = _width(treatment), STORAGE[treatment.scheme].version
+    bits, size = _width(treatment), treatment.group_size
+    if treatment.method == RTN:
+        # AutoRound's flow without a model computes in float32, whatever the weights are.
+        symmetric = treatment.symmetric
+        parts = gptq_rtn(
+            values, dtype, bits=bits, group_size=size, symmetric=symmetric, arithmetic="F32"
+        )
+    else:
+        grid = SEARCHES[treatment.method]
+        parts = gptq_search(values, dtype, bits=bits, group_size=size, weights=weights, grid=grid)
+    version = STORAGE[treatment.scheme].version
     # First: where a scale is infinite, the zero point means nothing.
     row = _first_too_large(parts, treatment)
     if row >= 0:
@@ -53,7 +63,24 @@ def encode(
     return {"qweight": parts.qweight, "qzeros": qzeros, "scales": parts.scales}
 
 
-def decode(parts: Mapping[str, Array], dtype: str, treatment: Coded, columns: int) -> Array:
+def context(plan: Plan, module: Module, source: int, statistics: Statistics) -> Context:
+    """The encoder of a matrix whose scales are searched with the importance of its columns.
+
+    Raises: PolicyError if the importance matrix is not one of this model, or the search cannot
+    take it.
+    """
+    treatment = coded(module.treatment)
+    bits, size, grid = treatment.bits, treatment.group_size, SEARCHES[treatment.method]
+    (importance,) = statistics.of_matrix(module, source).importance()
+    try:
+        weights = search_weights(importance, bits=bits, group_size=size, grid=grid)
+    except ValueError as error:
+        cure = "take opt-rtn, or give an importance matrix of more text"
+        raise statistics.unusable(module, str(error), cure) from None
+    return Context(partial(encode, weights=weights))
+
+
+def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
     """float32 [rows, columns]: what readers on a CPU compute with, products in float16.
 
     parts: as `encode` gives them.
@@ -65,9 +92,7 @@ def decode(parts: Mapping[str, Array], dtype: str, treatment: Coded, columns: in
     return values if order is None else values[:, np.argsort(order)]
 
 
-def beyond(
-    values: Array, parts: Mapping[str, Array], dtype: str, treatment: Coded, slack: Slack
-) -> Array:
+def beyond(values: Array, parts: Parts, dtype: str, treatment: Coded, slack: Slack) -> Array:
     """The values [rows, in] that rounding to nearest would not have given these codes.
 
     values: float32; parts: as `encode` gives them; slack: what was rounded before.
@@ -82,14 +107,12 @@ def beyond(
     return gptq_beyond(own, stored, width, slack, symmetric=symmetric)[:, np.argsort(order)]
 
 
-def _order(parts: Mapping[str, Array], treatment: Coded) -> Array | None:
+def _order(parts: Parts, treatment: Coded) -> Array | None:
     """The columns group by group, as the parts number them; None if they are neighbours."""
-    if not READ[treatment.scheme].act_order:
-        return None
-    return group_order(parts["g_idx"])
+    return group_order(parts["g_idx"]) if READ[treatment.scheme].act_order else None
 
 
-def _stored(parts: Mapping[str, Array], treatment: Coded, order: Array | None) -> GptqParts:
+def _stored(parts: Parts, treatment: Coded, order: Array | None) -> GptqParts:
     """The parts with zero points unpacked, and with columns in this order."""
     bits, version = _width(treatment), READ[treatment.scheme].version
     zeros, words = unpack_zeros(parts["qzeros"], bits=bits, version=version), parts["qweight"]
@@ -97,22 +120,6 @@ def _stored(parts: Mapping[str, Array], treatment: Coded, order: Array | None) -
         codes = np.ascontiguousarray(unpack_columns(words, bits=bits)[:, order])
         words = pack_columns(codes, bits=bits)
     return GptqParts(words, zeros, parts["scales"])
-
-
-def _parts(values: Array, dtype: str, treatment: Coded, weights: SearchWeights | None) -> GptqParts:
-    bits, size = _width(treatment), treatment.group_size
-    if treatment.method == RTN:
-        # AutoRound's flow without a model computes in float32, whatever the weights are.
-        return gptq_rtn(
-            values,
-            dtype,
-            bits=bits,
-            group_size=size,
-            symmetric=treatment.symmetric,
-            arithmetic="F32",
-        )
-    grid = SEARCHES[treatment.method]
-    return gptq_search(values, dtype, bits=bits, group_size=size, weights=weights, grid=grid)
 
 
 def _first_too_large(parts: GptqParts, treatment: Coded) -> int:
@@ -139,5 +146,5 @@ def _cure(zero: int, treatment: Coded) -> str:
 def _width(treatment: Coded) -> int:
     """The bits of a treatment. Raises: ValueError unless the format has its scheme."""
     if treatment.scheme not in READ:
-        raise ValueError(f"{treatment} is no scheme of this format")
+        raise ValueError(f"this format has no scheme {treatment}")
     return treatment.bits

@@ -1,4 +1,4 @@
-"""What stands before the tensors of an HFQ file, written from a plan, and its codes read back.
+"""What comes before the tensors of an HFQ file, written from a plan, and their order.
 
 Source: Kaden-Schutt/hipfire, crates/hipfire-quantize at 91e58a5, run on a CPU.
 """
@@ -8,65 +8,45 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emitters.hipfire_hfq.constraints import READER
-from emitters.hipfire_hfq.names import ARCH_IDS, file_order
-from emitters.hipfire_hfq.spec import CODES, SPEC
-from emitters.hipfire_hfq.structure import defects
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
-from policy_dsl.formats import Claim, Forms
-from policy_dsl.plan import Plan, PlannedTensor
+from policy_dsl.formats import FileContents, in_order
+from policy_dsl.plan import Module, Plan, PlannedTensor
 from policy_dsl.reader_config import written_config
 from policy_dsl.sources.hfq_codes import QUANT_CODES
-from policy_dsl.treatments import Coded
 
-__all__ = ["claims", "defects", "metadata", "preface"]
-
+READER = "hipfire"
+SCALE = "awq_scale_gate_up"
 _MAGIC, _VERSION, _ALIGNMENT = b"HFQM", 1, 4096
 _HEADER = struct.Struct("<4sIIIQQ")
 _CODE_OF = {code.name: number for number, code in QUANT_CODES.items()}
-_SCHEMES = {scheme.name: scheme for scheme in SPEC.schemes}
-_SCHEME_OF = {QUANT_CODES[code].name: found for found, code in CODES.items()}
 
 
-def metadata(plan: Plan) -> dict[str, bytes]:
-    """Nothing: all that a loader reads stands in the one file."""
-    return {}
+def file_order(modules: Sequence[Module]) -> list[PlannedTensor]:
+    """All tensors by the bytes of their names; a layer's scale comes before its experts."""
+    first = f".{SCALE}.weight"
+    tensors = in_order(modules)
+    return sorted(tensors, key=lambda tensor: tensor.name.replace(first, ".experts").encode())
 
 
-def preface(plan: Plan, files: Mapping[str, bytes] | None) -> bytes:
+def preface(plan: Plan, files: FileContents | None) -> bytes:
     """Header, metadata, index and padding; without files, header and index alone.
 
     files: the source's tokenizer, template and generation config.
-    Raises: PolicyError if one of them is no UTF-8 text or no JSON.
+    Raises: PolicyError if one of them is not UTF-8 text or not JSON.
     """
     order = file_order(plan.modules)
     index = struct.pack("<I", len(order)) + b"".join(_entry(tensor) for tensor in order)
-    told = b"" if files is None else _told(plan, files)
-    size = _HEADER.size + len(told) + len(index)
+    described = b"" if files is None else _described(plan, files)
+    size = _HEADER.size + len(described) + len(index)
     # Readers map the file: tensors begin on a page.
     padding = 0 if files is None else -size % _ALIGNMENT
-    arch_id = ARCH_IDS[plan.model.architecture.family]
+    arch_id = plan.model.architecture.facts(plan.target)["arch_id"]
     header = _HEADER.pack(_MAGIC, _VERSION, arch_id, len(order), _HEADER.size, size + padding)
-    return header + told + index + bytes(padding)
-
-
-def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
-    """What a loader understands of each coded tensor: its code alone tells it."""
-    return dict(_claims(forms))
-
-
-def _claims(forms: Forms) -> Iterator[tuple[str, Claim]]:
-    for path, parts in forms.items():
-        dtype, shape = parts.get("weight", ("", ()))
-        if dtype in _SCHEME_OF:
-            scheme, group = _SCHEME_OF[dtype]
-            known = _SCHEMES[scheme]
-            coded = Coded(scheme, known.bits[0], group, known.symmetries[0], "")
-            yield path, Claim(coded, shape, "F32")
+    return header + described + index + bytes(padding)
 
 
 def _entry(tensor: PlannedTensor) -> bytes:
@@ -77,15 +57,15 @@ def _entry(tensor: PlannedTensor) -> bytes:
             struct.pack("<H", len(name)),
             name,
             struct.pack(f"<BB{len(tensor.shape)}I", code, len(tensor.shape), *tensor.shape),
-            # One element is no group to readers.
+            # One element is not a group to readers.
             struct.pack("<IQ", group if group > 1 else 0, tensor.nbytes),
         )
     )
 
 
-def _told(plan: Plan, files: Mapping[str, bytes]) -> bytes:
+def _described(plan: Plan, files: FileContents) -> bytes:
     config = written_config(plan, READER)
-    told: dict[str, str] = {
+    texts: dict[str, str] = {
         "architecture": _written(config.get("model_type", "llama"), "config.json"),
         "config": _written(config, "config.json"),
         # A text, which loaders parse themselves.
@@ -94,11 +74,11 @@ def _told(plan: Plan, files: Mapping[str, bytes]) -> bytes:
     }
     name = "generation_config.json"
     if name in files:
-        told["generation_config"] = _written(_parsed(files, name), name)
-    return ("{" + ",".join(f'"{key}":{told[key]}' for key in sorted(told)) + "}").encode()
+        texts["generation_config"] = _written(_parsed(files, name), name)
+    return ("{" + ",".join(f'"{key}":{texts[key]}' for key in sorted(texts)) + "}").encode()
 
 
-def _tokenizer_config(files: Mapping[str, bytes]) -> Any:
+def _tokenizer_config(files: FileContents) -> Any:
     document = _parsed(files, "tokenizer_config.json")
     template = _text(files, "chat_template.jinja") or _older_template(files)
     # Without a place of its own in the file, a template that nothing holds would be lost.
@@ -108,20 +88,20 @@ def _tokenizer_config(files: Mapping[str, bytes]) -> Any:
     return document
 
 
-def _older_template(files: Mapping[str, bytes]) -> Any:
+def _older_template(files: FileContents) -> Any:
     """The template as processors of transformers before 4.51 saved it."""
     document = _parsed(files, "chat_template.json")
     return document.get("chat_template") if isinstance(document, dict) else None
 
 
-def _parsed(files: Mapping[str, bytes], name: str) -> Any:
+def _parsed(files: FileContents, name: str) -> Any:
     try:
         return parse_json(files[name]) if name in files else None
     except ValueError as error:
         raise _bad(name, error) from None
 
 
-def _text(files: Mapping[str, bytes], name: str) -> str | None:
+def _text(files: FileContents, name: str) -> str | None:
     try:
         return files[name].decode() if name in files else None
     except UnicodeDecodeError:
@@ -132,7 +112,7 @@ def _written(value: Any, file: str) -> str:
     """A value of one of the source's files as JSON that every reader takes."""
     try:
         text = _compact(value)
-        # Half a surrogate pair is no character, though JSON has escapes for it.
+        # Half a surrogate pair is not a character, though JSON has escapes for it.
         text.encode()
     except (ValueError, RecursionError) as error:
         raise _bad(file, error) from None
@@ -153,7 +133,7 @@ def _compact(value: Any) -> str:
 
 def _shortest(value: float) -> str:
     if not math.isfinite(value):
-        raise ValueError(f"{value} is no number in JSON")
+        raise ValueError(f"{value} is not a number in JSON")
     digits, found, exponent = repr(value).partition("e")
     if not found:
         return digits

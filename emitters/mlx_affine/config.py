@@ -5,30 +5,36 @@ Source: mlx-lm 0.32.2, `save_config`, `save_model`, `get_total_parameters` and `
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from emitters.checkpoints import (
+    CONFIG,
+    INDEX,
+    QUANTIZATIONS,
+    covering_most,
+    document,
+    index,
+    written,
+)
 from emitters.mlx_affine.spec import READER, part_shapes
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
-from policy_dsl.formats import Claim, ForeignMetadataError, Forms, TensorForm, document
+from policy_dsl.formats import (
+    Claim,
+    FileContents,
+    ForeignMetadataError,
+    Forms,
+    TensorForm,
+    in_order,
+)
 from policy_dsl.plan import Module, Plan, coded_modules
 from policy_dsl.reader_config import written_config
 from policy_dsl.sources.checkpoint import finite
-from policy_dsl.treatments import Coded
+from policy_dsl.treatments import Coded, coded
 
-CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
-# What the source's own quantization was, where it once lay, and a tower that is left out.
-_DROPPED = (
-    "quantization",
-    "quantization_config",
-    "compression_config",
-    "_name_or_path",
-    "vision_config",
-)
+# What the source's own quantization was, where it once was, and a tower that is left out.
+_DROPPED = (*QUANTIZATIONS, "_name_or_path", "vision_config")
 _NESTED = ("text_config", "llm_config")
 # What mlx takes for a mode where nothing is given.
 _USUAL: Mapping[str, Mapping[str, Any]] = {
@@ -45,10 +51,11 @@ def metadata(plan: Plan) -> dict[str, bytes]:
     The config is the source's with its keys sorted, its quantization replaced, and the keys
     that mlx-lm looks for and the source writes elsewhere or leaves out.
     """
-    return {CONFIG: _json(_config(plan)), INDEX: _json(_index(plan))}
+    shards = index(in_order(plan.modules), total_parameters=_total_parameters(plan))
+    return {CONFIG: written(_config(plan), 4), INDEX: written(shards, 4)}
 
 
-def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
+def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
     """What mlx-lm understands of these files: quantized module -> scheme, bits, group size.
 
     The default holds for modules that the config does not name and that are quantized, and for
@@ -78,7 +85,7 @@ def claims(files: Mapping[str, bytes], forms: Forms) -> dict[str, Claim]:
 
 
 def defects(
-    folder: Path, files: Mapping[str, bytes], shards: Collection[str], claims: Mapping[str, Claim]
+    folder: Path, files: FileContents, shards: Collection[str], claims: Mapping[str, Claim]
 ) -> Iterator[Diagnostic]:
     """A warning if the copy that other tools look at says something else than mlx-lm reads."""
     config = document(files, CONFIG)
@@ -115,18 +122,18 @@ def _claim(treatment: Coded, parts: Mapping[str, TensorForm]) -> Claim:
     codes, scales = parts.get("weight"), parts.get("scales")
     if codes is None or scales is None or not scales[1]:
         return Claim(treatment, (), "BF16")
-    shape = (*codes[1][:-1], scales[1][-1] * (treatment.group_size))
+    shape = (*codes[1][:-1], scales[1][-1] * treatment.group_size)
     # The scales of floating-point modes are bytes and say nothing of the values.
     return Claim(treatment, shape, scales[0] if treatment.scheme == "affine" else "BF16")
 
 
 def _config(plan: Plan) -> dict[str, Any]:
-    written = written_config(plan, READER)
-    config = {key: value for key, value in written.items() if key not in _DROPPED}
+    source = written_config(plan, READER).items()
+    config = {key: value for key, value in source if key not in _DROPPED}
     for key in _NESTED:
         if isinstance(config.get(key), Mapping):
             nested = config[key].items()
-            config[key] = {name: value for name, value in nested if name not in _DROPPED[:3]}
+            config[key] = {name: value for name, value in nested if name not in QUANTIZATIONS}
     quantization = _quantization(plan)
     if quantization:
         # mlx-lm reads the first, other tools look for the second; both must say the same.
@@ -139,11 +146,11 @@ def _quantization(plan: Plan) -> dict[str, Any]:
 
     Entries inherit nothing from the default, so each is whole. Empty if nothing is quantized.
     """
-    quantized = list(coded_modules(plan.modules))
-    if not quantized:
+    default = covering_most((module for module, _ in coded_modules(plan.modules)), _coded)
+    if default is None:
         return {}
     # mlx-lm insists on a default, though no module is left to take it.
-    described: dict[str, Any] = dict(_default(quantized))
+    described: dict[str, Any] = dict(_entry(default))
     for module in plan.modules:
         # Also those that equal the default: older releases guess nothing from shapes.
         if isinstance(module.treatment, Coded):
@@ -153,12 +160,8 @@ def _quantization(plan: Plan) -> dict[str, Any]:
     return described
 
 
-def _default(quantized: list[tuple[Module, Coded]]) -> dict[str, Any]:
-    """The entry that covers most parameters; between equals the first of the plan."""
-    covered: Counter[Coded] = Counter()
-    for module, coded in quantized:
-        covered[coded] += module.parameters
-    return _entry(covered.most_common(1)[0][0])
+def _coded(module: Module) -> Coded:
+    return coded(module.treatment)
 
 
 def _entry(treatment: Coded) -> dict[str, Any]:
@@ -173,18 +176,6 @@ def _treatment(entry: Mapping[str, Any]) -> Coded:
         raise ValueError(f"bits {bits!r} and group_size {group_size!r} are not whole numbers")
     scheme = str(entry.get("mode", "affine"))
     return Coded(scheme, bits, group_size, scheme != "affine", "")
-
-
-def _index(plan: Plan) -> dict[str, Any]:
-    tensors = [tensor for module in plan.modules for tensor in module.tensors]
-    places = {tensor.name: tensor.file for tensor in tensors}
-    return {
-        "metadata": {
-            "total_size": sum(tensor.nbytes for tensor in tensors),
-            "total_parameters": _total_parameters(plan),
-        },
-        "weight_map": {name: places[name] for name in sorted(places)},
-    }
 
 
 def _total_parameters(plan: Plan) -> int:
@@ -204,7 +195,3 @@ def _total_parameters(plan: Plan) -> int:
 def _is_weight(module: Module) -> bool:
     """Whether it is a module with a `.weight`, and not a tensor on its own."""
     return module.tensors[0].name != module.name
-
-
-def _json(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, indent=4).encode()

@@ -5,13 +5,11 @@ Source: jang 2.5.50, `turboquant.linear`; mlx 0.32.4 (CPU) for affine groups.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from emitters.jangtq_prestack.names import MXTQ
+from emitters.jangtq_prestack.spec import MXTQ
 from emitters.numerics.affine import affine_beyond, affine_decode, affine_encode
 from emitters.numerics.mxtq import mxtq_beyond, mxtq_decode, mxtq_encode
 from emitters.numerics.value_types import Array
-from policy_dsl.formats import Slack
+from policy_dsl.formats import Parts, Slack
 from policy_dsl.treatments import Coded
 
 _AFFINE_PARTS = ("weight", "scales", "biases")
@@ -22,7 +20,7 @@ def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
 
     values: [rows, in] of value type `dtype`; not changed. treatment: scheme "mxtq" with 1 to
     4 bits, or "affine" with bits and group size. tq_packed: uint32 [rows, words]; tq_norms:
-    float16 [rows, 1]; the width `tq_bits` is no part of any row. weight: uint32
+    float16 [rows, 1]; the width `tq_bits` is not a part of any row. weight: uint32
     [rows, in*bits/32]; scales, biases: [rows, in/group_size] as the values are.
     Raises: ValueError for a scheme or width that the format lacks, or a split group.
     """
@@ -34,7 +32,7 @@ def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
     return dict(zip(_AFFINE_PARTS, triple, strict=True))
 
 
-def decode(parts: Mapping[str, Array], dtype: str, treatment: Coded, columns: int) -> Array:
+def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
     """The float32 weights [rows, columns] that readers compute with, from parts of `encode`.
 
     dtype: value type of affine scales and biases; of no effect for mxtq.
@@ -51,9 +49,7 @@ def decode(parts: Mapping[str, Array], dtype: str, treatment: Coded, columns: in
     return affine_decode((weight, scales, biases), dtype, bits=bits, group_size=group_size)
 
 
-def beyond(
-    values: Array, parts: Mapping[str, Array], dtype: str, treatment: Coded, slack: Slack
-) -> Array:
+def beyond(values: Array, parts: Parts, dtype: str, treatment: Coded, slack: Slack) -> Array:
     """The values [rows, in] that rounding to nearest would not have given these codes.
 
     values: float32; parts: as `encode` gives them; slack: what was rounded before.
@@ -70,5 +66,5 @@ def beyond(
 
 def _group_size(treatment: Coded) -> int:
     if treatment.scheme != "affine":
-        raise ValueError(f"{treatment} is no scheme of this format")
+        raise ValueError(f"this format has no scheme {treatment}")
     return treatment.group_size

@@ -13,19 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from emitters.gptq import auto_round, gptq_config
-from emitters.gptq.schemes import READ, group_length
+from emitters.checkpoints import CONFIG, document, wrong_metadata, wrong_tensor
+from emitters.gptq.spec import READ, SIDECARS, group_length
 from emitters.numerics.gptq import is_grouping, unpack_zeros
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.formats import Claim, ForeignMetadataError, document
+from policy_dsl.formats import Claim, FileContents, ForeignMetadataError
 from policy_dsl.inventory import EXPERT_NAME, TensorInfo
 from policy_dsl.roles.config_facts import written_value
 from policy_dsl.sources.reference import open_source
 from policy_dsl.treatments import Coded
 
-CONFIG = "config.json"
 _QUANTIZATION = "quantization_config"
 # What the copy must say too; the rest is notes about how it was made.
 _SHARED = (
@@ -37,7 +36,7 @@ _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 def defects(
-    folder: Path, files: Mapping[str, bytes], shards: Collection[str], claims: Mapping[str, Claim]
+    folder: Path, files: FileContents, shards: Collection[str], claims: Mapping[str, Claim]
 ) -> Iterator[Diagnostic]:
     """What readers would miss, or read without a word of complaint.
 
@@ -49,31 +48,33 @@ def defects(
     yield from _copies(files, config)
     yield from _experts(config, claims)
     tensors = open_source(str(folder)).tensors
-    yield from _untold(tensors, claims)
+    for name, tensor in tensors.items():
+        # Codes that readers take for nothing they know, and leave the linear random.
+        if name.endswith(_CODES) and name.removesuffix(_CODES) not in claims:
+            yield _wrong(tensor, f"{CONFIG} says that its module is not quantized")
     source = Source(folder, file_facts(folder, shards))
     yield from _numbers(source, tensors, claims)
 
 
-def _copies(files: Mapping[str, bytes], config: Mapping[str, Any]) -> Iterator[Diagnostic]:
+def _copies(files: FileContents, config: Mapping[str, Any]) -> Iterator[Diagnostic]:
     text = config.get("text_config")
     nested = text.get(_QUANTIZATION) if isinstance(text, Mapping) else None
-    told = config.get(_QUANTIZATION) or nested
-    for file in (auto_round.SIDECAR, gptq_config.SIDECAR):
-        if file not in files:
-            continue
-        if told is None:
+    described = config.get(_QUANTIZATION) or nested
+    for file in (name for name in reversed(SIDECARS.values()) if name in files):
+        if described is None:
             reason = f"only {file} describes the packed weights; most readers look here"
             yield diagnostic("metadata-elsewhere", file=CONFIG, reason=reason)
             continue
         try:
             copy = document(files, file)
-            wrong = [key for key in _SHARED if copy.get(key) != told.get(key)]
+            wrong = [key for key in _SHARED if copy.get(key) != described.get(key)]
         except (ForeignMetadataError, AttributeError):
-            yield _wrong(file, "it is not a JSON object, and some readers look there first")
+            reason = "it is not a JSON object, and some readers look there first"
+            yield wrong_metadata(file, reason)
             continue
         if wrong:
             reason = f"its {wrong[0]} differs from that in {CONFIG}, and readers look at either"
-            yield _wrong(file, reason)
+            yield wrong_metadata(file, reason)
 
 
 def _experts(config: Mapping[str, Any], claims: Mapping[str, Claim]) -> Iterator[Diagnostic]:
@@ -83,43 +84,31 @@ def _experts(config: Mapping[str, Any], claims: Mapping[str, Claim]) -> Iterator
         return
     held: dict[str, set[int]] = defaultdict(set)
     for name in claims:
-        if found := EXPERT_NAME.fullmatch(name):
-            held[f"{found[1]}.experts.*.{found[3]}"].add(int(found[2]))
+        if match := EXPERT_NAME.fullmatch(name):
+            held[f"{match[1]}.experts.*.{match[3]}"].add(int(match[2]))
     for path, numbers in held.items():
         if len(numbers) != count or numbers != set(range(len(numbers))):
             reason = f"it has {count!r} experts, {path} has {len(numbers)} others"
-            yield _wrong(CONFIG, reason, of=path)
-
-
-def _untold(tensors: Mapping[str, TensorInfo], claims: Mapping[str, Claim]) -> Iterator[Diagnostic]:
-    """Codes that readers take for nothing they know, and leave the linear random."""
-    for name, tensor in tensors.items():
-        if name.endswith(_CODES) and name.removesuffix(_CODES) not in claims:
-            yield _bad(tensor, f"{CONFIG} says that its module is not quantized")
+            yield wrong_metadata(CONFIG, reason, of=path)
 
 
 def _numbers(
     source: Source, tensors: Mapping[str, TensorInfo], claims: Mapping[str, Claim]
 ) -> Iterator[Diagnostic]:
-    """Scales and zero points that no kernel computes with as they are told."""
+    """Scales and zero points that no kernel computes with as they are described."""
     for name, claim in claims.items():
         scales, zeros = tensors[f"{name}.scales"], tensors[f"{name}.qzeros"]
         if not np.isfinite(_read(source, scales, np.float16)).all():
-            yield _bad(scales, "a scale is not finite")
+            yield _wrong(scales, "a scale is not finite")
         coded = claim.treatment
         if not isinstance(coded, Coded):
             continue
         if coded.symmetric and not _are_middle(_read(source, zeros, np.int32), coded):
-            yield _bad(zeros, "it holds other zero points than those of symmetric groups")
+            yield _wrong(zeros, "it holds other zero points than those of symmetric groups")
         if READ[coded.scheme].act_order:
-            yield from _groups(
-                source, tensors[f"{name}.g_idx"], group_length(coded, claim.shape[-1])
-            )
-
-
-def _groups(source: Source, g_idx: TensorInfo, size: int) -> Iterator[Diagnostic]:
-    if not is_grouping(_read(source, g_idx, np.int32), size):
-        yield _bad(g_idx, f"it does not number groups of {size} columns each")
+            g_idx, size = tensors[f"{name}.g_idx"], group_length(coded, claim.shape[-1])
+            if not is_grouping(_read(source, g_idx, np.int32), size):
+                yield _wrong(g_idx, f"it does not number groups of {size} columns each")
 
 
 def _are_middle(qzeros: Array, coded: Coded) -> bool:
@@ -132,10 +121,5 @@ def _read(source: Source, tensor: TensorInfo, dtype: type[np.generic]) -> Array:
     return stored.view(dtype).reshape(tensor.shape)
 
 
-def _bad(tensor: TensorInfo, reason: str) -> Diagnostic:
-    name, file = tensor.name, tensor.file or ""
-    return diagnostic("bad-tensor-entry", file=file, tensor=name, reason=reason)
-
-
-def _wrong(file: str, reason: str, *, of: str = "") -> Diagnostic:
-    return diagnostic("bad-bundle-metadata", of=of, path=file, reason=reason)
+def _wrong(tensor: TensorInfo, reason: str) -> Diagnostic:
+    return wrong_tensor(tensor.file or "", tensor.name, reason)

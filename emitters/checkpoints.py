@@ -1,0 +1,110 @@
+"""What formats of checkpoints share: JSON documents, the index of shards, reasons by layer."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from policy_dsl.bounded_json import parse_json
+from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.formats import FileContents, ForeignMetadataError, TensorForm
+from policy_dsl.plan import Module, PlannedTensor
+from policy_dsl.roles.classify import Model, ModelTensor
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+# What the source's own quantization was.
+QUANTIZATIONS = ("quantization", "quantization_config", "compression_config")
+QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+_Key = TypeVar("_Key")
+
+
+def document(files: FileContents, name: str) -> dict[str, Any]:
+    """The JSON object that a metadata file holds.
+
+    Raises: ForeignMetadataError if there is no such file, or none in it.
+    """
+    if name not in files:
+        raise ForeignMetadataError(f"it has no {name}")
+    try:
+        held = parse_json(files[name], what=name)
+    except ValueError as error:
+        raise ForeignMetadataError(str(error)) from None
+    if not isinstance(held, dict):
+        raise ForeignMetadataError(f"{name} is not a JSON object")
+    return held
+
+
+def written(document: Mapping[str, Any], indent: int = 2) -> bytes:
+    """A document as the bytes of its file."""
+    return json.dumps(document, indent=indent).encode()
+
+
+def index(tensors: Iterable[PlannedTensor], **about: Any) -> dict[str, Any]:
+    """The index of shards, tensors sorted by name. about: more about all of them."""
+    places = {tensor.name: (tensor.file, tensor.nbytes) for tensor in tensors}
+    total = sum(nbytes for _, nbytes in places.values())
+    return {
+        "metadata": {"total_size": total, **about},
+        "weight_map": {name: places[name][0] for name in sorted(places)},
+    }
+
+
+def forms_of(tensors: Mapping[str, TensorForm]) -> dict[str, dict[str, TensorForm]]:
+    """Tensors by their module: all of a name up to its last dot."""
+    forms: dict[str, dict[str, TensorForm]] = {}
+    for name, form in tensors.items():
+        path, _, part = name.rpartition(".")
+        forms.setdefault(path, {})[part] = form
+    return forms
+
+
+def covering_most(
+    modules: Iterable[Module], key: Callable[[Module], _Key | None], *, each: int | None = None
+) -> _Key | None:
+    """The key of most parameters, the first of equals; None if no module has one.
+
+    each: what a module counts instead of its parameters.
+    """
+    covered: Counter[_Key] = Counter()
+    for module in modules:
+        if (found := key(module)) is not None:
+            covered[found] += module.parameters if each is None else each
+    return covered.most_common(1)[0][0] if covered else None
+
+
+def by_layer(modules: Iterable[Module]) -> Mapping[int, Mapping[str, Module]]:
+    """Layer -> role -> its module, the first of the experts where they are apart."""
+    layers: dict[int, dict[str, Module]] = defaultdict(dict)
+    for module in modules:
+        if module.layer is not None:
+            layers[module.layer].setdefault(module.role, module)
+    return layers
+
+
+def at_layers(reason: str, layers: Iterable[int | None]) -> str | None:
+    """The reason with the layers that give it; None if there is no layer."""
+    known = sorted(layer for layer in layers if layer is not None)
+    if not known:
+        return None
+    more = f" and {len(known) - 1} more" if len(known) > 1 else ""
+    return f"{reason} (layer {known[0]}{more})"
+
+
+def omission(tensor: ModelTensor, model: Model, reasons: Mapping[str, str]) -> str | None:
+    """Why readers have no place for a tensor, else None. reasons: by component, or `lm_head`."""
+    if tensor.role == "lm_head" and model.tied:
+        return f"tied: {reasons['lm_head']} embed_tokens"
+    return reasons.get(tensor.component or "")
+
+
+def wrong_metadata(file: str, reason: str, *, of: str = "") -> Diagnostic:
+    """The finding that readers would misread a metadata file."""
+    return diagnostic("bad-bundle-metadata", of=of, path=file, reason=reason)
+
+
+def wrong_tensor(file: str, tensor: str, reason: str) -> Diagnostic:
+    """The finding that readers would misread a tensor."""
+    return diagnostic("bad-tensor-entry", file=file, tensor=tensor, reason=reason)

@@ -1,0 +1,139 @@
+"""Side files of a JANGTQ bundle: the runtime's tables, chat template and tokenizer configuration.
+
+Source: jang 2.5.50, `build_jangtq_sidecar` (widths of 3-bit rows are the true ones) and
+`convert_minimax_jangtq`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from emitters.jangtq_prestack.spec import SEED, TEMPLATE, TOKENIZER
+from emitters.numerics.mxtq_tables import codebook, signs
+from emitters.numerics.value_types import Array
+from emitters.tensor_io.read import Source, file_facts
+from policy_dsl.bounded_json import parse_json
+from policy_dsl.diagnostics import fail
+from policy_dsl.formats import FileContents
+from policy_dsl.inventory import TensorInfo, tensor_nbytes
+from policy_dsl.plan import Plan, PlannedTensor
+from policy_dsl.planning.layout import header_bytes, in_file_order
+from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, header_nbytes, parse_header
+
+SIDECAR = "jangtq_runtime.safetensors"
+# Width of rows and bits of a code.
+Code = tuple[int, int]
+# MiniMax's template opens the thinking block whatever the caller wants.
+_ALWAYS_THINKS = r"{{- ']~b]ai' ~ '\n' ~ '<think>' ~ '\n' }}"
+_MAY_THINK = "\n    ".join(
+    (
+        r"{{- ']~b]ai' ~ '\n' }}",
+        "{%- if enable_thinking is defined and enable_thinking is false -%}",
+        "{%- else -%}",
+        r"{{- '<think>' ~ '\n' }}",
+        "{%- endif -%}",
+    )
+)
+
+
+def sidecar(codes: Iterable[Code]) -> bytes:
+    """The file for a bundle with these codes, as the safetensors library would write it."""
+    tables = _tables(codes)
+    tensors = []
+    for name, table in tables.items():
+        size = tensor_nbytes("F32", table.shape)
+        tensors.append(PlannedTensor(name, "", "F32", table.shape, size, SIDECAR, 0))
+    return header_bytes(tensors, {}) + b"".join(
+        _stored(tables[tensor.name]) for tensor in in_file_order(tensors)
+    )
+
+
+def wrong_tables(folder: Path, codes: Iterable[Code]) -> Iterator[str]:
+    """What the file of a bundle with these codes lacks or holds wrongly.
+
+    Raises: PolicyError if it cannot be read, or is not a safetensors file.
+    """
+    source = Source(folder, file_facts(folder, [SIDECAR]))
+    held = _header(source)
+    for name, table in _tables(codes).items():
+        tensor = held.get(name)
+        if tensor is None:
+            yield f"it has no {name}"
+        elif (tensor.dtype, tensor.shape) != ("F32", table.shape):
+            yield f"{name} is {tensor.dtype} {list(tensor.shape)}, not F32 {list(table.shape)}"
+        elif source.read(SIDECAR, tensor.start, tensor.nbytes).tobytes() != _stored(table):
+            yield f"{name} does not hold the values that the codes were made with"
+
+
+def _tables(codes: Iterable[Code]) -> Mapping[str, Array]:
+    tables = {}
+    for columns, bits in sorted(set(codes)):
+        tables[f"signs.{columns}.{SEED}"] = signs(columns, SEED)
+        tables[f"codebook.{columns}.{bits}"] = codebook(columns, bits)
+    return tables
+
+
+def _stored(table: Array) -> bytes:
+    return table.astype("<f4").tobytes()
+
+
+def _header(source: Source) -> dict[str, TensorInfo]:
+    size = source.facts[SIDECAR].nbytes
+    prefix = source.read(SIDECAR, 0, min(size, LENGTH_NBYTES)).tobytes()
+    length = header_nbytes(prefix, file=SIDECAR, file_nbytes=size)
+    header = source.read(SIDECAR, LENGTH_NBYTES, length).tobytes()
+    return parse_header(header, file=SIDECAR, file_nbytes=size)
+
+
+def edited(plan: Plan, files: FileContents) -> dict[str, bytes]:
+    """The template with the `enable_thinking` switch, and the tokenizer's file with all of it.
+
+    files: the source's, by name. A file that needs no change stays as it is, byte for byte.
+    Raises: PolicyError if one of them is not UTF-8, or the tokenizer's is not a JSON object.
+    """
+    written = dict(files)
+    template = _text(TEMPLATE, files[TEMPLATE]) if TEMPLATE in files else None
+    if template is not None and _ALWAYS_THINKS in template and _MAY_THINK not in template:
+        template = template.replace(_ALWAYS_THINKS, _MAY_THINK)
+        written[TEMPLATE] = template.encode()
+    if TOKENIZER in files:
+        written[TOKENIZER] = _tokenizer(files[TOKENIZER], template)
+    return written
+
+
+def _tokenizer(stored: bytes, template: str | None) -> bytes:
+    content = stored
+    document = _document(content)
+    # A class that only Python's newest tokenizers know; Swift reads the other one.
+    if document.get("tokenizer_class") == "TokenizersBackend":
+        document["tokenizer_class"] = "GPT2Tokenizer"
+        content = json.dumps(document, indent=2).encode()
+    # Engines that look for the template here and nowhere else.
+    if template is not None and document.get("chat_template") != template:
+        document["chat_template"] = template
+        text = json.dumps(document, indent=2, ensure_ascii=False)
+        # JSON may escape halves of a character, which are no text: they stay escapes.
+        content = text.encode(errors="backslashreplace")
+    return content
+
+
+def _document(content: bytes) -> dict[str, Any]:
+    try:
+        document = parse_json(_text(TOKENIZER, content).encode())
+    except ValueError as error:
+        raise fail("bad-source-json", file=TOKENIZER, reason=str(error)) from None
+    if not isinstance(document, dict):
+        raise fail("bad-source-json", file=TOKENIZER, reason="it is not a JSON object")
+    return document
+
+
+def _text(name: str, content: bytes) -> str:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise fail("unreadable-file", path=name, reason="it is not UTF-8 text") from None
+    # As a file opened for text is read: every end of line becomes the same.
+    return text.replace("\r\n", "\n").replace("\r", "\n")

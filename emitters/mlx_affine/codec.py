@@ -1,0 +1,74 @@
+"""The codec of the format: a block of rows of one matrix to its stored parts, and back.
+
+A quantized module stores `weight` (uint32, packed codes) and `scales`; the affine scheme also
+stores `biases`. Leading axes (stacked experts) are layout only: they are rows here.
+Source: mlx 0.32.4 (CPU), `mx.quantize` and `mx.dequantize`.
+"""
+
+from __future__ import annotations
+
+from emitters.numerics.affine import affine_beyond, affine_decode, affine_encode
+from emitters.numerics.small_floats import FP_MODES, fp_beyond, fp_decode, fp_encode
+from emitters.numerics.value_types import Array
+from policy_dsl.formats import Parts, Slack
+from policy_dsl.treatments import Coded
+
+_AFFINE, _AFFINE_PARTS = "affine", ("weight", "scales", "biases")
+
+
+def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
+    """The stored parts of these rows, by the last part of their tensor names.
+
+    values: [rows, in] of value type `dtype`: BF16 (uint16 bit patterns), F16 or F32; not
+    changed. weight: uint32 [rows, in*bits/32]; affine scales and biases: [rows, in/group_size]
+    of the source's value type; other scales: uint8 [rows, in/group_size].
+    Raises: ValueError for a scheme, width or group size that mlx does not have, or if a group
+    would be split.
+    """
+    if _is_affine(treatment):
+        triple = affine_encode(values, dtype, bits=treatment.bits, group_size=treatment.group_size)
+        return dict(zip(_AFFINE_PARTS, triple, strict=True))
+    pair = fp_encode(values, dtype, mode=treatment.scheme)
+    return dict(zip(_AFFINE_PARTS[:2], pair, strict=True))
+
+
+def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
+    """The float32 weights [rows, columns] that mlx computes with, from the parts of `encode`.
+
+    dtype: value type of the scales and biases; of no effect but for affine.
+    Raises: ValueError as `encode` does, or if the parts' shapes disagree.
+    """
+    is_affine, size = _is_affine(treatment), treatment.group_size
+    if parts["scales"].shape[-1] * size != columns:
+        raise ValueError(f"scales {parts['scales'].shape} are not those of {columns} columns")
+    if is_affine:
+        triple = parts["weight"], parts["scales"], parts["biases"]
+        return affine_decode(triple, dtype, bits=treatment.bits, group_size=size)
+    return fp_decode(parts["weight"], parts["scales"], mode=treatment.scheme)
+
+
+def beyond(values: Array, parts: Parts, dtype: str, treatment: Coded, slack: Slack) -> Array:
+    """The values [rows, in] that rounding to nearest would not have given these codes.
+
+    values: float32; parts: as `encode` gives them; slack: what was rounded before.
+    Raises: ValueError as `decode` does.
+    """
+    if _is_affine(treatment):
+        triple = parts["weight"], parts["scales"], parts["biases"]
+        width = treatment.bits, treatment.group_size
+        return affine_beyond(values, triple, dtype, width, slack)
+    return fp_beyond(values, (parts["weight"], parts["scales"]), treatment.scheme, dtype, slack)
+
+
+def _is_affine(treatment: Coded) -> bool:
+    """Whether the scheme is affine. Raises: ValueError unless mlx has such a scheme."""
+    scheme, geometry = treatment.scheme, (treatment.bits, treatment.group_size)
+    if scheme == _AFFINE:
+        return True
+    if scheme not in FP_MODES:
+        raise ValueError(f"scheme {scheme!r} is not one of {_AFFINE}, {', '.join(FP_MODES)}")
+    mode = FP_MODES[scheme]
+    if geometry != (mode.bits, mode.group_size):
+        own = f"{mode.bits} bits in groups of {mode.group_size}"
+        raise ValueError(f"{scheme} has {own}, not {geometry[0]} in {geometry[1]}")
+    return False
