@@ -80,7 +80,7 @@ def test_what_is_only_put_together_again_is_fine(changed, name: str) -> None:
 @pytest.mark.parametrize("name", NEEDED)
 def test_a_tensor_that_is_missing(changed, name: str) -> None:
     folder = changed(MINIMAX, lambda parts: parts.tensors.pop(name))
-    assert told(folder) == [f'model.mq4: tensor "{name}": it is not there']
+    assert told(folder) == [f'model.mq4: tensor "{name}": it is missing']
 
 
 def test_scales_may_be_missing(changed) -> None:
@@ -180,8 +180,8 @@ def test_a_config_without_a_count(changed, key: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "reason"),
     [
-        ({"model": {}}, "its tokenizer is no text"),
-        (None, "its tokenizer is no text"),
+        ({"model": {}}, "its tokenizer is not a text"),
+        (None, "its tokenizer is not a text"),
         ("{", "its tokenizer is not JSON"),
     ],
 )
@@ -202,7 +202,7 @@ def test_a_file_without_a_tokenizer_is_a_warning(changed, tokenizer: str) -> Non
 @pytest.mark.parametrize("key", ["tokenizer_config", "generation_config"])
 def test_another_part_that_is_no_object(changed, key: str) -> None:
     folder = changed(MINIMAX, lambda parts: parts.metadata.update({key: "x"}))
-    assert told(folder) == [f"model.mq4: its {key} is no object"]
+    assert told(folder) == [f"model.mq4: its {key} is not an object"]
 
 
 @pytest.mark.parametrize(("name", "number"), [(MINIMAX, 0), (LLAMA, 10), (LLAMA, 7)])
@@ -242,7 +242,7 @@ def test_rotated_rows_that_are_no_whole_blocks(changed) -> None:
             parts.tensors[name].put(136 * block, "f", 1)
 
     (message,) = told(changed(LLAMA, change))
-    assert message.endswith("it is rotated, and its 384 columns are no multiple of 256")
+    assert message.endswith("it is rotated, and its 384 columns are not a multiple of 256")
 
 
 def test_scales_that_readers_would_skip(changed) -> None:

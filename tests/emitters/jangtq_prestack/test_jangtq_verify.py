@@ -252,7 +252,7 @@ def test_a_file_that_readers_need(bundle, name, file):
     (folder / file).unlink()
     ((code, message),) = found(folder)
     assert code == "bad-bundle-metadata"
-    assert message.startswith(f"{file}: it is not there")
+    assert message.startswith(f"{file}: it is missing")
 
 
 def test_a_runtime_file_with_other_tables(bundle):
@@ -322,7 +322,7 @@ def test_experts_apart_under_the_other_layouts_name(bundle):
     place = "routed_expert_layout"
     rewrite(folder / "jang_config.json", lambda jang: put(jang, place, "prestacked"))
     ((_, message),) = found(folder)
-    assert message == "jang_config.json: it says prestacked, but experts lie apart"
+    assert message == "jang_config.json: it says prestacked, but experts are apart"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def path_apart(path: str, expert: int) -> str:
 # The embedded model has 8 experts: 4 are added.
 PADDED = replace(SPEC, padding={"minimax_m2": ExpertPadding(12, -100.0)})
 APART = replace(PADDED, layouts={"apart": ExpertsApart(path_apart, ("affine",))})
-ANY_FAMILY = replace(SPEC, families={**SPEC.families, "gpt_oss": None})
+ANY_FAMILY = replace(SPEC, families={**SPEC.all_families(), "gpt_oss": None})
 
 
 @cache
