@@ -9,7 +9,13 @@ from __future__ import annotations
 from emitters.hipfire_hfq.spec import AWQ, CODES, EXACT, GATE_UP, alpha_of, column_scale, scales_of
 from emitters.numerics.awq import ColumnScale, awq_scale, gate_up_sums
 from emitters.numerics.awq import column_scale as forms_of_scale
-from emitters.numerics.hfq import block_header, decode_blocks, encode_blocks, first_bad_header, hfq_beyond
+from emitters.numerics.hfq import (
+    block_header,
+    decode_blocks,
+    encode_blocks,
+    first_bad_header,
+    hfq_beyond,
+)
 from emitters.numerics.value_types import Array
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.formats import Context, Parts, Slack, Statistics, UnstorableError
