@@ -179,11 +179,12 @@ def _opened(file: StatisticsFile) -> Imatrix:
 def _ensure_same(plan: Plan) -> None:
     """Raises: PolicyError if a file that decided the plan is another one now."""
     for file in plan.statistics:
-        if file.sha256 and file.name not in _READ_HERE:
-            path = located(file.path, file.span)
-            facts = file_facts(path.parent, [path.name])
-            if _sha256(Source(path.parent, facts), path.name) != file.sha256:
-                raise _changed(file)
+        if not file.sha256 or file.name in _READ_HERE:
+            continue
+        path = located(file.path, file.span)
+        facts = file_facts(path.parent, [path.name])
+        if _sha256(Source(path.parent, facts), path.name) != file.sha256:
+            raise _changed(file)
 
 
 def _changed(file: StatisticsFile) -> PolicyError:

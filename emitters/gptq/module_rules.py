@@ -80,14 +80,15 @@ def expert_rules(modules: Sequence[Module], default: Width) -> Rules:
     alike: dict[tuple[str, Width | None], list[int]] = defaultdict(list)
     for layer, widths in _experts(modules).items():
         together = len(set(widths.values())) == 1
-        for projection, width in [*widths.items()][: 1 if together else None]:
-            if width != default:
-                alike["" if together else projection, width].append(layer)
+        named = {"": next(iter(widths.values()))} if together else widths
+        for projection, width in named.items():
+            alike[projection, width].append(layer)
     block = rf"{_one_of(_EXPERT_BLOCKS)}\.experts"
     return {
         rf".*layers\.{_one_of(layers)}\.{block}"
         + (rf"\.\d+\.{projection}$" if projection else ".*"): width
         for (projection, width), layers in alike.items()
+        if width != default
     }
 
 

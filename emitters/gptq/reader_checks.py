@@ -105,10 +105,11 @@ def _numbers(
             continue
         if coded.symmetric and not _are_middle(_read(source, zeros, np.int32), coded):
             yield _wrong(zeros, "it holds other zero points than those of symmetric groups")
-        if READ[coded.scheme].act_order:
-            g_idx, size = tensors[f"{name}.g_idx"], group_length(coded, claim.shape[-1])
-            if not is_grouping(_read(source, g_idx, np.int32), size):
-                yield _wrong(g_idx, f"it does not number groups of {size} columns each")
+        if not READ[coded.scheme].act_order:
+            continue
+        g_idx, size = tensors[f"{name}.g_idx"], group_length(coded, claim.shape[-1])
+        if not is_grouping(_read(source, g_idx, np.int32), size):
+            yield _wrong(g_idx, f"it does not number groups of {size} columns each")
 
 
 def _are_middle(qzeros: Array, coded: Coded) -> bool:
