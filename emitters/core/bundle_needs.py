@@ -18,7 +18,7 @@ from policy_dsl.inventory import TensorInfo
 from policy_dsl.quantities import counted, first_few
 from policy_dsl.reader_config import reader_kind
 from policy_dsl.roles.architecture import Architecture, architecture, model_types, outside
-from policy_dsl.roles.completeness import Expectation, Presence, shown_first, wrong_experts
+from policy_dsl.roles.completeness import Presence, shown_first, wrong_experts
 from policy_dsl.roles.config_facts import TIED, config_findings, read_config
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.roles.name_rules import NameRule, Need, numbered_key
@@ -54,7 +54,7 @@ def needs_findings(bundle: Bundle) -> Iterator[Diagnostic]:
         yield from wrong
         return
     model = Model(inventory.id, facts, tied=facts.given(TIED) is True, tensors=())
-    search = _Search(bundle, spec, Presence(Expectation(facts)), model)
+    search = _Search(bundle, spec, Presence(facts), model)
     search.look()
     yield from search.findings()
 
@@ -154,7 +154,7 @@ class _Search:
         if need.slot == "lm_head":
             is_missed = self.model.facts.value(TIED) is False
         else:
-            is_missed = not need.optional and self.presence.expected.holds(need, layer)
+            is_missed = not need.optional and self.presence.facts.holds(need, layer)
         if is_missed:
             self.dropped.setdefault(need, []).append(layer)
 
@@ -204,7 +204,7 @@ class _Search:
             if shape[0] - added not in (self.model.n_experts, self.model.n_experts - added):
                 self._miscounted(need, layer, range(shape[0]))
             shape = shape[1:]
-        elif added and len(shape) > 0 and shape != self.presence.expected.shapes[need]:
+        elif added and len(shape) > 0 and shape != self.presence.facts.shapes[need]:
             shape = (shape[0] - added, *shape[1:])
         known = shape if module.shape or not isinstance(module.treatment, Coded) else None
         self.presence.add(need, layer, module.name, known)

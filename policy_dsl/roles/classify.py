@@ -12,7 +12,7 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo
 from policy_dsl.quantities import counted, first_few
 from policy_dsl.roles.architecture import Architecture, architecture, families, model_types, outside
-from policy_dsl.roles.completeness import Expectation, Presence, review
+from policy_dsl.roles.completeness import Presence, review
 from policy_dsl.roles.config_facts import TIED, ConfigFacts, config_findings, read_config
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.roles.name_rules import Fusion, NameRule, Need, Role, numbered_key
@@ -37,7 +37,7 @@ def classify(inventory: Inventory) -> Model:
     or with what the config means and it lacks.
     """
     facts = read_config(inventory.config, architecture_of(inventory), inventory.id)
-    presence = Presence(Expectation(facts))
+    presence = Presence(facts)
     reading = _Reading(facts, find_scales(inventory), presence)
     for tensor in inventory.tensors.values():
         reading.read(tensor)

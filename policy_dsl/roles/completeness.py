@@ -1,125 +1,29 @@
 """Whether a model's tensors are those that its config means: each once, in the right shape.
 
-needs of the family's table, ConfigFacts ──> Expectation ── tensors ──> Presence ──> findings
+ConfigFacts: what a family needs ── tensors ──> Presence ──> findings
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.quantities import first_few
-from policy_dsl.roles.architecture import Derived
-from policy_dsl.roles.config_facts import ConfigFacts, is_whole, keys_of
+from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.model import Model, ModelTensor
-from policy_dsl.roles.name_rules import Clause, Need, clauses, numbered_key
+from policy_dsl.roles.name_rules import Need, numbered_key
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 
-_LONGEST_VALUE = 60
 _MOST_EXAMPLES = 3
 # Layers of the language model; None is what is outside of its blocks.
 _Layers = tuple[int | None, ...]
 # What the config says, and the layers that it says it of -> what they lack or have.
 _Because = dict[tuple[str, _Layers], list[str]]
 _Place = tuple[int | None, str]
-
-
-class Expectation:
-    """The needs of a family, in the sizes and layers of one config."""
-
-    def __init__(self, facts: ConfigFacts) -> None:
-        self.facts = facts
-        self.shapes = {need: self._shape(need) for need in facts.table.needs.values()}
-
-    def holds(self, need: Need, layer: int | None) -> bool:
-        """Whether the config says that a layer has it."""
-        return self._all(need.when, -1 if layer is None else layer)
-
-    def reason(self, need: Need, layer: int | None) -> str:
-        """What the config says that decides whether a layer has it; empty if nothing does."""
-        at = -1 if layer is None else layer
-        said = list(self._deciding(need.when, at))
-        # Of `experts, and from this layer on`, the layer explains what one layer lacks; and
-        # what is written explains more than what is not.
-        said = [clause for clause in said if clause.form] or said
-        said = [one for one in said if self.facts.is_given(self._root(one.key))] or said
-        return " and ".join(dict.fromkeys(self._said(clause, at) for clause in said))
-
-    def absent_keys(self, expression: str) -> tuple[str, ...]:
-        """The keys that decide a size and that the config leaves out."""
-        absent: dict[str, None] = {}
-        for key in keys_of(expression):
-            if not self.facts.is_given(key):
-                sizes = [default.fields.get("text", "") for default in self._derived(key)]
-                deciding = [one for size in sizes for one in self.absent_keys(size)]
-                absent |= dict.fromkeys(deciding or [key])
-        return tuple(absent)
-
-    def _shape(self, need: Need) -> tuple[int, ...] | None:
-        sizes = [self.facts.computed(size) for size in need.shape]
-        return tuple(sizes) if all(map(is_whole, sizes)) else None  # type: ignore[arg-type]
-
-    def _derived(self, key: str) -> list[Derived]:
-        entry = self.facts.table.config.get(key)
-        return [one for one in entry.defaults if isinstance(one, Derived)] if entry else []
-
-    def _all(self, condition: str, layer: int) -> bool:
-        return all(self._is(one, layer) != one.negated for one in clauses(condition))
-
-    def _is(self, clause: Clause, layer: int) -> bool:
-        if clause.key in self.facts.table.where:
-            return self._all(self.facts.table.where[clause.key], layer)
-        value = self.facts.value(clause.key)
-        if clause.form == "in":
-            return isinstance(value, list) and layer in value
-        if clause.form == "is":
-            return bool(self._at(value, layer) == clause.word)
-        if not clause.form:
-            return value not in (None, False, 0)
-        if clause.form == "from" or not is_whole(value):
-            return is_whole(value) and layer >= value
-        return bool(value > 0 and (layer + (clause.form == "every")) % value == 0)
-
-    def _at(self, value: Any, layer: int) -> Any:
-        """The entry of a list for a layer; an MTP block is one like the last."""
-        layer = min(layer, (self.facts.n_layers or layer + 1) - 1)
-        if not isinstance(value, list):
-            return value
-        return value[layer] if 0 <= layer < len(value) else None
-
-    def _deciding(self, condition: str, layer: int) -> Iterator[Clause]:
-        """The clauses about the config that decide a condition: those that fail, or all."""
-        parts = clauses(condition)
-        failing = [one for one in parts if self._is(one, layer) == one.negated]
-        for clause in failing or parts:
-            if clause.key in self.facts.table.where:
-                yield from self._deciding(self.facts.table.where[clause.key], layer)
-            else:
-                yield clause
-
-    def _said(self, clause: Clause, layer: int) -> str:
-        key = self._root(clause.key)
-        value = self.facts.value(key)
-        if clause.form == "is" and isinstance(value, list):
-            return f"{key} says {json.dumps(self._at(value, layer))} there"
-        shown = json.dumps(value)[:_LONGEST_VALUE]
-        if self.facts.is_given(key):
-            is_null = self.facts.given(key) is None and value is not None
-            return f"{key} is null, which means {shown}" if is_null else f"{key} is {shown}"
-        return f"the config has no {key}, which means {shown}"
-
-    def _root(self, key: str) -> str:
-        """The key that decides: of one that the config leaves out, what its default is of."""
-        for default in () if self.facts.is_given(key) else self._derived(key):
-            deciding = default.fields.get(default.form)
-            if default.form in ("first", "every") and isinstance(deciding, str):
-                return self._root(deciding)
-        return key
 
 
 class Misfit(NamedTuple):
@@ -144,7 +48,7 @@ class Presence:
     the right shape. misfits: tensors that do not.
     """
 
-    expected: Expectation
+    facts: ConfigFacts
     seen: dict[Need, dict[int | None, str]] = field(default_factory=dict)
     fitting: set[Need] = field(default_factory=set)
     misfits: list[Misfit] = field(default_factory=list)
@@ -152,7 +56,7 @@ class Presence:
     def add(self, need: Need, layer: int | None, name: str, shape: tuple[int, ...] | None) -> None:
         """Take a tensor, or a matrix of a fused one; shape: None if it is not compared."""
         self.seen.setdefault(need, {}).setdefault(layer, name)
-        if shape == self.expected.shapes[need]:
+        if shape == self.facts.shapes[need]:
             self.fitting.add(need)
         elif shape is not None:
             self.misfits.append(Misfit(need, layer, name, shape))
@@ -162,7 +66,7 @@ class Presence:
         groups: dict[str, list[Misfit]] = defaultdict(list)
         for misfit in self.misfits:
             # What the config denies is reported as that, of whatever shape it is.
-            if misfit.need.optional or self.expected.holds(misfit.need, misfit.layer):
+            if misfit.need.optional or self.facts.holds(misfit.need, misfit.layer):
                 groups[self._differing(misfit)].append(misfit)
         # Of these sizes the config is right.
         right = {size for need in self.fitting for size in need.shape}
@@ -175,15 +79,15 @@ class Presence:
         if len(misfit.shape) != len(misfit.need.shape):
             return misfit.need.slot
         axes = zip(misfit.need.shape, misfit.shape, strict=True)
-        return next(size for size, held in axes if self.expected.facts.computed(size) != held)
+        return next(size for size, held in axes if self.facts.computed(size) != held)
 
     def _config_finding(self, size: str, alike: list[Misfit]) -> Diagnostic | None:
         """That the config is wrong: all tensors with this size have the same other one."""
         held = {misfit.held(size) for misfit in alike}
         if len(held) != 1 or None in held:
             return None
-        first, facts = alike[0], self.expected.facts
-        absent, value = self.expected.absent_keys(size), facts.computed(size)
+        first, facts = alike[0], self.facts
+        absent, value = self.facts.absent_keys(size), facts.computed(size)
         if absent:
             without = "" if value is None else f"; without it, {size} is {value}"
             why = f", on which the shape of {first.need.shown} depends{without}"
@@ -199,7 +103,7 @@ class Presence:
 
     def _shape_finding(self, alike: list[Misfit]) -> Diagnostic:
         first = _embed(alike) or alike[0]
-        sizes = ((size, self.expected.facts.computed(size)) for size in first.need.shape)
+        sizes = ((size, self.facts.computed(size)) for size in first.need.shape)
         axes = ", ".join(size if size.isdecimal() else f"{size} = {n}" for size, n in sizes)
         wanted = f"[{axes}] as the config says"
         shape = list(first.shape)
@@ -210,7 +114,7 @@ class Presence:
     def absences(self, layers: Sequence[int]) -> Iterator[Diagnostic]:
         """What the config means and these layers lack, or have though the config denies it."""
         lacking, denied = self._unlike(layers, wanted=True), self._unlike(layers, wanted=False)
-        model = self.expected.facts.model_id
+        model = self.facts.model_id
         for (reason, where), shown in denied.items():
             lacks = lacking.pop((reason, where), [])
             what = first_few(shown) + (f" and no {first_few(lacks)}" if lacks else "")
@@ -226,13 +130,13 @@ class Presence:
     def _unlike(self, layers: Sequence[int], *, wanted: bool) -> _Because:
         """What layers should have and have not, or the other way round."""
         because: _Because = defaultdict(list)
-        for need in self.expected.shapes:
+        for need in self.facts.shapes:
             reasons: dict[str, list[int | None]] = defaultdict(list)
             places: Sequence[int | None] = layers if need.in_layers else [None]
             seen: Collection[int | None] = self.seen.get(need, ())
             for layer in () if need.optional else places:
-                if (layer in seen) != wanted and self.expected.holds(need, layer) == wanted:
-                    reasons[self.expected.reason(need, layer)].append(layer)
+                if (layer in seen) != wanted and self.facts.holds(need, layer) == wanted:
+                    reasons[self.facts.reason(need, layer)].append(layer)
             for reason, where in reasons.items():
                 because[reason, tuple(where)].append(need.shown)
         return because

@@ -5,14 +5,17 @@ config.json + the family's table ── read_config ──> ConfigFacts, where e
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
 from policy_dsl.roles.architecture import TABLES, Architecture, ConfigKey, Derived, packaged_table
+from policy_dsl.roles.name_rules import Clause, Need, clauses
 
 # A config that asks for more layers or experts is not a model, and would only cost memory.
 LARGEST_COUNT = 65536
@@ -127,6 +130,96 @@ class ConfigFacts:
             total += result
         return int(total) if total == int(total) else total
 
+    @cached_property
+    def shapes(self) -> Mapping[Need, tuple[int, ...] | None]:
+        """Needs of the family -> the shape of their tensors; None if a size is not known."""
+        sizes = {need: [*map(self.computed, need.shape)] for need in self.table.needs.values()}
+        return {
+            need: tuple(int(size or 0) for size in shape) if all(map(is_whole, shape)) else None
+            for need, shape in sizes.items()
+        }
+
+    def holds(self, need: Need, layer: int | None) -> bool:
+        """Whether the config says that a layer has it."""
+        return self._all(need.when, -1 if layer is None else layer)
+
+    def reason(self, need: Need, layer: int | None) -> str:
+        """What the config says that decides whether a layer has it; empty if nothing does."""
+        at = -1 if layer is None else layer
+        said = list(self._deciding(need.when, at))
+        # Of `experts, and from this layer on`, the layer explains what one layer lacks; and
+        # what is written explains more than what is not.
+        said = [clause for clause in said if clause.form] or said
+        said = [one for one in said if self.is_given(self._root(one.key))] or said
+        return " and ".join(dict.fromkeys(self._said(clause, at) for clause in said))
+
+    def absent_keys(self, expression: str) -> tuple[str, ...]:
+        """The keys that decide a size and that the config leaves out."""
+        absent: dict[str, None] = {}
+        for key in "|".join(words for _, words in _WORD.findall(expression)).split("|"):
+            if key and not key.isdecimal() and not self.is_given(key):
+                sizes = [default.fields.get("text", "") for default in self._derived(key)]
+                deciding = [one for size in sizes for one in self.absent_keys(size)]
+                absent |= dict.fromkeys(deciding or [key])
+        return tuple(absent)
+
+    def _derived(self, key: str) -> list[Derived]:
+        entry = self.table.config.get(key)
+        return [one for one in entry.defaults if isinstance(one, Derived)] if entry else []
+
+    def _all(self, condition: str, layer: int) -> bool:
+        return all(self._is(one, layer) != one.negated for one in clauses(condition))
+
+    def _is(self, clause: Clause, layer: int) -> bool:
+        if clause.key in self.table.where:
+            return self._all(self.table.where[clause.key], layer)
+        value = self.value(clause.key)
+        if clause.form == "in":
+            return isinstance(value, list) and layer in value
+        if clause.form == "is":
+            return bool(self._at(value, layer) == clause.word)
+        if not clause.form:
+            return value not in (None, False, 0)
+        if clause.form == "from" or not is_whole(value):
+            return is_whole(value) and layer >= value
+        return bool(value > 0 and (layer + (clause.form == "every")) % value == 0)
+
+    def _at(self, value: Any, layer: int) -> Any:
+        """The entry of a list for a layer; an MTP block is one like the last."""
+        if not isinstance(value, list):
+            return value
+        layer = min(layer, self.n_layers - 1)
+        return value[layer] if 0 <= layer < len(value) else None
+
+    def _deciding(self, condition: str, layer: int) -> Iterator[Clause]:
+        """The clauses about the config that decide a condition: those that fail, or all."""
+        parts = clauses(condition)
+        failing = [one for one in parts if self._is(one, layer) == one.negated]
+        for clause in failing or parts:
+            if clause.key in self.table.where:
+                yield from self._deciding(self.table.where[clause.key], layer)
+            else:
+                yield clause
+
+    def _said(self, clause: Clause, layer: int) -> str:
+        key = self._root(clause.key)
+        value = self.value(key)
+        if clause.form == "is" and isinstance(value, list):
+            return f"{key} says {json.dumps(self._at(value, layer))} there"
+        shown = json.dumps(value)[:_LONGEST_VALUE]
+        if self.is_given(key):
+            is_null = self.given(key) is None and value is not None
+            return f"{key} is null, which means {shown}" if is_null else f"{key} is {shown}"
+        return f"the config has no {key}, which means {shown}"
+
+    def _root(self, key: str) -> str:
+        """The key that decides: of one that the config leaves out, what its default is of."""
+        for default in () if self.is_given(key) else self._derived(key):
+            deciding = default.fields.get(default.form)
+            if default.form in ("first", "every") and isinstance(deciding, str):
+                return self._root(deciding)
+        return key
+
     def bad_value(self, key: str, value: Any, reason: str) -> Diagnostic:
         """The finding about a value that a key cannot have."""
         shown, model = repr(value)[:_LONGEST_VALUE], self.model_id
@@ -159,12 +252,6 @@ def _count(facts: ConfigFacts, key: str | None) -> int:
         reason = f"it must be a whole number of at most {LARGEST_COUNT:,}"
         raise PolicyError([facts.bad_value(key, value, reason)])
     return int(value)
-
-
-def keys_of(expression: str) -> tuple[str, ...]:
-    """The keys that an expression names."""
-    words = [word for _, each in _WORD.findall(expression) for word in each.split("|")]
-    return tuple(word for word in words if not word.isdecimal())
 
 
 def written_value(config: Mapping[str, Any], key: str) -> Any:
