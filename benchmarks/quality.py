@@ -42,11 +42,11 @@ from safetensors.torch import load_file  # noqa: E402
 
 from emitters.core.build import available_cores, build  # noqa: E402
 from emitters.core.bundle_reading import Bundle, open_bundle  # noqa: E402
-from emitters.core.decoding import Decoder  # noqa: E402
+from emitters.core.decoding import Decoder, source_reader  # noqa: E402
 from emitters.core.matching import match  # noqa: E402
-from emitters.core.source_values import SourceValues  # noqa: E402
-from emitters.core.tally import Sums  # noqa: E402
+from emitters.core.verdicts import Sums  # noqa: E402
 from emitters.core.verify_source import compare  # noqa: E402
+from emitters.tensor_io.view_rows import Cast  # noqa: E402
 from policy_dsl.diagnostics import errors, render  # noqa: E402
 from policy_dsl.inventory import Inventory  # noqa: E402
 from policy_dsl.quantities import bits_per_weight  # noqa: E402
@@ -105,11 +105,11 @@ def called(tensor: ModelTensor) -> str:
     return re.sub(r"(?<=\.experts\.)\d+", str(tensor.expert), tensor.source.name)
 
 
-def source_tensors(source: SourceValues) -> Tensors:
+def source_tensors(inventory: Inventory, model: Model) -> Tensors:
     """Every tensor of the source's model, dequantized."""
-    found = {}
-    for tensor in source.model.tensors:
-        rows = source.rows(tensor, 0, prod(tensor.shape[:-1]))
+    reader, found = source_reader(inventory, model), {}
+    for tensor in model.tensors:
+        rows = reader.rows(tensor.view, 0, prod(tensor.shape[:-1]), Cast("F32"))
         found[called(tensor)] = rows.reshape(tensor.shape)
     return found
 
@@ -191,12 +191,12 @@ def measure(
 ) -> Iterator[Figures]:
     """Of the source, then of the bundle of each plan."""
     whole = classify(inventory)
-    exact = source_tensors(SourceValues(inventory, whole))
+    exact = source_tensors(inventory, whole)
     wanted = logits_of(exact, whole.n_experts, windows)
     as_is = likeness(wanted, wanted, windows)
     yield Figures("(source)", "-", inventory.nbytes, parameters_of(whole), None, as_is)
     for plan in plans:
-        exact = source_tensors(SourceValues(inventory, plan.model))
+        exact = source_tensors(inventory, plan.model)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "bundle"
             build(plan, inventory, out=out)

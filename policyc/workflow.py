@@ -195,7 +195,7 @@ def outline_of(side: str | Path | Plan | Outline, *, links: bool = True) -> Outl
         return outline(side)
     path = Path(side)
     if path.is_dir():
-        from emitters.core.bundle_outline import bundle_outline
+        from emitters.core.bundle_reading import bundle_outline
 
         return bundle_outline(path, links=links)
     if path.suffix == ".json":

@@ -22,7 +22,7 @@ from small_checkpoints import llama_config, llama_tensors, write_folder
 
 from emitters import FORMATS
 from emitters.core.bundle import complete
-from emitters.core.bundle_outline import bundle_outline
+from emitters.core.bundle_reading import bundle_outline
 from emitters.core.verify import verify_bundle
 from emitters.tensor_io.imatrix import open_imatrix
 from policy_dsl.diagnostics import PolicyError

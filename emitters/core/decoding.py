@@ -13,9 +13,12 @@ from emitters.core.record import BundleModule
 from emitters.numerics.rounding import to_float32
 from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.read import Source, columns, file_facts
+from emitters.tensor_io.view_rows import ViewReader
+from policy_dsl.diagnostics import fail
 from policy_dsl.formats import PartShape
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.plan import rows_at
+from policy_dsl.roles.classify import Model
 from policy_dsl.treatments import Coded, coded
 
 # Stored, dequantized and decoded values of a block stay in a core's cache.
@@ -26,6 +29,16 @@ def opened(inventory: Inventory, root: Path) -> Source:
     """A checkpoint or bundle, opened for reading in the state in which it is."""
     files = {tensor.file for tensor in inventory.tensors.values() if tensor.file}
     return Source(root, file_facts(root, files))
+
+
+def source_reader(source: Inventory, model: Model) -> ViewReader:
+    """What reads rows of a source's tensors.
+
+    Raises: PolicyError if the source has no readable weights.
+    """
+    if source.root is None:
+        raise fail("not-comparable", reason=f"{source.id} is known by its headers alone")
+    return ViewReader(opened(source, source.root), model.config)
 
 
 class Decoder:

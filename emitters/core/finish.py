@@ -13,7 +13,7 @@ from emitters.core.bundle_reading import open_bundle
 from emitters.core.deleting import BROWSED, refuse_others, unfinished_files
 from emitters.core.hashing import FileHashes, Places, hash_files
 from emitters.core.progress import Progress
-from emitters.core.record import record_of
+from emitters.core.record import planned_record
 from emitters.core.run_unit import Work
 from emitters.core.verify import written_stages
 from emitters.core.workspace import written_files
@@ -30,7 +30,7 @@ from policy_dsl.diagnostics import (
 from policy_dsl.formats import Format
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Plan, PlannedFile
-from policy_dsl.planning.record import RECORD, UNKNOWN_HASH, record, record_document
+from policy_dsl.planning.record import RECORD, UNKNOWN_HASH, record
 
 _CHUNK_NBYTES = 4 * 2**20
 # One wrong offset makes every tensor after it wrong.
@@ -71,10 +71,9 @@ def check_bundle(plan: Plan, folder: Path, format: Format) -> None:
     """
     sizes = {file.name: (file.nbytes or 0, UNKNOWN_HASH) for file in plan.files}
     sizes.pop(RECORD, None)
-    names = (tensor.name for module in plan.modules for tensor in module.tensors)
-    document = record_document(plan, files=sizes, tensors=dict.fromkeys(names, UNKNOWN_HASH))
+    expected = planned_record(plan, sizes)
     try:
-        bundle = open_bundle(folder, record_of(document), formats={format.name: format})
+        bundle = open_bundle(folder, expected, formats={format.name: format})
     except DiskError:
         raise
     except PolicyError as error:

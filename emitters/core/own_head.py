@@ -8,9 +8,10 @@ from math import prod
 import numpy as np
 
 from emitters.core.bundle_reading import Bundle
-from emitters.core.pieces import tensors_in_stretches
-from emitters.core.source_values import SourceValues
+from emitters.core.decoding import source_reader
+from emitters.core.matching import tensors_in_stretches
 from emitters.tensor_io.read import columns
+from emitters.tensor_io.view_rows import Cast, ViewReader
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
@@ -36,10 +37,10 @@ def differing_heads(source: Inventory, model: Model, names: set[str]) -> Iterato
     embedding = model.embedding
     if embedding is None:
         return
-    values = SourceValues(source, model)
+    reader = source_reader(source, model)
     for head in model.tensors:
         if head.source.name in names:
-            place = _difference(values, head, embedding)
+            place = _difference(reader, head, embedding)
             if place is not None:
                 yield diagnostic(
                     "head-differs",
@@ -72,7 +73,7 @@ def _heads(model: Model) -> list[ModelTensor]:
     return [tensor for tensor in model.tensors if tensor.role == "lm_head"]
 
 
-def _difference(values: SourceValues, head: ModelTensor, embedding: ModelTensor) -> str | None:
+def _difference(reader: ViewReader, head: ModelTensor, embedding: ModelTensor) -> str | None:
     """Where the two differ, None if they do not."""
     if head.shape != embedding.shape:
         return f"shapes {list(head.shape)} and {list(embedding.shape)}"
@@ -81,7 +82,7 @@ def _difference(values: SourceValues, head: ModelTensor, embedding: ModelTensor)
     step = max(1, _BLOCK_VALUES // width)
     for first in range(0, rows, step):
         count = min(step, rows - first)
-        one, other = (values.rows(each, first, count) for each in both)
+        one, other = (reader.rows(each.view, first, count, Cast("F32")) for each in both)
         unequal = (one != other) & ~(np.isnan(one) & np.isnan(other))
         if unequal.any():
             at = int(unequal.argmax())

@@ -17,9 +17,10 @@ from policy_dsl.documents.record import RecordDocument, RecordDocumentV1
 from policy_dsl.escaping import shown
 from policy_dsl.formats import TensorForm
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.plan import Pruning
-from policy_dsl.planning.record import RECORD, record_digest
+from policy_dsl.plan import Plan, Pruning
+from policy_dsl.planning.record import RECORD, record_digest, source_id
 from policy_dsl.regular_files import read_whole, refuse_placeholder
+from policy_dsl.resources import version
 from policy_dsl.treatments import Action, Coded, Plain, Stored, Unread
 
 # Three times that of the largest model, with a module for every expert.
@@ -161,6 +162,32 @@ def record_of(document: Mapping[str, Any]) -> Record:
         files={name: (file["nbytes"], file["sha256"]) for name, file in document["files"].items()},
         owners=owners,
         tensors=tensors,
+    )
+
+
+def planned_record(plan: Plan, files: Mapping[str, tuple[int, str]]) -> Record:
+    """What the record of a bundle will say but for hashes of tensors. files: as `Record` has."""
+    modules = {}
+    for module in plan.modules:
+        what = module.treatment, module.shape, module.dtype
+        name, role, layer = module.name, module.role, module.layer
+        modules[name] = BundleModule(name, role, layer, *what, {}, module.added, module.written)
+    owners = {tensor.name: module.name for module in plan.modules for tensor in module.tensors}
+    return Record(
+        policyc=version(),
+        codec_version=plan.codec_version,
+        policy=plan.policy.name,
+        target=plan.target,
+        source=source_id(plan.model.id),
+        source_digest=plan.source_digest,
+        fp8_rule=plan.fp8_rule,
+        statistics=frozenset(file.name for file in plan.statistics),
+        pruning=plan.pruning,
+        omitted={one.tensor.name: one.equals for one in plan.omitted if one.expert is None},
+        modules=modules,
+        files=files,
+        owners=owners,
+        tensors={},
     )
 
 

@@ -13,22 +13,20 @@ from functools import cache
 import numpy as np
 
 from emitters.core.bundle_reading import Bundle
-from emitters.core.decoding import Decoder
-from emitters.core.pieces import Piece
+from emitters.core.decoding import Decoder, source_reader
+from emitters.core.matching import Piece
 from emitters.core.record import BundleModule
-from emitters.core.source_values import SourceValues
-from emitters.core.tally import Sums, Tally
+from emitters.core.verdicts import AGAIN, EQUAL, NEAREST, Sums, Tally
 from emitters.numerics.reach import FLOORS, UNITS
 from emitters.numerics.rounding import to_float32
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.view_rows import Cast
 from policy_dsl.formats import Slack, UnstorableError
+from policy_dsl.inventory import Inventory
 from policy_dsl.resources import version
-from policy_dsl.roles.classify import ModelTensor
+from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.treatments import Coded, coded
 
-# How a module is judged.
-EQUAL, AGAIN, NEAREST = "equal", "coded again", "nearest codes"
 # Values that are BF16 already lose nothing in F32, and so on.
 _WIDER = {"BF16": ("BF16", "F32"), "F16": ("F16", "F32"), "F32": ("F32",)}
 
@@ -39,11 +37,12 @@ class RowsCheck:
     Raises: PolicyError if the source has no readable weights.
     """
 
-    def __init__(self, bundle: Bundle, source: SourceValues) -> None:
+    def __init__(self, bundle: Bundle, source: Inventory, model: Model) -> None:
         self._bundle = bundle
+        self._family = model.architecture.family
         self._format = bundle.format
         self._decoder = Decoder(bundle)
-        self._source = source
+        self._reader = source_reader(source, model)
         self._repeats = cache(self._repeated)
 
     def block_rows(self, module: BundleModule) -> int:
@@ -99,18 +98,18 @@ class RowsCheck:
         """Rows that are not quantized: their bits are those of the source's values, cast."""
         tensor, span = rows
         stored, dtype = self._decoder.stored(module, at, span[1])
-        wanted = self._source.rows(tensor, *span)
+        wanted = self._values(tensor, span)
         # A row of the bundle may be longer: a bias, by the experts that were added.
         own, rest = stored[:, : wanted.shape[1]], stored[:, wanted.shape[1] :]
         bits = own.view(f"u{own.itemsize}")
         wrong = np.ones(own.shape, bool)
         for how in self._casts(tensor, dtype):
-            wrong &= bits != self._source.cast(tensor, span, how).view(bits.dtype)
+            wrong &= bits != self._reader.rows(tensor.view, *span, how).view(bits.dtype)
             if not wrong.any():
                 break
         found = to_float32(np.ascontiguousarray(own), dtype)
         if rest.size:
-            padding = self._format.spec.padding[self._source.model.architecture.family]
+            padding = self._format.spec.padding[self._family]
             filled = to_float32(np.ascontiguousarray(rest), dtype) != padding.router_bias
             wrong = np.concatenate([wrong, filled], axis=1)
         return Tally.of(Sums.of(wanted, found), wrong, at)
@@ -122,7 +121,7 @@ class RowsCheck:
         tensor, span = rows
         parts = self._decoder.parts(module, at, span[1])
         found = self._decoder.decoded(module, parts, span[1])
-        values = self._source.cast(tensor, span, self._own(module.dtype))
+        values = self._reader.rows(tensor.view, *span, self._own(module.dtype))
         wrong = np.zeros(found.shape, bool)
         try:
             again = self._format.codec().encode(values, module.dtype, coded(module.treatment))
@@ -133,7 +132,7 @@ class RowsCheck:
                 wrong = found != self._decoder.decoded(module, again, span[1])
                 # Bytes that no value depends on.
                 wrong[0, 0] |= not wrong.any()
-        return Tally.of(Sums.of(self._source.rows(tensor, *span), found), wrong, at)
+        return Tally.of(Sums.of(self._values(tensor, span), found), wrong, at)
 
     def _nearest(
         self, module: BundleModule, rows: tuple[ModelTensor, tuple[int, int]], at: int
@@ -142,7 +141,7 @@ class RowsCheck:
         tensor, span = rows
         parts = self._decoder.parts(module, at, span[1])
         found = self._decoder.decoded(module, parts, span[1])
-        wanted = self._source.rows(tensor, *span)
+        wanted = self._values(tensor, span)
         slack, values = self._slack(tensor, module.dtype), wanted
         scale = self._decoder.column_scale(module)
         if scale is not None:
@@ -158,6 +157,10 @@ class RowsCheck:
         """Rows of experts that no source has: all of them are zeros."""
         found = self._decoder.rows(module, at, count)
         return Tally.of(Sums.of(np.zeros(found.shape, np.float32), found), found != 0, at)
+
+    def _values(self, tensor: ModelTensor, span: tuple[int, int]) -> Array:
+        """float32: rows of the source, exact."""
+        return self._reader.rows(tensor.view, *span, Cast("F32"))
 
     def _own(self, dtype: str) -> Cast:
         """How a build of ours makes values of a type."""

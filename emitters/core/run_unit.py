@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emitters.core.tally import Sums
 from emitters.core.value_errors import ValueDefectError, band_of
+from emitters.core.verdicts import Sums
 from emitters.core.work_units import Output, Unit
 from emitters.numerics.rounding import first_nonfinite, to_float32
 from emitters.numerics.value_types import VALUE_TYPES, Array

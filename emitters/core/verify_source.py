@@ -10,14 +10,19 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from emitters.core.bundle_reading import Bundle
-from emitters.core.matching import fits, match, other_experts, with_added
+from emitters.core.matching import (
+    Piece,
+    fits,
+    in_order,
+    match,
+    other_experts,
+    pieces_of,
+    with_added,
+)
 from emitters.core.own_head import as_in_bundle, differing_heads, heads_left_out
-from emitters.core.pieces import Piece, in_order, pieces_of
 from emitters.core.record import BundleModule
 from emitters.core.rows_check import RowsCheck
-from emitters.core.source_values import SourceValues
-from emitters.core.tally import Sums, Tally
-from emitters.core.verdicts import Compared, judged
+from emitters.core.verdicts import Compared, Sums, Tally, judged
 from emitters.numerics.value_types import VALUE_TYPES
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.inventory import Inventory, source_digest
@@ -63,7 +68,7 @@ def compare(
     bundle = with_added(bundle, model)
     model = as_in_bundle(model, bundle)
     heads = differing_heads(source, model, heads_left_out(model, bundle))
-    check = RowsCheck(bundle, SourceValues(source, model))
+    check = RowsCheck(bundle, source, model)
     stacks = match(bundle, model)
     findings = [*_other_source(bundle, source), *_unmatched(bundle, stacks), *heads]
     comparable = [

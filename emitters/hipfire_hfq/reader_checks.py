@@ -52,7 +52,13 @@ def metadata(plan: Plan) -> dict[str, bytes]:
 
 
 def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
-    """What a loader understands of each coded tensor: its code alone says it."""
+    """What a loader understands of each coded tensor: its code alone says it.
+
+    Raises: ValueError if a tensor is stored as none of these containers holds it.
+    """
+    dtypes = {dtype for parts in forms.values() for dtype, _ in parts.values()}
+    if others := dtypes - {code.name for code in QUANT_CODES.values()}:
+        raise ValueError(f"{min(others)} is not a quant code of HFQ files")
     described = {}
     for path, parts in forms.items():
         dtype, shape = parts.get("weight", ("", ()))

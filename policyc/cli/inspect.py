@@ -67,7 +67,7 @@ def inspect(
 
 def _bundle(folder: Path, *, links: bool) -> Outline | None:
     """The outline of a bundle, of policyc or another tool; None if this is not one."""
-    from emitters.core.bundle_outline import readable_outline
+    from emitters.core.bundle_reading import readable_outline
 
     if not folder.is_dir():
         return None

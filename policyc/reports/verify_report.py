@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from emitters.core.tally import Sums
+from emitters.core.verdicts import Sums
 from emitters.core.verify import VerifyReport
 from emitters.core.verify_source import ModuleError
 from policy_dsl.diagnostics import count_text, render

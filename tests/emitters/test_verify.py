@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from emitters.core.bundle_outline import bundle_outline
-from emitters.core.tally import Sums
+from emitters.core.bundle_reading import bundle_outline
+from emitters.core.verdicts import Sums
 from emitters.core.verify import VerifyReport, verify_bundle
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.reference import open_source

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emitters.core.build import build
-from emitters.core.bundle_outline import bundle_outline
+from emitters.core.bundle_reading import bundle_outline
 from policy_dsl.planning.outline import OutlineModule, outline
 
 MLX = "target: mlx_affine\nrules: 'all: 4bit'\n"

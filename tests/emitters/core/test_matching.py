@@ -6,17 +6,19 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from emitters.core.build import build
 from emitters.core.bundle_reading import Bundle, open_bundle
-from emitters.core.decoding import Decoder
+from emitters.core.decoding import Decoder, source_reader
 from emitters.core.matching import fits, match, with_added
-from emitters.core.source_values import SourceValues
 from emitters.core.verify import verify_bundle
-from policy_dsl.roles.classify import classify
+from emitters.numerics.value_types import Array
+from emitters.tensor_io.view_rows import Cast
+from policy_dsl.roles.classify import ModelTensor, classify
 from policy_dsl.sources.reference import open_source
 from policy_dsl.views import stacked
 
@@ -29,14 +31,19 @@ BLOCK = "model.layers.3.block_sparse_moe"
 @pytest.fixture
 def made(
     demo: Path, tmp_path: Path, planned: Callable[..., tuple]
-) -> Callable[[str], tuple[Bundle, SourceValues]]:
+) -> Callable[[str], tuple[Bundle, SimpleNamespace]]:
     """Builds the embedded model by a policy; the bundle and its source, opened."""
 
-    def make(policy: str) -> tuple[Bundle, SourceValues]:
+    def make(policy: str) -> tuple[Bundle, SimpleNamespace]:
         plan, inventory = planned(demo, policy)
         build(plan, inventory, out=tmp_path / "bundle", jobs=1)
-        source = SourceValues(inventory, classify(inventory))
-        return open_bundle(tmp_path / "bundle"), source
+        model = classify(inventory)
+        reader = source_reader(inventory, model)
+
+        def rows(tensor: ModelTensor, first: int, count: int) -> Array:
+            return reader.rows(tensor.view, first, count, Cast("F32"))
+
+        return open_bundle(tmp_path / "bundle"), SimpleNamespace(model=model, rows=rows)
 
     return make
 

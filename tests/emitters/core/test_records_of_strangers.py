@@ -12,7 +12,7 @@ from older_bundles import unpack
 from small_checkpoints import llama_config, llama_tensors, write_folder
 
 from emitters.core.build import build
-from emitters.core.bundle_outline import bundle_outline
+from emitters.core.bundle_reading import bundle_outline
 from emitters.core.verify import verify_bundle
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory

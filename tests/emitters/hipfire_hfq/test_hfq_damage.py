@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from emitters.core.bundle_outline import bundle_outline
+from emitters.core.bundle_reading import bundle_outline
 from emitters.core.verify import verify_bundle
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory

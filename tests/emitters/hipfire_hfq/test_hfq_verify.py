@@ -14,7 +14,7 @@ from small_checkpoints import stored, widened
 
 from emitters import FORMATS
 from emitters.core.build import build
-from emitters.core.bundle_outline import bundle_outline
+from emitters.core.bundle_reading import bundle_outline
 from emitters.core.verify import verify_bundle
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.reference import open_source

@@ -13,7 +13,7 @@ import pytest
 from safetensors import deserialize
 from small_checkpoints import Array, write_shard
 
-from emitters.core.bundle_outline import bundle_outline
+from emitters.core.bundle_reading import bundle_outline
 from emitters.core.verify import VerifyReport, verify_bundle
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.reference import open_source
