@@ -57,10 +57,9 @@ def plan(
 
 
 def load(policy: str | Path, variables: Mapping[str, Scalar] | None = None) -> Policy:
-    """The policy of a file, or the bundled one of that name, merged with all that it extends.
+    """The policy of a file or of a bundled name, merged with all that it extends.
 
-    variables: values in place of its own.
-    Raises: PolicyError with every defect of its text.
+    variables: values in place of its own. Raises: PolicyError with every defect of its text.
     """
     from policy_dsl.language.load import load as read
 
@@ -81,10 +80,7 @@ def open_source(reference: str | Path, *, links: bool = True) -> Inventory:
 def open_model(
     policy: Policy, model: str | Path | Inventory | None = None, *, links: bool = True
 ) -> Inventory:
-    """The inventory of a model, else of the policy's own.
-
-    Raises: PolicyError if there is none, or it has defects.
-    """
+    """The inventory of a model, else of the policy's own. Raises: PolicyError."""
     # A policy is often tried on another model than its own.
     reference = model or policy.model
     if reference is None:
@@ -173,10 +169,7 @@ def verify(
 
 
 def diff(before: str | Path | Plan | Outline, after: str | Path | Plan | Outline) -> PlanDiff:
-    """What changes from one plan, saved plan, bundle or policy to another.
-
-    Raises: PolicyError with the defects of both.
-    """
+    """What changes from one plan, saved plan, bundle or policy to another."""
     from policy_dsl.planning.diff import diff as compared
 
     return compared(outline_of(before), outline_of(after))

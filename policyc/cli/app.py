@@ -109,18 +109,15 @@ def _run(words: list[str]) -> int:
     try:
         ended = app(words, prog_name="policyc", standalone_mode=False)
     except _UsageError as error:
-        return _show_usage_error(error, words)
+        usage: Any = error
+        # typer quotes words of the command line, and names of files are what others wrote.
+        if not all(map(is_visible, words)):
+            message = escaped(usage.format_message())
+            usage.format_message = lambda: message
+        usage.show()
+        return console.INVALID
     except typer.Abort:
         console.note("Aborted!")
         return console.FAILED
     # Commands return nothing; what ends early gives its exit code.
     return ended if isinstance(ended, int) else 0
-
-
-def _show_usage_error(error: Any, words: list[str]) -> int:
-    # typer quotes words of the command line, and names of files are what others wrote.
-    if not all(map(is_visible, words)):
-        message = escaped(error.format_message())
-        error.format_message = lambda: message
-    error.show()
-    return console.INVALID

@@ -17,7 +17,6 @@ from policyc.cli import console, options
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Display
-    from rich.progress import TaskID
 
     from emitters.core.progress import Progress
     from policy_dsl.plan import Plan
@@ -135,7 +134,6 @@ class _Bar:
 
     def __init__(self, display: Display) -> None:
         self._display = display
-        self._task: TaskID | None = None
 
     def begin(self, stage: str, total: int, done: int) -> None:
         """Open a bar."""
@@ -143,13 +141,11 @@ class _Bar:
 
     def advance(self, nbytes: int) -> None:
         """Move it."""
-        if self._task is not None:
-            self._display.advance(self._task, nbytes)
+        self._display.advance(self._task, nbytes)
 
     def end(self) -> None:
         """Leave it where it is."""
-        if self._task is not None:
-            self._display.stop_task(self._task)
+        self._display.stop_task(self._task)
 
 
 def _display() -> Display:
@@ -157,11 +153,11 @@ def _display() -> Display:
     from rich import progress
     from rich.console import Console
 
-    return progress.Progress(
+    columns = (
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.DownloadColumn(),
         progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
     )
+    return progress.Progress(*columns, console=Console(file=sys.stderr))

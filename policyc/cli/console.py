@@ -17,7 +17,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import TextIOWrapper
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TextIO, TypeVar
 
@@ -52,34 +51,28 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             with _without_log_lines() if as_json else contextlib.nullcontext():
                 return command(*args, **kwargs)
         except PolicyError as error:
-            show_findings(error.diagnostics, as_json=as_json)
-            raise typer.Exit(INVALID) from None
+            findings: Sequence[Diagnostic] = error.diagnostics
         except BrokenPipeError:
             abandon_stdout()
-            # `policyc plan … | head` is no mistake and deserves no message.
+            # `policyc plan … | head` is not a mistake and deserves no message.
             raise typer.Exit(READER_GONE) from None
         except OSError as error:
-            show_findings([system_defect(error)], as_json=as_json)
-            raise typer.Exit(INVALID) from None
+            findings = [system_defect(error)]
         except (MemoryError, RuntimeError) as error:
-            if not _is_lack_of_memory(error):
+            # A thread needs room for its stack.
+            if not isinstance(error, MemoryError) and str(error) != "can't start new thread":
                 raise
             reason = "the system gives no more: free some, or allow this program more"
-            found = diagnostic("system-refused", path="memory", reason=reason)
-            show_findings([found], as_json=as_json)
-            raise typer.Exit(INVALID) from None
+            findings = [diagnostic("system-refused", path="memory", reason=reason)]
+        show_findings(findings, as_json=as_json)
+        raise typer.Exit(INVALID)
 
     return run
 
 
-def _is_lack_of_memory(error: Exception) -> bool:
-    # A thread needs room for its stack.
-    return isinstance(error, MemoryError) or str(error) == "can't start new thread"
-
-
 @contextlib.contextmanager
 def _without_log_lines() -> Iterator[None]:
-    # huggingface_hub logs every retry to stderr, where only JSON may stand.
+    # huggingface_hub logs every retry to stderr, which is for JSON alone.
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -107,16 +100,9 @@ def _escaped_record(*fields: Any, **more: Any) -> logging.LogRecord:
     return record
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    # What follows is of use to who knows the library, as is the place in it.
-    first, _, _ = str(message).partition("\n")
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **_more: Any) -> None:
+    # The rest, and the place in the library, help only those who know it.
+    first = str(message).partition("\n")[0]
     note(f"warning: {escaped(first, longest=LONGEST_VALUE)} ({category.__name__})")
 
 
@@ -154,7 +140,7 @@ def close_stdout(code: int) -> int:
         return READER_GONE
     except OSError as error:
         abandon_stdout()
-        # The command itself may have told of the full disk already.
+        # The command itself may have reported the full disk already.
         if code != INVALID:
             show_findings([system_defect(error, "stdout")])
         return INVALID
@@ -223,28 +209,21 @@ def write_blocks(blocks: Iterable[Block], form: str) -> None:
 
 
 def note(text: str) -> None:
-    """Write what is no result to stderr, escaped, if that can still be written."""
-    # The exit code says it too, and must not become that of a crash on a full disk.
+    """Write what is not a result to stderr, escaped, if that can still be written."""
+    # On a full disk, the exit code must not become that of a crash.
     with contextlib.suppress(OSError):
         sys.stderr.write(painted(escaped_lines(text), sys.stderr) + "\n")
 
 
-def show_findings(found: Sequence[Diagnostic], *, as_json: bool = False) -> None:
+def show_findings(findings: Sequence[Diagnostic], *, as_json: bool = False) -> None:
     """Write findings to stderr, as text or as a JSON document."""
-    if not found:
-        return
-    if as_json:
-        from policyc.reports.findings import finding_json
+    if findings and as_json:
+        from policyc.reports.findings import findings_document
 
-        document = {
-            "schema_version": 1,
-            "kind": "findings",
-            "findings": [finding_json(one) for one in found],
-        }
-        # One line, so that it can stand among lines of progress.
-        note(json_text(document))
-    else:
-        note(render(found))
+        # One line, because there may be lines of progress around it.
+        note(json_text(findings_document(findings)))
+    elif findings:
+        note(render(findings))
 
 
 def painted(text: str, stream: TextIO) -> str:
@@ -256,7 +235,7 @@ def painted(text: str, stream: TextIO) -> str:
 
 
 def stdout_width() -> int | None:
-    """Columns of the terminal that shows stdout; None if it is no terminal."""
+    """Columns of the terminal that shows stdout; None if it is not a terminal."""
     # Output that goes into a file must not depend on the width of a window.
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
@@ -270,10 +249,9 @@ def stop_if(failed: bool, code: int = FAILED) -> None:
         raise typer.Exit(code)
 
 
-def is_failure(found: Iterable[Diagnostic], *, fail_on_warn: bool) -> bool:
+def is_failure(findings: Sequence[Diagnostic], *, fail_on_warn: bool) -> bool:
     """Whether findings are errors, or warnings that the user wants to count as errors."""
-    every = list(found)
-    return bool(errors(every)) or (fail_on_warn and bool(every))
+    return bool(errors(findings)) or (fail_on_warn and bool(findings))
 
 
 def save_text(path: Path, text: str) -> None:
@@ -309,9 +287,10 @@ def _replace(path: Path, text: str) -> None:
 
 def _opened_beside(path: Path) -> TextIO:
     """A new file beside a path. Raises: OSError if there can be none."""
-    for number in count():
+    number = 0
+    while True:
         # Never one that is there: it may be a link, or another program's.
         with contextlib.suppress(FileExistsError):
             beside = path.with_name(f"{path.name}.partial{number or ''}")
             return beside.open("x", encoding="utf-8", errors=UNENCODABLE, newline=END_OF_LINE)
-    raise AssertionError("there is always another number")
+        number += 1

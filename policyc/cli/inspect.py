@@ -84,8 +84,10 @@ def _bundle(folder: Path, *, links: bool) -> Outline | None:
 def verify(
     bundle: Annotated[
         Path,
-        options.path_argument(
-            "BUNDLE", "Folder of a bundle, or an HFQ file; policyc need not have built it."
+        options.argument(
+            "BUNDLE",
+            "Folder of a bundle, or an HFQ file; policyc need not have built it.",
+            options.given_path,
         ),
     ],
     source: Annotated[

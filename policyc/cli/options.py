@@ -41,14 +41,9 @@ def given_path(word: str) -> Path:
     return Path(given_text(word))
 
 
-def argument(metavar: str | None, about: str) -> Any:
+def argument(metavar: str | None, about: str, parser: Callable[[str], Any] = given_text) -> Any:
     """An argument that is not empty."""
-    return typer.Argument(metavar=metavar, help=about, parser=given_text)
-
-
-def path_argument(metavar: str, about: str) -> Any:
-    """An argument that is a path and not empty."""
-    return typer.Argument(metavar=metavar, help=about, parser=given_path)
+    return typer.Argument(metavar=metavar, help=about, parser=parser)
 
 
 def text_option(name: str, metavar: str, about: str) -> Any:
@@ -129,14 +124,11 @@ class Request:
         return {name: str(path) for name, path in named.items() if path is not None}
 
     def read_policy(self) -> Policy:
-        """The policy with its overrides. Raises: PolicyError with every defect of its text."""
+        """The policy with its overrides."""
         return workflow.load(self.policy, parse_overrides(self.overrides))
 
     def open_model(self, policy: Policy) -> Inventory:
-        """The inventory of the model that is asked for, or else of the policy's own.
-
-        Raises: PolicyError if there is none, or it has defects.
-        """
+        """The inventory of the model that is asked for, or else of the policy's own."""
         inventory = workflow.open_model(policy, self.model, links=not self.no_links)
         if self.verbose:
             for line in (f"source {inventory.id}", *inventory.notes):
@@ -144,10 +136,7 @@ class Request:
         return inventory
 
     def plan(self) -> Plan:
-        """The complete plan.
-
-        Raises: PolicyError with every defect of policy, source, or their meeting.
-        """
+        """The complete plan."""
         policy = self.read_policy()
         return workflow.plan(
             policy,

@@ -10,6 +10,7 @@ from policy_dsl.codes import code_of
 from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.documents.common import FindingEntry
 from policy_dsl.documents.json_schema import entry_of
+from policy_dsl.documents.reports import FindingsDocument
 
 _SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
@@ -18,6 +19,15 @@ def finding_json(finding: Diagnostic) -> FindingEntry:
     """The diagnostic as a JSON object; file, line and column are null without a place."""
     file, line, column = _place(finding)
     return entry_of(FindingEntry, finding, file=file, line=line, column=column)
+
+
+def findings_document(findings: Iterable[Diagnostic]) -> FindingsDocument:
+    """Findings as JSON values."""
+    return {
+        "schema_version": 1,
+        "kind": "findings",
+        "findings": [finding_json(finding) for finding in findings],
+    }
 
 
 def github_line(finding: Diagnostic) -> str:

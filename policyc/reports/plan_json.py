@@ -138,7 +138,7 @@ def document_text(document: Mapping[str, Any]) -> str:
 def read_saved_plan(path: Path) -> Outline:
     """The outline of a saved plan's file.
 
-    Raises: PolicyError if it cannot be read, or is no plan with its tensors.
+    Raises: PolicyError if it cannot be read, or is not a plan with its tensors.
     """
     return saved_outline(read_whole(path, most=LARGEST_NBYTES), str(path))
 

@@ -21,7 +21,7 @@ def size_change(before: int, after: int) -> str:
     change = f"{both_units(before)} -> {both_units(after)}"
     if not before:
         return change
-    # Both in the same unit: a reduction in mixed units is no reduction.
+    # Both in the same unit: mixed units would not compare.
     percent = 100 * (before - after) / before
     return f"{change}, {abs(percent):.1f} % {'smaller' if percent >= 0 else 'larger'}"
 

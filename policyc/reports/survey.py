@@ -12,7 +12,7 @@ from math import prod
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, render
 from policy_dsl.documents.json_schema import entry_of
 from policy_dsl.documents.reports import InspectDocument, SourceRole
-from policy_dsl.inventory import Container, Inventory
+from policy_dsl.inventory import Inventory
 from policy_dsl.quantities import both_units, column_unit, counted, in_unit, layer_list
 from policy_dsl.roles.classify import classify
 from policy_dsl.roles.model import Model, ModelTensor
@@ -88,7 +88,7 @@ def _classified(
             return None, (quantization.finding(inventory.id, allowed=True),)
         if not in_container:
             return None, error.diagnostics
-        # Its loaders know more families than have a table here: no defect of the file.
+        # Its loaders know more families than have a table here, so the file is not at fault.
         reason = error.diagnostics[0].message
         unknown = diagnostic("hfq-without-roles", model=inventory.id, reason=reason)
         return None, (unknown,)
@@ -164,7 +164,17 @@ def survey_blocks(source: Survey) -> list[Block]:
     # Both tables have the same figures.
     figures = ("tensors", "parameters", word)
     if source.roles:
-        rows = tuple(_role_row(role, scale) for role in source.roles)
+        rows = tuple(
+            (
+                role.role,
+                layer_list(role.layers),
+                ", ".join(sorted(role.dtypes)),
+                f"{role.tensors:,}",
+                f"{role.parameters:,}",
+                in_unit(round(role.nbytes), scale),
+            )
+            for role in source.roles
+        )
         blocks.append(Table(("role", "layers", "dtype", *figures), rows, "Roles", right=figures))
     dtype_rows = tuple(
         (dtype, f"{count:,}", in_unit(nbytes, scale)) for dtype, count, nbytes in source.dtypes
@@ -172,16 +182,12 @@ def survey_blocks(source: Survey) -> list[Block]:
     columns = ("dtype", "tensors", word)
     blocks.append(Table(columns, dtype_rows, "Dtypes, scales included", right=figures))
     if source.model and source.model.ignored:
-        blocks.append(_ignored(source.model))
+        lines = tuple(f"{tensor.name}: {reason}" for tensor, reason in source.model.ignored)
+        more = (f"and {len(lines) - 10} more",) if len(lines) > 10 else ()
+        blocks.append(Items(lines[:10] + more, "Not weights"))
     if source.findings:
         blocks.append(Rendered((render(source.findings),), "Findings"))
     return blocks
-
-
-def _ignored(model: Model) -> Items:
-    lines = tuple(f"{tensor.name}: {reason}" for tensor, reason in model.ignored)
-    more = (f"and {len(lines) - 10} more",) if len(lines) > 10 else ()
-    return Items(lines[:10] + more, "Not weights")
 
 
 def _facts(source: Survey) -> Iterable[tuple[str, str]]:
@@ -189,8 +195,11 @@ def _facts(source: Survey) -> Iterable[tuple[str, str]]:
     yield "source", inventory.id
     for note in inventory.notes:
         yield "note", note
-    if inventory.container is not None:
-        yield from _container_facts(inventory.container)
+    if container := inventory.container:
+        family = container.family or "a family that is not known"
+        yield "container", f"{container.form}, arch_id {container.arch_id}: {family}"
+        has = {"tokenizer": container.tokenizer, "chat template": container.chat_template}
+        yield "embedded", ", ".join(part if there else f"no {part}" for part, there in has.items())
     if model is not None:
         experts = f", {counted(model.n_experts, 'expert')} a layer" if model.n_experts else ""
         tied = ", the head is tied to the embeddings" if model.tied else ""
@@ -204,21 +213,3 @@ def _facts(source: Survey) -> Iterable[tuple[str, str]]:
         files = counted(len(inventory.file_nbytes), "file")
         yield "files", f"{files} of tensors, {both_units(total)}"
     yield "precision", source.quantization or "as released, not quantized by somebody else"
-
-
-def _container_facts(container: Container) -> Iterable[tuple[str, str]]:
-    family = container.family or "a family that is not known"
-    yield "container", f"{container.form}, arch_id {container.arch_id}: {family}"
-    has = {"tokenizer": container.tokenizer, "chat template": container.chat_template}
-    yield "embedded", ", ".join(part if there else f"no {part}" for part, there in has.items())
-
-
-def _role_row(role: RoleTotals, scale: int) -> tuple[str, ...]:
-    return (
-        role.role,
-        layer_list(role.layers),
-        ", ".join(sorted(role.dtypes)),
-        f"{role.tensors:,}",
-        f"{role.parameters:,}",
-        in_unit(round(role.nbytes), scale),
-    )
