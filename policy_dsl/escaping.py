@@ -11,6 +11,7 @@ Escaping twice changes nothing: an escape can be seen, and backslashes stay as t
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable
@@ -68,6 +69,14 @@ def escaped(text: str, *, longest: int | None = None) -> str:
 def shown(name: str, width: int = 160) -> str:
     """A name from a file as messages quote it: escaped, and cut after `width` characters."""
     return escaped(name, longest=width)
+
+
+def quoted(value: object) -> str:
+    """A value of a JSON document as messages quote it, in at most 40 characters."""
+    # Nested values are named, not shown: printing them can exhaust the stack.
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return shown(json.dumps(value, ensure_ascii=False), 40)
 
 
 def decoded(name: str) -> str:

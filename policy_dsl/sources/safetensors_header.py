@@ -9,7 +9,6 @@ and `Metadata::validate` (u64 little-endian length, JSON, then the tensors witho
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from typing import Any
 
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail, grouped
-from policy_dsl.escaping import shown
+from policy_dsl.escaping import quoted, shown
 from policy_dsl.inventory import DTYPE_BITS, TensorInfo
 
 LENGTH_NBYTES = 8
@@ -149,27 +148,20 @@ def _check_fields(dtype: Any, shape: Any, start: Any, stop: Any) -> None:
     if type(dtype) is not str or dtype not in DTYPE_BITS:
         if type(dtype) is str and _DTYPE.fullmatch(dtype):
             raise _NewerError(dtype)
-        raise ValueError(f"its dtype {_said(dtype)} is not known")
+        raise ValueError(f"its dtype {quoted(dtype)} is not known")
     if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"its shape is not a list of at most {MAX_DIMENSIONS} numbers")
     wrong = [count for count in shape if not _is_length(count)]
     if wrong:
-        raise ValueError(f"its shape holds {_said(wrong[0])}, which is not a length")
+        raise ValueError(f"its shape holds {quoted(wrong[0])}, which is not a length")
     if not (_is_length(start) and _is_length(stop)) or start > stop:
-        offsets = f"{_said(start)} to {_said(stop)}"
+        offsets = f"{quoted(start)} to {quoted(stop)}"
         raise ValueError(f"its data_offsets {offsets} are not a range of bytes")
 
 
 def _is_length(value: Any) -> bool:
     # `type is` and not isinstance, because a bool is an int there.
     return type(value) is int and 0 <= value < 1 << 63
-
-
-def _said(value: object) -> str:
-    # Nested values are named, not shown: printing them can exhaust the stack.
-    if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "an object"
-    return shown(json.dumps(value), 40)
 
 
 def _layout_defects(

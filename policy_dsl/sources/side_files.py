@@ -9,13 +9,12 @@ tokenizers and processors, the names in utils/hub.py), mistral_common (tekken.js
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from math import isfinite
 from typing import Any
 
-from policy_dsl.escaping import shown
+from policy_dsl.escaping import quoted, shown
 from policy_dsl.quantities import counted
 
 # Any of these is a vocabulary: without one there is no tokenizer.
@@ -132,7 +131,7 @@ def odd_tokens(file: str, document: Mapping[str, Any]) -> Iterator[str]:
             # -1 is written for a token that there is not.
             ids = [id_ for id_ in _listed(document.get(key)) if id_ not in (None, -1)]
             if wrong := [id_ for id_ in ids if not _is_id(id_)]:
-                yield f"its {key} is {_cut(wrong[0])}, not the number of a token"
+                yield f"its {key} is {quoted(wrong[0])}, not the number of a token"
 
 
 def tokenizer_faults(document: Mapping[str, Any]) -> Iterator[str]:
@@ -142,16 +141,16 @@ def tokenizer_faults(document: Mapping[str, Any]) -> Iterator[str]:
     """
     model, added = document.get("model", {}), document.get("added_tokens", [])
     if not isinstance(model, Mapping):
-        yield f"its model is {_cut(model)}, not an object"
+        yield f"its model is {quoted(model)}, not an object"
     elif "vocab" in model:
         yield from _vocabulary_faults(model.get("type"), model["vocab"])
     if not isinstance(added, list):
-        yield f"its added_tokens are {_cut(added)}, not a list"
+        yield f"its added_tokens are {quoted(added)}, not a list"
         return
     wrong = [one for one in added if not (isinstance(one, Mapping) and _is_id(one.get("id")))]
     if wrong:
         entries = counted(len(wrong), "entry", "entries")
-        yield f"its added_tokens have {entries} without a whole number as id: {_cut(wrong[0])}"
+        yield f"its added_tokens have {entries} without a whole number as id: {quoted(wrong[0])}"
 
 
 def _vocabulary_faults(type_: Any, vocabulary: Any) -> Iterator[str]:
@@ -162,35 +161,30 @@ def _vocabulary_faults(type_: Any, vocabulary: Any) -> Iterator[str]:
             yield "its vocab has entries that are not a text and a number"
     else:
         wanted = "a list" if type_ == _LISTED else "an object"
-        yield f"its vocab is {_cut(vocabulary)}, not {wanted}"
+        yield f"its vocab is {quoted(vocabulary)}, not {wanted}"
 
 
 def _decoder_faults(decoder: Any) -> Iterator[str]:
     if not isinstance(decoder, Mapping | None):
-        yield f"its added_tokens_decoder is {_cut(decoder)}, not an object"
+        yield f"its added_tokens_decoder is {quoted(decoder)}, not an object"
         return
     for number, entry in (decoder or {}).items():
         if not (number.isascii() and number.isdigit() and len(number) < 11):
-            yield f"its added_tokens_decoder has {_cut(number)}, which is not an id"
+            yield f"its added_tokens_decoder has {quoted(number)}, which is not an id"
             return
         if not isinstance(entry, Mapping | str):
-            yield f"its added_tokens_decoder has {_cut(entry)} as token {number}, not an object"
+            yield f"its added_tokens_decoder has {quoted(entry)} as token {number}, not an object"
             return
 
 
 def _without_ids(has: str, vocabulary: Mapping[str, Any]) -> Iterator[str]:
-    wrong = [f"{_cut(name)}: {_cut(id_)}" for name, id_ in vocabulary.items() if not _is_id(id_)]
+    wrong = [
+        f"{quoted(name)}: {quoted(id_)}" for name, id_ in vocabulary.items() if not _is_id(id_)
+    ]
     if wrong:
         tokens = counted(len(wrong), "token")
         first = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
         yield f"{has} {tokens} without a whole number from 0 as id: {first}"
-
-
-def _cut(value: Any) -> str:
-    # What is inside may be nested deeply.
-    if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "an object"
-    return shown(json.dumps(value, ensure_ascii=False), 40)
 
 
 def _is_id(value: Any) -> bool:
