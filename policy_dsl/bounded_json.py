@@ -46,10 +46,7 @@ def parse_json(content: bytes, *, hook: Hook | None = None, what: str = "it") ->
 
 
 def parse_json_at(content: bytes, start: int, *, what: str) -> tuple[Any, int]:
-    """The value of the JSON text that begins at a byte of `content`, and where it ends.
-
-    Raises: ValueError as `parse_json` does.
-    """
+    """The value of the JSON text at a byte, and where it ends. Raises: ValueError."""
     _refuse_dense(content, what)
     # What follows is not text: bytes that are not UTF-8 pass until the end is known.
     text = content[start:].decode("utf-8", "surrogateescape")

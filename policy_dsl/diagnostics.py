@@ -29,11 +29,7 @@ _COUNTED = "in all "
 
 
 def json_text(value: object, *, indent: int | None = None) -> str:
-    """A JSON value as text in which everything can be seen, and that UTF-8 can hold.
-
-    Bytes of a file's name that are not UTF-8 become the escape that `json.loads` and
-    `os.fsencode` turn back into them.
-    """
+    """A JSON value as text in which all can be seen; bytes of a file's name become an escape."""
     return escaped_json(json.dumps(value, ensure_ascii=False, indent=indent))
 
 

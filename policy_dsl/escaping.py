@@ -89,10 +89,7 @@ def decoded(name: str) -> str:
 
 
 def escaped_lines(text: str, *, commands: bool = False) -> str:
-    """The text with its line feeds; what else cannot be seen, or runners would do, is escaped.
-
-    commands: whether the text holds commands to runners of our own.
-    """
+    """The text with its line feeds, escaped; commands to runners too, unless `commands`."""
     lines = _by_line(decoded(text), _escape)
     return lines if commands else _COMMAND.sub(_escape_command, lines)
 

@@ -135,10 +135,7 @@ def regular_expression(
 
 
 def glob(text: str) -> Pattern:
-    """The pattern of a glob with `*`, `?`, `[abc]` and `[!abc]`, as `fnmatch` reads it.
-
-    Raises: PatternError if it is too long.
-    """
+    """The pattern of a glob, as `fnmatch` reads it. Raises: PatternError if it is too long."""
     _ensure_short(text, LONGEST)
     parts = "".join(map(_glob_part, _GLOB.finditer(text)))
     return _bounded(f"(?s:{parts})", MOST_STEPS)

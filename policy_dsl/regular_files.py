@@ -66,10 +66,7 @@ def why_not_regular(mode: int) -> str | None:
 
 
 def file_stat(path: Path) -> os.stat_result:
-    """The facts of a regular file, links followed.
-
-    Raises: UnreadableError if it is missing, or not a regular file.
-    """
+    """The facts of a regular file, links followed. Raises: UnreadableError of anything else."""
     try:
         facts = path.stat()
     # A ValueError is a name with a null in it.
@@ -126,10 +123,7 @@ def read_range(path: Path, start: int, stop: int, *, follow: bool = True) -> byt
 
 
 def read_first(path: Path, count: int) -> bytes:
-    """The first `count` bytes of a regular file, or all if it has no more.
-
-    Raises: UnreadableError as `opened` does.
-    """
+    """The first `count` bytes of a regular file, or all. Raises: UnreadableError."""
     with opened(path) as file:
         return _read(file, count)
 

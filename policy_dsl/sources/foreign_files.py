@@ -66,10 +66,7 @@ def ensure_checkpoint(files: CheckpointFiles) -> None:
 
 
 def ensure_no_outer_folder(folder: Path, files: CheckpointFiles) -> None:
-    """Raises: PolicyError if the checkpoint is further inside, naming where.
-
-    The folder of a model in the hub's cache has its checkpoint in a snapshot.
-    """
+    """Raises: PolicyError if the checkpoint is further inside, naming where."""
     if CONFIG in files.sizes or any(name.endswith(SUFFIX) for name in files.sizes):
         return
     if (folder / "snapshots").is_dir():

@@ -107,14 +107,11 @@ def code_name(code: int) -> str:
 
 
 def stored_nbytes(code: int, shape: Sequence[int]) -> int | None:
-    """Bytes of a tensor of this logical shape under a quant code; None if they do not follow.
-
-    Groups run over the flattened tensor, so only its very last one can be short; it is stored
-    whole.
-    """
+    """Bytes of a tensor of this logical shape under a quant code; None if they do not follow."""
     if code == _Q8HFQ:
         return _q8hfq_nbytes(shape)
     known = QUANT_CODES.get(code)
+    # Groups run over the flattened tensor; a short last one is stored whole.
     return -(-prod(shape) // known.group) * known.nbytes if known and known.group else None
 
 

@@ -100,10 +100,8 @@ def quantization_of(inventory: Inventory) -> Quantization | None:
 
 
 def leftover(inventory: Inventory) -> Iterator[Diagnostic]:
-    """A warning if the config describes a quantization that no tensor shows.
-
-    Tools that merge or dequantize leave the entry of what they started from.
-    """
+    """A warning if the config describes a quantization that no tensor shows."""
+    # Tools that merge or dequantize leave the entry of what they started from.
     entry = {} if inventory.container else _declared(inventory.config)
     if entry and not _forms(inventory.tensors):
         cure = "remove the entry from config.json; the weights are taken as they are"

@@ -141,10 +141,7 @@ def _file_text(file: str | None, nbytes: int | None, tensors: Sequence[TensorInf
 
 
 def read_recorded(path: Path) -> Inventory:
-    """The inventory that a recorded headers file holds, gzipped or not.
-
-    Raises: PolicyError if it cannot be read, is malformed, or contradicts itself.
-    """
+    """The inventory that a recorded headers file holds, gzipped or not. Raises: PolicyError."""
     try:
         document = parse_json(_read_text(path))
         # The first defect says enough, and a million of them would fill the memory.
@@ -245,10 +242,7 @@ def _file_tensors(held: RecordedFile, limit: int, letters: int) -> dict[str, Ten
 def _placed(
     file: str, file_nbytes: int, order: list[str] | None, tensors: Mapping[str, TensorInfo]
 ) -> dict[str, TensorInfo]:
-    """The tensors of a file of `file_nbytes` with their places in it, in order of place.
-
-    Raises: ValueError if the order is not of these tensors, or they need a larger file.
-    """
+    """The tensors of a file with their places in it. Raises: ValueError unless they fit there."""
     names = _usual_order(tensors) if order is None else order
     if len(names) != len(tensors) or tensors.keys() != set(names):
         raise ValueError(f"the order of {file} does not name each of its tensors once")

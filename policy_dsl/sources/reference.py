@@ -52,10 +52,7 @@ def catalog_names() -> tuple[str, ...]:
 
 
 def open_catalog(name: str) -> Inventory | None:
-    """The catalog's model of this name, with or without its publisher; None if it has none.
-
-    Capitals and the difference between `-` and `_` do not count.
-    """
+    """The catalog's model of this name, whatever its case, `-` or `_`; None if it has none."""
     for entry in catalog_names():
         if _loose(entry) == _loose(name.rpartition("/")[2]):
             model = _read_recorded(_CATALOG / f"{entry}.json")
@@ -67,10 +64,7 @@ def open_catalog(name: str) -> Inventory | None:
 
 
 def is_hfq_file(path: Path) -> bool:
-    """Whether a path is an HFQ file, or is called as one.
-
-    Raises: PolicyError if it cannot be read, or is not a regular file.
-    """
+    """Whether a regular file is an HFQ file, or is called as one. Raises: UnreadableError."""
     with opened(path) as file:
         # A damaged file is best judged as what it is called.
         return file.read(len(HFQ_MAGIC)) == HFQ_MAGIC or is_called_hfq(path.name)

@@ -57,10 +57,7 @@ class Saliency:
     span: Span | None = field(default=None, compare=False, repr=False)
 
     def ranks(self, shape: ModelShape) -> dict[int, tuple[float, ...]]:
-        """A number for each expert of every layer that has experts.
-
-        Raises: PolicyError (bad-saliency) unless the entry has just that.
-        """
+        """A number for each expert of every layer that has experts. Raises: PolicyError."""
         ranks = {}
         for layer, row in self._rows(shape):
             n = shape.n_experts
@@ -75,10 +72,7 @@ class Saliency:
         return ranks
 
     def kept(self, shape: ModelShape, count: int) -> dict[int, tuple[int, ...]]:
-        """The numbers of `count` experts of every layer that has experts, ascending.
-
-        Raises: PolicyError (bad-saliency) unless the entry lists just that.
-        """
+        """The `count` experts to keep of every layer that has some. Raises: PolicyError."""
         kept = {}
         for layer, row in self._rows(shape):
             for value in row:

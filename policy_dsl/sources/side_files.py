@@ -108,10 +108,7 @@ def why_left_out(name: str, target: str) -> str:
 
 
 def tokens_beyond(file: str, document: Mapping[str, Any], rows: int) -> list[str]:
-    """The tokens that a file gives ids that an embedding of `rows` rows does not have.
-
-    file: its name, by which it is read; document: its JSON object.
-    """
+    """The tokens that a file of this name gives ids beyond an embedding of `rows` rows."""
     read = _READERS.get(file)
     pairs = read(document) if read else ()
     # A negative id means that there is no such token.
