@@ -19,6 +19,7 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic, did_you_mean
 from policy_dsl.language.fragments import Fragment
 from policy_dsl.language.keys import KEYS, mistakes
+from policy_dsl.policy import Comment
 from policy_dsl.resources import room
 
 Syntax = Tree[Token]
@@ -67,6 +68,42 @@ class Remark:
 
 
 Piece = Statement | Opening | Remark
+
+
+class Remarks:
+    """Keeps comments until what they belong to turns up; `comments` are those that found it.
+
+    head: what a blank line parts from the first statement is about the whole text.
+    """
+
+    def __init__(self, *, head: bool) -> None:
+        self.comments: list[Comment] = []
+        self.waiting: list[tuple[str, int]] = []
+        self._head = head
+
+    def wait(self, text: str, column: int = 0) -> None:
+        """Takes a comment that belongs to what follows, or `` for a blank line."""
+        self.waiting.append((text, column))
+
+    def beside(self, anchor: str, text: str) -> None:
+        """Takes a comment on the line of its statement."""
+        self.comments.append(Comment(anchor, text, trailing=True))
+
+    def belong(self, anchor: str, column: int = 0, block_end: str | None = None) -> None:
+        """Gives what waits to the statement at this column, and what is deeper to `block_end`."""
+        waiting = self.waiting
+        texts = [text for text, _ in waiting]
+        if self._head and "" in texts:
+            cut = len(texts) - texts[::-1].index("")
+            self.comments += [Comment("^", text) for text in texts[: cut - 1]]
+            waiting = waiting[cut:]
+        for text, at in waiting:
+            self.comments.append(Comment((block_end if at > column else None) or anchor, text))
+        self.waiting, self._head = [], False
+
+    def end(self, anchor: str = "") -> list[Comment]:
+        """All comments; what still waits belongs to the end of the text or block."""
+        return self.comments + [Comment(anchor, text) for text, _ in self.waiting]
 
 
 class Splitting:

@@ -10,13 +10,13 @@ from typing import Any
 from lark import Token
 
 from policy_dsl.diagnostics import Diagnostic, SourceText, Span, fail
-from policy_dsl.language.comments import Remarks
 from policy_dsl.language.draft import Draft
 from policy_dsl.language.fragments import Fragment, checked, short_escapes, unquote
 from policy_dsl.language.keys import KEYS, plain_scalar
 from policy_dsl.language.parsing import (
     Opening,
     Remark,
+    Remarks,
     Splitting,
     Statement,
     Syntax,

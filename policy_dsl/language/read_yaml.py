@@ -9,7 +9,6 @@ from typing import Any
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from policy_dsl.diagnostics import PolicyError, SourceText, Span, did_you_mean, fail
-from policy_dsl.language.comments import Place, place_of, yaml_comments
 from policy_dsl.language.draft import Draft
 from policy_dsl.language.fragments import Fragment, checked, join, mentions_variable, quote
 from policy_dsl.language.keys import (
@@ -27,12 +26,15 @@ from policy_dsl.language.parsing import Remark, Splitting, Statement
 from policy_dsl.language.read_dsl import read_rules, refuse_swallowing
 from policy_dsl.language.yaml_nodes import (
     Pair,
+    Place,
     compose,
     is_null,
     kind_of,
     pairs,
+    place_of,
     scalar_fragment,
     span_of,
+    yaml_comments,
 )
 from policy_dsl.policy import Comment, Policy, Values
 from policy_dsl.vocabulary import WORDS, Words
