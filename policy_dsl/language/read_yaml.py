@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from policy_dsl.diagnostics import PolicyError, SourceText, Span, did_you_mean, fail
+from policy_dsl.diagnostics import PolicyError, SourceText, Span, fail
 from policy_dsl.language.draft import Draft
 from policy_dsl.language.fragments import Fragment, checked, join, mentions_variable, quote
 from policy_dsl.language.keys import (
@@ -18,20 +17,17 @@ from policy_dsl.language.keys import (
     TRANSFORM_FIELDS,
     TRUTH,
     YAML_KEYS,
-    mistakes,
     plain_scalar,
     read_typed,
 )
 from policy_dsl.language.parsing import Remark, Splitting, Statement
 from policy_dsl.language.read_dsl import read_rules, refuse_swallowing
 from policy_dsl.language.yaml_nodes import (
+    NodeReader,
     Pair,
-    Place,
     compose,
     is_null,
     kind_of,
-    pairs,
-    place_of,
     scalar_fragment,
     span_of,
     yaml_comments,
@@ -82,13 +78,12 @@ def looks_like_yaml(source: SourceText) -> bool:
     )
 
 
-class _Reader:
-    """Reads key after key, variables first; `_places` are what comments can belong to."""
+class _Reader(NodeReader):
+    """Reads key after key, variables first."""
 
     def __init__(self, source: SourceText, draft: Draft) -> None:
-        self._source = source
+        super().__init__(source, draft.findings)
         self._draft = draft
-        self._places: list[Place] = []
 
     def read(self, root: MappingNode) -> Policy:
         found = self._pairs(root, "a policy")
@@ -98,46 +93,6 @@ class _Reader:
             self._key(pair)
         self._draft.comments += yaml_comments(self._source.text, root, self._places)
         return self._draft.build()
-
-    def _span(self, node: Node) -> Span:
-        return span_of(self._source, node)
-
-    def _text(
-        self, node: Node, where: str, expected: str = "a text or a number"
-    ) -> Fragment | None:
-        if isinstance(node, ScalarNode) and not is_null(node):
-            return scalar_fragment(self._source, node)
-        self._wrong(node, where, expected)
-        return None
-
-    def _pairs(self, node: Node, where: str) -> list[Pair]:
-        if isinstance(node, MappingNode):
-            return pairs(self._source, node, self._draft.findings)
-        self._wrong(node, where, "a mapping")
-        return []
-
-    def _known(self, found: Sequence[Pair], known: Iterable[str], where: str) -> None:
-        known = list(known)
-        missing = set(known) - {pair.name for pair in found}
-        for key in (pair.name for pair in found if pair.name not in known):
-            cure = did_you_mean(key, missing)
-            # In `{layers: 0-1,60-61}` YAML ends the value at the comma: 60-61 is a key.
-            if where == "a rule" and re.fullmatch(r"[-+0-9.]+", key):
-                cure = "a list of ranges must be quoted here"
-            elif where == "a rule" and (selector := mistakes()["selectors"].get(key)):
-                cure = f'"{key}" is said in the selector: match: {selector}'
-            node = next(pair.key for pair in found if pair.name == key)
-            self._report("unknown-key", node, cure=cure, where=where, key=key)
-
-    def _report(self, code: str, node: Node, **facts: Any) -> None:
-        self._draft.report(code, span_of(self._source, node), **facts)
-
-    def _wrong(self, node: Node, key: str, expected: str, notes: Sequence[str] = ()) -> None:
-        found = kind_of(node)
-        self._report("wrong-type", node, notes=notes, key=key, expected=expected, found=found)
-
-    def _place(self, key: Node, value: Node, anchor: str, block_end: str | None = None) -> None:
-        self._places.append(place_of(key, value, anchor, block_end))
 
     def _rules(self, node: Node, target: str | None) -> None:
         """Takes `rules:`: DSL text, or a list of statements, one-key mappings and fields."""
@@ -379,7 +334,7 @@ class _Reader:
         word = node.value.lower()
         if word in _AMBIGUOUS:
             cure = f'write "{node.value}" in quotes, or true or false'
-            self._report("ambiguous-word", node, cure=cure, word=node.value)
+            self._report("ambiguous-word", node, suggestion=cure, word=node.value)
         return TRUTH.get(word, plain_scalar(node.value))
 
 

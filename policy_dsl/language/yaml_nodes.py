@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, SourceText, Span, diagnostic, fail
+from policy_dsl.diagnostics import (
+    Diagnostic,
+    PolicyError,
+    SourceText,
+    Span,
+    diagnostic,
+    did_you_mean,
+    fail,
+)
 from policy_dsl.language.fragments import Fragment
 from policy_dsl.language.keys import mistakes
 from policy_dsl.language.parsing import Remarks
@@ -113,24 +121,6 @@ def is_null(node: Node) -> bool:
     return isinstance(node, ScalarNode) and node.style is None and node.value in _NULLS
 
 
-def pairs(source: SourceText, node: MappingNode, findings: list[Diagnostic]) -> list[Pair]:
-    """The keys and values of a mapping; what is wrong with its keys goes to `findings`."""
-    found: dict[str, Pair] = {}
-    for key, value in node.value:
-        span = span_of(source, key)
-        if not isinstance(key, ScalarNode) or is_null(key):
-            findings.append(diagnostic("bad-key", span, found=kind_of(key)))
-        elif key.value == "<<" and key.style is None:
-            findings.append(diagnostic("yaml-alias", span))
-        elif key.value in found:
-            first = span_of(source, found[key.value].key).location
-            notes = [f"first at {first}"]
-            findings.append(diagnostic("duplicate-key", span, notes=notes, key=key.value))
-        else:
-            found[key.value] = Pair(key.value, key, value)
-    return list(found.values())
-
-
 def scalar_fragment(source: SourceText, node: ScalarNode) -> Fragment:
     """The value of a scalar, each character with its place in the file.
 
@@ -188,7 +178,7 @@ def _explain(source: SourceText, failure: yaml.MarkedYAMLError) -> Diagnostic:
     return diagnostic("bad-yaml", span, reason=problem)
 
 
-class Place(NamedTuple):
+class _Place(NamedTuple):
     """Where something is that comments may belong to: its offsets and its anchor.
 
     block_end: the anchor for deeper comments that follow it, None if it ends no block.
@@ -200,10 +190,68 @@ class Place(NamedTuple):
     block_end: str | None = None
 
 
-def place_of(first: Node, value: Node, anchor: str, block_end: str | None = None) -> Place:
-    """The place of a value, or of a key (`first`) with its value."""
-    stops = [stop for _, stop in _scalars("", value)]
-    return Place(first.start_mark.index, max(stops, default=0), anchor, block_end)
+class NodeReader:
+    """Reads nodes as texts, lists and mappings; `places` are what comments can belong to."""
+
+    def __init__(self, source: SourceText, findings: list[Diagnostic]) -> None:
+        self._source = source
+        self._findings = findings
+        self._places: list[_Place] = []
+
+    def _span(self, node: Node) -> Span:
+        return span_of(self._source, node)
+
+    def _text(
+        self, node: Node, where: str, expected: str = "a text or a number"
+    ) -> Fragment | None:
+        if isinstance(node, ScalarNode) and not is_null(node):
+            return scalar_fragment(self._source, node)
+        self._wrong(node, where, expected)
+        return None
+
+    def _pairs(self, node: Node, where: str) -> list[Pair]:
+        """The keys and values of a mapping, each key once."""
+        found: dict[str, Pair] = {}
+        if not isinstance(node, MappingNode):
+            self._wrong(node, where, "a mapping")
+            return []
+        for key, value in node.value:
+            if not isinstance(key, ScalarNode) or is_null(key):
+                self._report("bad-key", key, found=kind_of(key))
+            elif key.value == "<<" and key.style is None:
+                self._report("yaml-alias", key)
+            elif key.value in found:
+                notes = [f"first at {self._span(found[key.value].key).location}"]
+                self._report("duplicate-key", key, notes=notes, key=key.value)
+            else:
+                found[key.value] = Pair(key.value, key, value)
+        return list(found.values())
+
+    def _known(self, found: Sequence[Pair], known: Iterable[str], where: str) -> None:
+        known = list(known)
+        missing = set(known) - {pair.name for pair in found}
+        for key, node, _ in found:
+            if key in known:
+                continue
+            cure = did_you_mean(key, missing)
+            # In `{layers: 0-1,60-61}` YAML ends the value at the comma: 60-61 is a key.
+            if where == "a rule" and re.fullmatch(r"[-+0-9.]+", key):
+                cure = "a list of ranges must be quoted here"
+            elif where == "a rule" and (selector := mistakes()["selectors"].get(key)):
+                cure = f'"{key}" is said in the selector: match: {selector}'
+            self._report("unknown-key", node, suggestion=cure, where=where, key=key)
+
+    def _report(self, code: str, node: Node, **facts: Any) -> None:
+        self._findings.append(diagnostic(code, self._span(node), **facts))
+
+    def _wrong(self, node: Node, key: str, expected: str, notes: Sequence[str] = ()) -> None:
+        found = kind_of(node)
+        self._report("wrong-type", node, notes=notes, key=key, expected=expected, found=found)
+
+    def _place(self, key: Node, value: Node, anchor: str, block_end: str | None = None) -> None:
+        """Takes where a value, or a key with its value, is: comments may belong to it."""
+        stop = max((stop for _, stop in _scalars("", value)), default=0)
+        self._places.append(_Place(key.start_mark.index, stop, anchor, block_end))
 
 
 class _Line(NamedTuple):
@@ -213,11 +261,11 @@ class _Line(NamedTuple):
     column: int
 
 
-def yaml_comments(text: str, root: Node, places: Sequence[Place]) -> list[Comment]:
+def yaml_comments(text: str, root: Node, places: Sequence[_Place]) -> list[Comment]:
     """Every comment of the text outside its scalars, and single blank lines as empty ones."""
     ahead = sorted(places, reverse=True)
     remarks = Remarks(head=True)
-    last: Place | None = None
+    last: _Place | None = None
     for line in _lines(text, root):
         here = []
         while ahead and ahead[-1].start < line.start + len(line.content):
