@@ -204,6 +204,7 @@ def _run(
             if receipt.is_lost:
                 lost.append(unit)
             else:
-                savepoints.add(unit, receipt)
+                # Without what its method computed, which may be large: only its place is needed.
+                savepoints.add(unit._replace(context=None), receipt)
             progress.advance(unit.source_nbytes)
     return lost
