@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import astuple, dataclass, field
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, Span
@@ -19,8 +21,16 @@ from policy_dsl.views import View
 if TYPE_CHECKING:
     from policy_dsl.roles.model import Model
 
+_as_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 # What a plan names for tensors that no rule reached.
 OTHERWISE: Final = "defaults.otherwise"
+
+
+class Forms(NamedTuple):
+    """What modules have in common: one module of each form, and the form of every module."""
+
+    examples: list[Module]
+    numbers: list[int]
 
 
 class PlannedTensor(NamedTuple):
@@ -98,6 +108,12 @@ class Module:
     def nbytes(self) -> int:
         """Bytes of all its tensors."""
         return sum([tensor.nbytes for tensor in self.tensors])
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What the names of its tensors have beyond its own; empty if nothing."""
+        known = len(self.name) + 1
+        return tuple([tensor.name[known:] for tensor in self.tensors])
 
     def with_tensors(self, tensors: tuple[PlannedTensor, ...]) -> Module:
         """The module with other tensors."""
@@ -314,6 +330,62 @@ class Plan(Draft):
     inventory: Inventory | None = field(default=None, compare=False, repr=False)
 
     @cached_property
+    def forms(self) -> Forms:
+        """The modules by what they have in common; forms in the order in which they appear."""
+        known: dict[tuple[object, ...], int] = {}
+        forms = Forms([], [])
+        for module in self.modules:
+            form = (
+                *(module.role, module.treatment, module.written, module.decided_by),
+                *(module.shape, module.dtype, module.added, module.suffixes),
+                tuple(sorted({view.tensor.dtype for view in module.sources})),
+            )
+            number = known.setdefault(form, len(known))
+            forms.numbers.append(number)
+            if number == len(forms.examples):
+                forms.examples.append(module)
+        return forms
+
+    @cached_property
+    def recipes(self) -> tuple[str, ...]:
+        """SHA-256, as hex, of all that decides a module's bytes but weights and encoder.
+
+        Where the values are in the source and how they become those of the model; what happens
+        to them, and with which statistics. Of two modules that have one recipe, one codec
+        version and equal shards, the bytes are equal.
+        """
+        texts = [_as_json(self._decisive(example)) for example in self.forms.examples]
+        recipes = []
+        for module, form in zip(self.modules, self.forms.numbers, strict=True):
+            tails = [_short(tensor.tail) for tensor in module.tensors if tensor.tail]
+            own = _as_json([[_origin(view) for view in module.sources], tails])
+            recipes.append(hashlib.sha256(f"{texts[form]}{own}".encode()).hexdigest())
+        return tuple(recipes)
+
+    def _decisive(self, module: Module) -> list[object]:
+        """What the modules of a form share, and what decides their bytes."""
+        method = module.treatment.method if isinstance(module.treatment, Coded) else ""
+        used = [file for file in self.statistics if method in file.methods]
+        statistics = {file.name: file.sha256 for file in used}
+        parts = [[part.part, part.dtype, part.shape, part.by_columns] for part in module.tensors]
+        return [
+            *(self.target, self.fp8_rule, statistics, astuple(module.treatment)),
+            *(module.dtype, module.shape, module.added, module.together, parts),
+        ]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, as hex, of all that decides the bytes of the tensor files.
+
+        Where a rule is written and what the policy says besides do not matter.
+        """
+        digest = hashlib.sha256(self.source_digest.encode())
+        for module, recipe in zip(self.modules, self.recipes, strict=True):
+            places = [(tensor.file, tensor.start) for tensor in module.tensors]
+            digest.update(f"{module.name!r} {recipe} {places}\n".encode())
+        return digest.hexdigest()
+
+    @cached_property
     def rule_places(self) -> tuple[RuleAt | None, ...]:
         """Where each of the policy's rules is written; None for one that no text holds."""
         return tuple(map(rule_place, self.policy.rules))
@@ -341,6 +413,11 @@ class Plan(Draft):
         return max((module.added for module in self.modules if module.role == "router"), default=0)
 
     @property
+    def tensor_files(self) -> list[PlannedFile]:
+        """The files that hold tensors."""
+        return [file for file in self.files if file.kind == "tensors"]
+
+    @property
     def source_experts(self) -> int:
         """Experts of every layer of the source."""
         return self.pruning.before if self.pruning else self.model.n_experts
@@ -350,3 +427,13 @@ class Plan(Draft):
         if self.pruning is None or layer is None:
             return range(self.model.n_experts)
         return self.pruning.kept[layer]
+
+
+def _origin(view: View) -> list[object]:
+    return [view.tensor.name, view.scale and view.scale.name, *map(repr, view.operations)]
+
+
+@cache
+def _short(content: bytes) -> str:
+    """The digest of some bytes of a tensor, of which thousands may have the same."""
+    return hashlib.sha256(content).hexdigest() if content else ""

@@ -42,18 +42,16 @@ def plan(
     allow_requantize: the source may be quantized already. links: its weights may be links.
     Raises: PolicyError with every defect of policy, source, or their meeting.
     """
-    from emitters import FORMATS
-    from emitters.core.bundle import complete
     from emitters.core.statistics import with_statistics
 
     if isinstance(policy, str | Path):
         policy = load(policy, variables)
     inventory = open_model(policy, model, links=links)
-    made = plan_for(
-        policy, inventory, target, allow_requantize=allow_requantize, statistics=statistics
+    return with_statistics(
+        plan_for(
+            policy, inventory, target, allow_requantize=allow_requantize, statistics=statistics
+        )
     )
-    made = complete(with_statistics(made), inventory, FORMATS[made.target])
-    return replace(made, inventory=inventory)
 
 
 def load(policy: str | Path, variables: Mapping[str, Scalar] | None = None) -> Policy:
@@ -95,16 +93,17 @@ def plan_for(
     *,
     allow_requantize: bool = False,
     statistics: Mapping[str, str] | None = None,
+    files: bool = True,
 ) -> Plan:
-    """The plan of a policy for an inventory, with the files of tensors only.
+    """The plan of a policy for an inventory.
 
-    statistics: files to take instead of those that the policy names.
+    statistics: files to take instead of those that the policy names. files: as of `resolve`.
     Raises: PolicyError with every defect of their meeting, and of the file that ranks experts.
     """
     import emitters
     from policy_dsl.planning.resolve import resolve
 
-    made = resolve(
+    return resolve(
         policy,
         inventory,
         emitters.FORMATS,
@@ -112,9 +111,8 @@ def plan_for(
         allow_requantize=allow_requantize,
         statistics=statistics,
         saliency=_saliency_of(policy, statistics or {}),
+        files=files,
     )
-    # Warnings about the source belong to the plan that rests on it.
-    return replace(made, findings=(*inventory.findings, *made.findings))
 
 
 def build(

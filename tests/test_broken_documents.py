@@ -20,8 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_checkpoints import llama_config, llama_tensors, write_folder
 
-from emitters import FORMATS
-from emitters.core.bundle import complete
 from emitters.core.bundle_reading import bundle_outline
 from emitters.core.verify import verify_bundle
 from emitters.tensor_io.imatrix import open_imatrix
@@ -76,8 +74,7 @@ def ask_source(folder: Path) -> str:
     for target in ("mlx_affine", "gptq", "hipfire_hfq", "jangtq_prestack"):
         policy = load(folder.parent / f"{target}.qpol")
         with contextlib.suppress(PolicyError):
-            plan = plan_for(policy, inventory, None, allow_requantize=True)
-            complete(plan, inventory, FORMATS[plan.target])
+            plan_for(policy, inventory, None, allow_requantize=True)
     return shown
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from time import monotonic
 
 from emitters import FORMATS
-from emitters.core.bundle import complete
 from emitters.core.finish import finish
 from emitters.core.journal import Journal, Savepoints
 from emitters.core.open_build import identity_of, open_journal
@@ -87,7 +86,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     ensure_supported_system()
     ensure_buildable(plan, inventory)
     ensure_equal_heads(plan, inventory)
-    plan, contexts = prepare(complete(plan, inventory, known), known)
+    plan, contexts = prepare(plan, known)
     out, shown = output_place(out), progress or Silent()
     workers, block_values = fit(jobs or available_cores(), max_memory, plan)
     # Before anything is made, and again once a bundle that a crash displaced is back.

@@ -8,7 +8,6 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
 
-from emitters.core.bundle import edited_files
 from emitters.core.bundle_reading import open_bundle
 from emitters.core.deleting import BROWSED, refuse_others, unfinished_files
 from emitters.core.hashing import FileHashes, Places, hash_files
@@ -30,6 +29,7 @@ from policy_dsl.diagnostics import (
 from policy_dsl.formats import Format
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Plan, PlannedFile
+from policy_dsl.planning.bundle_files import edited_files
 from policy_dsl.planning.record import RECORD, UNKNOWN_HASH, record
 
 _CHUNK_NBYTES = 4 * 2**20
@@ -45,7 +45,8 @@ def finish(plan: Plan, work: Work, progress: Progress, *, jobs: int) -> str:
     folder = work.folder
     # Nothing is written through a link that was put here meanwhile.
     unfinished_files(folder, {BROWSED, *(file.name for file in plan.files)})
-    written = work.format.files().metadata(plan) | edited_files(plan, work.source, work.format)
+    beside = work.source.whole(work.format.spec.edited_files)
+    written = work.format.files().metadata(plan) | edited_files(plan, work.format, beside)
     for name, content in written.items():
         _write(folder / name, content)
     for file in plan.files:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from emitters.core.bundle import preface, tensor_files
 from emitters.core.journal import Identity, Journal
 from emitters.core.preconditions import ensure_room
 from emitters.core.run_unit import Work
@@ -14,8 +13,8 @@ from emitters.tensor_io.shards import create_file, flush
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.formats import Container
 from policy_dsl.plan import Plan, PlannedTensor
+from policy_dsl.planning.bundle_files import preface
 from policy_dsl.planning.layout import header_bytes
-from policy_dsl.planning.record import plan_digest
 from policy_dsl.resources import version
 
 _CURE = "--force starts over, and so does deleting that folder"
@@ -41,7 +40,7 @@ def identity_of(plan: Plan, source: Source) -> Identity:
         "policy": plan.policy_digest,
         # Not their names: a file that was moved is the same.
         "statistics": {file.name: file.sha256 for file in plan.statistics},
-        "plan": plan_digest(plan),
+        "plan": plan.digest,
     }
 
 
@@ -78,7 +77,7 @@ def _refusal(
     for part, called in _PARTS.items():
         if found.get(part) != wanted[part]:
             return fail("other-build", path=root, what=called, suggestion=_CURE)
-    for file in tensor_files(plan):
+    for file in plan.tensor_files:
         path = workspace.bundle / file.name
         if not path.is_file() or path.stat().st_size != file.nbytes:
             reason = f"{file.name} is not there, or is not as long as it was"
@@ -89,14 +88,14 @@ def _refusal(
 def _create_files(workspace: Workspace, plan: Plan, work: Work) -> None:
     """Every tensor file at its full length with its header, on the disk when this returns."""
     files = work.format.spec.tensor_files
-    held: dict[str, list[PlannedTensor]] = {file.name: [] for file in tensor_files(plan)}
+    held: dict[str, list[PlannedTensor]] = {file.name: [] for file in plan.tensor_files}
     for module in plan.modules:
         for tensor in module.tensors:
             held[tensor.file].append(tensor)
-    for file in tensor_files(plan):
+    for file in plan.tensor_files:
         path = workspace.bundle / file.name
         if isinstance(files, Container):
-            header = preface(plan, work.source, work.format)
+            header = preface(plan, work.format, work.source.whole(work.format.spec.embedded_files))
         else:
             header = header_bytes(held[file.name], files.metadata)
         create_file(path, header, held[file.name], file.nbytes or 0)

@@ -13,11 +13,11 @@ from emitters.core.bundle_reading import Bundle, expected_parts, open_bundle, pa
 from emitters.core.decoding import Decoder
 from emitters.core.hashing import FileHashes, Places, hash_files
 from emitters.core.record import BundleModule
-from emitters.core.side_files import bundle_findings
 from emitters.core.verify_source import ModuleError, compare
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, grouped
 from policy_dsl.formats import Format
 from policy_dsl.inventory import Inventory
+from policy_dsl.planning.bundle_files import bundle_findings
 from policy_dsl.planning.record import RECORD
 from policy_dsl.regular_files import why_not_regular
 from policy_dsl.sources.checkpoint import MAX_INDEX_NBYTES, read_json

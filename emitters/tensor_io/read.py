@@ -56,6 +56,14 @@ class Source(NamedTuple):
         """
         return self.lines(file, start, (1, nbytes), nbytes).reshape(-1)
 
+    def whole(self, names: Iterable[str]) -> dict[str, bytes]:
+        """The files of these names that it has. Raises: PolicyError as `read` does."""
+        return {
+            name: self.read(name, 0, self.facts[name].nbytes).tobytes()
+            for name in names
+            if name in self.facts
+        }
+
     def lines(self, file: str, start: int, shape: tuple[int, int], stride: int) -> Array:
         """uint8 [lines, nbytes] of a file: the first of each `stride` bytes, from `start`.
 

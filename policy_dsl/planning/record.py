@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple
-from functools import cache
+from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from policy_dsl.documents.common import RuleAt
 from policy_dsl.documents.record import (
@@ -26,10 +24,9 @@ from policy_dsl.documents.record import (
 )
 from policy_dsl.escaping import decoded
 from policy_dsl.language.print_policy import canonical_text
-from policy_dsl.plan import Module, Omission, Plan
+from policy_dsl.plan import Forms, Module, Omission, Plan
 from policy_dsl.resources import version
-from policy_dsl.treatments import Coded, Plain, describe, has_symmetry_choice
-from policy_dsl.views import View
+from policy_dsl.treatments import Plain, describe, has_symmetry_choice
 
 RECORD = "policyc.json"
 # Every hash has this length, so that the record's size is known before any hash is.
@@ -38,13 +35,6 @@ _HASH_NBYTES = len(f'"{UNKNOWN_HASH}"')
 _SEPARATOR_NBYTES = len(", ")
 _NO_ROWS = '"rows": []'
 _json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
-
-
-class Shared(NamedTuple):
-    """What modules have in common: one module of each form, and the form of every module."""
-
-    examples: Sequence[Module]
-    numbers: Sequence[int]
 
 
 def record(
@@ -66,7 +56,7 @@ def record(
 def record_nbytes(plan: Plan, files: Mapping[str, int]) -> int:
     """Bytes of the record that a build writes. files: bytes of every other file of the bundle."""
     unknown = {name: (nbytes, UNKNOWN_HASH) for name, nbytes in files.items()}
-    shared = by_form(plan.modules)
+    shared = plan.forms
     document = _document(plan, UNKNOWN_HASH, unknown, shared, [])
     size = len(_lines(document).encode()) + len("\n\n  ") + len(plan.modules) * len("   ,\n")
     forms = [
@@ -91,89 +81,17 @@ def record_document(
     plan: Plan, *, files: Mapping[str, tuple[int, str]], tensors: Mapping[str, str]
 ) -> RecordDocument:
     """The record as JSON values; its `digest` is unknown."""
-    shared = by_form(plan.modules)
-    made = list(recipes(plan, shared))
+    shared = plan.forms
     rows: list[ModuleRow] = []
-    for module, form, recipe in zip(plan.modules, shared.numbers, made, strict=True):
+    for module, form, recipe in zip(plan.modules, shared.numbers, plan.recipes, strict=True):
         hashes = [tensors[tensor.name] for tensor in module.tensors]
         rows.append((module.name, module.layer, form, recipe, hashes))
-    return _document(plan, _plan_digest(plan, made), files, shared, rows)
+    return _document(plan, plan.digest, files, shared, rows)
 
 
 def record_digest(document: Mapping[str, Any]) -> str:
     """SHA-256, as hex, of a record's contents but for its own `digest`."""
     return _digest({key: value for key, value in document.items() if key != "digest"})
-
-
-def by_form(modules: Sequence[Module]) -> Shared:
-    """The modules by what they have in common; forms in the order in which they appear."""
-    forms: dict[tuple[object, ...], int] = {}
-    examples: list[Module] = []
-    numbers = []
-    for module in modules:
-        form = (
-            *(module.role, module.treatment, module.written, module.decided_by),
-            *(module.shape, module.dtype, module.added, suffixes(module)),
-            tuple(sorted({view.tensor.dtype for view in module.sources})),
-        )
-        number = forms.setdefault(form, len(forms))
-        numbers.append(number)
-        if number == len(examples):
-            examples.append(module)
-    return Shared(examples, numbers)
-
-
-def suffixes(module: Module) -> tuple[str, ...]:
-    """What the names of a module's tensors have beyond its own; empty if nothing."""
-    known = len(f"{module.name}.")
-    return tuple([tensor.name[known:] for tensor in module.tensors])
-
-
-def recipes(plan: Plan, shared: Shared) -> Iterator[str]:
-    """SHA-256, as hex, of all that decides a module's bytes but the weights and the encoder.
-
-    Where the values are in the source and how they become those of the model; what happens to
-    them, and with which statistics. Of two modules that have one recipe, one codec version and
-    equal shards, the bytes are equal.
-    """
-    texts = [_json(_decisive(plan, example)) for example in shared.examples]
-    for module, form in zip(plan.modules, shared.numbers, strict=True):
-        tails = [_short(tensor.tail) for tensor in module.tensors if tensor.tail]
-        own = _json([[_origin(view) for view in module.sources], tails])
-        yield hashlib.sha256(f"{texts[form]}{own}".encode()).hexdigest()
-
-
-def _decisive(plan: Plan, module: Module) -> list[Any]:
-    """What the modules of a form share, and what decides their bytes."""
-    method = module.treatment.method if isinstance(module.treatment, Coded) else ""
-    used = [file for file in plan.statistics if method in file.methods]
-    statistics = {file.name: file.sha256 for file in used}
-    parts = [[part.part, part.dtype, part.shape, part.by_columns] for part in module.tensors]
-    return [
-        *(plan.target, plan.fp8_rule, statistics, astuple(module.treatment)),
-        *(module.dtype, module.shape, module.added, module.together, parts),
-    ]
-
-
-def _origin(view: View) -> list[Any]:
-    return [view.tensor.name, view.scale and view.scale.name, *map(repr, view.operations)]
-
-
-def plan_digest(plan: Plan) -> str:
-    """SHA-256, as hex, of all that decides the bytes of the tensor files.
-
-    Where a rule stands and what the policy says besides do not matter.
-    """
-    return _plan_digest(plan, recipes(plan, by_form(plan.modules)))
-
-
-def _plan_digest(plan: Plan, made: Iterable[str]) -> str:
-    # Not the rules: where a policy file lies must not make another plan of it.
-    digest = hashlib.sha256(plan.source_digest.encode())
-    for module, recipe in zip(plan.modules, made, strict=True):
-        places = [(tensor.file, tensor.start) for tensor in module.tensors]
-        digest.update(f"{module.name!r} {recipe} {places}\n".encode())
-    return digest.hexdigest()
 
 
 def source_id(name: str) -> str:
@@ -187,7 +105,7 @@ def _document(
     plan: Plan,
     plan_digest: str,
     files: Mapping[str, tuple[int, str]],
-    shared: Shared,
+    shared: Forms,
     rows: list[ModuleRow],
 ) -> RecordDocument:
     policy = plan.policy
@@ -268,7 +186,7 @@ def _form(plan: Plan, module: Module) -> RecordedForm:
         "treatment": _treatment(module),
         "shape": list(module.shape),
         "dtype": module.dtype,
-        "parts": list(suffixes(module)),
+        "parts": list(module.suffixes),
         "rule": plan.rule_text(module),
         "rule_at": _rule_at(plan, module),
     }
@@ -318,12 +236,6 @@ def _lines(document: Mapping[str, Any]) -> str:
             text = _json(value)
         parts.append(f" {_json(key)}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-@cache
-def _short(content: bytes) -> str:
-    """The digest of some bytes of a tensor, of which thousands may have the same."""
-    return hashlib.sha256(content).hexdigest() if content else ""
 
 
 def _digest(values: Any) -> str:

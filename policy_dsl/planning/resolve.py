@@ -10,6 +10,7 @@ from policy_dsl.formats import Container, Format, FormatSpec
 from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.language.print_policy import policy_digest
 from policy_dsl.plan import Draft, Module, Omission, Plan, PlannedFile
+from policy_dsl.planning.bundle_files import source_findings, with_files
 from policy_dsl.planning.decisions import decide
 from policy_dsl.planning.heads import head_remarks, with_own_head
 from policy_dsl.planning.layout import Layout, lay_in_one, lay_out
@@ -37,15 +38,43 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     allow_requantize: bool = False,
     statistics: Mapping[str, str] | None = None,
     saliency: Saliency | None = None,
+    files: bool = True,
 ) -> Plan:
     """The plan of a policy for a checkpoint; `target` overrides the policy's own.
 
     allow_requantize: take a source that somebody quantized before, with a warning.
     statistics: files, by name such as `imatrix`, instead of those that the policy names.
-    saliency: what ranks experts, if the policy prunes by it and somebody has it.
-    Raises: PolicyError with every defect of the policy for this model and target.
+    saliency: what ranks experts, if the policy prunes by it and somebody has it. files: False
+    leaves out what is in no tensor, for who only asks whether a policy fits.
+    Raises: PolicyError with every defect of the policy for this model and target, or else of
+    the side files that the bundle takes from the source.
     """
     format = formats[choose_target(policy, formats, target)]
+    plan = _with_tensors(
+        *(policy, inventory, formats, format),
+        allow_requantize=allow_requantize,
+        statistics=statistics or {},
+        saliency=saliency,
+    )
+    if not files:
+        return plan
+    beside = source_findings(plan, inventory, format.spec)
+    if errors(beside):
+        raise PolicyError(errors(beside))
+    return with_files(replace(plan, findings=(*plan.findings, *beside)), inventory, format)
+
+
+def _with_tensors(  # noqa: PLR0913 - as of `resolve`
+    policy: Policy,
+    inventory: Inventory,
+    formats: Mapping[str, Format],
+    format: Format,
+    *,
+    allow_requantize: bool,
+    statistics: Mapping[str, str],
+    saliency: Saliency | None,
+) -> Plan:
+    """The plan without the files that are not made of tensors."""
     spec = format.spec
     # Asked before roles: packed names have none, and "unknown tensor" would say less.
     lossy = _lossy_source(inventory, allow_requantize=allow_requantize)
@@ -71,7 +100,7 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     if errors(findings):
         raise PolicyError(findings)
     modules, files = _place(lowered, policy, spec)
-    known = statistics_of(modules, policy, format, statistics or {}, saliency)
+    known = statistics_of(modules, policy, format, statistics, saliency)
     findings += known.findings
     plan = Plan(
         policy=policy,
@@ -93,12 +122,14 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
         source_files=inventory.file_nbytes,
         source_commit=inventory.commit,
         linked_files=tuple(sorted(inventory.links.items())),
+        inventory=inventory,
     )
     # Warnings need the finished plan: they count bytes.
     findings += plan_warnings(plan, decisions.made, format)
     if errors(findings):
         raise PolicyError(findings)
-    return replace(plan, findings=tuple(findings))
+    # Warnings about the source belong to the plan that rests on it.
+    return replace(plan, findings=(*inventory.findings, *findings))
 
 
 def _remarks(

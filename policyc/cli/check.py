@@ -89,8 +89,8 @@ def _against_model(
     request: options.Request, policy: Policy, target: str | None, against: list[tuple[str, str]]
 ) -> Sequence[Diagnostic]:
     import emitters
-    from emitters.core.side_files import source_findings
     from policy_dsl.planning.assertions import findings_of_tests
+    from policy_dsl.planning.bundle_files import source_findings
     from policy_dsl.planning.settings import choose_target
 
     try:
@@ -98,7 +98,9 @@ def _against_model(
         chosen = choose_target(policy, emitters.FORMATS, target)
         # Before the plan, which may fail: what was tried is reported either way.
         against.append((inventory.id, chosen))
-        plan = workflow.plan_for(policy, inventory, chosen, statistics=request.statistics)
+        plan = workflow.plan_for(
+            policy, inventory, chosen, statistics=request.statistics, files=False
+        )
         beside = source_findings(plan, inventory, emitters.FORMATS[chosen].spec)
         return [*plan.findings, *beside, *findings_of_tests(plan)]
     except PolicyError as error:

@@ -40,7 +40,6 @@ from policy_dsl.planning.outline import (
     stored_as,
     treatment_of,
 )
-from policy_dsl.planning.record import by_form, suffixes
 from policy_dsl.regular_files import read_whole
 from policyc.reports.blocks import by_key
 from policyc.reports.findings import finding_json
@@ -104,7 +103,7 @@ def plan_document(
 def saved_document(plan: Plan, tests: Sequence[TestResult] = ()) -> PlanDocument:
     """The plan as `--save` writes it: what modules have in common is said once."""
     document = plan_document(plan, tests, tensors=False)
-    shared = by_form(plan.modules)
+    shared = plan.forms
     numbers = {file.name: number for number, file in enumerate(plan.files)}
     document["forms"] = [_form(plan, module) for module in shared.examples]
     document["columns"] = ("name", "layer", "form", "sources", "places")
@@ -293,7 +292,7 @@ def _form(plan: Plan, module: Module) -> PlannedForm:
         source_dtypes=list(source_dtypes(module)),
         parts=[
             entry_of(PlannedPart, tensor, part=suffix)
-            for tensor, suffix in zip(module.tensors, suffixes(module), strict=True)
+            for tensor, suffix in zip(module.tensors, module.suffixes, strict=True)
         ],
     )
 

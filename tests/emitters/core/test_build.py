@@ -21,9 +21,7 @@ from small_checkpoints import (
     write_folder,
 )
 
-from emitters import FORMATS
 from emitters.core.build import build
-from emitters.core.bundle import complete
 from emitters.core.record import read_record
 from policy_dsl.documents.json_schema import schema_of
 from policy_dsl.documents.record import RecordDocument
@@ -41,7 +39,6 @@ def test_planned_and_recorded_bytes_are_built_bytes(
 ):
     files, values = {"imatrix": imatrix, "saliency": saliency}, NEEDED_VALUES.get(policy, {})
     plan, inventory = planned(demo, policy, **files, **values)
-    plan = complete(plan, inventory, FORMATS[plan.target])
     build(plan, inventory, out=tmp_path / "out", jobs=2)
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
     assert sizes == {file.name: file.nbytes for file in plan.files}

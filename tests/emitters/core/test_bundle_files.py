@@ -11,10 +11,10 @@ import pytest
 
 from emitters import FORMATS
 from emitters.core.build import build
-from emitters.core.bundle import complete
 from emitters.core.verify import verify_bundle
 from policy_dsl.diagnostics import PolicyError
-from policy_dsl.planning.record import plan_digest, source_id
+from policy_dsl.planning.record import source_id
+from policy_dsl.planning.resolve import resolve
 
 MIXED = """name: mixed
 target: mlx_affine
@@ -36,20 +36,18 @@ def test_formats_are_the_folders_with_a_spec():
 
 def test_every_size_is_known_from_headers_alone(planned):
     plan, inventory = planned(Path("minimax-m2.7"), "config_i")
-    whole = complete(plan, inventory, FORMATS[plan.target])
-    sizes = {file.name: file.nbytes for file in whole.files}
+    sizes = {file.name: file.nbytes for file in plan.files}
     unknown = inventory.side_files is None
     assert (None in sizes.values()) == unknown
-    assert all(file.reason for file in whole.files if file.nbytes is None)
-    assert [file for file in whole.files if file.kind == "tensors"] == list(plan.files)
-    assert complete(whole, inventory, FORMATS[whole.target]) == whole
+    assert all(file.reason for file in plan.files if file.nbytes is None)
+    bare = resolve(plan.policy, inventory, FORMATS, files=False)
+    assert plan.tensor_files == list(bare.files)
 
 
 def test_unknown_side_files_leave_the_rest_exact(demo, planned):
     plan, inventory = planned(demo, "config_i")
-    whole = complete(plan, inventory, FORMATS[plan.target])
-    known = {file.name: file.nbytes for file in whole.files}
-    bare = complete(plan, replace(inventory, side_files=None), FORMATS[plan.target])
+    known = {file.name: file.nbytes for file in plan.files}
+    bare = resolve(plan.policy, replace(inventory, side_files=None), FORMATS)
     found = {file.name: file.nbytes for file in bare.files if file.nbytes is not None}
     assert found.items() <= known.items()
     assert "policyc.json" not in found
@@ -59,8 +57,8 @@ def test_unknown_side_files_leave_the_rest_exact(demo, planned):
 def test_a_plan_digest_tells_plans_apart(write_llama, planned):
     source = write_llama()
     plan, again, other = (planned(source, text)[0] for text in (MIXED, MIXED, "mlx_4bit"))
-    assert plan_digest(plan) == plan_digest(again)
-    assert plan_digest(plan) != plan_digest(other)
+    assert plan.digest == again.digest
+    assert plan.digest != other.digest
 
 
 def test_a_record_names_no_place():
@@ -86,9 +84,8 @@ def test_side_files_are_in_the_bundle_or_among_those_left_out(demo, planned, tmp
         "hipfire_hfq": "hipfire_mq4",
     }
     plan, inventory = planned(source, policies[target])
-    whole = complete(plan, inventory, FORMATS[plan.target])
-    held = {file.name for file in whole.files}
-    left = {file.name: file.reason for file in whole.omitted_files}
+    held = {file.name for file in plan.files}
+    left = {file.name: file.reason for file in plan.omitted_files}
     embedded = set(FORMATS[target].spec.embedded_files)
     assert inventory.side_files.keys() - embedded <= held | left.keys()
     assert not held & left.keys()

@@ -21,10 +21,8 @@ from event_log import Event, EventLog
 from lost_writes import Node, after_power_loss, every_luck, everything, nothing
 from small_checkpoints import Array, digests
 
-from emitters import FORMATS
 from emitters.core import journal as journals
 from emitters.core.build import build
-from emitters.core.bundle import complete
 from emitters.core.progress import Silent
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.plan import Module, PlannedTensor
@@ -49,7 +47,7 @@ class Recorded:
     """A build that was recorded: its log, the folder before it, its plan."""
 
     def __init__(self, planned: Planned, work: Path, *, jobs: int, force: bool) -> None:
-        self.plan = complete(*planned, FORMATS[planned[0].target])
+        self.plan = planned[0]
         self.out, self.root = work / "out", work / "out.partial"
         self.bundle, self.journal = self.root / "bundle", self.root / "journal"
         self.work, self.before = work, Node.read(work)

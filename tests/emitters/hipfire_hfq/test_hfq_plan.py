@@ -10,7 +10,6 @@ from small_checkpoints import mixtral_config, mixtral_tensors, write_folder
 
 from emitters import FORMATS
 from emitters.core.build import build
-from emitters.core.bundle import complete
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import load, parse_policy
@@ -153,11 +152,7 @@ def test_every_family_is_taken_or_refused_for_a_reason() -> None:
 def test_the_real_model_has_the_published_sizes(policy: str) -> None:
     plan = resolve(load(policy), source("MiniMax-M2.7"), FORMATS)
     nbytes, name = PUBLISHED[policy]
-    (file,) = [
-        one
-        for one in complete(plan, source("MiniMax-M2.7"), FORMATS["hipfire_hfq"]).files
-        if one.least
-    ]
+    (file,) = [one for one in plan.files if one.least]
     assert (file.name, file.nbytes, file.least) == (name, None, nbytes)
     assert sum(len(one.tensors) for one in plan.modules) == 48_301
     assert plan.findings == ()
@@ -176,7 +171,7 @@ def test_the_real_model_has_the_published_sizes(policy: str) -> None:
     ],
 )
 def test_a_file_is_called_after_its_tier(text: str, name: str) -> None:
-    assert [file.name for file in planned(USUAL + text).files] == [name]
+    assert [file.name for file in planned(USUAL + text).tensor_files] == [name]
 
 
 @pytest.mark.parametrize(
@@ -198,14 +193,13 @@ def test_a_file_has_a_plain_visible_name_of_its_own(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["LICENSE", "NOTICE.txt", "COPYING"])
 def test_a_file_has_no_name_of_what_the_bundle_copies(name: str) -> None:
-    plan = planned(f'output file_name "{name}"\n{USUAL}')
     with pytest.raises(PolicyError, match="bad-file-name") as caught:
-        complete(plan, source(), FORMATS["hipfire_hfq"])
+        planned(f'output file_name "{name}"\n{USUAL}')
     assert caught.value.diagnostics[0].span is not None
 
 
 def test_a_plan_needs_no_statistics_and_a_build_does(tmp_path: Path) -> None:
-    plan = complete(planned(USUAL), source(), FORMATS["hipfire_hfq"])
+    plan = planned(USUAL)
     (cure,) = plan.pending
     assert cure.startswith("an importance matrix: run llama.cpp's llama-imatrix")
     assert f"Needed before a build\n  {cure}" in render_text(plan_blocks(plan))
