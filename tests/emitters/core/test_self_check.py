@@ -11,6 +11,7 @@ from emitters import FORMATS
 from emitters.core.build import build
 from emitters.core.finish import check_bundle
 from policy_dsl.diagnostics import PolicyError
+from policy_dsl.planning.resolve import resolve
 
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 
@@ -71,6 +72,7 @@ def test_what_verify_would_refuse_is_not_finished(
 
     wrong = replace(known, files=lambda: replace(files, metadata=metadata))
     plan, inventory = planned(write_llama())
+    plan = resolve(plan.policy, inventory, {known.name: wrong})
     with pytest.raises(PolicyError, match=code):
         build(plan, inventory, out=tmp_path / "out", format=wrong)
     # The same plan leads to it again: nothing is left that a later run would resume.

@@ -264,7 +264,7 @@ def test_places_are_those_that_the_safetensors_library_gives(text: str) -> None:
     half = dataclasses.replace(tiny(), config=config)
     plan = planned(f"output shard_size 2MiB; {text}", half)
     types = {"F32": np.float32, "U32": np.uint32, "F16": np.float16, "U8": np.uint8}
-    for file in plan.files:
+    for file in plan.tensor_files:
         inside = [t for m in plan.modules for t in m.tensors if t.file == file.name]
         content = save(
             {t.name: np.zeros(t.shape, types[t.dtype]) for t in inside}, {"format": "mlx"}
