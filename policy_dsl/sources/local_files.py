@@ -130,7 +130,7 @@ def open_hfq_file(path: Path, *, links: bool = True) -> Inventory:
     Raises: PolicyError if it is not an HFQ file, or damaged.
     """
     files = local_files(path.parent, links=links, weights=path.name)
-    # Other models and quantizations in the folder are no part of this one.
+    # Other models and quantizations in the folder do not belong to this one.
     alone = {
         file: size
         for file, size in files.sizes.items()
@@ -223,7 +223,7 @@ class _Listing:
         try:
             self._look(name, is_weights)
         except PolicyError as error:
-            # A note, a log or a pipe of somebody else is no reason to fail.
+            # A note, a log or a pipe of somebody else does not matter.
             if is_wanted(name) or is_weights:
                 self.errors.append(error)
             else:

@@ -155,7 +155,7 @@ def read_recorded(path: Path) -> Inventory:
 
 def _read_text(path: Path) -> bytes:
     text = read_whole(path, most=MAX_NBYTES)
-    # By its first bytes, for names lie.
+    # By its first bytes: names may deceive.
     if text.startswith(b"\x1f\x8b"):
         try:
             # One byte more than allowed shows a bomb without unpacking it.
@@ -233,7 +233,7 @@ def _file_tensors(held: RecordedFile, limit: int, letters: int) -> dict[str, Ten
             letters -= sum(map(len, names))
             tensors |= {name: TensorInfo(name, dtype, shape, nbytes, file) for name in names}
     if len(tensors) != named:
-        raise ValueError("two name patterns of a file stand for the same tensor")
+        raise ValueError("two name patterns of a file expand to the same tensor")
     if file is None or file_nbytes is None:
         return tensors
     return _placed(file, file_nbytes, held.get("order"), tensors)
@@ -324,7 +324,7 @@ def expand_pattern(pattern: str, *, limit: int, letters: int) -> list[str]:
     """Every name of a pattern, the last field running fastest.
 
     letters: how many the names may have together.
-    Raises: ValueError if the pattern is malformed, cannot be printed, or stands for more than
+    Raises: ValueError if the pattern is malformed, cannot be printed, or expands to more than
     `limit` names, or for longer ones.
     """
     if len(pattern) > MAX_PATTERN_LENGTH:
@@ -336,14 +336,14 @@ def expand_pattern(pattern: str, *, limit: int, letters: int) -> list[str]:
     # Counted before anything is made: ranges multiply.
     count = prod(sum(map(len, piece)) for piece in pieces if isinstance(piece, list))
     if count > limit:
-        raise ValueError(f'the name pattern "{quoted}" stands for {count:,} names')
+        raise ValueError(f'the name pattern "{quoted}" expands to {count:,} names')
     longest = sum(
         len(piece) if isinstance(piece, str) else max(len(str(part[-1])) for part in piece)
         for piece in pieces
     )
     if count * longest > letters:
         size = f"{count:,} names of up to {longest:,} characters, more than {letters:,} in all"
-        raise ValueError(f'the name pattern "{quoted}" stands for {size}')
+        raise ValueError(f'the name pattern "{quoted}" expands to {size}')
     # Prefix by prefix: a hundred thousand names take a twentieth of a second.
     names = [""]
     for piece in pieces:

@@ -121,7 +121,7 @@ def read_saliency(path: Path, name: str, span: Span | None = None) -> Saliency:
     try:
         content = _content(path)
         refuse_placeholder(path.name, content, len(content))
-        # The length of a header of safetensors is no text: its upper bytes are zero.
+        # The length of a header of safetensors is not text: its upper bytes are zero.
         is_tensors = content[4:LENGTH_NBYTES] == bytes(4)
         rows = (_tensor_rows if is_tensors else _json_rows)(content, path, name)
     except PolicyError as error:

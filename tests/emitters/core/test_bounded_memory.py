@@ -72,7 +72,7 @@ DOCUMENTS: dict[str, Callable[[], bytes]] = {
     "names of up to 197 characters": lambda: _recorded(
         *(f"{'a' * 190}{number}.{{0-24999}}" for number in range(9))
     ),
-    "stands for 1,000,000,000,000 names": lambda: _recorded("{0-999999}.{0-999999}"),
+    "expands to 1,000,000,000,000 names": lambda: _recorded("{0-999999}.{0-999999}"),
     "notes.0: ": lambda: _with("notes", f"[{'1,' * 1_900_000}1]"),
     "files.0.": lambda: _with("files", f"[{'{},' * 900_000}{{}}]"),
     "side_files.a: not a whole number": lambda: _with(

@@ -134,7 +134,7 @@ def _group(record: dict[str, Any]) -> dict[str, Any]:
         (lambda r: _group(r).update(shape=[1 << 63]), "shape"),
         (lambda r: _group(r).update(dtype="F4", shape=[3]), "inside a byte"),
         (lambda r: _group(r).update(names=["a.{0-1}.w", "a.1.w"]), "the same tensor"),
-        (lambda r: _group(r).update(names=["a.{0-999999999}"]), "stands for 1,000,000,000 names"),
+        (lambda r: _group(r).update(names=["a.{0-999999999}"]), "expands to 1,000,000,000 names"),
         (lambda r: _group(r).update(names=["{0-99999}.{0-99999}"]), "10,000,000,000 names"),
         (lambda r: _group(r).update(names=["{0-999999999999}"]), "malformed at 0"),
         (lambda r: _group(r).update(names=["a.{3-1}"]), "malformed"),
@@ -156,7 +156,7 @@ def test_names_of_all_groups_count_together(
     monkeypatch.setattr("policy_dsl.sources.recorded.MAX_TENSORS", 10)
     record = json.loads(json.dumps(SMALL))
     _group(record).update(names=["{0-8}", "{0-1}"])
-    assert "stands for 2 names" in refused(tmp_path, json.dumps(record))
+    assert "expands to 2 names" in refused(tmp_path, json.dumps(record))
 
 
 @pytest.mark.parametrize(
