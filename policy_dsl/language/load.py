@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,8 +49,13 @@ def load(reference: str | Path, *, overrides: Values | None = None, words: Words
     chain = list(bases.collect(_find(reference), ()))
     # Variables are settled over the whole chain before any text is read for good: a base may
     # use one whose value the policy that extends it has set.
-    values = final_values([base.policy for base in chain], overrides or {})
-    return merge([bases.reread(base, values) for base in chain])
+    values = final_values([policy for _, _, policy in chain], overrides or {})
+    policies = []
+    for path, source, policy in chain:
+        own = dict(policy.vars)
+        wanted = {name: values[name] for name in own}
+        policies.append(policy if wanted == own else bases.read(path, source, wanted))
+    return merge(policies)
 
 
 def parse_policy(text: str, name: str, *, words: Words = WORDS) -> tuple[Policy, Form]:
@@ -99,15 +104,6 @@ def source_of(path: Path, content: bytes) -> SourceText:
         raise fail("not-utf8", path=path, byte=byte, offset=failure.start) from None
 
 
-@dataclass(frozen=True)
-class _Base:
-    """A policy of the chain, read with its own variables' defaults."""
-
-    path: Path
-    source: SourceText
-    policy: Policy
-
-
 class _Bases:
     """Follows `extends`, depth first, so that what is extended comes first."""
 
@@ -115,7 +111,10 @@ class _Bases:
         self._words = words
         self._visits = self._n_lines = self._n_characters = 0
 
-    def collect(self, path: Path, chain: tuple[Path, ...]) -> Iterator[_Base]:
+    def collect(
+        self, path: Path, chain: tuple[Path, ...]
+    ) -> Iterator[tuple[Path, SourceText, Policy]]:
+        """The policies, each read with the defaults of its own variables."""
         source = read_source(path, given=not chain)
         # Of all of them together: each takes the time that it takes alone.
         self._visits += 1
@@ -136,7 +135,7 @@ class _Bases:
             if self._visits >= _MAX_BASES:
                 raise fail("nested-too-deeply", span, limit=_MAX_BASES)
             yield from self.collect(base, here)
-        yield _Base(path, source, policy)
+        yield path, source, policy
 
     def read(self, path: Path, source: SourceText, values: Values | None) -> Policy:
         form, name = _FORMS.get(path.suffix), path.stem
@@ -145,12 +144,6 @@ class _Bases:
         if form is None:
             raise fail("unknown-suffix", path=path, suggestion=_SUFFIX_CURE)
         return _READERS[form](source, decoded(name), values, words=self._words)
-
-    def reread(self, base: _Base, values: Values) -> Policy:
-        """The policy with these values where its own differ."""
-        own = dict(base.policy.vars)
-        wanted = {name: values[name] for name in own}
-        return base.policy if wanted == own else self.read(base.path, base.source, wanted)
 
 
 def _form_of(source: SourceText) -> Form:
