@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from dataclasses import replace
+from pathlib import Path
 
-from policy_dsl.roles.architecture import architecture, facts_of, families
+import pytest
+
+from policy_dsl.roles.architecture import architecture, facts_of, families, model_types
 from policy_dsl.roles.config_facts import VALUE_KINDS
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_format_that_a_table_does_not_name_does_not_take_the_family() -> None:
@@ -42,3 +49,32 @@ def test_every_kind_of_value_in_a_table_is_known() -> None:
     assert {
         kind for key in keys for kind in (key.kind, *key.entries.values())
     } <= VALUE_KINDS.keys()
+
+
+# Words that readers of a format have registered, some of which are spelled like a family.
+SPELLED = {
+    "emitters/hipfire_hfq/container.py": {"llama"},
+    "emitters/jangtq_prestack/spec.py": {"llama", "minimax", "mistral", "qwen3"},
+}
+
+
+def named_families(path: Path) -> set[str]:
+    """The families that texts of a module name; docstrings are not looked at."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if id(node) not in docstrings
+    ]
+    # Neither llama.cpp nor `llama-imatrix` nor a hub id is a family.
+    words = {word for text in texts for word in re.findall(r"(?<![\w./-])\w+(?![\w./-])", text)}
+    return words & {*families(), *model_types()}
+
+
+@pytest.mark.parametrize("room", ["policyc", "policy_dsl", "emitters"])
+def test_code_names_no_family(room: str) -> None:
+    paths = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / room).rglob("*.py")}
+    named = {name: named_families(path) - SPELLED.get(name, set()) for name, path in paths.items()}
+    assert {name: words for name, words in named.items() if words} == {}
