@@ -21,6 +21,7 @@ from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import Claim, FileContents, ForeignMetadataError
 from policy_dsl.inventory import EXPERT_NAME, TensorInfo
+from policy_dsl.roles.architecture import expert_keys
 from policy_dsl.roles.config_facts import written_value
 from policy_dsl.sources.reference import open_source
 from policy_dsl.treatments import Coded
@@ -32,7 +33,6 @@ _SHARED = (
     *("packing_format", "block_name_to_quantize", "extra_config"),
 )
 _CODES = ".qweight"
-_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 def defects(
@@ -79,7 +79,7 @@ def _copies(files: FileContents, config: Mapping[str, Any]) -> Iterator[Diagnost
 
 def _experts(config: Mapping[str, Any], claims: Mapping[str, Claim]) -> Iterator[Diagnostic]:
     """Experts with other numbers than those that the config makes readers look for."""
-    count = next(filter(None, (written_value(config, key) for key in _COUNTS)), None)
+    count = next(filter(None, (written_value(config, key) for key in expert_keys())), None)
     if count is None:
         return
     held: dict[str, set[int]] = defaultdict(set)

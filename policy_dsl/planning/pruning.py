@@ -20,8 +20,7 @@ from policy_dsl.roles.model import BY_EXPERT
 from policy_dsl.sources.saliency import KEEP, ModelShape, Saliency
 from policy_dsl.views import Picked
 
-# Config keys for how many experts a token gets; older configs of gpt-oss have the second.
-_ROUTED = ("num_experts_per_tok", "experts_per_token")
+_ROUTED = "num_experts_per_tok"
 _GROUPS = "n_group"
 
 
@@ -88,7 +87,8 @@ def _defects(prune: Prune, policy: Policy, model: Model) -> Iterator[Diagnostic]
 
 def _routing_defects(count: int, model: Model, span: Span | None) -> Iterator[Diagnostic]:
     """What is against a router of the model that chooses among so many experts."""
-    for key in _ROUTED:
+    entry = model.architecture.config.get(_ROUTED)
+    for key in entry.names if entry else (_ROUTED,):
         routed = model.facts.value(key)
         if type(routed) is int and routed > count:
             yield diagnostic("prune-below-routed", span, to=count, routed=routed, key=key)

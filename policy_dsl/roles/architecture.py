@@ -131,6 +131,14 @@ def model_types() -> Mapping[str, str]:
     return {each: family for family in families() for each in _table(family)["model_types"]}
 
 
+@cache
+def expert_keys() -> tuple[str, ...]:
+    """The names under which configs of any family may say how many experts a layer has."""
+    return tuple(
+        dict.fromkeys(key for family in families() for key in architecture(family).experts)
+    )
+
+
 def families_of(target: str) -> Mapping[str, str | None]:
     """Every family -> None if a format takes it, else the reason why not."""
     return {family: architecture(family).refusal(target) for family in families()}
