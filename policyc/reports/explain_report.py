@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from policy_dsl.documents.json_schema import entry_of
 from policy_dsl.documents.reports import ExplainDocument, ExplainedTensor, MatchedRule
+from policy_dsl.documents.values import entry_of
 from policy_dsl.plan import OTHERWISE, Module, Plan, PlannedTensor
 from policy_dsl.planning.explain import Explanation
 from policy_dsl.planning.outline import source_dtypes, treatment_of

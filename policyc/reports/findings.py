@@ -9,8 +9,8 @@ from urllib.parse import quote
 from policy_dsl.codes import code_of
 from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.documents.common import FindingEntry
-from policy_dsl.documents.json_schema import entry_of
 from policy_dsl.documents.reports import FindingsDocument
+from policy_dsl.documents.values import entry_of
 
 _SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from policy_dsl.documents.json_schema import entry_of
 from policy_dsl.documents.reports import (
     CatalogEntry,
     FormatEntry,
@@ -14,6 +13,7 @@ from policy_dsl.documents.reports import (
     ModelsDocument,
     SchemeEntry,
 )
+from policy_dsl.documents.values import entry_of
 from policy_dsl.formats import Format, FormatSpec, MetadataValues, SchemeSpec
 from policy_dsl.inventory import Inventory
 from policy_dsl.planning.settings import used_settings, values_text

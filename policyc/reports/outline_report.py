@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from policy_dsl.documents.common import GroupEntry, TransformEntry
-from policy_dsl.documents.json_schema import entry_of
 from policy_dsl.documents.reports import InspectBundleDocument
+from policy_dsl.documents.values import entry_of
 from policy_dsl.plan import Pruning
 from policy_dsl.planning.outline import Group, Outline, groups
 from policy_dsl.quantities import both_units, column_unit, in_unit, layer_list

@@ -13,7 +13,6 @@ from typing import Any, cast
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail, json_text
 from policy_dsl.documents.common import GroupEntry, TransformEntry
-from policy_dsl.documents.json_schema import entry_of, first_defect
 from policy_dsl.documents.plan import (
     DroppedFile,
     DroppedTensor,
@@ -29,6 +28,7 @@ from policy_dsl.documents.plan import (
     TensorEntry,
     TestEntry,
 )
+from policy_dsl.documents.values import entry_of, first_defect
 from policy_dsl.plan import Module, Plan, PlannedFile, PlannedTensor, Pruning
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.outline import (

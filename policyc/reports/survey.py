@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from math import prod
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, render
-from policy_dsl.documents.json_schema import entry_of
 from policy_dsl.documents.reports import InspectDocument, SourceRole
+from policy_dsl.documents.values import entry_of
 from policy_dsl.inventory import Inventory
 from policy_dsl.quantities import both_units, column_unit, counted, in_unit, layer_list
 from policy_dsl.roles.classify import classify

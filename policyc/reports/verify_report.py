@@ -8,7 +8,6 @@ from emitters.core.verdicts import Sums
 from emitters.core.verify import VerifyReport
 from emitters.core.verify_source import ModuleError
 from policy_dsl.diagnostics import count_text, render
-from policy_dsl.documents.json_schema import entry_of
 from policy_dsl.documents.reports import (
     CheckEntry,
     ErrorFigures,
@@ -17,6 +16,7 @@ from policy_dsl.documents.reports import (
     RoleErrors,
     VerifyDocument,
 )
+from policy_dsl.documents.values import entry_of
 from policy_dsl.quantities import both_units, counted
 from policyc.reports.blocks import Block, Facts, Rendered, Table, by_key
 from policyc.reports.findings import finding_json

@@ -2,21 +2,110 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
+import typing
 from itertools import chain
-from typing import Annotated, Any, Literal, NotRequired, TypedDict, get_args, is_typeddict
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    TypedDict,
+    Union,
+    get_args,
+    get_origin,
+    is_typeddict,
+)
 
 import jsonschema
 import pytest
 
 from policy_dsl.documents import plan, record, reports
 from policy_dsl.documents.common import Limits
-from policy_dsl.documents.json_schema import fields_of, first_defect, schema_of
+from policy_dsl.documents.values import fields_of, first_defect
 from policy_dsl.resources import document_schemas
 
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
 # What people write and programs read has no type: it is read by its own rules.
 WRITTEN_BY_HAND = {"saliency"}
+
+
+def schema_of(document: Any) -> dict[str, Any]:
+    """The JSON Schema of a document's type; its docstring becomes the title."""
+    definitions: dict[str, Any] = {}
+    schema = object_of(document, definitions)
+    title = (document.__doc__ or "").rstrip(".")
+    parts = {"$defs": dict(sorted(definitions.items()))} if definitions else {}
+    return {"$schema": DIALECT, "title": title, **schema, **parts}
+
+
+def made_of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    origin, inner = get_origin(kind), get_args(kind)
+    match origin:
+        case typing.Annotated:
+            schema = with_limits(made_of(inner[0], definitions), inner[1])
+        case typing.Literal:
+            schema = {"const": inner[0]} if len(inner) == 1 else {"enum": list(inner)}
+        case _ if origin in (Union, UnionType):
+            schema = any_of([made_of(member, definitions) for member in inner])
+        case builtins.list:
+            schema = {"type": "array", "items": made_of(inner[0], definitions)}
+        case builtins.tuple:
+            columns = [made_of(member, definitions) for member in inner]
+            schema = {"type": "array", "prefixItems": columns, "minItems": len(inner)}
+            schema["items"] = False
+        case builtins.dict:
+            schema = {"type": "object", "additionalProperties": made_of(inner[1], definitions)}
+        case _ if is_typeddict(kind):
+            schema = reference(kind, definitions)
+        case _:
+            schema = {} if kind is Any else {"type": PLAIN[kind]}
+    return schema
+
+
+def any_of(members: list[dict[str, Any]]) -> dict[str, Any]:
+    first, *others = members
+    # What may also be null says so in its type: that is how people write it.
+    if others == [{"type": "null"}] and "type" in first:
+        return {**first, "type": [first["type"], "null"]}
+    return {"anyOf": members}
+
+
+def reference(document: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    name = document.__name__
+    if name not in definitions:
+        definitions[name] = {}
+        about = {"description": (document.__doc__ or "").rstrip(".")}
+        definitions[name] = about | object_of(document, definitions)
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def with_limits(schema: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    ends = {"string": "Length", "array": "Items", "object": "Properties"}.get(schema["type"])
+    keywords = {
+        "minimum": limits.minimum,
+        "maximum": limits.maximum,
+        f"min{ends}": limits.least,
+        f"max{ends}": limits.most,
+        "pattern": limits.pattern,
+        "propertyNames": limits.keys and {"pattern": limits.keys},
+        "description": limits.about,
+    }
+    return schema | {key: value for key, value in keywords.items() if value is not None}
+
+
+def object_of(document: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    fields = fields_of(document)
+    return {
+        "type": "object",
+        "properties": {key: made_of(kind, definitions) for key, (kind, _) in fields.items()},
+        "required": [key for key, (_, required) in fields.items() if required],
+        "additionalProperties": False,
+    }
 
 
 def documents() -> dict[str, Any]:

@@ -1,14 +1,12 @@
-"""JSON Schemas made from the types of documents, and values checked against the same types.
+"""Values of documents: made of attributes, and checked against the types of the documents.
 
 Types: TypedDict, tuple (rows of fixed columns), list, dict, Literal, unions, str, int, float,
-bool, None; `Annotated[T, Limits(…)]`.
+bool, None; `Annotated[T, Limits(…)]`. Published JSON Schemas are made of the same types.
 """
 
 from __future__ import annotations
 
-import builtins
 import re
-import typing
 from collections.abc import Callable, Iterable, Sequence, Sized
 from functools import cache
 from math import isfinite
@@ -27,15 +25,12 @@ from typing import (
     is_typeddict,
 )
 
-from policy_dsl.documents.common import Limits
 from policy_dsl.escaping import shown
 
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Extra = Literal["forbid", "ignore"]
 D = TypeVar("D")
 # A value -> its first defect, after its place in the value: `.modules.a: not a text`.
 Check = Callable[[Any], str | None]
-_PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
 _WORDS = {
     str: "a text",
     int: "a whole number",
@@ -45,15 +40,6 @@ _WORDS = {
     Any: "anything",
 }
 _LONGEST_KEY = 80
-
-
-def schema_of(document: Any) -> dict[str, Any]:
-    """The JSON Schema of a document's type; its docstring becomes the title."""
-    definitions: dict[str, Any] = {}
-    schema = _object_schema(document, definitions)
-    title = (document.__doc__ or "").rstrip(".")
-    parts = {"$defs": dict(sorted(definitions.items()))} if definitions else {}
-    return {"$schema": DIALECT, "title": title, **schema, **parts}
 
 
 def first_defect(value: Any, document: Any, extra: Extra = "forbid") -> str | None:
@@ -88,71 +74,6 @@ def fields_of(document: Any) -> dict[str, tuple[Any, bool]]:
     return {
         key: (get_args(kind)[0], False) if get_origin(kind) is NotRequired else (kind, True)
         for key, kind in hints.items()
-    }
-
-
-def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    origin, inner = get_origin(kind), get_args(kind)
-    match origin:
-        case typing.Annotated:
-            schema = _with_limits(_schema(inner[0], definitions), inner[1])
-        case typing.Literal:
-            schema = {"const": inner[0]} if len(inner) == 1 else {"enum": list(inner)}
-        case _ if origin in (Union, UnionType):
-            schema = _any_of([_schema(member, definitions) for member in inner])
-        case builtins.list:
-            schema = {"type": "array", "items": _schema(inner[0], definitions)}
-        case builtins.tuple:
-            columns = [_schema(member, definitions) for member in inner]
-            schema = {"type": "array", "prefixItems": columns, "minItems": len(inner)}
-            schema["items"] = False
-        case builtins.dict:
-            schema = {"type": "object", "additionalProperties": _schema(inner[1], definitions)}
-        case _ if is_typeddict(kind):
-            schema = _reference(kind, definitions)
-        case _:
-            schema = {} if kind is Any else {"type": _PLAIN[kind]}
-    return schema
-
-
-def _any_of(members: list[dict[str, Any]]) -> dict[str, Any]:
-    first, *others = members
-    # What may also be null says so in its type: that is how people write it.
-    if others == [{"type": "null"}] and "type" in first:
-        return {**first, "type": [first["type"], "null"]}
-    return {"anyOf": members}
-
-
-def _reference(document: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    name = document.__name__
-    if name not in definitions:
-        definitions[name] = {}
-        about = {"description": (document.__doc__ or "").rstrip(".")}
-        definitions[name] = about | _object_schema(document, definitions)
-    return {"$ref": f"#/$defs/{name}"}
-
-
-def _with_limits(schema: dict[str, Any], limits: Limits) -> dict[str, Any]:
-    ends = {"string": "Length", "array": "Items", "object": "Properties"}.get(schema["type"])
-    keywords = {
-        "minimum": limits.minimum,
-        "maximum": limits.maximum,
-        f"min{ends}": limits.least,
-        f"max{ends}": limits.most,
-        "pattern": limits.pattern,
-        "propertyNames": limits.keys and {"pattern": limits.keys},
-        "description": limits.about,
-    }
-    return schema | {key: value for key, value in keywords.items() if value is not None}
-
-
-def _object_schema(document: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    fields = fields_of(document)
-    return {
-        "type": "object",
-        "properties": {key: _schema(kind, definitions) for key, (kind, _) in fields.items()},
-        "required": [key for key, (_, required) in fields.items() if required],
-        "additionalProperties": False,
     }
 
 
