@@ -5,9 +5,9 @@ folder ── open_bundle ──> Bundle ── verify, bundle_outline
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from emitters.checkpoints import forms_of
 from emitters.core.record import BundleModule, Record, read_record
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, fail
 from policy_dsl.escaping import shown
-from policy_dsl.formats import Claim, Format, FormatSpec, SchemeSpec, TensorForm, UnreadError
+from policy_dsl.formats import Claim, Format, FormatSpec, PartShape, TensorForm, UnreadError
 from policy_dsl.inventory import LAYER_NUMBER, Inventory, TensorInfo
 from policy_dsl.planning.outline import Outline, OutlineModule, stored_as
 from policy_dsl.quantities import counted, first_few
@@ -88,7 +88,7 @@ def open_bundle(
     format, claims = _format(inventory, record, path, (metadata, formats))
     spec = format.spec
     if record is not None:
-        record = replace(record, modules=dict(_held(record, spec, folder)))
+        record = _whole(record, spec, folder)
     modules = tuple(_modules(inventory, claims, spec, record))
     if record is None:
         modules = _with_added(modules, format, metadata)
@@ -105,30 +105,38 @@ def open_bundle(
     )
 
 
-def _held(record: Record, spec: FormatSpec, folder: Path) -> Iterator[tuple[str, BundleModule]]:
-    """The modules of a record, with what it leaves out because it is a fact of the scheme.
+def _whole(record: Record, spec: FormatSpec, folder: Path) -> Record:
+    """The record, with what it leaves out because it is a fact of the scheme.
 
     Raises: PolicyError (bad-record) if the format has no such way to code a module.
     """
+    treatments = {module.treatment for module in record.modules.values()}
+    whole: dict[Stored | Unread, Stored | Unread | None] = {one: one for one in treatments}
+    whole |= {one: _as_stored(one, spec) for one in treatments if isinstance(one, Coded)}
     for name, module in record.modules.items():
-        coded = module.treatment
-        scheme = spec.scheme(coded.scheme) if isinstance(coded, Coded) else None
-        if scheme is not None and isinstance(coded, Coded) and _is_held(coded, scheme):
-            symmetric = coded.symmetric if len(scheme.symmetries) > 1 else scheme.symmetries[0]
-            yield name, replace(module, treatment=replace(coded, symmetric=symmetric))
-        elif isinstance(coded, Coded):
+        if whole[module.treatment] is None:
             reason = f"{shown(name)} is quantized in a way that {spec.name} does not have"
             raise fail("bad-record", path=str(folder), reason=reason)
-        else:
-            yield name, module
+    if all(stored == said for said, stored in whole.items()):
+        return record
+    modules = {
+        name: replace(module, treatment=whole[module.treatment] or module.treatment)
+        for name, module in record.modules.items()
+    }
+    return replace(record, modules=modules)
 
 
-def _is_held(coded: Coded, scheme: SchemeSpec) -> bool:
-    return (
-        coded.bits in scheme.bits
-        and coded.group_size in (scheme.group_sizes or (0,))
-        and coded.method in scheme.methods
-    )
+def _as_stored(coded: Coded, spec: FormatSpec) -> Coded | None:
+    """How modules are coded of which a record says so; None if the format has no such way."""
+    scheme = spec.scheme(coded.scheme)
+    if (
+        scheme is None
+        or coded.bits not in scheme.bits
+        or coded.group_size not in (scheme.group_sizes or (0,))
+        or coded.method not in scheme.methods
+    ):
+        return None
+    return coded if len(scheme.symmetries) > 1 else replace(coded, symmetric=scheme.symmetries[0])
 
 
 def _format(
@@ -280,9 +288,20 @@ def expected_parts(
 ) -> dict[str, TensorForm] | None:
     """What a module's tensors would be under a treatment; None if its shape allows none."""
     try:
-        parts = spec.part_shapes(treatment, module.shape, module.dtype)
+        return _parts(spec.part_shapes, treatment, module.shape, module.dtype)
     except ValueError:
         return None
+
+
+@lru_cache(4096)
+def _parts(
+    part_shapes: Callable[[Stored, tuple[int, ...], str], Sequence[PartShape]],
+    treatment: Stored,
+    shape: tuple[int, ...],
+    dtype: str,
+) -> dict[str, TensorForm]:
+    # Thousands of modules have the same form.
+    parts = part_shapes(treatment, shape, dtype)
     return {part.part: (part.dtype, part.shape) for part in parts}
 
 
@@ -292,12 +311,11 @@ def parts_text(parts: Mapping[str, TensorForm]) -> str:
     return ", ".join(shown)
 
 
-def _part_names(treatment: Stored, spec: FormatSpec) -> frozenset[str]:
+def _part_names(treatment: Stored, spec: FormatSpec) -> Set[str]:
     """The parts of a module. Raises: ValueError if the format has no such treatment."""
     # Any shape will do, only the names of the parts count.
     columns = max(32, treatment.group_size) if isinstance(treatment, Coded) else 32
-    parts = spec.part_shapes(treatment, (1, columns), "BF16")
-    return frozenset(part.part for part in parts)
+    return _parts(spec.part_shapes, treatment, (1, columns), "BF16").keys()
 
 
 def _part(name: str) -> str:

@@ -26,7 +26,7 @@ from policy_dsl.escaping import decoded
 from policy_dsl.language.print_policy import canonical_text
 from policy_dsl.plan import Forms, Module, Omission, Plan
 from policy_dsl.resources import version
-from policy_dsl.treatments import Plain, describe, has_symmetry_choice
+from policy_dsl.treatments import Plain, describe
 
 RECORD = "policyc.json"
 # Every hash has this length, so that the record's size is known before any hash is.
@@ -214,10 +214,9 @@ def _treatment(module: Module) -> RecordedTreatment:
             document["dtype"] = describe(coded)
         return document
     document |= {"scheme": coded.scheme, "bits": coded.bits, "method": coded.method}
+    document["symmetric"] = coded.symmetric
     if coded.group_size:
         document["group_size"] = coded.group_size
-    if has_symmetry_choice(coded.scheme):
-        document["symmetric"] = coded.symmetric
     return document
 
 
