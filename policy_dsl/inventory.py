@@ -50,7 +50,7 @@ class TensorInfo(NamedTuple):
     stop: int = 0
 
 
-class Container(NamedTuple):
+class ModelFile(NamedTuple):
     """The one file that holds a whole model, as it describes itself.
 
     form: what kind of file, for people. arch_id: the number by which loaders choose a model
@@ -88,7 +88,7 @@ class Inventory:
     side_files: Mapping[str, int] | None = None
     root: Path | None = None
     file_nbytes: Mapping[str, int] = field(default_factory=dict)
-    container: Container | None = None
+    container: ModelFile | None = None
     # How it was found does not make it another source.
     notes: tuple[str, ...] = field(default=(), compare=False)
     unread: tuple[str, ...] = field(default=(), compare=False)

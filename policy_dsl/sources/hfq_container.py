@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from policy_dsl.bounded_json import parse_json_at
 from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
 from policy_dsl.escaping import shown
-from policy_dsl.inventory import Container, Inventory, TensorInfo
+from policy_dsl.inventory import Inventory, ModelFile, TensorInfo
 from policy_dsl.regular_files import LOOKED_AT_NBYTES, refuse_placeholder
 from policy_dsl.roles.classify import classify
 from policy_dsl.roles.model import Model
@@ -100,7 +100,7 @@ def read_hfq(files: CheckpointFiles, file: str, *, name: str, root: Path | None)
         unread=files.unread,
         root=root,
         file_nbytes={file: files.sizes[file]},
-        container=Container(
+        container=ModelFile(
             form=FORM,
             arch_id=container.arch_id,
             family=ARCH_FAMILIES.get(container.arch_id),
