@@ -196,8 +196,7 @@ class Draft:
             **held,
             cleared=tuple(key for key in emptied if key == "tests" or key not in said),
             comments=tuple(
-                replace(comment, anchor=moved.get(comment.anchor, comment.anchor))
-                for comment in self.comments
+                replace(each, anchor=moved.get(each.anchor, each.anchor)) for each in self.comments
             ),
             source=self.source,
             key_spans=tuple(self._spans.items()),

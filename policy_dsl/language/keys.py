@@ -89,13 +89,10 @@ TRUTH = {"true": True, "false": False}
 _YAML_TRUTH = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,999})")
 _FLOAT = re.compile(r"-?[0-9]+(?:\.[0-9]+(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)")
+_NUMBER = re.compile(r"[-+]?[0-9]{1,18}(\.[0-9]{1,40})?(e[-+]?[0-9]{1,3})?")
 _TYPES: Mapping[str, tuple[re.Pattern[str], Callable[[str], Any], str]] = {
     "integer": (re.compile(r"[-+]?[0-9]{1,18}"), int, "a whole number"),
-    "number": (
-        re.compile(r"[-+]?[0-9]{1,18}(\.[0-9]{1,40})?(e[-+]?[0-9]{1,3})?"),
-        float,
-        "a number",
-    ),
+    "number": (_NUMBER, float, "a number"),
     "boolean": (re.compile("true|false"), TRUTH.__getitem__, "true or false"),
 }
 

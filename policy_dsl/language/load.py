@@ -159,7 +159,7 @@ def _find(reference: str | Path, *, folder: Path | None = None, span: Span | Non
         bundled = _with_suffix(room("policies") / reference)
         if bundled is not None:
             return bundled
-        if folder is not None or not _exists(path):
+        if folder is not None or not os.path.exists(path):
             here = _with_suffix((folder or Path()) / reference)
             cure = f'did you mean "{here.name}"?' if here else None
             cure = cure or did_you_mean(str(reference), bundled_names())
@@ -167,7 +167,7 @@ def _find(reference: str | Path, *, folder: Path | None = None, span: Span | Non
             raise fail("unknown-policy", span, suggestion=cure, name=reference)
     path = path if folder is None else folder / path
     cure, reason = None, None
-    if not _exists(path):
+    if not os.path.exists(path):
         cure, reason = _cure(path), "there is no such file"
     elif path.is_dir():
         cure, reason = "a policy is a file; checkpoints go with --model", "it is a folder"
@@ -193,16 +193,9 @@ def _cure(path: Path) -> str | None:
 
 def _with_suffix(path: Path) -> Path | None:
     """The file of that name with one of the suffixes of policies, if it is there."""
+    # `Path.exists` raises for a name that is too long for the system.
     names = (path.with_name(f"{path.name}{suffix}") for suffix in _FORMS)
-    return next(filter(_exists, names), None)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:
-        # A name too long for the system, or a folder that may not be looked into.
-        return False
+    return next(filter(os.path.exists, names), None)
 
 
 def final_values(policies: Sequence[Policy], overrides: Values) -> dict[str, Scalar]:
@@ -276,17 +269,15 @@ def _extended(base: Policy, child: Policy) -> Policy:
     order = [None, *targets]
     rules = sorted((*base.rules, *child.rules), key=lambda rule: order.index(rule.target))
     changes["rules"] = tuple(rules)
-    for key_paths in ("key_spans", "templates"):
-        kept = [
-            (path, value)
-            for path, value in getattr(base, key_paths)
-            if re.split(r"[\[.]", path, maxsplit=1)[0] not in gone
-        ]
-        moved = [
-            (_moved(path, len(base.tests)), value) for path, value in getattr(child, key_paths)
-        ]
-        changes[key_paths] = tuple(dict([*kept, *moved]).items())
+    for paths in ("key_spans", "templates"):
+        kept = {path: value for path, value in getattr(base, paths) if _key_of(path) not in gone}
+        said = {_moved(path, len(base.tests)): value for path, value in getattr(child, paths)}
+        changes[paths] = tuple((kept | said).items())
     return replace(child, **changes)
+
+
+def _key_of(path: str) -> str:
+    return re.split(r"[\[.]", path, maxsplit=1)[0]
 
 
 def _moved(path: str, n_tests: int) -> str:

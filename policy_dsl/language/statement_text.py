@@ -185,11 +185,9 @@ class ReadStatement(SelectorReader):
 
     def _unknown(self, word: Token) -> None:
         known = (*self._words.schemes, *self._words.methods, *PLAIN_DTYPES, *_ACTIONS, *_SYMMETRY)
-        other = (
-            f"{word}bit"
-            if re.fullmatch("[0-9]+", word)
-            else mistakes()["treatments"].get(word.lower())
-        )
+        other = mistakes()["treatments"].get(word.lower())
+        if re.fullmatch("[0-9]+", word):
+            other = f"{word}bit"
         near = did_you_mean(word, (*known, "4bit", "optional"))
         cure = f'did you mean "{other}"?' if other else near
         self.report("unknown-scheme", word, cure=cure, scheme=word)

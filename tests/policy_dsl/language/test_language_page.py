@@ -42,7 +42,7 @@ def test_the_message_of_the_page_is_the_one_people_see() -> None:
     assert f"```text\n{caught.value}\n```" in PAGE
 
 
-def test_every_word_of_the_language_stands_on_the_page() -> None:
+def test_every_word_of_the_language_is_on_the_page() -> None:
     fields = [field for known in (RULE_FIELDS, *FIELDS.values()) for field in known]
     words = [*COMPONENTS, *SINGLE_ROLES, *METHODS, *YAML_KEYS, *fields]
     assert sorted(word for word in words if not re.search(rf"\b{word}\b", PAGE)) == []

@@ -136,7 +136,7 @@ def test_truth_values_stay_truth_values(write, text: str) -> None:
             load(path, overrides={"tools": wrong})
 
 
-def test_a_truth_value_is_no_number(write) -> None:
+def test_a_truth_value_is_not_a_number(write) -> None:
     path = write("p.qpol", "var down = 3\ndown_proj: ${down}bit\n")
     with pytest.raises(PolicyError, match='"down" takes a whole number, not "true"'):
         load(path, overrides={"down": "true"})
@@ -191,7 +191,7 @@ def test_a_child_gives_a_variable_another_type(write) -> None:
         ("p.yaml", b"metadata: {a: [" + b"1," * 60_000 + b"1]}", "too-many-parts"),
     ],
 )
-def test_a_file_that_is_no_policy_is_refused(write, name, content, code) -> None:
+def test_a_file_that_is_not_a_policy_is_refused(write, name, content, code) -> None:
     assert error_of(write(name, content))[0] == code
 
 
@@ -249,7 +249,7 @@ def test_many_texts_with_variables_count_together(write) -> None:
     assert load(write("p.yaml", f'{few}\nrules: ["all: 4bit"]\n')).vars
 
 
-def test_a_size_that_is_too_large_is_told_in_bytes(write) -> None:
+def test_a_size_that_is_too_large_is_given_in_bytes(write) -> None:
     path = write("p.yaml", b"x" * 10_000_000)
     assert str(path) in error_of(path)[1]
     assert "is too large: a policy has at most 1,048,576 bytes" in error_of(path)[1]
@@ -286,7 +286,7 @@ def test_byte_order_mark_and_windows_line_ends_are_fine(write) -> None:
         ("all: 4bit\nembed: 8bit", "dsl"),
     ],
 )
-def test_a_text_without_a_suffix_tells_its_notation(text: str, form: str) -> None:
+def test_a_text_without_a_suffix_shows_its_notation(text: str, form: str) -> None:
     assert parse_policy(text, "-")[1] == form
 
 
@@ -384,7 +384,7 @@ def test_what_is_cleared_can_be_given_again_later(write) -> None:
     assert (policy.metadata, policy.runtimes) == ((("author", "me"),), ("jang",))
 
 
-def test_names_that_are_no_policy_get_a_cure(tmp_path: Path):
+def test_names_that_are_not_policies_get_a_cure(tmp_path: Path):
     assert "a bundled policy such as config_i" in error_of("quite_other")[1]
     assert "standard input is /dev/stdin" in error_of("-")[1]
     text = tmp_path / "policy.txt"
