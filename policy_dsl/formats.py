@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from policy_dsl.diagnostics import Diagnostic, PolicyError
+    from policy_dsl.inventory import TensorInfo
     from policy_dsl.plan import Draft, Module, Plan, PlannedTensor, Refusal
     from policy_dsl.policy import Policy
     from policy_dsl.roles.architecture import Architecture
@@ -302,6 +303,12 @@ class Codec:
     beyond: Callable[[Array, Parts, str, Coded, Slack], Array]
 
 
+# Of a bundle, by name: its tensors.
+Tensors = Mapping[str, "TensorInfo"]
+# folder, metadata, tensors, what the metadata say of its modules
+Defects = Callable[[Path, FileContents, Tensors, Mapping[str, Claim]], "Iterable[Diagnostic]"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Files:
     """What a format's files hold besides tensors, written and read back.
@@ -310,17 +317,16 @@ class Files:
     claims(files, forms): what they say to readers about each quantized module of these tensors.
     PolicyError if they are broken; ValueError if they may be another format's; anything else
     is a mistake of the format's own code. The others get metadata that `claims` has read:
-    defects(folder, files, shards, claims): what readers need besides tensors of these widths.
+    defects(folder, files, tensors, claims): what readers need besides tensors of these widths.
+    values(…): the same of stored values, which a build does not ask of what it just encoded.
     added(files, shapes): module -> how many of its first axis, at its end, only pad.
     edited(plan, files): the source's `edited_files` as the bundle holds them, or PolicyError.
     """
 
     metadata: Callable[[Plan], dict[str, bytes]]
     claims: Callable[[FileContents, Forms], dict[str, Claim]]
-    defects: (
-        Callable[[Path, FileContents, Collection[str], Mapping[str, Claim]], Iterable[Diagnostic]]
-        | None
-    ) = None
+    defects: Defects | None = None
+    values: Defects | None = None
     added: Callable[[FileContents, Mapping[str, tuple[int, ...]]], Mapping[str, int]] | None = None
     edited: Callable[[Plan, FileContents], dict[str, bytes]] | None = None
 

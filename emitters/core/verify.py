@@ -93,7 +93,7 @@ def verify_bundle(
         if any(found.code in _NO_BUNDLE for found in error.diagnostics):
             raise
         return _unopened(folder, error.diagnostics)
-    stages = written_stages(bundle)
+    stages = written_stages(bundle, values=True)
     hashed = tuple(_hashes(bundle, jobs))
     unrecorded = "" if bundle.record is not None else f"there is no {RECORD}"
     stages.append(Stage("hashes", hashed, "SHA-256 of every file and tensor", unrecorded))
@@ -115,10 +115,11 @@ def verify_bundle(
     )
 
 
-def written_stages(bundle: Bundle) -> list[Stage]:
+def written_stages(bundle: Bundle, *, values: bool) -> list[Stage]:
     """What is asked of every bundle, also of one that a build has just written.
 
-    Headers, metadata, and what the format's readers need besides; no hashes, no source.
+    Headers, metadata, and what the format's readers need besides; no hashes, no source. values:
+    whether values that readers depend on are read.
     """
     structure = (*bundle.findings, *_links(bundle))
     stages = [
@@ -129,7 +130,7 @@ def written_stages(bundle: Bundle) -> list[Stage]:
     ]
     if not _is_broken(stages):
         needed = f"files and counts that those of {bundle.target} need"
-        stages.append(Stage("readers", tuple(_readers(bundle)), needed))
+        stages.append(Stage("readers", tuple(_readers(bundle, values=values)), needed))
         # What a format's own readers miss is said once, in their words.
         if not errors(stages[-1].findings):
             meant = "every module that its config means, in its shape"
@@ -186,11 +187,12 @@ def _index(bundle: Bundle) -> Iterator[Diagnostic]:
         yield diagnostic("index-disagrees", reason=reason)
 
 
-def _readers(bundle: Bundle) -> Iterable[Diagnostic]:
+def _readers(bundle: Bundle, *, values: bool) -> Iterator[Diagnostic]:
     """What readers of the format miss although every module is as the metadata say."""
-    shards = bundle.inventory.file_nbytes.keys()
-    check = bundle.format.files().defects
-    return () if check is None else check(bundle.folder, bundle.metadata, shards, bundle.claims)
+    files, tensors = bundle.format.files(), bundle.inventory.tensors
+    for check in (files.defects, files.values if values else None):
+        if check is not None:
+            yield from check(bundle.folder, bundle.metadata, tensors, bundle.claims)
 
 
 def _side_files(bundle: Bundle) -> Iterable[Diagnostic]:

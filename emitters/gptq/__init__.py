@@ -24,9 +24,9 @@ def _search() -> Solver:
 def _files() -> Files:
     from emitters.gptq.config import metadata
     from emitters.gptq.read_config import claims
-    from emitters.gptq.reader_checks import defects
+    from emitters.gptq.reader_checks import defects, values
 
-    return Files(metadata=metadata, claims=claims, defects=defects)
+    return Files(metadata=metadata, claims=claims, defects=defects, values=values)
 
 
 FORMAT: Final[Format] = Format(

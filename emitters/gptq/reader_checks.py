@@ -7,7 +7,7 @@ auto-round 0.16.1 and gptqmodel 7.7.0 (where they look for a configuration), rea
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ from emitters.numerics.gptq import is_grouping, unpack_zeros
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.formats import Claim, FileContents, ForeignMetadataError
+from policy_dsl.formats import Claim, FileContents, ForeignMetadataError, Tensors
 from policy_dsl.inventory import EXPERT_NAME, TensorInfo
 from policy_dsl.roles.architecture import expert_keys
 from policy_dsl.roles.config_facts import written_value
-from policy_dsl.sources.reference import open_source
 from policy_dsl.treatments import Coded
 
 _QUANTIZATION = "quantization_config"
@@ -36,24 +35,19 @@ _CODES = ".qweight"
 
 
 def defects(
-    folder: Path, files: FileContents, shards: Collection[str], claims: Mapping[str, Claim]
+    folder: Path, files: FileContents, tensors: Tensors, claims: Mapping[str, Claim]
 ) -> Iterator[Diagnostic]:
     """What readers would miss, or read without a word of complaint.
 
-    shards: the files with the bundle's tensors. claims: of every packed module, found to be
-    right. All scales and zero points are read.
-    Raises: PolicyError if a file cannot be read any more.
+    claims: of every packed module, found to be right.
     """
     config = document(files, CONFIG)
     yield from _copies(files, config)
     yield from _experts(config, claims)
-    tensors = open_source(str(folder)).tensors
     for name, tensor in tensors.items():
         # Codes that readers take for nothing they know, and leave the linear random.
         if name.endswith(_CODES) and name.removesuffix(_CODES) not in claims:
             yield _wrong(tensor, f"{CONFIG} says that its module is not quantized")
-    source = Source(folder, file_facts(folder, shards))
-    yield from _numbers(source, tensors, claims)
 
 
 def _copies(files: FileContents, config: Mapping[str, Any]) -> Iterator[Diagnostic]:
@@ -92,10 +86,15 @@ def _experts(config: Mapping[str, Any], claims: Mapping[str, Claim]) -> Iterator
             yield wrong_metadata(CONFIG, reason, of=path)
 
 
-def _numbers(
-    source: Source, tensors: Mapping[str, TensorInfo], claims: Mapping[str, Claim]
+def values(
+    folder: Path, _files: FileContents, tensors: Tensors, claims: Mapping[str, Claim]
 ) -> Iterator[Diagnostic]:
-    """Scales and zero points that no kernel computes with as they are described."""
+    """Scales and zero points that no kernel computes with as they are described; all are read.
+
+    Raises: PolicyError if a file cannot be read any more.
+    """
+    files = {tensor.file or "" for tensor in tensors.values()}
+    source = Source(folder, file_facts(folder, files))
     for name, claim in claims.items():
         scales, zeros = tensors[f"{name}.scales"], tensors[f"{name}.qzeros"]
         if not np.isfinite(_read(source, scales, np.float16)).all():

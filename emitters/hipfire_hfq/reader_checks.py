@@ -5,7 +5,7 @@ Source: Kaden-Schutt/hipfire, crates/hipfire-runtime/src/hfq.rs at 9d90364, read
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.formats import Claim, FileContents, Forms
+from policy_dsl.formats import Claim, FileContents, Forms, Tensors
 from policy_dsl.plan import Plan
 from policy_dsl.roles.architecture import architecture, facts_of, model_types
 from policy_dsl.sources.hfq_codes import ARCH_FAMILIES, QUANT_CODES
@@ -71,19 +71,18 @@ def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
 
 
 def defects(
-    folder: Path, files: FileContents, shards: Collection[str], claims: Mapping[str, Claim]
+    folder: Path, files: FileContents, tensors: Tensors, claims: Mapping[str, Claim]
 ) -> Iterator[Diagnostic]:
     """What readers of the file would miss, or read without a word of complaint.
 
-    shards: the file. claims: of every coded tensor, found to be right. All data is read, block
-    by block.
+    claims: of every coded tensor, found to be right. All data is read, block by block.
     Raises: PolicyError if the file cannot be read any more.
     """
-    (file,) = shards
+    (file,) = {tensor.file or "" for tensor in tensors.values()}
     container = read_container(local_files(folder, weights=file), file)
     if str(container.metadata.get("tokenizer")).strip() in ("", "{}"):
         yield diagnostic("no-tokenizer", target="hipfire_hfq", suggestion=_NO_TOKENIZER)
-    source = Source(folder, file_facts(folder, shards))
+    source = Source(folder, file_facts(folder, [file]))
     for name, reason in islice(_defects(container), _MOST_DEFECTS):
         yield _wrong(file, name, reason)
     padding = container.payload_start - container.index_stop

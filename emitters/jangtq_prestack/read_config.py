@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -26,7 +26,7 @@ from emitters.jangtq_prestack.widths import (
     row_length,
 )
 from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
-from policy_dsl.formats import Claim, FileContents, Forms, TensorForm
+from policy_dsl.formats import Claim, FileContents, Forms, TensorForm, Tensors
 from policy_dsl.inventory import EXPERT_NAME
 from policy_dsl.roles.published_names import expert_of
 from policy_dsl.treatments import Coded
@@ -134,14 +134,14 @@ def _added(path: str, shape: tuple[int, ...], own: int, padded: int) -> int:
 
 
 def defects(
-    folder: Path, files: FileContents, shards: Collection[str], claims: Mapping[str, Claim]
+    folder: Path, files: FileContents, tensors: Tensors, claims: Mapping[str, Claim]
 ) -> Iterator[Diagnostic]:
     """What readers of the format would miss, or read without a word of complaint.
 
-    shards: the files with the bundle's tensors. claims: of every module, found to be right.
+    claims: of every module, found to be right.
     """
     known = document(files, CONFIG)
-    for file in shards:
+    for file in sorted({tensor.file or "" for tensor in tensors.values()}):
         if not fnmatchcase(file, _SHARDS):
             reason = f"jang's loader reads {_SHARDS} only, and leaves experts random"
             yield wrong_metadata(file, reason)

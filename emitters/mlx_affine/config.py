@@ -5,7 +5,7 @@ Source: mlx-lm 0.32.2, `save_config`, `save_model`, `get_total_parameters` and `
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from policy_dsl.formats import (
     ForeignMetadataError,
     Forms,
     TensorForm,
+    Tensors,
     in_order,
 )
 from policy_dsl.plan import Module, Plan, coded_modules
@@ -85,7 +86,7 @@ def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
 
 
 def defects(
-    folder: Path, files: FileContents, shards: Collection[str], claims: Mapping[str, Claim]
+    folder: Path, files: FileContents, tensors: Tensors, claims: Mapping[str, Claim]
 ) -> Iterator[Diagnostic]:
     """A warning if the copy that other tools look at says something else than mlx-lm reads."""
     config = document(files, CONFIG)
