@@ -30,7 +30,7 @@ from policy_dsl.treatments import Coded, Plain, Stored, Unread
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle as it lies on disk. record is None if policyc did not build it.
+    """A bundle as it is on disk. record is None if policyc did not build it.
 
     metadata: the files that describe it to readers, by name, those that formats have.
     claims: what the metadata tell readers about quantized modules. findings: modules that are
@@ -83,7 +83,7 @@ def open_bundle(
     record = record or read_record(folder)
     if record is not None and path != folder and path.name not in record.files:
         record = None
-    # What lies beside a container is no part of it.
+    # What is beside a container is not part of it.
     metadata = {} if inventory.container else _metadata_files(path, inventory, formats)
     format, claims = _format(inventory, record, path, (metadata, formats))
     spec = format.spec
@@ -376,9 +376,9 @@ def readable_outline(
 
 
 def _experts(bundle: Bundle) -> tuple[int | None, int]:
-    """The experts of a layer that a source has, as far as that is told, and the added ones."""
+    """The experts of a layer that a source has, as far as that is known, and the added ones."""
     for one in bundle.modules:
-        # Where experts lie apart, an added one is a module of its own.
+        # Where each expert is a module, so is an added one.
         if one.shape and (one.role == "router" or 0 < one.added < one.shape[0]):
             return one.shape[0] - one.added, one.added
     return None, 0

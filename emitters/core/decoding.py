@@ -54,7 +54,7 @@ class Decoder:
         forms = self._forms(module) if isinstance(module.treatment, Coded) else ()
         apart = any(form.order == "columns" for form in forms)
         together = max((form.together for form in forms), default=1)
-        # Rows that lie apart are read by pieces, which should be long.
+        # Rows stored by columns are read in pieces, which should be long.
         values = _BLOCK_VALUES * (16 if apart else 1)
         return max(1, values // columns(module.shape) // together) * together
 

@@ -31,7 +31,7 @@ def match(bundle: Bundle, model: Model) -> dict[str, tuple[ModelTensor, ...]]:
     """The stack of every module that the bundle's format makes of a source, experts in order.
 
     Modules that the bundle lacks are named as its format names them. Whether a module that it
-    has holds nothing else than its stack, `fits` tells.
+    has holds nothing but its stack, `fits` says.
     """
     spec = bundle.format.spec
     stacks: dict[str, list[ModelTensor]] = {}
@@ -48,7 +48,7 @@ def match(bundle: Bundle, model: Model) -> dict[str, tuple[ModelTensor, ...]]:
 def other_experts(bundle: Bundle, model: Model, pruning: Pruning | None) -> str | None:
     """Why the bundle's experts cannot be those of the source; None if they may be.
 
-    pruning: as the bundle's record tells it.
+    pruning: as the bundle's record says.
     """
     count, layers = model.n_experts, expert_layers(model)
     if pruning is not None:
@@ -60,23 +60,23 @@ def other_experts(bundle: Bundle, model: Model, pruning: Pruning | None) -> str 
     if bundle.record is not None:
         return None
     keys = model.architecture.experts
-    told = [written_value(bundle.inventory.config, key) for key in keys]
+    written = [written_value(bundle.inventory.config, key) for key in keys]
     padding = bundle.format.spec.padding.get(model.architecture.family)
     known = (None, count, count + (padding.added(count) if padding else 0))
     # Anything may be written there, also what no set can hold.
-    others = [one for one in told if one not in known]
+    others = [count for count in written if count not in known]
     if not others:
         return None
     return (
         f"it has {others[0]!r:.60} experts a layer and {model.id} has {count}; "
-        f"which of them it keeps only a record tells, and it has none"
+        f"only a record says which of them it keeps, and it has none"
     )
 
 
 def with_added(bundle: Bundle, model: Model) -> Bundle:
     """The bundle with those experts marked as added that its format adds to such a model.
 
-    A record tells them; of other bundles, the count of the model's own experts does.
+    A record names them; of other bundles, the count of the model's own experts does.
     """
     spec = bundle.format.spec
     padding = spec.padding.get(model.architecture.family)
@@ -120,7 +120,7 @@ def fits(module: BundleModule, stack: tuple[ModelTensor, ...]) -> bool:
 def _named_as(
     bundle: Bundle, stacks: Mapping[str, tuple[ModelTensor, ...]], spec: FormatSpec
 ) -> dict[str, tuple[ModelTensor, ...]]:
-    """The stacks by the names of the bundle, in which experts may lie apart."""
+    """The stacks by the names of the bundle, in which each expert may be a module."""
     names = {module.name for module in bundle.modules}
     layouts = [layout.path for layout in spec.layouts.values() if layout]
     found: dict[str, tuple[ModelTensor, ...]] = {}
@@ -223,7 +223,7 @@ def tensors_in_stretches(*tensors: ModelTensor) -> tuple[ModelTensor, ...]:
 def _in_stretches(
     module: BundleModule, stack: tuple[ModelTensor, ...]
 ) -> tuple[BundleModule, tuple[ModelTensor, ...]]:
-    """The module of a bundle and what it stands for, as their rows are compared."""
+    """The module of a bundle and the stack that it holds, as their rows are compared."""
     # In a bias the experts that were added make the row longer than the source's.
     is_padded_row = module.added > 0 and len(module.shape) == 1
     is_short = columns(module.shape) <= LONGEST_ROW or is_padded_row

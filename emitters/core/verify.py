@@ -274,7 +274,7 @@ def _hashes(bundle: Bundle, jobs: int) -> Iterator[Diagnostic]:
     for path, found in hashed.items():
         name = path.relative_to(bundle.folder).as_posix()
         yield from _changed_file(name, found, recorded[name])
-    # Over all files, as the record does not say which tensor lies where.
+    # Over all files, as the record does not say which file holds a tensor.
     tensors = {name: sha for found in hashed.values() for name, sha in found.tensors.items()}
     yield from _changed_tensors(tensors, bundle.record.tensors)
 

@@ -95,7 +95,7 @@ def record_digest(document: Mapping[str, Any]) -> str:
 
 
 def source_id(name: str) -> str:
-    """The source's name without the place where it lies on this machine."""
+    """The source's name without its place on this machine."""
     # A record that names a path would differ from machine to machine.
     path = PurePath(name)
     return path.name if path.is_absolute() else name
