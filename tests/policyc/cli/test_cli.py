@@ -171,8 +171,8 @@ class TestPlan:
         assert run("plan", policy, "--model", TINY, "--save", saved).code == 0
         document = json.loads(saved.read_text(encoding="utf-8"))
         assert fits_its_schema(document)
-        assert document["schema_version"] == 2
-        assert document["modules"]["rows"]
+        assert document["forms"]
+        assert sum(len(row[-1]) for row in document["rows"]) == document["totals"]["tensors"]
 
     def test_a_plan_that_cannot_be_saved_is_code_2(
         self, run: Any, policy: Path, tmp_path: Path
