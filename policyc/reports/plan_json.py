@@ -60,9 +60,12 @@ def plan_document(
     bundle = outline(plan)
     document = entry_of(
         PlanDocument,
-        plan,
+        # Not of the plan's attributes: `forms` means something else there.
+        None,
         schema_version=SCHEMA_VERSION,
         kind="plan",
+        target=plan.target,
+        pending=list(plan.pending),
         policy=entry_of(PlannedPolicy, plan.policy, digest=plan.policy_digest),
         model=entry_of(
             PlannedModel,
