@@ -93,11 +93,7 @@ def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
 
 
 def beyond(values: Array, parts: Parts, dtype: str, treatment: Coded, slack: Slack) -> Array:
-    """The values [rows, in] that rounding to nearest would not have given these codes.
-
-    values: float32; parts: as `encode` gives them; slack: what was rounded before.
-    Raises: ValueError as `decode` does.
-    """
+    """The values [rows, in] that rounding to nearest would not have given these codes."""
     width = _width(treatment), treatment.group_size
     order = _order(parts, treatment)
     stored, symmetric = _stored(parts, treatment, order), treatment.symmetric

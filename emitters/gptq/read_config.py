@@ -105,11 +105,7 @@ def _claim(said: Description, name: str, parts: Mapping[str, TensorForm]) -> Cla
 
 
 def _read(config: Any, names: Collection[str], asked: Collection[str]) -> Description:
-    """What a `quantization_config` says of modules. names: of all; asked: in question.
-
-    Raises: ValueError for another format's, for widths that this one does not have, or if its
-    patterns take too long.
-    """
+    """What a `quantization_config` says of modules. names: of all; asked: in question."""
     if not isinstance(config, Mapping):
         raise ValueError("its quantization_config is not an object")
     method = config.get("quant_method")
@@ -146,10 +142,7 @@ def _read(config: Any, names: Collection[str], asked: Collection[str]) -> Descri
 def _rules_of(
     config: Mapping[str, Any], key: str, names: Collection[str] = ()
 ) -> tuple[Mapping[str, _Entry], Sequence[Rule]]:
-    """What differs by the name of a module, and by patterns: the others, in their order.
-
-    Raises: ValueError if they are not rules.
-    """
+    """What differs by the name of a module, and by patterns: the others, in their order."""
     entries = config.get(key) or {}
     if not isinstance(entries, Mapping):
         raise ValueError(f"its {key} is not an object")

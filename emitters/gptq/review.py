@@ -173,10 +173,7 @@ def _slow_experts(draft: Draft) -> str | None:
 
 
 def _marlin(module: Module, width: Width, *, padded: bool) -> bool:
-    """Whether Marlin kernels take experts, by the shape of one of their matrices.
-
-    padded: whether the width of experts is filled up to whole tiles.
-    """
+    """Whether Marlin kernels take experts, by the shape of one of their matrices."""
     out, columns = module.shape
     hidden, inner = (out, columns) if module.role == "experts.down_proj" else (columns, out)
     step = max(1 if padded else _INNER_STEP, width.group_size)

@@ -35,7 +35,7 @@ def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
     blocks = encode_blocks(values.reshape(-1), code)
     at = first_bad_header(block_header(blocks, code), code)
     if at >= 0:
-        group = QUANT_CODES[code].group or 1
+        group = QUANT_CODES[code].group
         raise UnstorableError(at * group // values.shape[-1])
     return {"weight": blocks}
 
@@ -49,19 +49,15 @@ def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
     """
     code = _code(treatment)
     block = QUANT_CODES[code]
-    blocks = parts["weight"].reshape(-1, block.nbytes or 1)
-    count = len(blocks) * (block.group or 1) // columns * columns
+    blocks = parts["weight"].reshape(-1, block.nbytes)
+    count = len(blocks) * block.group // columns * columns
     return decode_blocks(blocks, code, count).reshape(-1, columns)
 
 
 def beyond(values: Array, parts: Parts, dtype: str, treatment: Coded, slack: Slack) -> Array:
-    """The values [rows, in] that rounding to nearest would not have given these codes.
-
-    values: float32; parts: as `encode` gives them; slack: what was rounded before.
-    Raises: ValueError as `decode` does.
-    """
+    """The values [rows, in] that rounding to nearest would not have given these codes."""
     code = _code(treatment)
-    blocks = parts["weight"].reshape(-1, QUANT_CODES[code].nbytes or 1)
+    blocks = parts["weight"].reshape(-1, QUANT_CODES[code].nbytes)
     return hfq_beyond(values.reshape(-1), blocks, code, slack).reshape(values.shape)
 
 

@@ -30,8 +30,6 @@ from policy_dsl.treatments import Coded
 _SCHEME_OF = {QUANT_CODES[code].name: key for key, code in CODES.items()}
 _SCHEMES = {scheme.name: scheme for scheme in SPEC.schemes}
 _NO_TOKENIZER = "build it again with a tokenizer.json beside the source's weights"
-# Codes whose groups are rotated: inputs are rotated 256 at a time within a row.
-_ROTATED = (13, 14, 15, 17, 18, 19, 20, 30)
 _ROTATION = 256
 # A config of a million layers would make a million findings.
 _MOST_DEFECTS = 100
@@ -139,17 +137,13 @@ def _entry(tensor: HfqTensor) -> Iterator[Defect]:
         says = f"its entry says groups of {tensor.group_size}"
         yield name, f"{says}, and {known.name} has {group or 'none'}"
     shape = tensor.info.shape
-    if tensor.code in _ROTATED and (not shape or shape[-1] % _ROTATION):
+    if known.rotated and (not shape or shape[-1] % _ROTATION):
         columns = shape[-1] if shape else 1
         yield name, f"it is rotated, and its {columns} columns are not a multiple of {_ROTATION}"
 
 
 def _first_defect(source: Source, tensor: HfqTensor, *, positive: bool) -> str | None:
-    """What is wrong with a tensor's first bad block or value; None if nothing is.
-
-    positive: whether its values divide others, so that they must be above 0.
-    Raises: PolicyError if the file cannot be read any more.
-    """
+    """What is wrong with a tensor's first bad block or value; None if nothing is."""
     info, known = tensor.info, QUANT_CODES.get(tensor.code)
     if known is None or not known.nbytes:
         return None

@@ -34,6 +34,7 @@ from emitters.jangtq_prestack.widths import (
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.plan import Plan, coded_modules
 from policy_dsl.reader_config import written_config
+from policy_dsl.roles.config_facts import rewritten
 from policy_dsl.treatments import Coded, Plain, Stored, describe
 
 # A path may have one slash as well, behind a dot or in front of all.
@@ -73,17 +74,17 @@ def _index(plan: Plan) -> dict[str, Any]:
 
 
 def _config(plan: Plan, widths: Widths) -> dict[str, Any]:
-    """The source's config with its quantization replaced; widths are where readers look.
-
-    Raises: PolicyError if the source's config gives other sizes than tensors have.
-    """
+    """The source's config with its quantization replaced; widths are where readers look."""
     n_experts = _n_experts(plan)
     source = written_config(plan, READER).items()
-    kept = _counted(
-        {key: value for key, value in source if key not in _DROPPED},
-        plan.model.n_experts,
-        n_experts,
-    )
+    before = plan.model.n_experts
+
+    def counted(key: str, value: Any) -> Any:
+        """The value, with the bundle's count of experts wherever it is one."""
+        is_count = key in COUNTS and type(value) is int and value == before
+        return n_experts if is_count else value
+
+    kept = rewritten({key: value for key, value in source if key not in _DROPPED}, counted)
     # Found here it costs nothing: the finished bundle would fail its own check.
     _ensure_sizes(kept, plan, n_experts)
     bits = _bits(widths)
@@ -141,10 +142,7 @@ def _jang_config(plan: Plan, widths: Widths) -> dict[str, Any]:
 
 
 def _capabilities(plan: Plan, modality: str) -> dict[str, Any]:
-    """What JANG's engines take from a bundle instead of guessing, in twelve keys.
-
-    The policy's words, else those of the family.
-    """
+    """What JANG's engines take from a bundle instead of guessing, in twelve keys."""
     said = {**plan.model.architecture.facts(NAME)["capabilities"], **dict(plan.policy.metadata)}
     return {
         "reasoning_parser": said["reasoning_parser"],
@@ -202,16 +200,6 @@ def _described(treatment: Stored) -> dict[str, Any]:
         return {"dtype": describe(treatment)}
     size = {} if treatment.scheme == MXTQ else {"group_size": treatment.group_size}
     return {"scheme": treatment.scheme, "bits": treatment.bits, **size}
-
-
-def _counted(config: Mapping[str, Any], before: int, now: int) -> dict[str, Any]:
-    """The config with another count of experts, wherever it has it."""
-    changed = {
-        key: now if key in COUNTS and type(value) is int and value == before else value
-        for key, value in config.items()
-    }
-    text = config.get(TEXT)
-    return changed | ({TEXT: _counted(text, before, now)} if isinstance(text, Mapping) else {})
 
 
 def _ensure_sizes(config: Mapping[str, Any], plan: Plan, n_experts: int) -> None:

@@ -70,10 +70,7 @@ _IN_EXPERTS = re.compile(r"\.(?:switch_mlp|experts\.\d+)\.\w+$")
 
 
 def _module_path(tensor: ModelTensor, model: Model) -> str:
-    """The module of a tensor: experts stacked under `switch_mlp`, the rest as it was.
-
-    A tensor that is not a module's `.weight` keeps its full name.
-    """
+    """The module of a tensor: experts stacked under `switch_mlp`, the rest as it was."""
     name = published_name(tensor, model)
     if tensor.expert is not None:
         return stack_path(name, f"switch_mlp.{tensor.projection}")

@@ -69,7 +69,7 @@ def treated(module: Module) -> str:
         ("experts: 4bit affine g32", "experts.gate_proj", "4bit affine g32"),
         ("attention: 4bit", "attention.o_proj", "4bit affine g64"),
         ("all: 8bit", "embed", "8bit affine g64"),
-        ("all: 8bit", "router", "f16"),
+        ("all: 8bit", "router", "keep (f16)"),
     ],
 )
 def test_gaps_are_filled_by_role_and_width(text: str, role: str, treatment: str) -> None:
@@ -133,7 +133,7 @@ def test_the_sentence_of_the_readme_does_what_it_says() -> None:
     assert found["experts.down_proj", True] == "8bit affine g64"
     assert found["experts.gate_proj", True] == "8bit affine g64"
     assert found["attention.q_proj", True] == "8bit affine g64"
-    assert found["router", True] == "f16"
+    assert found["router", True] == "keep (f16)"
     assert [one.reader for one in plan.refusals] == ["vmlx-swift"]
 
 
