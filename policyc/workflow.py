@@ -202,7 +202,7 @@ def _saliency_of(policy: Policy, statistics: Mapping[str, str]) -> Saliency | No
     A file that the policy names may be missing: a plan needs none.
     Raises: PolicyError if the file cannot be read, or does not rank by what the policy says.
     """
-    from policy_dsl.planning.statistics import SALIENCY, is_ranked, statistics_files
+    from policy_dsl.planning.settings import SALIENCY, is_ranked, statistics_files
     from policy_dsl.sources.local_files import located
     from policy_dsl.sources.saliency import read_saliency
 

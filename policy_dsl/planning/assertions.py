@@ -11,9 +11,9 @@ from functools import cached_property
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, errors
 from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan
+from policy_dsl.planning.decisions import Reach
 from policy_dsl.planning.matching import CompiledRule, compile_rule
 from policy_dsl.planning.outline import treatment_of
-from policy_dsl.planning.reach import Reach
 from policy_dsl.planning.selector_parts import SelectorParts
 from policy_dsl.policy import Assertion, Rule
 from policy_dsl.quantities import bits_per_weight, both_units
