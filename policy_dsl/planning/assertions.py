@@ -11,9 +11,9 @@ from functools import cached_property
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, errors
 from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan
-from policy_dsl.planning.decisions import Reach
 from policy_dsl.planning.matching import CompiledRule, compile_rule
 from policy_dsl.planning.outline import treatment_of
+from policy_dsl.planning.reach import Reach
 from policy_dsl.planning.selector_parts import SelectorParts
 from policy_dsl.policy import Assertion, Rule
 from policy_dsl.quantities import bits_per_weight, both_units
@@ -141,7 +141,6 @@ class _Chosen:
 
     @cached_property
     def _holding(self) -> Mapping[tuple[str, str], Sequence[int]]:
-        """The modules that hold tensors, by their role and the tensor's name in the source."""
         found: dict[tuple[str, str], list[int]] = defaultdict(list)
         for at, module in enumerate(self._plan.modules):
             for rows in module.sources:
@@ -183,7 +182,6 @@ def _bits(module: Module) -> float:
 
 
 def _reads_as(size: float, wanted: float) -> bool:
-    """Whether two sizes are shown alike, in GB or in GiB."""
     shown = (set(both_units(int(nbytes)).split(" = ")) for nbytes in (size, wanted))
     return bool(set.intersection(*shown))
 

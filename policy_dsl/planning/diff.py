@@ -133,12 +133,10 @@ def _parameters(modules: Modules) -> int:
 
 
 def _hold(modules: Modules) -> tuple[set[str], int]:
-    """How modules are stored, and in how many bytes."""
     return {module.stored for module in modules}, sum(module.nbytes for module in modules)
 
 
 def _paired(one: Modules, other: Modules) -> Iterable[tuple[OutlineModule, OutlineModule]]:
-    """The modules of one side with their shares of the stack on the other."""
     count = max(len(one), len(other))
     return zip(_shares(one, count), _shares(other, count), strict=True)
 

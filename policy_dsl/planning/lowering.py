@@ -396,7 +396,6 @@ def _cure(tensor: ModelTensor, stored: Stored, model: Model, format: Format) -> 
 
 
 def _unusable(decision: Decision, format: Format) -> Diagnostic | None:
-    """What keeps the source's bytes from being read as rows of the output, if anything."""
     tensor = decision.tensor
     dtype = tensor.source.dtype
     if decision.written.action == "raw" and dtype not in format.spec.plain_dtypes:

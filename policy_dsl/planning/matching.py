@@ -328,7 +328,6 @@ class _Compiler:
 
     @cached_property
     def _boundaries(self) -> frozenset[frozenset[int]]:
-        """The layers of each boundary in the policy."""
         return frozenset(
             self._layers(other)
             for rule in self._policy.rules

@@ -124,7 +124,6 @@ def plan_warnings(plan: Plan, made: tuple[Decision, ...], format: Format) -> lis
 
 
 def _span(plan: Plan, rule: int | None) -> Span | None:
-    """Where the rule is written; None for what no rule decided."""
     return None if rule is None else plan.policy.rules[rule].span
 
 
@@ -223,7 +222,6 @@ def _growth_warnings(plan: Plan) -> list[Diagnostic]:
 
 
 def _added(plan: Plan) -> list[Diagnostic]:
-    """The warning about experts that the bundle has and the source has not."""
     padded = [module for module in plan.modules if module.added]
     if not padded:
         return []
@@ -241,7 +239,6 @@ def _added(plan: Plan) -> list[Diagnostic]:
 
 
 def _not_added(plan: Plan, format: Format) -> list[Diagnostic]:
-    """The warning that experts are wanted which the target does not add to such models."""
     family = plan.model.architecture.family
     # A target that adds none to any model does not use the setting, which is another finding.
     if (
@@ -289,12 +286,10 @@ def _is_fatal(refusal: Refusal) -> bool:
 
 
 def _added_nbytes(module: Module) -> int:
-    """Bytes of the experts that no source has."""
     return module.nbytes * module.added // module.shape[0] if module.added else 0
 
 
 def _is_wider(module: Module) -> bool:
-    """Whether it has more bits for each value than the source."""
     bits = min(DTYPE_BITS.get(rows.tensor.dtype, 0) for rows in module.sources)
     if isinstance(module.treatment, Coded):
         return module.treatment.bits > bits

@@ -72,7 +72,6 @@ def pruning_of(policy: Policy, model: Model, saliency: Saliency | None) -> Pruni
 
 
 def _defects(prune: Prune, policy: Policy, model: Model) -> Iterator[Diagnostic]:
-    """What is against keeping so many experts, or these, of the model."""
     span = dict(policy.key_spans).get("transforms")
     # A config may count experts that no layer has.
     count, before = prune.count, model.n_experts if expert_layers(model) else 0
@@ -144,7 +143,6 @@ def _is_by_expert(tensor: ModelTensor, before: int) -> bool:
 
 
 def _picked(tensor: ModelTensor, numbers: tuple[int, ...]) -> ModelTensor:
-    """The tensor with the entries of these experts only."""
     alone = prod(tensor.shape[:-1]) == 1
     lead, rest = (tensor.shape[:-1], ()) if alone else ((), tensor.shape[1:])
     picked = (*tensor.operations, Picked(numbers))

@@ -251,7 +251,6 @@ def statistics_of(
 
 
 def _cure(name: str, policy: Policy) -> str:
-    """How to get a statistic that is not there."""
     named = dict(policy.calibration)[name]
     absent = f" ({named}, which the policy names, is not here)" if named else ""
     return f"{_SOURCES[name]}{absent}"
