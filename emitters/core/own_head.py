@@ -15,7 +15,7 @@ from emitters.tensor_io.view_rows import Cast, ViewReader
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
-from policy_dsl.planning.pruning import untied
+from policy_dsl.planning.plan_warnings import untied
 from policy_dsl.roles.classify import Model, ModelTensor
 
 _BLOCK_VALUES = 2**20

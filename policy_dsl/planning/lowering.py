@@ -8,97 +8,17 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import ExpertPadding, ExpertsApart, Format, FormatSpec, PartShape
 from policy_dsl.inventory import tensor_nbytes
 from policy_dsl.plan import Module, Omission, PlannedTensor
-from policy_dsl.planning.decisions import Decision
+from policy_dsl.planning.decisions import Decision, TensorDefects, Unheld
 from policy_dsl.planning.fill import fill, plain_of, role_class
-from policy_dsl.planning.matching import is_guarded
 from policy_dsl.policy import Defaults, Policy
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.roles.model import BY_EXPERT
 from policy_dsl.treatments import KEEP, Coded, Plain, Stored, Written, describe, scheme_of
-
-# Roles that fit into a suggestion.
-_MOST_NAMED = 3
-
-
-class Refusal(NamedTuple):
-    """What readers of a target have against tensors of some roles stored like that.
-
-    cure: the treatment that they would take instead, empty if none is known.
-    """
-
-    target: str
-    treatment: str
-    reason: str
-    cure: str
-
-    def of(self, roles: Sequence[str]) -> Diagnostic:
-        """The finding about tensors of these roles."""
-        named = ", ".join(roles)
-        cure = f'write "{named}: {self.cure}" after it'
-        if len(roles) > _MOST_NAMED:
-            cure = f'"{self.cure}" would do for them'
-        return diagnostic(
-            "unsupported-treatment",
-            suggestion=cure if self.cure else None,
-            target=self.target,
-            roles=named,
-            treatment=self.treatment,
-            reason=self.reason,
-        )
-
-
-@dataclass
-class _Defect:
-    """A finding of several tensors of one rule, with the roles and names of all of them."""
-
-    decision: Decision
-    found: Diagnostic | Refusal
-    roles: dict[str, None] = field(default_factory=dict)
-    names: list[str] = field(default_factory=list)
-
-
-class TensorDefects:
-    """Findings about tensors, one a rule and defect, with a count and an example."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._otherwise = dict(policy.key_spans).get("defaults.otherwise")
-        self._seen: dict[tuple[int | None, Diagnostic | Refusal], _Defect] = {}
-
-    def add(
-        self,
-        decision: Decision,
-        found: Diagnostic | Refusal,
-        *,
-        what: str = "tensor",
-        name: str = "",
-    ) -> None:
-        """Take what is wrong with a decision, or with the stack `name` that it begins."""
-        # One finding for a rule, not one for each of its 15,000 experts.
-        one = self._seen.setdefault((decision.decided_by, found), _Defect(decision, found))
-        one.roles[decision.tensor.role] = None
-        one.names.append(f"{what} {name or decision.tensor.source.name}")
-
-    def findings(self) -> list[Diagnostic]:
-        """One finding for each rule and defect, at the treatment that is to blame."""
-        return [self._placed(one) for one in self._seen.values()]
-
-    def _placed(self, one: _Defect) -> Diagnostic:
-        decision, found, names = one.decision, one.found, one.names
-        if isinstance(found, Refusal):
-            found = found.of(list(one.roles))
-        span = None if is_guarded(decision.tensor) else self._otherwise
-        if decision.rule is not None:
-            rule = decision.rule.rule
-            # The selector was right if it got here: the caret belongs under the treatment.
-            span = rule.treatment_span or rule.span
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        return replace(found, span=span, notes=(*found.notes, f"{names[0]}{more}"))
 
 
 @dataclass(frozen=True)
@@ -345,7 +265,7 @@ def _omission(decision: Decision, model: Model, format: Format) -> str | None:
 
 def _settle(
     decision: Decision, filled: Stored | Diagnostic | None, model: Model, format: Format
-) -> Settled | Diagnostic | Refusal:
+) -> Settled | Diagnostic | Unheld:
     tensor = decision.tensor
     if isinstance(filled, Diagnostic):
         return filled
@@ -361,7 +281,7 @@ def _settle(
     return found or Settled(tensor, decision, stored, values)
 
 
-def _refused(decision: Decision, stored: Stored, model: Model, format: Format) -> Refusal | None:
+def _refused(decision: Decision, stored: Stored, model: Model, format: Format) -> Unheld | None:
     """What readers of the format have against a tensor stored like that, if anything."""
     tensor, action = decision.tensor, decision.written.action
     # What nobody quantizes is said where it is tried.
@@ -371,7 +291,7 @@ def _refused(decision: Decision, stored: Stored, model: Model, format: Format) -
     if reason is None:
         return None
     text = action if action in ("keep", "raw") else describe(stored)
-    return Refusal(format.spec.name, text, reason, _cure(tensor, stored, model, format))
+    return Unheld(format.spec.name, text, reason, _cure(tensor, stored, model, format))
 
 
 def _cure(tensor: ModelTensor, stored: Stored, model: Model, format: Format) -> str:

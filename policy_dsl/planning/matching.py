@@ -53,9 +53,8 @@ def meaning_of(text: str, model: Model, *, optional: bool) -> Meaning | Diagnost
     With `optional`, a name that only other architectures have means no role at all.
     """
     own = model.architecture
-    found = _roles(text, own.roles, own.aliases)
-    if found is not None:
-        return found
+    if meaning := _roles(text, own.roles, own.aliases):
+        return meaning
     # A word of the language that this model has nothing of: the rule matches nothing, which is
     # a finding of its own and says more than "unknown".
     if text in COMPONENTS or text in SINGLE_ROLES:
@@ -116,9 +115,7 @@ def _means(component: str, word: str, role: str) -> bool:
         return role == f"{component}.{word}"
     # Vision and MTP have a `down_proj` too; the bare word means the language model's.
     outside, _, last = role.rpartition(".")
-    if word in (role, outside):
-        return True
-    return last == word and outside not in OUTSIDE_LANGUAGE_MODEL
+    return word in (role, outside) or (last == word and outside not in OUTSIDE_LANGUAGE_MODEL)
 
 
 if TYPE_CHECKING:
@@ -255,8 +252,14 @@ class _Compiler:
                 return _without(self._build(node.base), self._build(node.excluded))
             case Name():
                 return self._name(node)
-            case _:
-                return self._leaf(node)
+            case Glob() | Regex():
+                return _by_patterns([node], self._model)
+            case All():
+                return lambda tensor: _YES if tensor.is_matrix else _NO
+            case Family():
+                return self._family(node)
+        layers = self._marks[node] = self._layers(node)
+        return lambda tensor: _YES if tensor.layer in layers else _NO
 
     def _alternatives(self, node: Or) -> list[Predicate]:
         """The predicates of the parts; of all patterns among them one, as there may be many."""
@@ -265,21 +268,8 @@ class _Compiler:
         others = [built[part] for part in built if not isinstance(part, Glob | Regex)]
         return [*others, _by_patterns(patterns, self._model)] if patterns else others
 
-    def _leaf(self, node: Selector) -> Predicate:
-        match node:
-            case Glob() | Regex():
-                return _by_patterns([node], self._model)
-            case All():
-                return lambda tensor: _YES if tensor.is_matrix else _NO
-            case Family():
-                return self._family(node)
-            case _:
-                layers = self._marks[node] = self._layers(node)
-                return lambda tensor: _YES if tensor.layer in layers else _NO
-
     def _family(self, node: Family) -> Predicate:
-        defect = family_defect(node.name)
-        if defect is not None:
+        if defect := family_defect(node.name):
             self._findings.append(replace(defect, span=span_of(self._rule, node)))
         outcome = _YES if node.name == self._model.architecture.family else _NO
         return lambda tensor: outcome
@@ -318,13 +308,12 @@ class _Compiler:
         raise TypeError(f"no selector: {node!r}")
 
     def _middle(self, node: Selector) -> frozenset[int]:
-        # Two different boundaries would leave open which of them `middle` complements.
         everything = frozenset(range(self._model.n_layers))
-        found = self._boundaries
-        if len(found) != 1:
-            self._report("middle-without-boundary", node, count=len(found))
+        # Two different boundaries would leave open which of them `middle` complements.
+        if len(self._boundaries) != 1:
+            self._report("middle-without-boundary", node, count=len(self._boundaries))
             return everything
-        return everything - next(iter(found))
+        return everything.difference(*self._boundaries)
 
     @cached_property
     def _boundaries(self) -> frozenset[frozenset[int]]:
@@ -339,12 +328,12 @@ class _Compiler:
         self, node: Selector, ranges: tuple[LayerRange, ...], count: int, kind: str
     ) -> frozenset[int]:
         found: set[int] = set()
-        for each in ranges:
+        for span in ranges:
             # Negative numbers count from the end, as in Python.
-            start, stop = (n + count if n < 0 else n for n in (each.start, each.stop))
+            start, stop = (n + count if n < 0 else n for n in (span.start, span.stop))
             if not 0 <= start <= stop < count:
-                several = f"{kind}s {print_ranges([each])} are"
-                written = f"{kind} {each.start} is" if start == stop else several
+                several = f"{kind}s {print_ranges([span])} are"
+                written = f"{kind} {span.start} is" if start == stop else several
                 has = f"{kind}s 0-{count - 1}" if count else f"no {kind}s"
                 self._report("number-outside-model", node, written=written, has=has)
             found.update(range(max(start, 0), min(stop, count - 1) + 1))
@@ -372,8 +361,8 @@ def is_boundary(layers: frozenset[int], n_layers: int) -> bool:
 def _all_of(parts: list[Predicate]) -> Predicate:
     def outcome(tensor: ModelTensor) -> Outcome:
         # `router in layers 0-1` names the router, though layers alone never do.
-        found = [part(tensor) for part in parts]
-        return all(one[0] for one in found), any(one[1] for one in found)
+        matched, named = zip(*[part(tensor) for part in parts], strict=True)
+        return all(matched), any(named)
 
     return outcome
 
@@ -381,8 +370,8 @@ def _all_of(parts: list[Predicate]) -> Predicate:
 def _any_of(parts: list[Predicate]) -> Predicate:
     def outcome(tensor: ModelTensor) -> Outcome:
         # In `all, router` only the part that names the tensor opens the guard.
-        found = [part(tensor) for part in parts]
-        return any(one[0] for one in found), any(one == _NAMED for one in found)
+        outcomes = [part(tensor) for part in parts]
+        return any(matches for matches, _ in outcomes), _NAMED in outcomes
 
     return outcome
 

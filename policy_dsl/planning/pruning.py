@@ -11,14 +11,12 @@ from math import prod
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
 from policy_dsl.formats import Format
-from policy_dsl.plan import Omission, Plan, Pruning
+from policy_dsl.plan import Omission, Pruning
 from policy_dsl.planning.decisions import Decision
-from policy_dsl.planning.plan_warnings import names_it
 from policy_dsl.policy import Policy, Prune
-from policy_dsl.quantities import both_units
-from policy_dsl.roles.classify import ModelTensor
-from policy_dsl.roles.config_facts import TIED, rewritten
-from policy_dsl.roles.model import BY_EXPERT, Model
+from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.roles.config_facts import rewritten
+from policy_dsl.roles.model import BY_EXPERT
 from policy_dsl.sources.saliency import KEEP, ModelShape, Saliency
 from policy_dsl.views import Picked
 
@@ -72,6 +70,7 @@ def pruning_of(policy: Policy, model: Model, saliency: Saliency | None) -> Pruni
 
 
 def _defects(prune: Prune, policy: Policy, model: Model) -> Iterator[Diagnostic]:
+    """What is against keeping so many experts, or these, of the model."""
     span = dict(policy.key_spans).get("transforms")
     # A config may count experts that no layer has.
     count, before = prune.count, model.n_experts if expert_layers(model) else 0
@@ -143,6 +142,7 @@ def _is_by_expert(tensor: ModelTensor, before: int) -> bool:
 
 
 def _picked(tensor: ModelTensor, numbers: tuple[int, ...]) -> ModelTensor:
+    """The tensor with the entries of these experts only."""
     alone = prod(tensor.shape[:-1]) == 1
     lead, rest = (tensor.shape[:-1], ()) if alone else ((), tensor.shape[1:])
     picked = (*tensor.operations, Picked(numbers))
@@ -190,46 +190,3 @@ def ensure_all_pruned(
             count=len(carried),
             name=first.tensor.source.name,
         )
-
-
-def with_own_head(model: Model, made: Sequence[Decision]) -> Model:
-    """The model, not tied any more if a rule names a head of its own, to store it."""
-    heads = [one for one in made if one.tensor.role == "lm_head"] if model.tied else []
-    names = frozenset(one.tensor.source.name for one in heads)
-    kept = any(
-        one.rule is not None
-        and one.written.action != "drop"
-        and names_it(one.rule, one.tensor, names, model)
-        for one in heads
-    )
-    return untied(model) if kept else model
-
-
-def untied(model: Model) -> Model:
-    """The model with a head of its own, as config.json then has to say."""
-    # Wherever the source says it, else at the top.
-    config = rewritten(model.config, lambda key, value: False if key == TIED else value)
-    config |= {} if model.facts.is_given(TIED) else {TIED: False}
-    return replace(model, tied=False, facts=replace(model.facts, config=config))
-
-
-def head_remarks(model: Model, source: Model) -> tuple[tuple[str, str], ...]:
-    """What a plan says about a model that is tied in its source and not in the bundle."""
-    if model.tied == source.tied:
-        return ()
-    return (("head", f"stored beside the embedding, so config.json says {TIED}: false"),)
-
-
-def head_findings(plan: Plan) -> list[Diagnostic]:
-    """The warning about a head that is left out because the model is tied, with its bytes."""
-    return [
-        diagnostic(
-            "tied-head-left-out",
-            suggestion=f'write "{omission.role}: keep" to store it, or "{omission.role}: drop"',
-            name=omission.tensor.name,
-            nbytes=both_units(omission.nbytes),
-            embedding=omission.equals,
-        )
-        for omission in plan.omitted
-        if omission.equals
-    ]

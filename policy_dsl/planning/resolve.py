@@ -14,14 +14,8 @@ from policy_dsl.planning.bundle_files import source_findings, with_files
 from policy_dsl.planning.decisions import decide
 from policy_dsl.planning.layout import Layout, lay_in_one, lay_out
 from policy_dsl.planning.lowering import Lowered, lower
-from policy_dsl.planning.plan_warnings import plan_warnings
-from policy_dsl.planning.pruning import (
-    ensure_all_pruned,
-    head_remarks,
-    pruned,
-    pruning_of,
-    with_own_head,
-)
+from policy_dsl.planning.plan_warnings import head_remarks, plan_warnings, with_own_head
+from policy_dsl.planning.pruning import ensure_all_pruned, pruned, pruning_of
 from policy_dsl.planning.settings import choose_target, setting_findings, statistics_of
 from policy_dsl.policy import Policy
 from policy_dsl.quantities import parse_size
