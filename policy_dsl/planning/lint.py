@@ -8,7 +8,8 @@ from dataclasses import replace
 from policy_dsl.diagnostics import Diagnostic, PolicyError
 from policy_dsl.formats import Format, FormatSpec
 from policy_dsl.planning.fill import fill
-from policy_dsl.planning.matching import family_defect, name_defect, nodes
+from policy_dsl.planning.matching import nodes
+from policy_dsl.planning.naming import family_defect, name_defect
 from policy_dsl.planning.settings import choose_target, setting_findings
 from policy_dsl.policy import Policy, Rule
 from policy_dsl.selectors import Family, Name

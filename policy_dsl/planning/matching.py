@@ -6,17 +6,16 @@ only by a rule that names it: `by_name` travels beside `matches` through the tre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from policy_dsl.diagnostics import Diagnostic, Span, diagnostic, did_you_mean
+from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.language.selector_text import layers_where, print_ranges
 from policy_dsl.linear_patterns import WILDCARDS
 from policy_dsl.plan import rule_texts
 from policy_dsl.policy import Policy, Rule
-from policy_dsl.roles.architecture import Architecture, architecture, families
 from policy_dsl.selectors import (
     All,
     And,
@@ -33,90 +32,13 @@ from policy_dsl.selectors import (
     Regex,
     Selector,
 )
-from policy_dsl.vocabulary import COMPONENTS, OUTSIDE_LANGUAGE_MODEL, SINGLE_ROLES
+from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 
 if TYPE_CHECKING:
     from policy_dsl.roles.model import Model
 
 
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """The roles a name stands for; `named` are those that it spells as a role of their own."""
-
-    roles: frozenset[str]
-    named: frozenset[str]
-
-
-def meaning_of(text: str, model: Model, *, optional: bool) -> Meaning | Diagnostic:
-    """The roles that a name means in this model, or the defect of the name.
-
-    With `optional`, a name that only other architectures have means no role at all.
-    """
-    own = model.architecture
-    if meaning := _roles(text, own.roles, own.aliases):
-        return meaning
-    # A word of the language that this model has nothing of: the rule matches nothing, which is
-    # a finding of its own and says more than "unknown".
-    if text in COMPONENTS or text in SINGLE_ROLES:
-        return Meaning(frozenset({text}), frozenset({text} & SINGLE_ROLES))
-    if optional and name_defect(text) is None:
-        return Meaning(frozenset(), frozenset())
-    return _unknown(text, f"architecture {own.family}", [own])
-
-
-def name_defect(text: str) -> Diagnostic | None:
-    """What is wrong with a name in every family that there is, else None."""
-    # What towers and MTP blocks have besides, only a model shows.
-    if text.rpartition(".")[0] in OUTSIDE_LANGUAGE_MODEL:
-        return None
-    if text in COMPONENTS or text in SINGLE_ROLES:
-        return None
-    tables = [architecture(family) for family in families()]
-    if any(_roles(text, table.roles, table.aliases) is not None for table in tables):
-        return None
-    return _unknown(text, "the language", tables)
-
-
-def family_defect(name: str) -> Diagnostic | None:
-    """What is wrong with the name of a family, else None."""
-    if name in families():
-        return None
-    meant = did_you_mean(name, families())
-    return diagnostic("unknown-family", suggestion=meant, family=name)
-
-
-def _unknown(text: str, where: str, tables: Iterable[Architecture]) -> Diagnostic:
-    # Everything that would have been understood may be what was meant.
-    words = {*COMPONENTS, *SINGLE_ROLES}
-    for table in tables:
-        words |= {*table.roles, *table.aliases}
-        words |= {role.split(".", 1)[1] for role in table.roles if "." in role}
-    return diagnostic("unknown-role", suggestion=did_you_mean(text, words), where=where, role=text)
-
-
-def _roles(
-    text: str, roles: tuple[str, ...], aliases: Mapping[str, tuple[str, ...]]
-) -> Meaning | None:
-    component, _, projection = text.rpartition(".")
-    components = aliases.get(component, (component,))
-    found: set[str] = set()
-    for word in aliases.get(projection, (projection,)):
-        for part in components:
-            found.update(role for role in roles if _means(part, word, role))
-    if not found:
-        return None
-    # Only a name that is a role by itself spells it: a component never opens the guard.
-    spelled = set(aliases.get(text, (text,)))
-    return Meaning(frozenset(found), frozenset(found & (spelled | {text})))
-
-
-def _means(component: str, word: str, role: str) -> bool:
-    if component:
-        return role == f"{component}.{word}"
-    # Vision and MTP have a `down_proj` too; the bare word means the language model's.
-    outside, _, last = role.rpartition(".")
-    return word in (role, outside) or (last == word and outside not in OUTSIDE_LANGUAGE_MODEL)
-
+from policy_dsl.planning.naming import family_defect, meaning_of
 
 if TYPE_CHECKING:
     from policy_dsl.roles.model import Model, ModelTensor
@@ -239,30 +161,32 @@ class _Compiler:
         return CompiledRule(rule, index, origin, predicate, findings, other, *built)
 
     def _build(self, node: Selector) -> Predicate:
-        predicate = self._predicates[node] = self._predicate(node)
-        return predicate
-
-    def _predicate(self, node: Selector) -> Predicate:
+        predicate: Predicate
         match node:
             case And():
-                return _all_of([self._build(part) for part in node.parts])
+                predicate = _all_of([self._build(part) for part in node.parts])
             case Or():
-                return _any_of(self._alternatives(node))
+                predicate = _any_of(self._alternatives(node))
             case Except():
-                return _without(self._build(node.base), self._build(node.excluded))
+                predicate = _without(self._build(node.base), self._build(node.excluded))
             case Name():
-                return self._name(node)
+                predicate = self._name(node)
             case Glob() | Regex():
-                return _by_patterns([node], self._model)
+                predicate = _by_patterns([node], self._model)
             case All():
-                return lambda tensor: _YES if tensor.is_matrix else _NO
+                predicate = _of_matrices
             case Family():
-                return self._family(node)
+                predicate = self._family(node)
+            case _:
+                predicate = self._of_layers(node)
+        self._predicates[node] = predicate
+        return predicate
+
+    def _of_layers(self, node: Selector) -> Predicate:
         layers = self._marks[node] = self._layers(node)
         return lambda tensor: _YES if tensor.layer in layers else _NO
 
     def _alternatives(self, node: Or) -> list[Predicate]:
-        """The predicates of the parts; of all patterns among them one, as there may be many."""
         built = {part: self._build(part) for part in node.parts}
         patterns = [part for part in built if isinstance(part, Glob | Regex)]
         others = [built[part] for part in built if not isinstance(part, Glob | Regex)]
@@ -356,6 +280,10 @@ def is_boundary(layers: frozenset[int], n_layers: int) -> bool:
     """Whether these are as many first layers as last ones."""
     # Each layer of the first half has one of the last; all may share the one in the middle.
     return bool(layers) and layers == boundary_layers((len(layers) + 1) // 2, n_layers)
+
+
+def _of_matrices(tensor: ModelTensor) -> Outcome:
+    return _YES if tensor.is_matrix else _NO
 
 
 def _all_of(parts: list[Predicate]) -> Predicate:
