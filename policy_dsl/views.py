@@ -44,6 +44,9 @@ class Rectangle(NamedTuple):
     transposed: bool
 
 
+# Each operation has shape(before) -> the shape after it, and rows(map, shape before) -> its map.
+
+
 @dataclass(frozen=True, slots=True)
 class Expert:
     """Entry `number` along the first axis."""
@@ -51,11 +54,9 @@ class Expert:
     number: int
 
     def shape(self, shape: Shape) -> Shape:
-        """The shape after the operation."""
         return shape[1:]
 
     def rows(self, before: RowMap, shape: Shape) -> RowMap:
-        """The rows that stay."""
         size = len(before.outer) // shape[0]
         return before.with_outer(before.outer[self.number * size :][:size])
 
@@ -68,11 +69,9 @@ class Slice:
     count: int
 
     def shape(self, shape: Shape) -> Shape:
-        """The shape after the operation."""
         return self.count, *shape[1:]
 
     def rows(self, before: RowMap, shape: Shape) -> RowMap:
-        """The rows that stay."""
         size = len(before.outer) // shape[0]
         return before.with_outer(before.outer[self.first * size :][: self.count * size])
 
@@ -85,11 +84,9 @@ class Alternate:
     step: int
 
     def shape(self, shape: Shape) -> Shape:
-        """The shape after the operation."""
         return len(range(self.first, shape[0], self.step)), *shape[1:]
 
     def rows(self, before: RowMap, _shape: Shape) -> RowMap:
-        """The rows that stay."""
         return before.with_outer(before.outer[self.first :: self.step])
 
 
@@ -98,7 +95,6 @@ class Transposed:
     """The columns of a matrix as rows."""
 
     def shape(self, shape: Shape) -> Shape:
-        """The shape after the operation."""
         return shape[1], shape[0]
 
     def rows(self, before: RowMap, _shape: Shape) -> RowMap:
@@ -113,7 +109,6 @@ class Picked:
     entries: tuple[int, ...]
 
     def shape(self, shape: Shape) -> Shape:
-        """The shape after the operation."""
         if prod(shape[:-1]) == 1:
             return *shape[:-1], len(self.entries)
         return len(self.entries), *shape[1:]
@@ -135,7 +130,6 @@ class Values:
     """
 
     def shape(self, shape: Shape) -> Shape:
-        """The shape after the operation."""
         return prod(shape), 1
 
     def rows(self, before: RowMap, _shape: Shape) -> RowMap:

@@ -131,7 +131,7 @@ def delete_bundle(folder: Path) -> None:
 
 
 def delete_unfinished(folder: Path, names: Collection[str] | None) -> None:
-    """Delete the bundle of a build that is not gone on with.
+    """Delete the bundle of a build that is not resumed.
 
     names: of its files, if they are known.
     Raises: PolicyError, before anything is deleted, if no build made what is in it.

@@ -32,7 +32,7 @@ def hash_files(
 ) -> dict[Path, FileHashes]:
     """The hashes of files, `jobs` at a time.
 
-    advance: told of bytes as they are read, from several threads.
+    advance: called with bytes as they are read, from several threads.
     Raises: PolicyError if a file cannot be read.
     """
     with ThreadPoolExecutor(jobs, "hash") as workers:

@@ -49,7 +49,7 @@ class Journal:
 
     @classmethod
     def resume(cls, path: Path) -> tuple[Journal, Identity] | None:
-        """The journal of an earlier run and its identity; None if there is none to go on with.
+        """The journal of an earlier run and its identity; None if there is none to resume.
 
         A torn last line is cut off.
         Raises: PolicyError if it cannot be read or cut.

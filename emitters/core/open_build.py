@@ -47,7 +47,7 @@ def identity_of(plan: Plan, source: Source) -> Identity:
 def open_journal(
     workspace: Workspace, plan: Plan, work: Work, identity: Identity, *, force: bool
 ) -> Journal:
-    """The journal to go on with, and the shards that it speaks of, new or from an earlier run.
+    """The journal to resume, and the shards that it speaks of, new or from an earlier run.
 
     Raises: PolicyError if the unfinished build there is another one or damaged, some of it is
     done, and `force` does not allow to throw it away; or if the disk has no room.
@@ -62,7 +62,7 @@ def open_journal(
         # Where nothing is done yet, nothing is lost.
         if journal.done and not force:
             raise refusal
-    # Without a journal nothing says what a file holds: whatever lies there is of no use.
+    # Without a journal nothing says what a file holds: whatever is there is of no use.
     workspace.clear(file.name for file in plan.files)
     ensure_room(plan, workspace.bundle)
     _create_files(workspace, plan, work)

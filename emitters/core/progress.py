@@ -1,4 +1,4 @@
-"""How a build tells how far it is: an interface that the loop calls, and two plain forms."""
+"""How a build reports its progress: an interface that the loop calls, and two plain forms."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Progress(Protocol):
         """A stage starts; of its `total` bytes an earlier run has `done` some."""
 
     def advance(self, nbytes: int) -> None:
-        """So many bytes more are done."""
+        """Advance by `nbytes`."""
 
     def end(self) -> None:
         """The stage is over, complete or not."""
 
 
 class Silent:
-    """Tells nothing."""
+    """Reports nothing."""
 
     def begin(self, stage: str, total: int, done: int) -> None:
         """Nothing."""
@@ -67,25 +67,25 @@ class Lines:
         self._every = every
         self._stage = ""
         self._pace = Pace(0, 0)
-        self._told_at = 0.0
+        self._written_at = 0.0
 
     def begin(self, stage: str, total: int, done: int) -> None:
         """Start a stage with a line."""
         self._stage, self._pace = stage, Pace(total, done)
-        self._tell()
+        self._write()
 
     def advance(self, nbytes: int) -> None:
         """Count; a line when it is time for one."""
         self._pace.done += nbytes
-        if monotonic() - self._told_at >= self._every:
-            self._tell()
+        if monotonic() - self._written_at >= self._every:
+            self._write()
 
     def end(self) -> None:
         """Close the stage with a line."""
-        self._tell()
+        self._write()
 
-    def _tell(self) -> None:
-        self._told_at = monotonic()
+    def _write(self) -> None:
+        self._written_at = monotonic()
         # A full disk under a log must not end hours of work.
         with suppress(OSError):
             self._stream.write((self._document() if self._as_json else self._text()) + "\n")

@@ -103,8 +103,8 @@ class Workspace:
             self.bundle.mkdir()
 
     def forget(self) -> None:
-        """Make the work one that nothing can go on with."""
-        # The error that led here is the one to tell, not that a folder is gone.
+        """Make the work one that is not resumed."""
+        # The error that led here is reported, not that a folder is gone.
         with suppress(OSError, PolicyError):
             self.journal.unlink()
             flush(self.root)
@@ -290,7 +290,7 @@ def check_early(out: Path, source: Path | None, *, force: bool) -> None:
 def claimed(out: Path) -> Iterator[Workspace]:
     """The workspace of `out`, held against other builds while the context lasts.
 
-    What can be gone on with stays when the context ends by an error, and nothing else.
+    What can be resumed stays when the context ends with an error, and nothing else.
     Raises: PolicyError if another build holds it, it cannot be made, or is a folder of another
     kind that only happens to have its name.
     """

@@ -42,7 +42,7 @@ def write_failure(path: Path, error: OSError) -> PolicyError:
     """The error of an output that could not be written: no room, or not permitted."""
     reason = error.strerror or str(error)
     if error.errno in _NO_ROOM:
-        cure = "free some space and run the same command again: it goes on where it stopped"
+        cure = "free some space and run the same command again: it resumes where it stopped"
         return DiskError([diagnostic("disk-full", suggestion=cure, path=str(path), reason=reason)])
     return DiskError([diagnostic("unwritable-output", path=str(path), reason=reason)])
 

@@ -38,7 +38,7 @@ class Cast(NamedTuple):
 class ViewReader:
     """Reads rows of views of one source. Plain data, and threads may share it.
 
-    config: the model's; it tells the size of FP8 blocks. must_be_finite: whether a value or a
+    config: the model's, which has the size of FP8 blocks. must_be_finite: whether a value or a
     scale that is not finite is refused.
     """
 
@@ -81,7 +81,7 @@ class ViewReader:
         # Codes and scales meet in source coordinates, and columns begin where a block does.
         columns = range(columns.start // width * width, columns.stop)
         codes = self.source.rectangle(view.tensor, rows, columns)
-        # A NaN code times a scale would be found too, but not told from a NaN scale.
+        # A NaN code times a scale would be found too, but look like a NaN scale.
         own = _in_order(codes, part, rows, columns)
         self._check(own, view.tensor, _FP8, lambda flat: place_of(view, at, flat))
         values = [
