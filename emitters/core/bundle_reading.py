@@ -83,6 +83,9 @@ def open_bundle(
     record = record or read_record(folder)
     if record is not None and path != folder and path.name not in record.files:
         record = None
+    if record is not None and record.target in formats:
+        # The others are not even imported.
+        formats = {record.target: formats[record.target]}
     # What is beside a container is not part of it.
     metadata = {} if inventory.container else _metadata_files(path, inventory, formats)
     format, claims = _format(inventory, record, path, (metadata, formats))

@@ -1,4 +1,4 @@
-"""A changed signature in one format is an error of the type checker: tried on a copy."""
+"""Formats are checked by their types, and one that nobody asked for is not imported."""
 
 from __future__ import annotations
 
@@ -54,3 +54,20 @@ def test_a_changed_signature_is_an_error_where_the_format_is_defined(
     reported: str, name: str
 ) -> None:
     assert re.search(rf"^emitters/{name}/__init__\.py:\d+: error: Argument", reported, re.M)
+
+
+def test_a_command_imports_the_format_that_it_is_about_and_no_other(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    for words in (
+        ["check", "config_i"],
+        ["build", "config_i", "--model", "examples/tiny-minimax-m2", "-o", out, "-q"],
+        ["verify", out],
+    ):
+        program = (
+            f"import sys\nfrom policyc.cli import main\nmain({words})\n"
+            f"print([n for n in {[f'emitters.{name}' for name in CHANGES]} if n in sys.modules])"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert run.stdout.splitlines()[-1] == "['emitters.mlx_affine']", words
