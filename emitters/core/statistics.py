@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from emitters.numerics.value_types import Array
-from emitters.tensor_io.imatrix import Imatrix, InputSums, open_imatrix
 from emitters.tensor_io.read import CHANGED, FileFacts, Source, file_facts
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.formats import Context, Format, Solver
@@ -18,6 +18,9 @@ from policy_dsl.plan import Module, Plan, StatisticsFile, coded_modules
 from policy_dsl.roles.published_names import expert_of
 from policy_dsl.sources.local_files import located
 from policy_dsl.treatments import Coded, coded, describe
+
+if TYPE_CHECKING:
+    from emitters.tensor_io.imatrix import Imatrix, InputSums
 
 _MOST_KEPT = 8
 _CHUNK_NBYTES = 4 * 2**20
@@ -170,6 +173,9 @@ def _to_read(plan: Plan) -> list[StatisticsFile]:
 
 
 def _opened(file: StatisticsFile) -> Imatrix:
+    # Late: most builds read no statistics.
+    from emitters.tensor_io.imatrix import open_imatrix  # noqa: PLC0415
+
     found = open_imatrix(located(file.path, file.span), file.span)
     if file.state not in (None, _facts(found)):
         raise _changed(file)
