@@ -137,7 +137,7 @@ class Omission:
     """A source tensor that the bundle leaves out with its FP8 scales, and why.
 
     expert: its number in the source, where it is one of an expert that was pruned. equals: the
-    source tensor that stands for it in the bundle; a build refuses if their values differ.
+    source tensor that replaces it in the bundle; a build refuses if their values differ.
     """
 
     tensor: TensorInfo

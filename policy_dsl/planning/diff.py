@@ -186,7 +186,7 @@ def _change(key: tuple[str, str | None, str | None], pairs: list[Pair]) -> Chang
         after=key[2],
         before_rule=first_before.rule if first_before else "",
         after_rule=first_after.rule if first_after else "",
-        # A stack stands for each of its experts.
+        # A stack means each of its experts.
         names=tuple(dict.fromkeys(module.name for module in members)),
         parameters=sum(module.parameters for module in members),
         nbytes_delta=sum(

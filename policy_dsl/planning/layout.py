@@ -1,4 +1,4 @@
-"""Where every tensor lies: shards of gapless safetensors, known before a weight is read."""
+"""The place of every tensor: shards of gapless safetensors, known before a weight is read."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Stacking:
 
     def modules(self, path: str, stack: list[Settled]) -> list[Module] | Diagnostic:
         """The modules of a stack or a single tensor, not placed yet; or what is wrong."""
-        # Expert 10 stands before expert 2 in files that sort their names.
+        # Expert 10 comes before expert 2 in files that sort their names.
         stack = sorted(stack, key=lambda settled: settled.tensor.expert or 0)
         first = stack[0]
         shape = first.tensor.shape

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """The roles a name stands for; `named` are those that it spells as a role of their own."""
+    """The roles that a name means; `named` are those that it spells as a role of their own."""
 
     roles: frozenset[str]
     named: frozenset[str]

@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"\d+")
 
 @dataclass(frozen=True, slots=True)
 class OutlineModule:
-    """One decision. `treatment` tells it with the cast, `stored` only what lies on disk.
+    """One decision. `treatment` includes the cast, `stored` is only what is on disk.
 
     tensors: output tensors (codes, scales …). rule: `file:line` or `defaults.otherwise`. role
     and rule are empty where they are not known.
@@ -117,7 +117,7 @@ def outline(plan: Plan) -> Outline:
 
 
 def stored_as(treatment: Stored | Unread, dtype: str) -> str:
-    """What lies on disk: `4bit affine g64`, or the dtype of plain values such as `bf16`."""
+    """What is on disk: `4bit affine g64`, or the dtype of plain values such as `bf16`."""
     return dtype.lower() if isinstance(treatment, Plain) else describe(treatment)
 
 
@@ -126,7 +126,7 @@ def treatment_of(module: Module) -> str:
     stored = stored_as(module.treatment, module.dtype)
     if isinstance(module.treatment, Coded):
         return stored
-    # The cast is part of what happens, so it is always told.
+    # The cast is part of what happens, so it is always shown.
     given = ", ".join(source_dtypes(module)).lower()
     change = stored if given in ("", stored) else f"{given} -> {stored}"
     return f"{module.written} ({change})"

@@ -143,7 +143,7 @@ def _unreached(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
         return []
     roles = sorted({tensor.role for tensor in missed})
     places = dict(plan.policy.key_spans)
-    # A stack is one module: its first source stands for all of them.
+    # A stack is one module: its first source represents all of them.
     names = {tensor.source.name for tensor in missed}
     size = sum(
         module.nbytes
@@ -180,7 +180,7 @@ def _dropped(plan: Plan, made: tuple[Decision, ...]) -> list[Diagnostic]:
 
 def _has_plain_routers(plan: Plan, made: tuple[Decision, ...], format: Format) -> bool:
     """Whether readers of the format would take a router that is not quantized."""
-    # Where they would not, quantizing it is no choice.
+    # Where they would not, quantizing it is not a choice.
     routers = (one.tensor for one in made if one.tensor.namesake == "router")
     return all(
         format.review.held(router, plan.model, plain_of(KEEP, router, plan.model, format.spec))

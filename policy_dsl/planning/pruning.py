@@ -100,7 +100,7 @@ def _routing_defects(count: int, model: Model, span: Span | None) -> Iterator[Di
 def pruned(model: Model, pruning: Pruning | None) -> tuple[Model, tuple[Omission, ...]]:
     """The model with only these experts, renumbered in their old order, and what it lost.
 
-    Routers and their biases lose the same entries; the config tells the new count.
+    Routers and their biases lose the same entries; the config has the new count.
     """
     if pruning is None or pruning.count == pruning.before:
         return model, ()

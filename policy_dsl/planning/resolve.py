@@ -173,7 +173,7 @@ def _place(
         modules.append(module.with_tensors(placed))
     sizes = layout.file_nbytes.items()
     if spec.container is not None:
-        # What stands before the tensors is made of side files, which planning does not read.
+        # What comes before the tensors is made of side files, which planning does not read.
         return tuple(modules), tuple(
             PlannedFile(name, "tensors", None, _NO_PREFACE, size) for name, size in sizes
         )

@@ -54,9 +54,9 @@ def setting_findings(
     meant = [formats[name].spec for name in policy.targets if name in formats] if several else []
     known = [spec, *(other for other in meant if other is not spec)]
     # Nobody here knows what a target takes that is not installed.
-    told = [] if several and len(meant) < len(policy.targets) else _unknown(policy, known)
+    unknown = [] if several and len(meant) < len(policy.targets) else _unknown(policy, known)
     return [
-        *told,
+        *unknown,
         *_fp8_rule(policy, spec),
         *_layout(policy, spec),
         *_file_name(policy, spec),
@@ -66,7 +66,7 @@ def setting_findings(
 
 def used_settings(spec: FormatSpec) -> tuple[str, ...]:
     """The keys of `output` and `calibration` that count for a target."""
-    # Experts are pruned before a target comes in; whether they are, the plan tells.
+    # Experts are pruned before a target comes in; the plan says whether they are.
     return (*spec.settings, "calibration.saliency")
 
 
