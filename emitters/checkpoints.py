@@ -19,6 +19,7 @@ INDEX = "model.safetensors.index.json"
 QUANTIZATIONS = ("quantization", "quantization_config", "compression_config")
 QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
 _Key = TypeVar("_Key")
+_as_json = json.JSONEncoder().encode
 
 
 def document(files: FileContents, name: str) -> dict[str, Any]:
@@ -39,7 +40,13 @@ def document(files: FileContents, name: str) -> dict[str, Any]:
 
 def written(document: Mapping[str, Any], indent: int = 2) -> bytes:
     """A document as the bytes of its file."""
-    return json.dumps(document, indent=indent).encode()
+    if document.keys() != {"metadata", "weight_map"} or not document["weight_map"]:
+        return json.dumps(document, indent=indent).encode()
+    # An index has a hundred thousand names, and json is slow where it indents.
+    text, pad = json.dumps({**document, "weight_map": {}}, indent=indent), " " * indent
+    places = document["weight_map"].items()
+    rows = ",\n".join([f"{pad * 2}{_as_json(name)}: {_as_json(file)}" for name, file in places])
+    return f"{text.removesuffix('{}' + chr(10) + '}')}{{\n{rows}\n{pad}}}\n}}".encode()
 
 
 def index(tensors: Iterable[PlannedTensor], **about: Any) -> dict[str, Any]:

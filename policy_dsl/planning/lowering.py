@@ -7,7 +7,9 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from math import prod
+from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import ExpertPadding, ExpertsApart, Format, FormatSpec, PartShape
@@ -21,8 +23,7 @@ from policy_dsl.roles.model import BY_EXPERT
 from policy_dsl.treatments import KEEP, Coded, Plain, Stored, Written, describe, scheme_of
 
 
-@dataclass(frozen=True)
-class Settled:
+class Settled(NamedTuple):
     """A tensor whose treatment is whole; `dtype` is that of its values in the output."""
 
     tensor: ModelTensor
@@ -202,7 +203,7 @@ def lower(made: Iterable[Decision], model: Model, policy: Policy, format: Format
     defects = TensorDefects(policy)
     stacks: dict[str, list[Settled]] = {}
     broken: set[str] = set()
-    filled: dict[tuple[Written, str], Stored | Diagnostic | None] = {}
+    filled: dict[tuple[int, str], Stored | Diagnostic | None] = {}
     for decision in made:
         tensor = decision.tensor
         reason = _omission(decision, model, format)
@@ -210,7 +211,7 @@ def lower(made: Iterable[Decision], model: Model, policy: Policy, format: Format
             lowered.omitted.append(_left_out(decision, reason, model))
             continue
         # A hundred thousand tensors have a handful of treatments: each is filled in once.
-        key = (decision.written, role_class(tensor))
+        key = (id(decision.written), role_class(tensor))
         if key not in filled:
             filled[key] = fill(decision.written, key[1], policy.defaults, format.spec)
         settled = _settle(decision, filled[key], model, format)
@@ -241,10 +242,13 @@ def lower(made: Iterable[Decision], model: Model, policy: Policy, format: Format
 def natural_key(name: str) -> list[tuple[int, str, str]]:
     """A sort key in which layers.2 precedes layers.10."""
     # Compared as texts: a name may hold more digits than Python makes a number of.
-    return [
-        (len(piece.lstrip("0")), piece.lstrip("0"), piece) if at % 2 else (0, "", piece)
-        for at, piece in enumerate(re.split(r"([0-9]+)", name))
-    ]
+    return [_ordered(piece) for piece in re.split(r"([0-9]+)", name)]
+
+
+@cache
+def _ordered(piece: str) -> tuple[int, str, str]:
+    digits = piece.lstrip("0") if "0" <= piece[:1] <= "9" else ""
+    return len(digits), digits, piece
 
 
 def _left_out(decision: Decision, reason: str, model: Model) -> Omission:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.documents.common import RuleAt
@@ -45,7 +46,7 @@ class OutlineModule:
         return self.role or _NUMBER.sub("{}", self.name)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Outline:
     """A bundle, planned or built, as far as it can be compared with another one.
 
@@ -68,12 +69,12 @@ class Outline:
         """How many output tensors there are."""
         return sum(module.tensors for module in self.modules)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of all output tensors."""
         return sum(module.nbytes for module in self.modules)
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Parameters of the logical model."""
         return sum(module.parameters for module in self.modules)

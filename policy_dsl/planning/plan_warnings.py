@@ -203,11 +203,11 @@ def _router_warnings(plan: Plan) -> list[Diagnostic]:
 
 def _growth_warnings(plan: Plan) -> list[Diagnostic]:
     grown: dict[int | None, list[int]] = {}
-    for module in plan.modules:
+    # Scales of groups, for codes as wide as the source's values, do not waste bits.
+    for module in filter(_is_wider, plan.modules):
         # Experts that no source has are another warning, and no rule's doing.
         before, after = _source_nbytes(module), module.nbytes - _added_nbytes(module)
-        # Scales of groups, for codes as wide as the source's values, are no waste of bits.
-        if module.sources and after > before and _is_wider(module):
+        if after > before:
             totals = grown.setdefault(module.decided_by, [0, 0, 0])
             for index, value in enumerate((1, before, after)):
                 totals[index] += value
@@ -292,7 +292,9 @@ def _added_nbytes(module: Module) -> int:
 
 
 def _is_wider(module: Module) -> bool:
-    bits = min(DTYPE_BITS.get(rows.tensor.dtype, 0) for rows in module.sources)
+    if not module.sources:
+        return False
+    bits = min([DTYPE_BITS.get(rows.tensor.dtype, 0) for rows in module.sources])
     if isinstance(module.treatment, Coded):
         return module.treatment.bits > bits
     return DTYPE_BITS[module.dtype] > bits
