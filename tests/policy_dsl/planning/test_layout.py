@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import pytest
 
+from emitters import FORMATS
 from policy_dsl.formats import Shards
 from policy_dsl.plan import PlannedTensor
 from policy_dsl.planning.layout import lay_out
 
 
-def shards(sizes: list[int], *, limit: int, overfull: bool) -> list[list[int]]:
+def shards(sizes: list[int], *, limit: int, like: str) -> list[list[int]]:
     """The sizes of the tensors of each shard, in the order in which they were given."""
     tensors = [
         PlannedTensor(f"{at:03}", "weight", "U8", (size,), size, "", 0)
         for at, size in enumerate(sizes)
     ]
-    files = Shards(limit, lambda number, count: f"{number}-of-{count}", overfull=overfull)
+    own = FORMATS[like].spec.tensor_files
+    assert isinstance(own, Shards)
+    files = Shards(limit, lambda number, count: f"{number}-of-{count}", fill=own.fill)
     layout = lay_out(tensors, files)
     held: dict[str, list[int]] = {}
     for tensor in tensors:
@@ -39,5 +42,5 @@ def shards(sizes: list[int], *, limit: int, overfull: bool) -> list[list[int]]:
 def test_a_shard_is_closed_before_or_after_it_is_full(
     sizes: list[int], closed_before: list[list[int]], closed_after: list[list[int]]
 ) -> None:
-    assert shards(sizes, limit=10, overfull=False) == closed_before
-    assert shards(sizes, limit=10, overfull=True) == closed_after
+    assert shards(sizes, limit=10, like="mlx_affine") == closed_before
+    assert shards(sizes, limit=10, like="jangtq_prestack") == closed_after
