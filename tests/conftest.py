@@ -16,13 +16,34 @@ from hypothesis import HealthCheck, settings
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.roles.classify import classify
+from tests.smoke import SMOKE
 
 # A kernel may compile in the first example, and the machine may be busy: neither is a failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-GOLDEN = Path(__file__).parent / "golden" / "architectures"
+TESTS = Path(__file__).parent
+GOLDEN = TESTS / "golden" / "architectures"
 SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1, "I32": 4}
+
+
+def pytest_ignore_collect(collection_path, config):
+    """`-m smoke` does not even import the other tests."""
+    is_test = collection_path.name.startswith("test_")
+    others = is_test and collection_path.relative_to(TESTS).as_posix() not in SMOKE
+    return True if others and config.option.markexpr == "smoke" else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks the smoke tests, before `-m` chooses."""
+    for item in items:
+        names = SMOKE.get(item.path.relative_to(TESTS).as_posix())
+        chosen = names is not None and (
+            not names or not {item.originalname, item.name}.isdisjoint(names)
+        )
+        if chosen and not item.get_closest_marker("slow"):
+            item.add_marker("smoke")
 
 
 def _tensor(name, shape, dtype="BF16"):

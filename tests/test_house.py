@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.smoke import SMOKE
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("policyc", "policy_dsl", "emitters")
 FORMATS = "(formats)"
@@ -318,3 +320,9 @@ def test_repository_speaks_of_itself_alone() -> None:
         if path.is_file() and (found := MACHINE_PATHS.search(path.read_text(encoding="utf-8")))
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize(("file", "names"), SMOKE.items())
+def test_smoke_tests_are_there(file: str, names: tuple[str, ...]) -> None:
+    text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+    assert [name for name in names if f"def {name.partition('[')[0]}(" not in text] == []

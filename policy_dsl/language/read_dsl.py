@@ -137,7 +137,7 @@ def _metadata(draft: Draft, key: Fragment, token: Token, body: Fragment) -> str:
         try:
             value = json.loads(short_escapes(text), parse_constant=_refuse)
         except (ValueError, RecursionError) as failure:
-            draft.report("bad-json", span, reason=str(failure).partition(":")[0])
+            draft.report("bad-json", span, reason=str(failure).partition(": line ")[0])
             return ""
     return draft.metadata(key, value, span)
 
