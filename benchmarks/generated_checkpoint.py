@@ -63,6 +63,7 @@ def _config(sizes: Sizes) -> dict[str, object]:
         "rotary_dim": 64,
         "num_hidden_layers": sizes.layers,
         "num_local_experts": sizes.experts,
+        "num_experts_per_tok": min(2, sizes.experts),
         "vocab_size": sizes.vocabulary,
         "attn_type_list": [1] * sizes.layers,
         "torch_dtype": "bfloat16",
