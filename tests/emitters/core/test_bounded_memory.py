@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,14 @@ def _large(name: str, nbytes: int) -> Callable[[Path], None]:
     return lambda folder: _sparse(folder / name, nbytes)
 
 
+def _without_record(change: Callable[[Path], None]) -> Callable[[Path], None]:
+    def both(folder: Path) -> None:
+        (folder / "policyc.json").unlink()
+        change(folder)
+
+    return both
+
+
 @pytest.mark.parametrize(
     ("change", "codes"),
     [
@@ -167,7 +177,9 @@ def _large(name: str, nbytes: int) -> Callable[[Path], None]:
         (_large("model.safetensors.index.json", 2 * GIB), (1, 2)),
         (lambda folder: _long(folder / "policyc.json"), (1, 2)),
         (lambda folder: _long(folder / "model.safetensors.index.json"), (1, 2)),
-        (_large("quantize_config.json", 2 * GIB), (1, 2)),
+        # Only metadata of the format that a record names are read.
+        (_large("quantize_config.json", 2 * GIB), (0, 0)),
+        (_without_record(_large("quantize_config.json", 2 * GIB)), (1, 2)),
         (_many_notes, (0, 0)),
     ],
 )
@@ -191,16 +203,17 @@ def test_sources(tmp_path: Path, name: str) -> None:
     assert (code, f"{name}: it has more than" in said) == (2, True)
 
 
-PLAN: dict[str, Any] = {
-    "kind": "plan",
-    "schema_version": 1,
-    "policy": {"name": "x"},
-    "target": "mlx_affine",
-    "model": {"id": "x", "experts": 1},
-    "transforms": [],
-    "tensors": [],
-}
-PRUNED = '[{"by":null,"before":1,"to":1,"layers":1,"kept":{@}}]'
+@pytest.fixture(scope="module")
+def plan_document() -> dict[str, Any]:
+    """A saved plan as the program prints it."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        main(["plan", "config_i", "--model", str(TINY), "--format", "json", "--tensors"])
+    document: dict[str, Any] = json.loads(printed.getvalue())
+    return document
+
+
+PRUNED = '[{"prune":"experts","by":null,"before":1,"to":1,"layers":1,"kept":{@}}]'
 # Each value is wrong by itself: as defects all of them would take gigabytes.
 DEFECTS = {
     "tensors.0.name: ": lambda: ("tensors", f"[{'{},' * 900_000}{{}}]"),
@@ -218,10 +231,12 @@ DEFECTS = {
 
 
 @pytest.mark.parametrize("reason", DEFECTS)
-def test_saved_plans_with_many_defects(tmp_path: Path, reason: str) -> None:
+def test_saved_plans_with_many_defects(
+    tmp_path: Path, plan_document: dict[str, Any], reason: str
+) -> None:
     key, text = DEFECTS[reason]()
     plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps({**PLAN, key: "@"}).replace('"@"', text))
+    plan.write_text(json.dumps({**plan_document, key: "@"}).replace('"@"', text))
     code, said = _answer("diff", plan, "config_i")
     assert (code, "error[bad-saved-plan]" in said) == (2, True)
     assert reason in said
