@@ -223,7 +223,7 @@ DEFECTS = {
         "transforms",
         PRUNED.replace("@", f'"1":[{"-1," * 1_900_000}1]'),
     ),
-    "600,000 layers": lambda: (
+    "600,000 entries": lambda: (
         "transforms",
         PRUNED.replace("@", ",".join(f'"x{layer}":1' for layer in range(600_000))),
     ),

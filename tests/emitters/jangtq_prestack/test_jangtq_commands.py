@@ -46,7 +46,7 @@ def test_added_experts_are_told_and_are_no_parameters(said, tmp_path: Path, layo
     for record in (tmp_path / "out" / "policyc.json", None):
         text = said("inspect", tmp_path / "out")
         assert "8 a layer, and 24 that only pad" in text
-        assert ("none: names stand for roles" in text) == (record is None)
+        assert ("none: names are shown as roles" in text) == (record is None)
         found.append(json.loads(said("inspect", tmp_path / "out", "--format", "json")))
         jsonschema.validate(found[-1], json.loads(said("schema", "inspect_bundle")))
         if record is not None:
