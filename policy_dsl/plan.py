@@ -160,7 +160,7 @@ class Pruning:
 
     before: experts of every layer of the source. kept: layer -> their old numbers, ascending,
     as many in each. by: the saliency that ranks them; empty where the policy lists them.
-    chosen: whether they are known, or the first ones stand in for them.
+    chosen: whether they are known, or the first ones are taken until they are.
     """
 
     before: int
@@ -175,12 +175,14 @@ class Pruning:
 
     @property
     def about(self) -> str:
-        """`256 -> 192 experts in 62 layers by reap`; that the first stand in, if they do."""
+        """`256 -> 192 experts in 62 layers by reap`; that the first are taken, if they are."""
         change = f"{self.before} -> {counted(self.count, 'expert')}"
         places = counted(len(self.kept), "layer")
         how = f"by {self.by}" if self.by else "as listed"
-        stand_in = "" if self.chosen else "; the first of each layer stand in for them"
-        return f"{change} in {places} {how}{stand_in}"
+        unranked = (
+            "" if self.chosen else "; not ranked yet, so planned with the first of each layer"
+        )
+        return f"{change} in {places} {how}{unranked}"
 
     @property
     def reason(self) -> str:

@@ -108,6 +108,11 @@ DATA_ROOMS = (
 )
 NO_PACKAGES = ("tests", "docs", "grammar", "policies", "examples", "benchmarks")
 # Written in halves, so that this file does not find itself.
+# What slows readers down: "X is no Y" for "X is not a Y", and words that mean something else.
+# What there is none of is plain English, and so is what is no longer so.
+ACCENT = re.compile(
+    r"(?<!there )\b(?:is|are) n[o] (?!longer\b)|\bt[o]ld\b|\bst[a]nds?\b|\bl[i]es\b", re.I
+)
 MACHINE_PATHS = re.compile("/(?:wo" + "rk|ro" + "ot|ho" + "me|Us" + "ers)/|[.][.]/sha" + "red")
 
 
@@ -326,3 +331,18 @@ def test_repository_speaks_of_itself_alone() -> None:
 def test_smoke_tests_are_there(file: str, names: tuple[str, ...]) -> None:
     text = (ROOT / "tests" / file).read_text(encoding="utf-8")
     assert [name for name in names if f"def {name.partition('[')[0]}(" not in text] == []
+
+
+def test_messages_and_pages_are_plain_english() -> None:
+    texts = {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+        for room in ("docs", "policies", "grammar", *PACKAGES)
+        for path in (ROOT / room).rglob("*")
+        if path.suffix in (".md", ".yaml", ".qpol", ".lark")
+    }
+    texts["README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
+    for module, tree in TREES.items():
+        written = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+        texts[module] = "\n".join(text for text in written if isinstance(text, str))
+    wrong = [f"{at}: {found[0]}" for at, text in texts.items() for found in ACCENT.finditer(text)]
+    assert wrong == []

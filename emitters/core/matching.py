@@ -1,4 +1,4 @@
-"""Which tensors of a source the modules of a bundle stand for.
+"""Which tensors of a source the modules of a bundle were made of.
 
 Bundle, Model ── match ──> module of the bundle ─> its stack: tensors of the source, in order
 """

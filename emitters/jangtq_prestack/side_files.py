@@ -115,7 +115,7 @@ def _tokenizer(stored: bytes, template: str | None) -> bytes:
     if template is not None and document.get("chat_template") != template:
         document["chat_template"] = template
         text = json.dumps(document, indent=2, ensure_ascii=False)
-        # JSON may escape halves of a character, which are no text: they stay escapes.
+        # JSON may escape halves of a character, which are not text: they stay escapes.
         content = text.encode(errors="backslashreplace")
     return content
 

@@ -1,6 +1,6 @@
 """Affine quantization of groups of consecutive values: value = scale * code + bias.
 
-The scale may be negative: code 0 stands for the extreme of larger magnitude. Codes come from
+The scale may be negative: code 0 is the extreme of larger magnitude. Codes come from
 the float32 scale and bias; what is stored are those rounded to the value type of the source.
 Source: mlx 0.32.4 (CPU), `mx.quantize` and `mx.dequantize` with mode "affine".
 """

@@ -49,7 +49,7 @@ def _load(values: Array, before: Array, after: Array, lanes: Array) -> None:
 
 @factory
 def _encoder(level_bits: int) -> Callable[..., None]:
-    """level_bits: of codes that stand for levels, for which loops are unrolled; else 0."""
+    """level_bits: of codes that name levels, for which loops are unrolled; else 0."""
 
     @kernel(reads("uint32"), reads("float32"), int64_pair, int64, writes("uint32"))
     def encode_hfq(
@@ -124,7 +124,7 @@ def encode_blocks(values: Array, code: int) -> Array:
 
 
 def decode_blocks(blocks: Array, code: int, count: int) -> Array:
-    """The float32 values [count] that blocks stand for, rotated back.
+    """The float32 values [count] that blocks encode, rotated back.
 
     blocks, code: as in `encode_blocks`.
     Raises: ValueError for another code, or if the blocks are not those of so many values.
@@ -255,7 +255,7 @@ def _beyond_lines(groups: Array, held: HfqBlocks, added: Array) -> Array:
         decoded = held.codes * scale + (low if low.size else 0)
     step = np.abs(scale)
     if low.size:
-        # A group of equal values has no step, and 1 stands for it.
+        # A group of equal values has no step, and 1 is used.
         step = np.where((step == 1) & (held.codes.max(axis=1, keepdims=True) == 0), 0, step)
     else:
         # Cut off, not rounded: twice the unit.

@@ -101,7 +101,7 @@ def e4m3_value(code: np.uint8) -> np.float32:
 def e8m0_byte(least: np.float32) -> np.uint8:
     """The byte of the smallest power of two that is not below `least`; 127 (1.0) for zero.
 
-    2**-127, the smallest power there is, stands in for smaller ones: mlx lets the byte wrap
+    2**-127, the smallest power there is, replaces smaller ones: mlx lets the byte wrap
     around there, which turns a group of tiny values into a group of enormous ones.
     """
     bits = bits_of(least)

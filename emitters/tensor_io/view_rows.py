@@ -72,7 +72,7 @@ class ViewReader:
         stored = _in_order(self.source.rectangle(tensor, rows, columns), part, rows, columns)
         self._check(stored, tensor, tensor.dtype, lambda flat: place_of(view, at, flat))
         step = how.by_way_of or tensor.dtype
-        # The common case is no cast and no copy.
+        # Most often there is no cast and no copy.
         return cast(cast(stored, tensor.dtype, step), step, how.dtype, cuts_off=how.cuts_off)
 
     def _dequantized(self, view: View, part: Rectangle, how: Cast, at: int) -> Array:

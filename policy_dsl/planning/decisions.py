@@ -118,7 +118,7 @@ def _rule_findings(
             continue
         found += parts.idle(compiled)
         if not tally.won[index]:
-            # With `extends`, the winners may stand in another file than the loser.
+            # With `extends`, the winners may be in another file than the loser.
             winners = dict.fromkeys(rules[at].origin for at in sorted(tally.beaten_by[index]))
             found.append(
                 diagnostic(

@@ -157,7 +157,7 @@ def _shares(modules: Modules, count: int) -> Modules:
 
 
 def _differ(before: OutlineModule, after: OutlineModule) -> bool:
-    # Rules and lines are no part of it: the same bundle comes of both.
+    # Rules and lines are not part of it: the same bundle comes of both.
     return (before.stored, before.nbytes) != (after.stored, after.nbytes)
 
 

@@ -145,7 +145,7 @@ def groups(modules: Iterable[OutlineModule]) -> tuple[Group, ...]:
     for module in modules:
         first_seen.setdefault(module.kind, len(first_seen))
         found.setdefault((module.kind, module.treatment, module.rule), []).append(module)
-    # Layers are no part of the key: treatments alike far apart are one line.
+    # Layers are not part of the key: treatments alike far apart are one line.
     made = [_group(key, members) for key, members in found.items()]
     return tuple(sorted(made, key=lambda group: (first_seen[group.role], group.layers)))
 

@@ -44,7 +44,7 @@ def pruning_of(policy: Policy, model: Model, saliency: Saliency | None) -> Pruni
     """The experts that a policy keeps of a model; None if it prunes none.
 
     saliency: what ranks experts. Without one that the policy needs, the first experts of every
-    layer stand in, so that sizes are known.
+    layer are taken, so that sizes are known.
     Raises: PolicyError if experts cannot be pruned so, or the saliency is not of this model.
     """
     if not policy.transforms:

@@ -197,7 +197,7 @@ SALIENCY = "saliency"
 _SOURCES = {
     "imatrix": "an importance matrix: run llama.cpp's llama-imatrix on the model, and give the "
     "file with --imatrix or `calibration imatrix`",
-    SALIENCY: "a ranking of the experts, of which the first in each layer stand in: run REAP's "
+    SALIENCY: "a ranking of the experts (a plan takes the first of each layer): run REAP's "
     "observer on the model, and give what it finds with --saliency or `calibration saliency`, "
     "or list those that stay with `prune experts keep …`",
 }

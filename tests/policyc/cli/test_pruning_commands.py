@@ -60,7 +60,7 @@ def test_a_plan_says_what_is_pruned_in_few_lines(run: Any) -> None:
 
 def test_a_plan_without_saliencies_says_what_it_needs(run: Any) -> None:
     _, out, _ = run("plan")
-    assert "by reap; the first of each layer stand in for them\n" in out
+    assert "by reap; not ranked yet, so planned with the first of each layer\n" in out
     assert "Needed before a build\n  a ranking of the experts" in out
     assert "not known  size of policyc.json" in out
     code, _, err = run("build", "-o", "never")
@@ -109,15 +109,16 @@ def test_explanations_tell_the_old_number_and_the_new_one(
 
 
 def test_without_a_ranking_nothing_is_told_for_sure(run: Any, tmp_path: Path) -> None:
-    stand_in = "8 -> 6 experts in 6 layers by reap; the first of each layer stand in for them"
+    how = "by reap; not ranked yet, so planned with the first of each layer"
+    unranked = f"8 -> 6 experts in 6 layers {how}"
     for name in (f"{FIRST}.1.w1.weight", f"{FIRST}.7.w1.weight"):
-        assert stand_in in run("explain", name)[1]
-        assert stand_in not in run("explain", name, "--saliency", REAP)[1]
+        assert unranked in run("explain", name)[1]
+        assert unranked not in run("explain", name, "--saliency", REAP)[1]
     found = document(run("explain", f"{FIRST}.7.w1.weight", "--format", "json")[1])
     assert found["left_out"] == "pruned: 6 of 8 experts stay, by reap (not ranked yet)"
     whole = tmp_path / "whole.qpol"
     whole.write_text("target mlx_affine\nall: 4bit g32\n", encoding="utf-8")
-    assert stand_in in run("diff", whole)[1]
+    assert unranked in run("diff", whole)[1]
 
 
 def test_a_difference_says_that_experts_were_pruned(run: Any, tmp_path: Path) -> None:
