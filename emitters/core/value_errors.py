@@ -97,8 +97,7 @@ def _tensor(plan: Plan, unit: Unit) -> ModelTensor:
 
 def _span(plan: Plan, unit: Unit) -> Span | None:
     """The treatment that was chosen, where the policy says it."""
-    decided_by = plan.modules[unit.module].decided_by
-    if decided_by is None:
+    rule = plan.rule_of(plan.modules[unit.module])
+    if rule is None:
         return dict(plan.policy.key_spans).get("defaults.otherwise")
-    rule = plan.policy.rules[decided_by]
     return rule.treatment_span or rule.span
