@@ -11,7 +11,7 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, Span
-from policy_dsl.documents.common import RuleAt
+from policy_dsl.documents import RuleAt
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import Policy, Rule
 from policy_dsl.quantities import counted

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NotRequired, TypedDict
 
-from policy_dsl.documents.common import Experts, Layer, Limits, Name, RuleAt, Sha256, Size
+from policy_dsl.documents import Experts, Layer, Limits, Name, RuleAt, Sha256, Size
 
 AddedExperts = Annotated[int, Limits(minimum=1, maximum=65536)]
 Bits = Annotated[int, Limits(minimum=1, maximum=64)]

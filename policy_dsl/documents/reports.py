@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypedDict
 
-from policy_dsl.documents.common import (
+from policy_dsl.documents import (
     Count,
     FindingEntry,
     GroupEntry,

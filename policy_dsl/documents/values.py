@@ -7,9 +7,10 @@ bool, None; `Annotated[T, Limits(…)]`. Published JSON Schemas are made of the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from math import isfinite
+from itertools import count, repeat
+from math import inf, isfinite
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -25,6 +26,7 @@ from typing import (
     is_typeddict,
 )
 
+from policy_dsl.documents import Limits
 from policy_dsl.escaping import shown
 
 Extra = Literal["forbid", "ignore"]
@@ -80,40 +82,43 @@ def fields_of(document: Any) -> dict[str, tuple[Any, bool]]:
 @cache
 def _check(kind: Any, extra: Extra) -> Check:
     origin, inner = get_origin(kind), get_args(kind)
-    if origin in _MAKERS:
-        return _MAKERS[origin](inner, extra)
-    return _object_check(kind, extra) if is_typeddict(kind) else _plain_check(kind)
+    if is_typeddict(kind):
+        return _object_check(fields_of(kind), extra)
+    if origin is Literal:
+        return _literal_check(inner)
+    if origin is Annotated:
+        return _limits_check(_check(inner[0], extra), inner[1])
+    if origin in (Union, UnionType):
+        return _union_check([_check(member, extra) for member in inner])
+    return _parts_check(origin, inner, extra) if origin else _plain_check(kind)
 
 
 def _plain_check(kind: Any) -> Check:
     said = f": not {_WORDS[kind]}"
     if kind is float:
-        return lambda value: None if _is_number(value) else said
+        return lambda value: None if type(value) in (int, float) and isfinite(value) else said
     return lambda value: None if kind is Any or type(value) is kind else said
 
 
-def _literal_check(known: Sequence[Any], _: Extra) -> Check:
+def _literal_check(known: Sequence[Any]) -> Check:
     said = f": not {' or '.join(map(repr, known))}"
     kinds = {type(value) for value in known}
     # 1 is not true, and 1.0 is not 1.
     return lambda value: None if type(value) in kinds and value in known else said
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and isfinite(value)
-
-
-def _first_inside(parts: Iterable[tuple[object, Check, Any]]) -> str | None:
-    """The first defect of the parts of a value, each with its key and check."""
-    for key, check, value in parts:
+def _first_inside(
+    keys: Iterable[object], checks: Iterable[Check], values: Iterable[Any]
+) -> str | None:
+    """The first defect of the parts of a value, after the key of the part."""
+    for key, check, value in zip(keys, checks, values, strict=False):
         defect = check(value)
         if defect is not None:
             return f".{shown(str(key), _LONGEST_KEY)}{defect}"
     return None
 
 
-def _object_check(document: Any, extra: Extra) -> Check:
-    fields = fields_of(document)
+def _object_check(fields: Mapping[str, tuple[Any, bool]], extra: Extra) -> Check:
     checks = {key: _check(kind, extra) for key, (kind, _) in fields.items()}
     required = [key for key, (_, needed) in fields.items() if needed]
 
@@ -123,44 +128,38 @@ def _object_check(document: Any, extra: Extra) -> Check:
         missing = next((key for key in required if key not in value), None)
         if missing is not None:
             return f".{missing}: missing"
-        if extra == "forbid" and not value.keys() <= checks.keys():
-            unknown = next(key for key in value if key not in checks)
+        unknown = next((key for key in value if key not in checks), None)
+        if unknown is not None and extra == "forbid":
             return f".{shown(unknown, _LONGEST_KEY)}: not a known key"
-        return _first_inside((key, checks[key], value[key]) for key in checks if key in value)
+        keys = [key for key in checks if key in value]
+        return _first_inside(keys, map(checks.__getitem__, keys), map(value.__getitem__, keys))
 
     return check
 
 
-def _list_check(inner: Sequence[Any], extra: Extra) -> Check:
-    check = _check(inner[0], extra)
-    return lambda value: (
-        _first_inside((at, check, item) for at, item in enumerate(value))
-        if type(value) is list
-        else ": not a list"
-    )
+def _parts_check(origin: Any, inner: Sequence[Any], extra: Extra) -> Check:
+    """The check of a list, a mapping, or a tuple: a list of fixed length."""
+    checks = [_check(member, extra) for member in inner]
+
+    def of_list(value: Any) -> str | None:
+        if type(value) is not list:
+            return ": not a list"
+        return _first_inside(count(), repeat(checks[0]), value)
+
+    def of_row(value: Any) -> str | None:
+        if type(value) is not list or len(value) != len(checks):
+            return f": not a list of {len(checks)}"
+        return _first_inside(count(), checks, value)
+
+    def of_mapping(value: Any) -> str | None:
+        if type(value) is not dict:
+            return ": not an object"
+        return _first_inside(value, repeat(checks[1]), value.values())
+
+    return {list: of_list, tuple: of_row, dict: of_mapping}[origin]
 
 
-def _row_check(inner: Sequence[Any], extra: Extra) -> Check:
-    columns = [_check(member, extra) for member in inner]
-    return lambda value: (
-        _first_inside(zip(range(len(value)), columns, value, strict=True))
-        if type(value) is list and len(value) == len(columns)
-        else f": not a list of {len(columns)}"
-    )
-
-
-def _mapping_check(inner: Sequence[Any], extra: Extra) -> Check:
-    check = _check(inner[1], extra)
-    return lambda value: (
-        _first_inside((key, check, item) for key, item in value.items())
-        if type(value) is dict
-        else ": not an object"
-    )
-
-
-def _union_check(inner: Sequence[Any], extra: Extra) -> Check:
-    members = [_check(member, extra) for member in inner]
-
+def _union_check(members: Sequence[Check]) -> Check:
     def check(value: Any) -> str | None:
         found = []
         for member in members:
@@ -175,38 +174,27 @@ def _union_check(inner: Sequence[Any], extra: Extra) -> Check:
     return check
 
 
-def _limits_check(inner: Sequence[Any], extra: Extra) -> Check:
-    check_value, limits = _check(inner[0], extra), inner[1]
-    pattern, keys = (re.compile(text or ".*", re.DOTALL) for text in (limits.pattern, limits.keys))
+def _limits_check(check_value: Check, limits: Limits) -> Check:
+    ends = (limits.least, limits.minimum), (limits.most, limits.maximum)
+    least, low = (-inf if end is None else end for end in ends[0])
+    most, high = (inf if end is None else end for end in ends[1])
+    pattern, keys = (text and re.compile(text, re.DOTALL) for text in (limits.pattern, limits.keys))
 
     def check(value: Any) -> str | None:
-        if isinstance(value, Sized) and not _is_within(len(value), limits.least, limits.most):
+        kind = type(value)
+        if kind in (str, list, dict) and not least <= len(value) <= most:
             return f": has {len(value):,} entries"
-        if isinstance(value, dict):
+        if kind is dict and keys:
             wrong = next((key for key in value if not keys.fullmatch(key)), None)
             if wrong is not None:
                 return f".{shown(wrong, _LONGEST_KEY)}: not a known key"
         defect = check_value(value)
-        if defect is None and isinstance(value, int | float):
-            in_range = _is_within(value, limits.minimum, limits.maximum)
-            return None if in_range else ": out of range"
-        if defect is None and isinstance(value, str) and not pattern.fullmatch(value):
+        if defect is not None:
+            return defect
+        if kind in (int, float) and not low <= value <= high:
+            return ": out of range"
+        if pattern and not pattern.fullmatch(value):
             return f": not of the form {pattern.pattern}"
-        return defect
+        return None
 
     return check
-
-
-def _is_within(value: float, low: int | None, high: int | None) -> bool:
-    return (low is None or value >= low) and (high is None or value <= high)
-
-
-_MAKERS: dict[Any, Callable[[Sequence[Any], Extra], Check]] = {
-    Annotated: _limits_check,
-    Literal: _literal_check,
-    Union: _union_check,
-    UnionType: _union_check,
-    list: _list_check,
-    tuple: _row_check,
-    dict: _mapping_check,
-}

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from policy_dsl.documents.common import RuleAt
+from policy_dsl.documents import RuleAt
 from policy_dsl.planning.outline import Outline, OutlineModule
 from policy_dsl.quantities import layer_list
 

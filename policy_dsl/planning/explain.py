@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from policy_dsl.diagnostics import fail, nearest
-from policy_dsl.documents.common import RuleAt
+from policy_dsl.documents import RuleAt
 from policy_dsl.linear_patterns import PatternError
 from policy_dsl.plan import Module, Omission, Plan, rule_place
 from policy_dsl.planning.decisions import trace

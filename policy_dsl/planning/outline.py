@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from policy_dsl.diagnostics import Diagnostic
-from policy_dsl.documents.common import RuleAt
+from policy_dsl.documents import RuleAt
 from policy_dsl.plan import Module, Plan, Pruning
 from policy_dsl.quantities import bits_per_weight
 from policy_dsl.treatments import Coded, Plain, Stored, Unread, describe

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, cast
 
-from policy_dsl.documents.common import RuleAt
+from policy_dsl.documents import RuleAt
 from policy_dsl.documents.record import (
     ModuleRow,
     RecordDocument,

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from policy_dsl.codes import code_of
 from policy_dsl.diagnostics import Diagnostic
-from policy_dsl.documents.common import FindingEntry
+from policy_dsl.documents import FindingEntry
 from policy_dsl.documents.reports import FindingsDocument
 from policy_dsl.documents.values import entry_of
 

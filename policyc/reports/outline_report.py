@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from policy_dsl.documents.common import GroupEntry, TransformEntry
+from policy_dsl.documents import GroupEntry, TransformEntry
 from policy_dsl.documents.reports import InspectBundleDocument
 from policy_dsl.documents.values import entry_of
 from policy_dsl.plan import Pruning

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail, json_text
-from policy_dsl.documents.common import GroupEntry, TransformEntry
+from policy_dsl.documents import GroupEntry, TransformEntry
 from policy_dsl.documents.plan import (
     DroppedFile,
     DroppedTensor,

@@ -23,8 +23,7 @@ from typing import (
 import jsonschema
 import pytest
 
-from policy_dsl.documents import plan, record, reports
-from policy_dsl.documents.common import Limits
+from policy_dsl.documents import Limits, plan, record, reports
 from policy_dsl.documents.values import fields_of, first_defect
 from policy_dsl.resources import document_schemas
 
