@@ -22,7 +22,7 @@ import numpy as np
 
 from emitters.numerics.hfq import decode_blocks, encode_blocks
 from emitters.numerics.rounding import cast
-from policy_dsl.sources.hfq_codes import code_name
+from policy_dsl.sources.hfq_container import code_name
 
 CODES = (13, 15, 17, 18, 6, 7, 8, 3, 19, 20)
 

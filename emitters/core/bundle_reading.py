@@ -21,10 +21,9 @@ from policy_dsl.inventory import LAYER_NUMBER, Inventory, TensorInfo
 from policy_dsl.planning.outline import Outline, OutlineModule, stored_as
 from policy_dsl.quantities import counted, first_few
 from policy_dsl.regular_files import read_whole
+from policy_dsl.roles.quantization import quantization_of
 from policy_dsl.sources.checkpoint import CONFIG, MAX_CONFIG_NBYTES
-from policy_dsl.sources.foreign_files import ensure_no_other_file
-from policy_dsl.sources.quantization import quantization_of
-from policy_dsl.sources.reference import is_hfq_file, open_source
+from policy_dsl.sources.reference import is_hfq_file, open_source, refuse_other_file
 from policy_dsl.treatments import Coded, Plain, Stored, Unread
 
 
@@ -76,7 +75,7 @@ def open_bundle(
     """
     if not path.is_dir() and not (path.exists() and is_hfq_file(path)):
         if path.exists():
-            ensure_no_other_file(path)
+            refuse_other_file(path)
         raise fail("not-a-bundle", path=str(path), reason="it is not a folder")
     inventory = open_source(str(path), links=links)
     folder = path if path.is_dir() else path.parent

@@ -19,7 +19,7 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
 from policy_dsl.quantities import both_units
 from policy_dsl.regular_files import read_range
-from policy_dsl.roles.scales import FP8_DTYPES
+from policy_dsl.roles.quantization import FP8_DTYPES
 from policy_dsl.sources.checkpoint import CONFIG, find_index
 
 # For the journal, and for what the file system itself takes.

@@ -20,7 +20,7 @@ from emitters.numerics.value_types import Array
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.formats import Context, Parts, Slack, Statistics, UnstorableError
 from policy_dsl.plan import Module, Plan, coded_modules
-from policy_dsl.sources.hfq_codes import QUANT_CODES
+from policy_dsl.sources.hfq_container import QUANT_CODES
 from policy_dsl.treatments import Coded
 
 

@@ -16,7 +16,7 @@ from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.formats import FileContents, in_order
 from policy_dsl.plan import Module, Plan, PlannedTensor
 from policy_dsl.reader_config import written_config
-from policy_dsl.sources.hfq_codes import QUANT_CODES
+from policy_dsl.sources.hfq_container import QUANT_CODES
 
 READER = "hipfire"
 SCALE = "awq_scale_gate_up"

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from emitters.hipfire_hfq.container import SCALE
-from policy_dsl.sources.hfq_codes import code_name
-from policy_dsl.sources.hfq_container import HfqTensor
+from policy_dsl.sources.hfq_container import HfqTensor, code_name
 
 # (tensor, or empty for what concerns the whole file, and what is wrong)
 Defect = tuple[str, str]

@@ -22,8 +22,13 @@ from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import Claim, FileContents, Forms, Tensors
 from policy_dsl.plan import Plan
 from policy_dsl.roles.architecture import architecture, facts_of, model_types
-from policy_dsl.sources.hfq_codes import ARCH_FAMILIES, QUANT_CODES
-from policy_dsl.sources.hfq_container import HfqContainer, HfqTensor, read_container
+from policy_dsl.sources.hfq_container import (
+    ARCH_FAMILIES,
+    QUANT_CODES,
+    HfqContainer,
+    HfqTensor,
+    read_container,
+)
 from policy_dsl.sources.local_files import local_files
 from policy_dsl.treatments import Coded
 

@@ -17,7 +17,7 @@ from policy_dsl.plan import Module, PlannedTensor, coded_modules
 from policy_dsl.policy import Policy
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.roles.published_names import expert_path, experts_path, published_name
-from policy_dsl.sources.hfq_codes import QUANT_CODES, stored_nbytes
+from policy_dsl.sources.hfq_container import QUANT_CODES, stored_nbytes
 from policy_dsl.treatments import Plain, Stored, scheme_of
 
 # (scheme, group size) -> quant code.

@@ -29,7 +29,7 @@ from emitters.numerics.jit import device, factory, int64, int64_pair, kernel, la
 from emitters.numerics.reach import FLOORS, HALF_REACH, UNITS, slack_of
 from emitters.numerics.value_types import F32, Array, flat
 from policy_dsl.formats import Slack
-from policy_dsl.sources.hfq_codes import QUANT_CODES, QuantCode
+from policy_dsl.sources.hfq_container import QUANT_CODES, QuantCode
 
 _Q8 = 3
 # Of the root mean square of what is rotated: errors of float32 additions, in any order.

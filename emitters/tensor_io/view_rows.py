@@ -14,7 +14,7 @@ from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.read import Source
 from policy_dsl.diagnostics import PermanentError, diagnostic, fail
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.roles.scales import fp8_block
+from policy_dsl.roles.quantization import Blocks
 from policy_dsl.views import Rectangle, View, index_of
 
 # Rows up to this many values are worked on whole, whatever becomes of them.
@@ -120,7 +120,7 @@ class ViewReader:
         tensor, scale = view.tensor, _scale_of(view)
         shapes = tensor.shape, scale.shape
         if shapes not in self._blocks:
-            block = fp8_block(self._config, tensor, scale)
+            block = Blocks(self._config).of(tensor, scale)
             if block is None:
                 raise fail("missing-scale", tensors="1 tensor", names=tensor.name)
             self._blocks[shapes] = block

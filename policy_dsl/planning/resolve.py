@@ -21,7 +21,7 @@ from policy_dsl.policy import Policy
 from policy_dsl.quantities import parse_size
 from policy_dsl.roles.architecture import Architecture
 from policy_dsl.roles.classify import Model, architecture_of, classify
-from policy_dsl.sources.quantization import leftover, quantization_of
+from policy_dsl.roles.quantization import leftover, quantization_of
 from policy_dsl.sources.saliency import Saliency
 
 _NO_PREFACE = "its metadata hold the source's tokenizer and template"

@@ -5,6 +5,7 @@ Inventory ── architecture: what names mean ── scales ── completeness
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +17,7 @@ from policy_dsl.roles.completeness import Presence, review
 from policy_dsl.roles.config_facts import TIED, ConfigFacts, config_findings, read_config
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.roles.name_rules import Fusion, NameRule, Need, Role, numbered_key
-from policy_dsl.roles.scales import FP8, Scales, find_scales, is_activation_scale
+from policy_dsl.roles.quantization import FP8, Scales, find_scales
 from policy_dsl.views import Alternate, Expert, Operation, Slice, Transposed
 
 __all__ = ["Architecture", "Model", "ModelTensor", "architecture", "classify", "families"]
@@ -26,6 +27,15 @@ _READABLE = ("a plain tensor is BF16, F16 or F32", "a matrix is BF16, F16, F32, 
 _TOWERS = frozenset({"vision", "audio"})
 _QUANTIZED_ENDINGS = (".weight_packed", ".qweight", ".qzeros", ".scales", ".biases", ".g_idx")
 _ALREADY_QUANTIZED = "some of these names belong to an already quantized checkpoint"
+# The last part of names. Readers that compute in 16 bits do not need them.
+_ACTIVATION_SCALES = frozenset(
+    ("input_scale", "activation_scale", "output_scale", "k_scale", "v_scale", "kv_scale")
+)
+# What hipfire's quantizer adds to a model, and what it is.
+_ADDED = (
+    (re.compile(r"\.awq_scale\w*\.weight$"), "AWQ scales that activations are divided by"),
+    (re.compile(r"\.lr_[uv]\.weight$"), "low-rank correction of a matrix"),
+)
 # An MXFP4 block is 16 bytes of two 4-bit codes each.
 _MXFP4_BLOCK = 32
 
@@ -46,6 +56,24 @@ def classify(inventory: Inventory) -> Model:
     model = reading.model()
     _raise_if_any(review(model, presence))
     return model
+
+
+def classify_hfq(inventory: Inventory) -> Model:
+    """The model of an HFQ file, for people to see: roles by names and logical shapes.
+
+    Raises: PolicyError as `classify` does, but never for a dtype.
+    """
+    tensors = inventory.tensors
+    added = {name: reason for name in tensors for pattern, reason in _ADDED if pattern.search(name)}
+    # Names and shapes are the original checkpoint's; only its dtypes are gone.
+    values = {key: one._replace(dtype="F16") for key, one in tensors.items() if key not in added}
+    model = classify(replace(inventory, tensors=values))
+    ignored = ((tensor.name, reason) for tensor, reason in model.ignored)
+    return replace(
+        model,
+        tensors=tuple(replace(known, source=tensors[known.source.name]) for known in model.tensors),
+        ignored=tuple((tensors[name], reason) for name, reason in (*ignored, *added.items())),
+    )
 
 
 def _raise_if_any(findings: Iterator[Diagnostic]) -> None:
@@ -118,7 +146,7 @@ class _Reading:
         first = self.facts.n_layers
         beyond = bool(numbers) and first <= numbers[0] < first + self.facts.n_mtp_blocks
         other = outside(self.facts.table, key, beyond=beyond)
-        if other is None and is_activation_scale(tensor.name):
+        if other is None and tensor.name.rpartition(".")[2] in _ACTIVATION_SCALES:
             self.ignored.append((tensor, "scales of activations, which weights do not need"))
         elif other is None:
             (self.unknown if rule is None else self.beyond).append(tensor.name)

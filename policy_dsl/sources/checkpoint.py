@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from os.path import splitext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -29,14 +30,18 @@ from policy_dsl.diagnostics import (
 )
 from policy_dsl.escaping import is_plain_name, shown
 from policy_dsl.inventory import Inventory, TensorInfo
+from policy_dsl.quantities import first_few
 from policy_dsl.regular_files import refuse_placeholder
 from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, header_nbytes, parse_header
 
 SUFFIX = ".safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HFQ_MAGIC = b"HFQM"
+# The extensions that hipfire's quantizer and the published files use.
+HFQ_EXTENSION = re.compile(r"\.(hfq[0-9]?|mq[0-9](-lloyd)?|q8f16)$")
 # Larger than any config, entries for single modules included.
 MAX_CONFIG_NBYTES = 32 * 2**20
 # Twice the size of the largest tokenizers.
@@ -46,9 +51,23 @@ MAX_INDEX_NBYTES = 128 * 2**20
 # The first read of a shard: mostly it holds the whole header, which saves a round trip.
 FIRST_NBYTES = 1 << 16
 
-# The extensions that hipfire's quantizer and the published files use.
-_HFQ_EXTENSION = re.compile(r"\.(hfq[0-9]?|mq[0-9](-lloyd)?|q8f16)$")
 _NUMBERED = re.compile(r"(.+)-([0-9]{1,6})-of-([0-9]{1,6})\.safetensors")
+# How names of what people give instead of a checkpoint end -> what such files are.
+_KINDS: Mapping[str, str] = {
+    ".gguf": "a GGUF model of llama.cpp",
+    ".onnx": "an ONNX model",
+    ".tflite": "a TensorFlow Lite model",
+    ".task": "a MediaPipe model",
+    ".litertlm": "a LiteRT model",
+    ".mlmodel": "a Core ML model",
+    ".engine": "a TensorRT engine",
+    ".xml": "an OpenVINO model",
+    ".h5": "a TensorFlow checkpoint",
+    ".msgpack": "a Flax checkpoint",
+    ".npz": "a NumPy archive, as MLX once wrote",
+}
+# What to do about files that are not a checkpoint's.
+ORIGINAL = "it is not read: give the safetensors checkpoint that it was made of"
 
 T = TypeVar("T")
 Apply = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
@@ -82,30 +101,27 @@ def read_checkpoint(
     """The inventory of a checkpoint, called `name`, whose files can be read at `root`.
 
     apply: like `map`; runs the reading of headers, so an executor's map reads several at once.
-    Raises: PolicyError with the defects of all its files, UnreadableError if files are missing
-    and nothing else is wrong.
+    Raises: PolicyError if the files are known to be something else, or with the defects of all
+    of them; UnreadableError if files are missing and nothing else is wrong.
     """
-    errors: list[PolicyError] = []
+    _refuse_other(files)
     # Both are tried before anything is raised: one run shows every defect.
-    config = _collect(errors, lambda: _config(files))
-    headers = _collect(errors, lambda: _headers(files, apply))
-    if config is None or headers is None:
-        raise joined(errors)
-    index = find_index(files.sizes)
-    # A warning, if there are safetensors files beside the shards.
-    left = sorted({file for file in files.sizes if file.endswith(SUFFIX)} - headers.keys())
-    strays = listed(left) + (" is" if len(left) == 1 else " are")
+    config, headers = _tried(_config, files), _tried(_headers, files, apply)
+    if isinstance(config, PolicyError) or isinstance(headers, PolicyError):
+        raise joined(read for read in (config, headers) if isinstance(read, PolicyError))
+    left = [file for file in weights_of(files) if file not in headers]
+    strays = f"{listed(left)} {'is' if len(left) == 1 else 'are'}"
     stray = diagnostic("stray-safetensors", place=files.place, files=strays)
-    beside = {
-        file: size
-        for file, size in files.sizes.items()
-        if file not in (CONFIG, index) and not file.endswith(SUFFIX)
-    }
+    read = (CONFIG, find_index(files.sizes))
     return Inventory(
         id=name,
         config=config,
         tensors={key: tensor for held in headers.values() for key, tensor in held.items()},
-        side_files=beside,
+        side_files={
+            file: size
+            for file, size in files.sizes.items()
+            if file not in read and not file.endswith(SUFFIX)
+        },
         unread=files.unread,
         root=root,
         file_nbytes={file: files.sizes[file] for file in headers},
@@ -141,10 +157,9 @@ def indexed(files: CheckpointFiles, index: str) -> dict[str, str]:
     weight_map = read_json(files, index, most=MAX_INDEX_NBYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise _bad_json(index, "it has no weight_map")
-    shards = weight_map.values()
-    if not all(type(shard) is str for shard in shards):
+    if not all(type(shard) is str for shard in weight_map.values()):
         raise _bad_json(index, "its weight_map holds no file names")
-    wrong = sorted(shard for shard in set(shards) if not is_shard_name(shard))
+    wrong = sorted(shard for shard in set(weight_map.values()) if not is_shard_name(shard))
     if wrong:
         raise PolicyError(diagnostic("shard-outside", file=shown(shard)) for shard in wrong)
     return weight_map
@@ -169,19 +184,12 @@ def finite(value: Any) -> Any:
         return {"__float__": "NaN" if math.isnan(value) else signed}
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def is_called_hfq(name: str) -> bool:
-    """Whether a file has a name as HFQ files have."""
-    return _HFQ_EXTENSION.search(name) is not None
-
-
-def hfq_model_name(file: str) -> str:
-    """The name of an HFQ file without its extension."""
-    return _HFQ_EXTENSION.sub("", file)
+def weights_of(files: CheckpointFiles) -> list[str]:
+    """The safetensors files, sorted."""
+    return sorted(file for file in files.sizes if file.endswith(SUFFIX))
 
 
 def find_index(sizes: Mapping[str, int]) -> str | None:
@@ -193,26 +201,65 @@ def find_index(sizes: Mapping[str, int]) -> str | None:
     return others[0] if len(others) == 1 else None
 
 
-def listed(files: list[str], limit: int = 4) -> str:
+def listed(files: Iterable[str]) -> str:
     """The first few files, and how many are left out."""
-    more = f" and {len(files) - limit} more" if len(files) > limit else ""
-    return ", ".join(shown(file, 80) for file in files[:limit]) + more
+    return first_few((shown(file, 80) for file in files), 4)
 
 
-def joined(errors: list[PolicyError]) -> PolicyError:
+def joined(errors: Iterable[PolicyError]) -> PolicyError:
     """One error with all defects; an UnreadableError if all of them are."""
+    errors = list(errors)
     kind = UnreadableError if all(isinstance(e, UnreadableError) for e in errors) else PolicyError
     return kind(defect for error in errors for defect in error.diagnostics)
 
 
-def _collect(errors: list[PolicyError], read: Callable[[], T]) -> T | None:
+def pickled_weights(place: str, files: Iterable[str]) -> PolicyError:
+    """The error of weights that only running code could read."""
+    cure = "use a revision or conversion of the model with safetensors files"
+    return fail("pickled-weights", place=place, files=listed(files), suggestion=cure)
+
+
+def not_a_checkpoint(place: str, what: str, cure: str) -> PolicyError:
+    """The error of what is known to be something else."""
+    return fail("not-a-checkpoint", place=place, what=what, suggestion=cure)
+
+
+def kind_of(name: str) -> str:
+    """What files of this name are that are not a checkpoint's; empty if that is not known."""
+    return _KINDS.get(splitext(name)[1].lower(), "")
+
+
+def _refuse_other(files: CheckpointFiles) -> None:
+    """Raises: PolicyError if the files are known to be something else than a checkpoint's."""
+    weights, place = weights_of(files), files.place
+    if ADAPTER in files.sizes and all(name.startswith("adapter") for name in weights):
+        config = read_json(files, ADAPTER)
+        # PEFT and mlx-lm name the model under different keys.
+        base = config.get("base_model_name_or_path") or config.get("model")
+        what = "a LoRA adapter" if str(config.get("peft_type", "LORA")) == "LORA" else "an adapter"
+        if isinstance(base, str) and base:
+            what = f"{what} for {shown(base, 120)}"
+        cure = "merge it into that model first, and give the merged checkpoint"
+        raise not_a_checkpoint(place, what, cure)
+    if weights or find_index(files.sizes):
+        return
+    if "model_index.json" in files.sizes:
+        cure = f"give the folder of its language model, such as {place}/text_encoder"
+        raise not_a_checkpoint(place, "a pipeline of diffusers", cure)
+    # What is beside the model may not have been looked at.
+    for name in (*files.sizes, *files.unread):
+        if kind := kind_of(name):
+            raise not_a_checkpoint(place, f"{kind} ({shown(name, 80)})", ORIGINAL)
+
+
+def _tried(read: Callable[..., T], *given: Any) -> T | PolicyError:
+    """What is read, or its error, so that the defects of all files come at once."""
     try:
-        return read()
+        return read(*given)
     except UnreachableError:
         raise
     except PolicyError as error:
-        errors.append(error)
-        return None
+        return error
 
 
 def _config(files: CheckpointFiles) -> dict[str, Any]:
@@ -226,13 +273,10 @@ def _config(files: CheckpointFiles) -> dict[str, Any]:
 def _headers(files: CheckpointFiles, apply: Apply) -> dict[str, Header]:
     index = find_index(files.sizes)
     weight_map = indexed(files, index) if index else None
-    if weight_map is None:
-        names, missing = _unindexed(files.place, files.sizes)
-    else:
-        names, missing = _indexed(files.sizes, weight_map)
+    names, missing = _unindexed(files) if weight_map is None else _indexed(files, weight_map)
     errors: list[PolicyError] = [UnreadableError(missing)] if missing else []
     headers: dict[str, Header] = {}
-    for name, read in zip(names, apply(partial(_header, files), names), strict=True):
+    for name, read in zip(names, apply(partial(_tried, _header, files), names), strict=True):
         if isinstance(read, PolicyError):
             errors.append(read)
         else:
@@ -245,83 +289,67 @@ def _headers(files: CheckpointFiles, apply: Apply) -> dict[str, Header]:
     return headers
 
 
-def _header(files: CheckpointFiles, file: str) -> Header | PolicyError:
-    # Returned, not raised: every shard is read, so that all defects come at once.
+def _header(files: CheckpointFiles, file: str) -> Header:
     size = files.sizes[file]
-    try:
-        first = files.read(file, 0, min(size, FIRST_NBYTES))
-        refuse_placeholder(file, first, size)
-        stop = LENGTH_NBYTES + header_nbytes(first, file=file, file_nbytes=size)
-        if stop > len(first):
-            first += files.read(file, len(first), stop)
-        return parse_header(first[LENGTH_NBYTES:stop], file=file, file_nbytes=size)
-    except UnreachableError:
-        raise
-    except PolicyError as error:
-        return error
+    first = files.read(file, 0, min(size, FIRST_NBYTES))
+    refuse_placeholder(file, first, size)
+    stop = LENGTH_NBYTES + header_nbytes(first, file=file, file_nbytes=size)
+    if stop > len(first):
+        first += files.read(file, len(first), stop)
+    return parse_header(first[LENGTH_NBYTES:stop], file=file, file_nbytes=size)
 
 
 def _indexed(
-    sizes: Mapping[str, int], weight_map: Mapping[str, str]
+    files: CheckpointFiles, weight_map: Mapping[str, str]
 ) -> tuple[list[str], list[Diagnostic]]:
     """The shards to read, sorted, and what is missing, where there is an index."""
     # What the names count up to does not matter here: publishers get it wrong.
     needed = Counter(weight_map.values())
+    cure = "fetch the file, or the whole checkpoint again"
     missing = grouped(
         diagnostic(
             "missing-shard",
             file=file,
             expected=f"the index puts {needed[file]} tensors in it",
-            suggestion="fetch the file, or the whole checkpoint again",
+            suggestion=cure,
         )
-        for file in sorted(needed)
-        if file not in sizes
+        for file in sorted(needed.keys() - files.sizes.keys())
     )
-    return sorted(file for file in needed if file in sizes), missing
+    return sorted(needed.keys() & files.sizes.keys()), missing
 
 
-def _unindexed(place: str, sizes: Mapping[str, int]) -> tuple[list[str], list[Diagnostic]]:
+def _unindexed(files: CheckpointFiles) -> tuple[list[str], list[Diagnostic]]:
     """The shards to read, sorted, and what is missing, where there is no index.
 
     Raises: PolicyError if it is not clear which files are the weights.
     """
-    files = sorted(file for file in sizes if file.endswith(SUFFIX))
-    if not files:
-        pickles = sorted(file for file in sizes if file.endswith(PICKLES))
-        if pickles:
-            raise pickled_weights(place, listed(pickles))
+    weights, place = weights_of(files), files.place
+    if not weights:
+        if pickles := sorted(file for file in files.sizes if file.endswith(PICKLES)):
+            raise pickled_weights(place, pickles)
         raise UnreadableError([diagnostic("no-weights", place=place)])
     # The name that loaders look for first.
-    if "model.safetensors" in files:
+    if "model.safetensors" in weights:
         return ["model.safetensors"], []
-    parts = [part for part in map(_NUMBERED.fullmatch, files) if part]
-    if len(files) == 1 and not parts:
-        return files, []
-    kinds = {(part[1], part[3]) for part in parts}
-    if len(kinds) != 1 or len(parts) > int(parts[0][3]):
+    parts = [part for part in map(_NUMBERED.fullmatch, weights) if part]
+    if len(weights) == 1 and not parts:
+        return weights, []
+    if len({(part[1], part[3]) for part in parts}) != 1 or len(parts) > int(parts[0][3]):
         cure = f"add {INDEX}, or give one of the files"
-        raise fail("ambiguous-weights", place=place, files=listed(files), suggestion=cure)
-    return [part[0] for part in parts], list(_gaps(parts))
-
-
-def pickled_weights(place: str, files: str) -> PolicyError:
-    """The error of weights that only running code could read."""
-    cure = "use a revision or conversion of the model with safetensors files"
-    return fail("pickled-weights", place=place, files=files, suggestion=cure)
-
-
-def _gaps(parts: list[re.Match[str]]) -> Iterator[Diagnostic]:
+        raise fail("ambiguous-weights", place=place, files=listed(weights), suggestion=cure)
     stem, total = parts[0][1], parts[0][3]
     present = {int(part[2]) for part in parts}
     # MiniMax-M2.7 counts from 0 (and to a wrong total, which only an index can set right).
     begin = 0 if 0 in present else 1
     numbers = range(begin, begin + int(total))
-    missing = next((number for number in numbers if number not in present), None)
-    if missing is not None:
-        file = f"{stem}-{missing:0{len(total)}d}-of-{total}{SUFFIX}"
-        expected = f"{len(present)} of {total} numbered files are, and no index"
-        cure = f"fetch the rest; if the count in the names is wrong, add {INDEX}"
-        yield diagnostic("missing-shard", file=file, expected=expected, suggestion=cure)
+    gap = next((number for number in numbers if number not in present), None)
+    if gap is None:
+        return [part[0] for part in parts], []
+    file = f"{stem}-{gap:0{len(total)}d}-of-{total}{SUFFIX}"
+    expected = f"{len(present)} of {total} numbered files are, and no index"
+    cure = f"fetch the rest; if the count in the names is wrong, add {INDEX}"
+    missing = diagnostic("missing-shard", file=file, expected=expected, suggestion=cure)
+    return [part[0] for part in parts], [missing]
 
 
 def _placement_defects(

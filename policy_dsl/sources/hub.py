@@ -29,7 +29,6 @@ from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import diagnostic, fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.sources.checkpoint import UnreachableError, read_checkpoint
-from policy_dsl.sources.foreign_files import ensure_checkpoint
 from policy_dsl.sources.side_files import is_looked_at, unread
 
 MAX_LISTING_NBYTES = 64_000_000
@@ -86,7 +85,6 @@ def open_hub(repository: str, revision: str | None) -> Inventory:
     # Many shards at once: over a network, waiting is what takes the time.
     pool = ThreadPoolExecutor(WORKERS)
     try:
-        ensure_checkpoint(files)
         model = read_checkpoint(files, name=repository, root=None, apply=pool.map)
     finally:
         # After a refusal or an interrupt the shards still to come are not asked for.

@@ -9,31 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from policy_dsl.diagnostics import PolicyError, Span, fail
 from policy_dsl.escaping import decoded
 from policy_dsl.inventory import Inventory
-from policy_dsl.regular_files import read_range, refuse_special, unreadable
-from policy_dsl.sources.checkpoint import (
-    CONFIG,
-    HFQ_MAGIC,
-    SUFFIX,
-    find_index,
-    hfq_model_name,
-    indexed,
-    is_called_hfq,
-    joined,
-    listed,
-    read_checkpoint,
-)
-from policy_dsl.sources.foreign_files import ensure_checkpoint, ensure_no_outer_folder
+from policy_dsl.regular_files import read_range, read_whole, refuse_special, unreadable
+from policy_dsl.sources import checkpoint
+from policy_dsl.sources.checkpoint import CONFIG, HFQ_EXTENSION, HFQ_MAGIC, SUFFIX
 from policy_dsl.sources.side_files import SUBFOLDERS, is_looked_at, is_wanted, unread
 
 _COPY = "put a copy of the file in place of the link"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_CACHED = "models--"
+_MOST_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -42,16 +35,16 @@ class LocalFiles:
 
     Links to files in the folder are followed, those of the hub's cache too, and those of
     weights; links to folders are not. links: name -> where it leads, of the weights that are
-    elsewhere. targets: name -> the file itself, of everything that is a link. mtimes,
-    parts_read: as an inventory has them.
+    elsewhere. targets: name -> the file itself, of everything that is a link; None: what is
+    read may be a link. mtimes, parts_read: as an inventory has them.
     """
 
     folder: Path
     sizes: Mapping[str, int]
     unread: tuple[str, ...] = ()
     mtimes: Mapping[str, int] = field(default_factory=dict)
-    parts_read: dict[tuple[str, int, int], bytes] = field(default_factory=dict, compare=False)
-    links: Mapping[str, Path] = field(default_factory=dict)
+    parts_read: dict[tuple[str, int, int], bytes] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)
     targets: Mapping[str, Path] | None = None
 
     @property
@@ -61,23 +54,26 @@ class LocalFiles:
 
     def read(self, file: str, start: int, stop: int) -> bytes:
         """The bytes `start` to `stop` of a file. Raises: PolicyError if they cannot be had."""
-        if self.targets is None:
-            content = read_range(self.folder / file, start, stop)
-        else:
-            # Where it led when it was listed, and not where it may lead by now.
-            path = self.targets.get(file, self.folder / file)
-            content = read_range(path, start, stop, follow=False)
+        # Where it led when it was listed, and not where it may lead by now.
+        path = (self.targets or {}).get(file, self.folder / file)
+        content = read_range(path, start, stop, follow=self.targets is None)
         self.parts_read[file, start, stop] = hashlib.sha256(content).digest()
         return content
+
+    def only(self, is_kept: Callable[[str], bool]) -> LocalFiles:
+        """Those of these names alone."""
+        return replace(self, sizes={file: n for file, n in self.sizes.items() if is_kept(file)})
+
+    def dated(self, inventory: Inventory) -> Inventory:
+        """The inventory with what was seen of these files before anything was read."""
+        linked = {name: to for name, to in self.links.items() if name in inventory.file_nbytes}
+        return replace(inventory, mtimes=self.mtimes, parts_read=self.parts_read, links=linked)
 
 
 def located(path: str, span: Span | None) -> Path:
     """Where a file is that a policy names at `span`: beside the policy, if it is there."""
-    if span is not None:
-        beside = Path(span.source.name).parent / path
-        if beside.exists():
-            return beside
-    return Path(path)
+    beside = Path(span.source.name).parent / path if span is not None else None
+    return beside if beside is not None and beside.exists() else Path(path)
 
 
 def open_folder(folder: Path, *, name: str | None = None, links: bool = True) -> Inventory:
@@ -89,12 +85,20 @@ def open_folder(folder: Path, *, name: str | None = None, links: bool = True) ->
     """
     name = name or decoded(Path(os.path.abspath(folder)).name)
     files = local_files(folder, links=links)
-    container = _find_hfq(files)
-    if container is not None:
-        return _read_hfq(files, container, name)
-    ensure_no_outer_folder(folder, files)
-    ensure_checkpoint(files)
-    return _dated(read_checkpoint(files, name=name, root=folder), files)
+    # Safetensors come first, and their folders need no look into every file.
+    if not checkpoint.weights_of(files):
+        # The magic decides, not the extension: published files end in `.hfq`, `.mq4`, ….
+        n = len(HFQ_MAGIC)
+        long_enough = sorted(file for file, size in files.sizes.items() if size >= n)
+        models = [file for file in long_enough if files.read(file, 0, n) == HFQ_MAGIC]
+        if len(models) > 1:
+            cure, shown = "give one of the files", checkpoint.listed(models)
+            raise fail("several-hfq", place=files.place, files=shown, suggestion=cure)
+        if models:
+            return _read_hfq(files, models[0], name)
+        if CONFIG not in files.sizes:
+            _refuse_outer(folder)
+    return files.dated(checkpoint.read_checkpoint(files, name=name, root=folder))
 
 
 def open_file(path: Path, *, links: bool = True) -> Inventory:
@@ -103,24 +107,20 @@ def open_file(path: Path, *, links: bool = True) -> Inventory:
     links: as of `open_folder`.
     Raises: PolicyError; also if an index beside it says that the file is one of several.
     """
-    files = local_files(path.parent, links=links, weights=path.name)
-    index = find_index(files.sizes)
-    if index is not None:
-        shards = set(indexed(files, index).values())
-        if path.name in shards and len(shards) > 1:
-            cure = f"give the folder, {path.parent}"
-            raise fail("one-shard", file=path.name, shards=len(shards), suggestion=cure)
-    alone = {
-        file: size
-        for file, size in files.sizes.items()
-        if file in (path.name, CONFIG) or not file.endswith((SUFFIX, index or SUFFIX))
-    }
-    files = replace(files, sizes=alone)
-    ensure_checkpoint(files)
+    file, folder = path.name, path.parent
+    files = local_files(folder, links=links, weights=file)
+    index = checkpoint.find_index(files.sizes)
+    shards = set(checkpoint.indexed(files, index).values()) if index else set[str]()
+    if file in shards and len(shards) > 1:
+        raise fail(
+            "one-shard", file=file, shards=len(shards), suggestion=f"give the folder, {folder}"
+        )
+    others = (SUFFIX, index or SUFFIX)
+    files = files.only(lambda name: name in (file, CONFIG) or not name.endswith(others))
     # Links are not followed for the name: in the hub's cache they lead to a hash.
     called = Path(os.path.abspath(path))
-    name = decoded(called.parent.name if path.name == "model.safetensors" else called.stem)
-    return _dated(read_checkpoint(files, name=name, root=path.parent), files)
+    model = decoded(called.parent.name if file == "model.safetensors" else called.stem)
+    return files.dated(checkpoint.read_checkpoint(files, name=model, root=folder))
 
 
 def open_hfq_file(path: Path, *, links: bool = True) -> Inventory:
@@ -129,48 +129,55 @@ def open_hfq_file(path: Path, *, links: bool = True) -> Inventory:
     links: as of `open_folder`.
     Raises: PolicyError if it is not an HFQ file, or damaged.
     """
-    files = local_files(path.parent, links=links, weights=path.name)
-    # Other models and quantizations in the folder do not belong to this one.
-    alone = {
-        file: size
-        for file, size in files.sizes.items()
-        if file == path.name or not (file.endswith(SUFFIX) or is_called_hfq(file))
-    }
-    name = decoded(hfq_model_name(Path(os.path.abspath(path)).name))
-    return _read_hfq(replace(files, sizes=alone), path.name, name)
 
+    def is_kept(file: str) -> bool:
+        # Other models and quantizations in the folder do not belong to this one.
+        return file == path.name or not (file.endswith(SUFFIX) or HFQ_EXTENSION.search(file))
 
-def _find_hfq(files: LocalFiles) -> str | None:
-    """The HFQ file that is the model of these files; None if they are of another kind.
-
-    The magic decides, not the extension: published files end in `.hfq`, `.mq4`, `.mq2-lloyd` ….
-    Raises: PolicyError if there are several, or a file cannot be read.
-    """
-    # Safetensors come first, and their folders need no look into every file.
-    if any(file.endswith(SUFFIX) for file in files.sizes):
-        return None
-    n = len(HFQ_MAGIC)
-    long_enough = sorted(file for file, size in files.sizes.items() if size >= n)
-    models = [file for file in long_enough if files.read(file, 0, n) == HFQ_MAGIC]
-    if len(models) > 1:
-        cure = "give one of the files"
-        raise fail("several-hfq", place=files.place, files=listed(models), suggestion=cure)
-    return models[0] if models else None
+    files = local_files(path.parent, links=links, weights=path.name).only(is_kept)
+    name = decoded(HFQ_EXTENSION.sub("", Path(os.path.abspath(path)).name))
+    return _read_hfq(files, path.name, name)
 
 
 def _read_hfq(files: LocalFiles, file: str, name: str) -> Inventory:
     # Not at the top: few models are such files.
     from policy_dsl.sources.hfq_container import read_hfq  # noqa: PLC0415
 
-    return _dated(read_hfq(files, file, name=name, root=files.folder), files)
+    return files.dated(read_hfq(files, file, name=name, root=files.folder))
 
 
-def _dated(inventory: Inventory, files: LocalFiles) -> Inventory:
-    # Listed before anything was read: what changes from then on is noticed.
-    linked = {
-        name: str(target) for name, target in files.links.items() if name in inventory.file_nbytes
-    }
-    return replace(inventory, mtimes=files.mtimes, parts_read=files.parts_read, links=linked)
+def _refuse_outer(folder: Path) -> None:
+    """Raises: PolicyError if a checkpoint is further inside of a folder, naming where."""
+    inner, snapshots = _folders(folder), folder / "snapshots"
+    ids = [name for name in inner if name.startswith(_CACHED)]
+    if snapshots.is_dir():
+        what, verb = "the folder of a model in the hub's cache", "its snapshot is"
+        commits = [name for name in _folders(snapshots) if _COMMIT.fullmatch(name)]
+        try:
+            main = read_whole(folder / "refs" / "main", most=1000).decode("ascii").strip()
+        except (PolicyError, ValueError):
+            main = ""
+        places = [f"{snapshots}/{name}" for name in ([main] if main in commits else commits)]
+    elif ids:
+        what, verb = "the hub's cache", "give the name of a model in it,"
+        places = [name.removeprefix(_CACHED).replace("--", "/", 1) for name in ids]
+    else:
+        what, verb = "a folder of checkpoints", "give"
+        places = [f"{folder}/{name}" for name in inner if (folder / name / CONFIG).is_file()]
+        if not places:
+            return
+    # Whole, so that they can be given as they are.
+    more = f" or {len(places) - _MOST_SHOWN} more" if len(places) > _MOST_SHOWN else ""
+    cure = f"{verb} {' or '.join(places[:_MOST_SHOWN])}{more}" if places else None
+    raise fail("not-a-checkpoint", place=str(folder), what=what, suggestion=cure)
+
+
+def _folders(folder: Path) -> list[str]:
+    try:
+        inner = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    except OSError:
+        return []
+    return [name for name in inner if name.isprintable()]
 
 
 def local_files(folder: Path, *, links: bool = True, weights: str = "") -> LocalFiles:
@@ -182,80 +189,64 @@ def local_files(folder: Path, *, links: bool = True, weights: str = "") -> Local
     Raises: PolicyError if the folder cannot be read, or something else is where a file of a
     checkpoint should be: a pipe, a link that leads nowhere or out of the folder.
     """
-    listing = _Listing(folder, Path(os.path.realpath(folder)), links, weights)
+    real, errors = Path(os.path.realpath(folder)), list[PolicyError]()
+    sizes, mtimes = dict[str, int](), dict[str, int]()
+    outside, targets = dict[str, str](), dict[str, Path]()
+    folders, special = [], []
     for name in _paths(folder):
-        listing.add(name)
-    if listing.errors:
-        raise joined(listing.errors)
-    return LocalFiles(
-        folder=folder,
-        sizes={name: size for name, size in listing.sizes.items() if is_looked_at(name)},
-        unread=unread([*listing.sizes, *listing.folders], listing.special),
-        mtimes=listing.mtimes,
-        links=listing.links,
-        targets=listing.targets,
-    )
-
-
-@dataclass
-class _Listing:
-    """What has been seen of a folder. real: its path without links."""
-
-    folder: Path
-    real: Path
-    follow: bool
-    weights: str
-    errors: list[PolicyError] = field(default_factory=list)
-    sizes: dict[str, int] = field(default_factory=dict)
-    mtimes: dict[str, int] = field(default_factory=dict)
-    folders: list[str] = field(default_factory=list)
-    special: list[str] = field(default_factory=list)
-    links: dict[str, Path] = field(default_factory=dict)
-    targets: dict[str, Path] = field(default_factory=dict)
-
-    def add(self, name: str) -> None:
-        """Look at one more name."""
-        if not name.isprintable():
-            self.errors.append(unreadable(Path(name), "its name cannot be printed"))
-            return
-        is_weights = name == self.weights or is_called_hfq(name)
+        is_weights = name == weights or HFQ_EXTENSION.search(name) is not None
         is_weights = is_weights or ("/" not in name and name.endswith(SUFFIX))
         try:
-            self._look(name, is_weights)
+            facts, target = _facts(folder, name)
+            if stat.S_ISDIR(facts.st_mode):
+                folders.append(f"{name}/")
+                continue
+            refuse_special(folder / name, facts)
+            if target and not (target.is_relative_to(real) or target.parent == _blobs(real)):
+                _refuse_link(name, target, is_weights=is_weights, follow=links)
+                outside[name] = str(target)
         except PolicyError as error:
             # A note, a log or a pipe of somebody else does not matter.
-            if is_wanted(name) or is_weights:
-                self.errors.append(error)
+            if is_wanted(name) or is_weights or not name.isprintable():
+                errors.append(error)
             else:
-                self.special.append(name)
+                special.append(name)
+            continue
+        if target:
+            targets[name] = target
+        sizes[name], mtimes[name] = facts.st_size, facts.st_mtime_ns
+    if errors:
+        raise checkpoint.joined(errors)
+    rest = unread([*sizes, *folders], special)
+    files = LocalFiles(folder, sizes, rest, mtimes, links=outside, targets=targets)
+    return files.only(is_looked_at)
 
-    def _look(self, name: str, is_weights: bool) -> None:
-        path = self.folder / name
-        try:
-            # Followed once: what is looked at, judged and read later is the same file.
-            target = Path(os.path.realpath(path, strict=True)) if path.is_symlink() else None
-            facts = (target or path).stat()
-        except OSError as error:
-            raise unreadable(path, error) from error
-        if stat.S_ISDIR(facts.st_mode):
-            self.folders.append(f"{name}/")
-            return
-        refuse_special(path, facts)
-        if target is not None:
-            self.targets[name] = target
-            if not (target.is_relative_to(self.real) or target.parent == _blobs(self.real)):
-                if not (is_weights and self.follow):
-                    cure = f"{_COPY}, or leave out --no-links" if is_weights else _COPY
-                    raise fail("link-outside", file=name, target=str(target), suggestion=cure)
-                self.links[name] = target
-        self.sizes[name], self.mtimes[name] = facts.st_size, facts.st_mtime_ns
+
+def _facts(folder: Path, name: str) -> tuple[os.stat_result, Path | None]:
+    """The facts of what is there, links followed, and where it leads if it is a link."""
+    if not name.isprintable():
+        raise unreadable(Path(name), "its name cannot be printed")
+    path = folder / name
+    try:
+        # Followed once: what is looked at, judged and read later is the same file.
+        target = Path(os.path.realpath(path, strict=True)) if path.is_symlink() else None
+        return (target or path).stat(), target
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _refuse_link(name: str, target: Path, *, is_weights: bool, follow: bool) -> None:
+    """Raises: PolicyError of a link out of the folder, unless it is of weights and followed."""
+    if not (is_weights and follow):
+        cure = f"{_COPY}, or leave out --no-links" if is_weights else _COPY
+        raise fail("link-outside", file=name, target=str(target), suggestion=cure)
 
 
 def _blobs(folder: Path) -> Path | None:
     """Where the hub's cache keeps the files of a snapshot that `folder` is, or is in."""
     for snapshot in (folder, *folder.parents):
         repository = snapshot.parent.parent
-        if snapshot.parent.name == "snapshots" and repository.name.startswith("models--"):
+        if snapshot.parent.name == "snapshots" and repository.name.startswith(_CACHED):
             return repository / "blobs"
     return None
 

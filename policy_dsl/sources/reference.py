@@ -15,13 +15,11 @@ from pathlib import Path
 
 from policy_dsl.diagnostics import UnreadableError, did_you_mean, fail
 from policy_dsl.inventory import Inventory
-from policy_dsl.regular_files import opened, unreadable
-from policy_dsl.sources.checkpoint import HFQ_MAGIC, SUFFIX, is_called_hfq
-from policy_dsl.sources.foreign_files import ensure_no_other_file
+from policy_dsl.regular_files import read_first, unreadable
+from policy_dsl.sources import checkpoint
 from policy_dsl.sources.local_files import open_file, open_folder, open_hfq_file
 
 _CATALOG = Path(__file__).parent.parent / "catalog"
-_RECORDED = (".json", ".json.gz")
 # As the hub has them: no part starts or ends with a dot or dash or has "--" or "..".
 _HUB_ID = re.compile(
     r"(?!.*(--|\.\.))\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?(@[\w.][\w./-]*)?", re.ASCII
@@ -36,8 +34,14 @@ def open_source(reference: str, *, links: bool = True) -> Inventory:
     links: whether weights may be links that lead out of their folder.
     Raises: PolicyError with every defect of the source.
     """
-    path = _local_path(reference)
-    if path is not None:
+    try:
+        path = Path(reference).expanduser()
+        exists = bool(reference) and path.exists()
+    except (OSError, RuntimeError) as error:
+        raise unreadable(Path(reference), str(error)) from error
+    # What can be nothing but a path is one, even if nothing is there.
+    is_path = reference.startswith(("/", ".", "~"))
+    if exists or is_path or reference.endswith((checkpoint.SUFFIX, ".json", ".json.gz")):
         return _open_path(path, links=links)
     if _HUB_ID.fullmatch(reference):
         return _open_hub_id(reference, links=links)
@@ -67,20 +71,24 @@ def open_catalog(name: str) -> Inventory | None:
 
 def is_hfq_file(path: Path) -> bool:
     """Whether a regular file is an HFQ file, or is called as one. Raises: UnreadableError."""
-    with opened(path) as file:
-        # A damaged file is best judged as what it is called.
-        return file.read(len(HFQ_MAGIC)) == HFQ_MAGIC or is_called_hfq(path.name)
+    magic = checkpoint.HFQ_MAGIC
+    # A damaged file is best judged as what it is called.
+    is_called_so = bool(checkpoint.HFQ_EXTENSION.search(path.name))
+    return read_first(path, len(magic)) == magic or is_called_so
 
 
-def _local_path(reference: str) -> Path | None:
-    """The path that the reference is, if it exists or can be nothing else."""
-    try:
-        path = Path(reference).expanduser()
-        exists = bool(reference) and path.exists()
-    except (OSError, RuntimeError) as error:
-        raise unreadable(Path(reference), str(error)) from error
-    written = reference.startswith(("/", ".", "~"))
-    return path if exists or written or reference.endswith((SUFFIX, *_RECORDED)) else None
+def refuse_other_file(path: Path) -> None:
+    """Raises: PolicyError if a file that was given alone is known to be something else."""
+    name, folder = path.name, path.parent
+    if path.suffix.lower() in checkpoint.PICKLES:
+        raise checkpoint.pickled_weights(str(folder), [name])
+    is_gguf = read_first(path, 4) == b"GGUF"
+    if kind := checkpoint.kind_of("model.gguf" if is_gguf else name):
+        raise checkpoint.not_a_checkpoint(str(path), kind, checkpoint.ORIGINAL)
+    described = name in (checkpoint.CONFIG, checkpoint.ADAPTER)
+    if described or name.endswith(f"{checkpoint.SUFFIX}.index.json"):
+        what = "one file of a checkpoint"
+        raise checkpoint.not_a_checkpoint(str(path), what, f"give the folder, {folder}")
 
 
 def _open_path(path: Path, *, links: bool) -> Inventory:
@@ -90,9 +98,9 @@ def _open_path(path: Path, *, links: bool) -> Inventory:
         raise unreadable(path, "it is not there")
     if is_hfq_file(path):
         return open_hfq_file(path, links=links)
-    if path.name.endswith(SUFFIX):
+    if path.name.endswith(checkpoint.SUFFIX):
         return open_file(path, links=links)
-    ensure_no_other_file(path)
+    refuse_other_file(path)
     return _read_recorded(path)
 
 

@@ -14,10 +14,9 @@ from policy_dsl.documents.reports import InspectDocument, SourceRole
 from policy_dsl.documents.values import entry_of
 from policy_dsl.inventory import Inventory
 from policy_dsl.quantities import both_units, column_unit, counted, in_unit, layer_list
-from policy_dsl.roles.classify import classify
+from policy_dsl.roles.classify import classify, classify_hfq
 from policy_dsl.roles.model import Model, ModelTensor
-from policy_dsl.sources.hfq_container import classify_hfq
-from policy_dsl.sources.quantization import Quantization, leftover, quantization_of
+from policy_dsl.roles.quantization import Quantization, leftover, quantization_of
 from policyc.reports.blocks import Block, Facts, Items, Rendered, Table
 from policyc.reports.findings import finding_json
 

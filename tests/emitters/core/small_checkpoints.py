@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
-from policy_dsl.sources.hfq_codes import QUANT_CODES
+from policy_dsl.sources.hfq_container import QUANT_CODES
 
 Array = NDArray[Any]
 Tensors = Mapping[str, tuple[str, Array]]

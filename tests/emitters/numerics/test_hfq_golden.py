@@ -14,7 +14,7 @@ from emitters.numerics.hfq import decode_blocks, encode_blocks
 from emitters.numerics.hfq_blocks import rotation_signs
 from emitters.numerics.rounding import cast
 from emitters.numerics.small_floats import fp8_dequantize
-from policy_dsl.sources.hfq_codes import QUANT_CODES
+from policy_dsl.sources.hfq_container import QUANT_CODES
 
 Array = NDArray[Any]
 Golden = Callable[[str], dict[str, Array]]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from emitters.numerics.hadamard import LANES, rotate
 from emitters.numerics.hfq import decode_blocks, encode_blocks
 from emitters.numerics.hfq_blocks import rotation_signs
-from policy_dsl.sources.hfq_codes import QUANT_CODES
+from policy_dsl.sources.hfq_container import QUANT_CODES
 
 Array = NDArray[Any]
 

@@ -17,8 +17,13 @@ import pytest
 
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import source_digest
-from policy_dsl.sources.hfq_codes import QUANT_CODES, stored_nbytes
-from policy_dsl.sources.hfq_container import HfqContainer, read_container, read_hfq
+from policy_dsl.sources.hfq_container import (
+    QUANT_CODES,
+    HfqContainer,
+    read_container,
+    read_hfq,
+    stored_nbytes,
+)
 from policyc.reports.blocks import render_text
 from policyc.reports.survey import survey, survey_blocks, survey_document
 

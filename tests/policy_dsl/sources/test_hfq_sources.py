@@ -13,7 +13,7 @@ import pytest
 
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.roles.classify import classify
-from policy_dsl.sources.quantization import quantization_of
+from policy_dsl.roles.quantization import quantization_of
 from policy_dsl.sources.recorded import write_recorded
 from policy_dsl.sources.reference import open_source
 from policyc.cli import main

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from policy_dsl.inventory import Inventory, TensorInfo
-from policy_dsl.sources.quantization import leftover, quantization_of
+from policy_dsl.roles.quantization import leftover, quantization_of
 from policy_dsl.sources.reference import open_source
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
