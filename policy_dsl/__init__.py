@@ -1,1 +1,33 @@
 """The front end: policy texts and checkpoints to plans, without numpy and without formats."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+
+def room(name: str) -> Path:
+    """The folder of a data room: `_data/<name>` once installed, else that of the checkout."""
+    package = Path(__file__).parent
+    installed = package / "_data" / name
+    return installed if installed.is_dir() else package.parent / name
+
+
+def document_schemas() -> Path:
+    """The folder of JSON Schemas, one for each kind of document."""
+    return Path(__file__).with_name("document_schemas")
+
+
+@cache
+def version() -> str:
+    """The version that is installed, or that of the checkout this runs from."""
+    # Few commands ask, and these libraries take longer to load than some commands run.
+    import tomllib  # noqa: PLC0415
+    from importlib.metadata import PackageNotFoundError  # noqa: PLC0415
+    from importlib.metadata import version as installed_version  # noqa: PLC0415
+
+    try:
+        return installed_version("policyc")
+    except PackageNotFoundError:
+        project = Path(__file__).parent.parent / "pyproject.toml"
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])

@@ -43,9 +43,10 @@ _HTML = {"&": "&amp;", "<": "&lt;", "@": "&#64;"}
 # What file systems take, and of a policy's name what leaves room for the model's beside it.
 LONGEST_FILE_NAME = 255
 LONGEST_POLICY_NAME = 100
-# Windows gives these names to devices in every folder, whatever comes after a dot.
-_DEVICES = re.compile(
-    r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])\s*(\..*)?",
+# Folders everywhere; Windows gives the other names to devices in every folder, whatever comes
+# after a dot.
+_SPECIAL = re.compile(
+    r"\.\.?|(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])\s*(\..*)?",
     re.IGNORECASE | re.DOTALL,
 )
 _NOT_ON_WINDOWS = '<>:"|?*'
@@ -91,7 +92,9 @@ def decoded(name: str) -> str:
 def escaped_lines(text: str, *, commands: bool = False) -> str:
     """The text with its line feeds, escaped; commands to runners too, unless `commands`."""
     lines = _by_line(decoded(text), _escape)
-    return lines if commands else _COMMAND.sub(_escape_command, lines)
+    if commands:
+        return lines
+    return _COMMAND.sub(lambda found: f"{found[0][:-1]}\\x{ord(found[0][-1]):02x}", lines)
 
 
 def escaped_json(text: str) -> str:
@@ -127,12 +130,7 @@ def is_plain_name(name: str) -> bool:
     """Whether this is the name of a file in a folder, and no path or device on any system."""
     # A colon: a drive, or a stream beside the file's bytes.
     parted = set(name) & set("/\\:")
-    return bool(name) and is_visible(name) and not parted and not is_special_name(name)
-
-
-def is_special_name(name: str) -> bool:
-    """Whether a system has this name for a folder or a device of its own."""
-    return name in (".", "..") or _DEVICES.fullmatch(name) is not None
+    return bool(name) and is_visible(name) and not parted and not _SPECIAL.fullmatch(name)
 
 
 def name_defect(name: str, *, longest: int = LONGEST_FILE_NAME) -> str | None:
@@ -148,7 +146,7 @@ def name_defect(name: str, *, longest: int = LONGEST_FILE_NAME) -> str | None:
         "it has spaces at an end or characters that cannot be seen": (
             not is_visible(name) or name != name.strip()
         ),
-        "Windows has no files of that name": is_special_name(name) or name.endswith("."),
+        "Windows has no files of that name": bool(_SPECIAL.fullmatch(name)) or name.endswith("."),
         f"it has {' '.join(odd)}, which names of files on Windows cannot have": bool(odd),
         f"it has {nbytes} bytes, more than {longest}": nbytes > longest,
     }
@@ -168,10 +166,6 @@ def _each(text: str, escape: Callable[[str], str]) -> str:
     return "".join(char if char.isprintable() else escape(char) for char in text)
 
 
-def _escape_command(found: re.Match[str]) -> str:
-    return f"{found[0][:-1]}\\x{ord(found[0][-1]):02x}"
-
-
 def _escape(char: str) -> str:
     code = ord(char)
     if code < 0x100:
@@ -185,6 +179,5 @@ def _json_escape(char: str) -> str:
 
 
 def _width(char: str) -> int:
-    if unicodedata.category(char) in ("Mn", "Me"):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+    is_wide = unicodedata.east_asian_width(char) in "WF"
+    return 0 if unicodedata.category(char) in ("Mn", "Me") else 1 + is_wide

@@ -78,9 +78,8 @@ def file_stat(path: Path) -> os.stat_result:
 
 @contextmanager
 def opened(path: Path, *, follow: bool = True) -> Iterator[FileIO]:
-    """A regular file, opened to be read without a buffer.
+    """A regular file, opened to be read without a buffer. follow: whether it may be a link.
 
-    follow: whether it may be a link.
     Raises: UnreadableError if it cannot be opened or read, or is not a regular file.
     """
     # Before opening too: some devices do something when they are opened.
@@ -95,25 +94,19 @@ def opened(path: Path, *, follow: bool = True) -> Iterator[FileIO]:
 
 
 def read_whole(path: Path, *, most: int, follow: bool = True) -> bytes:
-    """All bytes of a regular file. follow: whether it may be a link.
-
-    Raises: UnreadableError as `opened` does, or if it has more than `most` bytes.
-    """
+    """All bytes of a regular file. Raises: UnreadableError as `opened`, or of more than `most`."""
     with opened(path, follow=follow) as file:
         # By its size first: a huge one is never in memory, not even in part.
         size = os.fstat(file.fileno()).st_size
         content = b"" if size > most else _read(file, most + 1)
-    if max(size, len(content)) > most:
-        reason = f"it has {max(size, len(content)):,} bytes, over the limit of {most:,}"
-        raise unreadable(path, reason)
+    nbytes = max(size, len(content))
+    if nbytes > most:
+        raise unreadable(path, f"it has {nbytes:,} bytes, over the limit of {most:,}")
     return content
 
 
 def read_range(path: Path, start: int, stop: int, *, follow: bool = True) -> bytes:
-    """The bytes `start` to `stop` of a regular file. follow: whether it may be a link.
-
-    Raises: UnreadableError as `opened` does, or if the file ends before.
-    """
+    """Bytes of a regular file. Raises: UnreadableError as `opened`, or if it ends before `stop`."""
     with opened(path, follow=follow) as file:
         file.seek(start)
         content = _read(file, stop - start)
@@ -122,25 +115,19 @@ def read_range(path: Path, start: int, stop: int, *, follow: bool = True) -> byt
     return content
 
 
-def read_first(path: Path, count: int) -> bytes:
-    """The first `count` bytes of a regular file, or all. Raises: UnreadableError."""
-    with opened(path) as file:
-        return _read(file, count)
-
-
 def is_passed(path: Path) -> bool:
     """Whether this is what the shell makes of `<(command)` and `< file`."""
     return _GIVEN.fullmatch(str(path)) is not None
 
 
-def read_given(path: Path, count: int) -> bytes:
-    """The first `count` bytes of a file of the command line, or of what the shell passes.
+def read_first(path: Path, count: int, *, given: bool = False) -> bytes:
+    """The first `count` bytes of a regular file, or all. Raises: UnreadableError.
 
-    Only `/dev/stdin` and what `<(command)` becomes may be pipes.
-    Raises: UnreadableError.
+    given: on the command line; what the shell passes may then be a pipe.
     """
-    if not is_passed(path):
-        return read_first(path, count)
+    if not (given and is_passed(path)):
+        with opened(path) as file:
+            return _read(file, count)
     try:
         with path.open("rb") as stream:
             return stream.read(count)
@@ -151,9 +138,8 @@ def read_given(path: Path, count: int) -> bytes:
 def unreadable(path: Path, why: Exception | str, cure: str | None = None) -> UnreadableError:
     """The error of a file that cannot be read. why: in words, or what the system raised."""
     reason = getattr(why, "strerror", None) or str(why)
-    return UnreadableError(
-        [diagnostic("unreadable-file", suggestion=cure, path=str(path), reason=reason)]
-    )
+    defect = diagnostic("unreadable-file", suggestion=cure, path=str(path), reason=reason)
+    return UnreadableError([defect])
 
 
 def refuse_special(path: Path, facts: os.stat_result) -> None:
@@ -161,7 +147,7 @@ def refuse_special(path: Path, facts: os.stat_result) -> None:
     reason = why_not_regular(facts.st_mode)
     if reason is not None:
         # Nobody should remove a device such as /dev/null.
-        is_device = stat.S_ISCHR(facts.st_mode) or stat.S_ISBLK(facts.st_mode)
+        is_device = kind_in_words(facts.st_mode) == "a device"
         cure = "remove it, or put a regular file in its place"
         raise unreadable(path, reason, "name a regular file instead" if is_device else cure)
 
@@ -172,23 +158,18 @@ def refuse_placeholder(file: str, first: bytes, nbytes: int) -> None:
     Clones and downloads leave a pointer, a page, an error or nothing in place of a file.
     first: its first bytes, 512 or more, or all; nbytes: of the whole file.
     """
-    what = _placeholder(file, first[:LOOKED_AT_NBYTES], nbytes)
-    if what is not None:
-        is_pointer = what.startswith("a Git LFS")
-        cure = "run `git lfs pull` in its folder" if is_pointer else "download it again"
-        raise fail("not-the-file", file=file, what=what, suggestion=cure)
-
-
-def _placeholder(file: str, first: bytes, nbytes: int) -> str | None:
+    first, what, cure = first[:LOOKED_AT_NBYTES], None, "download it again"
     if not nbytes:
-        return "empty" if file.endswith(_NEVER_EMPTY) else None
-    pointer = _POINTER.match(first)
-    if pointer:
-        return f"a Git LFS pointer of {int(pointer[1]):,} bytes"
-    if _PAGE.match(first) and not file.endswith(_PAGES):
-        return "an XML page" if b"<?xml" in first.lower() else "an HTML page"
-    answer = _ANSWER.fullmatch(first) if nbytes <= LOOKED_AT_NBYTES else None
-    return f'the text "{answer[1].decode("ascii", "replace")}"' if answer else None
+        what = "empty" if file.endswith(_NEVER_EMPTY) else None
+    elif pointer := _POINTER.match(first):
+        what = f"a Git LFS pointer of {int(pointer[1]):,} bytes"
+        cure = "run `git lfs pull` in its folder"
+    elif _PAGE.match(first) and not file.endswith(_PAGES):
+        what = "an XML page" if b"<?xml" in first.lower() else "an HTML page"
+    elif nbytes <= LOOKED_AT_NBYTES and (answer := _ANSWER.fullmatch(first)):
+        what = f'the text "{answer[1].decode("ascii", "replace")}"'
+    if what is not None:
+        raise fail("not-the-file", file=file, what=what, suggestion=cure)
 
 
 def _read(file: FileIO, most: int) -> bytes:

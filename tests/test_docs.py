@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from policy_dsl.codes import catalogue
+from policy_dsl.diagnostics import catalogue
 from policyc.cli import main
 
 COMMANDS = Path(__file__).parent.parent / "docs" / "commands.md"

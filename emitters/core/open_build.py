@@ -10,12 +10,12 @@ from emitters.core.run_unit import Work
 from emitters.core.workspace import Workspace
 from emitters.tensor_io.read import Source
 from emitters.tensor_io.shards import create_file, flush
+from policy_dsl import version
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.formats import Container
 from policy_dsl.plan import Plan, PlannedTensor
 from policy_dsl.planning.bundle_files import preface
 from policy_dsl.planning.layout import header_bytes
-from policy_dsl.resources import version
 
 _CURE = "--force starts over, and so does deleting that folder"
 # What an identity's parts are called in messages; the first that differs is named.

@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from policy_dsl import version
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail
 from policy_dsl.documents.record import RecordDocument, RecordDocumentV1
@@ -20,7 +21,6 @@ from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Plan, Pruning
 from policy_dsl.planning.record import RECORD, record_digest, source_id
 from policy_dsl.regular_files import read_whole, refuse_placeholder
-from policy_dsl.resources import version
 from policy_dsl.treatments import Action, Coded, Plain, Stored, Unread
 
 # Three times that of the largest model, with a module for every expert.

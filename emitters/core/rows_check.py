@@ -21,9 +21,9 @@ from emitters.numerics.reach import FLOORS, UNITS
 from emitters.numerics.rounding import to_float32
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.view_rows import Cast
+from policy_dsl import version
 from policy_dsl.formats import Slack, UnstorableError
 from policy_dsl.inventory import Inventory
-from policy_dsl.resources import version
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.treatments import Coded, coded
 

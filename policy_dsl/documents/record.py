@@ -40,13 +40,18 @@ class SourceFile(TypedDict):
     sha256: Sha256 | None
 
 
-class RecordedSource(TypedDict):
-    """The checkpoint; `id` is a folder name or hub id, never a path, `commit` the hub's."""
+class RecordedSourceV1(TypedDict):
+    """The checkpoint; `id` is a folder name or hub id, never a path."""
 
     id: str
     digest: Sha256
     nbytes: Size
     fp8_rule: str
+
+
+class RecordedSource(RecordedSourceV1):
+    """The checkpoint; `id` is a folder name or hub id, never a path, `commit` the hub's."""
+
     commit: str | None
     files: dict[str, SourceFile]
 
@@ -58,11 +63,9 @@ class RecordedStatistics(TypedDict):
     sha256: Sha256
 
 
-class RecordedCalibration(TypedDict):
+class RecordedCalibration(RecordedStatistics):
     """What statistics were computed from when the build computed them itself, and by what."""
 
-    file: Name
-    sha256: Sha256
     samples: Size
     tokens: Size
     software: dict[str, str]
@@ -161,15 +164,6 @@ class RecordDocument(TypedDict):
     forms: list[RecordedForm]
     modules: RecordedModules
     digest: Digest
-
-
-class RecordedSourceV1(TypedDict):
-    """The checkpoint; `id` is a folder name or hub id, never a path."""
-
-    id: str
-    digest: Sha256
-    nbytes: Size
-    fp8_rule: str
 
 
 class RecordedModuleV1(TypedDict):

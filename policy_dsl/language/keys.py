@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import yaml
 
+from policy_dsl import room
 from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
 from policy_dsl.language.fragments import Fragment
 from policy_dsl.policy import Calibration, Defaults, Output, Part, Scalar
 from policy_dsl.quantities import parse_size
-from policy_dsl.resources import room
 from policy_dsl.treatments import WHOLE_ROW
 from policy_dsl.vocabulary import Words
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from policy_dsl import room
 from policy_dsl.diagnostics import (
     Diagnostic,
     PolicyError,
@@ -24,8 +25,7 @@ from policy_dsl.language.keys import KEYS, plain_scalar
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import looks_like_yaml, read_yaml
 from policy_dsl.policy import Policy, Scalar, Values
-from policy_dsl.regular_files import is_passed, read_first, read_given, why_not_regular
-from policy_dsl.resources import room
+from policy_dsl.regular_files import is_passed, read_first, why_not_regular
 from policy_dsl.vocabulary import WORDS, Words
 
 Form = Literal["yaml", "dsl"]
@@ -86,7 +86,7 @@ def read_source(path: Path, *, given: bool = True) -> SourceText:
     # Errors show lines: a link among policies must not show those of a password.
     if path.suffix in _FORMS and target.suffix not in _FORMS:
         raise fail("unknown-suffix", path=target, suggestion=f"{path} is a link to it")
-    content = (read_given if given else read_first)(path, MAX_BYTES + 1)
+    content = read_first(path, MAX_BYTES + 1, given=given)
     return source_of(path, content)
 
 

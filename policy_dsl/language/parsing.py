@@ -16,11 +16,11 @@ from typing import Any
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
+from policy_dsl import room
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic, did_you_mean
 from policy_dsl.language.fragments import Fragment
 from policy_dsl.language.keys import KEYS, mistakes
 from policy_dsl.policy import Comment
-from policy_dsl.resources import room
 
 Syntax = Tree[Token]
 # Deeper nesting than this cannot be meant; the trees are walked recursively.

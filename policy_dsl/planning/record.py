@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, cast
 
+from policy_dsl import version
 from policy_dsl.documents import RuleAt
 from policy_dsl.documents.record import (
     ModuleRow,
@@ -25,7 +26,6 @@ from policy_dsl.documents.record import (
 from policy_dsl.escaping import decoded
 from policy_dsl.language.print_policy import canonical_text
 from policy_dsl.plan import Forms, Module, Omission, Plan
-from policy_dsl.resources import version
 from policy_dsl.treatments import Plain, describe
 
 RECORD = "policyc.json"

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from policy_dsl import version
 from policy_dsl.escaping import escaped, is_visible
-from policy_dsl.resources import version
 from policyc.cli import console
 from policyc.cli.build import build
 from policyc.cli.catalogs import formats, models, schema

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from policy_dsl import document_schemas
 from policy_dsl.diagnostics import did_you_mean, fail
-from policy_dsl.resources import document_schemas
 from policyc.cli import console, options
 
 

@@ -58,7 +58,7 @@ def check(
 
         console.write_commands("".join(github_line(finding) + "\n" for finding in findings))
     else:
-        from policy_dsl.resources import version
+        from policy_dsl import version
         from policyc.reports.findings import sarif
 
         console.write_json(sarif(findings, version=version()))

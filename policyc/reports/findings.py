@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
-from policy_dsl.codes import code_of
-from policy_dsl.diagnostics import Diagnostic
+from policy_dsl.diagnostics import Diagnostic, catalogue
 from policy_dsl.documents import FindingEntry
 from policy_dsl.documents.reports import FindingsDocument
 from policy_dsl.documents.values import entry_of
@@ -81,8 +80,8 @@ def _property(value: object) -> str:
 def _sarif_rule(code: str) -> dict[str, Any]:
     return {
         "id": code,
-        "shortDescription": {"text": code_of(code).cause},
-        "defaultConfiguration": {"level": code_of(code).severity},
+        "shortDescription": {"text": catalogue()[code].cause},
+        "defaultConfiguration": {"level": catalogue()[code].severity},
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from policy_dsl.codes import FINDINGS, catalogue
+from policy_dsl.diagnostics import FINDINGS, catalogue
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [

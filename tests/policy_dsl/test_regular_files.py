@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from policy_dsl.diagnostics import PolicyError
-from policy_dsl.regular_files import file_stat, opened, read_given, read_range, read_whole
+from policy_dsl.regular_files import file_stat, opened, read_first, read_range, read_whole
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files here")
 
@@ -74,7 +74,7 @@ def _circle(path: Path) -> None:
         lambda path: opened(path).__enter__(),
         lambda path: read_whole(path, most=10),
         lambda path: read_range(path, 0, 1),
-        lambda path: read_given(path, 10),
+        lambda path: read_first(path, 10, given=True),
     ],
 )
 def test_what_is_not_a_file_is_named(
@@ -116,7 +116,7 @@ def test_what_the_shell_passes_may_be_a_pipe() -> None:
     writer = threading.Thread(target=lambda: (os.write(sender, b"text"), os.close(sender)))
     writer.start()
     try:
-        assert read_given(Path(f"/dev/fd/{receiver}"), 100) == b"text"
+        assert read_first(Path(f"/dev/fd/{receiver}"), 100, given=True) == b"text"
     finally:
         os.close(receiver)
         writer.join()
@@ -125,7 +125,7 @@ def test_what_the_shell_passes_may_be_a_pipe() -> None:
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/fd/../zero", "/dev/fd", "/dev/stdin/../x"])
 def test_what_only_looks_as_if_the_shell_passed_it(path: str) -> None:
     with pytest.raises(PolicyError, match="cannot read"):
-        read_given(Path(path), 10)
+        read_first(Path(path), 10, given=True)
 
 
 def _policyc(*arguments: str, folder: Path, given: bytes = b"") -> subprocess.CompletedProcess[str]:

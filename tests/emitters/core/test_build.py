@@ -23,7 +23,7 @@ from small_checkpoints import (
 
 from emitters.core.build import build
 from emitters.core.record import read_record
-from policy_dsl.resources import document_schemas, room
+from policy_dsl import document_schemas, room
 
 KEPT = "name: kept\ntarget: mlx_affine\nrules: |\n  all: keep\n  norm: keep\n"
 POLICIES = sorted(path.stem for path in room("policies").glob("*.*"))

@@ -14,8 +14,8 @@ from small_checkpoints import Array, stored, widened
 
 from emitters.core.build import build
 from emitters.core.record import read_record
+from policy_dsl import document_schemas
 from policy_dsl.diagnostics import PolicyError
-from policy_dsl.resources import document_schemas
 from policyc.cli import main
 
 EIGHT_BITS = {

@@ -19,8 +19,8 @@ from small_checkpoints import Array, bf16, digests
 from emitters.core.build import build
 from emitters.core.verify import verify_bundle
 from emitters.tensor_io.imatrix import open_imatrix
+from policy_dsl import document_schemas
 from policy_dsl.diagnostics import PolicyError
-from policy_dsl.resources import document_schemas
 from policy_dsl.sources.reference import open_source
 from policyc.cli import main
 from policyc.reports.verify_report import role_errors

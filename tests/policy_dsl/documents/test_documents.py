@@ -23,9 +23,9 @@ from typing import (
 import jsonschema
 import pytest
 
+from policy_dsl import document_schemas
 from policy_dsl.documents import Limits, plan, record, reports
 from policy_dsl.documents.values import fields_of, first_defect
-from policy_dsl.resources import document_schemas
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}

@@ -9,12 +9,12 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from policy_dsl import room
 from policy_dsl.diagnostics import PolicyError, SourceText
 from policy_dsl.language.keys import FIELDS, SCHEMA, SECTIONS, YAML_KEYS
 from policy_dsl.language.load import read_source
 from policy_dsl.language.print_policy import print_yaml
 from policy_dsl.language.read_yaml import read_yaml
-from policy_dsl.resources import room
 
 BUNDLED = sorted(room("policies").glob("*.yaml"))
 EVERY_KEY = """\
