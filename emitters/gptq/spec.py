@@ -14,7 +14,7 @@ from emitters.checkpoints import CONFIG, covering_most
 from policy_dsl.formats import ExpertsApart, FormatSpec, PartShape, SchemeSpec, Shards
 from policy_dsl.plan import Draft, Module
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.published_names import expert_path, experts_path, published_name
+from policy_dsl.roles.published_names import apart_path, expert_path
 from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
 from policy_dsl.treatments import WHOLE_ROW, Coded, Plain, Stored
@@ -147,13 +147,6 @@ def _g_idx(columns: int, size: int) -> bytes:
     return b"".join(group.to_bytes(4, "little") * size for group in numbers)[: 4 * columns]
 
 
-def _module_path(tensor: ModelTensor, model: Model) -> str:
-    """The module of a tensor: its published name; that of a layer's experts has a `*`."""
-    if tensor.expert is not None:
-        return experts_path(tensor, model)
-    return published_name(tensor, model).removesuffix(".weight")
-
-
 def _plain_dtype(tensor: ModelTensor, model: Model) -> str:
     """The source's own dtype; FP8, whose codes may be called integers, becomes bfloat16."""
     return tensor.source.dtype if tensor.scale is None else "BF16"
@@ -179,7 +172,7 @@ SPEC = FormatSpec(
     fp8_rules=("bf16", "bf16_bf16", "f32"),
     config_readers=tuple(READERS),
     runtimes=RUNTIMES,
-    module_path=_module_path,
+    module_path=apart_path,
     part_shapes=part_shapes,
     layouts={"apart": ExpertsApart(expert_path, (*STORAGE, None))},
     tensor_files=Shards(4 * 10**9, shard_name, metadata={"format": "pt"}),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from emitters.hipfire_hfq.review import REVIEW
-from emitters.hipfire_hfq.spec import AWQ, SPEC, added_scales, column_scale, remarks
+from emitters.hipfire_hfq.spec import AWQ, REVIEW, SPEC, added_scales, column_scale, remarks
 from policy_dsl.formats import Codec, Files, Format, Method, Solver
 
 
@@ -22,9 +21,9 @@ def _awq() -> Solver:
 
 
 def _files() -> Files:
-    from emitters.hipfire_hfq.reader_checks import claims, defects, metadata
+    from emitters.hipfire_hfq.reader_checks import claims, defects, metadata, values
 
-    return Files(metadata=metadata, claims=claims, defects=defects)
+    return Files(metadata=metadata, claims=claims, defects=defects, values=values)
 
 
 _SCALED = Method(

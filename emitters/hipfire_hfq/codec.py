@@ -7,8 +7,7 @@ Source: Kaden-Schutt/hipfire, `calibration` module and MiniMax branch at 02786be
 from __future__ import annotations
 
 from emitters.hipfire_hfq.spec import AWQ, CODES, EXACT, GATE_UP, alpha_of, column_scale, scales_of
-from emitters.numerics.awq import ColumnScale, awq_scale, gate_up_sums
-from emitters.numerics.awq import column_scale as forms_of_scale
+from emitters.numerics import awq
 from emitters.numerics.hfq import (
     block_header,
     decode_blocks,
@@ -35,8 +34,7 @@ def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
     blocks = encode_blocks(values.reshape(-1), code)
     at = first_bad_header(block_header(blocks, code), code)
     if at >= 0:
-        group = QUANT_CODES[code].group
-        raise UnstorableError(at * group // values.shape[-1])
+        raise UnstorableError(at * QUANT_CODES[code].group // values.shape[-1])
     return {"weight": blocks}
 
 
@@ -47,18 +45,20 @@ def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
     end.
     Raises: ValueError for another scheme, or blocks that are not whole rows.
     """
-    code = _code(treatment)
-    block = QUANT_CODES[code]
-    blocks = parts["weight"].reshape(-1, block.nbytes)
-    count = len(blocks) * block.group // columns * columns
+    blocks, code = _blocks(parts, treatment)
+    count = len(blocks) * QUANT_CODES[code].group // columns * columns
     return decode_blocks(blocks, code, count).reshape(-1, columns)
 
 
 def beyond(values: Array, parts: Parts, dtype: str, treatment: Coded, slack: Slack) -> Array:
     """The values [rows, in] that rounding to nearest would not have given these codes."""
+    return hfq_beyond(values.reshape(-1), *_blocks(parts, treatment), slack).reshape(values.shape)
+
+
+def _blocks(parts: Parts, treatment: Coded) -> tuple[Array, int]:
+    """The blocks, uint8 [blocks, bytes of a block], and their quant code."""
     code = _code(treatment)
-    blocks = parts["weight"].reshape(-1, QUANT_CODES[code].nbytes)
-    return hfq_beyond(values.reshape(-1), blocks, code, slack).reshape(values.shape)
+    return parts["weight"].reshape(-1, QUANT_CODES[code].nbytes), code
 
 
 def _code(treatment: Coded) -> int:
@@ -89,24 +89,19 @@ def context(plan: Plan, module: Module, source: int, statistics: Statistics) -> 
     return Context(encode, _scale(plan, module, statistics).applied)
 
 
-def _scale(plan: Plan, module: Module, statistics: Statistics) -> ColumnScale:
+def _scale(plan: Plan, module: Module, statistics: Statistics) -> awq.ColumnScale:
     """The scale that gate and up of all experts of a module's layer share."""
 
-    def made() -> Array:
-        return awq_scale(_sums(statistics, module), alpha_of(plan.policy))
+    def computed() -> Array:
+        gate = statistics.of_layer(GATE_UP[0], module).sums
+        try:
+            up = statistics.of_layer(GATE_UP[1], module).sums
+        except PolicyError as error:
+            # Both have the same inputs: without up's, gate's count for both.
+            if error.diagnostics[0].code != "missing-imatrix-entry":
+                raise
+            up = None
+        return awq.awq_scale(awq.gate_up_sums(gate, up), alpha_of(plan.policy))
 
-    scale = statistics.once((AWQ, module.layer), made)
-    return forms_of_scale(scale, exact=scales_of(plan.policy) == EXACT)
-
-
-def _sums(statistics: Statistics, module: Module) -> Array:
-    """float32 [in]: what gate and up of all experts of a module's layer got as input."""
-    gate = statistics.of_layer(GATE_UP[0], module).sums
-    try:
-        up = statistics.of_layer(GATE_UP[1], module).sums
-    except PolicyError as error:
-        # Both have the same inputs: without up's, gate's count for both.
-        if error.diagnostics[0].code != "missing-imatrix-entry":
-            raise
-        up = None
-    return gate_up_sums(gate, up)
+    scale = statistics.once((AWQ, module.layer), computed)
+    return awq.column_scale(scale, exact=scales_of(plan.policy) == EXACT)

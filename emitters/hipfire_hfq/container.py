@@ -20,15 +20,17 @@ from policy_dsl.sources.hfq_container import QUANT_CODES
 
 READER = "hipfire"
 SCALE = "awq_scale_gate_up"
+CODE_OF = {code.name: number for number, code in QUANT_CODES.items()}
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+TEMPLATE, OLDER_TEMPLATE = "chat_template.jinja", "chat_template.json"
+GENERATION = "generation_config.json"
 _MAGIC, _VERSION, _ALIGNMENT = b"HFQM", 1, 4096
 _HEADER = struct.Struct("<4sIIIQQ")
-_CODE_OF = {code.name: number for number, code in QUANT_CODES.items()}
 
 
 def file_order(modules: Sequence[Module]) -> list[PlannedTensor]:
     """All tensors by the bytes of their names; a layer's scale comes before its experts."""
-    first = f".{SCALE}.weight"
-    tensors = in_order(modules)
+    first, tensors = f".{SCALE}.weight", in_order(modules)
     return sorted(tensors, key=lambda tensor: tensor.name.replace(first, ".experts").encode())
 
 
@@ -39,7 +41,7 @@ def preface(plan: Plan, files: FileContents | None) -> bytes:
     Raises: PolicyError if one of them is not UTF-8 text or not JSON.
     """
     order = file_order(plan.modules)
-    index = struct.pack("<I", len(order)) + b"".join(_entry(tensor) for tensor in order)
+    index = struct.pack("<I", len(order)) + b"".join(map(_entry, order))
     described = b"" if files is None else _described(plan, files)
     size = _HEADER.size + len(described) + len(index)
     # Readers map the file: tensors begin on a page.
@@ -50,55 +52,42 @@ def preface(plan: Plan, files: FileContents | None) -> bytes:
 
 
 def _entry(tensor: PlannedTensor) -> bytes:
-    name, code = tensor.name.encode(), _CODE_OF[tensor.dtype]
-    group = QUANT_CODES[code].group or 0
-    return b"".join(
-        (
-            struct.pack("<H", len(name)),
-            name,
-            struct.pack(f"<BB{len(tensor.shape)}I", code, len(tensor.shape), *tensor.shape),
-            # One element is not a group to readers.
-            struct.pack("<IQ", group if group > 1 else 0, tensor.nbytes),
-        )
-    )
+    name, code, rank = tensor.name.encode(), CODE_OF[tensor.dtype], len(tensor.shape)
+    # One element is not a group to readers.
+    group = QUANT_CODES[code].group if QUANT_CODES[code].group > 1 else 0
+    shape = struct.pack(f"<BB{rank}I", code, rank, *tensor.shape)
+    return struct.pack("<H", len(name)) + name + shape + struct.pack("<IQ", group, tensor.nbytes)
 
 
 def _described(plan: Plan, files: FileContents) -> bytes:
     config = written_config(plan, READER)
-    texts: dict[str, str] = {
+    template = _text(files, TEMPLATE)
+    if not template:
+        # As processors of transformers before 4.51 saved it.
+        older = _parsed(files, OLDER_TEMPLATE)
+        template = older.get("chat_template") if isinstance(older, dict) else None
+    settings = _parsed(files, TOKENIZER_CONFIG)
+    # Without a place of its own in the file, a template that nothing holds would be lost.
+    held = {} if settings is None else settings
+    if template and isinstance(held, dict) and held.get("chat_template") is None:
+        settings = {**held, "chat_template": template}
+    texts = {
         "architecture": _written(config.get("model_type", "llama"), "config.json"),
         "config": _written(config, "config.json"),
         # A text, which loaders parse themselves.
-        "tokenizer": _written(_text(files, "tokenizer.json") or "{}", "tokenizer.json"),
-        "tokenizer_config": _written(_tokenizer_config(files), "tokenizer_config.json"),
+        "tokenizer": _written(_text(files, TOKENIZER) or "{}", TOKENIZER),
+        "tokenizer_config": _written(settings, TOKENIZER_CONFIG),
     }
-    name = "generation_config.json"
-    if name in files:
-        texts["generation_config"] = _written(_parsed(files, name), name)
+    if GENERATION in files:
+        texts["generation_config"] = _written(_parsed(files, GENERATION), GENERATION)
     return ("{" + ",".join(f'"{key}":{texts[key]}' for key in sorted(texts)) + "}").encode()
-
-
-def _tokenizer_config(files: FileContents) -> Any:
-    document = _parsed(files, "tokenizer_config.json")
-    template = _text(files, "chat_template.jinja") or _older_template(files)
-    # Without a place of its own in the file, a template that nothing holds would be lost.
-    held = {} if document is None else document
-    if template and isinstance(held, dict) and held.get("chat_template") is None:
-        return {**held, "chat_template": template}
-    return document
-
-
-def _older_template(files: FileContents) -> Any:
-    """The template as processors of transformers before 4.51 saved it."""
-    document = _parsed(files, "chat_template.json")
-    return document.get("chat_template") if isinstance(document, dict) else None
 
 
 def _parsed(files: FileContents, name: str) -> Any:
     try:
         return parse_json(files[name]) if name in files else None
     except ValueError as error:
-        raise _bad(name, error) from None
+        raise _bad(name, str(error)) from None
 
 
 def _text(files: FileContents, name: str) -> str | None:
@@ -114,8 +103,10 @@ def _written(value: Any, file: str) -> str:
         text = _compact(value)
         # Half a surrogate pair is not a character, though JSON has escapes for it.
         text.encode()
-    except (ValueError, RecursionError) as error:
-        raise _bad(file, error) from None
+    except RecursionError:
+        raise _bad(file, "it is nested too deeply") from None
+    except ValueError as error:
+        raise _bad(file, str(error)) from None
     return text
 
 
@@ -125,13 +116,9 @@ def _compact(value: Any) -> str:
         pairs = (f"{_compact(key)}:{_compact(value[key])}" for key in sorted(value))
         return "{" + ",".join(pairs) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ",".join(_compact(item) for item in value) + "]"
-    if isinstance(value, float):
-        return _shortest(value)
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _shortest(value: float) -> str:
+        return "[" + ",".join(map(_compact, value)) + "]"
+    if not isinstance(value, float):
+        return json.dumps(value, ensure_ascii=False)
     if not math.isfinite(value):
         raise ValueError(f"{value} is not a number in JSON")
     digits, found, exponent = repr(value).partition("e")
@@ -142,6 +129,5 @@ def _shortest(value: float) -> str:
     return f"{digits}e{int(exponent)}"
 
 
-def _bad(file: str, error: Exception) -> PolicyError:
-    reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+def _bad(file: str, reason: str) -> PolicyError:
     return fail("bad-source-json", file=file, reason=reason)

@@ -1,17 +1,18 @@
 """What readers of HFQ files understand, and stumble over although every tensor has its size.
 
-Source: Kaden-Schutt/hipfire, crates/hipfire-runtime/src/hfq.rs at 9d90364, read.
+Source: Kaden-Schutt/hipfire, crates/hipfire-runtime/src/hfq.rs at 9d90364, and its loader of
+MiniMax-M2, crates/hipfire-arch-minimax/src/minimax.rs at 05674fe; both read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from emitters.checkpoints import wrong_metadata, wrong_tensor
-from emitters.hipfire_hfq.container import SCALE
-from emitters.hipfire_hfq.minimax import Defect, minimax_defects
+from emitters.hipfire_hfq.container import CODE_OF, SCALE
 from emitters.hipfire_hfq.spec import CODES, SPEC
 from emitters.numerics.hfq import block_header, first_bad_header
 from emitters.numerics.rounding import first_nonfinite
@@ -20,6 +21,7 @@ from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import Claim, FileContents, Forms, Tensors
+from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Plan
 from policy_dsl.roles.architecture import architecture, facts_of, model_types
 from policy_dsl.sources.hfq_container import (
@@ -27,26 +29,37 @@ from policy_dsl.sources.hfq_container import (
     QUANT_CODES,
     HfqContainer,
     HfqTensor,
+    code_name,
     read_container,
 )
 from policy_dsl.sources.local_files import local_files
 from policy_dsl.treatments import Coded
 
+# Tensor, or empty for what concerns the whole file, and what is wrong.
+_Defect = tuple[str, str]
+# A tensor that the loader looks up: its name, shape, and the codes that it takes.
+_Wanted = tuple[str, tuple[int, ...], tuple[int, ...]]
+
 _SCHEME_OF = {QUANT_CODES[code].name: key for key, code in CODES.items()}
-_SCHEMES = {scheme.name: scheme for scheme in SPEC.schemes}
 _NO_TOKENIZER = "build it again with a tokenizer.json beside the source's weights"
 _ROTATION = 256
 # A config of a million layers would make a million findings.
 _MOST_DEFECTS = 100
-
-
 # Read at once: large enough for the disk, small enough for any machine.
 _MOST_NBYTES = 8 * 2**20
-_WANTED = {
+_HEADERS = {
     "line": "a finite scale above 0 and a finite smallest value",
     "scale": "a finite scale that is not negative",
     "levels": "{n} finite levels in ascending order",
 }
+_PLAIN, _Q8, _EXPERT = (1, 2), (3,), (13, 15, 19, 20)
+# The loader's map of codes: float32 and bfloat16 are not matrices to it.
+_MATRIX = (1, 3, 6, 7, 8, *range(11, 16), *range(17, 22), 24, 30)
+_SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "intermediate_size", "num_local_experts", "num_experts_per_tok"),
+)
+_MOE = "model.layers.{}.block_sparse_moe"
 
 
 def metadata(plan: Plan) -> dict[str, bytes]:
@@ -60,15 +73,14 @@ def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
     Raises: ValueError if a tensor is stored as none of these containers holds it.
     """
     dtypes = {dtype for parts in forms.values() for dtype, _ in parts.values()}
-    if others := dtypes - {code.name for code in QUANT_CODES.values()}:
+    if others := dtypes - CODE_OF.keys():
         raise ValueError(f"{min(others)} is not a quant code of HFQ files")
-    described = {}
+    schemes, described = {scheme.name: scheme for scheme in SPEC.schemes}, {}
     for path, parts in forms.items():
         dtype, shape = parts.get("weight", ("", ()))
         if dtype in _SCHEME_OF:
             name, group = _SCHEME_OF[dtype]
-            scheme = _SCHEMES[name]
-            coded = Coded(name, scheme.bits[0], group, scheme.symmetries[0], "")
+            coded = Coded(name, schemes[name].bits[0], group, schemes[name].symmetries[0], "")
             described[path] = Claim(coded, shape, "F32")
     return described
 
@@ -78,40 +90,47 @@ def defects(
 ) -> Iterator[Diagnostic]:
     """What readers of the file would miss, or read without a word of complaint.
 
-    claims: of every coded tensor, found to be right. All data is read, block by block.
     Raises: PolicyError if the file cannot be read any more.
     """
-    (file,) = {tensor.file or "" for tensor in tensors.values()}
+    source = _opened(folder, tensors)
+    (file,) = source.facts
     container = read_container(local_files(folder, weights=file), file)
     if str(container.metadata.get("tokenizer")).strip() in ("", "{}"):
         yield diagnostic("no-tokenizer", target="hipfire_hfq", suggestion=_NO_TOKENIZER)
-    source = Source(folder, file_facts(folder, [file]))
     for name, reason in islice(_defects(container), _MOST_DEFECTS):
-        yield _wrong(file, name, reason)
+        yield wrong_tensor(file, name, reason) if name else wrong_metadata(file, reason)
     padding = container.payload_start - container.index_stop
     if source.read(file, container.index_stop, padding).any():
-        yield _wrong(file, "", "there is something between its index and its first tensor")
-    for name, tensor in container.tensors.items():
-        defect = _first_defect(source, tensor, positive=name.endswith(f".{SCALE}.weight"))
-        if defect is not None:
-            yield _wrong(file, name, defect)
+        yield wrong_metadata(file, "there is something between its index and its first tensor")
 
 
-def _wrong(file: str, tensor: str, reason: str) -> Diagnostic:
-    return wrong_tensor(file, tensor, reason) if tensor else wrong_metadata(file, reason)
+def values(
+    folder: Path, files: FileContents, tensors: Tensors, claims: Mapping[str, Claim]
+) -> Iterator[Diagnostic]:
+    """Tensors with blocks or values that no kernel computes with; all data is read in pieces.
+
+    Raises: PolicyError if the file cannot be read any more.
+    """
+    source = _opened(folder, tensors)
+    for name, tensor in tensors.items():
+        if (defect := _first_defect(source, tensor)) is not None:
+            yield wrong_tensor(tensor.file or "", name, defect)
 
 
-def _defects(container: HfqContainer) -> Iterator[Defect]:
-    yield from _metadata_defects(container)
+def _opened(folder: Path, tensors: Tensors) -> Source:
+    return Source(folder, file_facts(folder, {tensor.file or "" for tensor in tensors.values()}))
+
+
+def _defects(container: HfqContainer) -> Iterator[_Defect]:
+    yield from _metadata_defects(container.metadata, container.arch_id)
     for tensor in container.tensors.values():
-        yield from _entry(tensor)
+        yield from _entry_defects(tensor)
     numbers = facts_of(SPEC.name, "arch_id")
     if any(numbers[family] == container.arch_id for family in facts_of(SPEC.name, "loader")):
-        yield from minimax_defects(container.metadata["config"], container.tensors)
+        yield from _loader_defects(container.metadata["config"], container.tensors)
 
 
-def _metadata_defects(container: HfqContainer) -> Iterator[Defect]:
-    held, number = container.metadata, container.arch_id
+def _metadata_defects(held: Mapping[str, Any], number: int) -> Iterator[_Defect]:
     kind = held["config"].get("model_type")
     family = model_types().get(kind) if isinstance(kind, str) else None
     facts = architecture(family).facts(SPEC.name) if family else {}
@@ -132,48 +151,128 @@ def _metadata_defects(container: HfqContainer) -> Iterator[Defect]:
             yield "", f"its {key} is not an object"
 
 
-def _entry(tensor: HfqTensor) -> Iterator[Defect]:
+def _entry_defects(tensor: HfqTensor) -> Iterator[_Defect]:
     """What an entry of the index says and readers do not compare."""
     name, known = tensor.info.name, QUANT_CODES.get(tensor.code)
     if known is None:
         return
-    group = known.group if known.group and known.group > 1 else 0
+    group = known.group if known.group > 1 else 0
     if known.group and tensor.group_size != group:
         says = f"its entry says groups of {tensor.group_size}"
         yield name, f"{says}, and {known.name} has {group or 'none'}"
-    shape = tensor.info.shape
-    if known.rotated and (not shape or shape[-1] % _ROTATION):
-        columns = shape[-1] if shape else 1
+    columns = tensor.info.shape[-1] if tensor.info.shape else 1
+    if known.rotated and columns % _ROTATION:
         yield name, f"it is rotated, and its {columns} columns are not a multiple of {_ROTATION}"
 
 
-def _first_defect(source: Source, tensor: HfqTensor, *, positive: bool) -> str | None:
+def _loader_defects(
+    config: Mapping[str, Any], tensors: Mapping[str, HfqTensor]
+) -> Iterator[_Defect]:
+    """What the loader of MiniMax-M2 misses or misreads: as many as the config's counts allow."""
+    missing = [key for key in _SIZES if not _is_count(config.get(key))]
+    if missing:
+        yield "", f"its config has no whole number from 1 as {', '.join(missing)}"
+        return
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    if not _is_count(head):
+        yield "", f"its config says head_dim {head}"
+        return
+    for name, shape, codes in _wanted(config, head):
+        held = tensors.get(name)
+        if held is None:
+            yield name, "it is missing"
+        elif held.info.shape != shape:
+            shapes = f"shape {list(held.info.shape)}, and the config means {list(shape)}"
+            yield name, f"it has {shapes}"
+        elif held.code not in codes:
+            known = ", ".join(map(code_name, codes))
+            yield name, f"it is {code_name(held.code)}, and readers take {known}"
+    for layer in range(config["num_hidden_layers"]):
+        for words in (("w1", "w3"), ("w2",)):
+            experts = range(config["num_local_experts"])
+            path = f"{_MOE.format(layer)}.experts.{{}}.{{}}.weight"
+            names = (path.format(expert, word) for expert in experts for word in words)
+            yield from _unlike(names, tensors.get(path.format(0, words[0])), tensors)
+        yield from _scale_defects(_MOE.format(layer), config["hidden_size"], tensors)
+
+
+def _wanted(config: Mapping[str, Any], head: int) -> Iterator[_Wanted]:
+    words, hidden, layers, heads, kv_heads, inner, count, _ = (config[key] for key in _SIZES)
+    queries, keys = heads * head, kv_heads * head
+    yield "model.embed_tokens.weight", (words, hidden), _Q8
+    yield "lm_head.weight", (words, hidden), _MATRIX
+    yield "model.norm.weight", (hidden,), _PLAIN
+    for layer in range(layers):
+        block, moe = f"model.layers.{layer}", _MOE.format(layer)
+        yield f"{block}.input_layernorm.weight", (hidden,), _PLAIN
+        yield f"{block}.post_attention_layernorm.weight", (hidden,), _PLAIN
+        yield f"{block}.self_attn.q_proj.weight", (queries, hidden), _MATRIX
+        yield f"{block}.self_attn.k_proj.weight", (keys, hidden), _MATRIX
+        yield f"{block}.self_attn.v_proj.weight", (keys, hidden), _MATRIX
+        yield f"{block}.self_attn.o_proj.weight", (hidden, queries), _MATRIX
+        # Looked up whether the config says `use_qk_norm` or not.
+        yield f"{block}.self_attn.q_norm.weight", (queries,), _PLAIN
+        yield f"{block}.self_attn.k_norm.weight", (keys,), _PLAIN
+        yield f"{moe}.gate.weight", (count, hidden), _Q8
+        yield f"{moe}.e_score_correction_bias", (count,), _PLAIN
+        for expert in range(count):
+            yield f"{moe}.experts.{expert}.w1.weight", (inner, hidden), _EXPERT
+            yield f"{moe}.experts.{expert}.w2.weight", (hidden, inner), _EXPERT
+            yield f"{moe}.experts.{expert}.w3.weight", (inner, hidden), _EXPERT
+
+
+def _unlike(
+    names: Iterable[str], first: HfqTensor | None, tensors: Mapping[str, HfqTensor]
+) -> Iterator[_Defect]:
+    """Experts of another code than expert 0, by whose code all of a layer are read."""
+    for name in names if first else ():
+        held = tensors.get(name)
+        if first and held and held.code != first.code:
+            codes = f"{code_name(held.code)}, and readers take it for {code_name(first.code)}"
+            yield name, f"it is {codes}, as expert 0 is"
+
+
+def _scale_defects(moe: str, hidden: int, tensors: Mapping[str, HfqTensor]) -> Iterator[_Defect]:
+    """Scales that readers would skip, while the weights stay multiplied by them."""
+    name, other = f"{moe}.{SCALE}.weight", f"{moe}.awq_scale_down.weight"
+    held = tensors.get(name)
+    if held is not None and (held.info.dtype != "F16" or held.info.nbytes != hidden * 2):
+        what = f"{code_name(held.code)} of {held.info.nbytes} bytes"
+        yield name, f"it is {what}, and readers skip what is not F16 of {hidden} values"
+    if other in tensors:
+        yield other, "readers do not apply it, so that the weights it scaled are wrong"
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _first_defect(source: Source, tensor: TensorInfo) -> str | None:
     """What is wrong with a tensor's first bad block or value; None if nothing is."""
-    info, known = tensor.info, QUANT_CODES.get(tensor.code)
-    if known is None or not known.nbytes:
+    code = CODE_OF.get(tensor.dtype)
+    nbytes = 0 if code is None else QUANT_CODES[code].nbytes
+    if code is None or not nbytes:
         return None
-    step = _MOST_NBYTES // known.nbytes * known.nbytes
-    for start in range(0, info.nbytes, step):
-        count = min(step, info.nbytes - start)
-        stored = source.read(info.file or "", info.start + start, count)
-        first = start // known.nbytes
-        if info.dtype in VALUE_TYPES:
-            defect = _value_defect(stored, info.dtype, first, positive=positive)
-        elif known.header:
-            defect = _block_defect(stored.reshape(-1, known.nbytes), tensor.code, first)
-        else:
-            defect = None
+    step = _MOST_NBYTES // nbytes * nbytes
+    for start in range(0, tensor.nbytes, step):
+        count = min(step, tensor.nbytes - start)
+        stored = source.read(tensor.file or "", tensor.start + start, count)
+        defect = None
+        if tensor.dtype in VALUE_TYPES:
+            defect = _value_defect(stored, tensor, start // nbytes)
+        elif QUANT_CODES[code].header:
+            defect = _block_defect(stored.reshape(-1, nbytes), code, start // nbytes)
         if defect is not None:
             return defect
     return None
 
 
-def _value_defect(stored: Array, dtype: str, first: int, *, positive: bool) -> str | None:
-    values = stored.view(VALUE_TYPES[dtype].storage)
-    at = first_nonfinite(values, dtype)
+def _value_defect(stored: Array, tensor: TensorInfo, first: int) -> str | None:
+    values = stored.view(VALUE_TYPES[tensor.dtype].storage)
+    at = first_nonfinite(values, tensor.dtype)
     if at >= 0:
         return f"value {first + at} is not a finite number"
-    if positive and not (values > 0).all():
+    if tensor.name.endswith(f".{SCALE}.weight") and not (values > 0).all():
         return f"value {first + int((values > 0).argmin())} is not above 0"
     return None
 
@@ -184,5 +283,5 @@ def _block_defect(blocks: Array, code: int, first: int) -> str | None:
     if at < 0:
         return None
     held = ", ".join(f"{number:g}" for number in numbers[at].tolist())
-    wanted = _WANTED[QUANT_CODES[code].header].format(n=numbers.shape[1])
+    wanted = _HEADERS[QUANT_CODES[code].header].format(n=numbers.shape[1])
     return f"block {first + at} begins with {held}, and readers need {wanted}"

@@ -1,24 +1,30 @@
-"""What HFQ files can hold, under which names, and the scales beside experts coded with AWQ.
+"""What HFQ files can hold, under which names, with AWQ's scales, and what loaders cannot run.
 
-Source: Kaden-Schutt/hipfire, crates/hipfire-quantize at 02786be, crates/hipfire-arch-minimax,
-read.
+Source: Kaden-Schutt/hipfire, crates/hipfire-quantize at 02786be, crates/hipfire-arch-minimax
+at 05674fe, read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from math import gcd, prod
 
-from emitters.hipfire_hfq.container import READER, SCALE, file_order, preface
-from policy_dsl.formats import Container, ExpertsApart, FormatSpec, PartShape, SchemeSpec
+from emitters.checkpoints import at_layers, omission
+from emitters.hipfire_hfq import container
+from emitters.hipfire_hfq.container import READER, SCALE
+from policy_dsl.formats import Container, ExpertsApart, FormatSpec, PartShape, Review, SchemeSpec
 from policy_dsl.inventory import tensor_nbytes
-from policy_dsl.plan import Module, PlannedTensor, coded_modules
+from policy_dsl.plan import Draft, Module, PlannedTensor, Refusal, coded_modules
 from policy_dsl.policy import Policy
+from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.published_names import expert_path, experts_path, published_name
+from policy_dsl.roles.published_names import apart_path, expert_path
 from policy_dsl.sources.hfq_container import QUANT_CODES, stored_nbytes
-from policy_dsl.treatments import Plain, Stored, scheme_of
+from policy_dsl.treatments import Coded, Plain, Stored, scheme_of
 
 # (scheme, group size) -> quant code.
 CODES = {
@@ -36,9 +42,17 @@ CODES = {
 AWQ = "awq"
 GATE_UP = ("experts.gate_proj", "experts.up_proj")
 DOWN = "experts.down_proj"
-EXACT, _UPSTREAM = "exact", "upstream"
+EXACT = "exact"
 _DEFAULT_ALPHA = 0.55
-_METHODS = ("rtn", AWQ)
+_LANGUAGE_ONLY = "hipfire's loaders of these families read the language model only"
+_LEFT_OUT = {
+    "lm_head": "loaders use",
+    "vision": _LANGUAGE_ONLY,
+    "audio": _LANGUAGE_ONLY,
+    "mtp": "hipfire's loaders skip multi-token prediction",
+}
+# Kernels of these are written for so many experts a token, and no other number.
+_FIXED, _TOP_K = ("mq4", "mq6"), 8
 _SCALED = re.compile(r"(.*\.block_sparse_moe)\.experts\.\d+\.(?:w1|w3)$")
 # Schemes of gate and up, and of down -> the ending of the file's name, a published tier.
 _TIERS = {
@@ -50,7 +64,7 @@ _TIERS = {
 }
 
 
-def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
+def _part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
     """The one tensor of a module: its logical shape, as blocks of a quant code or plain.
 
     Raises: ValueError if a single number should be coded.
@@ -68,27 +82,12 @@ def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[
     return (PartShape("weight", name, shape, nbytes=nbytes, together=together),)
 
 
-def _module_path(tensor: ModelTensor, model: Model) -> str:
-    """The module of a tensor: its published name; that of a layer's experts has a `*`."""
-    if tensor.expert is not None:
-        return experts_path(tensor, model)
-    return published_name(tensor, model).removesuffix(".weight")
-
-
-def _plain_dtype(tensor: ModelTensor, model: Model) -> str:
-    """F16 for every tensor that is not coded."""
-    return "F16"
-
-
 def _file_name(policy: Policy, modules: Sequence[Module]) -> str:
     """The file's name: `model`, with the tier that these modules are, else `.hfq`."""
-    inner, down = _schemes(modules, GATE_UP), _schemes(modules, (DOWN,))
-    tiers = {_TIERS.get((one, other), "hfq") for one in inner for other in down}
+    inner = {scheme_of(module.treatment) for module in modules if module.role in GATE_UP}
+    outer = {scheme_of(module.treatment) for module in modules if module.role == DOWN}
+    tiers = {_TIERS.get((one, other), "hfq") for one in inner for other in outer}
     return f"model.{tiers.pop() if len(tiers) == 1 else 'hfq'}"
-
-
-def _schemes(modules: Sequence[Module], roles: tuple[str, ...]) -> set[str]:
-    return {scheme_of(module.treatment) for module in modules if module.role in roles}
 
 
 def column_scale(module: str) -> str | None:
@@ -102,28 +101,24 @@ def added_scales(modules: Sequence[Module]) -> tuple[Module, ...]:
     scales: dict[str, Module] = {}
     for module, coded in coded_modules(modules):
         name = column_scale(module.name)
-        if name is not None and coded.method == AWQ and name not in scales:
-            scales[name] = _scale(name, module)
+        if name is None or coded.method != AWQ or name in scales:
+            continue
+        shape = module.shape[-1:]
+        nbytes = tensor_nbytes("F16", shape)
+        scales[name] = replace(
+            module,
+            name=name,
+            role="awq_scale",
+            treatment=Plain("F16"),
+            shape=shape,
+            dtype="F16",
+            sources=(),
+            tensors=(PlannedTensor(f"{name}.weight", "weight", "F16", shape, nbytes, "", 0),),
+            parameters=0,
+            together=1,
+            written="keep",
+        )
     return tuple(scales.values())
-
-
-def _scale(name: str, scaled: Module) -> Module:
-    shape = scaled.shape[-1:]
-    nbytes = tensor_nbytes("F16", shape)
-    tensor = PlannedTensor(f"{name}.weight", "weight", "F16", shape, nbytes, "", 0)
-    return Module(
-        name=name,
-        role="awq_scale",
-        layer=scaled.layer,
-        treatment=Plain("F16"),
-        shape=shape,
-        dtype="F16",
-        sources=(),
-        tensors=(tensor,),
-        parameters=0,
-        decided_by=scaled.decided_by,
-        written="keep",
-    )
 
 
 def alpha_of(policy: Policy) -> float:
@@ -143,15 +138,54 @@ def remarks(policy: Policy, modules: Sequence[Module]) -> tuple[tuple[str, str],
         return ()
     how = {
         EXACT: "by the float16 values that are stored (exact)",
-        _UPSTREAM: "before they are rounded to what is stored (upstream)",
+        "upstream": "before they are rounded to what is stored (upstream)",
     }[scales_of(policy)]
     return ((AWQ, f"alpha {alpha_of(policy):g}, gate and up share a scale, applied {how}"),)
 
 
+def _held(tensor: ModelTensor, model: Model, stored: Stored) -> str | None:
+    facts = model.architecture.facts(SPEC.name)
+    is_awq = isinstance(stored, Coded) and stored.method == AWQ
+    if is_awq and tensor.role not in facts.get(AWQ, ()):
+        return "it knows AWQ for gate and up of MiniMax-M2's experts only"
+    for only in facts.get("only", ()):
+        if tensor.namesake in only["roles"] and scheme_of(stored) not in only["schemes"]:
+            return str(only["reason"])
+    if tensor.is_matrix and stored == Plain("F32"):
+        return "its loaders refuse float32 matrices"
+    return None
+
+
+def _bundle(draft: Draft) -> Iterator[Refusal]:
+    layers: dict[int | None, set[Stored]] = defaultdict(set)
+    schemes: set[str] = set()
+    for module in draft.modules:
+        if module.role in GATE_UP:
+            layers[module.layer].add(module.treatment)
+        if module.role in (*GATE_UP, DOWN):
+            schemes.add(scheme_of(module.treatment))
+    uneven = [layer or 0 for layer, treatments in layers.items() if len(treatments) > 1]
+    reason = at_layers("gate and up of a layer must be stored alike", uneven)
+    if reason is not None:
+        yield Refusal("", "", reason, "error")
+    routed = draft.model.facts.value("num_experts_per_tok")
+    fixed = [scheme for scheme in _FIXED if scheme in schemes]
+    if fixed and routed != _TOP_K:
+        reason = f"its {fixed[0]} kernels route to {_TOP_K} experts, this model to {routed}"
+        yield Refusal("", READER, reason)
+    crossing = next((module for module in draft.modules if module.together > 1), None)
+    if crossing is not None:
+        reason = f"rows of {crossing.name} are not whole blocks of 256 values"
+        yield Refusal("", READER, reason)
+    yield from refused(draft, READER, READER)
+
+
+REVIEW = Review(left_out=partial(omission, reasons=_LEFT_OUT), held=_held, bundle=_bundle)
+
+
 def _scheme(name: str, bits: int, about: str, *, sizes: tuple[int, ...] = (256,)) -> SchemeSpec:
-    flat, methods = name.startswith("hfq"), _METHODS if name.startswith("mq") else ("rtn",)
-    symmetries = (name == "q8",)
-    return SchemeSpec(name, (bits,), sizes, methods, symmetries, "F32", flat, about)
+    flat, methods = name.startswith("hfq"), ("rtn", AWQ) if name.startswith("mq") else ("rtn",)
+    return SchemeSpec(name, (bits,), sizes, methods, (name == "q8",), "F32", flat, about)
 
 
 SPEC = FormatSpec(
@@ -168,36 +202,30 @@ SPEC = FormatSpec(
         _scheme("hfq6", 6, "affine"),
         _scheme("q8", 8, "bytes with a scale each 32", sizes=(32,)),
     ),
-    fill=(
-        ("any", 8, "q8"),
-        ("any", 6, "mq6"),
-        ("any", 4, "mq4"),
-        ("any", 3, "mq3-lloyd"),
-        ("any", 2, "mq2-lloyd"),
+    fill=tuple(
+        ("any", bits, scheme)
+        for bits, scheme in ((8, "q8"), (6, "mq6"), (4, "mq4"), (3, "mq3-lloyd"), (2, "mq2-lloyd"))
     ),
     plain_dtypes=("F16", "F32"),
     fp8_rules=("f32", "bf16", "bf16_bf16"),
-    module_path=_module_path,
-    part_shapes=part_shapes,
-    plain_dtype=_plain_dtype,
+    module_path=apart_path,
+    part_shapes=_part_shapes,
+    plain_dtype=lambda tensor, model: "F16",
     tensor_files=Container(
         _file_name,
         (
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "chat_template.jinja",
-            "chat_template.json",
-            "generation_config.json",
+            *(container.TOKENIZER, container.TOKENIZER_CONFIG, container.TEMPLATE),
+            *(container.OLDER_TEMPLATE, container.GENERATION),
         ),
-        preface,
-        file_order,
+        container.preface,
+        container.file_order,
     ),
     layouts={"apart": ExpertsApart(expert_path, (*dict.fromkeys(name for name, _ in CODES), None))},
     cuts_off=True,
     copied_files=(),
     settings=(
-        *("output.file_name", "calibration.imatrix", "calibration.awq_alpha"),
-        "calibration.awq_scales",
+        *("output.file_name", "calibration.imatrix"),
+        *("calibration.awq_alpha", "calibration.awq_scales"),
     ),
     runtimes={READER: "Rust and HIP, AMD GPUs"},
 )

@@ -7,13 +7,12 @@ Source: mlx 0.32.4 (CPU), `mx.quantize` and `mx.dequantize`.
 
 from __future__ import annotations
 
+from emitters.mlx_affine.spec import AFFINE, AFFINE_PARTS
 from emitters.numerics.affine import affine_beyond, affine_decode, affine_encode
 from emitters.numerics.small_floats import FP_MODES, fp_beyond, fp_decode, fp_encode
 from emitters.numerics.value_types import Array
 from policy_dsl.formats import Parts, Slack
 from policy_dsl.treatments import Coded
-
-_AFFINE, _AFFINE_PARTS = "affine", ("weight", "scales", "biases")
 
 
 def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
@@ -27,9 +26,9 @@ def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
     """
     if _is_affine(treatment):
         triple = affine_encode(values, dtype, bits=treatment.bits, group_size=treatment.group_size)
-        return dict(zip(_AFFINE_PARTS, triple, strict=True))
-    pair = fp_encode(values, dtype, mode=treatment.scheme)
-    return dict(zip(_AFFINE_PARTS[:2], pair, strict=True))
+        return dict(zip(AFFINE_PARTS, triple, strict=True))
+    weight, scales = fp_encode(values, dtype, mode=treatment.scheme)
+    return {"weight": weight, "scales": scales}
 
 
 def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
@@ -38,31 +37,31 @@ def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
     dtype: value type of the scales and biases; of no effect but for affine.
     Raises: ValueError as `encode` does, or if the parts' shapes disagree.
     """
-    is_affine, size = _is_affine(treatment), treatment.group_size
-    if parts["scales"].shape[-1] * size != columns:
-        raise ValueError(f"scales {parts['scales'].shape} are not those of {columns} columns")
+    is_affine, size, scales = _is_affine(treatment), treatment.group_size, parts["scales"]
+    if scales.shape[-1] * size != columns:
+        raise ValueError(f"scales {scales.shape} are not those of {columns} columns")
     if is_affine:
-        triple = parts["weight"], parts["scales"], parts["biases"]
+        triple = parts["weight"], scales, parts["biases"]
         return affine_decode(triple, dtype, bits=treatment.bits, group_size=size)
-    return fp_decode(parts["weight"], parts["scales"], mode=treatment.scheme)
+    return fp_decode(parts["weight"], scales, mode=treatment.scheme)
 
 
 def beyond(values: Array, parts: Parts, dtype: str, treatment: Coded, slack: Slack) -> Array:
     """The values [rows, in] that rounding to nearest would not have given these codes."""
+    weight, scales = parts["weight"], parts["scales"]
     if _is_affine(treatment):
-        triple = parts["weight"], parts["scales"], parts["biases"]
         width = treatment.bits, treatment.group_size
-        return affine_beyond(values, triple, dtype, width, slack)
-    return fp_beyond(values, (parts["weight"], parts["scales"]), treatment.scheme, dtype, slack)
+        return affine_beyond(values, (weight, scales, parts["biases"]), dtype, width, slack)
+    return fp_beyond(values, (weight, scales), treatment.scheme, dtype, slack)
 
 
 def _is_affine(treatment: Coded) -> bool:
     """Whether the scheme is affine. Raises: ValueError unless mlx has such a scheme."""
     scheme, geometry = treatment.scheme, (treatment.bits, treatment.group_size)
-    if scheme == _AFFINE:
+    if scheme == AFFINE:
         return True
     if scheme not in FP_MODES:
-        raise ValueError(f"scheme {scheme!r} is not one of {_AFFINE}, {', '.join(FP_MODES)}")
+        raise ValueError(f"scheme {scheme!r} is not one of {AFFINE}, {', '.join(FP_MODES)}")
     mode = FP_MODES[scheme]
     if geometry != (mode.bits, mode.group_size):
         own = f"{mode.bits} bits in groups of {mode.group_size}"

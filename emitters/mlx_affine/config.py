@@ -9,16 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from emitters.checkpoints import (
-    CONFIG,
-    INDEX,
-    QUANTIZATIONS,
-    covering_most,
-    document,
-    index,
-    written,
-)
-from emitters.mlx_affine.spec import READER, part_shapes
+from emitters import checkpoints
+from emitters.checkpoints import CONFIG, INDEX, QUANTIZATIONS, document, written
+from emitters.mlx_affine.spec import AFFINE, AFFINE_PARTS, READER
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.formats import (
     Claim,
@@ -39,7 +32,7 @@ _DROPPED = (*QUANTIZATIONS, "_name_or_path", "vision_config")
 _NESTED = ("text_config", "llm_config")
 # What mlx takes for a mode where nothing is given.
 _USUAL: Mapping[str, Mapping[str, Any]] = {
-    "affine": {"group_size": 64, "bits": 4},
+    AFFINE: {"group_size": 64, "bits": 4},
     "mxfp4": {"group_size": 32, "bits": 4},
     "mxfp8": {"group_size": 32, "bits": 8},
     "nvfp4": {"group_size": 16, "bits": 4},
@@ -52,8 +45,18 @@ def metadata(plan: Plan) -> dict[str, bytes]:
     The config is the source's with its keys sorted, its quantization replaced, and the keys
     that mlx-lm looks for and the source writes elsewhere or leaves out.
     """
-    shards = index(in_order(plan.modules), total_parameters=_total_parameters(plan))
-    return {CONFIG: written(_config(plan), 4), INDEX: written(shards, 4)}
+    source = written_config(plan, READER).items()
+    config = {key: value for key, value in source if key not in _DROPPED}
+    for key in _NESTED:
+        if isinstance(config.get(key), Mapping):
+            nested = config[key].items()
+            config[key] = {name: value for name, value in nested if name not in QUANTIZATIONS}
+    if quantization := _quantization(plan):
+        # mlx-lm reads the first, other tools look for the second; both must say the same.
+        config["quantization"] = config["quantization_config"] = quantization
+    config = {key: finite(config[key]) for key in sorted(config)}
+    index = checkpoints.index(in_order(plan.modules), total_parameters=_total_parameters(plan))
+    return {CONFIG: written(config, 4), INDEX: written(index, 4)}
 
 
 def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
@@ -66,23 +69,24 @@ def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
     """
     config = document(files, CONFIG)
     entries = config.get("quantization")
-    if entries and not isinstance(entries, dict):
-        raise ForeignMetadataError("its quantization is not an object")
     if not entries:
         _check_copy(config.get("quantization_config"), forms)
         return {}
-    found = {}
+    if not isinstance(entries, dict):
+        raise ForeignMetadataError("its quantization is not an object")
     default = _treatment(entries)
-    parts = _part_names(default)
-    for name in forms.keys() - entries.keys():
-        if parts <= forms[name].keys():
-            found[name] = _claim(default, forms[name])
-    for name, entry in entries.items():
+    parts = set(AFFINE_PARTS if default.scheme == AFFINE else AFFINE_PARTS[:2])
+    made = {}
+    for name in {**forms, **entries}:
+        entry, held = entries.get(name), forms.get(name, {})
         if isinstance(entry, dict):
-            found[name] = _claim(_own_treatment(entry), forms.get(name, {}))
-        elif entry is True:
-            found[name] = _claim(default, forms.get(name, {}))
-    return found
+            # It inherits nothing but the defaults of its mode; a null is no group size.
+            usual = _USUAL.get(str(entry.get("mode", AFFINE)), _USUAL[AFFINE])
+            given = {key: value for key, value in entry.items() if value is not None}
+            made[name] = _claim(_treatment({**usual, **given}), held)
+        elif entry is True or (name not in entries and parts <= held.keys()):
+            made[name] = _claim(default, held)
+    return made
 
 
 def defects(
@@ -105,19 +109,6 @@ def _check_copy(copy: Any, forms: Forms) -> None:
         raise fail("bad-bundle-metadata", path=CONFIG, reason=reason, suggestion=cure)
 
 
-def _own_treatment(entry: Mapping[str, Any]) -> Coded:
-    """The treatment of an entry, which inherits nothing but the defaults of its mode."""
-    mode = str(entry.get("mode", "affine"))
-    usual = _USUAL.get(mode, _USUAL["affine"])
-    # Recipes without a group size leave a null.
-    given = {key: one for key, one in entry.items() if one is not None}
-    return _treatment({**usual, **given})
-
-
-def _part_names(treatment: Coded) -> set[str]:
-    return {part.part for part in part_shapes(treatment, (1, treatment.group_size), "")}
-
-
 def _claim(treatment: Coded, parts: Mapping[str, TensorForm]) -> Claim:
     """The claim about a module of these parts; without a shape where one is missing."""
     codes, scales = parts.get("weight"), parts.get("scales")
@@ -125,21 +116,7 @@ def _claim(treatment: Coded, parts: Mapping[str, TensorForm]) -> Claim:
         return Claim(treatment, (), "BF16")
     shape = (*codes[1][:-1], scales[1][-1] * treatment.group_size)
     # The scales of floating-point modes are bytes and say nothing of the values.
-    return Claim(treatment, shape, scales[0] if treatment.scheme == "affine" else "BF16")
-
-
-def _config(plan: Plan) -> dict[str, Any]:
-    source = written_config(plan, READER).items()
-    config = {key: value for key, value in source if key not in _DROPPED}
-    for key in _NESTED:
-        if isinstance(config.get(key), Mapping):
-            nested = config[key].items()
-            config[key] = {name: value for name, value in nested if name not in QUANTIZATIONS}
-    quantization = _quantization(plan)
-    if quantization:
-        # mlx-lm reads the first, other tools look for the second; both must say the same.
-        config["quantization"] = config["quantization_config"] = quantization
-    return {key: finite(config[key]) for key in sorted(config)}
+    return Claim(treatment, shape, scales[0] if treatment.scheme == AFFINE else "BF16")
 
 
 def _quantization(plan: Plan) -> dict[str, Any]:
@@ -147,11 +124,12 @@ def _quantization(plan: Plan) -> dict[str, Any]:
 
     Entries inherit nothing from the default, so each is whole. Empty if nothing is quantized.
     """
-    default = covering_most((module for module, _ in coded_modules(plan.modules)), _coded)
+    quantized = (module for module, _ in coded_modules(plan.modules))
+    default = checkpoints.covering_most(quantized, lambda module: coded(module.treatment))
     if default is None:
         return {}
     # mlx-lm insists on a default, though no module is left to take it.
-    described: dict[str, Any] = dict(_entry(default))
+    described: dict[str, Any] = {**_entry(default)}
     for module in plan.modules:
         # Also those that equal the default: older releases guess nothing from shapes.
         if isinstance(module.treatment, Coded):
@@ -159,10 +137,6 @@ def _quantization(plan: Plan) -> dict[str, Any]:
         elif len(module.shape) > 1 and _is_weight(module):
             described[module.name] = False
     return described
-
-
-def _coded(module: Module) -> Coded:
-    return coded(module.treatment)
 
 
 def _entry(treatment: Coded) -> dict[str, Any]:
@@ -175,16 +149,16 @@ def _treatment(entry: Mapping[str, Any]) -> Coded:
     bits, group_size = entry["bits"], entry["group_size"]
     if type(bits) is not int or type(group_size) is not int:
         raise ValueError(f"bits {bits!r} and group_size {group_size!r} are not whole numbers")
-    scheme = str(entry.get("mode", "affine"))
-    return Coded(scheme, bits, group_size, scheme != "affine", "")
+    scheme = str(entry.get("mode", AFFINE))
+    return Coded(scheme, bits, group_size, scheme != AFFINE, "")
 
 
 def _total_parameters(plan: Plan) -> int:
     """Logical weights of leaf modules, as mlx-lm counts them.
 
-    A tensor that hangs on a module with children (MiniMax's router bias) is not counted.
+    A tensor that hangs on a module with children (MiniMax's router bias) is not counted; a bias
+    beside a weight belongs to the same leaf.
     """
-    # A bias beside a weight belongs to the same leaf.
     leaves = {module.name for module in plan.modules if _is_weight(module)}
     return sum(
         module.parameters

@@ -6,6 +6,7 @@ Source: mlx 0.32.4 (quantizer); mlx-lm 0.32.2 (loader, `sanitize` of each model 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from emitters.checkpoints import CONFIG, omission
 from policy_dsl.formats import FormatSpec, PartShape, Review, SchemeSpec, Shards
@@ -17,6 +18,7 @@ from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
 from policy_dsl.treatments import Coded, Plain, Stored
 
+AFFINE, AFFINE_PARTS = "affine", ("weight", "scales", "biases")
 _WIDTHS = (2, 3, 4, 5, 6, 8)
 # What mlx-lm refuses is refused for mlx-swift-lm, whose classes follow it and were not run.
 READER = "mlx_lm"
@@ -43,7 +45,7 @@ def _module_path(tensor: ModelTensor, model: Model) -> str:
     return name.removesuffix(".weight")
 
 
-def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
+def _part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
     """The tensors of a module: `weight`, and `scales` and `biases` of quantized ones.
 
     Codes are a bit stream in uint32 words along the last axis; affine scales and biases have
@@ -54,8 +56,8 @@ def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[
     *lead, columns = shape
     packed = PartShape("weight", "U32", (*lead, columns * treatment.bits // 32))
     groups = (*lead, columns // treatment.group_size)
-    if treatment.scheme == "affine":
-        return packed, PartShape("scales", dtype, groups), PartShape("biases", dtype, groups)
+    if treatment.scheme == AFFINE:
+        return packed, *(PartShape(part, dtype, groups) for part in AFFINE_PARTS[1:])
     return packed, PartShape("scales", "U8", groups)
 
 
@@ -73,10 +75,6 @@ def _plain_dtype(tensor: ModelTensor, model: Model) -> str:
     return wanted or "BF16"
 
 
-def _left_out(tensor: ModelTensor, model: Model) -> str | None:
-    return omission(tensor, model, _LEFT_OUT)
-
-
 def _held(tensor: ModelTensor, model: Model, stored: Stored) -> str | None:
     if isinstance(stored, Coded) and tensor.namesake in model.architecture.mlx.get("bare", ()):
         family = model.architecture.family
@@ -89,21 +87,21 @@ def _bundle(draft: Draft) -> Iterator[Refusal]:
         yield from refused(draft, READER, runtime)
 
 
-REVIEW = Review(left_out=_left_out, held=_held, bundle=_bundle)
+REVIEW = Review(left_out=partial(omission, reasons=_LEFT_OUT), held=_held, bundle=_bundle)
 SPEC = FormatSpec(
     name="mlx_affine",
     about="MLX bundles for stock mlx-lm and mlx-swift-lm on Apple silicon",
     schemes=(
-        SchemeSpec("affine", _WIDTHS, (64, 32, 128), about="scale and bias a group"),
+        SchemeSpec(AFFINE, _WIDTHS, (64, 32, 128), about="scale and bias a group"),
         SchemeSpec("mxfp4", (4,), (32,), ("rtn",), (True,), about="E2M1 codes, power-of-two scale"),
         SchemeSpec("mxfp8", (8,), (32,), ("rtn",), (True,), about="E4M3 codes, power-of-two scale"),
         SchemeSpec("nvfp4", (4,), (16,), ("rtn",), (True,), about="E2M1 codes, E4M3 scale"),
     ),
-    fill=tuple(("any", bits, "affine") for bits in _WIDTHS),
+    fill=tuple(("any", bits, AFFINE) for bits in _WIDTHS),
     plain_dtypes=("BF16", "F16", "F32"),
     fp8_rules=("bf16", "f32", "bf16_bf16"),
     module_path=_module_path,
-    part_shapes=part_shapes,
+    part_shapes=_part_shapes,
     plain_dtype=_plain_dtype,
     tensor_files=Shards(5 * 2**30, shard_name, metadata={"format": "mlx"}),
     copied_files=SIDE_FILES,

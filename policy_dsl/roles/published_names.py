@@ -30,11 +30,13 @@ def stack_path(name: str, word: str) -> str:
     return _EXPERT.sub(f".{word}", name)
 
 
-def experts_path(tensor: ModelTensor, model: Model) -> str:
-    """The modules of all experts of a tensor's projection, the expert's number being a `*`."""
+def apart_path(tensor: ModelTensor, model: Model) -> str:
+    """The module of a tensor: its published name; that of a layer's experts has a `*`."""
+    name = published_name(tensor, model)
+    if tensor.expert is None:
+        return name.removesuffix(".weight")
     (_, words), projection = model.architecture.published_experts, tensor.projection or ""
-    word = words.get(projection, projection)
-    return stack_path(published_name(tensor, model), f"experts.*.{word}")
+    return stack_path(name, f"experts.*.{words.get(projection, projection)}")
 
 
 def expert_path(path: str, expert: int) -> str:
