@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.formats import FileContents, ForeignMetadataError, TensorForm
+from policy_dsl.formats import Claim, FileContents, ForeignMetadataError, TensorForm
+from policy_dsl.inventory import EXPERT_NAME
 from policy_dsl.plan import Module, PlannedTensor
 from policy_dsl.roles.classify import Model, ModelTensor
 
@@ -115,3 +116,15 @@ def wrong_metadata(file: str, reason: str, *, of: str = "") -> Diagnostic:
 def wrong_tensor(file: str, tensor: str, reason: str) -> Diagnostic:
     """The finding that readers would misread a tensor."""
     return diagnostic("bad-tensor-entry", file=file, tensor=tensor, reason=reason)
+
+
+def uneven_experts(claims: Mapping[str, Claim], count: object) -> Iterator[Diagnostic]:
+    """Experts that are apart, with other numbers than those a config of this count means."""
+    held: dict[str, set[int]] = defaultdict(set)
+    for name in claims:
+        if match := EXPERT_NAME.fullmatch(name):
+            held[f"{match[1]}.experts.*.{match[3]}"].add(int(match[2]))
+    for path, numbers in held.items():
+        if len(numbers) != count or numbers != set(range(len(numbers))):
+            reason = f"it has {count!r} experts, {path} has {len(numbers)} others"
+            yield wrong_metadata(CONFIG, reason, of=path)

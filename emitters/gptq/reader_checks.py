@@ -6,21 +6,20 @@ auto-round 0.16.1 and gptqmodel 7.7.0 (where they look for a configuration), rea
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from emitters.checkpoints import CONFIG, document, wrong_metadata, wrong_tensor
+from emitters.checkpoints import CONFIG, document, uneven_experts, wrong_metadata, wrong_tensor
 from emitters.gptq.spec import READ, SIDECARS, group_length
 from emitters.numerics.gptq import is_grouping, unpack_zeros
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import Claim, FileContents, ForeignMetadataError, Tensors
-from policy_dsl.inventory import EXPERT_NAME, TensorInfo
+from policy_dsl.inventory import TensorInfo
 from policy_dsl.roles.architecture import expert_keys
 from policy_dsl.roles.config_facts import written_value
 from policy_dsl.treatments import Coded
@@ -43,7 +42,9 @@ def defects(
     """
     config = document(files, CONFIG)
     yield from _copies(files, config)
-    yield from _experts(config, claims)
+    count = next(filter(None, (written_value(config, key) for key in expert_keys())), None)
+    if count is not None:
+        yield from uneven_experts(claims, count)
     for name, tensor in tensors.items():
         # Codes that readers take for nothing they know, and leave the linear random.
         if name.endswith(_CODES) and name.removesuffix(_CODES) not in claims:
@@ -69,21 +70,6 @@ def _copies(files: FileContents, config: Mapping[str, Any]) -> Iterator[Diagnost
         if wrong:
             reason = f"its {wrong[0]} differs from that in {CONFIG}, and readers look at either"
             yield wrong_metadata(file, reason)
-
-
-def _experts(config: Mapping[str, Any], claims: Mapping[str, Claim]) -> Iterator[Diagnostic]:
-    """Experts with other numbers than those that the config makes readers look for."""
-    count = next(filter(None, (written_value(config, key) for key in expert_keys())), None)
-    if count is None:
-        return
-    held: dict[str, set[int]] = defaultdict(set)
-    for name in claims:
-        if match := EXPERT_NAME.fullmatch(name):
-            held[f"{match[1]}.experts.*.{match[3]}"].add(int(match[2]))
-    for path, numbers in held.items():
-        if len(numbers) != count or numbers != set(range(len(numbers))):
-            reason = f"it has {count!r} experts, {path} has {len(numbers)} others"
-            yield wrong_metadata(CONFIG, reason, of=path)
 
 
 def values(

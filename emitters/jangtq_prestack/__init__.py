@@ -17,10 +17,12 @@ def _codec() -> Codec:
 
 def _files() -> Files:
     from emitters.jangtq_prestack.config import metadata
-    from emitters.jangtq_prestack.read_config import added, claims, defects
+    from emitters.jangtq_prestack.read_config import added, claims, defects, values
     from emitters.jangtq_prestack.side_files import edited
 
-    return Files(metadata=metadata, claims=claims, defects=defects, added=added, edited=edited)
+    return Files(
+        metadata=metadata, claims=claims, defects=defects, values=values, added=added, edited=edited
+    )
 
 
 FORMAT: Final[Format] = Format(

@@ -24,11 +24,11 @@ def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
     [rows, in*bits/32]; scales, biases: [rows, in/group_size] as the values are.
     Raises: ValueError for a scheme or width that the format lacks, or a split group.
     """
-    bits = treatment.bits
     if treatment.scheme == MXTQ:
-        packed, norms = mxtq_encode(values, dtype, bits=bits)
+        packed, norms = mxtq_encode(values, dtype, bits=treatment.bits)
         return {"tq_packed": packed, "tq_norms": norms.reshape(-1, 1)}
-    triple = affine_encode(values, dtype, bits=bits, group_size=_group_size(treatment))
+    bits, group_size = _affine_width(treatment)
+    triple = affine_encode(values, dtype, bits=bits, group_size=group_size)
     return dict(zip(_AFFINE_PARTS, triple, strict=True))
 
 
@@ -38,12 +38,11 @@ def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
     dtype: value type of affine scales and biases; of no effect for mxtq.
     Raises: ValueError as `encode` does, or if the parts' shapes disagree.
     """
-    bits = treatment.bits
     if treatment.scheme == MXTQ:
         norms = parts["tq_norms"].reshape(-1)
-        return mxtq_decode(parts["tq_packed"], norms, columns=columns, bits=bits)
+        return mxtq_decode(parts["tq_packed"], norms, columns=columns, bits=treatment.bits)
+    bits, group_size = _affine_width(treatment)
     weight, scales, biases = (parts[part] for part in _AFFINE_PARTS)
-    group_size = _group_size(treatment)
     if scales.shape[-1] * group_size != columns:
         raise ValueError(f"scales {scales.shape} are not those of {columns} columns")
     return affine_decode((weight, scales, biases), dtype, bits=bits, group_size=group_size)
@@ -51,16 +50,15 @@ def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
 
 def beyond(values: Array, parts: Parts, dtype: str, treatment: Coded, slack: Slack) -> Array:
     """The values [rows, in] that rounding to nearest would not have given these codes."""
-    bits = treatment.bits
     if treatment.scheme == MXTQ:
         stored = parts["tq_packed"], parts["tq_norms"].reshape(-1)
-        return mxtq_beyond(values, stored, bits=bits, slack=slack)
+        return mxtq_beyond(values, stored, bits=treatment.bits, slack=slack)
     weight, scales, biases = (parts[part] for part in _AFFINE_PARTS)
-    width = bits, _group_size(treatment)
-    return affine_beyond(values, (weight, scales, biases), dtype, width, slack)
+    return affine_beyond(values, (weight, scales, biases), dtype, _affine_width(treatment), slack)
 
 
-def _group_size(treatment: Coded) -> int:
+def _affine_width(treatment: Coded) -> tuple[int, int]:
+    """Bits and group size. Raises: ValueError for another scheme."""
     if treatment.scheme != "affine":
         raise ValueError(f"this format has no scheme {treatment}")
-    return treatment.group_size
+    return treatment.bits, treatment.group_size

@@ -6,15 +6,19 @@ Source: jang 2.5.50, `convert_minimax_jangtq`, `rebundle_jangtq_stacked`, `capab
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from emitters.checkpoints import CONFIG, INDEX, QUANTIZATIONS, written
+from emitters.jangtq_prestack import read_config
+from emitters.jangtq_prestack.read_config import COUNTS, TEXT, Routed
 from emitters.jangtq_prestack.side_files import SIDECAR, sidecar
 from emitters.jangtq_prestack.spec import (
     JANG_CONFIG,
     MXTQ,
     NAME,
+    PROJECTIONS,
     READER,
     SEED,
     SENSES,
@@ -22,40 +26,119 @@ from emitters.jangtq_prestack.spec import (
     file_order,
     projection_of,
 )
-from emitters.jangtq_prestack.widths import (
-    COUNTS,
-    TEXT,
-    Widths,
-    expert_count,
-    flat,
-    row_length,
-    widths_of,
-)
 from policy_dsl.diagnostics import PolicyError, fail
-from policy_dsl.plan import Plan, coded_modules
+from policy_dsl.plan import Module, Plan, coded_modules
 from policy_dsl.reader_config import written_config
 from policy_dsl.roles.config_facts import rewritten
 from policy_dsl.treatments import Coded, Plain, Stored, describe
 
+_Value = TypeVar("_Value")
+
 # A path may have one slash as well, behind a dot or in front of all.
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _DROPPED = (*QUANTIZATIONS, "_name_or_path")
+# The model that bundled policies are for; they are extended, and used for others.
+_POLICIES_MODEL = "MiniMaxAI/MiniMax-M2.7"
+_CUSTOM = "custom"
+_STANDARD = Coded("affine", 8, 64, False, "rtn")
+_PLAIN_BITS = 16
+# Widths of gate, down and up -> profile, where all else is standard affine or F16.
+_PROFILES: Mapping[tuple[int, ...], str] = {
+    (2, 2, 2): "JANGTQ2",
+    (3, 3, 3): "JANGTQ3",
+    (4, 4, 4): "JANGTQ4",
+    (2, 4, 2): "JANGTQ_K",
+}
+# Entry of `mxtq_bits` -> how the roles that it is about begin.
+_CLASSES = {
+    "attention": "attention.",
+    "shared_expert": "shared_experts.",
+    "embed_tokens": "embed",
+    "lm_head": "lm_head",
+}
+
+
+class _Widths(NamedTuple):
+    """The widths of a bundle. routed: of expert codes. bits: what `mxtq_bits` says.
+
+    affine: how most affine modules are stored. modules: the treatments of all, in custom
+    bundles.
+    """
+
+    profile: str
+    routed: Routed
+    bits: Mapping[str, Any]
+    affine: Coded
+    modules: Mapping[str, Stored]
 
 
 def metadata(plan: Plan) -> dict[str, bytes]:
     """`config.json`, `jang_config.json`, the index and the runtime's tables, by name."""
-    widths = widths_of(plan)
-    codes = (
+    widths = _widths_of(plan)
+    codes = {
         (module.shape[-1], coded.bits)
         for module, coded in coded_modules(plan.modules)
         if coded.scheme == MXTQ
-    )
+    }
     return {
         CONFIG: written(_config(plan, widths)),
         JANG_CONFIG: written(_jang_config(plan, widths)),
         INDEX: written(_index(plan)),
         SIDECAR: sidecar(codes),
     }
+
+
+def _widths_of(plan: Plan) -> _Widths:
+    matrices = [module for module in plan.modules if len(module.shape) > 1]
+    experts: dict[str, list[Module]] = {name: [] for name in PROJECTIONS}
+    rest: list[Module] = []
+    for module in matrices:
+        projection = projection_of(module.name)
+        (experts[projection] if projection else rest).append(module)
+    routed = read_config.shortest(
+        {
+            name: _most(coded.bits for _, coded in coded_modules(held) if coded.scheme == MXTQ)
+            for name, held in experts.items()
+        }
+    )
+    profile = _profile(experts, rest)
+    affine = _most(coded for _, coded in coded_modules(rest) if coded.scheme == "affine")
+    classes = {
+        entry: _most(_bits(module) for module in rest if module.role.startswith(begin)) or 8
+        for entry, begin in _CLASSES.items()
+    }
+    bits = {"routed_expert": routed, **classes, "norms_router_biases": _PLAIN_BITS}
+    modules = {one.name: one.treatment for one in matrices} if profile == _CUSTOM else {}
+    return _Widths(profile, routed, bits, affine or _STANDARD, modules)
+
+
+def _profile(experts: Mapping[str, Iterable[Module]], rest: Iterable[Module]) -> str:
+    """The published profile whose widths these are, else `custom`."""
+    widths: list[int] = []
+    for held in experts.values():
+        treatments = {module.treatment for module in held}
+        only = treatments.pop() if len(treatments) == 1 else None
+        # More or fewer than one a projection have no name.
+        if not isinstance(only, Coded) or only.scheme != MXTQ:
+            return _CUSTOM
+        widths.append(only.bits)
+    for module in rest:
+        plain = module.role in ("router", "shared_expert_gate")
+        if module.dtype != "F16" or plain != isinstance(module.treatment, Plain):
+            return _CUSTOM
+        if not plain and module.treatment != _STANDARD:
+            return _CUSTOM
+    return _PROFILES.get(tuple(widths), _CUSTOM)
+
+
+def _most(values: Iterable[_Value]) -> _Value | None:
+    """The most frequent of the values, the first of several; None if there are none."""
+    counted = Counter(values).most_common(1)
+    return counted[0][0] if counted else None
+
+
+def _bits(module: Module) -> int:
+    return module.treatment.bits if isinstance(module.treatment, Coded) else _PLAIN_BITS
 
 
 def _index(plan: Plan) -> dict[str, Any]:
@@ -65,7 +148,7 @@ def _index(plan: Plan) -> dict[str, Any]:
     about: dict[str, Any] = {
         "format": "jangtq",
         # The files' bytes, headers included, as jang's rebundler counts them.
-        "total_size": sum(file.nbytes or 0 for file in plan.files if file.kind == "tensors"),
+        "total_size": sum(file.nbytes or 0 for file in plan.tensor_files),
     }
     if SPEC.layout(plan.policy) == "prestacked":
         about["rebundled_layout"] = "prestacked-switch_mlp"
@@ -73,7 +156,7 @@ def _index(plan: Plan) -> dict[str, Any]:
     return {"metadata": about, "weight_map": weight_map}
 
 
-def _config(plan: Plan, widths: Widths) -> dict[str, Any]:
+def _config(plan: Plan, widths: _Widths) -> dict[str, Any]:
     """The source's config with its quantization replaced; widths are where readers look."""
     n_experts = _n_experts(plan)
     source = written_config(plan, READER).items()
@@ -87,11 +170,10 @@ def _config(plan: Plan, widths: Widths) -> dict[str, Any]:
     kept = rewritten({key: value for key, value in source if key not in _DROPPED}, counted)
     # Found here it costs nothing: the finished bundle would fail its own check.
     _ensure_sizes(kept, plan, n_experts)
-    bits = _bits(widths)
     quantization: dict[str, Any] = {
         **_affine(widths.affine, ("bits", "mode", "group_size")),
         "routed_expert_bits": widths.routed,
-        "mxtq_bits": bits,
+        "mxtq_bits": widths.bits,
     }
     # mlx-lm builds modules by these; codes are not modules of its own.
     for path, treatment in widths.modules.items():
@@ -99,27 +181,33 @@ def _config(plan: Plan, widths: Widths) -> dict[str, Any]:
             quantization[path] = False
         elif treatment.scheme == "affine":
             quantization[path] = _affine(treatment, ("group_size", "bits", "mode"))
-    return kept | {"quantization": quantization, "mxtq_bits": bits, "weight_format": "mxtq"}
+    return kept | {"quantization": quantization, "mxtq_bits": widths.bits, "weight_format": "mxtq"}
 
 
-def _jang_config(plan: Plan, widths: Widths) -> dict[str, Any]:
+def _affine(treatment: Coded, order: tuple[str, ...]) -> dict[str, Any]:
+    words = {"bits": treatment.bits, "group_size": treatment.group_size, "mode": "affine"}
+    return {key: words[key] for key in order}
+
+
+def _jang_config(plan: Plan, widths: _Widths) -> dict[str, Any]:
     """What marks the bundle for JANG's engines."""
-    is_mapping = isinstance(widths.routed, Mapping)
+    routed = widths.routed
+    # For readers that want one: that of down where projections differ.
+    one = routed.get("down_proj", max(routed.values())) if isinstance(routed, Mapping) else routed
     document: dict[str, Any] = {
         "version": 2,
         "weight_format": "mxtq",
         "profile": widths.profile,
         "source_model": _source_model(plan),
         "mxtq_seed": SEED,
-        "mxtq_bits": _bits(widths),
+        "mxtq_bits": widths.bits,
         "quantization": {
             "method": "affine+mxtq",
             "group_size": widths.affine.group_size,
-            # For readers that want one: that of down where projections differ.
-            "bits_default": _of_down(widths.routed) if is_mapping else widths.routed,
+            "bits_default": one,
         },
     }
-    if _n_experts(plan) > plan.model.n_experts:
+    if plan.added_experts:
         padding = SPEC.padding[plan.model.architecture.family]
         document["expert_padding"] = {
             "original_num_local_experts": plan.model.n_experts,
@@ -129,45 +217,41 @@ def _jang_config(plan: Plan, widths: Widths) -> dict[str, Any]:
             "reason": "router decode speed alignment",
         }
     if widths.modules:
-        document["modules"] = {path: _described(one) for path, one in widths.modules.items()}
+        document["modules"] = {path: _described(how) for path, how in widths.modules.items()}
     modality = dict(plan.policy.metadata).get("modality", "text")
     configured = {f"has_{sense}" for sense in SENSES if f"{sense}_config" in plan.model.config}
+    flags = {f"has_{sense}": sense == modality for sense in SENSES}
     # Flags where the config alone would say otherwise.
-    flags = _flags(modality).items()
-    document |= {flag: held for flag, held in flags if held or flag in configured}
-    document["capabilities"] = _capabilities(plan, modality)
+    document |= {flag: held for flag, held in flags.items() if held or flag in configured}
+    document["capabilities"] = _capabilities(plan, modality, flags)
     if SPEC.layout(plan.policy) == "prestacked":
         document["routed_expert_layout"] = "prestacked"
     return document
 
 
-def _capabilities(plan: Plan, modality: str) -> dict[str, Any]:
+def _described(treatment: Stored) -> dict[str, Any]:
+    if isinstance(treatment, Plain):
+        return {"dtype": describe(treatment)}
+    size = {} if treatment.scheme == MXTQ else {"group_size": treatment.group_size}
+    return {"scheme": treatment.scheme, "bits": treatment.bits, **size}
+
+
+def _capabilities(plan: Plan, modality: str, flags: Mapping[str, bool]) -> dict[str, Any]:
     """What JANG's engines take from a bundle instead of guessing, in twelve keys."""
-    said = {**plan.model.architecture.facts(NAME)["capabilities"], **dict(plan.policy.metadata)}
+    usual = {"supports_tools": True, "supports_thinking": True}
+    facts = plan.model.architecture.facts(NAME)["capabilities"]
+    said = {**usual, **facts, **dict(plan.policy.metadata)}
+    words = (
+        *("reasoning_parser", "tool_parser", "think_in_template", "supports_tools"),
+        *("supports_thinking", "family"),
+    )
     return {
-        "reasoning_parser": said["reasoning_parser"],
-        "tool_parser": said["tool_parser"],
-        "think_in_template": said["think_in_template"],
-        "supports_tools": said.get("supports_tools", True),
-        "supports_thinking": said.get("supports_thinking", True),
-        "family": said["family"],
+        **{word: said[word] for word in words},
         "modality": modality,
         "modalities": {"text": True, **{sense: sense == modality for sense in SENSES}},
-        **_flags(modality),
+        **flags,
         "cache_type": said["cache_type"],
     }
-
-
-def _flags(modality: str) -> dict[str, bool]:
-    return {f"has_{sense}": sense == modality for sense in SENSES}
-
-
-def _bits(widths: Widths) -> dict[str, Any]:
-    return {"routed_expert": widths.routed, **widths.classes}
-
-
-def _of_down(routed: Any) -> int:
-    return int(routed.get("down_proj", max(routed.values())))
 
 
 def _n_experts(plan: Plan) -> int:
@@ -181,34 +265,18 @@ def _source_model(plan: Plan) -> dict[str, str]:
     table = plan.model.architecture
     usual = table.facts(NAME).get("source_model", f"/{plan.model.id}")
     ids = [one for one in (plan.model.id, plan.policy.model or "") if _HUB_ID.fullmatch(one)]
-    # The model that bundled policies are for; they are extended, and used for others.
     ids = [one for one in ids if one != _POLICIES_MODEL]
     org, _, name = (ids[0] if ids else usual).partition("/")
     return {"name": name, "org": org, "architecture": table.family, **named}
 
 
-_POLICIES_MODEL = "MiniMaxAI/MiniMax-M2.7"
-
-
-def _affine(treatment: Coded, order: tuple[str, ...]) -> dict[str, Any]:
-    words = {"bits": treatment.bits, "group_size": treatment.group_size, "mode": "affine"}
-    return {key: words[key] for key in order}
-
-
-def _described(treatment: Stored) -> dict[str, Any]:
-    if isinstance(treatment, Plain):
-        return {"dtype": describe(treatment)}
-    size = {} if treatment.scheme == MXTQ else {"group_size": treatment.group_size}
-    return {"scheme": treatment.scheme, "bits": treatment.bits, **size}
-
-
 def _ensure_sizes(config: Mapping[str, Any], plan: Plan, n_experts: int) -> None:
     """Raises: PolicyError unless the bundle's config has the sizes of its experts."""
     try:
-        known = flat(config)
+        known = read_config.flat(config)
     except ValueError as error:
         raise _wrong(plan, TEXT, config[TEXT], str(error)) from None
-    key, value = expert_count(known)
+    key, value = read_config.expert_count(known)
     if value is not None and value != n_experts:
         raise _wrong(plan, key, value, f"readers go by it, and there are {n_experts} experts")
     # One of each kind: there are tens of thousands of them where experts are apart.
@@ -218,7 +286,7 @@ def _ensure_sizes(config: Mapping[str, Any], plan: Plan, n_experts: int) -> None
         if coded.scheme == MXTQ
     }
     for module in lengths.values():
-        key, value = row_length(known, module.name)
+        key, value = read_config.row_length(known, module.name)
         if type(value) is not int or value != module.shape[-1]:
             length = f"rows of {module.shape[-1]} values"
             reason = f"readers go by it, and {module.name} has {length}"

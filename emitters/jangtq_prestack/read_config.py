@@ -7,27 +7,25 @@ osaurus-ai/vmlx-swift at b298324c (read).
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from emitters.checkpoints import CONFIG, document, wrong_metadata
+from emitters.checkpoints import CONFIG, document, uneven_experts, wrong_metadata
 from emitters.jangtq_prestack.side_files import SIDECAR, wrong_tables
-from emitters.jangtq_prestack.spec import AFFINE_WIDTHS, JANG_CONFIG, MXTQ, SEED, projection_of
-from emitters.jangtq_prestack.widths import (
-    Widths,
-    expert_count,
-    expert_widths,
-    flat,
-    read_widths,
-    row_length,
+from emitters.jangtq_prestack.spec import (
+    AFFINE_WIDTHS,
+    JANG_CONFIG,
+    MXTQ,
+    PROJECTIONS,
+    SEED,
+    SPEC,
+    projection_of,
 )
 from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
 from policy_dsl.formats import Claim, FileContents, Forms, TensorForm, Tensors
-from policy_dsl.inventory import EXPERT_NAME
 from policy_dsl.roles.published_names import expert_of
 from policy_dsl.treatments import Coded
 
@@ -38,6 +36,27 @@ _CACHES = ("jangtq_stacked.safetensors", "jangtq_stacked.json")
 _SHARDS = "model-*.safetensors"
 # Tensors beside the stacks that have an entry for every expert.
 _BY_EXPERT = frozenset({"gate", "e_score_correction_bias"})
+_MXTQ, _AFFINE = SPEC.schemes
+# Of these keys readers go by the first that is there and not 0.
+COUNTS = ("n_routed_experts", "num_experts", "num_local_experts", "n_routed")
+_INNER = ("moe_intermediate_size", "intermediate_size")
+TEXT = "text_config"
+# The width of expert codes: for all, by projection, or not stated.
+Routed = int | Mapping[str, int] | None
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The widths that a bundle's files state.
+
+    affine: of affine modules without an entry of their own in `modules`; its width is only
+    known if `affine_is_stated`.
+    """
+
+    routed: Routed
+    affine: Coded
+    modules: Mapping[str, Coded]
+    affine_is_stated: bool
 
 
 def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
@@ -56,7 +75,7 @@ def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
             raise ValueError("weight_format is not mxtq")
         if jang.get("mxtq_seed", SEED) != SEED:
             raise ValueError(f"mxtq_seed is {jang['mxtq_seed']!r}, and only {SEED} is known")
-        return dict(_claims(flat(known), read_widths(known, jang), forms))
+        return dict(_claims(flat(known), _read_widths(known, jang), forms))
     except ValueError as error:
         # No other format may make something of what this one's mark is on.
         if marked:
@@ -70,10 +89,9 @@ def _claims(known: Mapping[str, Any], widths: Widths, forms: Forms) -> Iterator[
         if parts.keys() & _MXTQ_PARTS:
             yield path, _mxtq_claim(path, parts, known, widths)
         elif parts.keys() & _GROUP_PARTS or parts.get("weight", ("",))[0] == "U32":
-            own = widths.modules.get(path)
-            coded = own if isinstance(own, Coded) else widths.affine
-            is_stated = coded is own or widths.affine_is_stated
-            yield path, _affine_claim(parts, coded, is_stated=is_stated)
+            is_stated = path in widths.modules or widths.affine_is_stated
+            treatment = widths.modules.get(path, widths.affine)
+            yield path, _affine_claim(parts, treatment, is_stated=is_stated)
 
 
 def _mxtq_claim(
@@ -84,7 +102,13 @@ def _mxtq_claim(
     key, columns = row_length(known, path)
     if type(columns) is not int:
         raise ValueError(f"{key} is {columns!r}, not a length of rows")
-    bits = widths.coded(path)
+    bits: int | None
+    if path in widths.modules:
+        bits = widths.modules[path].bits
+    elif isinstance(widths.routed, Mapping):
+        bits = widths.routed.get(projection_of(path) or "")
+    else:
+        bits = widths.routed
     if bits is None:
         words = packed[-1] if packed else 0
         fitting = (width for width in range(1, 5) if -(-columns // (32 // width)) == words)
@@ -102,6 +126,116 @@ def _affine_claim(parts: Mapping[str, TensorForm], treatment: Coded, *, is_state
     return Claim(treatment, (*codes[1][:-1], columns) if columns else (), dtype)
 
 
+def _read_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> Widths:
+    """The widths, in any of the forms that readers know. Raises: ValueError."""
+    quantization = _mapping(config, "quantization")
+    affine = _affine({"bits": 8, "group_size": 64, **quantization})
+    modules = {
+        path: _affine(entry)
+        for path, entry in quantization.items()
+        # These are about no module.
+        if isinstance(entry, Mapping) and path not in ("routed_expert_bits", "mxtq_bits")
+    }
+    described = _mapping(jang, "modules")
+    for path in described:
+        entry = _mapping(described, path)
+        if entry.get("scheme") == MXTQ:
+            bits = _known(f"modules {path}: bits", entry.get("bits"), _MXTQ.bits)
+            modules[path] = Coded(MXTQ, bits, 0, True, "")
+    routed = next(iter(_expert_widths(config, jang).values()), None)
+    # The first converter wrote the experts' width there; readers go by shapes anyway.
+    return Widths(routed, affine, modules, affine_is_stated="mode" in quantization)
+
+
+def _expert_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> dict[str, Routed]:
+    """Place -> the widths of experts that it states; each reader has a favourite of its own.
+
+    Raises: ValueError if one of them is not a width.
+    """
+    quantization = _mapping(config, "quantization")
+    places = {
+        "mxtq_bits": config.get("mxtq_bits"),
+        "quantization.routed_expert_bits": quantization.get("routed_expert_bits"),
+        "quantization.mxtq_bits": quantization.get("mxtq_bits"),
+        "mxtq_bits of jang_config.json": jang.get("mxtq_bits"),
+    }
+    stated = {}
+    for place, entry in places.items():
+        try:
+            stated[place] = _stated(entry)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+    return {place: widths for place, widths in stated.items() if widths is not None}
+
+
+def _stated(entry: Any) -> Routed:
+    """The width of experts in an entry: a number, one for each projection, or either inside."""
+    if isinstance(entry, Mapping) and not entry.keys() & set(PROJECTIONS):
+        entry = entry.get("routed_expert")
+    if not isinstance(entry, Mapping):
+        return None if entry is None else _known("width", entry, _MXTQ.bits)
+    named = (name for name in PROJECTIONS if name in entry)
+    return shortest({name: _known(name, entry[name], _MXTQ.bits) for name in named})
+
+
+def shortest(routed: Mapping[str, int | None]) -> Routed:
+    """One width where all projections share it, as published bundles say it, else one each."""
+    known = {name: bits for name, bits in routed.items() if bits is not None}
+    if len(known) == len(PROJECTIONS) and len(set(known.values())) == 1:
+        return next(iter(known.values()))
+    return known or None
+
+
+def flat(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entries of a config, those of its text part included where it has none itself.
+
+    Raises: ValueError if the text part is not a mapping.
+    """
+    text = config.get(TEXT) or {}
+    if not isinstance(text, Mapping):
+        raise ValueError(f"{TEXT} is {text!r}, not a part of a config")
+    return {**text, **config}
+
+
+def row_length(known: Mapping[str, Any], path: str) -> tuple[str, Any]:
+    """The entry with the length of a module's rows, and its value. known: as `flat`.
+
+    Readers take it from the model: in the last word of a row may be room.
+    """
+    inner = projection_of(path) == "down_proj"
+    return _first(known, _INNER) if inner else ("hidden_size", known.get("hidden_size"))
+
+
+def expert_count(known: Mapping[str, Any]) -> tuple[str, Any]:
+    """The entry by which readers count experts, and its value, None if there is none."""
+    return _first(known, COUNTS)
+
+
+def _first(known: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, Any]:
+    key = next((key for key in keys if known.get(key)), keys[-1])
+    return key, known.get(key)
+
+
+def _mapping(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    entry = document.get(key) or {}
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{key} is {entry!r}, not a mapping")
+    return entry
+
+
+def _affine(entry: Mapping[str, Any]) -> Coded:
+    bits = _known("bits", entry.get("bits"), _AFFINE.bits)
+    group_size = _known("group_size", entry.get("group_size"), _AFFINE.group_sizes)
+    return Coded("affine", bits, group_size, False, "")
+
+
+def _known(called: str, value: Any, known: tuple[int, ...]) -> int:
+    # JSON has true and 2.0, which Python takes for 1 and 2.
+    if type(value) is not int or value not in known:
+        raise ValueError(f"{called} {value!r} is none of {', '.join(map(str, known))}")
+    return value
+
+
 def added(files: FileContents, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Module -> how many of its first axis, at its end, are experts that only pad.
 
@@ -109,28 +243,19 @@ def added(files: FileContents, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     """
     jang = document(files, JANG_CONFIG) if JANG_CONFIG in files else {}
     padding = jang.get("expert_padding")
-    own = _count(padding, "original_num_local_experts")
-    padded = _count(padding, "padded_num_local_experts")
-    if not 0 < own < padded:
+    keys = "original_num_local_experts", "padded_num_local_experts"
+    own, padded = (padding.get(key) if isinstance(padding, Mapping) else None for key in keys)
+    if type(own) is not int or type(padded) is not int or not 0 < own < padded:
         return {}
-    counts = {path: _added(path, shape, own, padded) for path, shape in shapes.items()}
-    return {path: count for path, count in counts.items() if count}
-
-
-def _count(padding: Any, key: str) -> int:
-    """A count of experts; 0 where there is none that makes sense."""
-    value = padding.get(key) if isinstance(padding, Mapping) else None
-    return value if type(value) is int else 0
-
-
-def _added(path: str, shape: tuple[int, ...], own: int, padded: int) -> int:
-    number = expert_of(path)
-    if number is not None:
-        # A module of its own, nothing but added rows.
-        return shape[0] if shape and number >= own else 0
-    last = path.rpartition(".")[2]
-    by_expert = last in _BY_EXPERT or projection_of(path) is not None
-    return padded - own if by_expert and shape[:1] == (padded,) else 0
+    counts = {}
+    for path, shape in shapes.items():
+        number, by_expert = expert_of(path), path.rpartition(".")[2] in _BY_EXPERT
+        # A module of its own is nothing but added rows.
+        if number is not None and number >= own and shape:
+            counts[path] = shape[0]
+        elif number is None and shape[:1] == (padded,) and (by_expert or projection_of(path)):
+            counts[path] = padded - own
+    return counts
 
 
 def defects(
@@ -151,48 +276,41 @@ def defects(
     for file in _CACHES:
         if (folder / file).exists():
             yield wrong_metadata(file, "it hides the bundle's own experts from jang's loader")
-    stated = expert_widths(known, jang)
+    stated = _expert_widths(known, jang)
     if len({json.dumps(widths, sort_keys=True) for widths in stated.values()}) > 1:
         shown = ", ".join(f"{place} {json.dumps(widths)}" for place, widths in stated.items())
         yield wrong_metadata(CONFIG, f"the width of experts differs from place to place: {shown}")
-    yield from _experts(known, jang, claims)
-    yield from _tables(folder, claims)
-
-
-def _experts(
-    known: Mapping[str, Any], jang: Mapping[str, Any], claims: Mapping[str, Claim]
-) -> Iterator[Diagnostic]:
-    """Stacks of another height than the config's count, experts with other numbers."""
     _, count = expert_count(flat(known))
-    apart: dict[str, set[int]] = defaultdict(set)
-    if count is None:
-        return
-    for path, claim in claims.items():
-        if match := EXPERT_NAME.fullmatch(path):
-            apart[f"{match[1]}.experts.*.{match[3]}"].add(int(match[2]))
-        elif projection_of(path) and claim.shape[0] != count:
-            reason = f"it has {count!r} experts, {path} has {claim.shape[0]}"
-            yield wrong_metadata(CONFIG, reason, of=path)
-    for path, numbers in apart.items():
-        if numbers != set(range(len(numbers))) or len(numbers) != count:
-            reason = f"it has {count!r} experts, {path} has {len(numbers)} others"
-            yield wrong_metadata(CONFIG, reason, of=path)
-    if apart and jang.get("routed_expert_layout") == "prestacked":
-        yield wrong_metadata(JANG_CONFIG, "it says prestacked, but experts are apart")
-
-
-def _tables(folder: Path, claims: Mapping[str, Claim]) -> Iterator[Diagnostic]:
+    if count is not None:
+        yield from _experts(count, jang.get("routed_expert_layout"), claims)
     if not (folder / SIDECAR).exists():
         reason = "it is missing; Osaurus and older Swift readers demand it"
         yield wrong_metadata(SIDECAR, reason)
-        return
+
+
+def _experts(count: Any, layout: object, claims: Mapping[str, Claim]) -> Iterator[Diagnostic]:
+    """Stacks of another height than the config's count, experts with other numbers."""
+    is_apart = {path: expert_of(path) is not None for path in claims}
+    for path, claim in claims.items():
+        if not is_apart[path] and projection_of(path) and claim.shape[0] != count:
+            reason = f"it has {count!r} experts, {path} has {claim.shape[0]}"
+            yield wrong_metadata(CONFIG, reason, of=path)
+    yield from uneven_experts(claims, count)
+    if layout == "prestacked" and any(is_apart.values()):
+        yield wrong_metadata(JANG_CONFIG, "it says prestacked, but experts are apart")
+
+
+def values(
+    folder: Path, files: FileContents, tensors: Tensors, claims: Mapping[str, Claim]
+) -> Iterator[Diagnostic]:
+    """Tables of the runtime that are not those of the bundle's codes."""
     codes = {
         (claim.shape[-1], claim.treatment.bits)
         for claim in claims.values()
         if isinstance(claim.treatment, Coded) and claim.treatment.scheme == MXTQ
     }
     try:
-        for reason in wrong_tables(folder, codes):
+        for reason in wrong_tables(folder, codes) if (folder / SIDECAR).exists() else ():
             yield wrong_metadata(SIDECAR, reason)
     except PolicyError as error:
         yield from error.diagnostics

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from emitters.jangtq_prestack.spec import SEED, TEMPLATE, TOKENIZER
 from emitters.numerics.mxtq_tables import codebook, signs
@@ -18,9 +17,8 @@ from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail
 from policy_dsl.formats import FileContents
-from policy_dsl.inventory import TensorInfo, tensor_nbytes
 from policy_dsl.plan import Plan, PlannedTensor
-from policy_dsl.planning.layout import header_bytes, in_file_order
+from policy_dsl.planning.layout import header_bytes
 from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, header_nbytes, parse_header
 
 SIDECAR = "jangtq_runtime.safetensors"
@@ -42,13 +40,11 @@ _MAY_THINK = "\n    ".join(
 def sidecar(codes: Iterable[Code]) -> bytes:
     """The file for a bundle with these codes, as the safetensors library would write it."""
     tables = _tables(codes)
-    tensors = []
-    for name, table in tables.items():
-        size = tensor_nbytes("F32", table.shape)
-        tensors.append(PlannedTensor(name, "", "F32", table.shape, size, SIDECAR, 0))
-    return header_bytes(tensors, {}) + b"".join(
-        _stored(tables[tensor.name]) for tensor in in_file_order(tensors)
-    )
+    tensors = [
+        PlannedTensor(name, "", "F32", table.shape, table.nbytes, SIDECAR, 0)
+        for name, table in tables.items()
+    ]
+    return header_bytes(tensors, {}) + b"".join(tables[name].tobytes() for name in sorted(tables))
 
 
 def wrong_tables(folder: Path, codes: Iterable[Code]) -> Iterator[str]:
@@ -57,35 +53,28 @@ def wrong_tables(folder: Path, codes: Iterable[Code]) -> Iterator[str]:
     Raises: PolicyError if it cannot be read, or is not a safetensors file.
     """
     source = Source(folder, file_facts(folder, [SIDECAR]))
-    held = _header(source)
+    size = source.facts[SIDECAR].nbytes
+    prefix = source.read(SIDECAR, 0, min(size, LENGTH_NBYTES)).tobytes()
+    length = header_nbytes(prefix, file=SIDECAR, file_nbytes=size)
+    header = source.read(SIDECAR, LENGTH_NBYTES, length).tobytes()
+    held = parse_header(header, file=SIDECAR, file_nbytes=size)
     for name, table in _tables(codes).items():
         tensor = held.get(name)
         if tensor is None:
             yield f"it has no {name}"
         elif (tensor.dtype, tensor.shape) != ("F32", table.shape):
             yield f"{name} is {tensor.dtype} {list(tensor.shape)}, not F32 {list(table.shape)}"
-        elif source.read(SIDECAR, tensor.start, tensor.nbytes).tobytes() != _stored(table):
+        elif source.read(SIDECAR, tensor.start, tensor.nbytes).tobytes() != table.tobytes():
             yield f"{name} does not hold the values that the codes were made with"
 
 
 def _tables(codes: Iterable[Code]) -> Mapping[str, Array]:
+    """Name -> float32 values, little-endian."""
     tables = {}
     for columns, bits in sorted(set(codes)):
-        tables[f"signs.{columns}.{SEED}"] = signs(columns, SEED)
-        tables[f"codebook.{columns}.{bits}"] = codebook(columns, bits)
+        tables[f"signs.{columns}.{SEED}"] = signs(columns, SEED).astype("<f4")
+        tables[f"codebook.{columns}.{bits}"] = codebook(columns, bits).astype("<f4")
     return tables
-
-
-def _stored(table: Array) -> bytes:
-    return table.astype("<f4").tobytes()
-
-
-def _header(source: Source) -> dict[str, TensorInfo]:
-    size = source.facts[SIDECAR].nbytes
-    prefix = source.read(SIDECAR, 0, min(size, LENGTH_NBYTES)).tobytes()
-    length = header_nbytes(prefix, file=SIDECAR, file_nbytes=size)
-    header = source.read(SIDECAR, LENGTH_NBYTES, length).tobytes()
-    return parse_header(header, file=SIDECAR, file_nbytes=size)
 
 
 def edited(plan: Plan, files: FileContents) -> dict[str, bytes]:
@@ -104,9 +93,13 @@ def edited(plan: Plan, files: FileContents) -> dict[str, bytes]:
     return written
 
 
-def _tokenizer(stored: bytes, template: str | None) -> bytes:
-    content = stored
-    document = _document(content)
+def _tokenizer(content: bytes, template: str | None) -> bytes:
+    try:
+        document = parse_json(_text(TOKENIZER, content).encode())
+    except ValueError as error:
+        raise fail("bad-source-json", file=TOKENIZER, reason=str(error)) from None
+    if not isinstance(document, dict):
+        raise fail("bad-source-json", file=TOKENIZER, reason="it is not a JSON object")
     # A class that only Python's newest tokenizers know; Swift reads the other one.
     if document.get("tokenizer_class") == "TokenizersBackend":
         document["tokenizer_class"] = "GPT2Tokenizer"
@@ -118,16 +111,6 @@ def _tokenizer(stored: bytes, template: str | None) -> bytes:
         # JSON may escape halves of a character, which are not text: they stay escapes.
         content = text.encode(errors="backslashreplace")
     return content
-
-
-def _document(content: bytes) -> dict[str, Any]:
-    try:
-        document = parse_json(_text(TOKENIZER, content).encode())
-    except ValueError as error:
-        raise fail("bad-source-json", file=TOKENIZER, reason=str(error)) from None
-    if not isinstance(document, dict):
-        raise fail("bad-source-json", file=TOKENIZER, reason="it is not a JSON object")
-    return document
 
 
 def _text(name: str, content: bytes) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from operator import attrgetter, itemgetter
 
 from emitters.checkpoints import CONFIG
 from policy_dsl.formats import (
@@ -20,6 +20,7 @@ from policy_dsl.formats import (
     PartShape,
     SchemeSpec,
     Shards,
+    in_order,
 )
 from policy_dsl.plan import Module, PlannedTensor
 from policy_dsl.roles.architecture import facts_of
@@ -29,7 +30,7 @@ from policy_dsl.sources.side_files import SIDE_FILES
 from policy_dsl.treatments import Plain, Stored
 
 NAME = "jangtq_prestack"
-MXTQ = "mxtq"
+MXTQ, _MXTQ_ABOUT = "mxtq", "rotated rows, Lloyd-Max codebook"
 # Of the rotation; the same in every bundle that was ever shipped.
 SEED = 42
 JANG_CONFIG = "jang_config.json"
@@ -77,7 +78,7 @@ def _module_path(tensor: ModelTensor, model: Model) -> str:
     return name.removesuffix(".weight")
 
 
-def expert_path(path: str, expert: int) -> str:
+def _expert_path(path: str, expert: int) -> str:
     """The module of one expert of a stack, where experts are apart."""
     block, _, projection = path.rpartition(_STACK)
     if f"{block}.".endswith(_SHORT_BLOCK):
@@ -92,7 +93,7 @@ def projection_of(path: str) -> str | None:
     return projection if projection and _IN_EXPERTS.search(path) else None
 
 
-def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
+def _part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
     """The tensors of a module: `tq_packed`, `tq_norms`, `tq_bits`, or those of MLX affine.
 
     Codes of a row are packed into whole uint32 words, `32 // bits` a word; there is a norm for
@@ -117,38 +118,38 @@ def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[
     )
 
 
-def _plain_dtype(tensor: ModelTensor, model: Model) -> str:
-    """F16, for every tensor that is not coded, and for what affine groups are made of."""
-    return "F16"
-
-
 def _shard_name(number: int, count: int) -> str:
     """The file name of a shard, counted from 1; jang's loader looks for the dash."""
     return f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
-class _Piece(NamedTuple):
-    """What the converter writes for one matrix: `key` sorts it, sizes are of its parts."""
-
-    key: tuple[str, str, tuple[int, ...]]
-    module: Module
-    sizes: tuple[int, ...]
-
-
-def file_order(modules: Sequence[Module]) -> list[PlannedTensor]:
+def file_order(modules: Sequence[Module]) -> Sequence[PlannedTensor]:
     """All tensors of a bundle in the order in which its shards are filled."""
-    pieces = sorted(_pieces(modules))
-    if any(projection_of(one.name) is not None and not _is_stack(one) for one in modules):
+    # A matrix of the source each, in the order of its files.
+    pieces = sorted(
+        ((view.tensor.file or "", view.tensor.name, view.place(0, 0)), number)
+        for number, module in enumerate(modules)
+        for view in module.sources
+    )
+    if any(projection_of(module.name) and not _is_stack(module) for module in modules):
         # Stacks beside experts that are apart come where their first expert would.
-        placed = list({piece.module.name: piece.module for piece in pieces}.values())
-        placed += sorted((one for one in modules if not one.sources), key=_absent_key)
-        return [tensor for module in placed for tensor in module.tensors]
-    stacks = sorted((one for one in modules if _is_stack(one)), key=lambda module: module.name)
-    rest = [(shard, t.name, t) for shard, t in _sharded(pieces) if t is not None]
-    return [
-        *(tensor for module in stacks for tensor in module.tensors),
-        *(tensor for _, _, tensor in sorted(rest, key=lambda entry: entry[:2])),
-    ]
+        placed = [modules[number] for number in dict.fromkeys(number for _, number in pieces)]
+        added = sorted((module for module in modules if not module.sources), key=_added_key)
+        return in_order([*placed, *added])
+    # The rest is in the shards of the converter, who writes every expert by itself.
+    rest: list[tuple[int, str, PlannedTensor]] = []
+    shard = nbytes = 0
+    for _, number in pieces:
+        module = modules[number]
+        for tensor in module.tensors:
+            if not _is_stack(module):
+                rest.append((shard, tensor.name, tensor))
+            apart = _is_stack(module) and not tensor.is_constant
+            nbytes += tensor.nbytes // module.shape[0] if apart else tensor.nbytes
+            if nbytes >= SHARD_NBYTES:
+                shard, nbytes = shard + 1, 0
+    stacks = sorted((module for module in modules if _is_stack(module)), key=attrgetter("name"))
+    return [*in_order(stacks), *(tensor for *_, tensor in sorted(rest, key=itemgetter(0, 1)))]
 
 
 def _fill(tensors: Sequence[PlannedTensor], limit: int) -> Iterator[list[PlannedTensor]]:
@@ -168,49 +169,17 @@ def _is_stack(module: Module) -> bool:
     return len(module.shape) == 3
 
 
-def _pieces(modules: Sequence[Module]) -> Iterator[_Piece]:
-    for module in modules:
-        count = module.shape[0] if _is_stack(module) else 1
-        sizes = tuple(
-            tensor.nbytes if tensor.is_constant else tensor.nbytes // count
-            for tensor in module.tensors
-        )
-        for view in module.sources:
-            key = view.tensor.file or "", view.tensor.name, view.place(0, 0)
-            yield _Piece(key, module, sizes)
-
-
-def _sharded(pieces: Sequence[_Piece]) -> Iterator[tuple[int, PlannedTensor | None]]:
-    """The converter's shard of every tensor, which is None where it is a part of a stack."""
-    shard = nbytes = 0
-    for piece in pieces:
-        stacked = _is_stack(piece.module)
-        for tensor, size in zip(piece.module.tensors, piece.sizes, strict=True):
-            yield shard, None if stacked else tensor
-            nbytes += size
-            if nbytes >= SHARD_NBYTES:
-                shard, nbytes = shard + 1, 0
-
-
-def _absent_key(module: Module) -> tuple[int, int, int]:
+def _added_key(module: Module) -> tuple[int, int, int]:
     """Added experts come last: by layer, expert, and projection."""
-    expert = int(module.name.split(".")[-2])
-    order = list(PROJECTIONS)
-    return module.layer or 0, expert, order.index(projection_of(module.name) or order[0])
+    order = PROJECTIONS.index(projection_of(module.name) or PROJECTIONS[0])
+    return module.layer or 0, int(module.name.split(".")[-2]), order
 
 
 SPEC = FormatSpec(
     name=NAME,
     about="JANGTQ bundles for JANG's MLX runtimes on Apple silicon",
     schemes=(
-        SchemeSpec(
-            MXTQ,
-            (2, 3, 4, 1),
-            (),
-            symmetries=(True,),
-            values="F32",
-            about="rotated rows, Lloyd-Max codebook",
-        ),
+        SchemeSpec(MXTQ, (2, 3, 4, 1), (), ("rtn",), (True,), "F32", about=_MXTQ_ABOUT),
         SchemeSpec("affine", AFFINE_WIDTHS, (64, 32, 128), about="scale and bias a group"),
     ),
     fill=(
@@ -220,11 +189,12 @@ SPEC = FormatSpec(
     plain_dtypes=("F16", "BF16", "F32"),
     fp8_rules=("f32", "bf16", "bf16_bf16"),
     module_path=_module_path,
-    part_shapes=part_shapes,
-    plain_dtype=_plain_dtype,
+    part_shapes=_part_shapes,
+    # Of what affine groups are made of, too.
+    plain_dtype=lambda tensor, model: "F16",
     tensor_files=Shards(SHARD_NBYTES, _shard_name, order=file_order, fill=_fill),
     # Readers stack codes themselves; of other tensors they would take the first layer's only.
-    layouts={"prestacked": None, "per_expert": ExpertsApart(expert_path, (MXTQ,))},
+    layouts={"prestacked": None, "per_expert": ExpertsApart(_expert_path, (MXTQ,))},
     padding={
         family: ExpertPadding(**padding)
         for family, padding in facts_of(NAME, "expert_padding").items()
