@@ -63,21 +63,31 @@ def parse_json_at(content: bytes, start: int, *, what: str) -> tuple[Any, int]:
 
 
 @contextmanager
-def _parsing(what: str) -> Iterator[None]:
-    # Nothing of a growing document is garbage, and looking for it takes most of the time.
+def uncollected() -> Iterator[None]:
+    """A context in which Python looks for no garbage, which would take most of its time.
+
+    For what makes many objects and keeps them.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def _parsing(what: str) -> Iterator[None]:
+    try:
+        with uncollected():
+            yield
     except UnicodeDecodeError as error:
         raise ValueError(f"{what} is not UTF-8 at byte {error.start}") from None
     except RecursionError:
         raise ValueError(f"{what} is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{what} is not JSON: {error}") from None
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _refuse_dense(content: bytes, what: str) -> None:

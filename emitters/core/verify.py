@@ -11,7 +11,8 @@ from emitters import FORMATS
 from emitters.core.bundle_needs import needs_findings, not_compared
 from emitters.core.bundle_reading import Bundle, expected_parts, open_bundle, parts_text
 from emitters.core.decoding import Decoder
-from emitters.core.hashing import FileHashes, Places, hash_files
+from emitters.core.hashing import FileHashes, hash_files
+from emitters.core.progress import Silent
 from emitters.core.record import BundleModule
 from emitters.core.verify_source import ModuleError, compare
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, grouped
@@ -268,15 +269,13 @@ def _hashes(bundle: Bundle, jobs: int) -> Iterator[Diagnostic]:
         weights = name.endswith(".safetensors")
         yield diagnostic("stray-bundle-file" if weights else "unrecorded-file", file=name)
     shared = sorted(present & recorded.keys())
-    places = _places(bundle.inventory)
-    paths = {bundle.folder / name: places.get(name, {}) for name in shared}
-    hashed = hash_files(paths, jobs=jobs, advance=lambda nbytes: None)
-    for path, found in hashed.items():
-        name = path.relative_to(bundle.folder).as_posix()
+    tensors = bundle.inventory.tensors.values()
+    hashed = hash_files(bundle.folder, shared, tensors, Silent(), jobs=jobs)
+    for name, found in hashed.items():
         yield from _changed_file(name, found, recorded[name])
     # Over all files, as the record does not say which file holds a tensor.
-    tensors = {name: sha for found in hashed.values() for name, sha in found.tensors.items()}
-    yield from _changed_tensors(tensors, bundle.record.tensors)
+    hashes = {name: sha for found in hashed.values() for name, sha in found.tensors.items()}
+    yield from _changed_tensors(hashes, bundle.record.tensors)
 
 
 def _missing(folder: Path, name: str) -> Diagnostic:
@@ -288,14 +287,6 @@ def _missing(folder: Path, name: str) -> Diagnostic:
     if reason is not None:
         return diagnostic("file-changed", file=name, reason=reason)
     return diagnostic("missing-bundle-file", file=name, where="record")
-
-
-def _places(inventory: Inventory) -> Mapping[str | None, Places]:
-    """Where the tensors of each file are in it."""
-    found: dict[str | None, dict[str, tuple[int, int]]] = {}
-    for tensor in inventory.tensors.values():
-        found.setdefault(tensor.file, {})[tensor.name] = (tensor.start, tensor.stop)
-    return found
 
 
 def _changed_file(name: str, found: FileHashes, recorded: tuple[int, str]) -> Iterable[Diagnostic]:

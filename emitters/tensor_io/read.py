@@ -7,7 +7,7 @@ a shard that is replaced under a running build is noticed, and no count of shard
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -20,6 +20,7 @@ from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.regular_files import file_stat, opened
 
+_PIECE_NBYTES = 4 * 2**20
 # The cure where files change under a build.
 CHANGED = "run the same command again, once nothing writes to the file"
 
@@ -63,6 +64,12 @@ class Source(NamedTuple):
             for name in names
             if name in self.facts
         }
+
+    def pieces(self, file: str) -> Iterator[memoryview]:
+        """All bytes of a file, a few MiB at a time. Raises: PolicyError as `read` does."""
+        nbytes = self.facts[file].nbytes
+        for start in range(0, nbytes, _PIECE_NBYTES):
+            yield self.read(file, start, min(_PIECE_NBYTES, nbytes - start)).data
 
     def lines(self, file: str, start: int, shape: tuple[int, int], stride: int) -> Array:
         """uint8 [lines, nbytes] of a file: the first of each `stride` bytes, from `start`.
