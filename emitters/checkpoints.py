@@ -20,7 +20,7 @@ INDEX = "model.safetensors.index.json"
 QUANTIZATIONS = ("quantization", "quantization_config", "compression_config")
 QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
 _Key = TypeVar("_Key")
-_as_json = json.JSONEncoder().encode
+_as_json = json.encoder.encode_basestring_ascii
 
 
 def document(files: FileContents, name: str) -> dict[str, Any]:

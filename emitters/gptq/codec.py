@@ -1,12 +1,18 @@
-"""The codec of the format: rows of one matrix to columns of codes, and back."""
+"""The codec of the format: rows of one matrix to columns of codes and back, and stored values.
+
+Source: vLLM 0.33.0, whose Marlin kernels have the zero point of symmetric groups built in.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from emitters.gptq.spec import READ, RTN, SEARCHES, STORAGE
+from emitters.checkpoints import wrong_tensor
+from emitters.gptq.spec import READ, RTN, SEARCHES, STORAGE, group_length
 from emitters.numerics.gptq import (
     GptqParts,
     first_unstorable_zero,
@@ -14,6 +20,7 @@ from emitters.numerics.gptq import (
     gptq_decode,
     gptq_rtn,
     group_order,
+    is_grouping,
     pack_columns,
     pack_zeros,
     unpack_columns,
@@ -22,7 +29,10 @@ from emitters.numerics.gptq import (
 from emitters.numerics.gptq_search import gptq_search
 from emitters.numerics.gptq_weights import SearchWeights, search_weights
 from emitters.numerics.value_types import Array
-from policy_dsl.formats import Context, Parts, Slack, Statistics, UnstorableError
+from emitters.tensor_io.read import Source, file_facts
+from policy_dsl.diagnostics import Diagnostic
+from policy_dsl.formats import Claim, Context, Parts, Slack, Statistics, Tensors, UnstorableError
+from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Module, Plan
 from policy_dsl.treatments import Coded, coded
 
@@ -57,8 +67,12 @@ def encode(
         raise UnstorableError(row)
     at = first_unstorable_zero(parts.zeros, bits=bits, version=version)
     if at >= 0:
-        zero, row = parts.zeros.reshape(-1)[at], at % len(values)
-        raise UnstorableError(row, f"it has the zero point {zero}; {_cure(zero, treatment)}")
+        zero, cure = parts.zeros.reshape(-1)[at], "quantize it sym"
+        # Version 2 has a zero point 0.
+        if not zero:
+            scheme = treatment.scheme.replace("int", "int-v2", 1)
+            cure += f", or as {scheme} for readers that take version 2"
+        raise UnstorableError(at % len(values), f"it has the zero point {zero}; {cure}")
     qzeros = pack_zeros(parts.zeros, bits=bits, version=version)
     return {"qweight": parts.qweight, "qzeros": qzeros, "scales": parts.scales}
 
@@ -86,36 +100,70 @@ def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
     parts: as `encode` gives them.
     Raises: ValueError for another scheme, or if the parts' shapes disagree.
     """
-    order = _order(parts, treatment)
-    stored, size = _stored(parts, treatment, order), treatment.group_size
-    values = gptq_decode(stored, bits=_width(treatment), group_size=size)
+    stored, order = _stored(parts, treatment)
+    values = gptq_decode(stored, bits=treatment.bits, group_size=treatment.group_size)
     return values if order is None else values[:, np.argsort(order)]
 
 
 def beyond(values: Array, parts: Parts, dtype: str, treatment: Coded, slack: Slack) -> Array:
     """The values [rows, in] that rounding to nearest would not have given these codes."""
-    width = _width(treatment), treatment.group_size
-    order = _order(parts, treatment)
-    stored, symmetric = _stored(parts, treatment, order), treatment.symmetric
+    stored, order = _stored(parts, treatment)
+    width, symmetric = (treatment.bits, treatment.group_size), treatment.symmetric
     if order is None:
         return gptq_beyond(values, stored, width, slack, symmetric=symmetric)
     own = np.ascontiguousarray(values[:, order])
     return gptq_beyond(own, stored, width, slack, symmetric=symmetric)[:, np.argsort(order)]
 
 
-def _order(parts: Parts, treatment: Coded) -> Array | None:
-    """The columns group by group, as the parts number them; None if they are neighbours."""
-    return group_order(parts["g_idx"]) if READ[treatment.scheme].act_order else None
+def _stored(parts: Parts, treatment: Coded) -> tuple[GptqParts, Array | None]:
+    """The parts with zero points unpacked and columns group by group, and these columns' order.
 
-
-def _stored(parts: Parts, treatment: Coded, order: Array | None) -> GptqParts:
-    """The parts with zero points unpacked, and with columns in this order."""
-    bits, version = _width(treatment), READ[treatment.scheme].version
-    zeros, words = unpack_zeros(parts["qzeros"], bits=bits, version=version), parts["qweight"]
+    The order is None if the columns of a group are neighbours.
+    """
+    zeros, words = _zeros(parts["qzeros"], treatment), parts["qweight"]
+    order = group_order(parts["g_idx"]) if READ[treatment.scheme].act_order else None
     if order is not None:
-        codes = np.ascontiguousarray(unpack_columns(words, bits=bits)[:, order])
-        words = pack_columns(codes, bits=bits)
-    return GptqParts(words, zeros, parts["scales"])
+        codes = np.ascontiguousarray(unpack_columns(words, bits=treatment.bits)[:, order])
+        words = pack_columns(codes, bits=treatment.bits)
+    return GptqParts(words, zeros, parts["scales"]), order
+
+
+def values(folder: Path, tensors: Tensors, claims: Mapping[str, Claim]) -> Iterator[Diagnostic]:
+    """Scales and zero points that no kernel computes with as they are described; all are read.
+
+    Raises: PolicyError if a file cannot be read any more.
+    """
+    source = Source(folder, file_facts(folder, {tensor.file or "" for tensor in tensors.values()}))
+    for name, claim in claims.items():
+        scales, zeros = tensors[f"{name}.scales"], tensors[f"{name}.qzeros"]
+        if not np.isfinite(_read(source, scales, np.float16)).all():
+            yield _wrong(scales, "a scale is not finite")
+        coded = claim.treatment
+        if not isinstance(coded, Coded):
+            continue
+        if coded.symmetric:
+            held = _zeros(_read(source, zeros, np.int32), coded)
+            if (held != 1 << (coded.bits - 1)).any():
+                yield _wrong(zeros, "it holds other zero points than those of symmetric groups")
+        if READ[coded.scheme].act_order:
+            g_idx, size = tensors[f"{name}.g_idx"], group_length(coded, claim.shape[-1])
+            if not is_grouping(_read(source, g_idx, np.int32), size):
+                yield _wrong(g_idx, f"it does not number groups of {size} columns each")
+
+
+def _read(source: Source, tensor: TensorInfo, dtype: type[np.generic]) -> Array:
+    stored = source.read(tensor.file or "", tensor.start, tensor.nbytes)
+    return stored.view(dtype).reshape(tensor.shape)
+
+
+def _wrong(tensor: TensorInfo, reason: str) -> Diagnostic:
+    return wrong_tensor(tensor.file or "", tensor.name, reason)
+
+
+def _zeros(qzeros: Array, treatment: Coded) -> Array:
+    """The zero points, unpacked. Raises: ValueError for another scheme."""
+    bits = _width(treatment)
+    return unpack_zeros(qzeros, bits=bits, version=READ[treatment.scheme].version)
 
 
 def _first_too_large(parts: GptqParts, treatment: Coded) -> int:
@@ -129,14 +177,6 @@ def _first_too_large(parts: GptqParts, treatment: Coded) -> int:
     seen = gptq_decode(parts, bits=bits, group_size=treatment.group_size)
     rows = np.flatnonzero(~np.isfinite(seen).all(axis=1))
     return int(rows[0]) if len(rows) else -1
-
-
-def _cure(zero: int, treatment: Coded) -> str:
-    """What to do about a zero point: 0 is one that version 2 has."""
-    if zero:
-        return "quantize it sym"
-    scheme = treatment.scheme.replace("int", "int-v2", 1)
-    return f"quantize it sym, or as {scheme} for readers that take version 2"
 
 
 def _width(treatment: Coded) -> int:

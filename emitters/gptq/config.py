@@ -1,17 +1,21 @@
 """`config.json`, the copy of its quantization, and the index of a planned bundle.
 
+Modules that are not stored as most are get rules, by names and patterns. vLLM looks up all
+experts of a layer under one name, `…mlp.experts`, whatever the checkpoint calls their block, and
+joined projections under names of its own; AutoRound and GPTQModel every linear by its name.
 Source: auto-round 0.16.1 and 0.12.2, exports and loader, its flow without a model; gptqmodel
-7.7.0, `QuantizeConfig`; vLLM 0.33.0, `AutoGPTQConfig` and its rule parser; optimum 2.3.0,
-`GPTQQuantizer`; transformers 5.23.0, `save_pretrained`.
+7.7.0, `QuantizeConfig` and loader; vLLM 0.33.0, `AutoGPTQConfig` and its rule parsers; optimum
+2.3.0, `GPTQQuantizer`; transformers 5.23.0, `save_pretrained`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from emitters.checkpoints import CONFIG, INDEX, QUANTIZATIONS, index, written
-from emitters.gptq.module_rules import blocks, exact_rules, expert_rules, layer_rules
 from emitters.gptq.spec import (
     AUTO_ROUND,
     GPTQ,
@@ -23,11 +27,13 @@ from emitters.gptq.spec import (
     Width,
     default_width,
     dialect_of,
+    width_of,
 )
 from policy_dsl.formats import in_order
-from policy_dsl.plan import Plan, coded_modules
+from policy_dsl.plan import Module, Plan, coded_modules
 from policy_dsl.reader_config import written_config
 from policy_dsl.sources.checkpoint import finite
+from policy_dsl.vocabulary import namesake
 
 # Packing format of AutoRound -> version of the zero points; the first of each is what it writes.
 PACKING_FORMATS: Mapping[str, str] = {
@@ -36,6 +42,13 @@ PACKING_FORMATS: Mapping[str, str] = {
     "auto_round:gptqmodel": "gptq_v2",
 }
 _OLDEST = "0.12.2"
+# Module or pattern -> its width; None is what is not quantized.
+_Rules = dict[str, Width | None]
+_IN_LAYER = re.compile(r"(.+\.layers)\.(\d+)\.(.+)")
+# The block of experts and router has one name in checkpoints and the other in readers.
+_EXPERT_BLOCKS = ("mlp", "block_sparse_moe")
+# vLLM's name -> what it joins.
+_JOINED = {"qkv_proj": {"q_proj", "k_proj", "v_proj"}, "gate_up_proj": {"gate_proj", "up_proj"}}
 
 
 def metadata(plan: Plan) -> dict[str, bytes]:
@@ -49,7 +62,8 @@ def metadata(plan: Plan) -> dict[str, bytes]:
     default, files = default_width(plan.modules), {}
     if default is not None:
         dialect = dialect_of(plan)
-        config["quantization_config"] = _DIALECTS[dialect](plan, default)
+        quantization = _gptq if dialect == GPTQ else _auto_round
+        config["quantization_config"] = quantization(plan, default)
         files[SIDECARS[dialect]] = written(config["quantization_config"])
     tensors = in_order(plan.modules)
     if len({tensor.file for tensor in tensors}) > 1:
@@ -61,8 +75,9 @@ def _auto_round(plan: Plan, default: Width) -> dict[str, Any]:
     """Its keys in the order of AutoRound's flow without a model."""
     coded = [coded for _, coded in coded_modules(plan.modules)]
     methods, version = {one.method for one in coded}, STORAGE[coded[0].scheme].version
-    followed = {SEARCHES.get(method, "") for method in methods}
-    rules = {**exact_rules(plan.modules, default), **expert_rules(plan.modules, default)}
+    oldest = any(SEARCHES.get(method) == _OLDEST for method in methods)
+    places = (_IN_LAYER.fullmatch(module.name) for module in _beside_experts(plan.modules))
+    rules = {**exact_rules(plan.modules, default), **_expert_rules(plan.modules, default)}
     return {
         "quant_method": AUTO_ROUND,
         "packing_format": next(word for word, of in PACKING_FORMATS.items() if of == version),
@@ -71,8 +86,8 @@ def _auto_round(plan: Plan, default: Width) -> dict[str, Any]:
         "iters": 0,
         # AutoRound says so of plain rounding only: the rest needs the model.
         **({"model_free": True} if methods == {RTN} else {}),
-        "autoround_version": _OLDEST if _OLDEST in followed else SEARCHES["opt-rtn"],
-        "block_name_to_quantize": ",".join(blocks(plan.modules)),
+        "autoround_version": _OLDEST if oldest else SEARCHES["opt-rtn"],
+        "block_name_to_quantize": ",".join(sorted({place[1] for place in places if place})),
         "extra_config": {name: _extra(width, default) for name, width in rules.items()},
     }
 
@@ -80,19 +95,15 @@ def _auto_round(plan: Plan, default: Width) -> dict[str, Any]:
 def _extra(width: Width | None, default: Width) -> dict[str, Any]:
     if width is None:
         return {"bits": 16, "data_type": "float"}
-    usual = default.entry()
+    usual, own = default.entry(), width.entry()
     # Always with bits: vLLM takes a module whose entry has none for one that is not quantized.
-    changed = (
-        pair for pair in width.entry().items() if pair[0] == "bits" or pair[1] != usual[pair[0]]
-    )
-    return dict(changed)
+    return {key: own[key] for key in own if key == "bits" or own[key] != usual[key]}
 
 
 def _gptq(plan: Plan, default: Width) -> dict[str, Any]:
     """What its readers look up, and nothing about how it was made."""
-    packed = {module.name: coded for module, coded in coded_modules(plan.modules)}
-    version = STORAGE[next(iter(packed.values())).scheme].version
-    rules = {**layer_rules(plan.modules, default), **expert_rules(plan.modules, default)}
+    coded = list(coded_modules(plan.modules))
+    rules = {**_layer_rules(plan.modules, default), **_expert_rules(plan.modules, default)}
     dynamic = {
         f"-:{pattern}" if width is None else f"+:{pattern}": width.entry() if width else {}
         for pattern, width in rules.items()
@@ -102,12 +113,95 @@ def _gptq(plan: Plan, default: Width) -> dict[str, Any]:
         "group_size": default.group_size,
         "desc_act": False,
         "sym": default.symmetric,
-        "lm_head": "lm_head" in packed,
+        "lm_head": any(module.name == "lm_head" for module, _ in coded),
         "quant_method": GPTQ,
-        "checkpoint_format": version,
+        "checkpoint_format": STORAGE[coded[0][1].scheme].version,
         "pack_dtype": "int32",
         **({"dynamic": dynamic} if dynamic else {}),
     }
 
 
-_DIALECTS = {AUTO_ROUND: _auto_round, GPTQ: _gptq}
+def exact_rules(modules: Iterable[Module], default: Width) -> _Rules:
+    """The linears beside experts that the default is not for, by their names.
+
+    What is outside the blocks, such as lm_head, is named whatever its width.
+    """
+    return {
+        module.name: width_of(module)
+        for module in _beside_experts(modules)
+        # Not a table or a bare parameter.
+        if module.tensors[0].name != module.name
+        and len(module.shape) == 2
+        and namesake(module.role) != "embed"
+        and (width_of(module) != default or not _IN_LAYER.fullmatch(module.name))
+    }
+
+
+def _layer_rules(modules: Iterable[Module], default: Width) -> _Rules:
+    """The same linears, those in blocks by patterns for all layers where they are alike.
+
+    Nothing is said of what is outside the blocks and not quantized: nobody expects it.
+    """
+    alike: dict[tuple[str, Width | None], dict[int, list[str]]] = {}
+    rules: _Rules = {}
+    for name, width in exact_rules(modules, default).items():
+        if match := _IN_LAYER.fullmatch(name):
+            parent, _, last = match[3].rpartition(".")
+            layers = alike.setdefault((parent, width), {})
+            layers.setdefault(int(match[2]), []).append(last)
+        elif width is not None:
+            rules[f"{re.escape(name)}$"] = width
+    for (parent, width), layers in alike.items():
+        # Words, and the layers that have exactly these.
+        by_words: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for layer, words in layers.items():
+            by_words[tuple(words)].append(layer)
+        block = _one_of(_EXPERT_BLOCKS) if parent in _EXPERT_BLOCKS else re.escape(parent)
+        path = rf"{block}\." if parent else ""
+        for held, numbers in by_words.items():
+            joined = (name for name, members in _JOINED.items() if members <= set(held))
+            last = _one_of((*held, *joined))
+            rules[rf".*layers\.{_one_of(numbers)}\.{path}{last}$"] = width
+    return rules
+
+
+def _expert_rules(modules: Iterable[Module], default: Width) -> _Rules:
+    """Patterns for the experts that the default is not for.
+
+    Where all projections of a layer are alike, vLLM's one name for them matches too.
+    """
+    # The experts of a layer are alike: one of each projection is enough.
+    examples = {(one.role, one.layer): one for one in modules if _is_expert(one.name)}
+    layers: dict[int, dict[str, Width | None]] = defaultdict(dict)
+    for module in examples.values():
+        if place := _IN_LAYER.fullmatch(module.name):
+            layers[int(place[2])][place[3].rpartition(".")[2]] = width_of(module)
+    alike: dict[tuple[str, Width | None], list[int]] = defaultdict(list)
+    for layer, widths in layers.items():
+        together = len(set(widths.values())) == 1
+        named = {"": next(iter(widths.values()))} if together else widths
+        for projection, width in named.items():
+            alike[projection, width].append(layer)
+    block = rf"{_one_of(_EXPERT_BLOCKS)}\.experts"
+    return {
+        rf".*layers\.{_one_of(layers)}\.{block}"
+        + (rf"\.\d+\.{projection}$" if projection else ".*"): width
+        for (projection, width), layers in alike.items()
+        if width != default
+    }
+
+
+def _beside_experts(modules: Iterable[Module]) -> list[Module]:
+    return [module for module in modules if not _is_expert(module.name)]
+
+
+def _is_expert(name: str) -> bool:
+    # Nearly all modules are experts: no pattern is as quick.
+    _, found, rest = name.partition(".experts.")
+    return bool(found) and rest.partition(".")[0].isdigit()
+
+
+def _one_of(choices: Sequence[object]) -> str:
+    """A pattern for one of these words or numbers."""
+    words = "|".join(map(str, choices))
+    return words if len(choices) == 1 else f"({words})"

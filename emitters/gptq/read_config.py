@@ -1,25 +1,40 @@
 """What a configuration of either dialect says to readers about a module: its width, or nothing.
 
 Source: vLLM 0.33.0 (`INCConfigParser`, `get_dynamic_override`), auto-round 0.16.1
-(`get_layer_config`), gptqmodel 7.7.0 (`dynamic_get`), as far as they agree.
+(`get_layer_config`), gptqmodel 7.7.0 (`dynamic_get`), as far as they agree; and where the last
+two look for a configuration, read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from emitters.checkpoints import CONFIG, document
+from emitters.checkpoints import CONFIG, document, uneven_experts, wrong_metadata, wrong_tensor
 from emitters.gptq.config import PACKING_FORMATS
 from emitters.gptq.rule_patterns import Rule, Verdicts
 from emitters.gptq.spec import AUTO_ROUND, GPTQ, READ, SIDECARS, WIDTHS, Storage, Width
-from policy_dsl.formats import Claim, FileContents, Forms, TensorForm, UnreadError
+from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.formats import (
+    Claim,
+    FileContents,
+    ForeignMetadataError,
+    Forms,
+    TensorForm,
+    Tensors,
+    UnreadError,
+)
+from policy_dsl.roles.architecture import expert_keys
+from policy_dsl.roles.config_facts import written_value
 from policy_dsl.treatments import WHOLE_ROW, Coded, Unread
 
 _Entry = Mapping[str, Any]
+_Said = Width | Unread | None
 
+_QUANTIZATION = "quantization_config"
+_CODES = ".qweight"
 _PARTS = frozenset({"qweight", "qzeros", "scales"})
 _WORD_BITS = 32
 _PROJECTION = re.compile(r".*(?:_proj|\.w[123])")
@@ -32,9 +47,14 @@ _SIGNS = ("+:", _NOT)
 _LARGEST_GROUP = 2**20
 # A name of a list is looked for in the name of a module so often.
 _MOST_LOOKS = 5 * 10**7
+# What the copy must say too; the rest is notes about how it was made.
+_SHARED = (
+    *("bits", "group_size", "sym", "desc_act", "lm_head", "dynamic", "checkpoint_format"),
+    *("packing_format", "block_name_to_quantize", "extra_config"),
+)
 
 
-class Description(NamedTuple):
+class _Description(NamedTuple):
     """What a configuration says. version: of the zero points. width(module): None if plain.
 
     covers: whether linears that are not quantized must be named. act_order: whether groups may
@@ -42,7 +62,7 @@ class Description(NamedTuple):
     """
 
     version: str
-    width: Callable[[str], Width | Unread | None]
+    width: Callable[[str], _Said]
     covers: bool
     act_order: bool = False
 
@@ -58,7 +78,16 @@ def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
         return {}
     asked = [name for name, parts in forms.items() if _may_be_packed(name, parts)]
     try:
-        description = _read(described, forms.keys(), asked)
+        if not isinstance(described, Mapping):
+            raise ValueError(f"its {_QUANTIZATION} is not an object")
+        method = described.get("quant_method")
+        if method not in (AUTO_ROUND, GPTQ):
+            raise ValueError(f"its quant_method is {method!r}")
+        default = _width(described, None)
+        if method == AUTO_ROUND:
+            description = _auto_round(described, default, forms.keys(), asked)
+        else:
+            description = _gptq(described, default, asked)
     except ValueError as error:
         if isinstance(described, Mapping) and described.get("quant_method") in [*SIDECARS]:
             raise UnreadError(str(error)) from None
@@ -69,11 +98,8 @@ def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
 
 def _quantization(files: FileContents) -> Any:
     """What `quantization_config` says, or the sidecar of a tool that writes none; else None."""
-    config = document(files, CONFIG)
-    for level in (config, config.get("text_config")):
-        held = level.get("quantization_config") if isinstance(level, Mapping) else None
-        if held is not None:
-            return held
+    if (held := _described(document(files, CONFIG))) is not None:
+        return held
     for dialect, file in SIDECARS.items():
         copy = document(files, file) if file in files else {}
         # Older releases of AutoGPTQ do not say who they are.
@@ -82,13 +108,20 @@ def _quantization(files: FileContents) -> Any:
     return None
 
 
+def _described(config: Mapping[str, Any]) -> Any:
+    """The `quantization_config` of a config, or of its text part."""
+    levels = (level for level in (config, config.get("text_config")) if isinstance(level, Mapping))
+    held = (level.get(_QUANTIZATION) for level in levels)
+    return next((one for one in held if one is not None), None)
+
+
 def _may_be_packed(name: str, parts: Collection[str]) -> bool:
     """Whether readers look for the width of a module; scales without codes were packed once."""
     linear = "weight" in parts and bool(_PROJECTION.fullmatch(name))
     return linear or not _PARTS.isdisjoint(parts)
 
 
-def _claim(said: Description, name: str, parts: Mapping[str, TensorForm]) -> Claim | None:
+def _claim(said: _Description, name: str, parts: Mapping[str, TensorForm]) -> Claim | None:
     width = said.width(name) if said.covers or not _PARTS.isdisjoint(parts) else None
     if width is None:
         return None
@@ -104,98 +137,77 @@ def _claim(said: Description, name: str, parts: Mapping[str, TensorForm]) -> Cla
     return Claim(Coded(scheme, *width, ""), shape, parts.get("scales", ("F16",))[0])
 
 
-def _read(config: Any, names: Collection[str], asked: Collection[str]) -> Description:
-    """What a `quantization_config` says of modules. names: of all; asked: in question."""
-    if not isinstance(config, Mapping):
-        raise ValueError("its quantization_config is not an object")
-    method = config.get("quant_method")
-    if method not in (AUTO_ROUND, GPTQ):
-        raise ValueError(f"its quant_method is {method!r}")
-    default = _width(config, None)
-    if method == AUTO_ROUND:
-        kind, packing = config.get("data_type", "int"), config.get("packing_format", _USUAL)
-        if kind != "int":
-            raise ValueError(f"its data_type is {kind!r}")
-        if packing not in [*PACKING_FORMATS]:
-            raise ValueError(f"its packing_format is {packing!r}")
-        exact, patterns = _rules_of(config, "extra_config", names)
-        verdicts = Verdicts(
-            patterns, asked, "anywhere", lambda rule: _narrowed(rule.entry, default)
-        )
-        covered = _covered(config)
-        _ensure_few(covered, asked)
-        width = partial(_auto_round, default, exact, verdicts, covered)
-        return Description(PACKING_FORMATS[packing], width, covers=True)
+def _auto_round(
+    config: _Entry, default: Width, names: Collection[str], asked: Collection[str]
+) -> _Description:
+    kind, packing = config.get("data_type", "int"), config.get("packing_format", _USUAL)
+    if kind != "int":
+        raise ValueError(f"its data_type is {kind!r}")
+    if packing not in [*PACKING_FORMATS]:
+        raise ValueError(f"its packing_format is {packing!r}")
+    entries = _entries(config, "extra_config")
+    # Named are modules; all other names are patterns, in their order.
+    rules = [_rule(name, entry) for name, entry in entries.items() if name not in names]
+    verdicts = Verdicts(rules, asked, "anywhere", lambda rule: _narrowed(rule.entry, default))
+    keys = "block_name_to_quantize", "to_quant_block_names"
+    texts = _texts(config, next((key for key in keys if key in config), keys[0]))
+    # What the names of packed modules begin with; empty if nothing is said.
+    covered = tuple(part for text in texts for part in text.split(",") if part)
+    _ensure_few(covered, asked)
+
+    def width(name: str) -> _Said:
+        if name in entries:
+            return _narrowed(entries[name], default)
+        is_packed = name.startswith(covered) if covered else not name.endswith(_HEAD)
+        return verdicts.of(name, default if is_packed else None)
+
+    return _Description(PACKING_FORMATS[packing], width, covers=True)
+
+
+def _gptq(config: _Entry, default: Width, asked: Collection[str]) -> _Description:
     version = config.get("checkpoint_format", config.get("format", "gptq"))
     if version not in [*PACKING_FORMATS.values()]:
         raise ValueError(f"its checkpoint_format is {version!r}")
     listed = _texts(config, "modules_in_block_to_quantize")
     _ensure_few(listed, asked)
-    _, patterns = _rules_of(config, "dynamic")
-    verdicts = Verdicts(patterns, asked, "start", partial(_by_rule, default))
-    width = partial(_gptq, default, verdicts, listed, bool(config.get("lm_head")))
-    entries = [config, *(rule.entry for rule in patterns)]
-    acts = any(entry.get("desc_act") is True for entry in entries)
-    return Description(version, width, covers=False, act_order=acts)
+    rules = [_rule(name, entry) for name, entry in _entries(config, "dynamic").items()]
+
+    def said(rule: Rule) -> Width | None:
+        return None if rule.sign == _NOT else _narrowed(rule.entry, default)
+
+    verdicts = Verdicts(rules, asked, "start", said)
+
+    def width(name: str) -> _Said:
+        is_head = name.endswith(_HEAD)
+        if is_head and not config.get("lm_head"):
+            return None
+        is_packed = not listed or is_head or any(text in name for text in listed)
+        return verdicts.of(name, default if is_packed else None)
+
+    acts = any(entry.get("desc_act") is True for entry in (config, *(one.entry for one in rules)))
+    return _Description(version, width, covers=False, act_order=acts)
 
 
-def _rules_of(
-    config: Mapping[str, Any], key: str, names: Collection[str] = ()
-) -> tuple[Mapping[str, _Entry], Sequence[Rule]]:
-    """What differs by the name of a module, and by patterns: the others, in their order."""
+def _entries(config: _Entry, key: str) -> Mapping[str, _Entry]:
+    """What differs, by names of modules and patterns. Raises: ValueError."""
     entries = config.get(key) or {}
     if not isinstance(entries, Mapping):
         raise ValueError(f"its {key} is not an object")
-    exact, patterns = {}, []
     for name, entry in entries.items():
         if not isinstance(entry, Mapping):
             raise ValueError(f"its {key} has no object for {name!r}")
-        if name in names:
-            exact[name] = entry
-        else:
-            sign = name[:2] if name[:2] in _SIGNS else ""
-            patterns.append(Rule(sign, name[len(sign) :], entry))
-    return exact, patterns
+    return entries
 
 
-def _covered(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the names of packed modules begin with, empty if nothing is said."""
-    keys = "block_name_to_quantize", "to_quant_block_names"
-    texts = _texts(config, next((key for key in keys if key in config), keys[0]))
-    return tuple(part for text in texts for part in text.split(",") if part)
+def _rule(name: str, entry: _Entry) -> Rule:
+    sign = name[:2] if name[:2] in _SIGNS else ""
+    return Rule(sign, name[len(sign) :], entry)
 
 
 def _ensure_few(texts: Sequence[str], asked: Collection[str]) -> None:
     """Raises: ValueError if it takes long to look for each text in each name."""
     if len(texts) * len(asked) > _MOST_LOOKS:
         raise ValueError(f"it lists {len(texts):,} names for {len(asked):,} modules, too many")
-
-
-def _auto_round(
-    default: Width,
-    exact: Mapping[str, _Entry],
-    verdicts: Verdicts,
-    covered: tuple[str, ...],
-    name: str,
-) -> Width | Unread | None:
-    if name in exact:
-        return _narrowed(exact[name], default)
-    is_packed = name.startswith(covered) if covered else not name.endswith(_HEAD)
-    return verdicts.of(name, default if is_packed else None)
-
-
-def _gptq(
-    default: Width, verdicts: Verdicts, listed: Sequence[str], packs_head: bool, name: str
-) -> Width | Unread | None:
-    is_head = name.endswith(_HEAD)
-    if is_head and not packs_head:
-        return None
-    is_packed = not listed or is_head or any(text in name for text in listed)
-    return verdicts.of(name, default if is_packed else None)
-
-
-def _by_rule(default: Width, rule: Rule) -> Width | None:
-    return None if rule.sign == _NOT else _narrowed(rule.entry, default)
 
 
 def _narrowed(entry: _Entry, default: Width) -> Width | None:
@@ -219,7 +231,7 @@ def _width(entry: _Entry, default: Width | None) -> Width:
     return Width(bits, size, symmetric)
 
 
-def _texts(config: Mapping[str, Any], key: str) -> list[str]:
+def _texts(config: _Entry, key: str) -> list[str]:
     """The texts of an entry, which may be one, a list, or lists in a list."""
     entry = config.get(key) or []
     outer = entry if isinstance(entry, list) else [entry]
@@ -227,3 +239,40 @@ def _texts(config: Mapping[str, Any], key: str) -> list[str]:
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"its {key} is not a list of names")
     return texts
+
+
+def defects(
+    folder: Path, files: FileContents, tensors: Tensors, claims: Mapping[str, Claim]
+) -> Iterator[Diagnostic]:
+    """What readers would miss, or read without a word of complaint.
+
+    claims: of every packed module, found to be right.
+    """
+    config = document(files, CONFIG)
+    for file in reversed(SIDECARS.values()):
+        if file in files:
+            yield from _copy_defects(files, file, _described(config))
+    count = next(filter(None, (written_value(config, key) for key in expert_keys())), None)
+    if count is not None:
+        yield from uneven_experts(claims, count)
+    for name, tensor in tensors.items():
+        # Codes that readers take for nothing they know, and leave the linear random.
+        if name.endswith(_CODES) and name.removesuffix(_CODES) not in claims:
+            reason = f"{CONFIG} says that its module is not quantized"
+            yield wrong_tensor(tensor.file or "", name, reason)
+
+
+def _copy_defects(files: FileContents, file: str, described: Any) -> Iterator[Diagnostic]:
+    if described is None:
+        reason = f"only {file} describes the packed weights; most readers look here"
+        yield diagnostic("metadata-elsewhere", file=CONFIG, reason=reason)
+        return
+    try:
+        copy = document(files, file)
+    except ForeignMetadataError:
+        yield wrong_metadata(file, "it is not a JSON object, and some readers look there first")
+        return
+    wrong = [key for key in _SHARED if copy.get(key) != described.get(key)]
+    if wrong:
+        reason = f"its {wrong[0]} differs from that in {CONFIG}, and readers look at either"
+        yield wrong_metadata(file, reason)

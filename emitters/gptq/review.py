@@ -8,12 +8,13 @@ gptqmodel 7.7.0, and with optimum 2.3.0, all run on a CPU with bundles of tiny m
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 from emitters.checkpoints import QKV, at_layers, by_layer, omission
-from emitters.gptq.module_rules import exact_rules
+from emitters.gptq.config import exact_rules
 from emitters.gptq.spec import (
-    AUTO_ROUND,
     GPTQ,
     READERS,
     SEARCHES,
@@ -52,10 +53,6 @@ _MARLIN_WIDTHS = (4, 8)
 _HIDDEN_STEP, _INNER_STEP = 128, 64
 
 
-def _left_out(tensor: ModelTensor, model: Model) -> str | None:
-    return omission(tensor, model, _LEFT_OUT)
-
-
 def _held(tensor: ModelTensor, model: Model, stored: Stored) -> str | None:
     if not isinstance(stored, Coded):
         return None
@@ -70,31 +67,65 @@ def _held(tensor: ModelTensor, model: Model, stored: Stored) -> str | None:
 
 
 def _bundle(draft: Draft) -> Iterator[Refusal]:
+    default = default_width(draft.modules)
+    # One module of each kind, the first: there are tens of thousands of experts.
+    kinds: dict[tuple[object, ...], Module] = {}
+    for module in draft.modules:
+        kinds.setdefault((module.role, module.layer, module.shape, module.treatment), module)
+    few = replace(draft, modules=tuple(kinds.values()))
     schemes: dict[str, str] = {}
-    for _, coded in coded_modules(draft.modules):
+    for _, coded in coded_modules(few.modules):
         schemes.setdefault(STORAGE[coded.scheme].version, coded.scheme)
     if len(schemes) > 1:
         two = " and ".join(sorted(schemes.values()))
         reason = f"zero points are of one version in a whole bundle, and {two} are of two"
         yield Refusal("", "", reason, "error")
-    for constraint in _OF_VLLM:
-        if (fault := constraint(draft)) is not None:
+    for fault in _of_vllm(few, default):
+        if fault is not None:
             yield Refusal("", "vllm", fault, "fatal")
-    for constraint, runtimes in _OF_OTHERS:
-        if (fault := constraint(draft)) is not None:
-            yield from (Refusal("", runtime, fault) for runtime in runtimes)
+    for names, fault in _of_others(few, default):
+        if fault is not None:
+            yield from (Refusal("", runtime, fault) for runtime in names)
     for reader, runtimes in READERS.items():
         for runtime in runtimes:
             yield from refused(draft, reader, runtime)
 
 
-REVIEW = Review(left_out=_left_out, held=_held, bundle=_bundle)
+REVIEW = Review(left_out=partial(omission, reasons=_LEFT_OUT), held=_held, bundle=_bundle)
 
 
-def _experts_alike(draft: Draft) -> str | None:
+def _of_vllm(draft: Draft, default: Width | None) -> Iterator[str | None]:
+    coded, in_gptq = list(coded_modules(draft.modules)), dialect_of(draft) == GPTQ
+    experts = [module for module in draft.modules if module.role.startswith("experts.")]
+    yield _uneven_experts(experts)
+    yield _uneven_joined(draft.modules)
+    if in_gptq:
+        asymmetric = (module for module, one in coded if not one.symmetric)
+        reason = "its kernels in this dialect have no zero points: {0.name} must be sym"
+        yield _first(asymmetric, reason)
+        slow = (module for module, one in coded if one.bits not in _MARLIN_WIDTHS)
+        reason = "it reads 4 and 8 bits of this dialect, {0.name} has others; dialect auto-round"
+        yield _first(slow, f"{reason} has kernels for others")
+    else:
+        # Kernels for experts read zero points, and others both versions where they read none.
+        asymmetric = (
+            module
+            for module, one in coded
+            if not one.symmetric and one.bits in _MARLIN_WIDTHS and module.role[:8] != "experts."
+        )
+        reason = "its kernels of 4 and 8 bits have no zero points: {0.name} must be sym"
+        yield _first(asymmetric, reason)
+        newer = (module for module, one in coded if not _is_first_version(one))
+        reason = "it takes zero points of version 1 only, {0.name} has {0.treatment.scheme}"
+        yield _first(newer, f"{reason}: use int, or sym with dialect gptq")
+    if default is not None:
+        yield _slow_experts(experts, default, in_gptq=in_gptq)
+
+
+def _uneven_experts(experts: Iterable[Module]) -> str | None:
     """All experts of a layer are one module, with one rule."""
     layers: dict[int | None, set[Width | None]] = defaultdict(set)
-    for module in _experts(draft):
+    for module in experts:
         layers[module.layer].add(width_of(module))
     reason = (
         "it holds the experts of a layer as one module: gate, up and down must have the same"
@@ -103,8 +134,8 @@ def _experts_alike(draft: Draft) -> str | None:
     return at_layers(reason, (layer for layer, widths in layers.items() if len(widths) > 1))
 
 
-def _joined_alike(draft: Draft) -> str | None:
-    layers = by_layer(draft.modules).items()
+def _uneven_joined(modules: Iterable[Module]) -> str | None:
+    layers = by_layer(modules).items()
     for called, members in _JOINED:
         uneven = [
             layer
@@ -117,164 +148,82 @@ def _joined_alike(draft: Draft) -> str | None:
     return None
 
 
-def _symmetric(draft: Draft) -> str | None:
-    """Kernels for experts read zero points of the auto-round dialect, others never do."""
-    every = dialect_of(draft) == GPTQ
-    for module, coded in coded_modules(draft.modules):
-        spared = module.role.startswith("experts.") or coded.bits not in _MARLIN_WIDTHS
-        if not coded.symmetric and (every or not spared):
-            where = "in this dialect" if every else "of 4 and 8 bits"
-            return f"its kernels {where} have no zero points: {module.name} must be sym"
-    return None
-
-
-def _gptq_widths(draft: Draft) -> str | None:
-    for module, coded in coded_modules(draft.modules if dialect_of(draft) == GPTQ else ()):
-        if coded.bits not in _MARLIN_WIDTHS:
-            cure = "dialect auto-round has kernels for others"
-            return f"it reads 4 and 8 bits of this dialect, {module.name} has others; {cure}"
-    return None
-
-
-def _first_version(draft: Draft) -> str | None:
-    """Both are read alike where zero points are not read at all: in the other dialect."""
-    for module, coded in coded_modules(draft.modules if dialect_of(draft) == AUTO_ROUND else ()):
-        if STORAGE[coded.scheme].version != "gptq":
-            return (
-                f"it takes zero points of version 1 only, {module.name} has"
-                f" {coded.scheme}: use int, or sym with dialect gptq"
-            )
-    return None
-
-
-def _slow_experts(draft: Draft) -> str | None:
+def _slow_experts(experts: Iterable[Module], default: Width, *, in_gptq: bool) -> str | None:
     """Kernels for shapes that Marlin does not take have two gaps."""
-    default, for_all = default_width(draft.modules), dialect_of(draft) == GPTQ
-    if default is None:
-        return None
-    # One module of experts for each shape, projection and width.
-    distinct: dict[tuple[str, tuple[int, ...], Width | None], Module] = {}
-    for module in _experts(draft):
-        distinct.setdefault((module.role, module.shape, width_of(module)), module)
-    for (_, _, width), module in distinct.items():
+    for module in experts:
         # This dialect asks about the default's groups, whatever a rule says of these experts.
-        asked = default if for_all else width
+        width = width_of(module)
+        asked = default if in_gptq else width
         if asked is None or asked.bits not in _MARLIN_WIDTHS:
             continue
-        if _marlin(module, asked, padded=for_all):
+        out, columns = module.shape
+        hidden, inner = (out, columns) if module.role == "experts.down_proj" else (columns, out)
+        step = max(1 if in_gptq else _INNER_STEP, asked.group_size)
+        if asked.symmetric and hidden % _HIDDEN_STEP == 0 and inner % step == 0:
             continue
-        shape = "x".join(str(size) for size in module.shape)
-        shapes = f"experts of {shape} need other kernels than Marlin's, which"
+        shapes = f"experts of {out}x{columns} need other kernels than Marlin's, which"
         if asked.group_size == WHOLE_ROW:
             return f"{shapes} want groups: g-1 does not load"
-        if for_all and width != default:
+        if in_gptq and width != default:
             return f"{shapes} have one width for all layers in this dialect"
     return None
 
 
-def _marlin(module: Module, width: Width, *, padded: bool) -> bool:
-    """Whether Marlin kernels take experts, by the shape of one of their matrices."""
-    out, columns = module.shape
-    hidden, inner = (out, columns) if module.role == "experts.down_proj" else (columns, out)
-    step = max(1 if padded else _INNER_STEP, width.group_size)
-    return width.symmetric and hidden % _HIDDEN_STEP == 0 and inner % step == 0
+def _of_others(draft: Draft, default: Width | None) -> Iterator[tuple[tuple[str, ...], str | None]]:
+    """Readers, and why they do not read the bundle."""
+    table, coded = draft.model.architecture, list(coded_modules(draft.modules))
+    roles = {module.role.partition(".")[0] + "." for module, _ in coded}
+    packs_experts = "experts." in roles
+    if packs_experts and table.renames_experts:
+        # Names are mapped for plain experts, as tensors of a stack.
+        reason = (
+            f"transformers' own class for {table.family} has other names for experts: packed ones"
+            " are left out, mostly without an error, and experts stay random; load it with vLLM,"
+            " or with modeling code that has experts as linears (trust_remote_code)"
+        )
+        yield ("auto-round", "gptqmodel", "transformers"), reason
+    older = [(module, one) for module, one in coded if _is_first_version(one)]
+    if dialect_of(draft) != GPTQ:
+        asymmetric = (module for module, one in older if not one.symmetric)
+        reason = "AutoRound's own kernels read {0.name} only as int-v2, or sym"
+        yield ("auto-round", "transformers"), _first(asymmetric, reason)
+        return
+    if older and default and not default.symmetric:
+        reason = "it trusts asymmetric groups of version 1 only to itself: use int-v2, or sym"
+        yield ("gptqmodel",), reason
+    if packs_experts and not table.renames_experts:
+        # auto-round and gptqmodel take stacks apart again, optimum does not.
+        reason = (
+            "it stacks experts: in this dialect packed ones are left out without an error, and"
+            f" stay random; {_OTHER_DIALECT}"
+        )
+        yield ("transformers",), reason
+    # In its own dialect gptqmodel replaces blocks with experts by classes of its own.
+    own = table.facts("gptq").get("own_blocks")
+    if own and ("packed" not in own or own["packed"] in roles):
+        yield ("gptqmodel",), str(own["reason"])
+    if default is not None:
+        yield ("transformers",), _several_widths(draft.modules, default)
+    if any(not STORAGE[one.scheme].g_idx for _, one in coded):
+        reason = "in this dialect it needs the group of each column: use int-gidx"
+        yield ("transformers",), reason
 
 
-_OF_VLLM: tuple[Callable[[Draft], str | None], ...] = (
-    *(_experts_alike, _joined_alike, _symmetric),
-    *(_gptq_widths, _first_version, _slow_experts),
-)
-
-
-def _renamed_experts(draft: Draft) -> str | None:
-    """Names are mapped for plain experts, as tensors of a stack."""
-    table = draft.model.architecture
-    if not table.renames_experts or not _packs(draft, "experts."):
-        return None
-    return (
-        f"transformers' own class for {table.family} has other names for experts: packed ones are"
-        " left out, mostly without an error, and experts stay random; load it with vLLM, or"
-        " with modeling code that has experts as linears (trust_remote_code)"
-    )
-
-
-def _stacked_experts(draft: Draft) -> str | None:
-    """auto-round and gptqmodel take stacks apart again, optimum does not."""
-    renamed = draft.model.architecture.renames_experts
-    if dialect_of(draft) != GPTQ or renamed or not _packs(draft, "experts."):
-        return None
-    return (
-        "it stacks experts: in this dialect packed ones are left out without an error, and stay"
-        f" random; {_OTHER_DIALECT}"
-    )
-
-
-def _own_blocks(draft: Draft) -> str | None:
-    """In its own dialect gptqmodel replaces blocks with experts by classes of its own."""
-    fault = draft.model.architecture.facts("gptq").get("own_blocks")
-    if dialect_of(draft) != GPTQ or fault is None:
-        return None
-    packed = fault.get("packed")
-    return str(fault["reason"]) if packed is None or _packs(draft, packed) else None
-
-
-def _one_width(draft: Draft) -> str | None:
+def _several_widths(modules: Sequence[Module], default: Width) -> str | None:
     """optimum replaces every linear of the blocks, and knows no rules."""
-    default = default_width(draft.modules)
-    if dialect_of(draft) != GPTQ or default is None:
-        return None
-    rules = exact_rules(draft.modules, default)
-    for module in draft.modules:
+    rules = exact_rules(modules, default)
+    for module in modules:
         role = namesake(module.role)
         packed_head = role == "lm_head" and isinstance(module.treatment, Coded)
-        others = role not in ("lm_head", "router")
-        if module.name in rules and (others or packed_head):
+        if module.name in rules and (packed_head or role not in ("lm_head", "router")):
             one = "in this dialect it has one width for all linears of the blocks"
             return f"{one}, and {module.name} has another; {_OTHER_DIALECT}"
     return None
 
 
-def _group_numbers(draft: Draft) -> str | None:
-    coded = (coded for _, coded in coded_modules(draft.modules) if dialect_of(draft) == GPTQ)
-    if any(not STORAGE[one.scheme].g_idx for one in coded):
-        return "in this dialect it needs the group of each column: use int-gidx"
-    return None
-
-
-def _asymmetric(draft: Draft) -> str | None:
-    for module, coded in coded_modules(draft.modules if dialect_of(draft) == AUTO_ROUND else ()):
-        if _is_first_version(coded) and not coded.symmetric:
-            return f"AutoRound's own kernels read {module.name} only as int-v2, or sym"
-    return None
-
-
-def _asymmetric_default(draft: Draft) -> str | None:
-    default = default_width(draft.modules)
-    if dialect_of(draft) != GPTQ or default is None or default.symmetric:
-        return None
-    if any(_is_first_version(coded) for _, coded in coded_modules(draft.modules)):
-        return "it trusts asymmetric groups of version 1 only to itself: use int-v2, or sym"
-    return None
-
-
-_OF_OTHERS: tuple[tuple[Callable[[Draft], str | None], tuple[str, ...]], ...] = (
-    (_renamed_experts, ("auto-round", "gptqmodel", "transformers")),
-    (_asymmetric, ("auto-round", "transformers")),
-    (_asymmetric_default, ("gptqmodel",)),
-    (_stacked_experts, ("transformers",)),
-    (_own_blocks, ("gptqmodel",)),
-    (_one_width, ("transformers",)),
-    (_group_numbers, ("transformers",)),
-)
-
-
-def _experts(draft: Draft) -> list[Module]:
-    return [module for module in draft.modules if module.role.startswith("experts.")]
-
-
-def _packs(draft: Draft, component: str) -> bool:
-    modules: Iterable[Module] = (module for module, _ in coded_modules(draft.modules))
-    return any(module.role.startswith(component) for module in modules)
+def _first(modules: Iterable[Module], reason: str) -> str | None:
+    """The reason with the first of these modules; None if there is none."""
+    return next((reason.format(module) for module in modules), None)
 
 
 def _is_first_version(coded: Coded) -> bool:

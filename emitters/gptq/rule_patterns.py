@@ -10,6 +10,8 @@ import re
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import takewhile
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from emitters.gptq.spec import Width
@@ -65,10 +67,10 @@ class Verdicts:
         self._first: dict[str, int] = {}
         self._unread: list[_UnreadRule] = []
         self._usual = {name for name in names if len(name) <= _LONGEST_NAME and is_plain(name)}
+        self._stop = time.thread_time() + MOST_SECONDS
         self._match_all()
-        says_first = [rule.says for rule in self._unread[:1]]
-        alike = (at for at, rule in enumerate(self._unread) if [rule.says] != says_first)
-        self._n_alike = next(alike, len(self._unread))
+        alike = takewhile(lambda rule: rule.says == self._unread[0].says, self._unread)
+        self._n_alike = len(list(alike))
 
     def of(self, name: str, otherwise: Width | None) -> Width | Unread | None:
         """The width of a module; otherwise: if no rule matches it. Raises: ValueError."""
@@ -76,10 +78,9 @@ class Verdicts:
             return otherwise
         if name not in self._usual:
             return Unread(_NO_MATCH)
-        first = self._first.get(name)
-        known = otherwise if first is None else self._says(self._rules[first])
-        until = len(self._rules) if first is None else first
-        before = bisect_left(self._unread, until, key=_at)
+        first = self._first.get(name, len(self._rules))
+        known = self._says(self._rules[first]) if name in self._first else otherwise
+        before = bisect_left(self._unread, first, key=attrgetter("at"))
         # It does not matter whether a rule matches that says the same.
         same = self._n_alike if self._unread and self._unread[0].says == known else 0
         return known if before <= same else Unread(self._unread[same].reason)
@@ -88,17 +89,20 @@ class Verdicts:
         if sum(len(rule.pattern) for rule in self._rules) > MOST_TEXT:
             raise ValueError(f"its patterns have more than {MOST_TEXT:,} characters")
         index = NameIndex(self._usual)
-        clock = _Clock(f"{len(self._rules):,} patterns and {len(self._usual):,} modules")
         for at, rule in enumerate(self._rules):
-            clock.check()
+            self._check_time()
             try:
-                for name in self._matching(rule.pattern, index, clock):
+                for name in self._matching(rule.pattern, index):
                     self._first.setdefault(name, at)
             except PatternError as error:
                 reason = f"{rule.sign}{rule.pattern:.80}: {error}"
-                self._unread.append(_UnreadRule(at, reason, self._if_valid(rule)))
+                try:
+                    says: object = self._says(rule)
+                except ValueError:
+                    says = object()
+                self._unread.append(_UnreadRule(at, reason, says))
 
-    def _matching(self, text: str, index: NameIndex, clock: _Clock) -> Iterator[str]:
+    def _matching(self, text: str, index: NameIndex) -> Iterator[str]:
         """The names that readers match. Raises: PatternError; ValueError."""
         named = _NAME.fullmatch(text)
         if named and (self._where == "start" or text[0] == "^"):
@@ -107,31 +111,13 @@ class Verdicts:
             return
         pattern = _read_alike(text, self._where)
         for lines in _slices(index.holding(Regex(text))):
-            clock.check()
+            self._check_time()
             yield from pattern.among(lines)
 
-    def _if_valid(self, rule: Rule) -> object:
-        try:
-            return self._says(rule)
-        except ValueError:
-            return object()
-
-
-class _Clock:
-    """Raises ValueError once matching has taken too long."""
-
-    def __init__(self, about: str) -> None:
-        self._about = about
-        self._stop = time.thread_time() + MOST_SECONDS
-
-    def check(self) -> None:
-        """Go on, or raise."""
+    def _check_time(self) -> None:
         if time.thread_time() > self._stop:
-            raise ValueError(f"{self._about} take more than {MOST_SECONDS} seconds")
-
-
-def _at(unread: _UnreadRule) -> int:
-    return unread.at
+            about = f"{len(self._rules):,} patterns and {len(self._usual):,} modules"
+            raise ValueError(f"{about} take more than {MOST_SECONDS} seconds")
 
 
 def _read_alike(text: str, where: Where) -> Pattern:
