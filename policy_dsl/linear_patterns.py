@@ -20,7 +20,6 @@ LONGEST = 1000
 MOST_STEPS = 1000
 # For the automaton; what needs more is matched without one, and linearly too.
 _MEMORY = 2**20
-_NO_CHARACTER = r"\b\B"
 _AROUND = '"{0}" looks around, which takes more than linear time'
 _ATOMIC = '"{0}" forbids other ways to match, which takes more than linear time'
 _BACK = '"{0}" repeats what a group matched, which takes more than linear time'
@@ -59,7 +58,6 @@ _FLAGS = re.compile(r"\(\?[ims]+\)")
 _SET = re.compile(rf"\[\^?\]?(?:{_ESCAPED}|[^\\])*\]", re.DOTALL)
 # Other readers take these for sets in a set.
 _IN_SET = re.compile(r"(?<=.)(?<!\\)\[|--|&&|~~|\|\|")
-_EDGES = {r"\A": "^", r"\Z": "$"}
 _PLACES = frozenset({"^", "$", r"\A", r"\Z", r"\b", r"\B"})
 _REPEAT = re.compile(r"[*+?]|\{(?:[0-9]+(?:,[0-9]*)?|,[0-9]*)\}")
 _NO_ARGUMENT = "{0} has nothing to repeat"
@@ -96,8 +94,8 @@ class Pattern:
 
     def __init__(self, expression: str) -> None:
         """expression: as RE2 reads it. Raises: PatternError."""
-        self._expression = expression
-        self._plain = _compiled(f"(?:{expression})", never_newline=False)
+        self._expression = f"(?:{expression})"
+        self._plain = _compiled(self._expression)
         self.steps = int(self._plain.programsize)
 
     def matches(self, text: str) -> bool:
@@ -113,11 +111,11 @@ class Pattern:
 
     @cached_property
     def _unicode(self) -> Any:
-        return _compiled(f"(?:{self._expression})", never_newline=False, is_ascii=False)
+        return _compiled(self._expression, is_ascii=False)
 
     @cached_property
     def _by_line(self) -> Any:
-        return _compiled(f"(?m:^(?:{self._expression})$)", never_newline=True)
+        return _compiled(f"(?m:^{self._expression}$)", never_newline=True)
 
 
 def regular_expression(
@@ -180,7 +178,7 @@ def _read(token: re.Match[str]) -> str:
         case "named":
             return "("
         case "edge":
-            return _EDGES[text]
+            return "^" if text == r"\A" else "$"
         case "up_to":
             return f"{{0{text[1:]}"
         case "set" if not _SET.fullmatch(text) or _IN_SET.search(text):
@@ -200,7 +198,7 @@ def _refused(rest: str) -> PatternError:
     return PatternError(reason.strip() if len(rest) == 1 else _UNKNOWN.format(escape), cure)
 
 
-def _compiled(expression: str, *, never_newline: bool, is_ascii: bool = True) -> Any:
+def _compiled(expression: str, *, never_newline: bool = False, is_ascii: bool = True) -> Any:
     options = re2.Options()
     options.log_errors = False
     options.never_capture = True
@@ -231,22 +229,15 @@ def _glob_part(found: re.Match[str]) -> str:
         return ".*"
     if inside is None:
         return "." if found[0] == "?" else _literal(found[0])
-    ranges = "".join(_ranges(inside))
-    if not ranges:
-        return "." if inverted else _NO_CHARACTER
-    return f"[{'^' if inverted else ''}{ranges}]"
-
-
-def _ranges(inside: str) -> Iterator[str]:
-    """The ranges of characters in a glob's brackets, without those that count backwards."""
-    at = 0
-    while at < len(inside):
-        is_range = inside[at + 1 : at + 2] == "-" and at + 2 < len(inside)
-        first, last = inside[at], inside[at + 2 if is_range else at]
-        if first <= last:
-            yield f"{_literal(first)}-{_literal(last)}"
-        at += 3 if is_range else 1
+    # Ranges that count backwards hold nothing.
+    ranges = [(item[0], item[-1]) for item in re.findall(r".-.|.", inside, re.DOTALL)]
+    shown = "".join(f"{_literal(a)}-{_literal(z)}" for a, z in ranges if a <= z)
+    if not shown:
+        return "." if inverted else r"\b\B"
+    return f"[{'^' if inverted else ''}{shown}]"
 
 
 def _literal(character: str) -> str:
-    return character if character.isalnum() else rf"\x{{{ord(character):x}}}"
+    # What is beyond Latin-1 is a character of UTF-8, and no escape of a byte.
+    as_it_is = character.isalnum() or character > "\xff"
+    return character if as_it_is else rf"\x{{{ord(character):x}}}"

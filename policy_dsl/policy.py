@@ -1,21 +1,143 @@
-"""The semantic model of a policy: frozen values that both readers produce.
+"""The semantic model of a policy: frozen values that both readers produce, and its keys.
 
 Policy ─ rules: (Rule, …) ─ selector, Written
+Or(Except(And(Name, Layers …), …), …)     a selector: which tensors a rule means
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from policy_dsl.diagnostics import SourceText, Span
-from policy_dsl.selectors import LayerRange, Selector
 from policy_dsl.treatments import Written
 
 # What a variable holds, and variables by their names.
 Scalar = bool | int | float | str
 Values = Mapping[str, Scalar]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRange:
+    """Layers `start` to `stop`, both included; negative numbers count from the end."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class All:
+    """Every matrix of the language model, embeddings and head included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A component, projection, `component.projection`, role, or an architecture's alias.
+
+    `experts` narrows expert tensors to these expert numbers: `experts[0-15].down_proj`.
+    """
+
+    text: str
+    experts: tuple[LayerRange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """`layers 0-1,-2..-1`; with `boundary`, `boundary layers …`: checked to be the boundary."""
+
+    ranges: tuple[LayerRange, ...]
+    boundary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LayersWhere:
+    """`layers where EXPR`; the canonical text of an expression over `i` and `n`."""
+
+    expression: str
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """`boundary N`: the first N and the last N layers."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Middle:
+    """`middle`: the layers that the policy's `boundary` leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """`family NAME`: every tensor, if the model is of this family."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Glob:
+    """A quoted name pattern with `*`, `?` and `[…]`, matched against the whole source name."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """`/…/`: a regular expression, matched against the whole source name."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """Tensors that every part means (`in` and `and`)."""
+
+    parts: tuple[Selector, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """Tensors that at least one part means (comma)."""
+
+    parts: tuple[Selector, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Except:
+    """Tensors of `base` that `excluded` does not mean."""
+
+    base: Selector
+    excluded: Selector
+
+
+LayerSet = Layers | LayersWhere | Boundary | Middle
+Selector = All | Name | LayerSet | Family | Glob | Regex | And | Or | Except
+
+
+def any_of(*parts: Selector) -> Selector:
+    """The union of the parts; unions among them become part of it."""
+    return _joined(Or, parts)
+
+
+def all_of(*parts: Selector) -> Selector:
+    """What every part means; intersections among them become part of it."""
+    return _joined(And, parts)
+
+
+def without(base: Selector, excluded: Selector) -> Selector:
+    """`base` less `excluded`; leaving out twice is leaving out both."""
+    if isinstance(base, Except):
+        return Except(base.base, any_of(base.excluded, excluded))
+    return Except(base, excluded)
+
+
+def _joined(kind: type[And | Or], parts: tuple[Selector, ...]) -> Selector:
+    flat: list[Selector] = []
+    for part in parts:
+        flat += part.parts if isinstance(part, kind) else (part,)
+    return flat[0] if len(flat) == 1 else kind(tuple(flat))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,3 +285,40 @@ class Policy:
     source: SourceText | None = field(default=None, compare=False, repr=False)
     key_spans: tuple[tuple[str, Span], ...] = field(default=(), compare=False, repr=False)
     templates: tuple[tuple[str, Any], ...] = field(default=(), compare=False, repr=False)
+
+
+class Key(NamedTuple):
+    """A key of policies, with the word that begins its statements in DSL.
+
+    kind: one text, a list of words, named values of any type (mapping) or of given ones
+    (fields), statements, or rules. merge: what a policy and one that extends it give together:
+    what the latter says alone, the last value, all of them, mappings joined, or rules in order.
+    """
+
+    name: str
+    kind: Literal["text", "words", "mapping", "fields", "statements", "rules"]
+    word: str
+    merge: Literal["own", "last", "all", "join", "rules"]
+
+
+# In the order in which they are printed; readers, printers and `merge` all walk this table.
+KEYS = (
+    Key("name", "text", "name", "own"),
+    Key("description", "text", "description", "last"),
+    Key("model", "text", "model", "last"),
+    Key("targets", "words", "target", "rules"),
+    Key("extends", "words", "extends", "own"),
+    Key("vars", "mapping", "var", "join"),
+    Key("defaults", "fields", "default", "join"),
+    Key("transforms", "statements", "", "last"),
+    Key("calibration", "fields", "calibration", "join"),
+    Key("rules", "rules", "", "rules"),
+    Key("output", "fields", "output", "join"),
+    Key("fp8_dequant", "text", "fp8_dequant", "last"),
+    Key("metadata", "mapping", "metadata", "join"),
+    Key("runtimes", "words", "runtime", "last"),
+    Key("tests", "statements", "test ", "all"),
+)
+SECTIONS = {"defaults": Defaults, "calibration": Calibration, "output": Output}
+# What a policy can take away from what it extends. Tests may be given anew with it.
+CLEARABLE = tuple(key.name for key in KEYS if key.merge in ("last", "all", "join"))

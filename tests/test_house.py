@@ -45,7 +45,7 @@ LAYERS = (
     ".formats .reader_config",
     ".plan",
     ".roles",
-    ".policy .selectors .inventory .treatments .views",
+    ".policy .inventory .treatments .views",
     # what everything may use
     ".bounded_json .diagnostics .documents .escaping .linear_patterns"
     " .quantities .regular_files .vocabulary policy_dsl",
@@ -60,13 +60,13 @@ OPENERS: dict[str, tuple[str, ...]] = {
     "read_bytes": ("emitters.numerics.jit",),
     "read_text": (
         *("policyc.cli.catalogs", ".roles.architecture", "policy_dsl"),
-        *(".diagnostics", ".language.keys", ".language.parsing"),
+        *(".diagnostics", ".language.draft", ".language.parsing"),
     ),
     "FileIO": (".regular_files",),
     "memmap": (),
     "fromfile": (),
     "loads": (
-        *(".bounded_json", ".language.keys", ".language.read_dsl", "policy_dsl"),
+        *(".bounded_json", ".language.draft", ".language.read_dsl", "policy_dsl"),
         "emitters.core.record",
     ),
     "load": (),

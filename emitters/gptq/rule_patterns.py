@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from emitters.gptq.spec import Width
 from policy_dsl.linear_patterns import Pattern, PatternError, Where, regular_expression
+from policy_dsl.policy import Regex
 from policy_dsl.roles.name_index import NameIndex, is_plain
-from policy_dsl.selectors import Regex
 from policy_dsl.treatments import Unread
 
 # Characters and steps of one pattern, characters of all of them.

@@ -6,10 +6,13 @@ Values arrive as fragments with their variables still in them; defects are colle
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from policy_dsl import room
 from policy_dsl.diagnostics import (
     Diagnostic,
     PolicyError,
@@ -20,20 +23,48 @@ from policy_dsl.diagnostics import (
     errors,
 )
 from policy_dsl.escaping import LONGEST_POLICY_NAME, name_defect
-from policy_dsl.language.fragments import (
+from policy_dsl.language.parsing import (
     IDENTIFIER,
     MAX_BYTES,
+    TRUTH,
     Fragment,
     filled_length,
-    mentions_variable,
+    plain_scalar,
     substitute,
 )
-from policy_dsl.language.keys import CLEARABLE, FIELDS, KEYS, SECTIONS, plain_scalar, read_field
-from policy_dsl.language.statement_text import ReadStatement
-from policy_dsl.policy import Assertion, Comment, Policy, Prune, Rule, Scalar, Values
-from policy_dsl.treatments import Written
+from policy_dsl.language.statements import StatementReader
+from policy_dsl.policy import (
+    CLEARABLE,
+    KEYS,
+    SECTIONS,
+    Assertion,
+    Comment,
+    Policy,
+    Prune,
+    Rule,
+    Scalar,
+    Values,
+)
+from policy_dsl.quantities import parse_size
+from policy_dsl.treatments import WHOLE_ROW, Written
 from policy_dsl.vocabulary import Words
 
+# The JSON Schema of a policy as YAML: it names the keys and fields that readers take, and their
+# types. That statements are well formed only the readers can say.
+SCHEMA: Mapping[str, Any] = json.loads(
+    (room("grammar") / "policy.schema.json").read_text(encoding="utf-8")
+)
+FIELDS: Mapping[str, Mapping[str, Any]] = {
+    section: SCHEMA["properties"][section]["properties"] for section in SECTIONS
+}
+# YAML 1.1 reads these words as truth values; people rarely mean to.
+_YAML_TRUTH = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+_NUMBER = re.compile(r"[-+]?[0-9]{1,18}(\.[0-9]{1,40})?(e[-+]?[0-9]{1,3})?")
+_TYPES: Mapping[str, tuple[re.Pattern[str], Callable[[str], Any], str]] = {
+    "integer": (re.compile(r"[-+]?[0-9]{1,18}"), int, "a whole number"),
+    "number": (_NUMBER, float, "a number"),
+    "boolean": (re.compile("true|false"), TRUTH.__getitem__, "true or false"),
+}
 _WHOLE_VARIABLE = re.compile(r"\$\{(\w+)\}")
 _VARIABLE = re.compile(r"(?<!\$)\$\{")
 
@@ -117,14 +148,12 @@ class Draft:
         if key != "targets":
             return path
         self._spans.setdefault("target", value.span)
-        self._known_target(word, value.span)
+        self._is_target(word, value.span)
         return key
 
     def block(self, target: Fragment) -> None:
         """Takes the target of a block of rules, named before or not."""
-        if target.text not in self._words.targets:
-            self._known_target(target.text, target.span)
-        elif target.text not in self._lists["targets"]:
+        if self._is_target(target.text, target.span) and target.text not in self._lists["targets"]:
             self.word("targets", target)
 
     def field(self, section: str, key: Fragment, value: Fragment) -> str:
@@ -136,11 +165,19 @@ class Draft:
             self.report("unknown-key", key.span, cure=cure, where=section, key=name)
             return section
         path = self._claim(f"{section}.{name}", value.span, key.span)
-        filled = self._value(path, value)
-        read = read_field(section, name, filled, self._words, self.findings)
+        read = self._read_field(path, FIELDS[section][name], name, self._value(path, value))
         if read is not None:
             self._mappings[section][name] = read
         return path
+
+    def typed(self, kind: str, value: Fragment, *, where: str) -> Any | None:
+        """The integer, number or boolean that the text is; None after adding a defect."""
+        pattern, convert, expected = _TYPES[kind]
+        if pattern.fullmatch(value.text):
+            return convert(value.text)
+        meant = _YAML_TRUTH.get(value.text.lower()) if kind == "boolean" else None
+        self._wrong_type(value, where, expected, f"write {meant}" if meant else None)
+        return None
 
     def metadata(self, key: Fragment, value: Any, span: Span) -> str:
         """Takes a JSON value under `metadata`."""
@@ -159,16 +196,36 @@ class Draft:
         filled = self._filled(raw)
         if len(self.findings) > before:
             return ""
-        read = ReadStatement(filled, kinds, self._words)
+        read = StatementReader(filled, self._words)
+        value = read.statement(kinds)
         self.findings += read.findings
         # Kept as written, so that printing gives back `${bits}bit` and not `4bit`.
         template = " ".join(raw.text.split()) if _has_variable(raw.text) else None
-        return self._keep(read, template, target)
+        match value:
+            case None:
+                return ""
+            case Rule():
+                self._spans.setdefault("rules", read.span)
+                return self._add("rules", replace(value, target=target, template=template))
+            case Prune(component=component):
+                if self._lists["transforms"]:
+                    self.report("contradicting-transforms", read.span, component=component)
+                path = self._add("transforms", value)
+            case Assertion():
+                path = self._add("tests", value)
+            case Written():
+                path = self._claim("defaults.otherwise", read.span, read.span)
+                self._mappings["defaults"]["otherwise"] = value
+        self._spans[path] = read.span
+        self._spans.setdefault(path.partition("[")[0], read.span)
+        if template is not None:
+            words = template.removeprefix("test ").removeprefix("otherwise ")
+            self._templates.append((path, words))
+        return path
 
     def report(self, code: str, span: Span, *, cure: str | None = None, **facts: Any) -> None:
         """Adds a defect."""
-        notes = facts.pop("notes", ())
-        self.findings.append(diagnostic(code, span, suggestion=cure, notes=notes, **facts))
+        self.findings.append(diagnostic(code, span, suggestion=cure, **facts))
 
     def build(self) -> Policy:
         """The policy. Raises: PolicyError with every defect found on the way."""
@@ -189,12 +246,11 @@ class Draft:
         held |= {key: tuple(named.items()) for key, named in self._mappings.items()}
         held |= {key: part(**self._mappings[key]) for key, part in SECTIONS.items()}
         held["rules"] = tuple(rules[at] for at in numbers)
-        # Lists and texts that are given replace what is extended anyway.
-        said = {key for key, value in (self._texts | self._lists).items() if value}
-        emptied = [key for key in CLEARABLE if key in self._cleared]
+        # Lists and texts that are given replace what is extended anyway; tests do not.
+        said = {key for key, value in (self._texts | self._lists).items() if value} - {"tests"}
         return Policy(
             **held,
-            cleared=tuple(key for key in emptied if key == "tests" or key not in said),
+            cleared=tuple(key for key in CLEARABLE if key in self._cleared and key not in said),
             comments=tuple(
                 replace(each, anchor=moved.get(each.anchor, each.anchor)) for each in self.comments
             ),
@@ -203,34 +259,12 @@ class Draft:
             templates=tuple(self._templates),
         )
 
-    def _known_target(self, target: str, span: Span) -> None:
+    def _is_target(self, target: str, span: Span) -> bool:
         known = self._words.targets
         if target not in known:
             cure = did_you_mean(target, known)
             self.report("unknown-target", span, cure=cure, target=target, known=", ".join(known))
-
-    def _keep(self, read: ReadStatement, template: str | None, target: str | None) -> str:
-        match read.value:
-            case Rule() as rule:
-                self._spans.setdefault("rules", read.span)
-                return self._add("rules", replace(rule, target=target, template=template))
-            case Prune() as prune:
-                if self._lists["transforms"]:
-                    self.report("contradicting-transforms", read.span, component=prune.component)
-                path = self._add("transforms", prune)
-            case Assertion() as test:
-                path = self._add("tests", test)
-            case Written() as treatment:
-                path = self._claim("defaults.otherwise", read.span, read.span)
-                self._mappings["defaults"]["otherwise"] = treatment
-            case None:
-                return ""
-        self._spans[path] = read.span
-        self._spans.setdefault(path.partition("[")[0], read.span)
-        if template is not None:
-            words = template.removeprefix("test ").removeprefix("otherwise ")
-            self._templates.append((path, words))
-        return path
+        return target in known
 
     def _add(self, key: str, item: Any) -> str:
         self._lists[key].append(item)
@@ -243,14 +277,40 @@ class Draft:
         self._spans.setdefault(path, span)
         return path
 
+    def _read_field(
+        self, path: str, schema: Mapping[str, Any], name: str, value: Fragment
+    ) -> Any | None:
+        """The field's value of the type that its schema wants; None after adding a defect."""
+        read: Any | None = value.text
+        known = {"scheme": self._words.schemes, "method": self._words.methods}.get(name)
+        if schema["type"] != "string":
+            read = self.typed(schema["type"], value, where=name)
+        elif known is not None and read not in known:
+            cure = did_you_mean(value.text, known)
+            self.report(f"unknown-{name}", value.span, cure=cure, **{name: value.text})
+            return None
+        elif name == "shard_size" and not parse_size(value.text):
+            cure = "write a number with a unit, such as 5GiB or 5GB"
+            self._wrong_type(value, name, "a size", cure)
+            return None
+        elif not value.text.strip():
+            self.report("empty-value", value.span, key=name)
+            return None
+        if read is not None and (reason := _misfit(schema, read)):
+            self.report("bad-value", value.span, key=path, value=read, reason=reason)
+        return read
+
+    def _wrong_type(self, value: Fragment, key: str, expected: str, cure: str | None) -> None:
+        found = f'"{value.text}"' if value.text else "nothing"
+        self.report("wrong-type", value.span, cure=cure, key=key, expected=expected, found=found)
+
     def _value(self, path: str, value: Fragment) -> Fragment:
-        filled = self._filled(value)
         if _has_variable(value.text):
             self._templates.append((path, value.text))
-        return filled
+        return self._filled(value)
 
     def _filled(self, value: Fragment) -> Fragment:
-        if mentions_variable(value.text):
+        if "${" in value.text:
             # Before any of it is made: a short text can name a long one thousands of times.
             self._n_filled += filled_length(value.text, self._vars)
             if self._n_filled > MAX_BYTES:
@@ -266,13 +326,26 @@ class Draft:
                 return {key: self._filled_json(item, span) for key, item in value.items()}
             case list():
                 return [self._filled_json(item, span) for item in value]
-            case str() if mentions_variable(value):
+            case str():
                 # Nothing but a variable keeps its type: a number stays a number.
                 alone = _WHOLE_VARIABLE.fullmatch(value)
                 if alone and alone[1] in self._vars:
                     return self._vars[alone[1]]
                 return self._filled(Fragment.all_at(value, span)).text
         return value
+
+
+def _misfit(schema: Mapping[str, Any], value: Any) -> str | None:
+    """What a field takes, if the value is not that."""
+    if "enum" in schema and value not in schema["enum"]:
+        return " or ".join(f"'{word}'" for word in schema["enum"])
+    if "anyOf" in schema and value < 1 and value != WHOLE_ROW:
+        return f"1 or more, or {WHOLE_ROW} for whole rows"
+    if "minimum" in schema and value < schema["minimum"]:
+        return f"greater than or equal to {schema['minimum']}"
+    if "maximum" in schema and value > schema["maximum"]:
+        return f"less than or equal to {schema['maximum']}"
+    return None
 
 
 def _has_variable(value: Any) -> bool:

@@ -20,11 +20,10 @@ from policy_dsl.diagnostics import (
     fail,
 )
 from policy_dsl.escaping import decoded
-from policy_dsl.language.fragments import MAX_BYTES, ensure_few, n_lines
-from policy_dsl.language.keys import KEYS, plain_scalar
+from policy_dsl.language.parsing import MAX_BYTES, ensure_few, n_lines, plain_scalar
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import looks_like_yaml, read_yaml
-from policy_dsl.policy import Policy, Scalar, Values
+from policy_dsl.policy import KEYS, Policy, Scalar, Values
 from policy_dsl.regular_files import is_passed, read_first, why_not_regular
 from policy_dsl.vocabulary import WORDS, Words
 

@@ -1,206 +1,233 @@
-"""DSL text cut into statements and comments; one statement's text as its syntax tree.
+"""The text of a policy: its bounds, pieces that know their place, and their syntax trees.
 
-Statements end with `;` or a newline; `#` starts a comment; `on <target> {` and `}` open and
-close a block. Quoted texts and `/…/` may hold any of these characters. What the grammar does
-not take becomes a message in the users' words.
+A Fragment may be a part of the file, the value of a YAML scalar (indentation and escapes
+gone), or a text in which variables are replaced: carets always point at what the user wrote.
+What the grammar does not take becomes a message in the users' words.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import yaml
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
 from policy_dsl import room
-from policy_dsl.diagnostics import Diagnostic, Span, diagnostic, did_you_mean
-from policy_dsl.language.fragments import Fragment
-from policy_dsl.language.keys import KEYS, mistakes
-from policy_dsl.policy import Comment
+from policy_dsl.diagnostics import Diagnostic, SourceText, Span, diagnostic, did_you_mean, fail
+from policy_dsl.policy import KEYS, Scalar, Values
 
-Syntax = Tree[Token]
+MAX_BYTES = 1 << 20
+# A statement takes a tenth of a millisecond, and a comment a hundredth.
+MAX_LINES = 10_000
+# What ends a line, a statement or a block.
+_ENDS = "\n;}"
+# Controls, marks that turn the direction of writing, byte order marks inside, ends of lines
+# that editors do not show: with them the text is not what its readers see.
+_CONTROLS = re.compile(
+    "[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+    "|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+)
+_BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
+# `$${` is a literal `${`; anything after a lone `${` must be a name and a closing brace.
+_VARIABLE = re.compile(r"\$\$\{|\$\{([^}\n]*)(\}?)")
+IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+_NAMED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
 # Deeper nesting than this cannot be meant; the trees are walked recursively.
 MAX_NESTING = 32
 MAX_STATEMENT = 20_000
-_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"?|\$\{[^}\n]*\}?|[#;{}\n/()\[\],]|[^\s"$#;{}/()\[\],]+|\$')
-_CLOSED = re.compile(r'"(?:[^"\\]|\\.)*"')
-_REGEX = re.compile(r"/(?:[^/\\\n]|\\.)+/")
-_BLOCK = re.compile(r"\s*on\s+(\S+)\s*$")
-# A regular expression begins at a slash after one of these; after anything else it divides.
-_BEFORE_REGEX = {None, ",", "(", "in", "and", "except", "test"}
+Syntax = Tree[Token]
 _FIRST_WORDS = ("otherwise", "prune", "clear", *(key.word.strip() for key in KEYS if key.word))
 # The words of statements whose values are filled with variables one by one.
 _VALUE_WORDS = ("TEXT_KEY", "LIST_KEY", "FIELD_KEY", "_CLEAR", "_VAR", "_METADATA")
-
 _END = "the end of the statement"
 # As JavaScript and Perl write them: `/…/i`.
 _FLAGS = re.compile(r"[is]{1,2}$")
 _WORD_THERE = re.compile(r'\s*("(?:[^"\\\n]|\\.)*"|[\w.+*?$@!-]+|\S|$)')
+TRUTH = {"true": True, "false": False}
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,999})")
+_FLOAT = re.compile(r"-?[0-9]+(?:\.[0-9]+(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)")
+
+
+def checked(source: SourceText) -> SourceText:
+    """The text without a byte order mark.
+
+    Raises: PolicyError if it is larger than 1 MiB, has more than 10,000 lines and statements,
+    or holds control characters.
+    """
+    if len(source.text) > MAX_BYTES:
+        raise fail("too-large", path=source.name, limit=f"{MAX_BYTES:,}")
+    ensure_few(source.name, n_lines(source.text))
+    if source.text.startswith(_BOM):
+        source = SourceText(source.name, source.text.removeprefix(_BOM))
+    if odd := _CONTROLS.search(source.text):
+        code = f"{ord(odd[0]):04x}"
+        cure = f"between quotes it is written \\u{code}"
+        written = f"U+{code.upper()}"
+        raise fail("control-character", Span(source, *odd.span()), suggestion=cure, written=written)
+    return source
+
+
+def n_lines(text: str) -> int:
+    """The lines and statements of a text, at most."""
+    return 1 + sum(map(text.count, _ENDS))
+
+
+def ensure_few(name: str, count: int) -> None:
+    """Raises: PolicyError if so many lines and statements are more than policies may have."""
+    if count > MAX_LINES:
+        what, limit = "lines and statements", f"{MAX_LINES:,}"
+        raise fail("too-many-parts", path=name, count=f"{count:,}", what=what, limit=limit)
 
 
 @dataclass(frozen=True)
-class Statement:
-    """One statement without its end. `block` is the target of the `on` block around it."""
-
-    body: Fragment
-    block: str | None = None
-
-
-@dataclass(frozen=True)
-class Opening:
-    """`on <target> {`; closing: its `}`."""
-
-    target: Fragment
-    closing: bool = False
-
-
-@dataclass(frozen=True)
-class Remark:
-    """A comment's text with its `#`, or `` for blank lines; `trailing` as in Comment."""
+class Fragment:
+    """A text; character k of it is characters `starts[k]` up to `ends[k]` of `source`."""
 
     text: str
-    trailing: bool
-    span: Span | None = None
+    source: SourceText
+    starts: Sequence[int]
+    ends: Sequence[int]
+    at: int = 0
+
+    @classmethod
+    def whole(cls, source: SourceText) -> Fragment:
+        """All of a source text."""
+        length = len(source.text)
+        return cls(source.text, source, range(length), range(1, length + 1))
+
+    @classmethod
+    def all_at(cls, text: str, span: Span) -> Fragment:
+        """A text that replaces what is at `span`: each of its characters points there."""
+        length = len(text)
+        return cls(text, span.source, [span.start] * length, [span.end] * length, span.start)
+
+    def __getitem__(self, part: slice) -> Fragment:
+        start, stop, _ = part.indices(len(self.text))
+        starts, ends = self.starts[start:stop], self.ends[start:stop]
+        return Fragment(self.text[start:stop], self.source, starts, ends, self._point(start))
+
+    def _point(self, start: int) -> int:
+        if start < len(self.starts):
+            return self.starts[start]
+        return self.ends[-1] if self.ends else self.at
+
+    @property
+    def span(self) -> Span:
+        """Where all of it is."""
+        return self.place(0, len(self.text))
+
+    def place(self, start: int, stop: int) -> Span:
+        """Where the characters `start` up to `stop` are; a point if there are none."""
+        first = self._point(start)
+        inside = start < stop <= len(self.text)
+        return Span(self.source, first, max(self.ends[start:stop]) if inside else first)
+
+    def strip(self) -> Fragment:
+        """The same without white space at both ends."""
+        left = len(self.text) - len(self.text.lstrip())
+        return self[left : max(left, len(self.text.rstrip()))]
 
 
-Piece = Statement | Opening | Remark
+def join(first: Fragment, *parts: Fragment | str) -> Fragment:
+    """One fragment of several; a plain text is where the fragment before it ends."""
+    text, starts, ends, at = first.text, [*first.starts], [*first.ends], first.at
+    for part in parts:
+        # Text that nobody wrote is at a point: a caret there is one column wide.
+        point = ends[-1] if ends else at
+        here = Span(first.source, point, point)
+        piece = Fragment.all_at(part, here) if isinstance(part, str) else part
+        at = at if starts else piece.at
+        text += piece.text
+        starts += piece.starts
+        ends += piece.ends
+    return Fragment(text, first.source, starts, ends, at)
 
 
-class Remarks:
-    """Keeps comments until what they belong to turns up; `comments` are those that found it.
-
-    head: what a blank line parts from the first statement is about the whole text.
-    """
-
-    def __init__(self, *, head: bool) -> None:
-        self.comments: list[Comment] = []
-        self.waiting: list[tuple[str, int]] = []
-        self._head = head
-
-    def wait(self, text: str, column: int = 0) -> None:
-        """Takes a comment that belongs to what follows, or `` for a blank line."""
-        self.waiting.append((text, column))
-
-    def beside(self, anchor: str, text: str) -> None:
-        """Takes a comment on the line of its statement."""
-        self.comments.append(Comment(anchor, text, trailing=True))
-
-    def belong(self, anchor: str, column: int = 0, block_end: str | None = None) -> None:
-        """Gives what waits to the statement at this column, and what is deeper to `block_end`."""
-        waiting = self.waiting
-        texts = [text for text, _ in waiting]
-        if self._head and "" in texts:
-            cut = len(texts) - texts[::-1].index("")
-            self.comments += [Comment("^", text) for text in texts[: cut - 1]]
-            waiting = waiting[cut:]
-        for text, at in waiting:
-            self.comments.append(Comment((block_end if at > column else None) or anchor, text))
-        self.waiting, self._head = [], False
-
-    def end(self, anchor: str = "") -> list[Comment]:
-        """All comments; what still waits belongs to the end of the text or block."""
-        return self.comments + [Comment(anchor, text) for text, _ in self.waiting]
+def plain_scalar(text: str) -> Scalar:
+    """A bare word as the value it looks like: a truth value, a number, or text."""
+    if text in TRUTH:
+        return TRUTH[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text) and math.isfinite(float(text)):
+        return float(text)
+    return text
 
 
-class Splitting:
-    """The pieces of a text, in order, and what is wrong with its brackets and quotes."""
+def escape_variables(text: str) -> str:
+    """The text written so that reading it finds no variable: `${` becomes `$${`."""
+    return text.replace("${", "$${")
 
-    def __init__(self, fragment: Fragment) -> None:
-        self.pieces: list[Piece] = []
-        self.findings: list[Diagnostic] = []
-        self._all = fragment
-        # Where the open statement starts, the token before, and how deep its braces are.
-        self._start = 0
-        self._before: str | None = None
-        self._depth = 0
-        self._broken = False
-        self._block: Fragment | None = None
-        self._line_used = False
-        self._blank = False
-        for token, at in self._tokens():
-            self._take(token, at)
-            ended = token in ("\n", ";") or self._start == at + len(token)
-            self._before = None if ended else token
-        self._finish(len(fragment.text))
-        if self._block is not None:
-            self._report("unclosed-block", self._block, target=self._block.text)
 
-    def _tokens(self) -> Iterator[tuple[str, int]]:
-        text, at = self._all.text, 0
-        while found := _TOKEN.search(text, at):
-            start, token = found.start(), found[0]
-            # `where i < n // 8` holds slashes that divide.
-            if token == "/" and self._before in _BEFORE_REGEX:
-                regex = _REGEX.match(text, start)
-                token = regex[0] if regex else token
-            elif token == "#":
-                end = text.find("\n", start)
-                token = text[start : end if end >= 0 else len(text)]
-            yield token, start
-            at = start + len(token)
+def filled_length(text: str, values: Values) -> int:
+    """The characters that a text has at most once its variables are replaced."""
+    names = (written[1] for written in _VARIABLE.finditer(text))
+    return len(text) + sum(len(str(values.get(name, ""))) for name in names if name)
 
-    def _take(self, token: str, at: int) -> None:
-        after = at + len(token)
-        if token == "\n":
-            self._finish(at, after)
-            self._blank = self._blank or not self._line_used
-            self._line_used = False
-        elif token == ";":
-            self._finish(at, after)
-        elif token[0] == "#":
-            # Asked before the statement ends: a comment beside a rule belongs to that rule.
-            trailing = self._line_used or bool(self._all.text[self._start : at].strip())
-            self._finish(at, after)
-            self._add(Remark(token.strip(), trailing, self._all.place(at, after)))
-        elif token == "{":
-            self._open(at)
-        elif token == "}":
-            self._close(at)
-        elif token[0] == '"' and not _CLOSED.fullmatch(token):
-            self._report("unclosed-quote", self._all[at:after])
-            self._broken = True
 
-    def _finish(self, at: int, start: int = 0) -> None:
-        """Ends the open statement; the next one begins at `start`."""
-        body = self._all[self._start : at].strip()
-        # A statement with an open quote has its finding; parsing it would add a second one.
-        if body.text and not self._broken:
-            self._add(Statement(body, self._block.text if self._block else None))
-        self._start, self._depth, self._broken = start, 0, False
+def substitute(fragment: Fragment, values: Values) -> tuple[Fragment, list[Diagnostic]]:
+    """The fragment with every `${name}` replaced, and what is wrong with its variables."""
+    parts: list[Fragment] = []
+    findings: list[Diagnostic] = []
+    done = 0
+    for written in _VARIABLE.finditer(fragment.text):
+        span, name = fragment.place(*written.span()), written[1]
+        # After a finding any value will do: it is kept, and the rest is still checked.
+        value = "${" if name is None else values.get(name, "0")
+        if name is not None and not (written[2] and IDENTIFIER.fullmatch(name)):
+            findings.append(diagnostic("malformed-variable", span, written=written[0]))
+        elif name is not None and name not in values:
+            cure = did_you_mean(name, values)
+            findings.append(diagnostic("unknown-variable", span, suggestion=cure, name=name))
+        # Truth values as policies write them, not as Python does.
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        parts += [fragment[done : written.start()], Fragment.all_at(text, span)]
+        done = written.end()
+    return join(*parts, fragment[done:]) if parts else fragment, findings
 
-    def _open(self, at: int) -> None:
-        block = _BLOCK.match(self._all.text, self._start, at)
-        # Braces that open no block are left to the grammar, which names what it expected.
-        if block is None or self._block is not None:
-            self._depth += 1
-            return
-        self._block = self._all[block.start(1) : block.end(1)]
-        self._add(Opening(self._block))
-        self._start = at + 1
 
-    def _close(self, at: int) -> None:
-        if self._depth:
-            self._depth -= 1
-            return
-        self._finish(at, at + 1)
-        if self._block is None:
-            self._report("stray-brace", self._all[at : at + 1])
-        else:
-            self._add(Opening(self._block, closing=True))
-        self._block = None
+def quote(text: str) -> str:
+    """The text in double quotes on one line, as DSL and YAML both read it back."""
+    return f'"{"".join(map(_escaped, text))}"'
 
-    def _add(self, piece: Piece) -> None:
-        if self._blank and self.pieces:
-            self.pieces.append(Remark("", False))
-        self._blank, self._line_used = False, True
-        self.pieces.append(piece)
 
-    def _report(self, code: str, where: Fragment, **facts: Any) -> None:
-        self.findings.append(diagnostic(code, where.span, **facts))
+def unquote(quoted: str) -> str:
+    """The text that double quotes hold; an unknown escape means its character."""
+    return _ESCAPE.sub(_unescaped, quoted[1:-1])
+
+
+def short_escapes(text: str) -> str:
+    """A JSON text with `\\U…`, which JSON does not know, as the characters themselves."""
+    return _ESCAPE.sub(lambda found: _unescaped(found) if found[1][0] == "U" else found[0], text)
+
+
+def _escaped(char: str) -> str:
+    if char.isprintable() or char in _ESCAPES:
+        return _ESCAPES.get(char, char)
+    return f"\\u{ord(char):04x}" if ord(char) < 1 << 16 else f"\\U{ord(char):08x}"
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    code = found[1]
+    if len(code) == 1:
+        return _NAMED.get(code, code)
+    number = int(code[1:], 16)
+    return chr(number) if number <= 0x10FFFF else "\N{REPLACEMENT CHARACTER}"
+
+
+@cache
+def mistakes() -> Mapping[str, Any]:
+    """What people write that the language does not take, and what to write instead."""
+    text = (room("grammar") / "mistakes.yaml").read_text(encoding="utf-8")
+    return dict(yaml.load(text, Loader=yaml.SafeLoader))
 
 
 @cache
@@ -211,14 +238,10 @@ def _parser() -> Lark:
 
 
 @cache
-def _value_words() -> re.Pattern[str]:
+def value_statement() -> re.Pattern[str]:
+    """How statements begin into whose values variables are filled, not into the whole text."""
     terminals = map(_parser().get_terminal, _VALUE_WORDS)
     return re.compile("|".join(terminal.pattern.to_regexp() for terminal in terminals))
-
-
-def holds_values(statement: str) -> bool:
-    """Whether variables are filled into the values of a statement, not into its text."""
-    return _value_words().match(statement) is not None
 
 
 def parse(fragment: Fragment, start: str = "statement") -> Syntax | Diagnostic:
@@ -226,8 +249,12 @@ def parse(fragment: Fragment, start: str = "statement") -> Syntax | Diagnostic:
 
     Positions in the tree are those in `fragment.text`.
     """
-    if defect := _too_much(fragment):
-        return defect
+    if len(fragment.text) > MAX_STATEMENT:
+        return diagnostic("statement-too-long", fragment.place(0, 1), limit=MAX_STATEMENT)
+    for open_at in _parentheses(fragment.text):
+        if len(open_at) > MAX_NESTING:
+            where = fragment.place(open_at[-1], open_at[-1] + 1)
+            return diagnostic("nested-too-deeply", where, limit=MAX_NESTING)
     try:
         return _parser().parse(fragment.text, start=start)
     except UnexpectedInput as failure:
@@ -253,17 +280,6 @@ def tokens(node: Syntax) -> list[Token]:
     return [child for child in node.children if isinstance(child, Token)]
 
 
-def _too_much(fragment: Fragment) -> Diagnostic | None:
-    if len(fragment.text) > MAX_STATEMENT:
-        where = fragment.place(0, 1)
-        return diagnostic("statement-too-long", where, limit=MAX_STATEMENT)
-    for open_at in _parentheses(fragment.text):
-        if len(open_at) > MAX_NESTING:
-            where = fragment.place(open_at[-1], open_at[-1] + 1)
-            return diagnostic("nested-too-deeply", where, limit=MAX_NESTING)
-    return None
-
-
 def _parentheses(text: str) -> Iterator[list[int]]:
     """Where parentheses are open, after each one that no quotes hold."""
     open_at: list[int] = []
@@ -276,20 +292,18 @@ def _parentheses(text: str) -> Iterator[list[int]]:
 
 
 def _explain(fragment: Fragment, failure: UnexpectedInput) -> Diagnostic:
-    text = fragment.text
-    at_end = isinstance(failure, UnexpectedToken) and failure.token.type == "$END"
-    at = len(text) if at_end else failure.pos_in_stream or 0
-    there = _WORD_THERE.match(text, at)
-    start, end = there.span(1) if there else (at, at)
-    word = text[start:end]
-    odd = text[at : at + 1]
-    if odd.isspace() and not odd.isascii():
-        start, end, word = at, at + 1, f"U+{ord(odd):04X}, which is not a plain space"
-    accepted = set[str]()
+    text, accepted = fragment.text, set[str]()
+    at = failure.pos_in_stream or 0
     if isinstance(failure, UnexpectedToken):
         accepted = set(failure.accepts or failure.expected)
+        at = len(text) if failure.token.type == "$END" else at
     elif isinstance(failure, UnexpectedCharacters):
         accepted = set(failure.allowed)
+    there = _WORD_THERE.match(text, at)
+    start, end = there.span(1) if there else (at, at)
+    word, odd = text[start:end], text[at : at + 1]
+    if odd.isspace() and not odd.isascii():
+        start, end, word = at, at + 1, f"U+{ord(odd):04X}, which is not a plain space"
     if word in ("", ":") and "RPAR" in accepted:
         *_, open_at = [[0], *_parentheses(text)]
         at = open_at[-1] if open_at else 0
@@ -312,10 +326,9 @@ def _cure(text: str, start: int, word: str, accepted: set[str]) -> str | None:
         return f'write "all except {word}"'
     if _FLAGS.match(word) and text[:start].endswith("/"):
         return f'write "(?{word})" at the beginning of the regular expression'
-    if "COLON" in accepted and before not in _FIRST_WORDS:
-        close = did_you_mean(before, _FIRST_WORDS)
-        if close:
-            return close
+    close = did_you_mean(before, _FIRST_WORDS) if "COLON" in accepted else None
+    if close and before not in _FIRST_WORDS:
+        return close
     for kinds, pattern, cure in mistakes()["cures"]:
         if accepted.intersection(kinds.split()) and re.match(pattern, word):
             return str(cure.format(word=word))

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from policy_dsl.language.fragments import escape_variables, quote
-from policy_dsl.language.keys import KEYS, Key, plain_scalar
-from policy_dsl.language.statement_text import print_treatment, prune_text, rule_text
-from policy_dsl.policy import Assertion, Policy, Prune, Scalar
+from policy_dsl.language.parsing import escape_variables, plain_scalar, quote
+from policy_dsl.policy import (
+    KEYS,
+    And,
+    Assertion,
+    Boundary,
+    Except,
+    Family,
+    Glob,
+    Key,
+    LayerRange,
+    Layers,
+    LayerSet,
+    LayersWhere,
+    Middle,
+    Name,
+    Or,
+    Policy,
+    Prune,
+    Regex,
+    Rule,
+    Scalar,
+    Selector,
+)
 from policy_dsl.treatments import Written
 
 _STEP = "  "
+_SLASH = re.compile(r"(\\.)|/", re.DOTALL)
 _DSL_FIELD = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
 _DSL_BARE = re.compile(r"[A-Za-z0-9_./~+-][\w./@:+~-]*", re.ASCII)
 _YAML_PLAIN = re.compile(r"[A-Za-z_/](?:[\w./@+,() -]*[\w./@+)-])?|[0-9]+[A-Za-z]{1,4}", re.ASCII)
@@ -349,3 +371,95 @@ def number(value: float) -> str:
     """A number as JSON and every YAML version read it."""
     text = repr(value)
     return text.replace("e", ".0e") if "e" in text and "." not in text else text
+
+
+def print_selector(selector: Selector) -> str:
+    """The selector as a policy says it, such as `experts.down_proj in layers 2-59`."""
+    text = "all"
+    match selector:
+        case Except(base, excluded):
+            text = f"{_within(base, Except)} except {_within(excluded, Except)}"
+        case Or(parts):
+            text = ", ".join(map(_alternative, parts))
+        case And(parts):
+            text = _conditions(parts)
+        case Layers(ranges, boundary):
+            text = f"{'boundary ' * boundary}layers {print_ranges(ranges)}"
+        case LayersWhere(expression):
+            text = f"layers where {expression}"
+        case Boundary(count):
+            text = f"boundary {count}"
+        case Middle():
+            text = "middle"
+        case Name(text, experts) if experts:
+            text = f"experts[{print_ranges(experts)}]{text.removeprefix('experts')}"
+        case Name(text):
+            pass
+        case Family(name):
+            text = f"family {name}"
+        case Glob(pattern):
+            text = escape_variables(quote(pattern))
+        case Regex(pattern):
+            slashes = _SLASH.sub(lambda found: found[1] or "\\/", pattern)
+            text = escape_variables(f"/{slashes}/")
+    return text
+
+
+def print_ranges(ranges: Iterable[LayerRange]) -> str:
+    """Ranges as `0-1,-2..-1`."""
+    pairs = ((layers.start, layers.stop) for layers in ranges)
+    return ",".join(
+        str(start) if start == stop else f"{start}{'..' if min(start, stop) < 0 else '-'}{stop}"
+        for start, stop in pairs
+    )
+
+
+def _within(part: Selector, *looser: type) -> str:
+    text = print_selector(part)
+    return f"({text})" if isinstance(part, looser) else text
+
+
+def _alternative(part: Selector) -> str:
+    # `a, b in layers 0-1` would be refused, so a bound alternative has parentheses.
+    bound = isinstance(part, And) and any(isinstance(leaf, LayerSet) for leaf in part.parts[1:])
+    return _within(part, And) if bound else _within(part, Or, Except)
+
+
+def _conditions(parts: tuple[Selector, ...]) -> str:
+    text = ""
+    for index, part in enumerate(parts):
+        # An expression would swallow the `and` after it.
+        greedy = isinstance(part, LayersWhere) and index < len(parts) - 1
+        if index:
+            text += " in " if isinstance(part, LayerSet) else " and "
+        text += _within(part, LayersWhere) if greedy else _within(part, And, Or, Except)
+    return text
+
+
+def print_treatment(treatment: Written) -> str:
+    """The treatment as a policy says it, such as `4bit affine g64`."""
+    action = "" if treatment.action == "quantize" else treatment.action
+    words = (
+        treatment.dtype if action == "cast" else action,
+        "" if treatment.bits is None else f"{treatment.bits}bit",
+        treatment.scheme,
+        "" if treatment.group_size is None else f"g{treatment.group_size}",
+        {None: "", True: "sym", False: "asym"}[treatment.symmetric],
+        f"by {treatment.method}" if treatment.method else "",
+    )
+    return " ".join(filter(None, words))
+
+
+def rule_text(rule: Rule) -> str:
+    """A rule as a statement, with the variables that its author wrote."""
+    if rule.template is not None:
+        return rule.template
+    optional = " optional" if rule.optional else ""
+    return f"{print_selector(rule.selector)}: {print_treatment(rule.treatment)}{optional}"
+
+
+def prune_text(prune: Prune) -> str:
+    """A transform as a statement."""
+    if prune.keep:
+        return f"prune {prune.component} keep {print_ranges(prune.keep)}"
+    return f"prune {prune.component} to {prune.to} by {prune.by}"

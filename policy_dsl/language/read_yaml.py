@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from policy_dsl.diagnostics import PolicyError, SourceText, Span, fail
-from policy_dsl.language.draft import Draft
-from policy_dsl.language.fragments import Fragment, checked, join, mentions_variable, quote
-from policy_dsl.language.keys import (
-    CLEARABLE,
-    KEYS,
-    RULE_FIELDS,
-    TRANSFORM_FIELDS,
-    TRUTH,
-    YAML_KEYS,
-    plain_scalar,
-    read_typed,
-)
-from policy_dsl.language.parsing import Remark, Splitting, Statement
-from policy_dsl.language.read_dsl import read_rules, refuse_swallowing
+from policy_dsl.language.draft import SCHEMA, Draft
+from policy_dsl.language.parsing import TRUTH, Fragment, checked, join, plain_scalar, quote
+from policy_dsl.language.read_dsl import Remark, Splitting, Statement, read_rules, refuse_swallowing
 from policy_dsl.language.yaml_nodes import (
     NodeReader,
     Pair,
@@ -32,9 +22,13 @@ from policy_dsl.language.yaml_nodes import (
     span_of,
     yaml_comments,
 )
-from policy_dsl.policy import Comment, Policy, Values
+from policy_dsl.policy import CLEARABLE, KEYS, Comment, Policy, Values
 from policy_dsl.vocabulary import WORDS, Words
 
+YAML_KEYS = tuple(SCHEMA["properties"])
+RULE_FIELDS: Mapping[str, Any] = SCHEMA["$defs"]["rule"]["properties"]
+# In the order in which a statement says them.
+_TRANSFORM_FIELDS = tuple(SCHEMA["$defs"]["transform"]["properties"])
 _KINDS = {key.name: key.kind for key in KEYS}
 # YAML 1.1 truth values: nobody means the boolean who writes `licence: no`.
 _AMBIGUOUS = ("yes", "no", "on", "off", "y", "n")
@@ -171,14 +165,14 @@ class _Reader(NodeReader):
         if name == "match":
             pattern = node.style is not None and re.search(r"[*?]", text.text)
             return self._selector(node, pattern=bool(pattern) and '"' not in text.text)
-        kind, findings = RULE_FIELDS[name]["type"], self._draft.findings
+        kind = RULE_FIELDS[name]["type"]
         before, after = _FIELD_WORDS.get(name, ("", ""))
         if kind == "boolean":
-            said = read_typed(kind, text, findings, where=name)
+            said = self._draft.typed(kind, text, where=name)
             word = after if said else before
             return join(text[0:0], word) if word and said is not None else None
-        if kind == "integer" and not mentions_variable(text.text):
-            read_typed(kind, text, findings, where=name)
+        if kind == "integer" and "${" not in text.text:
+            self._draft.typed(kind, text, where=name)
         return join(text[0:0], before, text, after)
 
     def _layers(self, node: Node) -> Fragment | None:
@@ -303,7 +297,7 @@ class _Reader(NodeReader):
         found = self._pairs(node, "")
         listed = any(pair.name == "keep" for pair in found)
         # A list of experts is ranked by nothing, and its length is the count.
-        known = ("prune", "keep") if listed else TRANSFORM_FIELDS
+        known = ("prune", "keep") if listed else _TRANSFORM_FIELDS
         self._known(found, known, "a transform with keep" if listed else "a transform")
         texts = {pair.name: self._text(pair.value, pair.name) for pair in found}
         missing = [*({"prune"} - texts.keys())]

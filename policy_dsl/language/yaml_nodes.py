@@ -22,12 +22,10 @@ from policy_dsl.diagnostics import (
     did_you_mean,
     fail,
 )
-from policy_dsl.language.fragments import Fragment
-from policy_dsl.language.keys import mistakes
-from policy_dsl.language.parsing import Remarks
+from policy_dsl.language.parsing import MAX_NESTING, Fragment, mistakes
+from policy_dsl.language.read_dsl import Remarks
 from policy_dsl.policy import Comment
 
-MAX_NESTING = 32
 # The library takes some 50 microseconds for each.
 MAX_VALUES = 50_000
 _NULLS = ("", "~", "null", "Null", "NULL")
@@ -279,13 +277,13 @@ def yaml_comments(text: str, root: Node, places: Sequence[_Place]) -> list[Comme
         if line.comment is None:
             blank = bool(remarks.waiting) and not remarks.waiting[-1][0]
             if not line.content and not blank and (remarks.waiting or last):
-                remarks.wait("", -1)
+                remarks.waiting.append(("", -1))
         elif line.content and here and last:
-            remarks.beside(last.anchor, line.comment)
+            remarks.comments.append(Comment(last.anchor, line.comment, trailing=True))
         elif last and line.start < last.stop:
             remarks.comments.append(Comment(last.anchor, line.comment))
         else:
-            remarks.wait(line.comment, line.column)
+            remarks.waiting.append((line.comment, line.column))
     while remarks.waiting and not remarks.waiting[-1][0]:
         remarks.waiting.pop()
     end = last.block_end if last else None

@@ -12,10 +12,9 @@ from policy_dsl.plan import OTHERWISE
 from policy_dsl.planning.matching import CompiledRule, compile_rules, is_guarded, nodes
 from policy_dsl.planning.reach import Reach
 from policy_dsl.planning.selector_parts import OPTIONAL, SelectorParts, guard_notes
-from policy_dsl.policy import Policy
+from policy_dsl.policy import Name, Policy
 from policy_dsl.quantities import counted
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.selectors import Name
 from policy_dsl.treatments import KEEP, Written
 
 _MOST_SHOWN = 20

@@ -17,10 +17,10 @@ from policy_dsl.plan import Module, Omission, Plan, rule_place
 from policy_dsl.planning.decisions import trace
 from policy_dsl.planning.matching import CompiledRule, is_guarded
 from policy_dsl.planning.outline import treatment_of
+from policy_dsl.policy import Glob
 from policy_dsl.quantities import counted
 from policy_dsl.roles.model import ModelTensor
 from policy_dsl.roles.name_index import full_match
-from policy_dsl.selectors import Glob
 
 _NUMBER = re.compile(r"\d+")
 

@@ -11,8 +11,7 @@ from policy_dsl.planning.fill import fill
 from policy_dsl.planning.matching import nodes
 from policy_dsl.planning.naming import family_defect, name_defect
 from policy_dsl.planning.settings import choose_target, setting_findings
-from policy_dsl.policy import Policy, Rule
-from policy_dsl.selectors import Family, Name
+from policy_dsl.policy import Family, Name, Policy, Rule
 
 _CLASSES = ("matrix", "experts", "embed")
 

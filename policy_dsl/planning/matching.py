@@ -12,11 +12,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
-from policy_dsl.language.selector_text import layers_where, print_ranges
+from policy_dsl.language.print_policy import print_ranges
+from policy_dsl.language.statements import layers_where
 from policy_dsl.linear_patterns import WILDCARDS
 from policy_dsl.plan import rule_texts
-from policy_dsl.policy import Policy, Rule
-from policy_dsl.selectors import (
+from policy_dsl.policy import (
     All,
     And,
     Boundary,
@@ -29,7 +29,9 @@ from policy_dsl.selectors import (
     Middle,
     Name,
     Or,
+    Policy,
     Regex,
+    Rule,
     Selector,
 )
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL

@@ -15,11 +15,11 @@ from policy_dsl.plan import Module, Plan, Refusal
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.planning.fill import plain_of
 from policy_dsl.planning.matching import CompiledRule, is_guarded
+from policy_dsl.policy import And, Except, Glob, Name, Or, Regex, Selector
 from policy_dsl.quantities import both_units, counted
 from policy_dsl.roles.classify import ModelTensor
 from policy_dsl.roles.config_facts import TIED, rewritten
 from policy_dsl.roles.model import Model
-from policy_dsl.selectors import And, Except, Glob, Name, Or, Regex, Selector
 from policy_dsl.treatments import KEEP, Coded
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL, namesake
 

@@ -12,8 +12,8 @@ from itertools import chain
 
 from policy_dsl.diagnostics import fail
 from policy_dsl.planning.matching import CompiledRule
+from policy_dsl.policy import And, Except, Glob, Or, Regex, Selector
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.selectors import And, Except, Glob, Or, Regex, Selector
 
 # How many places are kept for what comes again; each takes some 60 bytes.
 _MOST_KEPT = 4_000_000

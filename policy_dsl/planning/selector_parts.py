@@ -12,13 +12,13 @@ from functools import cached_property
 from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.language.selector_text import print_selector
+from policy_dsl.language.print_policy import print_selector
 from policy_dsl.planning.matching import CompiledRule, nodes, span_of
 from policy_dsl.planning.pattern_cures import Cure, PatternCures
 from policy_dsl.planning.reach import Reach
+from policy_dsl.policy import And, Except, Family, Glob, Layers, Name, Or, Regex, Selector
 from policy_dsl.quantities import counted
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.selectors import And, Except, Family, Glob, Layers, Name, Or, Regex, Selector
 
 # A list of names from another model has hundreds that are all wrong in the same way.
 _MOST_SHOWN = 10

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from policy_dsl.diagnostics import fail
 from policy_dsl.linear_patterns import WILDCARDS, Pattern, PatternError, glob, regular_expression
-from policy_dsl.selectors import Glob, Regex
+from policy_dsl.policy import Glob, Regex
 
 # What may make a part of a regular expression optional, or a choice.
 _CHOICES = frozenset("|()[")

@@ -27,7 +27,7 @@ def schema(
       policyc schema bundle                       of policyc.json in a bundle
     """
     if document == "policy":
-        from policy_dsl.language.keys import SCHEMA
+        from policy_dsl.language.draft import SCHEMA
 
         console.write_json(SCHEMA)
         return

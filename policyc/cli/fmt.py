@@ -68,8 +68,8 @@ def _format_one(file: str, to: Form | None, *, check: bool) -> bool:
 
     Raises: PolicyError with the defects of the text.
     """
-    from policy_dsl.language.fragments import MAX_BYTES
     from policy_dsl.language.load import parse_policy, read_source, source_of
+    from policy_dsl.language.parsing import MAX_BYTES
     from policy_dsl.language.print_policy import print_dsl, print_yaml
 
     if file == STDIN:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from policy_dsl.diagnostics import PolicyError, SourceText
-from policy_dsl.language.keys import FIELDS, RULE_FIELDS, YAML_KEYS
+from policy_dsl.language.draft import FIELDS
 from policy_dsl.language.read_dsl import read_dsl
-from policy_dsl.language.read_yaml import read_yaml
+from policy_dsl.language.read_yaml import RULE_FIELDS, YAML_KEYS, read_yaml
 from policy_dsl.policy import Policy
 from policy_dsl.vocabulary import COMPONENTS, METHODS, SINGLE_ROLES
 

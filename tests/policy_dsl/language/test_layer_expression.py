@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from policy_dsl.diagnostics import PolicyError, SourceText
 from policy_dsl.language.read_dsl import read_dsl
-from policy_dsl.language.selector_text import layers_where
+from policy_dsl.language.statements import layers_where
 
 
 def code_of(expression: str, n_layers: int = 8) -> str:

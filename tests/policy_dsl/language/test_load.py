@@ -10,8 +10,7 @@ import pytest
 
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.language.load import bundled_names, load, parse_policy
-from policy_dsl.language.print_policy import policy_digest
-from policy_dsl.language.statement_text import rule_text
+from policy_dsl.language.print_policy import policy_digest, rule_text
 from policy_dsl.policy import Policy
 
 

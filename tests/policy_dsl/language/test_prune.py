@@ -8,8 +8,7 @@ from policy_dsl.diagnostics import SourceText
 from policy_dsl.language.load import parse_policy
 from policy_dsl.language.print_policy import policy_digest, print_dsl, print_yaml
 from policy_dsl.language.read_yaml import read_yaml
-from policy_dsl.policy import Policy, Prune
-from policy_dsl.selectors import LayerRange
+from policy_dsl.policy import LayerRange, Policy, Prune
 
 KEPT = Prune(keep=(LayerRange(0, 5), LayerRange(7, 7)))
 

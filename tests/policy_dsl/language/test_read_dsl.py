@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from policy_dsl.diagnostics import PolicyError, SourceText
+from policy_dsl.language.print_policy import rule_text
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import read_yaml
-from policy_dsl.language.statement_text import rule_text
-from policy_dsl.policy import Policy
-from policy_dsl.selectors import And, Except, Layers, Name, Or
+from policy_dsl.policy import And, Except, Layers, Name, Or, Policy
 from policy_dsl.treatments import Written
 
 

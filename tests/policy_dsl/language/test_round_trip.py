@@ -9,17 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy_dsl.diagnostics import SourceText
-from policy_dsl.language.fragments import Fragment, substitute
-from policy_dsl.language.keys import CLEARABLE
-from policy_dsl.language.print_policy import number, policy_digest, print_dsl, print_yaml
+from policy_dsl.language.parsing import Fragment, substitute
+from policy_dsl.language.print_policy import (
+    number,
+    policy_digest,
+    print_dsl,
+    print_selector,
+    print_treatment,
+    print_yaml,
+)
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import read_yaml
-from policy_dsl.language.selector_text import print_selector
-from policy_dsl.language.statement_text import ReadStatement, print_treatment
-from policy_dsl.policy import Calibration, Comment, Defaults, Output, Policy, Prune, Rule
-from policy_dsl.selectors import (
+from policy_dsl.language.statements import StatementReader
+from policy_dsl.policy import (
+    CLEARABLE,
     All,
     Boundary,
+    Calibration,
+    Comment,
+    Defaults,
     Family,
     Glob,
     LayerRange,
@@ -27,7 +35,11 @@ from policy_dsl.selectors import (
     LayersWhere,
     Middle,
     Name,
+    Output,
+    Policy,
+    Prune,
     Regex,
+    Rule,
     all_of,
     any_of,
     without,
@@ -135,10 +147,11 @@ def assertions(draw):
     else:
         text = f"{measure}({print_selector(selector)}) {relation} {amount}"
     source = SourceText("test", f"test {text}")
-    statement, _ = substitute(Fragment.of(source, 0, len(source.text)), {})
-    read = ReadStatement(statement, ("test",))
+    statement, _ = substitute(Fragment.whole(source), {})
+    read = StatementReader(statement)
+    test = read.statement(("test",))
     assert read.findings == [], text
-    return read.value
+    return test
 
 
 @st.composite

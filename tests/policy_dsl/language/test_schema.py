@@ -11,10 +11,11 @@ from jsonschema import Draft202012Validator
 
 from policy_dsl import room
 from policy_dsl.diagnostics import PolicyError, SourceText
-from policy_dsl.language.keys import FIELDS, SCHEMA, SECTIONS, YAML_KEYS
+from policy_dsl.language.draft import FIELDS, SCHEMA
 from policy_dsl.language.load import read_source
 from policy_dsl.language.print_policy import print_yaml
-from policy_dsl.language.read_yaml import read_yaml
+from policy_dsl.language.read_yaml import YAML_KEYS, read_yaml
+from policy_dsl.policy import SECTIONS
 
 BUNDLED = sorted(room("policies").glob("*.yaml"))
 EVERY_KEY = """\

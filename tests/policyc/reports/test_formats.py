@@ -10,7 +10,7 @@ import pytest
 
 from emitters import FORMATS
 from policy_dsl.diagnostics import SourceText
-from policy_dsl.language.keys import FIELDS
+from policy_dsl.language.draft import FIELDS
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.planning.fill import fill
 from policy_dsl.planning.settings import setting_findings

@@ -15,12 +15,11 @@ from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Module, Omission, OmittedFile, Plan, PlannedFile, PlannedTensor, Refusal
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.outline import outline
-from policy_dsl.policy import Policy, Rule
+from policy_dsl.policy import All, Policy, Rule
 from policy_dsl.quantities import both_units, layer_list, signed_bytes
 from policy_dsl.roles.architecture import architecture
 from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.model import Model, ModelTensor
-from policy_dsl.selectors import All
 from policy_dsl.treatments import KEEP, Coded, Plain
 from policy_dsl.views import View
 from policyc.reports.blocks import render_markdown, render_text

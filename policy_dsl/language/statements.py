@@ -1,0 +1,411 @@
+"""Statements read from their syntax trees.
+
+A rule, `prune …`, `test …` or `otherwise …`; selectors; the words of a treatment such as
+`4bit affine g64 sym by gptq`. The arithmetic of `layers where EXPR` is Python's: `i` is a layer,
+`n` the number of layers; + - * // %, comparisons, and, or, not, parentheses, whole numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from lark import Token
+
+from policy_dsl.diagnostics import (
+    Diagnostic,
+    PolicyError,
+    SourceText,
+    Span,
+    diagnostic,
+    did_you_mean,
+    fail,
+)
+from policy_dsl.language.parsing import (
+    Fragment,
+    Syntax,
+    children,
+    mistakes,
+    parse,
+    place,
+    tokens,
+    unquote,
+)
+from policy_dsl.language.print_policy import print_selector, print_treatment
+from policy_dsl.policy import (
+    All,
+    Assertion,
+    Boundary,
+    Family,
+    Glob,
+    LayerRange,
+    Layers,
+    LayersWhere,
+    Middle,
+    Name,
+    Prune,
+    Regex,
+    Rule,
+    Selector,
+    all_of,
+    any_of,
+    without,
+)
+from policy_dsl.quantities import parse_size
+from policy_dsl.roles.name_index import pattern_defect
+from policy_dsl.treatments import MAX_BITS, PLAIN_DTYPES, WHOLE_ROW, Written
+from policy_dsl.vocabulary import WORDS, Words
+
+_MAX_DIGITS = 9
+_MAX_PRUNED_DIGITS = 6
+# No expression this long can grow numbers that hang, or a tree too deep to walk.
+MAX_EXPRESSION = 256
+_EXPECTED = {
+    "rule": "a rule",
+    "prune": "a transform such as prune experts to 192 by reap",
+    "test": "a test",
+    "otherwise": "a treatment",
+}
+_RANGE = re.compile(r"([-+]?\d+)(?:\s*(?:\.\.|-)\s*([-+]?\d+))?")
+_NUMBER = re.compile(r"(?P<bits>[0-9]+)bits?|g(?P<group_size>-1|[0-9]+)")
+# Loosest first. `ast.unparse` would not do: its parentheses differ between versions of Python.
+_BINDING = ("or", "and", "not", "comparison", "sum", "product", "negative")
+
+
+class StatementReader:
+    """Reads one statement; `span` is where it is or what matters of it.
+
+    The places of the selectors' parts and `findings` grow on the way.
+    """
+
+    def __init__(self, text: Fragment, words: Words = WORDS) -> None:
+        self.text = text
+        self.span = text.span
+        self.findings: list[Diagnostic] = []
+        self._spans: list[tuple[Selector, Span]] = []
+        self._words = words
+        # What the words of a treatment said, each with its word.
+        self._said: dict[str, tuple[Any, Token]] = {}
+
+    def statement(self, kinds: tuple[str, ...]) -> Rule | Prune | Assertion | Written | None:
+        """What the statement says, None if that is unclear.
+
+        kinds: the grammar's names of those that are allowed here; another one is a defect.
+        """
+        tree = parse(self.text)
+        first = self.text.text.split(maxsplit=1)[:1]
+        value: Rule | Prune | Assertion | Written | None = None
+        if isinstance(tree, Diagnostic):
+            # "This is not a transform" says more than what the grammar expected inside one.
+            if kinds != ("prune",) or first == ["prune"]:
+                self.findings.append(tree)
+                return None
+            body = None
+        else:
+            body = children(tree)[0]
+        if body is None or body.data not in kinds:
+            self.report("not-here", self.span, word=first[0], expected=_EXPECTED[kinds[0]])
+        elif body.data == "rule":
+            value = self._rule(body)
+        elif body.data == "prune":
+            value = self._prune(body)
+        elif body.data == "test":
+            value = self._test(children(body)[0])
+        else:
+            (words,) = children(body)
+            self.span = place(self.text, words)
+            value = self._mandatory(words)
+        # Half a rule would match the wrong tensors, and every check after it would be noise.
+        return None if self.findings else value
+
+    def report(
+        self, code: str, where: Span | Syntax | Token, *, cure: str | None = None, **facts: Any
+    ) -> None:
+        """Adds a defect at a place, or where a node of the tree is."""
+        span = where if isinstance(where, Span) else place(self.text, where)
+        self.findings.append(diagnostic(code, span, suggestion=cure, **facts))
+
+    def _rule(self, tree: Syntax) -> Rule:
+        selector_tree, treatment_tree = children(tree)
+        selector = self._selector(selector_tree)
+        treatment, optional = self._treatment(treatment_tree)
+        return Rule(
+            selector,
+            treatment,
+            optional,
+            span=self.span,
+            selector_span=place(self.text, selector_tree),
+            treatment_span=place(self.text, treatment_tree),
+            name_spans=tuple(self._spans),
+        )
+
+    def _prune(self, tree: Syntax) -> Prune | None:
+        component, *words = tokens(tree)
+        if component != "experts":
+            self.report("unprunable", component, component=component)
+        elif listed := children(tree):
+            return Prune(keep=_apart(self._ranges(listed[0], signed=False)))
+        # Length first: Python itself refuses numbers of thousands of digits.
+        elif len(words[0]) > _MAX_PRUNED_DIGITS or int(words[0]) < 1:
+            high = 10**_MAX_PRUNED_DIGITS - 1
+            self.report("number-out-of-range", words[0], written=words[0], low=1, high=high)
+        else:
+            method = words[1] if len(words) > 1 else None
+            return Prune(to=int(words[0]), by=str(method or "reap"))
+        return None
+
+    def _test(self, tree: Syntax) -> Assertion:
+        self.span = place(self.text, tree)
+        parts = {token.type: token for token in tokens(tree)}
+        if "MEASURE" not in parts:
+            selector_tree, treatment_tree = children(tree)
+            selector = self._selector(selector_tree)
+            treatment = self._mandatory(treatment_tree)
+            text = f"{print_selector(selector)} is {print_treatment(treatment)}"
+            return Assertion(text, "treatment", "is", treatment, selector, self.span)
+        groups = children(tree)
+        of = self._selector(children(groups[0])[0]) if groups else None
+        measure, relation = str(parts["MEASURE"]), str(parts["RELATION"])
+        # `90 GiB` and `90GiB` are one test, also when policies are compared.
+        quantity = "".join(parts["QUANTITY"].split())
+        value: float | None = None
+        if measure == "size":
+            value = parse_size(quantity)
+        # A unit on a plain measure, as in `bpw <= 3GB`, is a mistake and not a number.
+        elif quantity[-1].isdigit() and len(quantity) <= 20:
+            value = float(quantity)
+        if value is None:
+            self.report("bad-quantity", parts["QUANTITY"], measure=measure, written=quantity)
+        if of is None and measure not in ("bpw", "size"):
+            cure = f'write "{measure}(experts.down_proj)"'
+            self.report("measure-of-nothing", parts["MEASURE"], cure=cure, measure=measure)
+        text = f"{measure}{f'({print_selector(of)})' if of else ''} {relation} {quantity}"
+        return Assertion(text, measure, relation, float(value or 0), of, self.span)
+
+    def _mandatory(self, tree: Syntax) -> Written:
+        treatment, optional = self._treatment(tree)
+        if optional:
+            self.report("optional-otherwise", self.span)
+        return treatment
+
+    def _treatment(self, tree: Syntax) -> tuple[Written, bool]:
+        """What the words say, and whether `optional` is among them."""
+        before, optional = len(self.findings), False
+        words = iter(tokens(tree))
+        for word in words:
+            if word == "optional":
+                optional = True
+            elif word != "by":
+                self._word(word)
+            elif (method := next(words, None)) is None:
+                self.report("missing-method", word)
+            elif method in self._words.methods:
+                self._say(method, "method", str(method))
+            else:
+                cure = did_you_mean(method, self._words.methods)
+                self.report("unknown-method", method, cure=cure, method=method)
+        if not self._said and len(self.findings) == before:
+            self.report("missing-treatment", tree)
+        said = {name: value for name, (value, _) in self._said.items()}
+        return Written(said.pop("action", "quantize"), **said), optional
+
+    def _word(self, word: Token) -> None:
+        known = _meanings(self._words)
+        if number := _NUMBER.fullmatch(word):
+            field, limit = ("bits", MAX_BITS) if number["bits"] else ("group_size", 1 << 20)
+            digits, whole_row = number[field], number[field] == str(WHOLE_ROW)
+            if not whole_row and (len(digits) > _MAX_DIGITS or not 1 <= int(digits) <= limit):
+                self.report("number-out-of-range", word, written=word, low=1, high=limit)
+            else:
+                self._say(word, field, int(digits))
+        elif word in known:
+            for field, value in known[word].items():
+                self._say(word, field, value)
+        else:
+            other = f"{word}bit" if re.fullmatch("[0-9]+", word) else None
+            other = other or mistakes()["treatments"].get(word.lower())
+            near = did_you_mean(word, (*known, "4bit", "optional"))
+            cure = f'did you mean "{other}"?' if other else near
+            self.report("unknown-scheme", word, cure=cure, scheme=word)
+
+    def _say(self, word: Token, field: str, value: object) -> None:
+        said, clash = self._said, None
+        if field in said:
+            clash = said[field][1]
+        # What is not quantized has no width, scheme or method, and the other way round.
+        elif said and (field == "action" or "action" in said):
+            clash = said.get("action", next(iter(said.values())))[1]
+        if clash is not None and clash is not word:
+            self.report("contradicting-treatment", word, one=str(clash), other=str(word))
+        said.setdefault(field, (value, word))
+
+    def _selector(self, tree: Syntax) -> Selector:
+        base, *excluded = [self._union(part) for part in children(tree)]
+        return without(base, any_of(*excluded)) if excluded else base
+
+    def _union(self, tree: Syntax) -> Selector:
+        terms = children(tree)
+        words = [next((word for word in tokens(term) if word.type == "IN"), None) for term in terms]
+        for before, word, term in zip(words, words[1:], terms[1:], strict=False):
+            # `a, b in layers 0-1` binds to b alone, which is rarely meant: asked, not guessed.
+            if word is not None and before is None:
+                text, split = self.text.text, word.start_pos or 0
+                start, stop = terms[0].meta.start_pos, term.meta.end_pos
+                cure = f'write "({text[start:split].strip()}) {text[split:stop]}"'
+                self.report("ambiguous-in", self.text.place(start, stop), cure=cure)
+                break
+        return any_of(*(all_of(*map(self._item, children(term))) for term in terms))
+
+    def _item(self, tree: Syntax) -> Selector:
+        if tree.data == "group":
+            return self._selector(children(tree)[0])
+        selector = self._leaf(tree)
+        self._spans.append((selector, place(self.text, tree)))
+        return selector
+
+    def _leaf(self, tree: Syntax) -> Selector:
+        leaf: Selector = All()
+        match tree.data:
+            case "middle":
+                leaf = Middle()
+            case "layers":
+                leaf = Layers(self._ranges(children(tree)[0]), boundary=bool(tokens(tree)))
+            case "layers_where":
+                leaf = LayersWhere(self.expression(children(tree)[0]))
+            case "boundary":
+                count = tokens(tree)[1]
+                if count.isdecimal() and len(count) <= _MAX_DIGITS and int(count):
+                    return Boundary(int(count))
+                cure = None if count.isdecimal() else f'write "boundary layers {count}"'
+                self.report("bad-boundary", count, cure=cure, written=count)
+            case "family":
+                leaf = Family(str(tokens(tree)[0]))
+            case "role":
+                leaf = self._role(tree)
+            case "glob":
+                pattern = unquote(tokens(tree)[0])
+                if not pattern:
+                    self.report("empty-pattern", tree)
+                leaf = self._checked(Glob(pattern), tree)
+            case "regex":
+                leaf = self._checked(Regex(tokens(tree)[0][1:-1].replace("\\/", "/")), tree)
+        return leaf
+
+    def _role(self, tree: Syntax) -> Selector:
+        name, *dotted = tokens(tree)
+        # Checkpoints call both the router and an expert's projection so.
+        if name == "gate":
+            cure = 'did you mean "experts.gate_proj" or "router"?'
+            self.report("ambiguous-gate", name, cure=cure)
+        numbers = children(tree)
+        if not numbers:
+            return Name(str(name))
+        if name != "experts":
+            self.report("numbered-name", tree, cure='write "experts[0-15].down_proj"', name=name)
+        return Name("".join((name, *dotted)), self._ranges(numbers[0], signed=False))
+
+    def _checked(self, pattern: Glob | Regex, tree: Syntax) -> Selector:
+        if defect := pattern_defect(pattern):
+            kind = "regular expression" if isinstance(pattern, Regex) else "name pattern"
+            self.report("bad-regex", tree, cure=defect.cure, kind=kind, reason=defect)
+        return pattern
+
+    def _ranges(self, tree: Syntax, *, signed: bool = True) -> tuple[LayerRange, ...]:
+        """The numbers that a `ranges` node says, from the end too if they may be signed."""
+        return tuple(self._range(token, signed) for token in tokens(tree))
+
+    def _range(self, token: Token, signed: bool) -> LayerRange:
+        bounds = _RANGE.fullmatch(token)
+        first, last = (bounds[1], bounds[2] or bounds[1]) if bounds else ("0", "0")
+        if max(len(first), len(last)) > _MAX_DIGITS:
+            self.report("number-too-large", token, written=token)
+            return LayerRange(0, 0)
+        start, stop = int(first), int(last)
+        # `2..-3` depends on the number of layers; only ranges of one sign are known empty.
+        if start > stop and (start < 0) == (stop < 0):
+            meant = f"{stop}..{start}" if stop < 0 else f"{stop}-{start}"
+            self.report("empty-range", token, cure=f'did you mean "{meant}"?', written=token)
+        if start < 0 and not signed:
+            self.report("negative-expert", token, written=token)
+        return LayerRange(start, stop)
+
+    def expression(self, tree: Syntax) -> str:
+        """The text of an `expression` node with single spaces and no needless parentheses."""
+        before = len(self.findings)
+        written = self.text.text[tree.meta.start_pos : tree.meta.end_pos]
+        if len("".join(written.split())) > MAX_EXPRESSION:
+            self.report("statement-too-long", tree, limit=MAX_EXPRESSION)
+            return "i"
+        for token in tree.scan_values(lambda value: isinstance(value, Token)):
+            if token.type == "NAME" and token not in ("i", "n"):
+                cure = 'to add a condition, write "(layers where …) and …"'
+                self.report("unknown-expression-name", token, cure=cure, name=token)
+            elif token.type == "INT" and len(token) > _MAX_DIGITS:
+                self.report("number-too-large", token, written=token)
+        # Any whole expression will do after a finding: it stops the policy.
+        return "i" if len(self.findings) > before else _arithmetic(tree.children[0])
+
+
+@cache
+def _meanings(words: Words) -> dict[str, dict[str, Any]]:
+    """What the words of treatments say, field by field."""
+    return {
+        **{word: {"method": word} for word in words.methods},
+        **{word: {"scheme": word} for word in words.schemes},
+        **{"sym": {"symmetric": True}, "asym": {"symmetric": False}},
+        **{word: {"action": "cast", "dtype": word} for word in PLAIN_DTYPES},
+        **{word: {"action": word} for word in ("keep", "raw", "drop")},
+    }
+
+
+def _apart(ranges: Iterable[LayerRange]) -> tuple[LayerRange, ...]:
+    """The same numbers as ascending ranges that do not touch: one form for equal lists."""
+    merged: list[LayerRange] = []
+    for added in sorted(ranges, key=lambda numbers: numbers.start):
+        if merged and added.start <= merged[-1].stop + 1:
+            merged[-1] = LayerRange(merged[-1].start, max(added.stop, merged[-1].stop))
+        else:
+            merged.append(added)
+    return tuple(merged)
+
+
+def layers_where(expression: str, n_layers: int, span: Span | None = None) -> frozenset[int]:
+    """The layers i of 0 … n_layers - 1 for which the expression is true.
+
+    span: where the expression is, for diagnostics.
+    Raises: PolicyError if the expression is malformed or divides by zero for some layer.
+    """
+    fragment = Fragment.whole(SourceText("layers where", expression))
+    tree = parse(fragment, "expression")
+    if isinstance(tree, Diagnostic):
+        raise PolicyError([tree])
+    reader = StatementReader(fragment)
+    text = reader.expression(tree)
+    if reader.findings:
+        raise PolicyError(reader.findings)
+    # The grammar lets through numbers, i, n and operators alone, which Python reads alike.
+    code = compile(text, "layers where", "eval")
+    chosen = set()
+    for layer in range(n_layers):
+        try:
+            if eval(code, {"__builtins__": {}}, {"i": layer, "n": n_layers}):
+                chosen.add(layer)
+        except ZeroDivisionError:
+            raise fail(
+                "division-by-zero", span, expression=expression, layer=layer, n_layers=n_layers
+            ) from None
+    return frozenset(chosen)
+
+
+def _arithmetic(node: Syntax | Token, outer: int = 0) -> str:
+    if isinstance(node, Token):
+        return str(int(node)) if node.type == "INT" else str(node)
+    binding = _BINDING.index(node.data)
+    # Operators are tokens between the operands; those of `or` and `not` are left out.
+    tight = binding if node.data in ("not", "negative") else binding + 1
+    parts = [_arithmetic(part, tight) for part in node.children]
+    joint = {"or": " or ", "not": "", "negative": ""}.get(node.data, " ")
+    text = f"{'not ' * (node.data == 'not')}{joint.join(parts)}"
+    return f"({text})" if binding < outer else text
