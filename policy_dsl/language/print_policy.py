@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from policy_dsl import policy as model
 from policy_dsl.language.parsing import escape_variables, plain_scalar, quote
-from policy_dsl.policy import (
-    KEYS,
-    And,
-    Assertion,
-    Boundary,
-    Except,
-    Family,
-    Glob,
-    Key,
-    LayerRange,
-    Layers,
-    LayerSet,
-    LayersWhere,
-    Middle,
-    Name,
-    Or,
-    Policy,
-    Prune,
-    Regex,
-    Rule,
-    Scalar,
-    Selector,
-)
+from policy_dsl.policy import KEYS, Assertion, Key, Policy, Prune, Rule, Selector
 from policy_dsl.treatments import Written
 
 _STEP = "  "
+_LOOSE = model.And | model.Or | model.Except
 _SLASH = re.compile(r"(\\.)|/", re.DOTALL)
 _DSL_FIELD = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
 _DSL_BARE = re.compile(r"[A-Za-z0-9_./~+-][\w./@:+~-]*", re.ASCII)
@@ -73,7 +54,7 @@ def policy_digest(policy: Policy) -> str:
 class _Item(NamedTuple):
     """A value under a key: its key path, its name if it has one, what is printed of it.
 
-    template: it has variables. Elsewhere `${` is escaped already.
+    template: it has variables; elsewhere `${` is escaped already.
     """
 
     path: str
@@ -102,10 +83,7 @@ class _Printer:
 
     def text(self) -> str:
         """Everything printed, and the comments whose anchors never came."""
-        for anchor in [*self._leading, *self._trailing]:
-            if anchor:
-                self._lead(anchor)
-        self._lead("")
+        self._lead(*filter(None, (*self._leading, *self._trailing)), "")
         return "\n".join(self._lines).rstrip("\n") + "\n"
 
     def _has_comments(self, *anchors: str) -> bool:
@@ -137,14 +115,15 @@ class _Printer:
         pairs = [(f"{name}[{index}]", "", held) for index, held in enumerate(value or ())]
         if key.kind == "text":
             # A name that is only that of the file is not printed.
-            hidden = name == "name" and self._policy.source is not None
-            said = value and (not hidden or "name" in dict(self._policy.key_spans))
-            pairs = [(name, name, value)] if said else []
+            given = self._policy.source is None or name in dict(self._policy.key_spans)
+            pairs = [(name, name, value)] if value and (given or name != "name") else []
         elif key.kind in ("fields", "mapping"):
-            pairs = [(f"{name}.{field}", field, held) for field, held in value]
-            pairs = [pair for pair in pairs if key.kind == "mapping" or pair[2] is not None]
+            said = [pair for pair in value if key.kind == "mapping" or pair[1] is not None]
+            pairs = [(f"{name}.{field}", field, held) for field, held in said]
+        # The names of targets are known before variables are.
+        templates = {} if name == "targets" else self._templates
         return [
-            _Item(path, field, self._templates.get(path, _written(held)), path in self._templates)
+            _Item(path, field, templates.get(path, _written(held)), path in templates)
             for path, field, held in pairs
         ]
 
@@ -176,22 +155,8 @@ class _DslPrinter(_Printer):
                 if key.kind != "text":
                     self._lead(key.name)
                 for item in self._items(key):
-                    self._line(self._statement(key, item), item.path)
+                    self._line(_dsl_statement(key, item), item.path)
         return self.text()
-
-    def _statement(self, key: Key, item: _Item) -> str:
-        name, value = item.name, item.value
-        if key.kind == "statements":
-            return f"{key.word}{value}"
-        # A statement of its own in the DSL: its value is a treatment, not a word.
-        if item.path == "defaults.otherwise":
-            return f"otherwise {value}"
-        if key.name == "vars":
-            return f"var {name} = {_dsl_scalar(value)}"
-        if key.name == "metadata":
-            return f"metadata {name if _DSL_FIELD.fullmatch(name) else quote(name)} {_json(value)}"
-        text = _dsl_text(str(value).lower() if isinstance(value, bool) else str(value))
-        return f"{key.word} {name} {text}" if key.kind == "fields" else f"{key.word} {text}"
 
     def _rules(self) -> None:
         self._lead("rules")
@@ -211,19 +176,16 @@ class _YamlPrinter(_Printer):
     def print(self) -> str:
         # `targets:` is either a list of names or holds the rules of each: one key, two places.
         branches = [f"targets.{target}" for target in self._policy.targets]
-        ends = [f"{anchor}.rules[]" for anchor in branches]
-        # A comment in an empty branch is reason enough to print the branch.
         ruled = any(rule.target is not None for rule in self._policy.rules)
-        branched = ruled or self._has_comments(*branches, *ends)
+        # A comment in an empty branch is reason enough to print the branch.
+        branched = ruled or self._has_comments(*branches, *(f"{at}.rules[]" for at in branches))
         for key in KEYS:
             if key.kind == "rules":
                 self._rules(None, "rules", "rules[]", "")
                 if branched:
                     self._branches()
-            elif key.name != "targets":
+            elif key.name != "targets" or not branched:
                 self._key(key, self._items(key), key.name in self._policy.cleared)
-            elif not branched:
-                self._targets()
         return self.text()
 
     def _key(self, key: Key, items: list[_Item], cleared: bool) -> None:
@@ -233,7 +195,8 @@ class _YamlPrinter(_Printer):
             self._line(f"{key.name}: {'{replace: []}' if replaced else nothing}", key.name)
         # One item reads better beside its key; both forms read the same.
         if key.kind == "words" and len(items) == 1:
-            self._line(f"{key.name}: {_yaml_text(items[0].value)}", items[0].path, key.name)
+            name = "target" if key.name == "targets" else key.name
+            self._line(f"{name}: {_yaml_value(items[0].value)}", items[0].path, key.name)
         elif key.kind == "text":
             for item in items:
                 self._text(key.name, item, "")
@@ -245,51 +208,41 @@ class _YamlPrinter(_Printer):
                 self._item(key, item, _STEP * (1 + replaced))
 
     def _item(self, key: Key, item: _Item, indent: str) -> None:
-        name, value = item.name, item.value
-        if key.name == "metadata":
-            self._metadata(item)
-        elif key.kind == "fields" and not isinstance(value, bool | int):
+        name, value, free = item.name, item.value, key.name == "metadata"
+        name = _yaml_value(name) if free else name
+        if isinstance(value, str) if free else key.kind == "fields" and not isinstance(value, int):
             self._text(name, item._replace(value=str(value)), indent)
+        elif free and isinstance(value, dict | list) and value:
+            self._line(f"{name}:", item.path, indent=indent, opens=True)
+            for held in value:
+                mark = f"{_yaml_value(held)}:" if isinstance(value, dict) else "-"
+                text = _yaml_value(value[held] if isinstance(value, dict) else held)
+                self._line(f"{mark} {text}", indent=indent + _STEP)
         else:
-            text = _yaml_statement(value) if key.kind == "statements" else _yaml_value(value)
+            plain = key.kind == "statements" and _YAML_STATEMENT.fullmatch(value)
+            text = value if plain and value.isprintable() else _yaml_value(value)
             self._line(f"{f'{name}:' if name else '-'} {text}", item.path, indent=indent)
 
     def _text(self, key: str, item: _Item, indent: str) -> None:
+        text = item.value
+        lines = text.removesuffix("\n").split("\n")
+        tidy = all(line.isprintable() and line == line.rstrip() for line in lines)
+        blocked = tidy and len(lines) > 1 and lines[0][:1] not in ("", " ") and lines[-1]
         # A template is printed as it was written, on one line.
-        block = None if item.template else _yaml_block(item.value)
-        header, inner = block or (_yaml_text(item.value), [])
-        self._line(f"{key}: {header}", item.path, indent=indent)
+        if item.template or not blocked:
+            self._line(f"{key}: {_yaml_value(text)}", item.path, indent=indent)
+            return
+        header = f"{key}: |" if text[-1] == "\n" else f"{key}: |-"
+        self._line(header, item.path, indent=indent)
         # Blank ones too.
-        self._lines += [f"{indent}{_STEP}{line}" if line else "" for line in inner]
-
-    def _metadata(self, item: _Item) -> None:
-        key, value = _yaml_text(item.name), item.value
-        if isinstance(value, str):
-            self._text(key, item, _STEP)
-        elif isinstance(value, dict | list) and value:
-            self._line(f"{key}:", item.path, indent=_STEP, opens=True)
-            for held in value:
-                mark = f"{_yaml_text(held)}:" if isinstance(value, dict) else "-"
-                text = _yaml_value(value[held] if isinstance(value, dict) else held)
-                self._line(f"{mark} {text}", indent=_STEP * 2)
-        else:
-            self._line(f"{key}: {_json(value)}", item.path, indent=_STEP)
-
-    def _targets(self) -> None:
-        words = [_yaml_text(target) for target in self._policy.targets]
-        if len(words) == 1:
-            self._line(f"target: {words[0]}", "targets")
-        elif words:
-            self._line("targets:", "targets", opens=True)
-            for word in words:
-                self._line(f"- {word}", indent=_STEP)
+        self._lines += [f"{indent}{_STEP}{line}" if line else "" for line in lines]
 
     def _branches(self) -> None:
         self._line("targets:", "targets", opens=True)
         for target in self._policy.targets:
             anchor, end = f"targets.{target}", f"targets.{target}.rules[]"
             empty = not self._has_rules(target, end)
-            self._line(f"{_yaml_text(target)}:{' {}' * empty}", anchor, indent=_STEP)
+            self._line(f"{_yaml_value(target)}:{' {}' * empty}", anchor, indent=_STEP)
             self._rules(target, f"{anchor}.rules", end, _STEP * 2)
 
     def _rules(self, target: str | None, anchor: str, end: str, indent: str) -> None:
@@ -316,96 +269,89 @@ def _written(value: Any) -> Any:
     return value
 
 
+def _dsl_statement(key: Key, item: _Item) -> str:
+    name, value = item.name, item.value
+    if key.kind == "statements":
+        return f"{key.word}{value}"
+    # A statement of its own in the DSL: its value is a treatment, not a word.
+    if item.path == "defaults.otherwise":
+        return f"otherwise {value}"
+    if key.name == "metadata":
+        return f"metadata {name if _DSL_FIELD.fullmatch(name) else quote(name)} {print_json(value)}"
+    if key.name == "vars":
+        text = _dsl_text(value) if isinstance(value, str) else print_json(value)
+        # A text that looks like another value is quoted.
+        mistakable = isinstance(value, str) and not isinstance(plain_scalar(text), str)
+        return f"var {name} = {quote(text) if mistakable else text}"
+    text = _dsl_text(str(value).lower() if isinstance(value, bool) else str(value))
+    return f"{key.word} {name} {text}" if key.kind == "fields" else f"{key.word} {text}"
+
+
 def _dsl_text(text: str) -> str:
-    """A text in DSL: bare if it is one word, else quoted."""
     return text if _DSL_BARE.fullmatch(text) else quote(text)
 
 
-def _dsl_scalar(value: Scalar) -> str:
-    """A variable's value in DSL; a text that looks like another value is quoted."""
-    if not isinstance(value, str):
-        return _json(value)
-    text = _dsl_text(value)
-    return quote(text) if not isinstance(plain_scalar(text), str) else text
-
-
-def _yaml_text(text: str) -> str:
-    """A text in YAML on one line, plain if nobody can mistake it, else quoted."""
-    mistakable = text.lower() in _YAML_WORDS or not isinstance(plain_scalar(text), str)
-    return text if _YAML_PLAIN.fullmatch(text) and not mistakable else quote(text)
-
-
 def _yaml_value(value: Any) -> str:
-    return _yaml_text(value) if isinstance(value, str) else _json(value)
+    """A value in YAML on one line; a text is plain if nobody can mistake it, else quoted."""
+    if not isinstance(value, str):
+        return print_json(value)
+    mistakable = value.lower() in _YAML_WORDS or not isinstance(plain_scalar(value), str)
+    return value if _YAML_PLAIN.fullmatch(value) and not mistakable else quote(value)
 
 
-def _yaml_statement(text: str) -> str:
-    """A statement as a YAML list item."""
-    return text if _YAML_STATEMENT.fullmatch(text) and text.isprintable() else quote(text)
-
-
-def _yaml_block(text: str) -> tuple[str, list[str]] | None:
-    """Header and lines of a text as a literal block; None if it has one line or odd spaces."""
-    lines = text.removesuffix("\n").split("\n")
-    tidy = all(line.isprintable() and line == line.rstrip() for line in lines)
-    if len(lines) < 2 or not tidy or not lines[0] or lines[0][0] == " " or not lines[-1]:
-        return None
-    return ("|" if text.endswith("\n") else "|-"), lines
-
-
-def _json(value: Any) -> str:
-    """A JSON value on one line; valid JSON and valid YAML."""
+def print_json(value: Any) -> str:
+    """A JSON value on one line; valid JSON and valid YAML of every version."""
     match value:
         case None | bool():
-            return {None: "null", True: "true", False: "false"}[value]
+            return json.dumps(value)
         case int() | float():
-            return number(value)
+            text = repr(value)
+            return text.replace("e", ".0e") if "e" in text and "." not in text else text
         case str():
             return quote(value)
         case dict():
-            return "{" + ", ".join(f"{quote(key)}: {_json(value[key])}" for key in value) + "}"
-    return "[" + ", ".join(map(_json, value)) + "]"
-
-
-def number(value: float) -> str:
-    """A number as JSON and every YAML version read it."""
-    text = repr(value)
-    return text.replace("e", ".0e") if "e" in text and "." not in text else text
+            return "{" + ", ".join(f"{quote(key)}: {print_json(value[key])}" for key in value) + "}"
+    return "[" + ", ".join(map(print_json, value)) + "]"
 
 
 def print_selector(selector: Selector) -> str:
     """The selector as a policy says it, such as `experts.down_proj in layers 2-59`."""
     text = "all"
     match selector:
-        case Except(base, excluded):
-            text = f"{_within(base, Except)} except {_within(excluded, Except)}"
-        case Or(parts):
-            text = ", ".join(map(_alternative, parts))
-        case And(parts):
-            text = _conditions(parts)
-        case Layers(ranges, boundary):
+        case model.Except(base, excluded):
+            text = f"{_within(base, model.Except)} except {_within(excluded, model.Except)}"
+        case model.Or(parts):
+            # `a, b in layers 0-1` would be refused, so a bound alternative has parentheses.
+            tight = model.Or | model.Except
+            text = ", ".join(_within(part, _LOOSE if _is_bound(part) else tight) for part in parts)
+        case model.And(parts):
+            shown = [_within(part, _LOOSE | model.LayersWhere) for part in parts]
+            # An expression would swallow the `and` after it.
+            shown[-1] = _within(parts[-1], _LOOSE)
+            joints = [" in " if isinstance(part, model.LayerSet) else " and " for part in parts]
+            text = shown[0] + "".join(map("".join, zip(joints[1:], shown[1:], strict=True)))
+        case model.Layers(ranges, boundary):
             text = f"{'boundary ' * boundary}layers {print_ranges(ranges)}"
-        case LayersWhere(expression):
+        case model.LayersWhere(expression):
             text = f"layers where {expression}"
-        case Boundary(count):
+        case model.Boundary(count):
             text = f"boundary {count}"
-        case Middle():
+        case model.Middle():
             text = "middle"
-        case Name(text, experts) if experts:
-            text = f"experts[{print_ranges(experts)}]{text.removeprefix('experts')}"
-        case Name(text):
-            pass
-        case Family(name):
+        case model.Name(text, experts):
+            numbers = f"experts[{print_ranges(experts)}]{text.removeprefix('experts')}"
+            text = numbers if experts else text
+        case model.Family(name):
             text = f"family {name}"
-        case Glob(pattern):
+        case model.Glob(pattern):
             text = escape_variables(quote(pattern))
-        case Regex(pattern):
+        case model.Regex(pattern):
             slashes = _SLASH.sub(lambda found: found[1] or "\\/", pattern)
             text = escape_variables(f"/{slashes}/")
     return text
 
 
-def print_ranges(ranges: Iterable[LayerRange]) -> str:
+def print_ranges(ranges: Iterable[model.LayerRange]) -> str:
     """Ranges as `0-1,-2..-1`."""
     pairs = ((layers.start, layers.stop) for layers in ranges)
     return ",".join(
@@ -414,26 +360,14 @@ def print_ranges(ranges: Iterable[LayerRange]) -> str:
     )
 
 
-def _within(part: Selector, *looser: type) -> str:
+def _is_bound(part: Selector) -> bool:
+    rest = part.parts[1:] if isinstance(part, model.And) else ()
+    return any(isinstance(leaf, model.LayerSet) for leaf in rest)
+
+
+def _within(part: Selector, looser: Any) -> str:
     text = print_selector(part)
     return f"({text})" if isinstance(part, looser) else text
-
-
-def _alternative(part: Selector) -> str:
-    # `a, b in layers 0-1` would be refused, so a bound alternative has parentheses.
-    bound = isinstance(part, And) and any(isinstance(leaf, LayerSet) for leaf in part.parts[1:])
-    return _within(part, And) if bound else _within(part, Or, Except)
-
-
-def _conditions(parts: tuple[Selector, ...]) -> str:
-    text = ""
-    for index, part in enumerate(parts):
-        # An expression would swallow the `and` after it.
-        greedy = isinstance(part, LayersWhere) and index < len(parts) - 1
-        if index:
-            text += " in " if isinstance(part, LayerSet) else " and "
-        text += _within(part, LayersWhere) if greedy else _within(part, And, Or, Except)
-    return text
 
 
 def print_treatment(treatment: Written) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from lark import Token
 
+from policy_dsl import policy as model
 from policy_dsl.diagnostics import (
     Diagnostic,
     PolicyError,
@@ -34,25 +35,7 @@ from policy_dsl.language.parsing import (
     unquote,
 )
 from policy_dsl.language.print_policy import print_selector, print_treatment
-from policy_dsl.policy import (
-    All,
-    Assertion,
-    Boundary,
-    Family,
-    Glob,
-    LayerRange,
-    Layers,
-    LayersWhere,
-    Middle,
-    Name,
-    Prune,
-    Regex,
-    Rule,
-    Selector,
-    all_of,
-    any_of,
-    without,
-)
+from policy_dsl.policy import Assertion, Prune, Rule, Selector, all_of, any_of, without
 from policy_dsl.quantities import parse_size
 from policy_dsl.roles.name_index import pattern_defect
 from policy_dsl.treatments import MAX_BITS, PLAIN_DTYPES, WHOLE_ROW, Written
@@ -266,31 +249,31 @@ class StatementReader:
         return selector
 
     def _leaf(self, tree: Syntax) -> Selector:
-        leaf: Selector = All()
+        leaf: Selector = model.All()
         match tree.data:
             case "middle":
-                leaf = Middle()
+                leaf = model.Middle()
             case "layers":
-                leaf = Layers(self._ranges(children(tree)[0]), boundary=bool(tokens(tree)))
+                leaf = model.Layers(self._ranges(children(tree)[0]), boundary=bool(tokens(tree)))
             case "layers_where":
-                leaf = LayersWhere(self.expression(children(tree)[0]))
+                leaf = model.LayersWhere(self.expression(children(tree)[0]))
             case "boundary":
                 count = tokens(tree)[1]
                 if count.isdecimal() and len(count) <= _MAX_DIGITS and int(count):
-                    return Boundary(int(count))
+                    return model.Boundary(int(count))
                 cure = None if count.isdecimal() else f'write "boundary layers {count}"'
                 self.report("bad-boundary", count, cure=cure, written=count)
             case "family":
-                leaf = Family(str(tokens(tree)[0]))
+                leaf = model.Family(str(tokens(tree)[0]))
             case "role":
                 leaf = self._role(tree)
             case "glob":
                 pattern = unquote(tokens(tree)[0])
                 if not pattern:
                     self.report("empty-pattern", tree)
-                leaf = self._checked(Glob(pattern), tree)
+                leaf = self._checked(model.Glob(pattern), tree)
             case "regex":
-                leaf = self._checked(Regex(tokens(tree)[0][1:-1].replace("\\/", "/")), tree)
+                leaf = self._checked(model.Regex(tokens(tree)[0][1:-1].replace("\\/", "/")), tree)
         return leaf
 
     def _role(self, tree: Syntax) -> Selector:
@@ -301,35 +284,35 @@ class StatementReader:
             self.report("ambiguous-gate", name, cure=cure)
         numbers = children(tree)
         if not numbers:
-            return Name(str(name))
+            return model.Name(str(name))
         if name != "experts":
             self.report("numbered-name", tree, cure='write "experts[0-15].down_proj"', name=name)
-        return Name("".join((name, *dotted)), self._ranges(numbers[0], signed=False))
+        return model.Name("".join((name, *dotted)), self._ranges(numbers[0], signed=False))
 
-    def _checked(self, pattern: Glob | Regex, tree: Syntax) -> Selector:
+    def _checked(self, pattern: model.Glob | model.Regex, tree: Syntax) -> Selector:
         if defect := pattern_defect(pattern):
-            kind = "regular expression" if isinstance(pattern, Regex) else "name pattern"
+            kind = "regular expression" if isinstance(pattern, model.Regex) else "name pattern"
             self.report("bad-regex", tree, cure=defect.cure, kind=kind, reason=defect)
         return pattern
 
-    def _ranges(self, tree: Syntax, *, signed: bool = True) -> tuple[LayerRange, ...]:
+    def _ranges(self, tree: Syntax, *, signed: bool = True) -> tuple[model.LayerRange, ...]:
         """The numbers that a `ranges` node says, from the end too if they may be signed."""
-        return tuple(self._range(token, signed) for token in tokens(tree))
-
-    def _range(self, token: Token, signed: bool) -> LayerRange:
-        bounds = _RANGE.fullmatch(token)
-        first, last = (bounds[1], bounds[2] or bounds[1]) if bounds else ("0", "0")
-        if max(len(first), len(last)) > _MAX_DIGITS:
-            self.report("number-too-large", token, written=token)
-            return LayerRange(0, 0)
-        start, stop = int(first), int(last)
-        # `2..-3` depends on the number of layers; only ranges of one sign are known empty.
-        if start > stop and (start < 0) == (stop < 0):
-            meant = f"{stop}..{start}" if stop < 0 else f"{stop}-{start}"
-            self.report("empty-range", token, cure=f'did you mean "{meant}"?', written=token)
-        if start < 0 and not signed:
-            self.report("negative-expert", token, written=token)
-        return LayerRange(start, stop)
+        ranges = []
+        for token in tokens(tree):
+            bounds = _RANGE.fullmatch(token)
+            first, last = (bounds[1], bounds[2] or bounds[1]) if bounds else ("0", "0")
+            if max(len(first), len(last)) > _MAX_DIGITS:
+                self.report("number-too-large", token, written=token)
+                first = last = "0"
+            start, stop = int(first), int(last)
+            # `2..-3` depends on the number of layers; only ranges of one sign are known empty.
+            if start > stop and (start < 0) == (stop < 0):
+                meant = f"{stop}..{start}" if stop < 0 else f"{stop}-{start}"
+                self.report("empty-range", token, cure=f'did you mean "{meant}"?', written=token)
+            if start < 0 and not signed:
+                self.report("negative-expert", token, written=token)
+            ranges.append(model.LayerRange(start, stop))
+        return tuple(ranges)
 
     def expression(self, tree: Syntax) -> str:
         """The text of an `expression` node with single spaces and no needless parentheses."""
@@ -360,12 +343,12 @@ def _meanings(words: Words) -> dict[str, dict[str, Any]]:
     }
 
 
-def _apart(ranges: Iterable[LayerRange]) -> tuple[LayerRange, ...]:
+def _apart(ranges: Iterable[model.LayerRange]) -> tuple[model.LayerRange, ...]:
     """The same numbers as ascending ranges that do not touch: one form for equal lists."""
-    merged: list[LayerRange] = []
+    merged: list[model.LayerRange] = []
     for added in sorted(ranges, key=lambda numbers: numbers.start):
         if merged and added.start <= merged[-1].stop + 1:
-            merged[-1] = LayerRange(merged[-1].start, max(added.stop, merged[-1].stop))
+            merged[-1] = model.LayerRange(merged[-1].start, max(added.stop, merged[-1].stop))
         else:
             merged.append(added)
     return tuple(merged)
