@@ -208,20 +208,28 @@ class _YamlPrinter(_Printer):
                 self._item(key, item, _STEP * (1 + replaced))
 
     def _item(self, key: Key, item: _Item, indent: str) -> None:
-        name, value, free = item.name, item.value, key.name == "metadata"
-        name = _yaml_value(name) if free else name
-        if isinstance(value, str) if free else key.kind == "fields" and not isinstance(value, int):
+        name, value = item.name, item.value
+        if key.name == "metadata":
+            self._metadata(item, _yaml_value(name), indent)
+        elif key.kind == "fields" and not isinstance(value, int):
             self._text(name, item._replace(value=str(value)), indent)
-        elif free and isinstance(value, dict | list) and value:
+        else:
+            plain = key.kind == "statements" and _YAML_STATEMENT.fullmatch(value)
+            text = value if plain and value.isprintable() else _yaml_value(value)
+            self._line(f"{f'{name}:' if name else '-'} {text}", item.path, indent=indent)
+
+    def _metadata(self, item: _Item, name: str, indent: str) -> None:
+        value = item.value
+        if isinstance(value, str):
+            self._text(name, item, indent)
+        elif isinstance(value, dict | list) and value:
             self._line(f"{name}:", item.path, indent=indent, opens=True)
             for held in value:
                 mark = f"{_yaml_value(held)}:" if isinstance(value, dict) else "-"
                 text = _yaml_value(value[held] if isinstance(value, dict) else held)
                 self._line(f"{mark} {text}", indent=indent + _STEP)
         else:
-            plain = key.kind == "statements" and _YAML_STATEMENT.fullmatch(value)
-            text = value if plain and value.isprintable() else _yaml_value(value)
-            self._line(f"{f'{name}:' if name else '-'} {text}", item.path, indent=indent)
+            self._line(f"{name}: {print_json(value)}", item.path, indent=indent)
 
     def _text(self, key: str, item: _Item, indent: str) -> None:
         text = item.value
@@ -322,14 +330,9 @@ def print_selector(selector: Selector) -> str:
             text = f"{_within(base, model.Except)} except {_within(excluded, model.Except)}"
         case model.Or(parts):
             # `a, b in layers 0-1` would be refused, so a bound alternative has parentheses.
-            tight = model.Or | model.Except
-            text = ", ".join(_within(part, _LOOSE if _is_bound(part) else tight) for part in parts)
+            text = ", ".join(map(_alternative, parts))
         case model.And(parts):
-            shown = [_within(part, _LOOSE | model.LayersWhere) for part in parts]
-            # An expression would swallow the `and` after it.
-            shown[-1] = _within(parts[-1], _LOOSE)
-            joints = [" in " if isinstance(part, model.LayerSet) else " and " for part in parts]
-            text = shown[0] + "".join(map("".join, zip(joints[1:], shown[1:], strict=True)))
+            text = _conditions(parts)
         case model.Layers(ranges, boundary):
             text = f"{'boundary ' * boundary}layers {print_ranges(ranges)}"
         case model.LayersWhere(expression):
@@ -360,9 +363,22 @@ def print_ranges(ranges: Iterable[model.LayerRange]) -> str:
     )
 
 
-def _is_bound(part: Selector) -> bool:
+def _alternative(part: Selector) -> str:
+    # `a, b in layers 0-1` would be refused, so a bound alternative has parentheses.
     rest = part.parts[1:] if isinstance(part, model.And) else ()
-    return any(isinstance(leaf, model.LayerSet) for leaf in rest)
+    bound = any(isinstance(leaf, model.LayerSet) for leaf in rest)
+    return _within(part, _LOOSE if bound else model.Or | model.Except)
+
+
+def _conditions(parts: tuple[Selector, ...]) -> str:
+    text = ""
+    for number, part in enumerate(parts, 1):
+        if text:
+            text += " in " if isinstance(part, model.LayerSet) else " and "
+        # An expression would swallow the `and` after it.
+        greedy = model.LayersWhere if number < len(parts) else ()
+        text += _within(part, (_LOOSE, greedy))
+    return text
 
 
 def _within(part: Selector, looser: Any) -> str:

@@ -17,6 +17,7 @@ from policy_dsl.diagnostics import Diagnostic, SourceText, Span, diagnostic, fai
 from policy_dsl.language.draft import Draft
 from policy_dsl.language.parsing import (
     Fragment,
+    Syntax,
     checked,
     children,
     parse,
@@ -128,7 +129,6 @@ class Splitting:
             at = start + len(token)
 
     def _take(self, token: str, at: int, after: int) -> None:
-        text, block = self._all.text, self._block
         if token == "\n":
             self._finish(at, after)
             self._blank = self._blank or not self._line_used
@@ -137,30 +137,33 @@ class Splitting:
             self._finish(at, after)
         elif token[0] == "#":
             # Asked before the statement ends: a comment beside a rule belongs to that rule.
-            trailing = self._line_used or bool(text[self._start : at].strip())
+            trailing = self._line_used or bool(self._all.text[self._start : at].strip())
             self._finish(at, after)
             self._add(Remark(token.strip(), trailing, self._all.place(at, after)))
         elif token == "{":
-            opens = None if block else _BLOCK.match(text, self._start, at)
-            # Braces that open no block are left to the grammar, which names what it expected.
-            if opens is None:
-                self._depth += 1
-                return
-            self._block = self._all[opens.start(1) : opens.end(1)]
-            self._add(Opening(self._block))
-            self._start = after
+            self._open(at)
         elif token == "}" and self._depth:
             self._depth -= 1
         elif token == "}":
             self._finish(at, after)
-            if block is None:
+            if self._block is None:
                 self._report("stray-brace", self._all[at:after])
             else:
-                self._add(Opening(block, closing=True))
+                self._add(Opening(self._block, closing=True))
             self._block = None
         elif token[0] == '"' and not _CLOSED.fullmatch(token):
             self._report("unclosed-quote", self._all[at:after])
             self._broken = True
+
+    def _open(self, at: int) -> None:
+        block = None if self._block else _BLOCK.match(self._all.text, self._start, at)
+        # Braces that open no block are left to the grammar, which names what it expected.
+        if block is None:
+            self._depth += 1
+            return
+        self._block = self._all[block.start(1) : block.end(1)]
+        self._add(Opening(self._block))
+        self._start = at + 1
 
     def _finish(self, at: int, start: int) -> None:
         """Ends the open statement; the next one begins at `start`."""
@@ -252,23 +255,26 @@ def _statement(draft: Draft, body: Fragment, block: str | None) -> str:
     if isinstance(tree, Diagnostic):
         draft.findings.append(tree)
         return ""
-    header = children(tree)[0]
-    first, *rest = [_value(token, body) for token in tokens(header)]
+    return _header(draft, children(tree)[0], body)[0]
+
+
+def _header(draft: Draft, tree: Syntax, body: Fragment) -> list[str]:
+    first, *rest = [_value(token, body) for token in tokens(tree)]
     key = _KEYS.get(first.text, first.text)
-    match header.data:
+    match tree.data:
         case "clear":
-            anchors = [draft.clear(word.text, word.span) for word in (first, *rest)]
+            return [draft.clear(word.text, word.span) for word in (first, *rest)]
         case "text_key":
-            anchors = [draft.text(key, rest[0], first.span)]
+            path = draft.text(key, rest[0], first.span)
         case "list_key":
-            anchors = [draft.word(key, word) for word in rest]
+            return [draft.word(key, word) for word in rest]
         case "field":
-            anchors = [draft.field(key, *rest)]
+            path = draft.field(key, *rest)
         case "var":
-            anchors = [draft.var(first, rest[0], quoted=tokens(header)[1].type == "STRING")]
+            path = draft.var(first, rest[0], quoted=tokens(tree)[1].type == "STRING")
         case _:
-            anchors = [_metadata(draft, first, tokens(header)[1], body)]
-    return anchors[0]
+            path = _metadata(draft, first, tokens(tree)[1], body)
+    return [path]
 
 
 def _metadata(draft: Draft, key: Fragment, token: Token, body: Fragment) -> str:
