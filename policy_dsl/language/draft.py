@@ -112,7 +112,9 @@ class Draft:
         if not value.text and key in CLEARABLE:
             self._cleared.append(key)
             return key
-        text = self._texts[key] = self._value(key, value).text
+        if (filled := self._value(key, value)) is None:
+            return key
+        text = self._texts[key] = filled.text
         if not text.strip():
             self.report("empty-value", value.span, key=key)
         elif key == "name" and (reason := name_defect(text, longest=LONGEST_POLICY_NAME)):
@@ -137,7 +139,9 @@ class Draft:
         if key == "extends" and _has_variable(value.text):
             self.report("variable-in-extends", value.span)
             return path
-        word = self._value(path, value).text
+        if (filled := self._value(path, value)) is None:
+            return path
+        word = filled.text
         if not word.strip():
             self.report("empty-value", value.span, key=key)
         # An item of a list has a path of its own, which `extends` is blamed by.
@@ -165,7 +169,8 @@ class Draft:
             self.report("unknown-key", key.span, cure=cure, where=section, key=name)
             return section
         path = self._claim(f"{section}.{name}", value.span, key.span)
-        read = self._read_field(path, FIELDS[section][name], name, self._value(path, value))
+        filled = self._value(path, value)
+        read = filled and self._read_field(path, FIELDS[section][name], name, filled)
         if read is not None:
             self._mappings[section][name] = read
         return path
@@ -192,9 +197,8 @@ class Draft:
 
         kinds: those that are allowed here.
         """
-        before = len(self.findings)
         filled = self._filled(raw)
-        if len(self.findings) > before:
+        if filled is None:
             return ""
         read = StatementReader(filled, self._words)
         value = read.statement(kinds)
@@ -304,12 +308,13 @@ class Draft:
         found = f'"{value.text}"' if value.text else "nothing"
         self.report("wrong-type", value.span, cure=cure, key=key, expected=expected, found=found)
 
-    def _value(self, path: str, value: Fragment) -> Fragment:
+    def _value(self, path: str, value: Fragment) -> Fragment | None:
         if _has_variable(value.text):
             self._templates.append((path, value.text))
         return self._filled(value)
 
-    def _filled(self, value: Fragment) -> Fragment:
+    def _filled(self, value: Fragment) -> Fragment | None:
+        """The text with its variables replaced; None after adding a defect."""
         if "${" in value.text:
             # Before any of it is made: a short text can name a long one thousands of times.
             self._n_filled += filled_length(value.text, self._vars)
@@ -318,7 +323,7 @@ class Draft:
                 raise PolicyError([*self.findings, defect])
         filled, findings = substitute(value, self._vars)
         self.findings += findings
-        return filled
+        return None if findings else filled
 
     def _filled_json(self, value: Any, span: Span) -> Any:
         match value:
@@ -331,19 +336,20 @@ class Draft:
                 alone = _WHOLE_VARIABLE.fullmatch(value)
                 if alone and alone[1] in self._vars:
                     return self._vars[alone[1]]
-                return self._filled(Fragment.all_at(value, span)).text
+                filled = self._filled(Fragment.all_at(value, span))
+                return filled and filled.text
         return value
 
 
 def _misfit(schema: Mapping[str, Any], value: Any) -> str | None:
     """What a field takes, if the value is not that."""
-    if "enum" in schema and value not in schema["enum"]:
+    if value not in schema.get("enum", (value,)):
         return " or ".join(f"'{word}'" for word in schema["enum"])
     if "anyOf" in schema and value < 1 and value != WHOLE_ROW:
         return f"1 or more, or {WHOLE_ROW} for whole rows"
-    if "minimum" in schema and value < schema["minimum"]:
+    if value < schema.get("minimum", value):
         return f"greater than or equal to {schema['minimum']}"
-    if "maximum" in schema and value > schema["maximum"]:
+    if value > schema.get("maximum", value):
         return f"less than or equal to {schema['maximum']}"
     return None
 

@@ -270,6 +270,8 @@ def _extended(base: Policy, child: Policy) -> Policy:
     changes["rules"] = tuple(rules)
     for paths in ("key_spans", "templates"):
         kept = {path: value for path, value in getattr(base, paths) if _key_of(path) not in gone}
+        # How one policy writes its targets says nothing about those of another.
+        kept = {path: kept[path] for path in kept if not path.startswith("targets[")}
         said = {_moved(path, len(base.tests)): value for path, value in getattr(child, paths)}
         changes[paths] = tuple((kept | said).items())
     return replace(child, **changes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ _YAML_PLAIN = re.compile(r"[A-Za-z_/](?:[\w./@+,() -]*[\w./@+)-])?|[0-9]+[A-Za-z
 _YAML_STATEMENT = re.compile(r"[A-Za-z_](?:[^\s:#]|:(?=\S)| (?=[^\s#]))*")
 _YAML_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 # YAML ends lines at these, DSL does not.
-_LINE_BREAKS = re.compile("[\r\x85\u2028\u2029]")
+_LINE_BREAKS = str.maketrans("\r\x85\u2028\u2029", "    ")
 
 
 def print_dsl(policy: Policy) -> str:
@@ -37,10 +38,7 @@ def print_yaml(policy: Policy) -> str:
 
 
 def canonical_text(policy: Policy) -> str:
-    """The policy as YAML, with the values of its variables in their places and no comments.
-
-    Policies that are equal have equal texts: how they were written takes no part.
-    """
+    """The policy as YAML without variables and comments: one text for all equal policies."""
     rules = tuple(replace(rule, template=None) for rule in policy.rules)
     bare = replace(policy, rules=rules, comments=(), templates=(), key_spans=(), source=None)
     return print_yaml(bare)
@@ -52,14 +50,13 @@ def policy_digest(policy: Policy) -> str:
 
 
 class _Item(NamedTuple):
-    """A value under a key: its key path, its name if it has one, what is printed of it.
-
-    template: it has variables; elsewhere `${` is escaped already.
-    """
+    """A value under a key, as it is printed."""
 
     path: str
+    # Empty in lists.
     name: str
     value: Any
+    # Whether it has variables; elsewhere `${` is escaped already.
     template: bool
 
 
@@ -71,13 +68,13 @@ class _Printer:
         self._templates = dict(policy.templates)
         self._lines: list[str] = []
         self._opened = False
-        self._leading: dict[str, list[str]] = {}
-        self._trailing: dict[str, list[str]] = {}
+        self._anchors = {comment.anchor for comment in policy.comments}
+        self._leading: dict[str, list[str]] = defaultdict(list)
+        self._trailing: dict[str, list[str]] = defaultdict(list)
         for comment in policy.comments:
             kind = self._trailing if comment.trailing else self._leading
-            text = _LINE_BREAKS.sub(" ", comment.text).strip()
-            kind.setdefault(comment.anchor, []).append(text)
-        # What is about the whole text, and a blank line after it.
+            kind[comment.anchor].append(comment.text.translate(_LINE_BREAKS).strip())
+        # What is about the whole text, and a blank line.
         self._lead("^")
         self._add("")
 
@@ -85,9 +82,6 @@ class _Printer:
         """Everything printed, and the comments whose anchors never came."""
         self._lead(*filter(None, (*self._leading, *self._trailing)), "")
         return "\n".join(self._lines).rstrip("\n") + "\n"
-
-    def _has_comments(self, *anchors: str) -> bool:
-        return any(anchor in self._leading or anchor in self._trailing for anchor in anchors)
 
     def _lead(self, *anchors: str, indent: str = "") -> None:
         """Prints all comments of these anchors, for lines that this notation does not have."""
@@ -101,7 +95,7 @@ class _Printer:
         self._lead(*anchors, indent=indent)
         for extra in beside[1:]:
             self._add(f"{indent}{extra}")
-        self._add(f"{indent}{text}" + (f"  {beside[0]}" if beside else ""))
+        self._add("  ".join((f"{indent}{text}", *beside[:1])))
         self._opened = opens
 
     def _add(self, line: str) -> None:
@@ -114,25 +108,20 @@ class _Printer:
         name, value = key.name, getattr(self._policy, key.name)
         pairs = [(f"{name}[{index}]", "", held) for index, held in enumerate(value or ())]
         if key.kind == "text":
-            # A name that is only that of the file is not printed.
+            # A name that is only the file's is not printed.
             given = self._policy.source is None or name in dict(self._policy.key_spans)
             pairs = [(name, name, value)] if value and (given or name != "name") else []
-        elif key.kind in ("fields", "mapping"):
-            said = [pair for pair in value if key.kind == "mapping" or pair[1] is not None]
-            pairs = [(f"{name}.{field}", field, held) for field, held in said]
-        # The names of targets are known before variables are.
-        templates = {} if name == "targets" else self._templates
-        return [
-            _Item(path, field, templates.get(path, _written(held)), path in templates)
-            for path, field, held in pairs
-        ]
+        elif key.kind == "mapping":
+            pairs = [(f"{name}.{field}", field, held) for field, held in value]
+        elif key.kind == "fields":
+            pairs = [(f"{name}.{field}", field, held) for field, held in value if held is not None]
+        said = self._templates
+        return [_Item(at, field, said.get(at, _written(v)), at in said) for at, field, v in pairs]
 
     def _has_rules(self, target: str | None, end: str) -> bool:
-        ruled = any(rule.target == target for rule in self._policy.rules)
-        return ruled or self._has_comments(end)
+        return end in self._anchors or any(rule.target == target for rule in self._policy.rules)
 
     def _rules_of(self, target: str | None, end: str, indent: str = "") -> None:
-        """Prints the rules for all targets, or those for one alone."""
         for index, rule in enumerate(self._policy.rules):
             if rule.target == target:
                 self._line(rule_text(rule), f"rules[{index}]", indent=indent)
@@ -143,18 +132,19 @@ class _Printer:
 class _DslPrinter(_Printer):
     def print(self) -> str:
         for key in KEYS:
+            items = self._items(key)
             if key.name in self._policy.cleared:
                 empty = f'{key.name} ""' if key.kind == "text" else f"clear {key.name}"
                 self._line(empty, key.name)
             if key.kind == "rules":
                 self._rules()
-            elif key.name == "targets" and self._policy.targets:
-                words = ", ".join(map(_dsl_text, self._policy.targets))
+            elif key.name == "targets" and items:
+                words = ", ".join(_dsl_text(item.value) for item in items)
                 self._line(f"target {words}", "targets")
             elif key.name != "targets":
                 if key.kind != "text":
                     self._lead(key.name)
-                for item in self._items(key):
+                for item in items:
                     self._line(_dsl_statement(key, item), item.path)
         return self.text()
 
@@ -175,10 +165,9 @@ class _DslPrinter(_Printer):
 class _YamlPrinter(_Printer):
     def print(self) -> str:
         # `targets:` is either a list of names or holds the rules of each: one key, two places.
-        branches = [f"targets.{target}" for target in self._policy.targets]
-        ruled = any(rule.target is not None for rule in self._policy.rules)
         # A comment in an empty branch is reason enough to print the branch.
-        branched = ruled or self._has_comments(*branches, *(f"{at}.rules[]" for at in branches))
+        branched = any(rule.target is not None for rule in self._policy.rules)
+        branched = branched or any(anchor.startswith("targets.") for anchor in self._anchors)
         for key in KEYS:
             if key.kind == "rules":
                 self._rules(None, "rules", "rules[]", "")
@@ -240,8 +229,8 @@ class _YamlPrinter(_Printer):
         if item.template or not blocked:
             self._line(f"{key}: {_yaml_value(text)}", item.path, indent=indent)
             return
-        header = f"{key}: |" if text[-1] == "\n" else f"{key}: |-"
-        self._line(header, item.path, indent=indent)
+        mark = "|" if text.endswith("\n") else "|-"
+        self._line(f"{key}: {mark}", item.path, indent=indent)
         # Blank ones too.
         self._lines += [f"{indent}{_STEP}{line}" if line else "" for line in lines]
 
@@ -279,20 +268,22 @@ def _written(value: Any) -> Any:
 
 def _dsl_statement(key: Key, item: _Item) -> str:
     name, value = item.name, item.value
-    if key.kind == "statements":
-        return f"{key.word}{value}"
-    # A statement of its own in the DSL: its value is a treatment, not a word.
-    if item.path == "defaults.otherwise":
-        return f"otherwise {value}"
+    # A treatment, not a word.
+    if item.path == "defaults.otherwise" or key.kind == "statements":
+        return f"{'otherwise ' if name else key.word}{value}"
     if key.name == "metadata":
         return f"metadata {name if _DSL_FIELD.fullmatch(name) else quote(name)} {print_json(value)}"
     if key.name == "vars":
-        text = _dsl_text(value) if isinstance(value, str) else print_json(value)
-        # A text that looks like another value is quoted.
-        mistakable = isinstance(value, str) and not isinstance(plain_scalar(text), str)
-        return f"var {name} = {quote(text) if mistakable else text}"
+        return f"var {name} = {_dsl_scalar(value)}"
     text = _dsl_text(str(value).lower() if isinstance(value, bool) else str(value))
     return f"{key.word} {name} {text}" if key.kind == "fields" else f"{key.word} {text}"
+
+
+def _dsl_scalar(value: Any) -> str:
+    if not isinstance(value, str):
+        return print_json(value)
+    # A text that looks like another value is quoted.
+    return _dsl_text(value) if isinstance(plain_scalar(value), str) else quote(value)
 
 
 def _dsl_text(text: str) -> str:
@@ -356,7 +347,7 @@ def print_selector(selector: Selector) -> str:
 
 def print_ranges(ranges: Iterable[model.LayerRange]) -> str:
     """Ranges as `0-1,-2..-1`."""
-    pairs = ((layers.start, layers.stop) for layers in ranges)
+    pairs = [(layers.start, layers.stop) for layers in ranges]
     return ",".join(
         str(start) if start == stop else f"{start}{'..' if min(start, stop) < 0 else '-'}{stop}"
         for start, stop in pairs
@@ -382,15 +373,13 @@ def _conditions(parts: tuple[Selector, ...]) -> str:
 
 
 def _within(part: Selector, looser: Any) -> str:
-    text = print_selector(part)
-    return f"({text})" if isinstance(part, looser) else text
+    return f"({print_selector(part)})" if isinstance(part, looser) else print_selector(part)
 
 
 def print_treatment(treatment: Written) -> str:
     """The treatment as a policy says it, such as `4bit affine g64`."""
-    action = "" if treatment.action == "quantize" else treatment.action
     words = (
-        treatment.dtype if action == "cast" else action,
+        treatment.dtype or treatment.action.replace("quantize", ""),
         "" if treatment.bits is None else f"{treatment.bits}bit",
         treatment.scheme,
         "" if treatment.group_size is None else f"g{treatment.group_size}",
@@ -404,8 +393,8 @@ def rule_text(rule: Rule) -> str:
     """A rule as a statement, with the variables that its author wrote."""
     if rule.template is not None:
         return rule.template
-    optional = " optional" if rule.optional else ""
-    return f"{print_selector(rule.selector)}: {print_treatment(rule.treatment)}{optional}"
+    text = f"{print_selector(rule.selector)}: {print_treatment(rule.treatment)}"
+    return f"{text} optional" if rule.optional else text
 
 
 def prune_text(prune: Prune) -> str:

@@ -30,6 +30,8 @@ RULE_FIELDS: Mapping[str, Any] = SCHEMA["$defs"]["rule"]["properties"]
 # In the order in which a statement says them.
 _TRANSFORM_FIELDS = tuple(SCHEMA["$defs"]["transform"]["properties"])
 _KINDS = {key.name: key.kind for key in KEYS}
+# What an empty list or mapping clears. Empty tests add none; they clear nothing.
+_CLEARED_BY_NOTHING = [key for key in CLEARABLE if _KINDS[key] != "text" and key != "tests"]
 # YAML 1.1 truth values: nobody means the boolean who writes `licence: no`.
 _AMBIGUOUS = ("yes", "no", "on", "off", "y", "n")
 _RULE = ("rule",)
@@ -84,9 +86,35 @@ class _Reader(NodeReader):
         self._known(found, YAML_KEYS, "a policy")
         # Variables may be below the rules that use them.
         for pair in sorted(found, key=lambda each: each.name != "vars"):
-            self._key(pair)
+            self._key(pair, "targets" if pair.name == "target" else pair.name)
         self._draft.comments += yaml_comments(self._source.text, root, self._places)
         return self._draft.build()
+
+    def _key(self, pair: Pair, name: str) -> None:
+        kind = _KINDS.get(name)
+        if name in _CLEARED_BY_NOTHING and pair.value.value == []:
+            self._place(pair.key, pair.value, self._draft.clear(name, self._span(pair.key)))
+        elif kind == "text":
+            if text := self._text(pair.value, name):
+                self._draft.text(name, text, self._span(pair.key))
+            self._place(pair.key, pair.value, name)
+        elif kind == "words" and name != "targets":
+            self._words(pair)
+        elif kind is not None:
+            # What a key holds has places of its own.
+            self._place(pair.key, pair.key, name)
+            self._held(pair, name, kind)
+
+    def _held(self, pair: Pair, name: str, kind: str) -> None:
+        if name == "targets":
+            self._targets(pair)
+        elif kind == "rules":
+            self._rules(pair.value, None)
+        elif kind == "statements":
+            self._statements(pair)
+        else:
+            for held in self._pairs(pair.value, name):
+                self._named(name, held)
 
     def _rules(self, node: Node, target: str | None) -> None:
         """Takes `rules:`: DSL text, or a list of statements, one-key mappings and fields."""
@@ -97,7 +125,13 @@ class _Reader(NodeReader):
             for item in node.value:
                 self._place(item, item, self._rule(item, target), end)
         else:
-            notes = _as_text(node) if isinstance(node, MappingNode) else []
+            pairs = node.value if isinstance(node, MappingNode) else []
+            statements = [
+                f"  {key.value}: {value.value}"
+                for key, value in pairs
+                if isinstance(key, ScalarNode) and isinstance(value, ScalarNode)
+            ]
+            notes = ["rules: |", *statements] if statements else []
             self._wrong(node, "rules", "a text (rules: |) or a list", notes)
 
     def _rule(self, node: Node, target: str | None) -> str:
@@ -110,8 +144,9 @@ class _Reader(NodeReader):
         if first is None or (first.key.style is None and not isinstance(first.value, ScalarNode)):
             return self._mapping(node, found, target)
         text = self._text(first.value, first.name, "a treatment, such as 4bit")
+        key = scalar_fragment(self._source, first.key)
         # YAML takes the quotes away that would make a name a pattern in the DSL.
-        key = self._selector(first.key, pattern=first.key.style is not None)
+        key = key if first.key.style is None else _quoted(key)
         return self._single(join(key, ": ", text), target) if text else ""
 
     def _single(self, text: Fragment, target: str | None) -> str:
@@ -119,11 +154,9 @@ class _Reader(NodeReader):
         self._draft.findings += split.findings
         bodies = [piece.body for piece in split.pieces if isinstance(piece, Statement)]
         if len(bodies) > 1:
-            shown = [f"  {body.text}" for body in bodies]
-            notes = ["write them as a text:", "rules: |", *shown]
+            notes = ["write them as a text:", "rules: |", *(f"  {body.text}" for body in bodies)]
             self._draft.report("several-statements", text.span, notes=notes)
-            return ""
-        if split.findings:
+        if len(bodies) > 1 or split.findings:
             return ""
         anchor = self._draft.statement(bodies[0] if bodies else text.strip(), _RULE, target)
         for piece in split.pieces:
@@ -132,31 +165,25 @@ class _Reader(NodeReader):
                 self._draft.comments.append(Comment(anchor, piece.text))
         return anchor
 
-    def _selector(self, node: ScalarNode, *, pattern: bool) -> Fragment:
-        text = scalar_fragment(self._source, node)
-        return Fragment.all_at(quote(text.text), text.span) if pattern else text
-
     def _mapping(self, node: MappingNode, found: list[Pair], target: str | None) -> str:
         before = len(self._draft.findings)
-        fields = {pair.name: pair for pair in found}
         self._known(found, RULE_FIELDS, "a rule")
-        known = [name for name in fields if name in RULE_FIELDS]
-        texts = {name: text for name in known if (text := self._field(name, fields[name].value))}
+        fields = [pair for pair in found if pair.name in RULE_FIELDS]
+        texts = {pair.name: text for pair in fields if (text := self._field(*pair))}
         if len(self._draft.findings) > before:
             return ""
         # Fields are put together to the statement they mean: one reader decides what is legal.
-        said = [name for name in RULE_FIELDS if name in texts and name not in ("match", "layers")]
-        words = [word for name in said for word in (" ", texts[name])]
-        if "match" not in texts or not words:
-            missing = "treatment" if "match" in texts else "match"
+        match, layers = texts.pop("match", None), texts.pop("layers", None)
+        words = [part for name in RULE_FIELDS if name in texts for part in (" ", texts[name])]
+        if match is None or not words:
+            missing = "match" if match is None else "treatment"
             self._report("missing-key", node, where="a rule", key=missing)
             return ""
-        match, layers = texts["match"], texts.get("layers")
         # The parentheses keep `a, b` together, which `in` would split.
         selector = ["(", match, ") in ", layers] if layers else [match]
         return self._draft.statement(join(match[0:0], *selector, ":", *words), _RULE, target)
 
-    def _field(self, name: str, node: Node) -> Fragment | None:
+    def _field(self, name: str, _: ScalarNode, node: Node) -> Fragment | None:
         if name == "layers":
             return self._layers(node)
         text = self._text(node, name)
@@ -164,13 +191,12 @@ class _Reader(NodeReader):
             return None
         if name == "match":
             pattern = node.style is not None and re.search(r"[*?]", text.text)
-            return self._selector(node, pattern=bool(pattern) and '"' not in text.text)
-        kind = RULE_FIELDS[name]["type"]
-        before, after = _FIELD_WORDS.get(name, ("", ""))
+            return _quoted(text) if pattern and '"' not in text.text else text
+        kind, (before, after) = RULE_FIELDS[name]["type"], _FIELD_WORDS.get(name, ("", ""))
         if kind == "boolean":
             said = self._draft.typed(kind, text, where=name)
-            word = after if said else before
-            return join(text[0:0], word) if word and said is not None else None
+            word = {None: "", True: after, False: before}[said]
+            return join(text[0:0], word) if word else None
         if kind == "integer" and "${" not in text.text:
             self._draft.typed(kind, text, where=name)
         return join(text[0:0], before, text, after)
@@ -185,34 +211,6 @@ class _Reader(NodeReader):
         listed = join(first, *(part for text in rest for part in (",", text)))
         # `layers: boundary 2` says what kind of set it is; numbers alone do not.
         return listed if _LAYER_SET.match(first.text) else join(first[0:0], "layers ", listed)
-
-    def _key(self, pair: Pair) -> None:
-        name = "targets" if pair.name == "target" else pair.name
-        kind = _KINDS.get(name)
-        empty = not isinstance(pair.value, ScalarNode) and not pair.value.value
-        # Empty tests add none; they clear nothing.
-        if empty and name in CLEARABLE and kind != "text" and name != "tests":
-            self._place(pair.key, pair.value, self._draft.clear(name, self._span(pair.key)))
-            return
-        if kind == "text":
-            if text := self._text(pair.value, name):
-                self._draft.text(name, text, self._span(pair.key))
-            self._place(pair.key, pair.value, name)
-            return
-        # What a key holds has places of its own.
-        if kind is not None and (kind != "words" or name == "targets"):
-            self._place(pair.key, pair.key, name)
-        if name == "targets":
-            self._targets(pair)
-        elif kind == "words":
-            self._words(pair)
-        elif kind == "rules":
-            self._rules(pair.value, None)
-        elif kind == "statements":
-            self._statements(pair)
-        elif kind is not None:
-            for held in self._pairs(pair.value, name):
-                self._named(name, held)
 
     def _named(self, section: str, pair: Pair) -> None:
         key = scalar_fragment(self._source, pair.key)
@@ -248,9 +246,7 @@ class _Reader(NodeReader):
             anchor = f"targets.{key.text}"
             self._place(branch.key, branch.key, anchor)
             self._draft.block(key)
-            if is_null(branch.value):
-                continue
-            fields = self._pairs(branch.value, anchor)
+            fields = [] if is_null(branch.value) else self._pairs(branch.value, anchor)
             self._known(fields, ("rules",), anchor)
             for field in fields:
                 if field.name == "rules":
@@ -290,26 +286,27 @@ class _Reader(NodeReader):
             if field.name == "replace":
                 self._draft.clear("tests", self._span(field.key))
                 self._place(field.key, field.key, "tests")
-                self._statements(Pair("tests", field.key, field.value))
+                self._statements(field._replace(name="tests"))
 
     def _transform(self, node: MappingNode) -> str:
         before = len(self._draft.findings)
         found = self._pairs(node, "")
-        listed = any(pair.name == "keep" for pair in found)
         # A list of experts is ranked by nothing, and its length is the count.
-        known = ("prune", "keep") if listed else _TRANSFORM_FIELDS
-        self._known(found, known, "a transform with keep" if listed else "a transform")
-        texts = {pair.name: self._text(pair.value, pair.name) for pair in found}
-        missing = [*({"prune"} - texts.keys())]
-        missing += [] if texts.keys() & {"to", "keep"} else ['to" or "keep']
+        known, where = _TRANSFORM_FIELDS, "a transform"
+        if any(pair.name == "keep" for pair in found):
+            known, where = ("prune", "keep"), "a transform with keep"
+        self._known(found, known, where)
+        texts = {pair.name: text for pair in found if (text := self._text(pair.value, pair.name))}
+        needed = {"prune": {"prune"}, 'to" or "keep': {"to", "keep"}}
+        missing = [names for names in needed if not needed[names] & texts.keys()]
         # A misspelt key is why the other one is missing: one finding, not two.
         if missing and len(self._draft.findings) == before:
             self._report("missing-key", node, where="a transform", key=missing[0])
         if len(self._draft.findings) > before:
             return ""
-        said = [(word, text) for word in known if (text := texts.get(word))]
-        parts = [part for word, text in said for part in (text[0:0], f"{word} ", text, " ")]
-        return self._draft.statement(join(said[0][1][0:0], *parts), ("prune",))
+        said = [word for word in known if word in texts]
+        parts = [part for word in said for part in (texts[word][0:0], f"{word} ", texts[word], " ")]
+        return self._draft.statement(join(texts[said[0]][0:0], *parts), ("prune",))
 
     def _statement(self, text: Fragment, kind: str) -> str:
         keyword = "" if kind == "prune" else f"{kind} "
@@ -336,10 +333,5 @@ def _items(node: Node) -> list[Node]:
     return list(node.value) if isinstance(node, SequenceNode) else [node]
 
 
-def _as_text(node: MappingNode) -> list[str]:
-    statements = [
-        f"  {key.value}: {value.value}"
-        for key, value in node.value
-        if isinstance(key, ScalarNode) and isinstance(value, ScalarNode)
-    ]
-    return ["rules: |", *statements] if statements else []
+def _quoted(text: Fragment) -> Fragment:
+    return Fragment.all_at(quote(text.text), text.span)

@@ -52,6 +52,7 @@ _EXPECTED = {
     "otherwise": "a treatment",
 }
 _RANGE = re.compile(r"([-+]?\d+)(?:\s*(?:\.\.|-)\s*([-+]?\d+))?")
+_LARGEST = {"bits": MAX_BITS, "group_size": 1 << 20}
 _NUMBER = re.compile(r"(?P<bits>[0-9]+)bits?|g(?P<group_size>-1|[0-9]+)")
 # Loosest first. `ast.unparse` would not do: its parentheses differ between versions of Python.
 _BINDING = ("or", "and", "not", "comparison", "sum", "product", "negative")
@@ -153,12 +154,7 @@ class StatementReader:
         measure, relation = str(parts["MEASURE"]), str(parts["RELATION"])
         # `90 GiB` and `90GiB` are one test, also when policies are compared.
         quantity = "".join(parts["QUANTITY"].split())
-        value: float | None = None
-        if measure == "size":
-            value = parse_size(quantity)
-        # A unit on a plain measure, as in `bpw <= 3GB`, is a mistake and not a number.
-        elif quantity[-1].isdigit() and len(quantity) <= 20:
-            value = float(quantity)
+        value = _quantity(measure, quantity)
         if value is None:
             self.report("bad-quantity", parts["QUANTITY"], measure=measure, written=quantity)
         if of is None and measure not in ("bpw", "size"):
@@ -197,12 +193,12 @@ class StatementReader:
     def _word(self, word: Token) -> None:
         known = _meanings(self._words)
         if number := _NUMBER.fullmatch(word):
-            field, limit = ("bits", MAX_BITS) if number["bits"] else ("group_size", 1 << 20)
-            digits, whole_row = number[field], number[field] == str(WHOLE_ROW)
-            if not whole_row and (len(digits) > _MAX_DIGITS or not 1 <= int(digits) <= limit):
-                self.report("number-out-of-range", word, written=word, low=1, high=limit)
+            field = number.lastgroup or ""
+            value = int(number[field]) if len(number[field]) <= _MAX_DIGITS else 0
+            if value == WHOLE_ROW or 1 <= value <= _LARGEST[field]:
+                self._say(word, field, value)
             else:
-                self._say(word, field, int(digits))
+                self.report("number-out-of-range", word, written=word, low=1, high=_LARGEST[field])
         elif word in known:
             for field, value in known[word].items():
                 self._say(word, field, value)
@@ -352,6 +348,13 @@ def _apart(ranges: Iterable[model.LayerRange]) -> tuple[model.LayerRange, ...]:
         else:
             merged.append(added)
     return tuple(merged)
+
+
+def _quantity(measure: str, text: str) -> float | None:
+    if measure == "size":
+        return parse_size(text)
+    # A unit on a plain measure, as in `bpw <= 3GB`, is a mistake and not a number.
+    return float(text) if text[-1].isdigit() and len(text) <= 20 else None
 
 
 def layers_where(expression: str, n_layers: int, span: Span | None = None) -> frozenset[int]:

@@ -159,13 +159,12 @@ def _visible(text: str, at: int, node: ScalarNode) -> Iterator[tuple[int, int]]:
 
 def _explain(source: SourceText, failure: yaml.MarkedYAMLError) -> Diagnostic:
     mark = failure.problem_mark or failure.context_mark
-    at = min(mark.index, max(len(source.text) - 1, 0)) if mark else 0
-    problem = failure.problem or "not YAML"
-    span = Span(source, at, at + 1)
+    at = max(min(mark.index if mark else 0, len(source.text) - 1), 0)
+    problem, span = failure.problem or "not YAML", Span(source, at, at + 1)
     line = source.line(span.line).strip()
     if "mapping values are not allowed" in problem and line.startswith(("- ", "rules:")):
         text = line.removeprefix("rules:").strip().removeprefix("- ")
-        shown = [f"  {part.strip()}" for part in text.split(";") if part.strip()]
+        shown = [f"  {part}" for part in map(str.strip, text.split(";")) if part]
         notes = ["write them as a text:", "rules: |", *shown]
         return diagnostic("several-statements", span, notes=notes)
     if "expected a single document" in (failure.context or ""):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from policy_dsl.diagnostics import PolicyError, SourceText
-from policy_dsl.language.print_policy import rule_text
+from policy_dsl.language.print_policy import print_dsl, print_yaml, rule_text
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import read_yaml
 from policy_dsl.policy import And, Except, Layers, Name, Or, Policy
@@ -161,3 +161,14 @@ def test_targets_and_blocks_say_the_same_in_both_notations() -> None:
     )
     assert one == other
     assert [rule.target for rule in one.rules] == [None, None, "gptq", "gptq"]
+
+
+def test_a_target_keeps_its_variable_and_one_mistake_in_it_is_one_error() -> None:
+    policy = yaml("name: x\nvars: {t: gptq}\ntarget: ${t}\nrules: ['a: 4bit']\n")
+    assert policy.targets == ("gptq",)
+    assert 'target: "${t}"' in print_yaml(policy)
+    assert dsl(print_dsl(policy)) == policy
+    for text in ("target ${t}", "runtime ${t}", "name ${t}", "default bits ${t}"):
+        with pytest.raises(PolicyError) as raised:
+            dsl(f"{text}\na: 4bit\n")
+        assert [each.code for each in raised.value.diagnostics] == ["unknown-variable"]
