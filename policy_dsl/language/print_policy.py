@@ -53,7 +53,6 @@ class _Item(NamedTuple):
     """A value under a key, as it is printed."""
 
     path: str
-    # Empty in lists.
     name: str
     value: Any
     # Whether it has variables; elsewhere `${` is escaped already.
@@ -94,7 +93,7 @@ class _Printer:
         beside = [each for anchor in anchors for each in self._trailing.pop(anchor, [])]
         self._lead(*anchors, indent=indent)
         for extra in beside[1:]:
-            self._add(f"{indent}{extra}")
+            self._add(indent + extra)
         self._add("  ".join((f"{indent}{text}", *beside[:1])))
         self._opened = opens
 
@@ -225,14 +224,13 @@ class _YamlPrinter(_Printer):
         lines = text.removesuffix("\n").split("\n")
         tidy = all(line.isprintable() and line == line.rstrip() for line in lines)
         blocked = tidy and len(lines) > 1 and lines[0][:1] not in ("", " ") and lines[-1]
+        shown = "|" if text.endswith("\n") else "|-"
         # A template is printed as it was written, on one line.
         if item.template or not blocked:
-            self._line(f"{key}: {_yaml_value(text)}", item.path, indent=indent)
-            return
-        mark = "|" if text.endswith("\n") else "|-"
-        self._line(f"{key}: {mark}", item.path, indent=indent)
+            shown, lines = _yaml_value(text), []
+        self._line(f"{key}: {shown}", item.path, indent=indent)
         # Blank ones too.
-        self._lines += [f"{indent}{_STEP}{line}" if line else "" for line in lines]
+        self._lines += [f"{indent}{_STEP}{line}".rstrip() for line in lines]
 
     def _branches(self) -> None:
         self._line("targets:", "targets", opens=True)
@@ -280,10 +278,9 @@ def _dsl_statement(key: Key, item: _Item) -> str:
 
 
 def _dsl_scalar(value: Any) -> str:
-    if not isinstance(value, str):
-        return print_json(value)
     # A text that looks like another value is quoted.
-    return _dsl_text(value) if isinstance(plain_scalar(value), str) else quote(value)
+    plain = isinstance(value, str) and isinstance(plain_scalar(value), str)
+    return _dsl_text(value) if plain else print_json(value)
 
 
 def _dsl_text(text: str) -> str:
@@ -399,6 +396,5 @@ def rule_text(rule: Rule) -> str:
 
 def prune_text(prune: Prune) -> str:
     """A transform as a statement."""
-    if prune.keep:
-        return f"prune {prune.component} keep {print_ranges(prune.keep)}"
-    return f"prune {prune.component} to {prune.to} by {prune.by}"
+    kept = f"keep {print_ranges(prune.keep)}" if prune.keep else f"to {prune.to} by {prune.by}"
+    return f"prune {prune.component} {kept}"

@@ -304,9 +304,13 @@ class _Reader(NodeReader):
             self._report("missing-key", node, where="a transform", key=missing[0])
         if len(self._draft.findings) > before:
             return ""
-        said = [word for word in known if word in texts]
-        parts = [part for word in said for part in (texts[word][0:0], f"{word} ", texts[word], " ")]
-        return self._draft.statement(join(texts[said[0]][0:0], *parts), ("prune",))
+        parts = [
+            part
+            for name in known
+            if name in texts
+            for part in (texts[name][0:0], f"{name} ", texts[name], " ")
+        ]
+        return self._draft.statement(join(texts["prune"][0:0], *parts), ("prune",))
 
     def _statement(self, text: Fragment, kind: str) -> str:
         keyword = "" if kind == "prune" else f"{kind} "

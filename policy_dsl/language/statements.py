@@ -203,8 +203,8 @@ class StatementReader:
             for field, value in known[word].items():
                 self._say(word, field, value)
         else:
-            other = f"{word}bit" if re.fullmatch("[0-9]+", word) else None
-            other = other or mistakes()["treatments"].get(word.lower())
+            numbered = re.fullmatch("[0-9]+", word) and f"{word}bit"
+            other = mistakes()["treatments"].get(word.lower(), numbered)
             near = did_you_mean(word, (*known, "4bit", "optional"))
             cure = f'did you mean "{other}"?' if other else near
             self.report("unknown-scheme", word, cure=cure, scheme=word)
