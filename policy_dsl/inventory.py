@@ -14,10 +14,8 @@ from typing import Any, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic
 
-# Numbers in the names of tensors: of an expert, after the path of its module and before the name
-# of its projection; and of a layer.
+# The number of an expert in a name, after the path of its module and before its projection's.
 EXPERT_NAME = re.compile(r"(.+)\.experts\.([0-9]{1,7})\.(\w+)")
-LAYER_NUMBER = re.compile(r"\blayers\.([0-9]{1,7})\.")
 _DTYPES_OF_BITS = {
     64: "C64 F64 I64 U64",
     32: "F32 I32 U32",

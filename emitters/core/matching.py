@@ -97,9 +97,9 @@ def with_added(bundle: Bundle, model: Model) -> Bundle:
 
     def marked(module: BundleModule) -> BundleModule:
         if module.name in alone:
-            return replace(module, added=module.shape[0])
+            return module._replace(added=module.shape[0])
         if module.name in padded and module.shape[0] == count + added:
-            return replace(module, added=added)
+            return module._replace(added=added)
         return module
 
     return replace(bundle, modules=tuple(marked(module) for module in bundle.modules))
@@ -236,7 +236,7 @@ def _in_stretches(
         part: held._replace(shape=(prod(held.shape), 1)) for part, held in module.tensors.items()
     }
     added = module.added * prod(module.shape[1:])
-    return replace(module, shape=(prod(module.shape), 1), tensors=tensors, added=added), split
+    return module._replace(shape=(prod(module.shape), 1), tensors=tensors, added=added), split
 
 
 def in_order(

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from policy_dsl import version
 from policy_dsl.bounded_json import parse_json
@@ -30,8 +31,7 @@ DOCUMENTS: Mapping[int, Any] = {1: RecordDocumentV1, 2: RecordDocument}
 _LONGEST = 200
 
 
-@dataclass(frozen=True, slots=True)
-class BundleModule:
+class BundleModule(NamedTuple):
     """One module of a bundle. role is empty and layer None where no record names them.
 
     shape: logical, of the values that the tensors hold; dtype: of these values. tensors: by
@@ -45,7 +45,7 @@ class BundleModule:
     treatment: Stored | Unread
     shape: tuple[int, ...]
     dtype: str
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, TensorInfo] = MappingProxyType({})
     added: int = 0
     written: Action = "quantize"
 
@@ -118,34 +118,25 @@ def read_record(folder: Path) -> Record | None:
 
 def _checked(document: Any) -> Record:
     """The record that JSON values are. Raises: ValueError at the first that it cannot have."""
-    version = document.get("schema_version") if isinstance(document, dict) else None
+    is_object = isinstance(document, dict)
+    version = document.get("schema_version") if is_object else None
     # A later version may well be right, only not for this program.
     if isinstance(version, int) and version not in DOCUMENTS:
         known = " and ".join(map(str, DOCUMENTS))
         raise ValueError(f"its schema_version is {version}; this policyc reads {known}")
     # Before its fields, whose findings would repeat such text.
     try:
-        digest = record_digest(document) if isinstance(document, dict) else ""
+        digest = record_digest(document) if is_object else ""
     except UnicodeEncodeError:
         raise ValueError("it has text that is not Unicode: half of a surrogate pair") from None
     is_first = type(version) is int and version == 1
     defect = first_defect(document, DOCUMENTS[1 if is_first else 2])
     if defect is not None:
         raise ValueError(defect[:_LONGEST])
-    record = record_of(document)
+    modules, owners, tensors = (_modules_v1 if is_first else _modules)(document)
     # The hashes in it are worth nothing if anyone can edit them.
     if document["digest"] != digest:
         raise ValueError("it was edited: its own digest does not fit")
-    return record
-
-
-def record_of(document: Mapping[str, Any]) -> Record:
-    """The record of a document whose fields are as its type says.
-
-    Raises: ValueError if a module or tensor is listed twice, or a row names no form.
-    """
-    read = _modules_v1 if document["schema_version"] == 1 else _modules
-    modules, owners, tensors = read(document)
     source = document["source"]
     return Record(
         policyc=document["policyc"],
@@ -156,7 +147,7 @@ def record_of(document: Mapping[str, Any]) -> Record:
         source_digest=source["digest"],
         fp8_rule=source["fp8_rule"],
         statistics=frozenset(document.get("statistics", ())),
-        pruning=_pruning(document["transforms"]),
+        pruning=next(map(_pruning, document["transforms"]), None),
         omitted={entry["name"]: entry.get("equals", "") for entry in document["omitted"]},
         modules=modules,
         files={name: (file["nbytes"], file["sha256"]) for name, file in document["files"].items()},
@@ -168,10 +159,9 @@ def record_of(document: Mapping[str, Any]) -> Record:
 def planned_record(plan: Plan, files: Mapping[str, tuple[int, str]]) -> Record:
     """What the record of a bundle will say but for hashes of tensors. files: as `Record` has."""
     modules = {}
-    for module in plan.modules:
-        what = module.treatment, module.shape, module.dtype
-        name, role, layer = module.name, module.role, module.layer
-        modules[name] = BundleModule(name, role, layer, *what, {}, module.added, module.written)
+    for one in plan.modules:
+        module = BundleModule(one.name, one.role, one.layer, one.treatment, one.shape, one.dtype)
+        modules[one.name] = module._replace(added=one.added, written=one.written)
     owners = {tensor.name: module.name for module in plan.modules for tensor in module.tensors}
     return Record(
         policyc=version(),
@@ -192,7 +182,7 @@ def planned_record(plan: Plan, files: Mapping[str, tuple[int, str]]) -> Record:
 
 
 def _modules(document: Mapping[str, Any]) -> _Modules:
-    forms = [(_module("", None, form), form["parts"]) for form in document["forms"]]
+    forms = [(_module(form), form["parts"]) for form in document["forms"]]
     modules: dict[str, BundleModule] = {}
     listed: list[tuple[str, str, str]] = []
     rows = document["modules"]["rows"]
@@ -201,38 +191,37 @@ def _modules(document: Mapping[str, Any]) -> _Modules:
         if form is None or len(hashes) != len(parts):
             reason = f"there is no form {number} with {len(hashes)} parts"
             raise ValueError(f"modules.rows.{at}: {reason}")
-        what = form.treatment, form.shape, form.dtype
-        modules[name] = BundleModule(name, form.role, layer, *what, {}, form.added, form.written)
+        modules[name] = form._replace(name=name, layer=layer)
         names = [f"{name}.{part}" if part else name for part in parts]
         listed += zip(names, [name] * len(names), hashes, strict=True)
-    _refuse_repeated("modules.rows", len(modules), [row[0] for row in rows])
+    _refuse_repeated("modules.rows", [row[0] for row in rows])
+    _refuse_repeated("modules.rows", [tensor for tensor, _, _ in listed])
     owners = {tensor: module for tensor, module, _ in listed}
-    _refuse_repeated("modules.rows", len(owners), [tensor for tensor, _, _ in listed])
     return modules, owners, {tensor: sha256 for tensor, _, sha256 in listed}
 
 
 def _modules_v1(document: Mapping[str, Any]) -> _Modules:
-    entries = document["modules"].items()
-    modules = {path: _module(path, entry["layer"], entry) for path, entry in entries}
-    owners = {name: path for path, entry in entries for name in entry["tensors"]}
-    for path, entry in entries:
+    modules, listed = {}, []
+    for path, entry in document["modules"].items():
+        modules[path] = _module(entry)._replace(name=path, layer=entry["layer"])
         parts = [name.rpartition(".")[2] for name in entry["tensors"]]
-        _refuse_repeated(f"modules.{path}.tensors", len(set(parts)), parts)
-    listed = [name for _, entry in entries for name in entry["tensors"]]
-    _refuse_repeated("modules.tensors", len(owners), listed)
-    return modules, owners, document["tensors"]
+        _refuse_repeated(f"modules.{path}.tensors", parts)
+        listed += [(name, path) for name in entry["tensors"]]
+    _refuse_repeated("modules.tensors", [name for name, _ in listed])
+    return modules, dict(listed), document["tensors"]
 
 
-def _refuse_repeated(where: str, different: int, names: Sequence[str]) -> None:
-    """Raises: ValueError with the first name that is there twice, if not all are different."""
-    if different < len(names):
+def _refuse_repeated(where: str, names: Sequence[str]) -> None:
+    """Raises: ValueError with the first name that is there twice."""
+    if len(set(names)) < len(names):
         ((name, _),) = Counter(names).most_common(1)
         raise ValueError(f"{where}: {shown(name)} is listed twice"[:_LONGEST])
 
 
-def _module(name: str, layer: int | None, entry: Mapping[str, Any]) -> BundleModule:
-    said = entry["treatment"]
-    stored: Stored = Plain(entry["dtype"])
+def _module(entry: Mapping[str, Any]) -> BundleModule:
+    """A module as its form, or in version 1 its own entry, describes it; without a name."""
+    said, dtype = entry["treatment"], entry["dtype"]
+    stored: Stored = Plain(dtype)
     if said["action"] == "quantize":
         stored = Coded(
             scheme=said.get("scheme", ""),
@@ -241,22 +230,11 @@ def _module(name: str, layer: int | None, entry: Mapping[str, Any]) -> BundleMod
             symmetric=said.get("symmetric", False),
             method=said.get("method", ""),
         )
-    return BundleModule(
-        name=name,
-        role=entry["role"],
-        layer=layer,
-        treatment=stored,
-        shape=tuple(entry["shape"]),
-        dtype=entry["dtype"],
-        tensors={},
-        added=entry.get("added", 0),
-        written=said["action"],
-    )
+    module = BundleModule("", entry["role"], None, stored, tuple(entry["shape"]), dtype)
+    return module._replace(added=entry.get("added", 0), written=said["action"])
 
 
-def _pruning(transforms: list[Mapping[str, Any]]) -> Pruning | None:
-    """The experts that a record says its bundle keeps; None if it says nothing of them."""
-    for transform in transforms:
-        kept = {int(layer): tuple(old) for layer, old in transform["kept"].items()}
-        return Pruning(transform["before"], kept, transform["by"] or "")
-    return None
+def _pruning(transform: Mapping[str, Any]) -> Pruning:
+    """The experts that a record says its bundle keeps."""
+    kept = {int(layer): tuple(old) for layer, old in transform["kept"].items()}
+    return Pruning(transform["before"], kept, transform["by"] or "")

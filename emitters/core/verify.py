@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emitters import FORMATS
-from emitters.core.bundle_needs import needs_findings, not_compared
+from emitters.core.bundle_needs import needs_findings
 from emitters.core.bundle_reading import Bundle, expected_parts, open_bundle, parts_text
 from emitters.core.decoding import Decoder
 from emitters.core.hashing import FileHashes, hash_files
@@ -135,8 +135,8 @@ def written_stages(bundle: Bundle, *, values: bool) -> list[Stage]:
         # What a format's own readers miss is said once, in their words.
         if not errors(stages[-1].findings):
             meant = "every module that its config means, in its shape"
-            found = tuple(needs_findings(bundle))
-            stages.append(Stage("model", found, meant, not_compared(bundle)))
+            found, unknown = needs_findings(bundle)
+            stages.append(Stage("model", tuple(found), meant, unknown))
     return stages
 
 

@@ -1,49 +1,68 @@
 """Importance matrices of llama.cpp: what every column of a matrix got as input, in squares.
 
-path ── open_imatrix ──> Imatrix ── sums of a role in a layer ──> InputSums
-
 A file is as large as its model has columns, experts counted: it is opened by its header, and
 sums are read when they are asked for. GGUF and the older `.dat` come to the same entries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from emitters.numerics.value_types import Array
-from emitters.tensor_io.imatrix_entries import SUM_NBYTES, Entry, legacy_entries
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
 from policy_dsl.escaping import shown
-from policy_dsl.regular_files import LOOKED_AT_NBYTES, refuse_placeholder
+from policy_dsl.regular_files import LOOKED_AT_NBYTES, opened, refuse_placeholder
 from policy_dsl.roles.published_names import llama_cpp_names
 
+if TYPE_CHECKING:
+    from gguf.gguf_reader import GGUFReader, ReaderTensor
+
+SUM_NBYTES = 4  # float32, counts likewise
+# More than any model has; a file of nothing but tiny entries must not fill the memory.
+MAX_ENTRIES = 20_000
+# Each read of a GGUF header keeps about 700 bytes; a file of 1,000 entries needs 18,000.
+_MAX_READS = 50_000
+_MAX_NAME = 1024
 _MAGIC = b"GGUF"
+_SUMS, _COUNTS = ".in_sum2", ".counts"
 # What damage makes the readers raise; OSError is a file that could not be mapped.
 _DAMAGE = (ValueError, LookupError, ArithmeticError, TypeError, RecursionError, OSError)
 # llama-imatrix sees no inputs of a table of rows, and leaves out the head unless it is asked.
-_NEVER = ("embed",)
-_ONLY_IF_ASKED = ("lm_head",)
+_NEVER, _ONLY_IF_ASKED = "embed", "lm_head"
 _REMAKE = "fetch the file again, or make it again with llama-imatrix"
+
+
+class Entry(NamedTuple):
+    """Where the numbers of one matrix, or of a layer's experts, are in a file.
+
+    n_sums float32 from the byte `sums_at`, n_counts float32 from `counts_at`; in a legacy file
+    counts_at is None, and `calls` takes the place of one count.
+    """
+
+    sums_at: int
+    n_sums: int
+    n_counts: int = 1
+    counts_at: int | None = None
+    calls: int = 0
 
 
 class InputSums(NamedTuple):
     """Sums over tokens of the squared inputs of a matrix, or of each expert of a layer.
 
     sums: float32 [n_matrices, columns], counts: float32 [n_matrices] (tokens; in a legacy file
-    chunks), both read-only and 0 where no token came. counts_known: False if the file has one
-    count for all experts, so that every expert that was used has the same.
+    chunks), both read-only and 0 where no token came.
     """
 
     entry: str
     sums: Array
     counts: Array
-    counts_known: bool = True
 
     def of(self, matrices: Sequence[int]) -> InputSums:
         """What is known of these matrices, in this order."""
@@ -80,8 +99,7 @@ class Imatrix:
         Legacy files do, and GGUF files made of them: each expert's sums are divided by its own
         tokens before they are written, so that traffic is lost when experts are added up.
         """
-        counts = (entry.n_counts for name, entry in self.entries.items() if "_exps." in name)
-        if 1 not in counts:
+        if all(one.n_counts > 1 for name, one in self.entries.items() if "_exps." in name):
             return ()
         cure = "make it again with llama-imatrix, which writes GGUF, if experts should count"
         path = str(self.path)
@@ -98,7 +116,8 @@ class Imatrix:
         Raises: PolicyError if the file lacks the entry, it has another shape, a sum or a count
         is not a number from 0 up, or no token reached any of the matrices.
         """
-        name, entry = self._find(role, layer, instead)
+        name = self._name(role, layer, instead)
+        entry = self.entries[name]
         columns_held = entry.n_sums // entry.n_counts
         broadcast = entry.n_counts == 1 < n_matrices
         whole = (1, n_matrices * columns) if broadcast else (n_matrices, columns)
@@ -113,23 +132,27 @@ class Imatrix:
         else:
             counts = self._floats(entry.counts_at, entry.n_counts)
         if broadcast:
-            sums, counts = _without_placeholders(sums, counts[0])
+            # A mean of exactly 1 in all columns means no token. Source: ggml-org/llama.cpp
+            # 006e7ef, tools/imatrix/imatrix.cpp, `save_imatrix_legacy`.
+            used = (sums != counts[0]).any(axis=1)
+            counts = np.where(used, counts[0], np.float32(0))
+            sums = np.where(used[:, None], sums, np.float32(0))
         defect = _defect(sums, counts)
         if defect:
             raise self._fail("bad-imatrix-entry", _REMAKE, entry=name, reason=defect)
         sums.flags.writeable = counts.flags.writeable = False
-        return InputSums(name, sums, counts, not broadcast)
+        return InputSums(name, sums, counts)
 
-    def _find(self, role: str, layer: int | None, instead: str) -> tuple[str, Entry]:
+    def _name(self, role: str, layer: int | None, instead: str) -> str:
         names = llama_cpp_names(role, layer)
         for name in names:
             if name in self.entries:
-                return name, self.entries[name]
+                return name
         what = role if layer is None else f"{role} of layer {layer}"
         rule = f"write `{role}: {instead}`" if instead else "choose another method for it"
-        if role in _ONLY_IF_ASKED:
+        if role == _ONLY_IF_ASKED:
             cure = f"run llama-imatrix with --process-output, or {rule}"
-        elif not names or role in _NEVER:
+        elif not names or role == _NEVER:
             cure = f"llama-imatrix writes nothing about {role}: {rule}"
         else:
             called = f"it should be called {names[0]}"
@@ -158,8 +181,14 @@ def open_imatrix(path: Path, span: Span | None = None) -> Imatrix:
         # Where a policy names it is where the cure is.
         raise PolicyError(replace(defect, span=span) for defect in error.diagnostics) from error
     facts: dict[str, Any] = {"path": str(path), "suggestion": _REMAKE}
+    defects: Mapping[str, str] = {}
     try:
-        entries, defects = _entries(source, path)
+        if nbytes < len(_MAGIC):
+            raise ValueError(f"it has only {nbytes} bytes" if nbytes else "it is empty")
+        if first.startswith(_MAGIC):
+            entries, defects = _gguf_entries(path)
+        else:
+            entries = _legacy_entries(_Walk(source, path.name, nbytes))
     except _DAMAGE as error:
         raise fail("not-an-imatrix", span, reason=shown(str(error)), **facts) from error
     if defects:
@@ -168,18 +197,6 @@ def open_imatrix(path: Path, span: Span | None = None) -> Imatrix:
             for name, reason in defects.items()
         )
     return Imatrix(path, entries, source, span)
-
-
-def _entries(source: Source, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    nbytes = source.facts[path.name].nbytes
-    if nbytes < len(_MAGIC):
-        raise ValueError(f"it has only {nbytes} bytes" if nbytes else "it is empty")
-    if source.read(path.name, 0, len(_MAGIC)).tobytes() != _MAGIC:
-        return legacy_entries(source, path.name), {}
-    # Late: reading any other file does not need the library.
-    from emitters.tensor_io.imatrix_gguf import gguf_entries  # noqa: PLC0415
-
-    return gguf_entries(path)
 
 
 def _defect(sums: Array, counts: Array) -> str | None:
@@ -194,16 +211,156 @@ def _defect(sums: Array, counts: Array) -> str | None:
             return f"{what} {at} is {values.reshape(-1)[at]}"
     if not counts.any():
         return "no token reached it"
-    if sums[counts == 0].any():
-        return "matrices without tokens have sums"
-    return None
+    return "matrices without tokens have sums" if sums[counts == 0].any() else None
 
 
-def _without_placeholders(sums: Array, count: np.float32) -> tuple[Array, Array]:
-    """Sums and a count for each expert; a mean of exactly 1 in all columns means no token.
+@dataclass
+class _Walk:
+    """A way through a legacy file, from one length to the next."""
 
+    source: Source
+    file: str
+    left: int
+    at: int = 0
+
+    def skip(self, count: int) -> int:
+        """The place of the next bytes, which are left unread."""
+        if count > self.left:
+            raise ValueError(f"it needs {count} bytes where {self.left} are left")
+        start, self.at, self.left = self.at, self.at + count, self.left - count
+        return start
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        return self.source.read(self.file, self.skip(count), count).tobytes()
+
+    def integers(self, count: int) -> tuple[int, ...]:
+        """The next 32-bit integers."""
+        return struct.unpack(f"<{count}i", self.take(4 * count))
+
+
+def _legacy_entries(walk: _Walk) -> dict[str, Entry]:
+    """Entry by name. Calls are chunks of text, and sums are means times calls.
+
+    Raises: ValueError, saying why, if the file is not such a file, whole and with nothing after
+    its end; PolicyError if it cannot be read.
     Source: ggml-org/llama.cpp 006e7ef, tools/imatrix/imatrix.cpp, `save_imatrix_legacy`.
     """
-    used = (sums != count).any(axis=1)
-    counts = np.where(used, count, np.float32(0))
-    return np.where(used[:, None], sums, np.float32(0)), counts
+    (count,) = walk.integers(1)
+    if not 0 < count <= MAX_ENTRIES:
+        raise ValueError("it begins neither as GGUF nor with a count of entries")
+    entries: dict[str, Entry] = {}
+    for number in range(count):
+        try:
+            name, entry = _legacy_entry(walk)
+        except ValueError as defect:
+            raise ValueError(f"entry {number + 1} of {count}: {defect}") from None
+        if name in entries:
+            raise ValueError(f'there are two entries "{name}"')
+        entries[name] = entry
+    # What may follow: the number of chunks, and the name of the text.
+    if walk.left:
+        walk.skip(4)
+    if walk.left:
+        (length,) = walk.integers(1)
+        if length != walk.left:
+            raise ValueError(f"{walk.left} bytes follow its last entry, not {length}")
+    return entries
+
+
+def _legacy_entry(walk: _Walk) -> tuple[str, Entry]:
+    (length,) = walk.integers(1)
+    if not 0 < length <= _MAX_NAME:
+        raise ValueError(f"its name would have {length} bytes")
+    # A name that is not UTF-8 raises a ValueError too.
+    name = walk.take(length).decode()
+    if not name.isprintable():
+        raise ValueError("its name holds characters that cannot be printed")
+    calls, n_sums = walk.integers(2)
+    if calls < 1 or n_sums < 1:
+        raise ValueError(f'"{shown(name)}" says {calls} calls and {n_sums} sums')
+    return name, Entry(walk.skip(SUM_NBYTES * n_sums), n_sums, calls=calls)
+
+
+def _gguf_entries(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Entry by name, and by name what is wrong with others. Sums and counts are never touched.
+
+    Raises: ValueError, LookupError, ArithmeticError, TypeError, RecursionError or OSError if
+    the file is not a whole GGUF file of an importance matrix.
+    Source: gguf 0.19.0, `GGUFReader`; ggml-org/llama.cpp 006e7ef, tools/imatrix/imatrix.cpp,
+    `save_imatrix`; offsets without gaps as ggml's `gguf_init_from_file` demands.
+    """
+    # Offsets beyond 64 bits must not become small ones.
+    with np.errstate(over="raise"), opened(path) as file:
+        # The file and not its path, which may lead to another one by now.
+        reader = _gguf_reader()(cast("Any", file))
+    if reader.byte_order != "I":
+        raise ValueError("its numbers are big-endian")
+    kind = reader.get_field("general.type")
+    said = kind.contents() if kind else None
+    if said != "imatrix":
+        raise ValueError(f'its general.type is "{shown(str(said))}", not "imatrix"')
+    end, alignment = reader.data_offset, int(reader.alignment)
+    for tensor in reader.tensors:
+        if tensor.data_offset != end:
+            at = f"byte {tensor.data_offset} and not at {end}"
+            raise ValueError(f'tensor "{shown(tensor.name)}" starts at {at}')
+        end += -(-tensor.n_bytes // alignment) * alignment
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    entries: dict[str, Entry] = {}
+    defects: dict[str, str] = {}
+    for name in _gguf_names(tensors):
+        try:
+            entries[name] = _gguf_entry(tensors, name)
+        except ValueError as defect:
+            defects[name] = str(defect)
+    if not entries and not defects:
+        raise ValueError("it has no entries")
+    return entries, defects
+
+
+def _gguf_reader() -> type[GGUFReader]:
+    """The library's reader, which else takes lengths beyond the file as empty, and goes on."""
+    # Late: reading any other file does not need the library and its tables of model families.
+    from gguf.gguf_reader import GGUFReader  # noqa: PLC0415
+
+    class Checked(GGUFReader):
+        reads = 0
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            self.reads += 1
+            if self.reads > _MAX_READS:
+                raise ValueError("its header has more parts than an importance matrix ever has")
+            left = max(0, self.data.size - int(offset))
+            if int(count) * np.dtype(dtype).itemsize > left or int(offset) > self.data.size:
+                raise ValueError(f"it is cut short: {count} values do not fit into {left} bytes")
+            return super()._get(offset, dtype, count, override_order)
+
+    return Checked
+
+
+def _gguf_names(tensors: Mapping[str, ReaderTensor]) -> Iterator[str]:
+    """The names that have sums or counts, each once; `.in_sum` and all else is not used."""
+    for name in tensors:
+        if name.endswith(_SUMS):
+            yield name.removesuffix(_SUMS)
+        elif name.endswith(_COUNTS) and name.removesuffix(_COUNTS) + _SUMS not in tensors:
+            yield name.removesuffix(_COUNTS)
+
+
+def _gguf_entry(tensors: Mapping[str, ReaderTensor], name: str) -> Entry:
+    if not name.isprintable():
+        raise ValueError("its name holds characters that cannot be printed")
+    for part in (_SUMS, _COUNTS):
+        if name + part not in tensors:
+            raise ValueError(f"it has no {part}")
+        dtype = tensors[name + part].tensor_type.name
+        if dtype != "F32":
+            raise ValueError(f"its {part} are {dtype}, not F32")
+    sums, counts = tensors[name + _SUMS], tensors[name + _COUNTS]
+    n_sums, n_counts = int(sums.n_elements), int(counts.n_elements)
+    # One count for each matrix; [in, 1] is also written as [in].
+    if not n_sums or n_sums != int(sums.shape[0]) * n_counts:
+        shape = sums.shape.tolist()
+        raise ValueError(f"it has sums of shape {shape} and {n_counts} counts")
+    return Entry(sums.data_offset, n_sums, n_counts, counts.data_offset)

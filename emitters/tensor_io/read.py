@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from io import FileIO
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -37,11 +36,8 @@ def file_facts(root: Path, files: Iterable[str]) -> dict[str, FileFacts]:
 
     Raises: PolicyError for the first one that is not there, or not a regular file.
     """
-    found = {}
-    for name in sorted(set(files)):
-        facts = file_stat(root / name)
-        found[name] = FileFacts(facts.st_size, facts.st_mtime_ns)
-    return found
+    found = {name: file_stat(root / name) for name in sorted(set(files))}
+    return {name: FileFacts(facts.st_size, facts.st_mtime_ns) for name, facts in found.items()}
 
 
 class Source(NamedTuple):
@@ -59,11 +55,8 @@ class Source(NamedTuple):
 
     def whole(self, names: Iterable[str]) -> dict[str, bytes]:
         """The files of these names that it has. Raises: PolicyError as `read` does."""
-        return {
-            name: self.read(name, 0, self.facts[name].nbytes).tobytes()
-            for name in names
-            if name in self.facts
-        }
+        held = [name for name in names if name in self.facts]
+        return {name: self.read(name, 0, self.facts[name].nbytes).tobytes() for name in held}
 
     def pieces(self, file: str) -> Iterator[memoryview]:
         """All bytes of a file, a few MiB at a time. Raises: PolicyError as `read` does."""
@@ -76,15 +69,17 @@ class Source(NamedTuple):
 
         Raises: PolicyError as `read` does.
         """
-        path = self.root / file
         content = np.empty(shape, np.uint8)
-        with opened(path) as stream:
+        with opened(self.root / file) as stream:
             # Of the opened file, so that a rename in between cannot deceive.
             facts = os.fstat(stream.fileno())
             filled = 0
             for number, line in enumerate(content):
                 stream.seek(start + number * stride)
-                filled += _fill(stream, line.data)
+                left = line.data
+                # One read gives 2 GiB at most, and less on some file systems.
+                while left and (count := stream.readinto(left)):
+                    left, filled = left[count:], filled + count
         if filled < content.nbytes:
             raise _changed(file, "it became shorter")
         if FileFacts(facts.st_size, facts.st_mtime_ns) != self.facts[file]:
@@ -97,45 +92,23 @@ class Source(NamedTuple):
         BF16 comes as uint16 bit patterns, F16 and F32 as themselves, all else as its bytes.
         Raises: PolicyError as `read` does.
         """
-        stride, width = row_nbytes(tensor), tensor.shape[-1] if tensor.shape else 1
+        file, width = tensor.file or "", tensor.shape[-1] if tensor.shape else 1
+        stride = tensor.nbytes // max(1, prod(tensor.shape[:-1]))
         size = stride // max(1, width)
         start = tensor.start + rows.start * stride + columns.start * size
         if len(columns) == width:
-            content = self.read(tensor.file or "", start, len(rows) * stride)
+            content = self.read(file, start, len(rows) * stride)
         else:
-            shape = len(rows), len(columns) * size
-            content = self.lines(tensor.file or "", start, shape, stride).reshape(-1)
+            content = self.lines(file, start, (len(rows), len(columns) * size), stride)
         known = VALUE_TYPES.get(tensor.dtype)
-        typed = content.view(known.storage) if known else content
+        typed = content.reshape(-1).view(known.storage) if known else content
         return typed.reshape(len(rows), -1)
+
+
+def _changed(file: str, reason: str) -> PolicyError:
+    return fail("source-changed", suggestion=CHANGED, file=file, reason=reason)
 
 
 def columns(shape: tuple[int, ...]) -> int:
     """Length of the last axis; 1 for a scalar."""
     return shape[-1] if shape else 1
-
-
-def n_rows(tensor: TensorInfo) -> int:
-    """Rows of a tensor viewed as [rows, last axis]; an empty one counts as one."""
-    return max(1, prod(tensor.shape[:-1]))
-
-
-def row_nbytes(tensor: TensorInfo) -> int:
-    """Bytes of one row of a tensor viewed as [rows, last axis]."""
-    return tensor.nbytes // n_rows(tensor)
-
-
-def _fill(stream: FileIO, content: memoryview) -> int:
-    """Bytes read: as many as `content` has, unless the file ends before."""
-    filled = 0
-    while filled < len(content):
-        # One read gives 2 GiB at most, and less on some file systems.
-        got = stream.readinto(content[filled:])
-        if not got:
-            break
-        filled += got
-    return filled
-
-
-def _changed(file: str, reason: str) -> PolicyError:
-    return fail("source-changed", suggestion=CHANGED, file=file, reason=reason)

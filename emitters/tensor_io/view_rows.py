@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from emitters.numerics.rounding import cast, first_nonfinite, to_float32
+from emitters.numerics import rounding
+from emitters.numerics.rounding import first_nonfinite, to_float32
 from emitters.numerics.small_floats import fp8_dequantize
 from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.read import Source
@@ -45,10 +46,7 @@ class ViewReader:
     def __init__(
         self, source: Source, config: Mapping[str, Any], *, must_be_finite: bool = False
     ) -> None:
-        self.source = source
-        self._config = config
-        self._must_be_finite = must_be_finite
-        self._blocks: dict[tuple[object, ...], tuple[int, int]] = {}
+        self.source, self._blocks, self._must_be_finite = source, Blocks(config), must_be_finite
 
     def rows(self, view: View, first: int, count: int, how: Cast) -> Array:
         """[count, in] values of rows of a view, from its row `first`.
@@ -57,56 +55,59 @@ class ViewReader:
         Raises: PolicyError if a file cannot be read, FP8 blocks have no size, or a value is not
         finite where it must be.
         """
+        values = self._stored if view.scale is None else self._dequantized
         parts, at = [], first
         for rectangle in view.rectangles(first, count):
-            part = self._values(view, rectangle, how, at).reshape(-1, view.width)
+            part = values(view, rectangle, how, at).reshape(-1, view.width)
             parts.append(part)
             at += len(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _values(self, view: View, part: Rectangle, how: Cast, at: int) -> Array:
+    def _stored(self, view: View, part: Rectangle, how: Cast, at: int) -> Array:
         """The values of a rectangle, in the view's order; `at`: the first row that has them."""
         tensor, rows, columns = view.tensor, _extent(part.rows), _extent(part.columns)
-        if view.scale is not None:
-            return self._dequantized(view, part, how, at)
         stored = _in_order(self.source.rectangle(tensor, rows, columns), part, rows, columns)
         self._check(stored, tensor, tensor.dtype, lambda flat: place_of(view, at, flat))
         step = how.by_way_of or tensor.dtype
         # Most often there is no cast and no copy.
-        return cast(cast(stored, tensor.dtype, step), step, how.dtype, cuts_off=how.cuts_off)
+        values = rounding.cast(stored, tensor.dtype, step)
+        return rounding.cast(values, step, how.dtype, cuts_off=how.cuts_off)
 
     def _dequantized(self, view: View, part: Rectangle, how: Cast, at: int) -> Array:
-        height, width = block = self._block(view)
+        """The same of codes with scales."""
+        tensor, n_rows, block = view.tensor, view.tensor.shape[-2], self._block(view)
         rows, columns = _extent(part.rows), _extent(part.columns)
         # Codes and scales meet in source coordinates, and columns begin where a block does.
-        columns = range(columns.start // width * width, columns.stop)
-        codes = self.source.rectangle(view.tensor, rows, columns)
+        columns = range(columns.start // block[1] * block[1], columns.stop)
+        codes = self.source.rectangle(tensor, rows, columns)
         # A NaN code times a scale would be found too, but look like a NaN scale.
         own = _in_order(codes, part, rows, columns)
-        self._check(own, view.tensor, _FP8, lambda flat: place_of(view, at, flat))
-        values = [
-            fp8_dequantize(
-                codes[some.start - rows.start : some.stop - rows.start],
-                self._scales(view, matrix, some, columns, block),
-                block=block,
-                first_row=some.start % view.tensor.shape[-2] % height,
-                rule=how.rule,
-                out_dtype=how.dtype,
+        self._check(own, tensor, _FP8, lambda flat: place_of(view, at, flat))
+        values = []
+        # Each matrix of a stack has a grid of its own.
+        for matrix in range(rows.start // n_rows, -(-rows.stop // n_rows)):
+            top = matrix * n_rows
+            some = range(max(rows.start, top) - top, min(rows.stop, top + n_rows) - top)
+            values.append(
+                fp8_dequantize(
+                    codes[some.start + top - rows.start : some.stop + top - rows.start],
+                    self._scales(view, matrix, some, columns),
+                    block=block,
+                    first_row=some.start % block[0],
+                    rule=how.rule,
+                    out_dtype=how.dtype,
+                )
             )
-            for matrix, some in _by_matrix(rows, view.tensor.shape[-2])
-        ]
         whole = values[0] if len(values) == 1 else np.concatenate(values)
         return _in_order(whole, part, rows, columns)
 
-    def _scales(
-        self, view: View, matrix: int, rows: range, columns: range, block: tuple[int, int]
-    ) -> Array:
-        """float32: the scales of rows of one matrix of a stack, each with a grid of its own."""
-        scale, first = _scale_of(view), rows.start - matrix * view.tensor.shape[-2]
+    def _scales(self, view: View, matrix: int, rows: range, columns: range) -> Array:
+        """float32: the scales of these rows of one matrix of a stack."""
+        scale, (height, width) = cast("TensorInfo", view.scale), self._block(view)
         grid = matrix * scale.shape[-2]
         # Only these: there may be one for each value.
-        bands = range(grid + first // block[0], grid - (-(first + len(rows)) // block[0]))
-        across = range(columns.start // block[1], -(-columns.stop // block[1]))
+        bands = range(grid + rows.start // height, grid - (-rows.stop // height))
+        across = range(columns.start // width, -(-columns.stop // width))
         stored = self.source.rectangle(scale, bands, across)
 
         def place(flat: int) -> str:
@@ -117,14 +118,10 @@ class ViewReader:
         return to_float32(stored, scale.dtype)
 
     def _block(self, view: View) -> tuple[int, int]:
-        tensor, scale = view.tensor, _scale_of(view)
-        shapes = tensor.shape, scale.shape
-        if shapes not in self._blocks:
-            block = Blocks(self._config).of(tensor, scale)
-            if block is None:
-                raise fail("missing-scale", tensors="1 tensor", names=tensor.name)
-            self._blocks[shapes] = block
-        return self._blocks[shapes]
+        block = self._blocks.of(view.tensor, cast("TensorInfo", view.scale))
+        if block is None:
+            raise fail("missing-scale", tensors="1 tensor", names=view.tensor.name)
+        return block
 
     def _check(
         self, stored: Array, tensor: TensorInfo, dtype: str, place: Callable[[int], str]
@@ -155,12 +152,6 @@ def place_of(view: View, first: int, at: int) -> str:
     return str(list(place)) if place else "its only value"
 
 
-def _scale_of(view: View) -> TensorInfo:
-    if view.scale is None:
-        raise ValueError(f"{view.tensor.name} has no scales")
-    return view.scale
-
-
 def _extent(numbers: Sequence[int]) -> range:
     """The shortest run of neighbours that holds all of these."""
     if isinstance(numbers, range) and numbers.step == 1:
@@ -174,13 +165,3 @@ def _in_order(stored: Array, part: Rectangle, rows: range, columns: range) -> Ar
         if wanted != held:
             stored = stored.take([number - held.start for number in wanted], axis)
     return np.ascontiguousarray(stored.T) if part.transposed else stored
-
-
-def _by_matrix(rows: range, height: int) -> Iterator[tuple[int, range]]:
-    """Runs of rows that do not cross from one matrix of a stack into the next, and which."""
-    start = rows.start
-    while start < rows.stop:
-        matrix = start // height
-        stop = min(rows.stop, (matrix + 1) * height)
-        yield matrix, range(start, stop)
-        start = stop

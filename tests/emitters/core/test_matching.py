@@ -130,5 +130,5 @@ def test_a_stack_of_another_size_does_not_fit(made):
     assert not fits(module, stacks[module.name][:-1])
     # As many values in rows of another length are others.
     experts, out, columns = module.shape
-    longer = replace(module, shape=(experts, out // 2, columns * 2))
+    longer = module._replace(shape=(experts, out // 2, columns * 2))
     assert not fits(longer, stacks[module.name])

@@ -50,7 +50,7 @@ def test_the_demo_has_the_statistics_of_every_matrix(role: str) -> None:
     for layer in range(6):
         found = imatrix.sums(role, layer, n_matrices=experts, columns=256)
         name = f"blk.{layer}.{word}.weight"
-        assert (found.entry, found.counts_known) == (name, True)
+        assert found.entry == name
         np.testing.assert_array_equal(found.sums, tensors[f"{name}.in_sum2"])
         np.testing.assert_array_equal(found.counts, tensors[f"{name}.counts"].reshape(-1))
         means = found.sums / found.counts[:, None]
@@ -102,8 +102,6 @@ def test_a_legacy_file_has_the_same_means(tmp_path: Path, text: bytes | None) ->
     calls = -(-int(statistics[GATE].counts.max()) // 512)
     assert gate_sums(old).counts.tolist() == [calls, calls, 0, calls]
     assert not gate_sums(old).sums[2].any()
-    assert not gate_sums(old).counts_known
-    assert query_sums(old).counts_known
     assert [found.code for found in old.findings] == ["imatrix-without-counts"]
 
 
@@ -149,7 +147,6 @@ def test_a_gguf_file_made_of_a_legacy_one_is_read_like_it(tmp_path: Path) -> Non
     found = gate_sums(imatrix)
     np.testing.assert_array_equal(found.importance(), old.importance())
     assert (found.counts > 0).tolist() == [True, True, False, True]
-    assert not found.counts_known
     assert [one.code for one in imatrix.findings] == ["imatrix-without-counts"]
 
 

@@ -363,7 +363,7 @@ def test_damage_does_not_fill_the_memory(tmp_path: Path) -> None:
     (tmp_path / "i.gguf").write_bytes(content)
     program = (
         "import resource, sys; from pathlib import Path\n"
-        "import emitters.tensor_io.imatrix_gguf\n"
+        "import gguf.gguf_reader\n"
         "from emitters.tensor_io.imatrix import open_imatrix\n"
         "from policy_dsl.diagnostics import PolicyError\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
