@@ -80,24 +80,23 @@ class _Search:
                 named[need].append((key, rule))
         omitted = self._omitted()
         layers = self._layers(named, {layer for _, layer in omitted})
-        dropped: dict[Need, list[int | None]] = defaultdict(list)
+        left_out: dict[tuple[int | None, ...], list[str]] = defaultdict(list)
         for need, names in named.items():
             places: Iterable[int | None] = layers if need.in_layers else (None,)
-            for layer in places:
-                if not self._look_up(need, layer, names) and (need, layer) in omitted:
-                    # What the policy dropped is not missing, but readers may look for it.
-                    self.presence.seen.setdefault(need, {})[layer] = ""
-                    if self._is_looked_for(need, layer):
-                        dropped[need].append(layer)
+            lacking = [layer for layer in places if not self._look_up(need, layer, names)]
+            dropped = [layer for layer in lacking if (need, layer) in omitted]
+            # What the policy dropped is not missing, but readers may look for it.
+            if dropped:
+                self.presence.seen.setdefault(need, {}).update(dict.fromkeys(dropped, ""))
+            wanted = tuple(layer for layer in dropped if self._is_looked_for(need, layer))
+            if wanted:
+                left_out[wanted].append(need.shown)
         yield from self.wrong
         yield from self.presence.shape_findings()
         yield from self.presence.absences(layers)
-        alike: dict[tuple[int | None, ...], list[str]] = defaultdict(list)
-        for need, lacking in dropped.items():
-            alike[tuple(lacking)].append(need.shown)
-        for places, shown in alike.items():
-            numbers = _ranges(layer for layer in places if layer is not None)
-            where = f" in layer{'s' if len(places) > 1 else ''} {numbers}" if numbers else ""
+        for wanted, shown in left_out.items():
+            numbers = _ranges(layer for layer in wanted if layer is not None)
+            where = f" in layer{'s' if len(wanted) > 1 else ''} {numbers}" if numbers else ""
             what = first_few(sorted(shown))
             yield diagnostic("left-out-by-policy", model=self.model.id, what=what, where=where)
         yield from self._head_findings()
@@ -204,10 +203,10 @@ class _Search:
         for layout in filter(None, self.bundle.format.spec.layouts.values()):
             held = self._numbered_like(layout.path(path, 0), layout.path(path, 1))
             there = sorted(number for number in held if number <= count)
-            for number in there:
-                if number < count:
-                    self._add(need, layer, held[number])
-            if there and there[0] < count:
+            within = [number for number in there if number < count]
+            for number in within:
+                self._add(need, layer, held[number])
+            if within:
                 self._miscounted(need, layer, there)
                 return True
         return False

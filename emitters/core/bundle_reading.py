@@ -115,21 +115,24 @@ def _format(
     forms = forms_of({tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors})
     if target is not None and target not in formats:
         raise fail("unavailable-target", target=target, known=", ".join(formats))
+    if target is not None:
+        try:
+            return formats[target], formats[target].files().claims(metadata, forms)
+        except ValueError as error:
+            reason = f"its metadata are not what {target} has: {error}"
+            raise fail("bad-bundle-metadata", path=path, reason=reason) from None
     contained, unread = inventory.container is not None, []
-    for name, format in formats.items():
-        if target is None and (format.spec.container is not None) != contained:
-            continue
+    alike = (one for one in formats.values() if (one.spec.container is not None) == contained)
+    for format in alike:
         try:
             claims = format.files().claims(metadata, forms)
-        except ValueError as error:
-            if target is not None:
-                reason = f"its metadata are not what {target} has: {error}"
-                raise fail("bad-bundle-metadata", path=path, reason=reason) from None
-            if isinstance(error, UnreadError):
-                unread.append(f"{name} does not read it: {error}")
+        except UnreadError as error:
+            unread.append(f"{format.name} does not read it: {error}")
             continue
-        # A record or a container says what it is, also if nothing in it is quantized.
-        if claims or contained or target is not None:
+        except ValueError:
+            continue
+        # A container says what it is, also if nothing in it is quantized.
+        if claims or contained:
             return format, claims
     found = quantization_of(inventory)
     reason = "it has no policyc.json, and nothing in it is quantized: it is a checkpoint"
@@ -145,21 +148,16 @@ def _modules(
 
     Raises: PolicyError (bad-record) if it has one that the format cannot code like that.
     """
-    # The record knows; names are only guessed where there is none.
     owners = record.owners if record else {}
     stored = _as_stored(record, spec, str(inventory.root)) if record else {}
-    plain = _part_names(Plain("BF16"), spec)
     tensors: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
     for tensor in inventory.tensors.values():
         path, _, part = tensor.name.rpartition(".")
+        # The record knows; names are only guessed where there is none.
         owner = owners.get(tensor.name)
         if owner is None:
-            claim = claims.get(path)
-            if claim is None:
-                is_own = part in plain
-            else:
-                said = claim.treatment
-                is_own = isinstance(said, Unread) or part in _part_names(said, spec)
+            said = claims[path].treatment if path in claims else Plain("BF16")
+            is_own = isinstance(said, Unread) or part in _part_names(said, spec)
             owner = path if is_own else tensor.name
         tensors[owner][part] = tensor
     for name in sorted(tensors):
@@ -184,18 +182,19 @@ def _as_stored(
         if said in found:
             continue
         found[said] = said
-        if isinstance(said, Coded):
-            scheme = spec.scheme(said.scheme)
-            if (
-                scheme is None
-                or said.bits not in scheme.bits
-                or said.group_size not in (scheme.group_sizes or (0,))
-                or said.method not in scheme.methods
-            ):
-                reason = f"{shown(name)} is quantized in a way that {spec.name} does not have"
-                raise fail("bad-record", path=folder, reason=reason)
-            if len(scheme.symmetries) == 1:
-                found[said] = replace(said, symmetric=scheme.symmetries[0])
+        if not isinstance(said, Coded):
+            continue
+        scheme = spec.scheme(said.scheme)
+        if (
+            scheme is None
+            or said.bits not in scheme.bits
+            or said.group_size not in (scheme.group_sizes or (0,))
+            or said.method not in scheme.methods
+        ):
+            reason = f"{shown(name)} is quantized in a way that {spec.name} does not have"
+            raise fail("bad-record", path=folder, reason=reason)
+        if len(scheme.symmetries) == 1:
+            found[said] = replace(said, symmetric=scheme.symmetries[0])
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from io import FileIO
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -76,10 +77,7 @@ class Source(NamedTuple):
             filled = 0
             for number, line in enumerate(content):
                 stream.seek(start + number * stride)
-                left = line.data
-                # One read gives 2 GiB at most, and less on some file systems.
-                while left and (count := stream.readinto(left)):
-                    left, filled = left[count:], filled + count
+                filled += _fill(stream, line.data)
         if filled < content.nbytes:
             raise _changed(file, "it became shorter")
         if FileFacts(facts.st_size, facts.st_mtime_ns) != self.facts[file]:
@@ -103,6 +101,15 @@ class Source(NamedTuple):
         known = VALUE_TYPES.get(tensor.dtype)
         typed = content.reshape(-1).view(known.storage) if known else content
         return typed.reshape(len(rows), -1)
+
+
+def _fill(stream: FileIO, left: memoryview) -> int:
+    """Bytes read: as many as there is room for, unless the file ends before."""
+    filled = 0
+    # One read gives 2 GiB at most, and less on some file systems.
+    while left and (count := stream.readinto(left)):
+        left, filled = left[count:], filled + count
+    return filled
 
 
 def _changed(file: str, reason: str) -> PolicyError:
