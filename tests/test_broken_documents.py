@@ -36,10 +36,10 @@ from policyc.reports.plan_json import read_saved_plan
 from policyc.reports.survey import survey, survey_blocks
 from policyc.reports.verify_report import verify_blocks
 from policyc.workflow import plan_for
+from tests.models import DATA
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
-DATA = ROOT / "examples" / "tiny-minimax-m2-data"
 POLICIES = sorted((ROOT / "policies").glob("*.yaml"))
 SIZES = {"layers": 2, "hidden": 64, "inner": 128, "vocabulary": 96}
 TOKENIZER = {

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from policyc.cli import main
 from tests.emitters.core.small_checkpoints import Array, Tensors, nearest_bf16, write_folder
+from tests.models import TINY
 
-DEMO = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"
 WIDTHS = {
     "mlx_affine": [
         *("2bit g32", "3bit", "4bit g32", "5bit", "6bit", "8bit g32"),
@@ -96,7 +96,7 @@ def test_no_build_that_succeeds_fails_its_own_verify(target: str, data: st.DataO
     hidden = 256 if target == "hipfire_hfq" else 64
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = json.loads((DEMO / "config.json").read_text())
+        config = json.loads((TINY / "config.json").read_text())
         config |= {"hidden_size": hidden, "intermediate_size": hidden, "num_hidden_layers": 1}
         config |= {"num_local_experts": 3, "attn_type_list": [1]}
         config["torch_dtype"] = data.draw(st.sampled_from(["bfloat16", "float16", "float32"]))
@@ -105,7 +105,7 @@ def test_no_build_that_succeeds_fails_its_own_verify(target: str, data: st.DataO
         config["vocab_size"] = 512
         write_folder(folder / "model", config, tensors)
         for side in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(DEMO / side, folder / "model")
+            shutil.copy(TINY / side, folder / "model")
         rules = [f"attention: {widths[0]}", f"gate_proj, up_proj: {widths[1]}"]
         text = "\n".join([f"target {target}", *rules, f"down_proj: {widths[2]}", FIXED[target]])
         (folder / "p.qpol").write_text(text, encoding="utf-8")

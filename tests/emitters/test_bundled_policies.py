@@ -14,16 +14,15 @@ import pytest
 
 from policy_dsl.sources.reference import open_source
 from policyc.cli import main
+from tests.models import DATA, TINY
 
 ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "examples" / "tiny-minimax-m2"
-STATISTICS = ROOT / "examples" / "tiny-minimax-m2-data"
 RECORDED = json.loads((ROOT / "tests" / "golden" / "bundled_policies.json").read_text())
 POLICIES = sorted(path.stem for path in (ROOT / "policies").iterdir())
 # The embedded model has 8 experts, so that the policy's own number would be too large.
 OPTIONS = {
-    "hipfire": ["--imatrix", STATISTICS / "imatrix.gguf"],
-    "reap": ["--saliency", STATISTICS / "reap.safetensors", "--set", "experts=6"],
+    "hipfire": ["--imatrix", DATA / "imatrix.gguf"],
+    "reap": ["--saliency", DATA / "reap.safetensors", "--set", "experts=6"],
 }
 # One policy of each target; the others are slow.
 QUICK = ("config_i", "hipfire_mq4", "jangtq_k", "w4a16")
@@ -48,6 +47,6 @@ def digest(folder: Path) -> list[int | str]:
 )
 def test_tensors_are_those_that_were_always_built(policy: str, tmp_path: Path) -> None:
     options = OPTIONS.get(policy.partition("_")[0], [])
-    words = ["build", ROOT / "policies" / f"{policy}.yaml", "--model", MODEL, *options]
+    words = ["build", ROOT / "policies" / f"{policy}.yaml", "--model", TINY, *options]
     assert main([*map(str, words), "-q", "-o", str(tmp_path / "bundle")]) == 0
     assert digest(tmp_path / "bundle") == RECORDED[policy]

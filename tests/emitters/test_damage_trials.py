@@ -17,6 +17,7 @@ BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 TARGETS = ["mlx_affine", "jangtq_prestack", "hipfire_hfq", "gptq"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_damages_are_judged_by_their_bounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str

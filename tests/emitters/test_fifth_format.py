@@ -49,14 +49,12 @@ from policy_dsl.planning.resolve import resolve
 from policy_dsl.roles.classify import Model, ModelTensor, classify
 from policy_dsl.roles.published_names import published_name, stack_path
 from policy_dsl.sources.checkpoint import shard_name
-from policy_dsl.sources.reference import open_source
 from policy_dsl.sources.side_files import SIDE_FILES
 from policy_dsl.treatments import Coded, Plain, Stored
 from policy_dsl.vocabulary import Words
+from tests.models import IMATRIX, tiny
 
 ROOT = Path(__file__).parents[2]
-TINY = ROOT / "examples" / "tiny-minimax-m2"
-IMATRIX = ROOT / "examples" / "tiny-minimax-m2-data" / "imatrix.gguf"
 NAME, TOP = "int8_rows", 127
 WORDS = Words(targets=(NAME,), schemes=("int8",), methods=("rtn", "weighted"))
 GATES = "model.layers.1.block_sparse_moe.experts.gate_proj"
@@ -178,20 +176,20 @@ FORMATS = {NAME: FORMAT}
 
 def planned(text: str, **statistics: str) -> Plan:
     policy, _ = parse_policy(text, "p.qpol", words=WORDS)
-    return resolve(policy, open_source(str(TINY)), FORMATS, statistics=statistics)
+    return resolve(policy, tiny(), FORMATS, statistics=statistics)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the embedded model."""
     out = tmp_path_factory.mktemp("fifth") / "bundle"
-    source = open_source(str(TINY))
+    source = tiny()
     build(planned(POLICY.format(method="rtn")), source, out=out, format=FORMAT)
     return out
 
 
 def test_it_is_built_and_every_value_of_it_verified(folder: Path) -> None:
-    report = verify_bundle(folder, open_source(str(TINY)), jobs=2, formats=FORMATS)
+    report = verify_bundle(folder, tiny(), jobs=2, formats=FORMATS)
     assert report.ok
     assert report.errors
     assert {check.result for check in report.checks} <= {"passed", "not possible"}
@@ -228,7 +226,7 @@ def test_readers_are_asked_of_a_plan_and_without_one() -> None:
     assert [(one.subject, one.severity) for one in plan.refusals] == [("lm_head", "warning")]
     with pytest.raises(PolicyError, match="looks routers up"):
         planned(f"target {NAME}\nrouter: 8bit int8\n")
-    judge = FORMAT.review.judge(classify(open_source(str(TINY))))
+    judge = FORMAT.review.judge(classify(tiny()))
     coded = Coded("int8", 8, 0, True, "rtn")
     assert judge("experts.up_proj", 1, coded) is None
     refusal = judge("router", 1, coded)
@@ -240,7 +238,7 @@ def test_experts_of_a_stack_have_their_own_statistics_and_few_are_alive(tmp_path
     plan = planned(POLICY.format(method="weighted"), imatrix=str(IMATRIX))
     assert plan.pending == ()
     Weights.seen.clear()
-    build(plan, open_source(str(TINY)), out=tmp_path / "out", jobs=2, format=FORMAT)
+    build(plan, tiny(), out=tmp_path / "out", jobs=2, format=FORMAT)
     imatrix, experts = open_imatrix(IMATRIX), plan.model.n_experts
     (gates,) = [module for module in plan.modules if module.name == GATES]
     sums = imatrix.sums(

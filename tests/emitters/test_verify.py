@@ -20,9 +20,9 @@ from policy_dsl.sources.reference import open_source
 from policyc.cli import main
 from policyc.reports.blocks import render_text
 from policyc.reports.verify_report import role_errors, verify_blocks, verify_document
+from tests.models import TINY, tiny
 
 ROOT = Path(__file__).parent.parent.parent
-TINY = ROOT / "examples" / "tiny-minimax-m2"
 STOCK = ROOT / "tests" / "golden" / "mlx" / "tiny_minimax_fp8"
 POLICY = """\
 target mlx_affine
@@ -199,7 +199,7 @@ def test_a_record_of_a_later_version_is_told_as_such(bundle: Path) -> None:
 
 def test_without_a_record_the_rest_is_checked(bundle: Path) -> None:
     (bundle / "policyc.json").unlink()
-    report = verify_bundle(bundle, open_source(str(TINY)), jobs=2)
+    report = verify_bundle(bundle, tiny(), jobs=2)
     assert report.ok
     results = {check.name: check.result for check in report.checks}
     assert results.pop("hashes") == "not possible"
@@ -228,7 +228,7 @@ def test_a_bundle_of_another_tool() -> None:
 def test_errors_follow_from_the_definition(built: Path) -> None:
     """Against plain numpy over the whole of one matrix, decoded by the formula."""
     name = "model.embed_tokens"
-    report = verify_bundle(built, open_source(str(TINY)), jobs=1)
+    report = verify_bundle(built, tiny(), jobs=1)
     (found,) = [one.sums for one in report.errors or () if one.module == name]
     index = json.loads((TINY / "model.safetensors.index.json").read_text(encoding="utf-8"))
     source = bf16(TINY / index["weight_map"][f"{name}.weight"], f"{name}.weight")
@@ -289,13 +289,13 @@ def test_values_that_are_no_numbers_are_an_error(bundle: Path) -> None:
     at = base + header(shard)[name]["data_offsets"][0]
     content[at : at + 2] = (0x7FC0).to_bytes(2, "little")
     shard.write_bytes(content)
-    report = verify_bundle(bundle, open_source(str(TINY)), jobs=1)
+    report = verify_bundle(bundle, tiny(), jobs=1)
     (found,) = [one for one in report.findings if one.code == "non-finite-decoded"]
     assert "64 values" in found.message
 
 
 def test_workers_do_not_change_the_errors(built: Path) -> None:
-    source = open_source(str(TINY))
+    source = tiny()
     one, four = (verify_bundle(built, source, jobs=jobs).errors for jobs in (1, 4))
     assert one == four
 
@@ -311,7 +311,7 @@ def test_a_role_adds_up_its_modules() -> None:
 
 
 def test_text_and_document_tell_the_same(built: Path) -> None:
-    report = verify_bundle(built, open_source(str(TINY)), jobs=2)
+    report = verify_bundle(built, tiny(), jobs=2)
     document, text = verify_document(report), render_text(verify_blocks(report))
     assert document["ok"] is True
     for row in document["errors"]["roles"]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import policyc
+from tests.models import TINY
 
 ROOT = Path(__file__).parents[2]
-TINY = ROOT / "examples" / "tiny-minimax-m2"
 
 
 def test_every_public_name_is_there() -> None:

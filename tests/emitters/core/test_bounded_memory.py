@@ -18,12 +18,12 @@ import pytest
 
 from policy_dsl.planning.record import record_digest
 from policyc.cli import main
+from tests.models import TINY
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="the system does not say what was used"
 )
 GIB = 1 << 30
-TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 # Runs a command, and says last what it took; of its own process, whoever started it.
 PROGRAM = """\
 import sys

@@ -13,10 +13,10 @@ import pytest
 
 from emitters.core.verify import verify_bundle
 from policyc.cli import main
+from tests.models import TINY
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden"
-TINY = ROOT / "examples" / "tiny-minimax-m2"
 # Targets whose bundles are recorded, with experts stacked and apart.
 RECORDED = {
     "mlx_affine": GOLDEN / "mlx" / "tiny_minimax_fp8" / "expected",

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from policyc.cli import main
+from tests.models import TINY
 
-TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 SHARD = "model-00001-of-00004.safetensors"
 INDEX = "model.safetensors.index.json"
 SECRET = "PRIVATE KEY of somebody"

@@ -35,11 +35,9 @@ from policy_dsl.plan import Plan
 from policy_dsl.planning.record import record_digest
 from policy_dsl.sources.reference import open_source
 from policyc.workflow import plan_for
+from tests.models import IMATRIX, REAP, TINY, tiny
 
 ROOT = Path(__file__).parents[3]
-DEMO = ROOT / "examples" / "tiny-minimax-m2"
-IMATRIX = ROOT / "examples" / "tiny-minimax-m2-data" / "imatrix.gguf"
-REAP = ROOT / "examples" / "tiny-minimax-m2-data" / "reap.safetensors"
 TO_SIX = "prune experts to 6 by reap"
 # Routers too, and experts in every way that a target stores them.
 RULES = {
@@ -62,7 +60,7 @@ def planned(case: str, prune: str = "", saliency: Path | None = None) -> Plan:
     given = {"saliency": str(saliency)} if saliency else {}
     if "opt-rtn" in text or "awq" in text:
         given["imatrix"] = str(IMATRIX)
-    return plan_for(policy, open_source(str(DEMO)), None, statistics=given)
+    return plan_for(policy, tiny(), None, statistics=given)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +72,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
         if (case, pruned) not in built:
             folder = tmp_path_factory.mktemp("bundles") / "bundle"
             plan = planned(case, TO_SIX, REAP) if pruned else planned(case)
-            build(plan, open_source(str(DEMO)), out=folder, jobs=1)
+            build(plan, tiny(), out=folder, jobs=1)
             built[case, pruned] = open_bundle(folder)
         return built[case, pruned]
 
@@ -152,7 +150,7 @@ def test_a_pruned_bundle_is_compared_with_the_experts_that_it_kept(
     bundles: Callable[..., Bundle], case: str
 ) -> None:
     bundle = bundles(case, pruned=True)
-    report = verify_bundle(_path(bundle), open_source(str(DEMO)), jobs=1)
+    report = verify_bundle(_path(bundle), tiny(), jobs=1)
     assert report.findings == ()
     assert report.errors is not None
     by_role = {one.role: one.sums.relative or 0.0 for one in report.errors}
@@ -166,7 +164,7 @@ def _path(bundle: Bundle) -> Path:
     return containers[0] if containers else bundle.folder
 
 
-def verified(folder: Path, source: Path = DEMO) -> VerifyReport:
+def verified(folder: Path, source: Path = TINY) -> VerifyReport:
     return verify_bundle(folder, open_source(str(source)), jobs=1)
 
 
@@ -217,7 +215,7 @@ def test_records_of_what_was_pruned_are_checked(
 
 
 def test_other_saliencies_are_another_build(tmp_path: Path) -> None:
-    source, out = open_source(str(DEMO)), tmp_path / "out"
+    source, out = tiny(), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         build(planned("gptq", TO_SIX, REAP), source, out=out, jobs=1, progress=StoppedAt(30))
     other = tmp_path / "other.json"
@@ -233,7 +231,7 @@ def test_other_saliencies_are_another_build(tmp_path: Path) -> None:
 def test_a_list_says_the_same_as_saliencies_that_choose_it(tmp_path: Path) -> None:
     chosen = tmp_path / "keep.json"
     chosen.write_text(json.dumps({"keep": [[7, 0, 2, 3, 4, 5]] * 6}))
-    source = open_source(str(DEMO))
+    source = tiny()
     build(planned("mlx_affine", "prune experts keep 0,2-5,7"), source, out=tmp_path / "a")
     build(planned("mlx_affine", "prune experts to 6 by keep", chosen), source, out=tmp_path / "b")
     one, other = (digests(tmp_path / name) for name in ("a", "b"))
@@ -243,7 +241,7 @@ def test_a_list_says_the_same_as_saliencies_that_choose_it(tmp_path: Path) -> No
 def test_scales_of_columns_are_those_of_the_experts_that_stay(tmp_path: Path) -> None:
     rules = "all, router: q8; experts: mq4; experts.gate_proj, experts.up_proj: mq4 by awq"
     policy, _ = parse_policy(f"target hipfire_hfq\n{TO_SIX}\n{rules}", "p.qpol")
-    source = open_source(str(DEMO))
+    source = tiny()
     given = {"saliency": str(REAP), "imatrix": str(IMATRIX)}
     plan = plan_for(policy, source, None, statistics=given)
     build(plan, source, out=tmp_path / "out", jobs=1)
@@ -264,7 +262,7 @@ def test_scales_of_columns_are_those_of_the_experts_that_stay(tmp_path: Path) ->
 
 def test_a_build_needs_to_know_who_stays(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="pending-statistics"):
-        build(planned("mlx_affine", TO_SIX), open_source(str(DEMO)), out=tmp_path / "out")
+        build(planned("mlx_affine", TO_SIX), tiny(), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

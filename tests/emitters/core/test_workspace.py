@@ -164,7 +164,7 @@ def loop(out: Path, number: int, seconds: float, answers: Queue[Counter[str]]) -
     answers.put(found)
 
 
-@pytest.mark.parametrize("seconds", [2.0, pytest.param(30.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [1.0, pytest.param(30.0, marks=pytest.mark.slow)])
 def test_builds_that_take_turns_never_see_each_other_s_work(tmp_path, seconds):
     context = multiprocessing.get_context("spawn")
     answers: Queue[Counter[str]] = context.Queue()

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from policyc.cli import main
+from tests.models import IMATRIX, TINY
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "hipfire"
-DEMO = ROOT / "examples" / "tiny-minimax-m2"
-IMATRIX = ROOT / "examples" / "tiny-minimax-m2-data" / "imatrix.gguf"
 # As upstream: the exponent, and weights scaled by what is rounded only to be stored.
 UPSTREAM = f"""\
 calibration imatrix "{GOLDEN / "tiny-minimax-src" / "imatrix.gguf"}"
@@ -81,7 +80,7 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     def get(policy: str) -> Path:
         if policy not in made:
             out = tmp_path_factory.mktemp(policy) / "out"
-            run("build", policy, "--model", DEMO, "--imatrix", IMATRIX, "-o", out, "-q")
+            run("build", policy, "--model", TINY, "--imatrix", IMATRIX, "-o", out, "-q")
             made[policy] = out
         return made[policy]
 

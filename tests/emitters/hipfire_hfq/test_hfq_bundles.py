@@ -24,10 +24,9 @@ from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.reference import open_source
 from policyc.cli import main
 from policyc.reports.verify_report import role_errors
+from tests.models import IMATRIX, TINY, tiny
 
 ROOT = Path(__file__).parents[3]
-DEMO = ROOT / "examples" / "tiny-minimax-m2"
-IMATRIX = ROOT / "examples" / "tiny-minimax-m2-data" / "imatrix.gguf"
 # policy -> schemes of gate and up, and of down.
 TIERS = {
     "hipfire_mq4": ("4bit mq4", "4bit mq4"),
@@ -58,7 +57,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
 def test_a_bundle_is_as_near_to_its_source_as_its_bits_allow(
     demo_bundle: Built, policy: str
 ) -> None:
-    report = verify_bundle(demo_bundle(policy), open_source(str(DEMO)), jobs=2)
+    report = verify_bundle(demo_bundle(policy), tiny(), jobs=2)
     assert report.findings == ()
     assert {check.result for check in report.checks} == {"passed"}
     errors = {
@@ -81,7 +80,7 @@ def test_without_its_record_it_is_looked_at_all_the_same(
 ) -> None:
     folder = Path(shutil.copytree(demo_bundle(policy), tmp_path / "bare"))
     (folder / "policyc.json").unlink()
-    report = verify_bundle(folder, open_source(str(DEMO)), jobs=1)
+    report = verify_bundle(folder, tiny(), jobs=1)
     assert {found.code for found in report.findings} == {"no-record"}
     assert report.errors is not None
 
@@ -96,7 +95,7 @@ def test_columns_are_divided_by_what_is_stored(demo_bundle: Built, tmp_path: Pat
         scales = np.frombuffer(opened.read(info.nbytes), np.float16)
         opened.seek(info.start)
         opened.write((scales * np.float16(2)).tobytes())
-    report = verify_bundle(folder, open_source(str(DEMO)), jobs=1)
+    report = verify_bundle(folder, tiny(), jobs=1)
     # Half of what they were.
     halved = {
         one.module: one.sums.relative
@@ -109,7 +108,7 @@ def test_columns_are_divided_by_what_is_stored(demo_bundle: Built, tmp_path: Pat
 @pytest.mark.parametrize("policy", ["hipfire_mq2", "hipfire_mq4"])
 def test_a_build_is_its_plan(demo_bundle: Built, said: Said, tmp_path: Path, policy: str) -> None:
     plan = tmp_path / "plan.json"
-    said("plan", policy, "--model", DEMO, "--imatrix", IMATRIX, "--save", plan)
+    said("plan", policy, "--model", TINY, "--imatrix", IMATRIX, "--save", plan)
     compared = json.loads(said("diff", plan, demo_bundle(policy), "--format", "json"))
     assert (compared["changed"], compared["added"], compared["removed"]) == ([], [], [])
     inspected = json.loads(said("inspect", demo_bundle(policy), "--format", "json"))
@@ -136,7 +135,7 @@ def test_inspect_shows_what_every_role_got(demo_bundle: Built, said: Said) -> No
 
 def test_explain_tells_who_decided_about_an_expert(said: Said) -> None:
     name = "model.layers.3.block_sparse_moe.experts.5.w3"
-    text = said("explain", "hipfire_mq2", name, "--model", DEMO)
+    text = said("explain", "hipfire_mq2", name, "--model", TINY)
     assert "2bit mq2-lloyd g256 by awq" in text
     assert "alike       48 modules, layers 0-5" in text
 
@@ -152,14 +151,14 @@ def test_the_record_is_whole(demo_bundle: Built) -> None:
 def interrupted(planned: Any, out: Path, imatrix: Path) -> None:
     """Leaves a build of the embedded model behind that stopped in the middle."""
     with pytest.raises(KeyboardInterrupt):
-        build(*planned(DEMO, "hipfire_mq2", imatrix=imatrix), out=out, progress=StoppedAt(100))
+        build(*planned(TINY, "hipfire_mq2", imatrix=imatrix), out=out, progress=StoppedAt(100))
 
 
 def test_an_interrupted_build_goes_on(planned, demo_bundle: Built, tmp_path: Path) -> None:
     interrupted(planned, tmp_path / "out", IMATRIX)
     # The same file in another place is the same.
     moved = Path(shutil.copy(IMATRIX, tmp_path / "imatrix.gguf"))
-    found = planned(DEMO, "hipfire_mq2", imatrix=moved)
+    found = planned(TINY, "hipfire_mq2", imatrix=moved)
     assert build(*found, out=tmp_path / "out", jobs=1).resumed_nbytes > 0
     assert digests(tmp_path / "out") == digests(demo_bundle("hipfire_mq2"))
 
@@ -168,7 +167,7 @@ def test_another_importance_matrix_is_another_build(
     planned, other_imatrix: Path, tmp_path: Path
 ) -> None:
     interrupted(planned, tmp_path / "out", IMATRIX)
-    plan, inventory = planned(DEMO, "hipfire_mq2", imatrix=other_imatrix)
+    plan, inventory = planned(TINY, "hipfire_mq2", imatrix=other_imatrix)
     with pytest.raises(PolicyError, match="the unfinished build of another file of statistics"):
         build(plan, inventory, out=tmp_path / "out")
     build(plan, inventory, out=tmp_path / "out", force=True)
@@ -193,7 +192,7 @@ def other_imatrix(tmp_path: Path) -> Path:
 def test_what_a_file_lacks_is_told_when_a_build_starts(
     other_imatrix: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    given = ("--model", str(DEMO), "--imatrix", str(other_imatrix))
+    given = ("--model", str(TINY), "--imatrix", str(other_imatrix))
     assert main(["plan", "hipfire_mq4", *given]) == 0
     assert "warning[imatrix-without-counts]" in capsys.readouterr().out
     assert main(["plan", "hipfire_mq4", *given, "--fail-on-warn"]) == 1
@@ -207,18 +206,18 @@ def test_what_a_file_lacks_is_told_when_a_build_starts(
 
 @pytest.mark.parametrize("command", ["plan", "build"])
 def test_a_file_that_is_not_there_or_no_matrix(said: Said, tmp_path: Path, command: str) -> None:
-    given = (command, "hipfire_mq2", "--model", DEMO, "--imatrix")
+    given = (command, "hipfire_mq2", "--model", TINY, "--imatrix")
     assert "error[unreadable-file]" in said(*given, tmp_path / "nowhere.gguf", code=2)
-    text = said(*given, DEMO / "config.json", code=2)
+    text = said(*given, TINY / "config.json", code=2)
     assert "error[not-an-imatrix]" in text
 
 
 def test_a_plan_does_not_need_the_file_that_a_policy_names(said: Said, tmp_path: Path) -> None:
     policy = tmp_path / "p.qpol"
     policy.write_text('extends hipfire_mq2\ncalibration imatrix "later.gguf"\n')
-    document = json.loads(said("plan", policy, "--model", DEMO, "--format", "json"))
+    document = json.loads(said("plan", policy, "--model", TINY, "--format", "json"))
     assert document["pending"] == []
-    text = said("build", policy, "--model", DEMO, "-o", tmp_path / "out", code=2)
+    text = said("build", policy, "--model", TINY, "-o", tmp_path / "out", code=2)
     assert "error[unreadable-file]" in text
     assert "p.qpol:2:22" in text
 
@@ -233,9 +232,9 @@ def test_a_file_of_a_policy_lies_beside_it_and_an_options_where_one_is(
     policy = beside / "p.qpol"
     policy.write_text('extends hipfire_mq2\ncalibration imatrix "m.gguf"\n')
     monkeypatch.chdir(here)
-    said("build", policy, "--model", DEMO, "-o", "one", "-q")
+    said("build", policy, "--model", TINY, "-o", "one", "-q")
     shutil.move(beside / "m.gguf", here / "n.gguf")
-    said("build", policy, "--model", DEMO, "--imatrix", "n.gguf", "-o", "two", "-q")
+    said("build", policy, "--model", TINY, "--imatrix", "n.gguf", "-o", "two", "-q")
     same = digests(demo_bundle("hipfire_mq2"))["model.mq2"]
     assert digests(here / "one")["model.mq2"] == digests(here / "two")["model.mq2"] == same
 
@@ -254,7 +253,7 @@ def test_a_file_of_a_policy_lies_beside_it_and_an_options_where_one_is(
 def test_side_files_that_no_reader_could_read(
     said: Said, tmp_path: Path, file: str, content: bytes
 ) -> None:
-    source = Path(shutil.copytree(DEMO, tmp_path / "source"))
+    source = Path(shutil.copytree(TINY, tmp_path / "source"))
     (source / file).write_bytes(content)
     text = said("plan", "hipfire_mq2", "--model", source, code=2)
     assert file in text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,8 @@ from policy_dsl.treatments import describe
 from policyc.reports.blocks import render_text
 from policyc.reports.explain_report import explain_blocks, explain_document
 from policyc.reports.plan_text import plan_blocks
+from tests.models import minimax, tiny
 
-TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 MOE = "model.layers.3.block_sparse_moe"
 USUAL = """\
 experts: mq4
@@ -40,14 +39,9 @@ PUBLISHED = {
 }
 
 
-@cache
-def source(reference: str = str(TINY)) -> Inventory:
-    return open_source(reference)
-
-
 def planned(text: str, inventory: Inventory | None = None, **statistics: str) -> Plan:
     policy, _ = parse_policy(text, "p.qpol")
-    model = inventory or source()
+    model = inventory or tiny()
     return resolve(policy, model, FORMATS, target="hipfire_hfq", statistics=statistics)
 
 
@@ -148,9 +142,12 @@ def test_every_family_is_taken_or_refused_for_a_reason() -> None:
     assert {table.stem for table in tables} == FORMATS["hipfire_hfq"].spec.all_families().keys()
 
 
-@pytest.mark.parametrize("policy", PUBLISHED)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED if name != "hipfire_mq4"]
+
+
+@pytest.mark.parametrize("policy", ["hipfire_mq4", *SLOW])
 def test_the_real_model_has_the_published_sizes(policy: str) -> None:
-    plan = resolve(load(policy), source("MiniMax-M2.7"), FORMATS)
+    plan = resolve(load(policy), minimax(), FORMATS)
     nbytes, name = PUBLISHED[policy]
     (file,) = [one for one in plan.files if one.least]
     assert (file.name, file.nbytes, file.least) == (name, None, nbytes)
@@ -204,7 +201,7 @@ def test_a_plan_needs_no_statistics_and_a_build_does(tmp_path: Path) -> None:
     assert cure.startswith("an importance matrix: run llama.cpp's llama-imatrix")
     assert f"Needed before a build\n  {cure}" in render_text(plan_blocks(plan))
     with pytest.raises(PolicyError) as caught:
-        build(plan, source(), out=tmp_path / "out")
+        build(plan, tiny(), out=tmp_path / "out")
     (found,) = caught.value.diagnostics
     assert found.code == "pending-statistics"
     wanted = f"the build needs statistics that are not there: {cure}"

@@ -9,8 +9,7 @@ import jsonschema
 import pytest
 
 from policyc.cli import main
-
-TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
+from tests.models import TINY
 
 
 @pytest.fixture

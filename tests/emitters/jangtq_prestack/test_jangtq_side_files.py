@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from hash_sources import CHAT_TEMPLATE, TOKENIZER_CONFIG
@@ -12,16 +11,15 @@ from emitters import FORMATS
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.language.load import load
 from policy_dsl.planning.resolve import resolve
-from policy_dsl.sources.reference import open_source
+from tests.models import tiny
 
-TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 TEMPLATE, TOKENIZER = "chat_template.jinja", "tokenizer_config.json"
 SWITCH = "{%- if enable_thinking is defined and enable_thinking is false -%}"
 USUAL = json.dumps(TOKENIZER_CONFIG).encode()
 
 
 def edited(files: dict[str, bytes]) -> dict[str, bytes]:
-    plan = resolve(load("jangtq_2"), open_source(str(TINY)), FORMATS)
+    plan = resolve(load("jangtq_2"), tiny(), FORMATS)
     return FORMATS["jangtq_prestack"].files().edited(plan, files)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +12,12 @@ from emitters import FORMATS
 from policy_dsl.diagnostics import Diagnostic, PolicyError
 from policy_dsl.language.load import load
 from policy_dsl.planning.resolve import resolve
-from policy_dsl.sources.reference import open_source
-
-TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
+from tests.models import tiny
 
 
 def written(**changes: Any) -> dict[str, Any]:
     """The config of a bundle whose source's has these entries, None for no such entry."""
-    source = open_source(str(TINY))
+    source = tiny()
     config = {key: value for key, value in {**source.config, **changes}.items() if value}
     plan = resolve(load("jangtq_k"), replace(source, config=config), FORMATS)
     return dict(json.loads(FORMATS["jangtq_prestack"].files().metadata(plan)["config.json"]))

@@ -25,9 +25,9 @@ from imatrix_files import (
 
 from emitters.tensor_io.imatrix import open_imatrix
 from policy_dsl.diagnostics import PolicyError
+from tests.models import IMATRIX
 
 ROOT = Path(__file__).parents[3]
-DEMO = ROOT / "examples" / "tiny-minimax-m2-data" / "imatrix.gguf"
 RECORDED = ROOT / "tests" / "golden" / "hipfire" / "tiny-minimax-src" / "imatrix.gguf"
 # role -> llama.cpp's word, experts, for the embedded model
 DEMO_ROLES = {
@@ -45,8 +45,8 @@ DEMO_ROLES = {
 @pytest.mark.parametrize("role", DEMO_ROLES)
 def test_the_demo_has_the_statistics_of_every_matrix(role: str) -> None:
     word, experts = DEMO_ROLES[role]
-    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(DEMO).tensors}
-    imatrix = open_imatrix(DEMO)
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(IMATRIX).tensors}
+    imatrix = open_imatrix(IMATRIX)
     for layer in range(6):
         found = imatrix.sums(role, layer, n_matrices=experts, columns=256)
         name = f"blk.{layer}.{word}.weight"

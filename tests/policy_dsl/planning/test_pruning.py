@@ -22,13 +22,11 @@ from policy_dsl.plan import Plan, Pruning
 from policy_dsl.planning.pruning import highest, pruned
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.roles.classify import classify
-from policy_dsl.sources.reference import open_source
 from policy_dsl.sources.saliency import Saliency, read_saliency
 from policy_dsl.views import Picked
+from tests.models import REAP, minimax, tiny
 
 ROOT = Path(__file__).parents[3]
-TINY = ROOT / "examples" / "tiny-minimax-m2"
-REAP = ROOT / "examples" / "tiny-minimax-m2-data" / "reap.safetensors"
 RECORDED = json.loads((ROOT / "tests" / "golden" / "reap" / "pruned.json").read_text())
 TO_SIX = "prune experts to 6 by reap\n"
 RULES = {
@@ -53,7 +51,7 @@ def planned(
     inventory: Inventory | None = None,
 ) -> Plan:
     policy, _ = parse_policy(text, "p.qpol")
-    inventory = inventory or open_source(str(TINY))
+    inventory = inventory or tiny()
     return resolve(policy, inventory, FORMATS, target=target, saliency=saliency)
 
 
@@ -65,7 +63,7 @@ def refusal(text: str, inventory: Inventory | None = None) -> Any:
 
 
 def with_config(**values: object) -> Inventory:
-    found = open_source(str(TINY))
+    found = tiny()
     return replace(found, config={**found.config, **values})
 
 
@@ -158,7 +156,7 @@ def test_without_saliencies_sizes_are_known_all_the_same(target: str) -> None:
 
 
 def test_the_published_model_has_the_published_parameters() -> None:
-    inventory = open_source("MiniMaxAI/MiniMax-M2.7")
+    inventory = minimax()
     plan = planned("prune experts to 192 by reap\nall: 4bit", inventory=inventory)
     assert sum(module.parameters for module in plan.modules) == 172_507_452_032
     assert len({rows.tensor.name for m in plan.modules for rows in m.sources}) == 36_335
@@ -240,6 +238,6 @@ def test_a_ranking_that_nothing_asks_for_is_told(text: str) -> None:
     assert found.span is not None
     policy, _ = parse_policy("all: 4bit g32", "p.qpol")
     given = {"saliency": "x.json"}
-    plan = resolve(policy, open_source(str(TINY)), FORMATS, target="mlx_affine", statistics=given)
+    plan = resolve(policy, tiny(), FORMATS, target="mlx_affine", statistics=given)
     assert [one.code for one in plan.findings] == ["unused-statistics"]
     assert plan.statistics == ()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,15 +20,9 @@ from policy_dsl.plan import Plan
 from policy_dsl.planning.outline import treatment_of
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.quantities import both_units, parse_size
-from policy_dsl.sources.reference import open_source
+from tests.models import minimax, tiny
 
-TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 SPECS = {FORMAT.name: FORMAT}
-
-
-@cache
-def tiny() -> Inventory:
-    return open_source(str(TINY))
 
 
 def planned(text: str, inventory: Inventory | None = None) -> Plan:
@@ -203,7 +195,7 @@ def test_as_many_bits_as_the_source_has_are_no_waste() -> None:
 def test_one_foreign_scheme_is_one_error_that_names_its_home() -> None:
     text = "down_proj: 4bit mxtq; boundary layers 0-1,60-61: 8bit"
     with pytest.raises(PolicyError) as caught:
-        planned(text, open_source("MiniMax-M2.7"))
+        planned(text, minimax())
     (found,) = [d for d in caught.value.diagnostics if d.severity == "error"]
     assert found.code == "foreign-scheme"
     assert "jangtq_prestack" in found.message
@@ -302,7 +294,7 @@ def test_a_policy_without_a_target_says_so() -> None:
 
 
 def test_refused_families_say_why() -> None:
-    config = json.loads((TINY / "config.json").read_text())
+    config = tiny().config
     renamed = dataclasses.replace(tiny(), config={**config, "model_type": "no_such_model"})
     assert codes("all: 4bit", renamed) == ["unknown-architecture"]
 

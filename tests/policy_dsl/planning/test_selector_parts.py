@@ -21,7 +21,7 @@ from policy_dsl.planning.decisions import decide
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.policy import Policy
 from policy_dsl.roles.classify import Model, classify
-from policy_dsl.sources.reference import open_source
+from tests.models import minimax, tiny
 
 ROOT = Path(__file__).parents[3]
 SPECS = emitters.FORMATS
@@ -29,15 +29,9 @@ HEAD = "target mlx_affine\n"
 
 
 @cache
-def tiny() -> Inventory:
-    """The embedded MiniMax-M2: 6 layers of 8 experts."""
-    return open_source(str(ROOT / "examples" / "tiny-minimax-m2"))
-
-
-@cache
-def minimax() -> Model:
+def minimax_model() -> Model:
     """MiniMax-M2.7 by its recorded headers: 62 layers of 256 experts."""
-    return classify(open_source("MiniMax-M2.7"))
+    return classify(minimax())
 
 
 def policy_of(rules: str) -> Policy:
@@ -214,21 +208,21 @@ def test_a_star_that_continues_a_number_is_warned_about(
     pattern: str, numbers: str, narrower: str
 ) -> None:
     for rules in (f"all: 4bit\n{pattern}: 8bit", f"all except {pattern}: 4bit"):
-        found = decide(policy_of(rules), minimax(), "mlx_affine").findings
+        found = decide(policy_of(rules), minimax_model(), "mlx_affine").findings
         (warned,) = [each for each in found if each.code == "pattern-takes-more"]
         assert (warned.severity, warned.suggestion) == ("warning", f"write {narrower}")
         assert warned.message == f"{pattern} also takes {numbers}"
         cured = policy_of(rules.replace(pattern, narrower))
         assert not [
             each
-            for each in decide(cured, minimax(), "mlx_affine").findings
+            for each in decide(cured, minimax_model(), "mlx_affine").findings
             if each.code.startswith("pattern")
         ]
 
 
 def test_a_star_that_continues_no_number_is_not() -> None:
     rules = 'all: 4bit\n"*.layers.7*", "*.layers.1.*", "*.w1*", /.*\\.layers\\.9.*/: 8bit'
-    found = decide(policy_of(rules), minimax(), "mlx_affine").findings
+    found = decide(policy_of(rules), minimax_model(), "mlx_affine").findings
     assert [each.code for each in found if each.code.startswith("pattern")] == []
 
 
@@ -240,13 +234,13 @@ def test_what_a_pattern_matches_besides_weights_is_said(
     (found,) = found_in('all: 4bit\nmlp, "*.inv_freq": keep', source)
     assert "is not a weight of the model: rotary table" in found.notes[0]
     rules = policy_of('experts: 4bit\nattention, "*.w1.weight_scale_inv": keep')
-    (scale,) = decide(rules, minimax(), "mlx_affine").findings
+    (scale,) = decide(rules, minimax_model(), "mlx_affine").findings
     assert "is read with its weight" in scale.notes[0]
 
 
 def test_a_long_list_of_names_of_another_model_is_few_findings() -> None:
     names = ", ".join(f'"transformer.h.{layer}.mlp.c_fc.weight"' for layer in range(500))
-    policy, model = policy_of(f"all except {names}: 4bit"), minimax()
+    policy, model = policy_of(f"all except {names}: 4bit"), minimax_model()
     start = perf_counter()
     found = decide(policy, model, "mlx_affine").findings
     assert perf_counter() - start < 20
@@ -257,10 +251,10 @@ def test_a_long_list_of_names_of_another_model_is_few_findings() -> None:
 
 def test_many_patterns_take_little_time_on_a_large_model() -> None:
     start = perf_counter()
-    decide(policy_of("all: 4bit\nboundary 2: 8bit"), minimax(), "mlx_affine")
+    decide(policy_of("all: 4bit\nboundary 2: 8bit"), minimax_model(), "mlx_affine")
     plain = perf_counter() - start
     patterns = ", ".join(f'"*.layers.{layer}.*.w2.weight"' for layer in range(62))
     start = perf_counter()
-    decide(policy_of(f"all: 4bit\n{patterns}: 8bit"), minimax(), "mlx_affine")
+    decide(policy_of(f"all: 4bit\n{patterns}: 8bit"), minimax_model(), "mlx_affine")
     # 62 patterns and 48,000 names: some tenths of a second, where trying each took seconds.
     assert perf_counter() - start < 40 * plain + 1

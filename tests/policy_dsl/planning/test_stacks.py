@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -17,9 +15,8 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import parse_policy
 from policy_dsl.plan import Plan
 from policy_dsl.planning.resolve import resolve
-from policy_dsl.sources.reference import open_source
+from tests.models import tiny
 
-TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 BLOCK = "model.layers.3.block_sparse_moe"
 
 
@@ -31,11 +28,6 @@ def path_apart(path: str, expert: int) -> str:
 PADDED = replace(SPEC, padding={"minimax_m2": ExpertPadding(12, -100.0)})
 APART = replace(PADDED, layouts={"apart": ExpertsApart(path_apart, ("affine",))})
 ANY_FAMILY = replace(SPEC, families={**SPEC.all_families(), "gpt_oss": None})
-
-
-@cache
-def tiny() -> Inventory:
-    return open_source(str(TINY))
 
 
 def planned(text: str, spec: FormatSpec = SPEC, inventory: Inventory | None = None) -> Plan:

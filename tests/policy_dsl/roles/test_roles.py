@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from policy_dsl.roles.classify import architecture, classify, families
-from policy_dsl.sources.reference import open_source
 from policy_dsl.views import Alternate, Expert, Transposed
 from policy_dsl.vocabulary import COMPONENTS, SINGLE_ROLES
+from tests.models import minimax
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "architectures"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.json"))
@@ -108,7 +108,7 @@ def test_an_unknown_family_has_no_table():
 
 
 def test_minimax_m27_is_read_whole():
-    source = open_source("MiniMax-M2.7")
+    source = minimax()
     assert len(source.tensors) == 96_103
     model = classify(source)
     assert (model.n_layers, model.n_experts, model.tied) == (62, 256, False)

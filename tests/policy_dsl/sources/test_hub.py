@@ -22,10 +22,9 @@ from typing import Any
 import pytest
 
 from policy_dsl.inventory import source_digest
-from policy_dsl.sources.reference import open_source
+from tests.models import TINY, tiny
 
 ROOT = Path(__file__).parents[3]
-MODEL = ROOT / "examples" / "tiny-minimax-m2"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "someone/tiny"
 SHARD = "model-00002-of-00004.safetensors"
@@ -59,7 +58,7 @@ print(json.dumps(said))
 class Hub:
     """How the servers answer, and what they were asked."""
 
-    folder: Path = MODEL
+    folder: Path = TINY
     ranges: bool = True
     token: str | None = None
     refusal: tuple[int, str] | None = None
@@ -225,7 +224,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 def test_headers_by_range_equal_the_folder(hub: Hub) -> None:
-    local = open_source(str(MODEL))
+    local = tiny()
     found = hub.ask(NAME)
     assert found["digest"] == source_digest(local)
     assert found["side_files"] == {**local.side_files, SUBFOLDER_FILES[0]: 9}
@@ -233,7 +232,7 @@ def test_headers_by_range_equal_the_folder(hub: Hub) -> None:
     assert found["id"] == NAME
     assert found["root"] is None
     assert COMMIT in found["notes"][0]
-    weights = sum(path.stat().st_size for path in MODEL.glob("*.safetensors"))
+    weights = sum(path.stat().st_size for path in TINY.glob("*.safetensors"))
     assert hub.served < weights / 10
 
 
@@ -398,7 +397,7 @@ def test_listing_without_weights(hub: Hub) -> None:
 def test_damaged_shard(hub: Hub, tmp_path: Path) -> None:
     hub.folder = tmp_path / "damaged"
     hub.folder.mkdir()
-    for path in MODEL.iterdir():
+    for path in TINY.iterdir():
         (hub.folder / path.name).write_bytes(path.read_bytes())
     (hub.folder / SHARD).write_bytes(b"\xff" * 100)
     assert hub.codes(NAME) == ["not-safetensors"]
@@ -426,7 +425,7 @@ def _fill_cache(hub: Hub, leave_out: str = "") -> Path:
     (repository / "refs").mkdir()
     snapshot.mkdir(parents=True)
     (repository / "refs" / "main").write_text(COMMIT)
-    for number, path in enumerate(sorted(MODEL.iterdir())):
+    for number, path in enumerate(sorted(TINY.iterdir())):
         if path.name != leave_out:
             (repository / "blobs" / str(number)).write_bytes(path.read_bytes())
             (snapshot / path.name).symlink_to(f"../../blobs/{number}")
@@ -438,7 +437,7 @@ def test_whole_snapshot_in_the_cache_is_read_there(hub: Hub, reference: str) -> 
     snapshot = _fill_cache(hub)
     found = hub.ask(reference, HF_HUB_OFFLINE="1")
     assert found["root"] == str(snapshot)
-    assert found["digest"] == source_digest(open_source(str(MODEL)))
+    assert found["digest"] == source_digest(tiny())
     assert found["id"] == NAME
     assert hub.asked == []
 

@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.sources.reference import open_source
+from tests.models import TINY
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -64,9 +64,9 @@ def noted(folder: Path, code: str) -> list[str]:
 
 
 def test_embedded_model_equals_what_the_reference_library_reads() -> None:
-    found = opened(EXAMPLE)
+    found = opened(TINY)
     seen = 0
-    for path in sorted(EXAMPLE.glob("*.safetensors")):
+    for path in sorted(TINY.glob("*.safetensors")):
         whole = path.read_bytes()
         assert found.file_nbytes[path.name] == len(whole)
         with safe_open(path, "np") as file:
@@ -80,11 +80,11 @@ def test_embedded_model_equals_what_the_reference_library_reads() -> None:
                     assert whole[info.start : info.stop] == bytes_there
     assert len(found.tensors) == seen == 375
     assert found.id == "tiny-minimax-m2"
-    assert found.root == EXAMPLE
+    assert found.root == TINY
     assert found.config["model_type"] == "minimax_m2"
     assert found.side_files == {
         path.name: path.stat().st_size
-        for path in EXAMPLE.iterdir()
+        for path in TINY.iterdir()
         if path.suffix != ".safetensors" and path.name not in ("config.json", INDEX)
     }
 

@@ -14,8 +14,8 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError
 from policy_dsl.regular_files import refuse_placeholder
 from policy_dsl.sources.reference import open_source
 from policy_dsl.sources.saliency import read_saliency
+from tests.models import TINY
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 INDEX = "model.safetensors.index.json"
 
 
@@ -38,7 +38,7 @@ KINDS = {
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A copy of the embedded model that may be damaged."""
-    return Path(shutil.copytree(EXAMPLE, tmp_path / "model"))
+    return Path(shutil.copytree(TINY, tmp_path / "model"))
 
 
 def refused(folder: Path) -> tuple[Diagnostic, ...]:

@@ -17,8 +17,7 @@ from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory, TensorInfo, source_digest
 from policy_dsl.sources.recorded import expand_pattern, name_patterns, write_recorded
 from policy_dsl.sources.reference import open_source
-
-EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
+from tests.models import tiny
 
 SMALL: dict[str, Any] = {
     "policyc_headers": 1,
@@ -57,7 +56,7 @@ def refused(tmp_path: Path, text: str | bytes) -> str:
 
 
 def test_a_folder_comes_back_whole(tmp_path: Path) -> None:
-    found = open_source(str(EXAMPLE))
+    found = tiny()
     again = opened(tmp_path, write_recorded(found))
     assert again == replace(found, root=None)
     assert source_digest(again) == source_digest(found)
@@ -65,7 +64,7 @@ def test_a_folder_comes_back_whole(tmp_path: Path) -> None:
 
 
 def test_gzip_is_read(tmp_path: Path) -> None:
-    found = open_source(str(EXAMPLE))
+    found = tiny()
     text = gzip.compress(write_recorded(found).encode())
     assert opened(tmp_path, text, "h.json.gz") == replace(found, root=None)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,7 @@ from safetensors.numpy import save
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import DTYPE_BITS, TensorInfo, tensor_nbytes
 from policy_dsl.sources.safetensors_header import header_nbytes, parse_header
-
-EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
+from tests.models import TINY
 
 
 def read(blob: bytes) -> dict[str, TensorInfo]:
@@ -264,7 +262,7 @@ def test_any_bytes_are_read_or_refused(file: bytes) -> None:
 @settings(max_examples=300)
 @given(st.data())
 def test_a_corrupted_file_is_read_or_refused(data: st.DataObject) -> None:
-    whole = (EXAMPLE / "model-00001-of-00004.safetensors").read_bytes()
+    whole = (TINY / "model-00001-of-00004.safetensors").read_bytes()
     length = int.from_bytes(whole[:8], "little")
     whole = whole[: 8 + length] + whole[8 + length : 8 + length + 100]
     changed = bytearray(whole)

@@ -12,9 +12,9 @@ import pytest
 
 from policy_dsl.diagnostics import PolicyError, SourceText, Span
 from policy_dsl.sources.saliency import ModelShape, Saliency, read_saliency
+from tests.models import REAP
 
 ROOT = Path(__file__).parents[3]
-DEMO = ROOT / "examples" / "tiny-minimax-m2-data" / "reap.safetensors"
 SCHEMA = json.loads((ROOT / "policy_dsl/document_schemas/saliency.json").read_text())
 # Layers 1 and 3 of four have three experts.
 SHAPE = ModelShape((1, 3), 4, 3)
@@ -73,7 +73,7 @@ def test_a_tensor_is_a_row_for_each_layer(tmp_path: Path, dtype: str, every_laye
 
 
 def test_the_demo_file_ranks_every_expert_and_has_a_digest() -> None:
-    found = read_saliency(DEMO, "reap")
+    found = read_saliency(REAP, "reap")
     ranks = found.ranks(ModelShape(tuple(range(6)), 6, 8))
     assert {len(row) for row in ranks.values()} == {8}
     assert found.sha256.startswith("099b1f42")
@@ -168,8 +168,8 @@ def test_a_tensor_of_nothing_says_nothing(tmp_path: Path, shape: list[int]) -> N
 
 
 def test_an_entry_that_is_not_there() -> None:
-    found = refused(DEMO, "raep")
-    assert found.message == f'{DEMO} has no entry "raep"; it has reap, tokens'
+    found = refused(REAP, "raep")
+    assert found.message == f'{REAP} has no entry "raep"; it has reap, tokens'
     assert found.suggestion == 'did you mean "reap"?'
 
 
@@ -185,8 +185,8 @@ def test_an_entry_that_is_not_there() -> None:
         (b'{"reap": "all"}', "missing-saliency", "it has nothing"),
         (b'{"reap": [], "reap": []}', "not-saliencies", '"reap" appears twice in an object'),
         (b'{"reap": {"1": [1], "1": [2]}}', "not-saliencies", '"1" appears twice'),
-        (DEMO.read_bytes()[:200], "not-safetensors", "is not a whole safetensors file"),
-        (DEMO.read_bytes() + b"\0", "not-safetensors", "is not a whole safetensors file"),
+        (REAP.read_bytes()[:200], "not-safetensors", "is not a whole safetensors file"),
+        (REAP.read_bytes() + b"\0", "not-safetensors", "is not a whole safetensors file"),
         (struct.pack("<Q", 2) + b"{}", "missing-saliency", "it has nothing"),
     ],
 )
@@ -218,6 +218,6 @@ def test_a_file_as_large_as_a_model_is_not_read(tmp_path: Path) -> None:
 
 
 def test_what_a_file_says_can_be_compared() -> None:
-    one, other = read_saliency(DEMO, "reap"), read_saliency(DEMO, "reap")
+    one, other = read_saliency(REAP, "reap"), read_saliency(REAP, "reap")
     assert one == other
     assert isinstance(one, Saliency)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +10,8 @@ import pytest
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.roles.quantization import leftover, quantization_of
 from policy_dsl.sources.reference import open_source
+from tests.models import tiny
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
 BLOCK_FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 PLAIN = {"model.norm.weight": "BF16", "lm_head.weight": "F32", "gate.bias": "F16"}
 
@@ -48,7 +47,7 @@ def test_full_and_native_precision(config: dict[str, Any], tensors: dict[str, st
 
 
 def test_models_at_hand_are_native() -> None:
-    assert quantization_of(open_source(str(EXAMPLE))) is None
+    assert quantization_of(tiny()) is None
     assert quantization_of(open_source("minimax-m2.7")) is None
 
 

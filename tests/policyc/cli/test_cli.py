@@ -16,9 +16,9 @@ import jsonschema
 import pytest
 
 from policyc.cli import console, main
+from tests.models import TINY
 
 ROOT = Path(__file__).parents[3]
-TINY = ROOT / "examples" / "tiny-minimax-m2"
 POLICY = """\
 name: small
 target: mlx_affine

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from policyc.cli import main
-
-TINY = Path(__file__).parents[3] / "examples" / "tiny-minimax-m2"
+from tests.models import TINY
 
 
 @pytest.fixture

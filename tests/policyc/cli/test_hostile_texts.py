@@ -18,13 +18,13 @@ from small_checkpoints import Array, llama_config, llama_tensors, write_folder
 from policy_dsl.escaping import is_visible
 from policy_dsl.planning.record import record_digest
 from policyc.cli import main
+from tests.models import TINY
 
 BAD = (
     "\x1b[31m\x1b]0;t\x07\nerror[fake]: your disk is empty\r\t\x7f\x9b\u2028\u202e\u200b\ufeff"
     "\u3164|<b>`[a](b)"
 )
 ROOT = Path(__file__).parents[3]
-TINY = ROOT / "examples" / "tiny-minimax-m2"
 FORMS = ("text", "json", "markdown")
 Place = tuple[str | int, ...]
 Run = Callable[..., tuple[int, str, str]]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.models import IMATRIX, TINY
+
 ROOT = Path(__file__).parents[3]
-TINY = ROOT / "examples" / "tiny-minimax-m2"
-IMATRIX = ROOT / "examples" / "tiny-minimax-m2-data" / "imatrix.gguf"
 TEXT = "größer — 大"
 POLICY = f"""\
 description: {TEXT}

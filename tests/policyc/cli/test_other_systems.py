@@ -12,9 +12,9 @@ import pytest
 
 from policy_dsl.escaping import is_plain_name, name_defect
 from policyc.cli import main
+from tests.models import TINY
 
 ROOT = Path(__file__).parents[3]
-TINY = ROOT / "examples" / "tiny-minimax-m2"
 # Several commands in one interpreter: each would take a second to start.
 WITHOUT = """
 import os, sys

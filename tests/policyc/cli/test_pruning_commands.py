@@ -14,10 +14,9 @@ import pytest
 from policy_dsl.planning.pruning import highest
 from policy_dsl.sources.saliency import ModelShape, read_saliency
 from policyc.cli import main
+from tests.models import REAP, TINY
 
 ROOT = Path(__file__).parents[3]
-TINY = ROOT / "examples" / "tiny-minimax-m2"
-REAP = ROOT / "examples" / "tiny-minimax-m2-data" / "reap.safetensors"
 MLX = "target mlx_affine\nprune experts to 6 by reap\nall: 4bit g32\n"
 # Its output tensors are called like those of the source.
 HFQ = "target hipfire_hfq\nprune experts to 6 by reap\nall, router: q8\nexperts: mq4\n"

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from policyc.cli import console, main
+from tests.models import TINY
 
 ROOT = Path(__file__).parents[3]
-TINY = ROOT / "examples" / "tiny-minimax-m2"
 POLICY = "target mlx_affine\nvar bits = 4\nall: ${bits}bit\n"
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from policyc.cli import main
+from tests.models import TINY
 
 ROOT = Path(__file__).parents[3]
-TINY = ROOT / "examples" / "tiny-minimax-m2"
 PROGRAM = "from policyc.cli import main; exit(main())"
 POLICY = "target mlx_affine\nall: 8bit\n"
 
