@@ -7,28 +7,24 @@ claim the output ─ open or resume the journal ─ run the units ─ metadata a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import monotonic
 
 from emitters import FORMATS
 from emitters.core.finish import finish
-from emitters.core.journal import Journal, Savepoints
-from emitters.core.open_build import identity_of, open_journal
+from emitters.core.journal import open_journal
 from emitters.core.own_head import ensure_equal_heads
 from emitters.core.preconditions import ensure_buildable, ensure_supported_system, open_as_planned
 from emitters.core.progress import Progress, Silent
-from emitters.core.run_unit import Receipt, Work
-from emitters.core.runners import Runner, Threads
+from emitters.core.run_unit import ValueDefectError, Work, finding_of
+from emitters.core.runners import Receipts, Runner, Threads, write_tensors
 from emitters.core.statistics import prepare
-from emitters.core.value_errors import ValueDefectError, finding_of
-from emitters.core.work_units import Spans, Unit, fit, merge_spans, plan_units, total_source_nbytes
-from emitters.core.workspace import check_early, check_output, claimed, output_place
+from emitters.core.work_units import Spans, fit, plan_units, total_source_nbytes
+from emitters.core.workspace import check_contents, check_place, claimed, output_place
 from emitters.tensor_io.view_rows import ViewReader
-from policy_dsl.diagnostics import Diagnostic, PermanentError, fail
+from policy_dsl.diagnostics import Diagnostic, PermanentError
 from policy_dsl.formats import Format
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
@@ -90,23 +86,27 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     out, shown = output_place(out), progress or Silent()
     workers, block_values = fit(jobs or available_cores(), max_memory, plan)
     # Before anything is made, and again once a bundle that a crash displaced is back.
-    check_early(out, inventory.root, force=force)
+    check_place(out, inventory.root, force=force)
     with claimed(out) as workspace:
         workspace.recover()
-        check_output(out, inventory.root, force=force)
+        check_contents(out, force=force)
         source = open_as_planned(plan, inventory, known)
         reader = ViewReader(source, plan.model.config, must_be_finite=True)
         work = Work(known, reader, plan.fp8_rule, workspace.bundle)
-        journal = open_journal(workspace, plan, work, identity_of(plan, source), force=force)
-        units = partial(plan_units, plan, contexts, block_values)
-        total = total_source_nbytes(plan)
-        left = total
+        journal = open_journal(workspace, plan, work, force=force)
+        total = left = total_source_nbytes(plan)
         if journal.done:
             undone = plan_units(plan, None, block_values, journal.done)
             left = sum(unit.source_nbytes for unit in undone)
+
+        def run(done: Mapping[int, Spans]) -> Receipts:
+            units = plan_units(plan, contexts, block_values, done)
+            return (runner or Threads(workers)).run(units, work)
+
         shown.begin("encode", total, total - left)
         try:
-            lost = _write_tensors(work, units, journal, runner or Threads(workers), shown)
+            with journal:
+                lost = write_tensors(run, left, journal, shown)
             defects = list(work.defects_of_lost(lost))
         except ValueDefectError as defect:
             defects = [defect]
@@ -134,76 +134,3 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-class _Round:
-    """Units given to a runner: how many it took, and which of them came back."""
-
-    def __init__(self, units: Iterator[Unit]) -> None:
-        self._units = units
-        self._taken = 0
-        self._are_all_taken = False
-        self.ended: dict[int, set[tuple[int, int]]] = {}
-
-    def __iter__(self) -> Iterator[Unit]:
-        """The units, each once."""
-        for unit in self._units:
-            self._taken += 1
-            yield unit
-        self._are_all_taken = True
-
-    def is_new(self, receipt: tuple[Unit, Receipt]) -> bool:
-        """Count a unit that came back, and whether it did for the first time."""
-        unit, _ = receipt
-        spans = self.ended.setdefault(unit.module, set())
-        is_new = unit.span not in spans
-        spans.add(unit.span)
-        return is_new
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every unit was taken and has ended."""
-        return self._are_all_taken and sum(map(len, self.ended.values())) == self._taken
-
-
-def _write_tensors(
-    work: Work,
-    units: Callable[[Mapping[int, Spans]], Iterator[Unit]],
-    journal: Journal,
-    runner: Runner,
-    progress: Progress,
-) -> list[Unit]:
-    """Write all rows that are not on disk yet; returns the units whose values all became 0.
-
-    units(done): those without the rows in `done`.
-    Raises: what the work raises; PolicyError if the runner brings nothing back.
-    """
-    lost: list[Unit] = []
-    done = dict(journal.done)
-    with Savepoints(journal, work.folder) as savepoints:
-        while True:
-            given = _Round(units(done))
-            lost += _run(given, work, savepoints, runner, progress)
-            if given.is_complete:
-                return lost
-            if not given.ended:
-                raise fail("units-lost", suggestion="run the same command again: it is resumed")
-            for module, spans in given.ended.items():
-                done[module] = merge_spans((*done.get(module, ()), *spans))
-
-
-def _run(
-    given: _Round, work: Work, savepoints: Savepoints, runner: Runner, progress: Progress
-) -> list[Unit]:
-    """Run units; returns those whose values all became 0."""
-    lost = []
-    with closing(runner.run(given, work)) as receipts:
-        for unit, receipt in filter(given.is_new, receipts):
-            # One whose values are lost must be found again by the next run.
-            if receipt.is_lost:
-                lost.append(unit)
-            else:
-                # Without what its method computed, which may be large: only its place is needed.
-                savepoints.add(unit._replace(context=None), receipt)
-            progress.advance(unit.source_nbytes)
-    return lost

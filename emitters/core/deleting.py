@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from emitters.core.record import DOCUMENTS, LARGEST_RECORD
 from emitters.tensor_io.shards import flush, writing
@@ -29,13 +30,6 @@ _MOVE = "move it away, or give another folder with -o"
 # Of the smallest files so much is hashed before they are replaced; of weights, sizes must do.
 _HASHED_NBYTES = 256 * 2**20
 _FOLDER = sum(getattr(os, name, 0) for name in ("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC"))
-
-
-class MadeFile(NamedTuple):
-    """A file of a bundle as its record has it."""
-
-    nbytes: int
-    sha256: str
 
 
 def kind_of(path: Path) -> str | None:
@@ -73,36 +67,13 @@ def names_in(folder: Path) -> list[str]:
             return []
 
 
-def recorded_files(folder: Path) -> dict[str, MadeFile]:
-    """The files of a bundle but its record, by name, as its record has them.
-
-    Raises: PolicyError unless the record is one that a policyc wrote.
-    """
-    kind = kind_of(folder / RECORD)
-    if kind != "a file":
-        reason = f"its {RECORD} is {kind}, not a file" if kind else f"it has no {RECORD}"
-        raise _not_made(folder, reason)
-    try:
-        content = read_whole(folder / RECORD, most=LARGEST_RECORD, follow=False)
-        return _files(parse_json(content))
-    except PolicyError as error:
-        raise _not_made(folder, error.diagnostics[0].message) from error
-    except ValueError as error:
-        raise _not_made(folder, f"its {RECORD} cannot be read: {error}") from error
-    except _WrongRecordError as error:
-        raise _not_made(folder, f"its {RECORD} {error}") from None
-
-
-def made_files(folder: Path) -> dict[str, MadeFile]:
-    """The files of a whole bundle but its record, by name, after a look at each.
-
-    Raises: PolicyError unless they are as a build made them and alone in the folder.
-    """
-    files = recorded_files(folder)
+def ensure_made(folder: Path) -> None:
+    """Raises: PolicyError unless a bundle's files are as a build made them, and alone."""
+    files = _recorded_files(folder)
     left = _HASHED_NBYTES
-    for name, made in sorted(files.items(), key=lambda item: item[1].nbytes):
-        left -= made.nbytes
-        reason = _misfit(folder / name, made, hashed=left >= 0)
+    for name, (nbytes, sha256) in sorted(files.items(), key=lambda item: item[1][0]):
+        left -= nbytes
+        reason = _misfit(folder / name, nbytes, sha256 if left >= 0 else None)
         if reason is not None:
             raise _not_made(folder, f"{name} {reason}")
     folders = {name.rpartition("/")[0] for name in files} - {""}
@@ -111,7 +82,6 @@ def made_files(folder: Path) -> dict[str, MadeFile]:
     listed = set(names_in(folder))
     listed |= {f"{inner}/{name}" for inner in folders for name in names_in(folder / inner)}
     refuse_others(folder, listed - files.keys() - folders - {RECORD, BROWSED})
-    return files
 
 
 def delete_bundle(folder: Path) -> None:
@@ -120,9 +90,9 @@ def delete_bundle(folder: Path) -> None:
     Raises: PolicyError if something stays; what no record names is not touched.
     """
     if kind_of(folder / RECORD) == "a file":
-        files = recorded_files(folder)
+        files = _recorded_files(folder)
         with writing(folder):
-            _delete(folder, {name: made.nbytes for name, made in files.items()})
+            _delete(folder, {name: nbytes for name, (nbytes, _) in files.items()})
             if set(os.listdir(folder)) <= {RECORD, BROWSED}:
                 # Last, after a crash too: until then it says what may be deleted.
                 flush(folder)
@@ -131,9 +101,8 @@ def delete_bundle(folder: Path) -> None:
 
 
 def delete_unfinished(folder: Path, names: Collection[str] | None) -> None:
-    """Delete the bundle of a build that is not resumed.
+    """Delete the bundle of a build that is not resumed. names: of its files, if they are known.
 
-    names: of its files, if they are known.
     Raises: PolicyError, before anything is deleted, if no build made what is in it.
     """
     files = unfinished_files(folder, names)
@@ -149,19 +118,19 @@ def unfinished_files(folder: Path, names: Collection[str] | None = None) -> list
     Raises: PolicyError if something else is there, or what no build makes: other folders,
     links, special files.
     """
-    found: list[str] = []
-    others: list[str] = []
+    listed: list[str] = []
     for name in names_in(folder):
         if name in SUBFOLDERS and kind_of(folder / name) == "a folder":
-            inner = [f"{name}/{file}" for file in names_in(folder / name)]
+            listed += (f"{name}/{file}" for file in names_in(folder / name))
         else:
-            inner = [name]
-        for file in inner:
-            is_made = kind_of(folder / file) in ("a file", None)
-            is_made = is_made and (names is None or file in names)
-            (found if is_made else others).append(file)
-    refuse_others(folder, others)
-    return found
+            listed.append(name)
+    made = [
+        name
+        for name in listed
+        if kind_of(folder / name) in ("a file", None) and (names is None or name in names)
+    ]
+    refuse_others(folder, {*listed} - {*made})
+    return made
 
 
 def refuse_others(folder: Path, strangers: Collection[str]) -> None:
@@ -172,49 +141,68 @@ def refuse_others(folder: Path, strangers: Collection[str]) -> None:
         raise fail("output-has-other-files", path=str(folder), names=names, suggestion=cure)
 
 
-class _WrongRecordError(Exception):
-    """What keeps a record from being one that a build wrote, as `… is not …`."""
-
-
 def _not_made(folder: Path, reason: str) -> PolicyError:
     return fail("output-not-a-bundle", path=str(folder), reason=reason, suggestion=_MOVE)
 
 
-def _files(document: Any) -> dict[str, MadeFile]:
-    """The files that a record names. Raises: _WrongRecordError if no build wrote it."""
+def _recorded_files(folder: Path) -> dict[str, tuple[int, str]]:
+    """Bytes and SHA-256 of the files of a bundle but its record, by name, as its record has them.
+
+    Raises: PolicyError unless the record is one that a policyc wrote.
+    """
+    kind = kind_of(folder / RECORD)
+    if kind != "a file":
+        reason = f"its {RECORD} is {kind}, not a file" if kind else f"it has no {RECORD}"
+        raise _not_made(folder, reason)
+    try:
+        document = parse_json(read_whole(folder / RECORD, most=LARGEST_RECORD, follow=False))
+        defect = _defect(document)
+    except PolicyError as error:
+        raise _not_made(folder, error.diagnostics[0].message) from error
+    except ValueError as error:
+        raise _not_made(folder, f"its {RECORD} cannot be read: {error}") from error
+    if defect is not None:
+        raise _not_made(folder, f"its {RECORD} {defect}")
+    return {name: (file["nbytes"], file["sha256"]) for name, file in document["files"].items()}
+
+
+def _defect(document: Any) -> str | None:
+    """What keeps a record from being one that a build wrote, as `… is not …`, else None.
+
+    Raises: ValueError if it has text that is not Unicode.
+    """
     if not isinstance(document, dict) or document.get("kind") != "bundle":
-        raise _WrongRecordError("is not the record of a bundle")
+        return "is not the record of a bundle"
     if document.get("schema_version") not in DOCUMENTS:
-        raise _WrongRecordError(f"is not of schema_version {' or '.join(map(str, DOCUMENTS))}")
+        return f"is not of schema_version {' or '.join(map(str, DOCUMENTS))}"
     # Not the whole schema: records of earlier versions lack what later ones say.
     if document.get("digest") != record_digest(document):
-        raise _WrongRecordError("was edited: its own digest does not fit")
+        return "was edited: its own digest does not fit"
     files = document.get("files")
     if not isinstance(files, dict) or not files:
-        raise _WrongRecordError("names no files")
-    return {name: _made(name, found) for name, found in files.items()}
+        return "names no files"
+    return next(filter(None, (_entry_defect(name, made) for name, made in files.items())), None)
 
 
-def _made(name: str, found: Any) -> MadeFile:
+def _entry_defect(name: str, made: Any) -> str | None:
     folder, _, file = name.rpartition("/")
     if (folder and folder not in SUBFOLDERS) or not is_plain_name(file) or name == RECORD:
-        raise _WrongRecordError(f"names {name!r:.80}, which no build writes")
-    made = (found.get("nbytes"), found.get("sha256")) if isinstance(found, dict) else ()
-    if [type(part) for part in made] != [int, str]:
-        raise _WrongRecordError(f"does not say what {name} is")
-    return MadeFile(*made)
+        return f"names {name!r:.80}, which no build writes"
+    parts = (made.get("nbytes"), made.get("sha256")) if isinstance(made, dict) else ()
+    is_whole = [type(part) for part in parts] == [int, str]
+    return None if is_whole else f"does not say what {name} is"
 
 
-def _misfit(path: Path, made: MadeFile, *, hashed: bool) -> str | None:
+def _misfit(path: Path, nbytes: int, sha256: str | None) -> str | None:
     """Why a file is not as it was made, as `is …`; None if nothing speaks against it."""
     kind = kind_of(path)
     if kind != "a file":
         return f"is {kind}, not a file" if kind else "is missing"
     with opened(path, follow=False) as file:
-        nbytes = os.fstat(file.fileno()).st_size
-        if nbytes != made.nbytes:
-            return f"has {nbytes} bytes, not {made.nbytes} as its record says"
-        if hashed and file_digest(file, "sha256").hexdigest() != made.sha256:
+        found = os.fstat(file.fileno()).st_size
+        if found != nbytes:
+            return f"has {found} bytes, not {nbytes} as its record says"
+        if sha256 is not None and file_digest(file, "sha256").hexdigest() != sha256:
             return "was changed: its SHA-256 does not match the record"
     return None
 
@@ -234,10 +222,10 @@ def _delete(folder: Path, files: Mapping[str, int | None]) -> None:
 
     files: name -> bytes, None for any number. Raises: OSError.
     """
-    held: dict[str, dict[str, int | None]] = {"": {}}
+    held: dict[str, dict[str, int | None]] = defaultdict(dict)
     for name, nbytes in files.items():
         inner, _, file = name.rpartition("/")
-        held.setdefault(inner, {})[file] = nbytes
+        held[inner][file] = nbytes
     with _opened_folder(folder) as outer:
         for inner, within in held.items():
             # A subfolder may be gone already, or be a link by now, which is not followed.

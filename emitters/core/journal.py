@@ -8,105 +8,72 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from emitters.core.run_unit import Receipt
+from emitters.core.preconditions import ensure_room
+from emitters.core.run_unit import Receipt, Work
 from emitters.core.work_units import Spans, Unit, merge_spans
-from emitters.tensor_io.shards import append, flush, writing
+from emitters.core.workspace import Workspace
+from emitters.tensor_io.shards import append, create_file, flush, writing
+from policy_dsl import version
 from policy_dsl.bounded_json import parse_json
+from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.formats import Container
+from policy_dsl.plan import Plan, PlannedTensor
+from policy_dsl.planning.bundle_files import preface
+from policy_dsl.planning.layout import header_bytes
 from policy_dsl.regular_files import read_whole
 
-Identity = Mapping[str, Any]
 # How long finished work may be lost to a crash.
 SAVE_SECONDS = 1.0
 # A hundred times what the largest builds write.
 _LARGEST = 64 * 2**20
+_CURE = "--force starts over, and so does deleting that folder"
+# What an identity's parts are called in messages; the first that differs is named.
+_PARTS = {
+    "policyc": "version of policyc",
+    "source": "source, or of another state of it",
+    "policy": "policy",
+    "statistics": "file of statistics",
+    "plan": "plan",
+}
 
 
 class Journal:
-    """An open journal; `done`: module -> finished spans of output rows when it was opened."""
+    """An open journal; `done`: module -> finished spans of output rows when it was opened.
 
-    def __init__(self, path: Path, done: Mapping[int, Spans]) -> None:
-        self.path = path
-        self.done = done
-
-    @classmethod
-    def create(cls, path: Path, identity: Identity) -> Journal:
-        """A new journal that begins with `identity`; it is on the disk before this returns.
-
-        Raises: PolicyError if it cannot be written.
-        """
-        with writing(path):
-            path.write_bytes(_line({"identity": identity}))
-        flush(path)
-        # The file's own name must survive a crash as well.
-        flush(path.parent)
-        return cls(path, {})
-
-    @classmethod
-    def resume(cls, path: Path) -> tuple[Journal, Identity] | None:
-        """The journal of an earlier run and its identity; None if there is none to resume.
-
-        A torn last line is cut off.
-        Raises: PolicyError if it cannot be read or cut.
-        """
-        with writing(path):
-            content = read_whole(path, most=_LARGEST) if path.is_file() else b""
-            lines, nbytes = _parsed(content)
-            if not lines:
-                return None
-            # Lines appended after a torn one would be lost with it.
-            if nbytes < len(content):
-                os.truncate(path, nbytes)
-        spans: dict[int, list[tuple[int, int]]] = {}
-        for line in lines[1:]:
-            for module, start, stop in line["done"]:
-                spans.setdefault(module, []).append((start, stop))
-        done = {module: merge_spans(found) for module, found in spans.items()}
-        return cls(path, done), lines[0]["identity"]
-
-    def add(self, units: Sequence[Unit]) -> None:
-        """Write down finished units whose rows are on the disk.
-
-        Raises: PolicyError if that fails.
-        """
-        rows = [[unit.module, *unit.span] for unit in units]
-        append(self.path, _line({"done": rows}))
-
-
-class Savepoints:
-    """Finished units on their way into the journal: first their files are flushed.
-
-    A crash, of the machine too, loses the work of a few seconds and never a journal's truth.
+    As a context it takes finished units, and saves them now and then: first their files are
+    flushed. A crash, of the machine too, loses the work of a few seconds and never its truth.
     """
 
-    def __init__(self, journal: Journal, folder: Path) -> None:
-        self._journal = journal
-        self._folder = folder
+    def __init__(self, path: Path, folder: Path, done: Mapping[int, Spans]) -> None:
+        self.done = done
+        self._path, self._folder = path, folder
         self._waiting: list[tuple[Unit, Receipt]] = []
         self._saved_at = monotonic()
         # Flushing waits for the disk; meanwhile units go on.
         self._saver = ThreadPoolExecutor(1, "savepoint")
         self._saving: Future[None] | None = None
 
-    def __enter__(self) -> Savepoints:
+    def __enter__(self) -> Journal:
         """Itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
         """Save what waits, whatever ended the build. Raises: PolicyError if a save failed."""
         with self._saver:
-            last = self._saver.submit(self._save, self._taken())
+            last = self._save()
         for saving in (self._saving, last):
             if saving is not None:
                 saving.result()
 
     def add(self, unit: Unit, receipt: Receipt) -> None:
-        """Take a finished unit, and now and then save those that wait.
+        """Take a finished unit, and save those that wait when it is time.
 
         Raises: PolicyError if an earlier save failed.
         """
@@ -115,56 +82,145 @@ class Savepoints:
             self._saving.result()
             self._saving = None
         if self._saving is None and monotonic() - self._saved_at > SAVE_SECONDS:
-            self._saving = self._saver.submit(self._save, self._taken())
+            self._saving = self._save()
 
-    def _taken(self) -> Sequence[tuple[Unit, Receipt]]:
+    def _save(self) -> Future[None]:
         units, self._waiting = self._waiting, []
         self._saved_at = monotonic()
-        return units
+        return self._saver.submit(self._write, units)
 
-    def _save(self, units: Sequence[tuple[Unit, Receipt]]) -> None:
+    def _write(self, units: list[tuple[Unit, Receipt]]) -> None:
         """Flush and write down units. Raises: PolicyError; the next run does them again then."""
-        flushed = {
-            tensor.file
-            for unit, receipt in units
-            if not receipt.is_durable
-            for tensor in unit.output.tensors
-        }
+        pending = [unit for unit, receipt in units if not receipt.is_durable]
         # In this order: a line of the journal must never be ahead of its rows.
-        for file in sorted(flushed):
+        for file in sorted({tensor.file for unit in pending for tensor in unit.output.tensors}):
             flush(self._folder / file)
         if units:
-            self._journal.add([unit for unit, _ in units])
+            rows = [[unit.module, *unit.span] for unit, _ in units]
+            append(self._path, _line({"done": rows}))
 
 
-def _parsed(content: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The documents of all whole lines, up to one that is none, and the bytes they take."""
-    found: list[dict[str, Any]] = []
-    nbytes = 0
-    for line in content.splitlines(keepends=True):
-        try:
-            document = parse_json(line) if line.endswith(b"\n") else None
-        except ValueError:
-            break
-        if not isinstance(document, dict) or not (_is_done if found else _is_first)(document):
-            break
-        found.append(document)
-        nbytes += len(line)
-    return found, nbytes
+def open_journal(workspace: Workspace, plan: Plan, work: Work, *, force: bool) -> Journal:
+    """The journal to resume, and the shards that it speaks of, new or from an earlier run.
+
+    Raises: PolicyError if the unfinished build there is another one or damaged, some of it is
+    done, and `force` does not allow to throw it away; or if the disk has no room.
+    """
+    path, identity = workspace.journal, _identity(plan, work)
+    lines = _read(path)
+    if lines:
+        spans = defaultdict(list)
+        for module, start, stop in (row for line in lines[1:] for row in line["done"]):
+            spans[module].append((start, stop))
+        refusal = _refusal(workspace, plan, lines[0]["identity"], identity)
+        if refusal is None:
+            ensure_room(plan, workspace.bundle)
+            done = {module: merge_spans(listed) for module, listed in spans.items()}
+            return Journal(path, workspace.bundle, done)
+        # Where nothing is done yet, nothing is lost.
+        if spans and not force:
+            raise refusal
+    # Without a journal nothing says what a file holds: whatever is there is of no use.
+    workspace.clear(file.name for file in plan.files)
+    ensure_room(plan, workspace.bundle)
+    _create_files(workspace, plan, work)
+    with writing(path):
+        path.write_bytes(_line({"identity": identity}))
+    flush(path)
+    # The file's own name must survive a crash as well.
+    flush(path.parent)
+    return Journal(path, workspace.bundle, {})
 
 
-def _is_first(document: Mapping[str, Any]) -> bool:
-    return isinstance(document.get("identity"), dict)
+def _identity(plan: Plan, work: Work) -> dict[str, Any]:
+    """What must be the same for a build to be resumed."""
+    files = {name: list(facts) for name, facts in work.source.facts.items()}
+    return {
+        "policyc": version(),
+        "source": {"digest": plan.source_digest, "files": files},
+        "policy": plan.policy_digest,
+        # Not their names: a file that was moved is the same.
+        "statistics": {file.name: file.sha256 for file in plan.statistics},
+        "plan": plan.digest,
+    }
 
 
-def _is_done(document: Mapping[str, Any]) -> bool:
+def _refusal(
+    workspace: Workspace, plan: Plan, found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> PolicyError | None:
+    """Why the unfinished build cannot be resumed, else None."""
+    root = str(workspace.root)
+    for part, called in _PARTS.items():
+        if found.get(part) != wanted[part]:
+            return fail("other-build", path=root, what=called, suggestion=_CURE)
+    for file in plan.tensor_files:
+        path = workspace.bundle / file.name
+        if not path.is_file() or path.stat().st_size != file.nbytes:
+            reason = f"{file.name} is not there, or is not as long as it was"
+            return fail("damaged-partial", path=root, reason=reason, suggestion=_CURE)
+    return None
+
+
+def _create_files(workspace: Workspace, plan: Plan, work: Work) -> None:
+    """Every tensor file at its full length with its header, on the disk when this returns."""
+    files = work.format.spec.tensor_files
+    held: dict[str, list[PlannedTensor]] = {file.name: [] for file in plan.tensor_files}
+    for module in plan.modules:
+        for tensor in module.tensors:
+            held[tensor.file].append(tensor)
+    for file in plan.tensor_files:
+        path, tensors = workspace.bundle / file.name, held[file.name]
+        if isinstance(files, Container):
+            header = preface(plan, work.format, work.source.whole(work.format.spec.embedded_files))
+        else:
+            header = header_bytes(tensors, files.metadata)
+        create_file(path, header, tensors, file.nbytes or 0)
+        flush(path)
+    # The journal comes next, and speaks of files that must be there after a crash.
+    for folder in (workspace.bundle, workspace.root, workspace.root.parent):
+        flush(folder)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The lines of the journal of an earlier run, none if nothing can be resumed.
+
+    A torn last line is cut off. Raises: PolicyError if it cannot be read or cut.
+    """
+    documents: list[dict[str, Any]] = []
+    with writing(path):
+        content = read_whole(path, most=_LARGEST) if path.is_file() else b""
+        nbytes = 0
+        for line in content.splitlines(keepends=True):
+            document = _document(line, is_first=not documents)
+            if document is None:
+                break
+            documents.append(document)
+            nbytes += len(line)
+        # Lines appended after a torn one would be lost with it.
+        if documents and nbytes < len(content):
+            os.truncate(path, nbytes)
+    return documents
+
+
+def _document(line: bytes, *, is_first: bool) -> dict[str, Any] | None:
+    """What a line of a journal holds; None if it is torn or of something else."""
+    try:
+        document = parse_json(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    if not isinstance(document, dict):
+        return None
+    named = isinstance(document.get("identity"), dict)
+    return document if (named if is_first else _is_done(document.get("done"))) else None
+
+
+def _is_done(spans: object) -> bool:
     """Whether it is a list of modules with their first row and the row after the last."""
-    done = document.get("done")
-    return isinstance(done, list) and all(
+    return isinstance(spans, list) and all(
         isinstance(span, list)
         and [type(number) for number in span] == [int, int, int]
         and 0 <= span[1] < span[2]
-        for span in done
+        for span in spans
     )
 
 

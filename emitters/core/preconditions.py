@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
 from emitters.numerics.value_types import VALUE_TYPES
 from emitters.tensor_io.read import CHANGED, FileFacts, Source, file_facts
 from emitters.tensor_io.shards import writing
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
+from policy_dsl.diagnostics import PolicyError, diagnostic, fail
 from policy_dsl.formats import Format
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
@@ -37,7 +37,17 @@ def ensure_supported_system() -> None:
 
 def ensure_buildable(plan: Plan, inventory: Inventory) -> None:
     """Raises: PolicyError with all that keeps this plan from being built from this source."""
-    defects = list(_defects(plan, inventory))
+    defects = []
+    sources = [rows for module in plan.modules for rows in module.sources]
+    if inventory.root is None or any(rows.tensor.file is None for rows in sources):
+        cure = "download the model, for example with `hf download`, and give the folder"
+        defects.append(diagnostic("source-without-files", model=inventory.id, suggestion=cure))
+    if plan.pending:
+        defects.append(diagnostic("pending-statistics", pending=", ".join(plan.pending)))
+    for rows in sources:
+        name, dtype = rows.tensor.name, rows.tensor.dtype
+        if dtype not in (FP8_DTYPES if rows.scale is not None else VALUE_TYPES):
+            defects.append(diagnostic("unreadable-values", tensor=name, dtype=dtype))
     if defects:
         raise PolicyError(defects)
 
@@ -75,7 +85,7 @@ def open_as_planned(plan: Plan, inventory: Inventory, format: Format) -> Source:
     names = {CONFIG, find_index(inventory.mtimes) or CONFIG} & inventory.mtimes.keys()
     names |= inventory.file_nbytes.keys()
     now = {**file_facts(root, names - facts.keys()), **facts}
-    reasons = dict(_moved(inventory, now)) or dict(_reread(inventory, now))
+    reasons = dict(_moved(inventory, now)) or dict(_reread(inventory, root, now))
     if reasons:
         raise PolicyError(
             diagnostic("source-changed", suggestion=CHANGED, file=name, reason=reason)
@@ -94,27 +104,11 @@ def _moved(inventory: Inventory, now: Mapping[str, FileFacts]) -> Iterator[tuple
             yield name, "it was written again"
 
 
-def _reread(inventory: Inventory, names: Mapping[str, FileFacts]) -> Iterator[tuple[str, str]]:
+def _reread(
+    inventory: Inventory, root: Path, now: Mapping[str, FileFacts]
+) -> Iterator[tuple[str, str]]:
     """Name and reason of each file of these whose parts are not what was read of them."""
-    root = inventory.root or Path()
     for (name, start, stop), digest in inventory.parts_read.items():
-        if name in names:
-            content = read_range(root / name, start, stop)
-            if hashlib.sha256(content).digest() != digest:
-                part = "header" if name in inventory.file_nbytes else "content"
-                yield name, f"its {part} is different now"
-
-
-def _defects(plan: Plan, inventory: Inventory) -> Iterator[Diagnostic]:
-    tensors = [rows.tensor for module in plan.modules for rows in module.sources]
-    if inventory.root is None or any(tensor.file is None for tensor in tensors):
-        cure = "download the model, for example with `hf download`, and give the folder"
-        yield diagnostic("source-without-files", model=inventory.id, suggestion=cure)
-    if plan.pending:
-        yield diagnostic("pending-statistics", pending=", ".join(plan.pending))
-    for module in plan.modules:
-        for rows in module.sources:
-            known = FP8_DTYPES if rows.scale is not None else VALUE_TYPES.keys()
-            if rows.tensor.dtype not in known:
-                name, dtype = rows.tensor.name, rows.tensor.dtype
-                yield diagnostic("unreadable-values", tensor=name, dtype=dtype)
+        if name in now and sha256(read_range(root / name, start, stop)).digest() != digest:
+            part = "header" if name in inventory.file_nbytes else "content"
+            yield name, f"its {part} is different now"

@@ -9,21 +9,38 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emitters.core.value_errors import ValueDefectError, band_of
 from emitters.core.verdicts import Sums
 from emitters.core.work_units import Output, Unit
-from emitters.numerics.rounding import first_nonfinite, to_float32
+from emitters.numerics.rounding import cast, first_nonfinite, to_float32
 from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.read import Source
 from emitters.tensor_io.shards import write_at
 from emitters.tensor_io.view_rows import Cast, ViewReader, place_of
+from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import Format, UnstorableError
-from policy_dsl.plan import PlannedTensor
-from policy_dsl.treatments import Coded, coded, describe
+from policy_dsl.plan import Plan, PlannedTensor
+from policy_dsl.quantities import counted
+from policy_dsl.treatments import PLAIN_WORDS, Coded, Plain, describe
+from policy_dsl.views import Values
 
 # A value that no dtype loses, and a relative error from which that of a matrix is far.
 _LARGE, _NEAR = 1e-3, 0.5
 _LOOKED_AT = 4096
+# Rows that formats code together at most, with groups that do not run on from row to row.
+_BAND = 32
+# A dtype that loses more of the largest value does not hold it.
+_LARGEST_LOSS = 0.25
+
+
+class ValueDefectError(Exception):
+    """Finite values of a unit that its output cannot store. It can be pickled.
+
+    facts: of the finding, but for the tensor. values: float32 [rows, in], some of those concerned.
+    """
+
+    def __init__(self, unit: Unit, code: str, facts: dict[str, str], values: Array) -> None:
+        super().__init__(unit, code, facts, values)
+        self.unit, self.code, self.facts, self.values = unit, code, facts, values
 
 
 class Receipt(NamedTuple):
@@ -36,18 +53,6 @@ class Receipt(NamedTuple):
     nbytes: int
     is_lost: bool
     is_durable: bool = False
-
-
-class Made(NamedTuple):
-    """The parts of a unit's rows, and what became of its values.
-
-    is_kept: a reader gets more of them than next to nothing. is_lost: it does not, and they
-    are not zeros.
-    """
-
-    parts: dict[str, Array]
-    is_kept: bool
-    is_lost: bool
 
 
 @dataclass(frozen=True)
@@ -73,29 +78,12 @@ class Work:
         Raises: ValueDefectError if a value does not fit; PolicyError if the source cannot be
         read or holds a value that is not finite, or the output cannot be written.
         """
-        made, output, written = self.made(unit), unit.output, 0
+        (parts, _, is_lost), output, written = self._made(unit), unit.output, 0
         for tensor in output.tensors:
             # What a row has beyond its source's values is its tail, or zeros.
             start, stride = tensor.rows_at(unit.at, output.n_rows)
-            path, part = self.folder / tensor.file, made.parts[tensor.part]
-            written += write_at(path, start, part, stride=stride)
-        return Receipt(written, made.is_lost)
-
-    def made(self, unit: Unit) -> Made:
-        """The parts of the rows of a unit. Raises as a call does."""
-        output = unit.output
-        values = self._values(unit, output.dtype)
-        scale = unit.context.scale if unit.context else None
-        scaled = values if scale is None else values * scale
-        if isinstance(output.treatment, Coded):
-            parts = self._encoded(unit, scaled)
-        else:
-            parts = {output.tensors[0].part: values}
-        if self._is_surely_kept(output, scaled):
-            return Made(parts, True, False)
-        exact = self._values(unit, "F32")
-        sums = Sums.of(exact, self._decoded(unit, parts, exact.shape))
-        return Made(parts, not sums.nothing_left, sums.nothing_left)
+            written += write_at(self.folder / tensor.file, start, parts[tensor.part], stride=stride)
+        return Receipt(written, is_lost)
 
     def defects_of_lost(self, lost: Iterable[Unit]) -> Iterator[ValueDefectError]:
         """A defect for each matrix of the source of which nothing is left.
@@ -106,66 +94,147 @@ class Work:
         for unit in lost:
             matrices.setdefault((unit.module, unit.source), unit)
         for unit in matrices.values():
-            if any(self.made(part).is_kept for part in _whole(unit)):
+            if any(self._made(part).is_kept for part in _whole(unit)):
                 continue
             values = self._values(unit, "F32")
             largest = int(np.abs(values).max(axis=-1).argmax())
-            count = unit.view.n_rows * unit.view.width
-            yield ValueDefectError(unit, "value-underflow", count, band_of(values, "F32", largest))
+            count = counted(unit.view.n_rows * unit.view.width, "value")
+            facts = {"values": count, "treatment": _in_words(unit.output)}
+            yield ValueDefectError(unit, "value-underflow", facts, _band(values, "F32", largest))
+
+    def _made(self, unit: Unit) -> _Made:
+        """The parts of the rows of a unit. Raises as a call does."""
+        output, scale = unit.output, unit.context.scale if unit.context else None
+        values = self._values(unit, output.dtype)
+        scaled = values if scale is None else values * scale
+        if not isinstance(output.treatment, Coded):
+            parts = {output.tensors[0].part: values}
+            some = to_float32(values.reshape(-1)[:_LOOKED_AT], output.dtype)
+            is_kept = bool(np.abs(some).max(initial=0) >= _LARGE)
+        else:
+            parts = self._encoded(unit, output.treatment, scaled)
+            is_kept = self._is_surely_kept(output, output.treatment, scaled)
+        if is_kept:
+            return _Made(parts, True, False)
+        exact = self._values(unit, "F32")
+        if not isinstance(output.treatment, Coded):
+            decoded = to_float32(values, output.dtype)
+        else:
+            held = {tensor.part: parts[tensor.part] for tensor in output.tensors}
+            width, decode = exact.shape[-1], self.format.codec().decode
+            decoded = decode(held, output.dtype, output.treatment, width)
+            decoded = decoded.reshape(-1, width)[: len(exact)]
+            decoded = decoded if scale is None else decoded / scale
+        is_lost = Sums.of(exact, decoded).nothing_left
+        return _Made(parts, not is_lost, is_lost)
 
     def _values(self, unit: Unit, dtype: str) -> Array:
         """[n_rows, in] finite values of the unit's rows in a value type."""
+        rows = unit.view, unit.first, unit.n_rows
         how = Cast(dtype, self.fp8_rule, cuts_off=self.format.spec.cuts_off)
-        values = self.reader.rows(unit.view, unit.first, unit.n_rows, how)
+        values = self.reader.rows(*rows, how)
         at = first_nonfinite(values, dtype)
         if at >= 0:
-            exact = self.reader.rows(unit.view, unit.first, unit.n_rows, how._replace(dtype="F32"))
+            exact = self.reader.rows(*rows, how._replace(dtype="F32"))
             what = f"{exact.reshape(-1)[at]:.4g} at {place_of(unit.view, unit.first, at)}"
-            band = band_of(exact, "F32", at // exact.shape[-1])
-            raise ValueDefectError(unit, "value-overflow", (what, dtype), band)
+            band = _band(exact, "F32", at // exact.shape[-1])
+            raise ValueDefectError(unit, "value-overflow", {"what": what, "dtype": dtype}, band)
         return values
 
-    def _encoded(self, unit: Unit, values: Array) -> dict[str, Array]:
-        output = unit.output
+    def _encoded(self, unit: Unit, treatment: Coded, values: Array) -> dict[str, Array]:
         encode = unit.context.encode if unit.context else self.format.codec().encode
+        dtype, how = unit.output.dtype, describe(treatment)
+
+        def defect(row: int, what: str, reason: str = "") -> ValueDefectError:
+            place = f"a group of row {place_of(unit.view, unit.first + row, 0)}"
+            band = _band(values, dtype, row)
+            if reason:
+                facts = {"place": place, "treatment": how, "reason": reason}
+                return ValueDefectError(unit, "unstorable-value", facts, band)
+            return ValueDefectError(unit, "value-overflow", {"what": place, "dtype": what}, band)
+
         try:
-            parts = encode(values, output.dtype, coded(output.treatment))
+            parts = encode(values, dtype, treatment)
         except UnstorableError as error:
-            if error.reason:
-                raise _of_group(unit, "unstorable-value", error.reason, values, error.row) from None
-            treatment = describe(output.treatment)
-            raise _of_group(unit, "value-overflow", treatment, values, error.row) from None
-        for tensor in output.tensors:
+            raise defect(error.row, how, error.reason) from None
+        for tensor in unit.output.tensors:
             row = _first_overflow(tensor, parts[tensor.part], values)
             if row >= 0:
-                what = f"{describe(output.treatment)}, whose {tensor.part} are {tensor.dtype}"
-                raise _of_group(unit, "value-overflow", what, values, row)
+                raise defect(row, f"{how}, whose {tensor.part} are {tensor.dtype}")
         return parts
 
-    def _is_surely_kept(self, output: Output, values: Array) -> bool:
+    def _is_surely_kept(self, output: Output, treatment: Coded, values: Array) -> bool:
         """Whether the first rows show that values are stored and not lost; nearly always so."""
-        if not isinstance(output.treatment, Coded):
-            some = to_float32(values.reshape(-1)[:_LOOKED_AT], output.dtype)
-            return bool(np.abs(some).max(initial=0) >= _LARGE)
         # Where groups run on from row to row, whole ones.
         first = np.ascontiguousarray(values[: output.together])
         exact = to_float32(first, output.dtype)
-        how, codec = (output.dtype, output.treatment), self.format.codec()
+        how, codec = (output.dtype, treatment), self.format.codec()
         # Without statistics: whatever weighs, the largest values stay.
         decoded = codec.decode(codec.encode(first, *how), *how, exact.shape[-1])
         relative = Sums.of(exact, decoded).relative
         return relative is not None and relative < _NEAR
 
-    def _decoded(self, unit: Unit, parts: dict[str, Array], shape: tuple[int, ...]) -> Array:
-        """float32: the values of a unit's parts, as readers compute with them."""
-        output, scale = unit.output, unit.context.scale if unit.context else None
-        if not isinstance(output.treatment, Coded):
-            return to_float32(parts[output.tensors[0].part], output.dtype)
-        held = {tensor.part: parts[tensor.part] for tensor in output.tensors}
-        decode = self.format.codec().decode
-        decoded = decode(held, output.dtype, output.treatment, shape[-1])
-        values = decoded.reshape(-1, shape[-1])[: shape[0]]
-        return values if scale is None else values / scale
+
+class _Made(NamedTuple):
+    """The parts of a unit's rows, and what became of its values.
+
+    is_kept: a reader gets more of them than next to nothing. is_lost: it does not, and they
+    are not zeros.
+    """
+
+    parts: dict[str, Array]
+    is_kept: bool
+    is_lost: bool
+
+
+def finding_of(defect: ValueDefectError, plan: Plan, format: Format) -> Diagnostic:
+    """The error: what does not fit, where the policy chose it, and what would hold it."""
+    rule = plan.rule_of(plan.modules[defect.unit.module])
+    span = rule.treatment_span or rule.span if rule else None
+    span = span if rule else dict(plan.policy.key_spans).get("defaults.otherwise")
+    cure = None if defect.code == "unstorable-value" else _cure(defect, plan, format)
+    tensor = defect.unit.view.tensor.name
+    return diagnostic(defect.code, span, suggestion=cure, tensor=tensor, **defect.facts)
+
+
+def _cure(defect: ValueDefectError, plan: Plan, format: Format) -> str:
+    """The plain dtypes that readers of the target take and that hold the values."""
+    spec, view = format.spec, defect.unit.view
+    # A source tensor may hold several of the model's. Rows may be counted as the values in them.
+    made = tuple(one for one in view.operations if not isinstance(one, Values))
+    tensor = next(
+        tensor
+        for tensor in plan.model.tensors
+        if tensor.source.name == view.tensor.name and tensor.operations == made
+    )
+    held = [
+        PLAIN_WORDS[dtype]
+        for dtype in spec.plain_dtypes
+        if format.review.held(tensor, plan.model, Plain(dtype)) is None
+        and _fits(defect.values, dtype, cuts_off=spec.cuts_off)
+    ]
+    them = "them" if defect.code == "value-underflow" else "it"
+    if held:
+        return f"{' or '.join(held)} would hold {them}; give the tensor a rule of its own"
+    return f"no plain dtype of {plan.target} holds {them}; try another scheme"
+
+
+def _fits(values: Array, dtype: str, *, cuts_off: bool) -> bool:
+    narrow = cast(values, "F32", dtype, cuts_off=cuts_off)
+    if first_nonfinite(narrow, dtype) >= 0:
+        return False
+    lost = np.abs(to_float32(narrow, dtype) - values).max() / np.abs(values).max()
+    return bool(lost <= _LARGEST_LOSS)
+
+
+def _in_words(output: Output) -> str:
+    return describe(output.treatment) if isinstance(output.treatment, Coded) else output.dtype
+
+
+def _band(values: Array, dtype: str, row: int) -> Array:
+    """float32 [rows, in]: the band that `row` of the values, of value type `dtype`, is in."""
+    first = row // _BAND * _BAND
+    return to_float32(np.ascontiguousarray(values[first : first + _BAND]), dtype)
 
 
 def _whole(unit: Unit) -> Iterator[Unit]:
@@ -176,17 +245,9 @@ def _whole(unit: Unit) -> Iterator[Unit]:
         yield unit._replace(first=first, n_rows=n_rows, at=above + first)
 
 
-def _of_group(unit: Unit, code: str, what: str, values: Array, row: int) -> ValueDefectError:
-    """The defect of a group of a row of the unit's values."""
-    place = f"a group of row {place_of(unit.view, unit.first + row, 0)}"
-    return ValueDefectError(unit, code, (place, what), band_of(values, unit.output.dtype, row))
-
-
 def _first_overflow(tensor: PlannedTensor, part: Array, values: Array) -> int:
     """The first row whose scale is infinite although its values are not, or -1."""
-    if tensor.dtype not in VALUE_TYPES:
-        return -1
-    at = first_nonfinite(part, tensor.dtype)
+    at = first_nonfinite(part, tensor.dtype) if tensor.dtype in VALUE_TYPES else -1
     if at < 0:
         return -1
     return at % len(values) if tensor.by_columns else at * len(values) // part.size

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from itertools import islice
 from typing import Protocol
 
+from emitters.core.journal import Journal
+from emitters.core.progress import Progress
 from emitters.core.run_unit import Receipt, Work
-from emitters.core.work_units import Unit
+from emitters.core.work_units import Spans, Unit, merge_spans
+from policy_dsl.diagnostics import fail
 
 Receipts = Generator[tuple[Unit, Receipt], None, None]
 
@@ -52,19 +57,44 @@ class Threads:
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         receipt = future.result()
                         yield running.pop(future), receipt
-            except GeneratorExit:
-                _cancel(running)
-                raise
-            except BaseException:
-                _cancel(running)
+            except BaseException as error:
+                for future in running:
+                    future.cancel()
+                wait(running)
                 for future, unit in running.items():
-                    if not future.cancelled() and future.exception() is None:
+                    is_wanted = not isinstance(error, GeneratorExit)
+                    if is_wanted and not future.cancelled() and future.exception() is None:
                         yield unit, future.result()
                 raise
 
 
-def _cancel(running: Iterable[Future[Receipt]]) -> None:
-    """Start no more of these, and wait for those under way."""
-    for future in running:
-        future.cancel()
-    wait(running)
+def write_tensors(
+    run: Callable[[Mapping[int, Spans]], Receipts], left: int, journal: Journal, progress: Progress
+) -> list[Unit]:
+    """Write all rows that are not on disk yet; returns the units whose values all became 0.
+
+    run(done): of the units without the rows in `done`. left: bytes of weights that they read.
+    Raises: what the work raises; PolicyError if the runner brings nothing back.
+    """
+    lost: list[Unit] = []
+    done = dict(journal.done)
+    while left:
+        ended: dict[int, set[tuple[int, int]]] = defaultdict(set)
+        with closing(run(done)) as receipts:
+            for unit, receipt in receipts:
+                if unit.span in ended[unit.module]:
+                    continue
+                ended[unit.module].add(unit.span)
+                # One whose values are lost must be found again by the next run.
+                if receipt.is_lost:
+                    lost.append(unit)
+                else:
+                    # Without what its method computed, which may be large.
+                    journal.add(unit._replace(context=None), receipt)
+                left -= unit.source_nbytes
+                progress.advance(unit.source_nbytes)
+        if not ended:
+            raise fail("units-lost", suggestion="run the same command again: it is resumed")
+        for module, spans in ended.items():
+            done[module] = merge_spans((*done.get(module, ()), *spans))
+    return lost

@@ -14,7 +14,6 @@ import re
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
@@ -23,8 +22,8 @@ from emitters.core.deleting import (
     delete_bundle,
     delete_unfinished,
     ensure_kind,
+    ensure_made,
     kind_of,
-    made_files,
     names_in,
     refuse_others,
     unfinished_files,
@@ -34,16 +33,9 @@ from policy_dsl.diagnostics import Diagnostic, PermanentError, PolicyError, diag
 from policy_dsl.planning.record import RECORD
 from policy_dsl.regular_files import read_whole
 
-# What a workspace holds, and what each is.
-_WORK = {
-    "lock": "a file",
-    "journal": "a file",
-    BROWSED: "a file",
-    "bundle": "a folder",
-    "replaced": "a folder",
-}
-_DELETED = "deleted"
-_IS_DELETED = re.compile(r"deleted(-[0-9]+)?")
+# What a workspace holds besides folders.
+_FILES = {"lock", "journal", BROWSED}
+_IS_OURS = re.compile(r"lock|journal|bundle|replaced|deleted(-[0-9]+)?|" + re.escape(BROWSED))
 # What NFS calls a file that is deleted while it is open.
 _OPEN = ".nfs"
 _LARGEST_LOCK = 16 * 2**20
@@ -51,37 +43,18 @@ _LARGEST_LOCK = 16 * 2**20
 _MOST_TRIES = 1000
 
 
-@dataclass(frozen=True)
 class Workspace:
-    """Where a build of `out` works. left: warnings about what could not be deleted."""
+    """Where a build of `out` works.
 
-    out: Path
-    left: list[Diagnostic] = field(default_factory=list, compare=False)
+    root: the folder of the unfinished build. lock: the file whose lock says that a build runs.
+    left: warnings about what could not be deleted.
+    """
 
-    @property
-    def root(self) -> Path:
-        """The folder of the unfinished build."""
-        return self.out.with_name(self.out.name + ".partial")
-
-    @property
-    def lock(self) -> Path:
-        """The file whose lock says that a build runs."""
-        return self.root / "lock"
-
-    @property
-    def bundle(self) -> Path:
-        """The bundle while it is written."""
-        return self.root / "bundle"
-
-    @property
-    def journal(self) -> Path:
-        """The journal's file."""
-        return self.root / "journal"
-
-    @property
-    def replaced(self) -> Path:
-        """Where the bundle waits that is being replaced."""
-        return self.root / "replaced"
+    def __init__(self, out: Path) -> None:
+        self.out, self.root = out, out.with_name(out.name + ".partial")
+        self.lock, self.journal = self.root / "lock", self.root / "journal"
+        self.bundle, self.replaced = self.root / "bundle", self.root / "replaced"
+        self.left: list[Diagnostic] = []
 
     def clear(self, names: Iterable[str] = ()) -> None:
         """Delete what an earlier run left: the journal first, as it speaks of the rest.
@@ -137,13 +110,19 @@ class Workspace:
             flush(path)
         flush(self.bundle)
         # Hours may have passed since the last look.
-        _check_contents(self.out, force=force)
+        check_contents(self.out, force=force)
         with writing(self.out):
             if not _is_free(self.out):
                 if kind_of(self.replaced) is not None:
                     self._set_aside()
                 self.out.rename(self.replaced)
-            self._name()
+            try:
+                self.bundle.rename(self.out)
+            except OSError:
+                # Not only after a crash: the old bundle must not be missing until the next build.
+                with suppress(OSError):
+                    self.replaced.rename(self.out)
+                raise
             flush(self.root)
             flush(self.out.parent)
         # From here on the new bundle has its name; what follows is only tidying.
@@ -152,9 +131,21 @@ class Workspace:
                 self._set_aside()
             self.journal.unlink(missing_ok=True)
 
-    def ensure_own(self) -> None:
-        """Raises: PolicyError if files are in the unfinished bundle that no build made."""
-        unfinished_files(self.bundle, self._names())
+    def ensure_own(self, *, held: bool = False) -> None:
+        """Raises: PolicyError if what no build made is in the folder of unfinished work.
+
+        held: whether the lock is; the names of the files in the unfinished bundle are known then.
+        """
+        ensure_kind(self.root, "a folder")
+        listed = self._listed()
+        # All of it is deleted in the end.
+        refuse_others(self.root, {name for name in listed if not _IS_OURS.fullmatch(name)})
+        for name in listed:
+            ensure_kind(self.root / name, "a file" if name in _FILES else "a folder")
+        unfinished_files(self.bundle, self._names() if held else None)
+
+    def _listed(self) -> list[str]:
+        return [name for name in names_in(self.root) if not name.startswith(_OPEN)]
 
     def _names(self) -> Collection[str] | None:
         """The names of the files of the unfinished bundle; None if they are not known."""
@@ -164,18 +155,9 @@ class Workspace:
             return None
         return {*names, BROWSED} if names else None
 
-    def _name(self) -> None:
-        try:
-            self.bundle.rename(self.out)
-        except OSError:
-            # Not only after a crash: the old bundle must not be missing until the next build.
-            with suppress(OSError):
-                self.replaced.rename(self.out)
-            raise
-
     def _set_aside(self) -> None:
         """Give a replaced bundle a name by which it never comes back."""
-        names = (f"{_DELETED}-{number}" if number else _DELETED for number in count())
+        names = (f"deleted-{number}" if number else "deleted" for number in count())
         free = next(name for name in names if kind_of(self.root / name) is None)
         self.replaced.rename(self.root / free)
         # Before anything in it is deleted.
@@ -183,11 +165,11 @@ class Workspace:
 
     def tidy(self) -> None:
         """Delete what nothing needs, the lock last; what cannot be deleted is in `left`."""
-        listed: set[str] = set()
+        listed: list[str] = []
         with self._tidying(self.root):
-            listed = _listed(self.root)
-        for name in sorted(listed):
-            if _IS_DELETED.fullmatch(name):
+            listed = self._listed()
+        for name in listed:
+            if name.startswith("deleted") and _IS_OURS.fullmatch(name):
                 with self._tidying(self.root / name):
                     delete_bundle(self.root / name)
         if os.path.lexists(self.journal) or os.path.lexists(self.replaced):
@@ -211,8 +193,9 @@ class Workspace:
         except PolicyError as error:
             reason = error.diagnostics[0].message
             cure = "move away or delete what is in it"
-            found = diagnostic("output-left-over", path=str(folder), reason=reason)
-            self.left.append(replace(found, suggestion=cure))
+            place = str(folder)
+            left = diagnostic("output-left-over", suggestion=cure, path=place, reason=reason)
+            self.left.append(left)
 
 
 def output_place(out: Path) -> Path:
@@ -222,20 +205,12 @@ def output_place(out: Path) -> Path:
     return Path(os.path.realpath(out.parent), out.name)
 
 
-def written_files(folder: Path) -> dict[str, int]:
-    """Name -> bytes of every file in a folder, those of its subfolders as `folder/name`."""
-    with writing(folder):
-        return {
-            path.relative_to(folder).as_posix(): path.lstat().st_size
-            for path in sorted(folder.rglob("*"))
-            if not path.is_dir() or path.is_symlink()
-        }
+def check_place(out: Path, source: Path | None, *, force: bool) -> None:
+    """Raises: PolicyError if a build may not write to `out`, before a claim makes any folder.
 
-
-def check_place(out: Path, source: Path | None) -> None:
-    """Raises: PolicyError if no build may work at `out`, whatever is in it.
-
-    It is in the source's folder or around it, or it is something else than a folder.
+    It is in the source's folder or around it, it is something else than a folder, or as
+    `check_contents` says. Where another build is at work its renames would confuse what is
+    seen: the claim decides.
     """
     cure = "give a folder apart from the source with -o"
     # The root of a disk has no name, and nothing beside it.
@@ -245,45 +220,31 @@ def check_place(out: Path, source: Path | None) -> None:
     if source and any(_overlap(source, place) for place in (out, workspace.root)):
         raise fail("output-in-source", path=str(out), suggestion=cure)
     ensure_kind(out, "a folder")
-    _ensure_own(workspace)
+    workspace.ensure_own()
+    seen = os.path.lexists(workspace.root)
+    try:
+        check_contents(out, force=force)
+    except PolicyError:
+        if not seen and not os.path.lexists(workspace.root):
+            raise
 
 
-def check_output(out: Path, source: Path | None, *, force: bool) -> None:
-    """Raises: PolicyError if a build may not write to `out`.
+def check_contents(out: Path, *, force: bool) -> None:
+    """Raises: PolicyError if there is something in `out`.
 
-    As `check_place` says, or because it is not empty; with `force` a bundle of policyc may be
-    replaced, as long as it is as it was built: nothing else, not even files put beside it.
+    With `force` a bundle of policyc may be, as long as it is as it was built: nothing else, not
+    even files put beside it.
     """
-    check_place(out, source)
-    _check_contents(out, force=force)
-
-
-def _check_contents(out: Path, *, force: bool) -> None:
     ensure_kind(out, "a folder")
     if _is_free(out):
         return
     if force:
-        made_files(out)
+        ensure_made(out)
         return
     cure = "--force replaces it once the new bundle is complete"
     if kind_of(out / RECORD) != "a file":
         cure = f"it has no {RECORD}, so nothing replaces it: give another folder with -o"
     raise fail("output-exists", path=str(out), suggestion=cure)
-
-
-def check_early(out: Path, source: Path | None, *, force: bool) -> None:
-    """Raises: PolicyError as `check_output` does, before a claim makes any folder.
-
-    Where another build is at work its renames would confuse what is seen: the claim decides.
-    """
-    check_place(out, source)
-    root = Workspace(out).root
-    seen = os.path.lexists(root)
-    try:
-        _check_contents(out, force=force)
-    except PolicyError:
-        if not seen and not os.path.lexists(root):
-            raise
 
 
 @contextmanager
@@ -297,8 +258,7 @@ def claimed(out: Path) -> Iterator[Workspace]:
     workspace = Workspace(out)
     lock = _locked(workspace)
     try:
-        _ensure_own(workspace)
-        workspace.ensure_own()
+        workspace.ensure_own(held=True)
         # The lock's name is on the disk before any other.
         flush(workspace.root)
         yield workspace
@@ -315,23 +275,6 @@ def claimed(out: Path) -> Iterator[Workspace]:
             workspace.root.rmdir()
 
 
-def _ensure_own(workspace: Workspace) -> None:
-    """Raises: PolicyError if the folder of unfinished work holds what no build made."""
-    root = workspace.root
-    ensure_kind(root, "a folder")
-    listed = _listed(root)
-    deleted = {name for name in listed if _IS_DELETED.fullmatch(name)}
-    # All of it is deleted in the end.
-    refuse_others(root, listed - _WORK.keys() - deleted)
-    for name in sorted(listed):
-        ensure_kind(root / name, _WORK.get(name, "a folder"))
-    unfinished_files(workspace.bundle)
-
-
-def _listed(folder: Path) -> set[str]:
-    return {name for name in names_in(folder) if not name.startswith(_OPEN)}
-
-
 def _locked(workspace: Workspace) -> int:
     """A descriptor of the lock file, locked."""
     # Not at the top: Windows has none, and plans there.
@@ -339,7 +282,7 @@ def _locked(workspace: Workspace) -> int:
 
     refusal: OSError = TimeoutError()
     for _ in range(_MOST_TRIES):
-        _ensure_own(workspace)
+        workspace.ensure_own()
         with writing(workspace.root):
             try:
                 lock, is_new = _opened_lock(workspace)

@@ -19,7 +19,7 @@ from small_checkpoints import digests
 from test_resume import FIVE_BITS, interrupted
 
 from emitters.core.build import build
-from emitters.core.workspace import check_output, claimed
+from emitters.core.workspace import check_contents, claimed
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.planning.record import record_digest
 
@@ -150,7 +150,7 @@ def loop(out: Path, number: int, seconds: float, answers: Queue[Counter[str]]) -
         try:
             with claimed(out) as workspace:
                 workspace.recover()
-                check_output(out, None, force=True)
+                check_contents(out, force=True)
                 workspace.clear()
                 workspace.journal.write_text("{}\n")
                 write_bundle(workspace.bundle, str(number))
