@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from types import MappingProxyType
 from typing import NamedTuple
 
-from emitters.core.statistics import Contexts
 from emitters.tensor_io.view_rows import LONGEST_ROW, view_nbytes
 from policy_dsl.diagnostics import fail
 from policy_dsl.formats import Context
@@ -16,16 +15,16 @@ from policy_dsl.quantities import both_units
 from policy_dsl.treatments import Coded, Stored, describe
 from policy_dsl.views import View, stacked
 
-MIB = 2**20
 # A unit reads at most 8 Mi values: 32 MiB of source, and blocks that caches still help with.
 BLOCK_VALUES = 8 * 2**20
-SMALLEST_BLOCK = LONGEST_ROW
 # Source, values and encoded parts of one block, in the worst case.
 _NBYTES_PER_VALUE = 12
 # Interpreter, numpy, numba and its compiler.
-_LIBRARIES_NBYTES = 256 * MIB
+_LIBRARIES_NBYTES = 256 * 2**20
 
 Spans = tuple[tuple[int, int], ...]
+# A module and one of its sources, both by their indices -> what its method computes once.
+Contexts = Callable[[int, int], Context | None]
 
 
 class Output(NamedTuple):
@@ -35,7 +34,6 @@ class Output(NamedTuple):
     n_rows: of the module.
     """
 
-    name: str
     treatment: Stored
     dtype: str
     together: int
@@ -47,8 +45,8 @@ class Unit(NamedTuple):
     """Rows of a view that become rows of a module: plain data, all that a worker needs of a plan.
 
     module, source: its place in the plan, and that of the view among the module's. first,
-    n_rows: of the view; single values where `is_split` says so. at: the first row of the
-    module. context: what its method computed for the view, None of plain values.
+    n_rows: of the view; single values where it is split into these. at: the first row of the
+    module. context: what its method computed for the view from statistics, if it did.
     """
 
     module: int
@@ -80,19 +78,23 @@ def plan_units(
     """All units in the order of the plan, without the output rows in `done`.
 
     contexts: asked for each view when its first unit comes, and not kept: as many are alive as
-    views have units in flight. None: the units are only counted. done: module -> sorted,
-    separate spans [start, stop) of output rows that are finished.
+    views have units in flight. done: module -> sorted, separate spans [start, stop) of output
+    rows that are finished.
     """
     for index, module in enumerate(plan.modules):
         spans = done.get(index, ())
-        output = _output(module)
+        views = _worked_on(module)
+        shape = module.shape if views is not module.sources else module.shape[:-1]
+        # Constants are written with the header: rows have no part in them.
+        tensors = tuple(tensor for tensor in module.tensors if not tensor.is_constant)
+        output = Output(module.treatment, module.dtype, module.together, prod(shape), tensors)
         # No block spans two sources: the experts of a stack are apart.
-        for source, (view, above, n_rows) in enumerate(stacked(_worked_on(module))):
+        for source, (view, above, n_rows) in enumerate(stacked(views)):
             together = view.values_read(module.together)
             # Rows that are coded as one stay in one block.
             step = max(1, block_values // max(1, together)) * module.together
-            missing = list(_missing((above, above + n_rows), spans))
-            context = contexts.of(index, source) if contexts and missing else None
+            missing = list(_missing(above, above + n_rows, spans))
+            context = contexts(index, source) if contexts and missing else None
             for start, stop in missing:
                 for at in range(start, stop, step):
                     count = min(step, stop - at)
@@ -102,20 +104,6 @@ def plan_units(
 def total_source_nbytes(plan: Plan) -> int:
     """Bytes of weights that all units together read."""
     return sum(view_nbytes(view, view.n_rows) for module in plan.modules for view in module.sources)
-
-
-def is_split(module: Module) -> bool:
-    """Whether a block of a module may end within a row: plain values in rows that are long.
-
-    The plan alone decides, so that the journal of a build with other blocks can be resumed.
-    """
-    width = module.shape[-1] if module.shape else 1
-    # In a bias the experts that were added make the row longer than the source's.
-    is_padded_row = module.added > 0 and len(module.shape) == 1
-    if width <= LONGEST_ROW or is_padded_row or isinstance(module.treatment, Coded):
-        return False
-    # A scale belongs to a block of a row.
-    return all(view.scale is None for view in module.sources)
 
 
 def merge_spans(spans: Iterable[tuple[int, int]]) -> Spans:
@@ -139,55 +127,44 @@ def fit(jobs: int, max_memory: int | None, plan: Plan | None = None) -> tuple[in
     if max_memory is None:
         return jobs, BLOCK_VALUES
     free = max_memory - _LIBRARIES_NBYTES
-    sizes = ((_values_together(module), module) for module in plan.modules) if plan else ()
-    whole, largest = max(sizes, key=lambda pair: pair[0], default=(0, None))
-    fewest = max(SMALLEST_BLOCK, whole) * _NBYTES_PER_VALUE
+    modules = plan.modules if plan else ()
+    largest, why = max(map(_in_memory, modules), key=lambda pair: pair[0], default=(0, ""))
+    fewest = max(LONGEST_ROW, largest) * _NBYTES_PER_VALUE
     if free < fewest:
         needed = both_units(_LIBRARIES_NBYTES + fewest)
-        notes = [_why_whole(largest, whole)] if largest and whole > SMALLEST_BLOCK else []
-        given = both_units(max_memory)
-        raise fail("too-little-memory", notes=notes, given=given, needed=needed)
+        notes = [why] if largest > LONGEST_ROW else []
+        raise fail("too-little-memory", notes=notes, given=both_units(max_memory), needed=needed)
     # Fewer cores cost more time than smaller blocks do.
     workers = min(jobs, free // fewest)
     return workers, min(BLOCK_VALUES, free // workers // _NBYTES_PER_VALUE)
 
 
-def _output(module: Module) -> Output:
-    values = is_split(module)
-    return Output(
-        module.name,
-        module.treatment,
-        module.dtype,
-        module.together,
-        prod(module.shape if values else module.shape[:-1]),
-        # Constants are written with the header: rows have no part in them.
-        tuple(tensor for tensor in module.tensors if not tensor.is_constant),
-    )
-
-
-def _worked_on(module: Module) -> Iterable[View]:
-    """The views of a module as blocks of their rows are read."""
-    if is_split(module):
-        return [view.as_values() for view in module.sources]
-    return module.sources
-
-
-def _values_together(module: Module) -> int:
-    """Values of a module that must be in memory at once."""
-    views = _worked_on(module)
-    return max((view.values_read(module.together) for view in views), default=0)
-
-
-def _why_whole(module: Module, values: int) -> str:
-    """Why a module has no smaller blocks."""
+def _in_memory(module: Module) -> tuple[int, str]:
+    """Values of a module that must be in memory at once, and why."""
+    values = max((view.values_read(module.together) for view in _worked_on(module)), default=0)
     what = describe(module.treatment) if isinstance(module.treatment, Coded) else "FP8"
     rows = "a row" if module.together == 1 else f"{module.together} rows"
-    return f"{module.name}: {what} takes {rows}, {values} values, at once"
+    return values, f"{module.name}: {what} takes {rows}, {values} values, at once"
 
 
-def _missing(rows: tuple[int, int], done: Spans) -> Iterator[tuple[int, int]]:
-    """The spans of these output rows, [start, stop), that `done` leaves open."""
-    at, stop = rows
+def _worked_on(module: Module) -> tuple[View, ...]:
+    """The views of a module; with single values as rows if a block may end within a row.
+
+    So may plain values in rows that are long. The plan alone decides, so that the journal of a
+    build with other blocks can be resumed.
+    """
+    # In a bias the experts that were added make the row longer than the source's.
+    is_padded_row = module.added > 0 and len(module.shape) == 1
+    is_short = not module.shape or module.shape[-1] <= LONGEST_ROW
+    # A scale belongs to a block of a row.
+    is_scaled = any(view.scale is not None for view in module.sources)
+    if is_short or is_padded_row or is_scaled or isinstance(module.treatment, Coded):
+        return module.sources
+    return tuple(view.as_values() for view in module.sources)
+
+
+def _missing(at: int, stop: int, done: Spans) -> Iterator[tuple[int, int]]:
+    """The spans of the output rows from `at` to `stop` that `done` leaves open."""
     # An earlier run may have used other blocks, so spans need not end where blocks do.
     for start, end in done:
         if end > at and start < stop:
