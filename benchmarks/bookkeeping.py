@@ -25,9 +25,8 @@ from time import process_time
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from emitters.core.build import build  # noqa: E402
+from emitters.core.build import Receipts, build  # noqa: E402
 from emitters.core.run_unit import Work  # noqa: E402
-from emitters.core.runners import Receipts  # noqa: E402
 from emitters.core.work_units import Unit  # noqa: E402
 from policy_dsl.inventory import DTYPE_BITS, Inventory  # noqa: E402
 from policy_dsl.language.load import load  # noqa: E402

@@ -7,27 +7,33 @@ claim the output ─ open or resume the journal ─ run the units ─ metadata a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from time import monotonic
+from typing import Protocol
 
 from emitters import FORMATS
 from emitters.core.finish import finish
-from emitters.core.journal import open_journal
+from emitters.core.journal import Journal, open_journal
 from emitters.core.own_head import ensure_equal_heads
 from emitters.core.preconditions import ensure_buildable, ensure_supported_system, open_as_planned
 from emitters.core.progress import Progress, Silent
-from emitters.core.run_unit import ValueDefectError, Work, finding_of
-from emitters.core.runners import Receipts, Runner, Threads, write_tensors
+from emitters.core.run_unit import Receipt, ValueDefectError, Work, finding_of
 from emitters.core.statistics import prepare
-from emitters.core.work_units import Spans, fit, plan_units, total_source_nbytes
+from emitters.core.work_units import Spans, Unit, fit, merge_spans, plan_units, total_source_nbytes
 from emitters.core.workspace import check_contents, check_place, claimed, output_place
 from emitters.tensor_io.view_rows import ViewReader
-from policy_dsl.diagnostics import Diagnostic, PermanentError
+from policy_dsl.diagnostics import Diagnostic, PermanentError, fail
 from policy_dsl.formats import Format
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
+
+Receipts = Generator[tuple[Unit, Receipt], None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,56 @@ class BuildReport:
     def nbytes(self) -> int:
         """Bytes of all files."""
         return sum(self.sizes.values())
+
+
+class Runner(Protocol):
+    """Runs units of a build anywhere, in any order, each at least once.
+
+    Units and `work` can be pickled. Units are taken from the iterable as they are needed.
+    """
+
+    def run(self, units: Iterable[Unit], work: Work) -> Receipts:
+        """The receipt of every unit for which `work(unit)` has ended, in any order.
+
+        A unit without a receipt counts as lost, and is given to a later call of `run`.
+        Raises: what a unit raised, after the receipts of those that have ended.
+        """
+        ...
+
+
+class Threads:
+    """`jobs` threads: kernels, reads, writes and hashes release the GIL."""
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+
+    def run(self, units: Iterable[Unit], work: Work) -> Receipts:
+        """The receipts of units as they end; the first error of one ends them all.
+
+        Also after KeyboardInterrupt, the receipts of units under way come first.
+        """
+        left = iter(units)
+        running: dict[Future[Receipt], Unit] = {}
+        with ThreadPoolExecutor(self.jobs, "unit") as workers:
+            try:
+                while True:
+                    # One in work and one at hand for each worker, whatever the plan's size.
+                    for unit in islice(left, 2 * self.jobs - len(running)):
+                        running[workers.submit(work, unit)] = unit
+                    if not running:
+                        return
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        receipt = future.result()
+                        yield running.pop(future), receipt
+            except BaseException as error:
+                for future in running:
+                    future.cancel()
+                wait(running)
+                for future, unit in running.items():
+                    is_wanted = not isinstance(error, GeneratorExit)
+                    if is_wanted and not future.cancelled() and future.exception() is None:
+                        yield unit, future.result()
+                raise
 
 
 def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
@@ -106,7 +162,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
         shown.begin("encode", total, total - left)
         try:
             with journal:
-                lost = write_tensors(run, left, journal, shown)
+                lost = _write_tensors(run, left, journal, shown)
             defects = list(work.defects_of_lost(lost))
         except ValueDefectError as defect:
             defects = [defect]
@@ -134,3 +190,35 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _write_tensors(
+    run: Callable[[Mapping[int, Spans]], Receipts], left: int, journal: Journal, progress: Progress
+) -> list[Unit]:
+    """Write all rows that are not on disk yet; returns the units whose values all became 0.
+
+    run(done): of the units without the rows in `done`. left: bytes of weights that they read.
+    Raises: what the work raises; PolicyError if the runner brings nothing back.
+    """
+    lost: list[Unit] = []
+    done = dict(journal.done)
+    while left:
+        ended: dict[int, set[tuple[int, int]]] = defaultdict(set)
+        with closing(run(done)) as receipts:
+            for unit, receipt in receipts:
+                if unit.span in ended[unit.module]:
+                    continue
+                ended[unit.module].add(unit.span)
+                # One whose values are lost must be found again by the next run.
+                if receipt.is_lost:
+                    lost.append(unit)
+                else:
+                    # Without what its method computed, which may be large.
+                    journal.add(unit._replace(context=None), receipt)
+                left -= unit.source_nbytes
+                progress.advance(unit.source_nbytes)
+        if not ended:
+            raise fail("units-lost", suggestion="run the same command again: it is resumed")
+        for module, spans in ended.items():
+            done[module] = merge_spans((*done.get(module, ()), *spans))
+    return lost

@@ -39,34 +39,27 @@ def differing_heads(source: Inventory, model: Model, names: set[str]) -> Iterato
         return
     reader = source_reader(source, model)
     for head in model.tensors:
-        if head.source.name in names:
-            place = _difference(reader, head, embedding)
-            if place is not None:
-                yield diagnostic(
-                    "head-differs",
-                    suggestion='write "lm_head: keep" to store it, or "lm_head: drop"',
-                    name=head.source.name,
-                    embedding=embedding.source.name,
-                    place=place,
-                )
+        place = _difference(reader, head, embedding) if head.source.name in names else None
+        if place is not None:
+            cure = 'write "lm_head: keep" to store it, or "lm_head: drop"'
+            name, like = head.source.name, embedding.source.name
+            yield diagnostic(
+                "head-differs", suggestion=cure, name=name, embedding=like, place=place
+            )
 
 
 def as_in_bundle(model: Model, bundle: Bundle) -> Model:
     """The model of a bundle's source; not tied any more if the bundle has the head stored."""
-    heads = _heads(model) if model.tied else []
-    path = bundle.format.spec.module_path
-    names = {module.name for module in bundle.modules}
-    kept = any(path(head, model) in names for head in heads)
+    path, names = bundle.format.spec.module_path, {module.name for module in bundle.modules}
+    kept = model.tied and any(path(head, model) in names for head in _heads(model))
     return untied(model) if kept else model
 
 
 def heads_left_out(model: Model, bundle: Bundle) -> set[str]:
     """The heads of a tied model that the bundle leaves out, without those that a rule drops."""
-    if not model.tied:
-        return set()
     omitted = bundle.record.omitted if bundle.record else {}
-    dropped = {name for name, equal in omitted.items() if not equal}
-    return {head.source.name for head in _heads(model)} - dropped
+    names = {head.source.name for head in _heads(model)} if model.tied else set()
+    return {name for name in names if omitted.get(name, "equal")}
 
 
 def _heads(model: Model) -> list[ModelTensor]:

@@ -9,7 +9,6 @@ from hashlib import sha256
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from emitters.core.work_units import Contexts
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import CHANGED, FileFacts, Source, file_facts
 from policy_dsl.diagnostics import PolicyError, fail
@@ -20,6 +19,7 @@ from policy_dsl.sources.local_files import located
 from policy_dsl.treatments import Coded, coded, describe
 
 if TYPE_CHECKING:
+    from emitters.core.work_units import Contexts
     from emitters.tensor_io.imatrix import Imatrix, InputSums
 
 _MOST_KEPT = 8

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from policy_dsl import version
 from policy_dsl.documents import RuleAt
-from policy_dsl.documents.record import (
+from policy_dsl.documents.saved import (
     ModuleRow,
     RecordDocument,
     RecordedForm,

@@ -13,7 +13,7 @@ from typing import Any, cast
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail, json_text
 from policy_dsl.documents import GroupEntry, TransformEntry
-from policy_dsl.documents.plan import (
+from policy_dsl.documents.saved import (
     DroppedFile,
     DroppedTensor,
     FileEntry,

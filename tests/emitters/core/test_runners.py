@@ -12,9 +12,8 @@ import pytest
 from small_checkpoints import digests
 
 from emitters.core import journal as journals
-from emitters.core.build import build
+from emitters.core.build import Receipts, build
 from emitters.core.run_unit import Work
-from emitters.core.runners import Receipts
 from emitters.core.work_units import Unit
 from emitters.tensor_io.shards import flush
 from policy_dsl.diagnostics import PermanentError, PolicyError

@@ -11,9 +11,8 @@ import pytest
 from small_checkpoints import llama_config, llama_tensors, write_folder
 
 from emitters import FORMATS
-from emitters.core.build import build
+from emitters.core.build import Threads, build
 from emitters.core.run_unit import Work
-from emitters.core.runners import Threads
 from emitters.core.statistics import prepare
 from emitters.core.work_units import Unit, fit, merge_spans, plan_units
 from emitters.tensor_io.read import Source, file_facts
