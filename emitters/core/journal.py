@@ -11,9 +11,10 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TypedDict
 
 from emitters.core.preconditions import ensure_room
 from emitters.core.run_unit import Receipt, Work
@@ -23,8 +24,10 @@ from emitters.tensor_io.shards import append, create_file, flush, writing
 from policy_dsl import version
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.documents import Size
+from policy_dsl.documents.values import first_defect
 from policy_dsl.formats import Container
-from policy_dsl.plan import Plan, PlannedTensor
+from policy_dsl.plan import Plan
 from policy_dsl.planning.bundle_files import preface
 from policy_dsl.planning.layout import header_bytes
 from policy_dsl.regular_files import read_whole
@@ -42,6 +45,14 @@ _PARTS = {
     "statistics": "file of statistics",
     "plan": "plan",
 }
+
+
+class _Begun(TypedDict):
+    identity: dict[str, Any]
+
+
+class _Done(TypedDict):
+    done: list[tuple[Size, Size, Size]]
 
 
 class Journal:
@@ -103,8 +114,8 @@ class Journal:
 def open_journal(workspace: Workspace, plan: Plan, work: Work, *, force: bool) -> Journal:
     """The journal to resume, and the shards that it speaks of, new or from an earlier run.
 
-    Raises: PolicyError if the unfinished build there is another one or damaged, some of it is
-    done, and `force` does not allow to throw it away; or if the disk has no room.
+    Raises: PolicyError if the disk has no room, or the unfinished build there is another one or
+    damaged, some of it is done, and `force` does not allow to throw it away.
     """
     path, identity = workspace.journal, _identity(plan, work)
     lines = _read(path)
@@ -164,10 +175,9 @@ def _refusal(
 def _create_files(workspace: Workspace, plan: Plan, work: Work) -> None:
     """Every tensor file at its full length with its header, on the disk when this returns."""
     files = work.format.spec.tensor_files
-    held: dict[str, list[PlannedTensor]] = {file.name: [] for file in plan.tensor_files}
-    for module in plan.modules:
-        for tensor in module.tensors:
-            held[tensor.file].append(tensor)
+    held = defaultdict(list)
+    for tensor in (tensor for module in plan.modules for tensor in module.tensors):
+        held[tensor.file].append(tensor)
     for file in plan.tensor_files:
         path, tensors = workspace.bundle / file.name, held[file.name]
         if isinstance(files, Container):
@@ -181,18 +191,20 @@ def _create_files(workspace: Workspace, plan: Plan, work: Work) -> None:
         flush(folder)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[Any]:
     """The lines of the journal of an earlier run, none if nothing can be resumed.
 
     A torn last line is cut off. Raises: PolicyError if it cannot be read or cut.
     """
-    documents: list[dict[str, Any]] = []
+    documents: list[Any] = []
     with writing(path):
         content = read_whole(path, most=_LARGEST) if path.is_file() else b""
         nbytes = 0
         for line in content.splitlines(keepends=True):
-            document = _document(line, is_first=not documents)
-            if document is None:
+            document = _parsed(line)
+            if first_defect(document, _Done if documents else _Begun) is not None:
+                break
+            if any(start >= stop for _, start, stop in document.get("done", ())):
                 break
             documents.append(document)
             nbytes += len(line)
@@ -202,26 +214,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return documents
 
 
-def _document(line: bytes, *, is_first: bool) -> dict[str, Any] | None:
-    """What a line of a journal holds; None if it is torn or of something else."""
-    try:
-        document = parse_json(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    if not isinstance(document, dict):
-        return None
-    named = isinstance(document.get("identity"), dict)
-    return document if (named if is_first else _is_done(document.get("done"))) else None
-
-
-def _is_done(spans: object) -> bool:
-    """Whether it is a list of modules with their first row and the row after the last."""
-    return isinstance(spans, list) and all(
-        isinstance(span, list)
-        and [type(number) for number in span] == [int, int, int]
-        and 0 <= span[1] < span[2]
-        for span in spans
-    )
+def _parsed(line: bytes) -> Any:
+    """What a whole line holds; None of one that is torn."""
+    with suppress(ValueError):
+        return parse_json(line) if line.endswith(b"\n") else None
 
 
 def _line(document: Mapping[str, Any]) -> bytes:
