@@ -131,9 +131,11 @@ def test_what_is_durable_is_not_flushed_again(given, tmp_path, monkeypatch):
     monkeypatch.setattr(journals, "flush", lambda path: (flushed.append(path), flush(path)))
     build(*found, out=tmp_path / "out", runner=Durable())
     assert digests(tmp_path / "out") == expected
-    assert [path.name for path in flushed if path.suffix == ".safetensors"] == []
+    # Only when it was made.
+    assert len([path for path in flushed if path.suffix == ".safetensors"]) == 1
+    flushed.clear()
     build(*found, out=tmp_path / "again", runner=Backwards())
-    assert [path.name for path in flushed if path.suffix == ".safetensors"] != []
+    assert len([path for path in flushed if path.suffix == ".safetensors"]) > 1
 
 
 @pytest.mark.parametrize(("value", "code"), [(np.inf, "non-finite-source"), (1e38, "overflow")])
