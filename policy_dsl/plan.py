@@ -8,10 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, Span
-from policy_dsl.documents import RuleAt
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.policy import Policy, Rule
 from policy_dsl.quantities import counted
@@ -19,6 +18,8 @@ from policy_dsl.treatments import Action, Coded, Stored
 from policy_dsl.views import View
 
 if TYPE_CHECKING:
+    from policy_dsl.documents import RuleAt
+    from policy_dsl.documents.saved import RecordedTransform
     from policy_dsl.roles.model import Model
 
 _as_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
@@ -167,6 +168,30 @@ class Pruning:
     kept: Mapping[int, tuple[int, ...]]
     by: str = ""
     chosen: bool = True
+
+    @classmethod
+    def of_entries(cls, transforms: Iterable[Mapping[str, Any]]) -> Pruning | None:
+        """What a record or a saved plan says was done to the model; None if nothing was."""
+        for entry in transforms:
+            ranking, kept = entry["by"] or "", entry["kept"]
+            if kept is not None:
+                numbers = {int(layer): tuple(old) for layer, old in kept.items()}
+                return cls(entry["before"], numbers, ranking)
+            # As many numbers take their place, as in the plan itself.
+            numbers = dict.fromkeys(range(entry["layers"]), tuple(range(entry["to"])))
+            return cls(entry["before"], numbers, ranking, False)
+        return None
+
+    @property
+    def entry(self) -> RecordedTransform:
+        """It as a record says it."""
+        return {
+            "prune": "experts",
+            "by": self.by or None,
+            "before": self.before,
+            "to": self.count,
+            "kept": {str(layer): list(numbers) for layer, numbers in self.kept.items()},
+        }
 
     @property
     def count(self) -> int:

@@ -30,11 +30,10 @@ from policy_dsl.planning.record import record_digest
 from policy_dsl.sources.reference import open_source
 from policy_dsl.sources.saliency import ModelShape, read_saliency
 from policyc.cli import main as policyc
-from policyc.reports.blocks import render_text
-from policyc.reports.outline_report import outline_blocks
+from policyc.reports import render_text
+from policyc.reports.bundle_report import verify_blocks
+from policyc.reports.inspect_report import outline_blocks, survey, survey_blocks
 from policyc.reports.plan_json import read_saved_plan
-from policyc.reports.survey import survey, survey_blocks
-from policyc.reports.verify_report import verify_blocks
 from policyc.workflow import plan_for
 from tests.models import DATA
 

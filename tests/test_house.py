@@ -87,7 +87,7 @@ NO_OPENERS = (
 RESERVED: dict[str, tuple[str, ...]] = {
     "numpy": ("emitters", "policy_dsl.formats"),
     "numba": ("emitters.numerics",),
-    "typer": ("policyc.cli",),
+    "click": ("policyc.cli",),
     "rich": ("policyc.cli",),
     "re2": ("policy_dsl.linear_patterns",),
     "torch": (),

@@ -147,7 +147,7 @@ def _checked(document: Any) -> Record:
         source_digest=source["digest"],
         fp8_rule=source["fp8_rule"],
         statistics=frozenset(document.get("statistics", ())),
-        pruning=next(map(_pruning, document["transforms"]), None),
+        pruning=Pruning.of_entries(document["transforms"]),
         omitted={entry["name"]: entry.get("equals", "") for entry in document["omitted"]},
         modules=modules,
         files={name: (file["nbytes"], file["sha256"]) for name, file in document["files"].items()},
@@ -232,9 +232,3 @@ def _module(entry: Mapping[str, Any]) -> BundleModule:
         )
     module = BundleModule("", entry["role"], None, stored, tuple(entry["shape"]), dtype)
     return module._replace(added=entry.get("added", 0), written=said["action"])
-
-
-def _pruning(transform: Mapping[str, Any]) -> Pruning:
-    """The experts that a record says its bundle keeps."""
-    kept = {int(layer): tuple(old) for layer, old in transform["kept"].items()}
-    return Pruning(transform["before"], kept, transform["by"] or "")

@@ -20,7 +20,6 @@ from policy_dsl.documents.saved import (
     RecordDocument,
     RecordedForm,
     RecordedOmission,
-    RecordedTransform,
     RecordedTreatment,
 )
 from policy_dsl.escaping import decoded
@@ -143,7 +142,7 @@ def _document(
             for file in plan.statistics
         },
         "calibration": None,
-        "transforms": _transforms(plan),
+        "transforms": [plan.pruning.entry] if plan.pruning else [],
         # Those of pruned experts follow from the numbers of the others.
         "omitted": [_omission(omission) for omission in plan.omitted if omission.expert is None],
         "files": {
@@ -153,23 +152,6 @@ def _document(
         "modules": {"columns": ("name", "layer", "form", "recipe", "sha256"), "rows": rows},
         "digest": UNKNOWN_HASH,
     }
-
-
-def _transforms(plan: Plan) -> list[RecordedTransform]:
-    """What was done to the model: which experts of each layer the bundle has, by old number."""
-    pruning = plan.pruning
-    if pruning is None:
-        return []
-    kept = {str(layer): list(numbers) for layer, numbers in pruning.kept.items()}
-    return [
-        {
-            "prune": "experts",
-            "by": pruning.by or None,
-            "before": pruning.before,
-            "to": pruning.count,
-            "kept": kept,
-        }
-    ]
 
 
 def _omission(omission: Omission) -> RecordedOmission:

@@ -1,4 +1,4 @@
-"""The commands, one module for each group, and how they are run."""
+"""The commands, and how they are run."""
 
 from __future__ import annotations
 
@@ -7,48 +7,40 @@ import os
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
-from typing import Annotated, Any
 
-import typer
+import click
 
 from policy_dsl import version
 from policy_dsl.escaping import escaped, is_visible
-from policyc.cli import console
-from policyc.cli.build import build
-from policyc.cli.catalogs import formats, models, schema
-from policyc.cli.check import check
-from policyc.cli.diff import diff
-from policyc.cli.fmt import fmt
-from policyc.cli.inspect import inspect, verify
-from policyc.cli.plan import explain, plan
-
-# typer's own name for it is in a module that comes and goes with its versions.
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
-
-app = typer.Typer(
-    name="policyc",
-    # rich would draw boxes around help and tracebacks, and costs a tenth of a second.
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96},
-)
+from policyc.cli import bundles, catalogs, console, policies
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(_: click.Context, _option: click.Parameter, wanted: bool) -> None:
     if wanted:
         console.write(f"policyc {version()}\n")
-        raise typer.Exit
+        raise click.exceptions.Exit
 
 
-@app.callback()
-def policyc(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
+class _InOrder(click.Group):
+    """Commands in the order in which they were added, not of the alphabet."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
+
+
+@click.group(cls=_InOrder, context_settings=_SETTINGS)
+@click.option(
+    "--version",
+    is_flag=True,
+    callback=_show_version,
+    is_eager=True,
+    expose_value=False,
+    help="Show the version.",
+)
+def app() -> None:
     """Quantization policies as source files: planned to the byte, built, verified.
 
     \b
@@ -65,22 +57,23 @@ def policyc(
 
 # The order of the help page: from a policy to a bundle, then the side tools.
 for command, summary in (
-    (check, "What is wrong with policies, all at once."),
-    (plan, "What a build would write, to the byte."),
-    (explain, "Why one tensor is treated as it is."),
-    (build, "Write the bundle."),
-    (verify, "Whether a bundle is whole, and how far from its source."),
-    (diff, "What changes between policies, plans or bundles."),
-    (inspect, "What a checkpoint or bundle holds."),
-    (fmt, "Policy files in their usual form; YAML to DSL and back."),
-    (schema, "JSON Schema of policies and documents."),
-    (formats, "What each target can hold."),
-    (models, "The catalog of known models."),
+    (policies.check, "What is wrong with policies, all at once."),
+    (policies.plan, "What a build would write, to the byte."),
+    (policies.explain, "Why one tensor is treated as it is."),
+    (bundles.build, "Write the bundle."),
+    (bundles.verify, "Whether a bundle is whole, and how far from its source."),
+    (policies.diff, "What changes between policies, plans or bundles."),
+    (bundles.inspect, "What a checkpoint or bundle holds."),
+    (policies.fmt, "Policy files in their usual form; YAML to DSL and back."),
+    (catalogs.schema, "JSON Schema of policies and documents."),
+    (catalogs.formats, "What each target can hold."),
+    (catalogs.models, "The catalog of known models."),
 ):
-    app.command(command.__name__, short_help=summary)(command)
+    app.command(command.__name__, short_help=summary)(console.guarded(command))
 
 
-def _open_closed_streams() -> None:
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run policyc with these arguments, else the process's own; the exit code."""
     # Python has None for a stream that was closed by `>&-`. Opened first, the device also keeps
     # files of a build from getting the number of a standard stream.
     for name in ("stdin", "stdout", "stderr"):
@@ -88,11 +81,6 @@ def _open_closed_streams() -> None:
             mode = "r" if name == "stdin" else "w"
             device = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(device, mode, encoding="utf-8"))
-
-
-def run(arguments: Sequence[str] | None = None) -> int:
-    """Run policyc with these arguments, else the process's own; the exit code."""
-    _open_closed_streams()
     # Plans are a million small values, none of them garbage: looking for it takes a third longer.
     gc.set_threshold(200_000)
     for stream in (sys.stdout, sys.stderr):
@@ -107,17 +95,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     try:
-        ended = app(words, prog_name="policyc", standalone_mode=False)
-    except _UsageError as error:
-        usage: Any = error
-        # typer quotes words of the command line, and names of files are what others wrote.
+        # Not `main` of click, which takes Ctrl-C for an answer to a question.
+        with app.make_context("policyc", list(words)) as context:
+            app.invoke(context)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.UsageError as error:
+        # click quotes words of the command line, and names of files are what others wrote.
         if not all(map(is_visible, words)):
-            message = escaped(usage.format_message())
-            usage.format_message = lambda: message
-        usage.show()
+            message = escaped(error.format_message())
+            error.format_message = lambda: message  # type: ignore[method-assign]
+        error.show()
         return console.INVALID
-    except typer.Abort:
-        console.note("Aborted!")
-        return console.FAILED
-    # Commands return nothing; what ends early gives its exit code.
-    return ended if isinstance(ended, int) else 0
+    return 0

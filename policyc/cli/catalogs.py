@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from policy_dsl import document_schemas
 from policy_dsl.diagnostics import did_you_mean, fail
 from policyc.cli import console, options
 
 
-@console.guarded
-def schema(
-    document: Annotated[
-        str,
-        options.argument(
-            "DOCUMENT", "policy, or the `kind` of a JSON document: plan, bundle (policyc.json), …"
-        ),
-    ] = "policy",
-) -> None:
+@options.argument(
+    "document",
+    default="policy",
+    help="policy, or the `kind` of a JSON document: plan, bundle (policyc.json), …",
+)
+def schema(document: str) -> None:
     """Print the JSON Schema of a policy, or of a document by its `kind`.
 
     \b
@@ -40,28 +35,26 @@ def schema(
     console.write((folder / f"{document}.json").read_text(encoding="utf-8"))
 
 
-@console.guarded
-def formats(
-    target: Annotated[str | None, options.argument("TARGET", "Only this target.")] = None,
-    format: options.AnyReport = "text",
-) -> None:
+@options.argument("target", required=False, help="Only this target.")
+@options.any_report
+def formats(target: str | None, format: str) -> None:
     """Show what each target can hold, and which settings of a policy it uses."""
     import emitters
     from policy_dsl.vocabulary import TARGETS
     from policyc.reports.formats_report import formats_blocks, formats_document
 
-    formats = emitters.FORMATS
-    if target is not None and target not in formats:
+    known = emitters.FORMATS
+    if target is not None and target not in known:
         # The language knows targets that this version cannot write yet.
         code = "unavailable-target" if target in TARGETS else "unknown-target"
-        cure = did_you_mean(target, formats)
-        raise fail(code, suggestion=cure, target=target, known=", ".join(formats))
-    chosen = [formats[name] for name in formats if target in (None, name)]
+        meant = did_you_mean(target, known)
+        raise fail(code, suggestion=meant, target=target, known=", ".join(known))
+    chosen = [known[name] for name in known if target in (None, name)]
     console.write_report(format, formats_document, formats_blocks, chosen)
 
 
-@console.guarded
-def models(format: options.AnyReport = "text") -> None:
+@options.any_report
+def models(format: str) -> None:
     """List the catalog: models that are planned at once, without a download."""
     from policy_dsl.sources.reference import catalog_names, open_catalog
     from policyc.reports.formats_report import models_blocks, models_document

@@ -20,13 +20,13 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TextIO, TypeVar
 
-import typer
+import click
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, json_text, render
 from policy_dsl.escaping import LONGEST_VALUE, decoded, escaped, escaped_lines
 
 if TYPE_CHECKING:
-    from policyc.reports.blocks import Block
+    from policyc.reports import Block
 
 FAILED = 1
 INVALID = 2
@@ -55,7 +55,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except BrokenPipeError:
             abandon_stdout()
             # `policyc plan … | head` is not a mistake and deserves no message.
-            raise typer.Exit(READER_GONE) from None
+            raise click.exceptions.Exit(READER_GONE) from None
         except OSError as error:
             findings = [system_defect(error)]
         except (MemoryError, RuntimeError) as error:
@@ -65,7 +65,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             reason = "the system gives no more: free some, or allow this program more"
             findings = [diagnostic("system-refused", path="memory", reason=reason)]
         show_findings(findings, as_json=as_json)
-        raise typer.Exit(INVALID)
+        raise click.exceptions.Exit(INVALID)
 
     return run
 
@@ -200,7 +200,7 @@ def write_report(
 
 def write_blocks(blocks: Iterable[Block], form: str) -> None:
     """Write blocks of a report to stdout as text or markdown."""
-    from policyc.reports.blocks import render_markdown, render_text
+    from policyc.reports import render_markdown, render_text
 
     if form == "markdown":
         write(render_markdown(blocks))
@@ -243,10 +243,10 @@ def stdout_width() -> int | None:
 def stop_if(failed: bool, code: int = FAILED) -> None:
     """End the command with `code` if it failed.
 
-    Raises: typer.Exit.
+    Raises: click.exceptions.Exit.
     """
     if failed:
-        raise typer.Exit(code)
+        raise click.exceptions.Exit(code)
 
 
 def is_failure(findings: Sequence[Diagnostic], *, fail_on_warn: bool) -> bool:

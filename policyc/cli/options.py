@@ -2,120 +2,75 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from policy_dsl.diagnostics import PolicyError, diagnostic
 from policy_dsl.escaping import escaped
 from policyc import workflow
-from policyc.cli.console import guarded, note
+from policyc.cli.console import note
 
 if TYPE_CHECKING:
     from policy_dsl.inventory import Inventory
     from policy_dsl.plan import Plan
     from policy_dsl.policy import Policy
 
+Command = Callable[..., None]
+
 
 def given_text(word: str) -> str:
-    """The word of an option or argument.
-
-    Raises: typer.BadParameter for an empty one.
-    """
+    """The word of an option or argument. Raises: click.BadParameter for an empty one."""
     # What an unset variable of the shell leaves; as a path it would mean the current folder.
     if not word:
-        raise typer.BadParameter("it is empty; is a variable of the shell not set?")
+        raise click.BadParameter("it is empty; is a variable of the shell not set?")
     return word
 
 
 def given_path(word: str) -> Path:
-    """The path that an option or argument names.
-
-    Raises: typer.BadParameter for an empty one.
-    """
+    """The path that an option or argument names. Raises: click.BadParameter for an empty one."""
     return Path(given_text(word))
 
 
-def argument(metavar: str | None, about: str, parser: Callable[[str], Any] = given_text) -> Any:
-    """An argument that is not empty."""
-    return typer.Argument(metavar=metavar, help=about, parser=parser)
+def choice(name: str, *words: str, help: str = "Form of the result.") -> Callable[..., Any]:
+    """An option that takes one of a few words, the first if it is not given."""
+    # Closed sets, so that a typo is a usage error before any work.
+    form = click.Choice(words)
+    return click.option(name, type=form, default=words[0], show_default=True, help=help)
 
 
-def text_option(name: str, metavar: str, about: str) -> Any:
-    """An option with a text that is not empty."""
-    return typer.Option(name, metavar=metavar, help=about, parser=given_text)
+argument = partial(click.argument, type=given_text)
+words = partial(argument, nargs=-1, required=True)
+text_option = partial(click.option, type=given_text)
+path_option = partial(click.option, type=given_path, metavar="FILE")
+flag = partial(click.option, is_flag=True)
 
-
-def path_option(*names: str, about: str, metavar: str = "FILE") -> Any:
-    """An option with a path that is not empty."""
-    return typer.Option(*names, metavar=metavar, help=about, parser=given_path)
-
-
-# Closed sets, so that a typo is a usage error before any work.
-ReportFormat = Literal["text", "json", "markdown"]
-FindingsFormat = Literal["text", "json", "github", "sarif"]
-PlainFormat = Literal["text", "json"]
-
-AnyReport = Annotated[ReportFormat, typer.Option("--format", help="Form of the result.")]
-AnyFindings = Annotated[FindingsFormat, typer.Option("--format", help="Form of the findings.")]
-TextOrJson = Annotated[PlainFormat, typer.Option("--format", help="Form of the result.")]
-FailOnWarn = Annotated[bool, typer.Option("--fail-on-warn", help="Treat warnings as errors.")]
-NoLinks = Annotated[
-    bool,
-    typer.Option("--no-links", help="Refuse weights that are links out of the model's folder."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
-Jobs = Annotated[
-    int | None,
-    typer.Option("--jobs", "-j", min=1, max=256, help="Threads; as many as cores if not given."),
-]
+any_report = choice("--format", "text", "json", "markdown")
+fail_on_warn = flag("--fail-on-warn", help="Treat warnings as errors.")
+no_links = flag("--no-links", help="Refuse weights that are links out of the model's folder.")
+quiet = flag("--quiet", "-q", help="Only errors on stderr.")
+jobs = click.option(
+    *("--jobs", "-j"), type=click.IntRange(1, 256), help="Threads; as many as cores if not given."
+)
 
 
 @dataclass(frozen=True)
 class Request:
     """A policy with the choices that options made over its own."""
 
-    policy: Annotated[str, argument("POLICY", "Policy file, or the name of a bundled policy.")]
-    model: Annotated[
-        str | None,
-        text_option(
-            "--model",
-            "PATH|HUB_ID|CATALOG",
-            "Checkpoint to use instead of the policy's own: a folder, a recorded headers file, "
-            "org/name on the hub, or a catalog name.",
-        ),
-    ] = None
-    target: Annotated[
-        str | None, text_option("--target", "TARGET", "Bundle format, if the policy has several.")
-    ] = None
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="VAR=VALUE", help="Set a variable of the policy. Repeatable."
-        ),
-    ] = None
-    allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Take a source that is already quantized.")
-    ] = False
-    imatrix: Annotated[
-        Path | None,
-        path_option(
-            "--imatrix", about="Importance matrix of llama.cpp; overrides the policy's own."
-        ),
-    ] = None
-    saliency: Annotated[
-        Path | None,
-        path_option("--saliency", about="Ranking of the experts; overrides the policy's own."),
-    ] = None
-    no_links: NoLinks = False
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say where things come from.")
-    ] = False
+    policy: str = ""
+    model: str | None = None
+    target: str | None = None
+    overrides: tuple[str, ...] = ()
+    allow_requantize: bool = False
+    imatrix: Path | None = None
+    saliency: Path | None = None
+    no_links: bool = False
+    verbose: bool = False
 
     @property
     def statistics(self) -> dict[str, str]:
@@ -147,14 +102,64 @@ class Request:
         )
 
 
-def parse_overrides(written: list[str] | None) -> dict[str, str]:
+_REQUESTS: dict[str, Callable[[Command], Command]] = {
+    "policy": argument("policy", help="Policy file, or the name of a bundled policy."),
+    "model": text_option(
+        "--model",
+        metavar="PATH|HUB_ID|CATALOG",
+        help="Checkpoint to use instead of the policy's own: a folder, a recorded headers file, "
+        "org/name on the hub, or a catalog name.",
+    ),
+    "target": text_option(
+        "--target", metavar="TARGET", help="Bundle format, if the policy has several."
+    ),
+    "overrides": click.option(
+        *("--set", "overrides"),
+        metavar="VAR=VALUE",
+        multiple=True,
+        help="Set a variable of the policy. Repeatable.",
+    ),
+    "allow_requantize": flag("--allow-requantize", help="Take a source that is already quantized."),
+    "imatrix": path_option(
+        "--imatrix", help="Importance matrix of llama.cpp; overrides the policy's own."
+    ),
+    "saliency": path_option(
+        "--saliency", help="Ranking of the experts; overrides the policy's own."
+    ),
+    "no_links": no_links,
+    "verbose": flag("--verbose", "-v", help="Say where things come from."),
+}
+
+
+def requesting(*left_out: str) -> Callable[[Command], Command]:
+    """A decorator that gives a command, whose first parameter is a Request, its options.
+
+    left_out: fields of the request for which it has no option.
+    """
+    options = {name: option for name, option in _REQUESTS.items() if name not in left_out}
+
+    def decorated(command: Command) -> Command:
+        @wraps(command)
+        def run(**given: Any) -> None:
+            request = Request(**{name: given.pop(name) for name in options})
+            command(request, **given)
+
+        # The last one applied is the first that help shows.
+        for option in reversed(options.values()):
+            option(run)
+        return run
+
+    return decorated
+
+
+def parse_overrides(written: tuple[str, ...]) -> dict[str, str]:
     """`VAR=VALUE` arguments by name; the policy says what kind of value it is.
 
     Raises: PolicyError (bad-argument) for each one without a name or `=`.
     """
     values: dict[str, str] = {}
     defects = []
-    for argument in written or ():
+    for argument in written:
         # Values may hold "=" themselves.
         name, sign, value = argument.partition("=")
         if not sign or not name.strip():
@@ -164,38 +169,3 @@ def parse_overrides(written: list[str] | None) -> dict[str, str]:
     if defects:
         raise PolicyError(defects)
     return values
-
-
-def requesting(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator that gives a command, whose first parameter is a Request, its options.
-
-    left_out: fields of the request for which it has no option. Defects are shown as `guarded` does.
-    """
-    shared = _parameters(Request, {field.name for field in fields(Request)} - {*left_out})
-
-    def decorated(command: Callable[..., None]) -> Callable[..., None]:
-        own = _parameters(command, set(inspect.signature(command).parameters) - {"request"})
-
-        @functools.wraps(command)
-        def run(**given: Any) -> None:
-            request = Request(**{"policy": "", **{name: given.pop(name) for name in shared}})
-            command(request, **given)
-
-        parameters = {**shared, **own}
-        # typer reads both to make the options.
-        run.__annotations__ = {name: each.annotation for name, each in parameters.items()}
-        signature = inspect.Signature(list(parameters.values()))
-        run.__signature__ = signature  # type: ignore[attr-defined]
-        return guarded(run)
-
-    return decorated
-
-
-def _parameters(owner: Callable[..., Any], names: set[str]) -> Mapping[str, inspect.Parameter]:
-    """The parameters of these names, in order, with their annotations evaluated."""
-    hints = get_type_hints(owner, include_extras=True)
-    return {
-        name: parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[name])
-        for name, parameter in inspect.signature(owner).parameters.items()
-        if name in names
-    }

@@ -9,23 +9,23 @@ from policy_dsl.documents.values import entry_of
 from policy_dsl.planning.diff import Change, PlanDiff
 from policy_dsl.planning.outline import Outline
 from policy_dsl.quantities import both_units, layer_list, signed_bytes
-from policyc.reports.blocks import Block, Facts, Table
+from policyc.reports import Block, Facts, Table
 
 
 def diff_document(changes: PlanDiff) -> DiffDocument:
     """The difference as JSON values."""
-    return {
-        "schema_version": 1,
-        "kind": "diff",
-        "a": _side(changes.before),
-        "b": _side(changes.after),
-        "changed": _entries(changes.changed),
-        "added": _entries(changes.added),
-        "removed": _entries(changes.removed),
-        "experts": changes.experts or None,
-        "nbytes_delta": changes.nbytes_delta,
-        "bpw_delta": changes.bpw_delta,
-    }
+    return entry_of(
+        DiffDocument,
+        changes,
+        schema_version=1,
+        kind="diff",
+        a=_side(changes.before),
+        b=_side(changes.after),
+        changed=list(map(_entry, changes.changed)),
+        added=list(map(_entry, changes.added)),
+        removed=list(map(_entry, changes.removed)),
+        experts=changes.experts or None,
+    )
 
 
 def _side(side: Outline) -> SideEntry:
@@ -33,56 +33,40 @@ def _side(side: Outline) -> SideEntry:
     return entry_of(SideEntry, side, tensor_nbytes=side.nbytes, pruned=pruned)
 
 
-def _entries(changes: Sequence[Change]) -> list[ChangeEntry]:
-    return [
-        entry_of(
-            ChangeEntry,
-            change,
-            before_rule=change.before_rule or None,
-            after_rule=change.after_rule or None,
-            modules=list(change.names),
-        )
-        for change in changes
-    ]
+def _entry(change: Change) -> ChangeEntry:
+    before, after = change.before_rule or None, change.after_rule or None
+    names = list(change.names)
+    return entry_of(ChangeEntry, change, before_rule=before, after_rule=after, modules=names)
 
 
 def diff_blocks(changes: PlanDiff) -> list[Block]:
     """The difference for people, one line for modules that changed alike."""
+    sides = []
+    for letter, side in (("A", changes.before), ("B", changes.after)):
+        pruned = f", {side.pruning.about}" if side.pruning else ""
+        sides.append((letter, f"{side.title}, {side.target}, {side.model}{pruned}"))
     titled = {"Changed": changes.changed, "Added": changes.added, "Removed": changes.removed}
-    return [
-        Facts((("A", _title(changes.before)), ("B", _title(changes.after)))),
-        *(_table(title, members) for title, members in titled.items() if members),
-        Facts(tuple(_totals(changes)), title="Totals"),
-    ]
-
-
-def _title(side: Outline) -> str:
-    pruned = f", {side.pruning.about}" if side.pruning else ""
-    return f"{side.title}, {side.target}, {side.model}{pruned}"
+    tables = [_table(title, members) for title, members in titled.items() if members]
+    return [Facts(sides), *tables, Facts(list(_totals(changes)), "Totals")]
 
 
 def _table(title: str, changes: Sequence[Change]) -> Table:
     columns = ("role", "layers", "treatment", "modules", "bytes", "decided by")
     figures, leaving = ("modules", "bytes"), ("modules", "decided by")
-    rows = tuple(
+    rows = [
         (
-            change.role,
-            layer_list(change.layers),
-            _arrow(change.before, change.after),
-            f"{len(change.names):,}",
-            signed_bytes(change.nbytes_delta),
+            *(change.role, layer_list(change.layers), _arrow(change.before, change.after)),
+            *(f"{len(change.names):,}", signed_bytes(change.nbytes_delta)),
             _arrow(change.before_rule, change.after_rule),
         )
         for change in changes
-    )
+    ]
     return Table(columns, rows, title, right=figures, leaving=leaving)
 
 
 def _arrow(before: str | None, after: str | None) -> str:
     # A change of the rule alone shows one name, not an arrow to itself.
-    if before and after and before != after:
-        return f"{before} -> {after}"
-    return before or after or ""
+    return " -> ".join(dict.fromkeys(filter(None, (before, after))))
 
 
 def _totals(changes: PlanDiff) -> Iterator[tuple[str, str]]:

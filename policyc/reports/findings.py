@@ -12,6 +12,8 @@ from policy_dsl.documents.reports import FindingsDocument
 from policy_dsl.documents.values import entry_of
 
 _SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+_IN_COMMANDS = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
+_IN_PROPERTIES = _IN_COMMANDS | str.maketrans({":": "%3A", ",": "%2C"})
 
 
 def finding_json(finding: Diagnostic) -> FindingEntry:
@@ -22,11 +24,8 @@ def finding_json(finding: Diagnostic) -> FindingEntry:
 
 def findings_document(findings: Iterable[Diagnostic]) -> FindingsDocument:
     """Findings as JSON values."""
-    return {
-        "schema_version": 1,
-        "kind": "findings",
-        "findings": [finding_json(finding) for finding in findings],
-    }
+    entries = list(map(finding_json, findings))
+    return {"schema_version": 1, "kind": "findings", "findings": entries}
 
 
 def github_line(finding: Diagnostic) -> str:
@@ -35,11 +34,14 @@ def github_line(finding: Diagnostic) -> str:
     Source: GitHub Actions, workflow commands, `error` and `warning` with their properties.
     """
     file, line, column = _place(finding)
+    properties = {"file": file, "line": line, "col": column, "title": finding.code}
     # A finding without a place is shown on the summary page of the run.
-    properties = [("file", file), ("line", line), ("col", column), ("title", finding.code)]
-    shown = ",".join(f"{key}={_property(value)}" for key, value in properties if value is not None)
-    text = "\n".join([finding.message, *filter(None, [finding.suggestion]), *finding.notes])
-    return f"::{finding.severity} {shown}::{_command_text(text)}"
+    shown = ",".join(
+        f"{key}={str(value).translate(_IN_PROPERTIES)}"
+        for key, value in properties.items()
+        if value is not None
+    )
+    return f"::{finding.severity} {shown}::{_text(finding).translate(_IN_COMMANDS)}"
 
 
 def sarif(findings: Iterable[Diagnostic], *, version: str) -> dict[str, Any]:
@@ -47,51 +49,38 @@ def sarif(findings: Iterable[Diagnostic], *, version: str) -> dict[str, Any]:
     results = list(findings)
     # Only rules that fired: the log stays small.
     codes = sorted({finding.code for finding in results})
-    driver = {"name": "policyc", "version": version, "rules": [_sarif_rule(code) for code in codes]}
-    return {
-        "$schema": _SARIF_SCHEMA,
-        "version": "2.1.0",
-        "runs": [
-            {
-                "tool": {"driver": driver},
-                "results": [_sarif_result(each, codes.index(each.code)) for each in results],
-                "columnKind": "unicodeCodePoints",
-            }
-        ],
+    rules = [
+        {
+            "id": code,
+            "shortDescription": {"text": catalogue()[code].cause},
+            "defaultConfiguration": {"level": catalogue()[code].severity},
+        }
+        for code in codes
+    ]
+    run = {
+        "tool": {"driver": {"name": "policyc", "version": version, "rules": rules}},
+        "results": [_sarif_result(each, codes.index(each.code)) for each in results],
+        "columnKind": "unicodeCodePoints",
     }
+    return {"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
 
 
 def _place(finding: Diagnostic) -> tuple[str | None, int | None, int | None]:
     if finding.span is None:
         return None, None, None
-    line, column = finding.span.source.position(finding.span.start)
-    return finding.span.source.name, line, column
+    return finding.span.source.name, *finding.span.source.position(finding.span.start)
 
 
-def _command_text(text: str) -> str:
-    # In this order: the percent signs of the other escapes must stay.
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(value: object) -> str:
-    return _command_text(str(value)).replace(":", "%3A").replace(",", "%2C")
-
-
-def _sarif_rule(code: str) -> dict[str, Any]:
-    return {
-        "id": code,
-        "shortDescription": {"text": catalogue()[code].cause},
-        "defaultConfiguration": {"level": catalogue()[code].severity},
-    }
+def _text(finding: Diagnostic) -> str:
+    return "\n".join([finding.message, *filter(None, [finding.suggestion]), *finding.notes])
 
 
 def _sarif_result(finding: Diagnostic, rule_index: int) -> dict[str, Any]:
-    text = "\n".join([finding.message, *filter(None, [finding.suggestion]), *finding.notes])
     result: dict[str, Any] = {
         "ruleId": finding.code,
         "ruleIndex": rule_index,
         "level": finding.severity,
-        "message": {"text": text},
+        "message": {"text": _text(finding)},
     }
     file, line, column = _place(finding)
     if file is not None:

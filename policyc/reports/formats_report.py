@@ -5,29 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from policy_dsl.documents.reports import (
-    CatalogEntry,
-    FormatEntry,
-    FormatsDocument,
-    MethodEntry,
-    ModelsDocument,
-    SchemeEntry,
-)
+from policy_dsl.documents import reports as documents
 from policy_dsl.documents.values import entry_of
-from policy_dsl.formats import Format, FormatSpec, MetadataValues, SchemeSpec
+from policy_dsl.formats import Format, FormatSpec, MetadataValues, SchemeSpec, Shards
 from policy_dsl.inventory import Inventory
 from policy_dsl.planning.settings import used_settings, values_text
 from policy_dsl.quantities import both_units
 from policy_dsl.treatments import PLAIN_WORDS, WHOLE_ROW
-from policyc.reports.blocks import Block, Facts, Items, Table
+from policyc.reports import Block, Facts, Items, Table
 
 _FIRST = "the first is the default"
 _TYPES = {bool: "boolean", str: "string"}
 
 
-def formats_document(formats: Sequence[Format]) -> FormatsDocument:
+def formats_document(formats: Sequence[Format]) -> documents.FormatsDocument:
     """The capabilities of targets as JSON values."""
-    return {"schema_version": 1, "kind": "formats", "formats": [_entry(each) for each in formats]}
+    return {"schema_version": 1, "kind": "formats", "formats": list(map(_entry, formats))}
 
 
 def formats_blocks(formats: Sequence[Format]) -> list[Block]:
@@ -35,11 +28,11 @@ def formats_blocks(formats: Sequence[Format]) -> list[Block]:
     return [block for each in formats for block in _blocks(each.spec, _entry(each))]
 
 
-def models_document(models: Mapping[str, Inventory]) -> ModelsDocument:
+def models_document(models: Mapping[str, Inventory]) -> documents.ModelsDocument:
     """The models of a catalog, by name, as JSON values."""
     entries = [
         entry_of(
-            CatalogEntry,
+            documents.CatalogEntry,
             inventory,
             name=name,
             model_type=inventory.config.get("model_type"),
@@ -52,43 +45,35 @@ def models_document(models: Mapping[str, Inventory]) -> ModelsDocument:
 
 def models_blocks(models: Mapping[str, Inventory]) -> list[Block]:
     """The models of a catalog for people."""
-    rows = tuple(
+    rows = [
         (
-            model["name"],
-            model["id"],
-            str(model["model_type"]),
-            f"{model['tensors']:,}",
-            both_units(model["nbytes"]),
+            *(model["name"], model["id"], str(model["model_type"])),
+            *(f"{model['tensors']:,}", both_units(model["nbytes"])),
         )
         for model in models_document(models)["models"]
-    )
+    ]
     return [Table(("name", "model", "type", "tensors", "size"), rows, right=("tensors",))]
 
 
-def _entry(format: Format) -> FormatEntry:
+def _entry(format: Format) -> documents.FormatEntry:
     spec = format.spec
-    shards = None if spec.container else getattr(spec.tensor_files, "nbytes", None)
+    methods = [
+        {"name": name, "statistics": by.needs or by.uses or None, "needed": bool(by.needs)}
+        for name, by in format.methods.items()
+    ]
+    families = [
+        {"family": name, "supported": reason is None, "reason": reason}
+        for name, reason in spec.all_families().items()
+    ]
     return entry_of(
-        FormatEntry,
+        documents.FormatEntry,
         spec,
-        schemes=[_scheme(scheme) for scheme in spec.schemes],
-        fill=[
-            {"tensors": kind, "bits": bits, "scheme": scheme} for kind, bits, scheme in spec.fill
-        ],
-        methods=[
-            {
-                "name": name,
-                "statistics": method.needs or method.uses or None,
-                "needed": bool(method.needs),
-            }
-            for name, method in format.methods.items()
-        ],
-        families=[
-            {"family": name, "supported": reason is None, "reason": reason}
-            for name, reason in spec.all_families().items()
-        ],
+        schemes=list(map(_scheme, spec.schemes)),
+        fill=[dict(zip(("tensors", "bits", "scheme"), row, strict=True)) for row in spec.fill],
+        methods=methods,
+        families=families,
         runtimes=dict(spec.runtimes),
-        shard_nbytes=shards,
+        shard_nbytes=spec.tensor_files.nbytes if isinstance(spec.tensor_files, Shards) else None,
         layouts=list(spec.layouts),
         expert_multiples={family: padding.multiple for family, padding in spec.padding.items()},
         settings=list(used_settings(spec)),
@@ -96,57 +81,46 @@ def _entry(format: Format) -> FormatEntry:
     )
 
 
-def _scheme(scheme: SchemeSpec) -> SchemeEntry:
+def _scheme(scheme: SchemeSpec) -> documents.SchemeEntry:
     has_choice = len(scheme.symmetries) > 1
     words = ["sym" if symmetric else "asym" for symmetric in scheme.symmetries]
     return entry_of(
-        SchemeEntry,
+        documents.SchemeEntry,
         scheme,
         symmetric=scheme.symmetries[0] if has_choice else None,
         symmetric_choices=words if has_choice else [],
     )
 
 
-def _blocks(spec: FormatSpec, entry: FormatEntry) -> Iterator[Block]:
-    yield Facts(tuple(_facts(spec, entry)))
+def _blocks(spec: FormatSpec, entry: documents.FormatEntry) -> Iterator[Block]:
+    yield Facts(list(_facts(spec, entry)))
+    rows = []
+    for scheme in entry["schemes"]:
+        groups = [f"{WHOLE_ROW} (a row)" if n == WHOLE_ROW else n for n in scheme["group_sizes"]]
+        lists = (scheme["bits"], groups, scheme["symmetric_choices"], scheme["methods"])
+        cells = (", ".join(map(str, values)) or "-" for values in lists)
+        rows.append((scheme["name"], *cells, scheme["about"]))
     columns = ("scheme", "bits", "groups", "symmetry", "methods", "about")
-    rows = tuple(
-        (
-            scheme["name"],
-            _listed(scheme["bits"]),
-            _listed(
-                [f"{WHOLE_ROW} (a row)" if s == WHOLE_ROW else s for s in scheme["group_sizes"]]
-            ),
-            _listed(scheme["symmetric_choices"]),
-            _listed(scheme["methods"]),
-            scheme["about"],
-        )
-        for scheme in entry["schemes"]
-    )
     yield Table(columns, rows, "Schemes, the first value of each is the default")
     title = "A width without a scheme is filled in by this table, the first match wins"
-    fill = ((row["tensors"], str(row["bits"] or "any"), row["scheme"]) for row in entry["fill"])
-    yield Table(("tensors", "bits", "scheme"), tuple(fill), title)
-    lists = {
-        "Methods, and what they take from a model's inputs": map(_need, entry["methods"]),
-        "Keys of `metadata`, and their values": (
+    fill = [(row["tensors"], str(row["bits"] or "any"), row["scheme"]) for row in entry["fill"]]
+    yield Table(("tensors", "bits", "scheme"), fill, title)
+    lines = {
+        "Methods, and what they take from a model's inputs": list(map(_need, entry["methods"])),
+        "Keys of `metadata`, and their values": [
             f"{key}: {values_text(values)}" for key, values in spec.metadata_keys.items()
-        ),
+        ],
         # A refusal without its reason would read like an oversight.
-        "Families refused, and why": (
+        "Families refused, and why": [
             f"{row['family']}: {row['reason']}" for row in entry["families"] if row["reason"]
-        ),
+        ],
     }
-    for title, lines in lists.items():
-        items = Items(tuple(lines), title)
-        if items.lines:
-            yield items
+    yield from (Items(items, title) for title, items in lines.items() if items)
 
 
-def _facts(spec: FormatSpec, entry: FormatEntry) -> Iterator[tuple[str, str]]:
+def _facts(spec: FormatSpec, entry: documents.FormatEntry) -> Iterator[tuple[str, str]]:
     yield "target", f"{spec.name}: {spec.about}"
-    words = (PLAIN_WORDS.get(dtype, dtype) for dtype in spec.plain_dtypes)
-    yield "plain dtypes", ", ".join(words)
+    yield "plain dtypes", ", ".join(PLAIN_WORDS.get(dtype, dtype) for dtype in spec.plain_dtypes)
     yield "fp8 rules", f"{', '.join(spec.fp8_rules)} ({_FIRST})"
     yield "families", ", ".join(row["family"] for row in entry["families"] if row["supported"])
     yield "readers", ", ".join(f"{name} ({about})" for name, about in spec.runtimes.items())
@@ -159,12 +133,11 @@ def _facts(spec: FormatSpec, entry: FormatEntry) -> Iterator[tuple[str, str]]:
     yield "settings", ", ".join(entry["settings"]) or "none"
 
 
-def _need(method: MethodEntry) -> str:
-    statistics = method["statistics"]
-    if statistics is None:
-        return f"{method['name']}: nothing"
-    needed = f"needs {statistics}" if method["needed"] else f"{statistics}, if it is given"
-    return f"{method['name']}: {needed}"
+def _need(method: documents.MethodEntry) -> str:
+    statistics = method["statistics"] or "nothing"
+    if method["statistics"]:
+        statistics = f"needs {statistics}" if method["needed"] else f"{statistics}, if it is given"
+    return f"{method['name']}: {statistics}"
 
 
 def _values_schema(values: MetadataValues) -> dict[str, Any]:
@@ -175,7 +148,3 @@ def _values_schema(values: MetadataValues) -> dict[str, Any]:
         properties = {key: _values_schema(value) for key, value in values.items()}
         return {"type": "object", "properties": properties, "additionalProperties": False}
     return {"type": _TYPES[values]}
-
-
-def _listed(values: Sequence[object]) -> str:
-    return ", ".join(str(value) for value in values) or "-"

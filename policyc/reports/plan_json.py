@@ -12,24 +12,11 @@ from typing import Any, cast
 
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail, json_text
-from policy_dsl.documents import GroupEntry, TransformEntry
-from policy_dsl.documents.saved import (
-    DroppedFile,
-    DroppedTensor,
-    FileEntry,
-    PlanDocument,
-    PlannedForm,
-    PlannedModel,
-    PlannedPart,
-    PlannedPolicy,
-    PlannedTotals,
-    RefusalEntry,
-    RoleEntry,
-    TensorEntry,
-    TestEntry,
-)
+from policy_dsl.documents import GroupEntry
+from policy_dsl.documents import saved as documents
+from policy_dsl.documents.saved import PlanDocument
 from policy_dsl.documents.values import entry_of, first_defect
-from policy_dsl.plan import Module, Plan, PlannedFile, PlannedTensor, Pruning
+from policy_dsl.plan import Module, Plan, Pruning
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.outline import (
     Outline,
@@ -41,9 +28,9 @@ from policy_dsl.planning.outline import (
     treatment_of,
 )
 from policy_dsl.regular_files import read_whole
-from policyc.reports.blocks import by_key
+from policyc.reports import by_key, entries_of
 from policyc.reports.findings import finding_json
-from policyc.reports.outline_report import transform_entries
+from policyc.reports.inspect_report import transform_entries
 
 SCHEMA_VERSION = 1
 # Half as much again as that of the largest model, with a module for every expert.
@@ -57,7 +44,11 @@ def plan_document(
 
     bpw = 8 x bytes of all output tensors / parameters of the logical model after transforms.
     """
-    bundle = outline(plan)
+    bundle, files = outline(plan), []
+    for file in plan.files:
+        files.append(entry_of(documents.FileEntry, file, reason=file.reason or None))
+        if file.least:
+            files[-1]["least_nbytes"] = file.least
     document = entry_of(
         PlanDocument,
         # Not of the plan's attributes: `forms` means something else there.
@@ -66,9 +57,9 @@ def plan_document(
         kind="plan",
         target=plan.target,
         pending=list(plan.pending),
-        policy=entry_of(PlannedPolicy, plan.policy, digest=plan.policy_digest),
+        policy=entry_of(documents.PlannedPolicy, plan.policy, digest=plan.policy_digest),
         model=entry_of(
-            PlannedModel,
+            documents.PlannedModel,
             plan.model,
             architecture=plan.model.architecture.family,
             parameters=bundle.parameters,
@@ -80,44 +71,91 @@ def plan_document(
         ),
         transforms=transform_entries(plan.pruning),
         totals=_totals(plan, bundle),
-        roles=_roles(bundle),
-        groups=[entry_of(GroupEntry, group) for group in groups(bundle.modules)],
-        dropped=[entry_of(DroppedTensor, each, name=each.tensor.name) for each in plan.omitted],
-        files=[_file(file) for file in plan.files],
-        dropped_files=[entry_of(DroppedFile, file) for file in plan.omitted_files],
+        roles=[
+            entry_of(documents.RoleEntry, replace(bundle, modules=tuple(modules)), role=role)
+            for role, modules in by_key(bundle.modules, lambda module: module.role).items()
+        ],
+        groups=entries_of(GroupEntry, groups(bundle.modules)),
+        dropped=entries_of(documents.DroppedTensor, plan.omitted, name="tensor.name"),
+        files=files,
+        dropped_files=entries_of(documents.DroppedFile, plan.omitted_files),
         linked_files=dict(plan.linked_files),
         fp8_rule=plan.fp8_rule or None,
         statistics={file.name: file.path for file in plan.statistics},
-        refusals=[
-            entry_of(RefusalEntry, refusal, runtime=refusal.reader) for refusal in plan.refusals
-        ],
-        tests=[entry_of(TestEntry, test, test=test.text) for test in tests],
-        findings=[finding_json(finding) for finding in plan.findings],
+        refusals=entries_of(documents.RefusalEntry, plan.refusals, runtime="reader"),
+        tests=entries_of(documents.TestEntry, tests, test="text"),
+        findings=list(map(finding_json, plan.findings)),
     )
     if tensors:
-        document["tensors"] = [
-            _tensor(plan, module, tensor, first=at == 0)
-            for module in plan.modules
-            for at, tensor in enumerate(module.tensors)
-        ]
+        document["tensors"] = [row for module in plan.modules for row in _tensors(plan, module)]
     return document
+
+
+def _tensors(plan: Plan, module: Module) -> list[documents.TensorEntry]:
+    said = {"module": module.name, "layer": module.layer, **_decision(plan, module)}
+    rows = [
+        entry_of(documents.TensorEntry, tensor, **said, parameters=0, sources=_source_names(module))
+        for tensor in module.tensors
+    ]
+    # Only in the first, so that the column adds up: scales are not parameters.
+    rows[0]["parameters"] = module.parameters
+    return rows
 
 
 def saved_document(plan: Plan, tests: Sequence[TestResult] = ()) -> PlanDocument:
     """The plan as `--save` writes it: what modules have in common is said once."""
     document = plan_document(plan, tests, tensors=False)
-    shared = plan.forms
     numbers = {file.name: number for number, file in enumerate(plan.files)}
-    document["forms"] = [_form(plan, module) for module in shared.examples]
+    document["forms"] = [_form(plan, module) for module in plan.forms.examples]
     document["columns"] = ("name", "layer", "form", "sources", "places")
     document["rows"] = [
         (
             *(module.name, module.layer, form, _source_names(module)),
             [(numbers[tensor.file], tensor.start) for tensor in module.tensors],
         )
-        for module, form in zip(plan.modules, shared.numbers, strict=True)
+        for module, form in zip(plan.modules, plan.forms.numbers, strict=True)
     ]
     return document
+
+
+def _totals(plan: Plan, bundle: Outline) -> documents.PlannedTotals:
+    # One unknown file makes the sum unknown; a guess would be taken for exact.
+    unknown = next((file for file in plan.files if file.nbytes is None), None)
+    known = sum(file.nbytes or 0 for file in plan.files)
+    return entry_of(
+        documents.PlannedTotals,
+        bundle,
+        tensor_nbytes=bundle.nbytes,
+        file_nbytes=None if unknown or not plan.files else known,
+        file_nbytes_unknown_because=unknown.reason if unknown else None,
+        source_nbytes=plan.source_nbytes,
+    )
+
+
+def _form(plan: Plan, module: Module) -> documents.PlannedForm:
+    parts = [
+        entry_of(documents.PlannedPart, tensor, part=suffix)
+        for tensor, suffix in zip(module.tensors, module.suffixes, strict=True)
+    ]
+    return entry_of(documents.PlannedForm, module, parts=parts, **_decision(plan, module))
+
+
+def _decision(plan: Plan, module: Module) -> dict[str, Any]:
+    """What a module's forms and tensors say alike: what becomes of it, and by which rule."""
+    return {
+        "role": module.role,
+        "treatment": treatment_of(module),
+        "stored": stored_as(module.treatment, module.dtype),
+        "source_dtypes": list(source_dtypes(module)),
+        "rule": plan.rule_text(module),
+        "rule_at": plan.rule_at(module),
+    }
+
+
+def _source_names(module: Module) -> list[str]:
+    # A dict keeps the order and drops the repeats of fused sources.
+    pairs = ((view.tensor, view.scale) for view in module.sources)
+    return list(dict.fromkeys(stored.name for pair in pairs for stored in pair if stored))
 
 
 def document_text(document: Mapping[str, Any]) -> str:
@@ -138,10 +176,7 @@ def document_text(document: Mapping[str, Any]) -> str:
 
 
 def read_saved_plan(path: Path) -> Outline:
-    """The outline of a saved plan's file.
-
-    Raises: PolicyError if it cannot be read, or is not a plan with its tensors.
-    """
+    """The outline of a saved plan's file. Raises: PolicyError as `saved_outline` does."""
     return saved_outline(read_whole(path, most=LARGEST_NBYTES), str(path))
 
 
@@ -151,10 +186,13 @@ def saved_outline(content: bytes, path: str) -> Outline:
     Raises: PolicyError (bad-saved-plan) if the content is not a plan with its tensors.
     """
     try:
-        document = parse_json(content)
+        document = _of_all_versions(parse_json(content))
+        reason = _defect(document)
     except ValueError as error:
-        raise fail("bad-saved-plan", path=path, reason=str(error)) from None
-    saved = _checked(document, path)
+        reason = str(error)
+    if reason is not None:
+        raise fail("bad-saved-plan", path=path, reason=reason)
+    saved = cast("PlanDocument", document)
     model = saved["model"]
     return Outline(
         title=f"{saved['policy']['name']} ({path})",
@@ -162,164 +200,62 @@ def saved_outline(content: bytes, path: str) -> Outline:
         model=model["id"],
         modules=tuple(_outline_modules(saved)),
         experts=model["experts"],
-        pruning=_pruning(saved["transforms"]),
+        pruning=Pruning.of_entries(saved["transforms"]),
         added=model["experts_added"],
     )
 
 
-def _checked(document: Any, path: str) -> PlanDocument:
-    """The document as a plan with its tensors. Raises: PolicyError (bad-saved-plan)."""
-    reason = None
-    # `diff` takes any .json file that it is given.
-    if not isinstance(document, dict) or document.get("kind") != "plan":
-        reason = "it is JSON, but not a plan"
-    # A plan of another version may mean something else by the same words.
-    elif (version := repr(document.get("schema_version"))) != str(SCHEMA_VERSION):
-        reason = f"schema_version is {version:.120}, not {SCHEMA_VERSION}"
-    elif not document.keys() & {"tensors", "rows"}:
-        reason = "it was written without --tensors; `plan --save` keeps them"
-    # Later versions may add fields, and people who edit a plan notes.
-    elif (defect := first_defect(_as_of_now(document), PlanDocument, "ignore")) is not None:
-        reason = f"something is missing or of the wrong type: {defect}"
-    elif (number := _unknown_form(document)) is not None:
-        reason = f"forms: no form {number}, which rows name"
-    if reason is not None:
-        raise fail("bad-saved-plan", path=path, reason=reason)
-    return cast("PlanDocument", _as_of_now(document))
-
-
-def _as_of_now(document: dict[str, Any]) -> dict[str, Any]:
+def _of_all_versions(document: Any) -> Any:
     """The document with what plans of older versions do not say: nothing of these kinds."""
+    if not isinstance(document, dict):
+        return document
     model = document.get("model")
     model = {"experts_added": 0, **model} if isinstance(model, dict) else model
     return {"transforms": [], "dropped_files": [], "linked_files": {}, **document, "model": model}
 
 
-def _pruning(transforms: Sequence[TransformEntry]) -> Pruning | None:
-    """What a saved plan says was done to the model."""
-    for entry in transforms:
-        ranking, kept = entry["by"] or "", entry["kept"]
-        if kept is not None:
-            numbers = {int(layer): tuple(old) for layer, old in kept.items()}
-            return Pruning(entry["before"], numbers, ranking)
-        # As many numbers take their place, as in the plan itself.
-        numbers = dict.fromkeys(range(entry["layers"]), tuple(range(entry["to"])))
-        return Pruning(entry["before"], numbers, ranking, False)
-    return None
-
-
-def _unknown_form(document: Mapping[str, Any]) -> int | None:
-    """The number of a form that the rows of a saved plan name and that it lacks."""
+def _defect(document: Any) -> str | None:
+    """Why a document is not a plan with its tensors; None if it is."""
+    # `diff` takes any .json file that it is given.
+    if not isinstance(document, dict) or document.get("kind") != "plan":
+        return "it is JSON, but not a plan"
+    # A plan of another version may mean something else by the same words.
+    if (version := repr(document.get("schema_version"))) != str(SCHEMA_VERSION):
+        return f"schema_version is {version:.120}, not {SCHEMA_VERSION}"
+    if not document.keys() & {"tensors", "rows"}:
+        return "it was written without --tensors; `plan --save` keeps them"
+    # Later versions may add fields, and people who edit a plan notes.
+    if (defect := first_defect(document, PlanDocument, "ignore")) is not None:
+        return f"something is missing or of the wrong type: {defect}"
     largest = max((row[2] for row in document.get("rows", ())), default=-1)
-    return largest if largest >= len(document.get("forms", ())) else None
+    if largest >= len(document.get("forms", ())):
+        return f"forms: no form {largest}, which rows name"
+    return None
 
 
 def _outline_modules(saved: PlanDocument) -> Iterator[OutlineModule]:
     """The modules of a saved plan; of older versions, from the rows of their tensors."""
     if "tensors" in saved:
-        yield from map(
-            _outline_module, by_key(saved["tensors"], lambda row: row["module"]).values()
-        )
+        for name, rows in by_key(saved["tensors"], lambda row: row["module"]).items():
+            parameters = sum(row["parameters"] for row in rows)
+            yield replace(_outlined(rows[0], rows, parameters), name=name, layer=rows[0]["layer"])
         return
-    forms = [_form_outline(form) for form in saved["forms"]]
+    forms = [_outlined(form, form["parts"], form["parameters"]) for form in saved["forms"]]
     for name, layer, number, *_ in saved["rows"]:
         yield replace(forms[number], name=name, layer=layer)
 
 
-def _form_outline(form: PlannedForm) -> OutlineModule:
+def _outlined(
+    decided: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], parameters: int
+) -> OutlineModule:
+    """A module without its name and layer. decided: what its parts say alike."""
+    words = ("role", "treatment", "stored", "rule")
     return OutlineModule(
         name="",
-        role=form["role"],
         layer=None,
-        treatment=form["treatment"],
-        stored=form["stored"],
-        rule=form["rule"],
-        tensors=len(form["parts"]),
-        parameters=form["parameters"],
-        nbytes=sum(part["nbytes"] for part in form["parts"]),
-        rule_at=form["rule_at"],
-    )
-
-
-def _outline_module(rows: list[TensorEntry]) -> OutlineModule:
-    first = rows[0]
-    return OutlineModule(
-        name=first["module"],
-        role=first["role"],
-        layer=first["layer"],
-        treatment=first["treatment"],
-        stored=first["stored"],
-        rule=first["rule"],
-        tensors=len(rows),
-        parameters=sum(row["parameters"] for row in rows),
-        nbytes=sum(row["nbytes"] for row in rows),
-        rule_at=first.get("rule_at"),
-    )
-
-
-def _totals(plan: Plan, bundle: Outline) -> PlannedTotals:
-    # One unknown file makes the sum unknown; a guess would be taken for exact.
-    unknown = [file for file in plan.files if file.nbytes is None]
-    known = sum(file.nbytes or 0 for file in plan.files)
-    return entry_of(
-        PlannedTotals,
-        bundle,
-        tensor_nbytes=bundle.nbytes,
-        file_nbytes=None if unknown or not plan.files else known,
-        file_nbytes_unknown_because=unknown[0].reason if unknown else None,
-        source_nbytes=plan.source_nbytes,
-    )
-
-
-def _roles(bundle: Outline) -> list[RoleEntry]:
-    by_role = by_key(bundle.modules, lambda module: module.role)
-    parts = {role: replace(bundle, modules=tuple(found)) for role, found in by_role.items()}
-    return [entry_of(RoleEntry, part, role=role) for role, part in parts.items()]
-
-
-def _file(file: PlannedFile) -> FileEntry:
-    entry = entry_of(FileEntry, file, reason=file.reason or None)
-    if file.least:
-        entry["least_nbytes"] = file.least
-    return entry
-
-
-def _form(plan: Plan, module: Module) -> PlannedForm:
-    return entry_of(
-        PlannedForm,
-        module,
-        treatment=treatment_of(module),
-        stored=stored_as(module.treatment, module.dtype),
-        rule=plan.rule_text(module),
-        rule_at=plan.rule_at(module),
-        source_dtypes=list(source_dtypes(module)),
-        parts=[
-            entry_of(PlannedPart, tensor, part=suffix)
-            for tensor, suffix in zip(module.tensors, module.suffixes, strict=True)
-        ],
-    )
-
-
-def _source_names(module: Module) -> list[str]:
-    # A dict keeps the order and drops the repeats of fused sources.
-    pairs = ((view.tensor, view.scale) for view in module.sources)
-    return list(dict.fromkeys(stored.name for pair in pairs for stored in pair if stored))
-
-
-def _tensor(plan: Plan, module: Module, tensor: PlannedTensor, *, first: bool) -> TensorEntry:
-    """The row of one output tensor; only the first of a module carries its parameters."""
-    return entry_of(
-        TensorEntry,
-        tensor,
-        module=module.name,
-        role=module.role,
-        layer=module.layer,
-        treatment=treatment_of(module),
-        stored=stored_as(module.treatment, module.dtype),
-        # So that the column adds up: scales and biases are not parameters.
-        parameters=module.parameters if first else 0,
-        source_dtypes=list(source_dtypes(module)),
-        sources=_source_names(module),
-        rule=plan.rule_text(module),
-        rule_at=plan.rule_at(module),
+        **{word: decided[word] for word in words},
+        tensors=len(parts),
+        parameters=parameters,
+        nbytes=sum(part["nbytes"] for part in parts),
+        rule_at=decided.get("rule_at"),
     )

@@ -18,8 +18,8 @@ from emitters.core.verify import VerifyReport, verify_bundle
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.reference import open_source
 from policyc.cli import main
-from policyc.reports.blocks import render_text
-from policyc.reports.verify_report import role_errors, verify_blocks, verify_document
+from policyc.reports import render_text
+from policyc.reports.bundle_report import role_errors, verify_blocks, verify_document
 from tests.models import TINY, tiny
 
 ROOT = Path(__file__).parent.parent.parent

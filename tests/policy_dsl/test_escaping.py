@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from policy_dsl.diagnostics import SourceText, Span, diagnostic, json_text, render
 from policy_dsl.escaping import columns, escaped, escaped_lines, is_visible, markdown
-from policyc.reports.blocks import Facts, Items, Table, render_markdown, render_text
+from policyc.reports import Facts, Items, Table, render_markdown, render_text
 
 HOSTILE = {
     "an escape sequence": ("\x1b[31mred", r"\x1b[31mred"),

@@ -18,7 +18,7 @@ from emitters.core.build import build
 from emitters.core.verify import verify_bundle
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.reference import open_source
-from policyc.reports.survey import survey
+from policyc.reports.inspect_report import survey
 
 torch = pytest.importorskip("torch")
 

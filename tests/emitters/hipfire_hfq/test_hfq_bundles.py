@@ -23,7 +23,7 @@ from policy_dsl import document_schemas
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.reference import open_source
 from policyc.cli import main
-from policyc.reports.verify_report import role_errors
+from policyc.reports.bundle_report import role_errors
 from tests.models import IMATRIX, TINY, tiny
 
 ROOT = Path(__file__).parents[3]

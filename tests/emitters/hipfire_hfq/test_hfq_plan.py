@@ -17,9 +17,8 @@ from policy_dsl.planning.explain import explain
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.sources.reference import open_source
 from policy_dsl.treatments import describe
-from policyc.reports.blocks import render_text
-from policyc.reports.explain_report import explain_blocks, explain_document
-from policyc.reports.plan_text import plan_blocks
+from policyc.reports import render_text
+from policyc.reports.plan_report import explain_blocks, explain_document, plan_blocks
 from tests.models import minimax, tiny
 
 MOE = "model.layers.3.block_sparse_moe"

@@ -17,7 +17,7 @@ from emitters.core.bundle_reading import bundle_outline
 from emitters.core.verify import VerifyReport, verify_bundle
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.reference import open_source
-from policyc.reports.verify_report import role_errors
+from policyc.reports.bundle_report import role_errors
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "jangtq"
 PRESTACKED, APART = "micro_JANGTQ_K", "micro_JANGTQ2_perexpert"

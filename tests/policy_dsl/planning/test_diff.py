@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from policy_dsl.planning.diff import diff
 from policy_dsl.planning.outline import Outline, OutlineModule
-from policyc.reports.blocks import render_markdown, render_text
+from policyc.reports import render_markdown, render_text
 from policyc.reports.diff_report import diff_blocks, diff_document
 
 WIDTHS = {"3bit affine g64": 3.5, "4bit affine g64": 4.5, "8bit affine g64": 8.5, "keep": 16}

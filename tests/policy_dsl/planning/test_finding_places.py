@@ -17,8 +17,8 @@ from policy_dsl.planning.lint import lint
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.sources.reference import open_source
 from policyc.cli import main
-from policyc.reports.blocks import render_text
-from policyc.reports.plan_text import plan_blocks
+from policyc.reports import render_text
+from policyc.reports.plan_report import plan_blocks
 
 TINY = str(Path(__file__).parents[3] / "examples" / "tiny-minimax-m2")
 

@@ -24,8 +24,8 @@ from policy_dsl.sources.hfq_container import (
     read_hfq,
     stored_nbytes,
 )
-from policyc.reports.blocks import render_text
-from policyc.reports.survey import survey, survey_blocks, survey_document
+from policyc.reports import render_text
+from policyc.reports.inspect_report import survey, survey_blocks, survey_document
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "hipfire"
 FILES = sorted(

@@ -115,7 +115,7 @@ class TestHelp:
             (["verify", "bundle", "--source", ""], "--source"),
             (["inspect", ""], "CHECKPOINT"),
             (["inspect", "bundle", "--save-headers", ""], "--save-headers"),
-            (["diff", "config_i", ""], "b"),
+            (["diff", "config_i", ""], "B"),
             (["fmt", ""], "FILE"),
             (["schema", ""], "DOCUMENT"),
             (["formats", ""], "TARGET"),
@@ -125,7 +125,7 @@ class TestHelp:
         """What is left of `"$OUT"` where no one set it; as a path it is the current folder."""
         ran = run(*arguments)
         assert (ran.code, ran.out) == (2, "")
-        assert re.search(f"Invalid value for '{where}'.*: it is empty", ran.err)
+        assert re.search(rf"Invalid value for '\[?{where}.*: it is empty", ran.err)
 
 
 class TestPlan:

@@ -22,9 +22,9 @@ from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.treatments import KEEP, Coded, Plain
 from policy_dsl.views import View
-from policyc.reports.blocks import render_markdown, render_text
+from policyc.reports import render_markdown, render_text
 from policyc.reports.plan_json import document_text, plan_document, saved_document, saved_outline
-from policyc.reports.plan_text import plan_blocks
+from policyc.reports.plan_report import plan_blocks
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 ROLES = {"router": "block_sparse_moe.gate", "attention.q_proj": "self_attn.q_proj"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policyc.reports.survey import survey, survey_document
+from policyc.reports.inspect_report import survey, survey_document
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "U8", "I8"])

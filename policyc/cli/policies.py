@@ -1,0 +1,349 @@
+"""`policyc check`, `plan`, `explain`, `diff` and `fmt`: policies, and what comes of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from policy_dsl.diagnostics import (
+    Diagnostic,
+    PolicyError,
+    count_text,
+    diagnostic,
+    did_you_mean,
+    errors,
+    fail,
+    render,
+)
+from policy_dsl.escaping import escaped
+from policyc import workflow
+from policyc.cli import console, options
+from policyc.cli.options import Request
+
+if TYPE_CHECKING:
+    from policy_dsl.documents.reports import CheckDocument
+    from policy_dsl.planning.outline import Outline
+    from policy_dsl.policy import Policy
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The findings about one policy; `against` are the models and targets they are about."""
+
+    policy: str
+    name: str | None
+    against: tuple[tuple[str, str], ...]
+    findings: tuple[Diagnostic, ...]
+
+
+@options.requesting("policy", "allow_requantize", "imatrix")
+@options.words("policies", metavar="POLICY...", help="Policy files, or names of bundled policies.")
+@options.choice("--format", "text", "json", "github", "sarif", help="Form of the findings.")
+@options.fail_on_warn
+def check(request: Request, *, policies: Sequence[str], format: str, fail_on_warn: bool) -> None:
+    """Find what is wrong with policies, all at once.
+
+    With --model, against that model too, tests of the policy included. Exit code 1 if there
+    are errors.
+
+    \b
+    Examples:
+      policyc check policies/*.yaml
+      policyc check mine.qpol --model ./my-checkpoint --target mlx_affine
+      policyc check policies/*.yaml --format github
+    """
+    checked = [_checked(replace(request, policy=policy)) for policy in policies]
+    findings = [finding for each in checked for finding in each.findings]
+    if format == "text":
+        console.write_findings("".join(_text(checked)))
+    elif format == "json":
+        console.write_json(_document(checked, findings))
+    elif format == "github":
+        # Only what the chosen form needs is imported: `check` has to start at once.
+        from policyc.reports.findings import github_line
+
+        console.write_commands("".join(github_line(finding) + "\n" for finding in findings))
+    else:
+        from policy_dsl import version
+        from policyc.reports.findings import sarif
+
+        console.write_json(sarif(findings, version=version()))
+    console.stop_if(console.is_failure(findings, fail_on_warn=fail_on_warn))
+
+
+def _checked(request: Request) -> Checked:
+    """All findings about one policy: its text, then each of its targets on the model."""
+    import emitters
+    from policy_dsl.planning.lint import lint
+
+    try:
+        policy = request.read_policy()
+    except PolicyError as error:
+        # One broken policy must not hide what is wrong with the others.
+        return Checked(request.policy, None, (), error.diagnostics)
+    findings: list[Diagnostic] = []
+    against: list[tuple[str, str]] = []
+    if request.model:
+        # Each target has schemes of its own, so a policy for several is checked for each.
+        for target in (request.target,) if request.target else policy.targets or (None,):
+            findings += _against_model(request, policy, target, against)
+    else:
+        findings += lint(policy, emitters.FORMATS, target=request.target)
+    # Two targets may have the same defect; nobody wants to read it twice.
+    return Checked(request.policy, policy.name, tuple(against), tuple(dict.fromkeys(findings)))
+
+
+def _against_model(
+    request: Request, policy: Policy, target: str | None, against: list[tuple[str, str]]
+) -> Sequence[Diagnostic]:
+    import emitters
+    from policy_dsl.planning.assertions import findings_of_tests
+    from policy_dsl.planning.bundle_files import source_findings
+    from policy_dsl.planning.settings import choose_target
+
+    try:
+        inventory = request.open_model(policy)
+        chosen = choose_target(policy, emitters.FORMATS, target)
+        # Before the plan, which may fail: what was tried is reported either way.
+        against.append((inventory.id, chosen))
+        plan = workflow.plan_for(
+            policy, inventory, chosen, statistics=request.statistics, files=False
+        )
+        beside = source_findings(plan, inventory, emitters.FORMATS[chosen].spec)
+        return [*plan.findings, *beside, *findings_of_tests(plan)]
+    except PolicyError as error:
+        return error.diagnostics
+
+
+def _text(checked: Iterable[Checked]) -> Iterable[str]:
+    for each in checked:
+        if each.findings:
+            yield render(each.findings) + "\n\n"
+        shown = " and ".join(f"{escaped(model)} as {target}" for model, target in each.against)
+        place = f" (against {shown})" if shown else " (alone; --model checks it against one)"
+        yield f"{escaped(each.policy)}: {count_text(each.findings)}{place}\n"
+
+
+def _document(checked: Iterable[Checked], findings: Sequence[Diagnostic]) -> CheckDocument:
+    from policyc.reports.findings import finding_json
+
+    n_errors = len(errors(findings))
+    return {
+        "schema_version": 1,
+        "kind": "check",
+        "policies": [
+            {
+                "policy": each.policy,
+                "name": each.name,
+                "against": [{"model": model, "target": target} for model, target in each.against],
+                "findings": [finding_json(finding) for finding in each.findings],
+            }
+            for each in checked
+        ],
+        "errors": n_errors,
+        "warnings": len(findings) - n_errors,
+    }
+
+
+@options.requesting()
+@options.flag("--tensors", help="List every output tensor.")
+@options.path_option("--save", help="Also save the plan as JSON, whole.")
+@options.any_report
+@options.fail_on_warn
+def plan(
+    request: Request, *, tensors: bool, save: Path | None, format: str, fail_on_warn: bool
+) -> None:
+    """Show what a build would write, to the byte, without reading a weight.
+
+    Exit code 1 if a test of the policy fails.
+
+    \b
+    Examples:
+      policyc plan policies/config_i.yaml
+      policyc plan mlx_mixed_2_6 --model ./my-checkpoint --set low=3
+      policyc plan config_i --format json --tensors > plan.json
+    """
+    from policy_dsl.planning.assertions import run_tests
+    from policyc.reports.plan_json import document_text, plan_document, saved_document
+    from policyc.reports.plan_report import plan_blocks
+
+    made = request.plan()
+    tests = run_tests(made)
+    # Saved before it is printed: a closed pipe must not cost the file.
+    if save is not None:
+        console.save_text(save, document_text(saved_document(made, tests)))
+    if format == "json":
+        console.write(document_text(plan_document(made, tests, tensors=tensors)))
+    else:
+        console.write_blocks(plan_blocks(made, tests, tensors=tensors), format)
+    # A failing test still shows the plan, which says why it fails.
+    warned = console.is_failure(made.findings, fail_on_warn=fail_on_warn)
+    console.stop_if(warned or not all(test.passed for test in tests))
+
+
+@options.requesting("imatrix")
+@options.argument("tensor", help="Name in the source or in the output; or a glob.")
+@options.any_report
+def explain(request: Request, *, tensor: str, format: str) -> None:
+    """Say which rule decided about a tensor, which others matched, and why the bytes.
+
+    \b
+    Examples:
+      policyc explain config_i lm_head.weight
+      policyc explain config_i 'model.layers.3.*.switch_mlp.down_proj'
+    """
+    from policy_dsl.planning.explain import explain as explained
+    from policyc.reports.plan_report import explain_blocks, explain_document
+
+    # The whole plan, because alike modules are part of the answer.
+    made = request.plan()
+    explanation = explained(made, tensor)
+    console.write_report(format, explain_document, explain_blocks, explanation, made)
+
+
+_SIDE = "A policy, a plan saved by `plan --save`, or a bundle folder."
+
+
+@options.requesting("policy", "allow_requantize", "imatrix")
+@options.argument("a", help=_SIDE)
+@options.argument("b", help=_SIDE)
+@options.any_report
+@options.flag("--exit-code", help="Exit with 1 if there is a difference.")
+def diff(request: Request, *, a: str, b: str, format: str, exit_code: bool) -> None:
+    """Show which tensors B treats differently than A, and what that costs.
+
+    A policy that names no model is planned for --model, or else for the other one's. --set
+    holds for the policies that have the variable.
+
+    \b
+    Examples:
+      policyc diff mlx_4bit config_i
+      policyc diff plan.json policies/config_i.yaml --exit-code
+      policyc diff ./old-bundle ./new-bundle --format markdown
+    """
+    from policyc.reports.diff_report import diff_blocks, diff_document
+
+    requests = _with_own_overrides([replace(request, policy=side) for side in (a, b)])
+    # `diff mlx_4bit config_i` should just work: only one of them names a model.
+    models = [request.model or _own_model(each) for each in requests]
+    before, after = (
+        _outline(each, model or next(filter(None, models), None))
+        for each, model in zip(requests, models, strict=True)
+    )
+    changes = workflow.diff(before, after)
+    console.write_report(format, diff_document, diff_blocks, changes)
+    console.stop_if(exit_code and not changes.is_empty)
+
+
+def _outline(request: Request, model: str | None) -> Outline:
+    if not _is_policy(request):
+        return workflow.outline_of(request.policy, links=not request.no_links)
+    return workflow.outline_of(replace(request, model=model).plan())
+
+
+def _own_model(request: Request) -> str | None:
+    """The model that a policy names; None if it names none, or this is not a policy."""
+    return request.read_policy().model if _is_policy(request) else None
+
+
+def _is_policy(request: Request) -> bool:
+    # A folder and a .json file cannot be policies, so there is nothing to guess.
+    path = Path(request.policy)
+    return not path.is_dir() and path.suffix != ".json"
+
+
+def _with_own_overrides(requests: list[Request]) -> list[Request]:
+    """The requests, each with the overrides of variables that its policy has.
+
+    Raises: PolicyError (bad-argument, unknown-variable).
+    """
+    given = options.parse_overrides(requests[0].overrides)
+    if not given:
+        return requests
+    variables = [
+        {name for name, _ in workflow.load(each.policy).vars} if _is_policy(each) else set()
+        for each in requests
+    ]
+    known = set().union(*variables)
+    unknown = [
+        diagnostic("unknown-variable", suggestion=did_you_mean(name, known), name=name)
+        for name in given
+        if name not in known
+    ]
+    if unknown:
+        raise PolicyError(unknown)
+    return [
+        replace(each, overrides=tuple(f"{name}={given[name]}" for name in given if name in own))
+        for each, own in zip(requests, variables, strict=True)
+    ]
+
+
+@options.words("files", metavar="FILE...", help="Policy files; - is stdin.")
+@options.flag("--check", help="Write nothing; exit with 1 if a file would change.")
+@click.option(
+    "--to",
+    type=click.Choice(["yaml", "dsl"]),
+    help="Print one policy in this form; the file stays as it is.",
+)
+def fmt(*, files: Sequence[str], check: bool, to: str | None) -> None:
+    """Rewrite policy files in their usual form, in place; - reads stdin and prints.
+
+    \b
+    Examples:
+      policyc fmt policies/*.yaml
+      policyc fmt --check policies/*.yaml
+      policyc fmt --to dsl policies/config_i.yaml > config_i.qpol
+    """
+    # Two policies printed one after the other would be no policy.
+    if to is not None and len(files) > 1:
+        raise fail("bad-argument", option="--to", reason="takes one file at a time")
+    # What is printed in the other form is never the text of the file.
+    if to is not None and check:
+        raise fail("bad-argument", option="--check", reason="cannot be combined with --to")
+    defects: list[Diagnostic] = []
+    changed = []
+    for file in files:
+        try:
+            if _format_one(file, to, check=check):
+                changed.append(file)
+        # The other files are still formatted; all defects are shown in the end.
+        except PolicyError as error:
+            defects += error.diagnostics
+    if defects:
+        raise PolicyError(defects)
+    # Every file is named before the exit code says that there was one.
+    if check:
+        console.write("".join(f"{escaped(file)} is not in the usual form\n" for file in changed))
+        console.stop_if(bool(changed))
+
+
+def _format_one(file: str, to: str | None, *, check: bool) -> bool:
+    """Format one file; whether its text changes. Raises: PolicyError for defects of the text."""
+    from policy_dsl.language.load import parse_policy, read_source, source_of
+    from policy_dsl.language.parsing import MAX_BYTES
+    from policy_dsl.language.print_policy import print_dsl, print_yaml
+    from policy_dsl.regular_files import is_passed
+
+    if file == STDIN:
+        # The text layer would decode by locale; policies are UTF-8 everywhere.
+        source = source_of(Path("stdin"), sys.stdin.buffer.read(MAX_BYTES + 1))
+    else:
+        source = read_source(Path(file))
+    policy, form = parse_policy(source.text, file)
+    shown = print_dsl(policy) if (to or form) == "dsl" else print_yaml(policy)
+    changes = shown != source.text
+    if check:
+        return changes
+    # A converted text needs another file name, so it is printed, never put in place.
+    if to is not None or file == STDIN or is_passed(Path(file)):
+        console.write_policy(shown)
+    elif changes:
+        console.save_text(Path(file), shown)
+    return changes
