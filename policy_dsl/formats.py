@@ -28,6 +28,8 @@ MetadataValues = type | tuple[str, ...] | Mapping[str, "MetadataValues"]
 TensorForm = tuple[str, tuple[int, ...]]
 # Module -> part -> form: a bundle's tensors by their names up to the last dot.
 Forms = Mapping[str, Mapping[str, TensorForm]]
+# Of a bundle, by name: its tensors.
+Tensors = Mapping[str, "TensorInfo"]
 # Name -> content of metadata files.
 FileContents = Mapping[str, bytes]
 
@@ -303,10 +305,10 @@ class Codec:
     beyond: Callable[[Array, Parts, str, Coded, Slack], Array]
 
 
-# Of a bundle, by name: its tensors.
-Tensors = Mapping[str, "TensorInfo"]
 # folder, metadata, tensors, what the metadata say of its modules
 Defects = Callable[[Path, FileContents, Tensors, Mapping[str, Claim]], "Iterable[Diagnostic]"]
+# The same of stored values.
+ValueDefects = Callable[[Path, Tensors, Mapping[str, Claim]], "Iterable[Diagnostic]"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,7 +320,6 @@ class Files:
     PolicyError if they are broken; ValueError if they may be another format's; anything else
     is a mistake of the format's own code. The others get metadata that `claims` has read:
     defects(folder, files, tensors, claims): what readers need besides tensors of these widths.
-    values(…): the same of stored values, which a build does not ask of what it just encoded.
     added(files, shapes): module -> how many of its first axis, at its end, only pad.
     edited(plan, files): the source's `edited_files` as the bundle holds them, or PolicyError.
     """
@@ -326,7 +327,6 @@ class Files:
     metadata: Callable[[Plan], dict[str, bytes]]
     claims: Callable[[FileContents, Forms], dict[str, Claim]]
     defects: Defects | None = None
-    values: Defects | None = None
     added: Callable[[FileContents, Mapping[str, tuple[int, ...]]], Mapping[str, int]] | None = None
     edited: Callable[[Plan, FileContents], dict[str, bytes]] | None = None
 
@@ -453,7 +453,8 @@ class Review:
 class Format:
     """A bundle format, whole. What codes and files need is imported when it is asked for.
 
-    methods: by the names that the spec's schemes use.
+    methods: by the names that the spec's schemes use. value_defects: finds stored values that
+    readers cannot compute with; a build does not ask it of what it just encoded.
     """
 
     spec: FormatSpec
@@ -461,6 +462,7 @@ class Format:
     files: Callable[[], Files]
     review: Review
     methods: Mapping[str, Method]
+    value_defects: Callable[[], ValueDefects] | None = None
 
     @property
     def name(self) -> str:

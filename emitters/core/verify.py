@@ -190,10 +190,11 @@ def _index(bundle: Bundle) -> Iterator[Diagnostic]:
 
 def _readers(bundle: Bundle, *, values: bool) -> Iterator[Diagnostic]:
     """What readers of the format miss although every module is as the metadata say."""
-    files, tensors = bundle.format.files(), bundle.inventory.tensors
-    for check in (files.defects, files.values if values else None):
-        if check is not None:
-            yield from check(bundle.folder, bundle.metadata, tensors, bundle.claims)
+    folder, tensors, claims = bundle.folder, bundle.inventory.tensors, bundle.claims
+    if (check := bundle.format.files().defects) is not None:
+        yield from check(folder, bundle.metadata, tensors, claims)
+    if values and bundle.format.value_defects is not None:
+        yield from bundle.format.value_defects()(folder, tensors, claims)
 
 
 def _side_files(bundle: Bundle) -> Iterable[Diagnostic]:

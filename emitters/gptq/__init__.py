@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Final
 
 from emitters.gptq.review import REVIEW
 from emitters.gptq.spec import RTN, SEARCHES, SPEC
-from policy_dsl.diagnostics import Diagnostic
-from policy_dsl.formats import Claim, Codec, FileContents, Files, Format, Method, Solver, Tensors
+from policy_dsl.formats import Codec, Files, Format, Method, Solver, ValueDefects
 
 
 def _codec() -> Codec:
@@ -28,22 +25,20 @@ def _files() -> Files:
     from emitters.gptq.config import metadata
     from emitters.gptq.read_config import claims, defects
 
-    return Files(metadata=metadata, claims=claims, defects=defects, values=_values)
+    return Files(metadata=metadata, claims=claims, defects=defects)
 
 
-def _values(
-    folder: Path, files: FileContents, tensors: Tensors, claims: Mapping[str, Claim]
-) -> Iterator[Diagnostic]:
-    # Plans need the files of a format, and nothing that computes.
-    from emitters.gptq.codec import values
+def _value_defects() -> ValueDefects:
+    from emitters.gptq.codec import value_defects
 
-    return values(folder, tensors, claims)
+    return value_defects
 
 
 FORMAT: Final[Format] = Format(
     spec=SPEC,
     codec=_codec,
     files=_files,
+    value_defects=_value_defects,
     review=REVIEW,
     methods={RTN: Method(), **dict.fromkeys(SEARCHES, Method(uses="imatrix", solver=_search))},
 )

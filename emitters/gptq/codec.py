@@ -13,19 +13,8 @@ import numpy as np
 
 from emitters.checkpoints import wrong_tensor
 from emitters.gptq.spec import READ, RTN, SEARCHES, STORAGE, group_length
-from emitters.numerics.gptq import (
-    GptqParts,
-    first_unstorable_zero,
-    gptq_beyond,
-    gptq_decode,
-    gptq_rtn,
-    group_order,
-    is_grouping,
-    pack_columns,
-    pack_zeros,
-    unpack_columns,
-    unpack_zeros,
-)
+from emitters.numerics import gptq
+from emitters.numerics.gptq import GptqParts
 from emitters.numerics.gptq_search import gptq_search
 from emitters.numerics.gptq_weights import SearchWeights, search_weights
 from emitters.numerics.value_types import Array
@@ -54,7 +43,7 @@ def encode(
     if treatment.method == RTN:
         # AutoRound's flow without a model computes in float32, whatever the weights are.
         symmetric = treatment.symmetric
-        parts = gptq_rtn(
+        parts = gptq.gptq_rtn(
             values, dtype, bits=bits, group_size=size, symmetric=symmetric, arithmetic="F32"
         )
     else:
@@ -65,7 +54,7 @@ def encode(
     row = _first_too_large(parts, treatment)
     if row >= 0:
         raise UnstorableError(row)
-    at = first_unstorable_zero(parts.zeros, bits=bits, version=version)
+    at = gptq.first_unstorable_zero(parts.zeros, bits=bits, version=version)
     if at >= 0:
         zero, cure = parts.zeros.reshape(-1)[at], "quantize it sym"
         # Version 2 has a zero point 0.
@@ -73,7 +62,7 @@ def encode(
             scheme = treatment.scheme.replace("int", "int-v2", 1)
             cure += f", or as {scheme} for readers that take version 2"
         raise UnstorableError(at % len(values), f"it has the zero point {zero}; {cure}")
-    qzeros = pack_zeros(parts.zeros, bits=bits, version=version)
+    qzeros = gptq.pack_zeros(parts.zeros, bits=bits, version=version)
     return {"qweight": parts.qweight, "qzeros": qzeros, "scales": parts.scales}
 
 
@@ -101,7 +90,7 @@ def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
     Raises: ValueError for another scheme, or if the parts' shapes disagree.
     """
     stored, order = _stored(parts, treatment)
-    values = gptq_decode(stored, bits=treatment.bits, group_size=treatment.group_size)
+    values = gptq.gptq_decode(stored, bits=treatment.bits, group_size=treatment.group_size)
     return values if order is None else values[:, np.argsort(order)]
 
 
@@ -110,9 +99,9 @@ def beyond(values: Array, parts: Parts, dtype: str, treatment: Coded, slack: Sla
     stored, order = _stored(parts, treatment)
     width, symmetric = (treatment.bits, treatment.group_size), treatment.symmetric
     if order is None:
-        return gptq_beyond(values, stored, width, slack, symmetric=symmetric)
+        return gptq.gptq_beyond(values, stored, width, slack, symmetric=symmetric)
     own = np.ascontiguousarray(values[:, order])
-    return gptq_beyond(own, stored, width, slack, symmetric=symmetric)[:, np.argsort(order)]
+    return gptq.gptq_beyond(own, stored, width, slack, symmetric=symmetric)[:, np.argsort(order)]
 
 
 def _stored(parts: Parts, treatment: Coded) -> tuple[GptqParts, Array | None]:
@@ -121,14 +110,16 @@ def _stored(parts: Parts, treatment: Coded) -> tuple[GptqParts, Array | None]:
     The order is None if the columns of a group are neighbours.
     """
     zeros, words = _zeros(parts["qzeros"], treatment), parts["qweight"]
-    order = group_order(parts["g_idx"]) if READ[treatment.scheme].act_order else None
+    order = gptq.group_order(parts["g_idx"]) if READ[treatment.scheme].act_order else None
     if order is not None:
-        codes = np.ascontiguousarray(unpack_columns(words, bits=treatment.bits)[:, order])
-        words = pack_columns(codes, bits=treatment.bits)
+        codes = np.ascontiguousarray(gptq.unpack_columns(words, bits=treatment.bits)[:, order])
+        words = gptq.pack_columns(codes, bits=treatment.bits)
     return GptqParts(words, zeros, parts["scales"]), order
 
 
-def values(folder: Path, tensors: Tensors, claims: Mapping[str, Claim]) -> Iterator[Diagnostic]:
+def value_defects(
+    folder: Path, tensors: Tensors, claims: Mapping[str, Claim]
+) -> Iterator[Diagnostic]:
     """Scales and zero points that no kernel computes with as they are described; all are read.
 
     Raises: PolicyError if a file cannot be read any more.
@@ -147,7 +138,7 @@ def values(folder: Path, tensors: Tensors, claims: Mapping[str, Claim]) -> Itera
                 yield _wrong(zeros, "it holds other zero points than those of symmetric groups")
         if READ[coded.scheme].act_order:
             g_idx, size = tensors[f"{name}.g_idx"], group_length(coded, claim.shape[-1])
-            if not is_grouping(_read(source, g_idx, np.int32), size):
+            if not gptq.is_grouping(_read(source, g_idx, np.int32), size):
                 yield _wrong(g_idx, f"it does not number groups of {size} columns each")
 
 
@@ -163,7 +154,7 @@ def _wrong(tensor: TensorInfo, reason: str) -> Diagnostic:
 def _zeros(qzeros: Array, treatment: Coded) -> Array:
     """The zero points, unpacked. Raises: ValueError for another scheme."""
     bits = _width(treatment)
-    return unpack_zeros(qzeros, bits=bits, version=READ[treatment.scheme].version)
+    return gptq.unpack_zeros(qzeros, bits=bits, version=READ[treatment.scheme].version)
 
 
 def _first_too_large(parts: GptqParts, treatment: Coded) -> int:
@@ -174,7 +165,7 @@ def _first_too_large(parts: GptqParts, treatment: Coded) -> int:
     if not far.any():
         return -1
     # The code that is so far from the zero point may be one that no value has.
-    seen = gptq_decode(parts, bits=bits, group_size=treatment.group_size)
+    seen = gptq.gptq_decode(parts, bits=bits, group_size=treatment.group_size)
     rows = np.flatnonzero(~np.isfinite(seen).all(axis=1))
     return int(rows[0]) if len(rows) else -1
 

@@ -16,19 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from emitters.checkpoints import CONFIG, INDEX, QUANTIZATIONS, index, written
-from emitters.gptq.spec import (
-    AUTO_ROUND,
-    GPTQ,
-    READERS,
-    RTN,
-    SEARCHES,
-    SIDECARS,
-    STORAGE,
-    Width,
-    default_width,
-    dialect_of,
-    width_of,
-)
+from emitters.gptq import spec
+from emitters.gptq.spec import Width, default_width, dialect_of, width_of
 from policy_dsl.formats import in_order
 from policy_dsl.plan import Module, Plan, coded_modules
 from policy_dsl.reader_config import written_config
@@ -57,14 +46,14 @@ def metadata(plan: Plan) -> dict[str, bytes]:
     The config is the source's, key by key; then what readers need and it lacks, and at its end
     the new quantization. A single shard has no index: its readers look for `model.safetensors`.
     """
-    source = written_config(plan, *READERS).items()
+    source = written_config(plan, *spec.READERS).items()
     config = {key: finite(value) for key, value in source if key not in QUANTIZATIONS}
     default, files = default_width(plan.modules), {}
     if default is not None:
         dialect = dialect_of(plan)
-        quantization = _gptq if dialect == GPTQ else _auto_round
+        quantization = _gptq if dialect == spec.GPTQ else _auto_round
         config["quantization_config"] = quantization(plan, default)
-        files[SIDECARS[dialect]] = written(config["quantization_config"])
+        files[spec.SIDECARS[dialect]] = written(config["quantization_config"])
     tensors = in_order(plan.modules)
     if len({tensor.file for tensor in tensors}) > 1:
         files[INDEX] = written(index(tensors))
@@ -74,19 +63,19 @@ def metadata(plan: Plan) -> dict[str, bytes]:
 def _auto_round(plan: Plan, default: Width) -> dict[str, Any]:
     """Its keys in the order of AutoRound's flow without a model."""
     coded = [coded for _, coded in coded_modules(plan.modules)]
-    methods, version = {one.method for one in coded}, STORAGE[coded[0].scheme].version
-    oldest = any(SEARCHES.get(method) == _OLDEST for method in methods)
+    methods, version = {one.method for one in coded}, spec.STORAGE[coded[0].scheme].version
+    oldest = any(spec.SEARCHES.get(method) == _OLDEST for method in methods)
     places = (_IN_LAYER.fullmatch(module.name) for module in _beside_experts(plan.modules))
     rules = {**exact_rules(plan.modules, default), **_expert_rules(plan.modules, default)}
     return {
-        "quant_method": AUTO_ROUND,
+        "quant_method": spec.AUTO_ROUND,
         "packing_format": next(word for word, of in PACKING_FORMATS.items() if of == version),
         **default.entry(),
         "data_type": "int",
         "iters": 0,
         # AutoRound says so of plain rounding only: the rest needs the model.
-        **({"model_free": True} if methods == {RTN} else {}),
-        "autoround_version": _OLDEST if oldest else SEARCHES["opt-rtn"],
+        **({"model_free": True} if methods == {spec.RTN} else {}),
+        "autoround_version": _OLDEST if oldest else spec.SEARCHES["opt-rtn"],
         "block_name_to_quantize": ",".join(sorted({place[1] for place in places if place})),
         "extra_config": {name: _extra(width, default) for name, width in rules.items()},
     }
@@ -114,8 +103,8 @@ def _gptq(plan: Plan, default: Width) -> dict[str, Any]:
         "desc_act": False,
         "sym": default.symmetric,
         "lm_head": any(module.name == "lm_head" for module, _ in coded),
-        "quant_method": GPTQ,
-        "checkpoint_format": STORAGE[coded[0][1].scheme].version,
+        "quant_method": spec.GPTQ,
+        "checkpoint_format": spec.STORAGE[coded[0][1].scheme].version,
         "pack_dtype": "int32",
         **({"dynamic": dynamic} if dynamic else {}),
     }

@@ -13,17 +13,9 @@ from dataclasses import replace
 from functools import partial
 
 from emitters.checkpoints import QKV, at_layers, by_layer, omission
+from emitters.gptq import spec
 from emitters.gptq.config import exact_rules
-from emitters.gptq.spec import (
-    GPTQ,
-    READERS,
-    SEARCHES,
-    STORAGE,
-    Width,
-    default_width,
-    dialect_of,
-    width_of,
-)
+from emitters.gptq.spec import GPTQ, Width, default_width, dialect_of, width_of
 from policy_dsl.formats import Review
 from policy_dsl.plan import Draft, Module, Refusal, coded_modules
 from policy_dsl.reader_config import refused
@@ -58,7 +50,7 @@ def _held(tensor: ModelTensor, model: Model, stored: Stored) -> str | None:
         return None
     if tensor.namesake in _NOT_LINEAR:
         return _NOT_LINEAR[tensor.namesake]
-    if stored.method in SEARCHES and not stored.symmetric:
+    if stored.method in spec.SEARCHES and not stored.symmetric:
         return "AutoRound searches no scales for asymmetric groups: use rtn, or sym"
     uneven = [size for size in tensor.shape if size % _STEP]
     if tensor.is_matrix and uneven:
@@ -75,7 +67,7 @@ def _bundle(draft: Draft) -> Iterator[Refusal]:
     few = replace(draft, modules=tuple(kinds.values()))
     schemes: dict[str, str] = {}
     for _, coded in coded_modules(few.modules):
-        schemes.setdefault(STORAGE[coded.scheme].version, coded.scheme)
+        schemes.setdefault(spec.STORAGE[coded.scheme].version, coded.scheme)
     if len(schemes) > 1:
         two = " and ".join(sorted(schemes.values()))
         reason = f"zero points are of one version in a whole bundle, and {two} are of two"
@@ -86,7 +78,7 @@ def _bundle(draft: Draft) -> Iterator[Refusal]:
     for names, fault in _of_others(few, default):
         if fault is not None:
             yield from (Refusal("", runtime, fault) for runtime in names)
-    for reader, runtimes in READERS.items():
+    for reader, runtimes in spec.READERS.items():
         for runtime in runtimes:
             yield from refused(draft, reader, runtime)
 
@@ -204,7 +196,7 @@ def _of_others(draft: Draft, default: Width | None) -> Iterator[tuple[tuple[str,
         yield ("gptqmodel",), str(own["reason"])
     if default is not None:
         yield ("transformers",), _several_widths(draft.modules, default)
-    if any(not STORAGE[one.scheme].g_idx for _, one in coded):
+    if any(not spec.STORAGE[one.scheme].g_idx for _, one in coded):
         reason = "in this dialect it needs the group of each column: use int-gidx"
         yield ("transformers",), reason
 
@@ -227,4 +219,4 @@ def _first(modules: Iterable[Module], reason: str) -> str | None:
 
 
 def _is_first_version(coded: Coded) -> bool:
-    return STORAGE[coded.scheme].version == "gptq"
+    return spec.STORAGE[coded.scheme].version == "gptq"

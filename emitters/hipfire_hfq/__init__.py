@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from emitters.hipfire_hfq.spec import AWQ, REVIEW, SPEC, added_scales, column_scale, remarks
-from policy_dsl.formats import Codec, Files, Format, Method, Solver
+from policy_dsl.formats import Codec, Files, Format, Method, Solver, ValueDefects
 
 
 def _codec() -> Codec:
@@ -21,14 +21,27 @@ def _awq() -> Solver:
 
 
 def _files() -> Files:
-    from emitters.hipfire_hfq.reader_checks import claims, defects, metadata, values
+    from emitters.hipfire_hfq.reader_checks import claims, defects, metadata
 
-    return Files(metadata=metadata, claims=claims, defects=defects, values=values)
+    return Files(metadata=metadata, claims=claims, defects=defects)
 
 
 _SCALED = Method(
     needs="imatrix", added=added_scales, column_scale=column_scale, remarks=remarks, solver=_awq
 )
+
+
+def _value_defects() -> ValueDefects:
+    from emitters.hipfire_hfq.codec import value_defects
+
+    return value_defects
+
+
 FORMAT: Final[Format] = Format(
-    spec=SPEC, codec=_codec, files=_files, review=REVIEW, methods={"rtn": Method(), AWQ: _SCALED}
+    spec=SPEC,
+    value_defects=_value_defects,
+    codec=_codec,
+    files=_files,
+    review=REVIEW,
+    methods={"rtn": Method(), AWQ: _SCALED},
 )

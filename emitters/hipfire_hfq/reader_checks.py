@@ -14,14 +14,9 @@ from typing import Any
 from emitters.checkpoints import wrong_metadata, wrong_tensor
 from emitters.hipfire_hfq.container import CODE_OF, SCALE
 from emitters.hipfire_hfq.spec import CODES, SPEC
-from emitters.numerics.hfq import block_header, first_bad_header
-from emitters.numerics.rounding import first_nonfinite
-from emitters.numerics.value_types import VALUE_TYPES, Array
-from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import Claim, FileContents, Forms, Tensors
-from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Plan
 from policy_dsl.roles.architecture import architecture, facts_of, model_types
 from policy_dsl.sources.hfq_container import (
@@ -45,13 +40,6 @@ _NO_TOKENIZER = "build it again with a tokenizer.json beside the source's weight
 _ROTATION = 256
 # A config of a million layers would make a million findings.
 _MOST_DEFECTS = 100
-# Read at once: large enough for the disk, small enough for any machine.
-_MOST_NBYTES = 8 * 2**20
-_HEADERS = {
-    "line": "a finite scale above 0 and a finite smallest value",
-    "scale": "a finite scale that is not negative",
-    "levels": "{n} finite levels in ascending order",
-}
 _PLAIN, _Q8, _EXPERT = (1, 2), (3,), (13, 15, 19, 20)
 # The loader's map of codes: float32 and bfloat16 are not matrices to it.
 _MATRIX = (1, 3, 6, 7, 8, *range(11, 16), *range(17, 22), 24, 30)
@@ -92,33 +80,15 @@ def defects(
 
     Raises: PolicyError if the file cannot be read any more.
     """
-    source = _opened(folder, tensors)
-    (file,) = source.facts
-    container = read_container(local_files(folder, weights=file), file)
+    (file,) = {tensor.file or "" for tensor in tensors.values()}
+    opened = local_files(folder, weights=file)
+    container = read_container(opened, file)
     if str(container.metadata.get("tokenizer")).strip() in ("", "{}"):
         yield diagnostic("no-tokenizer", target="hipfire_hfq", suggestion=_NO_TOKENIZER)
     for name, reason in islice(_defects(container), _MOST_DEFECTS):
         yield wrong_tensor(file, name, reason) if name else wrong_metadata(file, reason)
-    padding = container.payload_start - container.index_stop
-    if source.read(file, container.index_stop, padding).any():
+    if any(opened.read(file, container.index_stop, container.payload_start)):
         yield wrong_metadata(file, "there is something between its index and its first tensor")
-
-
-def values(
-    folder: Path, files: FileContents, tensors: Tensors, claims: Mapping[str, Claim]
-) -> Iterator[Diagnostic]:
-    """Tensors with blocks or values that no kernel computes with; all data is read in pieces.
-
-    Raises: PolicyError if the file cannot be read any more.
-    """
-    source = _opened(folder, tensors)
-    for name, tensor in tensors.items():
-        if (defect := _first_defect(source, tensor)) is not None:
-            yield wrong_tensor(tensor.file or "", name, defect)
-
-
-def _opened(folder: Path, tensors: Tensors) -> Source:
-    return Source(folder, file_facts(folder, {tensor.file or "" for tensor in tensors.values()}))
 
 
 def _defects(container: HfqContainer) -> Iterator[_Defect]:
@@ -245,43 +215,3 @@ def _scale_defects(moe: str, hidden: int, tensors: Mapping[str, HfqTensor]) -> I
 
 def _is_count(value: object) -> bool:
     return type(value) is int and value > 0
-
-
-def _first_defect(source: Source, tensor: TensorInfo) -> str | None:
-    """What is wrong with a tensor's first bad block or value; None if nothing is."""
-    code = CODE_OF.get(tensor.dtype)
-    nbytes = 0 if code is None else QUANT_CODES[code].nbytes
-    if code is None or not nbytes:
-        return None
-    step = _MOST_NBYTES // nbytes * nbytes
-    for start in range(0, tensor.nbytes, step):
-        count = min(step, tensor.nbytes - start)
-        stored = source.read(tensor.file or "", tensor.start + start, count)
-        defect = None
-        if tensor.dtype in VALUE_TYPES:
-            defect = _value_defect(stored, tensor, start // nbytes)
-        elif QUANT_CODES[code].header:
-            defect = _block_defect(stored.reshape(-1, nbytes), code, start // nbytes)
-        if defect is not None:
-            return defect
-    return None
-
-
-def _value_defect(stored: Array, tensor: TensorInfo, first: int) -> str | None:
-    values = stored.view(VALUE_TYPES[tensor.dtype].storage)
-    at = first_nonfinite(values, tensor.dtype)
-    if at >= 0:
-        return f"value {first + at} is not a finite number"
-    if tensor.name.endswith(f".{SCALE}.weight") and not (values > 0).all():
-        return f"value {first + int((values > 0).argmin())} is not above 0"
-    return None
-
-
-def _block_defect(blocks: Array, code: int, first: int) -> str | None:
-    numbers = block_header(blocks, code)
-    at = first_bad_header(numbers, code)
-    if at < 0:
-        return None
-    held = ", ".join(f"{number:g}" for number in numbers[at].tolist())
-    wanted = _HEADERS[QUANT_CODES[code].header].format(n=numbers.shape[1])
-    return f"block {first + at} begins with {held}, and readers need {wanted}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from emitters.checkpoints import CONFIG, document, uneven_experts, wrong_metadata
-from emitters.jangtq_prestack.side_files import SIDECAR, wrong_tables
+from emitters.jangtq_prestack.side_files import SIDECAR
 from emitters.jangtq_prestack.spec import (
     AFFINE_WIDTHS,
     JANG_CONFIG,
@@ -24,7 +24,7 @@ from emitters.jangtq_prestack.spec import (
     SPEC,
     projection_of,
 )
-from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
+from policy_dsl.diagnostics import Diagnostic, fail
 from policy_dsl.formats import Claim, FileContents, Forms, TensorForm, Tensors
 from policy_dsl.roles.published_names import expert_of
 from policy_dsl.treatments import Coded
@@ -298,19 +298,3 @@ def _experts(count: Any, layout: object, claims: Mapping[str, Claim]) -> Iterato
     yield from uneven_experts(claims, count)
     if layout == "prestacked" and any(is_apart.values()):
         yield wrong_metadata(JANG_CONFIG, "it says prestacked, but experts are apart")
-
-
-def values(
-    folder: Path, files: FileContents, tensors: Tensors, claims: Mapping[str, Claim]
-) -> Iterator[Diagnostic]:
-    """Tables of the runtime that are not those of the bundle's codes."""
-    codes = {
-        (claim.shape[-1], claim.treatment.bits)
-        for claim in claims.values()
-        if isinstance(claim.treatment, Coded) and claim.treatment.scheme == MXTQ
-    }
-    try:
-        for reason in wrong_tables(folder, codes) if (folder / SIDECAR).exists() else ():
-            yield wrong_metadata(SIDECAR, reason)
-    except PolicyError as error:
-        yield from error.diagnostics

@@ -10,16 +10,18 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from emitters.jangtq_prestack.spec import SEED, TEMPLATE, TOKENIZER
+from emitters.checkpoints import wrong_metadata
+from emitters.jangtq_prestack.spec import MXTQ, SEED, TEMPLATE, TOKENIZER
 from emitters.numerics.mxtq_tables import codebook, signs
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.bounded_json import parse_json
-from policy_dsl.diagnostics import fail
-from policy_dsl.formats import FileContents
+from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
+from policy_dsl.formats import Claim, FileContents, Tensors
 from policy_dsl.plan import Plan, PlannedTensor
 from policy_dsl.planning.layout import header_bytes
 from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, header_nbytes, parse_header
+from policy_dsl.treatments import Coded
 
 SIDECAR = "jangtq_runtime.safetensors"
 # Width of rows and bits of a code.
@@ -47,11 +49,24 @@ def sidecar(codes: Iterable[Code]) -> bytes:
     return header_bytes(tensors, {}) + b"".join(tables[name].tobytes() for name in sorted(tables))
 
 
-def wrong_tables(folder: Path, codes: Iterable[Code]) -> Iterator[str]:
-    """What the file of a bundle with these codes lacks or holds wrongly.
+def value_defects(
+    folder: Path, tensors: Tensors, claims: Mapping[str, Claim]
+) -> Iterator[Diagnostic]:
+    """Tables of the runtime that are not those of the bundle's codes."""
+    codes = {
+        (claim.shape[-1], claim.treatment.bits)
+        for claim in claims.values()
+        if isinstance(claim.treatment, Coded) and claim.treatment.scheme == MXTQ
+    }
+    try:
+        for reason in _wrong_tables(folder, codes) if (folder / SIDECAR).exists() else ():
+            yield wrong_metadata(SIDECAR, reason)
+    except PolicyError as error:
+        yield from error.diagnostics
 
-    Raises: PolicyError if it cannot be read, or is not a safetensors file.
-    """
+
+def _wrong_tables(folder: Path, codes: Iterable[Code]) -> Iterator[str]:
+    """What the file lacks or holds wrongly. Raises: PolicyError if it cannot be read."""
     source = Source(folder, file_facts(folder, [SIDECAR]))
     size = source.facts[SIDECAR].nbytes
     prefix = source.read(SIDECAR, 0, min(size, LENGTH_NBYTES)).tobytes()
