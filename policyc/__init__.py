@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from policy_dsl.diagnostics import Diagnostic, PolicyError
     from policy_dsl.inventory import Inventory
     from policy_dsl.plan import Plan
-    from policy_dsl.planning.diff import PlanDiff
-    from policy_dsl.planning.outline import Outline
+    from policy_dsl.planning.outline import Outline, PlanDiff
     from policy_dsl.policy import Policy
     from policyc.workflow import build, diff, load, open_source, plan, verify
 
@@ -47,7 +46,7 @@ _HOMES = {
     "Inventory": "policy_dsl.inventory",
     "Outline": "policy_dsl.planning.outline",
     "Plan": "policy_dsl.plan",
-    "PlanDiff": "policy_dsl.planning.diff",
+    "PlanDiff": "policy_dsl.planning.outline",
     "Policy": "policy_dsl.policy",
     "PolicyError": "policy_dsl.diagnostics",
     "VerifyReport": "emitters.core.verify",

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from emitters.core.verify import VerifyReport
     from policy_dsl.inventory import Inventory
     from policy_dsl.plan import Plan
-    from policy_dsl.planning.diff import PlanDiff
-    from policy_dsl.planning.outline import Outline
+    from policy_dsl.planning.outline import Outline, PlanDiff
     from policy_dsl.policy import Policy, Scalar
     from policy_dsl.sources.saliency import Saliency
 
@@ -168,7 +167,7 @@ def verify(
 
 def diff(before: str | Path | Plan | Outline, after: str | Path | Plan | Outline) -> PlanDiff:
     """What changes from one plan, saved plan, bundle or policy to another."""
-    from policy_dsl.planning.diff import diff as compared
+    from policy_dsl.planning.outline import diff as compared
 
     return compared(outline_of(before), outline_of(after))
 
@@ -202,7 +201,7 @@ def _saliency_of(policy: Policy, statistics: Mapping[str, str]) -> Saliency | No
     A file that the policy names may be missing: a plan needs none.
     Raises: PolicyError if the file cannot be read, or does not rank by what the policy says.
     """
-    from policy_dsl.planning.settings import SALIENCY, is_ranked, statistics_files
+    from policy_dsl.planning.resolve import SALIENCY, is_ranked, statistics_files
     from policy_dsl.sources.local_files import located
     from policy_dsl.sources.saliency import read_saliency
 

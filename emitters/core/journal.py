@@ -28,8 +28,7 @@ from policy_dsl.documents import Size
 from policy_dsl.documents.values import first_defect
 from policy_dsl.formats import Container
 from policy_dsl.plan import Plan
-from policy_dsl.planning.bundle_files import preface
-from policy_dsl.planning.layout import header_bytes
+from policy_dsl.planning.bundle_files import header_bytes, preface
 from policy_dsl.regular_files import read_whole
 
 # How long finished work may be lost to a crash.

@@ -19,7 +19,7 @@ from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
 from policy_dsl.formats import Claim, FileContents, Tensors
 from policy_dsl.plan import Plan, PlannedTensor
-from policy_dsl.planning.layout import header_bytes
+from policy_dsl.planning.bundle_files import header_bytes
 from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, header_nbytes, parse_header
 from policy_dsl.treatments import Coded
 

@@ -13,8 +13,7 @@ from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.matching import CompiledRule, compile_rule
 from policy_dsl.planning.outline import treatment_of
-from policy_dsl.planning.reach import Reach
-from policy_dsl.planning.selector_parts import SelectorParts
+from policy_dsl.planning.reach import Reach, SelectorParts
 from policy_dsl.policy import Assertion, Rule, Selector
 from policy_dsl.quantities import bits_per_weight, both_units
 from policy_dsl.treatments import KEEP, PLAIN_DTYPES, Coded, Plain, Written, has_symmetry_choice

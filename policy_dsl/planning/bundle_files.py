@@ -1,22 +1,24 @@
-"""Everything of a bundle but its tensors: metadata, the source's side files, the record.
+"""The files of a bundle: shards or container, metadata, the source's side files, the record.
 
-Whether side files can be used is asked of a source before anything is written, and of a bundle
-by `verify`.
+The place of every tensor is known before a weight is read. Whether side files can be used is
+asked of a source before anything is written, and of a bundle by `verify`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
-from policy_dsl.formats import Format, FormatSpec
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors
+from policy_dsl.formats import Container, Format, FormatSpec, Shards
 from policy_dsl.inventory import Inventory
-from policy_dsl.plan import OmittedFile, Plan, PlannedFile
+from policy_dsl.plan import Module, OmittedFile, Plan, PlannedFile, PlannedTensor
 from policy_dsl.planning.record import RECORD, record_nbytes
-from policy_dsl.quantities import counted
+from policy_dsl.policy import Policy
+from policy_dsl.quantities import counted, parse_size
 from policy_dsl.regular_files import LOOKED_AT_NBYTES, refuse_placeholder
 from policy_dsl.sources.checkpoint import CONFIG, MAX_JSON_NBYTES, CheckpointFiles, read_json
 from policy_dsl.sources.local_files import LocalFiles
@@ -31,45 +33,134 @@ from policy_dsl.sources.side_files import (
     why_left_out,
 )
 
+# The safetensors library writes wide dtypes first, so every tensor is aligned to its element.
+_FILE_ORDER = (
+    *("U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16"),
+    *("F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"),
+)
+_RANK = {dtype: rank for rank, dtype in enumerate(_FILE_ORDER)}
+_NO_PREFACE = "its metadata hold the source's tokenizer and template"
 _UNKNOWN_SIDE_FILES = "tokenizer, template and licence files"
 _CURE = "download it again; the tokenizers library does not load it"
 _ODD = "download it again, or write the numbers of the tokens"
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
+class Layout(NamedTuple):
+    """All tensors in their places, by name, and every tensor file's size in bytes."""
+
+    places: dict[str, PlannedTensor]
+    file_nbytes: dict[str, int]
+
+    def put(self, tensors: Iterable[PlannedTensor], file: str, start: int) -> None:
+        """Takes a file in which these tensors follow each other from `start`."""
+        for tensor in tensors:
+            self.places[tensor.name] = tensor.placed(file, start)
+            start += tensor.nbytes
+        self.file_nbytes[file] = start
+
+
+def placed(
+    modules: Sequence[Module], policy: Policy, spec: FormatSpec
+) -> tuple[tuple[Module, ...], tuple[PlannedFile, ...]]:
+    """The modules with their tensors in places, and the files that hold them.
+
+    In a container places count from the first tensor: what comes before is made of side files.
+    """
+    files = spec.tensor_files
+    tensors = files.order(modules)
+    if isinstance(files, Container):
+        layout = Layout({}, {})
+        layout.put(tensors, policy.output.file_name or files.name(policy, modules), 0)
+        ((name, size),) = layout.file_nbytes.items()
+        planned = [PlannedFile(name, "tensors", None, _NO_PREFACE, size)]
+    else:
+        limit = parse_size(policy.output.shard_size) if policy.output.shard_size else None
+        layout = lay_out(tensors, replace(files, nbytes=limit) if limit else files)
+        sizes = layout.file_nbytes.items()
+        planned = [PlannedFile(name, "tensors", nbytes) for name, nbytes in sizes]
+    # Offsets are known before a weight is read: workers write without asking each other.
+    places = layout.places
+    moved = [m.with_tensors(tuple([places[one.name] for one in m.tensors])) for m in modules]
+    return tuple(moved), tuple(planned)
+
+
+def lay_out(tensors: Sequence[PlannedTensor], files: Shards) -> Layout:
+    """Places for the tensors, filled shard by shard in the given order.
+
+    A tensor that is larger than a shard has one of its own.
+    """
+    shards = [_in_file_order(shard) for shard in files.fill(tensors, files.nbytes)]
+    layout = Layout({}, {})
+    for number, shard in enumerate(shards, 1):
+        start = len(_header(shard, files.metadata))
+        layout.put(shard, files.name(number, len(shards)), start)
+    return layout
+
+
+def header_bytes(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
+    """Everything of a safetensors file before its tensors: length and padded JSON header.
+
+    Source: safetensors 0.8, format description in its README; entries in the order that
+    `save_file` writes.
+    """
+    return _header(_in_file_order(tensors), metadata)
+
+
+def _in_file_order(tensors: Iterable[PlannedTensor]) -> list[PlannedTensor]:
+    """The tensors of one file in the order of their bytes: wide dtypes first, then by name."""
+    return sorted(tensors, key=lambda tensor: (_RANK[tensor.dtype], tensor.name))
+
+
+def _header(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
+    about = json.dumps(dict(metadata), separators=(",", ":"), ensure_ascii=False)
+    entries = [f'"__metadata__":{about}'] if metadata else []
+    start = 0
+    for tensor in tensors:
+        name, stop = _as_json(tensor.name), start + tensor.nbytes
+        shape = ",".join(map(str, tensor.shape))
+        # As text: a JSON document of a hundred thousand entries takes three times as long.
+        entries.append(
+            f'{name}:{{"dtype":"{tensor.dtype}","shape":[{shape}],"data_offsets":[{start},{stop}]}}'
+        )
+        start = stop
+    text = f"{{{','.join(entries)}}}".encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def with_files(plan: Plan, inventory: Inventory, format: Format) -> Plan:
     """The plan with every file of the bundle; sizes are exact where they can be known.
 
     What depends on side files that are not known has `nbytes` None and the reason.
+    Raises: PolicyError with every defect of the side files that the bundle takes.
     """
+    findings, spec = source_findings(plan, inventory, format.spec), format.spec
+    if errors(findings):
+        raise PolicyError(errors(findings))
     side_files = inventory.side_files or {}
-    beside: Mapping[str, bytes] | None = None
+    beside: dict[str, bytes] | None = None
     if inventory.root is not None:
-        names = (*format.spec.edited_files, *format.spec.embedded_files)
         files = LocalFiles(inventory.root, side_files)
-        beside = {
-            name: files.read(name, 0, side_files[name]) for name in names if name in side_files
-        }
-    plan = _with_preface(plan, format, beside)
-    planned = [
-        *plan.tensor_files,
-        *(
-            PlannedFile(name, "metadata", len(content))
-            for name, content in format.files().metadata(plan).items()
-        ),
-    ]
+        names = [name for name in (*spec.edited_files, *spec.embedded_files) if name in side_files]
+        beside = {name: files.read(name, 0, side_files[name]) for name in names}
+    plan = _with_preface(replace(plan, findings=(*plan.findings, *findings)), format, beside)
+    planned = plan.tensor_files
+    planned += _sized(format.files().metadata(plan), "metadata")
     planned += _edited(plan, format, beside, side_files)
-    planned += _copied(inventory, format.spec, {RECORD, *(file.name for file in planned)})
-    held = {*format.spec.embedded_files, *(file.name for file in planned)}
-    omitted = {name: nbytes for name, nbytes in side_files.items() if name not in held}
-    left_out: dict[str, int | None] = {**omitted, **dict.fromkeys(inventory.unread)}
-    return replace(
-        plan,
-        files=(*planned, _record_file(plan, planned)),
-        omitted_files=tuple(
-            OmittedFile(name, left_out[name], why_left_out(name, plan.target))
-            for name in sorted(left_out)
-        ),
+    planned += _copied(inventory, spec, {RECORD, *(file.name for file in planned)})
+    held = {*spec.embedded_files, *(file.name for file in planned)}
+    left_out: dict[str, int | None] = dict.fromkeys(inventory.unread)
+    left_out |= {name: nbytes for name, nbytes in side_files.items() if name not in held}
+    omitted = tuple(
+        OmittedFile(name, left_out[name], why_left_out(name, plan.target))
+        for name in sorted(left_out)
     )
+    return replace(plan, files=(*planned, _record_file(plan, planned)), omitted_files=omitted)
+
+
+def _sized(contents: Mapping[str, bytes], kind: str) -> list[PlannedFile]:
+    return [PlannedFile(name, kind, len(content)) for name, content in contents.items()]
 
 
 def edited_files(plan: Plan, format: Format, beside: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -90,9 +181,56 @@ def preface(plan: Plan, format: Format, beside: Mapping[str, bytes] | None) -> b
     return container.preface(plan, beside) if container else b""
 
 
-def copied_names(spec: FormatSpec) -> tuple[str, ...]:
-    """Patterns of the side files that a format's bundles take over as they are."""
-    return (*spec.copied_files, *ALWAYS_COPIED)
+def _with_preface(plan: Plan, format: Format, beside: Mapping[str, bytes] | None) -> Plan:
+    """The plan with the places of a container's tensors, if its preface can be made here."""
+    if format.spec.container is None:
+        return plan
+    (container,) = plan.files
+    size = len(preface(plan, format, beside))
+    if beside is None:
+        # Its size without what it says of the model is a fact all the same.
+        return replace(plan, files=(replace(container, least=size + container.least),))
+    modules = [
+        module.with_tensors(tuple([t.placed(t.file, t.start + size) for t in module.tensors]))
+        for module in plan.modules
+    ]
+    whole = PlannedFile(container.name, "tensors", size + container.least)
+    return replace(plan, modules=tuple(modules), files=(whole,))
+
+
+def _edited(
+    plan: Plan, format: Format, beside: Mapping[str, bytes] | None, known: Mapping[str, int]
+) -> list[PlannedFile]:
+    if beside is not None:
+        return _sized(edited_files(plan, format, beside), "edited")
+    # Side files that are known by their sizes only, or not at all, which is said elsewhere.
+    names = [name for name in format.spec.edited_files if name in known]
+    why = "the text of the source's {} is not known"
+    return [PlannedFile(name, "edited", None, why.format(name)) for name in names]
+
+
+def _copied(inventory: Inventory, spec: FormatSpec, taken: set[str]) -> list[PlannedFile]:
+    """The source's side files that the bundle takes over; `taken` are names of its own."""
+    # Recorded headers of a model may not say what lay beside its weights.
+    if inventory.side_files is None:
+        reason = f"the side files of {inventory.id} are not known"
+        return [PlannedFile(_UNKNOWN_SIDE_FILES, "copied", None, reason)]
+    patterns = (*spec.copied_files, *ALWAYS_COPIED)
+    return [
+        PlannedFile(name, "copied", nbytes)
+        for name, nbytes in sorted(inventory.side_files.items())
+        if name not in taken and is_one_of(name, patterns)
+    ]
+
+
+def _record_file(plan: Plan, files: list[PlannedFile]) -> PlannedFile:
+    sizes = {file.name: file.nbytes for file in files if file.nbytes is not None}
+    if len(sizes) < len(files):
+        return PlannedFile(RECORD, "record", None, "it lists the side files, which are not known")
+    if plan.pending:
+        reason = "it names the statistics, and what they decide, that are not there yet"
+        return PlannedFile(RECORD, "record", None, reason)
+    return PlannedFile(RECORD, "record", record_nbytes(plan, sizes))
 
 
 def source_findings(plan: Plan, inventory: Inventory, spec: FormatSpec) -> list[Diagnostic]:
@@ -101,18 +239,22 @@ def source_findings(plan: Plan, inventory: Inventory, spec: FormatSpec) -> list[
     Nothing where the source's files cannot be read.
     """
     name = plan.policy.output.file_name
-    if spec.container and name and is_one_of(name, (*copied_names(spec), *spec.edited_files)):
+    patterns = (*spec.copied_files, *ALWAYS_COPIED, *spec.edited_files)
+    if spec.container and name and is_one_of(name, patterns):
         span = dict(plan.policy.key_spans).get("output.file_name")
         reason = "the bundle takes files of such names from the source"
         return [diagnostic("bad-file-name", span, name=name, reason=reason)]
     if inventory.root is None or inventory.side_files is None:
         return []
-    patterns = (*copied_names(spec), *spec.edited_files, *spec.embedded_files)
+    patterns = (*patterns, *spec.embedded_files)
     taken = [name for name in inventory.side_files if is_one_of(name, patterns)]
-    embeddings = [one.shape[0] for one in plan.model.tensors if one.role == "embed"]
-    findings, beyond = _read(inventory, taken, max(embeddings, default=0))
-    if not _has_vocabulary(taken):
-        findings.append(_no_tokenizer(plan.target, inventory.side_files))
+    rows = (one.shape[0] for one in plan.model.tensors if one.role == "embed")
+    findings, beyond = _read(inventory, taken, max(rows, default=0))
+    if not _vocabularies(taken):
+        cure = "put the tokenizer's files beside the weights"
+        for other in _vocabularies(inventory.side_files)[:1]:
+            cure = f"make a tokenizer.json of {other}: transformers' save_pretrained writes it"
+        findings.append(diagnostic("no-tokenizer", target=plan.target, suggestion=cure))
     return [*findings, *beyond]
 
 
@@ -128,10 +270,15 @@ def bundle_findings(
     if inventory.container or inventory.root is None or inventory.side_files is None:
         return []
     taken = [name for name in inventory.side_files if is_one_of(name, SIDE_FILES)]
-    found, beyond = _read(inventory, taken, max(embeddings, default=0))
-    if not _has_vocabulary([*taken, *recorded]):
-        found.append(_no_tokenizer(target, ()))
-    return [*found, *beyond]
+    findings, beyond = _read(inventory, taken, max(embeddings, default=0))
+    if not _vocabularies([*taken, *recorded]):
+        cure = "put the tokenizer's files beside the weights"
+        findings.append(diagnostic("no-tokenizer", target=target, suggestion=cure))
+    return [*findings, *beyond]
+
+
+def _vocabularies(names: Iterable[str]) -> list[str]:
+    return [name for name in names if is_one_of(name, VOCABULARIES)]
 
 
 def _read(
@@ -141,15 +288,19 @@ def _read(
     found: list[Diagnostic] = []
     beyond: list[Diagnostic] = []
     files = LocalFiles(inventory.root or Path(), inventory.side_files or {})
-    for name in names:
+    for file in names:
         try:
-            document = _document(files, name)
+            document = _document(files, file)
         except PolicyError as error:
             found += error.diagnostics
             continue
         # One after the other: a folder of them has no bound that memory would have.
-        found += _tokenizer_findings(name, document)
-        beyond += _beyond(rows, name, document)
+        name = file.rpartition("/")[2]
+        for reason in tokenizer_faults(document) if name == "tokenizer.json" else ():
+            found.append(diagnostic("bad-source-json", suggestion=_CURE, file=file, reason=reason))
+        for reason in odd_tokens(name, document):
+            found.append(diagnostic("odd-token-ids", suggestion=_ODD, file=file, reason=reason))
+        beyond += _beyond(rows, file, document)
     return found, [*beyond, *_beyond(rows, CONFIG, inventory.config)]
 
 
@@ -165,26 +316,6 @@ def _document(files: CheckpointFiles, name: str) -> Mapping[str, Any]:
     return {}
 
 
-def _tokenizer_findings(file: str, document: Mapping[str, Any]) -> Iterator[Diagnostic]:
-    name = file.rpartition("/")[2]
-    for reason in tokenizer_faults(document) if name == "tokenizer.json" else ():
-        yield diagnostic("bad-source-json", suggestion=_CURE, file=file, reason=reason)
-    for reason in odd_tokens(name, document):
-        yield diagnostic("odd-token-ids", suggestion=_ODD, file=file, reason=reason)
-
-
-def _has_vocabulary(names: Iterable[str]) -> bool:
-    return any(is_one_of(name, VOCABULARIES) for name in names)
-
-
-def _no_tokenizer(target: str, beside: Iterable[str]) -> Diagnostic:
-    others = [name for name in beside if is_one_of(name, VOCABULARIES)]
-    cure = "put the tokenizer's files beside the weights"
-    if others:
-        cure = f"make a tokenizer.json of {others[0]}: transformers' save_pretrained writes it"
-    return diagnostic("no-tokenizer", target=target, suggestion=cure)
-
-
 def _beyond(rows: int, name: str, document: Mapping[str, Any]) -> Iterator[Diagnostic]:
     # Without an embedding there is nothing to compare with.
     tokens = tokens_beyond(name, document, rows) if rows else []
@@ -192,57 +323,3 @@ def _beyond(rows: int, name: str, document: Mapping[str, Any]) -> Iterator[Diagn
         shown = ", ".join(tokens[:3]) + (", …" if len(tokens) > 3 else "")
         ids = counted(len(tokens), "token id")
         yield diagnostic("token-beyond-embedding", file=name, ids=ids, tokens=shown, rows=rows)
-
-
-def _with_preface(plan: Plan, format: Format, beside: Mapping[str, bytes] | None) -> Plan:
-    """The plan with the places of a container's tensors, if its preface can be made here."""
-    if format.spec.container is None:
-        return plan
-    (container,) = plan.files
-    size = len(preface(plan, format, beside))
-    if beside is None:
-        # Its size without what it says of the model is a fact all the same.
-        return replace(plan, files=(replace(container, least=size + container.least),))
-    modules = [
-        module.with_tensors(tuple([t.placed(t.file, t.start + size) for t in module.tensors]))
-        for module in plan.modules
-    ]
-    placed = replace(container, nbytes=size + container.least, reason="", least=0)
-    return replace(plan, modules=tuple(modules), files=(placed,))
-
-
-def _edited(
-    plan: Plan, format: Format, beside: Mapping[str, bytes] | None, known: Mapping[str, int]
-) -> Iterator[PlannedFile]:
-    if beside is not None:
-        for name, content in edited_files(plan, format, beside).items():
-            yield PlannedFile(name, "edited", len(content))
-        return
-    # Side files that are known by their sizes only, or not at all, which is said elsewhere.
-    for name in format.spec.edited_files:
-        if name in known:
-            reason = f"the text of the source's {name} is not known"
-            yield PlannedFile(name, "edited", None, reason)
-
-
-def _copied(inventory: Inventory, spec: FormatSpec, taken: set[str]) -> Iterator[PlannedFile]:
-    """The source's side files that the bundle takes over; `taken` are names of its own."""
-    # Recorded headers of a model may not say what lay beside its weights.
-    if inventory.side_files is None:
-        reason = f"the side files of {inventory.id} are not known"
-        yield PlannedFile(_UNKNOWN_SIDE_FILES, "copied", None, reason)
-        return
-    patterns = copied_names(spec)
-    for name, nbytes in sorted(inventory.side_files.items()):
-        if name not in taken and is_one_of(name, patterns):
-            yield PlannedFile(name, "copied", nbytes)
-
-
-def _record_file(plan: Plan, files: list[PlannedFile]) -> PlannedFile:
-    sizes = {file.name: file.nbytes for file in files if file.nbytes is not None}
-    if len(sizes) < len(files):
-        return PlannedFile(RECORD, "record", None, "it lists the side files, which are not known")
-    if plan.pending:
-        reason = "it names the statistics, and what they decide, that are not there yet"
-        return PlannedFile(RECORD, "record", None, reason)
-    return PlannedFile(RECORD, "record", record_nbytes(plan, sizes))

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any, NamedTuple, TypeVar
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
-from policy_dsl.formats import FormatSpec, SchemeSpec
+from policy_dsl.formats import Format, FormatSpec, SchemeSpec
+from policy_dsl.planning.decisions import Decision
 from policy_dsl.policy import Defaults
-from policy_dsl.treatments import PLAIN_DTYPES, PLAIN_WORDS, Coded, Plain, Stored, Written
+from policy_dsl.roles.model import Model, ModelTensor
+from policy_dsl.treatments import (
+    KEEP,
+    PLAIN_DTYPES,
+    PLAIN_WORDS,
+    Action,
+    Coded,
+    Plain,
+    Stored,
+    Written,
+    describe,
+)
 from policy_dsl.vocabulary import SCHEME_TARGETS
 
-if TYPE_CHECKING:
-    from policy_dsl.roles.model import Model, ModelTensor
-
 _CALLED = {"experts": "experts", "embed": "embeddings", "matrix": "matrices"}
+# Roles that fit into a suggestion.
+_MOST_NAMED = 3
+_T = TypeVar("_T")
 
 
 def role_class(tensor: ModelTensor) -> str:
@@ -32,13 +47,46 @@ def fill(
     None for keep, raw and drop: there the tensor decides, see `plain_of`.
     """
     if written.action == "cast":
-        return _cast(PLAIN_DTYPES[written.dtype or ""], spec)
+        dtype = PLAIN_DTYPES[written.dtype or ""]
+        if dtype in spec.plain_dtypes:
+            return Plain(dtype)
+        held, word = _listed(map(PLAIN_WORDS.get, spec.plain_dtypes)), PLAIN_WORDS[dtype]
+        return diagnostic("unsupported-dtype", target=spec.name, dtype=word, held=held)
     if written.action != "quantize":
         return None
+    return _coded(written, tensor_class, defaults, spec)
+
+
+def plain_of(written: Written, tensor: ModelTensor, model: Model, spec: FormatSpec) -> Plain:
+    """What keep or raw stores of a tensor: the target's plain dtype for it, or its own."""
+    is_raw = written.action == "raw"
+    return Plain(tensor.source.dtype if is_raw else spec.plain_dtype(tensor, model))
+
+
+def _scheme_by_table(bits: int | None, tensor_class: str, spec: FormatSpec) -> str | None:
+    rows = (row for row in spec.fill if row[0] in (tensor_class, "any"))
+    return next((scheme for _, width, scheme in rows if width in (bits, None)), None)
+
+
+def _foreign_scheme(name: str, spec: FormatSpec) -> Diagnostic:
+    homes = SCHEME_TARGETS.get(name, ())
+    if not homes:
+        meant = did_you_mean(name, SCHEME_TARGETS)
+        return diagnostic("unknown-scheme", suggestion=meant, scheme=name)
+    notes = [f"{spec.name} has {_listed(scheme.name for scheme in spec.schemes)}"]
+    facts: dict[str, Any] = {"scheme": name, "target": spec.name, "homes": " and ".join(homes)}
+    return diagnostic("foreign-scheme", notes=notes, **facts)
+
+
+def _coded(
+    written: Written, tensor_class: str, defaults: Defaults, spec: FormatSpec
+) -> Coded | Diagnostic:
     bits = written.bits or defaults.bits
     name = written.scheme or defaults.scheme or _scheme_by_table(bits, tensor_class, spec)
     if name is None:
-        return _no_scheme(bits, tensor_class, spec)
+        widths = _listed(sorted({width for _, width, _ in spec.fill if width is not None}))
+        facts: dict[str, Any] = {"target": spec.name, "scheme": _CALLED[tensor_class]}
+        return diagnostic("unsupported-bits", bits=bits, widths=widths, **facts)
     scheme = spec.scheme(name)
     # A scheme that this target lacks may well be another one's, which the finding then names.
     if scheme is None:
@@ -47,85 +95,33 @@ def fill(
         bits = scheme.bits[0]
     if bits is None:
         return diagnostic("missing-bits", scheme=name, widths=_listed(scheme.bits))
-    symmetric = _symmetric(scheme, defaults) if written.symmetric is None else written.symmetric
-    group_size = written.group_size or _group_size(scheme, defaults)
-    coded = Coded(name, bits, group_size, symmetric, written.method or _method(scheme, defaults))
-    return _first_defect(written, coded, scheme, spec) or coded
+    symmetric = written.symmetric
+    if symmetric is None:
+        symmetric = _default(defaults.symmetric, scheme.symmetries)
+    method = written.method or _default(defaults.method, scheme.methods)
+    coded = Coded(name, bits, _group_size(written, defaults, scheme), symmetric, method)
+    return _defect(written, coded, scheme, spec) or coded
 
 
-def plain_of(written: Written, tensor: ModelTensor, model: Model, spec: FormatSpec) -> Plain:
-    """What keep or raw stores of a tensor: the target's plain dtype for it, or its own."""
-    return Plain(
-        tensor.source.dtype if written.action == "raw" else spec.plain_dtype(tensor, model)
-    )
+def _group_size(written: Written, defaults: Defaults, scheme: SchemeSpec) -> int:
+    sizes = scheme.group_sizes
+    by_default = defaults.group_size if len(sizes) > 1 else None
+    return written.group_size or by_default or (sizes[0] if sizes else 0)
 
 
-def _cast(dtype: str, spec: FormatSpec) -> Plain | Diagnostic:
-    if dtype in spec.plain_dtypes:
-        return Plain(dtype)
-    held = ", ".join(PLAIN_WORDS[dtype] for dtype in spec.plain_dtypes)
-    return diagnostic("unsupported-dtype", target=spec.name, dtype=PLAIN_WORDS[dtype], held=held)
+def _default(wanted: _T | None, choices: Sequence[_T]) -> _T:
+    return wanted if wanted is not None and wanted in choices else choices[0]
 
 
-def _scheme_by_table(bits: int | None, tensor_class: str, spec: FormatSpec) -> str | None:
-    for row_class, row_bits, scheme in spec.fill:
-        if row_class in (tensor_class, "any") and row_bits in (bits, None):
-            return scheme
-    return None
-
-
-def _no_scheme(bits: int | None, tensor_class: str, spec: FormatSpec) -> Diagnostic:
-    widths = sorted({bits for _, bits, _ in spec.fill if bits is not None})
-    return diagnostic(
-        "unsupported-bits",
-        target=spec.name,
-        scheme=_CALLED[tensor_class],
-        bits=bits,
-        widths=_listed(tuple(widths)),
-    )
-
-
-def _foreign_scheme(name: str, spec: FormatSpec) -> Diagnostic:
-    homes = SCHEME_TARGETS.get(name, ())
-    held = _listed(tuple(scheme.name for scheme in spec.schemes))
-    if not homes:
-        meant = did_you_mean(name, SCHEME_TARGETS)
-        return diagnostic("unknown-scheme", suggestion=meant, scheme=name)
-    return diagnostic(
-        "foreign-scheme",
-        scheme=name,
-        target=spec.name,
-        homes=" and ".join(homes),
-        notes=[f"{spec.name} has {held}"],
-    )
-
-
-def _group_size(scheme: SchemeSpec, defaults: Defaults) -> int:
-    if len(scheme.group_sizes) > 1 and defaults.group_size is not None:
-        return defaults.group_size
-    return scheme.group_sizes[0] if scheme.group_sizes else 0
-
-
-def _symmetric(scheme: SchemeSpec, defaults: Defaults) -> bool:
-    wanted = defaults.symmetric
-    return wanted if wanted in scheme.symmetries else scheme.symmetries[0]
-
-
-def _method(scheme: SchemeSpec, defaults: Defaults) -> str:
-    return defaults.method if defaults.method in scheme.methods else scheme.methods[0]
-
-
-def _first_defect(
+def _defect(
     written: Written, coded: Coded, scheme: SchemeSpec, spec: FormatSpec
 ) -> Diagnostic | None:
     facts: dict[str, Any] = {"target": spec.name, "scheme": scheme.name}
     if coded.bits not in scheme.bits:
         return diagnostic("unsupported-bits", bits=coded.bits, widths=_listed(scheme.bits), **facts)
     if coded.group_size and coded.group_size not in scheme.group_sizes:
-        sizes = _listed(scheme.group_sizes) or "no groups"
-        return diagnostic(
-            "unsupported-group-size", group_size=coded.group_size, sizes=sizes, **facts
-        )
+        facts |= {"sizes": _listed(scheme.group_sizes) or "no groups"}
+        return diagnostic("unsupported-group-size", group_size=coded.group_size, **facts)
     if coded.method not in scheme.methods:
         methods = _listed(scheme.methods)
         return diagnostic("unsupported-method", method=coded.method, methods=methods, **facts)
@@ -134,5 +130,149 @@ def _first_defect(
     return None
 
 
-def _listed(values: tuple[object, ...]) -> str:
-    return ", ".join(str(value) for value in values)
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+class Unheld(NamedTuple):
+    """What readers of a target have against tensors of some roles stored like that.
+
+    cure: the treatment that they would take instead, empty if none is known.
+    """
+
+    target: str
+    treatment: str
+    reason: str
+    cure: str
+
+    def of(self, roles: Sequence[str]) -> Diagnostic:
+        """The finding about tensors of these roles."""
+        named = ", ".join(roles)
+        cure = f'write "{named}: {self.cure}" after it'
+        if len(roles) > _MOST_NAMED:
+            cure = f'"{self.cure}" would do for them'
+        return diagnostic(
+            "unsupported-treatment",
+            suggestion=cure if self.cure else None,
+            target=self.target,
+            roles=named,
+            treatment=self.treatment,
+            reason=self.reason,
+        )
+
+
+class Settled(NamedTuple):
+    """A whole treatment, the dtype of its values in the output, and what the rule did."""
+
+    treatment: Stored
+    dtype: str
+    action: Action
+
+    @property
+    def text(self) -> str:
+        """The treatment in words: `4bit affine g64`, `keep (bf16)`, `raw`, `f32`."""
+        stored = describe(self.treatment)
+        return {"keep": f"keep ({stored})", "raw": "raw"}.get(self.action, stored)
+
+
+class Filling:
+    """Decisions about one model's tensors made whole for one format."""
+
+    def __init__(self, defaults: Defaults, model: Model, format: Format) -> None:
+        self._defaults = defaults
+        self._model = model
+        self._format = format
+        self._spec = format.spec
+        self._known: dict[tuple[object, ...], Settled | Diagnostic | Unheld] = {}
+
+    def settle(self, decision: Decision) -> Settled | Diagnostic | Unheld:
+        """What is stored of a tensor, or what is wrong with it (without a span)."""
+        tensor = decision.tensor
+        # A hundred thousand tensors are of a handful of kinds, whatever their names.
+        key = (
+            *(id(decision.written), tensor.role, tensor.layer, tensor.expert is None, tensor.shape),
+            *(tensor.source.dtype, tensor.scale is None, tensor.is_matrix),
+            tensor.is_rows_of_source,
+        )
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._settle(decision.written, tensor)
+        return known
+
+    def _settle(self, written: Written, tensor: ModelTensor) -> Settled | Diagnostic | Unheld:
+        filled = fill(written, role_class(tensor), self._defaults, self._spec)
+        if isinstance(filled, Diagnostic):
+            return filled
+        stored = filled or plain_of(written, tensor, self._model, self._spec)
+        defect = self._unheld(written, tensor, stored) or self._unusable(written, tensor, stored)
+        if defect is not None:
+            return defect
+        if isinstance(stored, Plain):
+            return Settled(stored, stored.dtype, written.action)
+        scheme = self._spec.scheme(stored.scheme)
+        values = (scheme.values if scheme else None) or self._spec.plain_dtype(tensor, self._model)
+        return Settled(stored, values, written.action)
+
+    def _unheld(self, written: Written, tensor: ModelTensor, stored: Stored) -> Unheld | None:
+        # What nobody quantizes is reported where it is tried.
+        is_tried = isinstance(stored, Plain) or tensor.is_matrix
+        reason = self._refusal(tensor, stored) if is_tried else None
+        if reason is None:
+            return None
+        text = written.action if written.action in ("keep", "raw") else describe(stored)
+        return Unheld(self._spec.name, text, reason, self._cure(tensor, stored))
+
+    def _unusable(self, written: Written, tensor: ModelTensor, stored: Stored) -> Diagnostic | None:
+        target, dtype = self._spec.name, tensor.source.dtype
+        if written.action == "raw" and dtype not in self._spec.plain_dtypes:
+            return diagnostic("raw-unreadable", target=target, dtype=dtype)
+        # Raw bytes too: the bundle names a tensor as if its rows were in order.
+        if not tensor.is_rows_of_source:
+            return diagnostic("unsupported-source-layout", target=target, role=tensor.role)
+        if isinstance(stored, Plain):
+            return None
+        # The general reason first: what no format quantizes is not blamed on this one.
+        if not tensor.is_matrix:
+            return diagnostic("not-a-matrix", role=tensor.role, shape=list(tensor.shape))
+        return self._split_group(tensor, stored)
+
+    def _refusal(self, tensor: ModelTensor, stored: Stored) -> str | None:
+        return self._format.review.held(tensor, self._model, stored)
+
+    def _cure(self, tensor: ModelTensor, stored: Stored) -> str:
+        """A treatment that readers would take, as near to what was wanted as can be; else empty."""
+        if isinstance(stored, Plain):
+            return ""
+        scheme, width = self._spec.scheme(stored.scheme), Written("quantize", bits=stored.bits)
+        plainer = replace(stored, method=scheme.methods[0]) if scheme else stored
+        offers: dict[str, Any] = {
+            describe(plainer): plainer,
+            f"{stored.bits}bit": fill(width, role_class(tensor), Defaults(), self._spec),
+            "keep": plain_of(KEEP, tensor, self._model, self._spec),
+        }
+        for word, other in offers.items():
+            is_another = isinstance(other, Plain | Coded) and other != stored
+            if is_another and self._refusal(tensor, other) is None:
+                return word
+        return ""
+
+    def _split_group(self, tensor: ModelTensor, coded: Coded) -> Diagnostic | None:
+        scheme, columns = self._spec.scheme(coded.scheme), tensor.shape[-1]
+        divided = prod(tensor.shape) if scheme and scheme.flat else columns
+        if not coded.group_size or divided % coded.group_size == 0:
+            return None
+        fitting = [
+            f"g{size}"
+            for size in (scheme.group_sizes if scheme else ())
+            if divided % size == 0
+            and self._refusal(tensor, replace(coded, group_size=size)) is None
+        ]
+        cure = f"{' or '.join(fitting)} would"
+        if not fitting:
+            kept = plain_of(KEEP, tensor, self._model, self._spec)
+            keep = ": `keep` it" if self._refusal(tensor, kept) is None else ""
+            cure = f"no group size of {coded.scheme} does{keep}"
+        size = coded.group_size
+        return diagnostic(
+            "group-does-not-divide", suggestion=cure, group_size=size, columns=columns
+        )

@@ -1,28 +1,30 @@
-"""What is wrong with a policy whatever the model: unknown words, impossible treatments."""
+"""What is wrong with a policy whatever the model, and with its settings for a target."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError
-from policy_dsl.formats import Format, FormatSpec
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_mean, fail
+from policy_dsl.escaping import name_defect as file_name_defect
+from policy_dsl.formats import Format, FormatSpec, MetadataValues
 from policy_dsl.planning.fill import fill
-from policy_dsl.planning.matching import nodes
-from policy_dsl.planning.naming import family_defect, name_defect
-from policy_dsl.planning.settings import choose_target, setting_findings
+from policy_dsl.planning.matching import family_defect, name_defect, nodes
 from policy_dsl.policy import Family, Name, Policy, Rule
+from policy_dsl.vocabulary import TARGETS
 
 _CLASSES = ("matrix", "experts", "embed")
+# Readers take files with such endings for something else.
+_TAKEN_ENDINGS = (".safetensors", ".json", ".py")
+_CALLED = {bool: "true or false", str: "a text"}
 
 
 def lint(
     policy: Policy, formats: Mapping[str, Format], *, target: str | None = None
 ) -> tuple[Diagnostic, ...]:
     """Findings that need no model: names, families; treatments and settings by target."""
-    found: list[Diagnostic] = []
-    for rule in policy.rules:
-        found += _name_findings(rule)
+    found = [finding for rule in policy.rules for finding in _name_findings(rule)]
     for wanted in (target,) if target else policy.targets:
         try:
             spec = formats[choose_target(policy, formats, wanted)].spec
@@ -34,24 +36,161 @@ def lint(
     return tuple(dict.fromkeys(found))
 
 
+def choose_target(policy: Policy, formats: Mapping[str, Format], target: str | None = None) -> str:
+    """The target to plan for: the one asked for, else the policy's only one.
+
+    Raises: PolicyError if there is none, more than one, or an unknown one.
+    """
+    spans = dict(policy.key_spans)
+    if target is None and len(policy.targets) != 1:
+        choices = ", ".join(policy.targets or formats)
+        raise fail("no-target", spans.get("target"), policy=policy.name, choices=choices)
+    chosen = target or policy.targets[0]
+    if chosen in formats:
+        return chosen
+    # A policy for a format that is not built in is not a typo.
+    code = "unavailable-target" if chosen in TARGETS else "unknown-target"
+    # What --target says is nowhere in the text.
+    span, meant = spans.get(f"targets.{chosen}"), did_you_mean(chosen, formats)
+    raise fail(code, span, suggestion=meant, target=chosen, known=", ".join(formats))
+
+
+def setting_findings(
+    policy: Policy, spec: FormatSpec, formats: Mapping[str, Format]
+) -> list[Diagnostic]:
+    """Readers that the target does not know, settings that it does not use, values it lacks.
+
+    formats: all targets. Where a policy is for several, a word may be for another of them.
+    """
+    several = len(policy.targets) > 1
+    meant = [formats[name].spec for name in policy.targets if name in formats] if several else []
+    known = [spec, *(other for other in meant if other is not spec)]
+    # Nobody here knows what a target takes that is not installed.
+    is_known = not several or len(meant) == len(policy.targets)
+    return [*(_unknown(policy, known) if is_known else ()), *_bad_values(policy, spec)]
+
+
+def used_settings(spec: FormatSpec) -> tuple[str, ...]:
+    """The keys of `output` and `calibration` that count for a target."""
+    # Experts are pruned before a target comes in; the plan says whether they are.
+    return (*spec.settings, "calibration.saliency")
+
+
+def values_text(allowed: MetadataValues) -> str:
+    """What an entry of a policy's `metadata` may be, in words."""
+    if isinstance(allowed, tuple):
+        return ", ".join(allowed)
+    if isinstance(allowed, Mapping):
+        entries = (f"{key} ({values_text(value)})" for key, value in allowed.items())
+        return f"a mapping of {', '.join(entries)}"
+    return _CALLED[allowed]
+
+
 def _name_findings(rule: Rule) -> Iterator[Diagnostic]:
     spans = dict(rule.name_spans)
     for node in nodes(rule.selector):
-        defect = None
-        if isinstance(node, Name):
-            defect = name_defect(node.text)
-        elif isinstance(node, Family):
-            defect = family_defect(node.name)
+        defect = name_defect(node.text) if isinstance(node, Name) else None
+        defect = family_defect(node.name) if isinstance(node, Family) else defect
         if defect is not None:
             yield replace(defect, span=spans.get(node, rule.selector_span))
 
 
 def _treatment_findings(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
     for rule in policy.rules:
-        if rule.target not in (None, spec.name):
-            continue
-        # What one class of tensors cannot hold another may: only what none can is wrong.
-        outcomes = [fill(rule.treatment, each, policy.defaults, spec) for each in _CLASSES]
-        defects = [one for one in outcomes if isinstance(one, Diagnostic)]
-        if len(defects) == len(outcomes):
-            yield replace(defects[0], span=rule.treatment_span or rule.span)
+        if rule.target in (None, spec.name):
+            # What one class of tensors cannot hold another may: only what none can is wrong.
+            outcomes = [fill(rule.treatment, each, policy.defaults, spec) for each in _CLASSES]
+            defects = [one for one in outcomes if isinstance(one, Diagnostic)]
+            if len(defects) == len(outcomes):
+                yield replace(defects[0], span=rule.treatment_span or rule.span)
+
+
+def _unknown(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic]:
+    """Readers and settings that none of these targets knows; the first is the one to blame."""
+    target, spans = specs[0].name, dict(policy.key_spans)
+    readers = {name: None for spec in specs for name in spec.runtimes}
+    for runtime in policy.runtimes:
+        if runtime not in readers:
+            span, meant = spans.get(f"runtimes.{runtime}"), did_you_mean(runtime, readers)
+            facts = {"target": target, "runtime": runtime, "known": ", ".join(specs[0].runtimes)}
+            yield diagnostic("unknown-runtime", span, suggestion=meant, **facts)
+    used = {setting for spec in specs for setting in used_settings(spec)}
+    used |= {f"metadata.{key}" for spec in specs for key in spec.metadata_keys}
+    for setting in _written(policy):
+        section, _, key = setting.partition(".")
+        if setting not in used:
+            near = [one.removeprefix(f"{section}.") for one in used if one.startswith(section)]
+            span, meant = spans.get(setting) or spans.get(section), did_you_mean(key, near)
+            yield diagnostic(
+                "unused-setting", span, suggestion=meant, setting=setting, target=target
+            )
+
+
+def _written(policy: Policy) -> Iterator[str]:
+    sections = {"output": policy.output, "calibration": policy.calibration}
+    for section, entries in sections.items():
+        yield from (f"{section}.{key}" for key, value in entries if value is not None)
+    yield from (f"metadata.{key}" for key, _ in policy.metadata)
+
+
+def _bad_values(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
+    spans, output = dict(policy.key_spans), policy.output
+    rule, layout, file = policy.fp8_dequant, output.layout, output.file_name
+    if rule is not None and rule not in spec.fp8_rules:
+        yield diagnostic(
+            "unknown-fp8-rule",
+            spans.get("fp8_dequant"),
+            suggestion=did_you_mean(rule, spec.fp8_rules),
+            rule=rule,
+            rules=", ".join(spec.fp8_rules),
+        )
+    # A target without layouts, or with files of fixed names, does not use the setting, which is
+    # another finding.
+    if layout is not None and spec.layouts and layout not in spec.layouts:
+        yield diagnostic(
+            "unknown-layout",
+            spans.get("output.layout") or spans.get("output"),
+            suggestion=did_you_mean(layout, spec.layouts),
+            target=spec.name,
+            layout=layout,
+            known=", ".join(spec.layouts),
+        )
+    if file is not None and spec.container and (reason := _misnamed(file)):
+        yield diagnostic("bad-file-name", spans.get("output.file_name"), name=file, reason=reason)
+    for key, value in policy.metadata:
+        allowed = spec.metadata_keys.get(key)
+        if allowed is not None and not _is_allowed(value, allowed):
+            yield diagnostic(
+                "bad-metadata-value",
+                spans.get(f"metadata.{key}") or spans.get("metadata"),
+                suggestion=_meant(value, allowed),
+                key=key,
+                # In the policy's own words: true and null, not True and None.
+                value=json.dumps(value, ensure_ascii=False),
+                wanted=values_text(allowed),
+            )
+
+
+def _misnamed(file: str) -> str | None:
+    # Disks that ignore case would take it for the record.
+    taken = file.casefold().endswith(_TAKEN_ENDINGS)
+    other = f"files that end in {', '.join(_TAKEN_ENDINGS)} are something else" if taken else None
+    return file_name_defect(file) or other
+
+
+def _is_allowed(value: object, allowed: MetadataValues) -> bool:
+    if isinstance(allowed, tuple):
+        return value in allowed
+    if isinstance(allowed, Mapping):
+        return isinstance(value, Mapping) and all(
+            key in allowed and _is_allowed(value[key], allowed[key]) for key in value
+        )
+    # A boolean is an int to Python, and no number to anybody else.
+    return type(value) is allowed
+
+
+def _meant(value: object, allowed: MetadataValues) -> str | None:
+    if isinstance(allowed, Mapping) and isinstance(value, Mapping):
+        unknown = [str(key) for key in value if key not in allowed]
+        return did_you_mean(unknown[0], allowed) if unknown else None
+    return did_you_mean(str(value), allowed) if isinstance(allowed, tuple) else None

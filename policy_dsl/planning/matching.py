@@ -6,46 +6,26 @@ only by a rule that names it: `by_name` travels beside `matches` through the tre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
+from policy_dsl import policy as selectors
+from policy_dsl.diagnostics import Diagnostic, Span, diagnostic, did_you_mean
 from policy_dsl.language.print_policy import print_ranges
 from policy_dsl.language.statements import layers_where
 from policy_dsl.linear_patterns import WILDCARDS
 from policy_dsl.plan import rule_texts
-from policy_dsl.policy import (
-    All,
-    And,
-    Boundary,
-    Except,
-    Family,
-    Glob,
-    LayerRange,
-    Layers,
-    LayersWhere,
-    Middle,
-    Name,
-    Or,
-    Policy,
-    Regex,
-    Rule,
-    Selector,
-)
-from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
+from policy_dsl.policy import And, Except, Glob, Name, Or, Policy, Regex, Rule, Selector
+from policy_dsl.roles.architecture import Architecture, architecture, families
+from policy_dsl.vocabulary import COMPONENTS, OUTSIDE_LANGUAGE_MODEL, SINGLE_ROLES
 
-if TYPE_CHECKING:
-    from policy_dsl.roles.model import Model
-
-
-from policy_dsl.planning.naming import family_defect, meaning_of
-
+# A policy is checked without what a model is.
 if TYPE_CHECKING:
     from policy_dsl.roles.model import Model, ModelTensor
 
-GUARDED_ROLES = frozenset({"router", "router_bias", "norm"})
+_GUARDED_ROLES = frozenset({"router", "router_bias", "norm"})
 # (matches, by name)
 Outcome = tuple[bool, bool]
 Predicate = Callable[["ModelTensor"], Outcome]
@@ -57,7 +37,7 @@ _NAMED: Outcome = (True, True)
 
 def is_guarded(tensor: ModelTensor) -> bool:
     """Whether only a rule that names this tensor may touch it."""
-    return not tensor.is_matrix or tensor.namesake in GUARDED_ROLES
+    return not tensor.is_matrix or tensor.namesake in _GUARDED_ROLES
 
 
 def nodes(selector: Selector) -> Iterator[Selector]:
@@ -69,6 +49,28 @@ def nodes(selector: Selector) -> Iterator[Selector]:
     elif isinstance(selector, Except):
         yield from nodes(selector.base)
         yield from nodes(selector.excluded)
+
+
+def leaves(
+    selector: Selector,
+    *,
+    excepted: bool = False,
+    unless: Callable[[Selector], bool] = lambda selector: False,
+) -> Iterator[tuple[Selector, bool]]:
+    """Every leaf of a selector tree, and whether it says what is not meant.
+
+    unless: whether a node is left out with all below it.
+    """
+    if unless(selector):
+        return
+    if isinstance(selector, And | Or):
+        for part in selector.parts:
+            yield from leaves(part, excepted=excepted, unless=unless)
+    elif isinstance(selector, Except):
+        yield from leaves(selector.base, excepted=excepted, unless=unless)
+        yield from leaves(selector.excluded, excepted=True, unless=unless)
+    else:
+        yield selector, excepted
 
 
 @dataclass(frozen=True)
@@ -156,9 +158,11 @@ class _Compiler:
         self._rule, self._findings, self._predicates, self._marks = rule, [], {}, {}
         predicate = self._build(rule.selector)
         # `router and family mixtral` in a policy for all models is right to match nothing here.
-        families = [node.name for node in nodes(rule.selector) if isinstance(node, Family)]
-        other = bool(families) and self._model.architecture.family not in families
-        findings = tuple(self._findings)
+        bound = [one for one in nodes(rule.selector) if isinstance(one, selectors.Family)]
+        own = self._model.architecture.family
+        other = bool(bound) and all(one.name != own for one in bound)
+        # The same selector may be built twice: once for its rule, once for `middle`.
+        findings = tuple(dict.fromkeys(self._findings))
         built = self._predicates, self._marks
         return CompiledRule(rule, index, origin, predicate, findings, other, *built)
 
@@ -168,90 +172,83 @@ class _Compiler:
             case And():
                 predicate = _all_of([self._build(part) for part in node.parts])
             case Or():
-                predicate = _any_of(self._alternatives(node))
+                predicate = self._union(node)
             case Except():
                 predicate = _without(self._build(node.base), self._build(node.excluded))
             case Name():
                 predicate = self._name(node)
             case Glob() | Regex():
-                predicate = _by_patterns([node], self._model)
-            case All():
-                predicate = _of_matrices
-            case Family():
-                predicate = self._family(node)
+                predicate = self._pattern(node)
+            case selectors.All():
+                predicate = _covering(lambda tensor: tensor.is_matrix)
+            case selectors.Family():
+                self._find(family_defect(node.name), node)
+                is_own = node.name == self._model.architecture.family
+                predicate = _covering(lambda tensor: is_own)
             case _:
-                predicate = self._of_layers(node)
+                layers = self._marks[node] = self._layers(node)
+                predicate = _covering(lambda tensor: tensor.layer in layers)
         self._predicates[node] = predicate
         return predicate
 
-    def _of_layers(self, node: Selector) -> Predicate:
-        layers = self._marks[node] = self._layers(node)
-        return lambda tensor: _YES if tensor.layer in layers else _NO
-
-    def _alternatives(self, node: Or) -> list[Predicate]:
+    def _union(self, node: Or) -> Predicate:
+        # Hundreds of patterns are one look into a table.
         built = {part: self._build(part) for part in node.parts}
         patterns = [part for part in built if isinstance(part, Glob | Regex)]
-        others = [built[part] for part in built if not isinstance(part, Glob | Regex)]
-        return [*others, _by_patterns(patterns, self._model)] if patterns else others
-
-    def _family(self, node: Family) -> Predicate:
-        if defect := family_defect(node.name):
-            self._findings.append(replace(defect, span=span_of(self._rule, node)))
-        outcome = _YES if node.name == self._model.architecture.family else _NO
-        return lambda tensor: outcome
+        others = [made for part, made in built.items() if not isinstance(part, Glob | Regex)]
+        return _any_of([*others, self._pattern(*patterns)] if patterns else others)
 
     def _name(self, node: Name) -> Predicate:
-        meaning = meaning_of(node.text, self._model, optional=self._rule.optional)
+        meaning = _meaning_of(node.text, self._model.architecture, optional=self._rule.optional)
         if isinstance(meaning, Diagnostic):
-            self._findings.append(replace(meaning, span=span_of(self._rule, node)))
+            self._find(meaning, node)
             return lambda tensor: _NO
-        # `experts[0-3]` picks by number, which names no role.
-        whole, named = meaning.roles, meaning.named
-        self._marks[node] = frozenset(whole)
-        if not node.experts:
-            return lambda tensor: (
-                (_NAMED if tensor.role in named else _YES) if (tensor.role in whole) else _NO
-            )
-        experts = self._numbers(node, node.experts, self._model.n_experts, "expert")
-        return lambda tensor: _YES if tensor.role in whole and tensor.expert in experts else _NO
+        self._marks[node] = roles = frozenset(meaning)
+        if node.experts:
+            # `experts[0-3]` picks by number, which names no role.
+            experts = self._numbers(node, node.experts, self._model.n_experts, "expert")
+            return _covering(lambda tensor: tensor.role in roles and tensor.expert in experts)
+        return lambda tensor: meaning.get(tensor.role, _NO)
+
+    def _pattern(self, *patterns: Glob | Regex) -> Predicate:
+        outcomes: dict[str, Outcome] = {}
+        for pattern in patterns:
+            spelled = is_spelled(pattern)
+            for name in self._model.names.matching(pattern):
+                outcomes[name] = _NAMED if spelled else outcomes.get(name, _YES)
+        return lambda tensor: outcomes.get(tensor.source.name, _NO)
 
     def _layers(self, node: Selector) -> frozenset[int]:
         n_layers = self._model.n_layers
         match node:
-            case Layers(ranges, boundary):
+            case selectors.Layers(ranges, boundary):
                 found = self._numbers(node, ranges, n_layers, "layer")
                 if boundary and not is_boundary(found, n_layers):
                     self._report("not-the-boundary", node, n_layers=n_layers)
                 return found
-            case LayersWhere(expression):
+            case selectors.LayersWhere(expression):
                 if expression not in self._where:
                     self._where[expression] = layers_where(expression, n_layers)
                 return self._where[expression]
-            case Boundary(count):
-                return boundary_layers(count, n_layers)
-            case Middle():
-                return self._middle(node)
+            case selectors.Boundary(count):
+                return _boundary_layers(count, n_layers)
+            case selectors.Middle():
+                # Two different boundaries would leave open which of them `middle` complements.
+                if len(self._boundaries) == 1:
+                    return frozenset(range(n_layers)).difference(*self._boundaries)
+                self._report("middle-without-boundary", node, count=len(self._boundaries))
+                return frozenset(range(n_layers))
         raise TypeError(f"no selector: {node!r}")
-
-    def _middle(self, node: Selector) -> frozenset[int]:
-        everything = frozenset(range(self._model.n_layers))
-        # Two different boundaries would leave open which of them `middle` complements.
-        if len(self._boundaries) != 1:
-            self._report("middle-without-boundary", node, count=len(self._boundaries))
-            return everything
-        return everything.difference(*self._boundaries)
 
     @cached_property
     def _boundaries(self) -> frozenset[frozenset[int]]:
-        return frozenset(
-            self._layers(other)
-            for rule in self._policy.rules
-            for other in nodes(rule.selector)
-            if isinstance(other, Boundary) or (isinstance(other, Layers) and other.boundary)
-        )
+        every = [node for rule in self._policy.rules for node in nodes(rule.selector)]
+        layers = [one for one in every if isinstance(one, selectors.Boundary | selectors.Layers)]
+        # Of layers by number, those that the author calls a boundary.
+        return frozenset(self._layers(one) for one in layers if getattr(one, "boundary", True))
 
     def _numbers(
-        self, node: Selector, ranges: tuple[LayerRange, ...], count: int, kind: str
+        self, node: Selector, ranges: tuple[selectors.LayerRange, ...], count: int, kind: str
     ) -> frozenset[int]:
         found: set[int] = set()
         for span in ranges:
@@ -266,13 +263,14 @@ class _Compiler:
         return frozenset(found)
 
     def _report(self, code: str, node: Selector, **facts: Any) -> None:
-        # The same selector may be built twice: once for its rule, once for `middle`.
-        found = diagnostic(code, span_of(self._rule, node), **facts)
-        if found not in self._findings:
-            self._findings.append(found)
+        self._find(diagnostic(code, **facts), node)
+
+    def _find(self, defect: Diagnostic | None, node: Selector) -> None:
+        if defect is not None:
+            self._findings.append(replace(defect, span=span_of(self._rule, node)))
 
 
-def boundary_layers(count: int, n_layers: int) -> frozenset[int]:
+def _boundary_layers(count: int, n_layers: int) -> frozenset[int]:
     """The first and the last `count` layers."""
     first, last = range(min(count, n_layers)), range(max(0, n_layers - count), n_layers)
     return frozenset((*first, *last))
@@ -281,11 +279,11 @@ def boundary_layers(count: int, n_layers: int) -> frozenset[int]:
 def is_boundary(layers: frozenset[int], n_layers: int) -> bool:
     """Whether these are as many first layers as last ones."""
     # Each layer of the first half has one of the last; all may share the one in the middle.
-    return bool(layers) and layers == boundary_layers((len(layers) + 1) // 2, n_layers)
+    return bool(layers) and layers == _boundary_layers((len(layers) + 1) // 2, n_layers)
 
 
-def _of_matrices(tensor: ModelTensor) -> Outcome:
-    return _YES if tensor.is_matrix else _NO
+def _covering(holds: Callable[[ModelTensor], bool]) -> Predicate:
+    return lambda tensor: _YES if holds(tensor) else _NO
 
 
 def _all_of(parts: list[Predicate]) -> Predicate:
@@ -322,10 +320,67 @@ def is_spelled(node: Glob | Regex) -> bool:
     return bool(last) and not WILDCARDS & set(last)
 
 
-def _by_patterns(patterns: Sequence[Glob | Regex], model: Model) -> Predicate:
-    outcomes: dict[str, Outcome] = {}
-    for pattern in patterns:
-        spelled = is_spelled(pattern)
-        for name in model.names.matching(pattern):
-            outcomes[name] = _NAMED if spelled else outcomes.get(name, _YES)
-    return lambda tensor: outcomes.get(tensor.source.name, _NO)
+def _meaning_of(
+    text: str, table: Architecture, *, optional: bool
+) -> Mapping[str, Outcome] | Diagnostic:
+    """The roles that a name means in a family, or the defect of the name.
+
+    With `optional`, a name that only other families have means no role at all.
+    """
+    if meaning := _roles(text, table):
+        return meaning
+    # A word of the language that this model has nothing of: the rule matches nothing, which is
+    # a finding of its own and says more than "unknown".
+    if text in COMPONENTS or text in SINGLE_ROLES:
+        return {text: _NAMED if text in SINGLE_ROLES else _YES}
+    if optional and name_defect(text) is None:
+        return {}
+    return _unknown(text, f"architecture {table.family}", [table])
+
+
+def name_defect(text: str) -> Diagnostic | None:
+    """What is wrong with a name in every family that there is, else None."""
+    # What towers and MTP blocks have besides, only a model shows.
+    if text.rpartition(".")[0] in OUTSIDE_LANGUAGE_MODEL or text in COMPONENTS | SINGLE_ROLES:
+        return None
+    tables = [architecture(family) for family in families()]
+    known = any(_roles(text, table) for table in tables)
+    return None if known else _unknown(text, "the language", tables)
+
+
+def family_defect(name: str) -> Diagnostic | None:
+    """What is wrong with the name of a family, else None."""
+    if name in families():
+        return None
+    return diagnostic("unknown-family", suggestion=did_you_mean(name, families()), family=name)
+
+
+def _unknown(text: str, where: str, tables: Iterable[Architecture]) -> Diagnostic:
+    # Everything that would have been understood may be what was meant.
+    words = {*COMPONENTS, *SINGLE_ROLES}
+    for table in tables:
+        words |= {*table.roles, *table.aliases}
+        words |= {role.split(".", 1)[1] for role in table.roles if "." in role}
+    return diagnostic("unknown-role", suggestion=did_you_mean(text, words), where=where, role=text)
+
+
+def _roles(text: str, table: Architecture) -> dict[str, Outcome]:
+    """The roles that a name means, each with what a rule by that name is for its tensors."""
+    component, _, projection = text.rpartition(".")
+    components = table.aliases.get(component, (component,))
+    # Only a name that is a role by itself spells it: a component never opens the guard.
+    spelled = {text, *table.aliases.get(text, ())}
+    return {
+        role: _NAMED if role in spelled else _YES
+        for role in table.roles
+        for word in table.aliases.get(projection, (projection,))
+        if any(_means(part, word, role) for part in components)
+    }
+
+
+def _means(component: str, word: str, role: str) -> bool:
+    if component:
+        return role == f"{component}.{word}"
+    # Vision and MTP have a `down_proj` too; the bare word means the language model's.
+    outside, _, last = role.rpartition(".")
+    return word in (role, outside) or (last == word and outside not in OUTSIDE_LANGUAGE_MODEL)

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, fail
-from policy_dsl.formats import Container, Format, FormatSpec
+from policy_dsl.formats import Format, FormatSpec
 from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.language.print_policy import policy_digest
-from policy_dsl.plan import Draft, Module, Omission, Plan, PlannedFile
-from policy_dsl.planning.bundle_files import source_findings, with_files
+from policy_dsl.plan import Draft, Module, Omission, Plan, StatisticsFile, coded_modules
+from policy_dsl.planning.bundle_files import placed, with_files
 from policy_dsl.planning.decisions import decide
-from policy_dsl.planning.layout import Layout, lay_in_one, lay_out
-from policy_dsl.planning.lowering import Lowered, lower
-from policy_dsl.planning.plan_warnings import head_remarks, plan_warnings, with_own_head
+from policy_dsl.planning.lint import choose_target, setting_findings
+from policy_dsl.planning.lowering import lower
+from policy_dsl.planning.plan_warnings import plan_warnings, with_own_head
 from policy_dsl.planning.pruning import ensure_all_pruned, pruned, pruning_of
-from policy_dsl.planning.settings import choose_target, setting_findings, statistics_of
 from policy_dsl.policy import Policy
-from policy_dsl.quantities import parse_size
-from policy_dsl.roles.architecture import Architecture
-from policy_dsl.roles.classify import Model, architecture_of, classify
+from policy_dsl.roles.classify import architecture_of, classify
+from policy_dsl.roles.config_facts import TIED
 from policy_dsl.roles.quantization import leftover, quantization_of
 from policy_dsl.sources.saliency import Saliency
 
-_NO_PREFACE = "its metadata hold the source's tokenizer and template"
+SALIENCY = "saliency"
+# Statistic -> how to get one.
+_SOURCES = {
+    "imatrix": "an importance matrix: run llama.cpp's llama-imatrix on the model, and give the "
+    "file with --imatrix or `calibration imatrix`",
+    SALIENCY: "a ranking of the experts (a plan takes the first of each layer): run REAP's "
+    "observer on the model, and give what it finds with --saliency or `calibration saliency`, "
+    "or list those that stay with `prune experts keep …`",
+}
 
 
 def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
@@ -48,58 +56,28 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     the side files that the bundle takes from the source.
     """
     format = formats[choose_target(policy, formats, target)]
-    plan = _with_tensors(
-        *(policy, inventory, formats, format),
-        allow_requantize=allow_requantize,
-        statistics=statistics or {},
-        saliency=saliency,
-    )
-    if not files:
-        return plan
-    beside = source_findings(plan, inventory, format.spec)
-    if errors(beside):
-        raise PolicyError(errors(beside))
-    return with_files(replace(plan, findings=(*plan.findings, *beside)), inventory, format)
-
-
-def _with_tensors(  # noqa: PLR0913 - as of `resolve`
-    policy: Policy,
-    inventory: Inventory,
-    formats: Mapping[str, Format],
-    format: Format,
-    *,
-    allow_requantize: bool,
-    statistics: Mapping[str, str],
-    saliency: Saliency | None,
-) -> Plan:
-    """The plan without the files that are not made of tensors."""
     spec = format.spec
-    # Asked before roles: packed names have none, and "unknown tensor" would say less.
-    lossy = _lossy_source(inventory, allow_requantize=allow_requantize)
-    # Findings about single tensors would only repeat that the whole family is refused.
-    _check_family(architecture_of(inventory), spec)
-    model = classify(inventory)
-    pruning = pruning_of(policy, model, saliency)
-    model, lost = pruned(model, pruning)
+    findings = _source_findings(inventory, spec, allow_requantize=allow_requantize)
+    source = classify(inventory)
+    pruning = pruning_of(policy, source, saliency)
+    model, lost = pruned(source, pruning)
     decisions = decide(policy, model, spec.name)
     ensure_all_pruned(pruning, decisions.made, model, format)
     own = with_own_head(model, decisions.made)
     lowered = lower(decisions.made, own, policy, format)
-    settings = setting_findings(policy, spec, formats)
     draft = Draft(policy=policy, model=own, modules=tuple(lowered.modules))
     refusals = tuple(format.review(draft))
-    conflicts = [
-        diagnostic("conflict", target=spec.name, reason=one.reason)
-        for one in refusals
-        if one.severity == "error"
-    ]
-    findings = [*lossy, *settings, *decisions.findings, *lowered.findings, *conflicts]
+    findings += setting_findings(policy, spec, formats)
+    findings += [*decisions.findings, *lowered.findings]
+    conflicts = [one.reason for one in refusals if one.severity == "error"]
+    findings += [diagnostic("conflict", target=spec.name, reason=reason) for reason in conflicts]
     # Defects of rules and of treatments are shown together, one run for all of them.
-    if errors(findings):
-        raise PolicyError(findings)
-    modules, files = _place(lowered, policy, spec)
-    known = statistics_of(modules, policy, format, statistics, saliency)
+    _raise_errors(findings)
+    modules, tensor_files = placed(draft.modules, policy, spec)
+    known = _statistics_of(modules, policy, format, statistics or {}, saliency)
     findings += known.findings
+    # Tensors that are no weights too: nothing of a source is left out without a word.
+    ignored = [Omission(tensor, "", None, reason) for tensor, reason in model.ignored]
     plan = Plan(
         policy=policy,
         policy_digest=policy_digest(policy),
@@ -108,12 +86,13 @@ def _with_tensors(  # noqa: PLR0913 - as of `resolve`
         source_digest=source_digest(inventory),
         source_nbytes=inventory.nbytes,
         modules=modules,
-        omitted=(*lowered.omitted, *lost, *_ignored(model)),
-        files=files,
+        # Tensors that are no weights too: nothing of a source is left out without a word.
+        omitted=(*lowered.omitted, *lost, *ignored),
+        files=tensor_files,
         fp8_rule=policy.fp8_dequant or spec.fp8_rules[0],
         statistics=known.files,
         pending=known.pending,
-        remarks=(*head_remarks(own, model), *_remarks(format, policy, modules)),
+        remarks=_remarks(draft, is_untied=own.tied != model.tied, format=format),
         refusals=refusals,
         pruning=pruning,
         codec_version=spec.codec_version,
@@ -124,66 +103,114 @@ def _with_tensors(  # noqa: PLR0913 - as of `resolve`
     )
     # Warnings need the finished plan: they count bytes.
     findings += plan_warnings(plan, decisions.made, format)
+    _raise_errors(findings)
+    # Warnings about the source belong to the plan that rests on it.
+    plan = replace(plan, findings=(*inventory.findings, *findings))
+    return with_files(plan, inventory, format) if files else plan
+
+
+def _raise_errors(findings: Sequence[Diagnostic]) -> None:
     if errors(findings):
         raise PolicyError(findings)
-    # Warnings about the source belong to the plan that rests on it.
-    return replace(plan, findings=(*inventory.findings, *findings))
 
 
-def _remarks(
-    format: Format, policy: Policy, modules: Sequence[Module]
-) -> Iterator[tuple[str, str]]:
-    for method in format.methods.values():
-        yield from method.remarks(policy, modules) if method.remarks else ()
-
-
-def _ignored(model: Model) -> Iterator[Omission]:
-    # They hold no weights, but nothing of a source is left out without a word.
-    for tensor, reason in model.ignored:
-        yield Omission(tensor, "", None, reason)
-
-
-def _lossy_source(inventory: Inventory, *, allow_requantize: bool) -> list[Diagnostic]:
+def _source_findings(
+    inventory: Inventory, spec: FormatSpec, *, allow_requantize: bool
+) -> list[Diagnostic]:
     """The warning about a source that was quantized before, or whose config says so.
 
-    Raises: PolicyError if that is not allowed, or its numbers are not read.
+    Raises: PolicyError if that is not allowed, its numbers are not read, or its family is refused.
     """
-    found = quantization_of(inventory)
-    if found is None:
-        return list(leftover(inventory))
-    finding = found.finding(inventory.id, allowed=allow_requantize)
-    if errors([finding]):
-        raise PolicyError([finding])
-    return [finding]
-
-
-def _check_family(table: Architecture, spec: FormatSpec) -> None:
+    # Asked before roles: packed names have none, and "unknown tensor" would say less.
+    before = quantization_of(inventory)
+    findings = [before.finding(inventory.id, allowed=allow_requantize)] if before else []
+    findings += [] if before else leftover(inventory)
+    _raise_errors(findings)
+    table = architecture_of(inventory)
+    # Findings about single tensors would only repeat that the whole family is refused.
     if (reason := spec.refusal(table)) is not None:
         raise fail("unsupported-family", target=spec.name, family=table.family, reason=reason)
+    return findings
 
 
-def _place(
-    lowered: Lowered, policy: Policy, spec: FormatSpec
-) -> tuple[tuple[Module, ...], tuple[PlannedFile, ...]]:
-    layout = _layout(lowered.modules, policy, spec)
-    # Offsets are known before a weight is read: workers write without asking each other.
-    modules = []
-    for module in lowered.modules:
-        placed = tuple([layout.places[tensor.name] for tensor in module.tensors])
-        modules.append(module.with_tensors(placed))
-    sizes = layout.file_nbytes.items()
-    if spec.container is not None:
-        # What comes before the tensors is made of side files, which planning does not read.
-        return tuple(modules), tuple(
-            PlannedFile(name, "tensors", None, _NO_PREFACE, size) for name, size in sizes
-        )
-    return tuple(modules), tuple(PlannedFile(name, "tensors", size) for name, size in sizes)
+def _remarks(draft: Draft, *, is_untied: bool, format: Format) -> tuple[tuple[str, str], ...]:
+    head = ("head", f"stored beside the embedding, so config.json says {TIED}: false")
+    found = [head] if is_untied else []
+    for method in format.methods.values():
+        found += method.remarks(draft.policy, draft.modules) if method.remarks else ()
+    return tuple(found)
 
 
-def _layout(modules: Sequence[Module], policy: Policy, spec: FormatSpec) -> Layout:
-    files = spec.tensor_files
-    tensors = files.order(modules)
-    if isinstance(files, Container):
-        return lay_in_one(tensors, policy.output.file_name or files.name(policy, modules))
-    limit = parse_size(policy.output.shard_size) if policy.output.shard_size else None
-    return lay_out(tensors, replace(files, nbytes=limit) if limit else files)
+class _Statistics(NamedTuple):
+    """The files that a plan's methods use, how to get those that they lack, and findings.
+
+    Only what a method cannot do without is pending.
+    """
+
+    files: tuple[StatisticsFile, ...]
+    pending: tuple[str, ...]
+    findings: list[Diagnostic]
+
+
+def _statistics_of(
+    modules: Sequence[Module],
+    policy: Policy,
+    format: Format,
+    given: Mapping[str, str],
+    saliency: Saliency | None,
+) -> _Statistics:
+    """What these modules and the policy use, of what is given by name or the policy names.
+
+    saliency: what was read of the file of that name.
+    """
+    methods = {coded.method for _, coded in coded_modules(modules)}
+    needed: set[str] = set()
+    users: dict[str, set[str]] = defaultdict(set)
+    for name, method in format.methods.items():
+        if name in methods:
+            needed |= {method.needs} - {""}
+            for statistic in {method.needs, method.uses} - {""}:
+                users[statistic].add(name)
+    files = [
+        replace(file, methods=frozenset(users[file.name]))
+        for file in statistics_files(sorted(users), policy, given)
+    ]
+    used = set(users)
+    if is_ranked(policy):
+        needed, used = needed | {SALIENCY}, used | {SALIENCY}
+        read = saliency
+        files += [StatisticsFile(SALIENCY, read.path, read.span, read.sha256)] if read else []
+    missing = sorted(needed - {file.name for file in files})
+    # Of a policy, only what the target may use: the rest is an unused setting.
+    every = {name for one in format.methods.values() for name in (one.needs, one.uses)}
+    usable = {name for name in every if f"calibration.{name}" in format.spec.settings}
+    unused = statistics_files(sorted({*usable, SALIENCY, *given} - used), policy, given)
+    return _Statistics(
+        tuple(files),
+        tuple(_SOURCES[name] + _absent(dict(policy.calibration)[name]) for name in missing),
+        [diagnostic("unused-statistics", one.span, name=one.name, path=one.path) for one in unused],
+    )
+
+
+def _absent(file: object) -> str:
+    return f" ({file}, which the policy names, is not here)" if file else ""
+
+
+def is_ranked(policy: Policy) -> bool:
+    """Whether a saliency says which experts the policy keeps."""
+    return any(prune.by for prune in policy.transforms)
+
+
+def statistics_files(
+    names: Iterable[str], policy: Policy, given: Mapping[str, str]
+) -> list[StatisticsFile]:
+    """The files of these statistics: what is given for a name, else what the policy says."""
+    written, spans = dict(policy.calibration), dict(policy.key_spans)
+    found = []
+    for name in names:
+        if name in given:
+            found.append(StatisticsFile(name, given[name]))
+        elif written.get(name) is not None:
+            span = spans.get(f"calibration.{name}")
+            found.append(StatisticsFile(name, str(written[name]), span))
+    return found

@@ -106,7 +106,7 @@ def _against_model(
     import emitters
     from policy_dsl.planning.assertions import findings_of_tests
     from policy_dsl.planning.bundle_files import source_findings
-    from policy_dsl.planning.settings import choose_target
+    from policy_dsl.planning.lint import choose_target
 
     try:
         inventory = request.open_model(policy)

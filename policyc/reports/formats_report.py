@@ -9,7 +9,7 @@ from policy_dsl.documents import reports as documents
 from policy_dsl.documents.values import entry_of
 from policy_dsl.formats import Format, FormatSpec, MetadataValues, SchemeSpec, Shards
 from policy_dsl.inventory import Inventory
-from policy_dsl.planning.settings import used_settings, values_text
+from policy_dsl.planning.lint import used_settings, values_text
 from policy_dsl.quantities import both_units
 from policy_dsl.treatments import PLAIN_WORDS, WHOLE_ROW
 from policyc.reports import Block, Facts, Items, Table

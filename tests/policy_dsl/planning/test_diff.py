@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from policy_dsl.planning.diff import diff
-from policy_dsl.planning.outline import Outline, OutlineModule
+from policy_dsl.planning.outline import Outline, OutlineModule, diff
 from policyc.reports import render_markdown, render_text
 from policyc.reports.diff_report import diff_blocks, diff_document
 

@@ -7,7 +7,7 @@ import pytest
 from emitters import FORMATS
 from policy_dsl.formats import Shards
 from policy_dsl.plan import PlannedTensor
-from policy_dsl.planning.layout import lay_out
+from policy_dsl.planning.bundle_files import lay_out
 
 
 def shards(sizes: list[int], *, limit: int, like: str) -> list[list[int]]:

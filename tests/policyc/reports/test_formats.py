@@ -13,7 +13,7 @@ from policy_dsl.diagnostics import SourceText
 from policy_dsl.language.draft import FIELDS
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.planning.fill import fill
-from policy_dsl.planning.settings import setting_findings
+from policy_dsl.planning.lint import setting_findings
 from policy_dsl.policy import Defaults
 from policy_dsl.treatments import Coded, Written
 from policy_dsl.vocabulary import SCHEME_TARGETS, WORDS
