@@ -95,18 +95,18 @@ def _coded(
         bits = scheme.bits[0]
     if bits is None:
         return diagnostic("missing-bits", scheme=name, widths=_listed(scheme.bits))
-    symmetric = written.symmetric
-    if symmetric is None:
-        symmetric = _default(defaults.symmetric, scheme.symmetries)
-    method = written.method or _default(defaults.method, scheme.methods)
-    coded = Coded(name, bits, _group_size(written, defaults, scheme), symmetric, method)
+    coded = _with_gaps_filled(written, bits, defaults, scheme)
     return _defect(written, coded, scheme, spec) or coded
 
 
-def _group_size(written: Written, defaults: Defaults, scheme: SchemeSpec) -> int:
-    sizes = scheme.group_sizes
+def _with_gaps_filled(written: Written, bits: int, defaults: Defaults, scheme: SchemeSpec) -> Coded:
+    symmetric, sizes = written.symmetric, scheme.group_sizes
+    if symmetric is None:
+        symmetric = _default(defaults.symmetric, scheme.symmetries)
     by_default = defaults.group_size if len(sizes) > 1 else None
-    return written.group_size or by_default or (sizes[0] if sizes else 0)
+    group_size = written.group_size or by_default or (sizes[0] if sizes else 0)
+    method = written.method or _default(defaults.method, scheme.methods)
+    return Coded(scheme.name, bits, group_size, symmetric, method)
 
 
 def _default(wanted: _T | None, choices: Sequence[_T]) -> _T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_mean, fail
 from policy_dsl.escaping import name_defect as file_name_defect
@@ -108,22 +109,19 @@ def _treatment_findings(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic
 def _unknown(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic]:
     """Readers and settings that none of these targets knows; the first is the one to blame."""
     target, spans = specs[0].name, dict(policy.key_spans)
-    readers = {name: None for spec in specs for name in spec.runtimes}
-    for runtime in policy.runtimes:
-        if runtime not in readers:
-            span, meant = spans.get(f"runtimes.{runtime}"), did_you_mean(runtime, readers)
-            facts = {"target": target, "runtime": runtime, "known": ", ".join(specs[0].runtimes)}
-            yield diagnostic("unknown-runtime", span, suggestion=meant, **facts)
+    readers = [name for spec in specs for name in spec.runtimes]
+    for runtime in [name for name in policy.runtimes if name not in readers]:
+        span, meant = spans.get(f"runtimes.{runtime}"), did_you_mean(runtime, readers)
+        facts: dict[str, Any] = {"target": target, "known": ", ".join(specs[0].runtimes)}
+        yield diagnostic("unknown-runtime", span, suggestion=meant, runtime=runtime, **facts)
     used = {setting for spec in specs for setting in used_settings(spec)}
     used |= {f"metadata.{key}" for spec in specs for key in spec.metadata_keys}
-    for setting in _written(policy):
+    for setting in [each for each in _written(policy) if each not in used]:
         section, _, key = setting.partition(".")
-        if setting not in used:
-            near = [one.removeprefix(f"{section}.") for one in used if one.startswith(section)]
-            span, meant = spans.get(setting) or spans.get(section), did_you_mean(key, near)
-            yield diagnostic(
-                "unused-setting", span, suggestion=meant, setting=setting, target=target
-            )
+        near = [one.removeprefix(f"{section}.") for one in used if one.startswith(section)]
+        span, meant = spans.get(setting) or spans.get(section), did_you_mean(key, near)
+        facts = {"setting": setting, "target": target}
+        yield diagnostic("unused-setting", span, suggestion=meant, **facts)
 
 
 def _written(policy: Policy) -> Iterator[str]:
@@ -157,6 +155,11 @@ def _bad_values(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
         )
     if file is not None and spec.container and (reason := _misnamed(file)):
         yield diagnostic("bad-file-name", spans.get("output.file_name"), name=file, reason=reason)
+    yield from _bad_metadata(policy, spec)
+
+
+def _bad_metadata(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
+    spans = dict(policy.key_spans)
     for key, value in policy.metadata:
         allowed = spec.metadata_keys.get(key)
         if allowed is not None and not _is_allowed(value, allowed):

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
+from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.formats import Format
@@ -41,8 +42,8 @@ def _span(plan: Plan, rule: int | None) -> Span | None:
 def _unreached(plan: Plan, made: Sequence[Decision]) -> Iterator[Diagnostic]:
     # Vision towers and tied heads that the format leaves out were not forgotten.
     left_out = {omission.tensor.name for omission in plan.omitted}
-    open_ones = (one.tensor for one in made if one.rule is None and not is_guarded(one.tensor))
-    missed = [tensor for tensor in open_ones if tensor.source.name not in left_out]
+    without = (one.tensor for one in made if one.rule is None and not is_guarded(one.tensor))
+    missed = [tensor for tensor in without if tensor.source.name not in left_out]
     if not missed:
         return
     names = {tensor.source.name for tensor in missed}
@@ -84,37 +85,56 @@ def _heads_left_out(plan: Plan) -> Iterator[Diagnostic]:
             )
 
 
+class _Lost(NamedTuple):
+    """A rule, tensors that it names to store them, and why the target leaves them out."""
+
+    rule: CompiledRule
+    tensors: list[ModelTensor]
+    reason: str
+
+
 def _without_effect(plan: Plan, made: Sequence[Decision], format: Format) -> Iterator[Diagnostic]:
     """A warning for each rule that names tensors which the target leaves out, to store them."""
     names = frozenset(omission.tensor.name for omission in plan.omitted)
     left_out = [one for one in made if one.tensor.source.name in names]
-    lost: dict[tuple[int, str], tuple[CompiledRule, list[ModelTensor]]] = {}
-    for one in left_out:
-        rule = one.rule
-        if rule is not None and _stores_by_name(rule, one.tensor, names, plan.model):
-            reason = format.review.left_out(one.tensor, plan.model) or ""
-            lost.setdefault((rule.index, reason), (rule, []))[1].append(one.tensor)
-    for tensor in [one.tensor for one in left_out if lost and one.rule is None]:
+    lost = _lost(left_out, names, plan.model, format)
+    for tensor in [one.tensor for one in left_out if one.rule is None]:
         # Guarded ones: without the target's word, they would be kept beside the others.
-        matching = [tensors for rule, tensors in lost.values() if rule.predicate(tensor)[0]]
+        matching = [each.tensors for each in lost if each.rule.predicate(tensor)[0]]
         if matching:
             matching[-1].append(tensor)
     used = {one.decided_by for one in made if lost and one.tensor.source.name not in names}
-    for (index, reason), (compiled, tensors) in lost.items():
-        is_used = index in used
-        span = compiled.rule.selector_span if is_used else compiled.rule.treatment_span
-        open_ones = [tensor for tensor in tensors if not is_guarded(tensor)]
-        # A component does not name what is guarded.
-        called = [one.component or one.role for one in open_ones] or [one.role for one in tensors]
-        named = ", ".join(dict.fromkeys(called))
-        yield diagnostic(
-            "rule-without-effect",
-            span or compiled.rule.span,
-            suggestion=f'write "{named}: drop" after it' if is_used else 'write "drop"',
-            tensors=counted(len({tensor.source.name for tensor in tensors}), "tensor"),
-            target=plan.target,
-            reason=reason,
-        )
+    for each in lost:
+        yield _lost_tensors(plan.target, each, is_used=each.rule.index in used)
+
+
+def _lost(
+    left_out: Sequence[Decision], names: frozenset[str], model: Model, format: Format
+) -> Sequence[_Lost]:
+    lost: dict[tuple[int, str], _Lost] = {}
+    for one in left_out:
+        rule = one.rule
+        if rule is not None and _stores_by_name(rule, one.tensor, names, model):
+            reason = format.review.left_out(one.tensor, model) or ""
+            known = lost.setdefault((rule.index, reason), _Lost(rule, [], reason))
+            known.tensors.append(one.tensor)
+    return [*lost.values()]
+
+
+def _lost_tensors(target: str, lost: _Lost, *, is_used: bool) -> Diagnostic:
+    rule, tensors = lost.rule.rule, lost.tensors
+    open_ones = [tensor for tensor in tensors if not is_guarded(tensor)]
+    # A component does not name what is guarded.
+    called = [one.component or one.role for one in open_ones] or [one.role for one in tensors]
+    named = ", ".join(dict.fromkeys(called))
+    return diagnostic(
+        "rule-without-effect",
+        (rule.selector_span if is_used else rule.treatment_span) or rule.span,
+        suggestion=f'write "{named}: drop" after it' if is_used else 'write "drop"',
+        tensors=counted(len({tensor.source.name for tensor in tensors}), "tensor"),
+        target=target,
+        reason=lost.reason,
+    )
 
 
 def _stores_by_name(

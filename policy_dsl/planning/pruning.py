@@ -14,9 +14,8 @@ from policy_dsl.formats import Format
 from policy_dsl.plan import Omission, Pruning
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.policy import Policy, Prune
-from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.roles.config_facts import rewritten
-from policy_dsl.roles.model import BY_EXPERT
+from policy_dsl.roles.model import BY_EXPERT, Model, ModelTensor
 from policy_dsl.sources.saliency import KEEP, ModelShape, Saliency
 from policy_dsl.views import Picked
 
@@ -51,36 +50,35 @@ def pruning_of(policy: Policy, model: Model, saliency: Saliency | None) -> Pruni
         return None
     # The language allows one, as there is one thing to prune.
     (prune,) = policy.transforms
-    found = list(_defects(prune, policy, model))
-    if found:
+    layers, count, before = expert_layers(model), prune.count, model.n_experts
+    if found := list(_defects(prune, policy, model, layers)):
         raise PolicyError(found)
-    layers, count = expert_layers(model), prune.count
+    shape = ModelShape(layers, model.n_layers, before)
     if prune.keep:
         listed = tuple(n for each in prune.keep for n in range(each.start, each.stop + 1))
-        return Pruning(model.n_experts, dict.fromkeys(layers, listed))
-    if saliency is None:
-        first = tuple(range(count))
-        return Pruning(model.n_experts, dict.fromkeys(layers, first), prune.by, chosen=False)
-    shape = ModelShape(layers, model.n_layers, model.n_experts)
-    if saliency.name == KEEP:
-        return Pruning(model.n_experts, saliency.kept(shape, count), prune.by)
-    ranks = saliency.ranks(shape)
-    kept = {layer: highest(row, count) for layer, row in ranks.items()}
-    return Pruning(model.n_experts, kept, prune.by)
+        kept = dict.fromkeys(layers, listed)
+    elif saliency is None:
+        kept = dict.fromkeys(layers, tuple(range(count)))
+    elif saliency.name == KEEP:
+        kept = dict(saliency.kept(shape, count))
+    else:
+        kept = {layer: highest(row, count) for layer, row in saliency.ranks(shape).items()}
+    return Pruning(before, kept, prune.by, chosen=bool(prune.keep) or saliency is not None)
 
 
-def _defects(prune: Prune, policy: Policy, model: Model) -> Iterator[Diagnostic]:
+def _defects(
+    prune: Prune, policy: Policy, model: Model, layers: Sequence[int]
+) -> Iterator[Diagnostic]:
     """What is against keeping so many experts, or these, of the model."""
     span = dict(policy.key_spans).get("transforms")
     # A config may count experts that no layer has.
-    count, before = prune.count, model.n_experts if expert_layers(model) else 0
+    count, before = prune.count, model.n_experts if layers else 0
     last = prune.keep[-1].stop if prune.keep else 0
     if not 1 <= count <= before:
         yield diagnostic("prune-count", span, to=count, count=before)
     elif last >= before:
-        yield diagnostic(
-            "number-outside-model", span, written=f"expert {last} is", has=f"experts 0-{before - 1}"
-        )
+        has = f"experts 0-{before - 1}"
+        yield diagnostic("number-outside-model", span, written=f"expert {last} is", has=has)
     elif count < before:
         yield from _routing_defects(count, model, span)
 
@@ -115,38 +113,31 @@ def pruned(model: Model, pruning: Pruning | None) -> tuple[Model, tuple[Omission
         if numbers is None:
             tensors.append(tensor)
         elif tensor.expert is None:
-            whole = not _is_by_expert(tensor, pruning.before)
-            tensors.append(tensor if whole else _picked(tensor, tuple(numbers)))
+            tensors.append(_picked(tensor, tuple(numbers), pruning.before))
         elif tensor.expert in numbers:
             tensors.append(replace(tensor, expert=numbers[tensor.expert]))
         else:
             # Of a fused source, gate and up of an expert are one stretch of it.
             key = tensor.source.name, tensor.expert
             lost.setdefault(key, _omission(tensor, tensor.expert, pruning))
-    keys = model.architecture.experts
+    keys, count = model.architecture.experts, pruning.count
     config = rewritten(
-        model.config,
-        lambda key, value: pruning.count if key in keys and value is not None else value,
+        model.config, lambda key, value: count if key in keys and value is not None else value
     )
-    facts = replace(model.facts, n_experts=pruning.count, config=config)
+    facts = replace(model.facts, n_experts=count, config=config)
     return replace(model, tensors=tuple(tensors), facts=facts), tuple(lost.values())
 
 
-def _is_by_expert(tensor: ModelTensor, before: int) -> bool:
-    """Whether a tensor outside the experts' matrices has an entry for each of them."""
-    if tensor.role in BY_EXPERT:
-        return True
-    # Biases of fused experts: [experts, out].
-    path = tensor.source.name.split(".")
-    return tensor.role == "bias" and "experts" in path and tensor.shape[0] == before
-
-
-def _picked(tensor: ModelTensor, numbers: tuple[int, ...]) -> ModelTensor:
-    """The tensor with the entries of these experts only."""
+def _picked(tensor: ModelTensor, numbers: tuple[int, ...], before: int) -> ModelTensor:
+    """The tensor with the entries of these experts only, if it has an entry for each."""
+    # Beside routers, biases of fused experts: [experts, out].
+    of_fused = tensor.role == "bias" and "experts" in tensor.source.name.split(".")
+    if tensor.role not in BY_EXPERT and not (of_fused and tensor.shape[0] == before):
+        return tensor
     alone = prod(tensor.shape[:-1]) == 1
     lead, rest = (tensor.shape[:-1], ()) if alone else ((), tensor.shape[1:])
-    picked = (*tensor.operations, Picked(numbers))
-    return replace(tensor, shape=(*lead, len(numbers), *rest), operations=picked)
+    operations = (*tensor.operations, Picked(numbers))
+    return replace(tensor, shape=(*lead, len(numbers), *rest), operations=operations)
 
 
 def _omission(tensor: ModelTensor, expert: int, pruning: Pruning) -> Omission:
@@ -154,13 +145,9 @@ def _omission(tensor: ModelTensor, expert: int, pruning: Pruning) -> Omission:
     if source.shape[0] == pruning.before and len(source.shape) > 2:
         # One of many in the tensor, named as numpy would.
         part = source.nbytes // pruning.before
-        source = source._replace(
-            name=f"{source.name}[{expert}]",
-            shape=source.shape[1:],
-            nbytes=part,
-            start=source.start + expert * part,
-            stop=source.start + (expert + 1) * part,
-        )
+        name, start = f"{source.name}[{expert}]", source.start + expert * part
+        source = source._replace(name=name, shape=source.shape[1:], nbytes=part)
+        source = source._replace(start=start, stop=start + part)
         scale = scale and scale._replace(nbytes=scale.nbytes // pruning.before)
     return Omission(source, tensor.role, tensor.layer, pruning.reason, scale, expert)
 
@@ -172,21 +159,17 @@ def ensure_all_pruned(
 
     MTP blocks have experts of their own, and readers build them with the config's one count.
     """
-    less = pruning is not None and pruning.count < pruning.before
+    if pruning is None or pruning.count == pruning.before:
+        return
     carried = [
         one
-        for one in (made if less else ())
+        for one in made
         if one.tensor.component == "mtp"
         and "experts" in one.tensor.source.name.split(".")
         and one.written.action != "drop"
         and format.review.left_out(one.tensor, model) is None
     ]
     if carried:
-        first = carried[0]
-        raise fail(
-            "prune-beside-mtp",
-            first.rule.rule.span if first.rule else None,
-            suggestion="leave them out with `mtp: drop`",
-            count=len(carried),
-            name=first.tensor.source.name,
-        )
+        rule, name = carried[0].rule, carried[0].tensor.source.name
+        span, cure = rule.rule.span if rule else None, "leave them out with `mtp: drop`"
+        raise fail("prune-beside-mtp", span, suggestion=cure, count=len(carried), name=name)

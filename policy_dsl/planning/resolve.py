@@ -163,33 +163,39 @@ def _statistics_of(
 
     saliency: what was read of the file of that name.
     """
-    methods = {coded.method for _, coded in coded_modules(modules)}
-    needed: set[str] = set()
+    chosen = {coded.method for _, coded in coded_modules(modules)}
+    methods = {name: method for name, method in format.methods.items() if name in chosen}
+    needed = {method.needs for method in methods.values()}
     users: dict[str, set[str]] = defaultdict(set)
-    for name, method in format.methods.items():
-        if name in methods:
-            needed |= {method.needs} - {""}
-            for statistic in {method.needs, method.uses} - {""}:
-                users[statistic].add(name)
+    for name, method in methods.items():
+        users[method.needs].add(name)
+        users[method.uses].add(name)
+    used = set(users)
     files = [
         replace(file, methods=frozenset(users[file.name]))
-        for file in statistics_files(sorted(users), policy, given)
+        for file in statistics_files(sorted(used), policy, given)
     ]
-    used = set(users)
     if is_ranked(policy):
         needed, used = needed | {SALIENCY}, used | {SALIENCY}
         read = saliency
         files += [StatisticsFile(SALIENCY, read.path, read.span, read.sha256)] if read else []
-    missing = sorted(needed - {file.name for file in files})
+    missing = sorted(needed - {"", *(file.name for file in files)})
+    cures = [_SOURCES[name] + _absent(dict(policy.calibration)[name]) for name in missing]
+    return _Statistics(tuple(files), tuple(cures), _unused(used, policy, format, given))
+
+
+def _unused(
+    used: set[str], policy: Policy, format: Format, given: Mapping[str, str]
+) -> list[Diagnostic]:
+    """A warning for each file that no method of the plan uses."""
     # Of a policy, only what the target may use: the rest is an unused setting.
+    usable = {setting.partition("calibration.")[2] for setting in format.spec.settings}
     every = {name for one in format.methods.values() for name in (one.needs, one.uses)}
-    usable = {name for name in every if f"calibration.{name}" in format.spec.settings}
-    unused = statistics_files(sorted({*usable, SALIENCY, *given} - used), policy, given)
-    return _Statistics(
-        tuple(files),
-        tuple(_SOURCES[name] + _absent(dict(policy.calibration)[name]) for name in missing),
-        [diagnostic("unused-statistics", one.span, name=one.name, path=one.path) for one in unused],
-    )
+    unused = sorted({*(usable & every), SALIENCY, *given} - used - {""})
+    return [
+        diagnostic("unused-statistics", file.span, name=file.name, path=file.path)
+        for file in statistics_files(unused, policy, given)
+    ]
 
 
 def _absent(file: object) -> str:
