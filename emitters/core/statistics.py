@@ -14,7 +14,7 @@ from emitters.tensor_io.read import CHANGED, FileFacts, Source, file_facts
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.formats import Context, Format, Solver
 from policy_dsl.plan import Module, Plan, StatisticsFile, coded_modules
-from policy_dsl.roles.published_names import expert_of
+from policy_dsl.roles.model import expert_of
 from policy_dsl.sources.local_files import located
 from policy_dsl.treatments import Coded, coded, describe
 

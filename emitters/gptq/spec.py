@@ -14,7 +14,7 @@ from emitters.checkpoints import CONFIG, covering_most
 from policy_dsl.formats import ExpertsApart, FormatSpec, PartShape, SchemeSpec, Shards
 from policy_dsl.plan import Draft, Module
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.published_names import apart_path, expert_path
+from policy_dsl.roles.model import apart_path, expert_path
 from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
 from policy_dsl.treatments import WHOLE_ROW, Coded, Plain, Stored

@@ -22,7 +22,7 @@ from policy_dsl.plan import Draft, Module, PlannedTensor, Refusal, coded_modules
 from policy_dsl.policy import Policy
 from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.published_names import apart_path, expert_path
+from policy_dsl.roles.model import apart_path, expert_path
 from policy_dsl.sources.hfq_container import QUANT_CODES, stored_nbytes
 from policy_dsl.treatments import Coded, Plain, Stored, scheme_of
 

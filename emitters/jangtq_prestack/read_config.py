@@ -26,7 +26,7 @@ from emitters.jangtq_prestack.spec import (
 )
 from policy_dsl.diagnostics import Diagnostic, fail
 from policy_dsl.formats import Claim, FileContents, Forms, TensorForm, Tensors
-from policy_dsl.roles.published_names import expert_of
+from policy_dsl.roles.model import expert_of
 from policy_dsl.treatments import Coded
 
 _MXTQ_PARTS = {"tq_packed", "tq_norms", "tq_bits"}

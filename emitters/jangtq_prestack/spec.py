@@ -25,7 +25,7 @@ from policy_dsl.formats import (
 from policy_dsl.plan import Module, PlannedTensor
 from policy_dsl.roles.architecture import facts_of
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.published_names import SHORT_NAMES, published_name, stack_path
+from policy_dsl.roles.model import SHORT_NAMES, published_name, stack_path
 from policy_dsl.sources.side_files import SIDE_FILES
 from policy_dsl.treatments import Plain, Stored
 

@@ -13,7 +13,7 @@ from policy_dsl.formats import FormatSpec, PartShape, Review, SchemeSpec, Shards
 from policy_dsl.plan import Draft, Refusal
 from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.published_names import published_name, stack_path
+from policy_dsl.roles.model import published_name, stack_path
 from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
 from policy_dsl.treatments import Coded, Plain, Stored

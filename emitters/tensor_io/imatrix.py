@@ -19,7 +19,7 @@ from emitters.tensor_io.read import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
 from policy_dsl.escaping import shown
 from policy_dsl.regular_files import LOOKED_AT_NBYTES, opened, refuse_placeholder
-from policy_dsl.roles.published_names import llama_cpp_names
+from policy_dsl.roles.model import llama_cpp_names
 
 if TYPE_CHECKING:
     from gguf.gguf_reader import GGUFReader, ReaderTensor

@@ -118,7 +118,7 @@ class ViewReader:
         return to_float32(stored, scale.dtype)
 
     def _block(self, view: View) -> tuple[int, int]:
-        block = self._blocks.of(view.tensor, cast("TensorInfo", view.scale))
+        block = self._blocks.of(view.tensor.shape, cast("TensorInfo", view.scale).shape)
         if block is None:
             raise fail("missing-scale", tensors="1 tensor", names=view.tensor.name)
         return block

@@ -21,8 +21,8 @@ from policy_dsl.planning.matching import is_guarded, is_spelled
 from policy_dsl.policy import Glob, LayerRange, Layers, Name, Regex, Selector, all_of, any_of
 from policy_dsl.quantities import layer_list
 from policy_dsl.roles.classify import Model
+from policy_dsl.roles.model import llama_cpp_names, llama_cpp_roles
 from policy_dsl.roles.name_index import NameIndex, full_match, pattern_defect
-from policy_dsl.roles.published_names import llama_cpp_names, llama_cpp_roles
 
 Pattern = Glob | Regex
 # A role, and its layer.

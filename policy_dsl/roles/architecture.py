@@ -1,25 +1,101 @@
 """The table of a model family: its names and what each is for, its config, what readers need.
 
-architectures/<family>.yaml, with the parts of architectures/_parts.yaml that it includes
+architectures/<family>.yaml, with the parts of architectures/_parts.yaml that it includes.
+`model.layers.{layer}.mlp.{up_proj,down_proj}.weight: mlp.*` is two names with a role each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from policy_dsl.roles.name_rules import NameRule, Need, name_rules, role_of
+from policy_dsl.vocabulary import COMPONENTS, SINGLE_ROLES
 
 TABLES = Path(__file__).parent.parent / "architectures"
 # Of a default, by the type that shows it; others than these are given, or sizes.
 _KINDS_OF_DEFAULTS: Mapping[type, str] = {bool: "flag", float: "number", list: "list"}
 # Keys of a table that are read into names and needs.
 _READ = ("include", "top", "block", "ignored", "needs", "config", "aliases")
+# Single roles that are linear weights; the others are never quantized as matrices.
+_MATRIX_ROLES = frozenset({"router", "shared_expert_gate", "embed", "lm_head"})
+_MODEL = "{model}"
+_BLOCK = "{model}.layers.{layer}."
+_NUMBERS = ("{layer}", "{expert}")
+_CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_CLAUSE = re.compile(r"(not )?(?:layer (in|from|every|at) )?(\w+)(?: (is) (\w+))?")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Need:
+    """A tensor that a model has once, or in each layer where `when` holds, and in no other.
+
+    slot: its role, or its name below the block. shape: the size of each axis, numbers and keys
+    of the config. optional: it may be there or not. in_layers: it is in the blocks.
+    """
+
+    slot: str
+    in_layers: bool
+    shape: tuple[str, ...]
+    when: str = ""
+    optional: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The slot as messages name it."""
+        return self.slot.replace(_MODEL, "model").removesuffix(".weight")
+
+
+class Clause(NamedTuple):
+    """One condition on a key of the config or the table's `where`; form: as in `clauses`."""
+
+    negated: bool
+    form: str
+    key: str
+    word: str
+
+
+class Role(NamedTuple):
+    """What a tensor is for. is_matrix None: its shape decides."""
+
+    name: str
+    component: str | None
+    projection: str | None
+    is_matrix: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """How one source tensor holds matrices of every expert, along its first axis.
+
+    interleaved: rows of the projections take turns, else they are blocks one after the other.
+    transposed: stored [experts, in, out]. mxfp4: stored as blocks beside scales.
+    """
+
+    interleaved: bool = False
+    transposed: bool = False
+    mxfp4: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NameRule:
+    """What a name means. Several roles: a fused tensor's, in order; none: it is not a weight.
+
+    layer_at, expert_at: which of the numbers in the name they are. reason: why it is ignored.
+    needs: what it fulfils, for each role; None where the table does not say.
+    """
+
+    roles: tuple[Role, ...]
+    layer_at: int | None = None
+    expert_at: int | None = None
+    fusion: Fusion | None = None
+    reason: str = ""
+    needs: tuple[Need | None, ...] = (None,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +210,8 @@ def model_types() -> Mapping[str, str]:
 @cache
 def expert_keys() -> tuple[str, ...]:
     """The names under which configs of any family may say how many experts a layer has."""
-    return tuple(
-        dict.fromkeys(key for family in families() for key in architecture(family).experts)
-    )
+    keys = (key for family in families() for key in architecture(family).experts)
+    return tuple(dict.fromkeys(keys))
 
 
 def families_of(target: str) -> Mapping[str, str | None]:
@@ -160,7 +235,7 @@ def architecture(family: str) -> Architecture:
     if family not in families():
         raise KeyError(family)
     table = _merged(family)
-    names = name_rules(table)
+    names = _name_rules(table)
     return Architecture(
         family=family,
         roles=tuple(sorted({role.name for rule in names.values() for role in rule.roles})),
@@ -203,26 +278,25 @@ def _merged(family: str) -> dict[str, Any]:
 
 def config_keys(entries: Mapping[str, Any]) -> dict[str, ConfigKey]:
     """The keys that the `config` of a table lists. Raises: TypeError at an unknown field."""
-    return {name: _key(name, _fields(entry)) for name, entry in entries.items()}
+    return {name: _key(name, dict(_fields(entry))) for name, entry in entries.items()}
 
 
 def _fields(entry: Any) -> Mapping[str, Any]:
     return entry if isinstance(entry, Mapping) else {"default": entry}
 
 
-def _key(name: str, given: Mapping[str, Any]) -> ConfigKey:
-    fields = dict(given)
-    defaults = fields.pop("defaults", [fields.pop("default")] if "default" in fields else [])
+def _key(name: str, given: dict[str, Any]) -> ConfigKey:
+    defaults = given.pop("defaults", [given.pop("default")] if "default" in given else [])
     shown = _KINDS_OF_DEFAULTS.get(type(defaults[0]), "size") if defaults else "size"
-    when_null = (_default(fields.pop("when_null")),) if "when_null" in fields else None
+    when_null = (_default(given.pop("when_null")),) if "when_null" in given else None
     return ConfigKey(
         name=name,
-        paths=tuple(tuple(path.split(".")) for path in fields.pop("keys", [name])),
-        kind=fields.pop("kind", shown),
+        paths=tuple(tuple(path.split(".")) for path in given.pop("keys", [name])),
+        kind=given.pop("kind", shown),
         defaults=tuple(map(_default, defaults)),
         when_null=when_null,
-        by_type={type_: (_default(own),) for type_, own in fields.pop("by_type", {}).items()},
-        **fields,
+        by_type={type_: (_default(own),) for type_, own in given.pop("by_type", {}).items()},
+        **given,
     )
 
 
@@ -239,33 +313,144 @@ def _default(written: Any) -> Any:
     return Derived(form, written)
 
 
-def outside(architecture: Architecture, key: str, *, beyond: bool) -> NameRule | None:
+def role_of(text: str) -> Role:
+    """The role that `component.projection` or a single role names.
+
+    Raises: ValueError if the closed vocabulary lacks it.
+    """
+    component, _, last = text.rpartition(".")
+    single = last in SINGLE_ROLES
+    if not last or (not single and component not in COMPONENTS):
+        raise ValueError(f"{text} is not a role: neither a single role nor in a component")
+    projection = None if single else last
+    return Role(text, component or None, projection, not single or last in _MATRIX_ROLES)
+
+
+def _name_rules(table: Mapping[str, Any]) -> dict[str, NameRule]:
+    """Every name of a table, with `#` for each number, and its rule.
+
+    Raises: ValueError if entries mean the same name, or nothing.
+    """
+    rules: dict[str, NameRule] = {}
+    for pattern, rule in (*_named(table), *_ignored(table)):
+        for model in table["models"] if _MODEL in pattern else [""]:
+            name = pattern.replace(_MODEL, model)
+            numbers = [part for part in name.split(".") if part in _NUMBERS]
+            at = {part: numbers.index(part) for part in numbers}
+            key = name.replace("{layer}", "#").replace("{expert}", "#")
+            # A literal number would be taken out of the names that are looked up.
+            if "{" in key or any(part.isdecimal() for part in key.split(".")):
+                raise ValueError(f"a name may hold only the numbers {_NUMBERS}: {name}")
+            # The later entry would win in a mapping, and a tensor would quietly change its role.
+            if key in rules:
+                raise ValueError(f"two entries for {key}")
+            rules[key] = replace(rule, layer_at=at.get("{layer}"), expert_at=at.get("{expert}"))
+    return rules
+
+
+def _named(table: Mapping[str, Any]) -> Iterator[tuple[str, NameRule]]:
+    """The names that have roles."""
+    meant = [
+        (prefix, below, *_meaning(meaning, met))
+        for place, prefix in (("top", ""), ("block", _BLOCK))
+        for pattern, meaning in table[place].items()
+        for below, met in _spelled(pattern)
+    ]
+    slots = {below: bool(prefix) for prefix, below, *_ in meant}
+    slots |= {role.name: bool(prefix) for prefix, _, roles, _ in meant for role in roles}
+    needs = {}
+    for pattern, entry in table.get("needs", {}).items():
+        given = entry if isinstance(entry, Mapping) else {"shape": entry}
+        fields = {**given, "shape": tuple(map(str, given["shape"]))}
+        clauses(given.get("when", ""))
+        for slot, _ in _spelled(pattern):
+            if slot not in slots:
+                raise ValueError(f"needs: {slot} is neither a role nor a name")
+            needs[slot] = Need(slot, slots[slot], **fields)
+    for prefix, below, roles, fusion in meant:
+        own = tuple(needs.get(role.name, needs.get(below)) for role in roles)
+        yield prefix + below, NameRule(roles, fusion=fusion, needs=own)
+
+
+def _ignored(table: Mapping[str, Any]) -> Iterator[tuple[str, NameRule]]:
+    for pattern, reason in table.get("ignored", {}).items():
+        for name, _ in _spelled(pattern):
+            yield name, NameRule((), reason=reason, needs=())
+
+
+def _meaning(meaning: str | Mapping[str, Any], met: str) -> tuple[tuple[Role, ...], Fusion | None]:
+    if isinstance(meaning, str):
+        return (role_of(meaning.replace("*", met)),), None
+    options = dict(meaning)
+    projections = options.pop("experts")
+    return tuple(role_of(f"experts.{word}") for word in projections), Fusion(**options)
+
+
+def _spelled(pattern: str, met: str = "") -> Iterator[tuple[str, str]]:
+    """Every name that a pattern with `{a,b}` means, and the last choice met."""
+    choice = _CHOICE.search(pattern)
+    if choice is None:
+        yield pattern, met
+        return
+    for word in choice[1].split(","):
+        yield from _spelled(pattern[: choice.start()] + word + pattern[choice.end() :], word)
+
+
+@cache
+def clauses(text: str) -> tuple[Clause, ...]:
+    """The clauses of a condition, joined by `and`.
+
+    `key`: true, or a number other than 0. `key is word`; of a list: its entry for the layer.
+    `layer in key`, `layer from key`: it is listed, or not before it. `layer every key`,
+    `layer at key`: each key-th one, counted from 1 or from 0. Raises: ValueError.
+    """
+    parts = []
+    for part in filter(None, text.split(" and ")):
+        matched = _CLAUSE.fullmatch(part.strip())
+        if matched is None:
+            raise ValueError(f"not a condition: {part}")
+        negated, of_layer, key, is_word, word = matched.groups()
+        parts.append(Clause(bool(negated), of_layer or is_word or "", key, word or ""))
+    return tuple(parts)
+
+
+def numbered_key(name: str) -> tuple[str, list[int]]:
+    """The name with `#` for each whole number between dots, and the numbers."""
+    parts = name.split(".")
+    numbers = []
+    for i, part in enumerate(parts):
+        # 01 is another name than 1, and a number of many digits is not a layer.
+        if part.isdecimal() and len(part) < 8 and (part[0] != "0" or part == "0"):
+            numbers.append(int(part))
+            parts[i] = "#"
+    return ".".join(parts), numbers
+
+
+def outside(table: Architecture, key: str, *, beyond: bool) -> NameRule | None:
     """The rule of a name that the table does not spell: vision towers and MTP blocks.
 
     key: the name with `#` for numbers. beyond: its first number is that of an MTP block which
     follows the last layer.
     """
-    for prefix, component in architecture.elsewhere.items():
-        if key.startswith(prefix):
-            rule = _rule_within(architecture, key, component)
-            # Which kind of block it is, no config says.
-            return rule and replace(rule, needs=(None,) * len(rule.roles))
-    blocks = tuple(f"{model}.layers.#." for model in architecture.models)
-    return _rule_within(architecture, key, "mtp") if beyond and key.startswith(blocks) else None
-
-
-def _rule_within(architecture: Architecture, key: str, component: str) -> NameRule | None:
-    """MTP blocks are built like the model's own; of other names the last word is the role."""
-    # Releases differ in what MTP blocks are called: behind the block's number they are alike.
+    components = (part for prefix, part in table.elsewhere.items() if key.startswith(prefix))
+    elsewhere = next(components, None)
+    blocks = tuple(f"{model}.layers.#." for model in table.models)
+    if elsewhere is None and not (beyond and key.startswith(blocks)):
+        return None
+    component = elsewhere or "mtp"
+    # MTP blocks are built like the model's own. Releases differ in what they are called: behind
+    # the block's number they are alike.
     rest = key.partition(".#.")[2]
-    alike = architecture.names.get(f"{architecture.models[0]}.layers.#.{rest}")
+    alike = table.names.get(f"{table.models[0]}.layers.#.{rest}")
     if component != "mtp" or alike is None:
-        return _by_last_word(architecture, key, component)
+        return _by_last_word(table, key, component)
     roles = tuple(role_of(f"mtp.{role.name.rpartition('.')[2]}") for role in alike.roles)
-    return replace(alike, roles=roles, layer_at=None) if roles else alike
+    # Which kind of block is elsewhere, no config says.
+    needs = (None,) * len(roles) if elsewhere else alike.needs
+    return replace(alike, roles=roles, needs=needs, layer_at=None)
 
 
-def _by_last_word(architecture: Architecture, key: str, component: str) -> NameRule | None:
+def _by_last_word(table: Architecture, key: str, component: str) -> NameRule | None:
     """The role that the name's last word gives it: no table spells all vision towers."""
     named = key.replace(".#", "")
     path = named.removesuffix(".weight")
@@ -273,7 +458,7 @@ def _by_last_word(architecture: Architecture, key: str, component: str) -> NameR
     if "norm" in word or word.startswith("ln"):
         word = "norm"
     elif component == "mtp":
-        word = architecture.aliases.get(word, (word,))[0]
+        word = table.aliases.get(word, (word,))[0]
     if not word:
         return None
     role = role_of(f"{component}.{word}")

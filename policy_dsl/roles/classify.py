@@ -6,17 +6,26 @@ Inventory ── architecture: what names mean ── scales ── completeness
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_mean, fail
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo
 from policy_dsl.quantities import counted, first_few
-from policy_dsl.roles.architecture import Architecture, architecture, families, model_types, outside
+from policy_dsl.roles.architecture import (
+    Architecture,
+    Fusion,
+    NameRule,
+    architecture,
+    families,
+    model_types,
+    numbered_key,
+    outside,
+)
 from policy_dsl.roles.completeness import Presence, review
 from policy_dsl.roles.config_facts import TIED, ConfigFacts, config_findings, read_config
 from policy_dsl.roles.model import Model, ModelTensor
-from policy_dsl.roles.name_rules import Fusion, NameRule, Need, Role, numbered_key
 from policy_dsl.roles.quantization import FP8, Scales, find_scales
 from policy_dsl.views import Alternate, Expert, Operation, Slice, Transposed
 
@@ -26,7 +35,6 @@ _PLAIN = frozenset({"BF16", "F16", "F32"})
 _READABLE = ("a plain tensor is BF16, F16 or F32", "a matrix is BF16, F16, F32, or FP8 with scales")
 _TOWERS = frozenset({"vision", "audio"})
 _QUANTIZED_ENDINGS = (".weight_packed", ".qweight", ".qzeros", ".scales", ".biases", ".g_idx")
-_ALREADY_QUANTIZED = "some of these names belong to an already quantized checkpoint"
 # The last part of names. Readers that compute in 16 bits do not need them.
 _ACTIVATION_SCALES = frozenset(
     ("input_scale", "activation_scale", "output_scale", "k_scale", "v_scale", "kv_scale")
@@ -47,14 +55,14 @@ def classify(inventory: Inventory) -> Model:
     or with what the config means and it lacks.
     """
     facts = read_config(inventory.config, architecture_of(inventory), inventory.id)
-    presence = Presence(facts)
-    reading = _Reading(facts, find_scales(inventory), presence)
+    reading = _Reading(facts, find_scales(inventory))
     for tensor in inventory.tensors.values():
-        reading.read(tensor)
-    reading.wrong += config_findings(facts)
+        # Scales are read with their weight and are not tensors of the model.
+        if tensor.name not in reading.scales.consumed:
+            reading.read(tensor)
     _raise_if_any(reading.findings())
     model = reading.model()
-    _raise_if_any(review(model, presence))
+    _raise_if_any(review(model, reading.presence))
     return model
 
 
@@ -86,42 +94,38 @@ def architecture_of(inventory: Inventory) -> Architecture:
 
     Raises: PolicyError if it names none that is known.
     """
-    model_type = inventory.config.get("model_type")
+    model_type, model = inventory.config.get("model_type"), inventory.id
     if not isinstance(model_type, str):
         why = ", which names the architecture"
-        raise fail("missing-config-key", model=inventory.id, key="model_type", why=why)
+        raise fail("missing-config-key", model=model, key="model_type", why=why)
     family = model_types().get(model_type)
     if family is None:
+        cure, known = did_you_mean(model_type, model_types()), ", ".join(families())
         raise fail(
             "unknown-architecture",
-            suggestion=did_you_mean(model_type, model_types()),
-            notes=[f"known families: {', '.join(families())}"],
-            model=inventory.id,
+            suggestion=cure,
+            notes=[f"known families: {known}"],
+            model=model,
             model_type=model_type,
         )
     return architecture(family)
 
 
-@dataclass
 class _Reading:
     """The pass over all names: what each means, and what is wrong on the way."""
 
-    facts: ConfigFacts
-    scales: Scales
-    presence: Presence
-    tensors: list[ModelTensor] = field(default_factory=list)
-    ignored: list[tuple[TensorInfo, str]] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    beyond: list[str] = field(default_factory=list)
-    wrong: list[Diagnostic] = field(default_factory=list)
-    unreadable: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    has_experts: bool = False
+    def __init__(self, facts: ConfigFacts, scales: Scales) -> None:
+        self.facts, self.scales, self.presence = facts, scales, Presence(facts)
+        self.tensors: list[ModelTensor] = []
+        self.ignored: list[tuple[TensorInfo, str]] = []
+        self.unknown: list[str] = []
+        self.beyond: list[str] = []
+        self.wrong: list[Diagnostic] = []
+        self.unreadable: dict[tuple[str, str], list[str]] = defaultdict(list)
+        self.has_experts = False
 
     def read(self, tensor: TensorInfo) -> None:
         """Give a tensor its role."""
-        # Scales are read with their weight and are not tensors of the model.
-        if tensor.name in self.scales.consumed:
-            return
         key, numbers = numbered_key(tensor.name)
         rule = self.facts.table.names.get(key)
         at = None if rule is None else rule.layer_at
@@ -129,15 +133,13 @@ class _Reading:
             rule = self._unusual(tensor, key, numbers, rule)
         if rule is None:
             return
-        layer = None if rule.layer_at is None else numbers[rule.layer_at]
-        expert = None if rule.expert_at is None else numbers[rule.expert_at]
-        self.has_experts |= expert is not None or rule.fusion is not None
+        self.has_experts |= rule.expert_at is not None or rule.fusion is not None
         if rule.reason:
             self.ignored.append((tensor, rule.reason))
         elif rule.fusion is not None:
-            self._add_fused(tensor, rule, rule.fusion, layer)
+            self._add_fused(tensor, rule, rule.fusion, numbers)
         else:
-            self._add_whole(tensor, rule.roles[0], rule.needs[0], layer, expert)
+            self._add_whole(tensor, rule, numbers)
 
     def _unusual(
         self, tensor: TensorInfo, key: str, numbers: list[int], rule: NameRule | None
@@ -152,33 +154,27 @@ class _Reading:
             (self.unknown if rule is None else self.beyond).append(tensor.name)
         return other
 
-    def _add_whole(
-        self,
-        tensor: TensorInfo,
-        role: Role,
-        need: Need | None,
-        layer: int | None,
-        expert: int | None,
-    ) -> None:
-        name, component, projection, is_matrix = role
+    def _add_whole(self, tensor: TensorInfo, rule: NameRule, numbers: list[int]) -> None:
+        role, need = rule.roles[0], rule.needs[0]
+        layer = None if rule.layer_at is None else numbers[rule.layer_at]
+        expert = None if rule.expert_at is None else numbers[rule.expert_at]
         shape, scale = tensor.shape, self.scales.of_weight.get(tensor.name)
-        if is_matrix is None:
-            is_matrix = len(shape) == 2
+        is_matrix = len(shape) == 2 if role.is_matrix is None else role.is_matrix
         # Towers keep counters and positions beside their weights.
-        is_weight = is_matrix or component not in _TOWERS or tensor.dtype not in DTYPE_BITS
+        is_counter = not is_matrix and role.component in _TOWERS and tensor.dtype in DTYPE_BITS
         scaled = scale is not None
-        is_read = not is_weight or self._is_readable(tensor, is_matrix=is_matrix, scaled=scaled)
+        is_read = is_counter or self._is_readable(tensor, is_matrix=is_matrix, scaled=scaled)
         if need is not None:
-            # Codes have shapes of their own.
-            block = _block_of(tensor, component, layer)
+            # An MTP block needs what one like it does. Codes have shapes of their own.
+            block = numbers[0] if role.component == "mtp" else layer
             self.presence.add(need, block, tensor.name, shape if is_read else None)
         elif 0 in shape or (len(shape) != 2 if is_matrix else not shape):
-            self._wrong_shape(tensor, f"{'[out, in] of' if is_matrix else 'that of a'} {name}")
-        place = (component, projection, layer, expert)
-        self.tensors.append(ModelTensor(tensor, name, *place, shape, is_matrix, scale))
+            self._wrong_shape(tensor, f"{'[out, in] of' if is_matrix else 'that of a'} {role.name}")
+        place = (role.component, role.projection, layer, expert)
+        self.tensors.append(ModelTensor(tensor, role.name, *place, shape, is_matrix, scale))
 
     def _add_fused(
-        self, tensor: TensorInfo, rule: NameRule, fusion: Fusion, layer: int | None
+        self, tensor: TensorInfo, rule: NameRule, fusion: Fusion, numbers: list[int]
     ) -> None:
         """Every expert's matrices, expert by expert, of a tensor that holds all of them."""
         axes = ["experts", *(("in", "out") if fusion.transposed else ("out", "in"))]
@@ -199,10 +195,12 @@ class _Reading:
         parts: list[Operation] = [Slice(part * size, size) for part in range(n_parts)]
         if fusion.interleaved:
             parts = [Alternate(part, n_parts) for part in range(n_parts)]
+        layer = None if rule.layer_at is None else numbers[rule.layer_at]
         for need, role in zip(rule.needs, rule.roles, strict=True):
             if need is not None:
+                block = numbers[0] if role.component == "mtp" else layer
                 name = f"{tensor.name} ({need.slot} of each expert)"
-                self.presence.add(need, _block_of(tensor, role.component, layer), name, shape)
+                self.presence.add(need, block, name, shape)
         turned = (Transposed(),) if fusion.transposed else ()
         self.tensors += (
             ModelTensor(
@@ -225,46 +223,42 @@ class _Reading:
             return True
         # Without scales it is reported where those are looked up.
         if scaled or tensor.dtype != FP8:
-            readable = _READABLE[is_matrix]
-            self.unreadable.setdefault((tensor.dtype, readable), []).append(tensor.name)
+            self.unreadable[tensor.dtype, _READABLE[is_matrix]].append(tensor.name)
         return False
 
     def findings(self) -> Iterator[Diagnostic]:
-        """What is wrong with names, shapes and scales."""
-        yield from self._findings_of_names()
-        yield from self.scales.findings
-        if self.has_experts and not self.facts.n_experts:
-            keys = " or ".join(self.facts.table.experts)
-            why = ", which says how many experts there are"
-            yield diagnostic("missing-config-key", model=self.facts.model_id, key=keys, why=why)
-            return
-        yield from self.wrong
-        # Shapes are compared with a config that is right by itself.
-        if not any(finding.code == "bad-config-value" for finding in self.wrong):
-            yield from self.presence.shape_findings()
-        # A checkpoint of another quantizer has hundreds of them, all for the same reason.
-        for (dtype, readable), names in self.unreadable.items():
-            shown = first_few(names, 1)
-            yield diagnostic("unreadable-dtype", name=shown, dtype=dtype, readable=readable)
-
-    def _findings_of_names(self) -> Iterator[Diagnostic]:
+        """What is wrong with names, shapes, scales and the config."""
+        facts = self.facts
         # Names are reported together: one missing table row explains a thousand of them.
         if self.unknown:
             quantized = any(name.endswith(_QUANTIZED_ENDINGS) for name in self.unknown)
+            note = "some of these names belong to an already quantized checkpoint"
             yield diagnostic(
                 "tensor-without-role",
-                notes=[_ALREADY_QUANTIZED] if quantized else [],
-                family=self.facts.table.family,
+                notes=[note] if quantized else [],
+                family=facts.table.family,
                 tensors=counted(len(self.unknown), "tensor"),
                 names=first_few(sorted(self.unknown)),
             )
         if self.beyond:
-            yield diagnostic(
-                "layer-beyond-config",
-                tensors=counted(len(self.beyond), "tensor"),
-                names=first_few(sorted(self.beyond)),
-                n_layers=self.facts.n_layers,
-            )
+            count, names = counted(len(self.beyond), "tensor"), first_few(sorted(self.beyond))
+            n_layers = facts.n_layers
+            yield diagnostic("layer-beyond-config", tensors=count, names=names, n_layers=n_layers)
+        yield from self.scales.findings
+        if self.has_experts and not facts.n_experts:
+            key = " or ".join(facts.table.experts)
+            why = ", which says how many experts there are"
+            yield diagnostic("missing-config-key", model=facts.model_id, key=key, why=why)
+            return
+        wrong = [*self.wrong, *config_findings(facts)]
+        yield from wrong
+        # Shapes are compared with a config that is right by itself.
+        if not any(finding.code == "bad-config-value" for finding in wrong):
+            yield from self.presence.shape_findings()
+        # A checkpoint of another quantizer has hundreds of them, all for the same reason.
+        for (dtype, readable), names_alike in self.unreadable.items():
+            name = first_few(names_alike, 1)
+            yield diagnostic("unreadable-dtype", name=name, dtype=dtype, readable=readable)
 
     def model(self) -> Model:
         """What was read, as a value."""
@@ -277,8 +271,3 @@ class _Reading:
         roles = {*facts.table.roles, *(tensor.role for tensor in tensors)}
         facts = replace(facts, table=replace(facts.table, roles=tuple(sorted(roles))))
         return Model(facts.model_id, facts, tied, tensors, (*self.ignored, *orphans))
-
-
-def _block_of(tensor: TensorInfo, component: str | None, layer: int | None) -> int | None:
-    """The layer in which a tensor is needed; an MTP block needs what one like it does."""
-    return numbered_key(tensor.name)[1][0] if component == "mtp" else layer

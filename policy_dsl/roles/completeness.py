@@ -6,24 +6,22 @@ ConfigFacts: what a family needs ── tensors ──> Presence ──> finding
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.quantities import first_few
+from policy_dsl.roles.architecture import Need, numbered_key
 from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.model import Model, ModelTensor
-from policy_dsl.roles.name_rules import Need, numbered_key
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 
-_MOST_EXAMPLES = 3
 # Layers of the language model; None is what is outside of its blocks.
 _Layers = tuple[int | None, ...]
 # What the config says, and the layers that it says it of -> what they lack or have.
 _Because = dict[tuple[str, _Layers], list[str]]
-_Place = tuple[int | None, str]
 
 
 class Misfit(NamedTuple):
@@ -33,11 +31,6 @@ class Misfit(NamedTuple):
     layer: int | None
     name: str
     shape: tuple[int, ...]
-
-    def held(self, size: str) -> int | None:
-        """What the tensor has where its need has a size; None if it has other axes."""
-        same_axes = len(self.shape) == len(self.need.shape)
-        return self.shape[self.need.shape.index(size)] if same_axes else None
 
 
 @dataclass
@@ -64,52 +57,51 @@ class Presence:
     def shape_findings(self) -> Iterator[Diagnostic]:
         """Shapes that the config does not mean: a finding for each size that differs."""
         groups: dict[str, list[Misfit]] = defaultdict(list)
-        for misfit in self.misfits:
+        for one in self.misfits:
             # What the config denies is reported as that, of whatever shape it is.
-            if misfit.need.optional or self.facts.holds(misfit.need, misfit.layer):
-                groups[self._differing(misfit)].append(misfit)
+            if not one.need.optional and not self.facts.holds(one.need, one.layer):
+                continue
+            # The first size that differs or is unknown; of other axes altogether, the slot.
+            differing = one.need.slot
+            if len(one.shape) == len(one.need.shape):
+                axes = zip(one.need.shape, one.shape, strict=True)
+                differing = next(size for size, n in axes if self.facts.computed(size) != n)
+            groups[differing].append(one)
         # Of these sizes the config is right.
         right = {size for need in self.fitting for size in need.shape}
         for size, alike in groups.items():
-            by_config = None if size in right else self._config_finding(size, alike)
-            yield by_config or self._shape_finding(alike)
+            first = next((one for one in alike if one.need.slot == "embed"), alike[0])
+            by_config = None if size in right else self._config_finding(size, first, alike)
+            yield by_config or self._shape_finding(first, alike)
 
-    def _differing(self, misfit: Misfit) -> str:
-        """The first size that differs or is unknown; of other axes altogether, the slot."""
-        if len(misfit.shape) != len(misfit.need.shape):
-            return misfit.need.slot
-        axes = zip(misfit.need.shape, misfit.shape, strict=True)
-        return next(size for size, held in axes if self.facts.computed(size) != held)
-
-    def _config_finding(self, size: str, alike: list[Misfit]) -> Diagnostic | None:
+    def _config_finding(self, size: str, first: Misfit, alike: list[Misfit]) -> Diagnostic | None:
         """That the config is wrong: all tensors with this size have the same other one."""
-        held = {misfit.held(size) for misfit in alike}
-        if len(held) != 1 or None in held:
+        same_axes = all(len(one.shape) == len(one.need.shape) for one in alike)
+        held = {one.shape[one.need.shape.index(size)] for one in alike} if same_axes else set()
+        if len(held) != 1:
             return None
-        first, facts = alike[0], self.facts
-        absent, value = self.facts.absent_keys(size), facts.computed(size)
+        facts = self.facts
+        absent, value = facts.absent_keys(size), facts.computed(size)
         if absent:
             without = "" if value is None else f"; without it, {size} is {value}"
-            why = f", on which the shape of {first.need.shown} depends{without}"
+            why = f", on which the shape of {alike[0].need.shown} depends{without}"
             key = " or ".join(absent)
             return diagnostic("missing-config-key", model=facts.model_id, key=key, why=why)
         is_null = facts.is_given(size) and facts.given(size) is None
         # The embedding is what readers start from, and experts are counted by themselves.
-        is_sure = size == facts.table.experts_key or _embed(alike) is not None
+        is_sure = size == facts.table.experts_key or first.need.slot == "embed"
         if is_sure and not is_null:
             return None
-        reason = f"it is {held.pop()} in {first_few([misfit.name for misfit in alike], 1)}"
+        reason = f"it is {held.pop()} in {first_few([one.name for one in alike], 1)}"
         return facts.bad_value(size, None if is_null else value, reason)
 
-    def _shape_finding(self, alike: list[Misfit]) -> Diagnostic:
-        first = _embed(alike) or alike[0]
+    def _shape_finding(self, first: Misfit, alike: list[Misfit]) -> Diagnostic:
         sizes = ((size, self.facts.computed(size)) for size in first.need.shape)
         axes = ", ".join(size if size.isdecimal() else f"{size} = {n}" for size, n in sizes)
-        wanted = f"[{axes}] as the config says"
-        shape = list(first.shape)
+        wanted, shape = f"[{axes}] as the config says", list(first.shape)
         finding = diagnostic("wrong-shape", name=first.name, shape=shape, wanted=wanted)
-        names = dict.fromkeys([first.name, *(misfit.name for misfit in alike)])
-        return replace(finding, count=len(names), examples=tuple(names)[:_MOST_EXAMPLES])
+        names = dict.fromkeys([first.name, *(one.name for one in alike)])
+        return replace(finding, count=len(names), examples=tuple(names)[:3])
 
     def absences(self, layers: Sequence[int]) -> Iterator[Diagnostic]:
         """What the config means and these layers lack, or have though the config denies it."""
@@ -123,9 +115,14 @@ class Presence:
         by_place: dict[_Layers, dict[str, list[str]]] = defaultdict(dict)
         for (reason, where), shown in lacking.items():
             by_place[where][reason] = shown
-        for where, shown_by_reason in by_place.items():
-            what, why = _with_reasons(shown_by_reason)
-            yield diagnostic("missing-tensor", model=model, what=what, why=_where(where) + why)
+        for where, by_reason in by_place.items():
+            # What needs no reason is first; each of several reasons is said beside its names.
+            reasons = sorted(by_reason, key=bool)
+            because = reasons[0] if len(reasons) == 1 else ""
+            named = ((name, why) for why in reasons for name in by_reason[why])
+            what = first_few(name if why == because else f"{name} ({why})" for name, why in named)
+            why = _where(where) + (f"; {because}" if because else "")
+            yield diagnostic("missing-tensor", model=model, what=what, why=why)
 
     def _unlike(self, layers: Sequence[int], *, wanted: bool) -> _Because:
         """What layers should have and have not, or the other way round."""
@@ -140,20 +137,6 @@ class Presence:
             for reason, where in reasons.items():
                 because[reason, tuple(where)].append(need.shown)
         return because
-
-
-def _embed(alike: list[Misfit]) -> Misfit | None:
-    return next((misfit for misfit in alike if misfit.need.slot == "embed"), None)
-
-
-def _with_reasons(shown: Mapping[str, list[str]]) -> tuple[str, str]:
-    """What is lacking, and why the config means it: each of several reasons by its names."""
-    if len(shown) == 1:
-        ((reason, names),) = shown.items()
-        return first_few(names), f"; {reason}" if reason else ""
-    # What needs no reason is first.
-    named = [(name, reason) for reason in sorted(shown, key=bool) for name in shown[reason]]
-    return first_few(f"{name} ({why})" if why else name for name, why in named), ""
 
 
 def _where(layers: _Layers) -> str:
@@ -173,8 +156,8 @@ def review(model: Model, presence: Presence) -> Iterator[Diagnostic]:
     seen = {at for layers in presence.seen.values() for at in layers if at is not None}
     blocks = {at for at in seen if at >= model.n_layers}
     yield from presence.absences(sorted(there | blocks))
-    places: dict[_Place, list[ModelTensor]] = defaultdict(list)
-    in_mtp: dict[_Place, list[ModelTensor]] = defaultdict(list)
+    places: dict[tuple[int | None, str], list[ModelTensor]] = defaultdict(list)
+    in_mtp: dict[tuple[int, str], list[ModelTensor]] = defaultdict(list)
     for tensor in model.tensors:
         if tensor.component == "mtp" and tensor.expert is not None:
             in_mtp[numbered_key(tensor.source.name)[1][0], tensor.role].append(tensor)
@@ -184,9 +167,14 @@ def review(model: Model, presence: Presence) -> Iterator[Diagnostic]:
     if not model.tied and (None, "lm_head") not in places:
         yield diagnostic("missing-tensor", model=model.id, what="lm_head", why="")
     for (layer, role), tensors in (*places.items(), *in_mtp.items()):
+        first: dict[int | None, ModelTensor] = {}
+        for tensor in tensors if tensors[0].component != "mtp" else ():
+            known = first.setdefault(tensor.expert, tensor)
+            if known is not tensor:
+                one, other = known.source.name, tensor.source.name
+                yield diagnostic("ambiguous-tensor", first=one, second=other, role=role)
+                break
         numbers = [tensor.expert for tensor in tensors if tensor.expert is not None]
-        if tensors[0].component != "mtp":
-            yield from _ambiguous(tensors)
         if numbers:
             yield from wrong_experts(role, layer, numbers, model.n_experts)
 
@@ -204,21 +192,8 @@ def wrong_experts(
         yield diagnostic("expert-beyond-config", role=role, layer=layer, beyond=beyond, count=count)
 
 
-def shown_first(things: Iterable[object], limit: int = 5) -> str:
-    """The first few as text; `…` if there are more, and nothing if there are none."""
+def shown_first(things: Iterable[object]) -> str:
+    """The first five as text; `…` if there are more, and nothing if there are none."""
     # A hostile config may leave millions missing; only what is shown is looked for.
-    shown = list(map(str, islice(things, limit + 1)))
-    text = ", ".join(shown[:limit])
-    return f"{text}, …" if len(shown) > limit else text
-
-
-def _ambiguous(tensors: list[ModelTensor]) -> Iterator[Diagnostic]:
-    first: dict[int | None, ModelTensor] = {}
-    for tensor in tensors:
-        known = first.setdefault(tensor.expert, tensor)
-        if known is not tensor:
-            first_name, second_name = known.source.name, tensor.source.name
-            yield diagnostic(
-                "ambiguous-tensor", first=first_name, second=second_name, role=tensor.role
-            )
-            return
+    shown = list(map(str, islice(things, 6)))
+    return ", ".join(shown[:5]) + (", …" if len(shown) > 5 else "")

@@ -14,8 +14,16 @@ from functools import cached_property
 from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
-from policy_dsl.roles.architecture import TABLES, Architecture, ConfigKey, Derived, packaged_table
-from policy_dsl.roles.name_rules import Clause, Need, clauses
+from policy_dsl.roles.architecture import (
+    TABLES,
+    Architecture,
+    Clause,
+    ConfigKey,
+    Derived,
+    Need,
+    clauses,
+    packaged_table,
+)
 
 # A config that asks for more layers or experts is not a model, and would only cost memory.
 LARGEST_COUNT = 65536

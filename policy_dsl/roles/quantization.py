@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
@@ -199,7 +200,11 @@ def find_scales(inventory: Inventory) -> Scales:
     for name in [name for name in tensors if name.endswith(suffixes)]:
         weight = _weight_name(name, tensors)
         if weight is not None and weight in tensors:
-            of_weight[weight] = _as_grid(tensors[weight], tensors[name])
+            shape, scale = tensors[weight].shape, tensors[name]
+            if len(shape) > 1 and not weight.endswith(_MXFP4_BLOCKS):
+                grid = _grid_shape(shape, scale.shape)
+                scale = scale if grid is scale.shape else scale._replace(shape=grid)
+            of_weight[weight] = scale
         elif weight is not None:
             orphans.append(tensors[name])
     consumed = frozenset(scale.name for scale in (*of_weight.values(), *orphans))
@@ -221,16 +226,15 @@ def _weight_name(name: str, tensors: Mapping[str, TensorInfo]) -> str | None:
     return blocks if blocks in tensors else None
 
 
-def _as_grid(weight: TensorInfo, scale: TensorInfo) -> TensorInfo:
-    """The scale with the shape of a grid: one for a matrix is [1, 1], one a row [out, 1].
+@lru_cache
+def _grid_shape(weight: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a scale as a grid, by those stored: one for a matrix is [1, 1], a row [out, 1].
 
     Scales that are stored in another way stay as they are.
     """
-    if len(weight.shape) < 2 or weight.name.endswith(_MXFP4_BLOCKS):
-        return scale
-    lead, rows = weight.shape[:-2], weight.shape[-2]
-    grid = {lead: (1, 1), (*lead, 1): (1, 1), (*lead, rows): (rows, 1)}.get(scale.shape)
-    return scale if grid is None else scale._replace(shape=(*lead, *grid))
+    lead, rows = weight[:-2], weight[-2]
+    grids = {lead: (*lead, 1, 1), (*lead, 1): (*lead, 1, 1), (*lead, rows): (*lead, rows, 1)}
+    return grids.get(scale, scale)
 
 
 class Blocks:
@@ -257,18 +261,18 @@ class Blocks:
         )
         self.groups = set(filter(None, map(_pair, written)))
 
-    def of(self, weight: TensorInfo, scale: TensorInfo) -> tuple[int, int] | None:
-        """The rows and columns that share a multiplier of this grid; None if not known."""
-        if len(weight.shape) < 2:
+    def of(self, weight: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, int] | None:
+        """The rows and columns that share a multiplier, by the shapes; None if not known."""
+        if len(weight) < 2:
             return None
         if self.declared is not None:
-            return self.declared if scale.shape == _grid(weight.shape, self.declared) else None
-        rows, columns = weight.shape[-2:]
+            return self.declared if scale == _grid(weight, self.declared) else None
+        rows, columns = weight[-2:]
         # In a matrix of one row, or of one block, several are the same.
         same = {
             (min(height, rows), min(width, columns))
             for height, width in {(rows, columns), (1, columns), *self.groups}
-            if scale.shape == _grid(weight.shape, (height, width))
+            if scale == _grid(weight, (height, width))
         }
         return same.pop() if len(same) == 1 else None
 
@@ -292,6 +296,7 @@ def _scale_findings(
     inventory: Inventory, of_weight: Mapping[str, TensorInfo]
 ) -> Iterator[Diagnostic]:
     tensors, blocks = inventory.tensors, Blocks(inventory.config)
+    block_of = cache(blocks.of)
     bare = [name for name in tensors if name not in of_weight]
     # What ends in `_scale` and has no scales scales the codes of another format.
     fp8 = [one for one in bare if tensors[one].dtype == FP8 and not one.endswith(_PLAIN_SUFFIX)]
@@ -310,7 +315,7 @@ def _scale_findings(
             *grid, nbytes = weight.shape or (0,)
             if nbytes != 16 or scale.shape != tuple(grid):
                 yield _wrong_grid(weight, scale, tuple(grid))
-        elif blocks.of(weight, scale) is None:
+        elif block_of(weight.shape, scale.shape) is None:
             odd.append((weight, scale))
     if blocks.declared or blocks.groups:
         yield from (_wrong_grid(*pair, _grid(pair[0].shape, blocks.declared)) for pair in odd)

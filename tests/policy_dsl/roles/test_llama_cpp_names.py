@@ -6,7 +6,7 @@ import gguf
 import pytest
 
 from policy_dsl.roles.architecture import architecture
-from policy_dsl.roles.published_names import llama_cpp_names
+from policy_dsl.roles.model import llama_cpp_names
 
 # family -> what its converter calls the architecture
 ARCHITECTURES = {
