@@ -15,17 +15,11 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.quantities import counted, first_few
 from policy_dsl.reader_config import reader_kind
-from policy_dsl.roles.architecture import (
-    NameRule,
-    Need,
-    architecture,
-    model_types,
-    numbered_key,
-    outside,
-)
+from policy_dsl.roles.architecture import NameRule, Need, architecture, model_types
+from policy_dsl.roles.classify import outside
 from policy_dsl.roles.completeness import Presence, shown_first, wrong_experts
 from policy_dsl.roles.config_facts import TIED, ConfigFacts, config_findings, read_config
-from policy_dsl.roles.model import Model, ModelTensor
+from policy_dsl.roles.model import Model, ModelTensor, numbered_key
 from policy_dsl.treatments import Coded
 from policy_dsl.vocabulary import SINGLE_ROLES
 

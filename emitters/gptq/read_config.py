@@ -26,7 +26,7 @@ from policy_dsl.formats import (
     Tensors,
     UnreadError,
 )
-from policy_dsl.roles.architecture import expert_keys
+from policy_dsl.roles.architecture import architecture, families
 from policy_dsl.roles.config_facts import written_value
 from policy_dsl.treatments import WHOLE_ROW, Coded, Unread
 
@@ -252,7 +252,8 @@ def defects(
     for file in reversed(SIDECARS.values()):
         if file in files:
             yield from _copy_defects(files, file, _described(config))
-    count = next(filter(None, (written_value(config, key) for key in expert_keys())), None)
+    keys = (key for family in families() for key in architecture(family).experts)
+    count = next(filter(None, (written_value(config, key) for key in keys)), None)
     if count is not None:
         yield from uneven_experts(claims, count)
     for name, tensor in tensors.items():

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,6 @@ _READ = ("include", "top", "block", "ignored", "needs", "config", "aliases")
 # Single roles that are linear weights; the others are never quantized as matrices.
 _MATRIX_ROLES = frozenset({"router", "shared_expert_gate", "embed", "lm_head"})
 _MODEL = "{model}"
-_BLOCK = "{model}.layers.{layer}."
 _NUMBERS = ("{layer}", "{expert}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _CLAUSE = re.compile(r"(not )?(?:layer (in|from|every|at) )?(\w+)(?: (is) (\w+))?")
@@ -69,11 +69,10 @@ class Role(NamedTuple):
     is_matrix: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class Fusion:
+class Fusion(NamedTuple):
     """How one source tensor holds matrices of every expert, along its first axis.
 
-    interleaved: rows of the projections take turns, else they are blocks one after the other.
+    interleaved: rows of the projections take turns, instead of one projection after the other.
     transposed: stored [experts, in, out]. mxfp4: stored as blocks beside scales.
     """
 
@@ -98,12 +97,11 @@ class NameRule:
     needs: tuple[Need | None, ...] = (None,)
 
 
-@dataclass(frozen=True, slots=True)
-class Derived:
+class Derived(NamedTuple):
     """A default that other keys decide: `form` says how, from the keys and words of `fields`.
 
-    expression: numbers and keys, multiplied and divided. every, first: a list with a word for
-    each layer, `is` or `else`. period: after how many entries of a list the word `of` returns.
+    expression: numbers and keys multiplied and divided. every, first: a list with a word a layer,
+    `is` or `else`. period: after how many entries of a list the word `of` returns.
     """
 
     form: str
@@ -186,9 +184,9 @@ class Architecture:
 
     def refusal(self, target: str) -> str | None:
         """Why a format cannot take the family, or None if it can."""
-        unknown = {"refused": f"the table of {self.family} does not name it"}
-        refused: str | None = self.targets.get(target, unknown).get("refused")
-        return refused
+        if target not in self.targets:
+            return f"the table of {self.family} does not name it"
+        return self.targets[target].get("refused")
 
     def facts(self, target: str) -> Mapping[str, Any]:
         """What a format has to know of the family; empty if its table does not name it."""
@@ -205,13 +203,6 @@ def families() -> tuple[str, ...]:
 def model_types() -> Mapping[str, str]:
     """The `model_type` of a config -> its family."""
     return {each: family for family in families() for each in _table(family)["model_types"]}
-
-
-@cache
-def expert_keys() -> tuple[str, ...]:
-    """The names under which configs of any family may say how many experts a layer has."""
-    keys = (key for family in families() for key in architecture(family).experts)
-    return tuple(dict.fromkeys(keys))
 
 
 def families_of(target: str) -> Mapping[str, str | None]:
@@ -250,8 +241,7 @@ def architecture(family: str) -> Architecture:
 
 @cache
 def packaged_table(path: Path) -> dict[str, Any]:
-    """What a YAML file of ours says."""
-    # libyaml reads all tables in 2 ms, pure Python in 12.
+    """What a YAML file of ours says. libyaml reads all tables in 2 ms, pure Python in 12."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     table: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     return table
@@ -307,10 +297,10 @@ def _default(written: Any) -> Any:
         return written
     if "value" in written:
         return written["value"]
-    form = next((form for form in ("every", "first", "period") if form in written), None)
-    if form is None:
-        raise ValueError(f"a default cannot be {written}")
-    return Derived(form, written)
+    for form in ("every", "first", "period"):
+        if form in written:
+            return Derived(form, written)
+    raise ValueError(f"a default cannot be {written}")
 
 
 def role_of(text: str) -> Role:
@@ -322,8 +312,8 @@ def role_of(text: str) -> Role:
     single = last in SINGLE_ROLES
     if not last or (not single and component not in COMPONENTS):
         raise ValueError(f"{text} is not a role: neither a single role nor in a component")
-    projection = None if single else last
-    return Role(text, component or None, projection, not single or last in _MATRIX_ROLES)
+    is_matrix = not single or last in _MATRIX_ROLES
+    return Role(text, component or None, None if single else last, is_matrix)
 
 
 def _name_rules(table: Mapping[str, Any]) -> dict[str, NameRule]:
@@ -332,11 +322,11 @@ def _name_rules(table: Mapping[str, Any]) -> dict[str, NameRule]:
     Raises: ValueError if entries mean the same name, or nothing.
     """
     rules: dict[str, NameRule] = {}
-    for pattern, rule in (*_named(table), *_ignored(table)):
+    for pattern, rule in _patterns(table):
+        numbers = [part for part in pattern.split(".") if part in _NUMBERS]
+        at = {part: numbers.index(part) for part in numbers}
         for model in table["models"] if _MODEL in pattern else [""]:
             name = pattern.replace(_MODEL, model)
-            numbers = [part for part in name.split(".") if part in _NUMBERS]
-            at = {part: numbers.index(part) for part in numbers}
             key = name.replace("{layer}", "#").replace("{expert}", "#")
             # A literal number would be taken out of the names that are looked up.
             if "{" in key or any(part.isdecimal() for part in key.split(".")):
@@ -348,16 +338,16 @@ def _name_rules(table: Mapping[str, Any]) -> dict[str, NameRule]:
     return rules
 
 
-def _named(table: Mapping[str, Any]) -> Iterator[tuple[str, NameRule]]:
-    """The names that have roles."""
-    meant = [
-        (prefix, below, *_meaning(meaning, met))
-        for place, prefix in (("top", ""), ("block", _BLOCK))
+def _patterns(table: Mapping[str, Any]) -> Iterator[tuple[str, NameRule]]:
+    """The names that have roles, and those that are ignored; models and numbers in braces."""
+    rules = [
+        (prefix, below, _rule(meaning, met))
+        for place, prefix in (("top", ""), ("block", "{model}.layers.{layer}."))
         for pattern, meaning in table[place].items()
         for below, met in _spelled(pattern)
     ]
-    slots = {below: bool(prefix) for prefix, below, *_ in meant}
-    slots |= {role.name: bool(prefix) for prefix, _, roles, _ in meant for role in roles}
+    slots = {below: bool(prefix) for prefix, below, _ in rules}
+    slots |= {role.name: bool(prefix) for prefix, _, rule in rules for role in rule.roles}
     needs = {}
     for pattern, entry in table.get("needs", {}).items():
         given = entry if isinstance(entry, Mapping) else {"shape": entry}
@@ -367,33 +357,29 @@ def _named(table: Mapping[str, Any]) -> Iterator[tuple[str, NameRule]]:
             if slot not in slots:
                 raise ValueError(f"needs: {slot} is neither a role nor a name")
             needs[slot] = Need(slot, slots[slot], **fields)
-    for prefix, below, roles, fusion in meant:
-        own = tuple(needs.get(role.name, needs.get(below)) for role in roles)
-        yield prefix + below, NameRule(roles, fusion=fusion, needs=own)
-
-
-def _ignored(table: Mapping[str, Any]) -> Iterator[tuple[str, NameRule]]:
+    for prefix, below, rule in rules:
+        own = tuple(needs.get(role.name, needs.get(below)) for role in rule.roles)
+        yield prefix + below, replace(rule, needs=own)
     for pattern, reason in table.get("ignored", {}).items():
         for name, _ in _spelled(pattern):
             yield name, NameRule((), reason=reason, needs=())
 
 
-def _meaning(meaning: str | Mapping[str, Any], met: str) -> tuple[tuple[Role, ...], Fusion | None]:
+def _rule(meaning: str | Mapping[str, Any], met: str) -> NameRule:
     if isinstance(meaning, str):
-        return (role_of(meaning.replace("*", met)),), None
+        return NameRule((role_of(meaning.replace("*", met)),))
     options = dict(meaning)
     projections = options.pop("experts")
-    return tuple(role_of(f"experts.{word}") for word in projections), Fusion(**options)
+    roles = tuple(role_of(f"experts.{word}") for word in projections)
+    return NameRule(roles, fusion=Fusion(**options))
 
 
-def _spelled(pattern: str, met: str = "") -> Iterator[tuple[str, str]]:
+def _spelled(pattern: str) -> Iterator[tuple[str, str]]:
     """Every name that a pattern with `{a,b}` means, and the last choice met."""
-    choice = _CHOICE.search(pattern)
-    if choice is None:
-        yield pattern, met
-        return
-    for word in choice[1].split(","):
-        yield from _spelled(pattern[: choice.start()] + word + pattern[choice.end() :], word)
+    # Every second part is a choice.
+    parts = enumerate(_CHOICE.split(pattern))
+    for words in product(*(part.split(",") if at % 2 else [part] for at, part in parts)):
+        yield "".join(words), words[-2] if len(words) > 1 else ""
 
 
 @cache
@@ -404,65 +390,11 @@ def clauses(text: str) -> tuple[Clause, ...]:
     `layer in key`, `layer from key`: it is listed, or not before it. `layer every key`,
     `layer at key`: each key-th one, counted from 1 or from 0. Raises: ValueError.
     """
-    parts = []
+    parsed = []
     for part in filter(None, text.split(" and ")):
         matched = _CLAUSE.fullmatch(part.strip())
         if matched is None:
             raise ValueError(f"not a condition: {part}")
-        negated, of_layer, key, is_word, word = matched.groups()
-        parts.append(Clause(bool(negated), of_layer or is_word or "", key, word or ""))
-    return tuple(parts)
-
-
-def numbered_key(name: str) -> tuple[str, list[int]]:
-    """The name with `#` for each whole number between dots, and the numbers."""
-    parts = name.split(".")
-    numbers = []
-    for i, part in enumerate(parts):
-        # 01 is another name than 1, and a number of many digits is not a layer.
-        if part.isdecimal() and len(part) < 8 and (part[0] != "0" or part == "0"):
-            numbers.append(int(part))
-            parts[i] = "#"
-    return ".".join(parts), numbers
-
-
-def outside(table: Architecture, key: str, *, beyond: bool) -> NameRule | None:
-    """The rule of a name that the table does not spell: vision towers and MTP blocks.
-
-    key: the name with `#` for numbers. beyond: its first number is that of an MTP block which
-    follows the last layer.
-    """
-    components = (part for prefix, part in table.elsewhere.items() if key.startswith(prefix))
-    elsewhere = next(components, None)
-    blocks = tuple(f"{model}.layers.#." for model in table.models)
-    if elsewhere is None and not (beyond and key.startswith(blocks)):
-        return None
-    component = elsewhere or "mtp"
-    # MTP blocks are built like the model's own. Releases differ in what they are called: behind
-    # the block's number they are alike.
-    rest = key.partition(".#.")[2]
-    alike = table.names.get(f"{table.models[0]}.layers.#.{rest}")
-    if component != "mtp" or alike is None:
-        return _by_last_word(table, key, component)
-    roles = tuple(role_of(f"mtp.{role.name.rpartition('.')[2]}") for role in alike.roles)
-    # Which kind of block is elsewhere, no config says.
-    needs = (None,) * len(roles) if elsewhere else alike.needs
-    return replace(alike, roles=roles, needs=needs, layer_at=None)
-
-
-def _by_last_word(table: Architecture, key: str, component: str) -> NameRule | None:
-    """The role that the name's last word gives it: no table spells all vision towers."""
-    named = key.replace(".#", "")
-    path = named.removesuffix(".weight")
-    word = path.rpartition(".")[2]
-    if "norm" in word or word.startswith("ln"):
-        word = "norm"
-    elif component == "mtp":
-        word = table.aliases.get(word, (word,))[0]
-    if not word:
-        return None
-    role = role_of(f"{component}.{word}")
-    # Embeddings of positions have two axes too, but are not linear layers.
-    is_table = component != "mtp" and "embed" in (role.projection or "")
-    may_be_linear = role.is_matrix and path != named and not is_table
-    return NameRule((role._replace(is_matrix=None if may_be_linear else False),))
+        negated, of_layer, key, is_word, word = matched.groups("")
+        parsed.append(Clause(bool(negated), of_layer or is_word, key, word))
+    return tuple(parsed)

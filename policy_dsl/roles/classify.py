@@ -20,12 +20,11 @@ from policy_dsl.roles.architecture import (
     architecture,
     families,
     model_types,
-    numbered_key,
-    outside,
+    role_of,
 )
 from policy_dsl.roles.completeness import Presence, review
 from policy_dsl.roles.config_facts import TIED, ConfigFacts, config_findings, read_config
-from policy_dsl.roles.model import Model, ModelTensor
+from policy_dsl.roles.model import Model, ModelTensor, numbered_key
 from policy_dsl.roles.quantization import FP8, Scales, find_scales
 from policy_dsl.views import Alternate, Expert, Operation, Slice, Transposed
 
@@ -109,6 +108,48 @@ def architecture_of(inventory: Inventory) -> Architecture:
             model_type=model_type,
         )
     return architecture(family)
+
+
+def outside(table: Architecture, key: str, *, beyond: bool) -> NameRule | None:
+    """The rule of a name that the table does not spell: vision towers and MTP blocks.
+
+    key: the name with `#` for numbers. beyond: its first number is that of an MTP block which
+    follows the last layer.
+    """
+    components = (part for prefix, part in table.elsewhere.items() if key.startswith(prefix))
+    elsewhere = next(components, None)
+    blocks = tuple(f"{model}.layers.#." for model in table.models)
+    if elsewhere is None and not (beyond and key.startswith(blocks)):
+        return None
+    component = elsewhere or "mtp"
+    # MTP blocks are built like the model's own. Releases differ in what they are called: behind
+    # the block's number they are alike.
+    rest = key.partition(".#.")[2]
+    alike = table.names.get(f"{table.models[0]}.layers.#.{rest}")
+    if component != "mtp" or alike is None:
+        return _by_last_word(table, key, component)
+    roles = tuple(role_of(f"mtp.{role.name.rpartition('.')[2]}") for role in alike.roles)
+    # Which kind of block is elsewhere, no config says.
+    needs = (None,) * len(roles) if elsewhere else alike.needs
+    return replace(alike, roles=roles, needs=needs, layer_at=None)
+
+
+def _by_last_word(table: Architecture, key: str, component: str) -> NameRule | None:
+    """The role that the name's last word gives it: no table spells all vision towers."""
+    named = key.replace(".#", "")
+    path = named.removesuffix(".weight")
+    word = path.rpartition(".")[2]
+    if "norm" in word or word.startswith("ln"):
+        word = "norm"
+    elif component == "mtp":
+        word = table.aliases.get(word, (word,))[0]
+    if not word:
+        return None
+    role = role_of(f"{component}.{word}")
+    # Embeddings of positions have two axes too, but are not linear layers.
+    is_table = component != "mtp" and "embed" in (role.projection or "")
+    may_be_linear = role.is_matrix and path != named and not is_table
+    return NameRule((role._replace(is_matrix=None if may_be_linear else False),))
 
 
 class _Reading:

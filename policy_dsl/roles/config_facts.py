@@ -9,8 +9,10 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import getitem
 from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
@@ -69,6 +71,20 @@ class ConfigFacts:
             self._known[key] = self._computed(self._entry(key))
         return self._known[key]
 
+    def _computed(self, entry: ConfigKey) -> Any:
+        value = self.given(entry.name)
+        if entry.kind == "mapping" and isinstance(value, Mapping):
+            # Without the entries that are keys of their own; None if it means nothing.
+            is_void = any(value.get(key) == word for key, word in entry.unless.items())
+            rest = {key: inner for key, inner in value.items() if key not in entry.without}
+            value = None if is_void else rest or None
+        if value is not None:
+            return value
+        if entry.when_null is not None and self.is_given(entry.name):
+            return self.first(entry.when_null)
+        own = entry.by_type.get(str(self.config.get("model_type")))
+        return self.first(own or entry.defaults)
+
     def given(self, key: str) -> Any:
         """The value that is written in the config, by whatever name; None if there is none."""
         return next((value for _, value in self.written(key) if value is not None), None)
@@ -79,26 +95,16 @@ class ConfigFacts:
 
     def written(self, key: str) -> list[_Found]:
         """Each place where the config has the key, likeliest first, and the value there."""
-        return [
-            place
-            for path in self._entry(key).paths
-            for level in _levels(self.config)
-            for place in _inside(level, path)
-        ]
+        places = []
+        for path in self._entry(key).paths:
+            for level in _levels(self.config):
+                # What is on the way may be anything.
+                with suppress(KeyError, TypeError):
+                    places.append((".".join(path), reduce(getitem, path, level)))
+        return places
 
     def _entry(self, key: str) -> ConfigKey:
         return self.table.config.get(key) or ConfigKey(key, ((key,),), "size")
-
-    def _computed(self, entry: ConfigKey) -> Any:
-        value = self.given(entry.name)
-        if entry.kind == "mapping" and isinstance(value, Mapping):
-            value = _cleaned(value, entry)
-        if value is not None:
-            return value
-        if entry.when_null is not None and self.is_given(entry.name):
-            return self.first(entry.when_null)
-        own = entry.by_type.get(str(self.config.get("model_type")))
-        return self.first(own or entry.defaults)
 
     def first(self, defaults: tuple[Any, ...]) -> Any:
         """What the first of these defaults that can be computed is in this config."""
@@ -110,7 +116,13 @@ class ConfigFacts:
         if default.form == "expression":
             return self.computed(fields["text"])
         if default.form == "period":
-            return _period(self.value(fields["period"]), fields["of"])
+            words, word = self.value(fields["period"]), fields["of"]
+            if not isinstance(words, list) or word not in words:
+                return None
+            # After how many entries it returns, again and again.
+            period = words.index(word) + 1
+            regular = all((one == word) == (at % period == 0) for at, one in enumerate(words, 1))
+            return period if regular else None
         deciding, layers = fields[default.form], self.value(self.table.layers)
         number = self.value(deciding) if isinstance(deciding, str) else deciding
         if not (is_whole(number) and is_whole(layers) and layers <= LARGEST_COUNT):
@@ -131,7 +143,9 @@ class ConfigFacts:
             result: float | int = 1
             for sign, words in _WORD.findall(product):
                 values = (int(w) if w.isdecimal() else self.value(w) for w in words.split("|"))
-                operand = next(filter(_is_operand, values), None)
+                # Neither infinity nor what no float can hold.
+                numbers = (one for one in values if type(one) in (int, float))
+                operand = next((one for one in numbers if abs(one) < _LARGEST_OPERAND), None)
                 if operand is None or (sign == "/" and operand == 0):
                     return None
                 result = result / operand if sign == "/" else result * operand
@@ -172,8 +186,7 @@ class ConfigFacts:
         return tuple(absent)
 
     def _derived(self, key: str) -> list[Derived]:
-        entry = self.table.config.get(key)
-        return [one for one in entry.defaults if isinstance(one, Derived)] if entry else []
+        return [one for one in self._entry(key).defaults if isinstance(one, Derived)]
 
     def _all(self, condition: str, layer: int) -> bool:
         return all(self._is(one, layer) != one.negated for one in clauses(condition))
@@ -281,40 +294,9 @@ def _levels(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     return (config, text) if isinstance(text, Mapping) else (config,)
 
 
-def _inside(level: Mapping[str, Any], path: tuple[str, ...]) -> list[_Found]:
-    """The path as text and the value there, or nothing."""
-    value: Any = level
-    for key in path:
-        if not isinstance(value, Mapping) or key not in value:
-            return []
-        value = value[key]
-    return [(".".join(path), value)]
-
-
-def _cleaned(value: Mapping[str, Any], entry: ConfigKey) -> Mapping[str, Any] | None:
-    """A mapping without the entries that are keys of their own; None if it means nothing."""
-    if any(value.get(key) == word for key, word in entry.unless.items()):
-        return None
-    return {key: inner for key, inner in value.items() if key not in entry.without} or None
-
-
-def _period(words: Any, word: str) -> int | None:
-    """After how many entries the word returns, again and again; None if it does not."""
-    if not isinstance(words, list) or word not in words:
-        return None
-    period = words.index(word) + 1
-    regular = all((each == word) == (at % period == 0) for at, each in enumerate(words, 1))
-    return period if regular else None
-
-
 def is_whole(value: object) -> bool:
     """Whether a value is a whole number from 0; true and false are not."""
     return type(value) is int and value >= 0
-
-
-def _is_operand(value: Any) -> bool:
-    # Neither infinity nor what no float can hold.
-    return type(value) in (int, float) and abs(value) < _LARGEST_OPERAND
 
 
 def _is_number(value: Any) -> bool:
@@ -323,17 +305,17 @@ def _is_number(value: Any) -> bool:
     return type(value) is float and math.isfinite(value)
 
 
-def _is_list_of(value: Any, is_one: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(map(is_one, value))
+def _is_token(value: Any) -> bool:
+    # -1 is written for a token that there is not.
+    return type(value) is int and -1 <= value <= LARGEST_SIZE
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_token(value: Any) -> bool:
-    # -1 is written for a token that there is not.
-    return type(value) is int and -1 <= value <= LARGEST_SIZE
+def _list_of(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_one, value))
 
 
 # kind -> (whether a value is of it, what the value must be)
@@ -344,33 +326,36 @@ VALUE_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "positive": (lambda value: _is_number(value) and value > 0, "a number above 0"),
     "flag": (lambda value: type(value) is bool, "true or false"),
     "list": (lambda value: isinstance(value, list), "a list"),
-    "numbers": (lambda value: _is_list_of(value, _is_number), "a list of numbers"),
-    "texts": (lambda value: _is_list_of(value, _is_text), "a list of texts"),
+    "numbers": (_list_of(_is_number), "a list of numbers"),
+    "texts": (_list_of(_is_text), "a list of texts"),
     "mapping": (lambda value: isinstance(value, dict), "an object"),
     "text": (_is_text, "a text"),
     "tokens": (
-        lambda value: _is_token(value) or _is_list_of(value, _is_token),
+        lambda value: _is_token(value) or _list_of(_is_token)(value),
         "the number of a token, or a list of them",
     ),
     # Models of several parts have one for each.
     "dtype": (lambda value: isinstance(value, str | dict), "the name of a dtype"),
 }
-_EVERY_CONFIG = TABLES / "_every_config.yaml"
 
 
 def config_findings(facts: ConfigFacts) -> Iterator[Diagnostic]:
     """Values that sizes or readers need and that are not what they must be."""
-    text = facts.config.get("text_config")
-    inner = text if isinstance(text, Mapping) else {}
-    for kind, keys in packaged_table(_EVERY_CONFIG).items():
+    for kind, keys in packaged_table(TABLES / "_every_config.yaml").items():
         for key in keys:
-            yield from _kind_findings(facts, key, facts.config.get(key), kind)
-            yield from _kind_findings(facts, f"text_config.{key}", inner.get(key), kind)
+            for before, level in zip(("", "text_config."), _levels(facts.config), strict=False):
+                yield from _kind_findings(facts, before + key, level.get(key), kind)
     for entry in facts.table.config.values():
         written = reversed(facts.written(entry.name))
         # Of the same key at the top and in `text_config` the first counts that is not null.
         for place, value in {at: one for at, one in written if one is not None}.items():
-            yield from _key_findings(facts, place, value, entry)
+            wrong = list(_kind_findings(facts, place, value, entry.kind))
+            yield from wrong
+            for name, kind in entry.entries.items() if isinstance(value, Mapping) else ():
+                yield from _kind_findings(facts, f"{place}.{name}", value.get(name), kind)
+            # A list is of layers' numbers, or of a word for each layer.
+            if isinstance(value, list) and not wrong:
+                yield from _layer_findings(facts, place, value)
         most = facts.computed(entry.at_most) if entry.at_most else None
         value = facts.value(entry.name)
         # A limit of 0 is that of a model that uses neither.
@@ -378,17 +363,7 @@ def config_findings(facts: ConfigFacts) -> Iterator[Diagnostic]:
             yield facts.bad_value(entry.name, value, f"it must be at most {most}")
 
 
-def _key_findings(
-    facts: ConfigFacts, place: str, value: Any, entry: ConfigKey
-) -> Iterator[Diagnostic]:
-    wrong = list(_kind_findings(facts, place, value, entry.kind))
-    yield from wrong
-    if isinstance(value, Mapping):
-        for name, kind in entry.entries.items():
-            yield from _kind_findings(facts, f"{place}.{name}", value.get(name), kind)
-    # A list is of layers' numbers, or of a word for each layer.
-    if not isinstance(value, list) or wrong:
-        return
+def _layer_findings(facts: ConfigFacts, place: str, value: list[Any]) -> Iterator[Diagnostic]:
     if not value or not all(map(_is_text, value)):
         if not all(map(is_whole, value)):
             yield facts.bad_value(place, value, "its entries must be numbers of layers")

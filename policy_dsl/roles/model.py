@@ -157,3 +157,15 @@ def llama_cpp_names(role: str, layer: int | None) -> tuple[str, ...]:
     place, before = ("outside", "") if layer is None else ("block", f"blk.{layer}.")
     names = packaged_table(_LLAMA_CPP)[place].get(role, ())
     return tuple(f"{before}{name}.weight" for name in names)
+
+
+def numbered_key(name: str) -> tuple[str, list[int]]:
+    """The name with `#` for each whole number between dots, and the numbers."""
+    parts = name.split(".")
+    numbers = []
+    for i, part in enumerate(parts):
+        # 01 is another name than 1, and a number of many digits is not a layer.
+        if part.isdecimal() and len(part) < 8 and (part[0] != "0" or part == "0"):
+            numbers.append(int(part))
+            parts[i] = "#"
+    return ".".join(parts), numbers

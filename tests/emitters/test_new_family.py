@@ -56,10 +56,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.copytree(architecture.TABLES, tables)
     (tables / "novel.yaml").write_text(TABLE)
     monkeypatch.setattr(architecture, "TABLES", tables)
-    cached = (
-        *(architecture.families, architecture.model_types, architecture.architecture),
-        architecture.expert_keys,
-    )
+    cached = (architecture.families, architecture.model_types, architecture.architecture)
     for table in cached:
         table.cache_clear()
     (tmp_path / "source").mkdir()
