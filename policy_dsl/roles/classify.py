@@ -117,11 +117,11 @@ def outside(table: Architecture, key: str, *, beyond: bool) -> NameRule | None:
     follows the last layer.
     """
     components = (part for prefix, part in table.elsewhere.items() if key.startswith(prefix))
-    elsewhere = next(components, None)
     blocks = tuple(f"{model}.layers.#." for model in table.models)
-    if elsewhere is None and not (beyond and key.startswith(blocks)):
+    elsewhere = next(components, None)
+    component = elsewhere or ("mtp" if beyond and key.startswith(blocks) else None)
+    if component is None:
         return None
-    component = elsewhere or "mtp"
     # MTP blocks are built like the model's own. Releases differ in what they are called: behind
     # the block's number they are alike.
     rest = key.partition(".#.")[2]
@@ -129,9 +129,9 @@ def outside(table: Architecture, key: str, *, beyond: bool) -> NameRule | None:
     if component != "mtp" or alike is None:
         return _by_last_word(table, key, component)
     roles = tuple(role_of(f"mtp.{role.name.rpartition('.')[2]}") for role in alike.roles)
+    rule = replace(alike, roles=roles, layer_at=None)
     # Which kind of block is elsewhere, no config says.
-    needs = (None,) * len(roles) if elsewhere else alike.needs
-    return replace(alike, roles=roles, needs=needs, layer_at=None)
+    return replace(rule, needs=(None,) * len(roles)) if elsewhere else rule
 
 
 def _by_last_word(table: Architecture, key: str, component: str) -> NameRule | None:

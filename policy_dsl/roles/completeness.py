@@ -6,7 +6,7 @@ ConfigFacts: what a family needs ── tensors ──> Presence ──> finding
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple
@@ -61,18 +61,20 @@ class Presence:
             # What the config denies is reported as that, of whatever shape it is.
             if not one.need.optional and not self.facts.holds(one.need, one.layer):
                 continue
-            # The first size that differs or is unknown; of other axes altogether, the slot.
-            differing = one.need.slot
-            if len(one.shape) == len(one.need.shape):
-                axes = zip(one.need.shape, one.shape, strict=True)
-                differing = next(size for size, n in axes if self.facts.computed(size) != n)
-            groups[differing].append(one)
+            groups[self._differing(one)].append(one)
         # Of these sizes the config is right.
         right = {size for need in self.fitting for size in need.shape}
         for size, alike in groups.items():
             first = next((one for one in alike if one.need.slot == "embed"), alike[0])
             by_config = None if size in right else self._config_finding(size, first, alike)
             yield by_config or self._shape_finding(first, alike)
+
+    def _differing(self, one: Misfit) -> str:
+        """The first size that differs or is unknown; of other axes altogether, the slot."""
+        if len(one.shape) != len(one.need.shape):
+            return one.need.slot
+        axes = zip(one.need.shape, one.shape, strict=True)
+        return next(size for size, n in axes if self.facts.computed(size) != n)
 
     def _config_finding(self, size: str, first: Misfit, alike: list[Misfit]) -> Diagnostic | None:
         """That the config is wrong: all tensors with this size have the same other one."""
@@ -116,13 +118,8 @@ class Presence:
         for (reason, where), shown in lacking.items():
             by_place[where][reason] = shown
         for where, by_reason in by_place.items():
-            # What needs no reason is first; each of several reasons is said beside its names.
-            reasons = sorted(by_reason, key=bool)
-            because = reasons[0] if len(reasons) == 1 else ""
-            named = ((name, why) for why in reasons for name in by_reason[why])
-            what = first_few(name if why == because else f"{name} ({why})" for name, why in named)
-            why = _where(where) + (f"; {because}" if because else "")
-            yield diagnostic("missing-tensor", model=model, what=what, why=why)
+            what, why = _with_reasons(by_reason)
+            yield diagnostic("missing-tensor", model=model, what=what, why=_where(where) + why)
 
     def _unlike(self, layers: Sequence[int], *, wanted: bool) -> _Because:
         """What layers should have and have not, or the other way round."""
@@ -137,6 +134,16 @@ class Presence:
             for reason, where in reasons.items():
                 because[reason, tuple(where)].append(need.shown)
         return because
+
+
+def _with_reasons(shown: Mapping[str, list[str]]) -> tuple[str, str]:
+    """What is lacking, and why the config means it: each of several reasons by its names."""
+    # What needs no reason is first.
+    reasons = sorted(shown, key=bool)
+    because = reasons[0] if len(reasons) == 1 else ""
+    named = ((name, why) for why in reasons for name in shown[why])
+    what = first_few(name if why == because else f"{name} ({why})" for name, why in named)
+    return what, f"; {because}" if because else ""
 
 
 def _where(layers: _Layers) -> str:

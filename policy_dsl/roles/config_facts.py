@@ -78,8 +78,9 @@ class ConfigFacts:
             is_void = any(value.get(key) == word for key, word in entry.unless.items())
             rest = {key: inner for key, inner in value.items() if key not in entry.without}
             value = None if is_void else rest or None
-        if value is not None:
-            return value
+        return self._assumed(entry) if value is None else value
+
+    def _assumed(self, entry: ConfigKey) -> Any:
         if entry.when_null is not None and self.is_given(entry.name):
             return self.first(entry.when_null)
         own = entry.by_type.get(str(self.config.get("model_type")))
@@ -116,13 +117,7 @@ class ConfigFacts:
         if default.form == "expression":
             return self.computed(fields["text"])
         if default.form == "period":
-            words, word = self.value(fields["period"]), fields["of"]
-            if not isinstance(words, list) or word not in words:
-                return None
-            # After how many entries it returns, again and again.
-            period = words.index(word) + 1
-            regular = all((one == word) == (at % period == 0) for at, one in enumerate(words, 1))
-            return period if regular else None
+            return _period(self.value(fields["period"]), fields["of"])
         deciding, layers = fields[default.form], self.value(self.table.layers)
         number = self.value(deciding) if isinstance(deciding, str) else deciding
         if not (is_whole(number) and is_whole(layers) and layers <= LARGEST_COUNT):
@@ -143,9 +138,7 @@ class ConfigFacts:
             result: float | int = 1
             for sign, words in _WORD.findall(product):
                 values = (int(w) if w.isdecimal() else self.value(w) for w in words.split("|"))
-                # Neither infinity nor what no float can hold.
-                numbers = (one for one in values if type(one) in (int, float))
-                operand = next((one for one in numbers if abs(one) < _LARGEST_OPERAND), None)
+                operand = next(filter(_is_operand, values), None)
                 if operand is None or (sign == "/" and operand == 0):
                     return None
                 result = result / operand if sign == "/" else result * operand
@@ -294,9 +287,23 @@ def _levels(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     return (config, text) if isinstance(text, Mapping) else (config,)
 
 
+def _period(words: Any, word: str) -> int | None:
+    """After how many entries the word returns, again and again; None if it does not."""
+    if not isinstance(words, list) or word not in words:
+        return None
+    period = words.index(word) + 1
+    regular = all((one == word) == (at % period == 0) for at, one in enumerate(words, 1))
+    return period if regular else None
+
+
 def is_whole(value: object) -> bool:
     """Whether a value is a whole number from 0; true and false are not."""
     return type(value) is int and value >= 0
+
+
+def _is_operand(value: Any) -> bool:
+    # Neither infinity nor what no float can hold.
+    return type(value) in (int, float) and abs(value) < _LARGEST_OPERAND
 
 
 def _is_number(value: Any) -> bool:

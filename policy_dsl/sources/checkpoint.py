@@ -233,14 +233,8 @@ def _refuse_other(files: CheckpointFiles) -> None:
     """Raises: PolicyError if the files are known to be something else than a checkpoint's."""
     weights, place = weights_of(files), files.place
     if ADAPTER in files.sizes and all(name.startswith("adapter") for name in weights):
-        config = read_json(files, ADAPTER)
-        # PEFT and mlx-lm name the model under different keys.
-        base = config.get("base_model_name_or_path") or config.get("model")
-        what = "a LoRA adapter" if str(config.get("peft_type", "LORA")) == "LORA" else "an adapter"
-        if isinstance(base, str) and base:
-            what = f"{what} for {shown(base, 120)}"
         cure = "merge it into that model first, and give the merged checkpoint"
-        raise not_a_checkpoint(place, what, cure)
+        raise not_a_checkpoint(place, _adapter(read_json(files, ADAPTER)), cure)
     if weights or find_index(files.sizes):
         return
     if "model_index.json" in files.sizes:
@@ -250,6 +244,13 @@ def _refuse_other(files: CheckpointFiles) -> None:
     for name in (*files.sizes, *files.unread):
         if kind := kind_of(name):
             raise not_a_checkpoint(place, f"{kind} ({shown(name, 80)})", ORIGINAL)
+
+
+def _adapter(config: Mapping[str, Any]) -> str:
+    what = "a LoRA adapter" if str(config.get("peft_type", "LORA")) == "LORA" else "an adapter"
+    # PEFT and mlx-lm name the model under different keys.
+    base = config.get("base_model_name_or_path") or config.get("model")
+    return f"{what} for {shown(base, 120)}" if isinstance(base, str) and base else what
 
 
 def _tried(read: Callable[..., T], *given: Any) -> T | PolicyError:

@@ -152,12 +152,7 @@ def _refuse_outer(folder: Path) -> None:
     ids = [name for name in inner if name.startswith(_CACHED)]
     if snapshots.is_dir():
         what, verb = "the folder of a model in the hub's cache", "its snapshot is"
-        commits = [name for name in _folders(snapshots) if _COMMIT.fullmatch(name)]
-        try:
-            main = read_whole(folder / "refs" / "main", most=1000).decode("ascii").strip()
-        except (PolicyError, ValueError):
-            main = ""
-        places = [f"{snapshots}/{name}" for name in ([main] if main in commits else commits)]
+        places = [f"{snapshots}/{commit}" for commit in _commits(folder)]
     elif ids:
         what, verb = "the hub's cache", "give the name of a model in it,"
         places = [name.removeprefix(_CACHED).replace("--", "/", 1) for name in ids]
@@ -170,6 +165,16 @@ def _refuse_outer(folder: Path) -> None:
     more = f" or {len(places) - _MOST_SHOWN} more" if len(places) > _MOST_SHOWN else ""
     cure = f"{verb} {' or '.join(places[:_MOST_SHOWN])}{more}" if places else None
     raise fail("not-a-checkpoint", place=str(folder), what=what, suggestion=cure)
+
+
+def _commits(folder: Path) -> list[str]:
+    """The snapshots of a model in the hub's cache, that of the main branch alone if known."""
+    commits = [name for name in _folders(folder / "snapshots") if _COMMIT.fullmatch(name)]
+    try:
+        main = read_whole(folder / "refs" / "main", most=1000).decode("ascii").strip()
+    except (PolicyError, ValueError):
+        main = ""
+    return [main] if main in commits else commits
 
 
 def _folders(folder: Path) -> list[str]:
