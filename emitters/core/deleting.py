@@ -13,12 +13,15 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal, TypedDict
 
-from emitters.core.record import DOCUMENTS, LARGEST_RECORD
+from emitters.core.record import LARGEST_RECORD
 from emitters.tensor_io.shards import flush, writing
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.documents import Limits
+from policy_dsl.documents.saved import HashedFile
+from policy_dsl.documents.values import first_defect
 from policy_dsl.escaping import is_plain_name
 from policy_dsl.planning.record import RECORD, record_digest
 from policy_dsl.regular_files import kind_in_words, opened, read_whole
@@ -26,10 +29,16 @@ from policy_dsl.sources.side_files import SUBFOLDERS
 
 # What file browsers leave where they were.
 BROWSED = ".DS_Store"
-_MOVE = "move it away, or give another folder with -o"
 # Of the smallest files so much is hashed before they are replaced; of weights, sizes must do.
 _HASHED_NBYTES = 256 * 2**20
 _FOLDER = sum(getattr(os, name, 0) for name in ("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC"))
+
+
+class _Record(TypedDict):
+    kind: Literal["bundle"]
+    schema_version: Literal[1, 2]
+    files: Annotated[dict[str, HashedFile], Limits(least=1)]
+    digest: str
 
 
 def kind_of(path: Path) -> str | None:
@@ -112,11 +121,9 @@ def delete_unfinished(folder: Path, names: Collection[str] | None) -> None:
 
 
 def unfinished_files(folder: Path, names: Collection[str] | None = None) -> list[str]:
-    """The files in the folder of an unfinished bundle.
+    """The files in the folder of an unfinished bundle. names: that are made there, if known.
 
-    names: of the files that a build made there, if they are known.
-    Raises: PolicyError if something else is there, or what no build makes: other folders,
-    links, special files.
+    Raises: PolicyError if something else is there: other folders, links, special files.
     """
     listed: list[str] = []
     for name in names_in(folder):
@@ -142,7 +149,8 @@ def refuse_others(folder: Path, strangers: Collection[str]) -> None:
 
 
 def _not_made(folder: Path, reason: str) -> PolicyError:
-    return fail("output-not-a-bundle", path=str(folder), reason=reason, suggestion=_MOVE)
+    cure = "move it away, or give another folder with -o"
+    return fail("output-not-a-bundle", path=str(folder), reason=reason, suggestion=cure)
 
 
 def _recorded_files(folder: Path) -> dict[str, tuple[int, str]]:
@@ -156,41 +164,22 @@ def _recorded_files(folder: Path) -> dict[str, tuple[int, str]]:
         raise _not_made(folder, reason)
     try:
         document = parse_json(read_whole(folder / RECORD, most=LARGEST_RECORD, follow=False))
-        defect = _defect(document)
+        # Not the whole schema: records of earlier versions lack what later ones say.
+        defect = first_defect(document, _Record, "ignore")
+        if defect is None and document["digest"] != record_digest(document):
+            defect = "it was edited: its own digest does not fit"
     except PolicyError as error:
         raise _not_made(folder, error.diagnostics[0].message) from error
     except ValueError as error:
         raise _not_made(folder, f"its {RECORD} cannot be read: {error}") from error
     if defect is not None:
-        raise _not_made(folder, f"its {RECORD} {defect}")
-    return {name: (file["nbytes"], file["sha256"]) for name, file in document["files"].items()}
-
-
-def _defect(document: Any) -> str | None:
-    """What keeps a record from being one that a build wrote, as `… is not …`, else None.
-
-    Raises: ValueError if it has text that is not Unicode.
-    """
-    if not isinstance(document, dict) or document.get("kind") != "bundle":
-        return "is not the record of a bundle"
-    if document.get("schema_version") not in DOCUMENTS:
-        return f"is not of schema_version {' or '.join(map(str, DOCUMENTS))}"
-    # Not the whole schema: records of earlier versions lack what later ones say.
-    if document.get("digest") != record_digest(document):
-        return "was edited: its own digest does not fit"
-    files = document.get("files")
-    if not isinstance(files, dict) or not files:
-        return "names no files"
-    return next(filter(None, (_entry_defect(name, made) for name, made in files.items())), None)
-
-
-def _entry_defect(name: str, made: Any) -> str | None:
-    folder, _, file = name.rpartition("/")
-    if (folder and folder not in SUBFOLDERS) or not is_plain_name(file) or name == RECORD:
-        return f"names {name!r:.80}, which no build writes"
-    parts = (made.get("nbytes"), made.get("sha256")) if isinstance(made, dict) else ()
-    is_whole = [type(part) for part in parts] == [int, str]
-    return None if is_whole else f"does not say what {name} is"
+        raise _not_made(folder, f"its {RECORD} is not the record of a bundle: {defect}")
+    files = {name: (file["nbytes"], file["sha256"]) for name, file in document["files"].items()}
+    for name in files:
+        inner, _, file = name.rpartition("/")
+        if (inner and inner not in SUBFOLDERS) or not is_plain_name(file) or name == RECORD:
+            raise _not_made(folder, f"its {RECORD} names {name!r:.80}, which no build writes")
+    return files
 
 
 def _misfit(path: Path, nbytes: int, sha256: str | None) -> str | None:

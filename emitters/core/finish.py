@@ -31,7 +31,7 @@ def finish(plan: Plan, work: Work, progress: Progress, *, jobs: int) -> str:
 
     Raises: PolicyError if a file cannot be written or what was written is not what was planned.
     """
-    folder, source = work.folder, work.source
+    folder, source = work.folder, work.reader.source
     # Nothing is written through a link that was put here meanwhile.
     unfinished_files(folder, {BROWSED, *(file.name for file in plan.files)})
     beside = source.whole(work.format.spec.edited_files)

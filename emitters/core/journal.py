@@ -144,7 +144,7 @@ def open_journal(workspace: Workspace, plan: Plan, work: Work, *, force: bool) -
 
 def _identity(plan: Plan, work: Work) -> dict[str, Any]:
     """What must be the same for a build to be resumed."""
-    files = {name: list(facts) for name, facts in work.source.facts.items()}
+    files = {name: list(facts) for name, facts in work.reader.source.facts.items()}
     return {
         "policyc": version(),
         "source": {"digest": plan.source_digest, "files": files},
@@ -180,7 +180,8 @@ def _create_files(workspace: Workspace, plan: Plan, work: Work) -> None:
     for file in plan.tensor_files:
         path, tensors = workspace.bundle / file.name, held[file.name]
         if isinstance(files, Container):
-            header = preface(plan, work.format, work.source.whole(work.format.spec.embedded_files))
+            embedded = work.reader.source.whole(work.format.spec.embedded_files)
+            header = preface(plan, work.format, embedded)
         else:
             header = header_bytes(tensors, files.metadata)
         create_file(path, header, tensors, file.nbytes or 0)

@@ -13,7 +13,6 @@ from emitters.core.verdicts import Sums
 from emitters.core.work_units import Output, Unit
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
 from emitters.numerics.value_types import VALUE_TYPES, Array
-from emitters.tensor_io.read import Source
 from emitters.tensor_io.shards import write_at
 from emitters.tensor_io.view_rows import Cast, ViewReader, place_of
 from policy_dsl.diagnostics import Diagnostic, diagnostic
@@ -67,11 +66,6 @@ class Work:
     fp8_rule: str
     folder: Path
 
-    @property
-    def source(self) -> Source:
-        """The source."""
-        return self.reader.source
-
     def __call__(self, unit: Unit) -> Receipt:
         """Build the rows of a unit.
 
@@ -99,7 +93,9 @@ class Work:
             values = self._values(unit, "F32")
             largest = int(np.abs(values).max(axis=-1).argmax())
             count = counted(unit.view.n_rows * unit.view.width, "value")
-            facts = {"values": count, "treatment": _in_words(unit.output)}
+            stored, dtype = unit.output.treatment, unit.output.dtype
+            treatment = describe(stored) if isinstance(stored, Coded) else dtype
+            facts = {"values": count, "treatment": treatment}
             yield ValueDefectError(unit, "value-underflow", facts, _band(values, "F32", largest))
 
     def _made(self, unit: Unit) -> _Made:
@@ -225,10 +221,6 @@ def _fits(values: Array, dtype: str, *, cuts_off: bool) -> bool:
         return False
     lost = np.abs(to_float32(narrow, dtype) - values).max() / np.abs(values).max()
     return bool(lost <= _LARGEST_LOSS)
-
-
-def _in_words(output: Output) -> str:
-    return describe(output.treatment) if isinstance(output.treatment, Coded) else output.dtype
 
 
 def _band(values: Array, dtype: str, row: int) -> Array:

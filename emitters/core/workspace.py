@@ -75,13 +75,6 @@ class Workspace:
             flush(self.lock)
             self.bundle.mkdir()
 
-    def forget(self) -> None:
-        """Make the work one that is not resumed."""
-        # The error that led here is reported, not that a folder is gone.
-        with suppress(OSError, PolicyError):
-            self.journal.unlink()
-            flush(self.root)
-
     def recover(self) -> None:
         """Undo or end a `finish` that a crash cut off: its old bundle goes back, or goes.
 
@@ -191,11 +184,9 @@ class Workspace:
         try:
             yield
         except PolicyError as error:
-            reason = error.diagnostics[0].message
+            facts = {"path": str(folder), "reason": error.diagnostics[0].message}
             cure = "move away or delete what is in it"
-            place = str(folder)
-            left = diagnostic("output-left-over", suggestion=cure, path=place, reason=reason)
-            self.left.append(left)
+            self.left.append(diagnostic("output-left-over", None, suggestion=cure, **facts))
 
 
 def output_place(out: Path) -> Path:
@@ -263,7 +254,10 @@ def claimed(out: Path) -> Iterator[Workspace]:
         flush(workspace.root)
         yield workspace
     except PermanentError:
-        workspace.forget()
+        # It is not resumed; this error is reported, not that a folder is gone.
+        with suppress(OSError, PolicyError):
+            workspace.journal.unlink()
+            flush(workspace.root)
         raise
     finally:
         # Somebody may have deleted the lock: what is there now is another build's.
