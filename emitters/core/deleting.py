@@ -19,9 +19,8 @@ from emitters.core.record import LARGEST_RECORD
 from emitters.tensor_io.shards import flush, writing
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
-from policy_dsl.documents import Limits
+from policy_dsl.documents import Limits, first_defect
 from policy_dsl.documents.saved import HashedFile
-from policy_dsl.documents.values import first_defect
 from policy_dsl.escaping import is_plain_name
 from policy_dsl.planning.record import RECORD, record_digest
 from policy_dsl.regular_files import kind_in_words, opened, read_whole

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from policy_dsl import version
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail
+from policy_dsl.documents import first_defect
 from policy_dsl.documents.saved import RecordDocument, RecordDocumentV1
-from policy_dsl.documents.values import first_defect
 from policy_dsl.escaping import shown
 from policy_dsl.formats import TensorForm
 from policy_dsl.inventory import TensorInfo

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TypeVar
 
-from policy_dsl.documents.values import entry_of
+from policy_dsl.documents import entry_of
 from policy_dsl.escaping import columns, escaped, markdown
 
 # Longer than names and paths are; what is cut is whole in the JSON form.

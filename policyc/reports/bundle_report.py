@@ -10,8 +10,8 @@ from emitters.core.verdicts import Sums
 from emitters.core.verify import VerifyReport
 from emitters.core.verify_source import ModuleError
 from policy_dsl.diagnostics import count_text, render
+from policy_dsl.documents import entry_of
 from policy_dsl.documents import reports as documents
-from policy_dsl.documents.values import entry_of
 from policy_dsl.plan import Plan
 from policy_dsl.planning.outline import outline
 from policy_dsl.quantities import both_units, counted

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from policy_dsl.documents import entry_of
 from policy_dsl.documents.reports import ChangeEntry, DiffDocument, SideEntry
-from policy_dsl.documents.values import entry_of
 from policy_dsl.planning.outline import Change, Outline, PlanDiff
 from policy_dsl.quantities import both_units, layer_list, signed_bytes
 from policyc.reports import Block, Facts, Table

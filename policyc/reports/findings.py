@@ -7,9 +7,8 @@ from typing import Any
 from urllib.parse import quote
 
 from policy_dsl.diagnostics import Diagnostic, catalogue
-from policy_dsl.documents import FindingEntry
+from policy_dsl.documents import FindingEntry, entry_of
 from policy_dsl.documents.reports import FindingsDocument
-from policy_dsl.documents.values import entry_of
 
 _SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _IN_COMMANDS = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})

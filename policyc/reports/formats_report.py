@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from policy_dsl.documents import entry_of
 from policy_dsl.documents import reports as documents
-from policy_dsl.documents.values import entry_of
 from policy_dsl.formats import Format, FormatSpec, MetadataValues, SchemeSpec, Shards
 from policy_dsl.inventory import Inventory
 from policy_dsl.planning.lint import used_settings, values_text

@@ -12,9 +12,8 @@ from math import prod
 from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, render
-from policy_dsl.documents import GroupEntry, TransformEntry
+from policy_dsl.documents import GroupEntry, TransformEntry, entry_of
 from policy_dsl.documents.reports import InspectBundleDocument, InspectDocument, SourceRole
-from policy_dsl.documents.values import entry_of
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Pruning
 from policy_dsl.planning.outline import Group, Outline, groups

@@ -12,10 +12,9 @@ from typing import Any, cast
 
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail, json_text
-from policy_dsl.documents import GroupEntry
+from policy_dsl.documents import GroupEntry, entry_of, first_defect
 from policy_dsl.documents import saved as documents
 from policy_dsl.documents.saved import PlanDocument
-from policy_dsl.documents.values import entry_of, first_defect
 from policy_dsl.plan import Module, Plan, Pruning
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.outline import (

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from policy_dsl.diagnostics import render
+from policy_dsl.documents import entry_of
 from policy_dsl.documents.reports import ExplainDocument, ExplainedTensor, MatchedRule
-from policy_dsl.documents.values import entry_of
 from policy_dsl.plan import OTHERWISE, Module, Plan, PlannedFile
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.explain import Explanation

@@ -24,8 +24,7 @@ import jsonschema
 import pytest
 
 from policy_dsl import document_schemas
-from policy_dsl.documents import Limits, reports, saved
-from policy_dsl.documents.values import fields_of, first_defect
+from policy_dsl.documents import Limits, fields_of, first_defect, reports, saved
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
