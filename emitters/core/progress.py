@@ -7,6 +7,8 @@ from contextlib import suppress
 from time import monotonic
 from typing import Protocol, TextIO
 
+from policy_dsl.documents.reports import ProgressDocument
+
 
 class Progress(Protocol):
     """What a build calls, from one thread at a time: begin, advance …, end, for every stage.
@@ -75,7 +77,7 @@ class Lines:
         return f"{text}  {rate / 1e6:.0f} MB/s  {clock(left)} left" if left else text
 
     def _document(self, rate: float, left: float | None) -> str:
-        document = {
+        document: ProgressDocument = {
             "schema_version": 1,
             "kind": "progress",
             "stage": self._stage,

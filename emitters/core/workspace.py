@@ -60,7 +60,7 @@ class Workspace:
         """Delete what an earlier run left: the journal first, as it speaks of the rest.
 
         names: of the files that this build makes; without them any may be deleted later.
-        Raises: PolicyError, before anything is deleted, if files are there that no build made.
+        Raises: PolicyError, before anything is deleted, if no build made what is there.
         """
         before = self._names()
         unfinished_files(self.bundle, before)
@@ -95,8 +95,7 @@ class Workspace:
     def finish(self, *, force: bool = True) -> None:
         """Give the bundle its name; with `force` it may take the place of another bundle.
 
-        Raises: PolicyError if a rename fails, or what has the name by now is not to be
-        replaced; the bundle is then still whole here.
+        Raises: PolicyError if a rename fails or `check_contents` does; it is still whole then.
         """
         # Renames may reach the disk before contents do.
         for path in sorted(self.bundle.rglob("*")):
@@ -127,7 +126,7 @@ class Workspace:
     def ensure_own(self, *, held: bool = False) -> None:
         """Raises: PolicyError if what no build made is in the folder of unfinished work.
 
-        held: whether the lock is; the names of the files in the unfinished bundle are known then.
+        held: whether the lock is: then the names of the bundle's files are known.
         """
         ensure_kind(self.root, "a folder")
         listed = self._listed()
@@ -199,9 +198,7 @@ def output_place(out: Path) -> Path:
 def check_place(out: Path, source: Path | None, *, force: bool) -> None:
     """Raises: PolicyError if a build may not write to `out`, before a claim makes any folder.
 
-    It is in the source's folder or around it, it is something else than a folder, or as
-    `check_contents` says. Where another build is at work its renames would confuse what is
-    seen: the claim decides.
+    It overlaps the source's folder, is something else than a folder, or as `check_contents` says.
     """
     cure = "give a folder apart from the source with -o"
     # The root of a disk has no name, and nothing beside it.
@@ -216,6 +213,7 @@ def check_place(out: Path, source: Path | None, *, force: bool) -> None:
     try:
         check_contents(out, force=force)
     except PolicyError:
+        # Renames of another build that is at work confuse what is seen: the claim decides.
         if not seen and not os.path.lexists(workspace.root):
             raise
 
@@ -223,8 +221,7 @@ def check_place(out: Path, source: Path | None, *, force: bool) -> None:
 def check_contents(out: Path, *, force: bool) -> None:
     """Raises: PolicyError if there is something in `out`.
 
-    With `force` a bundle of policyc may be, as long as it is as it was built: nothing else, not
-    even files put beside it.
+    With `force` a bundle may be, as it was built: nothing else, not even files beside it.
     """
     ensure_kind(out, "a folder")
     if _is_free(out):
@@ -243,8 +240,7 @@ def claimed(out: Path) -> Iterator[Workspace]:
     """The workspace of `out`, held against other builds while the context lasts.
 
     What can be resumed stays when the context ends with an error, and nothing else.
-    Raises: PolicyError if another build holds it, it cannot be made, or is a folder of another
-    kind that only happens to have its name.
+    Raises: PolicyError if another build holds it, it cannot be made, or no build made it.
     """
     workspace = Workspace(out)
     lock = _locked(workspace)
@@ -342,15 +338,9 @@ def _overlap(source: Path, place: Path) -> bool:
     By what the system says of folders that exist: names alone miss capitals and links.
     """
     folder = Path(os.path.realpath(source))
-    within = any(_is_same(folder, one) for one in (place, *place.parents))
-    return within or any(_is_same(one, place) for one in folder.parents)
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False
+    pairs = [(folder, one) for one in (place, *place.parents)]
+    pairs += [(one, place) for one in folder.parents]
+    return any(os.path.samefile(*pair) for pair in pairs if all(map(os.path.exists, pair)))
 
 
 def _is_free(out: Path) -> bool:
