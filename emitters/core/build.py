@@ -100,12 +100,11 @@ class Threads:
                         receipt = future.result()
                         yield running.pop(future), receipt
             except BaseException as error:
-                for future in running:
-                    future.cancel()
-                wait(running)
+                workers.shutdown(cancel_futures=True)
                 for future, unit in running.items():
-                    is_wanted = not isinstance(error, GeneratorExit)
-                    if is_wanted and not future.cancelled() and future.exception() is None:
+                    if isinstance(error, GeneratorExit) or future.cancelled():
+                        continue
+                    if future.exception() is None:
                         yield unit, future.result()
                 raise
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal, TypedDict, cast
 
 from emitters.core.record import LARGEST_RECORD
 from emitters.tensor_io.shards import flush, writing
@@ -161,6 +161,15 @@ def _recorded_files(folder: Path) -> dict[str, tuple[int, str]]:
     if kind != "a file":
         reason = f"its {RECORD} is {kind}, not a file" if kind else f"it has no {RECORD}"
         raise _not_made(folder, reason)
+    files = _record(folder)["files"]
+    for name in files:
+        inner, _, file = name.rpartition("/")
+        if (inner and inner not in SUBFOLDERS) or not is_plain_name(file) or name == RECORD:
+            raise _not_made(folder, f"its {RECORD} names {name!r:.80}, which no build writes")
+    return {name: (file["nbytes"], file["sha256"]) for name, file in files.items()}
+
+
+def _record(folder: Path) -> _Record:
     try:
         document = parse_json(read_whole(folder / RECORD, most=LARGEST_RECORD, follow=False))
         # Not the whole schema: records of earlier versions lack what later ones say.
@@ -173,12 +182,7 @@ def _recorded_files(folder: Path) -> dict[str, tuple[int, str]]:
         raise _not_made(folder, f"its {RECORD} cannot be read: {error}") from error
     if defect is not None:
         raise _not_made(folder, f"its {RECORD} is not the record of a bundle: {defect}")
-    files = {name: (file["nbytes"], file["sha256"]) for name, file in document["files"].items()}
-    for name in files:
-        inner, _, file = name.rpartition("/")
-        if (inner and inner not in SUBFOLDERS) or not is_plain_name(file) or name == RECORD:
-            raise _not_made(folder, f"its {RECORD} names {name!r:.80}, which no build writes")
-    return files
+    return cast("_Record", document)
 
 
 def _misfit(path: Path, nbytes: int, sha256: str | None) -> str | None:

@@ -72,14 +72,8 @@ def open_as_planned(plan: Plan, inventory: Inventory, format: Format) -> Source:
     Raises: PolicyError if files are not what they were when it was planned. Config, index and
     the headers of all shards are read again.
     """
-    views = [view for module in plan.modules for view in module.sources]
-    files = {view.tensor.file or "" for view in views}
-    files |= {view.scale.file or "" for view in views if view.scale}
-    # Side files too: a tokenizer that changes half-way belongs to another state of the source.
-    files |= {file.name for file in plan.files if file.kind in ("copied", "edited")}
-    files |= {*format.spec.embedded_files} & {*(inventory.side_files or {})}
     root = inventory.root or Path()
-    facts = file_facts(root, files)
+    facts = file_facts(root, _files_read(plan, inventory, format))
     if inventory.root is None or inventory.container is not None:
         return Source(root, facts)
     names = {CONFIG, find_index(inventory.mtimes) or CONFIG} & inventory.mtimes.keys()
@@ -92,6 +86,14 @@ def open_as_planned(plan: Plan, inventory: Inventory, format: Format) -> Source:
             for name, reason in sorted(reasons.items())
         )
     return Source(root, facts)
+
+
+def _files_read(plan: Plan, inventory: Inventory, format: Format) -> set[str]:
+    views = [view for module in plan.modules for view in module.sources]
+    files = {tensor.file or "" for view in views for tensor in (view.tensor, view.scale) if tensor}
+    # Side files too: a tokenizer that changes half-way belongs to another state of the source.
+    files |= {file.name for file in plan.files if file.kind in ("copied", "edited")}
+    return files | ({*format.spec.embedded_files} & {*(inventory.side_files or {})})
 
 
 def _moved(inventory: Inventory, now: Mapping[str, FileFacts]) -> Iterator[tuple[str, str]]:

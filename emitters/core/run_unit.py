@@ -72,7 +72,7 @@ class Work:
         Raises: ValueDefectError if a value does not fit; PolicyError if the source cannot be
         read or holds a value that is not finite, or the output cannot be written.
         """
-        (parts, _, is_lost), output, written = self._made(unit), unit.output, 0
+        (parts, is_lost), output, written = self._made(unit), unit.output, 0
         for tensor in output.tensors:
             # What a row has beyond its source's values is its tail, or zeros.
             start, stride = tensor.rows_at(unit.at, output.n_rows)
@@ -88,7 +88,7 @@ class Work:
         for unit in lost:
             matrices.setdefault((unit.module, unit.source), unit)
         for unit in matrices.values():
-            if any(self._made(part).is_kept for part in _whole(unit)):
+            if not all(is_lost for _, is_lost in map(self._made, _whole(unit))):
                 continue
             values = self._values(unit, "F32")
             largest = int(np.abs(values).max(axis=-1).argmax())
@@ -98,8 +98,11 @@ class Work:
             facts = {"values": count, "treatment": treatment}
             yield ValueDefectError(unit, "value-underflow", facts, _band(values, "F32", largest))
 
-    def _made(self, unit: Unit) -> _Made:
-        """The parts of the rows of a unit. Raises as a call does."""
+    def _made(self, unit: Unit) -> tuple[dict[str, Array], bool]:
+        """The parts of the rows of a unit, and whether nothing is left of values that are not 0.
+
+        Raises as a call does.
+        """
         output, scale = unit.output, unit.context.scale if unit.context else None
         values = self._values(unit, output.dtype)
         scaled = values if scale is None else values * scale
@@ -111,7 +114,7 @@ class Work:
             parts = self._encoded(unit, output.treatment, scaled)
             is_kept = self._is_surely_kept(output, output.treatment, scaled)
         if is_kept:
-            return _Made(parts, True, False)
+            return parts, False
         exact = self._values(unit, "F32")
         if not isinstance(output.treatment, Coded):
             decoded = to_float32(values, output.dtype)
@@ -121,8 +124,7 @@ class Work:
             decoded = decode(held, output.dtype, output.treatment, width)
             decoded = decoded.reshape(-1, width)[: len(exact)]
             decoded = decoded if scale is None else decoded / scale
-        is_lost = Sums.of(exact, decoded).nothing_left
-        return _Made(parts, not is_lost, is_lost)
+        return parts, Sums.of(exact, decoded).nothing_left
 
     def _values(self, unit: Unit, dtype: str) -> Array:
         """[n_rows, in] finite values of the unit's rows in a value type."""
@@ -171,23 +173,11 @@ class Work:
         return relative is not None and relative < _NEAR
 
 
-class _Made(NamedTuple):
-    """The parts of a unit's rows, and what became of its values.
-
-    is_kept: a reader gets more of them than next to nothing. is_lost: it does not, and they
-    are not zeros.
-    """
-
-    parts: dict[str, Array]
-    is_kept: bool
-    is_lost: bool
-
-
 def finding_of(defect: ValueDefectError, plan: Plan, format: Format) -> Diagnostic:
     """The error: what does not fit, where the policy chose it, and what would hold it."""
     rule = plan.rule_of(plan.modules[defect.unit.module])
-    span = rule.treatment_span or rule.span if rule else None
-    span = span if rule else dict(plan.policy.key_spans).get("defaults.otherwise")
+    otherwise = dict(plan.policy.key_spans).get("defaults.otherwise")
+    span = rule.treatment_span or rule.span if rule else otherwise
     cure = None if defect.code == "unstorable-value" else _cure(defect, plan, format)
     tensor = defect.unit.view.tensor.name
     return diagnostic(defect.code, span, suggestion=cure, tensor=tensor, **defect.facts)

@@ -55,20 +55,12 @@ def prepare(plan: Plan, format: Format) -> tuple[Plan, Contexts | None]:
     Raises: PolicyError if a file of statistics cannot be read, is another model's, or is not
     what it was when the plan was made.
     """
-    # What decided the plan.
-    for file in plan.statistics:
-        if file.sha256 and file.name not in _READ_HERE:
-            path = located(file.path, file.span)
-            facts = file_facts(path.parent, [path.name])
-            if _sha256(Source(path.parent, facts), path.name) != file.sha256:
-                raise _changed(file)
+    _ensure_same(plan)
     opened = {file.name: _opened(file) for file in _to_read(plan)}
     if not opened:
         return plan, None
     statistics = Lookup(plan, opened["imatrix"])
-    used = {how.method for _, how in coded_modules(plan.modules)}
-    methods = ((name, format.methods[name].solver) for name in format.methods if name in used)
-    solvers = {name: solver() for name, solver in methods if solver}
+    solvers = _solvers(plan, format)
     contents: dict[str, bytes] = {}
     for solver in solvers.values():
         contents |= solver.contents(plan, statistics) if solver.contents else {}
@@ -76,14 +68,9 @@ def prepare(plan: Plan, format: Format) -> tuple[Plan, Contexts | None]:
     for at, module in enumerate(plan.modules):
         for source in range(len(module.sources)):
             _context(plan, solvers, statistics, at, source)
-    plan = replace(
-        plan,
-        modules=tuple(_filled(module, contents) for module in plan.modules),
-        statistics=tuple(
-            replace(file, sha256=_sha256(found.source, found.path.name)) if found else file
-            for file, found in ((file, opened.get(file.name)) for file in plan.statistics)
-        ),
-    )
+    modules = tuple(_filled(module, contents) for module in plan.modules)
+    files = tuple(_with_digest(file, opened.get(file.name)) for file in plan.statistics)
+    plan = replace(plan, modules=modules, statistics=files)
     return plan, partial(_context, plan, solvers, statistics)
 
 
@@ -137,6 +124,13 @@ class Lookup:
         return fail("bad-imatrix-entry", self._imatrix.span, path=path, suggestion=cure, **facts)
 
 
+def _solvers(plan: Plan, format: Format) -> dict[str, Solver]:
+    """Those of the methods that the plan uses."""
+    used = {how.method for _, how in coded_modules(plan.modules)}
+    methods = ((name, format.methods[name].solver) for name in format.methods if name in used)
+    return {name: solver() for name, solver in methods if solver}
+
+
 def _context(
     plan: Plan, solvers: Mapping[str, Solver], statistics: Lookup, module: int, source: int
 ) -> Context | None:
@@ -162,6 +156,20 @@ def _opened(file: StatisticsFile) -> Imatrix:
     if file.state not in (None, _facts(found)):
         raise _changed(file)
     return found
+
+
+def _ensure_same(plan: Plan) -> None:
+    """Raises: PolicyError if a file that decided the plan is another one now."""
+    for file in plan.statistics:
+        if file.sha256 and file.name not in _READ_HERE:
+            path = located(file.path, file.span)
+            facts = file_facts(path.parent, [path.name])
+            if _sha256(Source(path.parent, facts), path.name) != file.sha256:
+                raise _changed(file)
+
+
+def _with_digest(file: StatisticsFile, opened: Imatrix | None) -> StatisticsFile:
+    return replace(file, sha256=_sha256(opened.source, opened.path.name)) if opened else file
 
 
 def _changed(file: StatisticsFile) -> PolicyError:
