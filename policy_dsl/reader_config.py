@@ -106,10 +106,7 @@ class ReaderKind:
 
 @cache
 def reader_kinds(reader: str) -> Mapping[str, ReaderKind]:
-    """The kinds of a reader's table, by their names.
-
-    Raises: TypeError if a kind has a key that means nothing.
-    """
+    """The kinds of a reader's table, by their names; TypeError for a key that means nothing."""
     table = packaged_table(TABLES / f"{reader}.yaml")
     ropes, ropes_only = table.get("ropes", {}), table.get("ropes_only", {})
     return {
@@ -206,16 +203,19 @@ class _Reading:
         for key in level.keys:
             if key == self.kind.inside:
                 continue
-            seen = _seen(config, key, self.kind.also.get(key))
+            seen: Any = config.get(key)
+            if seen is None and key in self.kind.also:
+                seen = config
+                for part in self.kind.also[key].split("."):
+                    seen = seen.get(part) if isinstance(seen, Mapping) else None
             if key == _ROPE and isinstance(seen, Mapping):
                 if key in written:
                     written[key] = self._completed_rope(seen)
             elif seen is None:
                 self._add(written, key, level)
             elif (meant := self.value(key)) is not None and meant != seen:
-                self.unmet.append(
-                    f"it takes `{key}` {seen!r} from config.json, which means {meant!r}"
-                )
+                taken = f"it takes `{key}` {seen!r} from config.json"
+                self.unmet.append(f"{taken}, which means {meant!r}")
         return written
 
     def _add(self, written: dict[str, Any], key: str, level: Level) -> None:
@@ -231,8 +231,7 @@ class _Reading:
             self.unmet.append(f"it needs `{key}` in config.json, and nothing says what it is")
 
     def _assumed(self, level: Level, key: str) -> Any:
-        assumed = level.assumes.get(key)
-        return None if assumed is None else self._facts.first(assumed.defaults)
+        return self._facts.first(level.assumes[key].defaults) if key in level.assumes else None
 
     def _completed_rope(self, rope: Mapping[str, Any]) -> dict[str, Any] | None:
         """Scaled positions with the parameters that the reader would take for others."""
@@ -305,15 +304,4 @@ class _Reading:
             return None
         if not (is_whole(size) and is_whole(most)) or not 0 < size < most:
             return None
-        longer = f"texts of more than {size} tokens come out differently"
-        return f"it ignores `sliding_window`: {longer}"
-
-
-def _seen(config: Mapping[str, Any], key: str, also: str | None) -> Any:
-    """The value where the reader looks for a key: there, or at the end of another path."""
-    value: Any = config.get(key)
-    if value is None and also is not None:
-        value = config
-        for part in also.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+        return f"it ignores `sliding_window`: texts of more than {size} tokens come out differently"

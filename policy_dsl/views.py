@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 from typing import NamedTuple
 
@@ -27,10 +28,6 @@ class RowMap(NamedTuple):
     outer: Sequence[int]
     inner: Sequence[int]
     transposed: bool = False
-
-    def with_outer(self, outer: Sequence[int]) -> RowMap:
-        """The map with other rows."""
-        return self._replace(outer=outer)
 
 
 class Rectangle(NamedTuple):
@@ -58,7 +55,7 @@ class Expert:
 
     def rows(self, before: RowMap, shape: Shape) -> RowMap:
         size = len(before.outer) // shape[0]
-        return before.with_outer(before.outer[self.number * size :][:size])
+        return before._replace(outer=before.outer[self.number * size :][:size])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +70,7 @@ class Slice:
 
     def rows(self, before: RowMap, shape: Shape) -> RowMap:
         size = len(before.outer) // shape[0]
-        return before.with_outer(before.outer[self.first * size :][: self.count * size])
+        return before._replace(outer=before.outer[self.first * size :][: self.count * size])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +84,7 @@ class Alternate:
         return len(range(self.first, shape[0], self.step)), *shape[1:]
 
     def rows(self, before: RowMap, _shape: Shape) -> RowMap:
-        return before.with_outer(before.outer[self.first :: self.step])
+        return before._replace(outer=before.outer[self.first :: self.step])
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +95,6 @@ class Transposed:
         return shape[1], shape[0]
 
     def rows(self, before: RowMap, _shape: Shape) -> RowMap:
-        """Rows and columns exchanged."""
         return RowMap(before.inner, before.outer, not before.transposed)
 
 
@@ -114,12 +110,11 @@ class Picked:
         return len(self.entries), *shape[1:]
 
     def rows(self, before: RowMap, shape: Shape) -> RowMap:
-        """The rows that stay, or the one row with the values that stay."""
         if prod(shape[:-1]) == 1:
             return before._replace(inner=tuple(before.inner[at] for at in self.entries))
         size = len(before.outer) // shape[0]
         kept = (before.outer[at * size :][:size] for at in self.entries)
-        return before.with_outer(tuple(row for rows in kept for row in rows))
+        return before._replace(outer=tuple(row for rows in kept for row in rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +128,7 @@ class Values:
         return prod(shape), 1
 
     def rows(self, before: RowMap, _shape: Shape) -> RowMap:
-        """The same rows: `View.rectangles` counts the values in them."""
-        return before
+        return before  # `View.rectangles` counts the values in the same rows.
 
 
 Operation = Expert | Slice | Alternate | Transposed | Picked | Values
@@ -154,10 +148,7 @@ class View:
     @property
     def shape(self) -> Shape:
         """Its shape, logical."""
-        shape = self.tensor.shape
-        for operation in self.operations:
-            shape = operation.shape(shape)
-        return shape
+        return reduce(lambda shape, one: one.shape(shape), self.operations, self.tensor.shape)
 
     @property
     def n_rows(self) -> int:
@@ -167,8 +158,7 @@ class View:
     @property
     def width(self) -> int:
         """Values of one of its rows; 1 for a scalar."""
-        shape = self.shape
-        return shape[-1] if shape else 1
+        return prod(self.shape[-1:])
 
     @property
     def is_rows(self) -> bool:
@@ -189,26 +179,19 @@ class View:
 
     def values_read(self, count: int) -> int:
         """Values of the source that are read, at most, for `count` rows that follow each other."""
-        values = count * self.width
-        for operation in self.operations:
-            if isinstance(operation, Alternate):
-                values *= operation.step
-        return values
+        steps = (one.step for one in self.operations if isinstance(one, Alternate))
+        return count * self.width * prod(steps)
 
     def place(self, row: int, column: int) -> Shape:
         """Where in the source a value is: the index along each axis of the stored tensor."""
         ((rows, columns, transposed),) = self.rectangles(row, 1)
-        if transposed:
-            at, number = divmod(column, len(rows))
-            stored = rows[number], columns[at]
-        else:
-            at, number = divmod(column, len(columns))
-            stored = rows[at], columns[number]
-        return index_of(self.tensor.shape, *stored)
+        at, number = divmod(column, len(rows if transposed else columns))
+        row, column = (number, at) if transposed else (at, number)
+        return index_of(self.tensor.shape, rows[row], columns[column])
 
     def _map(self) -> RowMap:
         shape = self.tensor.shape
-        found = RowMap(range(prod(shape[:-1])), range(shape[-1] if shape else 1))
+        found = RowMap(range(prod(shape[:-1])), range(prod(shape[-1:])))
         for operation in self.operations:
             found = operation.rows(found, shape)
             shape = operation.shape(shape)
