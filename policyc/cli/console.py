@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import TextIOWrapper
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TextIO, TypeVar
 
@@ -159,24 +160,17 @@ def system_defect(error: OSError, path: str | None = None) -> Diagnostic:
     return diagnostic("system-refused", path=place, reason=error.strerror or str(error))
 
 
-def write(text: str) -> None:
-    """Write a result to stdout; what cannot be seen is escaped, its line feeds stay."""
-    sys.stdout.write(escaped_lines(text))
+def write(text: str, *, commands: bool = False) -> None:
+    """Write a result to stdout; what cannot be seen is escaped, its line feeds stay.
+
+    commands: the lines are commands to the runner of a workflow.
+    """
+    sys.stdout.write(escaped_lines(text, commands=commands))
 
 
 def write_findings(text: str) -> None:
     """Write rendered findings to stdout, as `write` does; coloured where a person looks."""
     sys.stdout.write(painted(escaped_lines(text), sys.stdout))
-
-
-def write_commands(text: str) -> None:
-    """Write lines that are commands to the runner of a workflow to stdout."""
-    sys.stdout.write(escaped_lines(text, commands=True))
-
-
-def write_policy(text: str) -> None:
-    """Write the text of a policy to stdout as it is: escapes would make it another one."""
-    sys.stdout.write(text)
 
 
 def write_json(document: Any) -> None:
@@ -205,7 +199,9 @@ def write_blocks(blocks: Iterable[Block], form: str) -> None:
     if form == "markdown":
         write(render_markdown(blocks))
     else:
-        write(render_text(blocks, width=stdout_width()))
+        # Output that goes into a file must not depend on the width of a window.
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        write(render_text(blocks, width=width))
 
 
 def note(text: str) -> None:
@@ -234,17 +230,8 @@ def painted(text: str, stream: TextIO) -> str:
     return _SEVERITY.sub(lambda word: f"{_COLOURS[word[0]]}{word[0]}\x1b[0m", text)
 
 
-def stdout_width() -> int | None:
-    """Columns of the terminal that shows stdout; None if it is not a terminal."""
-    # Output that goes into a file must not depend on the width of a window.
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
 def stop_if(failed: bool, code: int = FAILED) -> None:
-    """End the command with `code` if it failed.
-
-    Raises: click.exceptions.Exit.
-    """
+    """End the command with `code` if it failed, by raising click.exceptions.Exit."""
     if failed:
         raise click.exceptions.Exit(code)
 
@@ -255,10 +242,7 @@ def is_failure(findings: Sequence[Diagnostic], *, fail_on_warn: bool) -> bool:
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; a link stays a link, a device gets the text.
-
-    Raises: PolicyError (system-refused) if that cannot be done.
-    """
+    """Write a file whole, or raise a PolicyError; a link stays a link, a device gets the text."""
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             # A rename would put a file in the place of /dev/stdout.
@@ -271,26 +255,19 @@ def save_text(path: Path, text: str) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    with _opened_beside(path) as opened:
-        partial = Path(opened.name)
-        try:
-            opened.write(text)
-            opened.close()
-            if path.exists():
-                # The new file takes the place of the old one, so it keeps who may read it.
-                partial.chmod(path.stat().st_mode & 0o7777)
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
-
-
-def _opened_beside(path: Path) -> TextIO:
-    """A new file beside a path. Raises: OSError if there can be none."""
-    number = 0
-    while True:
+    for number in count():
+        partial = path.with_name(f"{path.name}.partial{number or ''}")
         # Never one that is there: it may be a link, or another program's.
         with contextlib.suppress(FileExistsError):
-            beside = path.with_name(f"{path.name}.partial{number or ''}")
-            return beside.open("x", encoding="utf-8", errors=UNENCODABLE, newline=END_OF_LINE)
-        number += 1
+            opened = partial.open("x", encoding="utf-8", errors=UNENCODABLE, newline=END_OF_LINE)
+            break
+    try:
+        with opened:
+            opened.write(text)
+        if path.exists():
+            # The new file takes the place of the old one, so it keeps who may read it.
+            partial.chmod(path.stat().st_mode & 0o7777)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

@@ -69,7 +69,8 @@ def check(request: Request, *, policies: Sequence[str], format: str, fail_on_war
         # Only what the chosen form needs is imported: `check` has to start at once.
         from policyc.reports.findings import github_line
 
-        console.write_commands("".join(github_line(finding) + "\n" for finding in findings))
+        lines = "".join(f"{github_line(finding)}\n" for finding in findings)
+        console.write(lines, commands=True)
     else:
         from policy_dsl import version
         from policyc.reports.findings import sarif
@@ -343,7 +344,8 @@ def _format_one(file: str, to: str | None, *, check: bool) -> bool:
         return changes
     # A converted text needs another file name, so it is printed, never put in place.
     if to is not None or file == STDIN or is_passed(Path(file)):
-        console.write_policy(shown)
+        # As it is: escapes would make it another policy.
+        sys.stdout.write(shown)
     elif changes:
         console.save_text(Path(file), shown)
     return changes

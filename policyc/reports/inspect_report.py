@@ -6,14 +6,14 @@ Inventory ── survey ──> Survey ── survey_blocks | survey_document
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, render
 from policy_dsl.documents import GroupEntry, TransformEntry, entry_of
-from policy_dsl.documents.reports import InspectBundleDocument, InspectDocument, SourceRole
+from policy_dsl.documents import reports as documents
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Pruning
 from policy_dsl.planning.outline import Group, Outline, groups
@@ -21,22 +21,10 @@ from policy_dsl.quantities import both_units, column_unit, counted, in_unit, lay
 from policy_dsl.roles.classify import classify, classify_hfq
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.roles.quantization import Quantization, leftover, quantization_of
-from policyc.reports import Block, Facts, Items, Rendered, Table, entries_of
+from policyc.reports import Block, Facts, Items, Rendered, Table, by_key, entries_of
 from policyc.reports.findings import finding_json
 
 _SHOWN_IGNORED = 10
-
-
-@dataclass
-class RoleTotals:
-    """What the tensors of one role add up to; bytes include FP8 scales, parameters do not."""
-
-    role: str
-    tensors: int = 0
-    parameters: int = 0
-    nbytes: float = 0
-    dtypes: set[str] = field(default_factory=set)
-    layers: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -45,15 +33,15 @@ class Survey:
 
     inventory: Inventory
     model: Model | None
-    roles: Sequence[RoleTotals]
-    dtypes: Sequence[tuple[str, int, int]]
+    roles: Sequence[documents.SourceRole]
+    dtypes: Sequence[documents.DtypeEntry]
     quantization: str | None
     findings: Sequence[Diagnostic]
 
     @property
     def parameters(self) -> int | None:
         """Parameters of all roles; None if they are not known."""
-        return sum(role.parameters for role in self.roles) if self.model else None
+        return sum(role["parameters"] for role in self.roles) if self.model else None
 
     @property
     def is_broken(self) -> bool:
@@ -65,15 +53,16 @@ def survey(inventory: Inventory) -> Survey:
     """The survey of an inventory. Names without roles become findings, not an exception."""
     quantization = quantization_of(inventory)
     model, findings = _classified(inventory, quantization)
-    dtypes: dict[str, tuple[int, int]] = {}
-    for tensor in inventory.tensors.values():
-        count, nbytes = dtypes.get(tensor.dtype, (0, 0))
-        dtypes[tensor.dtype] = (count + 1, nbytes + tensor.nbytes)
+    roles = by_key(model.tensors if model else (), lambda tensor: tensor.role)
+    dtypes = by_key(inventory.tensors.values(), lambda tensor: tensor.dtype)
     return Survey(
         inventory=inventory,
         model=model,
-        roles=_roles(model.tensors) if model else (),
-        dtypes=[(name, *dtypes[name]) for name in sorted(dtypes)],
+        roles=[_role_entry(role, tensors) for role, tensors in roles.items()],
+        dtypes=[
+            {"dtype": dtype, "tensors": len(held), "nbytes": sum(each.nbytes for each in held)}
+            for dtype, held in sorted(dtypes.items())
+        ],
         quantization=quantization.form if quantization else None,
         findings=(*inventory.findings, *leftover(inventory), *findings),
     )
@@ -98,24 +87,26 @@ def _classified(
         return None, error.diagnostics
 
 
-def _roles(tensors: Iterable[ModelTensor]) -> list[RoleTotals]:
-    totals: dict[str, RoleTotals] = {}
+def _role_entry(role: str, tensors: Sequence[ModelTensor]) -> documents.SourceRole:
+    """What the tensors of a role add up to; bytes include FP8 scales, parameters do not."""
+    nbytes = 0.0
     for tensor in tensors:
-        role = totals.setdefault(tensor.role, RoleTotals(tensor.role))
-        role.tensors += 1
-        role.parameters += prod(tensor.shape)
-        role.dtypes.add(tensor.source.dtype)
-        if tensor.layer is not None:
-            role.layers.add(tensor.layer)
         # Its share of a stored tensor, which may hold several, and of the scales. MXFP4 packs two
         # values into a byte; other bytes are FP8 under the name of an integer.
         whole = tensor.source.nbytes + (tensor.scale.nbytes if tensor.scale else 0)
         held = prod(tensor.source.shape) * (2 if tensor.mxfp4 else 1)
-        role.nbytes += whole * prod(tensor.shape) / max(1, held)
-    return list(totals.values())
+        nbytes += whole * prod(tensor.shape) / max(1, held)
+    return {
+        "role": role,
+        "layers": sorted({tensor.layer for tensor in tensors if tensor.layer is not None}),
+        "dtypes": sorted({tensor.source.dtype for tensor in tensors}),
+        "tensors": len(tensors),
+        "parameters": sum(prod(tensor.shape) for tensor in tensors),
+        "nbytes": round(nbytes),
+    }
 
 
-def survey_document(source: Survey) -> InspectDocument:
+def survey_document(source: Survey) -> documents.InspectDocument:
     """The survey as JSON values."""
     inventory, model = source.inventory, source.model
     side_files = inventory.side_files
@@ -126,18 +117,8 @@ def survey_document(source: Survey) -> InspectDocument:
         of_model = {"family": family, "layers": model.n_layers, "experts": model.n_experts}
         of_model["tied_head"] = model.tied
         ignored = [{"name": tensor.name, "reason": reason} for tensor, reason in model.ignored]
-    roles = [
-        entry_of(
-            SourceRole,
-            role,
-            layers=sorted(role.layers),
-            dtypes=sorted(role.dtypes),
-            nbytes=round(role.nbytes),
-        )
-        for role in source.roles
-    ]
     return entry_of(
-        InspectDocument,
+        documents.InspectDocument,
         inventory,
         schema_version=1,
         kind="inspect",
@@ -150,7 +131,7 @@ def survey_document(source: Survey) -> InspectDocument:
         dtypes=[
             dict(zip(("dtype", "tensors", "nbytes"), row, strict=True)) for row in source.dtypes
         ],
-        roles=roles,
+        roles=list(source.roles),
         files=dict(inventory.file_nbytes),
         # Null is not empty: headers from the hub do not say.
         side_files=None if side_files is None else dict(side_files),
@@ -165,13 +146,16 @@ def survey_blocks(source: Survey) -> list[Block]:
     figures = ("tensors", "parameters", word)
     role_rows = [
         (
-            *(role.role, layer_list(role.layers), ", ".join(sorted(role.dtypes))),
-            *(f"{role.tensors:,}", f"{role.parameters:,}", in_unit(round(role.nbytes), scale)),
+            *(role["role"], layer_list(role["layers"]), ", ".join(role["dtypes"])),
+            *(f"{role['tensors']:,}", f"{role['parameters']:,}", in_unit(role["nbytes"], scale)),
         )
         for role in source.roles
     ]
     roles = Table(("role", "layers", "dtype", *figures), role_rows, "Roles", right=figures)
-    rows = [(dtype, f"{count:,}", in_unit(nbytes, scale)) for dtype, count, nbytes in source.dtypes]
+    rows = [
+        (row["dtype"], f"{row['tensors']:,}", in_unit(row["nbytes"], scale))
+        for row in source.dtypes
+    ]
     dtypes = Table(("dtype", "tensors", word), rows, "Dtypes, scales included", right=figures)
     tables = [roles, dtypes] if role_rows else [dtypes]
     blocks: list[Block] = [Facts(list(_survey_facts(source))), *tables]
@@ -208,10 +192,10 @@ def _survey_facts(source: Survey) -> Iterator[tuple[str, str]]:
     yield "precision", source.quantization or "as released, not quantized by somebody else"
 
 
-def outline_document(bundle: Outline) -> InspectBundleDocument:
+def outline_document(bundle: Outline) -> documents.InspectBundleDocument:
     """The outline of a bundle as JSON values."""
     return entry_of(
-        InspectBundleDocument,
+        documents.InspectBundleDocument,
         bundle,
         schema_version=1,
         kind="inspect_bundle",

@@ -162,7 +162,7 @@ def test_scales_of_activations_are_left_out_with_a_reason(fp8, planned):
     assert not any("weight_scale" in name for name in reasons)
     found = survey(inventory)
     ignored = sum(tensor.nbytes for tensor, _ in found.model.ignored)
-    assert sum(role.nbytes for role in found.roles) + ignored == inventory.nbytes
+    assert sum(role["nbytes"] for role in found.roles) + ignored == inventory.nbytes
 
 
 def test_a_copy_that_a_tool_made_is_taken_with_a_warning(fp8, planned):

@@ -21,7 +21,7 @@ def test_fp8_counts_whole_under_any_name(dtype, tensor, inventory, recorded):
     entry = {"quant_method": "fp8", "weight_block_size": [16, 16]}
     found = survey(inventory({**source.config, "quantization_config": entry}, *tensors))
     assert found.findings == ()
-    assert sum(role.nbytes for role in found.roles) == found.inventory.nbytes
+    assert sum(role["nbytes"] for role in found.roles) == found.inventory.nbytes
     assert found.parameters == sum(each.nbytes // 2 for each in source.tensors.values())
 
 
