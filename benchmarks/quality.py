@@ -44,8 +44,8 @@ from emitters.core.build import available_cores, build  # noqa: E402
 from emitters.core.bundle_reading import Bundle, open_bundle  # noqa: E402
 from emitters.core.decoding import Decoder, source_reader  # noqa: E402
 from emitters.core.matching import match  # noqa: E402
-from emitters.core.verdicts import Sums  # noqa: E402
 from emitters.core.verify_source import compare  # noqa: E402
+from emitters.numerics.reach import Sums  # noqa: E402
 from emitters.tensor_io.view_rows import Cast  # noqa: E402
 from policy_dsl.diagnostics import errors, render  # noqa: E402
 from policy_dsl.inventory import Inventory  # noqa: E402

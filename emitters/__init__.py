@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib import import_module
@@ -18,13 +17,8 @@ class _Formats(Mapping[str, Format]):
     @cached_property
     def _names(self) -> tuple[str, ...]:
         # Listed, not registered: a new format is a new folder and nothing else.
-        rooms = (room.name for room in pkgutil.iter_modules(__path__) if room.ispkg)
-        folders = [Path(folder) for folder in __path__]
-        return tuple(
-            sorted(
-                name for name in rooms if any((at / name / "spec.py").is_file() for at in folders)
-            )
-        )
+        specs = (spec for folder in __path__ for spec in Path(folder).glob("*/spec.py"))
+        return tuple(sorted({spec.parent.name for spec in specs}))
 
     def __getitem__(self, name: str) -> Format:
         if name not in self._names:

@@ -70,16 +70,6 @@ class PlannedTensor(NamedTuple):
         return bool(self.tail) and len(self.tail) == self.nbytes
 
 
-def rows_at(tensor: PlannedTensor | TensorInfo, rows: tuple[int, int], of: int) -> tuple[int, int]:
-    """Where these rows of a tensor start and stop in its file, in bytes.
-
-    rows: first and count, of the `of` logical rows that the tensor holds one after the other.
-    """
-    first, count = rows
-    start = tensor.start + first * tensor.nbytes // of
-    return start, tensor.start + (first + count) * tensor.nbytes // of
-
-
 @dataclass(frozen=True, slots=True)
 class Module:
     """What one decision produces: the output tensors of a matrix, a stack, or a plain tensor.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 
@@ -17,12 +18,12 @@ from emitters.tensor_io.view_rows import ViewReader
 from policy_dsl.diagnostics import fail
 from policy_dsl.formats import PartShape
 from policy_dsl.inventory import Inventory, TensorInfo
-from policy_dsl.plan import rows_at
 from policy_dsl.roles.classify import Model
 from policy_dsl.treatments import Coded, coded
 
 # Stored, dequantized and decoded values of a block stay in a core's cache.
 _BLOCK_VALUES = 2**18
+_PLAIN = PartShape("", "", ())
 
 
 def opened(inventory: Inventory, root: Path) -> Source:
@@ -45,17 +46,17 @@ class Decoder:
     """Decodes modules of one bundle. Many threads may share it."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._format = bundle.format
+        self._format, self._scales = bundle.format, bundle.scales
         self._source = opened(bundle.inventory, bundle.folder)
-        self._scales = bundle.scales
+        # Thousands of modules have the same form.
+        self._shapes = lru_cache(256)(bundle.format.spec.part_shapes)
 
     def block_rows(self, module: BundleModule) -> int:
         """How many logical rows to ask for at once."""
         forms = self._forms(module) if isinstance(module.treatment, Coded) else ()
-        apart = any(form.order == "columns" for form in forms)
         together = max((form.together for form in forms), default=1)
         # Rows stored by columns are read in pieces, which should be long.
-        values = _BLOCK_VALUES * (16 if apart else 1)
+        values = _BLOCK_VALUES * (16 if any(form.order == "columns" for form in forms) else 1)
         return max(1, values // columns(module.shape) // together) * together
 
     def rows(self, module: BundleModule, first: int, count: int) -> Array:
@@ -72,23 +73,15 @@ class Decoder:
     def stored(self, module: BundleModule, first: int, count: int) -> tuple[Array, str]:
         """[count, last axis]: rows of a plain module as they are stored, and their dtype."""
         (tensor,) = module.tensors.values()
-        n_rows = max(1, prod(module.shape[:-1]))
-        return self._rows(tensor, n_rows, (first, count)), tensor.dtype
+        return self._read(tensor, _PLAIN, module, (first, count)), tensor.dtype
 
     def parts(self, module: BundleModule, first: int, count: int) -> dict[str, Array]:
         """What is stored for rows of a quantized module, as its format's encoder gives it."""
-        n_rows = max(1, prod(module.shape[:-1]))
-        span = first, count
-        found = {}
-        for form in self._forms(module):
-            tensor = module.tensors[form.part]
-            if form.order == "whole":
-                found[form.part] = np.frombuffer(self._all(tensor), _storage(tensor.dtype))
-            elif form.order == "columns":
-                found[form.part] = self._lines(tensor, n_rows, span)
-            elif not form.constant:
-                found[form.part] = self._rows(tensor, n_rows, span, form.together)
-        return found
+        return {
+            form.part: self._read(module.tensors[form.part], form, module, (first, count))
+            for form in self._forms(module)
+            if not form.constant
+        }
 
     def decoded(self, module: BundleModule, parts: Mapping[str, Array], count: int) -> Array:
         """float32 [count, last axis]: the values of the parts of so many rows."""
@@ -104,50 +97,40 @@ class Decoder:
             return values / scale
 
     def wrong_constants(self, module: BundleModule) -> Iterator[str]:
-        """The parts of a quantized module that do not hold what its treatment says."""
-        for form in self._forms(module):
-            # Plain tensors have none, whatever they are called.
-            if form.constant and self._all(module.tensors[form.part]) != form.constant:
+        """The parts of a module that do not hold what its treatment says."""
+        # Plain tensors have none, whatever they are called.
+        for form in self._forms(module) if isinstance(module.treatment, Coded) else ():
+            held = module.tensors.get(form.part)
+            if form.constant and held and self._all(held).tobytes() != form.constant:
                 yield form.part
-
-    def _forms(self, module: BundleModule) -> tuple[PartShape, ...]:
-        return self._format.spec.part_shapes(coded(module.treatment), module.shape, module.dtype)
 
     def column_scale(self, module: BundleModule) -> Array | None:
         """float32 [in]: what the columns were multiplied by, if the bundle has it."""
         held = self._scales.get(module.name)
-        if held is None:
-            return None
-        scale: Array = self.rows(held, 0, 1)[0]
-        return scale
+        return None if held is None else self.rows(held, 0, 1)[0]
 
-    def _all(self, tensor: TensorInfo) -> bytes:
-        return self._source.read(tensor.file or "", tensor.start, tensor.nbytes).tobytes()
+    def _forms(self, module: BundleModule) -> tuple[PartShape, ...]:
+        return self._shapes(coded(module.treatment), module.shape, module.dtype)
 
-    def _rows(
-        self, tensor: TensorInfo, n_rows: int, span: tuple[int, int], together: int = 1
+    def _all(self, tensor: TensorInfo) -> Array:
+        return self._source.read(tensor.file or "", tensor.start, tensor.nbytes)
+
+    def _read(
+        self, tensor: TensorInfo, form: PartShape, module: BundleModule, span: tuple[int, int]
     ) -> Array:
-        """[count / together, …]: the share of a part that belongs to these logical rows.
+        """The share of a part that belongs to these logical rows, first and count.
 
-        span: first row and count.
+        [count / together, …]; of a part by columns [lines, …]; or all of it.
         """
-        start, stop = rows_at(tensor, span, n_rows)
-        stored = self._source.read(tensor.file or "", start, stop - start)
-        return stored.view(_storage(tensor.dtype)).reshape(span[1] // together, -1)
-
-    def _lines(self, tensor: TensorInfo, n_rows: int, span: tuple[int, int]) -> Array:
-        """[lines, …]: the share of each line of a part that belongs to these logical rows."""
-        first, count = span
-        n_lines = tensor.shape[0]
+        known = VALUE_TYPES.get(tensor.dtype)
+        words = {"U32": np.uint32, "I32": np.int32}
+        dtype = np.dtype(known.storage if known else words.get(tensor.dtype, np.uint8))
+        file, n_rows = tensor.file or "", max(1, prod(module.shape[:-1]))
+        if form.order == "whole":
+            return self._all(tensor).view(dtype)
+        n_lines = tensor.shape[0] if form.order == "columns" else 1
         stride = tensor.nbytes // n_lines
-        start = tensor.start + first * stride // n_rows
-        shape = n_lines, count * stride // n_rows
-        stored = self._source.lines(tensor.file or "", start, shape, stride)
-        return stored.view(_storage(tensor.dtype))
-
-
-def _storage(dtype: str) -> np.dtype[np.generic]:
-    known = VALUE_TYPES.get(dtype)
-    if known is not None:
-        return np.dtype(known.storage)
-    return np.dtype({"U32": np.uint32, "I32": np.int32}.get(dtype, np.uint8))
+        start, stop = (row * stride // n_rows for row in (span[0], sum(span)))
+        shape = n_lines, stop - start
+        stored = self._source.lines(file, tensor.start + start, shape, stride).view(dtype)
+        return stored if form.order == "columns" else stored.reshape(span[1] // form.together, -1)

@@ -12,7 +12,7 @@ from emitters.core.hashing import hash_files
 from emitters.core.progress import Progress
 from emitters.core.record import planned_record
 from emitters.core.run_unit import Work
-from emitters.core.verify import written_stages
+from emitters.core.verify import written_checks
 from emitters.tensor_io.shards import writing
 from policy_dsl.bounded_json import uncollected
 from policy_dsl.diagnostics import DiskError, PermanentError, PolicyError, diagnostic, errors
@@ -73,8 +73,8 @@ def check_bundle(plan: Plan, folder: Path, format: Format) -> None:
     except PolicyError as error:
         raise PermanentError(error.diagnostics) from error
     _refuse(_misplaced(plan, bundle.inventory.tensors))
-    stages = written_stages(bundle, values=False)
-    found = errors([found for stage in stages for found in stage.findings])
+    checks = written_checks(bundle, values=False)
+    found = errors([found for check in checks for found in check.findings])
     if found:
         raise PermanentError(found[:_MOST_FINDINGS])
 

@@ -7,7 +7,7 @@ byte for byte. Of what others made, codes that are not the nearest ones are coun
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -16,19 +16,54 @@ from emitters.core.bundle_reading import Bundle
 from emitters.core.decoding import Decoder, source_reader
 from emitters.core.matching import Piece
 from emitters.core.record import BundleModule
-from emitters.core.verdicts import AGAIN, EQUAL, NEAREST, Sums, Tally
-from emitters.numerics.reach import FLOORS, UNITS
+from emitters.numerics.reach import FLOORS, UNITS, Sums, distance
 from emitters.numerics.rounding import to_float32
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.view_rows import Cast
 from policy_dsl import version
 from policy_dsl.formats import Slack, UnstorableError
 from policy_dsl.inventory import Inventory
-from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.roles.classify import Model
 from policy_dsl.treatments import Coded, coded
+from policy_dsl.views import View
 
+# How a module is judged.
+EQUAL, AGAIN, NEAREST = "equal", "coded again", "nearest codes"
 # Values that are BF16 already lose nothing in F32, and so on.
 _WIDER = {"BF16": ("BF16", "F32"), "F16": ("F16", "F32"), "F32": ("F32",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The comparison of some rows: their sums, and which values are not what they must be.
+
+    wrong: how many; at: row and column of the first one; source: its place there, in words.
+    rows: those compared; sound: those of them without a wrong value.
+    """
+
+    sums: Sums = field(default_factory=Sums)
+    wrong: int = 0
+    at: tuple[int, int] | None = None
+    rows: int = 0
+    sound: int = 0
+    source: str = ""
+
+    def __add__(self, other: Tally) -> Tally:
+        """The tally of both; `other` is about rows after these."""
+        first = other if self.at is None else self
+        sums, wrong = self.sums + other.sums, self.wrong + other.wrong
+        rows, sound = self.rows + other.rows, self.sound + other.sound
+        return Tally(sums, wrong, first.at, rows, sound, first.source)
+
+    @classmethod
+    def of(cls, sums: Sums, wrong: Array, first: int) -> Tally:
+        """The tally of a block. wrong: bool [rows, columns]; first: the number of its row 0."""
+        rows = wrong.any(axis=1)
+        count, place = int(wrong.sum()), None
+        if count:
+            row = int(rows.argmax())
+            place = first + row, int(wrong[row].argmax())
+        return cls(sums, count, place, len(wrong), len(wrong) - int(rows.sum()))
 
 
 class RowsCheck:
@@ -38,16 +73,11 @@ class RowsCheck:
     """
 
     def __init__(self, bundle: Bundle, source: Inventory, model: Model) -> None:
-        self._bundle = bundle
+        self._bundle, self._format = bundle, bundle.format
         self._family = model.architecture.family
-        self._format = bundle.format
-        self._decoder = Decoder(bundle)
+        self.decoder = Decoder(bundle)
         self._reader = source_reader(source, model)
         self._repeats = cache(self._repeated)
-
-    def block_rows(self, module: BundleModule) -> int:
-        """How many rows of a module are compared at once."""
-        return self._decoder.block_rows(module)
 
     def way(self, module: BundleModule) -> str:
         """How the module is judged."""
@@ -58,21 +88,14 @@ class RowsCheck:
 
     def tally(self, piece: Piece) -> Tally:
         """The comparison of all rows of a piece."""
+        step, total = self.decoder.block_rows(piece.module), Tally()
+        ways = {EQUAL: self._equal, AGAIN: self._again, NEAREST: self._nearest}
+        check = ways[self.way(piece.module)]
         # What is not finite is counted; numpy's warnings about it would say nothing more.
         with np.errstate(all="ignore"):
-            return self._tally(piece)
-
-    def _tally(self, piece: Piece) -> Tally:
-        step, total = self.block_rows(piece.module), Tally()
-        check = {EQUAL: self._equal, AGAIN: self._again, NEAREST: self._nearest}
-        for start in range(0, piece.count, step):
-            count = min(step, piece.count - start)
-            at = piece.at + start
-            if piece.tensor is None:
-                total += self._added(piece.module, at, count)
-                continue
-            rows = piece.tensor, (piece.first + start, count)
-            total += check[self.way(piece.module)](piece.module, rows, at)
+            for start in range(0, piece.n_rows, step):
+                part = piece.cut(start, step)
+                total += self._added(part) if part.view is None else check(part, part.view)
         if total.at is None:
             return total
         return replace(total, at=piece.place(total.at), source=piece.source_place(total.at))
@@ -84,27 +107,29 @@ class RowsCheck:
         if not method or record is None:
             return False
         # Records of version 1 do not say which encoders made the codes.
-        codec_version = self._format.spec.codec_version
-        if (record.codec_version or codec_version) != codec_version:
-            return False
         if record.codec_version is None and record.policyc != version():
+            return False
+        if record.codec_version not in (None, self._format.spec.codec_version):
             return False
         known = self._format.methods.get(method)
         return known is None or not (known.needs or known.uses in record.statistics)
 
-    def _equal(
-        self, module: BundleModule, rows: tuple[ModelTensor, tuple[int, int]], at: int
-    ) -> Tally:
+    def _added(self, piece: Piece) -> Tally:
+        """Experts that no source has: all of them are zeros."""
+        found = self.decoder.rows(piece.module, piece.at, piece.n_rows)
+        sums = distance(np.zeros(found.shape, np.float32), found)
+        return Tally.of(sums, found != 0, piece.at)
+
+    def _equal(self, piece: Piece, view: View) -> Tally:
         """Rows that are not quantized: their bits are those of the source's values, cast."""
-        tensor, span = rows
-        stored, dtype = self._decoder.stored(module, at, span[1])
-        wanted = self._values(tensor, span)
+        stored, dtype = self.decoder.stored(piece.module, piece.at, piece.n_rows)
+        wanted = self._values(piece, view)
         # A row of the bundle may be longer: a bias, by the experts that were added.
         own, rest = stored[:, : wanted.shape[1]], stored[:, wanted.shape[1] :]
         bits = own.view(f"u{own.itemsize}")
         wrong = np.ones(own.shape, bool)
-        for how in self._casts(tensor, dtype):
-            wrong &= bits != self._reader.rows(tensor.view, *span, how).view(bits.dtype)
+        for how in self._casts(view, dtype):
+            wrong &= bits != self._values(piece, view, how).view(bits.dtype)
             if not wrong.any():
                 break
         found = to_float32(np.ascontiguousarray(own), dtype)
@@ -112,55 +137,43 @@ class RowsCheck:
             padding = self._format.spec.padding[self._family]
             filled = to_float32(np.ascontiguousarray(rest), dtype) != padding.router_bias
             wrong = np.concatenate([wrong, filled], axis=1)
-        return Tally.of(Sums.of(wanted, found), wrong, at)
+        return Tally.of(distance(wanted, found), wrong, piece.at)
 
-    def _again(
-        self, module: BundleModule, rows: tuple[ModelTensor, tuple[int, int]], at: int
-    ) -> Tally:
+    def _again(self, piece: Piece, view: View) -> Tally:
         """Rows coded once more, and compared byte for byte."""
-        tensor, span = rows
-        parts = self._decoder.parts(module, at, span[1])
-        found = self._decoder.decoded(module, parts, span[1])
-        values = self._reader.rows(tensor.view, *span, self._own(module.dtype))
+        module = piece.module
+        parts = self.decoder.parts(module, piece.at, piece.n_rows)
+        found = self.decoder.decoded(module, parts, piece.n_rows)
+        values = self._values(piece, view, self._own(module.dtype))
         wrong = np.zeros(found.shape, bool)
         try:
             again = self._format.codec().encode(values, module.dtype, coded(module.treatment))
         except UnstorableError:
             wrong[:] = True
         else:
-            if any(_bytes(again[part]) != _bytes(parts[part]) for part in parts):
-                wrong = found != self._decoder.decoded(module, again, span[1])
+            if any(again[part].tobytes() != parts[part].tobytes() for part in parts):
+                wrong = found != self.decoder.decoded(module, again, piece.n_rows)
                 # Bytes that no value depends on.
                 wrong[0, 0] |= not wrong.any()
-        return Tally.of(Sums.of(self._values(tensor, span), found), wrong, at)
+        return Tally.of(distance(self._values(piece, view), found), wrong, piece.at)
 
-    def _nearest(
-        self, module: BundleModule, rows: tuple[ModelTensor, tuple[int, int]], at: int
-    ) -> Tally:
+    def _nearest(self, piece: Piece, view: View) -> Tally:
         """Rows that something else coded: which codes are not the nearest ones."""
-        tensor, span = rows
-        parts = self._decoder.parts(module, at, span[1])
-        found = self._decoder.decoded(module, parts, span[1])
-        wanted = self._values(tensor, span)
-        slack, values = self._slack(tensor, module.dtype), wanted
-        scale = self._decoder.column_scale(module)
+        module, how = piece.module, coded(piece.module.treatment)
+        parts = self.decoder.parts(module, piece.at, piece.n_rows)
+        found = self.decoder.decoded(module, parts, piece.n_rows)
+        wanted = values = self._values(piece, view)
+        slack, scale = self._slack(view, module.dtype), self.decoder.column_scale(module)
         if scale is not None:
             # What was applied may be more exact than what is stored.
             values = wanted * scale
             slack = slack._replace(relative=slack.relative + 2 * UNITS["F16"])
-        wrong = self._format.codec().beyond(
-            values, parts, module.dtype, coded(module.treatment), slack
-        )
-        return Tally.of(Sums.of(wanted, found), wrong, at)
+        wrong = self._format.codec().beyond(values, parts, module.dtype, how, slack)
+        return Tally.of(distance(wanted, found), wrong, piece.at)
 
-    def _added(self, module: BundleModule, at: int, count: int) -> Tally:
-        """Rows of experts that no source has: all of them are zeros."""
-        found = self._decoder.rows(module, at, count)
-        return Tally.of(Sums.of(np.zeros(found.shape, np.float32), found), found != 0, at)
-
-    def _values(self, tensor: ModelTensor, span: tuple[int, int]) -> Array:
-        """float32: rows of the source, exact."""
-        return self._reader.rows(tensor.view, *span, Cast("F32"))
+    def _values(self, piece: Piece, view: View, how: Cast = Cast("F32")) -> Array:  # noqa: B008
+        """Rows of the source: float32 and exact, or as they become another type."""
+        return self._reader.rows(view, piece.first, piece.n_rows, how)
 
     def _own(self, dtype: str) -> Cast:
         """How a build of ours makes values of a type."""
@@ -168,29 +181,24 @@ class RowsCheck:
         spec = self._format.spec
         return Cast(dtype, rule or spec.fp8_rules[0], cuts_off=spec.cuts_off)
 
-    def _casts(self, tensor: ModelTensor, dtype: str) -> Iterator[Cast]:
+    def _casts(self, view: View, dtype: str) -> Iterator[Cast]:
         """How the source's values may have become those of a plain tensor."""
         yield self._own(dtype)
         if self._bundle.record is not None:
             return
         # Other tools: rounded, also by way of the type in which they hold a model.
         yield Cast(dtype)
-        if tensor.scale is not None:
+        if view.scale is not None:
             yield from (Cast(dtype, rule) for rule in self._format.spec.fp8_rules[1:])
         else:
             yield from (Cast(dtype, by_way_of=other) for other in ("BF16", "F16"))
 
-    def _slack(self, tensor: ModelTensor, dtype: str) -> Slack:
+    def _slack(self, view: View, dtype: str) -> Slack:
         """What is rounded of a source's values before they are coded."""
-        spec, source = self._format.spec, tensor.source.dtype
-        relative = floor = 0.0
-        if tensor.scale is not None:
-            relative = 0.0 if spec.fp8_rules[0] == "f32" else 2 * UNITS["BF16"]
-        if tensor.scale is not None or dtype not in _WIDER.get(source, ()):
+        source, relative, floor = view.tensor.dtype, 0.0, 0.0
+        if view.scale is not None and self._format.spec.fp8_rules[0] != "f32":
+            relative = 2 * UNITS["BF16"]
+        if view.scale is not None or dtype not in _WIDER.get(source, ()):
             relative, floor = relative + UNITS[dtype], FLOORS[dtype]
         coarsest = max(UNITS.get(one, UNITS["BF16"]) for one in (source, dtype))
         return Slack(relative, floor, coarsest)
-
-
-def _bytes(part: Array) -> bytes:
-    return np.ascontiguousarray(part).tobytes()

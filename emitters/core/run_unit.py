@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emitters.core.verdicts import Sums
 from emitters.core.work_units import Output, Unit
+from emitters.numerics.reach import distance
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
 from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.shards import write_at
@@ -124,7 +124,7 @@ class Work:
             decoded = decode(held, output.dtype, output.treatment, width)
             decoded = decoded.reshape(-1, width)[: len(exact)]
             decoded = decoded if scale is None else decoded / scale
-        return parts, Sums.of(exact, decoded).nothing_left
+        return parts, distance(exact, decoded).nothing_left
 
     def _values(self, unit: Unit, dtype: str) -> Array:
         """[n_rows, in] finite values of the unit's rows in a value type."""
@@ -169,7 +169,7 @@ class Work:
         how, codec = (output.dtype, treatment), self.format.codec()
         # Without statistics: whatever weighs, the largest values stay.
         decoded = codec.decode(codec.encode(first, *how), *how, exact.shape[-1])
-        relative = Sums.of(exact, decoded).relative
+        relative = distance(exact, decoded).relative
         return relative is not None and relative < _NEAR
 
 

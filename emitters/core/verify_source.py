@@ -1,39 +1,56 @@
 """Whether a bundle's values are those of its source, and how far they are from it.
 
-Block by block, in bounded memory, by as many threads as there are cores.
+Block by block, in bounded memory, by as many threads as there are cores. Of what rounding to
+nearest made, every value has a bound. A bundle without a record does not say what chose its
+codes: if the codes of most of its rows are all nearest ones, rounding did. Else a solver may
+have, and each matrix as a whole must be near its source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import groupby
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from math import prod
+from types import MappingProxyType
 
 from emitters.core.bundle_reading import Bundle
-from emitters.core.matching import (
-    Piece,
-    fits,
-    in_order,
-    match,
-    other_experts,
-    pieces_of,
-    with_added,
-)
+from emitters.core.matching import Piece, fits, match, other_experts, pieces_of, with_added
 from emitters.core.own_head import as_in_bundle, differing_heads, heads_left_out
 from emitters.core.record import BundleModule
-from emitters.core.rows_check import RowsCheck
-from emitters.core.verdicts import Compared, Sums, Tally, judged
+from emitters.core.rows_check import AGAIN, EQUAL, NEAREST, RowsCheck, Tally
+from emitters.numerics.reach import Sums
 from emitters.numerics.value_types import VALUE_TYPES
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.planning.outline import stored_as
 from policy_dsl.planning.pruning import pruned
-from policy_dsl.quantities import counted
+from policy_dsl.quantities import counted, first_few
 from policy_dsl.roles.classify import ModelTensor, classify
-from policy_dsl.treatments import Coded
+from policy_dsl.treatments import Coded, coded, describe
 
-Stacks = Mapping[str, tuple[ModelTensor, ...]]
+_Stacks = Mapping[str, tuple[ModelTensor, ...]]
 _SHOWN = 3
+# How a matrix is judged whose codes a solver chose.
+WHOLE = "as a whole"
+# Bits -> largest relative error and smallest cosine of a matrix that a solver coded: half again
+# as much as GPTQ was seen to lose of heavy-tailed weights with correlated inputs.
+SOLVED: Mapping[int, tuple[float, float]] = MappingProxyType(
+    {
+        8: (0.1, 0.99),
+        6: (0.25, 0.97),
+        5: (0.4, 0.92),
+        4: (0.7, 0.8),
+        3: (1.2, 0.5),
+        2: (2.0, 0.25),
+        1: (2.0, 0.2),
+    }
+)
+# Nothing is coded so badly; values of another matrix come to less in all but tiny ones.
+LEAST_COSINE = 0.1
+_EXACT: Mapping[str, str] = MappingProxyType({EQUAL: "values-differ", AGAIN: "codes-differ"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +68,26 @@ class ModuleError:
     wrong: int
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A matrix of a module, or a plain tensor, after its comparison.
+
+    way: how it is judged. is_added: whether it is an expert's that the source does not have.
+    """
+
+    name: str
+    module: BundleModule
+    way: str
+    tally: Tally
+    is_added: bool = False
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Largest relative error and smallest cosine, if a solver coded it."""
+        bits = coded(self.module.treatment).bits
+        return SOLVED[max(width for width in SOLVED if width <= bits)]
+
+
 def compare(
     bundle: Bundle, source: Inventory, *, jobs: int
 ) -> tuple[tuple[ModuleError, ...], tuple[Diagnostic, ...]]:
@@ -59,7 +96,8 @@ def compare(
     Relative error and cosine are against the source's exact values: FP8 codes times scales in
     float32. Raises: PolicyError if the source has no readable weights, or names without roles.
     """
-    model, pruning = classify(source), bundle.record.pruning if bundle.record else None
+    record, model, findings = bundle.record, classify(source), []
+    pruning = record.pruning if record else None
     reason = other_experts(bundle, model, pruning)
     # Every module of experts would say so, and none of them why.
     if reason is not None:
@@ -68,131 +106,165 @@ def compare(
     bundle = with_added(bundle, model)
     model = as_in_bundle(model, bundle)
     heads = differing_heads(source, model, heads_left_out(model, bundle))
-    check = RowsCheck(bundle, source, model)
-    stacks = match(bundle, model)
-    findings = [*_other_source(bundle, source), *_unmatched(bundle, stacks), *heads]
-    comparable = [
-        module
-        for module in bundle.modules
-        if module.name in stacks
-        and fits(module, stacks[module.name])
-        and _foreign_dtype(module) is None
-    ]
+    check, stacks = RowsCheck(bundle, source, model), match(bundle, model)
+    if record and record.source_digest != source_digest(source):
+        findings.append(diagnostic("other-source", recorded=record.source, given=source.id))
+    comparable, unmatched = _matched(bundle, stacks)
+    findings += [*unmatched, *heads]
     padding = [module for module in bundle.modules if _only_added(module)]
     pieces = (
         piece
         for module in (*comparable, *padding)
-        for piece in pieces_of(module, stacks.get(module.name, ()), check.block_rows)
+        for piece in pieces_of(module, stacks.get(module.name, ()), check.decoder.block_rows)
     )
-    compared = _compared(pieces, check, jobs)
-    settled, wrong = judged(compared)
-    return tuple(_errors(comparable, settled, stacks)), (*findings, *wrong)
-
-
-def _compared(pieces: Iterable[Piece], check: RowsCheck, jobs: int) -> list[Compared]:
-    """Every matrix after its comparison, in the order of the pieces."""
-
-    def tally(piece: Piece) -> tuple[Piece, Tally]:
-        return piece, check.tally(piece)
-
-    done = in_order(tally, pieces, jobs=jobs)
-    found = []
+    compared, found = [], defaultdict(list)
     # Rows of experts that were added are judged apart from those that have a source.
-    for (name, is_added), parts in groupby(
-        done, key=lambda item: (item[0].name, item[0].tensor is None)
-    ):
-        first, *rest = parts
-        module, total = first[0].whole, first[1]
+    tallies = groupby(_tallies(pieces, check, jobs), lambda one: (one[0].name, one[0].view is None))
+    for (name, is_added), parts in tallies:
+        (piece, total), *rest = parts
         for _, part in rest:
             total += part
-        found.append(Compared(name, module, check.way(module), total, is_added))
-    return found
-
-
-def _errors(
-    modules: Iterable[BundleModule], compared: Iterable[Compared], stacks: Stacks
-) -> Iterator[ModuleError]:
-    """The error of every module, all its matrices added up."""
-    of_module: dict[str, list[Compared]] = {}
+        way = check.way(piece.whole)
+        compared.append(Compared(name, piece.whole, way, total, is_added))
+    compared, wrong = _judged(compared)
     for one in compared:
-        of_module.setdefault(one.module.name, []).append(one)
-    for module in modules:
-        found = of_module[module.name]
-        plain = next(iter(module.tensors.values())).dtype
-        treatment = stored_as(module.treatment, plain)
-        yield ModuleError(
-            module=module.name,
-            role=stacks[module.name][0].role,
-            treatment=treatment,
-            sums=sum((one.tally.sums for one in found), Sums()),
-            judged_by=found[0].way,
-            wrong=sum(one.tally.wrong for one in found),
-        )
+        found[one.module.name].append(one)
+    each = (_error(module, found[module.name], stacks) for module in comparable)
+    return tuple(each), (*findings, *wrong)
 
 
-def _other_source(bundle: Bundle, source: Inventory) -> Iterator[Diagnostic]:
-    """The finding that the record names another source, if it does."""
-    if bundle.record is None:
-        return
-    given = source_digest(source)
-    if bundle.record.source_digest != given:
-        yield diagnostic("other-source", recorded=bundle.record.source, given=source.id)
+def _tallies(pieces: Iterator[Piece], check: RowsCheck, jobs: int) -> Iterator[tuple[Piece, Tally]]:
+    """All pieces with their tallies, in order; by `jobs` threads, few results ahead."""
+    with ThreadPoolExecutor(jobs, "compare") as workers:
+        running: deque[tuple[Piece, Future[Tally]]] = deque()
+        while True:
+            ahead = islice(pieces, 4 * jobs - len(running))
+            running.extend((piece, workers.submit(check.tally, piece)) for piece in ahead)
+            if not running:
+                return
+            piece, tally = running.popleft()
+            yield piece, tally.result()
 
 
-def _unmatched(bundle: Bundle, stacks: Stacks) -> Iterator[Diagnostic]:
-    """Modules that one side lacks or that have another shape: a finding for each kind."""
-    names = {module.name for module in bundle.modules}
+def _error(module: BundleModule, compared: Sequence[Compared], stacks: _Stacks) -> ModuleError:
+    """The error of a module, all its matrices added up."""
+    dtype = next(iter(module.tensors.values())).dtype
+    return ModuleError(
+        module=module.name,
+        role=stacks[module.name][0].role,
+        treatment=stored_as(module.treatment, dtype),
+        sums=sum((one.tally.sums for one in compared), Sums()),
+        judged_by=compared[0].way,
+        wrong=sum(one.tally.wrong for one in compared),
+    )
+
+
+def _matched(bundle: Bundle, stacks: _Stacks) -> tuple[list[BundleModule], list[Diagnostic]]:
+    """The modules that can be compared, and a finding for each kind of those that cannot."""
+    findings, names = [], {module.name for module in bundle.modules}
     # What the policy dropped on purpose is not missing.
-    dropped = bundle.record.omitted.keys() if bundle.record else ()
-    lost = [
-        tensor.source.name
-        for path, stack in stacks.items()
-        if path not in names
-        for tensor in stack
-        if tensor.source.name not in dropped
-    ]
+    dropped = bundle.record.omitted if bundle.record else {}
+    lacking = (stack for path, stack in stacks.items() if path not in names)
+    sources = (tensor.source.name for stack in lacking for tensor in stack)
+    lost = dict.fromkeys(name for name in sources if name not in dropped)
     if lost:
-        lost = [*dict.fromkeys(lost)]
         tensors = counted(len(lost), "tensor")
-        yield diagnostic("source-tensors-missing", tensors=tensors, names=_some(lost))
+        shown = first_few(lost, _SHOWN)
+        findings.append(diagnostic("source-tensors-missing", tensors=tensors, names=shown))
     # Scales of columns have no source, nor has an expert that was added.
     scales = {module.name for module in bundle.scales.values()}
-    unknown, other, unread = [], [], []
+    comparable: list[BundleModule] = []
+    unknown, unread = "the source has no {}", "{} cannot be decoded here"
+    other = "the shapes of {} are not those of the source's tensors"
+    odd: dict[str, list[str]] = {unknown: [], other: [], unread: []}
     for module in bundle.modules:
-        if module.name in scales or _only_added(module):
+        stack = stacks.get(module.name)
+        dtypes = () if isinstance(module.treatment, Coded) else module.parts.values()
+        foreign = [dtype for dtype, _ in dtypes if dtype not in VALUE_TYPES]
+        if stack and fits(module, stack) and not foreign:
+            comparable.append(module)
+        elif module.name in scales or _only_added(module):
             continue
-        if module.name not in stacks:
-            unknown.append(module.name)
-        elif not fits(module, stacks[module.name]):
-            other.append(f"{module.name} {list(module.shape)}")
-        elif (dtype := _foreign_dtype(module)) is not None:
-            unread.append(f"{module.name} ({dtype})")
-    reasons = [
-        reason.format(_some(modules))
-        for modules, reason in (
-            (unknown, "the source has no {}"),
-            (other, "the shapes of {} are not those of the source's tensors"),
-            (unread, "{} cannot be decoded here"),
-        )
-        if modules
-    ]
+        elif not stack:
+            odd[unknown].append(module.name)
+        elif not fits(module, stack):
+            odd[other].append(f"{module.name} {list(module.shape)}")
+        else:
+            odd[unread].append(f"{module.name} ({foreign[0]})")
+    reasons = [reason.format(first_few(shown, _SHOWN)) for reason, shown in odd.items() if shown]
     if reasons:
-        yield diagnostic("not-comparable", reason="; ".join(reasons))
-
-
-def _some(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+        findings.append(diagnostic("not-comparable", reason="; ".join(reasons)))
+    return comparable, findings
 
 
 def _only_added(module: BundleModule) -> bool:
     return bool(module.added) and module.added == module.shape[0]
 
 
-def _foreign_dtype(module: BundleModule) -> str | None:
-    """The dtype of a module that nothing says how to decode, if it is such a one."""
-    if isinstance(module.treatment, Coded):
-        return None
-    dtypes = (tensor.dtype for tensor in module.tensors.values())
-    return next((dtype for dtype in dtypes if dtype not in VALUE_TYPES), None)
+def _judged(compared: Sequence[Compared]) -> tuple[list[Compared], list[Diagnostic]]:
+    """The same with how each is judged in the end, and a finding for each kind of defect."""
+    rows = [(one.tally.rows, one.tally.sound) for one in compared if one.way == NEAREST]
+    # A solver chose codes if not even half of the rows have only nearest ones.
+    if 2 * sum(sound for _, sound in rows) < sum(count for count, _ in rows):
+        compared = [replace(one, way=WHOLE) if one.way == NEAREST else one for one in compared]
+    kinds: dict[str, list[Compared]] = defaultdict(list)
+    for one in compared:
+        code = _defect(one)
+        if code is not None:
+            kinds[code].append(one)
+    findings = []
+    for code, found in kinds.items():
+        shown = [_example(code, one) for one in found[:_SHOWN]]
+        more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+        values = counted(sum(one.tally.wrong for one in found), "value")
+        modules = counted(len(found), "tensor or matrix", "tensors or matrices")
+        notes = [*shown, *more]
+        findings.append(diagnostic(code, notes=notes, values=values, modules=modules))
+    bad = [one for one in compared if one.tally.sums.not_finite]
+    if bad:
+        names = first_few((one.name for one in bad), _SHOWN)
+        values = counted(sum(one.tally.sums.not_finite for one in bad), "value")
+        findings.append(diagnostic("non-finite-decoded", tensor=names, values=values))
+    return [*compared], findings
+
+
+def _defect(one: Compared) -> str | None:
+    """The code of what is wrong with a matrix, or None."""
+    sums = one.tally.sums
+    if sums.nothing_left:
+        return "nothing-left"
+    exact = "added-not-zero" if one.is_added else _EXACT.get(one.way)
+    if exact is not None:
+        return exact if one.tally.wrong else None
+    cosine, relative = sums.cosine, sums.relative
+    if cosine is None or relative is None:
+        # A source of zeros, and something decoded, or neither.
+        return "unlike-source" if sums.decoded else None
+    if cosine < LEAST_COSINE:
+        return "unlike-source"
+    if one.way == NEAREST:
+        return "codes-not-nearest" if one.tally.wrong else None
+    largest, least = one.bounds
+    return "unlike-source" if relative > largest or cosine < least else None
+
+
+def _example(code: str, one: Compared) -> str:
+    """What is wrong with a matrix: its figures, or the first wrong value and how many it has."""
+    sums = one.tally.sums
+    if code in ("nothing-left", "unlike-source"):
+        known = sums.relative, sums.cosine
+        figures = ["-" if figure is None else f"{figure:.4f}" for figure in known]
+        text = f"{one.name}: relative error {figures[0]}, cosine {figures[1]}"
+        if one.way != WHOLE or sums.nothing_left:
+            return text
+        largest, least = one.bounds
+        treatment = describe(one.module.treatment)
+        return f"{text}; {treatment} has at most {largest}, and at least {least}"
+    row, column = one.tally.at or (0, 0)
+    # The name has the number of the matrix; rows are counted through all of the module.
+    row %= max(1, prod(one.module.shape[-2:-1]))
+    values = counted(one.tally.wrong, "value")
+    source = f", of {one.tally.source}" if one.tally.source else ""
+    text = f"{one.name}: {values}, the first at row {row}, column {column}{source}"
+    added = "; this expert was added and must decode to zeros"
+    return text + (added if code == "added-not-zero" else "")

@@ -13,6 +13,8 @@ their values, and codes are nearest to the levels before their last move: hence 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -28,23 +30,57 @@ FLOORS = {"BF16": 2.0**-134, "F16": 2.0**-25, "F32": 2.0**-150}
 # What float32 arithmetic adds: relative to a value, and in steps.
 _SLOP, _STEP_SLOP = 2.0**-20, 2.0**-10
 HALF_REACH = 0.5 + _STEP_SLOP
+# Relative error from which next to nothing is left, where squares are so small a share.
+_NOTHING, _FEW = 0.99, 0.05
 
 Width = tuple[int, int]  # bits, and values in a group
 
 
-class Distance(NamedTuple):
-    """Sums over pairs of finite values: squares of true, decoded and difference; products.
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums over pairs of finite values: squares of source, decoded and difference; products.
 
     largest: of the absolute differences. values: all pairs; not_finite: those left out.
     """
 
-    true: float
-    decoded: float
-    difference: float
-    product: float
-    largest: float
-    values: int
-    not_finite: int
+    source: float = 0.0
+    decoded: float = 0.0
+    difference: float = 0.0
+    product: float = 0.0
+    largest: float = 0.0
+    values: int = 0
+    not_finite: int = 0
+
+    def __add__(self, other: Sums) -> Sums:
+        """The sums of both."""
+        return Sums(
+            self.source + other.source,
+            self.decoded + other.decoded,
+            self.difference + other.difference,
+            self.product + other.product,
+            max(self.largest, other.largest),
+            self.values + other.values,
+            self.not_finite + other.not_finite,
+        )
+
+    @property
+    def relative(self) -> float | None:
+        """Relative Frobenius error |W - D| / |W|; None where the source is all zeros."""
+        return sqrt(self.difference / self.source) if self.source else None
+
+    @property
+    def cosine(self) -> float | None:
+        """Cosine of source and decoded values; None where one is all zeros."""
+        # Two roots, because the product of the squares may overflow.
+        norm = sqrt(self.source) * sqrt(self.decoded)
+        return self.product / norm if norm else None
+
+    @property
+    def nothing_left(self) -> bool:
+        """Whether decoded values are zero, or next to all are, and those of the source not."""
+        relative = self.relative
+        few = self.decoded <= _FEW * self.source
+        return relative is not None and relative >= _NOTHING and few
 
 
 @device
@@ -79,23 +115,16 @@ def _add_up(true: Array, decoded: Array, sums: Array) -> None:
     _add_lanes(true.shape[0] - whole, true[whole:], decoded[whole:], lanes)
 
 
-def distance(true: Array, decoded: Array) -> Distance:
+def distance(true: Array, decoded: Array) -> Sums:
     """The sums of two float32 arrays. Raises: ValueError if they are not, or differ in size."""
     if true.size != decoded.size:
         raise ValueError(f"{true.size} true values and {decoded.size} decoded ones")
     sums = np.zeros(6 * _LANES)
     _add_up(flat(true, np.float32, "true"), flat(decoded, np.float32, "decoded"), sums)
     lanes = sums.reshape(6, _LANES)
-    true_squares, decoded_squares, squares, products, _, lost = map(float, lanes.sum(axis=1))
-    return Distance(
-        true=true_squares,
-        decoded=decoded_squares,
-        difference=squares,
-        product=products,
-        largest=float(lanes[4].max()),
-        values=true.size,
-        not_finite=int(lost),
-    )
+    source, squares, difference, product, _, lost = map(float, lanes.sum(axis=1))
+    largest = float(lanes[4].max())
+    return Sums(source, squares, difference, product, largest, true.size, int(lost))
 
 
 class Steps(NamedTuple):

@@ -25,8 +25,10 @@ except ImportError:  # Windows, which plans but does not build.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What file systems answer that cannot empty a disk's cache, most network shares among them.
 _NO_FULL_SYNC = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
-# Not through a link that somebody put in the place of a shard or of the journal.
-_PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_CLOSED_ON_EXEC = getattr(os, "O_CLOEXEC", 0)
+# Not through a link that somebody put in the place of a shard or of the journal. No O_CREAT: a
+# shard that somebody deleted must not come back without its header.
+_WRITE = os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | _CLOSED_ON_EXEC
 
 
 @contextmanager
@@ -45,6 +47,16 @@ def write_failure(path: Path, error: OSError) -> PolicyError:
         cure = "free some space and run the same command again: it resumes where it stopped"
         return DiskError([diagnostic("disk-full", suggestion=cure, path=str(path), reason=reason)])
     return DiskError([diagnostic("unwritable-output", path=str(path), reason=reason)])
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    with writing(path):
+        opened = os.open(path, flags)
+        try:
+            yield opened
+        finally:
+            os.close(opened)
 
 
 def create_file(path: Path, header: bytes, tensors: Iterable[PlannedTensor], nbytes: int) -> None:
@@ -70,14 +82,9 @@ def write_at(path: Path, start: int, content: Array, *, stride: int = 0) -> int:
     """
     together = not stride or stride * len(content) == content.nbytes
     lines = content.reshape(1 if together else len(content), -1).view("uint8")
-    with writing(path):
-        # No O_CREAT: a shard that somebody deleted must not come back without its header.
-        opened = os.open(path, os.O_WRONLY | _PLAIN)
-        try:
-            for number, line in enumerate(lines):
-                _write_all(opened, start + number * stride, line.data)
-        finally:
-            os.close(opened)
+    with _opened(path, _WRITE) as opened:
+        for number, line in enumerate(lines):
+            _write_all(opened, start + number * stride, line.data)
     return content.nbytes
 
 
@@ -92,15 +99,11 @@ def append(path: Path, content: bytes) -> None:
 
     Raises: PolicyError if they do not get there.
     """
-    with writing(path):
-        opened = os.open(path, os.O_WRONLY | os.O_APPEND | _PLAIN)
-        try:
-            left = memoryview(content)
-            while left:
-                left = left[os.write(opened, left) :]
-            _sync(opened)
-        finally:
-            os.close(opened)
+    with _opened(path, _WRITE | os.O_APPEND) as opened:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(opened, left) :]
+        _sync(opened)
 
 
 def flush(path: Path) -> None:
@@ -108,12 +111,8 @@ def flush(path: Path) -> None:
 
     Raises: PolicyError if they do not get there.
     """
-    with writing(path):
-        opened = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        try:
-            _sync(opened)
-        finally:
-            os.close(opened)
+    with _opened(path, os.O_RDONLY | _CLOSED_ON_EXEC) as opened:
+        _sync(opened)
 
 
 def make_folder(path: Path) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from emitters.core.build import BuildReport
-from emitters.core.verdicts import Sums
 from emitters.core.verify import VerifyReport
 from emitters.core.verify_source import ModuleError
+from emitters.numerics.reach import Sums
 from policy_dsl.diagnostics import count_text, render
 from policy_dsl.documents import entry_of
 from policy_dsl.documents import reports as documents

@@ -13,8 +13,8 @@ import pytest
 from safetensors import safe_open
 
 from emitters.core.bundle_reading import bundle_outline
-from emitters.core.verdicts import Sums
 from emitters.core.verify import VerifyReport, verify_bundle
+from emitters.numerics.reach import Sums
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.reference import open_source
 from policyc.cli import main

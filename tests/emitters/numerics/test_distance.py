@@ -15,7 +15,7 @@ def test_sums_are_those_of_the_definition(size: int) -> None:
     decoded = (true + 0.01 * random.standard_normal(size)).astype(np.float32)
     found = distance(true, decoded)
     w, d = true.astype(np.float64), decoded.astype(np.float64)
-    assert found.true == pytest.approx(w @ w, rel=1e-13)
+    assert found.source == pytest.approx(w @ w, rel=1e-13)
     assert found.decoded == pytest.approx(d @ d, rel=1e-13)
     assert found.product == pytest.approx(w @ d, rel=1e-13)
     assert found.difference == pytest.approx((d - w) @ (d - w), rel=1e-13)
@@ -30,7 +30,7 @@ def test_pairs_that_are_not_finite_are_left_out_and_counted() -> None:
     true[39] = -np.inf
     found = distance(true, decoded)
     assert (found.values, found.not_finite) == (40, 3)
-    assert (found.true, found.decoded, found.difference) == (37.0, 148.0, 37.0)
+    assert (found.source, found.decoded, found.difference) == (37.0, 148.0, 37.0)
     assert found.largest == 1.0
 
 
