@@ -62,24 +62,19 @@ def index(tensors: Iterable[PlannedTensor], **about: Any) -> dict[str, Any]:
 
 def forms_of(tensors: Mapping[str, TensorForm]) -> dict[str, dict[str, TensorForm]]:
     """Tensors by their module: all of a name up to its last dot."""
-    forms: dict[str, dict[str, TensorForm]] = {}
+    forms: dict[str, dict[str, TensorForm]] = defaultdict(dict)
     for name, form in tensors.items():
         path, _, part = name.rpartition(".")
-        forms.setdefault(path, {})[part] = form
+        forms[path][part] = form
     return forms
 
 
-def covering_most(
-    modules: Iterable[Module], key: Callable[[Module], _Key | None], *, each: int | None = None
-) -> _Key | None:
-    """The key of most parameters, the first of equals; None if no module has one.
-
-    each: what a module counts instead of its parameters.
-    """
+def covering_most(modules: Iterable[Module], key: Callable[[Module], _Key | None]) -> _Key | None:
+    """The key of most parameters, the first of equals; None if no module has one."""
     covered: Counter[_Key] = Counter()
     for module in modules:
         if (found := key(module)) is not None:
-            covered[found] += module.parameters if each is None else each
+            covered[found] += module.parameters
     return covered.most_common(1)[0][0] if covered else None
 
 

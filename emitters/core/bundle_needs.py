@@ -46,7 +46,7 @@ def needs_findings(bundle: Bundle) -> tuple[list[Diagnostic], str]:
         return found, f"policyc has no table for {model_type!a}"
     table = architecture(family)
     if bundle.format.spec.refusal(table) is not None:
-        return found, f"{bundle.target} does not take {family}"
+        return found, f"{bundle.format.name} does not take {family}"
     try:
         facts = read_config(config, table, model)
     except PolicyError as error:

@@ -21,7 +21,7 @@ from policy_dsl.quantities import counted, first_few
 from policy_dsl.regular_files import read_whole
 from policy_dsl.roles.quantization import quantization_of
 from policy_dsl.sources.checkpoint import CONFIG, MAX_CONFIG_NBYTES
-from policy_dsl.sources.reference import is_hfq_file, open_source, refuse_other_file
+from policy_dsl.sources.reference import is_whole_model, open_source, refuse_other_file
 from policy_dsl.treatments import Coded, Plain, Stored, Unread
 
 _UNREAD = "unknown-pattern"
@@ -47,11 +47,6 @@ class Bundle:
     modules: tuple[BundleModule, ...]
     findings: tuple[Diagnostic, ...]
 
-    @property
-    def target(self) -> str:
-        """The name of its format."""
-        return self.format.name
-
     @cached_property
     def scales(self) -> Mapping[str, BundleModule]:
         """Module -> the one that holds what its columns were multiplied by; no weights."""
@@ -74,7 +69,7 @@ def open_bundle(
     of its folder. formats: that it may be of.
     Raises: PolicyError if headers, index, or the record cannot be what they must be.
     """
-    if not path.is_dir() and not (path.exists() and is_hfq_file(path)):
+    if not path.is_dir() and not (path.exists() and is_whole_model(path)):
         if path.exists():
             refuse_other_file(path)
         raise fail("not-a-bundle", path=str(path), reason="it is not a folder")
@@ -277,30 +272,22 @@ def _part_names(treatment: Stored, spec: FormatSpec) -> Set[str]:
     return _parts(spec.part_shapes, treatment, (1, columns), "BF16").keys()
 
 
-def bundle_outline(folder: Path, *, links: bool = True) -> Outline:
-    """The outline of a bundle, as `readable_outline` gives it.
-
-    Raises: PolicyError as it does, and if it is not known how all modules are stored.
-    """
-    found = readable_outline(folder, links=links)
-    # What is not known would be equal to itself.
-    if found.unread:
-        raise PolicyError(found.unread)
-    return found
-
-
-def readable_outline(folder: Path, *, links: bool = True) -> Outline:
+def bundle_outline(folder: Path, *, links: bool = True, with_unread: bool = False) -> Outline:
     """The outline of a bundle, from its record, or from headers and metadata alone.
 
-    It has modules of which it is not known how they are stored. links: whether its weights may
-    be links out of its folder.
-    Raises: PolicyError if the folder is not a bundle, or its metadata and tensors disagree.
+    links: whether its weights may be links out of its folder. with_unread: also if it is not
+    known how some modules are stored.
+    Raises: PolicyError if the folder is not a bundle, its metadata and tensors disagree, or it
+    is not known what they say.
     """
     bundle = open_bundle(folder, links=links)
     unread = tuple(found for found in bundle.findings if found.code == _UNREAD)
     # A diff of a broken bundle would compare noise.
     if len(errors(bundle.findings)) > len(unread):
         raise PolicyError(bundle.findings)
+    # What is not known would be equal to itself.
+    if unread and not with_unread:
+        raise PolicyError(unread)
     record, experts, added = bundle.record, None, 0
     for one in bundle.modules:
         # Where each expert is a module, so is an added one.
@@ -310,7 +297,7 @@ def readable_outline(folder: Path, *, links: bool = True) -> Outline:
     scales = {module.name for module in bundle.scales.values()}
     return Outline(
         title=f"{record.policy} ({folder})" if record else str(folder),
-        target=bundle.target,
+        target=bundle.format.name,
         model=record.source if record else bundle.inventory.id,
         modules=tuple(_outline_module(module, scales) for module in bundle.modules),
         experts=experts,

@@ -128,7 +128,12 @@ def written_checks(bundle: Bundle, *, values: bool) -> list[Check]:
     Headers, metadata, and what the format's readers need besides; no hashes, no source. values:
     whether values that readers depend on are read.
     """
-    structure = (*bundle.findings, *_links(bundle))
+    cure = "copy it with its links followed, as `cp -RL` does"
+    linked = (
+        diagnostic("linked-file", suggestion=cure, file=file, target=target)
+        for file, target in bundle.inventory.links.items()
+    )
+    structure = (*bundle.findings, *linked)
     checks = [
         Check("structure", structure, f"{len(bundle.modules)} modules, every header"),
         Check("index", tuple(_index(bundle)), "names, shards, total size"),
@@ -142,7 +147,7 @@ def written_checks(bundle: Bundle, *, values: bool) -> list[Check]:
     missed = [*defects(folder, bundle.metadata, tensors, claims)] if defects else []
     if values and bundle.format.value_defects is not None:
         missed += bundle.format.value_defects()(folder, tensors, claims)
-    needed = f"files and counts that those of {bundle.target} need"
+    needed = f"files and counts that those of {bundle.format.name} need"
     checks.append(Check("readers", tuple(missed), needed))
     # What a format's own readers miss is said once, in their words.
     if not errors(missed):
@@ -155,13 +160,6 @@ def written_checks(bundle: Bundle, *, values: bool) -> list[Check]:
 def _is_broken(checks: Iterable[Check]) -> bool:
     """Whether modules are not whole: they cannot be decoded, and readers cannot use them."""
     return any(errors(check.findings) for check in checks if check.name in _SOUND)
-
-
-def _links(bundle: Bundle) -> Iterator[Diagnostic]:
-    """Weights that are read, and are somewhere else."""
-    cure = "copy it with its links followed, as `cp -RL` does"
-    for file, target in bundle.inventory.links.items():
-        yield diagnostic("linked-file", suggestion=cure, file=file, target=target)
 
 
 def _index(bundle: Bundle) -> Iterator[Diagnostic]:
@@ -193,7 +191,7 @@ def _side_files(bundle: Bundle) -> Iterable[Diagnostic]:
         if module.role == "embed" or (not module.role and module.name.endswith(_EMBEDDING))
     ]
     recorded = bundle.record.files if bundle.record else ()
-    return bundle_findings(bundle.target, bundle.inventory, recorded, embeddings)
+    return bundle_findings(bundle.format.name, bundle.inventory, recorded, embeddings)
 
 
 def _widths(bundle: Bundle) -> Iterator[Diagnostic]:

@@ -7,7 +7,7 @@ sums are read when they are asked for. GGUF and the older `.dat` come to the sam
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -309,7 +309,9 @@ def _gguf_entries(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     entries: dict[str, Entry] = {}
     defects: dict[str, str] = {}
-    for name in _gguf_names(tensors):
+    # Those that have sums or counts; `.in_sum` and all else is not used.
+    parts = [(name, part) for name in tensors for part in (_SUMS, _COUNTS) if name.endswith(part)]
+    for name in dict.fromkeys(name.removesuffix(part) for name, part in parts):
         try:
             entries[name] = _gguf_entry(tensors, name)
         except ValueError as defect:
@@ -337,15 +339,6 @@ def _gguf_reader() -> type[GGUFReader]:
             return super()._get(offset, dtype, count, override_order)
 
     return Checked
-
-
-def _gguf_names(tensors: Mapping[str, ReaderTensor]) -> Iterator[str]:
-    """The names that have sums or counts, each once; `.in_sum` and all else is not used."""
-    for name in tensors:
-        if name.endswith(_SUMS):
-            yield name.removesuffix(_SUMS)
-        elif name.endswith(_COUNTS) and name.removesuffix(_COUNTS) + _SUMS not in tensors:
-            yield name.removesuffix(_COUNTS)
 
 
 def _gguf_entry(tensors: Mapping[str, ReaderTensor], name: str) -> Entry:

@@ -69,8 +69,8 @@ def open_catalog(name: str) -> Inventory | None:
     return None
 
 
-def is_hfq_file(path: Path) -> bool:
-    """Whether a regular file is an HFQ file, or is called as one. Raises: UnreadableError."""
+def is_whole_model(path: Path) -> bool:
+    """Whether a regular file is or is called an HFQ file. Raises: UnreadableError."""
     magic = checkpoint.HFQ_MAGIC
     # A damaged file is best judged as what it is called.
     is_called_so = bool(checkpoint.HFQ_EXTENSION.search(path.name))
@@ -96,7 +96,7 @@ def _open_path(path: Path, *, links: bool) -> Inventory:
         return open_folder(path, links=links)
     if not path.exists():
         raise unreadable(path, "it is not there")
-    if is_hfq_file(path):
+    if is_whole_model(path):
         return open_hfq_file(path, links=links)
     if path.name.endswith(checkpoint.SUFFIX):
         return open_file(path, links=links)

@@ -225,12 +225,12 @@ def inspect(*, checkpoint: str, save_headers: Path | None, no_links: bool, forma
 
 def _bundle(folder: Path, *, links: bool) -> Outline | None:
     """The outline of a bundle, of policyc or another tool; None if this is not one."""
-    from emitters.core.bundle_reading import readable_outline
+    from emitters.core.bundle_reading import bundle_outline
 
     if not folder.is_dir():
         return None
     try:
-        return readable_outline(folder, links=links)
+        return bundle_outline(folder, links=links, with_unread=True)
     except PolicyError as error:
         # A source is not a bundle; a bundle that is broken must not pass for a source.
         if any(finding.code != "not-a-bundle" for finding in error.diagnostics):
