@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ _MAX_BASES = 200
 _SUFFIX_CURE = "rename it to .yaml or .yml for YAML, or .qpol for DSL"
 _NAME_CURE = "give a .yaml or .qpol file, or a bundled policy such as config_i"
 _NAME_CURES = {"-": "standard input is /dev/stdin here"}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def load(reference: str | Path, *, overrides: Values | None = None, words: Words = WORDS) -> Policy:
@@ -44,16 +46,15 @@ def load(reference: str | Path, *, overrides: Values | None = None, words: Words
     type of the variable's default. words: the targets, schemes and methods that there are.
     Raises: PolicyError with every defect of the texts, of `extends` and of the overrides.
     """
-    bases = _Bases(words)
-    chain = list(bases.collect(_find(reference), ()))
+    chain = list(_Chain(words).collect(_find(reference), ()))
     # Variables are settled over the whole chain before any text is read for good: a base may
     # use one whose value the policy that extends it has set.
-    values = final_values([policy for _, _, policy in chain], overrides or {})
+    values = final_values([policy for _, policy in chain], overrides or {})
     policies = []
-    for path, source, policy in chain:
+    for source, policy in chain:
         own = dict(policy.vars)
         wanted = {name: values[name] for name in own}
-        policies.append(policy if wanted == own else bases.read(path, source, wanted))
+        policies.append(policy if wanted == own else _parse(source, wanted, words)[0])
     return merge(policies)
 
 
@@ -63,10 +64,15 @@ def parse_policy(text: str, name: str, *, words: Words = WORDS) -> tuple[Policy,
     name: its path; a name without a known suffix leaves the notation to the text itself.
     Raises: PolicyError with every defect of the text.
     """
-    source, path = SourceText(name, text), Path(name)
-    form = _FORMS.get(path.suffix) or _form_of(source)
-    stem = path.stem if path.suffix in _FORMS else "policy"
-    return _READERS[form](source, stem, words=words), form
+    return _parse(SourceText(name, text), None, words)
+
+
+def _parse(source: SourceText, values: Values | None, words: Words) -> tuple[Policy, Form]:
+    path = Path(source.name)
+    form = _FORMS.get(path.suffix)
+    name = decoded(path.stem) if form else "policy"
+    form = form or ("yaml" if looks_like_yaml(source) else "dsl")
+    return _READERS[form](source, name, values, words=words), form
 
 
 def bundled_names() -> tuple[str, ...]:
@@ -103,7 +109,7 @@ def source_of(path: Path, content: bytes) -> SourceText:
         raise fail("not-utf8", path=path, byte=byte, offset=failure.start) from None
 
 
-class _Bases:
+class _Chain:
     """Follows `extends`, depth first, so that what is extended comes first."""
 
     def __init__(self, words: Words) -> None:
@@ -111,10 +117,10 @@ class _Bases:
         self._visits = self._n_lines = self._n_characters = 0
 
     def collect(
-        self, path: Path, chain: tuple[Path, ...]
-    ) -> Iterator[tuple[Path, SourceText, Policy]]:
+        self, path: Path, extending: tuple[Path, ...]
+    ) -> Iterator[tuple[SourceText, Policy]]:
         """The policies, each read with the defaults of its own variables."""
-        source = read_source(path, given=not chain)
+        source = read_source(path, given=not extending)
         # Of all of them together: each takes the time that it takes alone.
         self._visits += 1
         self._n_lines += n_lines(source.text)
@@ -122,9 +128,11 @@ class _Bases:
         if self._n_characters > MAX_BYTES:
             raise fail("too-large", path=source.name, limit=f"{MAX_BYTES:,}")
         ensure_few(source.name, self._n_lines)
-        policy = self.read(path, source, None)
+        if path.suffix not in _FORMS and not is_passed(path):
+            raise fail("unknown-suffix", path=path, suggestion=_SUFFIX_CURE)
+        policy, _ = _parse(source, None, self._words)
         # Resolved paths: a cycle through a symbolic link is one too.
-        here = (*chain, path.resolve())
+        here = (*extending, path.resolve())
         for name in policy.extends:
             span = dict(policy.key_spans).get(f"extends.{name}")
             base = _find(name, folder=Path() if is_passed(path) else path.parent, span=span)
@@ -134,37 +142,24 @@ class _Bases:
             if self._visits >= _MAX_BASES:
                 raise fail("nested-too-deeply", span, limit=_MAX_BASES)
             yield from self.collect(base, here)
-        yield path, source, policy
-
-    def read(self, path: Path, source: SourceText, values: Values | None) -> Policy:
-        form, name = _FORMS.get(path.suffix), path.stem
-        if is_passed(path):
-            form, name = _form_of(source), "policy"
-        if form is None:
-            raise fail("unknown-suffix", path=path, suggestion=_SUFFIX_CURE)
-        return _READERS[form](source, decoded(name), values, words=self._words)
-
-
-def _form_of(source: SourceText) -> Form:
-    return "yaml" if looks_like_yaml(source) else "dsl"
+        yield source, policy
 
 
 def _find(reference: str | Path, *, folder: Path | None = None, span: Span | None = None) -> Path:
+    """The file that a reference means. folder: of the policy that extends it."""
     path = Path(reference)
-    named = isinstance(reference, str) and path.name == reference
     # A bundled name wins over a file of that name without suffix, so that it means the same
     # in every folder.
-    if named and path.suffix not in _FORMS:
-        bundled = _with_suffix(room("policies") / reference)
-        if bundled is not None:
+    if isinstance(reference, str) and path.name == reference and path.suffix not in _FORMS:
+        if bundled := _with_suffix(room("policies") / reference):
             return bundled
         if folder is not None or not os.path.exists(path):
             here = _with_suffix((folder or Path()) / reference)
             cure = f'did you mean "{here.name}"?' if here else None
-            cure = cure or did_you_mean(str(reference), bundled_names())
-            cure = cure or _NAME_CURES.get(str(reference), _NAME_CURE)
+            cure = cure or did_you_mean(reference, bundled_names())
+            cure = cure or _NAME_CURES.get(reference, _NAME_CURE)
             raise fail("unknown-policy", span, suggestion=cure, name=reference)
-    path = path if folder is None else folder / path
+    path = (folder or Path()) / path
     cure, reason = None, None
     if not os.path.exists(path):
         cure, reason = _cure(path), "there is no such file"
@@ -180,13 +175,11 @@ def _find(reference: str | Path, *, folder: Path | None = None, span: Span | Non
 
 def _cure(path: Path) -> str | None:
     """What may have been meant by a path that is not there."""
-    if path.suffix not in _FORMS:
-        return None
     # Paths of the documentation's examples exist in a checkout only.
-    if path.stem in bundled_names():
+    if path.suffix in _FORMS and path.stem in bundled_names():
         return f'"{path.stem}" is a bundled policy; write it without folder and suffix'
     # A policy of that name may be there in the other notation.
-    other = _with_suffix(path.with_suffix(""))
+    other = _with_suffix(path.with_suffix("")) if path.suffix in _FORMS else None
     return f'did you mean "{other}"?' if other else None
 
 
@@ -210,8 +203,7 @@ def final_values(policies: Sequence[Policy], overrides: Values) -> dict[str, Sca
         default = values.get(name, value)
         # A truth value is an int to Python, and not a number to anybody else.
         if type(value) not in ((int, float) if isinstance(default, float) else (type(default),)):
-            kinds = {bool: "true or false", int: "a whole number", float: "a number"}
-            kind = kinds.get(type(default), "a text")
+            kind = _KINDS.get(type(default), "a text")
             code = "wrong-variable-type"
             findings.append(diagnostic(code, span, name=name, expected=kind, written=written))
         values[name] = value
@@ -240,9 +232,7 @@ def merge(policies: Sequence[Policy]) -> Policy:
     targets. Mappings merge field by field; of other lists and of texts the last one given
     holds. Of what a policy clears, nothing stays of those before.
     """
-    merged = policies[0]
-    for child in policies[1:]:
-        merged = _extended(merged, child)
+    merged = reduce(_extended, policies)
     comments = () if len(policies) > 1 else merged.comments
     return replace(merged, extends=(), cleared=(), comments=comments)
 
@@ -264,32 +254,29 @@ def _extended(base: Policy, child: Policy) -> Policy:
             changes[key.name] = replace(before, **given)
         elif key.merge == "join":
             changes[key.name] = tuple({**dict(before), **dict(said)}.items())
-    targets = changes["targets"] = _targets(base, child)
-    order = [None, *targets]
+    if child.targets:
+        ruled = {rule.target for rule in base.rules}
+        more = (target for target in base.targets if target in ruled)
+        changes["targets"] = tuple(dict.fromkeys((*child.targets, *more)))
+    else:
+        changes["targets"] = base.targets
+    order = [None, *changes["targets"]]
     rules = sorted((*base.rules, *child.rules), key=lambda rule: order.index(rule.target))
     changes["rules"] = tuple(rules)
     for paths in ("key_spans", "templates"):
-        kept = {path: value for path, value in getattr(base, paths) if _key_of(path) not in gone}
-        # How one policy writes its targets says nothing about those of another.
-        kept = {path: kept[path] for path in kept if not path.startswith("targets[")}
-        said = {_moved(path, len(base.tests)): value for path, value in getattr(child, paths)}
-        changes[paths] = tuple((kept | said).items())
+        changes[paths] = tuple(_joined(base, child, paths, gone).items())
     return replace(child, **changes)
 
 
-def _key_of(path: str) -> str:
-    return re.split(r"[\[.]", path, maxsplit=1)[0]
-
-
-def _moved(path: str, n_tests: int) -> str:
-    """The path of a test as if others came before it."""
-    number = re.fullmatch(r"tests\[(\d+)\]", path)
-    return f"tests[{int(number[1]) + n_tests}]" if number else path
-
-
-def _targets(base: Policy, child: Policy) -> tuple[str, ...]:
-    if not child.targets:
-        return base.targets
-    ruled = {rule.target for rule in base.rules}
-    more = [target for target in base.targets if target in ruled]
-    return tuple(dict.fromkeys([*child.targets, *more]))
+def _joined(base: Policy, child: Policy, paths: str, gone: set[str]) -> dict[str, Any]:
+    """What is said of key paths in both; the tests of the base come first."""
+    joined = {}
+    for path, value in getattr(base, paths):
+        # How one policy writes its targets says nothing about those of another.
+        if re.split(r"[\[.]", path)[0] not in gone and not path.startswith("targets["):
+            joined[path] = value
+    for path, value in getattr(child, paths):
+        number = re.fullmatch(r"tests\[(\d+)\]", path)
+        moved = f"tests[{int(number[1]) + len(base.tests)}]" if number else path
+        joined[moved] = value
+    return joined
