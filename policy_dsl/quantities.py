@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import count, takewhile
 
 # Each decimal unit is shown beside its binary one: the two are mixed up too often.
 _SCALES = ((9, "GB", 30, "GiB"), (6, "MB", 20, "MiB"), (3, "kB", 10, "KiB"))
@@ -22,10 +23,9 @@ def parse_size(text: str) -> int | None:
 
 def both_units(nbytes: int) -> str:
     """`92.87 GB = 86.49 GiB`; smaller sizes in MB and MiB, kB and KiB, or bytes."""
-    for decimal, word, binary, binary_word in _SCALES:
+    for decimal, word, binary, other in _SCALES:
         if abs(nbytes) >= 10**decimal:
-            small = nbytes / 2**binary
-            return f"{nbytes / 10**decimal:.2f} {word} = {small:.2f} {binary_word}"
+            return f"{nbytes / 10**decimal:.2f} {word} = {nbytes / 2**binary:.2f} {other}"
     return f"{nbytes} bytes"
 
 
@@ -72,30 +72,11 @@ def layer_list(layers: Iterable[int]) -> str:
         runs.append((first, layer))
     parts: list[str] = []
     while runs:
+        (first, last), distance = runs[0], runs[min(1, len(runs) - 1)][0] - runs[0][0]
+        even = ((first + n * distance, last + n * distance) for n in count())
+        steps = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(runs, even, strict=False))))
+        shown = [str(a) if a == z else f"{a}-{z}" for a, z in runs[:steps]]
         # Every third layer protected is common, and twenty numbers are unreadable.
-        steps = _even_runs(runs)
-        if steps > 3:
-            parts.append(f"{_run(runs[0])},{_run(runs[1])},…,{_run(runs[steps - 1])}")
-        else:
-            steps = 1
-            parts.append(_run(runs[0]))
-        del runs[:steps]
+        parts += [*shown[:2], "…", shown[-1]] if steps > 3 else shown[:1]
+        del runs[: steps if steps > 3 else 1]
     return ",".join(parts) or "-"
-
-
-def _even_runs(runs: Sequence[tuple[int, int]]) -> int:
-    """How many runs from the first have its length and are evenly spaced."""
-    if len(runs) < 2:
-        return 1
-    size, distance = runs[0][1] - runs[0][0], runs[1][0] - runs[0][0]
-    first, count = runs[0][0], 1
-    while count < len(runs):
-        start = first + count * distance
-        if runs[count] != (start, start + size):
-            break
-        count += 1
-    return count
-
-
-def _run(run: tuple[int, int]) -> str:
-    return str(run[0]) if run[0] == run[1] else f"{run[0]}-{run[1]}"

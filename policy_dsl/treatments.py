@@ -73,15 +73,12 @@ def describe(stored: Stored | Unread) -> str:
         return "unknown"
     if isinstance(stored, Plain):
         return PLAIN_WORDS.get(stored.dtype, stored.dtype)
-    words = [f"{stored.bits}bit", stored.scheme]
-    if stored.group_size:
-        words.append(f"g{stored.group_size}")
-    if has_symmetry_choice(stored.scheme):
-        words.append("sym" if stored.symmetric else "asym")
+    group = f" g{stored.group_size}" if stored.group_size else ""
+    symmetry = " sym" if stored.symmetric else " asym"
+    symmetry = symmetry if has_symmetry_choice(stored.scheme) else ""
     # What every scheme has goes without saying.
-    if stored.method not in ("", "rtn"):
-        words.append(f"by {stored.method}")
-    return " ".join(words)
+    method = f" by {stored.method}" if stored.method not in ("", "rtn") else ""
+    return f"{stored.bits}bit {stored.scheme}{group}{symmetry}{method}"
 
 
 def scheme_of(stored: Stored) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 # Components whose blocks never count as layers and that a bare projection does not reach.
 OUTSIDE_LANGUAGE_MODEL = frozenset({"vision", "audio", "mtp"})
@@ -16,37 +17,23 @@ SINGLE_ROLES = frozenset(
         *("bias", "sinks", "conv", "ssm"),
     )
 )
-
-# Roles of MTP blocks that checkpoints call otherwise than their namesakes in the model.
-_NAMESAKES: Mapping[str, str] = {"head": "lm_head"}
-
 # The schemes of every target: a policy may name one of a target that is not the one it is
 # being resolved for.
-_SCHEMES: Mapping[str, tuple[str, ...]] = {
+SCHEMES: Mapping[str, tuple[str, ...]] = {
     "mlx_affine": ("affine", "mxfp4", "mxfp8", "nvfp4"),
     "jangtq_prestack": ("affine", "mxtq"),
-    "hipfire_hfq": (
-        *("mq2", "mq3", "mq4", "mq6", "mq2-lloyd", "mq3-lloyd"),
-        *("hfq4", "hfq6", "q8"),
-    ),
+    "hipfire_hfq": ("mq2", "mq3", "mq4", "mq6", "mq2-lloyd", "mq3-lloyd", "hfq4", "hfq6", "q8"),
     "gptq": ("int", "int-gidx", "int-v2", "int-v2-gidx"),
 }
-SCHEME_TARGETS: Mapping[str, tuple[str, ...]] = {
-    scheme: tuple(target for target in _SCHEMES if scheme in _SCHEMES[target])
-    for schemes in _SCHEMES.values()
-    for scheme in schemes
-}
-TARGETS = tuple(sorted(_SCHEMES))
-METHODS = ("rtn", "opt-rtn", "opt-rtn-0.12.2", "gptq", "lloyd", "awq")
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
     """What a policy may name beside roles: targets, schemes of their tensors, and methods."""
 
-    targets: tuple[str, ...] = TARGETS
-    schemes: tuple[str, ...] = tuple(SCHEME_TARGETS)
-    methods: tuple[str, ...] = METHODS
+    targets: tuple[str, ...] = tuple(sorted(SCHEMES))
+    schemes: tuple[str, ...] = tuple(dict.fromkeys(chain(*SCHEMES.values())))
+    methods: tuple[str, ...] = ("rtn", "opt-rtn", "opt-rtn-0.12.2", "gptq", "lloyd", "awq")
 
 
 WORDS = Words()
@@ -57,8 +44,7 @@ def namesake(role: str) -> str:
 
     Any other role comes back as it is, and so do projections, which components share.
     """
-    if not role.startswith("mtp."):
-        return role
-    word = role.removeprefix("mtp.")
-    word = _NAMESAKES.get(word, word)
-    return word if word in SINGLE_ROLES else role
+    outside, _, word = role.partition(".")
+    # Checkpoints call the head of an MTP block otherwise.
+    word = "lm_head" if word == "head" else word
+    return word if outside == "mtp" and word in SINGLE_ROLES else role

@@ -23,7 +23,7 @@ from policy_dsl.treatments import (
     Written,
     describe,
 )
-from policy_dsl.vocabulary import SCHEME_TARGETS
+from policy_dsl.vocabulary import SCHEMES, WORDS
 
 _CALLED = {"experts": "experts", "embed": "embeddings", "matrix": "matrices"}
 # Roles that fit into a suggestion.
@@ -69,9 +69,9 @@ def _scheme_by_table(bits: int | None, tensor_class: str, spec: FormatSpec) -> s
 
 
 def _foreign_scheme(name: str, spec: FormatSpec) -> Diagnostic:
-    homes = SCHEME_TARGETS.get(name, ())
+    homes = [target for target in SCHEMES if name in SCHEMES[target]]
     if not homes:
-        meant = did_you_mean(name, SCHEME_TARGETS)
+        meant = did_you_mean(name, WORDS.schemes)
         return diagnostic("unknown-scheme", suggestion=meant, scheme=name)
     notes = [f"{spec.name} has {_listed(scheme.name for scheme in spec.schemes)}"]
     facts: dict[str, Any] = {"scheme": name, "target": spec.name, "homes": " and ".join(homes)}

@@ -13,7 +13,7 @@ from policy_dsl.formats import Format, FormatSpec, MetadataValues
 from policy_dsl.planning.fill import fill
 from policy_dsl.planning.matching import family_defect, name_defect, nodes
 from policy_dsl.policy import Family, Name, Policy, Rule
-from policy_dsl.vocabulary import TARGETS
+from policy_dsl.vocabulary import WORDS
 
 _CLASSES = ("matrix", "experts", "embed")
 # Readers take files with such endings for something else.
@@ -50,7 +50,7 @@ def choose_target(policy: Policy, formats: Mapping[str, Format], target: str | N
     if chosen in formats:
         return chosen
     # A policy for a format that is not built in is not a typo.
-    code = "unavailable-target" if chosen in TARGETS else "unknown-target"
+    code = "unavailable-target" if chosen in WORDS.targets else "unknown-target"
     # What --target says is nowhere in the text.
     span, meant = spans.get(f"targets.{chosen}"), did_you_mean(chosen, formats)
     raise fail(code, span, suggestion=meant, target=chosen, known=", ".join(formats))

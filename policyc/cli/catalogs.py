@@ -40,13 +40,13 @@ def schema(document: str) -> None:
 def formats(target: str | None, format: str) -> None:
     """Show what each target can hold, and which settings of a policy it uses."""
     import emitters
-    from policy_dsl.vocabulary import TARGETS
+    from policy_dsl.vocabulary import WORDS
     from policyc.reports.formats_report import formats_blocks, formats_document
 
     known = emitters.FORMATS
     if target is not None and target not in known:
         # The language knows targets that this version cannot write yet.
-        code = "unavailable-target" if target in TARGETS else "unknown-target"
+        code = "unavailable-target" if target in WORDS.targets else "unknown-target"
         meant = did_you_mean(target, known)
         raise fail(code, suggestion=meant, target=target, known=", ".join(known))
     chosen = [known[name] for name in known if target in (None, name)]

@@ -45,7 +45,7 @@ from policy_dsl.policy import (
     without,
 )
 from policy_dsl.treatments import Written
-from policy_dsl.vocabulary import COMPONENTS, METHODS, SCHEME_TARGETS, SINGLE_ROLES, TARGETS
+from policy_dsl.vocabulary import COMPONENTS, SINGLE_ROLES, WORDS
 
 EXPRESSIONS = [
     "i < 4",
@@ -108,10 +108,10 @@ QUANTIZED = st.builds(
     Written,
     st.just("quantize"),
     OPTIONAL_WIDTH,
-    st.none() | st.sampled_from(sorted(SCHEME_TARGETS)),
+    st.none() | st.sampled_from(sorted(WORDS.schemes)),
     st.none() | st.sampled_from([32, 64, 128]),
     st.none() | st.booleans(),
-    st.none() | st.sampled_from(METHODS),
+    st.none() | st.sampled_from(WORDS.methods),
 ).filter(lambda treatment: treatment != Written("quantize"))
 TREATMENTS = (
     QUANTIZED
@@ -171,7 +171,7 @@ PRUNES = st.builds(Prune, to=st.integers(1, 999), by=WORD) | st.builds(Prune, ke
 
 @st.composite
 def policies(draw):
-    targets = tuple(draw(st.lists(st.sampled_from(TARGETS), unique=True)))
+    targets = tuple(draw(st.lists(st.sampled_from(WORDS.targets), unique=True)))
     rules = [
         Rule(draw(SELECTORS), draw(TREATMENTS), draw(st.booleans()), target=target)
         for target in (None, *targets)
@@ -204,11 +204,11 @@ def policies(draw):
         defaults=draw(
             st.builds(
                 Defaults,
-                scheme=st.none() | st.sampled_from(sorted(SCHEME_TARGETS)),
+                scheme=st.none() | st.sampled_from(sorted(WORDS.schemes)),
                 bits=OPTIONAL_WIDTH,
                 group_size=COUNT,
                 symmetric=st.none() | st.booleans(),
-                method=st.none() | st.sampled_from(METHODS),
+                method=st.none() | st.sampled_from(WORDS.methods),
                 otherwise=st.none() | TREATMENTS,
             )
         ),

@@ -16,7 +16,7 @@ from policy_dsl.planning.fill import fill
 from policy_dsl.planning.lint import setting_findings
 from policy_dsl.policy import Defaults
 from policy_dsl.treatments import Coded, Written
-from policy_dsl.vocabulary import SCHEME_TARGETS, WORDS
+from policy_dsl.vocabulary import SCHEMES, WORDS
 from policyc.cli import main
 
 SETTINGS = {
@@ -47,10 +47,9 @@ def unused(target: str, statement: str) -> bool:
 
 def test_the_words_of_policies_are_those_of_the_formats() -> None:
     schemes = {name: {one.name for one in FORMATS[name].spec.schemes} for name in FORMATS}
-    homes = {word: {name for name in FORMATS if word in schemes[name]} for word in WORDS.schemes}
     assert set(WORDS.targets) == set(FORMATS)
     assert set(WORDS.schemes) == set.union(*schemes.values())
-    assert {word: set(targets) for word, targets in SCHEME_TARGETS.items()} == homes
+    assert {name: set(SCHEMES[name]) for name in SCHEMES} == schemes
 
 
 @pytest.mark.parametrize("target", [*FORMATS])
