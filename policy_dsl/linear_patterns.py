@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import re2
+import yaml
+
+from policy_dsl import room
 
 Where = Literal["whole", "start", "anywhere"]
 WILDCARDS = frozenset("*?[")
@@ -20,29 +23,6 @@ LONGEST = 1000
 MOST_STEPS = 1000
 # For the automaton; what needs more is matched without one, and linearly too.
 _MEMORY = 2**20
-_AROUND = '"{0}" looks around, which takes more than linear time'
-_ATOMIC = '"{0}" forbids other ways to match, which takes more than linear time'
-_BACK = '"{0}" repeats what a group matched, which takes more than linear time'
-_FLAG = '"{0}" changes how the expression is read'
-_UNKNOWN = '"{0}" is not known here'
-_JOIN = "match the whole name by one expression, or join two by `and`"
-_LEAVE_OUT = "match more, and take the rest away with `except`"
-_SPELL_OUT = "spell out what it can be"
-# What Python reads and RE2 does not, the longest beginnings first.
-_REFUSED = {
-    "(?=": (_AROUND, _JOIN),
-    "(?<=": (_AROUND, _JOIN),
-    "(?!": (_AROUND, _LEAVE_OUT),
-    "(?<!": (_AROUND, _LEAVE_OUT),
-    "(?P=": (_BACK, _SPELL_OUT),
-    "(?(": (_BACK, _SPELL_OUT),
-    "(?>": (_ATOMIC, "write (?:…)"),
-    "(?#": ('"{0}" is a comment', "a comment of a policy is after #"),
-    "(?<": ('"{0}" names a group in another notation', "write (?P<name>…)"),
-    "(?": (_FLAG, "(?i) and (?s) go at the beginning; leave other flags out"),
-    r"\z": (_UNKNOWN, r"write \Z or $"),
-    "[": ("a [ is not closed", r"a literal bracket is written \["),
-}
 _ESCAPED = r"\\(?:[dDwWsSanrtfv]|x[0-9a-fA-F]{2}|[^a-zA-Z0-9])"
 _TOKEN = re.compile(
     r"(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])"
@@ -53,30 +33,12 @@ _TOKEN = re.compile(
     r"|(?P<other>[^\\\[(])",
     re.DOTALL,
 )
-_OPENING = re.compile(r"[^)]{0,20}\)?")
 _FLAGS = re.compile(r"\(\?[ims]+\)")
 _SET = re.compile(rf"\[\^?\]?(?:{_ESCAPED}|[^\\])*\]", re.DOTALL)
 # Other readers take these for sets in a set.
 _IN_SET = re.compile(r"(?<=.)(?<!\\)\[|--|&&|~~|\|\|")
 _PLACES = frozenset({"^", "$", r"\A", r"\Z", r"\b", r"\B"})
 _REPEAT = re.compile(r"[*+?]|\{(?:[0-9]+(?:,[0-9]*)?|,[0-9]*)\}")
-_NO_ARGUMENT = "{0} has nothing to repeat"
-_RE2_REASONS = {
-    "missing )": ("a ( is not closed", r"a literal parenthesis is written \("),
-    "unexpected )": ("a ) has no (", r"a literal parenthesis is written \)"),
-    "missing ]": ("a [ is not closed", r"a literal bracket is written \["),
-    "trailing \\": (r"nothing is after its last \ ", r"a literal backslash is written \\"),
-    "no argument for repetition operator": (_NO_ARGUMENT, "any text is .*"),
-    "bad repetition operator": ("{0} repeats a repeat", "put what is repeated in (?:…)"),
-    "invalid repetition size": (
-        "{0} repeats more than 1,000 times, nested repeats multiplied, or counts backwards",
-        "repeat less often",
-    ),
-    "invalid character class range": (
-        "the range {0} counts backwards",
-        "write the lower end first",
-    ),
-}
 _BESIDE = {"whole": ("", ""), "start": ("", "(?s:.*)"), "anywhere": ("(?s:.*)", "(?s:.*)")}
 _GLOB = re.compile(r"\[(?:(!)|(?!!))(\][^\]]*|[^\]]+)\]|(\*+)|.", re.DOTALL)
 
@@ -152,6 +114,20 @@ def _bounded(expression: str, most_steps: int) -> Pattern:
     return pattern
 
 
+@cache
+def _mistakes() -> Any:
+    text = (room("grammar") / "patterns.yaml").read_text(encoding="utf-8")
+    return yaml.load(text, Loader=yaml.SafeLoader)
+
+
+def _error(kind: str, text: str) -> PatternError:
+    """What is wrong, by a table of what RE2 says or of beginnings that are not taken."""
+    for beginning, reason, cure in _mistakes()[kind]:
+        if found := re.match(beginning, text, re.DOTALL):
+            return PatternError(reason.format(found[found.lastindex or 0]).strip(), cure)
+    return PatternError(text)
+
+
 def _translated(text: str) -> str:
     """The expression as RE2 reads it. Raises: PatternError if it reads it otherwise."""
     flags = _FLAGS.match(text)
@@ -160,15 +136,15 @@ def _translated(text: str) -> str:
     while at < len(text):
         token = _TOKEN.match(text, at)
         if token is None:
-            raise _refused(text[at:])
+            raise _error("refused", text[at:])
         parts.append(_read(token))
         at = token.end()
         depth += token[0].startswith("(") - (token[0] == ")")
         # Before it is compiled: what is put around it would close it.
         if depth < 0:
-            raise _re2_refused("unexpected )")
+            raise _error("re2", "unexpected )")
         if token[0] in _PLACES and (repeat := _REPEAT.match(text, at)):
-            raise PatternError(_NO_ARGUMENT.format(repeat[0]), "a place is there once")
+            raise PatternError(f"{repeat[0]} has nothing to repeat", "a place is there once")
     return "".join(parts)
 
 
@@ -187,17 +163,6 @@ def _read(token: re.Match[str]) -> str:
     return text
 
 
-def _refused(rest: str) -> PatternError:
-    for start, (reason, cure) in _REFUSED.items():
-        if rest.startswith(start):
-            return PatternError(reason.format("".join(_OPENING.findall(rest)[:1])), cure)
-    escape = rest[:2]
-    if escape[1:].isdigit():
-        return PatternError(_BACK.format(escape), _SPELL_OUT)
-    reason, cure = _RE2_REASONS["trailing \\"]
-    return PatternError(reason.strip() if len(rest) == 1 else _UNKNOWN.format(escape), cure)
-
-
 def _compiled(expression: str, *, never_newline: bool = False, is_ascii: bool = True) -> Any:
     options = re2.Options()
     options.log_errors = False
@@ -210,17 +175,7 @@ def _compiled(expression: str, *, never_newline: bool = False, is_ascii: bool = 
     try:
         return re2.compile(expression.encode("utf-8", "surrogatepass"), options)
     except re2.error as error:
-        raise _re2_refused(error.args[0].decode("utf-8", "replace")) from None
-
-
-def _re2_refused(message: str) -> PatternError:
-    for start, (reason, cure) in _RE2_REASONS.items():
-        if message.startswith(start):
-            piece = message.removeprefix(start).removeprefix(": ")
-            return PatternError(reason.format(f"{piece:.40}").strip(), cure)
-    if "too large" in message:
-        return PatternError("it takes too many steps for a character", "repeat less often")
-    return PatternError(message)
+        raise _error("re2", error.args[0].decode("utf-8", "replace")) from None
 
 
 def _glob_part(found: re.Match[str]) -> str:

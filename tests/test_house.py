@@ -60,7 +60,7 @@ OPENERS: dict[str, tuple[str, ...]] = {
     "read_bytes": ("emitters.numerics.jit",),
     "read_text": (
         *("policyc.cli.catalogs", ".roles.architecture", "policy_dsl"),
-        *(".diagnostics", ".language.draft", ".language.parsing"),
+        *(".diagnostics", ".language.draft", ".language.parsing", ".linear_patterns"),
     ),
     "FileIO": (".regular_files",),
     "memmap": (),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import yaml
@@ -37,6 +38,8 @@ _UNITS = {
     "'": re.compile(r"''|\S"),
     "": re.compile(r"\S"),
 }
+# A `#` begins a comment at the start of a line, and after a space.
+_COMMENT = re.compile(r"(?:^|(?<=[ \t\r]))#", re.MULTILINE)
 _SPACE_ESCAPES = set("ntrvf _NLP\n\r")
 
 
@@ -125,8 +128,11 @@ def scalar_fragment(source: SourceText, node: ScalarNode) -> Fragment:
     Indentation, folding and escapes change white space only, so that the other characters of
     value and file correspond one to one.
     """
-    at = before = _body_start(source.text, node)
-    units = list(_visible(source.text, at, node))
+    start, quoted = node.start_mark.index, node.style in ("'", '"')
+    # A block text begins on the next line.
+    below = source.text.find("\n", start) + 1 or len(source.text)
+    at = before = below if node.style in ("|", ">") else start + quoted
+    units = list(_visible(source.text, at, node.end_mark.index - quoted, node.style or ""))
     if len(units) != sum(not char.isspace() for char in node.value):
         return Fragment.all_at(node.value, span_of(source, node))
     ahead, places = iter(units), list[tuple[int, int]]()
@@ -137,18 +143,10 @@ def scalar_fragment(source: SourceText, node: ScalarNode) -> Fragment:
     return Fragment(node.value, source, starts, ends, at)
 
 
-def _body_start(text: str, node: ScalarNode) -> int:
-    start: int = node.start_mark.index
-    if node.style in ("|", ">"):
-        return text.find("\n", start) + 1 or len(text)
-    return start + (node.style in ("'", '"'))
-
-
-def _visible(text: str, at: int, node: ScalarNode) -> Iterator[tuple[int, int]]:
+def _visible(text: str, at: int, end: int, style: str) -> Iterator[tuple[int, int]]:
     """Start and end of everything in the file that means one visible character."""
-    end = node.end_mark.index - (node.style in ("'", '"'))
-    for unit in _UNITS.get(node.style or "", _UNITS[""]).finditer(text, at, end):
-        code = unit[0][1:] if node.style == '"' else ""
+    for unit in _UNITS.get(style, _UNITS[""]).finditer(text, at, end):
+        code = unit[0][1:] if style == '"' else ""
         if len(code) > 1 and code[0] in "xuU":
             space = chr(int(code[1:], 16)).isspace()
         else:
@@ -251,44 +249,31 @@ class NodeReader:
         self._places.append(_Place(key.start_mark.index, stop, anchor, block_end))
 
 
-class _Line(NamedTuple):
-    start: int
-    content: str
-    comment: str | None
-    column: int
-
-
 def yaml_comments(text: str, root: Node, places: Sequence[_Place]) -> list[Comment]:
     """Every comment of the text outside its scalars, and single blank lines as empty ones."""
     ahead = sorted(places, reverse=True)
-    remarks = Remarks(head=True)
+    remarks, blank = Remarks(head=True), ("", -1)
     last: _Place | None = None
-    for line in _lines(text, root):
+    for start, content, comment, column in _lines(text, root):
         here = []
-        while ahead and ahead[-1].start < line.start + len(line.content):
+        while ahead and ahead[-1].start < start + len(content):
             here.append(ahead.pop())
-        if line.content and here:
-            block_end = last.block_end if last else None
-            if block_end == here[0].block_end:
-                block_end = None
-            remarks.belong(here[0].anchor, line.column, block_end)
+        if content and here:
+            ends = last is not None and last.block_end != here[0].block_end
+            remarks.belong(here[0].anchor, column, last.block_end if last and ends else None)
             last = here[-1]
-        if line.comment is None:
-            blank = bool(remarks.waiting) and not remarks.waiting[-1][0]
-            if not line.content and not blank and (remarks.waiting or last):
-                remarks.waiting.append(("", -1))
-        elif line.content and here and last:
-            remarks.comments.append(Comment(last.anchor, line.comment, trailing=True))
-        elif last and line.start < last.stop:
-            remarks.comments.append(Comment(last.anchor, line.comment))
+        if comment is None:
+            if not content and (remarks.waiting or last) and remarks.waiting[-1:] != [blank]:
+                remarks.waiting.append(blank)
+        elif last and ((content and here) or start < last.stop):
+            remarks.comments.append(Comment(last.anchor, comment, trailing=bool(content and here)))
         else:
-            remarks.waiting.append((line.comment, line.column))
-    while remarks.waiting and not remarks.waiting[-1][0]:
+            remarks.waiting.append((comment, column))
+    if remarks.waiting[-1:] == [blank]:
         remarks.waiting.pop()
-    end = last.block_end if last else None
     # What is not indented there is about the whole text.
-    tail = [Comment((end if column else "") or "", text) for text, column in remarks.waiting]
-    return remarks.comments + tail
+    end = (last.block_end if last else None) or ""
+    return remarks.comments + [Comment(end * bool(at), text) for text, at in remarks.waiting]
 
 
 def _scalars(text: str, node: Node) -> list[tuple[int, int]]:
@@ -296,14 +281,15 @@ def _scalars(text: str, node: Node) -> list[tuple[int, int]]:
     if isinstance(node, ScalarNode):
         start, end = node.start_mark.index, node.end_mark.index
         return [(start, start + len(text[start:end].rstrip()) if text else end)]
-    children = node.value
-    if isinstance(node, MappingNode):
-        children = [part for pair in node.value for part in pair]
+    children = chain(*node.value) if isinstance(node, MappingNode) else node.value
     return [span for child in children for span in _scalars(text, child)]
 
 
-def _lines(text: str, root: Node) -> Iterator[_Line]:
-    """The lines of a text, those inside a scalar left out: a `#` there begins no comment."""
+def _lines(text: str, root: Node) -> Iterator[tuple[int, str, str | None, int]]:
+    """Start, content, comment and column of each line that is not inside a scalar.
+
+    A `#` in a scalar begins no comment.
+    """
     scalars = sorted(_scalars(text, root))
     starts = [start for start, _ in scalars]
 
@@ -319,10 +305,8 @@ def _lines(text: str, root: Node) -> Iterator[_Line]:
     for raw in text.splitlines(keepends=True):
         end = at + len(raw)
         if not inside(at - 1) or not inside(at):
-            cut = text.find("#", at, end)
-            while cut >= 0 and ((cut > at and text[cut - 1] not in " \t") or inside(cut)):
-                cut = text.find("#", cut + 1, end)
-            content = text[at : cut if cut >= 0 else end].rstrip()
-            comment = text[cut:end].strip() if cut >= 0 else None
-            yield _Line(at, content, comment, len(raw) - len(raw.lstrip(" ")))
+            marks = (found.start() for found in _COMMENT.finditer(text, at, end))
+            cut = next((mark for mark in marks if not inside(mark)), end)
+            comment = text[cut:end].strip() if cut < end else None
+            yield at, text[at:cut].rstrip(), comment, len(raw) - len(raw.lstrip(" "))
         at = end
