@@ -75,7 +75,7 @@ def layer_list(layers: Iterable[int]) -> str:
         (first, last), distance = runs[0], runs[min(1, len(runs) - 1)][0] - runs[0][0]
         even = ((first + n * distance, last + n * distance) for n in count())
         steps = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(runs, even, strict=False))))
-        shown = [str(a) if a == z else f"{a}-{z}" for a, z in runs[:steps]]
+        shown = ["-".join(map(str, sorted({*run}))) for run in runs[:steps]]
         # Every third layer protected is common, and twenty numbers are unreadable.
         parts += [*shown[:2], "…", shown[-1]] if steps > 3 else shown[:1]
         del runs[: steps if steps > 3 else 1]

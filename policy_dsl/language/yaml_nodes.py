@@ -307,6 +307,6 @@ def _lines(text: str, root: Node) -> Iterator[tuple[int, str, str | None, int]]:
         if not inside(at - 1) or not inside(at):
             marks = (found.start() for found in _COMMENT.finditer(text, at, end))
             cut = next((mark for mark in marks if not inside(mark)), end)
-            comment = text[cut:end].strip() if cut < end else None
+            comment = text[cut:end].strip() or None
             yield at, text[at:cut].rstrip(), comment, len(raw) - len(raw.lstrip(" "))
         at = end
