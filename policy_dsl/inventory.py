@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic
@@ -25,9 +24,11 @@ _DTYPES_OF_BITS = {
     4: "F4",
 }
 # Bits of one element of every dtype that safetensors files use.
-DTYPE_BITS: Mapping[str, int] = MappingProxyType(
-    {dtype: bits for bits, dtypes in _DTYPES_OF_BITS.items() for dtype in dtypes.split()}
-)
+DTYPE_BITS: Mapping[str, int] = {
+    dtype: bits for bits, dtypes in _DTYPES_OF_BITS.items() for dtype in dtypes.split()
+}
+# A file, and where a part of it starts and stops.
+Part = tuple[str, int, int]
 
 
 class TensorInfo(NamedTuple):
@@ -92,9 +93,7 @@ class Inventory:
     unread: tuple[str, ...] = field(default=(), compare=False)
     findings: tuple[Diagnostic, ...] = field(default=(), compare=False)
     mtimes: Mapping[str, int] = field(default_factory=dict, compare=False)
-    parts_read: Mapping[tuple[str, int, int], bytes] = field(
-        default_factory=dict, compare=False, repr=False
-    )
+    parts_read: Mapping[Part, bytes] = field(default_factory=dict, compare=False, repr=False)
     links: Mapping[str, str] = field(default_factory=dict, compare=False)
     commit: str | None = field(default=None, compare=False)
 
@@ -109,7 +108,6 @@ def tensor_nbytes(dtype: str, shape: Sequence[int]) -> int:
 
     Raises: ValueError if its bits (F4 has 4 an element) do not fill whole bytes.
     """
-    # Bits, because two elements of F4 share a byte.
     nbytes, rest = divmod(prod(shape) * DTYPE_BITS[dtype], 8)
     if rest:
         raise ValueError(f"{dtype} {list(shape)} ends inside a byte")
@@ -119,15 +117,13 @@ def tensor_nbytes(dtype: str, shape: Sequence[int]) -> int:
 def source_digest(inventory: Inventory) -> str:
     """SHA-256, as hex, over config, shard sizes, and each tensor's name, dtype, shape, place.
 
-    The order of the tensors, and where the checkpoint is, do not matter; the weights
-    themselves are not read.
+    Neither the order of the tensors nor where the checkpoint is matters; no weight is read.
     """
-    # Sorted: a folder, the hub and a record list the same tensors in different orders.
-    tensors = inventory.tensors
     facts = {
         "config": inventory.config,
         "file_nbytes": dict(inventory.file_nbytes),
-        "tensors": [tensors[name] for name in sorted(tensors)],
+        # Sorted: a folder, the hub and a record list the same tensors in different orders.
+        "tensors": [inventory.tensors[name] for name in sorted(inventory.tensors)],
     }
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

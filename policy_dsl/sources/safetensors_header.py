@@ -25,7 +25,7 @@ LENGTH_NBYTES = 8
 MAX_HEADER_NBYTES = 100_000_000  # the reference reader's own limit
 MAX_DIMENSIONS = 64
 DAMAGED = "the file is damaged or incomplete: fetch it again, or write it again"
-# How dtypes are called: a letter or two, the bits, perhaps how they are used.
+# A letter or two, the bits, perhaps how they are used.
 _DTYPE = re.compile(r"[A-Z]{1,2}[0-9]{1,3}(_[A-Z0-9]{1,16})?")
 
 
@@ -44,16 +44,15 @@ def header_nbytes(prefix: bytes, *, file: str, file_nbytes: int) -> int:
 
     Raises: PolicyError if the file is too short or the length cannot be true.
     """
+    length, reason = int.from_bytes(prefix[:LENGTH_NBYTES], "little"), ""
     if file_nbytes < LENGTH_NBYTES:
-        size = f"it has only {file_nbytes} bytes" if file_nbytes else "it is empty"
-        raise _not_safetensors(file, size)
-    length = int.from_bytes(prefix[:LENGTH_NBYTES], "little")
-    if length > MAX_HEADER_NBYTES:
-        limit = f"over the limit of {MAX_HEADER_NBYTES}"
-        raise _not_safetensors(file, f"its header would have {length} bytes, {limit}")
-    if length > file_nbytes - LENGTH_NBYTES:
-        end = f"its end at {file_nbytes} bytes"
-        raise _not_safetensors(file, f"its header of {length} bytes goes past {end}")
+        reason = f"it has only {file_nbytes} bytes" if file_nbytes else "it is empty"
+    elif length > MAX_HEADER_NBYTES:
+        reason = f"its header would have {length} bytes, over the limit of {MAX_HEADER_NBYTES}"
+    elif length > file_nbytes - LENGTH_NBYTES:
+        reason = f"its header of {length} bytes goes past its end at {file_nbytes} bytes"
+    if reason:
+        raise _not_safetensors(file, reason)
     return length
 
 
@@ -151,9 +150,9 @@ def _check_fields(dtype: Any, shape: Any, start: Any, stop: Any) -> None:
         raise ValueError(f"its dtype {quoted(dtype)} is not known")
     if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"its shape is not a list of at most {MAX_DIMENSIONS} numbers")
-    wrong = [count for count in shape if not _is_length(count)]
-    if wrong:
-        raise ValueError(f"its shape holds {quoted(wrong[0])}, which is not a length")
+    for count in shape:
+        if not _is_length(count):
+            raise ValueError(f"its shape holds {quoted(count)}, which is not a length")
     if not (_is_length(start) and _is_length(stop)) or start > stop:
         offsets = f"{quoted(start)} to {quoted(stop)}"
         raise ValueError(f"its data_offsets {offsets} are not a range of bytes")

@@ -10,7 +10,9 @@ the numbers of the experts that stay.
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from policy_dsl.bounded_json import parse_json
-from policy_dsl.diagnostics import PolicyError, Span, did_you_mean, fail
+from policy_dsl.diagnostics import PolicyError, Span, UnreadableError, did_you_mean, fail
 from policy_dsl.escaping import shown
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.regular_files import file_stat, read_whole, refuse_placeholder
@@ -59,10 +61,11 @@ class Saliency:
     def ranks(self, shape: ModelShape) -> dict[int, tuple[float, ...]]:
         """A number for each expert of every layer that has experts. Raises: PolicyError."""
         ranks = {}
+        n = shape.n_experts
         for layer, row in self._rows(shape):
-            n = shape.n_experts
-            length = f"layer {layer} has {len(row)} numbers, the model {n} experts"
-            self._require(len(row) == n, length)
+            self._require(
+                len(row) == n, f"layer {layer} has {len(row)} numbers, the model {n} experts"
+            )
             for expert, value in enumerate(row):
                 place = f"expert {expert} of layer {layer} has {value!r:.40}"
                 self._require(type(value) in (int, float), f"{place}, which is not a number")
@@ -74,18 +77,17 @@ class Saliency:
     def kept(self, shape: ModelShape, count: int) -> dict[int, tuple[int, ...]]:
         """The `count` experts to keep of every layer that has some. Raises: PolicyError."""
         kept = {}
+        experts = f"the model has experts 0-{shape.n_experts - 1}"
+        why = "all layers keep as many, because readers know one count"
         for layer, row in self._rows(shape):
+            keeps = f"layer {layer} keeps"
             for value in row:
                 known = type(value) is int and 0 <= value < shape.n_experts
-                experts = f"the model has experts 0-{shape.n_experts - 1}"
-                self._require(known, f"layer {layer} keeps {value!r:.40}; {experts}")
-            for value, after in pairwise(sorted(row)):
-                self._require(value != after, f"layer {layer} keeps expert {value} twice")
-            why = "all layers keep as many, because readers know one count"
-            self._require(
-                len(row) == count, f"layer {layer} keeps {len(row)} experts, not {count}; {why}"
-            )
+                self._require(known, f"{keeps} {value!r:.40}; {experts}")
             kept[layer] = tuple(sorted(row))
+            for value, after in pairwise(kept[layer]):
+                self._require(value != after, f"{keeps} expert {value} twice")
+            self._require(len(row) == count, f"{keeps} {len(row)} experts, not {count}; {why}")
         return kept
 
     def _rows(self, shape: ModelShape) -> Iterator[tuple[int, Sequence[Any]]]:
@@ -119,27 +121,21 @@ def read_saliency(path: Path, name: str, span: Span | None = None) -> Saliency:
     Raises: PolicyError if the file cannot be read, is not a saliency file, or lacks the entry.
     """
     try:
-        content = _content(path)
+        nbytes = file_stat(path).st_size
+        if nbytes > LARGEST_NBYTES:
+            raise _not_saliencies(path, f"it has {nbytes} bytes, over {LARGEST_NBYTES}")
+        content = read_whole(path, most=LARGEST_NBYTES)
         refuse_placeholder(path.name, content, len(content))
         # The length of a header of safetensors is not text: its upper bytes are zero.
         is_tensors = content[4:LENGTH_NBYTES] == bytes(4)
         rows = (_tensor_rows if is_tensors else _json_rows)(content, path, name)
     except PolicyError as error:
         # Where a policy names it is where the cure is.
-        raise PolicyError(replace(defect, span=span) for defect in error.diagnostics) from None
+        defects = [replace(defect, span=span) for defect in error.diagnostics]
+        if isinstance(error, UnreadableError):
+            defects = [replace(defect, suggestion=_SOURCE) for defect in defects]
+        raise PolicyError(defects) from None
     return Saliency(str(path), name, hashlib.sha256(content).hexdigest(), rows, span)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        nbytes = file_stat(path).st_size
-        if nbytes > LARGEST_NBYTES:
-            raise _not_saliencies(path, f"it has {nbytes} bytes, over {LARGEST_NBYTES}")
-        return read_whole(path, most=LARGEST_NBYTES)
-    except PolicyError as error:
-        raise PolicyError(
-            replace(defect, suggestion=_SOURCE) for defect in error.diagnostics
-        ) from None
 
 
 def _tensor_rows(content: bytes, path: Path, name: str) -> Rows:
@@ -147,13 +143,12 @@ def _tensor_rows(content: bytes, path: Path, name: str) -> Rows:
     header = content[LENGTH_NBYTES : LENGTH_NBYTES + nbytes]
     tensors = parse_header(header, file=path.name, file_nbytes=len(content))
     tensor: TensorInfo = _entry(tensors, path, name)
-    kind = _NUMBERS.get(tensor.dtype)
+    kind, shape = _NUMBERS.get(tensor.dtype), list(tensor.shape)
     # What takes no bytes may have any number of rows or columns.
-    if kind is None or len(tensor.shape) != 2 or 0 in tensor.shape:
+    if kind is None or len(shape) != 2 or 0 in shape:
         wanted = f"[layers, experts] of {', '.join(_NUMBERS)}"
-        shape = f"{tensor.dtype} {list(tensor.shape)}"
-        raise _bad(str(path), name, f"it is {shape}, not {wanted}")
-    row = struct.Struct(f"<{tensor.shape[1]}{kind}")
+        raise _bad(str(path), name, f"it is {tensor.dtype} {shape}, not {wanted}")
+    row = struct.Struct(f"<{shape[1]}{kind}")
     return list(row.iter_unpack(content[tensor.start : tensor.stop]))
 
 
@@ -169,25 +164,20 @@ def _json_rows(content: bytes, path: Path, name: str) -> Rows:
     rows = _entry(entries, path, name)
     if isinstance(rows, list):
         return rows
-    odd = next((key for key in rows if not _is_layer(key)), None)
-    if odd is not None:
-        raise _bad(str(path), name, f'"{shown(odd)}" is not the number of a layer')
+    for key in rows:
+        # 01 is another key than 1, and a number of many digits is not a layer.
+        if not re.fullmatch(r"0|[1-9][0-9]{0,6}", key):
+            raise _bad(str(path), name, f'"{shown(key)}" is not the number of a layer')
     return {int(layer): row for layer, row in rows.items()}
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object. Raises: ValueError if it has a key twice: one of them would not count."""
-    entries: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in entries:
-            raise ValueError(f'"{shown(key)}" appears twice in an object')
-        entries[key] = value
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f'"{shown(key)}" appears twice in an object')
     return entries
-
-
-def _is_layer(key: str) -> bool:
-    # 01 is another key than 1, and a number of many digits is not a layer.
-    return key.isascii() and key.isdecimal() and len(key) < 8 and str(int(key)) == key
 
 
 def _entry(entries: Mapping[str, Any], path: Path, name: str) -> Any:
