@@ -10,7 +10,7 @@ they would fetch the whole file, and after 429 and 5xx they wait for as long as 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -52,6 +52,17 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 _RATE_LIMIT = re.compile(r"\br=0\s*;\s*t=(\d+)")
 
 
+class _Answer(Protocol):
+    """What is used of the HTTP library's response; names of headers in any case."""
+
+    @property
+    def status_code(self) -> int: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    def iter_raw(self) -> Iterator[bytes]:
+        """The body as it comes."""
+
+
 @dataclass(frozen=True)
 class HubFiles:
     """The files of a repository at one commit; of those in folders, the known side files."""
@@ -67,10 +78,18 @@ class HubFiles:
         return self.repository
 
     def read(self, file: str, start: int, stop: int) -> bytes:
-        """The bytes `start` to `stop` of a file. Raises: PolicyError if they cannot be had."""
-        url = hf_hub_url(self.repository, file, revision=self.commit)
-        address = _Address(url, f"{self.repository}/{file}", self.repository)
-        return _fetch_range(address, start, stop, size=self.sizes[file])
+        """Exactly the bytes `start` to `stop` of a file.
+
+        Raises: PolicyError if the hub refuses, fails or knows no ranges, or the file differs.
+        """
+        if start == stop:
+            return b""
+        url, size = hf_hub_url(self.repository, file, revision=self.commit), self.sizes[file]
+        request = _Request(url, f"{self.repository}/{file}", self.repository, (start, stop, size))
+        content, _ = request.fetch(stop - start)
+        if len(content) != stop - start:
+            raise request.failed(f"{len(content)} bytes came, not {stop - start}")
+        return content
 
 
 def open_hub(repository: str, revision: str | None) -> Inventory:
@@ -95,17 +114,22 @@ def open_hub(repository: str, revision: str | None) -> Inventory:
 
 def _files(repository: str, revision: str | None, what: str) -> HubFiles:
     """The repository's files at the commit that the hub names for the revision."""
+    endpoint = constants.ENDPOINT
     try:
-        parts = urlsplit(constants.ENDPOINT)
+        parts = urlsplit(endpoint)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         good = False
     if not good:
-        raise fail("hub-failed", what="HF_ENDPOINT", reason=f'"{constants.ENDPOINT}" is not a URL')
-    url = f"{constants.ENDPOINT}/api/models/{repository}"
+        raise fail("hub-failed", what="HF_ENDPOINT", reason=f'"{endpoint}" is not a URL')
+    at = f"/revision/{quote(revision, safe='')}" if revision else ""
     # Sizes come only when asked for by `blobs`.
-    url += f"/revision/{quote(revision, safe='')}?blobs=true" if revision else "?blobs=true"
-    text = _fetch(_Address(url, what, repository), limit=MAX_LISTING_NBYTES)
+    request = _Request(f"{endpoint}/api/models/{repository}{at}?blobs=true", what, repository)
+    text, is_whole = request.fetch(MAX_LISTING_NBYTES)
+    if len(text) > MAX_LISTING_NBYTES:
+        raise request.failed(f"its answer has more than {MAX_LISTING_NBYTES} bytes")
+    if not is_whole:
+        raise request.failed(f"its answer broke off after {len(text)} bytes")
     try:
         listing = parse_json(text)
         commit = listing["sha"]
@@ -129,120 +153,117 @@ def _size(entry: Mapping[str, Any]) -> tuple[str, int]:
     return file, size
 
 
-class _Answer(Protocol):
-    """What is used of the HTTP library's response; names of headers in any case."""
-
-    @property
-    def status_code(self) -> int: ...
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-    def iter_raw(self) -> Iterator[bytes]:
-        """The body as it comes."""
-
-
 @dataclass(frozen=True)
-class _Address:
-    """A URL; `what` names it in messages."""
+class _Request:
+    """A document, or the bytes `start` to `stop` of a file of so many; what: in messages."""
 
     url: str
     what: str
     repository: str
+    part: tuple[int, int, int] | None = None
+
+    def fetch(self, limit: int) -> tuple[bytes, bool]:
+        """The body, cut after `limit` and some, and whether it ended as HTTP says it should.
+
+        Raises: UnreachableError if the hub refuses or fails.
+        """
+        # A compressed range could not be placed, and a compressed document not be bounded.
+        asked = {"Accept-Encoding": "identity"}
+        if self.part:
+            asked["Range"] = f"bytes={self.part[0]}-{self.part[1] - 1}"
+        headers, pause = build_hf_headers(library_name="policyc", headers=asked), FIRST_WAIT_SECONDS
+        content, is_whole = b"", False
+        for left in reversed(range(RETRIES + 1)):
+            wait = 0.0
+            try:
+                with _stream(self.url, headers) as answer:
+                    if answer.status_code in _BUSY and left:
+                        wait = self._asked_wait(answer.headers)
+                    else:
+                        self._check(answer)
+                        content, is_whole = self._body(answer, limit)
+            except _FAILURES as error:
+                reason = str(error) or type(error).__name__
+                failure = f"{constants.ENDPOINT} does not answer: {reason}"
+                raise self.failed(failure) from error
+            if is_whole or not left:
+                break
+            sleep(wait or pause)
+            pause *= 2
+        return content, is_whole
 
     def failed(self, reason: str) -> UnreachableError:
         """The error of a hub that does not do what it should."""
         return UnreachableError([diagnostic("hub-failed", what=self.what, reason=reason)])
 
-    def refused(self, answer: _Answer) -> UnreachableError:
-        """The error of an answer without a body that can be used."""
+    def _check(self, answer: _Answer) -> None:
+        """Raises: UnreachableError if the answer's body is not what was asked for."""
         status = answer.status_code
+        if status not in (200, 206):
+            raise self._refused(status, answer.headers)
+        if answer.headers.get("Content-Encoding", "identity") != "identity":
+            raise self.failed("its answer is compressed, which was not asked for")
+        if self.part is None:
+            return
+        start, stop, size = self.part
+        said = answer.headers.get("Content-Range", "no range")
+        place = _CONTENT_RANGE.fullmatch(said)
+        if status == 206:
+            if place is None or tuple(map(int, place.groups())) != (start, stop - 1, size):
+                wanted = f"{start}-{stop - 1}/{size}"
+                raise self.failed(f'asked for bytes {wanted}, it sent "{said}"')
+        # A small file sent whole, though a range was asked for, is as good.
+        elif stop - start != size:
+            cure = "fetch the whole model, or use an endpoint that serves ranges"
+            defect = diagnostic("hub-no-ranges", what=self.what, size=size, suggestion=cure)
+            raise UnreachableError([defect])
+
+    def _refused(self, status: int, headers: Mapping[str, str]) -> UnreachableError:
         if status == 404:
             return UnreachableError([diagnostic("hub-not-found", what=self.what)])
         if status not in (401, 403):
             return self.failed(f"the server answers HTTP {status}")
         page = f"{constants.ENDPOINT}/{self.repository}"
         cure = f"ask for access at {page}, then `hf auth login` or set HF_TOKEN"
-        is_gated = answer.headers.get("X-Error-Code") == "GatedRepo"
+        is_gated = headers.get("X-Error-Code") == "GatedRepo"
         notes = [] if is_gated else ["a repository that does not exist is refused like this, too"]
         defect = diagnostic(
             "hub-no-access", what=self.what, status=status, suggestion=cure, notes=notes
         )
         return UnreachableError([defect])
 
+    def _asked_wait(self, headers: Mapping[str, str]) -> float:
+        """The seconds for which a busy server asks to be left alone; 0 if it does not say.
 
-def _fetch(address: _Address, *, limit: int) -> bytes:
-    """The whole body of a document that has at most `limit` bytes.
-
-    Raises: UnreachableError if the hub refuses or fails, or the document is larger.
-    """
-    content, is_whole = _request(address, {}, limit, lambda answer: None)
-    if len(content) > limit:
-        raise address.failed(f"its answer has more than {limit} bytes")
-    if not is_whole:
-        raise address.failed(f"its answer broke off after {len(content)} bytes")
-    return content
-
-
-def _fetch_range(address: _Address, start: int, stop: int, *, size: int) -> bytes:
-    """Exactly the bytes `start` to `stop` of a file of `size` bytes.
-
-    Raises: UnreachableError if the hub refuses, fails or knows no ranges, or the file differs.
-    """
-    if start == stop:
-        return b""
-
-    def check(answer: _Answer) -> None:
-        if answer.status_code == 206:
-            said = answer.headers.get("Content-Range", "no range")
-            parts = _CONTENT_RANGE.fullmatch(said)
-            if parts is None or tuple(map(int, parts.groups())) != (start, stop - 1, size):
-                wanted = f"{start}-{stop - 1}/{size}"
-                raise address.failed(f'asked for bytes {wanted}, it sent "{said}"')
-        # A small file sent whole, though a range was asked for, is as good.
-        elif stop - start != size:
-            cure = "fetch the whole model, or use an endpoint that serves ranges"
-            raise UnreachableError(
-                [diagnostic("hub-no-ranges", what=address.what, size=size, suggestion=cure)]
-            )
-
-    wanted = {"Range": f"bytes={start}-{stop - 1}"}
-    content, _ = _request(address, wanted, stop - start, check)
-    if len(content) != stop - start:
-        raise address.failed(f"{len(content)} bytes came, not {stop - start}")
-    return content
-
-
-def _request(
-    address: _Address, headers: dict[str, str], limit: int, check: Callable[[_Answer], None]
-) -> tuple[bytes, bool]:
-    """The body, cut after `limit` and some, and whether it ended as HTTP says it should.
-
-    check: of an answer whose status is good, before its body is read.
-    """
-    # A compressed range could not be placed, and a compressed document not be bounded.
-    sent = build_hf_headers(
-        library_name="policyc", headers={"Accept-Encoding": "identity", **headers}
-    )
-    pause = FIRST_WAIT_SECONDS
-    content, is_whole = b"", False
-    for left in reversed(range(RETRIES + 1)):
-        asked = 0.0
+        Raises: UnreachableError if they are more than anybody waits for.
+        """
+        limited = _RATE_LIMIT.search(headers.get("RateLimit", ""))
+        asked = (headers.get("Retry-After", ""), limited[1] if limited else "")
+        seconds = max(map(_seconds, asked))
+        if seconds <= LONGEST_WAIT_SECONDS:
+            return seconds
         try:
-            with _stream(address.url, sent) as answer:
-                if answer.status_code in _BUSY and left:
-                    asked = _asked_wait(address, answer.headers)
-                else:
-                    _check_status(address, answer)
-                    check(answer)
-                    content, is_whole = _body(address, answer, limit)
-        except _FAILURES as error:
-            reason = str(error) or type(error).__name__
-            failure = f"{constants.ENDPOINT} does not answer: {reason}"
-            raise address.failed(failure) from error
-        if is_whole or not left:
-            break
-        sleep(asked or pause)
-        pause *= 2
-    return content, is_whole
+            end = datetime.now(UTC) + timedelta(seconds=ceil(seconds))
+            until = f"until {end:%Y-%m-%d %H:%M} UTC"
+        except OverflowError:
+            until = "for ever"
+        raise self.failed(f"the server is busy and asks to wait {until}: try again then")
+
+    def _body(self, answer: _Answer, limit: int) -> tuple[bytes, bool]:
+        content, started = bytearray(), monotonic()
+        try:
+            for chunk in answer.iter_raw():
+                content += chunk
+                # What goes on beyond the limit is never taken.
+                if len(content) > limit:
+                    break
+                elapsed = monotonic() - started
+                if elapsed > PATIENCE_SECONDS + len(content) / SLOWEST_BYTES_PER_SECOND:
+                    came = f"{len(content)} bytes came in {elapsed:.0f} seconds"
+                    raise self.failed(f"its answer is too slow: {came}")
+        except _FAILURES:
+            return bytes(content), False
+        return bytes(content), True
 
 
 def _stream(url: str, headers: dict[str, str]) -> AbstractContextManager[_Answer]:
@@ -258,23 +279,6 @@ def _stream(url: str, headers: dict[str, str]) -> AbstractContextManager[_Answer
     )
 
 
-def _asked_wait(address: _Address, headers: Mapping[str, str]) -> float:
-    """The seconds for which a busy server asks to be left alone; 0 if it does not say.
-
-    Raises: UnreachableError if they are more than anybody waits for.
-    """
-    limited = _RATE_LIMIT.search(headers.get("RateLimit", ""))
-    seconds = max(_seconds(headers.get("Retry-After", "")), _seconds(limited[1]) if limited else 0)
-    if seconds <= LONGEST_WAIT_SECONDS:
-        return seconds
-    try:
-        end = datetime.now(UTC) + timedelta(seconds=ceil(seconds))
-        until = f"until {end:%Y-%m-%d %H:%M} UTC"
-    except OverflowError:
-        until = "for ever"
-    raise address.failed(f"the server is busy and asks to wait {until}: try again then")
-
-
 def _seconds(written: str) -> float:
     """What a Retry-After means from now on: seconds, or a date; 0 for anything else."""
     if written.isascii() and written.isdecimal():
@@ -285,27 +289,3 @@ def _seconds(written: str) -> float:
         return (date.astimezone(UTC) - datetime.now(UTC)).total_seconds()
     except (TypeError, ValueError, OverflowError):
         return 0
-
-
-def _body(address: _Address, answer: _Answer, limit: int) -> tuple[bytes, bool]:
-    content, started = bytearray(), monotonic()
-    try:
-        for chunk in answer.iter_raw():
-            content += chunk
-            # What goes on beyond the limit is never taken.
-            if len(content) > limit:
-                break
-            elapsed = monotonic() - started
-            if elapsed > PATIENCE_SECONDS + len(content) / SLOWEST_BYTES_PER_SECOND:
-                came = f"{len(content)} bytes came in {elapsed:.0f} seconds"
-                raise address.failed(f"its answer is too slow: {came}")
-    except _FAILURES:
-        return bytes(content), False
-    return bytes(content), True
-
-
-def _check_status(address: _Address, answer: _Answer) -> None:
-    if answer.status_code not in (200, 206):
-        raise address.refused(answer)
-    if answer.headers.get("Content-Encoding", "identity") != "identity":
-        raise address.failed("its answer is compressed, which was not asked for")

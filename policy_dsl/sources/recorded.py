@@ -17,11 +17,12 @@ import gzip
 import json
 import re
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
-from itertools import groupby
+from itertools import chain, groupby
 from math import prod
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
@@ -45,7 +46,7 @@ _MOST_SHOWN = 200
 
 _TOKEN = re.compile(r"(\{\{|\}\}|[^{}]+)|\{(\d{1,9}(?:-\d{1,9})?(?:,\d{1,9}(?:-\d{1,9})?)*)\}")
 # `07` would come back as `7`, so it is text.
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+_NUMBER = re.compile(r"(?<![^.])(0|[1-9][0-9]{0,8})(?![^.])")
 
 Numbers = tuple[int, ...]
 
@@ -95,9 +96,9 @@ def write_recorded(inventory: Inventory) -> str:
     if inventory.container is not None:
         form = inventory.container.form
         raise fail("unrecordable-source", model=inventory.id, form=form)
-    by_file: dict[str | None, list[TensorInfo]] = {}
+    by_file: dict[str | None, list[TensorInfo]] = defaultdict(list)
     for tensor in sorted(inventory.tensors.values(), key=attrgetter("start")):
-        by_file.setdefault(tensor.file, []).append(tensor)
+        by_file[tensor.file].append(tensor)
     # A shard without tensors is still a file of the checkpoint.
     for file in inventory.file_nbytes:
         by_file.setdefault(file, [])
@@ -107,7 +108,7 @@ def write_recorded(inventory: Inventory) -> str:
         "notes": inventory.notes,
         "config": dict(inventory.config),
         "side_files": None if inventory.side_files is None else dict(inventory.side_files),
-        "totals": _totals(inventory),
+        "totals": {"tensors": len(inventory.tensors), "nbytes": inventory.nbytes},
     }
     lines = [f'"{key}": {json.dumps(value)}' for key, value in facts.items()]
     files = (
@@ -118,14 +119,10 @@ def write_recorded(inventory: Inventory) -> str:
     return "{" + ",\n ".join(lines) + "}\n"
 
 
-def _totals(inventory: Inventory) -> RecordedTotals:
-    return {"tensors": len(inventory.tensors), "nbytes": inventory.nbytes}
-
-
 def _file_text(file: str | None, nbytes: int | None, tensors: Sequence[TensorInfo]) -> str:
-    groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    groups: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
     for tensor in tensors:
-        groups.setdefault((tensor.dtype, tensor.shape), []).append(tensor.name)
+        groups[tensor.dtype, tensor.shape].append(tensor.name)
     named = {tensor.name: tensor for tensor in tensors}
     is_usual = nbytes is None or list(named) == _usual_order(named)
     order = None if is_usual else list(named)
@@ -144,8 +141,7 @@ def read_recorded(path: Path) -> Inventory:
     try:
         document = parse_json(_read_text(path))
         # The first defect says enough, and a million of them would fill the memory.
-        defect = first_defect(document, RecordedHeaders)
-        if defect is not None:
+        if defect := first_defect(document, RecordedHeaders):
             raise _bad(path, defect)
         return _inventory(cast("RecordedHeaders", document))
     except ValueError as error:
@@ -193,7 +189,8 @@ def _inventory(record: RecordedHeaders) -> Inventory:
         notes=tuple(record.get("notes", ())),
     )
     # Written records are right by construction; this catches edits by hand.
-    if (totals := _totals(inventory)) != record["totals"]:
+    totals = {"tensors": len(tensors), "nbytes": inventory.nbytes}
+    if totals != record["totals"]:
         raise ValueError(f"its totals are {record['totals']}, its tensors have {totals}")
     return inventory
 
@@ -270,17 +267,14 @@ def name_patterns(names: Iterable[str]) -> list[str]:
 
     Only whole dotted parts become fields: the 1 of `w1` stays as it is, and so does `07`.
     """
-    numbers: dict[tuple[str | None, ...], set[Numbers]] = {}
+    numbers: dict[tuple[str, ...], set[Numbers]] = defaultdict(set)
     for name in names:
-        parts = name.split(".")
-        template = tuple(None if _NUMBER.fullmatch(part) else part for part in parts)
-        fields = tuple(
-            int(part) for part, text in zip(parts, template, strict=True) if text is None
-        )
-        numbers.setdefault(template, set()).add(fields)
+        # Every second part is a number.
+        parts = _NUMBER.split(name.replace("{", "{{").replace("}", "}}"))
+        numbers[tuple(parts[::2])].add(tuple(map(int, parts[1::2])))
     return [
-        _pattern(template, fields)
-        for template, rows in numbers.items()
+        "".join(chain.from_iterable(zip(texts, (*map(_field, fields), ""), strict=True)))
+        for texts, rows in numbers.items()
         for fields in _products(sorted(rows))
     ]
 
@@ -291,20 +285,12 @@ def _products(rows: list[Numbers]) -> Iterator[list[Numbers]]:
         yield []
         return
     # First numbers followed by the same rest make one product with it.
-    alike: dict[tuple[Numbers, ...], list[int]] = {}
-    for first, group in groupby(rows, key=lambda row: row[0]):
-        alike.setdefault(tuple(row[1:] for row in group), []).append(first)
+    alike: dict[tuple[Numbers, ...], list[int]] = defaultdict(list)
+    for first, group in groupby(rows, key=itemgetter(0)):
+        alike[tuple(row[1:] for row in group)].append(first)
     for rest, firsts in alike.items():
         for fields in _products(list(rest)):
             yield [tuple(firsts), *fields]
-
-
-def _pattern(template: tuple[str | None, ...], fields: list[Numbers]) -> str:
-    values = iter(fields)
-    return ".".join(
-        _field(next(values)) if part is None else part.replace("{", "{{").replace("}", "}}")
-        for part in template
-    )
 
 
 def _field(numbers: Numbers) -> str:
@@ -330,31 +316,26 @@ def expand_pattern(pattern: str, *, limit: int, letters: int) -> list[str]:
         raise ValueError(f"a name pattern has {len(pattern)} characters")
     if not pattern.isprintable():
         raise ValueError(f"the name pattern {pattern!a} cannot be printed")
+    # A text is a field of one choice.
     pieces = list(_pieces(pattern))
     quoted = pattern if len(pattern) <= _MOST_SHOWN else f"{pattern[:_MOST_SHOWN]}…"
     # Counted before anything is made: ranges multiply.
-    count = prod(sum(map(len, piece)) for piece in pieces if isinstance(piece, list))
+    count = prod(sum(map(len, piece)) for piece in pieces)
     if count > limit:
         raise ValueError(f'the name pattern "{quoted}" expands to {count:,} names')
-    longest = sum(
-        len(piece) if isinstance(piece, str) else max(len(str(part[-1])) for part in piece)
-        for piece in pieces
-    )
+    longest = sum(max(len(str(part[-1])) for part in piece) for piece in pieces)
     if count * longest > letters:
         size = f"{count:,} names of up to {longest:,} characters, more than {letters:,} in all"
         raise ValueError(f'the name pattern "{quoted}" expands to {size}')
     # Prefix by prefix: a hundred thousand names take a twentieth of a second.
     names = [""]
     for piece in pieces:
-        if isinstance(piece, str):
-            names = [name + piece for name in names]
-            continue
-        ends = [str(number) for part in piece for number in part]
+        ends = [str(end) for part in piece for end in part]
         names = [name + end for name in names for end in ends]
     return names
 
 
-def _pieces(pattern: str) -> Iterator[str | list[range]]:
+def _pieces(pattern: str) -> Iterator[list[range] | list[tuple[str]]]:
     place = 0
     while place < len(pattern):
         token = _TOKEN.match(pattern, place)
@@ -365,4 +346,4 @@ def _pieces(pattern: str) -> Iterator[str | list[range]]:
         if token is None or not all(ranges):
             raise ValueError(f'the name pattern "{pattern}" is malformed at {place}')
         place = token.end()
-        yield ranges or {"{{": "{", "}}": "}"}.get(token[1], token[1])
+        yield ranges or [({"{{": "{", "}}": "}"}.get(token[1], token[1]),)]
