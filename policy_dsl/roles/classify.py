@@ -152,6 +152,11 @@ def _by_last_word(table: Architecture, key: str, component: str) -> NameRule | N
     return NameRule((role._replace(is_matrix=None if may_be_linear else False),))
 
 
+def _layer_and_expert(rule: NameRule, numbers: list[int]) -> tuple[int | None, int | None]:
+    layer = None if rule.layer_at is None else numbers[rule.layer_at]
+    return layer, None if rule.expert_at is None else numbers[rule.expert_at]
+
+
 class _Reading:
     """The pass over all names: what each means, and what is wrong on the way."""
 
@@ -197,8 +202,7 @@ class _Reading:
 
     def _add_whole(self, tensor: TensorInfo, rule: NameRule, numbers: list[int]) -> None:
         role, need = rule.roles[0], rule.needs[0]
-        layer = None if rule.layer_at is None else numbers[rule.layer_at]
-        expert = None if rule.expert_at is None else numbers[rule.expert_at]
+        layer, expert = _layer_and_expert(rule, numbers)
         shape, scale = tensor.shape, self.scales.of_weight.get(tensor.name)
         is_matrix = len(shape) == 2 if role.is_matrix is None else role.is_matrix
         # Towers keep counters and positions beside their weights.
@@ -236,7 +240,7 @@ class _Reading:
         parts: list[Operation] = [Slice(part * size, size) for part in range(n_parts)]
         if fusion.interleaved:
             parts = [Alternate(part, n_parts) for part in range(n_parts)]
-        layer = None if rule.layer_at is None else numbers[rule.layer_at]
+        layer, _ = _layer_and_expert(rule, numbers)
         for need, role in zip(rule.needs, rule.roles, strict=True):
             if need is not None:
                 block = numbers[0] if role.component == "mtp" else layer

@@ -122,11 +122,11 @@ class ConfigFacts:
         number = self.value(deciding) if isinstance(deciding, str) else deciding
         if not (is_whole(number) and is_whole(layers) and layers <= LARGEST_COUNT):
             return None
-        if default.form == "first":
-            chosen = [layer < number for layer in range(layers)]
-        else:
-            chosen = [number > 0 and (layer + 1) % number == 0 for layer in range(layers)]
-        return [fields["is"] if is_so else fields["else"] for is_so in chosen]
+        # The first layers, or each of so many; none of zero.
+        chosen = range(number)
+        if default.form == "every" and number:
+            chosen = range(number - 1, layers, number)
+        return [fields["is" if layer in chosen else "else"] for layer in range(layers)]
 
     def computed(self, expression: str) -> float | int | None:
         """Sums of numbers and keys multiplied and divided from left to right; None if unknown.

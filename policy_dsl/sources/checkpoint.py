@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from os.path import splitext
 from pathlib import Path
@@ -109,9 +109,6 @@ def read_checkpoint(
     config, headers = _tried(_config, files), _tried(_headers, files, apply)
     if isinstance(config, PolicyError) or isinstance(headers, PolicyError):
         raise joined(read for read in (config, headers) if isinstance(read, PolicyError))
-    left = [file for file in weights_of(files) if file not in headers]
-    strays = f"{listed(left)} {'is' if len(left) == 1 else 'are'}"
-    stray = diagnostic("stray-safetensors", place=files.place, files=strays)
     read = (CONFIG, find_index(files.sizes))
     return Inventory(
         id=name,
@@ -125,8 +122,14 @@ def read_checkpoint(
         unread=files.unread,
         root=root,
         file_nbytes={file: files.sizes[file] for file in headers},
-        findings=(stray,) if left else (),
+        findings=_strays(files, headers),
     )
+
+
+def _strays(files: CheckpointFiles, shards: Collection[str]) -> tuple[Diagnostic, ...]:
+    left = [file for file in weights_of(files) if file not in shards]
+    strays = f"{listed(left)} {'is' if len(left) == 1 else 'are'}"
+    return (diagnostic("stray-safetensors", place=files.place, files=strays),) if left else ()
 
 
 def read_json(files: CheckpointFiles, file: str, *, most: int = MAX_JSON_NBYTES) -> dict[str, Any]:

@@ -115,12 +115,7 @@ def open_hub(repository: str, revision: str | None) -> Inventory:
 def _files(repository: str, revision: str | None, what: str) -> HubFiles:
     """The repository's files at the commit that the hub names for the revision."""
     endpoint = constants.ENDPOINT
-    try:
-        parts = urlsplit(endpoint)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
+    if not _is_url(endpoint):
         raise fail("hub-failed", what="HF_ENDPOINT", reason=f'"{endpoint}" is not a URL')
     at = f"/revision/{quote(revision, safe='')}" if revision else ""
     # Sizes come only when asked for by `blobs`.
@@ -142,6 +137,14 @@ def _files(repository: str, revision: str | None, what: str) -> HubFiles:
         raise fail("hub-failed", what=what, reason="its listing of files names no commit")
     listed = {file: size for file, size in sorted(sizes.items()) if is_looked_at(file)}
     return HubFiles(repository, commit, listed, unread(sizes))
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _size(entry: Mapping[str, Any]) -> tuple[str, int]:
