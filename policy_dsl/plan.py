@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cache, cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, Span
@@ -150,8 +151,8 @@ class Pruning:
     """The experts that a plan keeps, in their old order with new numbers.
 
     before: experts of every layer of the source. kept: layer -> their old numbers, ascending,
-    as many in each. by: the saliency that ranks them; empty where the policy lists them.
-    chosen: whether they are known, or the first ones are taken until they are.
+    as many in each. by: what ranks them; empty where the policy lists them. chosen: whether they
+    are known, or the first ones are taken until they are.
     """
 
     before: int
@@ -192,12 +193,10 @@ class Pruning:
     def about(self) -> str:
         """`256 -> 192 experts in 62 layers by reap`; that the first are taken, if they are."""
         change = f"{self.before} -> {counted(self.count, 'expert')}"
-        places = counted(len(self.kept), "layer")
         how = f"by {self.by}" if self.by else "as listed"
-        unranked = (
-            "" if self.chosen else "; not ranked yet, so planned with the first of each layer"
-        )
-        return f"{change} in {places} {how}{unranked}"
+        about = f"{change} in {counted(len(self.kept), 'layer')} {how}"
+        unranked = "; not ranked yet, so planned with the first of each layer"
+        return about if self.chosen else about + unranked
 
     @property
     def reason(self) -> str:
@@ -226,8 +225,7 @@ class Refusal:
 class PlannedFile:
     """A file of the bundle. kind: tensors, metadata, edited, copied, record.
 
-    nbytes is None where it is not known; `reason` says why, and `least` is the part of it that
-    is known.
+    nbytes: None where it is not known; `reason` says why, `least` is the part that is known.
     """
 
     name: str
@@ -239,10 +237,7 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class OmittedFile:
-    """A file or folder (`name/`) of the source that the bundle leaves out, and why.
-
-    nbytes: None of a folder.
-    """
+    """A file or folder (`name/`, whose nbytes is None) of the source that is left out, and why."""
 
     name: str
     nbytes: int | None
@@ -281,30 +276,29 @@ def rule_texts(rules: Sequence[Rule]) -> tuple[str, ...]:
     Of files with one name, such as those of an `extends` chain, as many folders are shown as
     tell them apart. Empty for a rule that no text holds.
     """
-    spans = [rule.span for rule in rules]
-    names = _short_names({span.source.name for span in spans if span})
-    lines = Counter((span.source.name, span.line) for span in spans if span)
-    texts = []
-    for span in spans:
-        if span is None:
-            texts.append("")
-            continue
-        line, column = span.source.position(span.start)
-        alone = lines[span.source.name, line] == 1
-        texts.append(f"{names[span.source.name]}:{line}" + ("" if alone else f":{column}"))
+    places = [rule_place(rule) for rule in rules]
+    short = _short_names({place["path"] for place in places if place})
+    lines = Counter((place["path"], place["line"]) for place in places if place)
+    texts = [""] * len(places)
+    for at, place in enumerate(places):
+        if place is not None:
+            alone = lines[place["path"], place["line"]] == 1
+            texts[at] = f"{short[place['path']]}:{place['line']}"
+            texts[at] += "" if alone else f":{place['column']}"
     return tuple(texts)
 
 
 def _short_names(paths: set[str]) -> dict[str, str]:
-    """Path -> its last parts, as many as no other path ends with."""
-    parts = {path: path.replace("\\", "/").split("/") for path in paths}
-    short = {path: "/".join(found) for path, found in parts.items()}
-    for length in range(max(map(len, parts.values()), default=0), 0, -1):
-        ends: dict[str, list[str]] = defaultdict(list)
-        for path, found in parts.items():
-            ends["/".join(found[-length:])].append(path)
-        short |= {alike[0]: end for end, alike in ends.items() if len(alike) == 1}
-    return short
+    """Path -> its last parts, as few as no other path ends with."""
+    endings = {}
+    for path in paths:
+        parts = path.replace("\\", "/").split("/")
+        endings[path] = ["/".join(parts[at:]) for at in reversed(range(len(parts)))]
+    counts = Counter(chain.from_iterable(endings.values()))
+    return {
+        path: next((end for end in ends if counts[end] == 1), ends[-1])
+        for path, ends in endings.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,10 +405,6 @@ class Plan(Draft):
     def rule_texts(self) -> tuple[str, ...]:
         """`file:line` of each of the policy's rules."""
         return rule_texts(self.policy.rules)
-
-    def rule_of(self, module: Module) -> Rule | None:
-        """The rule that decided about a module; None if none reached it."""
-        return None if module.decided_by is None else self.policy.rules[module.decided_by]
 
     def rule_text(self, module: Module) -> str:
         """`file:line` of the rule that decided, or `defaults.otherwise`."""

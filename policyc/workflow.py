@@ -46,11 +46,8 @@ def plan(
     if isinstance(policy, str | Path):
         policy = load(policy, variables)
     inventory = open_model(policy, model, links=links)
-    return with_statistics(
-        plan_for(
-            policy, inventory, target, allow_requantize=allow_requantize, statistics=statistics
-        )
-    )
+    made = plan_for(policy, inventory, target, statistics, allow_requantize=allow_requantize)
+    return with_statistics(made)
 
 
 def load(policy: str | Path, variables: Mapping[str, Scalar] | None = None) -> Policy:
@@ -78,7 +75,6 @@ def open_model(
     policy: Policy, model: str | Path | Inventory | None = None, *, links: bool = True
 ) -> Inventory:
     """The inventory of a model, else of the policy's own. Raises: PolicyError."""
-    # A policy is often tried on another model than its own.
     reference = model or policy.model
     if reference is None:
         raise fail("no-model", policy=policy.name)
@@ -89,9 +85,9 @@ def plan_for(
     policy: Policy,
     inventory: Inventory,
     target: str | None = None,
+    statistics: Mapping[str, str] | None = None,
     *,
     allow_requantize: bool = False,
-    statistics: Mapping[str, str] | None = None,
     files: bool = True,
 ) -> Plan:
     """The plan of a policy for an inventory.
@@ -198,7 +194,6 @@ def outline_of(side: str | Path | Plan | Outline, *, links: bool = True) -> Outl
 def _saliency_of(policy: Policy, statistics: Mapping[str, str]) -> Saliency | None:
     """What ranks the experts that the policy prunes; None if it needs none, or none is there.
 
-    A file that the policy names may be missing: a plan needs none.
     Raises: PolicyError if the file cannot be read, or does not rank by what the policy says.
     """
     from policy_dsl.planning.resolve import SALIENCY, is_ranked, statistics_files
@@ -210,9 +205,7 @@ def _saliency_of(policy: Policy, statistics: Mapping[str, str]) -> Saliency | No
     (ranking,) = (prune.by for prune in policy.transforms)
     for file in statistics_files([SALIENCY], policy, statistics):
         place = located(file.path, file.span)
-        if file.span is not None and not place.exists():
-            continue
-        saliency = read_saliency(place, ranking, file.span)
-        # Where it was found is this machine's business.
-        return replace(saliency, path=file.path)
+        if file.span is None or place.exists():
+            # Where it was found is this machine's business.
+            return replace(read_saliency(place, ranking, file.span), path=file.path)
     return None

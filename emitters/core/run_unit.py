@@ -175,7 +175,8 @@ class Work:
 
 def finding_of(defect: ValueDefectError, plan: Plan, format: Format) -> Diagnostic:
     """The error: what does not fit, where the policy chose it, and what would hold it."""
-    rule = plan.rule_of(plan.modules[defect.unit.module])
+    decided = plan.modules[defect.unit.module].decided_by
+    rule = None if decided is None else plan.policy.rules[decided]
     otherwise = dict(plan.policy.key_spans).get("defaults.otherwise")
     span = rule.treatment_span or rule.span if rule else otherwise
     cure = None if defect.code == "unstorable-value" else _cure(defect, plan, format)

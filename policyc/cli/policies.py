@@ -114,9 +114,7 @@ def _against_model(
         chosen = choose_target(policy, emitters.FORMATS, target)
         # Before the plan, which may fail: what was tried is reported either way.
         against.append((inventory.id, chosen))
-        plan = workflow.plan_for(
-            policy, inventory, chosen, statistics=request.statistics, files=False
-        )
+        plan = workflow.plan_for(policy, inventory, chosen, request.statistics, files=False)
         beside = source_findings(plan, inventory, emitters.FORMATS[chosen].spec)
         return [*plan.findings, *beside, *findings_of_tests(plan)]
     except PolicyError as error:
