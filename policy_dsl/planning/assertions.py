@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, errors
+from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, errors, fail
 from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.matching import CompiledRule, compile_rule
@@ -25,7 +25,6 @@ _RELATIONS: Mapping[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "==": operator.eq,
 }
-
 _BPW_DIGITS = 4
 
 
@@ -49,7 +48,7 @@ def run_tests(plan: Plan) -> tuple[TestResult, ...]:
     results, defects = _run_all(plan)
     if defects:
         raise PolicyError(defects)
-    return results
+    return tuple(results)
 
 
 def findings_of_tests(plan: Plan) -> list[Diagnostic]:
@@ -67,34 +66,17 @@ def failures(results: Iterable[TestResult]) -> list[Diagnostic]:
     ]
 
 
-def _run_all(plan: Plan) -> tuple[tuple[TestResult, ...], list[Diagnostic]]:
+def _run_all(plan: Plan) -> tuple[list[TestResult], list[Diagnostic]]:
     results: list[TestResult] = []
     defects: list[Diagnostic] = []
     chosen = _Chosen(plan)
     for assertion in plan.policy.tests:
         try:
-            results.append(_run(assertion, chosen))
+            found, passed = _outcome(assertion, chosen.modules(assertion))
+            results.append(TestResult(assertion.text, found, passed, assertion.span))
         except PolicyError as error:
             defects += error.diagnostics
-    return tuple(results), defects
-
-
-def _run(assertion: Assertion, chosen: _Chosen) -> TestResult:
-    modules = chosen.modules(assertion)
-    if isinstance(assertion.value, Written):
-        wanted = assertion.value
-        found = ", ".join(sorted({treatment_of(module) for module in modules}))
-        passed = all(_agrees(module, wanted) for module in modules)
-        return TestResult(assertion.text, found, passed, assertion.span)
-    values = _measure(assertion.measure, modules)
-    relation = _RELATIONS[assertion.relation]
-    passed = all(relation(value, assertion.value) for value in values)
-    shown = _shown(assertion.measure, values)
-    if assertion.measure == "size" and _reads_as(values[0], assertion.value):
-        # A budget counts bytes, of which the two units show too few to say what is wrong.
-        passed, exact = passed or assertion.relation == "==", f"{values[0]:,.0f} bytes"
-        shown = shown if passed else exact
-    return TestResult(assertion.text, shown, passed, assertion.span)
+    return results, defects
 
 
 class _Chosen:
@@ -113,22 +95,15 @@ class _Chosen:
         """
         selector = assertion.selector
         if selector is not None and selector not in self._known:
-            self._known[selector] = self._find(assertion, selector)
+            found = self._reach.matched(self._compiled(selector, assertion.span))
+            places = {at for one in found for at in self._holding[one.role, one.source.name]}
+            # A test that measures nothing would pass for ever.
+            if not places:
+                raise fail("test-without-tensors", assertion.span, test=assertion.text)
+            self._known[selector] = tuple(self._plan.modules[at] for at in sorted(places))
         return self._known[selector]
 
-    def _find(self, assertion: Assertion, selector: Selector) -> tuple[Module, ...]:
-        compiled = self._compile(assertion, selector)
-        found = self._reach.matched(compiled)
-        places = {at for one in found for at in self._holding[one.role, one.source.name]}
-        # A test that measures nothing would pass for ever.
-        if not places:
-            raise PolicyError(
-                [diagnostic("test-without-tensors", assertion.span, test=assertion.text)]
-            )
-        return tuple(self._plan.modules[at] for at in sorted(places))
-
-    def _compile(self, assertion: Assertion, selector: Selector) -> CompiledRule:
-        span = assertion.span
+    def _compiled(self, selector: Selector, span: Span | None) -> CompiledRule:
         probe = Rule(selector, KEEP, span=span, selector_span=span)
         compiled = compile_rule(probe, self._plan.policy, self._plan.model)
         findings = [*compiled.findings, *self._parts.unmatched(compiled)]
@@ -146,6 +121,31 @@ class _Chosen:
         return found
 
 
+def _outcome(assertion: Assertion, modules: Sequence[Module]) -> tuple[str, bool]:
+    """What the modules have of what a test asks, and whether it passes."""
+    wanted = assertion.value
+    if isinstance(wanted, Written):
+        treatments = ", ".join(sorted({treatment_of(module) for module in modules}))
+        return treatments, all(_agrees(module, wanted) for module in modules)
+    holds, nbytes = _RELATIONS[assertion.relation], sum(module.nbytes for module in modules)
+    match assertion.measure:
+        case "size":
+            passed, both = holds(nbytes, wanted), [both_units(int(n)) for n in (nbytes, wanted)]
+            # A budget counts bytes, of which the two units show too few to say what is wrong.
+            if set.intersection(*(set(text.split(" = ")) for text in both)):
+                passed = passed or assertion.relation == "=="
+                return both[0] if passed else f"{nbytes:,.0f} bytes", passed
+            return both[0], passed
+        case "bpw":
+            bits = bits_per_weight(nbytes, sum(module.parameters for module in modules))
+            # Compared as it is shown: what a report prints can be asked for.
+            shown = f"{bits or 0:.{_BPW_DIGITS}f}"
+            return shown, holds(float(shown), wanted)
+    widths = sorted({_bits(module) for module in modules})
+    asked = {"min_bits": widths[:1], "max_bits": widths[-1:]}.get(assertion.measure, widths)
+    return ", ".join(f"{bits:g}" for bits in asked), all(holds(bits, wanted) for bits in asked)
+
+
 def _agrees(module: Module, wanted: Written) -> bool:
     """Whether the module has everything that `wanted` says; what it leaves out is free."""
     stored = module.treatment
@@ -159,34 +159,7 @@ def _agrees(module: Module, wanted: Written) -> bool:
     return all(getattr(wanted, name) in (None, getattr(stored, name)) for name in said)
 
 
-def _measure(measure: str, modules: Iterable[Module]) -> list[float]:
-    chosen = list(modules)
-    nbytes = sum(module.nbytes for module in chosen)
-    if measure == "size":
-        return [nbytes]
-    if measure == "bpw":
-        bits = bits_per_weight(nbytes, sum(m.parameters for m in chosen))
-        # Compared as it is shown: what a report prints can be asked for.
-        return [round(bits or 0.0, _BPW_DIGITS)]
-    widths = sorted({_bits(module) for module in chosen})
-    return {"min_bits": widths[:1], "max_bits": widths[-1:]}.get(measure, widths)
-
-
 def _bits(module: Module) -> float:
-    if isinstance(module.treatment, Coded):
-        return float(module.treatment.bits)
     # A kept tensor counts with the width of its dtype.
-    return float(DTYPE_BITS[module.dtype])
-
-
-def _reads_as(size: float, wanted: float) -> bool:
-    shown = (set(both_units(int(nbytes)).split(" = ")) for nbytes in (size, wanted))
-    return bool(set.intersection(*shown))
-
-
-def _shown(measure: str, values: list[float]) -> str:
-    if measure == "size":
-        return both_units(int(values[0]))
-    if measure == "bpw":
-        return f"{values[0]:.{_BPW_DIGITS}f}"
-    return ", ".join(f"{value:g}" for value in values)
+    stored = module.treatment
+    return float(stored.bits if isinstance(stored, Coded) else DTYPE_BITS[module.dtype])

@@ -24,7 +24,7 @@ from policy_dsl.documents.saved import (
 )
 from policy_dsl.escaping import decoded
 from policy_dsl.language.print_policy import canonical_text
-from policy_dsl.plan import Forms, Module, Omission, Plan
+from policy_dsl.plan import Module, Omission, Plan
 from policy_dsl.treatments import Plain, describe
 
 RECORD = "policyc.json"
@@ -44,11 +44,14 @@ def record(
     files: name -> (bytes, SHA-256) of every file but the record itself; tensors: name ->
     SHA-256. `digest` is the SHA-256 of the record without it, compact and with sorted keys.
     """
-    document = record_document(plan, files=files, tensors=tensors)
+    entries: list[ModuleRow] = []
+    for module, form, recipe in zip(plan.modules, plan.forms.numbers, plan.recipes, strict=True):
+        hashes = [tensors[tensor.name] for tensor in module.tensors]
+        entries.append((module.name, module.layer, form, recipe, hashes))
+    document = _document(plan, plan.digest, files, entries)
     document["digest"] = record_digest(document)
-    rows = ",\n".join(f"   {_json(row)}" for row in document["modules"]["rows"])
-    modules = {**document["modules"], "rows": []}
-    text = _lines({**document, "modules": modules})
+    rows = ",\n".join(f"   {_json(row)}" for row in entries)
+    text = _lines({**document, "modules": {**document["modules"], "rows": []}})
     return text.replace(_NO_ROWS, f'"rows": [\n{rows}\n  ]', 1).encode(), document["digest"]
 
 
@@ -56,7 +59,7 @@ def record_nbytes(plan: Plan, files: Mapping[str, int]) -> int:
     """Bytes of the record that a build writes. files: bytes of every other file of the bundle."""
     unknown = {name: (nbytes, UNKNOWN_HASH) for name, nbytes in files.items()}
     shared = plan.forms
-    document = _document(plan, UNKNOWN_HASH, unknown, shared, [])
+    document = _document(plan, UNKNOWN_HASH, unknown, [])
     size = len(_lines(document).encode()) + len("\n\n  ") + len(plan.modules) * len("   ,\n")
     forms = [
         len(str(number)) + len(example.tensors) * (_HASH_NBYTES + _SEPARATOR_NBYTES)
@@ -76,21 +79,11 @@ def _nbytes(text: str) -> int:
     return len(text) if is_plain else len(_json(text).encode()) - 2
 
 
-def record_document(
-    plan: Plan, *, files: Mapping[str, tuple[int, str]], tensors: Mapping[str, str]
-) -> RecordDocument:
-    """The record as JSON values; its `digest` is unknown."""
-    shared = plan.forms
-    rows: list[ModuleRow] = []
-    for module, form, recipe in zip(plan.modules, shared.numbers, plan.recipes, strict=True):
-        hashes = [tensors[tensor.name] for tensor in module.tensors]
-        rows.append((module.name, module.layer, form, recipe, hashes))
-    return _document(plan, plan.digest, files, shared, rows)
-
-
 def record_digest(document: Mapping[str, Any]) -> str:
     """SHA-256, as hex, of a record's contents but for its own `digest`."""
-    return _digest({key: value for key, value in document.items() if key != "digest"})
+    values = {key: value for key, value in document.items() if key != "digest"}
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def source_id(name: str) -> str:
@@ -101,11 +94,7 @@ def source_id(name: str) -> str:
 
 
 def _document(
-    plan: Plan,
-    plan_digest: str,
-    files: Mapping[str, tuple[int, str]],
-    shared: Forms,
-    rows: list[ModuleRow],
+    plan: Plan, plan_digest: str, files: Mapping[str, tuple[int, str]], rows: list[ModuleRow]
 ) -> RecordDocument:
     policy = plan.policy
     return {
@@ -148,7 +137,7 @@ def _document(
         "files": {
             name: {"nbytes": nbytes, "sha256": sha256} for name, (nbytes, sha256) in files.items()
         },
-        "forms": [_form(plan, module) for module in shared.examples],
+        "forms": [_form(plan, module) for module in plan.forms.examples],
         "modules": {"columns": ("name", "layer", "form", "recipe", "sha256"), "rows": rows},
         "digest": UNKNOWN_HASH,
     }
@@ -217,8 +206,3 @@ def _lines(document: Mapping[str, Any]) -> str:
             text = _json(value)
         parts.append(f" {_json(key)}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def _digest(values: Any) -> str:
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
