@@ -128,22 +128,26 @@ def _outcome(assertion: Assertion, modules: Sequence[Module]) -> tuple[str, bool
         treatments = ", ".join(sorted({treatment_of(module) for module in modules}))
         return treatments, all(_agrees(module, wanted) for module in modules)
     holds, nbytes = _RELATIONS[assertion.relation], sum(module.nbytes for module in modules)
-    match assertion.measure:
-        case "size":
-            passed, both = holds(nbytes, wanted), [both_units(int(n)) for n in (nbytes, wanted)]
-            # A budget counts bytes, of which the two units show too few to say what is wrong.
-            if set.intersection(*(set(text.split(" = ")) for text in both)):
-                passed = passed or assertion.relation == "=="
-                return both[0] if passed else f"{nbytes:,.0f} bytes", passed
-            return both[0], passed
-        case "bpw":
-            bits = bits_per_weight(nbytes, sum(module.parameters for module in modules))
-            # Compared as it is shown: what a report prints can be asked for.
-            shown = f"{bits or 0:.{_BPW_DIGITS}f}"
-            return shown, holds(float(shown), wanted)
+    if assertion.measure == "size":
+        return _size(nbytes, wanted, assertion.relation)
+    if assertion.measure == "bpw":
+        bits = bits_per_weight(nbytes, sum(module.parameters for module in modules))
+        # Compared as it is shown: what a report prints can be asked for.
+        shown = f"{bits or 0:.{_BPW_DIGITS}f}"
+        return shown, holds(float(shown), wanted)
     widths = sorted({_bits(module) for module in modules})
     asked = {"min_bits": widths[:1], "max_bits": widths[-1:]}.get(assertion.measure, widths)
     return ", ".join(f"{bits:g}" for bits in asked), all(holds(bits, wanted) for bits in asked)
+
+
+def _size(nbytes: int, wanted: float, relation: str) -> tuple[str, bool]:
+    passed = _RELATIONS[relation](nbytes, wanted)
+    both, other = both_units(nbytes), both_units(int(wanted))
+    if set(both.split(" = ")).isdisjoint(other.split(" = ")):
+        return both, passed
+    # A budget counts bytes, of which the two units show too few to say what is wrong.
+    passed = passed or relation == "=="
+    return both if passed else f"{nbytes:,} bytes", passed
 
 
 def _agrees(module: Module, wanted: Written) -> bool:

@@ -61,15 +61,7 @@ def decide(policy: Policy, model: Model, target: str) -> Decisions:
         most = MOST_RULES // model.n_layers
         raise fail("too-many-rules", rules=f"{len(policy.rules):,}", most=f"{most:,}")
     rules, reach = compile_rules(policy, model, target), Reach(model)
-    winners: dict[int, int] = {}
-    tallies: dict[int, _Tally] = {}
-    # The last rule that matches decides: it is the first to be asked.
-    for index in reversed(range(len(rules))):
-        places = reach.decided(rules[index])
-        won = places.difference(winners)
-        winners |= dict.fromkeys(won, index)
-        beaten_by = set() if won else {winners[place] for place in places}
-        tallies[index] = _Tally(len(places), len(won), beaten_by)
+    winners, tallies = _contest(rules, reach)
     otherwise = policy.defaults.otherwise or KEEP
     made = []
     for place, tensor in enumerate(model.tensors):
@@ -83,6 +75,22 @@ def decide(policy: Policy, model: Model, target: str) -> Decisions:
         for finding in _findings(rule, tallies[index], rules, parts)
     ]
     return Decisions(tuple(made), tuple(findings))
+
+
+def _contest(
+    rules: Sequence[CompiledRule], reach: Reach
+) -> tuple[dict[int, int], dict[int, _Tally]]:
+    """The rule that wins each place in the model that some rule reaches, and how rules did."""
+    winners: dict[int, int] = {}
+    tallies: dict[int, _Tally] = {}
+    # The last rule that matches decides: it is the first to be asked.
+    for index in reversed(range(len(rules))):
+        places = reach.decided(rules[index])
+        won = places.difference(winners)
+        winners |= dict.fromkeys(won, index)
+        beaten_by = set() if won else {winners[place] for place in places}
+        tallies[index] = _Tally(len(places), len(won), beaten_by)
+    return winners, tallies
 
 
 def trace(

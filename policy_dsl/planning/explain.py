@@ -83,8 +83,7 @@ def explain(plan: Plan, name: str) -> Explanation:
     """
     subject = _find_subject(plan, name)
     module, tensor, omission = subject.module, subject.tensor, subject.omission
-    kind = _kind(subject, plan)
-    alike = tuple(m for m in plan.modules if module and _kind(Subject("", m), plan) == kind)
+    alike = tuple(_alike(module, plan)) if module else ()
     source_expert = omission.expert if omission else None
     if tensor is None:
         return Explanation(subject, False, (), alike, source_expert=source_expert)
@@ -98,6 +97,11 @@ def explain(plan: Plan, name: str) -> Explanation:
     rules = tuple(_outcomes(plan, tensor, is_left_out=module is None))
     guarded = is_guarded(tensor)
     return Explanation(subject, guarded, rules, alike, expert, source_expert, namesake)
+
+
+def _alike(module: Module, plan: Plan) -> Iterator[Module]:
+    kind = _kind(module, plan)
+    return (other for other in plan.modules if _kind(other, plan) == kind)
 
 
 def _outcomes(plan: Plan, tensor: ModelTensor, *, is_left_out: bool) -> Iterator[RuleOutcome]:
@@ -126,7 +130,7 @@ def _find_subject(plan: Plan, name: str) -> Subject:
     # Many tensors with one decision are one answer, not an ambiguity.
     kinds: dict[tuple[str, ...], Subject] = {}
     for subject in found:
-        kinds.setdefault(_kind(subject, plan), subject)
+        kinds.setdefault(_kind(subject.module, plan), subject)
     if len(kinds) > 1:
         examples = "; ".join([_described(subject) for subject in kinds.values()][:4])
         raise fail("many-tensors", name=name, count=len(kinds), examples=examples)
@@ -138,8 +142,9 @@ def _subjects(plan: Plan) -> Iterator[Subject]:
     own = {name: module for module in plan.modules for name in _output_names(module)}
     yield from (Subject(name, module) for name, module in own.items())
     # A kept tensor has the same name on both sides; it is one subject.
-    read = ((name, m) for m in plan.modules for rows in m.sources for name in _source_names(rows))
-    yield from (Subject(name, module) for name, module in read if name not in own)
+    for module in plan.modules:
+        read = (name for rows in module.sources for name in _source_names(rows))
+        yield from (Subject(name, module) for name in read if name not in own)
     # Of a pruned expert, whose number another one may have now.
     lost = ((name, omission) for omission in plan.omitted for name in _source_names(omission))
     yield from (Subject(name, None, None, one) for name, one in lost if name not in own)
@@ -179,8 +184,7 @@ def _namesake(plan: Plan, subject: Subject) -> Namesake | None:
     return None
 
 
-def _kind(subject: Subject, plan: Plan) -> tuple[str, ...]:
-    module = subject.module
+def _kind(module: Module | None, plan: Plan) -> tuple[str, ...]:
     return (module.role, treatment_of(module), plan.rule_text(module)) if module else ()
 
 

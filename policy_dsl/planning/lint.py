@@ -114,13 +114,18 @@ def _unknown(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic
         span, meant = spans.get(f"runtimes.{runtime}"), did_you_mean(runtime, readers)
         facts: dict[str, Any] = {"target": target, "known": ", ".join(specs[0].runtimes)}
         yield diagnostic("unknown-runtime", span, suggestion=meant, runtime=runtime, **facts)
+    yield from _unused(policy, specs)
+
+
+def _unused(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic]:
+    target, spans = specs[0].name, dict(policy.key_spans)
     used = {setting for spec in specs for setting in used_settings(spec)}
     used |= {f"metadata.{key}" for spec in specs for key in spec.metadata_keys}
     for setting in [each for each in _written(policy) if each not in used]:
         section, _, key = setting.partition(".")
         near = [one.removeprefix(f"{section}.") for one in used if one.startswith(section)]
         span, meant = spans.get(setting) or spans.get(section), did_you_mean(key, near)
-        facts = {"setting": setting, "target": target}
+        facts: dict[str, Any] = {"setting": setting, "target": target}
         yield diagnostic("unused-setting", span, suggestion=meant, **facts)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -322,14 +322,19 @@ def _change(role: str, before: str | None, after: str | None, pairs: list[_Pair]
     old, new = ([one for one in side if one is not None] for side in zip(*pairs, strict=True))
     # Both sides of a pair hold the same values.
     members = new or old
+    (rule, place), (new_rule, new_place) = _rule(old), _rule(new)
     return Change(
         *(role, _layers(members), before, after),
-        before_rule=old[0].rule if old else "",
-        after_rule=new[0].rule if new else "",
+        before_rule=rule,
+        after_rule=new_rule,
         # A stack means each of its experts.
         names=tuple(dict.fromkeys(module.name for module in members)),
         parameters=sum(module.parameters for module in members),
         nbytes_delta=sum(module.nbytes for module in new) - sum(module.nbytes for module in old),
-        before_rule_at=old[0].rule_at if old else None,
-        after_rule_at=new[0].rule_at if new else None,
+        before_rule_at=place,
+        after_rule_at=new_place,
     )
+
+
+def _rule(modules: Sequence[OutlineModule]) -> tuple[str, RuleAt | None]:
+    return (modules[0].rule, modules[0].rule_at) if modules else ("", None)

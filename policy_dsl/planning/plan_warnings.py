@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.formats import Format
@@ -223,17 +223,8 @@ def _padded(plan: Plan, format: Format) -> Iterator[Diagnostic]:
 def _refused(plan: Plan, format: Format) -> Iterator[Diagnostic]:
     """Readers that cannot load the bundle: if it is all, or those that the author names."""
     readers, named = format.spec.runtimes.keys(), plan.policy.runtimes
-    fatal = [one for one in plan.refusals if one.severity == "fatal"]
-    if fatal and {one.reader for one in fatal} == readers:
-        reason, *others = dict.fromkeys(one.reason for one in fatal)
-        yield diagnostic(
-            "no-reader",
-            notes=others,
-            target=plan.target,
-            readers=", ".join(readers),
-            model=plan.model.id,
-            reason=reason,
-        )
+    if (nothing := _no_reader(plan, readers)) is not None:
+        yield nothing
         return
     nobody = readers <= {one.reader for one in plan.refusals}
     for one in plan.refusals:
@@ -242,6 +233,15 @@ def _refused(plan: Plan, format: Format) -> Iterator[Diagnostic]:
             code = "runtime-cannot" if cannot else "runtime-refuses"
             span = dict(plan.policy.key_spans).get(f"runtimes.{one.reader}")
             yield diagnostic(code, span, runtime=one.reader, reason=one.reason)
+
+
+def _no_reader(plan: Plan, readers: Collection[str]) -> Diagnostic | None:
+    fatal = [one for one in plan.refusals if one.severity == "fatal"]
+    if not fatal or {one.reader for one in fatal} != set(readers):
+        return None
+    reason, *others = dict.fromkeys(one.reason for one in fatal)
+    facts: dict[str, Any] = {"target": plan.target, "model": plan.model.id, "reason": reason}
+    return diagnostic("no-reader", notes=others, readers=", ".join(readers), **facts)
 
 
 def with_own_head(model: Model, made: Sequence[Decision]) -> Model:

@@ -102,14 +102,15 @@ def pruned(model: Model, pruning: Pruning | None) -> tuple[Model, tuple[Omission
     """
     if pruning is None or pruning.count == pruning.before:
         return model, ()
-    new = {
-        layer: {old: number for number, old in enumerate(kept)}
+    # Layer -> an expert's old number -> its new one.
+    new: dict[int | None, dict[int, int]] = {
+        layer: dict(zip(kept, range(len(kept)), strict=True))
         for layer, kept in pruning.kept.items()
     }
     tensors: list[ModelTensor] = []
     lost: dict[tuple[str, int], Omission] = {}
     for tensor in model.tensors:
-        numbers = new.get(-1 if tensor.layer is None else tensor.layer)
+        numbers = new.get(tensor.layer)
         if numbers is None:
             tensors.append(tensor)
         elif tensor.expert is None:

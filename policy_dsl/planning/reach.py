@@ -239,24 +239,19 @@ class SelectorParts:
         """
         if not _is_specific(node) or self._is_foreign(node):
             return
-        if isinstance(node, Or):
-            for part in node.parts:
-                yield from self._idle(compiled, part, left, excepted=excepted)
-        elif isinstance(node, Except):
-            yield from self._idle(compiled, node.base, left, excepted=excepted)
+        parts = [(part, left, excepted) for part in node.parts] if isinstance(node, Or) else []
+        if isinstance(node, Except):
             # What is excepted may be anywhere in the model.
-            yield from self._idle(compiled, node.excluded, None, excepted=True)
-        else:
+            parts = [(node.base, left, excepted), (node.excluded, None, True)]
+        elif not isinstance(node, Or):
             allowed = partial(self._allowed, compiled, node, left, excepted=excepted)
             if not any(one.is_open for one in _narrowed(allowed(), [compiled.predicates[node]])):
                 yield node, list(allowed())
-                return
-            # What reaches all parts reaches each of them; of alternatives it may be but one.
-            parts = node.parts if isinstance(node, And) else ()
-            for part in (one for one in parts if isinstance(one, Or | Except)):
-                others = [compiled.predicates[one] for one in parts if one is not part]
-                rest = list(_narrowed(allowed(), others))
-                yield from self._idle(compiled, part, rest, excepted=excepted)
+            elif isinstance(node, And):
+                rest = _left_to_parts(compiled, node, allowed)
+                parts = [(part, others, excepted) for part, others in rest]
+        for part, among, is_excepted in parts:
+            yield from self._idle(compiled, part, among, excepted=is_excepted)
 
     def _allowed(
         self,
@@ -298,6 +293,17 @@ def _narrowed(
         outcomes = [predicate(tensor) for predicate in predicates]
         if all(matches for matches, _ in outcomes):
             yield _Candidate(tensor, is_open or any(by_name for _, by_name in outcomes))
+
+
+def _left_to_parts(
+    compiled: CompiledRule, node: And, allowed: Callable[[], Iterable[_Candidate]]
+) -> Iterator[tuple[Selector, list[_Candidate]]]:
+    """The parts of an intersection that may have idle parts, each with what the others allow."""
+    # What reaches all parts reaches each of them; of alternatives it may be but one.
+    for part in node.parts:
+        if isinstance(part, Or | Except) and _is_specific(part):
+            others = [compiled.predicates[one] for one in node.parts if one is not part]
+            yield part, list(_narrowed(allowed(), others))
 
 
 def _is_specific(selector: Selector) -> bool:
