@@ -153,10 +153,7 @@ def _not_made(folder: Path, reason: str) -> PolicyError:
 
 
 def _recorded_files(folder: Path) -> dict[str, tuple[int, str]]:
-    """Bytes and SHA-256 of the files of a bundle but its record, by name, as its record has them.
-
-    Raises: PolicyError unless the record is one that a policyc wrote.
-    """
+    """Bytes and SHA-256 by name. Raises: PolicyError unless the record is one of a policyc."""
     kind = kind_of(folder / RECORD)
     if kind != "a file":
         reason = f"its {RECORD} is {kind}, not a file" if kind else f"it has no {RECORD}"
@@ -210,10 +207,7 @@ def _opened_folder(folder: Path | str, within: int | None = None) -> Iterator[in
 
 
 def _delete(folder: Path, files: Mapping[str, int | None]) -> None:
-    """Delete these regular files, if they have these sizes, and the subfolders of their names.
-
-    files: name -> bytes, None for any number. Raises: OSError.
-    """
+    """Delete regular files, by name, of these sizes or any, and the subfolders of their names."""
     held: dict[str, dict[str, int | None]] = defaultdict(dict)
     for name, nbytes in files.items():
         inner, _, file = name.rpartition("/")
@@ -238,7 +232,6 @@ def _unlink_in(folder: str, outer: int, files: Mapping[str, int | None]) -> None
 
 
 def _end(folder: Path) -> None:
-    """Delete an empty folder, and what a file browser left in it."""
     left = names_in(folder)
     if left == [BROWSED]:
         with writing(folder):

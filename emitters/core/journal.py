@@ -157,7 +157,6 @@ def _identity(plan: Plan, work: Work) -> dict[str, Any]:
 def _refusal(
     workspace: Workspace, plan: Plan, found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> PolicyError | None:
-    """Why the unfinished build cannot be resumed, else None."""
     root = str(workspace.root)
     for part, called in _PARTS.items():
         if found.get(part) != wanted[part]:
@@ -191,10 +190,7 @@ def _create_files(workspace: Workspace, plan: Plan, work: Work) -> None:
 
 
 def _read(path: Path) -> list[Any]:
-    """The lines of the journal of an earlier run, none if nothing can be resumed.
-
-    A torn last line is cut off. Raises: PolicyError if it cannot be read or cut.
-    """
+    """The lines of an earlier run's journal, none if it cannot be resumed; cut where it is torn."""
     documents: list[Any] = []
     with writing(path):
         content = read_whole(path, most=_LARGEST) if path.is_file() else b""
@@ -214,7 +210,7 @@ def _read(path: Path) -> list[Any]:
 
 
 def _parsed(line: bytes) -> Any:
-    """What a whole line holds; None of one that is torn."""
+    # One that is torn has no end.
     with suppress(ValueError):
         return parse_json(line) if line.endswith(b"\n") else None
 

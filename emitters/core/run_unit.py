@@ -99,10 +99,7 @@ class Work:
             yield ValueDefectError(unit, "value-underflow", facts, _band(values, "F32", largest))
 
     def _made(self, unit: Unit) -> tuple[dict[str, Array], bool]:
-        """The parts of the rows of a unit, and whether nothing is left of values that are not 0.
-
-        Raises as a call does.
-        """
+        """The parts of the rows of a unit, and whether nothing is left of values that are not 0."""
         output, scale = unit.output, unit.context.scale if unit.context else None
         values = self._values(unit, output.dtype)
         scaled = values if scale is None else values * scale

@@ -125,7 +125,6 @@ class Lookup:
 
 
 def _solvers(plan: Plan, format: Format) -> dict[str, Solver]:
-    """Those of the methods that the plan uses."""
     used = {how.method for _, how in coded_modules(plan.modules)}
     methods = ((name, format.methods[name].solver) for name in format.methods if name in used)
     return {name: solver() for name, solver in methods if solver}
@@ -134,10 +133,7 @@ def _solvers(plan: Plan, format: Format) -> dict[str, Solver]:
 def _context(
     plan: Plan, solvers: Mapping[str, Solver], statistics: Lookup, module: int, source: int
 ) -> Context | None:
-    """What its method computes once for a source of a module, both by their indices; not kept.
-
-    Raises: PolicyError if the statistics are not those of this model, or cannot be used.
-    """
+    """What its method computes once for a source of a module. Raises: PolicyError if it cannot."""
     planned = plan.modules[module]
     method = planned.treatment.method if isinstance(planned.treatment, Coded) else ""
     solver = solvers.get(method)

@@ -148,11 +148,8 @@ def _in_memory(module: Module) -> tuple[int, str]:
 
 
 def _worked_on(module: Module) -> tuple[View, ...]:
-    """The views of a module; with single values as rows if a block may end within a row.
-
-    So may plain values in rows that are long. The plan alone decides, so that the journal of a
-    build with other blocks can be resumed.
-    """
+    """The views of a module; of plain values in long rows, with single values as rows."""
+    # The plan alone decides, so that the journal of a build with other blocks can be resumed.
     # In a bias the experts that were added make the row longer than the source's.
     is_padded_row = module.added > 0 and len(module.shape) == 1
     is_short = not module.shape or module.shape[-1] <= LONGEST_ROW

@@ -266,7 +266,6 @@ def claimed(out: Path) -> Iterator[Workspace]:
 
 
 def _locked(workspace: Workspace) -> int:
-    """A descriptor of the lock file, locked."""
     # Not at the top: Windows has none, and plans there.
     import fcntl  # noqa: PLC0415
 
@@ -309,10 +308,7 @@ def _opened_lock(workspace: Workspace) -> tuple[int, bool]:
 
 
 def _ensure_begun_by_a_build(workspace: Workspace, lock: int) -> None:
-    """Raises: PolicyError if an unfinished bundle is there, but neither lock nor journal were.
-
-    The lock is made first and deleted last: no build made those files.
-    """
+    # The lock is made first and deleted last: without it and a journal, no build made a bundle.
     try:
         if not os.path.lexists(workspace.journal):
             refuse_others(workspace.bundle, unfinished_files(workspace.bundle))
@@ -324,7 +320,6 @@ def _ensure_begun_by_a_build(workspace: Workspace, lock: int) -> None:
 
 
 def _holds(workspace: Workspace, lock: int) -> bool:
-    """Whether the lock file is the one that is locked."""
     try:
         there = workspace.lock.lstat()
     except OSError:
@@ -333,10 +328,7 @@ def _holds(workspace: Workspace, lock: int) -> bool:
 
 
 def _overlap(source: Path, place: Path) -> bool:
-    """Whether one of two places is in the other, or is the other.
-
-    By what the system says of folders that exist: names alone miss capitals and links.
-    """
+    # By what the system says of folders that exist: names alone miss capitals and links.
     folder = Path(os.path.realpath(source))
     pairs = [(folder, one) for one in (place, *place.parents)]
     pairs += [(one, place) for one in folder.parents]

@@ -201,7 +201,6 @@ def _literal_check(known: Sequence[Any]) -> Check:
 def _first_inside(
     keys: Iterable[object], checks: Iterable[Check], values: Iterable[Any]
 ) -> str | None:
-    """The first defect of the parts of a value, after the key of the part."""
     for key, check, value in zip(keys, checks, values, strict=False):
         defect = check(value)
         if defect is not None:
