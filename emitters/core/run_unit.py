@@ -88,7 +88,13 @@ class Work:
         for unit in lost:
             matrices.setdefault((unit.module, unit.source), unit)
         for unit in matrices.values():
-            if not all(is_lost for _, is_lost in map(self._made, _whole(unit))):
+            # Its rows, as many at a time as the unit has.
+            above, total = unit.at - unit.first, unit.view.n_rows
+            parts = (
+                unit._replace(first=first, n_rows=min(unit.n_rows, total - first), at=above + first)
+                for first in range(0, total, unit.n_rows)
+            )
+            if not all(is_lost for _, is_lost in map(self._made, parts)):
                 continue
             values = self._values(unit, "F32")
             largest = int(np.abs(values).max(axis=-1).argmax())
@@ -215,14 +221,6 @@ def _band(values: Array, dtype: str, row: int) -> Array:
     """float32 [rows, in]: the band that `row` of the values, of value type `dtype`, is in."""
     first = row // _BAND * _BAND
     return to_float32(np.ascontiguousarray(values[first : first + _BAND]), dtype)
-
-
-def _whole(unit: Unit) -> Iterator[Unit]:
-    """The rows of a unit's view, as many at a time as the unit has."""
-    above, total = unit.at - unit.first, unit.view.n_rows
-    for first in range(0, total, unit.n_rows):
-        n_rows = min(unit.n_rows, total - first)
-        yield unit._replace(first=first, n_rows=n_rows, at=above + first)
 
 
 def _first_overflow(tensor: PlannedTensor, part: Array, values: Array) -> int:

@@ -35,14 +35,8 @@ Extra = Literal["forbid", "ignore"]
 D = TypeVar("D")
 # A value -> its first defect, after its place in the value: `.modules.a: not a text`.
 Check = Callable[[Any], str | None]
-_WORDS = {
-    str: "a text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    NoneType: "null",
-    Any: "anything",
-}
+_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_WORDS |= {NoneType: "null", Any: "anything"}
 _LONGEST_KEY = 80
 
 
@@ -230,23 +224,20 @@ def _object_check(fields: Mapping[str, tuple[Any, bool]], extra: Extra) -> Check
 def _parts_check(origin: Any, inner: Sequence[Any], extra: Extra) -> Check:
     """The check of a list, a mapping, or a tuple: a list of fixed length."""
     checks = [_check(member, extra) for member in inner]
+    length = len(checks) if origin is tuple else None
+    said = f": not a list of {length}" if length else ": not a list"
 
     def of_list(value: Any) -> str | None:
-        if type(value) is not list:
-            return ": not a list"
-        return _first_inside(count(), repeat(checks[0]), value)
-
-    def of_row(value: Any) -> str | None:
-        if type(value) is not list or len(value) != len(checks):
-            return f": not a list of {len(checks)}"
-        return _first_inside(count(), checks, value)
+        if type(value) is not list or length not in (None, len(value)):
+            return said
+        return _first_inside(count(), checks if length else repeat(checks[0]), value)
 
     def of_mapping(value: Any) -> str | None:
         if type(value) is not dict:
             return ": not an object"
         return _first_inside(value, repeat(checks[1]), value.values())
 
-    return {list: of_list, tuple: of_row, dict: of_mapping}[origin]
+    return of_mapping if origin is dict else of_list
 
 
 def _union_check(members: Sequence[Check]) -> Check:
