@@ -48,7 +48,6 @@ class BuildReport:
     out: Path
     sizes: Mapping[str, int]
     tensors: int
-    source_nbytes: int
     resumed_nbytes: int
     seconds: float
     digest: str
@@ -175,7 +174,6 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
         out=out,
         sizes={file.name: file.nbytes or 0 for file in plan.files},
         tensors=sum(len(module.tensors) for module in plan.modules),
-        source_nbytes=plan.source_nbytes,
         resumed_nbytes=total - left,
         seconds=monotonic() - started,
         digest=digest,

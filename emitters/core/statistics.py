@@ -24,27 +24,21 @@ if TYPE_CHECKING:
 
 _MOST_KEPT = 8
 # The statistics that a build reads; others decide the plan, and are read before it is made.
-_READ_HERE = frozenset({"imatrix"})
+_READ_HERE = "imatrix"
 
 
 def with_statistics(plan: Plan) -> Plan:
-    """The plan with warnings about its files of statistics, from their headers.
+    """The plan with warnings about its importance matrix, from the file's header.
 
     A file that a policy names may be missing: a plan needs none.
-    Raises: PolicyError if one cannot be read, or the command line named it and it is not there.
+    Raises: PolicyError if it cannot be read, or the command line named it and it is not there.
     """
-    opened = {
-        file.name: _opened(file)
-        for file in _to_read(plan)
-        if file.span is None or located(file.path, file.span).exists()
-    }
-    findings = tuple(found for imatrix in opened.values() for found in imatrix.findings)
-    states = {name: _facts(imatrix) for name, imatrix in opened.items()}
-    return replace(
-        plan,
-        findings=(*plan.findings, *findings),
-        statistics=tuple(replace(file, state=states.get(file.name)) for file in plan.statistics),
-    )
+    file = _file_read(plan)
+    if file is None or (file.span is not None and not located(file.path, file.span).exists()):
+        return plan
+    imatrix = _opened(file)
+    files = _with(plan, file, replace(file, state=_facts(imatrix)))
+    return replace(plan, findings=(*plan.findings, *imatrix.findings), statistics=files)
 
 
 def prepare(plan: Plan, format: Format) -> tuple[Plan, Contexts | None]:
@@ -56,11 +50,11 @@ def prepare(plan: Plan, format: Format) -> tuple[Plan, Contexts | None]:
     what it was when the plan was made.
     """
     _ensure_same(plan)
-    opened = {file.name: _opened(file) for file in _to_read(plan)}
-    if not opened:
+    file = _file_read(plan)
+    if file is None:
         return plan, None
-    statistics = Lookup(plan, opened["imatrix"])
-    solvers = _solvers(plan, format)
+    imatrix = _opened(file)
+    statistics, solvers = Lookup(plan, imatrix), _solvers(plan, format)
     contents: dict[str, bytes] = {}
     for solver in solvers.values():
         contents |= solver.contents(plan, statistics) if solver.contents else {}
@@ -69,7 +63,8 @@ def prepare(plan: Plan, format: Format) -> tuple[Plan, Contexts | None]:
         for source in range(len(module.sources)):
             _context(plan, solvers, statistics, at, source)
     modules = tuple(_filled(module, contents) for module in plan.modules)
-    files = tuple(_with_digest(file, opened.get(file.name)) for file in plan.statistics)
+    digest = _sha256(imatrix.source, imatrix.path.name)
+    files = _with(plan, file, replace(file, sha256=digest))
     plan = replace(plan, modules=modules, statistics=files)
     return plan, partial(_context, plan, solvers, statistics)
 
@@ -140,8 +135,12 @@ def _context(
     return solver.context(plan, planned, source, statistics) if solver else None
 
 
-def _to_read(plan: Plan) -> list[StatisticsFile]:
-    return [file for file in plan.statistics if file.name in _READ_HERE]
+def _file_read(plan: Plan) -> StatisticsFile | None:
+    return next((file for file in plan.statistics if file.name == _READ_HERE), None)
+
+
+def _with(plan: Plan, old: StatisticsFile, new: StatisticsFile) -> tuple[StatisticsFile, ...]:
+    return tuple(new if file is old else file for file in plan.statistics)
 
 
 def _opened(file: StatisticsFile) -> Imatrix:
@@ -157,15 +156,11 @@ def _opened(file: StatisticsFile) -> Imatrix:
 def _ensure_same(plan: Plan) -> None:
     """Raises: PolicyError if a file that decided the plan is another one now."""
     for file in plan.statistics:
-        if file.sha256 and file.name not in _READ_HERE:
+        if file.sha256 and file.name != _READ_HERE:
             path = located(file.path, file.span)
             facts = file_facts(path.parent, [path.name])
             if _sha256(Source(path.parent, facts), path.name) != file.sha256:
                 raise _changed(file)
-
-
-def _with_digest(file: StatisticsFile, opened: Imatrix | None) -> StatisticsFile:
-    return replace(file, sha256=_sha256(opened.source, opened.path.name)) if opened else file
 
 
 def _changed(file: StatisticsFile) -> PolicyError:
