@@ -67,6 +67,12 @@ Experts = Annotated[int, Limits(minimum=0, maximum=65536)]
 SomeExperts = Annotated[int, Limits(minimum=1, maximum=65536)]
 
 
+class Document(TypedDict):
+    """What every document has, but for its `kind`."""
+
+    schema_version: Literal[1]
+
+
 class RuleAt(TypedDict):
     """Where the rule is that decided; null where no rule did."""
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from policy_dsl.documents import (
     Count,
+    Document,
     FindingEntry,
     GroupEntry,
     Layer,
@@ -32,28 +33,25 @@ class CheckedPolicy(TypedDict):
     findings: list[FindingEntry]
 
 
-class CheckDocument(TypedDict):
+class CheckDocument(Document):
     """What `policyc check --format json` prints"""
 
-    schema_version: Literal[1]
     kind: Literal["check"]
     policies: list[CheckedPolicy]
     errors: Count
     warnings: Count
 
 
-class FindingsDocument(TypedDict):
+class FindingsDocument(Document):
     """What a command with `--format json` prints to stderr about findings"""
 
-    schema_version: Literal[1]
     kind: Literal["findings"]
     findings: list[FindingEntry]
 
 
-class ProgressDocument(TypedDict):
+class ProgressDocument(Document):
     """One line of what `policyc build --progress json` prints to stderr"""
 
-    schema_version: Literal[1]
     kind: Literal["progress"]
     stage: str
     done: Count
@@ -62,10 +60,9 @@ class ProgressDocument(TypedDict):
     seconds_left: Count | None
 
 
-class BuildDocument(TypedDict):
+class BuildDocument(Document):
     """What `policyc build --format json` prints"""
 
-    schema_version: Literal[1]
     kind: Literal["build"]
     output: str
     policy: str
@@ -117,10 +114,9 @@ class ExplainedTensor(TypedDict):
     start: Count
 
 
-class ExplainDocument(TypedDict):
+class ExplainDocument(Document):
     """What `policyc explain --format json` prints"""
 
-    schema_version: Literal[1]
     kind: Literal["explain"]
     policy: PolicyDigest
     target: str
@@ -178,10 +174,9 @@ class ChangeEntry(TypedDict):
     nbytes_delta: int
 
 
-class DiffDocument(TypedDict):
+class DiffDocument(Document):
     """What `policyc diff --format json` prints"""
 
-    schema_version: Literal[1]
     kind: Literal["diff"]
     a: SideEntry
     b: SideEntry
@@ -248,10 +243,9 @@ class FormatEntry(TypedDict):
     metadata: Annotated[dict[str, dict[str, Any]], Limits(about="key: JSON Schema of its values")]
 
 
-class FormatsDocument(TypedDict):
+class FormatsDocument(Document):
     """What `policyc formats --format json` prints"""
 
-    schema_version: Literal[1]
     kind: Literal["formats"]
     formats: list[FormatEntry]
 
@@ -285,10 +279,9 @@ class SourceRole(TypedDict):
     nbytes: Count
 
 
-class InspectDocument(TypedDict):
+class InspectDocument(Document):
     """What `policyc inspect --format json` prints about a source"""
 
-    schema_version: Literal[1]
     kind: Literal["inspect"]
     id: str
     family: str | None
@@ -309,10 +302,9 @@ class InspectDocument(TypedDict):
     findings: list[FindingEntry]
 
 
-class InspectBundleDocument(TypedDict):
+class InspectBundleDocument(Document):
     """What `policyc inspect --format json` prints about a bundle"""
 
-    schema_version: Literal[1]
     kind: Literal["inspect_bundle"]
     title: str
     target: str
@@ -337,10 +329,9 @@ class CatalogEntry(TypedDict):
     notes: list[str]
 
 
-class ModelsDocument(TypedDict):
+class ModelsDocument(Document):
     """What `policyc models --format json` prints"""
 
-    schema_version: Literal[1]
     kind: Literal["models"]
     models: list[CatalogEntry]
 
@@ -393,10 +384,9 @@ class ErrorTables(TypedDict):
     modules: list[ModuleErrors]
 
 
-class VerifyDocument(TypedDict):
+class VerifyDocument(Document):
     """What `policyc verify --format json` prints"""
 
-    schema_version: Literal[1]
     kind: Literal["verify"]
     bundle: str
     ok: bool

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 
 from policy_dsl.documents import (
     Count,
+    Document,
     Experts,
     FindingEntry,
     GroupEntry,
@@ -170,10 +171,9 @@ Columns = tuple[
 PlannedModule = tuple[str, Layer | None, Size, list[str], list[tuple[Size, Size]]]
 
 
-class PlanDocument(TypedDict):
+class PlanDocument(Document):
     """What `policyc plan --format json` prints; `plan --save` has forms and rows for tensors"""
 
-    schema_version: Literal[1]
     kind: Literal["plan"]
     policy: PlannedPolicy
     target: str
@@ -358,10 +358,9 @@ class RecordedModuleV1(TypedDict):
     tensors: Annotated[list[str], Limits(least=1)]
 
 
-class RecordDocumentV1(TypedDict):
+class RecordDocumentV1(Document):
     """`policyc.json` of version 1"""
 
-    schema_version: Literal[1]
     kind: Literal["bundle"]
     policyc: Name
     policy: RecordedPolicy

@@ -109,7 +109,8 @@ def object_of(document: Any, definitions: dict[str, Any]) -> dict[str, Any]:
 def documents() -> dict[str, Any]:
     """Every type that is a whole document, by its kind."""
     types = chain.from_iterable(vars(module).values() for module in (saved, reports))
-    whole = {kind for kind in types if is_typeddict(kind) and "schema_version" in fields_of(kind)}
+    parts = {"schema_version", "kind"}
+    whole = {kind for kind in types if is_typeddict(kind) and parts <= fields_of(kind).keys()}
     # Older versions are read; the last one is published.
     whole -= {kind for kind in whole if kind.__name__.endswith("V1")}
     return {get_args(fields_of(kind)["kind"][0])[0]: kind for kind in whole}
