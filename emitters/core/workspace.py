@@ -328,11 +328,14 @@ def _holds(workspace: Workspace, lock: int) -> bool:
 
 
 def _overlap(source: Path, place: Path) -> bool:
-    # By what the system says of folders that exist: names alone miss capitals and links.
     folder = Path(os.path.realpath(source))
     pairs = [(folder, one) for one in (place, *place.parents)]
-    pairs += [(one, place) for one in folder.parents]
-    return any(os.path.samefile(*pair) for pair in pairs if all(map(os.path.exists, pair)))
+    for pair in (*pairs, *((one, place) for one in folder.parents)):
+        # By what the system says of folders that exist: names alone miss capitals and links.
+        with suppress(OSError):
+            if os.path.samefile(*pair):
+                return True
+    return False
 
 
 def _is_free(out: Path) -> bool:
