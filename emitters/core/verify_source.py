@@ -121,11 +121,9 @@ def compare(
     # Rows of experts that were added are judged apart from those that have a source.
     tallies = groupby(_tallies(pieces, check, jobs), lambda one: (one[0].name, one[0].view is None))
     for (name, is_added), parts in tallies:
-        (piece, total), *rest = parts
-        for _, part in rest:
-            total += part
-        way = check.way(piece.whole)
-        compared.append(Compared(name, piece.whole, way, total, is_added))
+        compared_pieces, of_pieces = zip(*parts, strict=True)
+        module, tally = compared_pieces[0].whole, sum(of_pieces, Tally())
+        compared.append(Compared(name, module, check.way(module), tally, is_added))
     compared, wrong = _judged(compared)
     for one in compared:
         found[one.module.name].append(one)
