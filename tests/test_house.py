@@ -55,7 +55,7 @@ LAYERS = (
 OPENERS: dict[str, tuple[str, ...]] = {
     "open": (
         *(".regular_files", "policyc.cli", "emitters.core.deleting", "emitters.core.finish"),
-        *("emitters.core.workspace", "emitters.tensor_io.shards"),
+        *("emitters.core.workspace", "emitters.tensor_io.files"),
     ),
     "read_bytes": ("emitters.numerics.jit",),
     "read_text": (

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Literal, TypedDict, cast
 
 from emitters.core.record import LARGEST_RECORD
-from emitters.tensor_io.shards import flush, writing
+from emitters.tensor_io.files import flush, writing
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.documents import Limits, first_defect

@@ -13,7 +13,7 @@ from emitters.core.progress import Progress
 from emitters.core.record import planned_record
 from emitters.core.run_unit import Work
 from emitters.core.verify import written_checks
-from emitters.tensor_io.shards import writing
+from emitters.tensor_io.files import writing
 from policy_dsl.bounded_json import uncollected
 from policy_dsl.diagnostics import DiskError, PermanentError, PolicyError, diagnostic, errors
 from policy_dsl.formats import Format

@@ -20,7 +20,7 @@ from emitters.core.preconditions import ensure_room
 from emitters.core.run_unit import Receipt, Work
 from emitters.core.work_units import Spans, Unit, merge_spans
 from emitters.core.workspace import Workspace
-from emitters.tensor_io.shards import append, create_file, flush, writing
+from emitters.tensor_io.files import append, create_file, flush, writing
 from policy_dsl import version
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from emitters.core.bundle_reading import Bundle
 from emitters.core.record import BundleModule
-from emitters.tensor_io.read import columns
+from emitters.tensor_io.files import columns
 from emitters.tensor_io.view_rows import LONGEST_ROW
 from policy_dsl.plan import Pruning
 from policy_dsl.planning.pruning import expert_layers

@@ -10,7 +10,7 @@ import numpy as np
 from emitters.core.bundle_reading import Bundle
 from emitters.core.decoding import source_reader
 from emitters.core.matching import tensors_in_stretches
-from emitters.tensor_io.read import columns
+from emitters.tensor_io.files import columns
 from emitters.tensor_io.view_rows import Cast, ViewReader
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.inventory import Inventory

@@ -11,8 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from emitters.numerics.value_types import VALUE_TYPES
-from emitters.tensor_io.read import CHANGED, FileFacts, Source, file_facts
-from emitters.tensor_io.shards import writing
+from emitters.tensor_io.files import CHANGED, FileFacts, Source, file_facts, writing
 from policy_dsl.diagnostics import PolicyError, diagnostic, fail
 from policy_dsl.formats import Format
 from policy_dsl.inventory import Inventory

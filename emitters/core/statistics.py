@@ -10,7 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from emitters.numerics.value_types import Array
-from emitters.tensor_io.read import CHANGED, FileFacts, Source, file_facts
+from emitters.tensor_io.files import CHANGED, FileFacts, Source, file_facts
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.formats import Context, Format, Solver
 from policy_dsl.plan import Module, Plan, StatisticsFile, coded_modules

@@ -28,7 +28,7 @@ from emitters.core.deleting import (
     refuse_others,
     unfinished_files,
 )
-from emitters.tensor_io.shards import flush, make_folder, write_failure, writing
+from emitters.tensor_io.files import flush, make_folder, write_failure, writing
 from policy_dsl.diagnostics import Diagnostic, PermanentError, PolicyError, diagnostic, fail
 from policy_dsl.planning.record import RECORD
 from policy_dsl.regular_files import read_whole

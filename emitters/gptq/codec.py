@@ -18,7 +18,7 @@ from emitters.numerics.gptq import GptqParts
 from emitters.numerics.gptq_search import gptq_search
 from emitters.numerics.gptq_weights import SearchWeights, search_weights
 from emitters.numerics.value_types import Array
-from emitters.tensor_io.read import Source, file_facts
+from emitters.tensor_io.files import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.formats import Claim, Context, Parts, Slack, Statistics, Tensors, UnstorableError
 from policy_dsl.inventory import TensorInfo

@@ -15,7 +15,7 @@ from emitters.hipfire_hfq.spec import AWQ, CODES, EXACT, GATE_UP, alpha_of, colu
 from emitters.numerics import awq, hfq
 from emitters.numerics.rounding import first_nonfinite
 from emitters.numerics.value_types import VALUE_TYPES, Array
-from emitters.tensor_io.read import Source, file_facts
+from emitters.tensor_io.files import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, PolicyError
 from policy_dsl.formats import Claim, Context, Parts, Slack, Statistics, Tensors, UnstorableError
 from policy_dsl.inventory import TensorInfo

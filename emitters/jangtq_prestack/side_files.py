@@ -14,7 +14,7 @@ from emitters.checkpoints import wrong_metadata
 from emitters.jangtq_prestack.spec import MXTQ, SEED, TEMPLATE, TOKENIZER
 from emitters.numerics.mxtq_tables import codebook, signs
 from emitters.numerics.value_types import Array
-from emitters.tensor_io.read import Source, file_facts
+from emitters.tensor_io.files import Source, file_facts
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
 from policy_dsl.formats import Claim, FileContents, Tensors

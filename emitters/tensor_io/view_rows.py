@@ -12,7 +12,7 @@ from emitters.numerics import rounding
 from emitters.numerics.rounding import first_nonfinite, to_float32
 from emitters.numerics.small_floats import fp8_dequantize
 from emitters.numerics.value_types import VALUE_TYPES, Array
-from emitters.tensor_io.read import Source
+from emitters.tensor_io.files import Source
 from policy_dsl.diagnostics import PermanentError, diagnostic, fail
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.roles.quantization import Blocks

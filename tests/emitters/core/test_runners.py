@@ -15,7 +15,7 @@ from emitters.core import journal as journals
 from emitters.core.build import Receipts, build
 from emitters.core.run_unit import Work
 from emitters.core.work_units import Unit
-from emitters.tensor_io.shards import flush
+from emitters.tensor_io.files import flush
 from policy_dsl.diagnostics import PermanentError, PolicyError
 
 INT = "name: int\ntarget: gptq\nrules: 'attention: 8bit g32; mlp: 4bit g32'\n"

@@ -15,7 +15,7 @@ from emitters.core.build import Threads, build
 from emitters.core.run_unit import Work
 from emitters.core.statistics import prepare
 from emitters.core.work_units import Unit, fit, merge_spans, plan_units
-from emitters.tensor_io.read import Source, file_facts
+from emitters.tensor_io.files import Source, file_facts
 from emitters.tensor_io.view_rows import ViewReader
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.views import stacked

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from emitters.tensor_io.shards import append, flush
+from emitters.tensor_io.files import append, flush
 from policy_dsl.diagnostics import PolicyError
 
 # The number that macOS gives it; no other system has it.
