@@ -144,9 +144,8 @@ def _joined(kind: type[And | Or], parts: tuple[Selector, ...]) -> Selector:
 class Rule:
     """A selector, its treatment, and where it is.
 
-    `optional` allows it to match nothing; `target` limits it to one target. `name_spans`
-    gives selector nodes their places, for exact carets. `template` is its text with the
-    variables that the author wrote, None if there are none.
+    optional: it may match nothing. target: the one it is for. name_spans: places of selector
+    nodes. template: its text with the variables that the author wrote, if there are any.
     """
 
     selector: Selector
@@ -165,7 +164,6 @@ class Part:
     """Base of the policy's mappings; the fields' types, for readers, are in the JSON Schema."""
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        """The names and values of all fields, in order."""
         return ((key.name, getattr(self, key.name)) for key in fields(self))
 
 
@@ -183,10 +181,10 @@ class Defaults(Part):
 
 @dataclass(frozen=True, slots=True)
 class Prune:
-    """`prune experts to N by NAME`, or `prune experts keep 0-5,7`.
+    """The experts of every layer that stay.
 
-    Either `to` and `by`: the N experts of every layer that the saliency NAME ranks highest. Or
-    `keep`: these experts of every layer, ranges ascending, apart, and none of them negative.
+    Either `to` and `by`: the `to` that the saliency `by` ranks highest. Or `keep`: these,
+    ranges ascending, apart, and none of them negative.
     """
 
     to: int | None = None
@@ -244,9 +242,9 @@ class Assertion:
 class Comment:
     """A comment of the source text and the statement it belongs to.
 
-    `anchor` is a key path such as `rules[3]` or `defaults`; `rules[]` is the end of the rules,
-    `^` and `` are the start and the end of the text. `trailing`: it is on the statement's own
-    line. The text begins with `#`; an empty one is a blank line.
+    anchor: a key path such as `rules[3]`; `rules[]` is the end of the rules, `^` and `` are the
+    start and the end of the text. text: with its `#`; `` is a blank line. trailing: it is on the
+    statement's own line.
     """
 
     anchor: str
@@ -256,13 +254,11 @@ class Comment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """A policy, whole. `extends` is already resolved into `rules` by `load`; the readers
-    leave it as written. Rules of one target come after those of all targets.
+    """A policy, whole. `load` resolves `extends`; the readers leave it as written.
 
-    cleared: keys that the text empties; of what it extends nothing stays there.
-    By key path (`rules[3]`, `defaults.bits`), `key_spans` says where each value is and
-    `templates` how it was written with variables. These, `source` and comments take no part
-    in equality.
+    Rules of one target come after those of all targets. cleared: keys under which nothing stays
+    of what it extends. key_spans: where values are, by key path (`rules[3]`, `defaults.bits`).
+    templates: how they were written with variables. How it was written is not compared.
     """
 
     name: str

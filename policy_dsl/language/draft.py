@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -35,7 +36,6 @@ from policy_dsl.language.parsing import (
 from policy_dsl.language.statements import StatementReader
 from policy_dsl.policy import (
     CLEARABLE,
-    KEYS,
     SECTIONS,
     Assertion,
     Comment,
@@ -79,13 +79,9 @@ class Draft:
         self.comments: list[Comment] = []
         self._overrides = overrides
         self._words = words
-        self._texts: dict[str, str] = {"name": name}
-        self._lists: dict[str, list[Any]] = {
-            key.name: [] for key in KEYS if key.kind in ("words", "statements", "rules")
-        }
-        self._mappings: dict[str, dict[str, Any]] = {
-            key.name: {} for key in KEYS if key.kind in ("mapping", "fields")
-        }
+        self._texts = {"name": name}
+        self._lists: dict[str, list[Any]] = defaultdict(list)
+        self._mappings: dict[str, dict[str, Any]] = defaultdict(dict)
         self._vars: dict[str, Scalar] = self._mappings["vars"]
         self._cleared: list[str] = []
         self._spans: dict[str, Span] = {}

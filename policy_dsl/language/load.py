@@ -21,7 +21,7 @@ from policy_dsl.diagnostics import (
     fail,
 )
 from policy_dsl.escaping import decoded
-from policy_dsl.language.parsing import MAX_BYTES, ensure_few, n_lines, plain_scalar
+from policy_dsl.language.parsing import MAX_BYTES, ensure_short, n_lines, plain_scalar
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import looks_like_yaml, read_yaml
 from policy_dsl.policy import KEYS, Policy, Scalar, Values
@@ -52,9 +52,9 @@ def load(reference: str | Path, *, overrides: Values | None = None, words: Words
     values = final_values([policy for _, policy in chain], overrides or {})
     policies = []
     for source, policy in chain:
-        own = dict(policy.vars)
-        wanted = {name: values[name] for name in own}
-        policies.append(policy if wanted == own else _parse(source, wanted, words)[0])
+        wanted = {name: values[name] for name, _ in policy.vars}
+        fits = wanted == dict(policy.vars)
+        policies.append(policy if fits else _parse(source, wanted, words)[0])
     return merge(policies)
 
 
@@ -125,9 +125,7 @@ class _Chain:
         self._visits += 1
         self._n_lines += n_lines(source.text)
         self._n_characters += len(source.text)
-        if self._n_characters > MAX_BYTES:
-            raise fail("too-large", path=source.name, limit=f"{MAX_BYTES:,}")
-        ensure_few(source.name, self._n_lines)
+        ensure_short(source.name, self._n_characters, self._n_lines)
         if path.suffix not in _FORMS and not is_passed(path):
             raise fail("unknown-suffix", path=path, suggestion=_SUFFIX_CURE)
         policy, _ = _parse(source, None, self._words)

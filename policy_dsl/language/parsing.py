@@ -62,15 +62,12 @@ def checked(source: SourceText) -> SourceText:
     Raises: PolicyError if it is larger than 1 MiB, has more than 10,000 lines and statements,
     or holds control characters.
     """
-    if len(source.text) > MAX_BYTES:
-        raise fail("too-large", path=source.name, limit=f"{MAX_BYTES:,}")
-    ensure_few(source.name, n_lines(source.text))
+    ensure_short(source.name, len(source.text), n_lines(source.text))
     if source.text.startswith(_BOM):
         source = SourceText(source.name, source.text.removeprefix(_BOM))
     if odd := _CONTROLS.search(source.text):
-        code = f"{ord(odd[0]):04x}"
-        cure = f"between quotes it is written \\u{code}"
-        written = f"U+{code.upper()}"
+        cure = f"between quotes it is written \\u{ord(odd[0]):04x}"
+        written = f"U+{ord(odd[0]):04X}"
         raise fail("control-character", Span(source, *odd.span()), suggestion=cure, written=written)
     return source
 
@@ -80,8 +77,10 @@ def n_lines(text: str) -> int:
     return 1 + sum(map(text.count, _ENDS))
 
 
-def ensure_few(name: str, count: int) -> None:
-    """Raises: PolicyError if so many lines and statements are more than policies may have."""
+def ensure_short(name: str, n_characters: int, count: int) -> None:
+    """Raises: PolicyError if these are more characters, or lines, than policies may have."""
+    if n_characters > MAX_BYTES:
+        raise fail("too-large", path=name, limit=f"{MAX_BYTES:,}")
     if count > MAX_LINES:
         what, limit = "lines and statements", f"{MAX_LINES:,}"
         raise fail("too-many-parts", path=name, count=f"{count:,}", what=what, limit=limit)
@@ -180,8 +179,8 @@ def substitute(fragment: Fragment, values: Values) -> tuple[Fragment, list[Diagn
     done = 0
     for written in _VARIABLE.finditer(fragment.text):
         span, name = fragment.place(*written.span()), written[1]
-        # After a finding any value will do: it is kept, and the rest is still checked.
-        value = "${" if name is None else values.get(name, "0")
+        # After a finding any value will do.
+        value = "${" if name is None else values.get(name, "")
         if name is not None and not (written[2] and IDENTIFIER.fullmatch(name)):
             findings.append(diagnostic("malformed-variable", span, written=written[0]))
         elif name is not None and name not in values:
@@ -265,9 +264,8 @@ def place(fragment: Fragment, node: Syntax | Token) -> Span:
     """Where a node of the tree is in the user's text."""
     if isinstance(node, Token):
         return fragment.place(node.start_pos or 0, node.end_pos or 0)
-    if node.meta.empty:
-        return fragment.span
-    return fragment.place(node.meta.start_pos, node.meta.end_pos)
+    meta = node.meta
+    return fragment.span if meta.empty else fragment.place(meta.start_pos, meta.end_pos)
 
 
 def children(node: Syntax) -> list[Syntax]:
