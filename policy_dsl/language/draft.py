@@ -166,7 +166,7 @@ class Draft:
             return section
         path = self._claim(f"{section}.{name}", value.span, key.span)
         filled = self._value(path, value)
-        read = filled and self._read_field(path, FIELDS[section][name], name, filled)
+        read = filled and self._read_field(section, name, filled)
         if read is not None:
             self._mappings[section][name] = read
         return path
@@ -189,10 +189,7 @@ class Draft:
         return path
 
     def statement(self, raw: Fragment, kinds: tuple[str, ...], target: str | None = None) -> str:
-        """Takes a rule, a `prune`, `test` or `otherwise` statement.
-
-        kinds: those that are allowed here.
-        """
+        """Takes a rule, a `prune`, `test` or `otherwise` statement, of the allowed kinds."""
         filled = self._filled(raw)
         if filled is None:
             return ""
@@ -277,11 +274,10 @@ class Draft:
         self._spans.setdefault(path, span)
         return path
 
-    def _read_field(
-        self, path: str, schema: Mapping[str, Any], name: str, value: Fragment
-    ) -> Any | None:
+    def _read_field(self, section: str, name: str, value: Fragment) -> Any | None:
         """The field's value of the type that its schema wants; None after adding a defect."""
-        read: Any | None = value.text
+        schema = FIELDS[section][name]
+        read: Any = value.text
         known = {"scheme": self._words.schemes, "method": self._words.methods}.get(name)
         if schema["type"] != "string":
             read = self.typed(schema["type"], value, where=name)
@@ -297,7 +293,8 @@ class Draft:
             self.report("empty-value", value.span, key=name)
             return None
         if read is not None and (reason := _misfit(schema, read)):
-            self.report("bad-value", value.span, key=path, value=read, reason=reason)
+            key = f"{section}.{name}"
+            self.report("bad-value", value.span, key=key, value=read, reason=reason)
         return read
 
     def _wrong_type(self, value: Fragment, key: str, expected: str, cure: str | None) -> None:

@@ -116,11 +116,9 @@ class _Chain:
         self._words = words
         self._visits = self._n_lines = self._n_characters = 0
 
-    def collect(
-        self, path: Path, extending: tuple[Path, ...]
-    ) -> Iterator[tuple[SourceText, Policy]]:
+    def collect(self, path: Path, before: tuple[Path, ...]) -> Iterator[tuple[SourceText, Policy]]:
         """The policies, each read with the defaults of its own variables."""
-        source = read_source(path, given=not extending)
+        source = read_source(path, given=not before)
         # Of all of them together: each takes the time that it takes alone.
         self._visits += 1
         self._n_lines += n_lines(source.text)
@@ -130,7 +128,7 @@ class _Chain:
             raise fail("unknown-suffix", path=path, suggestion=_SUFFIX_CURE)
         policy, _ = _parse(source, None, self._words)
         # Resolved paths: a cycle through a symbolic link is one too.
-        here = (*extending, path.resolve())
+        here = (*before, path.resolve())
         for name in policy.extends:
             span = dict(policy.key_spans).get(f"extends.{name}")
             base = _find(name, folder=Path() if is_passed(path) else path.parent, span=span)

@@ -135,9 +135,10 @@ class Fragment:
         return self[left : max(left, len(self.text.rstrip()))]
 
 
-def join(first: Fragment, *parts: Fragment | str) -> Fragment:
-    """One fragment of several; a plain text is where the fragment before it ends."""
-    text, starts, ends, at = first.text, [*first.starts], [*first.ends], first.at
+def join(*parts: Fragment | str) -> Fragment:
+    """One fragment of several; a plain text is where the one before ends, or the first begins."""
+    first = next(part for part in parts if isinstance(part, Fragment))[0:0]
+    text, starts, ends, at = "", list[int](), list[int](), first.at
     for part in parts:
         # Text that nobody wrote is at a point: a caret there is one column wide.
         point = ends[-1] if ends else at

@@ -181,7 +181,7 @@ class _Reader(NodeReader):
             return ""
         # The parentheses keep `a, b` together, which `in` would split.
         selector = ["(", match, ") in ", layers] if layers else [match]
-        return self._draft.statement(join(match[0:0], *selector, ":", *words), _RULE, target)
+        return self._draft.statement(join(*selector, ":", *words), _RULE, target)
 
     def _field(self, name: str, _: ScalarNode, node: Node) -> Fragment | None:
         if name == "layers":
@@ -199,7 +199,7 @@ class _Reader(NodeReader):
             return join(text[0:0], word) if word else None
         if kind == "integer" and "${" not in text.text:
             self._draft.typed(kind, text, where=name)
-        return join(text[0:0], before, text, after)
+        return join(before, text, after)
 
     def _layers(self, node: Node) -> Fragment | None:
         items = _items(node)
@@ -210,7 +210,7 @@ class _Reader(NodeReader):
         first, *rest = [scalar_fragment(self._source, item) for item in scalars]
         listed = join(first, *(part for text in rest for part in (",", text)))
         # `layers: boundary 2` says what kind of set it is; numbers alone do not.
-        return listed if _LAYER_SET.match(first.text) else join(first[0:0], "layers ", listed)
+        return listed if _LAYER_SET.match(first.text) else join("layers ", listed)
 
     def _named(self, section: str, pair: Pair) -> None:
         key = scalar_fragment(self._source, pair.key)
@@ -304,17 +304,12 @@ class _Reader(NodeReader):
             self._report("missing-key", node, where="a transform", key=missing[0])
         if len(self._draft.findings) > before:
             return ""
-        parts = [
-            part
-            for name in known
-            if name in texts
-            for part in (texts[name][0:0], f"{name} ", texts[name], " ")
-        ]
-        return self._draft.statement(join(texts["prune"][0:0], *parts), ("prune",))
+        said = [join(f"{name} ", texts[name], " ") for name in known if name in texts]
+        return self._draft.statement(join(*said), ("prune",))
 
     def _statement(self, text: Fragment, kind: str) -> str:
         keyword = "" if kind == "prune" else f"{kind} "
-        return self._draft.statement(join(text[0:0], keyword, text), (kind,))
+        return self._draft.statement(join(keyword, text), (kind,))
 
     def _json(self, node: Node) -> Any:
         if isinstance(node, MappingNode):

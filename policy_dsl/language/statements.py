@@ -78,29 +78,17 @@ class StatementReader:
 
         kinds: the grammar's names of those that are allowed here; another one is a defect.
         """
-        tree = parse(self.text)
-        first = self.text.text.split(maxsplit=1)[:1]
-        value: Rule | Prune | Assertion | Written | None = None
-        if isinstance(tree, Diagnostic):
-            # "This is not a transform" says more than what the grammar expected inside one.
-            if kinds != ("prune",) or first == ["prune"]:
-                self.findings.append(tree)
-                return None
-            body = None
-        else:
-            body = children(tree)[0]
+        tree, first = parse(self.text), self.text.text.split(maxsplit=1)[:1]
+        # "This is not a transform" says more than what the grammar expected inside one.
+        if isinstance(tree, Diagnostic) and (kinds != ("prune",) or first == ["prune"]):
+            self.findings.append(tree)
+            return None
+        body = None if isinstance(tree, Diagnostic) else children(tree)[0]
         if body is None or body.data not in kinds:
             self.report("not-here", self.span, word=first[0], expected=_EXPECTED[kinds[0]])
-        elif body.data == "rule":
-            value = self._rule(body)
-        elif body.data == "prune":
-            value = self._prune(body)
-        elif body.data == "test":
-            value = self._test(children(body)[0])
-        else:
-            (words,) = children(body)
-            self.span = place(self.text, words)
-            value = self._mandatory(words)
+            return None
+        # Methods are called as the nodes of the grammar are.
+        value: Rule | Prune | Assertion | Written | None = getattr(self, f"_{body.data}")(body)
         # Half a rule would match the wrong tensors, and every check after it would be noise.
         return None if self.findings else value
 
@@ -140,7 +128,13 @@ class StatementReader:
             return Prune(to=int(words[0]), by=str(method or "reap"))
         return None
 
-    def _test(self, tree: Syntax) -> Assertion:
+    def _otherwise(self, tree: Syntax) -> Written:
+        (words,) = children(tree)
+        self.span = place(self.text, words)
+        return self._mandatory(words)
+
+    def _test(self, statement: Syntax) -> Assertion:
+        (tree,) = children(statement)
         self.span = place(self.text, tree)
         parts = {token.type: token for token in tokens(tree)}
         if "MEASURE" not in parts:

@@ -103,8 +103,7 @@ def span_of(source: SourceText, node: Node) -> Span:
     """Where a node is; of a mapping or list that spans lines, its first line."""
     start, end = node.start_mark.index, node.end_mark.index
     if not isinstance(node, ScalarNode) or node.style in ("|", ">"):
-        line_end = source.text.find("\n", start)
-        end = min(end, line_end if line_end >= 0 else end)
+        end = start + len(source.text[start:end].partition("\n")[0])
     return Span(source, start, max(end, start))
 
 
@@ -196,12 +195,10 @@ class NodeReader:
     def _span(self, node: Node) -> Span:
         return span_of(self._source, node)
 
-    def _text(
-        self, node: Node, where: str, expected: str = "a text or a number"
-    ) -> Fragment | None:
+    def _text(self, node: Node, where: str, kind: str = "a text or a number") -> Fragment | None:
         if isinstance(node, ScalarNode) and not is_null(node):
             return scalar_fragment(self._source, node)
-        self._wrong(node, where, expected)
+        self._wrong(node, where, kind)
         return None
 
     def _pairs(self, node: Node, where: str) -> list[Pair]:
