@@ -103,12 +103,17 @@ def in_order(modules: Sequence[Module]) -> Sequence[PlannedTensor]:
     return [tensor for module in modules for tensor in module.tensors]
 
 
-def filled(tensors: Sequence[PlannedTensor], limit: int) -> Iterator[list[PlannedTensor]]:
-    """The tensors of each shard: one that would pass the limit begins the next."""
+def filled(
+    tensors: Sequence[PlannedTensor], limit: int, *, past: bool = False
+) -> Iterator[list[PlannedTensor]]:
+    """The tensors of each shard: one that would pass the limit begins the next.
+
+    past: the one that reaches the limit is the last of its shard.
+    """
     shard: list[PlannedTensor] = []
     nbytes = 0
     for tensor in tensors:
-        if shard and nbytes + tensor.nbytes > limit:
+        if shard and nbytes + (1 if past else tensor.nbytes) > limit:
             yield shard
             shard, nbytes = [], 0
         shard.append(tensor)

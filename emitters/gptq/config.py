@@ -70,7 +70,7 @@ def _auto_round(plan: Plan, default: Width) -> dict[str, Any]:
     return {
         "quant_method": spec.AUTO_ROUND,
         "packing_format": next(word for word, of in PACKING_FORMATS.items() if of == version),
-        **default.entry(),
+        **default._asdict(),
         "data_type": "int",
         "iters": 0,
         # AutoRound says so of plain rounding only: the rest needs the model.
@@ -84,7 +84,7 @@ def _auto_round(plan: Plan, default: Width) -> dict[str, Any]:
 def _extra(width: Width | None, default: Width) -> dict[str, Any]:
     if width is None:
         return {"bits": 16, "data_type": "float"}
-    usual, own = default.entry(), width.entry()
+    usual, own = default._asdict(), width._asdict()
     # Always with bits: vLLM takes a module whose entry has none for one that is not quantized.
     return {key: own[key] for key in own if key == "bits" or own[key] != usual[key]}
 
@@ -94,14 +94,14 @@ def _gptq(plan: Plan, default: Width) -> dict[str, Any]:
     coded = list(coded_modules(plan.modules))
     rules = {**_layer_rules(plan.modules, default), **_expert_rules(plan.modules, default)}
     dynamic = {
-        f"-:{pattern}" if width is None else f"+:{pattern}": width.entry() if width else {}
+        f"-:{pattern}" if width is None else f"+:{pattern}": width._asdict() if width else {}
         for pattern, width in rules.items()
     }
     return {
         "bits": default.bits,
         "group_size": default.group_size,
         "desc_act": False,
-        "sym": default.symmetric,
+        "sym": default.sym,
         "lm_head": any(module.name == "lm_head" for module, _ in coded),
         "quant_method": spec.GPTQ,
         "checkpoint_format": spec.STORAGE[coded[0][1].scheme].version,

@@ -1,33 +1,32 @@
 """What a configuration of either dialect says to readers about a module: its width, or nothing.
 
+Its patterns are a stranger's, matched in bounded time. Readers match them with Python's `re`
+(vLLM, auto-round) or PCRE2 (GPTQModel): what one may read otherwise is not guessed.
 Source: vLLM 0.33.0 (`INCConfigParser`, `get_dynamic_override`), auto-round 0.16.1
-(`get_layer_config`), gptqmodel 7.7.0 (`dynamic_get`), as far as they agree; and where the last
-two look for a configuration, read.
+(`get_layer_config`), gptqmodel 7.7.0 (`dynamic_get`), as far as they agree.
 """
 
 from __future__ import annotations
 
 import re
+import time
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from emitters.checkpoints import CONFIG, document, uneven_experts, wrong_metadata, wrong_tensor
 from emitters.gptq.config import PACKING_FORMATS
-from emitters.gptq.rule_patterns import Rule, Verdicts
 from emitters.gptq.spec import AUTO_ROUND, GPTQ, READ, SIDECARS, WIDTHS, Storage, Width
+from policy_dsl import formats
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.formats import (
-    Claim,
-    FileContents,
-    ForeignMetadataError,
-    Forms,
-    TensorForm,
-    Tensors,
-    UnreadError,
-)
+from policy_dsl.formats import Claim, FileContents, Forms, TensorForm, Tensors
+from policy_dsl.linear_patterns import Pattern, PatternError, Where, regular_expression
+from policy_dsl.policy import Regex
 from policy_dsl.roles.architecture import architecture, families
 from policy_dsl.roles.config_facts import written_value
+from policy_dsl.roles.name_index import NameIndex, is_plain
 from policy_dsl.treatments import WHOLE_ROW, Coded, Unread
 
 _Entry = Mapping[str, Any]
@@ -52,6 +51,17 @@ _SHARED = (
     *("bits", "group_size", "sym", "desc_act", "lm_head", "dynamic", "checkpoint_format"),
     *("packing_format", "block_name_to_quantize", "extra_config"),
 )
+# Characters and steps of one pattern, characters of all of them.
+_LONGEST, _MOST_STEPS = 10_000, 5_000
+MOST_TEXT = 2**20
+# Of a processor, for all patterns and modules; looked at after each so many bytes of names.
+MOST_SECONDS = 2
+_SLICE = 2**16
+_LONGEST_NAME = 1000
+# `re.escape(name)$`, which is looked up.
+_NAME = re.compile(r"\^?((?:\\[^\w\s]|[\w-])+)\$", re.ASCII)
+_UP_TO = re.compile(r"\{,[0-9]*\}")
+_NO_MATCH = "no pattern is matched with a name that is not of printable ASCII, or too long"
 
 
 class _Description(NamedTuple):
@@ -76,22 +86,25 @@ def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
     described = _quantization(files)
     if described is None:
         return {}
-    asked = [name for name, parts in forms.items() if _may_be_packed(name, parts)]
+    # Whose width readers look for; scales without codes were packed once.
+    asked = [
+        name
+        for name, parts in forms.items()
+        if ("weight" in parts and _PROJECTION.fullmatch(name)) or parts.keys() & _PARTS
+    ]
+    if not isinstance(described, Mapping):
+        raise ValueError(f"its {_QUANTIZATION} is not an object")
+    method = described.get("quant_method")
+    if method not in (AUTO_ROUND, GPTQ):
+        raise ValueError(f"its quant_method is {method!r}")
     try:
-        if not isinstance(described, Mapping):
-            raise ValueError(f"its {_QUANTIZATION} is not an object")
-        method = described.get("quant_method")
-        if method not in (AUTO_ROUND, GPTQ):
-            raise ValueError(f"its quant_method is {method!r}")
         default = _width(described, None)
         if method == AUTO_ROUND:
             description = _auto_round(described, default, forms.keys(), asked)
         else:
             description = _gptq(described, default, asked)
     except ValueError as error:
-        if isinstance(described, Mapping) and described.get("quant_method") in [*SIDECARS]:
-            raise UnreadError(str(error)) from None
-        raise
+        raise formats.UnreadError(str(error)) from None
     made = {name: _claim(description, name, forms[name]) for name in asked}
     return {name: claim for name, claim in made.items() if claim is not None}
 
@@ -115,14 +128,8 @@ def _described(config: Mapping[str, Any]) -> Any:
     return next((one for one in held if one is not None), None)
 
 
-def _may_be_packed(name: str, parts: Collection[str]) -> bool:
-    """Whether readers look for the width of a module; scales without codes were packed once."""
-    linear = "weight" in parts and bool(_PROJECTION.fullmatch(name))
-    return linear or not _PARTS.isdisjoint(parts)
-
-
 def _claim(said: _Description, name: str, parts: Mapping[str, TensorForm]) -> Claim | None:
-    width = said.width(name) if said.covers or not _PARTS.isdisjoint(parts) else None
+    width = said.width(name) if said.covers or parts.keys() & _PARTS else None
     if width is None:
         return None
     if isinstance(width, Unread):
@@ -147,8 +154,8 @@ def _auto_round(
         raise ValueError(f"its packing_format is {packing!r}")
     entries = _entries(config, "extra_config")
     # Named are modules; all other names are patterns, in their order.
-    rules = [_rule(name, entry) for name, entry in entries.items() if name not in names]
-    verdicts = Verdicts(rules, asked, "anywhere", lambda rule: _narrowed(rule.entry, default))
+    rules = [_Rule("", name, entry) for name, entry in entries.items() if name not in names]
+    verdicts = _Verdicts(rules, asked, "anywhere", default)
     keys = "block_name_to_quantize", "to_quant_block_names"
     texts = _texts(config, next((key for key in keys if key in config), keys[0]))
     # What the names of packed modules begin with; empty if nothing is said.
@@ -170,12 +177,12 @@ def _gptq(config: _Entry, default: Width, asked: Collection[str]) -> _Descriptio
         raise ValueError(f"its checkpoint_format is {version!r}")
     listed = _texts(config, "modules_in_block_to_quantize")
     _ensure_few(listed, asked)
-    rules = [_rule(name, entry) for name, entry in _entries(config, "dynamic").items()]
+    rules = []
+    for name, entry in _entries(config, "dynamic").items():
+        sign = name[:2] if name[:2] in _SIGNS else ""
+        rules.append(_Rule(sign, name.removeprefix(sign), entry))
 
-    def said(rule: Rule) -> Width | None:
-        return None if rule.sign == _NOT else _narrowed(rule.entry, default)
-
-    verdicts = Verdicts(rules, asked, "start", said)
+    verdicts = _Verdicts(rules, asked, "start", default)
 
     def width(name: str) -> _Said:
         is_head = name.endswith(_HEAD)
@@ -199,11 +206,6 @@ def _entries(config: _Entry, key: str) -> Mapping[str, _Entry]:
     return entries
 
 
-def _rule(name: str, entry: _Entry) -> Rule:
-    sign = name[:2] if name[:2] in _SIGNS else ""
-    return Rule(sign, name[len(sign) :], entry)
-
-
 def _ensure_few(texts: Sequence[str], asked: Collection[str]) -> None:
     """Raises: ValueError if it takes long to look for each text in each name."""
     if len(texts) * len(asked) > _MOST_LOOKS:
@@ -218,7 +220,7 @@ def _narrowed(entry: _Entry, default: Width) -> Width | None:
 
 def _width(entry: _Entry, default: Width | None) -> Width:
     """The width in an entry, its gaps filled by the default. Raises: ValueError."""
-    usual: _Entry = {"sym": True} if default is None else default.entry()
+    usual: _Entry = {"sym": True} if default is None else default._asdict()
     bits, size, symmetric = (
         entry.get(key, usual.get(key)) for key in ("bits", "group_size", "sym")
     )
@@ -275,10 +277,113 @@ def _copy_defects(files: FileContents, file: str, described: Any) -> Iterator[Di
         return
     try:
         copy = document(files, file)
-    except ForeignMetadataError:
+    except formats.ForeignMetadataError:
         yield wrong_metadata(file, "it is not a JSON object, and some readers look there first")
         return
     wrong = [key for key in _SHARED if copy.get(key) != described.get(key)]
     if wrong:
         reason = f"its {wrong[0]} differs from that in {CONFIG}, and readers look at either"
         yield wrong_metadata(file, reason)
+
+
+class _Rule(NamedTuple):
+    """A pattern, its sign, `-:` or empty, and what differs for the modules it matches."""
+
+    sign: str
+    pattern: str
+    entry: Mapping[str, Any]
+
+
+class _Verdicts:
+    """What the first rule that matches says of each module, as far as that is known."""
+
+    def __init__(
+        self, rules: Sequence[_Rule], names: Collection[str], where: Where, default: Width
+    ) -> None:
+        """where: of a name a pattern matches. default: fills what a rule leaves open.
+
+        Raises: ValueError if the patterns are too long, or take too long.
+        """
+        self._rules, self._where, self._default = rules, where, default
+        self._first: dict[str, int] = {}
+        # Rules whose patterns are not read: number, reason, and what they say.
+        self._unread: list[tuple[int, str, object]] = []
+        self._usual = {name for name in names if len(name) <= _LONGEST_NAME and is_plain(name)}
+        self._stop = time.thread_time() + MOST_SECONDS
+        self._match_all()
+        alike = takewhile(lambda rule: rule[2] == self._unread[0][2], self._unread)
+        self._n_alike = len(list(alike))
+
+    def of(self, name: str, otherwise: Width | None) -> Width | Unread | None:
+        """The width of a module; otherwise: if no rule matches it. Raises: ValueError."""
+        if not self._rules:
+            return otherwise
+        if name not in self._usual:
+            return Unread(_NO_MATCH)
+        first = self._first.get(name, len(self._rules))
+        known = self._says(self._rules[first]) if name in self._first else otherwise
+        before = bisect_left(self._unread, (first,))
+        # It does not matter whether a rule matches that says the same.
+        same = self._n_alike if self._unread and self._unread[0][2] == known else 0
+        return known if before <= same else Unread(self._unread[same][1])
+
+    def _says(self, rule: _Rule) -> Width | None:
+        return None if rule.sign == _NOT else _narrowed(rule.entry, self._default)
+
+    def _match_all(self) -> None:
+        if sum(len(rule.pattern) for rule in self._rules) > MOST_TEXT:
+            raise ValueError(f"its patterns have more than {MOST_TEXT:,} characters")
+        index = NameIndex(self._usual)
+        for at, rule in enumerate(self._rules):
+            self._check_time()
+            try:
+                for name in self._matching(rule.pattern, index):
+                    self._first.setdefault(name, at)
+            except PatternError as error:
+                reason = f"{rule.sign}{rule.pattern:.80}: {error}"
+                try:
+                    self._unread.append((at, reason, self._says(rule)))
+                except ValueError:
+                    # What equals nothing.
+                    self._unread.append((at, reason, object()))
+
+    def _matching(self, text: str, index: NameIndex) -> Iterator[str]:
+        """The names that readers match. Raises: PatternError; ValueError."""
+        named = _NAME.fullmatch(text)
+        if named and (self._where == "start" or text[0] == "^"):
+            name = re.sub(r"\\(.)", r"\1", named[1])
+            yield from {name} & self._usual
+            return
+        pattern = _read_alike(text, self._where)
+        for lines in _slices(index.holding(Regex(text))):
+            self._check_time()
+            yield from pattern.among(lines)
+
+    def _check_time(self) -> None:
+        if time.thread_time() > self._stop:
+            about = f"{len(self._rules):,} patterns and {len(self._usual):,} modules"
+            raise ValueError(f"{about} take more than {MOST_SECONDS} seconds")
+
+
+def _read_alike(text: str, where: Where) -> Pattern:
+    """The pattern as all readers read it. Raises: PatternError if they may not."""
+    if not text.isascii():
+        raise PatternError("it has characters that are not ASCII")
+    if _UP_TO.search(text):
+        raise PatternError("{,n} is up to n times to some readers, and itself to others")
+    pattern = regular_expression(text, where=where, longest=_LONGEST, most_steps=_MOST_STEPS)
+    # Python is stricter in a few places. What RE2 has read is nothing that takes it long.
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise PatternError(f"Python refuses it: {error}") from None
+    return pattern
+
+
+def _slices(lines: bytes) -> Iterator[bytes]:
+    """The lines in slices, with none cut."""
+    start = 0
+    while start < len(lines):
+        end = lines.find(b"\n", start + _SLICE)
+        yield lines[start : end if end >= 0 else len(lines)]
+        start = end + 1 if end >= 0 else len(lines)

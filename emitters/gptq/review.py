@@ -151,7 +151,7 @@ def _slow_experts(experts: Iterable[Module], default: Width, *, in_gptq: bool) -
         out, columns = module.shape
         hidden, inner = (out, columns) if module.role == "experts.down_proj" else (columns, out)
         step = max(1 if in_gptq else _INNER_STEP, asked.group_size)
-        if asked.symmetric and hidden % _HIDDEN_STEP == 0 and inner % step == 0:
+        if asked.sym and hidden % _HIDDEN_STEP == 0 and inner % step == 0:
             continue
         shapes = f"experts of {out}x{columns} need other kernels than Marlin's, which"
         if asked.group_size == WHOLE_ROW:
@@ -180,7 +180,7 @@ def _of_others(draft: Draft, default: Width | None) -> Iterator[tuple[tuple[str,
         reason = "AutoRound's own kernels read {0.name} only as int-v2, or sym"
         yield ("auto-round", "transformers"), _first(asymmetric, reason)
         return
-    if older and default and not default.symmetric:
+    if older and default and not default.sym:
         reason = "it trusts asymmetric groups of version 1 only to itself: use int-v2, or sym"
         yield ("gptqmodel",), reason
     if packs_experts and not table.renames_experts:

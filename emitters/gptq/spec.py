@@ -7,7 +7,7 @@ Source: auto-round 0.16.1, GPTQModel 7.7.0, vLLM 0.33.0: packers, readers, weigh
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from emitters.checkpoints import CONFIG, covering_most
@@ -22,7 +22,7 @@ from policy_dsl.treatments import WHOLE_ROW, Coded, Plain, Stored
 AUTO_ROUND, GPTQ = "auto-round", "gptq"
 # Dialect -> the file with a copy of its configuration.
 SIDECARS = {GPTQ: "quantize_config.json", AUTO_ROUND: "quantization_config.json"}
-WIDTHS = (4, 8, 3, 2)
+WIDTHS, _GROUP_SIZES = (4, 8, 3, 2), (128, 64, 32, WHOLE_ROW)
 RTN = "rtn"
 # Method -> the version of AutoRound whose scales it tries.
 SEARCHES: Mapping[str, str] = {"opt-rtn": "0.16.1", "opt-rtn-0.12.2": "0.12.2"}
@@ -72,15 +72,11 @@ _ABOUT = {
 
 
 class Width(NamedTuple):
-    """How a quantized matrix is stored, as far as rules of both dialects describe it."""
+    """How a quantized matrix is stored, in the words of both dialects' rules."""
 
     bits: int
     group_size: int
-    symmetric: bool
-
-    def entry(self) -> dict[str, int | bool]:
-        """The width in the words of configurations."""
-        return {"bits": self.bits, "group_size": self.group_size, "sym": self.symmetric}
+    sym: bool
 
 
 def width_of(module: Module) -> Width | None:
@@ -101,7 +97,7 @@ def dialect_of(draft: Draft) -> str:
     return str(dict(draft.policy.metadata).get("dialect", AUTO_ROUND))
 
 
-def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
+def _part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
     """The tensors of a module [out, in]: `qweight`, `qzeros`, `scales`, perhaps `g_idx`.
 
     Codes are packed along `in`, zero points along `out`, both into int32 words; rows of the
@@ -118,25 +114,21 @@ def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[
     out, columns = shape
     size = group_length(treatment, columns)
     groups = columns // size
+    by_columns = partial(PartShape, together=_BAND, order="columns")
     parts = (
-        _by_columns("qweight", "I32", (columns * bits // 32, out)),
-        _by_columns("qzeros", "I32", (groups, out * bits // 32)),
-        _by_columns("scales", "F16", (groups, out)),
+        by_columns("qweight", "I32", (columns * bits // 32, out)),
+        by_columns("qzeros", "I32", (groups, out * bits // 32)),
+        by_columns("scales", "F16", (groups, out)),
     )
-    if not storage.g_idx:
-        return parts
     if storage.act_order:
         return (*parts, PartShape("g_idx", "I32", (columns,), order="whole"))
-    return (*parts, PartShape("g_idx", "I32", (columns,), constant=_g_idx(columns, size)))
+    numbers = PartShape("g_idx", "I32", (columns,), constant=_g_idx(columns, size))
+    return (*parts, numbers) if storage.g_idx else parts
 
 
 def group_length(treatment: Coded, columns: int) -> int:
     """How many values of a row of `columns` share a scale."""
     return columns if treatment.group_size == WHOLE_ROW else treatment.group_size
-
-
-def _by_columns(part: str, dtype: str, shape: tuple[int, int]) -> PartShape:
-    return PartShape(part, dtype, shape, together=_BAND, order="columns")
 
 
 # One object for all modules of a shape: a large model has tens of thousands.
@@ -156,15 +148,8 @@ SPEC = FormatSpec(
     name="gptq",
     about="GPTQ-packed checkpoints for vLLM, AutoRound, GPTQModel and transformers",
     schemes=tuple(
-        SchemeSpec(
-            name,
-            WIDTHS,
-            (128, 64, 32, WHOLE_ROW),
-            (RTN, *SEARCHES),
-            symmetries=(True, False),
-            about=_ABOUT[name],
-        )
-        for name in STORAGE
+        SchemeSpec(name, WIDTHS, _GROUP_SIZES, (RTN, *SEARCHES), (True, False), about=about)
+        for name, about in _ABOUT.items()
     ),
     fill=tuple(("any", bits, "int") for bits in WIDTHS),
     plain_dtypes=("BF16", "F16", "F32"),
@@ -173,7 +158,7 @@ SPEC = FormatSpec(
     config_readers=tuple(READERS),
     runtimes=RUNTIMES,
     module_path=apart_path,
-    part_shapes=part_shapes,
+    part_shapes=_part_shapes,
     layouts={"apart": ExpertsApart(expert_path, (*STORAGE, None))},
     tensor_files=Shards(4 * 10**9, shard_name, metadata={"format": "pt"}),
     copied_files=SIDE_FILES,

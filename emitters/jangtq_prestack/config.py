@@ -7,30 +7,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, NamedTuple, TypeVar
 
 from emitters.checkpoints import CONFIG, INDEX, QUANTIZATIONS, written
-from emitters.jangtq_prestack import read_config
+from emitters.jangtq_prestack import read_config, spec
 from emitters.jangtq_prestack.read_config import COUNTS, TEXT, Routed
 from emitters.jangtq_prestack.side_files import SIDECAR, sidecar
-from emitters.jangtq_prestack.spec import (
-    JANG_CONFIG,
-    MXTQ,
-    NAME,
-    PROJECTIONS,
-    READER,
-    SEED,
-    SENSES,
-    SPEC,
-    file_order,
-    projection_of,
-)
+from emitters.jangtq_prestack.spec import MXTQ, NAME, PROJECTIONS, SENSES, SPEC, projection_of
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.plan import Module, Plan, coded_modules
 from policy_dsl.reader_config import written_config
 from policy_dsl.roles.config_facts import rewritten
-from policy_dsl.treatments import Coded, Plain, Stored, describe
+from policy_dsl.treatments import Coded, Plain, Stored, describe, scheme_of
 
 _Value = TypeVar("_Value")
 
@@ -58,6 +47,12 @@ _CLASSES = {
 }
 
 
+_CAPABILITIES = (
+    *("reasoning_parser", "tool_parser", "think_in_template", "supports_tools"),
+    *("supports_thinking", "family", "modality", "modalities"),
+)
+
+
 class _Widths(NamedTuple):
     """The widths of a bundle. routed: of expert codes. bits: what `mxtq_bits` says.
 
@@ -82,7 +77,7 @@ def metadata(plan: Plan) -> dict[str, bytes]:
     }
     return {
         CONFIG: written(_config(plan, widths)),
-        JANG_CONFIG: written(_jang_config(plan, widths)),
+        spec.JANG_CONFIG: written(_jang_config(plan, widths)),
         INDEX: written(_index(plan)),
         SIDECAR: sidecar(codes),
     }
@@ -90,21 +85,22 @@ def metadata(plan: Plan) -> dict[str, bytes]:
 
 def _widths_of(plan: Plan) -> _Widths:
     matrices = [module for module in plan.modules if len(module.shape) > 1]
-    experts: dict[str, list[Module]] = {name: [] for name in PROJECTIONS}
+    experts: dict[str, list[Stored]] = {name: [] for name in PROJECTIONS}
     rest: list[Module] = []
     for module in matrices:
-        projection = projection_of(module.name)
-        (experts[projection] if projection else rest).append(module)
-    routed = read_config.shortest(
-        {
-            name: _most(coded.bits for _, coded in coded_modules(held) if coded.scheme == MXTQ)
-            for name, held in experts.items()
-        }
-    )
-    profile = _profile(experts, rest)
+        if projection := projection_of(module.name):
+            experts[projection].append(module.treatment)
+        else:
+            rest.append(module)
+    mxtq = {
+        name: _most(_bits(one) for one in held if scheme_of(one) == MXTQ)
+        for name, held in experts.items()
+    }
+    routed, profile = read_config.shortest(mxtq), _profile(map(set, experts.values()), rest)
     affine = _most(coded for _, coded in coded_modules(rest) if coded.scheme == "affine")
     classes = {
-        entry: _most(_bits(module) for module in rest if module.role.startswith(begin)) or 8
+        entry: _most(_bits(module.treatment) for module in rest if module.role.startswith(begin))
+        or 8
         for entry, begin in _CLASSES.items()
     }
     bits = {"routed_expert": routed, **classes, "norms_router_biases": _PLAIN_BITS}
@@ -112,21 +108,18 @@ def _widths_of(plan: Plan) -> _Widths:
     return _Widths(profile, routed, bits, affine or _STANDARD, modules)
 
 
-def _profile(experts: Mapping[str, Iterable[Module]], rest: Iterable[Module]) -> str:
+def _profile(experts: Iterable[Set[Stored]], rest: Iterable[Module]) -> str:
     """The published profile whose widths these are, else `custom`."""
     widths: list[int] = []
-    for held in experts.values():
-        treatments = {module.treatment for module in held}
-        only = treatments.pop() if len(treatments) == 1 else None
+    for treatments in experts:
         # More or fewer than one a projection have no name.
-        if not isinstance(only, Coded) or only.scheme != MXTQ:
+        if len(treatments) != 1 or {scheme_of(one) for one in treatments} != {MXTQ}:
             return _CUSTOM
-        widths.append(only.bits)
+        widths += map(_bits, treatments)
     for module in rest:
         plain = module.role in ("router", "shared_expert_gate")
-        if module.dtype != "F16" or plain != isinstance(module.treatment, Plain):
-            return _CUSTOM
-        if not plain and module.treatment != _STANDARD:
+        usual = isinstance(module.treatment, Plain) if plain else module.treatment == _STANDARD
+        if module.dtype != "F16" or not usual:
             return _CUSTOM
     return _PROFILES.get(tuple(widths), _CUSTOM)
 
@@ -137,14 +130,11 @@ def _most(values: Iterable[_Value]) -> _Value | None:
     return counted[0][0] if counted else None
 
 
-def _bits(module: Module) -> int:
-    return module.treatment.bits if isinstance(module.treatment, Coded) else _PLAIN_BITS
+def _bits(treatment: Stored) -> int:
+    return treatment.bits if isinstance(treatment, Coded) else _PLAIN_BITS
 
 
 def _index(plan: Plan) -> dict[str, Any]:
-    files: dict[str, list[str]] = {}
-    for tensor in file_order(plan.modules):
-        files.setdefault(tensor.file, []).append(tensor.name)
     about: dict[str, Any] = {
         "format": "jangtq",
         # The files' bytes, headers included, as jang's rebundler counts them.
@@ -152,18 +142,16 @@ def _index(plan: Plan) -> dict[str, Any]:
     }
     if SPEC.layout(plan.policy) == "prestacked":
         about["rebundled_layout"] = "prestacked-switch_mlp"
-    weight_map = {name: file for file, names in files.items() for name in names}
-    return {"metadata": about, "weight_map": weight_map}
+    tensors = spec.file_order(plan.modules)
+    return {"metadata": about, "weight_map": {tensor.name: tensor.file for tensor in tensors}}
 
 
 def _config(plan: Plan, widths: _Widths) -> dict[str, Any]:
     """The source's config with its quantization replaced; widths are where readers look."""
-    n_experts = _n_experts(plan)
-    source = written_config(plan, READER).items()
-    before = plan.model.n_experts
+    source = written_config(plan, spec.READER).items()
+    before, n_experts = plan.model.n_experts, plan.model.n_experts + plan.added_experts
 
     def counted(key: str, value: Any) -> Any:
-        """The value, with the bundle's count of experts wherever it is one."""
         is_count = key in COUNTS and type(value) is int and value == before
         return n_experts if is_count else value
 
@@ -171,7 +159,7 @@ def _config(plan: Plan, widths: _Widths) -> dict[str, Any]:
     # Found here it costs nothing: the finished bundle would fail its own check.
     _ensure_sizes(kept, plan, n_experts)
     quantization: dict[str, Any] = {
-        **_affine(widths.affine, ("bits", "mode", "group_size")),
+        **{"bits": widths.affine.bits, "mode": "affine", "group_size": widths.affine.group_size},
         "routed_expert_bits": widths.routed,
         "mxtq_bits": widths.bits,
     }
@@ -180,13 +168,9 @@ def _config(plan: Plan, widths: _Widths) -> dict[str, Any]:
         if isinstance(treatment, Plain):
             quantization[path] = False
         elif treatment.scheme == "affine":
-            quantization[path] = _affine(treatment, ("group_size", "bits", "mode"))
+            size, bits = treatment.group_size, treatment.bits
+            quantization[path] = {"group_size": size, "bits": bits, "mode": "affine"}
     return kept | {"quantization": quantization, "mxtq_bits": widths.bits, "weight_format": "mxtq"}
-
-
-def _affine(treatment: Coded, order: tuple[str, ...]) -> dict[str, Any]:
-    words = {"bits": treatment.bits, "group_size": treatment.group_size, "mode": "affine"}
-    return {key: words[key] for key in order}
 
 
 def _jang_config(plan: Plan, widths: _Widths) -> dict[str, Any]:
@@ -199,7 +183,7 @@ def _jang_config(plan: Plan, widths: _Widths) -> dict[str, Any]:
         "weight_format": "mxtq",
         "profile": widths.profile,
         "source_model": _source_model(plan),
-        "mxtq_seed": SEED,
+        "mxtq_seed": spec.SEED,
         "mxtq_bits": widths.bits,
         "quantization": {
             "method": "affine+mxtq",
@@ -211,7 +195,7 @@ def _jang_config(plan: Plan, widths: _Widths) -> dict[str, Any]:
         padding = SPEC.padding[plan.model.architecture.family]
         document["expert_padding"] = {
             "original_num_local_experts": plan.model.n_experts,
-            "padded_num_local_experts": _n_experts(plan),
+            "padded_num_local_experts": plan.model.n_experts + plan.added_experts,
             "multiple": padding.multiple,
             "dummy_bias": padding.router_bias,
             "reason": "router decode speed alignment",
@@ -238,25 +222,15 @@ def _described(treatment: Stored) -> dict[str, Any]:
 
 def _capabilities(plan: Plan, modality: str, flags: Mapping[str, bool]) -> dict[str, Any]:
     """What JANG's engines take from a bundle instead of guessing, in twelve keys."""
-    usual = {"supports_tools": True, "supports_thinking": True}
-    facts = plan.model.architecture.facts(NAME)["capabilities"]
-    said = {**usual, **facts, **dict(plan.policy.metadata)}
-    words = (
-        *("reasoning_parser", "tool_parser", "think_in_template", "supports_tools"),
-        *("supports_thinking", "family"),
-    )
-    return {
-        **{word: said[word] for word in words},
+    said = {
+        **{"supports_tools": True, "supports_thinking": True},
+        **plan.model.architecture.facts(NAME)["capabilities"],
+        **dict(plan.policy.metadata),
         "modality": modality,
         "modalities": {"text": True, **{sense: sense == modality for sense in SENSES}},
         **flags,
-        "cache_type": said["cache_type"],
     }
-
-
-def _n_experts(plan: Plan) -> int:
-    """Experts of a layer in the bundle, added ones included."""
-    return plan.model.n_experts + plan.added_experts
+    return {key: said[key] for key in (*_CAPABILITIES, *flags, "cache_type")}
 
 
 def _source_model(plan: Plan) -> dict[str, str]:
@@ -264,9 +238,12 @@ def _source_model(plan: Plan) -> dict[str, str]:
     named: Mapping[str, str] = dict(plan.policy.metadata).get("source_model", {})
     table = plan.model.architecture
     usual = table.facts(NAME).get("source_model", f"/{plan.model.id}")
-    ids = [one for one in (plan.model.id, plan.policy.model or "") if _HUB_ID.fullmatch(one)]
-    ids = [one for one in ids if one != _POLICIES_MODEL]
-    org, _, name = (ids[0] if ids else usual).partition("/")
+    ids = (
+        one
+        for one in (plan.model.id, plan.policy.model or "")
+        if _HUB_ID.fullmatch(one) and one != _POLICIES_MODEL
+    )
+    org, _, name = next(ids, usual).partition("/")
     return {"name": name, "org": org, "architecture": table.family, **named}
 
 

@@ -7,7 +7,7 @@ Source: jang 2.5.50 (`load_jangtq`, runs on a CPU), osaurus-ai/vmlx-swift at b29
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 from emitters.checkpoints import QKV, at_layers, by_layer, omission
@@ -68,22 +68,16 @@ def _faults(draft: Draft) -> Iterator[tuple[str, str | None]]:
     lacking = [at for at, (gate, up, down) in widths.items() if gate and up and not down]
     yield "jang", at_layers("where gate and up are mxtq, down must be mxtq too", lacking)
     if draft.model.architecture.facts(NAME).get("skips_qk_norms"):
-        joined = [at for at, held in qkv.items() if len(held) == 1 and not _has_plain(held)]
+        joined = [at for at, held in qkv.items() if len(held) == 1 and all(map(scheme_of, held))]
         reason = "it joins q, k and v of equal widths and then skips their norms and biases"
         yield "jang", at_layers(reason, joined)
-    others = [
-        module.layer
-        for module in draft.modules
-        if module.role == "router" and _group(module) not in (1, 64)
-    ]
+    routers = (module for module in draft.modules if module.role == "router")
+    others = [router.layer for router in routers if _group(router) not in (1, 64)]
     yield "jang", at_layers("it reads quantized routers in groups of 64", others)
     # Latent attention is split by heads on loading, and quantized again.
     head = draft.model.facts.value("qk_nope_head_dim")
-    split = [
-        module.layer
-        for module in draft.modules
-        if module.role == "attention.kv_b_proj" and isinstance(head, int) and head % _group(module)
-    ]
+    latent = (module for module in draft.modules if module.role == "attention.kv_b_proj")
+    split = [one.layer for one in latent if isinstance(head, int) and head % _group(one)]
     reason = f"kv_b_proj is split by heads of {head} values, which its groups cross"
     yield "jang", at_layers(reason, split)
     yield "vmlx-swift", _one_width_each(draft)
@@ -105,10 +99,6 @@ def _one_width_each(draft: Draft) -> str | None:
         if len(treatments) > 1:
             return f"it takes one width for {called} in the whole model"
     return None
-
-
-def _has_plain(treatments: Iterable[Stored]) -> bool:
-    return any(isinstance(one, Plain) for one in treatments)
 
 
 def _group(module: Module) -> int:

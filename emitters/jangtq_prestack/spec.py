@@ -8,20 +8,13 @@ Source: jang 2.5.50, converter (`convert_minimax_jangtq`), `rebundle_jangtq_stac
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter, itemgetter
 
 from emitters.checkpoints import CONFIG
-from policy_dsl.formats import (
-    ExpertPadding,
-    ExpertsApart,
-    FormatSpec,
-    MetadataValues,
-    PartShape,
-    SchemeSpec,
-    Shards,
-    in_order,
-)
+from policy_dsl import formats
+from policy_dsl.formats import ExpertsApart, FormatSpec, PartShape, SchemeSpec, Shards, in_order
 from policy_dsl.plan import Module, PlannedTensor
 from policy_dsl.roles.architecture import facts_of
 from policy_dsl.roles.classify import Model, ModelTensor
@@ -46,7 +39,7 @@ RUNTIMES = {
 }
 SENSES = ("vision", "audio", "video")
 # What a policy's `metadata` may say: names that JANG has registered.
-_METADATA_KEYS: dict[str, MetadataValues] = {
+_METADATA_KEYS: dict[str, formats.MetadataValues] = {
     "reasoning_parser": (
         *("deepseek_r1", "gemma4", "inkling", "minimax_m3", "mistral", "muse_glimmer"),
         *("openai_gptoss", "qwen3", "think_xml"),
@@ -118,11 +111,6 @@ def _part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple
     )
 
 
-def _shard_name(number: int, count: int) -> str:
-    """The file name of a shard, counted from 1; jang's loader looks for the dash."""
-    return f"model-{number:05d}-of-{count:05d}.safetensors"
-
-
 def file_order(modules: Sequence[Module]) -> Sequence[PlannedTensor]:
     """All tensors of a bundle in the order in which its shards are filled."""
     # A matrix of the source each, in the order of its files.
@@ -152,19 +140,6 @@ def file_order(modules: Sequence[Module]) -> Sequence[PlannedTensor]:
     return [*in_order(stacks), *(tensor for *_, tensor in sorted(rest, key=itemgetter(0, 1)))]
 
 
-def _fill(tensors: Sequence[PlannedTensor], limit: int) -> Iterator[list[PlannedTensor]]:
-    """The tensors of each shard: it is closed by the one that reaches the limit."""
-    shard: list[PlannedTensor] = []
-    nbytes = 0
-    for tensor in tensors:
-        if shard and nbytes >= limit:
-            yield shard
-            shard, nbytes = [], 0
-        shard.append(tensor)
-        nbytes += tensor.nbytes
-    yield shard
-
-
 def _is_stack(module: Module) -> bool:
     return len(module.shape) == 3
 
@@ -192,11 +167,17 @@ SPEC = FormatSpec(
     part_shapes=_part_shapes,
     # Of what affine groups are made of, too.
     plain_dtype=lambda tensor, model: "F16",
-    tensor_files=Shards(SHARD_NBYTES, _shard_name, order=file_order, fill=_fill),
+    tensor_files=Shards(
+        SHARD_NBYTES,
+        # jang's loader looks for the dash.
+        lambda number, count: f"model-{number:05d}-of-{count:05d}.safetensors",
+        order=file_order,
+        fill=partial(formats.filled, past=True),
+    ),
     # Readers stack codes themselves; of other tensors they would take the first layer's only.
     layouts={"prestacked": None, "per_expert": ExpertsApart(_expert_path, (MXTQ,))},
     padding={
-        family: ExpertPadding(**padding)
+        family: formats.ExpertPadding(**padding)
         for family, padding in facts_of(NAME, "expert_padding").items()
     },
     metadata_keys=_METADATA_KEYS,
