@@ -32,10 +32,9 @@ _OVERFLOW = np.float32(65520)
 def encode(
     values: Array, dtype: str, treatment: Coded, weights: SearchWeights | None = None
 ) -> dict[str, Array]:
-    """The stored parts of these rows: qweight, qzeros int32, scales float16.
+    """The stored parts of rows, values [rows, in] of value type `dtype`, rows % 32 == 0.
 
-    values: [rows, in] of value type `dtype`, not changed, rows % 32 == 0; weights: of the
-    columns in a search for scales. Shapes as in `GptqParts`, zero points packed.
+    Shapes as in `GptqParts`, zero points packed; weights: of the columns in a search for scales.
     Raises: UnstorableError with the row of values that float16 does not hold, or of a zero
     point that cannot be stored; ValueError for another scheme.
     """
@@ -69,8 +68,7 @@ def encode(
 def context(plan: Plan, module: Module, source: int, statistics: Statistics) -> Context:
     """The encoder of a matrix whose scales are searched with the importance of its columns.
 
-    Raises: PolicyError if the importance matrix is not one of this model, or the search cannot
-    take it.
+    Raises: PolicyError if the importance matrix is another model's, or the search cannot take it.
     """
     treatment = coded(module.treatment)
     bits, size, grid = treatment.bits, treatment.group_size, SEARCHES[treatment.method]
@@ -86,7 +84,6 @@ def context(plan: Plan, module: Module, source: int, statistics: Statistics) -> 
 def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
     """float32 [rows, columns]: what readers on a CPU compute with, products in float16.
 
-    parts: as `encode` gives them.
     Raises: ValueError for another scheme, or if the parts' shapes disagree.
     """
     stored, order = _stored(parts, treatment)

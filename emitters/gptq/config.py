@@ -43,8 +43,7 @@ _JOINED = {"qkv_proj": {"q_proj", "k_proj", "v_proj"}, "gate_up_proj": {"gate_pr
 def metadata(plan: Plan) -> dict[str, bytes]:
     """`config.json`, its `quantization_config` once more, and the index of several shards.
 
-    The config is the source's, key by key; then what readers need and it lacks, and at its end
-    the new quantization. A single shard has no index: its readers look for `model.safetensors`.
+    A single shard has no index: its readers look for `model.safetensors`.
     """
     source = written_config(plan, *spec.READERS).items()
     config = {key: finite(value) for key, value in source if key not in QUANTIZATIONS}

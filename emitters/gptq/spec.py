@@ -51,11 +51,11 @@ class Storage(NamedTuple):
     act_order: bool = False
 
 
-STORAGE: Mapping[str, Storage] = {
-    "int": Storage("gptq", g_idx=False),
-    "int-gidx": Storage("gptq", g_idx=True),
-    "int-v2": Storage("gptq_v2", g_idx=False),
-    "int-v2-gidx": Storage("gptq_v2", g_idx=True),
+STORAGE = {
+    "int": Storage("gptq", False),
+    "int-gidx": Storage("gptq", True),
+    "int-v2": Storage("gptq_v2", False),
+    "int-v2-gidx": Storage("gptq_v2", True),
 }
 # What others write, and is read only.
 READ: Mapping[str, Storage] = {
@@ -98,10 +98,9 @@ def dialect_of(draft: Draft) -> str:
 
 
 def _part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
-    """The tensors of a module [out, in]: `qweight`, `qzeros`, `scales`, perhaps `g_idx`.
+    """The tensors of a module [out, in], whose rows are columns of the tensors.
 
-    Codes are packed along `in`, zero points along `out`, both into int32 words; rows of the
-    module are columns of the tensors. Plain modules have a `weight`.
+    Codes are packed along `in`, zero points along `out`, both into int32 words.
     Raises: ValueError if a quantized module is not a matrix, or the format does not store it so.
     """
     if isinstance(treatment, Plain):

@@ -33,9 +33,8 @@ _HEADERS = {
 
 
 def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
-    """The blocks of these rows: weight, uint8 [blocks, bytes of a block].
+    """The blocks of rows, float32 values [rows, in]: weight, uint8 [blocks, bytes of a block].
 
-    values: [rows, in], float32; not changed. treatment: a scheme of this format.
     Raises: UnstorableError with the row of a block whose scale or levels overflow; ValueError
     for another scheme.
     """
@@ -50,8 +49,7 @@ def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
 def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
     """float32 [rows, columns]: the weights that hipfire computes with, rotated back.
 
-    parts: as `encode` gives them, whole rows. Rows that only fill up the last block are at the
-    end.
+    Rows that only fill up the last block are at the end.
     Raises: ValueError for another scheme, or blocks that are not whole rows.
     """
     blocks, code = _blocks(parts, treatment)

@@ -17,7 +17,6 @@ from emitters.hipfire_hfq.spec import CODES, SPEC
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import Claim, FileContents, Forms, Tensors
-from policy_dsl.plan import Plan
 from policy_dsl.roles.architecture import architecture, facts_of, model_types
 from policy_dsl.sources.hfq_container import (
     ARCH_FAMILIES,
@@ -48,11 +47,6 @@ _SIZES = (
     *("num_key_value_heads", "intermediate_size", "num_local_experts", "num_experts_per_tok"),
 )
 _MOE = "model.layers.{}.block_sparse_moe"
-
-
-def metadata(plan: Plan) -> dict[str, bytes]:
-    """Nothing: all that a loader reads is in the one file."""
-    return {}
 
 
 def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:

@@ -16,12 +16,10 @@ _AFFINE_PARTS = ("weight", "scales", "biases")
 
 
 def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
-    """The stored parts of these rows, by the last part of their tensor names.
+    """The stored parts of rows, values [rows, in] of value type `dtype`, by their names' ends.
 
-    values: [rows, in] of value type `dtype`; not changed. treatment: scheme "mxtq" with 1 to
-    4 bits, or "affine" with bits and group size. tq_packed: uint32 [rows, words]; tq_norms:
-    float16 [rows, 1]; the width `tq_bits` is not a part of any row. weight: uint32
-    [rows, in*bits/32]; scales, biases: [rows, in/group_size] as the values are.
+    tq_packed: uint32 [rows, words]; tq_norms: float16 [rows, 1]; no row has a `tq_bits`. Affine:
+    weight uint32 [rows, in*bits/32]; scales, biases [rows, in/group_size] as the values are.
     Raises: ValueError for a scheme or width that the format lacks, or a split group.
     """
     if treatment.scheme == MXTQ:
@@ -35,7 +33,6 @@ def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
 def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
     """The float32 weights [rows, columns] that readers compute with, from parts of `encode`.
 
-    dtype: value type of affine scales and biases; of no effect for mxtq.
     Raises: ValueError as `encode` does, or if the parts' shapes disagree.
     """
     if treatment.scheme == MXTQ:

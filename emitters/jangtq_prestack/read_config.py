@@ -15,15 +15,7 @@ from typing import Any
 
 from emitters.checkpoints import CONFIG, document, uneven_experts, wrong_metadata
 from emitters.jangtq_prestack.side_files import SIDECAR
-from emitters.jangtq_prestack.spec import (
-    AFFINE_WIDTHS,
-    JANG_CONFIG,
-    MXTQ,
-    PROJECTIONS,
-    SEED,
-    SPEC,
-    projection_of,
-)
+from emitters.jangtq_prestack.spec import JANG_CONFIG, MXTQ, PROJECTIONS, SEED, SPEC, projection_of
 from policy_dsl.diagnostics import Diagnostic, fail
 from policy_dsl.formats import Claim, FileContents, Forms, TensorForm, Tensors
 from policy_dsl.roles.model import expert_of
@@ -49,8 +41,7 @@ Routed = int | Mapping[str, int] | None
 class Widths:
     """The widths that a bundle's files state.
 
-    affine: of affine modules without an entry of their own in `modules`; its width is only
-    known if `affine_is_stated`.
+    affine: of affine modules that `modules` lacks; its bits are only known if they are stated.
     """
 
     routed: Routed
@@ -69,29 +60,42 @@ def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
     known = document(files, CONFIG)
     marked = known.get("weight_format") == "mxtq"
     try:
-        # jang's loader does without this one.
-        jang = document({JANG_CONFIG: b"{}", **files}, JANG_CONFIG)
+        jang = _jang_config(files)
         if not marked and jang.get("weight_format") != "mxtq":
             raise ValueError("weight_format is not mxtq")
         if jang.get("mxtq_seed", SEED) != SEED:
             raise ValueError(f"mxtq_seed is {jang['mxtq_seed']!r}, and only {SEED} is known")
-        return dict(_claims(flat(known), _read_widths(known, jang), forms))
+        entries, widths = flat(known), _read_widths(known, jang)
+        claimed = {path: _claim(path, parts, entries, widths) for path, parts in forms.items()}
     except ValueError as error:
         # No other format may make something of what this one's mark is on.
         if marked:
             path = f"{CONFIG} or {JANG_CONFIG}"
             raise fail("bad-bundle-metadata", path=path, reason=str(error)) from None
         raise
+    return {path: claim for path, claim in claimed.items() if claim is not None}
 
 
-def _claims(known: Mapping[str, Any], widths: Widths, forms: Forms) -> Iterator[tuple[str, Claim]]:
-    for path, parts in forms.items():
-        if parts.keys() & _MXTQ_PARTS:
-            yield path, _mxtq_claim(path, parts, known, widths)
-        elif parts.keys() & _GROUP_PARTS or parts.get("weight", ("",))[0] == "U32":
-            is_stated = path in widths.modules or widths.affine_is_stated
-            treatment = widths.modules.get(path, widths.affine)
-            yield path, _affine_claim(parts, treatment, is_stated=is_stated)
+def _jang_config(files: FileContents) -> dict[str, Any]:
+    # jang's loader does without this one.
+    return document({JANG_CONFIG: b"{}", **files}, JANG_CONFIG)
+
+
+def _claim(
+    path: str, parts: Mapping[str, TensorForm], known: Mapping[str, Any], widths: Widths
+) -> Claim | None:
+    if parts.keys() & _MXTQ_PARTS:
+        return _mxtq_claim(path, parts, known, widths)
+    (kind, words), (dtype, groups) = (parts.get(one, ("F16", ())) for one in ("weight", "scales"))
+    if kind != "U32" and not parts.keys() & _GROUP_PARTS:
+        return None
+    treatment = widths.modules.get(path, widths.affine)
+    columns = groups[-1] * treatment.group_size if groups else 0
+    if path not in widths.modules and not widths.affine_is_stated:
+        # A width that no file states follows from the shapes.
+        bits = words[-1] * 32 // columns if columns and words else 0
+        treatment = replace(treatment, bits=bits if bits in _AFFINE.bits else 8)
+    return Claim(treatment, (*words[:-1], columns) if columns else (), dtype)
 
 
 def _mxtq_claim(
@@ -102,28 +106,16 @@ def _mxtq_claim(
     key, columns = row_length(known, path)
     if type(columns) is not int:
         raise ValueError(f"{key} is {columns!r}, not a length of rows")
-    bits: int | None
-    if path in widths.modules:
-        bits = widths.modules[path].bits
-    elif isinstance(widths.routed, Mapping):
-        bits = widths.routed.get(projection_of(path) or "")
-    else:
-        bits = widths.routed
+    own, bits = widths.modules.get(path), widths.routed
+    if own is not None:
+        bits = own.bits
+    elif isinstance(bits, Mapping):
+        bits = bits.get(projection_of(path) or "")
     if bits is None:
         words = packed[-1] if packed else 0
         fitting = (width for width in range(1, 5) if -(-columns // (32 // width)) == words)
         bits = next(fitting, 0)
     return Claim(Coded(MXTQ, bits, 0, True, ""), (*rows, columns), "F32")
-
-
-def _affine_claim(parts: Mapping[str, TensorForm], treatment: Coded, *, is_stated: bool) -> Claim:
-    """The claim about affine groups; a width that no file states follows from the shapes."""
-    codes, (dtype, groups) = (parts.get(part, ("F16", ())) for part in ("weight", "scales"))
-    columns = groups[-1] * treatment.group_size if groups else 0
-    if not is_stated:
-        bits = codes[1][-1] * 32 // columns if columns and codes[1] else 0
-        treatment = replace(treatment, bits=bits if bits in AFFINE_WIDTHS else 8)
-    return Claim(treatment, (*codes[1][:-1], columns) if columns else (), dtype)
 
 
 def _read_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> Widths:
@@ -241,8 +233,7 @@ def added(files: FileContents, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 
     shapes: logical, by module. Modules without such experts are left out.
     """
-    jang = document(files, JANG_CONFIG) if JANG_CONFIG in files else {}
-    padding = jang.get("expert_padding")
+    padding = _jang_config(files).get("expert_padding")
     keys = "original_num_local_experts", "padded_num_local_experts"
     own, padded = (padding.get(key) if isinstance(padding, Mapping) else None for key in keys)
     if type(own) is not int or type(padded) is not int or not 0 < own < padded:
@@ -270,7 +261,7 @@ def defects(
         if not fnmatchcase(file, _SHARDS):
             reason = f"jang's loader reads {_SHARDS} only, and leaves experts random"
             yield wrong_metadata(file, reason)
-    jang = document(files, JANG_CONFIG) if JANG_CONFIG in files else {}
+    jang = _jang_config(files)
     if JANG_CONFIG not in files:
         yield wrong_metadata(JANG_CONFIG, "it is missing; engines know the format by it")
     for file in _CACHES:

@@ -28,15 +28,11 @@ SIDECAR = "jangtq_runtime.safetensors"
 Code = tuple[int, int]
 # MiniMax's template opens the thinking block whatever the caller wants.
 _ALWAYS_THINKS = r"{{- ']~b]ai' ~ '\n' ~ '<think>' ~ '\n' }}"
-_MAY_THINK = "\n    ".join(
-    (
-        r"{{- ']~b]ai' ~ '\n' }}",
-        "{%- if enable_thinking is defined and enable_thinking is false -%}",
-        "{%- else -%}",
-        r"{{- '<think>' ~ '\n' }}",
-        "{%- endif -%}",
-    )
-)
+_MAY_THINK = r"""{{- ']~b]ai' ~ '\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false -%}
+    {%- else -%}
+    {{- '<think>' ~ '\n' }}
+    {%- endif -%}"""
 
 
 def sidecar(codes: Iterable[Code]) -> bytes:
@@ -111,10 +107,10 @@ def edited(plan: Plan, files: FileContents) -> dict[str, bytes]:
 def _tokenizer(content: bytes, template: str | None) -> bytes:
     try:
         document = parse_json(_text(TOKENIZER, content).encode())
+        if not isinstance(document, dict):
+            raise ValueError("it is not a JSON object")
     except ValueError as error:
         raise fail("bad-source-json", file=TOKENIZER, reason=str(error)) from None
-    if not isinstance(document, dict):
-        raise fail("bad-source-json", file=TOKENIZER, reason="it is not a JSON object")
     # A class that only Python's newest tokenizers know; Swift reads the other one.
     if document.get("tokenizer_class") == "TokenizersBackend":
         document["tokenizer_class"] = "GPT2Tokenizer"

@@ -1,7 +1,5 @@
 """The codec of the format: a block of rows of one matrix to its stored parts, and back.
 
-A quantized module stores `weight` (uint32, packed codes) and `scales`; the affine scheme also
-stores `biases`. Leading axes (stacked experts) are layout only: they are rows here.
 Source: mlx 0.32.4 (CPU), `mx.quantize` and `mx.dequantize`.
 """
 
@@ -16,13 +14,11 @@ from policy_dsl.treatments import Coded
 
 
 def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
-    """The stored parts of these rows, by the last part of their tensor names.
+    """The stored parts of rows, values [rows, in] of value type `dtype`, by their names' ends.
 
-    values: [rows, in] of value type `dtype`: BF16 (uint16 bit patterns), F16 or F32; not
-    changed. weight: uint32 [rows, in*bits/32]; affine scales and biases: [rows, in/group_size]
-    of the source's value type; other scales: uint8 [rows, in/group_size].
-    Raises: ValueError for a scheme, width or group size that mlx does not have, or if a group
-    would be split.
+    weight: uint32 [rows, in*bits/32]; affine scales and biases: [rows, in/group_size] as the
+    values are; other scales: uint8 [rows, in/group_size].
+    Raises: ValueError for a scheme or width that mlx does not have, or a split group.
     """
     if _is_affine(treatment):
         triple = affine_encode(values, dtype, bits=treatment.bits, group_size=treatment.group_size)
@@ -34,7 +30,6 @@ def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
 def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
     """The float32 weights [rows, columns] that mlx computes with, from the parts of `encode`.
 
-    dtype: value type of the scales and biases; of no effect but for affine.
     Raises: ValueError as `encode` does, or if the parts' shapes disagree.
     """
     is_affine, size, scales = _is_affine(treatment), treatment.group_size, parts["scales"]

@@ -40,11 +40,7 @@ _USUAL: Mapping[str, Mapping[str, Any]] = {
 
 
 def metadata(plan: Plan) -> dict[str, bytes]:
-    """`config.json` and the index, by name.
-
-    The config is the source's with its keys sorted, its quantization replaced, and the keys
-    that mlx-lm looks for and the source writes elsewhere or leaves out.
-    """
+    """`config.json`, the source's with sorted keys and what mlx-lm looks for, and the index."""
     source = written_config(plan, READER).items()
     config = {key: value for key, value in source if key not in _DROPPED}
     for key in _NESTED:
@@ -60,10 +56,9 @@ def metadata(plan: Plan) -> dict[str, bytes]:
 
 
 def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
-    """What mlx-lm understands of these files: quantized module -> scheme, bits, group size.
+    """What mlx-lm understands of these files: quantized module -> scheme, width, shape.
 
-    The default holds for modules that the config does not name and that are quantized, and for
-    those that it names with `true`.
+    The default is for modules that are named with `true`, or quantized and not named.
     Raises: ValueError if the config's `quantization` is not what mlx-lm reads; PolicyError if
     only the copy of it is there.
     """
@@ -120,10 +115,7 @@ def _claim(treatment: Coded, parts: Mapping[str, TensorForm]) -> Claim:
 
 
 def _quantization(plan: Plan) -> dict[str, Any]:
-    """An entry for every quantized module and `false` for every matrix that is not.
-
-    Entries inherit nothing from the default, so each is whole. Empty if nothing is quantized.
-    """
+    """A whole entry for every quantized module, `false` for other matrices; else empty."""
     quantized = (module for module, _ in coded_modules(plan.modules))
     default = checkpoints.covering_most(quantized, lambda module: coded(module.treatment))
     if default is None:
@@ -154,11 +146,7 @@ def _treatment(entry: Mapping[str, Any]) -> Coded:
 
 
 def _total_parameters(plan: Plan) -> int:
-    """Logical weights of leaf modules, as mlx-lm counts them.
-
-    A tensor that hangs on a module with children (MiniMax's router bias) is not counted; a bias
-    beside a weight belongs to the same leaf.
-    """
+    """Logical weights as mlx-lm counts them, of modules that have a weight: no router biases."""
     leaves = {module.name for module in plan.modules if _is_weight(module)}
     return sum(
         module.parameters

@@ -33,10 +33,7 @@ _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 def _module_path(tensor: ModelTensor, model: Model) -> str:
-    """The module of a tensor: experts stacked under `switch_mlp`, the rest as it was.
-
-    A tensor that is not a module's `.weight` keeps its full name.
-    """
+    """The module of a tensor: experts stacked under `switch_mlp`, the rest as it was."""
     name = published_name(tensor, model)
     if tensor.expert is not None:
         return stack_path(name, f"switch_mlp.{tensor.projection}")
@@ -46,10 +43,9 @@ def _module_path(tensor: ModelTensor, model: Model) -> str:
 
 
 def _part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
-    """The tensors of a module: `weight`, and `scales` and `biases` of quantized ones.
+    """The tensors of a module: `weight`, and of quantized ones `scales` and perhaps `biases`.
 
-    Codes are a bit stream in uint32 words along the last axis; affine scales and biases have
-    the dtype of the values, the floating-point modes have uint8 scales and no biases.
+    Codes are a bit stream in uint32 words along the last axis.
     """
     if isinstance(treatment, Plain):
         return (PartShape("weight", dtype, shape),)
@@ -62,10 +58,9 @@ def _part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple
 
 
 def _plain_dtype(tensor: ModelTensor, model: Model) -> str:
-    """The dtype of a tensor's values in the bundle, as `mlx_lm.convert` chooses it.
+    """The dtype of a tensor's values, as `mlx_lm.convert` chooses it: the config's if it has one.
 
-    The config's `torch_dtype` (or its text model's `dtype`) where it is given, else the
-    source's own; FP8 becomes bfloat16. A router's bias is never cast.
+    FP8 becomes bfloat16. A router's bias is never cast.
     """
     text = model.config.get("text_config") or {}
     wanted = _DTYPES.get(str(model.config.get("torch_dtype") or text.get("dtype")))
