@@ -11,7 +11,7 @@ from pathlib import Path
 
 from emitters.checkpoints import wrong_tensor
 from emitters.hipfire_hfq.container import CODE_OF, SCALE
-from emitters.hipfire_hfq.spec import AWQ, CODES, EXACT, GATE_UP, alpha_of, column_scale, scales_of
+from emitters.hipfire_hfq.spec import AWQ, CODES, GATE_UP, awq_choices, column_scale
 from emitters.numerics import awq, hfq
 from emitters.numerics.rounding import first_nonfinite
 from emitters.numerics.value_types import VALUE_TYPES, Array
@@ -152,6 +152,7 @@ def context(plan: Plan, module: Module, source: int, statistics: Statistics) -> 
 
 def _scale(plan: Plan, module: Module, statistics: Statistics) -> awq.ColumnScale:
     """The scale that gate and up of all experts of a module's layer share."""
+    alpha, exact = awq_choices(plan.policy)
 
     def computed() -> Array:
         gate = statistics.of_layer(GATE_UP[0], module).sums
@@ -162,7 +163,6 @@ def _scale(plan: Plan, module: Module, statistics: Statistics) -> awq.ColumnScal
             if error.diagnostics[0].code != "missing-imatrix-entry":
                 raise
             up = None
-        return awq.awq_scale(awq.gate_up_sums(gate, up), alpha_of(plan.policy))
+        return awq.awq_scale(awq.gate_up_sums(gate, up), alpha)
 
-    scale = statistics.once((AWQ, module.layer), computed)
-    return awq.column_scale(scale, exact=scales_of(plan.policy) == EXACT)
+    return awq.column_scale(statistics.once((AWQ, module.layer), computed), exact=exact)

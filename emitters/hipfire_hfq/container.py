@@ -21,9 +21,11 @@ from policy_dsl.sources.hfq_container import QUANT_CODES
 READER = "hipfire"
 SCALE = "awq_scale_gate_up"
 CODE_OF = {code.name: number for number, code in QUANT_CODES.items()}
-TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-TEMPLATE, OLDER_TEMPLATE = "chat_template.jinja", "chat_template.json"
-GENERATION = "generation_config.json"
+EMBEDDED = (
+    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"),
+    "generation_config.json",
+)
+_TOKENIZER, _SETTINGS, _TEMPLATE, _OLDER_TEMPLATE, _GENERATION = EMBEDDED
 _MAGIC, _VERSION, _ALIGNMENT = b"HFQM", 1, 4096
 _HEADER = struct.Struct("<4sIIIQQ")
 
@@ -61,12 +63,12 @@ def _entry(tensor: PlannedTensor) -> bytes:
 
 def _described(plan: Plan, files: FileContents) -> bytes:
     config = written_config(plan, READER)
-    template = _text(files, TEMPLATE)
+    template = _text(files, _TEMPLATE)
     if not template:
         # As processors of transformers before 4.51 saved it.
-        older = _parsed(files, OLDER_TEMPLATE)
+        older = _parsed(files, _OLDER_TEMPLATE)
         template = older.get("chat_template") if isinstance(older, dict) else None
-    settings = _parsed(files, TOKENIZER_CONFIG)
+    settings = _parsed(files, _SETTINGS)
     # Without a place of its own in the file, a template that nothing holds would be lost.
     held = {} if settings is None else settings
     if template and isinstance(held, dict) and held.get("chat_template") is None:
@@ -75,11 +77,11 @@ def _described(plan: Plan, files: FileContents) -> bytes:
         "architecture": _written(config.get("model_type", "llama"), "config.json"),
         "config": _written(config, "config.json"),
         # A text, which loaders parse themselves.
-        "tokenizer": _written(_text(files, TOKENIZER) or "{}", TOKENIZER),
-        "tokenizer_config": _written(settings, TOKENIZER_CONFIG),
+        "tokenizer": _written(_text(files, _TOKENIZER) or "{}", _TOKENIZER),
+        "tokenizer_config": _written(settings, _SETTINGS),
     }
-    if GENERATION in files:
-        texts["generation_config"] = _written(_parsed(files, GENERATION), GENERATION)
+    if _GENERATION in files:
+        texts["generation_config"] = _written(_parsed(files, _GENERATION), _GENERATION)
     return ("{" + ",".join(f'"{key}":{texts[key]}' for key in sorted(texts)) + "}").encode()
 
 

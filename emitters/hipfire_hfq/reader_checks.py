@@ -157,7 +157,15 @@ def _loader_defects(
             path = f"{_MOE.format(layer)}.experts.{{}}.{{}}.weight"
             names = (path.format(expert, word) for expert in experts for word in words)
             yield from _unlike(names, tensors.get(path.format(0, words[0])), tensors)
-        yield from _scale_defects(_MOE.format(layer), config["hidden_size"], tensors)
+        # Scales that readers would skip, while the weights stay multiplied by them.
+        name, hidden = f"{_MOE.format(layer)}.{SCALE}.weight", config["hidden_size"]
+        held = tensors.get(name)
+        if held and (held.info.dtype, held.info.nbytes) != ("F16", hidden * 2):
+            what = f"{code_name(held.code)} of {held.info.nbytes} bytes"
+            yield name, f"it is {what}, and readers skip what is not F16 of {hidden} values"
+        name = f"{_MOE.format(layer)}.awq_scale_down.weight"
+        if name in tensors:
+            yield name, "readers do not apply it, so that the weights it scaled are wrong"
 
 
 def _wanted(config: Mapping[str, Any], head: int) -> Iterator[_Wanted]:
@@ -194,17 +202,6 @@ def _unlike(
         if first and held and held.code != first.code:
             codes = f"{code_name(held.code)}, and readers take it for {code_name(first.code)}"
             yield name, f"it is {codes}, as expert 0 is"
-
-
-def _scale_defects(moe: str, hidden: int, tensors: Mapping[str, HfqTensor]) -> Iterator[_Defect]:
-    """Scales that readers would skip, while the weights stay multiplied by them."""
-    name, other = f"{moe}.{SCALE}.weight", f"{moe}.awq_scale_down.weight"
-    held = tensors.get(name)
-    if held is not None and (held.info.dtype != "F16" or held.info.nbytes != hidden * 2):
-        what = f"{code_name(held.code)} of {held.info.nbytes} bytes"
-        yield name, f"it is {what}, and readers skip what is not F16 of {hidden} values"
-    if other in tensors:
-        yield other, "readers do not apply it, so that the weights it scaled are wrong"
 
 
 def _is_count(value: object) -> bool:

@@ -11,7 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from math import gcd, prod
+from operator import itemgetter
 
 from emitters.checkpoints import at_layers, omission
 from emitters.hipfire_hfq import container
@@ -26,23 +28,23 @@ from policy_dsl.roles.model import apart_path, expert_path
 from policy_dsl.sources.hfq_container import QUANT_CODES, stored_nbytes
 from policy_dsl.treatments import Coded, Plain, Stored, scheme_of
 
-# (scheme, group size) -> quant code.
-CODES = {
-    ("q8", 32): 3,
-    ("hfq4", 256): 6,
-    ("hfq4", 128): 7,
-    ("hfq6", 256): 8,
-    ("mq4", 256): 13,
-    ("mq6", 256): 15,
-    ("mq3", 256): 17,
-    ("mq2", 256): 18,
-    ("mq2-lloyd", 256): 19,
-    ("mq3-lloyd", 256): 20,
-}
+# Scheme, group size, quant code, and what it is.
+_TABLE = (
+    ("mq4", 256, 13, "rotated, affine"),
+    ("mq3-lloyd", 256, 20, "rotated, 8 levels a block"),
+    ("mq2-lloyd", 256, 19, "rotated, 4 levels a block"),
+    ("mq6", 256, 15, "rotated, affine"),
+    ("mq3", 256, 17, "rotated, affine"),
+    ("mq2", 256, 18, "rotated, affine"),
+    ("hfq4", 256, 6, "affine"),
+    ("hfq4", 128, 7, "affine"),
+    ("hfq6", 256, 8, "affine"),
+    ("q8", 32, 3, "bytes with a scale each 32"),
+)
+CODES = {(name, group): code for name, group, code, _ in _TABLE}
 AWQ = "awq"
 GATE_UP = ("experts.gate_proj", "experts.up_proj")
 DOWN = "experts.down_proj"
-EXACT = "exact"
 _DEFAULT_ALPHA = 0.55
 _LANGUAGE_ONLY = "hipfire's loaders of these families read the language model only"
 _LEFT_OUT = {
@@ -121,26 +123,23 @@ def added_scales(modules: Sequence[Module]) -> tuple[Module, ...]:
     return tuple(scales.values())
 
 
-def alpha_of(policy: Policy) -> float:
-    """The exponent of the scales."""
-    alpha = policy.calibration.awq_alpha
-    return _DEFAULT_ALPHA if alpha is None else alpha
+def awq_choices(policy: Policy) -> tuple[float, bool]:
+    """The exponent of the scales, and whether weights are scaled by what is stored.
 
-
-def scales_of(policy: Policy) -> str:
-    """Whether weights are scaled by what is stored, or, as upstream does, by what it rounds."""
-    return policy.calibration.awq_scales or EXACT
+    Upstream scales them by what it rounds to that.
+    """
+    alpha, scales = policy.calibration.awq_alpha, policy.calibration.awq_scales
+    return _DEFAULT_ALPHA if alpha is None else alpha, (scales or "exact") == "exact"
 
 
 def remarks(policy: Policy, modules: Sequence[Module]) -> tuple[tuple[str, str], ...]:
     """What a plan says about AWQ, if it is used."""
     if not any(coded.method == AWQ for _, coded in coded_modules(modules)):
         return ()
-    how = {
-        EXACT: "by the float16 values that are stored (exact)",
-        "upstream": "before they are rounded to what is stored (upstream)",
-    }[scales_of(policy)]
-    return ((AWQ, f"alpha {alpha_of(policy):g}, gate and up share a scale, applied {how}"),)
+    alpha, exact = awq_choices(policy)
+    stored, rounded = "by the float16 values that are stored", "before they are rounded to what is"
+    how = f"{stored} (exact)" if exact else f"{rounded} stored (upstream)"
+    return ((AWQ, f"alpha {alpha:g}, gate and up share a scale, applied {how}"),)
 
 
 def _held(tensor: ModelTensor, model: Model, stored: Stored) -> str | None:
@@ -183,25 +182,16 @@ def _bundle(draft: Draft) -> Iterator[Refusal]:
 REVIEW = Review(left_out=partial(omission, reasons=_LEFT_OUT), held=_held, bundle=_bundle)
 
 
-def _scheme(name: str, bits: int, about: str, *, sizes: tuple[int, ...] = (256,)) -> SchemeSpec:
+def _scheme(name: str, rows: list[tuple[str, int, int, str]]) -> SchemeSpec:
+    bits, sizes = (QUANT_CODES[rows[0][2]].bits,), tuple(group for _, group, _, _ in rows)
     flat, methods = name.startswith("hfq"), ("rtn", AWQ) if name.startswith("mq") else ("rtn",)
-    return SchemeSpec(name, (bits,), sizes, methods, (name == "q8",), "F32", flat, about)
+    return SchemeSpec(name, bits, sizes, methods, (name == "q8",), "F32", flat, rows[0][3])
 
 
 SPEC = FormatSpec(
     name="hipfire_hfq",
     about="HFQ containers for hipfire on AMD GPUs",
-    schemes=(
-        _scheme("mq4", 4, "rotated, affine"),
-        _scheme("mq3-lloyd", 3, "rotated, 8 levels a block"),
-        _scheme("mq2-lloyd", 2, "rotated, 4 levels a block"),
-        _scheme("mq6", 6, "rotated, affine"),
-        _scheme("mq3", 3, "rotated, affine"),
-        _scheme("mq2", 2, "rotated, affine"),
-        _scheme("hfq4", 4, "affine", sizes=(256, 128)),
-        _scheme("hfq6", 6, "affine"),
-        _scheme("q8", 8, "bytes with a scale each 32", sizes=(32,)),
-    ),
+    schemes=tuple(_scheme(name, list(rows)) for name, rows in groupby(_TABLE, itemgetter(0))),
     fill=tuple(
         ("any", bits, scheme)
         for bits, scheme in ((8, "q8"), (6, "mq6"), (4, "mq4"), (3, "mq3-lloyd"), (2, "mq2-lloyd"))
@@ -211,15 +201,7 @@ SPEC = FormatSpec(
     module_path=apart_path,
     part_shapes=_part_shapes,
     plain_dtype=lambda tensor, model: "F16",
-    tensor_files=Container(
-        _file_name,
-        (
-            *(container.TOKENIZER, container.TOKENIZER_CONFIG, container.TEMPLATE),
-            *(container.OLDER_TEMPLATE, container.GENERATION),
-        ),
-        container.preface,
-        container.file_order,
-    ),
+    tensor_files=Container(_file_name, container.EMBEDDED, container.preface, container.file_order),
     layouts={"apart": ExpertsApart(expert_path, (*dict.fromkeys(name for name, _ in CODES), None))},
     cuts_off=True,
     copied_files=(),
