@@ -243,12 +243,6 @@ def _texts(config: _Entry, key: str) -> list[str]:
     return texts
 
 
-def _expert_keys() -> Iterator[str]:
-    """The names under which configs of any family may say how many experts a layer has."""
-    for family in families():
-        yield from architecture(family).experts
-
-
 def defects(
     folder: Path, files: FileContents, tensors: Tensors, claims: Mapping[str, Claim]
 ) -> Iterator[Diagnostic]:
@@ -260,7 +254,8 @@ def defects(
     for file in reversed(SIDECARS.values()):
         if file in files:
             yield from _copy_defects(files, file, _described(config))
-    count = next(filter(None, (written_value(config, key) for key in _expert_keys())), None)
+    keys = (key for family in families() for key in architecture(family).experts)
+    count = next(filter(None, (written_value(config, key) for key in keys)), None)
     if count is not None:
         yield from uneven_experts(claims, count)
     for name, tensor in tensors.items():
