@@ -107,11 +107,12 @@ def test_columns_are_divided_by_what_is_stored(demo_bundle: Built, tmp_path: Pat
 
 @pytest.mark.parametrize("policy", ["hipfire_mq2", "hipfire_mq4"])
 def test_a_build_is_its_plan(demo_bundle: Built, said: Said, tmp_path: Path, policy: str) -> None:
-    plan = tmp_path / "plan.json"
+    # What the build says comes before all else.
+    plan, bundle = tmp_path / "plan.json", demo_bundle(policy)
     said("plan", policy, "--model", TINY, "--imatrix", IMATRIX, "--save", plan)
-    compared = json.loads(said("diff", plan, demo_bundle(policy), "--format", "json"))
+    compared = json.loads(said("diff", plan, bundle, "--format", "json"))
     assert (compared["changed"], compared["added"], compared["removed"]) == ([], [], [])
-    inspected = json.loads(said("inspect", demo_bundle(policy), "--format", "json"))
+    inspected = json.loads(said("inspect", bundle, "--format", "json"))
     document = json.loads(plan.read_text(encoding="utf-8"))
     jsonschema.validate(document, json.loads(said("schema", "plan")))
     assert document["statistics"] == {"imatrix": str(IMATRIX)}
