@@ -12,6 +12,7 @@ import re
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,21 +93,25 @@ def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
         for name, parts in forms.items()
         if ("weight" in parts and _PROJECTION.fullmatch(name)) or parts.keys() & _PARTS
     ]
-    if not isinstance(described, Mapping):
+    description = _read(described, forms.keys(), asked)
+    made = {name: _claim(description, name, forms[name]) for name in asked}
+    return {name: claim for name, claim in made.items() if claim is not None}
+
+
+def _read(config: Any, names: Collection[str], asked: Collection[str]) -> _Description:
+    """What a configuration says of modules. names: of all; asked: in question."""
+    if not isinstance(config, Mapping):
         raise ValueError(f"its {_QUANTIZATION} is not an object")
-    method = described.get("quant_method")
+    method = config.get("quant_method")
     if method not in (AUTO_ROUND, GPTQ):
         raise ValueError(f"its quant_method is {method!r}")
     try:
-        default = _width(described, None)
+        default = _width(config, None)
         if method == AUTO_ROUND:
-            description = _auto_round(described, default, forms.keys(), asked)
-        else:
-            description = _gptq(described, default, asked)
+            return _auto_round(config, default, names, asked)
+        return _gptq(config, default, asked)
     except ValueError as error:
         raise formats.UnreadError(str(error)) from None
-    made = {name: _claim(description, name, forms[name]) for name in asked}
-    return {name: claim for name, claim in made.items() if claim is not None}
 
 
 def _quantization(files: FileContents) -> Any:
@@ -177,10 +182,7 @@ def _gptq(config: _Entry, default: Width, asked: Collection[str]) -> _Descriptio
         raise ValueError(f"its checkpoint_format is {version!r}")
     listed = _texts(config, "modules_in_block_to_quantize")
     _ensure_few(listed, asked)
-    rules = []
-    for name, entry in _entries(config, "dynamic").items():
-        sign = name[:2] if name[:2] in _SIGNS else ""
-        rules.append(_Rule(sign, name.removeprefix(sign), entry))
+    rules = [_signed(name, entry) for name, entry in _entries(config, "dynamic").items()]
 
     verdicts = _Verdicts(rules, asked, "start", default)
 
@@ -204,6 +206,11 @@ def _entries(config: _Entry, key: str) -> Mapping[str, _Entry]:
         if not isinstance(entry, Mapping):
             raise ValueError(f"its {key} has no object for {name!r}")
     return entries
+
+
+def _signed(name: str, entry: _Entry) -> _Rule:
+    sign = name[:2] if name[:2] in _SIGNS else ""
+    return _Rule(sign, name.removeprefix(sign), entry)
 
 
 def _ensure_few(texts: Sequence[str], asked: Collection[str]) -> None:
@@ -252,10 +259,9 @@ def defects(
     """
     config = document(files, CONFIG)
     for file in reversed(SIDECARS.values()):
-        if file in files:
-            yield from _copy_defects(files, file, _described(config))
+        yield from _copy_defects(files, file, _described(config))
     keys = (key for family in families() for key in architecture(family).experts)
-    count = next(filter(None, (written_value(config, key) for key in keys)), None)
+    count = next(filter(None, map(partial(written_value, config), keys)), None)
     if count is not None:
         yield from uneven_experts(claims, count)
     for name, tensor in tensors.items():
@@ -266,6 +272,8 @@ def defects(
 
 
 def _copy_defects(files: FileContents, file: str, described: Any) -> Iterator[Diagnostic]:
+    if file not in files:
+        return
     if described is None:
         reason = f"only {file} describes the packed weights; most readers look here"
         yield diagnostic("metadata-elsewhere", file=CONFIG, reason=reason)

@@ -72,12 +72,10 @@ def _bundle(draft: Draft) -> Iterator[Refusal]:
         two = " and ".join(sorted(schemes.values()))
         reason = f"zero points are of one version in a whole bundle, and {two} are of two"
         yield Refusal("", "", reason, "error")
-    for fault in _of_vllm(few, default):
-        if fault is not None:
-            yield Refusal("", "vllm", fault, "fatal")
-    for names, fault in _of_others(few, default):
-        if fault is not None:
-            yield from (Refusal("", runtime, fault) for runtime in names)
+    for fault in filter(None, _of_vllm(few, default)):
+        yield Refusal("", "vllm", fault, "fatal")
+    for names, reader_fault in _of_others(few, default):
+        yield from (Refusal("", runtime, reader_fault) for runtime in names if reader_fault)
     for reader, runtimes in spec.READERS.items():
         for runtime in runtimes:
             yield from refused(draft, reader, runtime)

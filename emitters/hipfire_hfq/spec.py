@@ -156,17 +156,10 @@ def _held(tensor: ModelTensor, model: Model, stored: Stored) -> str | None:
 
 
 def _bundle(draft: Draft) -> Iterator[Refusal]:
-    layers: dict[int | None, set[Stored]] = defaultdict(set)
-    schemes: set[str] = set()
-    for module in draft.modules:
-        if module.role in GATE_UP:
-            layers[module.layer].add(module.treatment)
-        if module.role in (*GATE_UP, DOWN):
-            schemes.add(scheme_of(module.treatment))
-    uneven = [layer or 0 for layer, treatments in layers.items() if len(treatments) > 1]
-    reason = at_layers("gate and up of a layer must be stored alike", uneven)
-    if reason is not None:
+    if (reason := _uneven(draft.modules)) is not None:
         yield Refusal("", "", reason, "error")
+    experts = (module for module in draft.modules if module.role in (*GATE_UP, DOWN))
+    schemes = {scheme_of(module.treatment) for module in experts}
     routed = draft.model.facts.value("num_experts_per_tok")
     fixed = [scheme for scheme in _FIXED if scheme in schemes]
     if fixed and routed != _TOP_K:
@@ -177,6 +170,15 @@ def _bundle(draft: Draft) -> Iterator[Refusal]:
         reason = f"rows of {crossing.name} are not whole blocks of 256 values"
         yield Refusal("", READER, reason)
     yield from refused(draft, READER, READER)
+
+
+def _uneven(modules: Sequence[Module]) -> str | None:
+    layers: dict[int | None, set[Stored]] = defaultdict(set)
+    for module in modules:
+        if module.role in GATE_UP:
+            layers[module.layer].add(module.treatment)
+    uneven = [layer or 0 for layer, treatments in layers.items() if len(treatments) > 1]
+    return at_layers("gate and up of a layer must be stored alike", uneven)
 
 
 REVIEW = Review(left_out=partial(omission, reasons=_LEFT_OUT), held=_held, bundle=_bundle)

@@ -92,10 +92,14 @@ def _claim(
     treatment = widths.modules.get(path, widths.affine)
     columns = groups[-1] * treatment.group_size if groups else 0
     if path not in widths.modules and not widths.affine_is_stated:
-        # A width that no file states follows from the shapes.
-        bits = words[-1] * 32 // columns if columns and words else 0
-        treatment = replace(treatment, bits=bits if bits in _AFFINE.bits else 8)
+        treatment = replace(treatment, bits=_bits_of(words, columns))
     return Claim(treatment, (*words[:-1], columns) if columns else (), dtype)
+
+
+def _bits_of(words: tuple[int, ...], columns: int) -> int:
+    """The width of affine groups that no file states, from the shapes."""
+    bits = words[-1] * 32 // columns if columns and words else 0
+    return bits if bits in _AFFINE.bits else 8
 
 
 def _mxtq_claim(
