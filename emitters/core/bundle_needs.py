@@ -64,7 +64,7 @@ class _Search:
         self.model = Model(bundle.inventory.id, facts, tied=tied, tensors=())
         self.modules = {module.name: module for module in bundle.modules}
         # By names without their numbers: modules, with these.
-        self.keyed: dict[str, list[tuple[BundleModule, list[int]]]] = defaultdict(list)
+        self.keyed: dict[str, list[tuple[BundleModule, tuple[int, ...]]]] = defaultdict(list)
         for module in bundle.modules:
             key, numbers = numbered_key(module.name)
             self.keyed[key].append((module, numbers))

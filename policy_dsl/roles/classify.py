@@ -152,7 +152,7 @@ def _by_last_word(table: Architecture, key: str, component: str) -> NameRule | N
     return NameRule((role._replace(is_matrix=None if may_be_linear else False),))
 
 
-def _layer_and_expert(rule: NameRule, numbers: list[int]) -> tuple[int | None, int | None]:
+def _layer_and_expert(rule: NameRule, numbers: tuple[int, ...]) -> tuple[int | None, int | None]:
     layer = None if rule.layer_at is None else numbers[rule.layer_at]
     return layer, None if rule.expert_at is None else numbers[rule.expert_at]
 
@@ -188,7 +188,7 @@ class _Reading:
             self._add_whole(tensor, rule, numbers)
 
     def _unusual(
-        self, tensor: TensorInfo, key: str, numbers: list[int], rule: NameRule | None
+        self, tensor: TensorInfo, key: str, numbers: tuple[int, ...], rule: NameRule | None
     ) -> NameRule | None:
         """The rule of a name outside the language model's blocks; None if it is reported."""
         first = self.facts.n_layers
@@ -200,7 +200,7 @@ class _Reading:
             (self.unknown if rule is None else self.beyond).append(tensor.name)
         return other
 
-    def _add_whole(self, tensor: TensorInfo, rule: NameRule, numbers: list[int]) -> None:
+    def _add_whole(self, tensor: TensorInfo, rule: NameRule, numbers: tuple[int, ...]) -> None:
         role, need = rule.roles[0], rule.needs[0]
         layer, expert = _layer_and_expert(rule, numbers)
         shape, scale = tensor.shape, self.scales.of_weight.get(tensor.name)
@@ -219,7 +219,7 @@ class _Reading:
         self.tensors.append(ModelTensor(tensor, role.name, *place, shape, is_matrix, scale))
 
     def _add_fused(
-        self, tensor: TensorInfo, rule: NameRule, fusion: Fusion, numbers: list[int]
+        self, tensor: TensorInfo, rule: NameRule, fusion: Fusion, numbers: tuple[int, ...]
     ) -> None:
         """Every expert's matrices, expert by expert, of a tensor that holds all of them."""
         axes = ["experts", *(("in", "out") if fusion.transposed else ("out", "in"))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from policy_dsl.inventory import EXPERT_NAME, TensorInfo
@@ -159,8 +159,16 @@ def llama_cpp_names(role: str, layer: int | None) -> tuple[str, ...]:
     return tuple(f"{before}{name}.weight" for name in names)
 
 
-def numbered_key(name: str) -> tuple[str, list[int]]:
+def numbered_key(name: str) -> tuple[str, tuple[int, ...]]:
     """The name with `#` for each whole number between dots, and the numbers."""
+    # The names of a hundred thousand experts have few halves.
+    head, experts, tail = name.partition(".experts.")
+    (key, numbers), (rest, more) = _numbered(head), _numbered(tail)
+    return key + experts + rest, numbers + more
+
+
+@lru_cache(8192)
+def _numbered(name: str) -> tuple[str, tuple[int, ...]]:
     parts = name.split(".")
     numbers = []
     for i, part in enumerate(parts):
@@ -168,4 +176,4 @@ def numbered_key(name: str) -> tuple[str, list[int]]:
         if part.isdecimal() and len(part) < 8 and (part[0] != "0" or part == "0"):
             numbers.append(int(part))
             parts[i] = "#"
-    return ".".join(parts), numbers
+    return ".".join(parts), tuple(numbers)

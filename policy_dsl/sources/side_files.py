@@ -9,6 +9,7 @@ tokenizers and processors, the names in utils/hub.py), mistral_common (tekken.js
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from math import isfinite
@@ -65,9 +66,9 @@ _REASONS = {
     "*": "readers of the model do not need it",
 }
 
-
 # Types of models in a tokenizer.json whose vocabulary is an object, and the one of a list.
 _MAPPED, _LISTED = ("BPE", "WordPiece", "WordLevel"), "Unigram"
+_TOKEN = re.compile("[0-9]{1,10}")
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -109,8 +110,7 @@ def why_left_out(name: str, target: str) -> str:
 
 def tokens_beyond(file: str, document: Mapping[str, Any], rows: int) -> list[str]:
     """The tokens that a file of this name gives ids beyond an embedding of `rows` rows."""
-    read = _READERS.get(file)
-    pairs = read(document) if read else ()
+    pairs = _READERS[file](document) if file in _READERS else ()
     # A negative id means that there is no such token.
     return [f"{shown(name, 40)} {number}" for name, number in pairs if number >= rows]
 
@@ -123,12 +123,11 @@ def odd_tokens(file: str, document: Mapping[str, Any]) -> Iterator[str]:
         yield from _without_ids("it has", flat)
     elif file == "tokenizer_config.json":
         yield from _decoder_faults(document.get("added_tokens_decoder"))
-    elif file == "generation_config.json":
-        for key in _SPECIAL:
-            # -1 is written for a token that there is not.
-            ids = [id_ for id_ in _listed(document.get(key)) if id_ not in (None, -1)]
-            if wrong := [id_ for id_ in ids if not _is_id(id_)]:
-                yield f"its {key} is {quoted(wrong[0])}, not the number of a token"
+    for key in _SPECIAL if file == "generation_config.json" else ():
+        # -1 is written for a token that there is not.
+        ids = [id_ for id_ in _listed(document.get(key)) if id_ not in (None, -1)]
+        if wrong := [id_ for id_ in ids if not _is_id(id_)]:
+            yield f"its {key} is {quoted(wrong[0])}, not the number of a token"
 
 
 def tokenizer_faults(document: Mapping[str, Any]) -> Iterator[str]:
@@ -143,9 +142,7 @@ def tokenizer_faults(document: Mapping[str, Any]) -> Iterator[str]:
         yield from _vocabulary_faults(model.get("type"), model["vocab"])
     if not isinstance(added, list):
         yield f"its added_tokens are {quoted(added)}, not a list"
-        return
-    wrong = [one for one in added if not (isinstance(one, Mapping) and _is_id(one.get("id")))]
-    if wrong:
+    elif wrong := [one for one in added if not _is_id(_object(one).get("id"))]:
         entries = counted(len(wrong), "entry", "entries")
         yield f"its added_tokens have {entries} without a whole number as id: {quoted(wrong[0])}"
 
@@ -164,9 +161,8 @@ def _vocabulary_faults(type_: Any, vocabulary: Any) -> Iterator[str]:
 def _decoder_faults(decoder: Any) -> Iterator[str]:
     if not isinstance(decoder, Mapping | None):
         yield f"its added_tokens_decoder is {quoted(decoder)}, not an object"
-        return
-    for number, entry in (decoder or {}).items():
-        if not (number.isascii() and number.isdigit() and len(number) < 11):
+    for number, entry in _object(decoder).items():
+        if not _TOKEN.fullmatch(number):
             yield f"its added_tokens_decoder has {quoted(number)}, which is not an id"
             return
         if not isinstance(entry, Mapping | str):
@@ -175,13 +171,11 @@ def _decoder_faults(decoder: Any) -> Iterator[str]:
 
 
 def _without_ids(has: str, vocabulary: Mapping[str, Any]) -> Iterator[str]:
-    wrong = [
-        f"{quoted(name)}: {quoted(id_)}" for name, id_ in vocabulary.items() if not _is_id(id_)
-    ]
+    wrong = [name for name, id_ in vocabulary.items() if not _is_id(id_)]
     if wrong:
-        tokens = counted(len(wrong), "token")
-        first = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
-        yield f"{has} {tokens} without a whole number from 0 as id: {first}"
+        first = ", ".join(f"{quoted(name)}: {quoted(vocabulary[name])}" for name in wrong[:3])
+        more, tokens = ", …" if len(wrong) > 3 else "", counted(len(wrong), "token")
+        yield f"{has} {tokens} without a whole number from 0 as id: {first}{more}"
 
 
 def _is_id(value: Any) -> bool:
@@ -200,36 +194,33 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
 def _tokenizer(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    model = document.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
-    if isinstance(vocabulary, list):
-        # Unigram: pairs of a piece and its score, the id is the place.
-        for number, entry in enumerate(vocabulary):
-            yield str(entry[0] if isinstance(entry, list) and entry else entry), number
-    else:
-        yield from _numbered(vocabulary)
-    added = document.get("added_tokens")
-    for entry in added if isinstance(added, list) else ():
-        if isinstance(entry, Mapping) and type(entry.get("id")) is int:
-            yield str(entry.get("content")), entry["id"]
+    vocabulary, added = _object(document.get("model")).get("vocab"), document.get("added_tokens")
+    # Unigram: pairs of a piece and its score, the id is the place.
+    for number, entry in enumerate(vocabulary if isinstance(vocabulary, list) else ()):
+        yield str(entry[0] if isinstance(entry, list) and entry else entry), number
+    yield from _numbered(vocabulary)
+    for one in map(_object, added if isinstance(added, list) else ()):
+        if type(one.get("id")) is int:
+            yield str(one.get("content")), one["id"]
 
 
 def _numbered(document: Any) -> Iterator[tuple[str, int]]:
-    if isinstance(document, Mapping):
-        yield from ((name, number) for name, number in document.items() if type(number) is int)
+    yield from ((name, id_) for name, id_ in _object(document).items() if type(id_) is int)
 
 
 def _tokenizer_config(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    decoder = document.get("added_tokens_decoder")
-    for number, entry in decoder.items() if isinstance(decoder, Mapping) else ():
-        if number.isascii() and number.isdigit() and len(number) < 10:
+    for number, entry in _object(document.get("added_tokens_decoder")).items():
+        if _TOKEN.fullmatch(number) and len(number) < 10:
             yield str(entry.get("content") if isinstance(entry, Mapping) else entry), int(number)
 
 
 def _special(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    inner = document.get("text_config")
-    for config in (document, inner if isinstance(inner, Mapping) else {}):
+    for config in (document, _object(document.get("text_config"))):
         for key in _SPECIAL:
             yield from ((key, id_) for id_ in _listed(config.get(key)) if type(id_) is int)
 
