@@ -128,9 +128,7 @@ def survey_document(source: Survey) -> documents.InspectDocument:
         tensors=len(inventory.tensors),
         quantization=source.quantization,
         container=inventory.container._asdict() if inventory.container else None,
-        dtypes=[
-            dict(zip(("dtype", "tensors", "nbytes"), row, strict=True)) for row in source.dtypes
-        ],
+        dtypes=list(source.dtypes),
         roles=list(source.roles),
         files=dict(inventory.file_nbytes),
         # Null is not empty: headers from the hub do not say.
