@@ -69,61 +69,41 @@ class PatternCures:
         note = f'"{_OTHER_TOOLS}" is another tool\'s notation'
         return found._replace(notes=(note, *found.notes))
 
-    def _cure(self, pattern: Pattern, excepted: bool) -> Cure:
-        if beside := self._beside_weights(pattern):
-            return Cure(None, (beside,))
-        for find in (self._renamed, self._llama_cpp, self._widened, self._misspelt):
-            found = find(pattern, excepted)
-            if found is not None:
-                return found
-        return Cure(None, tuple(self._other_numbers(pattern)))
-
     def more_taken(self, pattern: Pattern) -> tuple[str, Pattern] | None:
         """The numbers that `layers.1*` takes beyond 1, and the pattern that takes 1 alone."""
         if pattern not in self._taken:
-            self._taken[pattern] = self._more_taken(pattern)
+            self._taken[pattern] = next(self._more_taken(pattern), None)
         return self._taken[pattern]
 
-    def _more_taken(self, pattern: Pattern) -> tuple[str, Pattern] | None:
+    def _more_taken(self, pattern: Pattern) -> Iterator[tuple[str, Pattern]]:
         for kind, number, longer, exact in _open_numbers(pattern):
             names = self._names.matching(longer)
             taken = {more for name in names for more in _longer(name, number)}
             if taken and self._names.matching(exact):
-                return f"{kind} {layer_list(taken)}", exact
-        return None
+                yield f"{kind} {layer_list(taken)}", exact
+
+    def _cure(self, pattern: Pattern, excepted: bool) -> Cure:
+        if beside := self._beside_weights(pattern):
+            return Cure(None, (beside,))
+        text, is_glob = pattern.pattern, isinstance(pattern, Glob)
+        note = "no name matches; with .weight at the end {count} would"
+        found = self._tried([Glob(f"{text}.weight")] if is_glob else [], note, excepted)
+        if found is None and (not is_glob or _OF_REGEX & set(text) or _SEARCHED.search(text)):
+            found = self._tried(_regexes(text), _REGEX_NOTE, excepted)
+        found = found or self._llama_cpp(pattern)
+        if found is None and is_glob:
+            note = "a name pattern is matched against the whole name; so {count} would match"
+            found = self._tried(_wider(text), note, excepted) or self._misspelt(text, excepted)
+        return found or Cure(None, tuple(self._other_numbers(text) if is_glob else ()))
 
     def _first(self, tried: Iterable[Pattern], excepted: bool) -> Pattern | None:
         """The first pattern that would do: one that matches and may touch what it matches."""
         for pattern in filter(_is_taken, tried):
             names = self._names.matching(pattern)
             may_all = excepted or is_spelled(pattern)
-            if names and (may_all or any(name in self._unguarded for name in names)):
+            if names and (may_all or not names.isdisjoint(self._unguarded)):
                 return pattern
         return None
-
-    @cached_property
-    def _words(self) -> frozenset[str]:
-        return frozenset(part for name in self._names for part in name.split("."))
-
-    @cached_property
-    def _unguarded(self) -> frozenset[str]:
-        open_ones = (one for one in self._model.tensors if not is_guarded(one))
-        return frozenset(tensor.source.name for tensor in open_ones)
-
-    def _renamed(self, pattern: Pattern, excepted: bool) -> Cure | None:
-        text = pattern.pattern
-        if isinstance(pattern, Glob):
-            note = "no name matches; with .weight at the end {count} would"
-            found = self._tried([Glob(f"{text}.weight")], note, excepted)
-            if found is not None or not (_OF_REGEX & set(text) or _SEARCHED.search(text)):
-                return found
-        return self._tried(_regexes(text), _REGEX_NOTE, excepted)
-
-    def _widened(self, pattern: Pattern, excepted: bool) -> Cure | None:
-        if isinstance(pattern, Regex):
-            return None
-        note = "a name pattern is matched against the whole name; so {count} would match"
-        return self._tried(_wider(pattern.pattern), note, excepted)
 
     def _tried(self, tried: Iterable[Pattern], note: str, excepted: bool) -> Cure | None:
         found = self._first(tried, excepted)
@@ -132,43 +112,39 @@ class PatternCures:
         count = f"{len(self._names.matching(found)):,}"
         return Cure(f"write {print_selector(found)}", (note.format(count=count),))
 
-    def _llama_cpp(self, pattern: Pattern, excepted: bool) -> Cure | None:
+    @cached_property
+    def _unguarded(self) -> frozenset[str]:
+        open_ones = (one for one in self._model.tensors if not is_guarded(one))
+        return frozenset(tensor.source.name for tensor in open_ones)
+
+    def _llama_cpp(self, pattern: Pattern) -> Cure | None:
         text, own = pattern.pattern, print_selector(pattern)
         variants: list[Pattern] = [pattern]
         if isinstance(pattern, Glob):
             variants += [Glob(f"{text}.weight"), Glob(f"*.{text}.weight")]
         else:
             variants += _regexes(text)
+        index, names = self._llama_names
         for variant in filter(_is_taken, variants):
-            called = self._called(variant)
-            meant = _by_role(place for place in self._places if place in called)
-            if meant:
-                selector = self._selector(meant)
-                named = ", ".join(meant)
-                note = f"{own} is llama.cpp's name: the role is {named}"
-                return Cure(f"write {_enclosed(selector)}", (note,))
+            called = {place for name in index.matching(variant) for place in names[name]}
+            if meant := [place for place in self._places if place in called]:
+                selector, roles = self._selector(meant), ", ".join(dict(meant))
+                shown = print_selector(selector)
+                shown = shown if isinstance(selector, Name) else f"({shown})"
+                return Cure(f"write {shown}", (f"{own} is llama.cpp's name: the role is {roles}",))
             if called:
                 named = ", ".join(role for role in llama_cpp_roles() if role in dict(called))
-                return Cure(
-                    None, (f"{own} is llama.cpp's name of {named}, which this model lacks",)
-                )
+                note = f"{own} is llama.cpp's name of {named}, which this model lacks"
+                return Cure(None, (note,))
         return None
 
-    def _called(self, pattern: Pattern) -> set[_Place]:
-        names = self._llama_index.matching(pattern)
-        return {place for name in names for place in self._llama_names[name]}
-
     @cached_property
-    def _llama_index(self) -> NameIndex:
-        return NameIndex(self._llama_names)
-
-    @cached_property
-    def _llama_names(self) -> Mapping[str, Sequence[_Place]]:
+    def _llama_names(self) -> tuple[NameIndex, Mapping[str, Sequence[_Place]]]:
         found: dict[str, list[_Place]] = defaultdict(list)
         for place in product(llama_cpp_roles(), (None, *range(self._model.n_layers))):
             for name in llama_cpp_names(*place):
                 found[name].append(place)
-        return found
+        return NameIndex(found), found
 
     @cached_property
     def _places(self) -> tuple[_Place, ...]:
@@ -177,23 +153,23 @@ class PatternCures:
         named = [place for place in places if place[0] in order]
         return tuple(sorted(named, key=lambda place: order[place[0]]))
 
-    def _selector(self, meant: dict[str, set[int]]) -> Selector:
+    def _selector(self, meant: Sequence[_Place]) -> Selector:
         """The roles; in the layers that are meant, if they have others too."""
-        names = any_of(*(Name(role) for role in meant))
-        wanted = set.union(*meant.values())
-        every = {layer for role, layer in self._places if role in meant and layer is not None}
-        if wanted == every:
+        roles = dict(meant)
+        names = any_of(*map(Name, roles))
+        wanted = {layer for _, layer in meant if layer is not None}
+        if wanted == {layer for role, layer in self._places if role in roles} - {None}:
             return names
-        ranges = tuple(LayerRange(layer, layer) for layer in sorted(wanted))
-        return all_of(names, Layers(ranges))
+        return all_of(names, Layers(tuple(LayerRange(layer, layer) for layer in sorted(wanted))))
 
-    def _misspelt(self, pattern: Pattern, excepted: bool) -> Cure | None:
-        if isinstance(pattern, Regex):
-            return None
-        near = _near(pattern.pattern, self._words)
-        tried = [Glob(f"{text}{end}") for text in near for end in _ENDS]
+    def _misspelt(self, text: str, excepted: bool) -> Cure | None:
+        tried = [Glob(f"{near}{end}") for near in _near(text, self._words) for end in _ENDS]
         found = self._first(tried, excepted)
         return None if found is None else Cure(f"did you mean {print_selector(found)}?", ())
+
+    @cached_property
+    def _words(self) -> frozenset[str]:
+        return frozenset(part for name in self._names for part in name.split("."))
 
     def _beside_weights(self, pattern: Pattern) -> str | None:
         """What the pattern matches in the source and not in the model, if anything."""
@@ -201,16 +177,14 @@ class PatternCures:
         for ignored, reason in self._model.ignored:
             if full(ignored.name):
                 return f"{ignored.name} is not a weight of the model: {reason}"
-        for tensor in self._model.tensors:
-            if tensor.scale is not None and full(tensor.scale.name):
-                return f"{tensor.scale.name} is read with its weight, and has no treatment"
-        return None
+        scales = (tensor.scale.name for tensor in self._model.tensors if tensor.scale is not None)
+        scale = next(filter(full, scales), None)
+        return scale and f"{scale} is read with its weight, and has no treatment"
 
-    def _other_numbers(self, pattern: Pattern) -> Iterator[str]:
-        """The note that only the numbers of a pattern are those of no tensor, if so."""
-        any_number = re.sub(r"(?<=\.)\d+(?=\.|\\\.|$)", "*", pattern.pattern)
-        other = Glob(any_number)
-        if isinstance(pattern, Glob) and other != pattern and _is_taken(other):
+    def _other_numbers(self, text: str) -> Iterator[str]:
+        """The note that only the numbers of a glob are those of no tensor, if so."""
+        other = Glob(re.sub(r"(?<=\.)\d+(?=\.|\\\.|$)", "*", text))
+        if other.pattern != text and _is_taken(other):
             example = min(self._names.matching(other), default=None)
             if example is not None:
                 yield f"with other numbers it would match, as {example}"
@@ -246,18 +220,11 @@ def _wider(text: str) -> Iterator[Glob]:
         yield from (Glob(f"*.{tail}"), Glob(f"*.{tail}.weight"), Glob(f"*.{tail}.*"))
 
 
-def _by_role(places: Iterable[_Place]) -> dict[str, set[int]]:
-    found: dict[str, set[int]] = {}
-    for role, layer in places:
-        layers = found.setdefault(role, set())
-        layers |= set() if layer is None else {layer}
-    return found
-
-
 def _near(text: str, known: Collection[str]) -> Iterator[str]:
     parts = text.split(".")
     unknown = [part for part in parts if _is_word(part) and part.strip("*?") not in known]
-    meant = {part: _known_word(part, known) for part in unknown}
+    words = {part: part.strip("*?") for part in unknown}
+    meant = {part: part.replace(word, nearest(word, known) or word) for part, word in words.items()}
     yield ".".join(meant.get(part, part) for part in parts)
     # Names of another library's models may have one more part.
     fewer = [part for part in parts if part not in unknown]
@@ -265,19 +232,9 @@ def _near(text: str, known: Collection[str]) -> Iterator[str]:
         yield ".".join(fewer)
 
 
-def _known_word(part: str, known: Collection[str]) -> str:
-    word = part.strip("*?")
-    return part.replace(word, nearest(word, known) or word)
-
-
 def _is_word(part: str) -> bool:
     word = part.strip("*?")
     return bool(word) and not word.isdecimal() and not WILDCARDS & set(word)
-
-
-def _enclosed(selector: Selector) -> str:
-    text = print_selector(selector)
-    return text if isinstance(selector, Name) else f"({text})"
 
 
 def _open_numbers(pattern: Pattern) -> Iterator[tuple[str, str, Pattern, Pattern]]:
