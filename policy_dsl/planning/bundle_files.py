@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +44,6 @@ _NO_PREFACE = "its metadata hold the source's tokenizer and template"
 _UNKNOWN_SIDE_FILES = "tokenizer, template and licence files"
 _CURE = "download it again; the tokenizers library does not load it"
 _ODD = "download it again, or write the numbers of the tokens"
-_as_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Layout(NamedTuple):
@@ -116,13 +116,13 @@ def _header(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> by
     about = json.dumps(dict(metadata), separators=(",", ":"), ensure_ascii=False)
     entries = [f'"__metadata__":{about}'] if metadata else []
     start = 0
+    shapes = {shape: ",".join(map(str, shape)) for shape in {one.shape for one in tensors}}
     for tensor in tensors:
-        name, stop = _as_json(tensor.name), start + tensor.nbytes
-        shape = ",".join(map(str, tensor.shape))
+        name, stop = encode_basestring(tensor.name), start + tensor.nbytes
+        dtype, shape = tensor.dtype, shapes[tensor.shape]
         # As text: a JSON document of a hundred thousand entries takes three times as long.
-        entries.append(
-            f'{name}:{{"dtype":"{tensor.dtype}","shape":[{shape}],"data_offsets":[{start},{stop}]}}'
-        )
+        places = f'"data_offsets":[{start},{stop}]'
+        entries.append(f'{name}:{{"dtype":"{dtype}","shape":[{shape}],{places}}}')
         start = stop
     text = f"{{{','.join(entries)}}}".encode()
     text += b" " * (-len(text) % 8)

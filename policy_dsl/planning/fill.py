@@ -12,17 +12,7 @@ from policy_dsl.formats import Format, FormatSpec, SchemeSpec
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.policy import Defaults
 from policy_dsl.roles.model import Model, ModelTensor
-from policy_dsl.treatments import (
-    KEEP,
-    PLAIN_DTYPES,
-    PLAIN_WORDS,
-    Action,
-    Coded,
-    Plain,
-    Stored,
-    Written,
-    describe,
-)
+from policy_dsl.treatments import PLAIN_DTYPES, Action, Coded, Plain, Stored, Written, describe
 from policy_dsl.vocabulary import SCHEMES, WORDS
 
 _CALLED = {"experts": "experts", "embed": "embeddings", "matrix": "matrices"}
@@ -44,23 +34,17 @@ def fill(
 ) -> Stored | Diagnostic | None:
     """What is stored, or the defect that prevents it (without a span).
 
-    None for keep, raw and drop: there the tensor decides, see `plain_of`.
+    None for keep, raw and drop: there the tensor decides.
     """
     if written.action == "cast":
         dtype = PLAIN_DTYPES[written.dtype or ""]
         if dtype in spec.plain_dtypes:
             return Plain(dtype)
-        held, word = _listed(map(PLAIN_WORDS.get, spec.plain_dtypes)), PLAIN_WORDS[dtype]
+        held, word = _listed(describe(Plain(one)) for one in spec.plain_dtypes), written.dtype
         return diagnostic("unsupported-dtype", target=spec.name, dtype=word, held=held)
     if written.action != "quantize":
         return None
     return _coded(written, tensor_class, defaults, spec)
-
-
-def plain_of(written: Written, tensor: ModelTensor, model: Model, spec: FormatSpec) -> Plain:
-    """What keep or raw stores of a tensor: the target's plain dtype for it, or its own."""
-    is_raw = written.action == "raw"
-    return Plain(tensor.source.dtype if is_raw else spec.plain_dtype(tensor, model))
 
 
 def _scheme_by_table(bits: int | None, tensor_class: str, spec: FormatSpec) -> str | None:
@@ -203,7 +187,8 @@ class Filling:
         filled = fill(written, role_class(tensor), self._defaults, self._spec)
         if isinstance(filled, Diagnostic):
             return filled
-        stored = filled or plain_of(written, tensor, self._model, self._spec)
+        raw = Plain(tensor.source.dtype) if written.action == "raw" else self._kept(tensor)
+        stored = filled or raw
         defect = self._unheld(written, tensor, stored) or self._unusable(written, tensor, stored)
         if defect is not None:
             return defect
@@ -236,6 +221,9 @@ class Filling:
             return diagnostic("not-a-matrix", role=tensor.role, shape=list(tensor.shape))
         return self._split_group(tensor, stored)
 
+    def _kept(self, tensor: ModelTensor) -> Plain:
+        return Plain(self._spec.plain_dtype(tensor, self._model))
+
     def _refusal(self, tensor: ModelTensor, stored: Stored) -> str | None:
         return self._format.review.held(tensor, self._model, stored)
 
@@ -248,7 +236,7 @@ class Filling:
         offers: dict[str, Any] = {
             describe(plainer): plainer,
             f"{stored.bits}bit": fill(width, role_class(tensor), Defaults(), self._spec),
-            "keep": plain_of(KEEP, tensor, self._model, self._spec),
+            "keep": self._kept(tensor),
         }
         for word, other in offers.items():
             is_another = isinstance(other, Plain | Coded) and other != stored
@@ -269,10 +257,7 @@ class Filling:
         ]
         cure = f"{' or '.join(fitting)} would"
         if not fitting:
-            kept = plain_of(KEEP, tensor, self._model, self._spec)
-            keep = ": `keep` it" if self._refusal(tensor, kept) is None else ""
+            keep = ": `keep` it" if self._refusal(tensor, self._kept(tensor)) is None else ""
             cure = f"no group size of {coded.scheme} does{keep}"
-        size = coded.group_size
-        return diagnostic(
-            "group-does-not-divide", suggestion=cure, group_size=size, columns=columns
-        )
+        facts: dict[str, Any] = {"group_size": coded.group_size, "columns": columns}
+        return diagnostic("group-does-not-divide", suggestion=cure, **facts)

@@ -12,7 +12,7 @@ from math import prod
 from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.formats import Format, PartShape
+from policy_dsl.formats import Format
 from policy_dsl.inventory import tensor_nbytes
 from policy_dsl.plan import Module, Omission, PlannedTensor
 from policy_dsl.planning.decisions import Decision
@@ -175,12 +175,13 @@ class _Stacking:
         if self._padding is not None and tensor.role == "router_bias":
             tail = _stored(self._padding.router_bias, dtype) * added
         # A parameter that no module holds, such as a router's bias, has no part to append.
-        name = tensor.source.name
-        ends = (path, name) if tensor.expert is not None else (_last(path), _last(name))
-        is_bare = ends[0] == ends[1]
+        name, own = tensor.source.name, path
+        if tensor.expert is None:
+            name, own = name.rpartition(".")[2], own.rpartition(".")[2]
+        names = [path if own == name else f"{path}.{one.part}" for one in parts]
         tensors = [
-            PlannedTensor(path if is_bare else f"{path}.{one.part}", *one[1:-1], one.tail or tail)
-            for one in parts
+            PlannedTensor(named, *one[1:-1], one.tail or tail)
+            for named, one in zip(names, parts, strict=True)
         ]
         return Module(
             name=path,
@@ -206,12 +207,13 @@ class _Stacking:
         key = treatment, shape, dtype
         if key not in self._known:
             parts = self._spec.part_shapes(treatment, shape, dtype)
-            self._known[key] = [_unnamed(part) for part in parts], parts[0].together
+            unnamed = []
+            for one in parts:
+                size = tensor_nbytes(one.dtype, one.shape) if one.nbytes is None else one.nbytes
+                form = one.part, one.dtype, one.shape, size, "", 0, one.order == "columns"
+                unnamed.append(PlannedTensor("", *form, one.constant))
+            self._known[key] = unnamed, parts[0].together
         return self._known[key]
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def _stored(value: float, dtype: str) -> bytes:
@@ -219,9 +221,3 @@ def _stored(value: float, dtype: str) -> bytes:
     if dtype == "BF16":
         return struct.pack("<f", value)[2:]
     return struct.pack("<e" if dtype == "F16" else "<f", value)
-
-
-def _unnamed(part: PartShape) -> PlannedTensor:
-    nbytes = tensor_nbytes(part.dtype, part.shape) if part.nbytes is None else part.nbytes
-    form = part.part, part.dtype, part.shape, nbytes
-    return PlannedTensor("", *form, "", 0, part.order == "columns", part.constant)

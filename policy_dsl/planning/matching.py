@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from policy_dsl import policy as selectors
@@ -30,6 +30,7 @@ _GUARDED_ROLES = frozenset({"router", "router_bias", "norm"})
 Outcome = tuple[bool, bool]
 Predicate = Callable[["ModelTensor"], Outcome]
 
+_layers_where = cache(layers_where)
 _NO: Outcome = (False, False)
 _YES: Outcome = (True, False)
 _NAMED: Outcome = (True, True)
@@ -151,7 +152,6 @@ class _Compiler:
         self._findings: list[Diagnostic] = []
         self._predicates: dict[Selector, Predicate] = {}
         self._marks: dict[Selector, frozenset[str] | frozenset[int]] = {}
-        self._where: dict[str, frozenset[int]] = {}
         self._rule: Rule
 
     def compile(self, rule: Rule, index: int, origin: str) -> CompiledRule:
@@ -227,9 +227,7 @@ class _Compiler:
                     self._report("not-the-boundary", node, n_layers=n_layers)
                 return found
             case selectors.LayersWhere(expression):
-                if expression not in self._where:
-                    self._where[expression] = layers_where(expression, n_layers)
-                return self._where[expression]
+                return _layers_where(expression, n_layers)
             case selectors.Boundary(count):
                 return _boundary_layers(count, n_layers)
             case selectors.Middle():

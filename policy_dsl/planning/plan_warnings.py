@@ -13,13 +13,12 @@ from policy_dsl.formats import Format
 from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan, coded_modules
 from policy_dsl.planning.decisions import Decision
-from policy_dsl.planning.fill import plain_of
 from policy_dsl.planning.matching import CompiledRule, is_guarded, leaves
 from policy_dsl.policy import Glob, Name, Regex
 from policy_dsl.quantities import both_units, counted
 from policy_dsl.roles.config_facts import TIED, rewritten
 from policy_dsl.roles.model import Model, ModelTensor
-from policy_dsl.treatments import KEEP, Coded
+from policy_dsl.treatments import Coded, Plain
 from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL, namesake
 
 
@@ -156,7 +155,7 @@ def _routers(plan: Plan, made: Sequence[Decision], format: Format) -> Iterator[D
     model = plan.model
     # Where readers would not take a plain one, quantizing it is not a choice.
     for router in (one.tensor for one in made if one.tensor.namesake == "router"):
-        plain = plain_of(KEEP, router, model, format.spec)
+        plain = Plain(format.spec.plain_dtype(router, model))
         if format.review.held(router, model, plain) is not None:
             return
     coded = (one for one, _ in coded_modules(plan.modules) if namesake(one.role) == "router")

@@ -149,6 +149,10 @@ class _Candidate(NamedTuple):
     is_open: bool
 
 
+# What the parts around a part of a selector allow; None for anything.
+_Left = Sequence[_Candidate] | None
+
+
 class SelectorParts:
     """The parts of rules' selectors against the tensors of one model.
 
@@ -197,7 +201,7 @@ class SelectorParts:
         """An error for each part that matches only what the rest of the selector leaves out."""
         if compiled.rule.optional or compiled.inapplicable:
             return
-        for part, left in self._idle(compiled, compiled.rule.selector, None, excepted=False):
+        for part, left in self._idle(compiled, compiled.rule.selector, None, False):
             matches = compiled.predicates[part]
             notes = guard_notes([one.tensor for one in left if matches(one.tensor)[0]])
             yield self._without_match("part", compiled, part, Cure(None, notes))
@@ -225,12 +229,7 @@ class SelectorParts:
         return found
 
     def _idle(
-        self,
-        compiled: CompiledRule,
-        node: Selector,
-        left: Sequence[_Candidate] | None,
-        *,
-        excepted: bool,
+        self, compiled: CompiledRule, node: Selector, left: _Left, excepted: bool
     ) -> Iterator[tuple[Selector, Sequence[_Candidate]]]:
         """Each part that nothing of what is left to it reaches, and that.
 
@@ -244,22 +243,17 @@ class SelectorParts:
             # What is excepted may be anywhere in the model.
             parts = [(node.base, left, excepted), (node.excluded, None, True)]
         elif not isinstance(node, Or):
-            allowed = partial(self._allowed, compiled, node, left, excepted=excepted)
+            allowed = partial(self._allowed, compiled, node, left, excepted)
             if not any(one.is_open for one in _narrowed(allowed(), [compiled.predicates[node]])):
                 yield node, list(allowed())
             elif isinstance(node, And):
                 rest = _left_to_parts(compiled, node, allowed)
                 parts = [(part, others, excepted) for part, others in rest]
         for part, among, is_excepted in parts:
-            yield from self._idle(compiled, part, among, excepted=is_excepted)
+            yield from self._idle(compiled, part, among, is_excepted)
 
     def _allowed(
-        self,
-        compiled: CompiledRule,
-        node: Selector,
-        left: Sequence[_Candidate] | None,
-        *,
-        excepted: bool,
+        self, compiled: CompiledRule, node: Selector, left: _Left, excepted: bool
     ) -> Iterable[_Candidate]:
         if left is not None:
             return left

@@ -10,18 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from json.encoder import encode_basestring
 from pathlib import PurePath
 from typing import Any, cast
 
 from policy_dsl import version
-from policy_dsl.documents import RuleAt
-from policy_dsl.documents.saved import (
-    ModuleRow,
-    RecordDocument,
-    RecordedForm,
-    RecordedOmission,
-    RecordedTreatment,
-)
+from policy_dsl.documents import RuleAt, saved
 from policy_dsl.escaping import decoded
 from policy_dsl.language.print_policy import canonical_text
 from policy_dsl.plan import Module, Omission, Plan
@@ -44,7 +38,7 @@ def record(
     files: name -> (bytes, SHA-256) of every file but the record itself; tensors: name ->
     SHA-256. `digest` is the SHA-256 of the record without it, compact and with sorted keys.
     """
-    entries: list[ModuleRow] = []
+    entries: list[saved.ModuleRow] = []
     for module, form, recipe in zip(plan.modules, plan.forms.numbers, plan.recipes, strict=True):
         hashes = [tensors[tensor.name] for tensor in module.tensors]
         entries.append((module.name, module.layer, form, recipe, hashes))
@@ -66,17 +60,12 @@ def record_nbytes(plan: Plan, files: Mapping[str, int]) -> int:
         for number, example in enumerate(shared.examples)
     ]
     layers = {layer: len(_json(layer)) for layer in {module.layer for module in plan.modules}}
-    row = len('["", , , , [') - _SEPARATOR_NBYTES + len("]]") + _HASH_NBYTES
+    row = len("[, , , , [") - _SEPARATOR_NBYTES + len("]]") + _HASH_NBYTES
     for module, form in zip(plan.modules, shared.numbers, strict=True):
-        size += row + _nbytes(module.name) + layers[module.layer] + forms[form]
+        name = len(encode_basestring(module.name).encode())
+        size += row + name + layers[module.layer] + forms[form]
     # No comma after the last row.
     return size - len(",\n")
-
-
-def _nbytes(text: str) -> int:
-    """Bytes of a text in JSON, without its quotes."""
-    is_plain = text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
-    return len(text) if is_plain else len(_json(text).encode()) - 2
 
 
 def record_digest(document: Mapping[str, Any]) -> str:
@@ -94,8 +83,8 @@ def source_id(name: str) -> str:
 
 
 def _document(
-    plan: Plan, plan_digest: str, files: Mapping[str, tuple[int, str]], rows: list[ModuleRow]
-) -> RecordDocument:
+    plan: Plan, plan_digest: str, files: Mapping[str, tuple[int, str]], rows: list[saved.ModuleRow]
+) -> saved.RecordDocument:
     policy = plan.policy
     return {
         "schema_version": 2,
@@ -118,41 +107,36 @@ def _document(
             "nbytes": plan.source_nbytes,
             "fp8_rule": plan.fp8_rule,
             "commit": plan.source_commit,
-            "files": {
-                name: {"nbytes": nbytes, "sha256": None}
-                for name, nbytes in plan.source_files.items()
-            },
+            "files": {name: {"nbytes": n, "sha256": None} for name, n in plan.source_files.items()},
         },
         "statistics": {
-            file.name: {
-                "file": decoded(PurePath(file.path).name),
-                "sha256": file.sha256 or UNKNOWN_HASH,
+            one.name: {
+                "file": decoded(PurePath(one.path).name),
+                "sha256": one.sha256 or UNKNOWN_HASH,
             }
-            for file in plan.statistics
+            for one in plan.statistics
         },
         "calibration": None,
         "transforms": [plan.pruning.entry] if plan.pruning else [],
         # Those of pruned experts follow from the numbers of the others.
         "omitted": [_omission(omission) for omission in plan.omitted if omission.expert is None],
-        "files": {
-            name: {"nbytes": nbytes, "sha256": sha256} for name, (nbytes, sha256) in files.items()
-        },
+        "files": {name: {"nbytes": n, "sha256": sha256} for name, (n, sha256) in files.items()},
         "forms": [_form(plan, module) for module in plan.forms.examples],
         "modules": {"columns": ("name", "layer", "form", "recipe", "sha256"), "rows": rows},
         "digest": UNKNOWN_HASH,
     }
 
 
-def _omission(omission: Omission) -> RecordedOmission:
-    entry: RecordedOmission = {"name": omission.tensor.name, "reason": omission.reason}
+def _omission(omission: Omission) -> saved.RecordedOmission:
+    entry: saved.RecordedOmission = {"name": omission.tensor.name, "reason": omission.reason}
     if omission.equals:
         # A build compares them before it writes anything.
         entry["equals"] = omission.equals
     return entry
 
 
-def _form(plan: Plan, module: Module) -> RecordedForm:
-    form: RecordedForm = {
+def _form(plan: Plan, module: Module) -> saved.RecordedForm:
+    form: saved.RecordedForm = {
         "role": module.role,
         "treatment": _treatment(module),
         "shape": list(module.shape),
@@ -176,10 +160,10 @@ def _rule_at(plan: Plan, module: Module) -> RuleAt | None:
     return {**place, "path": inside.as_posix()}
 
 
-def _treatment(module: Module) -> RecordedTreatment:
+def _treatment(module: Module) -> saved.RecordedTreatment:
     # What a scheme does not have is left out rather than null.
     coded = module.treatment
-    document: RecordedTreatment = {"action": cast("Any", module.written)}
+    document: saved.RecordedTreatment = {"action": cast("Any", module.written)}
     if isinstance(coded, Plain):
         if module.written != "raw":
             document["dtype"] = describe(coded)
