@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 INTERRUPTED = 130
 
@@ -19,13 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:
-        _say_so()
+        # A stream may be closed, or full: the exit code says it too.
+        with suppress(AttributeError, OSError):
+            sys.stderr.write("interrupted\n")
     return code
-
-
-def _say_so() -> None:
-    try:
-        sys.stderr.write("interrupted\n")
-    # A stream that is closed, or full: the exit code says it too.
-    except (AttributeError, OSError):
-        return

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
 
 import click
@@ -95,9 +96,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     try:
-        # Not `main` of click, which takes Ctrl-C for an answer to a question.
-        with app.make_context("policyc", list(words)) as context:
-            app.invoke(context)
+        console.guarded(_invoke)(words)
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.UsageError as error:
@@ -105,6 +104,13 @@ def _run(words: list[str]) -> int:
         if not all(map(is_visible, words)):
             message = escaped(error.format_message())
             error.format_message = lambda: message  # type: ignore[method-assign]
-        error.show()
+        with suppress(OSError):
+            error.show()
         return console.INVALID
     return 0
+
+
+def _invoke(words: list[str]) -> None:
+    # Not `main` of click, which takes Ctrl-C for an answer to a question.
+    with app.make_context("policyc", list(words)) as context:
+        app.invoke(context)

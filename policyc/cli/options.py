@@ -90,9 +90,9 @@ class Request:
                 note(f"note: {escaped(line)}")
         return inventory
 
-    def plan(self) -> Plan:
-        """The complete plan."""
-        policy = self.read_policy()
+    def plan(self, policy: Policy | None = None) -> Plan:
+        """The complete plan, of a policy that is read already or of its own."""
+        policy = policy or self.read_policy()
         return workflow.plan(
             policy,
             model=self.open_model(policy),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +26,7 @@ from policyc.cli import console, options
 from policyc.cli.options import Request
 
 if TYPE_CHECKING:
-    from policy_dsl.documents.reports import CheckDocument
-    from policy_dsl.planning.outline import Outline
+    from policy_dsl.documents.reports import AgainstEntry, CheckDocument
     from policy_dsl.policy import Policy
 
 STDIN = "-"
@@ -39,7 +38,7 @@ class Checked:
 
     policy: str
     name: str | None
-    against: tuple[tuple[str, str], ...]
+    against: Sequence[AgainstEntry]
     findings: tuple[Diagnostic, ...]
 
 
@@ -90,7 +89,7 @@ def _checked(request: Request) -> Checked:
         # One broken policy must not hide what is wrong with the others.
         return Checked(request.policy, None, (), error.diagnostics)
     findings: list[Diagnostic] = []
-    against: list[tuple[str, str]] = []
+    against: list[AgainstEntry] = []
     if request.model:
         # Each target has schemes of its own, so a policy for several is checked for each.
         for target in (request.target,) if request.target else policy.targets or (None,):
@@ -98,11 +97,11 @@ def _checked(request: Request) -> Checked:
     else:
         findings += lint(policy, emitters.FORMATS, target=request.target)
     # Two targets may have the same defect; nobody wants to read it twice.
-    return Checked(request.policy, policy.name, tuple(against), tuple(dict.fromkeys(findings)))
+    return Checked(request.policy, policy.name, against, tuple(dict.fromkeys(findings)))
 
 
 def _against_model(
-    request: Request, policy: Policy, target: str | None, against: list[tuple[str, str]]
+    request: Request, policy: Policy, target: str | None, against: list[AgainstEntry]
 ) -> Sequence[Diagnostic]:
     import emitters
     from policy_dsl.planning.assertions import findings_of_tests
@@ -113,7 +112,7 @@ def _against_model(
         inventory = request.open_model(policy)
         chosen = choose_target(policy, emitters.FORMATS, target)
         # Before the plan, which may fail: what was tried is reported either way.
-        against.append((inventory.id, chosen))
+        against.append({"model": inventory.id, "target": chosen})
         plan = workflow.plan_for(policy, inventory, chosen, request.statistics, files=False)
         beside = source_findings(plan, inventory, emitters.FORMATS[chosen].spec)
         return [*plan.findings, *beside, *findings_of_tests(plan)]
@@ -125,12 +124,14 @@ def _text(checked: Iterable[Checked]) -> Iterable[str]:
     for each in checked:
         if each.findings:
             yield render(each.findings) + "\n\n"
-        shown = " and ".join(f"{escaped(model)} as {target}" for model, target in each.against)
+        shown = " and ".join(f"{escaped(at['model'])} as {at['target']}" for at in each.against)
         place = f" (against {shown})" if shown else " (alone; --model checks it against one)"
         yield f"{escaped(each.policy)}: {count_text(each.findings)}{place}\n"
 
 
 def _document(checked: Iterable[Checked], findings: Sequence[Diagnostic]) -> CheckDocument:
+    from policy_dsl.documents import entry_of
+    from policy_dsl.documents.reports import CheckedPolicy
     from policyc.reports.findings import finding_json
 
     n_errors = len(errors(findings))
@@ -138,12 +139,7 @@ def _document(checked: Iterable[Checked], findings: Sequence[Diagnostic]) -> Che
         "schema_version": 1,
         "kind": "check",
         "policies": [
-            {
-                "policy": each.policy,
-                "name": each.name,
-                "against": [{"model": model, "target": target} for model, target in each.against],
-                "findings": [finding_json(finding) for finding in each.findings],
-            }
+            entry_of(CheckedPolicy, each, findings=list(map(finding_json, each.findings)))
             for each in checked
         ],
         "errors": n_errors,
@@ -229,47 +225,33 @@ def diff(request: Request, *, a: str, b: str, format: str, exit_code: bool) -> N
     """
     from policyc.reports.diff_report import diff_blocks, diff_document
 
-    requests = _with_own_overrides([replace(request, policy=side) for side in (a, b)])
+    policies = _policies((a, b), options.parse_overrides(request.overrides))
+    models = [request.model or (policy.model if policy else None) for policy in policies]
     # `diff mlx_4bit config_i` should just work: only one of them names a model.
-    models = [request.model or _own_model(each) for each in requests]
+    shared = next(filter(None, models), None)
     before, after = (
-        _outline(each, model or next(filter(None, models), None))
-        for each, model in zip(requests, models, strict=True)
+        workflow.outline_of(replace(request, model=model or shared).plan(policy))
+        if policy
+        else workflow.outline_of(side, links=not request.no_links)
+        for side, policy, model in zip((a, b), policies, models, strict=True)
     )
     changes = workflow.diff(before, after)
     console.write_report(format, diff_document, diff_blocks, changes)
     console.stop_if(exit_code and not changes.is_empty)
 
 
-def _outline(request: Request, model: str | None) -> Outline:
-    if not _is_policy(request):
-        return workflow.outline_of(request.policy, links=not request.no_links)
-    return workflow.outline_of(replace(request, model=model).plan())
+def _policies(sides: Sequence[str], given: Mapping[str, str]) -> list[Policy | None]:
+    """The policy of each side with those of the variables given that it has; None if it is none.
 
-
-def _own_model(request: Request) -> str | None:
-    """The model that a policy names; None if it names none, or this is not a policy."""
-    return request.read_policy().model if _is_policy(request) else None
-
-
-def _is_policy(request: Request) -> bool:
-    # A folder and a .json file cannot be policies, so there is nothing to guess.
-    path = Path(request.policy)
-    return not path.is_dir() and path.suffix != ".json"
-
-
-def _with_own_overrides(requests: list[Request]) -> list[Request]:
-    """The requests, each with the overrides of variables that its policy has.
-
-    Raises: PolicyError (bad-argument, unknown-variable).
+    Raises: PolicyError of what is wrong with it, or for a variable that neither has.
     """
-    given = options.parse_overrides(requests[0].overrides)
-    if not given:
-        return requests
-    variables = [
-        {name for name, _ in workflow.load(each.policy).vars} if _is_policy(each) else set()
-        for each in requests
+    # A folder and a .json file cannot be policies, so there is nothing to guess.
+    paths = [Path(side) for side in sides]
+    policies = [
+        None if path.is_dir() or path.suffix == ".json" else workflow.load(side)
+        for side, path in zip(sides, paths, strict=True)
     ]
+    variables = [{name for name, _ in policy.vars} if policy else set() for policy in policies]
     known = set().union(*variables)
     unknown = [
         diagnostic("unknown-variable", suggestion=did_you_mean(name, known), name=name)
@@ -279,8 +261,10 @@ def _with_own_overrides(requests: list[Request]) -> list[Request]:
     if unknown:
         raise PolicyError(unknown)
     return [
-        replace(each, overrides=tuple(f"{name}={given[name]}" for name in given if name in own))
-        for each, own in zip(requests, variables, strict=True)
+        workflow.load(side, {name: given[name] for name in given if name in own})
+        if given and policy
+        else policy
+        for side, policy, own in zip(sides, policies, variables, strict=True)
     ]
 
 

@@ -71,7 +71,12 @@ def test_ctrl_c_while_libraries_load_is_one_line(library: str, tmp_path: Path) -
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no full device here")
 @pytest.mark.parametrize(
     ("line", "code"),
-    [("policyc plan nope.yaml 2> /dev/full", 2), ("policyc models > /dev/full", 2)],
+    [
+        ("policyc plan nope.yaml 2> /dev/full", 2),
+        ("policyc plan --nope 2> /dev/full", 2),
+        ("policyc models > /dev/full", 2),
+        ("policyc --help > /dev/full", 2),
+    ],
 )
 def test_a_full_disk_under_the_output(line: str, code: int, tmp_path: Path) -> None:
     ran = shell(line, tmp_path)
