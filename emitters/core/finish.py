@@ -16,7 +16,7 @@ from emitters.core.verify import written_checks
 from emitters.tensor_io.files import writing
 from policy_dsl.bounded_json import uncollected
 from policy_dsl.diagnostics import DiskError, PermanentError, PolicyError, diagnostic, errors
-from policy_dsl.formats import Format
+from policy_dsl.formats import Format, in_order
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Plan
 from policy_dsl.planning.bundle_files import edited_files
@@ -47,8 +47,7 @@ def finish(plan: Plan, work: Work, progress: Progress, *, jobs: int) -> str:
     # A million objects are made and kept.
     with uncollected():
         check_bundle(plan, folder, work.format)
-    planned = (tensor for module in plan.modules for tensor in module.tensors)
-    hashes = hash_files(folder, names, planned, progress, jobs=jobs)
+    hashes = hash_files(folder, names, in_order(plan.modules), progress, jobs=jobs)
     files = {name: (hashed.nbytes, hashed.sha256) for name, hashed in hashes.items()}
     tensors = {name: hash_ for hashed in hashes.values() for name, hash_ in hashed.tensors.items()}
     content, digest = record(plan, files=files, tensors=tensors)
@@ -108,7 +107,7 @@ def _check_files(plan: Plan, folder: Path, names: Iterable[str]) -> None:
 
 
 def _misplaced(plan: Plan, written: Mapping[str, TensorInfo]) -> Iterator[str]:
-    planned = {tensor.name: tensor for module in plan.modules for tensor in module.tensors}
+    planned = {tensor.name: tensor for tensor in in_order(plan.modules)}
     for name in sorted(written.keys() - planned.keys()):
         yield f"{name} is one tensor too many"
     for name, tensor in planned.items():
@@ -121,7 +120,6 @@ def _misplaced(plan: Plan, written: Mapping[str, TensorInfo]) -> Iterator[str]:
 
 def _refuse(reasons: Iterable[str]) -> None:
     """Raises: PermanentError if there are reasons why the result is wrong."""
-    if some := [
-        diagnostic("wrong-result", reason=each) for each in islice(reasons, _MOST_FINDINGS)
-    ]:
+    some = [diagnostic("wrong-result", reason=each) for each in islice(reasons, _MOST_FINDINGS)]
+    if some:
         raise PermanentError(some)

@@ -25,7 +25,7 @@ from policy_dsl import version
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.documents import Size, first_defect
-from policy_dsl.formats import Container
+from policy_dsl.formats import Container, in_order
 from policy_dsl.plan import Plan
 from policy_dsl.planning.bundle_files import header_bytes, preface
 from policy_dsl.regular_files import read_whole
@@ -173,7 +173,7 @@ def _create_files(workspace: Workspace, plan: Plan, work: Work) -> None:
     """Every tensor file at its full length with its header, on the disk when this returns."""
     files = work.format.spec.tensor_files
     held = defaultdict(list)
-    for tensor in (tensor for module in plan.modules for tensor in module.tensors):
+    for tensor in in_order(plan.modules):
         held[tensor.file].append(tensor)
     for file in plan.tensor_files:
         path, tensors = workspace.bundle / file.name, held[file.name]
