@@ -240,23 +240,21 @@ def errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
 
 def count_text(findings: Sequence[Diagnostic]) -> str:
     """`2 errors, 1 warning`, `no findings`."""
-    n_errors = len(errors(findings))
-    counts = ((n_errors, "error"), (len(findings) - n_errors, "warning"))
-    parts = [f"{count} {word}{'s' if count != 1 else ''}" for count, word in counts if count]
+    counts = Counter(finding.severity for finding in findings)
+    parts = [f"{n} {word}{'s' if n != 1 else ''}" for word, n in sorted(counts.items())]
     return ", ".join(parts) or "no findings"
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate most like `word`, or None if nothing is close."""
     # Sorted: between two words as close, the same one is offered every time.
-    close = difflib.get_close_matches(word, sorted(set(candidates)), n=1, cutoff=0.6)
-    return close[0] if close else None
+    return next(iter(difflib.get_close_matches(word, sorted(set(candidates)), n=1)), None)
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
     """The suggestion `did you mean "x"?`, or None if nothing is close."""
     close = nearest(word, candidates)
-    return f'did you mean "{close}"?' if close is not None else None
+    return close and f'did you mean "{close}"?'
 
 
 def render(diagnostics: Iterable[Diagnostic]) -> str:

@@ -248,12 +248,9 @@ def _parts_check(origin: Any, inner: Sequence[Any], extra: Extra) -> Check:
 
 def _union_check(members: Sequence[Check]) -> Check:
     def check(value: Any) -> str | None:
-        found = []
-        for member in members:
-            defect = member(value)
-            if defect is None:
-                return None
-            found.append(defect)
+        found = list(filter(None, (member(value) for member in members)))
+        if len(found) < len(members):
+            return None
         # What is wrong inside says more than that it is another kind of value.
         inside = next((defect for defect in found if not defect.startswith(": not ")), None)
         return inside or " or".join([found[0], *(defect.removeprefix(":") for defect in found[1:])])
