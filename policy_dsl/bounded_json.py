@@ -109,7 +109,7 @@ def _refuse_deep(value: Any, what: str) -> None:
         parts = chain.from_iterable(
             outer.values() if isinstance(outer, dict) else outer for outer in level
         )
-        level = [inner for inner in parts if isinstance(inner, dict | list)]
+        level = [inner for inner in parts if isinstance(inner, (dict, list))]
         if not level:
             return
     raise ValueError(f"{what} is nested too deeply")

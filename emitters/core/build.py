@@ -210,10 +210,10 @@ def _write_tensors(
                 if receipt.is_lost:
                     lost.append(unit)
                 else:
-                    # Without what its method computed, which may be large.
-                    journal.add(unit._replace(context=None), receipt)
-                left -= unit.source_nbytes
-                progress.advance(unit.source_nbytes)
+                    journal.add(unit, receipt)
+                nbytes = unit.source_nbytes
+                left -= nbytes
+                progress.advance(nbytes)
         if not ended:
             raise fail("units-lost", suggestion="run the same command again: it is resumed")
         for module, spans in ended.items():

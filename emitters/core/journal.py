@@ -63,7 +63,8 @@ class Journal:
     def __init__(self, path: Path, folder: Path, done: Mapping[int, Spans]) -> None:
         self.done = done
         self._path, self._folder = path, folder
-        self._waiting: list[tuple[Unit, Receipt]] = []
+        self._rows: list[list[int]] = []
+        self._files: set[str] = set()
         self._saved_at = monotonic()
         # Flushing waits for the disk; meanwhile units go on.
         self._saver = ThreadPoolExecutor(1, "savepoint")
@@ -86,7 +87,9 @@ class Journal:
 
         Raises: PolicyError if an earlier save failed.
         """
-        self._waiting.append((unit, receipt))
+        self._rows.append([unit.module, *unit.span])
+        if not receipt.is_durable:
+            self._files.update(tensor.file for tensor in unit.output.tensors)
         if self._saving is not None and self._saving.done():
             self._saving.result()
             self._saving = None
@@ -94,18 +97,16 @@ class Journal:
             self._saving = self._save()
 
     def _save(self) -> Future[None]:
-        units, self._waiting = self._waiting, []
-        self._saved_at = monotonic()
-        return self._saver.submit(self._write, units)
+        saving = self._saver.submit(self._write, self._rows, self._files)
+        self._rows, self._files, self._saved_at = [], set(), monotonic()
+        return saving
 
-    def _write(self, units: list[tuple[Unit, Receipt]]) -> None:
-        """Flush and write down units. Raises: PolicyError; the next run does them again then."""
-        pending = [unit for unit, receipt in units if not receipt.is_durable]
+    def _write(self, rows: list[list[int]], files: set[str]) -> None:
+        """Flush files, write down rows. Raises: PolicyError; the next run does them again then."""
         # In this order: a line of the journal must never be ahead of its rows.
-        for file in sorted({tensor.file for unit in pending for tensor in unit.output.tensors}):
+        for file in sorted(files):
             flush(self._folder / file)
-        if units:
-            rows = [[unit.module, *unit.span] for unit, _ in units]
+        if rows:
             append(self._path, _line({"done": rows}))
 
 
