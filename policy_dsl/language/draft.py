@@ -13,38 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from policy_dsl import room
-from policy_dsl.diagnostics import (
-    Diagnostic,
-    PolicyError,
-    SourceText,
-    Span,
-    diagnostic,
-    did_you_mean,
-    errors,
-)
+from policy_dsl import diagnostics, room
+from policy_dsl.diagnostics import Diagnostic, SourceText, Span, diagnostic, did_you_mean
 from policy_dsl.escaping import LONGEST_POLICY_NAME, name_defect
-from policy_dsl.language.parsing import (
-    IDENTIFIER,
-    MAX_BYTES,
-    TRUTH,
-    Fragment,
-    filled_length,
-    plain_scalar,
-    substitute,
-)
+from policy_dsl.language import parsing
+from policy_dsl.language.parsing import TRUTH, Fragment, plain_scalar, substitute
 from policy_dsl.language.statements import StatementReader
-from policy_dsl.policy import (
-    CLEARABLE,
-    SECTIONS,
-    Assertion,
-    Comment,
-    Policy,
-    Prune,
-    Rule,
-    Scalar,
-    Values,
-)
+from policy_dsl.policy import CLEARABLE, SECTIONS, Assertion, Comment, Policy, Prune, Rule, Values
 from policy_dsl.quantities import parse_size
 from policy_dsl.treatments import WHOLE_ROW, Written
 from policy_dsl.vocabulary import Words
@@ -82,7 +57,7 @@ class Draft:
         self._texts = {"name": name}
         self._lists: dict[str, list[Any]] = defaultdict(list)
         self._mappings: dict[str, dict[str, Any]] = defaultdict(dict)
-        self._vars: dict[str, Scalar] = self._mappings["vars"]
+        self._vars = self._mappings["vars"]
         self._cleared: list[str] = []
         self._spans: dict[str, Span] = {}
         self._templates: list[tuple[str, Any]] = []
@@ -92,7 +67,7 @@ class Draft:
         """Takes a variable and its default."""
         name = key.text
         path = self._claim(f"vars.{name}", value.span, key.span)
-        if not IDENTIFIER.fullmatch(name):
+        if not parsing.IDENTIFIER.fullmatch(name):
             self.report("malformed-variable", key.span, written=name)
         if _has_variable(value.text):
             self.report("nested-variable", value.span)
@@ -230,10 +205,11 @@ class Draft:
             if self._mappings.get(key):
                 self.report("cleared-and-said", self._spans[f"clear.{key}"], key=key)
         # A Policy never exists with a hole in it.
-        if errors(self.findings):
+        if diagnostics.errors(self.findings):
             # Two checks may find the same defect.
             unique = dict.fromkeys(self.findings)
-            raise PolicyError(sorted(unique, key=lambda each: each.span.start if each.span else -1))
+            ordered = sorted(unique, key=lambda each: each.span.start if each.span else -1)
+            raise diagnostics.PolicyError(ordered)
         # Rules of a target come after those for all targets: the last that matches decides.
         order, rules = [None, *self._lists["targets"]], self._lists["rules"]
         numbers = sorted(range(len(rules)), key=lambda at: order.index(rules[at].target))
@@ -310,10 +286,10 @@ class Draft:
         """The text with its variables replaced; None after adding a defect."""
         if "${" in value.text:
             # Before any of it is made: a short text can name a long one thousands of times.
-            self._n_filled += filled_length(value.text, self._vars)
-            if self._n_filled > MAX_BYTES:
-                defect = diagnostic("filled-too-long", value.span, limit=MAX_BYTES)
-                raise PolicyError([*self.findings, defect])
+            self._n_filled += parsing.filled_length(value.text, self._vars)
+            if self._n_filled > parsing.MAX_BYTES:
+                defect = diagnostic("filled-too-long", value.span, limit=parsing.MAX_BYTES)
+                raise diagnostics.PolicyError([*self.findings, defect])
         filled, findings = substitute(value, self._vars)
         self.findings += findings
         return None if findings else filled

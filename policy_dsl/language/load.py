@@ -10,16 +10,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
-from policy_dsl import room
-from policy_dsl.diagnostics import (
-    Diagnostic,
-    PolicyError,
-    SourceText,
-    Span,
-    diagnostic,
-    did_you_mean,
-    fail,
-)
+from policy_dsl import diagnostics, room
+from policy_dsl.diagnostics import SourceText, Span, diagnostic, did_you_mean, fail
 from policy_dsl.escaping import decoded
 from policy_dsl.language.parsing import MAX_BYTES, ensure_short, n_lines, plain_scalar
 from policy_dsl.language.read_dsl import read_dsl
@@ -193,7 +185,7 @@ def final_values(policies: Sequence[Policy], overrides: Values) -> dict[str, Sca
     Raises: PolicyError for an override without variable, and values of another type.
     """
     values: dict[str, Scalar] = {}
-    findings: list[Diagnostic] = []
+    findings: list[diagnostics.Diagnostic] = []
 
     def take(name: str, value: Scalar, written: Scalar, span: Span | None = None) -> None:
         default = values.get(name, value)
@@ -217,7 +209,7 @@ def final_values(policies: Sequence[Policy], overrides: Values) -> dict[str, Sca
         else:
             take(name, plain_scalar(given) if isinstance(given, str) else given, given)
     if findings:
-        raise PolicyError(findings)
+        raise diagnostics.PolicyError(findings)
     return values
 
 

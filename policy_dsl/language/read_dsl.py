@@ -14,20 +14,9 @@ from typing import Any, NamedTuple
 from lark import Token
 
 from policy_dsl.diagnostics import Diagnostic, SourceText, Span, diagnostic, fail
+from policy_dsl.language import parsing
 from policy_dsl.language.draft import Draft
-from policy_dsl.language.parsing import (
-    Fragment,
-    Syntax,
-    checked,
-    children,
-    parse,
-    place,
-    plain_scalar,
-    short_escapes,
-    tokens,
-    unquote,
-    value_statement,
-)
+from policy_dsl.language.parsing import Fragment, Syntax, children, parse, place, tokens
 from policy_dsl.policy import KEYS, Comment, Policy, Values
 from policy_dsl.vocabulary import WORDS, Words
 
@@ -191,7 +180,7 @@ def read_dsl(
     name: the policy's name if the text gives none. values: replace the defaults of `vars`.
     Raises: PolicyError with every defect of the text.
     """
-    source = checked(source)
+    source = parsing.checked(source)
     draft = Draft(source, name, values or {}, words)
     split = Splitting(Fragment.whole(source))
     if not split.findings and all(isinstance(piece, Remark) for piece in split.pieces):
@@ -249,7 +238,7 @@ def _statement(draft: Draft, body: Fragment, block: str | None) -> str:
     # A block holds rules of its target; headers belong to the whole policy.
     if block is not None:
         return draft.statement(body, _RULES, block)
-    if not value_statement().match(body.text):
+    if not parsing.value_statement().match(body.text):
         return draft.statement(body, _STATEMENTS)
     tree = parse(body)
     if isinstance(tree, Diagnostic):
@@ -279,10 +268,10 @@ def _header(draft: Draft, tree: Syntax, body: Fragment) -> list[str]:
 
 def _metadata(draft: Draft, key: Fragment, token: Token, body: Fragment) -> str:
     span, text = place(body, token), token.strip()
-    value: Any = plain_scalar(text)
+    value: Any = parsing.plain_scalar(text)
     if not _BARE_JSON.fullmatch(text) or text == "null":
         try:
-            value = json.loads(short_escapes(text), parse_constant=_refuse)
+            value = json.loads(parsing.short_escapes(text), parse_constant=_refuse)
         except (ValueError, RecursionError) as failure:
             draft.report("bad-json", span, reason=str(failure).partition(": line ")[0])
             return ""
@@ -299,4 +288,4 @@ def _value(token: Token, body: Fragment) -> Fragment:
         return body[start:end]
     inner = body[start + 1 : end - 1]
     # Without escapes every character keeps its own place, and carets stay exact.
-    return inner if "\\" not in inner.text else Fragment.all_at(unquote(token), inner.span)
+    return inner if "\\" not in inner.text else Fragment.all_at(parsing.unquote(token), inner.span)

@@ -9,19 +9,11 @@ from typing import Any
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from policy_dsl.diagnostics import PolicyError, SourceText, Span, fail
+from policy_dsl.language import yaml_nodes
 from policy_dsl.language.draft import SCHEMA, Draft
 from policy_dsl.language.parsing import TRUTH, Fragment, checked, join, plain_scalar, quote
 from policy_dsl.language.read_dsl import Remark, Splitting, Statement, read_rules, refuse_swallowing
-from policy_dsl.language.yaml_nodes import (
-    NodeReader,
-    Pair,
-    compose,
-    is_null,
-    kind_of,
-    scalar_fragment,
-    span_of,
-    yaml_comments,
-)
+from policy_dsl.language.yaml_nodes import NodeReader, Pair, is_null, scalar_fragment
 from policy_dsl.policy import CLEARABLE, KEYS, Comment, Policy, Values
 from policy_dsl.vocabulary import WORDS, Words
 
@@ -55,18 +47,18 @@ def read_yaml(
     Raises: PolicyError with every defect of the text.
     """
     source = checked(source)
-    root = compose(source)
+    root = yaml_nodes.compose(source)
     if root is None or is_null(root) or (isinstance(root, MappingNode) and not root.value):
         raise fail("empty-policy", Span(source, 0, min(1, len(source.text))), path=source.name)
     if not isinstance(root, MappingNode):
-        raise fail("not-a-policy", span_of(source, root), found=kind_of(root))
+        raise fail("not-a-policy", yaml_nodes.span_of(source, root), found=yaml_nodes.kind_of(root))
     return _Reader(source, Draft(source, name, values or {}, words)).read(root)
 
 
 def looks_like_yaml(source: SourceText) -> bool:
     """Whether a text of unknown notation is YAML: a mapping with a key of policies."""
     try:
-        root = compose(checked(source))
+        root = yaml_nodes.compose(checked(source))
     except PolicyError:
         return False
     return isinstance(root, MappingNode) and any(
@@ -87,7 +79,7 @@ class _Reader(NodeReader):
         # Variables may be below the rules that use them.
         for pair in sorted(found, key=lambda each: each.name != "vars"):
             self._key(pair, "targets" if pair.name == "target" else pair.name)
-        self._draft.comments += yaml_comments(self._source.text, root, self._places)
+        self._draft.comments += yaml_nodes.yaml_comments(self._source.text, root, self._places)
         return self._draft.build()
 
     def _key(self, pair: Pair, name: str) -> None:

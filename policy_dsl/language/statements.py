@@ -14,26 +14,11 @@ from typing import Any
 
 from lark import Token
 
+from policy_dsl import diagnostics
 from policy_dsl import policy as model
-from policy_dsl.diagnostics import (
-    Diagnostic,
-    PolicyError,
-    SourceText,
-    Span,
-    diagnostic,
-    did_you_mean,
-    fail,
-)
-from policy_dsl.language.parsing import (
-    Fragment,
-    Syntax,
-    children,
-    mistakes,
-    parse,
-    place,
-    tokens,
-    unquote,
-)
+from policy_dsl.diagnostics import Diagnostic, Span, diagnostic, did_you_mean
+from policy_dsl.language import parsing
+from policy_dsl.language.parsing import Fragment, Syntax, children, parse, place, tokens
 from policy_dsl.language.print_policy import print_selector, print_treatment
 from policy_dsl.policy import Assertion, Prune, Rule, Selector, all_of, any_of, without
 from policy_dsl.quantities import parse_size
@@ -198,7 +183,7 @@ class StatementReader:
                 self._say(word, field, value)
         else:
             numbered = re.fullmatch("[0-9]+", word) and f"{word}bit"
-            other = mistakes()["treatments"].get(word.lower(), numbered)
+            other = parsing.mistakes()["treatments"].get(word.lower(), numbered)
             near = did_you_mean(word, (*known, "4bit", "optional"))
             cure = f'did you mean "{other}"?' if other else near
             self.report("unknown-scheme", word, cure=cure, scheme=word)
@@ -258,7 +243,7 @@ class StatementReader:
             case "role":
                 leaf = self._role(tree)
             case "glob":
-                pattern = unquote(tokens(tree)[0])
+                pattern = parsing.unquote(tokens(tree)[0])
                 if not pattern:
                     self.report("empty-pattern", tree)
                 leaf = self._checked(model.Glob(pattern), tree)
@@ -357,14 +342,14 @@ def layers_where(expression: str, n_layers: int, span: Span | None = None) -> fr
     span: where the expression is, for diagnostics.
     Raises: PolicyError if the expression is malformed or divides by zero for some layer.
     """
-    fragment = Fragment.whole(SourceText("layers where", expression))
+    fragment = Fragment.whole(diagnostics.SourceText("layers where", expression))
     tree = parse(fragment, "expression")
     if isinstance(tree, Diagnostic):
-        raise PolicyError([tree])
+        raise diagnostics.PolicyError([tree])
     reader = StatementReader(fragment)
     text = reader.expression(tree)
     if reader.findings:
-        raise PolicyError(reader.findings)
+        raise diagnostics.PolicyError(reader.findings)
     # The grammar lets through numbers, i, n and operators alone, which Python reads alike.
     code = compile(text, "layers where", "eval")
     chosen = set()
@@ -373,7 +358,7 @@ def layers_where(expression: str, n_layers: int, span: Span | None = None) -> fr
             if eval(code, {"__builtins__": {}}, {"i": layer, "n": n_layers}):
                 chosen.add(layer)
         except ZeroDivisionError:
-            raise fail(
+            raise diagnostics.fail(
                 "division-by-zero", span, expression=expression, layer=layer, n_layers=n_layers
             ) from None
     return frozenset(chosen)

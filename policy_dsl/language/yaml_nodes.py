@@ -14,15 +14,8 @@ from typing import Any, NamedTuple
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from policy_dsl.diagnostics import (
-    Diagnostic,
-    PolicyError,
-    SourceText,
-    Span,
-    diagnostic,
-    did_you_mean,
-    fail,
-)
+from policy_dsl import diagnostics
+from policy_dsl.diagnostics import Diagnostic, PolicyError, SourceText, Span, diagnostic, fail
 from policy_dsl.language.parsing import MAX_NESTING, Fragment, mistakes
 from policy_dsl.language.read_dsl import Remarks
 from policy_dsl.policy import Comment
@@ -225,7 +218,7 @@ class NodeReader:
         for key, node, _ in found:
             if key in known:
                 continue
-            cure = did_you_mean(key, missing)
+            cure = diagnostics.did_you_mean(key, missing)
             # In `{layers: 0-1,60-61}` YAML ends the value at the comma: 60-61 is a key.
             if where == "a rule" and re.fullmatch(r"[-+0-9.]+", key):
                 cure = "a list of ranges must be quoted here"
