@@ -52,7 +52,7 @@ def read_yaml(
         raise fail("empty-policy", Span(source, 0, min(1, len(source.text))), path=source.name)
     if not isinstance(root, MappingNode):
         raise fail("not-a-policy", yaml_nodes.span_of(source, root), found=yaml_nodes.kind_of(root))
-    return _Reader(source, Draft(source, name, values or {}, words)).read(root)
+    return _Reader(Draft(source, name, values or {}, words)).read(root)
 
 
 def looks_like_yaml(source: SourceText) -> bool:
@@ -68,10 +68,6 @@ def looks_like_yaml(source: SourceText) -> bool:
 
 class _Reader(NodeReader):
     """Reads key after key, variables first."""
-
-    def __init__(self, source: SourceText, draft: Draft) -> None:
-        super().__init__(source, draft.findings)
-        self._draft = draft
 
     def read(self, root: MappingNode) -> Policy:
         found = self._pairs(root, "a policy")
@@ -316,7 +312,7 @@ class _Reader(NodeReader):
         word = node.value.lower()
         if word in _AMBIGUOUS:
             cure = f'write "{node.value}" in quotes, or true or false'
-            self._report("ambiguous-word", node, suggestion=cure, word=node.value)
+            self._report("ambiguous-word", node, cure=cure, word=node.value)
         return TRUTH.get(word, plain_scalar(node.value))
 
 

@@ -16,6 +16,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from policy_dsl import diagnostics
 from policy_dsl.diagnostics import Diagnostic, PolicyError, SourceText, Span, diagnostic, fail
+from policy_dsl.language.draft import Draft
 from policy_dsl.language.parsing import MAX_NESTING, Fragment, mistakes
 from policy_dsl.language.read_dsl import Remarks
 from policy_dsl.policy import Comment
@@ -180,9 +181,9 @@ class _Place(NamedTuple):
 class NodeReader:
     """Reads nodes as texts, lists and mappings; `places` are what comments can belong to."""
 
-    def __init__(self, source: SourceText, findings: list[Diagnostic]) -> None:
-        self._source = source
-        self._findings = findings
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+        self._source = draft.source
         self._places: list[_Place] = []
 
     def _span(self, node: Node) -> Span:
@@ -224,10 +225,10 @@ class NodeReader:
                 cure = "a list of ranges must be quoted here"
             elif where == "a rule" and (selector := mistakes()["selectors"].get(key)):
                 cure = f'"{key}" is said in the selector: match: {selector}'
-            self._report("unknown-key", node, suggestion=cure, where=where, key=key)
+            self._report("unknown-key", node, cure=cure, where=where, key=key)
 
     def _report(self, code: str, node: Node, **facts: Any) -> None:
-        self._findings.append(diagnostic(code, self._span(node), **facts))
+        self._draft.report(code, self._span(node), **facts)
 
     def _wrong(self, node: Node, key: str, expected: str, notes: Sequence[str] = ()) -> None:
         found = kind_of(node)
