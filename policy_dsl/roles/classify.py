@@ -59,9 +59,11 @@ def classify(inventory: Inventory) -> Model:
         # Scales are read with their weight and are not tensors of the model.
         if tensor.name not in reading.scales.consumed:
             reading.read(tensor)
-    _raise_if_any(reading.findings())
+    if findings := list(reading.findings()):
+        raise PolicyError(findings)
     model = reading.model()
-    _raise_if_any(review(model, reading.presence))
+    if findings := list(review(model, reading.presence)):
+        raise PolicyError(findings)
     return model
 
 
@@ -83,11 +85,6 @@ def classify_hfq(inventory: Inventory) -> Model:
     )
 
 
-def _raise_if_any(findings: Iterator[Diagnostic]) -> None:
-    if listed := tuple(findings):
-        raise PolicyError(listed)
-
-
 def architecture_of(inventory: Inventory) -> Architecture:
     """The table of the family that the config names.
 
@@ -99,13 +96,10 @@ def architecture_of(inventory: Inventory) -> Architecture:
         raise fail("missing-config-key", model=model, key="model_type", why=why)
     family = model_types().get(model_type)
     if family is None:
-        cure, known = did_you_mean(model_type, model_types()), ", ".join(families())
+        cure = did_you_mean(model_type, model_types())
+        notes = [f"known families: {', '.join(families())}"]
         raise fail(
-            "unknown-architecture",
-            suggestion=cure,
-            notes=[f"known families: {known}"],
-            model=model,
-            model_type=model_type,
+            "unknown-architecture", suggestion=cure, notes=notes, model=model, model_type=model_type
         )
     return architecture(family)
 
@@ -277,13 +271,11 @@ class _Reading:
         # Names are reported together: one missing table row explains a thousand of them.
         if self.unknown:
             quantized = any(name.endswith(_QUANTIZED_ENDINGS) for name in self.unknown)
-            note = "some of these names belong to an already quantized checkpoint"
+            notes = ["some of these names belong to an already quantized checkpoint"] * quantized
+            family, count = facts.table.family, counted(len(self.unknown), "tensor")
+            names = first_few(sorted(self.unknown))
             yield diagnostic(
-                "tensor-without-role",
-                notes=[note] if quantized else [],
-                family=facts.table.family,
-                tensors=counted(len(self.unknown), "tensor"),
-                names=first_few(sorted(self.unknown)),
+                "tensor-without-role", notes=notes, family=family, tensors=count, names=names
             )
         if self.beyond:
             count, names = counted(len(self.beyond), "tensor"), first_few(sorted(self.beyond))

@@ -9,7 +9,7 @@ a grid [rows of blocks, columns of blocks] from here on, whatever shape it is st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple
@@ -46,13 +46,8 @@ _ENDINGS = {
 }
 # Codes in files of their own dtype; E4M3 counts as FP8 only with its scales.
 _DTYPES = {
-    "F4": "4-bit floats",
-    "F6_E2M3": "6-bit floats",
-    "F6_E3M2": "6-bit floats",
-    "F8_E4M3": "FP8",
-    "F8_E5M2": "FP8 E5M2",
-    "F8_E4M3FNUZ": "FP8 E4M3FNUZ",
-    "F8_E5M2FNUZ": "FP8 E5M2FNUZ",
+    **{"F4": "4-bit floats", "F6_E2M3": "6-bit floats", "F6_E3M2": "6-bit floats", FP8: "FP8"},
+    **{f"F8_{kind}": f"FP8 {kind}" for kind in ("E5M2", "E4M3FNUZ", "E5M2FNUZ")},
 }
 # Methods whose name says that the publisher's own codes are there.
 _NATIVE = {"fp8": "FP8", "fbgemm_fp8": "FP8", "mxfp4": "MXFP4"}
@@ -150,8 +145,7 @@ def _forms(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     """The quantized forms that tensors show by themselves, with the first of each."""
     forms: dict[str, TensorInfo] = {}
     for tensor in tensors.values():
-        form = _form(tensor.name, tensor.dtype, tensors)
-        if form is not None:
+        if form := _form(tensor.name, tensor.dtype, tensors):
             forms.setdefault(form, tensor)
     return forms
 
@@ -182,8 +176,8 @@ class Scales:
 
     of_weight: Mapping[str, TensorInfo]
     consumed: frozenset[str]
-    orphans: tuple[TensorInfo, ...]
-    findings: tuple[Diagnostic, ...]
+    orphans: Sequence[TensorInfo]
+    findings: Sequence[Diagnostic]
 
 
 def find_scales(inventory: Inventory) -> Scales:
@@ -208,8 +202,7 @@ def find_scales(inventory: Inventory) -> Scales:
         elif weight is not None:
             orphans.append(tensors[name])
     consumed = frozenset(scale.name for scale in (*of_weight.values(), *orphans))
-    findings = tuple(_scale_findings(inventory, of_weight))
-    return Scales(of_weight, consumed, tuple(orphans), findings)
+    return Scales(of_weight, consumed, orphans, list(_scale_findings(inventory, of_weight)))
 
 
 def _weight_name(name: str, tensors: Mapping[str, TensorInfo]) -> str | None:
@@ -228,10 +221,7 @@ def _weight_name(name: str, tensors: Mapping[str, TensorInfo]) -> str | None:
 
 @lru_cache
 def _grid_shape(weight: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a scale as a grid, by those stored: one for a matrix is [1, 1], a row [out, 1].
-
-    Scales that are stored in another way stay as they are.
-    """
+    """A scale's shape as a grid: one for a matrix is [1, 1], one a row [out, 1]; others stay."""
     lead, rows = weight[:-2], weight[-2]
     grids = {lead: (*lead, 1, 1), (*lead, 1): (*lead, 1, 1), (*lead, rows): (*lead, rows, 1)}
     return grids.get(scale, scale)
@@ -325,19 +315,14 @@ def _scale_findings(
 
 
 def _wrong_dtype(weight: TensorInfo, scale: TensorInfo) -> Diagnostic:
-    powers = weight.dtype == FP8 and scale.dtype in _EXPONENTS
-    cure = "scales that are powers of two (MXFP8) are not read: dequantize the model first"
+    name, dtype, cure = weight.name, weight.dtype, None
+    if dtype == FP8 and scale.dtype in _EXPONENTS:
+        cure = "scales that are powers of two (MXFP8) are not read: dequantize the model first"
     return diagnostic(
-        "wrong-scale-dtype",
-        suggestion=cure if powers else None,
-        name=weight.name,
-        scale=scale.dtype,
-        dtype=weight.dtype,
+        "wrong-scale-dtype", suggestion=cure, name=name, scale=scale.dtype, dtype=dtype
     )
 
 
 def _wrong_grid(weight: TensorInfo, scale: TensorInfo, wanted: tuple[int, ...]) -> Diagnostic:
-    shape, grid = list(weight.shape), list(scale.shape)
-    return diagnostic(
-        "wrong-scale-grid", name=weight.name, shape=shape, found=grid, wanted=list(wanted)
-    )
+    shape, grid, grids = list(weight.shape), list(scale.shape), list(wanted)
+    return diagnostic("wrong-scale-grid", name=weight.name, shape=shape, found=grid, wanted=grids)

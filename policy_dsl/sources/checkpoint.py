@@ -310,14 +310,11 @@ def _indexed(
     # What the names count up to does not matter here: publishers get it wrong.
     needed = Counter(weight_map.values())
     cure = "fetch the file, or the whole checkpoint again"
+    expected = "the index puts {} tensors in it"
     missing = grouped(
-        diagnostic(
-            "missing-shard",
-            file=file,
-            expected=f"the index puts {needed[file]} tensors in it",
-            suggestion=cure,
-        )
-        for file in sorted(needed.keys() - files.sizes.keys())
+        diagnostic("missing-shard", file=file, expected=expected.format(count), suggestion=cure)
+        for file, count in sorted(needed.items())
+        if file not in files.sizes
     )
     return sorted(needed.keys() & files.sizes.keys()), missing
 

@@ -208,7 +208,9 @@ def local_files(folder: Path, *, links: bool = True, weights: str = "") -> Local
                 continue
             refuse_special(folder / name, facts)
             if target and not (target.is_relative_to(real) or target.parent == _blobs(real)):
-                _refuse_link(name, target, is_weights=is_weights, follow=links)
+                if not (is_weights and links):
+                    cure = f"{_COPY}, or leave out --no-links" if is_weights else _COPY
+                    raise fail("link-outside", file=name, target=str(target), suggestion=cure)
                 outside[name] = str(target)
         except PolicyError as error:
             # A note, a log or a pipe of somebody else does not matter.
@@ -238,13 +240,6 @@ def _facts(folder: Path, name: str) -> tuple[os.stat_result, Path | None]:
         return (target or path).stat(), target
     except OSError as error:
         raise unreadable(path, error) from error
-
-
-def _refuse_link(name: str, target: Path, *, is_weights: bool, follow: bool) -> None:
-    """Raises: PolicyError of a link out of the folder, unless it is of weights and followed."""
-    if not (is_weights and follow):
-        cure = f"{_COPY}, or leave out --no-links" if is_weights else _COPY
-        raise fail("link-outside", file=name, target=str(target), suggestion=cure)
 
 
 def _blobs(folder: Path) -> Path | None:
