@@ -59,8 +59,8 @@ class PlannedTensor(NamedTuple):
     def rows_at(self, first: int, n_rows: int) -> tuple[int, int]:
         """Where the share of a module's row `first`, of `n_rows`, begins in the file.
 
-        Every row has equally many bytes, and rows follow each other; by columns they do within
-        each line, and the second number is the bytes of a line, else 0.
+        Every row has equally many bytes. By columns, rows follow each other within each line,
+        and the second number is the bytes of a line, else 0.
         """
         stride = self.nbytes // self.shape[0] if self.by_columns else 0
         return self.start + (stride or self.nbytes) * first // max(1, n_rows), stride
@@ -314,10 +314,9 @@ class Draft:
 class Plan(Draft):
     """All that a build will do: complete, printable, comparable; nothing is decided later.
 
-    codec_version: of the target's encoders. source_files: bytes of every shard of the source, as
-    far as they are known. source_commit: of the hub. linked_files: shards that are links out of
-    its folder, and where they lead.
-    inventory: the source that it is for, if a build of it is to need nothing else.
+    source_files: bytes of every shard of the source, as far as they are known. source_commit: of
+    the hub. linked_files: shards that are links out of its folder, and where they lead.
+    inventory: the source, if a build is to need nothing else.
     """
 
     policy_digest: str
@@ -369,7 +368,11 @@ class Plan(Draft):
         recipes = []
         for module, form in zip(self.modules, self.forms.numbers, strict=True):
             tails = [_short(tensor.tail) for tensor in module.tensors if tensor.tail]
-            own = _as_json([[_origin(view) for view in module.sources], tails])
+            origins = [
+                [view.tensor.name, view.scale and view.scale.name, *map(repr, view.operations)]
+                for view in module.sources
+            ]
+            own = _as_json([origins, tails])
             recipes.append(hashlib.sha256(f"{texts[form]}{own}".encode()).hexdigest())
         return tuple(recipes)
 
@@ -397,22 +400,17 @@ class Plan(Draft):
         return digest.hexdigest()
 
     @cached_property
-    def rule_places(self) -> tuple[RuleAt | None, ...]:
-        """Where each of the policy's rules is written; None for one that no text holds."""
-        return tuple(map(rule_place, self.policy.rules))
-
-    @cached_property
-    def rule_texts(self) -> tuple[str, ...]:
-        """`file:line` of each of the policy's rules."""
-        return rule_texts(self.policy.rules)
+    def _rules(self) -> list[tuple[str, RuleAt | None]]:
+        rules = self.policy.rules
+        return list(zip(rule_texts(rules), map(rule_place, rules), strict=True))
 
     def rule_text(self, module: Module) -> str:
         """`file:line` of the rule that decided, or `defaults.otherwise`."""
-        return OTHERWISE if module.decided_by is None else self.rule_texts[module.decided_by]
+        return OTHERWISE if module.decided_by is None else self._rules[module.decided_by][0]
 
     def rule_at(self, module: Module) -> RuleAt | None:
         """Where the rule that decided is written; None if no text holds it, or none decided."""
-        return None if module.decided_by is None else self.rule_places[module.decided_by]
+        return None if module.decided_by is None else self._rules[module.decided_by][1]
 
     @cached_property
     def added_experts(self) -> int:
@@ -436,11 +434,7 @@ class Plan(Draft):
         return self.pruning.kept[layer]
 
 
-def _origin(view: View) -> list[object]:
-    return [view.tensor.name, view.scale and view.scale.name, *map(repr, view.operations)]
-
-
 @cache
 def _short(content: bytes) -> str:
     """The digest of some bytes of a tensor, of which thousands may have the same."""
-    return hashlib.sha256(content).hexdigest() if content else ""
+    return hashlib.sha256(content).hexdigest()

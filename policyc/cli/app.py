@@ -13,7 +13,7 @@ import click
 
 from policy_dsl import version
 from policy_dsl.escaping import escaped, is_visible
-from policyc.cli import bundles, catalogs, console, policies
+from policyc.cli import bundles, catalogs, console, options, policies
 
 
 def _show_version(_: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -33,14 +33,7 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
 
 
 @click.group(cls=_InOrder, context_settings=_SETTINGS)
-@click.option(
-    "--version",
-    is_flag=True,
-    callback=_show_version,
-    is_eager=True,
-    expose_value=False,
-    help="Show the version.",
-)
+@options.flag("--version", expose_value=False, callback=_show_version, help="Show the version.")
 def app() -> None:
     """Quantization policies as source files: planned to the byte, built, verified.
 

@@ -139,15 +139,12 @@ class _Bar:
         self._display = display
 
     def begin(self, stage: str, total: int, done: int) -> None:
-        """Open a bar."""
         self._task = self._display.add_task(stage, total=total, completed=done)
 
     def advance(self, nbytes: int) -> None:
-        """Move it."""
         self._display.advance(self._task, nbytes)
 
     def end(self) -> None:
-        """Leave it where it is."""
         self._display.stop_task(self._task)
 
 
