@@ -102,8 +102,8 @@ class Presence:
         axes = ", ".join(size if size.isdecimal() else f"{size} = {n}" for size, n in sizes)
         wanted, shape = f"[{axes}] as the config says", list(first.shape)
         finding = diagnostic("wrong-shape", name=first.name, shape=shape, wanted=wanted)
-        names = dict.fromkeys([first.name, *(one.name for one in alike)])
-        return replace(finding, count=len(names), examples=tuple(names)[:3])
+        names = tuple(dict.fromkeys([first.name, *(one.name for one in alike)]))
+        return replace(finding, count=len(names), examples=names[:3])
 
     def absences(self, layers: Sequence[int]) -> Iterator[Diagnostic]:
         """What the config means and these layers lack, or have though the config denies it."""

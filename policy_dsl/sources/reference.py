@@ -116,12 +116,12 @@ def _open_hub_id(reference: str, *, links: bool) -> Inventory:
     model = _open_cached(repository, revision or None, links=links)
     if model is None and not revision:
         model = open_catalog(repository)
-    if model is None:
-        # Not at the top: its HTTP takes a quarter of a second to import.
-        with _settings_of_the_hub():
-            from policy_dsl.sources.hub import open_hub  # noqa: PLC0415
-        model = open_hub(repository, revision or None)
-    return model
+    if model is not None:
+        return model
+    # Not at the top: its HTTP takes a quarter of a second to import.
+    with _settings_of_the_hub():
+        from policy_dsl.sources.hub import open_hub  # noqa: PLC0415
+    return open_hub(repository, revision or None)
 
 
 def _open_cached(repository: str, revision: str | None, *, links: bool) -> Inventory | None:
