@@ -16,16 +16,8 @@ from policy_dsl.documents import GroupEntry, entry_of, first_defect
 from policy_dsl.documents import saved as documents
 from policy_dsl.documents.saved import PlanDocument
 from policy_dsl.plan import Module, Plan, Pruning
+from policy_dsl.planning import outline as outlines
 from policy_dsl.planning.assertions import TestResult
-from policy_dsl.planning.outline import (
-    Outline,
-    OutlineModule,
-    groups,
-    outline,
-    source_dtypes,
-    stored_as,
-    treatment_of,
-)
 from policy_dsl.regular_files import read_whole
 from policyc.reports import by_key, entries_of
 from policyc.reports.findings import finding_json
@@ -43,7 +35,7 @@ def plan_document(
 
     bpw = 8 x bytes of all output tensors / parameters of the logical model after transforms.
     """
-    bundle, files = outline(plan), []
+    bundle, files = outlines.outline(plan), []
     for file in plan.files:
         files.append(entry_of(documents.FileEntry, file, reason=file.reason or None))
         if file.least:
@@ -74,7 +66,7 @@ def plan_document(
             entry_of(documents.RoleEntry, replace(bundle, modules=tuple(modules)), role=role)
             for role, modules in by_key(bundle.modules, lambda module: module.role).items()
         ],
-        groups=entries_of(GroupEntry, groups(bundle.modules)),
+        groups=entries_of(GroupEntry, outlines.groups(bundle.modules)),
         dropped=entries_of(documents.DroppedTensor, plan.omitted, name="tensor.name"),
         files=files,
         dropped_files=entries_of(documents.DroppedFile, plan.omitted_files),
@@ -117,7 +109,7 @@ def saved_document(plan: Plan, tests: Sequence[TestResult] = ()) -> PlanDocument
     return document
 
 
-def _totals(plan: Plan, bundle: Outline) -> documents.PlannedTotals:
+def _totals(plan: Plan, bundle: outlines.Outline) -> documents.PlannedTotals:
     # One unknown file makes the sum unknown; a guess would be taken for exact.
     unknown = next((file for file in plan.files if file.nbytes is None), None)
     known = sum(file.nbytes or 0 for file in plan.files)
@@ -143,9 +135,9 @@ def _decision(plan: Plan, module: Module) -> dict[str, Any]:
     """What a module's forms and tensors say alike: what becomes of it, and by which rule."""
     return {
         "role": module.role,
-        "treatment": treatment_of(module),
-        "stored": stored_as(module.treatment, module.dtype),
-        "source_dtypes": list(source_dtypes(module)),
+        "treatment": outlines.treatment_of(module),
+        "stored": outlines.stored_as(module.treatment, module.dtype),
+        "source_dtypes": list(outlines.source_dtypes(module)),
         "rule": plan.rule_text(module),
         "rule_at": plan.rule_at(module),
     }
@@ -174,12 +166,12 @@ def document_text(document: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def read_saved_plan(path: Path) -> Outline:
+def read_saved_plan(path: Path) -> outlines.Outline:
     """The outline of a saved plan's file. Raises: PolicyError as `saved_outline` does."""
     return saved_outline(read_whole(path, most=LARGEST_NBYTES), str(path))
 
 
-def saved_outline(content: bytes, path: str) -> Outline:
+def saved_outline(content: bytes, path: str) -> outlines.Outline:
     """The outline of a saved plan. path: how to call it.
 
     Raises: PolicyError (bad-saved-plan) if the content is not a plan with its tensors.
@@ -193,7 +185,7 @@ def saved_outline(content: bytes, path: str) -> Outline:
         raise fail("bad-saved-plan", path=path, reason=reason)
     saved = cast("PlanDocument", document)
     model = saved["model"]
-    return Outline(
+    return outlines.Outline(
         title=f"{saved['policy']['name']} ({path})",
         target=saved["target"],
         model=model["id"],
@@ -232,7 +224,7 @@ def _defect(document: Any) -> str | None:
     return None
 
 
-def _outline_modules(saved: PlanDocument) -> Iterator[OutlineModule]:
+def _outline_modules(saved: PlanDocument) -> Iterator[outlines.OutlineModule]:
     """The modules of a saved plan; of older versions, from the rows of their tensors."""
     if "tensors" in saved:
         for name, rows in by_key(saved["tensors"], lambda row: row["module"]).items():
@@ -246,10 +238,10 @@ def _outline_modules(saved: PlanDocument) -> Iterator[OutlineModule]:
 
 def _outlined(
     decided: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], parameters: int
-) -> OutlineModule:
+) -> outlines.OutlineModule:
     """A module without its name and layer. decided: what its parts say alike."""
     words = ("role", "treatment", "stored", "rule")
-    return OutlineModule(
+    return outlines.OutlineModule(
         name="",
         layer=None,
         **{word: decided[word] for word in words},
