@@ -20,8 +20,12 @@ from typing import Protocol
 from emitters import FORMATS
 from emitters.core.finish import finish
 from emitters.core.journal import Journal, open_journal
-from emitters.core.own_head import ensure_equal_heads
-from emitters.core.preconditions import ensure_buildable, ensure_supported_system, open_as_planned
+from emitters.core.preconditions import (
+    ensure_buildable,
+    ensure_equal_heads,
+    ensure_supported_system,
+    open_as_planned,
+)
 from emitters.core.progress import Progress, Silent
 from emitters.core.run_unit import Receipt, ValueDefectError, Work, finding_of
 from emitters.core.statistics import prepare

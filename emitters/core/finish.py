@@ -8,11 +8,10 @@ from pathlib import Path
 
 from emitters.core.bundle_reading import open_bundle
 from emitters.core.deleting import BROWSED, refuse_others, unfinished_files
-from emitters.core.hashing import hash_files
 from emitters.core.progress import Progress
 from emitters.core.record import planned_record
 from emitters.core.run_unit import Work
-from emitters.core.verify import written_checks
+from emitters.core.verify import hash_files, written_checks
 from emitters.tensor_io.files import writing
 from policy_dsl.bounded_json import uncollected
 from policy_dsl.diagnostics import DiskError, PermanentError, PolicyError, diagnostic, errors

@@ -1,4 +1,7 @@
-"""Whether a plan can be built here and now: system, disk, and a source that is still as planned."""
+"""Whether a plan can be built here and now: system, disk, and a source that is still as planned.
+
+A head that a tied model has of its own must be equal to the embedding that readers use instead.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,31 @@ import shutil
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 
+import numpy as np
+
+from emitters.core.bundle_reading import Bundle
+from emitters.core.decoding import source_reader
+from emitters.core.matching import tensors_in_stretches
 from emitters.numerics.value_types import VALUE_TYPES
-from emitters.tensor_io.files import CHANGED, FileFacts, Source, file_facts, writing
-from policy_dsl.diagnostics import PolicyError, diagnostic, fail
+from emitters.tensor_io.files import CHANGED, FileFacts, Source, columns, file_facts, writing
+from emitters.tensor_io.view_rows import Cast, ViewReader
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
 from policy_dsl.formats import Format
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan
+from policy_dsl.planning.plan_warnings import untied
 from policy_dsl.quantities import both_units
 from policy_dsl.regular_files import read_range
+from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.roles.quantization import FP8_DTYPES
 from policy_dsl.sources.checkpoint import CONFIG, find_index
 
 # For the journal, and for what the file system itself takes.
 _MARGIN_NBYTES = 16 * 2**20
+_BLOCK_VALUES = 2**20
 
 
 def ensure_supported_system() -> None:
@@ -49,6 +62,14 @@ def ensure_buildable(plan: Plan, inventory: Inventory) -> None:
             defects.append(diagnostic("unreadable-values", tensor=name, dtype=dtype))
     if defects:
         raise PolicyError(defects)
+
+
+def ensure_equal_heads(plan: Plan, source: Inventory) -> None:
+    """Raises: PolicyError if a head that the plan leaves out is not equal to its embedding."""
+    names = {omission.tensor.name for omission in plan.omitted if omission.equals}
+    found = list(differing_heads(source, plan.model, names)) if names else []
+    if found:
+        raise PolicyError(found)
 
 
 def ensure_room(plan: Plan, folder: Path) -> None:
@@ -87,6 +108,39 @@ def open_as_planned(plan: Plan, inventory: Inventory, format: Format) -> Source:
     return Source(root, facts)
 
 
+def differing_heads(source: Inventory, model: Model, names: set[str]) -> Iterator[Diagnostic]:
+    """A finding for each of these heads that is not the embedding, value for value.
+
+    Both are read from the source block by block: FP8 codes times scales, all in float32.
+    """
+    embedding = model.embedding
+    if embedding is None:
+        return
+    reader = source_reader(source, model)
+    for head in model.tensors:
+        place = _difference(reader, head, embedding) if head.source.name in names else None
+        if place is not None:
+            cure = 'write "lm_head: keep" to store it, or "lm_head: drop"'
+            name, like = head.source.name, embedding.source.name
+            yield diagnostic(
+                "head-differs", suggestion=cure, name=name, embedding=like, place=place
+            )
+
+
+def as_in_bundle(model: Model, bundle: Bundle) -> Model:
+    """The model of a bundle's source; not tied any more if the bundle has the head stored."""
+    path, names = bundle.format.spec.module_path, {module.name for module in bundle.modules}
+    kept = model.tied and any(path(head, model) in names for head in _heads(model))
+    return untied(model) if kept else model
+
+
+def heads_left_out(model: Model, bundle: Bundle) -> set[str]:
+    """The heads of a tied model that the bundle leaves out, without those that a rule drops."""
+    omitted = bundle.record.omitted if bundle.record else {}
+    names = {head.source.name for head in _heads(model)} if model.tied else set()
+    return {name for name in names if omitted.get(name, "equal")}
+
+
 def _files_read(plan: Plan, inventory: Inventory, format: Format) -> set[str]:
     views = [view for module in plan.modules for view in module.sources]
     files = {tensor.file or "" for view in views for tensor in (view.tensor, view.scale) if tensor}
@@ -113,3 +167,25 @@ def _reread(
         if name in now and sha256(read_range(root / name, start, stop)).digest() != digest:
             part = "header" if name in inventory.file_nbytes else "content"
             yield name, f"its {part} is different now"
+
+
+def _heads(model: Model) -> list[ModelTensor]:
+    return [tensor for tensor in model.tensors if tensor.role == "lm_head"]
+
+
+def _difference(reader: ViewReader, head: ModelTensor, embedding: ModelTensor) -> str | None:
+    """Where the two differ, None if they do not."""
+    if head.shape != embedding.shape:
+        return f"shapes {list(head.shape)} and {list(embedding.shape)}"
+    both = tensors_in_stretches(head, embedding)
+    rows, width = prod(both[0].shape[:-1]), columns(both[0].shape)
+    step = max(1, _BLOCK_VALUES // width)
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        one, other = (reader.rows(each.view, first, count, Cast("F32")) for each in both)
+        unequal = (one != other) & ~(np.isnan(one) & np.isnan(other))
+        if unequal.any():
+            at = int(unequal.argmax())
+            place = list(divmod(first * width + at, columns(head.shape)))
+            return f"{one.flat[at]:.6g} and {other.flat[at]:.6g} at {place}"
+    return None

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
+from operator import attrgetter
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 from emitters import FORMATS
@@ -12,16 +18,16 @@ from emitters.checkpoints import INDEX
 from emitters.core.bundle_needs import needs_findings
 from emitters.core.bundle_reading import Bundle, expected_parts, open_bundle, parts_text
 from emitters.core.decoding import Decoder
-from emitters.core.hashing import hash_files
-from emitters.core.progress import Silent
+from emitters.core.progress import Progress, Silent
 from emitters.core.record import BundleModule
 from emitters.core.verify_source import ModuleError, compare
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, grouped
 from policy_dsl.formats import Format
-from policy_dsl.inventory import Inventory
+from policy_dsl.inventory import Inventory, TensorInfo
+from policy_dsl.plan import PlannedTensor
 from policy_dsl.planning.bundle_files import bundle_findings
 from policy_dsl.planning.record import RECORD
-from policy_dsl.regular_files import why_not_regular
+from policy_dsl.regular_files import file_stat, opened, why_not_regular
 from policy_dsl.sources.checkpoint import MAX_INDEX_NBYTES, read_json
 from policy_dsl.sources.local_files import local_files
 from policy_dsl.treatments import Coded, Unread, describe
@@ -30,6 +36,8 @@ _EMBEDDING = ("embed_tokens", "embed_tokens.weight")
 _NO_BUNDLE = ("not-a-bundle", "not-a-checkpoint", "pickled-weights")
 _SOUND = ("structure", "widths")
 _OTHER_HASH = "its SHA-256 does not match the record"
+# Small enough for the caches: both digests read a chunk while it is there.
+_CHUNK_NBYTES = 2**20
 
 
 class Check(NamedTuple):
@@ -54,6 +62,14 @@ class Check(NamedTuple):
     def about(self) -> str:
         """What was looked at, or why that was not possible."""
         return self.impossible if self.result == "not possible" else self.of
+
+
+class FileHashes(NamedTuple):
+    """Bytes of a file, and the hex digests of all of it and of each tensor in it."""
+
+    nbytes: int
+    sha256: str
+    tensors: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -155,6 +171,53 @@ def written_checks(bundle: Bundle, *, values: bool) -> list[Check]:
         meant = "every module that its config means, in its shape"
         checks.append(Check("model", tuple(found), meant, unknown))
     return checks
+
+
+def hash_files(
+    folder: Path,
+    names: Iterable[str],
+    tensors: Iterable[TensorInfo | PlannedTensor],
+    progress: Progress,
+    *,
+    jobs: int,
+) -> dict[str, FileHashes]:
+    """The hashes of files of a folder, by name, and of these tensors in them, `jobs` at a time.
+
+    Raises: PolicyError if a file cannot be read.
+    """
+    lock, held = Lock(), defaultdict(list)
+    for tensor in tensors:
+        held[tensor.file].append(tensor)
+
+    def hashed(name: str) -> FileHashes:
+        whole, parts = sha256(), {}
+        buffer = memoryview(bytearray(_CHUNK_NBYTES))
+        with opened(folder / name) as file:
+
+            def read(nbytes: int) -> str:
+                # Both digests from one reading: a second would cost the disk more than the CPU.
+                part = sha256()
+                while nbytes > 0 and (got := file.readinto(buffer[:nbytes])):
+                    whole.update(buffer[:got])
+                    part.update(buffer[:got])
+                    nbytes -= got
+                    with lock:
+                        progress.advance(got)
+                return part.hexdigest()
+
+            for tensor in sorted(held[name], key=attrgetter("start", "nbytes")):
+                read(tensor.start - file.tell())
+                parts[tensor.name] = read(tensor.nbytes)
+            read(sys.maxsize)
+            return FileHashes(file.tell(), whole.hexdigest(), parts)
+
+    names = list(names)
+    progress.begin("hash", sum(file_stat(folder / name).st_size for name in names), 0)
+    try:
+        with ThreadPoolExecutor(jobs, "hash") as workers:
+            return dict(zip(names, workers.map(hashed, names), strict=True))
+    finally:
+        progress.end()
 
 
 def _is_broken(checks: Iterable[Check]) -> bool:

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from emitters.core.bundle_reading import Bundle
 from emitters.core.decoding import AGAIN, EQUAL, NEAREST, RowsCheck, Tally
 from emitters.core.matching import Piece, fits, match, other_experts, pieces_of, with_added
-from emitters.core.own_head import as_in_bundle, differing_heads, heads_left_out
+from emitters.core.preconditions import as_in_bundle, differing_heads, heads_left_out
 from emitters.core.record import BundleModule
 from emitters.numerics.reach import Sums
 from emitters.numerics.value_types import VALUE_TYPES
