@@ -13,7 +13,7 @@ from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.matching import CompiledRule, compile_rule
 from policy_dsl.planning.outline import treatment_of
-from policy_dsl.planning.reach import Reach, SelectorParts
+from policy_dsl.planning.reach import Reach
 from policy_dsl.policy import Assertion, Rule, Selector
 from policy_dsl.quantities import bits_per_weight, both_units
 from policy_dsl.treatments import KEEP, PLAIN_DTYPES, Coded, Plain, Written, has_symmetry_choice
@@ -84,8 +84,7 @@ class _Chosen:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._reach = Reach(plan.model)
-        self._parts = SelectorParts(plan.model, self._reach, cure=None)
+        self._reach = Reach(plan.model, cure=None)
         self._known: dict[Selector | None, tuple[Module, ...]] = {None: plan.modules}
 
     def modules(self, assertion: Assertion) -> tuple[Module, ...]:
@@ -106,8 +105,8 @@ class _Chosen:
     def _compiled(self, selector: Selector, span: Span | None) -> CompiledRule:
         probe = Rule(selector, KEEP, span=span, selector_span=span)
         compiled = compile_rule(probe, self._plan.policy, self._plan.model)
-        findings = [*compiled.findings, *self._parts.unmatched(compiled)]
-        findings += [] if errors(findings) else self._parts.idle(compiled)
+        findings = [*compiled.findings, *self._reach.unmatched(compiled)]
+        findings += [] if errors(findings) else self._reach.idle(compiled)
         if findings:
             raise PolicyError(findings)
         return compiled

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from json.encoder import encode_basestring
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors
@@ -244,18 +243,9 @@ def source_findings(plan: Plan, inventory: Inventory, spec: FormatSpec) -> list[
         span = dict(plan.policy.key_spans).get("output.file_name")
         reason = "the bundle takes files of such names from the source"
         return [diagnostic("bad-file-name", span, name=name, reason=reason)]
-    if inventory.root is None or inventory.side_files is None:
-        return []
     patterns = (*patterns, *spec.embedded_files)
-    taken = [name for name in inventory.side_files if is_one_of(name, patterns)]
     rows = (one.shape[0] for one in plan.model.tensors if one.role == "embed")
-    findings, beyond = _read(inventory, taken, max(rows, default=0))
-    if not _vocabularies(taken):
-        cure = "put the tokenizer's files beside the weights"
-        for other in _vocabularies(inventory.side_files)[:1]:
-            cure = f"make a tokenizer.json of {other}: transformers' save_pretrained writes it"
-        findings.append(diagnostic("no-tokenizer", target=plan.target, suggestion=cure))
-    return [*findings, *beyond]
+    return _findings(plan.target, inventory, patterns, (), max(rows, default=0))
 
 
 def bundle_findings(
@@ -267,41 +257,48 @@ def bundle_findings(
     rows of its embeddings.
     """
     # Of a container, its format looks at what is inside.
-    if inventory.container or inventory.root is None or inventory.side_files is None:
+    if inventory.container:
         return []
-    taken = [name for name in inventory.side_files if is_one_of(name, SIDE_FILES)]
-    findings, beyond = _read(inventory, taken, max(embeddings, default=0))
+    return _findings(target, inventory, SIDE_FILES, recorded, max(embeddings, default=0))
+
+
+def _findings(
+    target: str, inventory: Inventory, patterns: Iterable[str], recorded: Iterable[str], rows: int
+) -> list[Diagnostic]:
+    """What is wrong with side files of these names; rows: of embeddings, for each token one."""
+    if inventory.root is None or inventory.side_files is None:
+        return []
+    found: list[Diagnostic] = []
+    beyond: list[Diagnostic] = []
+    files = LocalFiles(inventory.root, inventory.side_files)
+    taken = [name for name in inventory.side_files if is_one_of(name, patterns)]
+    for name in taken:
+        try:
+            document = _document(files, name)
+        except PolicyError as error:
+            found += error.diagnostics
+            continue
+        # One after the other: a folder of them has no bound that memory would have.
+        found += _tokenizer_findings(name, document)
+        beyond += _beyond(rows, name, document)
     if not _vocabularies([*taken, *recorded]):
         cure = "put the tokenizer's files beside the weights"
-        findings.append(diagnostic("no-tokenizer", target=target, suggestion=cure))
-    return [*findings, *beyond]
+        for other in _vocabularies(inventory.side_files)[:1]:
+            cure = f"make a tokenizer.json of {other}: transformers' save_pretrained writes it"
+        found.append(diagnostic("no-tokenizer", target=target, suggestion=cure))
+    return [*found, *beyond, *_beyond(rows, CONFIG, inventory.config)]
 
 
 def _vocabularies(names: Iterable[str]) -> list[str]:
     return [name for name in names if is_one_of(name, VOCABULARIES)]
 
 
-def _read(
-    inventory: Inventory, names: Iterable[str], rows: int
-) -> tuple[list[Diagnostic], list[Diagnostic]]:
-    """What is wrong with these files, and the tokens that are not among `rows` embeddings."""
-    found: list[Diagnostic] = []
-    beyond: list[Diagnostic] = []
-    files = LocalFiles(inventory.root or Path(), inventory.side_files or {})
-    for file in names:
-        try:
-            document = _document(files, file)
-        except PolicyError as error:
-            found += error.diagnostics
-            continue
-        # One after the other: a folder of them has no bound that memory would have.
-        name = file.rpartition("/")[2]
-        for reason in tokenizer_faults(document) if name == "tokenizer.json" else ():
-            found.append(diagnostic("bad-source-json", suggestion=_CURE, file=file, reason=reason))
-        for reason in odd_tokens(name, document):
-            found.append(diagnostic("odd-token-ids", suggestion=_ODD, file=file, reason=reason))
-        beyond += _beyond(rows, file, document)
-    return found, [*beyond, *_beyond(rows, CONFIG, inventory.config)]
+def _tokenizer_findings(file: str, document: Mapping[str, Any]) -> Iterator[Diagnostic]:
+    name = file.rpartition("/")[2]
+    for reason in tokenizer_faults(document) if name == "tokenizer.json" else ():
+        yield diagnostic("bad-source-json", suggestion=_CURE, file=file, reason=reason)
+    for reason in odd_tokens(name, document):
+        yield diagnostic("odd-token-ids", suggestion=_ODD, file=file, reason=reason)
 
 
 def _document(files: CheckpointFiles, name: str) -> Mapping[str, Any]:

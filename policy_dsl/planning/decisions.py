@@ -8,7 +8,7 @@ from typing import NamedTuple
 from policy_dsl.diagnostics import Diagnostic, diagnostic, errors, fail
 from policy_dsl.plan import OTHERWISE
 from policy_dsl.planning.matching import CompiledRule, compile_rules, is_guarded, nodes
-from policy_dsl.planning.reach import OPTIONAL, Reach, SelectorParts, guard_notes
+from policy_dsl.planning.reach import OPTIONAL, Reach, guard_notes
 from policy_dsl.policy import Name, Policy
 from policy_dsl.quantities import counted, first_few
 from policy_dsl.roles.model import Model, ModelTensor
@@ -68,11 +68,10 @@ def decide(policy: Policy, model: Model, target: str) -> Decisions:
         rule = rules[winners[place]] if place in winners else None
         unreached = KEEP if is_guarded(tensor) else otherwise
         made.append(Decision(tensor, rule, rule.rule.treatment if rule else unreached))
-    parts = SelectorParts(model, reach)
     findings = [
         finding
         for index, rule in enumerate(rules)
-        for finding in _findings(rule, tallies[index], rules, parts)
+        for finding in _findings(rule, tallies[index], rules, reach)
     ]
     return Decisions(tuple(made), tuple(findings))
 
@@ -102,18 +101,18 @@ def trace(
 
 
 def _findings(
-    compiled: CompiledRule, tally: _Tally, rules: Sequence[CompiledRule], parts: SelectorParts
+    compiled: CompiledRule, tally: _Tally, rules: Sequence[CompiledRule], reach: Reach
 ) -> Iterator[Diagnostic]:
-    broken = [*compiled.findings, *parts.unmatched(compiled)]
-    yield from (*broken, *parts.taking_more(compiled))
+    broken = [*compiled.findings, *reach.unmatched(compiled)]
+    yield from (*broken, *reach.taking_more(compiled))
     # A broken selector has its own finding: that it matches nothing only follows from it.
     if errors(broken):
         return
     if not tally.matched:
         if not (compiled.rule.optional or compiled.inapplicable):
-            yield _matches_nothing(compiled, parts.model)
+            yield _matches_nothing(compiled, reach.model)
         return
-    yield from parts.idle(compiled)
+    yield from reach.idle(compiled)
     if not tally.won:
         tensors = counted(tally.matched, "tensor")
         # With `extends`, the winners may be in another file than the loser.

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.formats import Format
@@ -84,56 +84,35 @@ def _heads_left_out(plan: Plan) -> Iterator[Diagnostic]:
             )
 
 
-class _Lost(NamedTuple):
-    """A rule, tensors that it names to store them, and why the target leaves them out."""
-
-    rule: CompiledRule
-    tensors: list[ModelTensor]
-    reason: str
-
-
 def _without_effect(plan: Plan, made: Sequence[Decision], format: Format) -> Iterator[Diagnostic]:
     """A warning for each rule that names tensors which the target leaves out, to store them."""
     names = frozenset(omission.tensor.name for omission in plan.omitted)
     left_out = [one for one in made if one.tensor.source.name in names]
-    lost = _lost(left_out, names, plan.model, format)
+    rules = {one.rule.index: one.rule for one in left_out if one.rule is not None}
+    lost: dict[tuple[int, str], list[ModelTensor]] = defaultdict(list)
+    for tensor, rule, _ in left_out:
+        if rule is not None and _stores_by_name(rule, tensor, names, plan.model):
+            reason = format.review.left_out(tensor, plan.model) or ""
+            lost[rule.index, reason].append(tensor)
     for tensor in [one.tensor for one in left_out if one.rule is None]:
         # Guarded ones: without the target's word, they would be kept beside the others.
-        matching = [each.tensors for each in lost if each.rule.predicate(tensor)[0]]
-        if matching:
-            matching[-1].append(tensor)
+        matching = [key for key in lost if rules[key[0]].predicate(tensor)[0]]
+        for key in matching[-1:]:
+            lost[key].append(tensor)
     used = {one.decided_by for one in made if lost and one.tensor.source.name not in names}
-    for each in lost:
-        yield _lost_tensors(plan.target, each, is_used=each.rule.index in used)
+    for (index, reason), tensors in lost.items():
+        author, is_used = rules[index].rule, index in used
+        span = (author.selector_span if is_used else author.treatment_span) or author.span
+        cure = f'write "{_called(tensors)}: drop" after it' if is_used else 'write "drop"'
+        count = counted(len({tensor.source.name for tensor in tensors}), "tensor")
+        facts: dict[str, Any] = {"target": plan.target, "reason": reason}
+        yield diagnostic("rule-without-effect", span, suggestion=cure, tensors=count, **facts)
 
 
-def _lost(
-    left_out: Sequence[Decision], names: frozenset[str], model: Model, format: Format
-) -> Sequence[_Lost]:
-    lost: dict[tuple[int, str], _Lost] = {}
-    for one in left_out:
-        rule = one.rule
-        if rule is not None and _stores_by_name(rule, one.tensor, names, model):
-            reason = format.review.left_out(one.tensor, model) or ""
-            known = lost.setdefault((rule.index, reason), _Lost(rule, [], reason))
-            known.tensors.append(one.tensor)
-    return [*lost.values()]
-
-
-def _lost_tensors(target: str, lost: _Lost, *, is_used: bool) -> Diagnostic:
-    rule, tensors = lost.rule.rule, lost.tensors
-    open_ones = [tensor for tensor in tensors if not is_guarded(tensor)]
+def _called(tensors: Sequence[ModelTensor]) -> str:
     # A component does not name what is guarded.
-    called = [one.component or one.role for one in open_ones] or [one.role for one in tensors]
-    named = ", ".join(dict.fromkeys(called))
-    return diagnostic(
-        "rule-without-effect",
-        (rule.selector_span if is_used else rule.treatment_span) or rule.span,
-        suggestion=f'write "{named}: drop" after it' if is_used else 'write "drop"',
-        tensors=counted(len({tensor.source.name for tensor in tensors}), "tensor"),
-        target=target,
-        reason=lost.reason,
-    )
+    called = [one.component or one.role for one in tensors if not is_guarded(one)]
+    return ", ".join(dict.fromkeys(called or [one.role for one in tensors]))
 
 
 def _stores_by_name(

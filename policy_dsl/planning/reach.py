@@ -33,15 +33,29 @@ _MOST_CURED = 50
 OPTIONAL = "write `optional` after the treatment if that is expected"
 
 
+class _Candidate(NamedTuple):
+    """A tensor that a part may mean; whether the rest of the selector lets it be touched."""
+
+    tensor: ModelTensor
+    is_open: bool
+
+
+# What the parts around a part of a selector allow; None for anything.
+_Left = Sequence[_Candidate] | None
+
+
 class Reach:
     """The tensors of one model by their kinds, which are role and layer, and by their names.
 
-    A rule that does not read names means all tensors of a kind, or none.
+    A rule that does not read names means all tensors of a kind, or none. cure: what is offered
+    against parts of selectors that match nothing, where nothing better is known.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, cure: str | None = OPTIONAL) -> None:
+        self.model = model
+        self._cure = cure
+        self._n_cured = 0
         self._tensors = model.tensors
-        self._names = model.names
         self._kept: dict[object, frozenset[int]] = {}
         self._n_kept = self._n_asked = 0
         kinds: dict[tuple[object, ...], list[int]] = defaultdict(list)
@@ -59,13 +73,6 @@ class Reach:
         """All tensors that a rule matches, also those that it may not touch."""
         found = self._where(rule, lambda tensor: rule.predicate(tensor)[0])
         return (self._tensors[at] for at in found)
-
-    def candidates(self, rule: CompiledRule, part: Selector) -> Iterator[ModelTensor]:
-        """All tensors that a part of a rule can mean, and others; one of each kind will do.
-
-        For a rule that reads names, all of each kind.
-        """
-        return (self._tensors[at] for at in self._places(rule, part))
 
     def _once(self, key: object, made: Callable[[], Iterable[int]]) -> frozenset[int]:
         known = self._kept.get(key)
@@ -108,7 +115,7 @@ class Reach:
     def _named(self, leaf: Selector) -> frozenset[int] | None:
         if not isinstance(leaf, Glob | Regex):
             return None
-        found = map(self._by_name.__getitem__, self._names.matching(leaf))
+        found = map(self._by_name.__getitem__, self.model.names.matching(leaf))
         return frozenset(chain.from_iterable(found))
 
     @cached_property
@@ -125,46 +132,6 @@ class Reach:
         for at, tensor in enumerate(self._tensors):
             found[tensor.source.name].append(at)
         return found
-
-
-def _narrowest(
-    node: Selector, of_leaf: Callable[[Selector], frozenset[int] | None]
-) -> frozenset[int] | None:
-    """What holds all that a selector means, by what its leaves do; None for everything."""
-    if isinstance(node, Except):
-        return _narrowest(node.base, of_leaf)
-    if not isinstance(node, And | Or):
-        return of_leaf(node)
-    found = [_narrowest(part, of_leaf) for part in node.parts]
-    limits = [one for one in found if one is not None]
-    if isinstance(node, And):
-        return frozenset.intersection(*limits) if limits else None
-    return frozenset[int]().union(*limits) if len(limits) == len(found) else None
-
-
-class _Candidate(NamedTuple):
-    """A tensor that a part may mean; whether the rest of the selector lets it be touched."""
-
-    tensor: ModelTensor
-    is_open: bool
-
-
-# What the parts around a part of a selector allow; None for anything.
-_Left = Sequence[_Candidate] | None
-
-
-class SelectorParts:
-    """The parts of rules' selectors against the tensors of one model.
-
-    cure: what is offered where nothing better is known.
-    """
-
-    def __init__(self, model: Model, reach: Reach, *, cure: str | None = OPTIONAL) -> None:
-        self.model = model
-        self._reach = reach
-        self._n_cured = 0
-        self._cure = cure
-        self._family = model.architecture.family
 
     def unmatched(self, compiled: CompiledRule) -> list[Diagnostic]:
         """An error for each pattern that no name of the model matches, up to a number."""
@@ -257,7 +224,8 @@ class SelectorParts:
     ) -> Iterable[_Candidate]:
         if left is not None:
             return left
-        tensors = self._reach.candidates(compiled, node)
+        # Of each kind one will do; for a rule that reads names, all of it.
+        tensors = (self._tensors[at] for at in self._places(compiled, node))
         return (_Candidate(one, excepted or compiled.may_touch(one)) for one in tensors)
 
     def _is_foreign(self, selector: Selector) -> bool:
@@ -265,9 +233,24 @@ class SelectorParts:
         for part in selector.parts if isinstance(selector, And) else ():
             bound = part.parts if isinstance(part, Or) else (part,)
             names = [one.name for one in bound if isinstance(one, Family)]
-            if len(names) == len(bound) and self._family not in names:
+            if len(names) == len(bound) and self.model.architecture.family not in names:
                 return True
         return False
+
+
+def _narrowest(
+    node: Selector, of_leaf: Callable[[Selector], frozenset[int] | None]
+) -> frozenset[int] | None:
+    """What holds all that a selector means, by what its leaves do; None for everything."""
+    if isinstance(node, Except):
+        return _narrowest(node.base, of_leaf)
+    if not isinstance(node, And | Or):
+        return of_leaf(node)
+    found = [_narrowest(part, of_leaf) for part in node.parts]
+    limits = [one for one in found if one is not None]
+    if isinstance(node, And):
+        return frozenset.intersection(*limits) if limits else None
+    return frozenset[int]().union(*limits) if len(limits) == len(found) else None
 
 
 def guard_notes(guarded: Sequence[ModelTensor]) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, fail
 from policy_dsl.formats import Format, FormatSpec
@@ -74,8 +73,8 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     # Defects of rules and of treatments are shown together, one run for all of them.
     _raise_errors(findings)
     modules, tensor_files = placed(draft.modules, policy, spec)
-    known = _statistics_of(modules, policy, format, statistics or {}, saliency)
-    findings += known.findings
+    used, pending, unused = _statistics_of(modules, policy, format, statistics or {}, saliency)
+    findings += unused
     # Tensors that are no weights too: nothing of a source is left out without a word.
     ignored = [Omission(tensor, "", None, reason) for tensor, reason in model.ignored]
     plan = Plan(
@@ -86,12 +85,11 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
         source_digest=source_digest(inventory),
         source_nbytes=inventory.nbytes,
         modules=modules,
-        # Tensors that are no weights too: nothing of a source is left out without a word.
         omitted=(*lowered.omitted, *lost, *ignored),
         files=tensor_files,
         fp8_rule=policy.fp8_dequant or spec.fp8_rules[0],
-        statistics=known.files,
-        pending=known.pending,
+        statistics=tuple(used),
+        pending=tuple(pending),
         remarks=_remarks(draft, is_untied=own.tied != model.tied, format=format),
         refusals=refusals,
         pruning=pruning,
@@ -141,25 +139,14 @@ def _remarks(draft: Draft, *, is_untied: bool, format: Format) -> tuple[tuple[st
     return tuple(found)
 
 
-class _Statistics(NamedTuple):
-    """The files that a plan's methods use, how to get those that they lack, and findings.
-
-    Only what a method cannot do without is pending.
-    """
-
-    files: tuple[StatisticsFile, ...]
-    pending: tuple[str, ...]
-    findings: list[Diagnostic]
-
-
 def _statistics_of(
     modules: Sequence[Module],
     policy: Policy,
     format: Format,
     given: Mapping[str, str],
     saliency: Saliency | None,
-) -> _Statistics:
-    """What these modules and the policy use, of what is given by name or the policy names.
+) -> tuple[list[StatisticsFile], list[str], list[Diagnostic]]:
+    """The files that modules and policy use, how to get those that they lack, and findings.
 
     saliency: what was read of the file of that name.
     """
@@ -180,8 +167,10 @@ def _statistics_of(
         read = saliency
         files += [StatisticsFile(SALIENCY, read.path, read.span, read.sha256)] if read else []
     missing = sorted(needed - {"", *(file.name for file in files)})
-    cures = [_SOURCES[name] + _absent(dict(policy.calibration)[name]) for name in missing]
-    return _Statistics(tuple(files), tuple(cures), _unused(used, policy, format, given))
+    named = {name: dict(policy.calibration)[name] for name in missing}
+    absent = {name: f" ({named[name]}, which the policy names, is not here)" for name in missing}
+    cures = [_SOURCES[name] + (absent[name] if named[name] else "") for name in missing]
+    return files, cures, _unused(used, policy, format, given)
 
 
 def _unused(
@@ -196,10 +185,6 @@ def _unused(
         diagnostic("unused-statistics", file.span, name=file.name, path=file.path)
         for file in statistics_files(unused, policy, given)
     ]
-
-
-def _absent(file: object) -> str:
-    return f" ({file}, which the policy names, is not here)" if file else ""
 
 
 def is_ranked(policy: Policy) -> bool:
