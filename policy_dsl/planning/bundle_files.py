@@ -149,13 +149,11 @@ def with_files(plan: Plan, inventory: Inventory, format: Format) -> Plan:
     planned += _edited(plan, format, beside, side_files)
     planned += _copied(inventory, spec, {RECORD, *(file.name for file in planned)})
     held = {*spec.embedded_files, *(file.name for file in planned)}
-    left_out: dict[str, int | None] = dict.fromkeys(inventory.unread)
-    left_out |= {name: nbytes for name, nbytes in side_files.items() if name not in held}
-    omitted = tuple(
-        OmittedFile(name, left_out[name], why_left_out(name, plan.target))
-        for name in sorted(left_out)
-    )
-    return replace(plan, files=(*planned, _record_file(plan, planned)), omitted_files=omitted)
+    unused = {name: nbytes for name, nbytes in side_files.items() if name not in held}
+    sizes = sorted((unused | dict.fromkeys(inventory.unread)).items())
+    omitted = [OmittedFile(name, n, why_left_out(name, plan.target)) for name, n in sizes]
+    recorded = _record_file(plan, planned)
+    return replace(plan, files=(*planned, recorded), omitted_files=tuple(omitted))
 
 
 def _sized(contents: Mapping[str, bytes], kind: str) -> list[PlannedFile]:
@@ -224,12 +222,11 @@ def _copied(inventory: Inventory, spec: FormatSpec, taken: set[str]) -> list[Pla
 
 def _record_file(plan: Plan, files: list[PlannedFile]) -> PlannedFile:
     sizes = {file.name: file.nbytes for file in files if file.nbytes is not None}
+    unknown = "it names the statistics, and what they decide, that are not there yet"
+    reason = unknown if plan.pending else ""
     if len(sizes) < len(files):
-        return PlannedFile(RECORD, "record", None, "it lists the side files, which are not known")
-    if plan.pending:
-        reason = "it names the statistics, and what they decide, that are not there yet"
-        return PlannedFile(RECORD, "record", None, reason)
-    return PlannedFile(RECORD, "record", record_nbytes(plan, sizes))
+        reason = "it lists the side files, which are not known"
+    return PlannedFile(RECORD, "record", None if reason else record_nbytes(plan, sizes), reason)
 
 
 def source_findings(plan: Plan, inventory: Inventory, spec: FormatSpec) -> list[Diagnostic]:

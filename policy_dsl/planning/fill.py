@@ -135,14 +135,10 @@ class Unheld(NamedTuple):
         cure = f'write "{named}: {self.cure}" after it'
         if len(roles) > _MOST_NAMED:
             cure = f'"{self.cure}" would do for them'
-        return diagnostic(
-            "unsupported-treatment",
-            suggestion=cure if self.cure else None,
-            target=self.target,
-            roles=named,
-            treatment=self.treatment,
-            reason=self.reason,
-        )
+        facts: dict[str, Any] = {**self._asdict(), "roles": named}
+        del facts["cure"]
+        suggestion = cure if self.cure else None
+        return diagnostic("unsupported-treatment", suggestion=suggestion, **facts)
 
 
 class Settled(NamedTuple):

@@ -140,24 +140,20 @@ def _bad_values(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
     spans, output = dict(policy.key_spans), policy.output
     rule, layout, file = policy.fp8_dequant, output.layout, output.file_name
     if rule is not None and rule not in spec.fp8_rules:
-        yield diagnostic(
-            "unknown-fp8-rule",
-            spans.get("fp8_dequant"),
-            suggestion=did_you_mean(rule, spec.fp8_rules),
-            rule=rule,
-            rules=", ".join(spec.fp8_rules),
-        )
+        span, meant = spans.get("fp8_dequant"), did_you_mean(rule, spec.fp8_rules)
+        known = ", ".join(spec.fp8_rules)
+        yield diagnostic("unknown-fp8-rule", span, suggestion=meant, rule=rule, rules=known)
     # A target without layouts, or with files of fixed names, does not use the setting, which is
     # another finding.
     if layout is not None and spec.layouts and layout not in spec.layouts:
-        yield diagnostic(
-            "unknown-layout",
-            spans.get("output.layout") or spans.get("output"),
-            suggestion=did_you_mean(layout, spec.layouts),
-            target=spec.name,
-            layout=layout,
-            known=", ".join(spec.layouts),
-        )
+        span, meant = spans.get("output.layout"), did_you_mean(layout, spec.layouts)
+        facts: dict[str, Any] = {
+            "target": spec.name,
+            "layout": layout,
+            "known": ", ".join(spec.layouts),
+        }
+        span = span or spans.get("output")
+        yield diagnostic("unknown-layout", span, suggestion=meant, **facts)
     if file is not None and spec.container and (reason := _misnamed(file)):
         yield diagnostic("bad-file-name", spans.get("output.file_name"), name=file, reason=reason)
     yield from _bad_metadata(policy, spec)
@@ -168,15 +164,12 @@ def _bad_metadata(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
     for key, value in policy.metadata:
         allowed = spec.metadata_keys.get(key)
         if allowed is not None and not _is_allowed(value, allowed):
-            yield diagnostic(
-                "bad-metadata-value",
-                spans.get(f"metadata.{key}") or spans.get("metadata"),
-                suggestion=_meant(value, allowed),
-                key=key,
-                # In the policy's own words: true and null, not True and None.
-                value=json.dumps(value, ensure_ascii=False),
-                wanted=values_text(allowed),
-            )
+            span, meant = spans.get(f"metadata.{key}"), _meant(value, allowed)
+            # In the policy's own words: true and null, not True and None.
+            written = json.dumps(value, ensure_ascii=False)
+            facts: dict[str, Any] = {"key": key, "value": written, "wanted": values_text(allowed)}
+            span = span or spans.get("metadata")
+            yield diagnostic("bad-metadata-value", span, suggestion=meant, **facts)
 
 
 def _misnamed(file: str) -> str | None:

@@ -41,37 +41,30 @@ def is_guarded(tensor: ModelTensor) -> bool:
     return not tensor.is_matrix or tensor.namesake in _GUARDED_ROLES
 
 
-def nodes(selector: Selector) -> Iterator[Selector]:
-    """Every node of a selector tree, the root first."""
-    yield selector
-    if isinstance(selector, And | Or):
-        for part in selector.parts:
-            yield from nodes(part)
-    elif isinstance(selector, Except):
-        yield from nodes(selector.base)
-        yield from nodes(selector.excluded)
-
-
-def leaves(
+def walk(
     selector: Selector,
+    unless: Callable[[Selector], bool] = lambda node: False,
     *,
     excepted: bool = False,
-    unless: Callable[[Selector], bool] = lambda selector: False,
 ) -> Iterator[tuple[Selector, bool]]:
-    """Every leaf of a selector tree, and whether it says what is not meant.
+    """Every node of a selector tree, the root first, and whether it says what is not meant.
 
     unless: whether a node is left out with all below it.
     """
     if unless(selector):
         return
+    yield selector, excepted
     if isinstance(selector, And | Or):
         for part in selector.parts:
-            yield from leaves(part, excepted=excepted, unless=unless)
+            yield from walk(part, unless, excepted=excepted)
     elif isinstance(selector, Except):
-        yield from leaves(selector.base, excepted=excepted, unless=unless)
-        yield from leaves(selector.excluded, excepted=True, unless=unless)
-    else:
-        yield selector, excepted
+        yield from walk(selector.base, unless, excepted=excepted)
+        yield from walk(selector.excluded, unless, excepted=True)
+
+
+def nodes(selector: Selector) -> Iterator[Selector]:
+    """Every node of a selector tree, the root first."""
+    return (node for node, _ in walk(selector))
 
 
 @dataclass(frozen=True)

@@ -323,17 +323,13 @@ def _change(role: str, before: str | None, after: str | None, pairs: list[_Pair]
     # Both sides of a pair hold the same values.
     members = new or old
     (rule, place), (new_rule, new_place) = _rule(old), _rule(new)
-    return Change(
-        *(role, _layers(members), before, after),
-        before_rule=rule,
-        after_rule=new_rule,
-        # A stack means each of its experts.
-        names=tuple(dict.fromkeys(module.name for module in members)),
-        parameters=sum(module.parameters for module in members),
-        nbytes_delta=sum(module.nbytes for module in new) - sum(module.nbytes for module in old),
-        before_rule_at=place,
-        after_rule_at=new_place,
-    )
+    # A stack means each of its experts.
+    names = tuple(dict.fromkeys(module.name for module in members))
+    parameters = sum(module.parameters for module in members)
+    delta = sum(module.nbytes for module in new) - sum(module.nbytes for module in old)
+    rules, places = (rule, new_rule), (place, new_place)
+    about = role, _layers(members), before, after
+    return Change(*about, *rules, names, parameters, delta, *places)
 
 
 def _rule(modules: Sequence[OutlineModule]) -> tuple[str, RuleAt | None]:

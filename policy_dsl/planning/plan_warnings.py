@@ -13,7 +13,7 @@ from policy_dsl.formats import Format
 from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan, coded_modules
 from policy_dsl.planning.decisions import Decision
-from policy_dsl.planning.matching import CompiledRule, is_guarded, leaves
+from policy_dsl.planning.matching import CompiledRule, is_guarded, walk
 from policy_dsl.policy import Glob, Name, Regex
 from policy_dsl.quantities import both_units, counted
 from policy_dsl.roles.config_facts import TIED, rewritten
@@ -49,14 +49,11 @@ def _unreached(plan: Plan, made: Sequence[Decision]) -> Iterator[Diagnostic]:
     # A stack is one module: its first source represents all of them.
     unruled = (one for one in plan.modules if one.decided_by is None and one.sources)
     size = sum(one.nbytes for one in unruled if one.sources[0].tensor.name in names)
-    places = dict(plan.policy.key_spans)
-    yield diagnostic(
-        "unreached-matrices",
-        places.get("defaults.otherwise") or places.get("rules"),
-        matrices=counted(len(missed), "matrix", "matrices"),
-        roles=", ".join(sorted({tensor.role for tensor in missed})),
-        nbytes=both_units(size),
-    )
+    places, count = dict(plan.policy.key_spans), counted(len(missed), "matrix", "matrices")
+    span = places.get("defaults.otherwise") or places.get("rules")
+    roles = ", ".join(sorted({tensor.role for tensor in missed}))
+    facts: dict[str, Any] = {"matrices": count, "roles": roles, "nbytes": both_units(size)}
+    yield diagnostic("unreached-matrices", span, **facts)
 
 
 def _dropped(plan: Plan, made: Sequence[Decision]) -> Iterator[Diagnostic]:
@@ -73,15 +70,12 @@ def _dropped(plan: Plan, made: Sequence[Decision]) -> Iterator[Diagnostic]:
 
 
 def _heads_left_out(plan: Plan) -> Iterator[Diagnostic]:
-    for omission in plan.omitted:
-        if omission.equals:
-            yield diagnostic(
-                "tied-head-left-out",
-                suggestion=f'write "{omission.role}: keep" to store it, or "{omission.role}: drop"',
-                name=omission.tensor.name,
-                nbytes=both_units(omission.nbytes),
-                embedding=omission.equals,
-            )
+    for one in plan.omitted:
+        if one.equals:
+            cure = f'write "{one.role}: keep" to store it, or "{one.role}: drop"'
+            facts: dict[str, Any] = {"name": one.tensor.name, "embedding": one.equals}
+            size = both_units(one.nbytes)
+            yield diagnostic("tied-head-left-out", suggestion=cure, nbytes=size, **facts)
 
 
 def _without_effect(plan: Plan, made: Sequence[Decision], format: Format) -> Iterator[Diagnostic]:
@@ -125,7 +119,7 @@ def _stores_by_name(
     return rule.rule.treatment.action != "drop" and any(
         rule.predicates[leaf](tensor)[0]
         and (isinstance(leaf, Name) or model.names.matching(leaf) <= left_out)
-        for leaf, excepted in leaves(rule.rule.selector)
+        for leaf, excepted in walk(rule.rule.selector)
         if isinstance(leaf, Name | Glob | Regex) and not excepted
     )
 
@@ -184,14 +178,10 @@ def _padded(plan: Plan, format: Format) -> Iterator[Diagnostic]:
     """That experts are added, or are not although the policy wants them."""
     span = dict(plan.policy.key_spans).get("output.pad_experts")
     if any(module.added for module in plan.modules):
-        yield diagnostic(
-            "experts-added",
-            span,
-            target=plan.target,
-            experts=counted(plan.added_experts, "expert"),
-            count=plan.model.n_experts,
-            nbytes=both_units(sum(map(_added_nbytes, plan.modules))),
-        )
+        experts, count = counted(plan.added_experts, "expert"), plan.model.n_experts
+        size = both_units(sum(map(_added_nbytes, plan.modules)))
+        facts: dict[str, Any] = {"target": plan.target, "experts": experts, "nbytes": size}
+        yield diagnostic("experts-added", span, count=count, **facts)
     padding, family = format.spec.padding, plan.model.architecture.family
     # A target that adds none to any model does not use the setting, which is another finding.
     if plan.policy.output.pad_experts and padding and family not in padding:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.language.print_policy import print_selector
-from policy_dsl.planning.matching import CompiledRule, Predicate, leaves, nodes, span_of
+from policy_dsl.planning.matching import CompiledRule, Predicate, nodes, span_of, walk
 from policy_dsl.planning.pattern_cures import Cure, PatternCures
 from policy_dsl.policy import And, Except, Family, Glob, Layers, Name, Or, Regex, Selector
 from policy_dsl.quantities import counted
@@ -190,7 +190,7 @@ class Reach:
         found: dict[Glob | Regex, bool] = {}
         if compiled.rule.optional or compiled.inapplicable:
             return found
-        for leaf, excepted in leaves(compiled.rule.selector, unless=self._is_foreign):
+        for leaf, excepted in walk(compiled.rule.selector, self._is_foreign):
             if isinstance(leaf, Glob | Regex):
                 found[leaf] = excepted and found.get(leaf, True)
         return found
