@@ -20,18 +20,9 @@ from policy_dsl.planning.record import RECORD, record_nbytes
 from policy_dsl.policy import Policy
 from policy_dsl.quantities import counted, parse_size
 from policy_dsl.regular_files import LOOKED_AT_NBYTES, refuse_placeholder
+from policy_dsl.sources import side_files
 from policy_dsl.sources.checkpoint import CONFIG, MAX_JSON_NBYTES, CheckpointFiles, read_json
 from policy_dsl.sources.local_files import LocalFiles
-from policy_dsl.sources.side_files import (
-    ALWAYS_COPIED,
-    SIDE_FILES,
-    VOCABULARIES,
-    is_one_of,
-    odd_tokens,
-    tokenizer_faults,
-    tokens_beyond,
-    why_left_out,
-)
 
 # The safetensors library writes wide dtypes first, so every tensor is aligned to its element.
 _FILE_ORDER = (
@@ -137,21 +128,22 @@ def with_files(plan: Plan, inventory: Inventory, format: Format) -> Plan:
     findings, spec = source_findings(plan, inventory, format.spec), format.spec
     if errors(findings):
         raise PolicyError(errors(findings))
-    side_files = inventory.side_files or {}
+    known = inventory.side_files or {}
     beside: dict[str, bytes] | None = None
     if inventory.root is not None:
-        files = LocalFiles(inventory.root, side_files)
-        names = [name for name in (*spec.edited_files, *spec.embedded_files) if name in side_files]
-        beside = {name: files.read(name, 0, side_files[name]) for name in names}
+        files = LocalFiles(inventory.root, known)
+        names = [name for name in (*spec.edited_files, *spec.embedded_files) if name in known]
+        beside = {name: files.read(name, 0, known[name]) for name in names}
     plan = _with_preface(replace(plan, findings=(*plan.findings, *findings)), format, beside)
     planned = plan.tensor_files
     planned += _sized(format.files().metadata(plan), "metadata")
-    planned += _edited(plan, format, beside, side_files)
+    planned += _edited(plan, format, beside, known)
     planned += _copied(inventory, spec, {RECORD, *(file.name for file in planned)})
     held = {*spec.embedded_files, *(file.name for file in planned)}
-    unused = {name: nbytes for name, nbytes in side_files.items() if name not in held}
+    unused = {name: nbytes for name, nbytes in known.items() if name not in held}
     sizes = sorted((unused | dict.fromkeys(inventory.unread)).items())
-    omitted = [OmittedFile(name, n, why_left_out(name, plan.target)) for name, n in sizes]
+    why = side_files.why_left_out
+    omitted = [OmittedFile(name, n, why(name, plan.target)) for name, n in sizes]
     recorded = _record_file(plan, planned)
     return replace(plan, files=(*planned, recorded), omitted_files=tuple(omitted))
 
@@ -212,11 +204,11 @@ def _copied(inventory: Inventory, spec: FormatSpec, taken: set[str]) -> list[Pla
     if inventory.side_files is None:
         reason = f"the side files of {inventory.id} are not known"
         return [PlannedFile(_UNKNOWN_SIDE_FILES, "copied", None, reason)]
-    patterns = (*spec.copied_files, *ALWAYS_COPIED)
+    patterns = (*spec.copied_files, *side_files.ALWAYS_COPIED)
     return [
         PlannedFile(name, "copied", nbytes)
         for name, nbytes in sorted(inventory.side_files.items())
-        if name not in taken and is_one_of(name, patterns)
+        if name not in taken and side_files.is_one_of(name, patterns)
     ]
 
 
@@ -235,8 +227,8 @@ def source_findings(plan: Plan, inventory: Inventory, spec: FormatSpec) -> list[
     Nothing where the source's files cannot be read.
     """
     name = plan.policy.output.file_name
-    patterns = (*spec.copied_files, *ALWAYS_COPIED, *spec.edited_files)
-    if spec.container and name and is_one_of(name, patterns):
+    patterns = (*spec.copied_files, *side_files.ALWAYS_COPIED, *spec.edited_files)
+    if spec.container and name and side_files.is_one_of(name, patterns):
         span = dict(plan.policy.key_spans).get("output.file_name")
         reason = "the bundle takes files of such names from the source"
         return [diagnostic("bad-file-name", span, name=name, reason=reason)]
@@ -256,7 +248,8 @@ def bundle_findings(
     # Of a container, its format looks at what is inside.
     if inventory.container:
         return []
-    return _findings(target, inventory, SIDE_FILES, recorded, max(embeddings, default=0))
+    patterns, rows = side_files.SIDE_FILES, max(embeddings, default=0)
+    return _findings(target, inventory, patterns, recorded, rows)
 
 
 def _findings(
@@ -268,7 +261,7 @@ def _findings(
     found: list[Diagnostic] = []
     beyond: list[Diagnostic] = []
     files = LocalFiles(inventory.root, inventory.side_files)
-    taken = [name for name in inventory.side_files if is_one_of(name, patterns)]
+    taken = [name for name in inventory.side_files if side_files.is_one_of(name, patterns)]
     for name in taken:
         try:
             document = _document(files, name)
@@ -287,14 +280,14 @@ def _findings(
 
 
 def _vocabularies(names: Iterable[str]) -> list[str]:
-    return [name for name in names if is_one_of(name, VOCABULARIES)]
+    return [name for name in names if side_files.is_one_of(name, side_files.VOCABULARIES)]
 
 
 def _tokenizer_findings(file: str, document: Mapping[str, Any]) -> Iterator[Diagnostic]:
     name = file.rpartition("/")[2]
-    for reason in tokenizer_faults(document) if name == "tokenizer.json" else ():
+    for reason in side_files.tokenizer_faults(document) if name == "tokenizer.json" else ():
         yield diagnostic("bad-source-json", suggestion=_CURE, file=file, reason=reason)
-    for reason in odd_tokens(name, document):
+    for reason in side_files.odd_tokens(name, document):
         yield diagnostic("odd-token-ids", suggestion=_ODD, file=file, reason=reason)
 
 
@@ -312,7 +305,7 @@ def _document(files: CheckpointFiles, name: str) -> Mapping[str, Any]:
 
 def _beyond(rows: int, name: str, document: Mapping[str, Any]) -> Iterator[Diagnostic]:
     # Without an embedding there is nothing to compare with.
-    tokens = tokens_beyond(name, document, rows) if rows else []
+    tokens = side_files.tokens_beyond(name, document, rows) if rows else []
     if tokens:
         shown = ", ".join(tokens[:3]) + (", …" if len(tokens) > 3 else "")
         ids = counted(len(tokens), "token id")

@@ -194,7 +194,7 @@ def explain(request: Request, *, tensor: str, format: str) -> None:
       policyc explain config_i lm_head.weight
       policyc explain config_i 'model.layers.3.*.switch_mlp.down_proj'
     """
-    from policy_dsl.planning.explain import explain as explained
+    from policy_dsl.planning.decisions import explain as explained
     from policyc.reports.plan_report import explain_blocks, explain_document
 
     # The whole plan, because alike modules are part of the answer.

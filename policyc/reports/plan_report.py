@@ -10,7 +10,7 @@ from policy_dsl.documents import entry_of
 from policy_dsl.documents.reports import ExplainDocument, ExplainedTensor, MatchedRule
 from policy_dsl.plan import OTHERWISE, Module, Plan, PlannedFile
 from policy_dsl.planning.assertions import TestResult
-from policy_dsl.planning.explain import Explanation
+from policy_dsl.planning.decisions import Explanation
 from policy_dsl.planning.matching import is_guarded
 from policy_dsl.planning.outline import Group, Outline, groups, outline, source_dtypes, treatment_of
 from policy_dsl.quantities import bits_per_weight, both_units, column_unit, counted, layer_list

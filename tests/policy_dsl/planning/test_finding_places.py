@@ -12,7 +12,7 @@ from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.language.load import load, parse_policy
 from policy_dsl.plan import coded_modules
-from policy_dsl.planning.explain import explain
+from policy_dsl.planning.decisions import explain
 from policy_dsl.planning.lint import lint
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.sources.reference import open_source

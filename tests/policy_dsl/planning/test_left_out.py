@@ -13,7 +13,7 @@ from policy_dsl.diagnostics import Diagnostic, SourceText
 from policy_dsl.inventory import Inventory
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.plan import Plan
-from policy_dsl.planning.explain import explain
+from policy_dsl.planning.decisions import explain
 from policy_dsl.planning.resolve import resolve
 
 SPECS = emitters.FORMATS
