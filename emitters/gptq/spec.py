@@ -27,12 +27,6 @@ RTN = "rtn"
 # Method -> the version of AutoRound whose scales it tries.
 SEARCHES: Mapping[str, str] = {"opt-rtn": "0.16.1", "opt-rtn-0.12.2": "0.12.2"}
 _BAND = 32  # rows whose codes and zero points fill whole words
-RUNTIMES: Mapping[str, str] = {
-    "vllm": "server on NVIDIA GPUs",
-    "auto-round": "AutoRound's layers in transformers, any device",
-    "gptqmodel": "Python, any device",
-    "transformers": "with auto-round, or with optimum and gptqmodel, by dialect",
-}
 # Whose tables say what config.json must have -> the readers that read it so.
 READERS: Mapping[str, tuple[str, ...]] = {
     "transformers": ("transformers", "auto-round", "gptqmodel", "vllm"),
@@ -155,7 +149,12 @@ SPEC = FormatSpec(
     plain_dtype=_plain_dtype,
     fp8_rules=("bf16", "bf16_bf16", "f32"),
     config_readers=tuple(READERS),
-    runtimes=RUNTIMES,
+    runtimes={
+        "vllm": "server on NVIDIA GPUs",
+        "auto-round": "AutoRound's layers in transformers, any device",
+        "gptqmodel": "Python, any device",
+        "transformers": "with auto-round, or with optimum and gptqmodel, by dialect",
+    },
     module_path=apart_path,
     part_shapes=_part_shapes,
     layouts={"apart": ExpertsApart(expert_path, (*STORAGE, None))},

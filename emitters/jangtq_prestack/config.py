@@ -33,9 +33,7 @@ _STANDARD = Coded("affine", 8, 64, False, "rtn")
 _PLAIN_BITS = 16
 # Widths of gate, down and up -> profile, where all else is standard affine or F16.
 _PROFILES: Mapping[tuple[int, ...], str] = {
-    (2, 2, 2): "JANGTQ2",
-    (3, 3, 3): "JANGTQ3",
-    (4, 4, 4): "JANGTQ4",
+    **{(bits, bits, bits): f"JANGTQ{bits}" for bits in (2, 3, 4)},
     (2, 4, 2): "JANGTQ_K",
 }
 # Entry of `mxtq_bits` -> how the roles that it is about begin.
@@ -253,7 +251,7 @@ def _ensure_sizes(config: Mapping[str, Any], plan: Plan, n_experts: int) -> None
         known = read_config.flat(config)
     except ValueError as error:
         raise _wrong(plan, TEXT, config[TEXT], str(error)) from None
-    key, value = read_config.expert_count(known)
+    key, value = read_config.first_of(known, COUNTS)
     if value is not None and value != n_experts:
         raise _wrong(plan, key, value, f"readers go by it, and there are {n_experts} experts")
     # One of each kind: there are tens of thousands of them where experts are apart.

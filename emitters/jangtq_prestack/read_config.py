@@ -38,12 +38,13 @@ Routed = int | Mapping[str, int] | None
 
 
 @dataclass(frozen=True)
-class Widths:
-    """The widths that a bundle's files state.
+class _Widths:
+    """The widths that a bundle's files state; and its config, flat.
 
     affine: of affine modules that `modules` lacks; its bits are only known if they are stated.
     """
 
+    config: Mapping[str, Any]
     routed: Routed
     affine: Coded
     modules: Mapping[str, Coded]
@@ -65,8 +66,8 @@ def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
             raise ValueError("weight_format is not mxtq")
         if jang.get("mxtq_seed", SEED) != SEED:
             raise ValueError(f"mxtq_seed is {jang['mxtq_seed']!r}, and only {SEED} is known")
-        entries, widths = flat(known), _read_widths(known, jang)
-        claimed = {path: _claim(path, parts, entries, widths) for path, parts in forms.items()}
+        widths = _read_widths(known, jang)
+        claimed = {path: _claim(path, parts, widths) for path, parts in forms.items()}
     except ValueError as error:
         # No other format may make something of what this one's mark is on.
         if marked:
@@ -81,11 +82,9 @@ def _jang_config(files: FileContents) -> dict[str, Any]:
     return document({JANG_CONFIG: b"{}", **files}, JANG_CONFIG)
 
 
-def _claim(
-    path: str, parts: Mapping[str, TensorForm], known: Mapping[str, Any], widths: Widths
-) -> Claim | None:
+def _claim(path: str, parts: Mapping[str, TensorForm], widths: _Widths) -> Claim | None:
     if parts.keys() & _MXTQ_PARTS:
-        return _mxtq_claim(path, parts, known, widths)
+        return _mxtq_claim(path, parts, widths)
     (kind, words), (dtype, groups) = (parts.get(one, ("F16", ())) for one in ("weight", "scales"))
     if kind != "U32" and not parts.keys() & _GROUP_PARTS:
         return None
@@ -102,12 +101,10 @@ def _bits_of(words: tuple[int, ...], columns: int) -> int:
     return bits if bits in _AFFINE.bits else 8
 
 
-def _mxtq_claim(
-    path: str, parts: Mapping[str, TensorForm], known: Mapping[str, Any], widths: Widths
-) -> Claim:
+def _mxtq_claim(path: str, parts: Mapping[str, TensorForm], widths: _Widths) -> Claim:
     packed = parts["tq_packed"][1] if "tq_packed" in parts else ()
     rows = parts["tq_norms"][1] if "tq_norms" in parts else packed[:-1]
-    key, columns = row_length(known, path)
+    key, columns = row_length(widths.config, path)
     if type(columns) is not int:
         raise ValueError(f"{key} is {columns!r}, not a length of rows")
     own, bits = widths.modules.get(path), widths.routed
@@ -122,7 +119,7 @@ def _mxtq_claim(
     return Claim(Coded(MXTQ, bits, 0, True, ""), (*rows, columns), "F32")
 
 
-def _read_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> Widths:
+def _read_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> _Widths:
     """The widths, in any of the forms that readers know. Raises: ValueError."""
     quantization = _mapping(config, "quantization")
     affine = _affine({"bits": 8, "group_size": 64, **quantization})
@@ -140,7 +137,8 @@ def _read_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> Widths:
             modules[path] = Coded(MXTQ, bits, 0, True, "")
     routed = next(iter(_expert_widths(config, jang).values()), None)
     # The first converter wrote the experts' width there; readers go by shapes anyway.
-    return Widths(routed, affine, modules, affine_is_stated="mode" in quantization)
+    is_stated = "mode" in quantization
+    return _Widths(flat(config), routed, affine, modules, affine_is_stated=is_stated)
 
 
 def _expert_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> dict[str, Routed]:
@@ -199,15 +197,11 @@ def row_length(known: Mapping[str, Any], path: str) -> tuple[str, Any]:
     Readers take it from the model: in the last word of a row may be room.
     """
     inner = projection_of(path) == "down_proj"
-    return _first(known, _INNER) if inner else ("hidden_size", known.get("hidden_size"))
+    return first_of(known, _INNER) if inner else ("hidden_size", known.get("hidden_size"))
 
 
-def expert_count(known: Mapping[str, Any]) -> tuple[str, Any]:
-    """The entry by which readers count experts, and its value, None if there is none."""
-    return _first(known, COUNTS)
-
-
-def _first(known: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, Any]:
+def first_of(known: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, Any]:
+    """The key by which readers go, and its value, None if there is none."""
     key = next((key for key in keys if known.get(key)), keys[-1])
     return key, known.get(key)
 
@@ -275,7 +269,7 @@ def defects(
     if len({json.dumps(widths, sort_keys=True) for widths in stated.values()}) > 1:
         shown = ", ".join(f"{place} {json.dumps(widths)}" for place, widths in stated.items())
         yield wrong_metadata(CONFIG, f"the width of experts differs from place to place: {shown}")
-    _, count = expert_count(flat(known))
+    _, count = first_of(flat(known), COUNTS)
     if count is not None:
         yield from _experts(count, jang.get("routed_expert_layout"), claims)
     if not (folder / SIDECAR).exists():

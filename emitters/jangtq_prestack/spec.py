@@ -32,11 +32,6 @@ AFFINE_WIDTHS = (8, 6, 5, 4, 3, 2)
 SHARD_NBYTES = 10**9
 # jang's loader builds the classes of mlx-lm.
 READER = "mlx_lm"
-RUNTIMES = {
-    "jang": "jang_tools, Python with MLX on Apple silicon",
-    "vmlx-swift": "vMLX-Swift, also inside Osaurus",
-    "jang-runtime": "the older Swift reader",
-}
 SENSES = ("vision", "audio", "video")
 # What a policy's `metadata` may say: names that JANG has registered.
 _METADATA_KEYS: dict[str, formats.MetadataValues] = {
@@ -186,5 +181,9 @@ SPEC = FormatSpec(
     metadata_files=(CONFIG, JANG_CONFIG),
     settings=("output.shard_size", "output.layout", "output.pad_experts"),
     config_readers=(READER,),
-    runtimes=RUNTIMES,
+    runtimes={
+        "jang": "jang_tools, Python with MLX on Apple silicon",
+        "vmlx-swift": "vMLX-Swift, also inside Osaurus",
+        "jang-runtime": "the older Swift reader",
+    },
 )
