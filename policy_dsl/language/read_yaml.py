@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from policy_dsl.diagnostics import PolicyError, SourceText, Span, fail
-from policy_dsl.language import yaml_nodes
+from policy_dsl.diagnostics import PolicyError, SourceText, Span, did_you_mean, fail
+from policy_dsl.language import parsing, yaml_nodes
 from policy_dsl.language.draft import SCHEMA, Draft
 from policy_dsl.language.parsing import TRUTH, Fragment, checked, join, plain_scalar, quote
 from policy_dsl.language.read_dsl import Remark, Splitting, Statement, read_rules, refuse_swallowing
-from policy_dsl.language.yaml_nodes import NodeReader, Pair, is_null, scalar_fragment
+from policy_dsl.language.yaml_nodes import Place, is_null, scalar_fragment
 from policy_dsl.policy import CLEARABLE, KEYS, Comment, Policy, Values
 from policy_dsl.vocabulary import WORDS, Words
 
@@ -66,8 +66,22 @@ def looks_like_yaml(source: SourceText) -> bool:
     )
 
 
-class _Reader(NodeReader):
+class Pair(NamedTuple):
+    """A key of a mapping and its value."""
+
+    name: str
+    key: ScalarNode
+    value: Node
+
+
+class _Reader:
     """Reads key after key, variables first."""
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+        self._source = draft.source
+        # What comments can belong to.
+        self._places: list[Place] = []
 
     def read(self, root: MappingNode) -> Policy:
         found = self._pairs(root, "a policy")
@@ -314,6 +328,59 @@ class _Reader(NodeReader):
             cure = f'write "{node.value}" in quotes, or true or false'
             self._report("ambiguous-word", node, cure=cure, word=node.value)
         return TRUTH.get(word, plain_scalar(node.value))
+
+    def _span(self, node: Node) -> Span:
+        return yaml_nodes.span_of(self._source, node)
+
+    def _text(self, node: Node, where: str, kind: str = "a text or a number") -> Fragment | None:
+        if isinstance(node, ScalarNode) and not is_null(node):
+            return scalar_fragment(self._source, node)
+        self._wrong(node, where, kind)
+        return None
+
+    def _pairs(self, node: Node, where: str) -> list[Pair]:
+        """The keys and values of a mapping, each key once."""
+        found: dict[str, Pair] = {}
+        if not isinstance(node, MappingNode):
+            self._wrong(node, where, "a mapping")
+            return []
+        for key, value in node.value:
+            if not isinstance(key, ScalarNode) or is_null(key):
+                self._report("bad-key", key, found=yaml_nodes.kind_of(key))
+            elif key.value == "<<" and key.style is None:
+                self._report("yaml-alias", key)
+            elif key.value in found:
+                notes = [f"first at {self._span(found[key.value].key).location}"]
+                self._report("duplicate-key", key, notes=notes, key=key.value)
+            else:
+                found[key.value] = Pair(key.value, key, value)
+        return list(found.values())
+
+    def _known(self, found: Sequence[Pair], known: Iterable[str], where: str) -> None:
+        known = list(known)
+        missing = set(known) - {pair.name for pair in found}
+        for key, node, _ in found:
+            if key in known:
+                continue
+            cure = did_you_mean(key, missing)
+            # In `{layers: 0-1,60-61}` YAML ends the value at the comma: 60-61 is a key.
+            if where == "a rule" and re.fullmatch(r"[-+0-9.]+", key):
+                cure = "a list of ranges must be quoted here"
+            elif where == "a rule" and (selector := parsing.mistakes()["selectors"].get(key)):
+                cure = f'"{key}" is said in the selector: match: {selector}'
+            self._report("unknown-key", node, cure=cure, where=where, key=key)
+
+    def _report(self, code: str, node: Node, **facts: Any) -> None:
+        self._draft.report(code, self._span(node), **facts)
+
+    def _wrong(self, node: Node, key: str, expected: str, notes: Sequence[str] = ()) -> None:
+        found = yaml_nodes.kind_of(node)
+        self._report("wrong-type", node, notes=notes, key=key, expected=expected, found=found)
+
+    def _place(self, key: Node, value: Node, anchor: str, block_end: str | None = None) -> None:
+        """Takes where a value, or a key with its value, is: comments may belong to it."""
+        stop = max((stop for _, stop in yaml_nodes.scalar_spans("", value)), default=0)
+        self._places.append(Place(key.start_mark.index, stop, anchor, block_end))
 
 
 def _items(node: Node) -> list[Node]:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from policy_dsl import diagnostics
 from policy_dsl.diagnostics import Diagnostic, PolicyError, SourceText, Span, diagnostic, fail
-from policy_dsl.language.draft import Draft
 from policy_dsl.language.parsing import MAX_NESTING, Fragment, mistakes
 from policy_dsl.language.read_dsl import Remarks
 from policy_dsl.policy import Comment
@@ -35,14 +33,6 @@ _UNITS = {
 # A `#` begins a comment at the start of a line, and after a space.
 _COMMENT = re.compile(r"(?:^|(?<=[ \t\r]))#", re.MULTILINE)
 _SPACE_ESCAPES = set("ntrvf _NLP\n\r")
-
-
-class Pair(NamedTuple):
-    """A key of a mapping and its value."""
-
-    name: str
-    key: ScalarNode
-    value: Node
 
 
 class _Loader(yaml.SafeLoader):
@@ -166,7 +156,7 @@ def _explain(source: SourceText, failure: yaml.MarkedYAMLError) -> Diagnostic:
     return diagnostic("bad-yaml", span, reason=problem)
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where something is that comments may belong to: its offsets and its anchor.
 
     block_end: the anchor for deeper comments that follow it, None if it ends no block.
@@ -178,73 +168,11 @@ class _Place(NamedTuple):
     block_end: str | None = None
 
 
-class NodeReader:
-    """Reads nodes as texts, lists and mappings; `places` are what comments can belong to."""
-
-    def __init__(self, draft: Draft) -> None:
-        self._draft = draft
-        self._source = draft.source
-        self._places: list[_Place] = []
-
-    def _span(self, node: Node) -> Span:
-        return span_of(self._source, node)
-
-    def _text(self, node: Node, where: str, kind: str = "a text or a number") -> Fragment | None:
-        if isinstance(node, ScalarNode) and not is_null(node):
-            return scalar_fragment(self._source, node)
-        self._wrong(node, where, kind)
-        return None
-
-    def _pairs(self, node: Node, where: str) -> list[Pair]:
-        """The keys and values of a mapping, each key once."""
-        found: dict[str, Pair] = {}
-        if not isinstance(node, MappingNode):
-            self._wrong(node, where, "a mapping")
-            return []
-        for key, value in node.value:
-            if not isinstance(key, ScalarNode) or is_null(key):
-                self._report("bad-key", key, found=kind_of(key))
-            elif key.value == "<<" and key.style is None:
-                self._report("yaml-alias", key)
-            elif key.value in found:
-                notes = [f"first at {self._span(found[key.value].key).location}"]
-                self._report("duplicate-key", key, notes=notes, key=key.value)
-            else:
-                found[key.value] = Pair(key.value, key, value)
-        return list(found.values())
-
-    def _known(self, found: Sequence[Pair], known: Iterable[str], where: str) -> None:
-        known = list(known)
-        missing = set(known) - {pair.name for pair in found}
-        for key, node, _ in found:
-            if key in known:
-                continue
-            cure = diagnostics.did_you_mean(key, missing)
-            # In `{layers: 0-1,60-61}` YAML ends the value at the comma: 60-61 is a key.
-            if where == "a rule" and re.fullmatch(r"[-+0-9.]+", key):
-                cure = "a list of ranges must be quoted here"
-            elif where == "a rule" and (selector := mistakes()["selectors"].get(key)):
-                cure = f'"{key}" is said in the selector: match: {selector}'
-            self._report("unknown-key", node, cure=cure, where=where, key=key)
-
-    def _report(self, code: str, node: Node, **facts: Any) -> None:
-        self._draft.report(code, self._span(node), **facts)
-
-    def _wrong(self, node: Node, key: str, expected: str, notes: Sequence[str] = ()) -> None:
-        found = kind_of(node)
-        self._report("wrong-type", node, notes=notes, key=key, expected=expected, found=found)
-
-    def _place(self, key: Node, value: Node, anchor: str, block_end: str | None = None) -> None:
-        """Takes where a value, or a key with its value, is: comments may belong to it."""
-        stop = max((stop for _, stop in _scalars("", value)), default=0)
-        self._places.append(_Place(key.start_mark.index, stop, anchor, block_end))
-
-
-def yaml_comments(text: str, root: Node, places: Sequence[_Place]) -> list[Comment]:
+def yaml_comments(text: str, root: Node, places: Sequence[Place]) -> list[Comment]:
     """Every comment of the text outside its scalars, and single blank lines as empty ones."""
     ahead = sorted(places, reverse=True)
     remarks, blank = Remarks(head=True), ("", -1)
-    last: _Place | None = None
+    last: Place | None = None
     for start, content, comment, column in _lines(text, root):
         here = []
         while ahead and ahead[-1].start < start + len(content):
@@ -267,13 +195,13 @@ def yaml_comments(text: str, root: Node, places: Sequence[_Place]) -> list[Comme
     return remarks.comments + [Comment(end * bool(at), text) for text, at in remarks.waiting]
 
 
-def _scalars(text: str, node: Node) -> list[tuple[int, int]]:
+def scalar_spans(text: str, node: Node) -> list[tuple[int, int]]:
     """Start and end of every scalar; a block text ends before the blank lines after it."""
     if isinstance(node, ScalarNode):
         start, end = node.start_mark.index, node.end_mark.index
         return [(start, start + len(text[start:end].rstrip()) if text else end)]
     children = chain(*node.value) if isinstance(node, MappingNode) else node.value
-    return [span for child in children for span in _scalars(text, child)]
+    return [span for child in children for span in scalar_spans(text, child)]
 
 
 def _lines(text: str, root: Node) -> Iterator[tuple[int, str, str | None, int]]:
@@ -281,7 +209,7 @@ def _lines(text: str, root: Node) -> Iterator[tuple[int, str, str | None, int]]:
 
     A `#` in a scalar begins no comment.
     """
-    scalars = sorted(_scalars(text, root))
+    scalars = sorted(scalar_spans(text, root))
     starts = [start for start, _ in scalars]
 
     def inside(position: int) -> bool:
