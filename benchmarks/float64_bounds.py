@@ -180,7 +180,7 @@ def _mxtq(values: Array, parts: Parts, bits: int) -> str:
 
 
 def _blocks(values: Array, raw: Array, scheme: str, bits: int, size: int) -> str:
-    from emitters.numerics.hfq_blocks import rotation_signs  # noqa: PLC0415 - tables only
+    from emitters.numerics.hfq import rotation_signs  # noqa: PLC0415 - tables only
 
     groups = values.reshape(-1, size)
     nbytes = raw.size // len(groups)

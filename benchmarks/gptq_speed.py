@@ -28,9 +28,9 @@ from one_core import CORE, best_seconds
 import mlx.core as mx
 import numpy as np
 
-from emitters.numerics.gptq import GptqParts, gptq_rtn, pack_zeros
+from emitters.numerics.column_weights import search_weights
+from emitters.numerics.gptq import GptqParts, gptq_rtn, pack_columns, pack_zeros
 from emitters.numerics.gptq_search import gptq_search
-from emitters.numerics.gptq_weights import search_weights
 from emitters.numerics.rounding import cast
 
 SHAPES = ((1536, 3072), (3072, 1536))
@@ -65,6 +65,7 @@ def time_rounding(
 
     def ours() -> None:
         parts = gptq_rtn(weights, "BF16", bits=bits, group_size=size, symmetric=symmetric)
+        pack_columns(parts.codes, bits=bits)
         pack_zeros(parts.zeros, bits=bits, version="gptq")
 
     def theirs() -> None:
@@ -85,6 +86,7 @@ def time_search(
     def ours() -> GptqParts:
         chosen = search_weights(imatrix, **options) if weighted else None
         parts = gptq_search(weights, "BF16", weights=chosen, **options)
+        pack_columns(parts.codes, bits=bits)
         pack_zeros(parts.zeros, bits=bits, version="gptq")
         return parts
 

@@ -14,9 +14,9 @@ import numpy as np
 from emitters.checkpoints import wrong_tensor
 from emitters.gptq.spec import READ, RTN, SEARCHES, STORAGE, group_length
 from emitters.numerics import gptq
+from emitters.numerics.column_weights import SearchWeights, search_weights
 from emitters.numerics.gptq import GptqParts
 from emitters.numerics.gptq_search import gptq_search
-from emitters.numerics.gptq_weights import SearchWeights, search_weights
 from emitters.numerics.value_types import Array
 from emitters.tensor_io.files import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic
@@ -62,7 +62,8 @@ def encode(
             cure += f", or as {scheme} for readers that take version 2"
         raise UnstorableError(at % len(values), f"it has the zero point {zero}; {cure}")
     qzeros = gptq.pack_zeros(parts.zeros, bits=bits, version=version)
-    return {"qweight": parts.qweight, "qzeros": qzeros, "scales": parts.scales}
+    qweight = gptq.pack_columns(parts.codes, bits=bits)
+    return {"qweight": qweight, "qzeros": qzeros, "scales": parts.scales}
 
 
 def context(plan: Plan, module: Module, source: int, statistics: Statistics) -> Context:
@@ -87,7 +88,7 @@ def decode(parts: Parts, dtype: str, treatment: Coded, columns: int) -> Array:
     Raises: ValueError for another scheme, or if the parts' shapes disagree.
     """
     stored, order = _stored(parts, treatment)
-    values = gptq.gptq_decode(stored, bits=treatment.bits, group_size=treatment.group_size)
+    values = gptq.gptq_decode(stored, group_size=treatment.group_size)
     return values if order is None else values[:, np.argsort(order)]
 
 
@@ -102,16 +103,14 @@ def beyond(values: Array, parts: Parts, dtype: str, treatment: Coded, slack: Sla
 
 
 def _stored(parts: Parts, treatment: Coded) -> tuple[GptqParts, Array | None]:
-    """The parts with zero points unpacked and columns group by group, and these columns' order.
+    """The parts, unpacked, columns group by group, and these columns' order.
 
     The order is None if the columns of a group are neighbours.
     """
-    zeros, words = _zeros(parts["qzeros"], treatment), parts["qweight"]
+    zeros = _zeros(parts["qzeros"], treatment)
+    codes = gptq.unpack_columns(parts["qweight"], bits=treatment.bits)
     order = gptq.group_order(parts["g_idx"]) if READ[treatment.scheme].act_order else None
-    if order is not None:
-        codes = np.ascontiguousarray(gptq.unpack_columns(words, bits=treatment.bits)[:, order])
-        words = gptq.pack_columns(codes, bits=treatment.bits)
-    return GptqParts(words, zeros, parts["scales"]), order
+    return GptqParts(codes if order is None else codes[:, order], zeros, parts["scales"]), order
 
 
 def value_defects(
@@ -162,7 +161,7 @@ def _first_too_large(parts: GptqParts, treatment: Coded) -> int:
     if not far.any():
         return -1
     # The code that is so far from the zero point may be one that no value has.
-    seen = gptq.gptq_decode(parts, bits=bits, group_size=treatment.group_size)
+    seen = gptq.gptq_decode(parts, group_size=treatment.group_size)
     rows = np.flatnonzero(~np.isfinite(seen).all(axis=1))
     return int(rows[0]) if len(rows) else -1
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from emitters.checkpoints import wrong_tensor
 from emitters.hipfire_hfq.container import CODE_OF, SCALE
 from emitters.hipfire_hfq.spec import AWQ, CODES, GATE_UP, awq_choices, column_scale
-from emitters.numerics import awq, hfq
+from emitters.numerics import hfq
+from emitters.numerics.column_weights import ColumnScale, awq_scale, forms_of_scale, gate_up_sums
 from emitters.numerics.rounding import first_nonfinite
 from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.files import Source, file_facts
@@ -150,7 +151,7 @@ def context(plan: Plan, module: Module, source: int, statistics: Statistics) -> 
     return Context(encode, _scale(plan, module, statistics).applied)
 
 
-def _scale(plan: Plan, module: Module, statistics: Statistics) -> awq.ColumnScale:
+def _scale(plan: Plan, module: Module, statistics: Statistics) -> ColumnScale:
     """The scale that gate and up of all experts of a module's layer share."""
     alpha, exact = awq_choices(plan.policy)
 
@@ -163,6 +164,6 @@ def _scale(plan: Plan, module: Module, statistics: Statistics) -> awq.ColumnScal
             if error.diagnostics[0].code != "missing-imatrix-entry":
                 raise
             up = None
-        return awq.awq_scale(awq.gate_up_sums(gate, up), alpha)
+        return awq_scale(gate_up_sums(gate, up), alpha)
 
-    return awq.column_scale(statistics.once((AWQ, module.layer), computed), exact=exact)
+    return forms_of_scale(statistics.once((AWQ, module.layer), computed), exact=exact)

@@ -57,8 +57,8 @@ def _is_affine(treatment: Coded) -> bool:
         return True
     if scheme not in FP_MODES:
         raise ValueError(f"scheme {scheme!r} is not one of {AFFINE}, {', '.join(FP_MODES)}")
-    mode = FP_MODES[scheme]
-    if geometry != (mode.bits, mode.group_size):
-        own = f"{mode.bits} bits in groups of {mode.group_size}"
+    bits, size = FP_MODES[scheme]
+    if geometry != (bits, size):
+        own = f"{bits} bits in groups of {size}"
         raise ValueError(f"{scheme} has {own}, not {geometry[0]} in {geometry[1]}")
     return False

@@ -11,39 +11,25 @@ from collections.abc import Callable
 
 import numpy as np
 
-from emitters.numerics.bitpack import pack_codes, unpack_codes
+from emitters.numerics.bitpack import pack_codes, unpack, unpack_codes
 from emitters.numerics.jit import device, factory, int64_pair, kernel, reads, writes
 from emitters.numerics.reach import FLOORS, UNITS, Steps, Width, beyond_steps, slack_of, spread
 from emitters.numerics.rounding import (
     bits_of,
-    float_at,
+    clamped,
+    extremes,
     narrow,
-    order_of,
     rounded,
     to_float32,
     widen,
 )
-from emitters.numerics.value_types import Array, flat, new_values, raw_bits, value_type
+from emitters.numerics.value_types import Array, new_values, value_type
 from policy_dsl.formats import Slack
 
 _LANES = 16  # groups side by side
 _SMALLEST_STEP = np.float32(1e-7)
-_ZERO = np.float32(0)
-_ORDER_OF_INFINITY = np.int32(0x7F800000)
-_ORDER_OF_MINUS_INFINITY = np.int32(-0x7F800001)
+_ZERO, _INFINITY = np.float32(0), np.float32(np.inf)
 _ROUNDER = np.float32(2.0**23)  # adding it leaves an integer in the low bits, ties to even
-
-
-@device
-def _extremes(values: Array) -> tuple[np.float32, np.float32]:
-    """The smallest and the largest of float32 [n], NaN ignored; (inf, -inf) if there is none."""
-    low, high = _ORDER_OF_INFINITY, _ORDER_OF_MINUS_INFINITY
-    for i in range(values.shape[0]):
-        order = order_of(values[i])
-        is_number = values[i] == values[i]
-        low = min(low, order if is_number else _ORDER_OF_INFINITY)
-        high = max(high, order if is_number else _ORDER_OF_MINUS_INFINITY)
-    return float_at(low), float_at(high)
 
 
 @device
@@ -70,19 +56,19 @@ def _write_codes(
     """codes [n] = the nearest code of each value [n], clamped to 0 .. top; NaN gives 0."""
     scale, bias = line
     for i in range(values.shape[0]):
-        code = (values[i] - bias) / scale
-        code = code if code > _ZERO else _ZERO
-        code = code if code < top else top
+        code = clamped((values[i] - bias) / scale, top)
         codes[i] = np.uint8(bits_of(code + _ROUNDER))
 
 
 @factory
-def _encoder(kind: int, raw: str) -> Callable[..., None]:
-    @kernel(reads(raw), int64_pair, writes("uint32"), writes(raw), writes(raw))
+def _encoder(dtype: str) -> Callable[..., None]:
+    kind, stored = value_type(dtype).kind, writes(dtype)
+
+    @kernel(reads(dtype), int64_pair, writes("uint32"), stored, stored)
     def encode_affine(
-        values: Array, layout: tuple[int, int], words: Array, scales: Array, biases: Array
+        values: Array, width: Width, packed: Array, scales: Array, biases: Array
     ) -> None:
-        bits, size = layout
+        bits, size = width
         top = np.float32((1 << bits) - 1)
         # Rows end where groups end, so the matrix is one run of groups; the steps of one block
         # of them stay in the first-level cache, and only results go to memory.
@@ -98,31 +84,33 @@ def _encoder(kind: int, raw: str) -> Callable[..., None]:
             for i in range(n):
                 wide[i] = widen(kind, part[i])
             for k in range(lanes):
-                lows[k], highs[k] = _extremes(wide[k * size : (k + 1) * size])
+                group = wide[k * size : (k + 1) * size]
+                lows[k], highs[k] = extremes(group, (_INFINITY, -_INFINITY))
             _choose_scales(lows[:lanes], highs[:lanes], top)
             for k in range(lanes):
-                group = slice(k * size, (k + 1) * size)
-                _write_codes(wide[group], (lows[k], highs[k]), top, codes[group])
-            start = first * size // 32 * bits
-            pack_codes(codes[:n], pieces, words[start : start + n // 32 * bits], bits)
-            for k in range(lanes):
+                own = slice(k * size, (k + 1) * size)
+                _write_codes(wide[own], (lows[k], highs[k]), top, codes[own])
                 scales[first + k] = narrow(kind, lows[k])
                 biases[first + k] = narrow(kind, highs[k])
+            start = first * size // 32 * bits
+            pack_codes(codes[:n], pieces, packed[start : start + n // 32 * bits], bits)
 
     return encode_affine
 
 
 @factory
-def _decoder(kind: int, raw: str) -> Callable[..., None]:
-    @kernel(reads("uint32"), int64_pair, reads(raw), reads(raw), writes("float32"))
+def _decoder(dtype: str) -> Callable[..., None]:
+    kind = value_type(dtype).kind
+
+    @kernel(reads("uint32"), int64_pair, reads(dtype), reads(dtype), writes("float32"))
     def decode_affine(
-        words: Array, layout: tuple[int, int], scales: Array, biases: Array, values: Array
+        packed: Array, width: Width, scales: Array, biases: Array, values: Array
     ) -> None:
-        bits, size = layout
+        bits, size = width
         codes = np.empty(size, np.uint8)
         n_words = size // 32 * bits
         for k in range(scales.shape[0]):
-            unpack_codes(words[k * n_words : (k + 1) * n_words], codes, bits)
+            unpack_codes(packed[k * n_words : (k + 1) * n_words], codes, bits)
             scale, bias = widen(kind, scales[k]), widen(kind, biases[k])
             part = values[k * size : (k + 1) * size]
             for i in range(size):
@@ -144,24 +132,20 @@ def affine_encode(
     Raises: ValueError for other widths, or if a group would be split.
     Source: mlx 0.32.4 (CPU), `mx.quantize`.
     """
-    _check_geometry(values.shape[-1], bits, group_size)
-    kind, _, raw = value_type(dtype)
     rows, columns = values.shape
+    _check_geometry(columns, bits, group_size)
     packed = np.empty((rows, columns * bits // 32), np.uint32)
-    scales = new_values((rows, columns // group_size), dtype)
-    biases = new_values((rows, columns // group_size), dtype)
-    outputs = packed.reshape(-1), raw_bits(scales, dtype), raw_bits(biases, dtype)
-    _encoder(kind, raw.__name__)(raw_bits(values, dtype), (bits, group_size), *outputs)
+    scales, biases = (new_values((rows, columns // group_size), dtype) for _ in range(2))
+    _encoder(dtype)(values, (bits, group_size), packed, scales, biases)
     return packed, scales, biases
 
 
 def affine_decode(
     parts: tuple[Array, Array, Array], dtype: str, *, bits: int, group_size: int
 ) -> Array:
-    """The float32 values [rows, in] that a reader on a CPU sees.
+    """The float32 values [rows, in] that a reader on a CPU sees: each product and sum rounded.
 
-    parts: (packed, scales, biases) as `affine_encode` gives them. The product and the sum
-    are each rounded to `dtype`.
+    parts: (packed, scales, biases) as `affine_encode` gives them.
     Raises: ValueError as `affine_encode` does, or if the parts' shapes disagree.
     Source: mlx 0.32.4 (CPU), `mx.dequantize`.
     """
@@ -171,11 +155,8 @@ def affine_decode(
     if packed.shape != (rows, columns * bits // 32) or biases.shape != scales.shape:
         shapes = f"{packed.shape}, {scales.shape} and {biases.shape}"
         raise ValueError(f"shapes {shapes} are not one matrix at {bits} bits, {group_size}")
-    kind, _, raw = value_type(dtype)
     values = np.empty((rows, columns), np.float32)
-    words = flat(packed, np.uint32, "packed")
-    stored = raw_bits(scales, dtype), raw_bits(biases, dtype)
-    _decoder(kind, raw.__name__)(words, (bits, group_size), *stored, values.reshape(-1))
+    _decoder(dtype)(packed, (bits, group_size), scales, biases, values)
     return values
 
 
@@ -196,8 +177,7 @@ def affine_beyond(
     """
     bits, size = width
     packed, scales, biases = parts
-    ones, zeros = np.ones(scales.shape, np.float32), np.zeros(scales.shape, np.float32)
-    codes = affine_decode((packed, ones, zeros), "F32", bits=bits, group_size=size)
+    codes = unpack(packed, bits).astype(np.float32)
     decoded = affine_decode(parts, dtype, bits=bits, group_size=size)
     step, base = np.abs(to_float32(scales, dtype)), to_float32(biases, dtype)
     unit, floor = np.float32(UNITS[dtype]), np.float32(FLOORS[dtype])

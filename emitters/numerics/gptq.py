@@ -23,18 +23,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emitters.numerics.bitpack import pack_codes, unpack_codes
-from emitters.numerics.jit import device, factory, int64, int64_pair, kernel, late, reads, writes
+from emitters.numerics.bitpack import pack, unpack
+from emitters.numerics.jit import device, factory, int64, int64_pair, kernel, reads, writes
 from emitters.numerics.reach import FLOORS, UNITS, Steps, Width, beyond_steps, slack_of, spread
-from emitters.numerics.rounding import bits_of, float_at, narrow, order_of, rounded, widen
-from emitters.numerics.value_types import BF16, F16, Array, flat, raw_bits, value_type
+from emitters.numerics.rounding import bits_of, clamped, extremes, narrow, rounded, widen
+from emitters.numerics.value_types import BF16, F16, Array, value_type
 from policy_dsl.formats import Slack
 
 WIDTHS = (2, 3, 4, 8)
 # What is added to a zero point to be stored; "gptq_v2" is the second version of the layout.
 ZERO_OFFSETS = {"gptq": -1, "gptq_v2": 0}
 
-_BAND = 32  # rows that go to their columns together: whole cache lines
+_BAND = 32  # rows that become columns together: whole cache lines
 _ZERO = np.float32(0)
 _SMALLEST_SCALE = np.float32(np.float16(1e-5))  # a subnormal
 _ROUNDER = np.float32(1.5 * 2.0**23)  # adding it leaves an integer in the low bits
@@ -45,71 +45,27 @@ _Line = tuple[np.float32, np.float32]  # scale, zero point
 
 
 class GptqParts(NamedTuple):
-    """What rows become, zero points not yet packed.
+    """What rows become, not yet packed.
 
-    qweight: int32 [in*bits/32, rows]; zeros: int16 [groups, rows]; scales: float16 [groups,
-    rows].
+    codes: uint8 [rows, in]; zeros: int16 [groups, rows]; scales: float16 [groups, rows].
     """
 
-    qweight: Array
+    codes: Array
     zeros: Array
     scales: Array
 
 
-@device
-def new_band(n_words: int) -> Array:
-    """Room for the words of the rows that go to their columns together: uint32, flat."""
-    return np.empty(_BAND * n_words, np.uint32)
-
-
-@device
-def pack_row(codes: Array, bits: int, place: tuple[int, int], band: Array, words: Array) -> None:
-    """The packed codes of one row go to its column, together with the others of its band.
-
-    codes: uint8 [in]; place: (row, rows); rows come in order. band: from `new_band`, kept
-    between them; words: int32 [in*bits/32, rows], flat.
-    """
-    row, rows = place
-    n_words, first = codes.shape[0] // 32 * bits, row // _BAND * _BAND
-    pieces = np.empty(codes.shape[0] // 8, np.uint64)
-    pack_codes(codes, pieces, band[(row - first) * n_words :][:n_words], bits)
-    if row == rows - 1 or row == first + _BAND - 1:
-        for j in range(n_words):
-            line = words[j * rows + first : j * rows + row + 1]
+@kernel(reads("int32"), int64, writes("int32"))
+def _transpose(words: Array, columns: int, turned: Array) -> None:
+    rows = words.shape[0] // max(columns, 1)
+    for first in range(0, rows, _BAND):
+        for j in range(columns):
+            line = turned[j * rows + first : j * rows + min(first + _BAND, rows)]
             for k in range(line.shape[0]):
-                line[k] = np.int32(band[k * n_words + j])
+                line[k] = words[(first + k) * columns + j]
 
 
-@device
-def _unpack_row(words: Array, bits: int, place: tuple[int, int], band: Array, codes: Array) -> None:
-    """The inverse of `pack_row`."""
-    row, rows = place
-    n_words, first = codes.shape[0] // 32 * bits, row // _BAND * _BAND
-    if row == first:
-        for j in range(n_words):
-            line = words[j * rows + first : j * rows + min(first + _BAND, rows)]
-            for k in range(line.shape[0]):
-                band[k * n_words + j] = np.uint32(line[k])
-    unpack_codes(band[(row - first) * n_words :][:n_words], codes, bits)
-
-
-@late(reads("uint8"), int64, int64, writes("int32"))
-def _pack_gptq(codes: Array, columns: int, bits: int, words: Array) -> None:
-    rows, band = codes.shape[0] // columns, new_band(columns // 32 * bits)
-    for row in range(rows):
-        part = codes[row * columns : (row + 1) * columns]
-        pack_row(part, bits, (row, rows), band, words)
-
-
-@late(reads("int32"), int64, int64, writes("uint8"))
-def _unpack_gptq(words: Array, columns: int, bits: int, codes: Array) -> None:
-    rows, band = codes.shape[0] // columns, new_band(columns // 32 * bits)
-    for row in range(rows):
-        part = codes[row * columns : (row + 1) * columns]
-        _unpack_row(words, bits, (row, rows), band, part)
-
-
-@late(reads("uint8"), int64_pair, reads("int16"), reads("uint16"), writes("float32"))
+@kernel(reads("uint8"), int64_pair, reads("int16"), reads("F16"), writes("float32"))
 def _decode_gptq(
     codes: Array, layout: tuple[int, int], zeros: Array, scales: Array, values: Array
 ) -> None:
@@ -131,20 +87,19 @@ def pack_columns(codes: Array, *, bits: int) -> Array:
     codes: uint8 [rows, in], each below 2**bits, in % 32 == 0.
     Raises: ValueError for other widths than 2, 3, 4 and 8, or rows that fill no whole words.
     """
-    rows, columns = codes.shape
-    _check_words(columns, bits)
-    words = np.empty((columns // 32 * bits, rows), np.int32)
-    _pack_gptq(flat(codes, np.uint8, "codes"), columns, bits, words.reshape(-1))
+    _check_words(codes.shape[1], bits)
+    rows = pack(codes, bits).view(np.int32)
+    words = np.empty(rows.shape[::-1], np.int32)
+    _transpose(rows, rows.shape[1], words)
     return words
 
 
 def unpack_columns(words: Array, *, bits: int) -> Array:
     """The inverse of `pack_columns`: uint8 [rows, in]."""
-    columns = words.shape[0] * 32 // max(bits, 1)
-    _check_words(columns, bits)
-    codes = np.empty((words.shape[1], columns), np.uint8)
-    _unpack_gptq(flat(words, np.int32, "words"), columns, bits, codes.reshape(-1))
-    return codes
+    _check_words(words.shape[0] * 32 // max(bits, 1), bits)
+    rows = np.empty(words.shape[::-1], np.int32)
+    _transpose(words, words.shape[1], rows)
+    return unpack(rows.view(np.uint32), bits)
 
 
 def first_unstorable_zero(zeros: Array, *, bits: int, version: str) -> int:
@@ -166,34 +121,34 @@ def pack_zeros(zeros: Array, *, bits: int, version: str) -> Array:
     """
     if (at := first_unstorable_zero(zeros, bits=bits, version=version)) >= 0:
         raise ValueError(f"{version} cannot store the zero point {zeros.reshape(-1)[at]}")
-    stored = (zeros + ZERO_OFFSETS[version]).astype(np.uint8)
-    return np.ascontiguousarray(pack_columns(stored, bits=bits).T)
+    _check_words(zeros.shape[1], bits)
+    return pack((zeros + ZERO_OFFSETS[version]).astype(np.uint8), bits).view(np.int32)
 
 
 def unpack_zeros(qzeros: Array, *, bits: int, version: str) -> Array:
     """The inverse of `pack_zeros`: int16 [groups, rows]."""
-    stored = unpack_columns(np.ascontiguousarray(qzeros.T), bits=bits)
+    _check_words(qzeros.shape[1] * 32 // max(bits, 1), bits)
+    words = reads("int32").row(qzeros, "words").view(np.uint32)
+    stored = unpack(words.reshape(qzeros.shape), bits)
     return stored.astype(np.int16) - np.int16(ZERO_OFFSETS[version])
 
 
-def gptq_decode(parts: GptqParts, *, bits: int, group_size: int) -> Array:
+def gptq_decode(parts: GptqParts, *, group_size: int) -> Array:
     """The float32 values [rows, in] that a reader on a CPU sees: products rounded to float16.
 
     parts: as the encoders give them; group_size: -1 for one group a row. The last group of a
     row may be short.
-    Raises: ValueError for other widths than 2, 3, 4 and 8, or if the parts' shapes disagree.
+    Raises: ValueError if the parts' shapes disagree.
     Source: auto-round 0.16.1, the weights that `QuantLinear.forward` multiplies with.
     """
-    qweight, zeros, scales = parts
-    codes = unpack_columns(qweight, bits=bits)
+    codes, zeros, scales = parts
     rows, columns = codes.shape
     size = columns if group_size == -1 else group_size
     if size < 1 or zeros.shape != scales.shape or scales.shape != (-(-columns // size), rows):
-        shapes = f"{qweight.shape}, {zeros.shape} and {scales.shape}"
-        raise ValueError(f"shapes {shapes} are not one matrix at {bits} bits, {group_size}")
+        shapes = f"{codes.shape}, {zeros.shape} and {scales.shape}"
+        raise ValueError(f"shapes {shapes} are not one matrix in groups of {group_size}")
     values = np.empty((rows, columns), np.float32)
-    stored = flat(zeros, np.int16, "zeros"), raw_bits(scales, "F16")
-    _decode_gptq(codes.reshape(-1), (columns, size), *stored, values.reshape(-1))
+    _decode_gptq(codes, (columns, size), zeros, scales, values)
     return values
 
 
@@ -221,8 +176,8 @@ def new_parts(shape: tuple[int, int], bits: int, group_size: int) -> GptqParts:
     size = columns if group_size == -1 else group_size
     if size <= 0 or size % 32 or columns % size:
         raise ValueError(f"groups of {group_size} do not divide rows of {columns} values")
-    words, groups = np.empty((columns // 32 * bits, rows), np.int32), (columns // size, rows)
-    return GptqParts(words, np.empty(groups, np.int16), np.empty(groups, np.float16))
+    zeros = np.empty((columns // size, rows), np.int16)
+    return GptqParts(np.empty(shape, np.uint8), zeros, np.empty(zeros.shape, np.float16))
 
 
 def _check_words(columns: int, bits: int) -> None:
@@ -230,16 +185,6 @@ def _check_words(columns: int, bits: int) -> None:
         raise ValueError(f"GPTQ codes have 2, 3, 4 or 8 bits, not {bits}")
     if columns % 32:
         raise ValueError(f"{columns} codes do not fill whole words")
-
-
-@device
-def _range(values: Array) -> tuple[np.float32, np.float32]:
-    """The extremes of zero and float32 [n]."""
-    low, high = np.int32(0), np.int32(0)
-    for i in range(values.shape[0]):
-        order = order_of(values[i])
-        low, high = min(low, order), max(high, order)
-    return float_at(low), float_at(high)
 
 
 @device
@@ -254,19 +199,13 @@ def _choose_line(rule: _Rule, values: Array) -> _Line:
     """Scale and zero point of a group; values: float32 [n]."""
     kind, bits, symmetric = rule
     half, top = np.float32(1 << (bits - 1)), np.float32((1 << bits) - 1)
-    low, high = _range(values)
+    low, high = extremes(values, (_ZERO, _ZERO))
     # Equal extremes give a negative scale, a group of zeros a positive one.
     span = (-low if high < -low else -high) if symmetric else rounded(kind, high - low)
     scale = rounded(F16, rounded(kind, span / (half if symmetric else top)))
     floor = -_SMALLEST_SCALE if scale < _ZERO else _SMALLEST_SCALE
     scale = floor if abs(scale) < _SMALLEST_SCALE else scale
     return scale, half if symmetric else np.rint(_quotient(kind, -low, scale))
-
-
-@device
-def _clamped(code: np.float32, top: np.float32) -> np.float32:
-    code = code if code > _ZERO else _ZERO
-    return code if code < top else top
 
 
 @device
@@ -278,38 +217,36 @@ def _write_codes(rule: _Rule, values: Array, line: _Line, codes: Array) -> None:
     for i in range(values.shape[0]):
         # Rounded before the zero point is added: ties go to even steps, not to even codes.
         step = (_quotient(kind, values[i], scale) + _ROUNDER) - _ROUNDER
-        code = _clamped(step + zero, top)
+        code = clamped(step + zero, top)
         if kind == BF16 and not symmetric:
             # What is packed are the decoded weights, and bfloat16 may lose half a step.
             decoded = rounded(BF16, (code - zero) * scale)
-            code = _clamped((decoded / scale + zero + _ROUNDER) - _ROUNDER, top)
+            code = clamped((decoded / scale + zero + _ROUNDER) - _ROUNDER, top)
         codes[i] = np.uint8(bits_of(code + _WHOLE))
 
 
 @factory
 def _encoder(dtype: str, kind: int, symmetric: bool) -> Callable[..., None]:
-    source, _, raw = value_type(dtype)
-    outputs = writes("int32"), writes("int16"), writes("uint16")
+    source = value_type(dtype).kind
 
-    @kernel(reads(raw.__name__), int64_pair, *outputs)
+    @kernel(reads(dtype), int64_pair, writes("uint8"), writes("int16"), writes("F16"))
     def encode_rtn(
-        values: Array, layout: tuple[int, int], words: Array, zeros: Array, scales: Array
+        values: Array, layout: tuple[int, int], codes: Array, zeros: Array, scales: Array
     ) -> None:
         columns, bits = layout
         rows, rule = values.shape[0] // columns, (kind, bits, symmetric)
         n_groups = scales.shape[0] // max(rows, 1)
         size = columns // max(n_groups, 1)
-        group, codes = np.empty(size, np.float32), np.empty(columns, np.uint8)
-        band = new_band(columns // 32 * bits)
+        group = np.empty(size, np.float32)
         for row in range(rows):
             for k in range(n_groups):
-                part = values[row * columns + k * size :][:size]
+                first, at = row * columns + k * size, k * rows + row
+                part = values[first : first + size]
                 for i in range(size):
                     group[i] = widen(source, part[i])
-                line, at = _choose_line(rule, group), k * rows + row
-                _write_codes(rule, group, line, codes[k * size : (k + 1) * size])
+                line = _choose_line(rule, group)
+                _write_codes(rule, group, line, codes[first : first + size])
                 scales[at], zeros[at] = narrow(F16, line[0]), np.int16(line[1])
-            pack_row(codes, bits, (row, rows), band, words)
 
     return encode_rtn
 
@@ -335,10 +272,9 @@ def gptq_rtn(  # noqa: PLR0913 - one call is one block of rows under one set of 
     """
     if arithmetic not in ("F32", dtype):
         raise ValueError(f"arithmetic {arithmetic!r} is neither F32 nor {dtype}")
-    raw, kind = raw_bits(values, dtype), value_type(arithmetic).kind
-    parts = new_parts((values.shape[0], values.shape[1]), bits, group_size)
-    outputs = parts.qweight.reshape(-1), parts.zeros.reshape(-1), raw_bits(parts.scales, "F16")
-    _encoder(dtype, kind, symmetric)(raw, (values.shape[1], bits), *outputs)
+    rows, columns = values.shape
+    parts = new_parts((rows, columns), bits, group_size)
+    _encoder(dtype, value_type(arithmetic).kind, symmetric)(values, (columns, bits), *parts)
     return parts
 
 
@@ -347,12 +283,12 @@ def gptq_beyond(
 ) -> Array:
     """Values that are too far from GPTQ codes: float32 [rows, in].
 
-    parts: zero points not packed. Symmetric scales may be searched for: AutoRound's go down to
-    1 / 1.75 of the one that reaches the largest value.
+    Symmetric scales may be searched for: AutoRound's go down to 1 / 1.75 of the one that
+    reaches the largest value.
     """
     bits, size = width
-    codes = unpack_columns(parts.qweight, bits=bits).astype(np.float32)
-    decoded = gptq_decode(parts, bits=bits, group_size=size)
+    codes = parts.codes.astype(np.float32)
+    decoded = gptq_decode(parts, group_size=size)
     step = np.abs(parts.scales.astype(np.float32)).T
     zeros = spread(parts.zeros.astype(np.float32).T, values.shape)
     unit, floor = np.float32(UNITS["F16"]), np.float32(FLOORS["F16"])

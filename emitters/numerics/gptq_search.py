@@ -16,8 +16,7 @@ from functools import cache
 
 import numpy as np
 
-from emitters.numerics.gptq import GptqParts, new_band, new_parts, pack_row
-from emitters.numerics.gptq_weights import (
+from emitters.numerics.column_weights import (
     FOLDED,
     LANES,
     LEVELS,
@@ -29,22 +28,22 @@ from emitters.numerics.gptq_weights import (
     sum_float32,
     weigh_by_magnitude,
 )
+from emitters.numerics.gptq import GptqParts, new_parts
 from emitters.numerics.jit import device, factory, int64, kernel, reads, writes
 from emitters.numerics.rounding import bits_of, float_of, narrow, rounded, widen
-from emitters.numerics.value_types import BF16, F16, Array, raw_bits, value_type
+from emitters.numerics.value_types import BF16, F16, Array, value_type
 
-Target = tuple[int, np.float32]  # value type, 2**(bits - 1)
+_Target = tuple[int, np.float32]  # value type, 2**(bits - 1)
 _Pair = tuple[np.float32, np.float32]  # inverse scale and scale, or value and weight
 _Span = tuple[int, int]  # the candidates from the first to before the last
-_Scratch = tuple[Array, Array]  # table of candidates, zero where sums are; errors
 
-N_CANDIDATES = 208  # beside that of rounding to nearest; all grids are filled up to it
-ROUNDER = np.float32(1.5 * 2.0**23)  # adding it leaves an integer in the low bits
+_N_CANDIDATES = 208  # beside that of rounding to nearest; all grids are filled up to it
+_ROUNDER = np.float32(1.5 * 2.0**23)  # adding it leaves an integer in the low bits
 
 # Where rows of the table begin; behind the sums of four lanes are those of higher levels.
 # Unsigned: see `jit`.
 _INVERSES, _SCALES, _TOTALS, _FIRST, _SECOND, _THIRD, _FOURTH = (
-    np.uint64(row * N_CANDIDATES) for row in range(7)
+    np.uint64(row * _N_CANDIDATES) for row in range(7)
 )
 _BLOCK = 16  # candidates that are given up together
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -59,14 +58,7 @@ _BELOW_TWO = np.float32(1.95)  # no rounding takes it to 2
 
 
 @device
-def new_scratch(size: int) -> _Scratch:
-    """Scratch for groups of `size`: float32 [19 * N_CANDIDATES] and [size + 128]."""
-    table = np.zeros((3 + 4 * LEVELS) * N_CANDIDATES, np.float32)
-    return table, np.empty(size + LEVELS * LANES, np.float32)
-
-
-@device
-def own(kind: int, value: np.float32) -> np.float32:
+def _own(kind: int, value: np.float32) -> np.float32:
     """The value rounded to the values' type.
 
     bfloat16 from 2**-126 to 2**111 in magnitude: smaller errors square to zero, and larger
@@ -88,38 +80,29 @@ def own(kind: int, value: np.float32) -> np.float32:
 def _reciprocal(kind: int, value: np.float32) -> np.float32:
     """1 / value, or zero for what is next to nothing."""
     smallest = rounded(kind, np.float32(1e-5 if kind == F16 else 1e-30))
-    return own(kind, _ONE / value) if abs(value) >= smallest else _ZERO
+    return _own(kind, _ONE / value) if abs(value) >= smallest else _ZERO
 
 
 @device
-def clamped(half: np.float32, step: np.float32) -> np.float32:
+def _clamped(half: np.float32, step: np.float32) -> np.float32:
     """The step within -half .. half - 1; NaN stays."""
     step = -half if step < -half else step
     return half - _ONE if step > half - _ONE else step
 
 
 @device
-def _error(target: Target, item: _Pair, pair: _Pair, near: bool) -> np.float32:
+def _error(target: _Target, item: _Pair, pair: _Pair, near: bool) -> np.float32:
     """The weighted squared error of an item under a candidate; near: see `_first_near`."""
     kind, half = target
-    step = (clamped(half, own(kind, pair[0] * item[0])) + ROUNDER) - ROUNDER
-    error = own(kind, pair[1] * step) - item[0]
-    error = error if near else own(kind, error)
+    step = (_clamped(half, _own(kind, pair[0] * item[0])) + _ROUNDER) - _ROUNDER
+    error = _own(kind, pair[1] * step) - item[0]
+    error = error if near else _own(kind, error)
     return error * error * item[1]
 
 
 @device
-def _loss(target: Target, group: Array, pair: _Pair, errors: Array) -> np.float32:
-    """The sum of a group's errors; errors: float32 [size + 128], scratch."""
-    each, levels = errors[: group.shape[1]], errors[group.shape[1] :]
-    for i in range(each.shape[0]):
-        each[i] = _error(target, (group[0, i], group[1, i]), pair, False)
-    return sum_float32(each, levels.reshape(LEVELS, LANES))
-
-
-@device
 def _add_errors(
-    target: Target, items: tuple[_Pair, ...], table: Array, span: _Span, near: bool
+    target: _Target, items: tuple[_Pair, ...], table: Array, span: _Span, near: bool
 ) -> None:
     """Add the errors of four items, one of each lane, to the sums of each candidate."""
     for k in range(np.uint64(span[0]), np.uint64(span[1])):
@@ -131,45 +114,32 @@ def _add_errors(
 
 
 @device
-def _four(group: Array, first: int) -> tuple[_Pair, ...]:
-    """The items of a group that are folded: every 8th of 32."""
-    a, b, c, d = first, first + FOLDED, first + 2 * FOLDED, first + 3 * FOLDED
-    low = (group[0, a], group[1, a]), (group[0, b], group[1, b])
-    high = (group[0, c], group[1, c]), (group[0, d], group[1, d])
-    return low[0], low[1], high[0], high[1]
-
-
-@device
-def _add_levels(sums: Array) -> None:
-    """Add the higher levels of sums to the lowest, and clear them; sums: [4, n]."""
-    for level in range(1, LEVELS):
-        for k in range(sums.shape[1]):
-            sums[0, k] += sums[level, k]
-            sums[level, k] = _ZERO
-
-
-@device
 def _add_folded(
-    target: Target, group: Array, lane: int, table: Array, spans: tuple[_Span, _Span]
+    target: _Target, group: Array, lane: int, table: Array, spans: tuple[_Span, _Span]
 ) -> None:
     """Add the errors of every 8th item to each candidate's total; spans: not near, near."""
-    sums, added = table[_FIRST:].reshape(LEVELS, 4 * N_CANDIDATES), 0
-    for first in range(lane, group.shape[1], LANES):
-        items = _four(group, first)
+    sums, added = table[_FIRST:].reshape(LEVELS, 4 * _N_CANDIDATES), 0
+    values, weights = group[0], group[1]
+    for a in range(lane, group.shape[1], LANES):
+        b, c, d = a + FOLDED, a + 2 * FOLDED, a + 3 * FOLDED
+        low = (values[a], weights[a]), (values[b], weights[b])
+        high = (values[c], weights[c]), (values[d], weights[d])
+        items = low[0], low[1], high[0], high[1]
         _add_errors(target, items, table, spans[0], False)
         _add_errors(target, items, table, spans[1], True)
         added += 1
         if added % RUN == 0:
             carry(sums, added)
     if added >= RUN:
-        _add_levels(sums)
+        for level in range(1, LEVELS):
+            for k in range(sums.shape[1]):
+                sums[0, k] += sums[level, k]
+                sums[level, k] = _ZERO
     for k in range(np.uint64(spans[0][0]), np.uint64(spans[1][1])):
         total = table[_FIRST + k] + table[_SECOND + k]
         table[_TOTALS + k] += (total + table[_THIRD + k]) + table[_FOURTH + k]
-        table[_FIRST + k] = _ZERO
-        table[_SECOND + k] = _ZERO
-        table[_THIRD + k] = _ZERO
-        table[_FOURTH + k] = _ZERO
+        table[_FIRST + k], table[_SECOND + k] = _ZERO, _ZERO
+        table[_THIRD + k], table[_FOURTH + k] = _ZERO, _ZERO
 
 
 @device
@@ -193,7 +163,7 @@ def _still_open(table: Array, span: _Span, limit: np.float32) -> _Span:
 
 
 @device
-def _first_near(target: Target, group: Array, table: Array) -> int:
+def _first_near(target: _Target, group: Array, table: Array) -> int:
     """The first candidate from which on differences of bfloat16 values need no rounding.
 
     They are exact where a decoded value is within a factor of 2 of the value or zero. Only
@@ -201,37 +171,44 @@ def _first_near(target: Target, group: Array, table: Array) -> int:
     """
     kind, half = target
     if kind != BF16:
-        return N_CANDIDATES
+        return _N_CANDIDATES
     low, high = _ZERO, _ZERO
     for i in range(group.shape[1]):
         low, high = min(low, group[0, i]), max(high, group[0, i])
     other, limit = min(-low, high), _BELOW_TWO * (half - _ONE)
     first = 0
-    while first < N_CANDIDATES and abs(table[_INVERSES + np.uint64(first)]) * other > limit:
+    while first < _N_CANDIDATES and abs(table[_INVERSES + np.uint64(first)]) * other > limit:
         first += _BLOCK
     return first
 
 
 @device
-def _fill(kind: int, base: np.float32, multipliers: Array, table: Array) -> None:
-    """Start the table anew: inverse scales, scales, and totals of zero."""
-    for k in range(np.uint64(N_CANDIDATES)):
-        table[_INVERSES + k] = own(kind, multipliers[k] * base)
+def _best_scale(
+    target: _Target, group: Array, multipliers: Array, table: Array, errors: Array
+) -> np.float32:
+    """The scale of least loss, the first of equals. If the loss of the first is NaN, it wins.
+
+    group: float32 [2, size], values and weights; multipliers: float32 [1 + _N_CANDIDATES], what
+    the reciprocal of the group's peak is multiplied with, in the order of preference; table:
+    float32 [19 * _N_CANDIDATES], zero where sums are; errors: float32 [size + 128], scratch.
+    """
+    kind, peak, size = target[0], _ZERO, group.shape[1]
+    for i in range(size):
+        peak = group[0, i] if abs(group[0, i]) > abs(peak) else peak
+    if abs(peak) > _LARGEST_PEAK:
+        return np.float32(np.inf)
+    base = _reciprocal(kind, peak)
+    inverse = _own(kind, multipliers[0] * base)
+    best = _reciprocal(kind, inverse)
+    for i in range(size):
+        errors[i] = _error(target, (group[0, i], group[1, i]), (inverse, best), False)
+    limit = sum_float32(errors[:size], errors[size:].reshape(LEVELS, LANES))
+    others = multipliers[1:]
+    for k in range(np.uint64(_N_CANDIDATES)):
+        table[_INVERSES + k] = _own(kind, others[k] * base)
         table[_SCALES + k] = _reciprocal(kind, table[_INVERSES + k])
         table[_TOTALS + k] = _ZERO
-
-
-@device
-def _least(
-    target: Target, group: Array, multipliers: Array, base: np.float32, scratch: _Scratch
-) -> np.float32:
-    """The first scale of least loss. If the loss of the first of all is NaN, it wins."""
-    table, errors = scratch
-    inverse = own(target[0], multipliers[0] * base)
-    best = _reciprocal(target[0], inverse)
-    limit = _loss(target, group, (inverse, best), errors)
-    _fill(target[0], base, multipliers[1:], table)
-    first, last, near = 0, N_CANDIDATES, _first_near(target, group, table)
+    first, last, near = 0, _N_CANDIDATES, _first_near(target, group, table)
     for lane in range(FOLDED):
         near = min(max(near, first), last)
         _add_folded(target, group, lane, table, ((first, near), (near, last)))
@@ -239,78 +216,62 @@ def _least(
     for k in range(np.uint64(first), np.uint64(last)):
         if table[_TOTALS + k] < limit:
             limit, best = table[_TOTALS + k], table[_SCALES + k]
-    return np.float32(best)
-
-
-@device
-def best_scale(target: Target, group: Array, multipliers: Array, scratch: _Scratch) -> np.float32:
-    """The scale of a group, in the values' type.
-
-    group: float32 [2, size], values and weights; multipliers: float32 [1 + N_CANDIDATES], what
-    the reciprocal of the group's peak is multiplied with, in the order of preference; scratch:
-    from `new_scratch`.
-    """
-    kind, peak = target[0], _ZERO
-    for i in range(group.shape[1]):
-        peak = group[0, i] if abs(group[0, i]) > abs(peak) else peak
-    if abs(peak) > _LARGEST_PEAK:
-        return np.float32(np.inf)
-    scale = _least(target, group, multipliers, _reciprocal(kind, peak), scratch)
     floor = rounded(kind, _SMALLEST_SCALE)
-    return np.float32(min(scale, -floor) if scale < _ZERO else max(scale, floor))
+    return np.float32(min(best, -floor) if best < _ZERO else max(best, floor))
 
 
 @device
-def _write_codes(target: Target, values: Array, scale: np.float32, codes: Array) -> None:
+def _write_codes(target: _Target, values: Array, scale: np.float32, codes: Array) -> None:
     """codes = the nearest code of each value; values: float32 [n], codes: uint8 [n]."""
     kind, half = target
     for i in range(values.shape[0]):
-        step = (clamped(half, own(kind, values[i] / scale)) + ROUNDER) - ROUNDER
+        step = (_clamped(half, _own(kind, values[i] / scale)) + _ROUNDER) - _ROUNDER
         if kind == BF16:
             # What is packed are the decoded weights: at 8 bits their rounding can move a code.
-            again = own(kind, own(kind, step * scale) / scale)
-            step = clamped(half, own(kind, again + half) - half)
+            again = _own(kind, _own(kind, step * scale) / scale)
+            step = _clamped(half, _own(kind, again + half) - half)
         # The middle code is even: ties stay what they are.
-        codes[i] = np.uint8(bits_of(step + (ROUNDER + half)))
+        codes[i] = np.uint8(bits_of(step + (_ROUNDER + half)))
 
 
 @factory
-def _encoder(kind: int, raw: str) -> Callable[..., None]:
-    inputs = reads(raw), reads("float32"), reads("float32"), reads("float32")
+def _encoder(dtype: str) -> Callable[..., None]:
+    kind = value_type(dtype).kind
+    inputs = reads(dtype), reads("float32"), reads("float32"), reads("float32")
 
-    @kernel(*inputs, int64, writes("int32"), writes("uint16"))
+    @kernel(*inputs, int64, writes("uint8"), writes("F16"))
     def encode_search(  # noqa: PLR0913, PLR0917 - kernels take arrays one by one
         values: Array,
         multipliers: Array,
         weights: Array,
         divisors: Array,
         bits: int,
-        words: Array,
+        codes: Array,
         scales: Array,
     ) -> None:
         columns, n_groups = weights.shape[0], divisors.shape[0]
         rows, size = values.shape[0] // columns, columns // n_groups
-        target, codes = (kind, np.float32(1 << (bits - 1))), np.empty(columns, np.uint8)
-        group, scratch = np.empty((2, size), np.float32), new_scratch(size)
-        band = new_band(columns // 32 * bits)
+        target = kind, np.float32(1 << (bits - 1))
+        group, errors = np.empty((2, size), np.float32), np.empty(size + LEVELS * LANES, np.float32)
+        table = np.zeros((3 + 4 * LEVELS) * _N_CANDIDATES, np.float32)
         for row in range(rows):
             for k in range(n_groups):
-                part = values[row * columns + k * size :][:size]
+                first = row * columns + k * size
+                part = values[first : first + size]
                 for i in range(size):
                     group[0, i], group[1, i] = widen(kind, part[i]), weights[k * size + i]
                 if not np.isnan(divisors[k]):
                     weigh_by_magnitude(kind, bits, divisors[k], group[0], group[1])
-                scale = best_scale(target, group, multipliers, scratch)
-                _write_codes(target, group[0], scale, codes[k * size : (k + 1) * size])
+                scale = _best_scale(target, group, multipliers, table, errors)
+                _write_codes(target, group[0], scale, codes[first : first + size])
                 scales[k * rows + row] = narrow(F16, scale)
-            pack_row(codes, bits, (row, rows), band, words)
 
     return encode_search
 
 
 @cache
 def _multipliers(bits: int, grid: str) -> Array:
-    """What the reciprocal of a group's peak is multiplied with: float32 [1 + N_CANDIDATES]."""
+    """What the reciprocal of a group's peak is multiplied with: float32 [1 + _N_CANDIDATES]."""
     half = 2 ** (bits - 1)
     reach, step = 90, 0.01
     if grid == "0.16.1" and bits > 2:
@@ -318,7 +279,7 @@ def _multipliers(bits: int, grid: str) -> Array:
         step = span / 200 * 2
         reach = int(span / step)
     others = [step * k - half for k in range(-reach, reach + 1) if k != 0]
-    others += others[-1:] * (N_CANDIDATES - len(others))
+    others += others[-1:] * (_N_CANDIDATES - len(others))
     return np.array([-half, *others], np.float32)
 
 
@@ -341,15 +302,12 @@ def gptq_search(  # noqa: PLR0913 - one call is one block of rows under one set 
     Source: auto-round 0.16.1 and 0.12.2, `search_scales` and its callers.
     """
     check_grid(grid)
-    kind, _, raw = value_type(dtype)
-    columns = values.shape[1]
-    parts = new_parts((values.shape[0], columns), bits, group_size)
+    rows, columns = values.shape
+    parts = new_parts((rows, columns), bits, group_size)
     n_groups = len(parts.scales)
     chosen = weights or even_weights(columns, columns // n_groups)
     if (len(chosen.columns), len(chosen.divisors)) != (columns, n_groups):
         raise ValueError(f"weights of {len(chosen.columns)} columns for {columns} columns")
     parts.zeros[:] = 1 << (bits - 1)
-    inputs = raw_bits(values, dtype), _multipliers(bits, grid), *chosen
-    outputs = parts.qweight.reshape(-1), raw_bits(parts.scales, "F16")
-    _encoder(kind, raw.__name__)(*inputs, bits, *outputs)
+    _encoder(dtype)(values, _multipliers(bits, grid), *chosen, bits, parts.codes, parts.scales)
     return parts

@@ -99,14 +99,6 @@ def _times(value: np.float32, scale: np.float32 | None) -> np.float32:
 
 
 @device
-def _two(lanes: Array, start: np.uint64, step: np.uint64, scale: np.float32 | None) -> None:
-    """One stage on the 2 * step floats from start on, then times scale."""
-    for i in range(start, start + step):
-        a, b = lanes[i], lanes[i + step]
-        lanes[i], lanes[i + step] = _times(a + b, scale), _times(a - b, scale)
-
-
-@device
 def _four(lanes: Array, start: np.uint64, step: np.uint64, scale: np.float32 | None) -> None:
     """Two stages on the 4 * step floats from start on, then times scale."""
     double = step + step
@@ -129,21 +121,9 @@ def _stages(lanes: Array, step: np.uint64, scale: np.float32 | None) -> None:
     if _FOUR * step == n:
         _four(lanes, np.uint64(0), step, scale)
     elif step < n:
-        _two(lanes, np.uint64(0), step, scale)
-
-
-@device
-def _rotate_block(lanes: Array) -> None:
-    """The rotation of one block; lanes: float32 [n, 16], flat, n a power of two."""
-    n = lanes.shape[0] // LANES
-    scale = np.float32(1 / np.sqrt(np.float64(n)))
-    if n <= _CHUNK:
-        _stages(lanes, _LANES, scale)
-        return
-    # Chunk by chunk as long as stages stay inside a chunk: that is a pass over memory saved.
-    for start in range(0, n, _CHUNK):
-        _stages(lanes[start * LANES : (start + _CHUNK) * LANES], _LANES, None)
-    _stages(lanes, np.uint64(_CHUNK) * _LANES, scale)
+        for i in range(step):
+            a, b = lanes[i], lanes[i + step]
+            lanes[i], lanes[i + step] = _times(a + b, scale), _times(a - b, scale)
 
 
 @device
@@ -154,6 +134,14 @@ def rotate(lanes: Array) -> None:
         n *= 2
     while start < columns:
         if n <= columns - start:
-            _rotate_block(lanes[start * LANES : (start + n) * LANES])
+            block = lanes[start * LANES : (start + n) * LANES]
+            scale = np.float32(1 / np.sqrt(np.float64(n)))
+            if n <= _CHUNK:
+                _stages(block, _LANES, scale)
+            else:
+                # While stages stay inside a chunk, chunk by chunk: a pass over memory saved.
+                for first in range(0, n, _CHUNK):
+                    _stages(block[first * LANES : (first + _CHUNK) * LANES], _LANES, None)
+                _stages(block, np.uint64(_CHUNK) * _LANES, scale)
             start += n
         n //= 2

@@ -1,46 +1,188 @@
 """HFQ blocks: groups of consecutive values, each coded as a header and packed codes.
 
-A header is a scale and the lowest value or, of Q8, a scale alone (`hfq_blocks`), or a table of
-levels (`hfq_lloyd`). Groups may be rotated before they are coded. They know of no rows: only
-the last group of all values can be short, and it is stored as a whole block.
+Of a "line": a scale and the lowest value; value = scale * code + low, every step one float32
+operation; a constant group has scale 1 and all codes zero. Of Q8: a float16 scale before 32
+signed bytes; value = scale * code; codes come from the float32 scale, which is then cut off
+toward zero. Of "levels": see `hfq_lloyd`.
+
+Groups may be rotated before they are coded: by signs, the transform of `hadamard` and other signs;
+the inverse has the signs exchanged. They know of no rows: only the last group of all values can be
+short, and it is stored as a whole block. Lanes are as in `hadamard`.
 Source: Kaden-Schutt/hipfire at 91e58a5 (0.1.8-alpha.2) and 0e5eb9a, crates/hipfire-quantize.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import cache
 
 import numpy as np
 
+from emitters.numerics.bitpack import pack_codes, unpack, unpack_codes
 from emitters.numerics.hadamard import LANES, load_lanes, rotate, store_lanes
-from emitters.numerics.hfq_blocks import (
-    lanes_to_rows,
-    q8_decode,
-    q8_encode,
-    read_codes,
-    read_minmax,
-    rotation_signs,
-    write_codes,
-    write_minmax,
-)
-from emitters.numerics.hfq_lloyd import read_lloyd, write_lloyd
-from emitters.numerics.jit import device, factory, int64, int64_pair, kernel, late, reads, writes
+from emitters.numerics.hfq_lloyd import read_lloyd, write_lloyd, zero_at
+from emitters.numerics.jit import device, factory, int64, int64_pair, kernel, reads, writes
 from emitters.numerics.reach import FLOORS, HALF_REACH, UNITS, slack_of
-from emitters.numerics.value_types import F32, Array, flat
+from emitters.numerics.rounding import (
+    bits_of,
+    clamped,
+    float_of,
+    half_toward_zero,
+    largest_magnitude,
+    widen,
+)
+from emitters.numerics.value_types import F16, F32, Array
 from policy_dsl.formats import Slack
 from policy_dsl.sources.hfq_container import QUANT_CODES, QuantCode
 
 _Q8 = 3
+_Q8_SIZE = 32
+_Q8_TOP, _Q8_MOST = np.float32(127), np.float32(128)
+_BYTES = reads("uint8")
+_ROTATED_SIZE = 256
+_SEEDS = {0: 42, _ROTATED_SIZE: 1042}  # of the signs before and after
+_STRETCH = 16 * LANES  # floats coded in one loop
+_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 # Of the root mean square of what is rotated: errors of float32 additions, in any order.
 _ROTATED = 2.0**-16
-_CODES = {code: known for code, known in QUANT_CODES.items() if known.header in ("line", "levels")}
+_CODES = {
+    code: known
+    for code, known in QUANT_CODES.items()
+    if known.header in ("line", "levels") or code == _Q8
+}
+
+
+@cache
+def rotation_signs() -> Array:
+    """The signs before and after the transform: float32 [2 * 256], read-only.
+
+    They come from a linear congruential generator.
+    """
+    signs, state = np.empty(2 * _ROTATED_SIZE, np.float32), 0
+    for i in range(signs.size):
+        state = _SEEDS.get(i, state)
+        state = (state * 1103515245 + 12345) % 2**31
+        signs[i] = 1 if state >> 16 & 1 else -1
+    signs.flags.writeable = False
+    return signs
+
+
+@device
+def _lanes_to_rows(codes: Array, scratch: Array) -> None:
+    """codes [size, 16] to [16, size], in place; codes, scratch: uint8, flat."""
+    half = codes.shape[0] // 2
+    # Each pass moves the lowest bit of the address to the front: four are a lane's number.
+    for _ in range(2):
+        for i in range(half):
+            scratch[i], scratch[half + i] = codes[2 * i], codes[2 * i + 1]
+        for i in range(half):
+            codes[i], codes[half + i] = scratch[2 * i], scratch[2 * i + 1]
+
+
+@device
+def _find_extremes(lanes: Array, lows: Array, highs: Array) -> None:
+    """The first 16 of lows, highs [size / 2, 16] = the extremes of each lane [size, 16]."""
+    # By halves, so that every loop is over many neighbours.
+    n = np.uint64(lows.shape[0])
+    for i in range(n):
+        a, b = lanes[i], lanes[i + n]
+        lows[i], highs[i] = (b if b < a else a), (b if b > a else a)
+    while n > np.uint64(LANES):
+        n //= np.uint64(2)
+        for i in range(n):
+            a, b = lows[i], lows[i + n]
+            lows[i] = b if b < a else a
+        for i in range(n):
+            a, b = highs[i], highs[i + n]
+            highs[i] = b if b > a else a
+    for k in range(LANES):
+        if lows[k] == _ZERO:
+            # The first of them, as when comparing one after the other.
+            lows[k] = zero_at(lanes[k::LANES], 0)
+
+
+@device
+def _write_minmax(bits: int, lanes: Array, codes: Array, blocks: Array) -> None:
+    """codes = those of each lane; the first two words of each block = its scale and low.
+
+    lanes: float32 [size, 16], flat; codes: uint8 [size, 16], flat; blocks: uint32 [n, words],
+    n up to 16. The low of a group of zeros is +0.
+    """
+    top = np.float32((1 << bits) - 1)
+    half = lanes.shape[0] // 2
+    lows, highs = np.empty(half, np.float32), np.empty(half, np.float32)
+    _find_extremes(lanes, lows, highs)
+    inverses = highs
+    for k in range(LANES):
+        span = highs[k] - lows[k]
+        differ = span > _ZERO
+        scale, low = (span / top, lows[k]) if differ else (_ONE, lows[k] + _ZERO)
+        inverses[k] = _ONE / scale if differ else _ZERO
+        if k < blocks.shape[0]:
+            blocks[k, 0], blocks[k, 1] = bits_of(scale), bits_of(low)
+    for i in range(LANES, _STRETCH):
+        lows[i], inverses[i] = lows[i - LANES], inverses[i - LANES]
+    for start in range(0, lanes.shape[0], _STRETCH):
+        part, its_codes = lanes[start : start + _STRETCH], codes[start : start + _STRETCH]
+        for i in range(_STRETCH):
+            code = clamped((part[i] - lows[i]) * inverses[i] + _HALF, top)
+            its_codes[i] = np.uint8(np.int32(code))
+
+
+@device
+def _read_minmax(codes: Array, blocks: Array, rows: Array) -> None:
+    """rows = the values of the codes of each block; codes: uint8, rows: float32, [16, size]."""
+    for k in range(blocks.shape[0]):
+        scale, low = float_of(blocks[k, 0]), float_of(blocks[k, 1])
+        its_codes, row = codes[k], rows[k]
+        for i in range(row.shape[0]):
+            product = np.float32(its_codes[i]) * scale
+            row[i] = product + low
+
+
+@device
+def _write_q8_codes(values: Array, scale: np.float32, codes: Array) -> None:
+    """codes = int8, the values times 1 / scale, rounded to nearest, halves away from zero."""
+    inverse = _ONE / scale if scale > _ZERO else _ZERO
+    for i in range(values.shape[0]):
+        quotient = values[i] * inverse
+        # Clamped before rounding: the inverse of the smallest scales is infinite, and 0 times
+        # that is NaN, which counts as 0.
+        size = clamped(abs(quotient), _Q8_MOST)
+        whole = np.int32(size)
+        whole += np.int32(size - np.float32(whole) >= _HALF)
+        whole = -whole if quotient < _ZERO else whole
+        codes[i] = np.int8(whole if whole < 128 else 127)
+
+
+@kernel(reads("float32"), writes("uint16"))
+def _encode_q8(values: Array, stored: Array) -> None:
+    codes = np.empty(_Q8_SIZE, np.int8)
+    blocks = stored.reshape(values.shape[0] // _Q8_SIZE, -1)
+    for k in range(blocks.shape[0]):
+        group = values[k * _Q8_SIZE : (k + 1) * _Q8_SIZE]
+        scale = largest_magnitude(group) / _Q8_TOP
+        _write_q8_codes(group, scale, codes)
+        blocks[k, 0] = half_toward_zero(bits_of(scale))
+        blocks[k, 1:] = codes.view(np.uint16)
+
+
+@kernel(reads("uint16"), writes("float32"))
+def _decode_q8(stored: Array, values: Array) -> None:
+    codes = np.empty(_Q8_SIZE, np.int8)
+    blocks = stored.reshape(values.shape[0] // _Q8_SIZE, -1)
+    for k in range(blocks.shape[0]):
+        scale = widen(F16, blocks[k, 0])
+        codes.view(np.uint16)[:] = blocks[k, 1:]
+        group = values[k * _Q8_SIZE : (k + 1) * _Q8_SIZE]
+        for i in range(_Q8_SIZE):
+            group[i] = np.float32(codes[i]) * scale
 
 
 @device
 def _load(values: Array, before: Array, after: Array, lanes: Array) -> None:
     """lanes [size, 16] = up to 16 groups of values, rotated if there are signs for after it."""
-    load_lanes(F32, values, before, lanes)
+    load_lanes(F32, values.view(np.uint32), before, lanes)
     if after.shape[0]:
         rotate(lanes)
         for i in range(lanes.shape[0]):
@@ -51,7 +193,7 @@ def _load(values: Array, before: Array, after: Array, lanes: Array) -> None:
 def _encoder(level_bits: int) -> Callable[..., None]:
     """level_bits: of codes that name levels, for which loops are unrolled; else 0."""
 
-    @kernel(reads("uint32"), reads("float32"), int64_pair, int64, writes("uint32"))
+    @kernel(reads("float32"), reads("float32"), int64_pair, int64, writes("uint32"))
     def encode_hfq(
         values: Array, signs: Array, layout: tuple[int, int], n_codes: int, stored: Array
     ) -> None:
@@ -61,21 +203,24 @@ def _encoder(level_bits: int) -> Callable[..., None]:
         after = signs[size:].repeat(LANES)
         lanes = np.empty(size * LANES, np.float32)
         codes, scratch = np.empty(size * LANES, np.uint8), np.empty(size * LANES, np.uint8)
+        pieces = np.empty(size // 8, np.uint64)
         for first in range(0, blocks.shape[0], LANES):
             start, target = first * size, blocks[first:][:LANES]
             _load(values[start:][: LANES * size], signs[:size], after, lanes)
             if level_bits:
                 write_lloyd(level_bits, lanes, codes, target)
             else:
-                write_minmax(bits, lanes, codes, target)
-            lanes_to_rows(codes, scratch)
+                _write_minmax(bits, lanes, codes, target)
+            _lanes_to_rows(codes, scratch)
             codes[min(n_codes - start, codes.shape[0]) :] = 0
-            write_codes(bits, codes.reshape(LANES, size), target)
+            for k in range(target.shape[0]):
+                part, words = codes[k * size : (k + 1) * size], target[k, -size * bits // 32 :]
+                pack_codes(part, pieces, words, bits)
 
     return encode_hfq
 
 
-@late(reads("uint32"), reads("float32"), int64_pair, int64, writes("float32"))
+@kernel(reads("uint32"), reads("float32"), int64_pair, int64, writes("float32"))
 def _decode_hfq(
     stored: Array, signs: Array, layout: tuple[int, int], has_levels: int, values: Array
 ) -> None:
@@ -84,11 +229,12 @@ def _decode_hfq(
     lanes, codes = np.empty(size * LANES, np.float32), np.empty((LANES, size), np.uint8)
     for first in range(0, blocks.shape[0], LANES):
         source, target = blocks[first:][:LANES], values[first * size :][: LANES * size]
-        read_codes(bits, source, codes)
+        for k in range(source.shape[0]):
+            unpack_codes(source[k, -size * bits // 32 :], codes[k], bits)
         if has_levels:
             read_lloyd(bits, codes, source, target.reshape(-1, size))
         else:
-            read_minmax(codes, source, target.reshape(-1, size))
+            _read_minmax(codes, source, target.reshape(-1, size))
         if signs.shape[0] > size:
             # Backwards: the signs change places.
             load_lanes(F32, target.view(np.uint32), signs[size:], lanes)
@@ -105,21 +251,21 @@ def encode_blocks(values: Array, code: int) -> Array:
     Raises: ValueError for another code, or if the values are not float32.
     Source: Kaden-Schutt/hipfire at 91e58a5 and 0e5eb9a, run on a CPU.
     """
-    raw = flat(values, np.float32, "values")
-    if code == _Q8:
-        return q8_encode(raw)
-    layout = _layout(code)
-    size, n_codes = layout.group, raw.size
-    if missing := -raw.size % size:
-        # Rotations are of zeros, and all that comes out is coded. Else the group's first value
-        # again leaves its extremes as they are, and is not coded.
-        filling = np.float32(0) if layout.rotated else raw[raw.size // size * size]
-        raw = np.append(raw, np.full(missing, filling))
+    layout, n_codes = _layout(code), values.size
+    width = bits, size = layout.bits, layout.group
+    if missing := -n_codes % size:
+        # Rotations are of zeros, and all that comes out is coded. Of a line, the group's first
+        # value again leaves its extremes as they are, and is not coded.
+        again = layout.header == "line" and not layout.rotated
+        filling = values[n_codes // size * size] if again else 0
+        values = np.append(values, np.full(missing, filling, values.dtype))
         n_codes += missing if layout.rotated else 0
-    blocks = np.empty((raw.size // size, layout.nbytes), np.uint8)
-    encode = _encoder(layout.bits if layout.header == "levels" else 0)
-    stored = blocks.reshape(-1).view(np.uint32)
-    encode(raw.view(np.uint32), _signs(layout), (layout.bits, size), n_codes, stored)
+    blocks = np.empty((values.size // size, layout.nbytes), np.uint8)
+    if layout.header == "scale":
+        _encode_q8(values, blocks.view(np.uint16))
+    else:
+        encode, words = _encoder(bits if layout.header == "levels" else 0), blocks.view(np.uint32)
+        encode(values, _signs(layout), width, n_codes, words)
     return blocks
 
 
@@ -130,44 +276,28 @@ def decode_blocks(blocks: Array, code: int, count: int) -> Array:
     Raises: ValueError for another code, or if the blocks are not those of so many values.
     Source: as of `encode_blocks`; each product, sum and step of the rotation is rounded.
     """
-    if code == _Q8:
-        return q8_decode(blocks, count)
     layout = _layout(code)
-    size, shape = layout.group, (-(-count // layout.group), layout.nbytes)
+    shape = -(-count // layout.group), layout.nbytes
     if blocks.shape != shape:
         raise ValueError(f"blocks {blocks.shape} of {count} values should be {shape}")
-    values = np.empty(shape[0] * size, np.float32)
-    stored, has_levels = flat(blocks, np.uint8, "blocks").view(np.uint32), layout.header == "levels"
-    _decode_hfq(stored, _signs(layout), (layout.bits, size), int(has_levels), values)
+    values, stored = np.empty(shape[0] * layout.group, np.float32), _BYTES.row(blocks, "blocks")
+    if layout.header == "scale":
+        _decode_q8(stored.view(np.uint16), values)
+    else:
+        width, has_levels = (layout.bits, layout.group), layout.header == "levels"
+        _decode_hfq(stored.view(np.uint32), _signs(layout), width, int(has_levels), values)
     return values[:count]
 
 
-class HfqBlocks(NamedTuple):
-    """What blocks hold. codes: [groups, size], signed for Q8. numbers: float32, of each header:
-
-    scale and lowest value, the levels in ascending order, or the scale alone.
-    """
-
-    codes: Array
-    numbers: Array
-    rotated: bool
-    has_levels: bool
+def _layout(code: int) -> QuantCode:
+    if code not in _CODES:
+        raise ValueError(f"quant code {code} is none of {str([*_CODES])[1:-1]}")
+    return _CODES[code]
 
 
-def read_blocks(blocks: Array, code: int) -> HfqBlocks:
-    """The headers and codes of blocks, uint8 [blocks, bytes], under a quant code.
-
-    Raises: ValueError for another code.
-    """
-    numbers = block_header(blocks, code).astype(np.float32)
-    if code == _Q8:
-        return HfqBlocks(blocks[:, 2:].view(np.int8), numbers, False, False)
-    layout = _layout(code)
-    packed = blocks[:, layout.nbytes - layout.group * layout.bits // 8 :]
-    bits = np.unpackbits(packed, axis=1, bitorder="little").reshape(-1, layout.bits)
-    weights = (1 << np.arange(layout.bits)).astype(np.uint8)
-    codes = (bits * weights).sum(axis=1, dtype=np.uint8).reshape(len(blocks), layout.group)
-    return HfqBlocks(codes, numbers, layout.rotated, layout.header == "levels")
+def _signs(layout: QuantCode) -> Array:
+    """The signs before and after the rotation; ones and nothing where there is none."""
+    return rotation_signs() if layout.rotated else np.ones(layout.group, np.float32)
 
 
 def block_header(blocks: Array, code: int) -> Array:
@@ -200,7 +330,7 @@ def first_bad_header(header: Array, code: int) -> int:
     return -1 if good.all() else int(np.argmin(good))
 
 
-@late(reads("uint32"), reads("float32"), writes("float32"))
+@kernel(reads("float32"), reads("float32"), writes("float32"))
 def _rotate_hfq(values: Array, signs: Array, rotated: Array) -> None:
     size = signs.shape[0] // 2
     after, ones = signs[size:].repeat(LANES), np.ones(size, np.float32)
@@ -210,67 +340,52 @@ def _rotate_hfq(values: Array, signs: Array, rotated: Array) -> None:
         store_lanes(lanes, ones, rotated[start:][: LANES * size])
 
 
-def rotate_groups(groups: Array) -> Array:
-    """Groups [n, 256] as they are coded: rotated, in float32."""
-    rotated = np.empty(groups.shape, np.float32)
-    raw = flat(groups, np.float32, "groups")
-    _rotate_hfq(raw.view(np.uint32), rotation_signs(), rotated.reshape(-1))
-    return rotated
-
-
-def _layout(code: int) -> QuantCode:
-    if code not in _CODES:
-        raise ValueError(f"quant code {code} is none of {_Q8}, {str([*_CODES])[1:-1]}")
-    return _CODES[code]
-
-
-def _signs(layout: QuantCode) -> Array:
-    """The signs before and after the rotation; ones and nothing where there is none."""
-    return rotation_signs() if layout.rotated else np.ones(layout.group, np.float32)
-
-
 def hfq_beyond(values: Array, blocks: Array, code: int, slack: Slack) -> Array:
     """Values that are too far from the codes of HFQ blocks: float32 [n], n up to all of them.
 
     blocks: uint8 [blocks, bytes]. Of rotated groups, the values after the rotation count.
     """
-    held = read_blocks(blocks, code)
-    groups = np.zeros(held.codes.shape, np.float32)
+    layout, numbers = QUANT_CODES[code], block_header(blocks, code).astype(np.float32)
+    packed = np.ascontiguousarray(blocks[:, -layout.group * layout.bits // 8 :])
+    is_q8 = layout.header == "scale"
+    codes = packed.view(np.int8) if is_q8 else unpack(packed.view(np.uint32), layout.bits)
+    groups = np.zeros(codes.shape, np.float32)
     groups.reshape(-1)[: values.size] = values
     size = np.sqrt((groups.astype(np.float64) ** 2).mean(axis=1, keepdims=True))
-    if held.rotated:
-        groups = rotate_groups(groups)
-    # Additions of a rotation, and what was rounded before it, are spread over the group.
+    if layout.rotated:
+        unrotated, groups = groups, np.empty_like(groups)
+        _rotate_hfq(unrotated, rotation_signs(), groups)
     added = slack_of(groups, slack)
-    if held.rotated:
+    if layout.rotated:
+        # Additions of a rotation, and what was rounded before it, are spread over the group.
         added = added + (size * (_ROTATED + 4 * slack.relative)).astype(np.float32)
-    wrong = _beyond_levels if held.has_levels else _beyond_lines
-    return wrong(groups, held, added).reshape(-1)[: values.size]
+    wrong = _beyond_levels if layout.header == "levels" else _beyond_lines
+    return wrong(groups, codes, numbers, added).reshape(-1)[: values.size]
 
 
-def _beyond_lines(groups: Array, held: HfqBlocks, added: Array) -> Array:
+def _beyond_lines(groups: Array, codes: Array, numbers: Array, added: Array) -> Array:
     """Of blocks with a scale and a lowest value: both stored whole; or a cut-off scale."""
-    scale, low = held.numbers[:, :1], held.numbers[:, 1:2]
+    scale, low = numbers[:, :1], numbers[:, 1:2]
     with np.errstate(invalid="ignore", over="ignore"):
-        decoded = held.codes * scale + (low if low.size else 0)
+        decoded = codes * scale + (low if low.size else 0)
     step = np.abs(scale)
     if low.size:
         # A group of equal values has no step, and 1 is used.
-        step = np.where((step == 1) & (held.codes.max(axis=1, keepdims=True) == 0), 0, step)
+        step = np.where((step == 1) & (codes.max(axis=1, keepdims=True) == 0), 0, step)
     else:
         # Cut off, not rounded: twice the unit.
         cut = step * np.float32(2 * UNITS["F16"]) + np.float32(2 * FLOORS["F16"])
-        added = added + (np.abs(held.codes.astype(np.float32)) + 1) * cut
+        added = added + (np.abs(codes.astype(np.float32)) + 1) * cut
     with np.errstate(invalid="ignore"):
         return ~(np.abs(groups - decoded) <= step * np.float32(HALF_REACH) + added)
 
 
-def _beyond_levels(groups: Array, held: HfqBlocks, added: Array) -> Array:
+def _beyond_levels(groups: Array, codes: Array, levels: Array, added: Array) -> Array:
     """Of blocks with levels: up to a quarter of a gap beyond the middle between two levels.
 
     All values of a level are wrong if it is farther from their mean than half-way to the next.
     """
-    levels, codes = held.numbers, held.codes.astype(np.intp)
+    codes = codes.astype(np.intp)
     own = np.take_along_axis(levels, codes, axis=1)
     added = added + 2 * UNITS["F16"] * np.abs(own) + 2 * FLOORS["F16"]
     wrong: Array = ~np.isfinite(own)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import numpy as np
 
 from emitters.numerics.hadamard import LANES
-from emitters.numerics.hfq_blocks import zero_at
 from emitters.numerics.jit import device
 from emitters.numerics.rounding import bits_of, float_of, narrow, widen
 from emitters.numerics.value_types import F16, Array
@@ -87,18 +86,6 @@ def _order_eights(lanes: Array, size: np.uint64, unordered: bool) -> None:
 
 
 @device
-def _order_pairs(lanes: Array, step: np.uint64, size: np.uint64) -> None:
-    """The stage of a merge into runs of size floats that compares floats a step apart."""
-    for start in range(np.uint64(0), np.uint64(lanes.shape[0]), _TWO * step):
-        low, high = np.uint64(start), start + step
-        if start & size:
-            low, high = high, low
-        for i in range(step):
-            a, b = lanes[low + i], lanes[high + i]
-            lanes[low + i], lanes[high + i] = _lower(a, b), _upper(a, b)
-
-
-@device
 def sort_lanes(lanes: Array) -> None:
     """Each lane in ascending order, in place; lanes: float32 [n, 16], flat, n = 8, 16, 32 …
 
@@ -109,10 +96,32 @@ def sort_lanes(lanes: Array) -> None:
     while size < np.uint64(lanes.shape[0]):
         step = size
         size *= _TWO
+        # The stages that compare floats a step apart, for runs of size floats.
         while step >= _ROWS[8]:
-            _order_pairs(lanes, step, size)
+            for start in range(np.uint64(0), np.uint64(lanes.shape[0]), _TWO * step):
+                low, high = np.uint64(start), start + step
+                if start & size:
+                    low, high = high, low
+                for i in range(step):
+                    a, b = lanes[low + i], lanes[high + i]
+                    lanes[low + i], lanes[high + i] = _lower(a, b), _upper(a, b)
             step //= _TWO
         _order_eights(lanes, size, False)
+
+
+@device
+def zero_at(lane: Array, rank: int) -> np.float32:
+    """The zero of this rank, from 0, among all zeros of a lane, by index.
+
+    Zeros of both signs are equal: where one of them is chosen, their order decides.
+    """
+    for i in range(lane.shape[0]):
+        if lane[i] == _ZERO:
+            if rank == 0:
+                return np.float32(lane[i])
+            rank -= 1
+    # Only lanes that are not finite have fewer.
+    return _ZERO
 
 
 @device
@@ -180,24 +189,6 @@ def _find_borders(ordered: Array, levels: Array, borders: Array) -> None:
 
 
 @device
-def _sum_between(below: Array, borders: Array, sums: Array, counts: Array) -> None:
-    """sums, counts [n, 16] = those of the elements between borders [n + 1, 16]."""
-    for i in range(sums.shape[0]):
-        start, end = borders[i], borders[i + LANES]
-        sums[i], counts[i] = below[end] - below[start], (end - start) // LANES
-
-
-@device
-def _sum_in_order(lanes: Array, codes: Array, sums: Array, counts: Array) -> None:
-    """sums, counts = those of the values of each code, added in the order of the values."""
-    sums[:], counts[:] = 0, 0
-    for i in range(lanes.shape[0]):
-        at = codes[i] * LANES + i % LANES
-        sums[at] += np.float64(lanes[i])
-        counts[at] += 1
-
-
-@device
 def _assign(bits: int, lanes: Array, levels: Array, codes: Array) -> None:
     """codes [256, 16] = the nearest level [2**bits, 16] of each value, first of equals."""
     for start in range(np.uint64(0), np.uint64(lanes.shape[0]), _LANES):
@@ -246,10 +237,16 @@ def _find_levels(bits: int, lanes: Array, codes: Array, levels: Array) -> None:
         before[:] = levels
         if exact and _are_apart(levels, spans):
             _find_borders(ordered, levels, borders[LANES:n])
-            _sum_between(below, borders, sums, counts)
+            for i in range(n):
+                start, end = borders[i], borders[i + LANES]
+                sums[i], counts[i] = below[end] - below[start], (end - start) // LANES
         else:
             _assign(bits, lanes, levels, codes)
-            _sum_in_order(lanes, codes, sums, counts)
+            sums[:], counts[:] = 0, 0
+            for i in range(lanes.shape[0]):
+                at = codes[i] * LANES + i % LANES
+                sums[at] += np.float64(lanes[i])
+                counts[at] += 1
         for i in range(n):
             moves = counts[i] > 0 and spans[i % LANES] > _ZERO
             levels[i] = np.float32(sums[i] / counts[i]) if moves else levels[i]

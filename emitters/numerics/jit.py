@@ -12,104 +12,136 @@ import logging
 import os
 import pickle
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy as np
+
+from emitters.numerics.value_types import Array, value_type
 from policy_dsl.diagnostics import PolicyError, fail
 
-_FILE = ".numba_config.yaml"
+_SETTINGS = ".numba_config.yaml"
 
 
-def ensure_no_settings_here() -> None:
-    """Raises: PolicyError if the current folder has settings that numba would take.
-
-    Among them is where compiled code is loaded from, and the folder may be a stranger's.
-    """
-    if Path(_FILE).exists():
-        reason = f"it would take its settings from {_FILE} in the current folder"
-        cure = "move the file away, or run policyc in another folder"
-        raise fail("numba-unusable", reason=reason, suggestion=cure)
-
-
-def unusable(reason: str) -> PolicyError:
+def _unusable(reason: str, cure: str = "") -> PolicyError:
     """The error of a numba that cannot be used, with what may be to blame for it."""
     settings = sorted(name for name in os.environ if name.startswith("NUMBA_"))
-    cure = "install it again: python -m pip install --force-reinstall numba"
     if settings:
-        cure = f"unset or correct {', '.join(settings)} in the environment"
+        cure = cure or f"unset or correct {', '.join(settings)} in the environment"
+    cure = cure or "install it again: python -m pip install --force-reinstall numba"
     return fail("numba-unusable", reason=reason, suggestion=cure)
 
 
-ensure_no_settings_here()
+# The settings name a folder of compiled code to load, and they may be a stranger's.
+if Path(_SETTINGS).exists():
+    raise _unusable(
+        f"it would take its settings from {_SETTINGS} in the current folder",
+        "move the file away, or run policyc in another folder",
+    )
 try:
     import numba
     from numba.core.registry import cpu_target
 except Exception as fault:
-    raise unusable(f"{type(fault).__name__}: {fault}") from fault
+    raise _unusable(f"{type(fault).__name__}: {fault}") from fault
 if getattr(numba.config, "DISABLE_JIT", 0):
-    raise unusable("NUMBA_DISABLE_JIT forbids it to compile")
+    raise _unusable("NUMBA_DISABLE_JIT forbids it to compile")
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-# Numba's own annotations are partial; untyped calls go through this name.
+# Numba's own annotations are partial; untyped calls go through these names.
 _types: Any = numba.types
+_njit: Any = partial(numba.njit, error_model="numpy")
 
 int64 = _types.int64
 int64_pair = _types.UniTuple(int64, 2)
-
 
 # What a cache that cannot be written, or holds a damaged file, makes numba raise.
 _CACHE_FAULTS = (OSError, EOFError, pickle.UnpicklingError)
 _lost_caches: list[str] = []
 
 
-def reads(element: str) -> Any:
-    """The type of a contiguous 1-D argument, of a numpy dtype's name, that a kernel only reads."""
-    return _types.Array(getattr(_types, element), 1, "C", readonly=True)
+class Elements(NamedTuple):
+    """An array argument: its element's name, how it is stored, and what the kernel gets."""
+
+    name: str
+    storage: np.dtype[Any]
+    seen: Any
+
+    def row(self, values: Array, parameter: str = "") -> Array:
+        """All elements in one row, as kernels see them; a view where memory layout allows.
+
+        Raises: ValueError, naming the value type or the parameter, for another numpy type.
+        """
+        if values.dtype != self.storage:
+            what = parameter if self.name.islower() else self.name
+            raise ValueError(f"{what} is stored as {self.storage}, not {values.dtype}")
+        row: Array = np.require(values, requirements=["C", "ALIGNED"]).reshape(-1)
+        return row.view(self.seen.dtype.name)
 
 
-def writes(element: str) -> Any:
-    """The type of a contiguous 1-D argument that a kernel writes; element as in `reads`."""
-    return _types.Array(getattr(_types, element), 1, "C")
+def writes(element: str, *, readonly: bool = False) -> Elements:
+    """An array that a kernel writes; element: a numpy type, or a value type: it sees bits.
+
+    Raises: ValueError for another value type.
+    """
+    stored = element if element.islower() else value_type(element).storage
+    raw = element if element.islower() else value_type(element).raw.__name__
+    seen = _types.Array(getattr(_types, raw), 1, "C", readonly=readonly)
+    return Elements(element, np.dtype(stored), seen)
+
+
+def reads(element: str) -> Elements:
+    """An array that a kernel only reads; element as in `writes`."""
+    return writes(element, readonly=True)
 
 
 def kernel(*arguments: Any, returns: Any = _types.void) -> Callable[[_Function], _Function]:
-    """A decorator: the function compiled at once for these types, free of the GIL.
+    """A decorator: the function, compiled for these types at its first call, free of the GIL.
 
-    The machine code is cached on disk, see `_cached_name`. Constants that a factory closes over
-    are plain numbers: closing over another compiled function would defeat the cache.
+    Callers give arrays of any shape, the kernel gets their elements in one row. The machine code
+    is cached on disk, see `_cached_name`. Constants that a factory closes over are plain numbers:
+    closing over another compiled function would defeat the cache.
     """
-    signature = returns(*arguments)
+    signature = returns(*(getattr(argument, "seen", argument) for argument in arguments))
 
-    def compiled(function: _Function) -> _Function:
-        function.__qualname__ = _cached_name(function, signature)
-        dispatcher = _dispatcher(function)
-        try:
-            dispatcher.enable_caching()
-        except (OSError, RuntimeError) as fault:  # numba finds no folder to write to
-            _report_lost_cache(str(fault))
-        try:
+    def deferred(function: Any) -> Any:
+        compiled: Any = factory(lambda: _compiled(function, signature))
+        names = function.__code__.co_varnames[: len(arguments)]
+
+        @wraps(function)
+        def called(*values: Any) -> Any:
+            given = zip(arguments, values, names, strict=True)
+            rows = [a.row(v, name) if isinstance(a, Elements) else v for a, v, name in given]
+            return compiled()(*rows)
+
+        return called
+
+    return deferred
+
+
+def _compiled(function: Any, signature: Any) -> Any:
+    function.__qualname__ = _cached_name(function, signature)
+    dispatcher = _njit(function, nogil=True)
+    try:
+        dispatcher.enable_caching()
+    except (OSError, RuntimeError) as fault:  # numba finds no folder to write to
+        _report_lost_cache(str(fault))
+    try:
+        dispatcher.compile(signature)
+    except _CACHE_FAULTS as fault:
+        _report_lost_cache(str(fault))
+        # Compiled but not kept, or neither read nor compiled.
+        if not dispatcher.signatures:
+            dispatcher = _njit(function, nogil=True)
             dispatcher.compile(signature)
-        except _CACHE_FAULTS as fault:
-            _report_lost_cache(str(fault))
-            # Compiled but not kept, or neither read nor compiled.
-            if not dispatcher.signatures:
-                dispatcher = _dispatcher(function)
-                dispatcher.compile(signature)
-        dispatcher.disable_compile()
-        return cast("_Function", dispatcher)
-
-    return compiled
+    dispatcher.disable_compile()
+    return dispatcher
 
 
-def _dispatcher(function: Callable[..., Any]) -> Any:
-    return numba.njit(nogil=True, error_model="numpy")(function)
-
-
-def _cached_name(function: Callable[..., Any], signature: Any) -> str:
+def _cached_name(function: Any, signature: Any) -> str:
     """The function's name with a digest of everything that its machine code depends on.
 
     Numba's own key misses device functions in other files. And numba numbers the versions in
@@ -145,34 +177,16 @@ def factory(function: _Function) -> _Function:
 
     For functions that make a kernel: waiting for it costs less than compiling it twice.
     """
-    results: dict[tuple[Any, ...], Any] = {}
-    lock = Lock()
+    made, lock = cache(function), Lock()
 
     @wraps(function)
     def once(*arguments: Any) -> Any:
         with lock:
-            if arguments not in results:
-                results[arguments] = function(*arguments)
-            return results[arguments]
+            return made(*arguments)
 
     return cast("_Function", once)
 
 
-def late(*arguments: Any, returns: Any = _types.void) -> Callable[[_Function], _Function]:
-    """A decorator as `kernel` is, of a function that is compiled when it is first called."""
-
-    def deferred(function: _Function) -> _Function:
-        make: Any = factory(lambda: kernel(*arguments, returns=returns)(function))
-
-        @wraps(function)
-        def called(*values: Any) -> Any:
-            return make()(*values)
-
-        return cast("_Function", called)
-
-    return deferred
-
-
 def device(function: _Function) -> _Function:
     """The function, callable from kernels and from other device functions."""
-    return cast("_Function", numba.njit(error_model="numpy")(function))
+    return cast("_Function", _njit(function))

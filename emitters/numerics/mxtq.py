@@ -15,11 +15,11 @@ from math import sqrt
 import numpy as np
 
 from emitters.numerics.hadamard import LANES, load_lanes, rotate, store_lanes
-from emitters.numerics.jit import device, factory, kernel, late, reads, writes
+from emitters.numerics.jit import device, factory, kernel, reads, writes
 from emitters.numerics.mxtq_tables import codebook, signs
 from emitters.numerics.reach import FLOORS, UNITS
 from emitters.numerics.rounding import narrow, widen
-from emitters.numerics.value_types import F16, Array, flat, raw_bits, value_type
+from emitters.numerics.value_types import F16, Array, value_type
 from policy_dsl.formats import Slack
 
 _STRETCH = 160  # columns coded at a time: whole words at every width
@@ -47,23 +47,6 @@ def _norms(lanes: Array, norms: Array) -> None:
             norms[k] = total
     for k in range(LANES):
         norms[k] = np.sqrt(norms[k])
-
-
-@device
-def _bits(centroids: Array) -> int:
-    bits = 1
-    while 1 << bits < centroids.shape[0]:
-        bits += 1
-    return bits
-
-
-@device
-def _limits(centroids: Array) -> Array:
-    """The limits between neighbouring centroids, ascending; infinity up to 15 of them."""
-    limits = np.full(_LIMITS, np.inf, np.float32)
-    for k in range(centroids.shape[0] - 1):
-        limits[k] = (centroids[k] + centroids[k + 1]) / np.float32(2)
-    return limits
 
 
 @device
@@ -105,55 +88,32 @@ def _write_codes(bits: int, lanes: Array, divisors: Array, limits: Array, codes:
 
 
 @device
-def _pack(bits: int, codes: Array, start: np.uint64) -> None:
-    """The first 16 codes from start on = the words of the codes [32 // bits, 16] there."""
-    for i in range(start, start + _LANES):
-        word = codes[i]
-        for j in range(1, 32 // bits):
-            word |= np.uint32(codes[i + np.uint64(j) * _LANES] << np.uint32(j * bits))
-        codes[i] = word
-
-
-@device
 def _write_words(bits: int, codes: Array, words: Array, row_words: int) -> None:
     """words = the packed codes [columns of n words, 16]; codes are destroyed."""
     size = 32 // bits * LANES
     n = codes.shape[0] // size
     for j in range(n):
-        start = np.uint64(j * size)
-        # Literals, so that the loop over the codes of a word is unrolled.
-        if bits == 1:
-            _pack(1, codes, start)
-        elif bits == 2:
-            _pack(2, codes, start)
-        elif bits == 3:
-            _pack(3, codes, start)
-        else:
-            _pack(4, codes, start)
+        # The first 16 codes become the words.
+        for i in range(np.uint64(j * size), np.uint64(j * size + LANES)):
+            word = codes[i]
+            for m in range(1, 32 // bits):
+                word |= np.uint32(codes[i + np.uint64(m) * _LANES] << np.uint32(m * bits))
+            codes[i] = word
     for k in range(-(-words.shape[0] // row_words)):
         row = words[k * row_words :]
         for j in range(n):
             row[j] = codes[j * size + k]
 
 
-@device
-def _unpack(bits: int, words: Array, centroids: Array, scales: Array, lanes: Array) -> None:
-    """lanes [32 // bits, 16] = centroids of the codes in a word of each lane, times its scale."""
-    mask = np.uint32((1 << bits) - 1)
-    for j in range(32 // bits):
-        for k in range(LANES):
-            code = np.uint32(words[k] >> np.uint32(j * bits)) & mask
-            lanes[j * LANES + k] = centroids[code] * scales[k]
-
-
 @factory
-def _encoder(kind: int, raw: str) -> Callable[..., None]:
-    @kernel(reads(raw), *_TABLES, writes("uint32"), writes("uint16"))
+def _encoder(dtype: str, bits: int) -> Callable[..., None]:
+    kind, per_word = value_type(dtype).kind, 32 // bits
+
+    @kernel(reads(dtype), *_TABLES, writes("uint32"), writes("F16"))
     def encode_mxtq(
-        values: Array, signs: Array, centroids: Array, words: Array, norms: Array
+        values: Array, signs: Array, limits: Array, packed: Array, norms: Array
     ) -> None:
-        bits, limits, columns = _bits(centroids), _limits(centroids), signs.shape[0]
-        per_word = 32 // bits
+        columns = signs.shape[0]
         row_words = -(-columns // per_word)
         lanes = np.zeros(-(-columns // _RUN) * _RUN * LANES, np.float32)
         lane_norms = np.empty(LANES, np.float32)
@@ -174,29 +134,40 @@ def _encoder(kind: int, raw: str) -> Callable[..., None]:
                 _write_codes(bits, stretch, divisors, limits, codes)
                 used = codes[: -(-stretch.shape[0] // (per_word * LANES)) * per_word * LANES]
                 begin = first * row_words + start // per_word
-                _write_words(bits, used, words[begin : end * row_words], row_words)
+                _write_words(bits, used, packed[begin : end * row_words], row_words)
 
     return encode_mxtq
 
 
-@late(reads("uint32"), reads("uint16"), *_TABLES, writes("float32"))
-def _decode_mxtq(words: Array, norms: Array, signs: Array, centroids: Array, values: Array) -> None:
-    bits, columns = _bits(centroids), signs.shape[0]
-    size = 32 // bits * LANES
-    row_words = -(-columns * LANES // size)
-    lanes = np.empty(row_words * size, np.float32)
-    # Lanes without a row stay zero.
-    line, scales = np.zeros(LANES, np.uint32), np.zeros(LANES, np.float32)
-    for first in range(0, norms.shape[0], LANES):
-        end = min(first + LANES, norms.shape[0])
-        for k in range(first, end):
-            scales[k - first] = widen(F16, norms[k])
-        for j in range(row_words):
+@factory
+def _decoder(bits: int) -> Callable[..., None]:
+    size, mask = 32 // bits * LANES, (1 << bits) - 1
+
+    @kernel(reads("uint32"), reads("F16"), *_TABLES, writes("float32"))
+    def decode_mxtq(
+        packed: Array, norms: Array, signs: Array, centroids: Array, values: Array
+    ) -> None:
+        columns = signs.shape[0]
+        row_words = -(-columns * LANES // size)
+        lanes = np.empty(row_words * size, np.float32)
+        # Lanes without a row stay zero.
+        line, scales = np.zeros(LANES, np.uint32), np.zeros(LANES, np.float32)
+        for first in range(0, norms.shape[0], LANES):
+            end = min(first + LANES, norms.shape[0])
             for k in range(first, end):
-                line[k - first] = words[k * row_words + j]
-            _unpack(bits, line, centroids, scales, lanes[j * size : (j + 1) * size])
-        rotate(lanes[: columns * LANES])
-        store_lanes(lanes, signs, values[first * columns : end * columns])
+                scales[k - first] = widen(F16, norms[k])
+            for j in range(row_words):
+                for k in range(first, end):
+                    line[k - first] = packed[k * row_words + j]
+                part = lanes[j * size : (j + 1) * size]
+                for m in range(32 // bits):
+                    for k in range(LANES):
+                        code = np.uint32(line[k] >> np.uint32(m * bits)) & np.uint32(mask)
+                        part[m * LANES + k] = centroids[code] * scales[k]
+            rotate(lanes[: columns * LANES])
+            store_lanes(lanes, signs, values[first * columns : end * columns])
+
+    return decode_mxtq
 
 
 def mxtq_encode(values: Array, dtype: str, *, bits: int, seed: int = 42) -> tuple[Array, Array]:
@@ -210,12 +181,11 @@ def mxtq_encode(values: Array, dtype: str, *, bits: int, seed: int = 42) -> tupl
     Source: jang 2.5.50 on mlx 0.32.4 (CPU, x86-64), `tq_quantize_weight`.
     """
     rows, columns = values.shape
-    kind, _, raw = value_type(dtype)
-    tables = signs(columns, seed), codebook(columns, bits)
-    packed = np.empty((rows, _row_words(columns, bits)), np.uint32)
+    limits, centroids = np.full(_LIMITS, np.inf, np.float32), codebook(columns, bits)
+    limits[: len(centroids) - 1] = (centroids[1:] + centroids[:-1]) / np.float32(2)
+    packed = np.empty((rows, -(-columns // (32 // bits))), np.uint32)
     norms = np.empty(rows, np.float16)
-    outputs = packed.reshape(-1), raw_bits(norms, "F16")
-    _encoder(kind, raw.__name__)(raw_bits(values, dtype), *tables, *outputs)
+    _encoder(dtype, bits)(values, signs(columns, seed), limits, packed, norms)
     return packed, norms
 
 
@@ -226,18 +196,13 @@ def mxtq_decode(packed: Array, norms: Array, *, columns: int, bits: int, seed: i
     Raises: ValueError as `mxtq_encode` does, or if the parts' shapes disagree.
     Source: jang 2.5.50 on mlx 0.32.4 (CPU), `hadamard_inverse` of the centroids times norms.
     """
-    tables = signs(columns, seed), codebook(columns, bits)
-    if norms.ndim != 1 or packed.shape != (norms.shape[0], _row_words(columns, bits)):
+    centroids = codebook(columns, bits)
+    if norms.ndim != 1 or packed.shape != (norms.shape[0], -(-columns // (32 // bits))):
         shapes = f"{packed.shape} and {norms.shape}"
         raise ValueError(f"shapes {shapes} are not {columns} columns at {bits} bits")
     values = np.empty((norms.shape[0], columns), np.float32)
-    words = flat(packed, np.uint32, "packed")
-    _decode_mxtq(words, raw_bits(norms, "F16"), *tables, values.reshape(-1))
+    _decoder(bits)(packed, norms, signs(columns, seed), centroids, values)
     return values
-
-
-def _row_words(columns: int, bits: int) -> int:
-    return -(-columns // (32 // bits))
 
 
 def mxtq_beyond(values: Array, parts: tuple[Array, Array], *, bits: int, slack: Slack) -> Array:
@@ -284,15 +249,13 @@ def _far_from_limits(values: Array, packed: Array, bits: int, slack: Slack) -> A
 def _rotated(line: Array) -> Array:
     """The Hadamard transform of a row, by the powers of two of its length: float64 [in]."""
     parts, start = [], 0
-    size = 1 << (len(line).bit_length() - 1)
-    while size:
-        if len(line) - start >= size:
-            block = line[start : start + size].reshape(-1, 1)
-            while len(block) > 1:
-                pairs = block.reshape(-1, 2, block.shape[1])
-                added, taken = pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]
-                block = np.concatenate([added, taken], axis=1)
-            parts.append(block.reshape(-1) / sqrt(size))
-            start += size
-        size //= 2
+    while start < len(line):
+        size = 1 << ((len(line) - start).bit_length() - 1)
+        block = line[start : start + size].reshape(-1, 1)
+        while len(block) > 1:
+            pairs = block.reshape(-1, 2, block.shape[1])
+            added, taken = pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]
+            block = np.concatenate([added, taken], axis=1)
+        parts.append(block.reshape(-1) / sqrt(size))
+        start += size
     return np.concatenate(parts)

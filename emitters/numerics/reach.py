@@ -13,14 +13,15 @@ their values, and codes are nearest to the levels before their last move: hence 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from math import sqrt
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
 
-from emitters.numerics.jit import device, late, reads, writes
-from emitters.numerics.value_types import Array, flat
+from emitters.numerics.jit import device, kernel, reads, writes
+from emitters.numerics.value_types import Array
 from policy_dsl.formats import Slack
 
 _LANES = 16
@@ -53,15 +54,8 @@ class Sums:
 
     def __add__(self, other: Sums) -> Sums:
         """The sums of both."""
-        return Sums(
-            self.source + other.source,
-            self.decoded + other.decoded,
-            self.difference + other.difference,
-            self.product + other.product,
-            max(self.largest, other.largest),
-            self.values + other.values,
-            self.not_finite + other.not_finite,
-        )
+        added = Sums(*map(add, astuple(self), astuple(other)))
+        return replace(added, largest=max(self.largest, other.largest))
 
     @property
     def relative(self) -> float | None:
@@ -85,27 +79,25 @@ class Sums:
 
 @device
 def _add_lanes(count: int, true: Array, decoded: Array, sums: Array) -> None:
-    """Add `count` pairs, at most 16, to the sums [6, 16]."""
-    true_squares, decoded_squares, squares = sums[0], sums[1], sums[2]
-    products, largest, lost = sums[3], sums[4], sums[5]
-    nothing = np.float64(0.0)
+    """Add `count` pairs, at most 16, to the sums [6, 16], in the order of `Sums`."""
+    nothing = np.float64(0)
     for i in range(count):
         w, d = np.float64(true[i]), np.float64(decoded[i])
         difference = np.float64(abs(d - w))
         # Infinities and NaN fail this comparison, and then count as nothing but a loss.
-        kept = 1.0 if difference < np.inf else 0.0
+        kept = difference < np.inf
         w = w if kept else nothing
         d = d if kept else nothing
         difference = difference if kept else nothing
-        true_squares[i] += w * w
-        decoded_squares[i] += d * d
-        squares[i] += difference * difference
-        products[i] += w * d
-        largest[i] = max(largest[i], difference)
-        lost[i] += 1.0 - kept
+        sums[0, i] += w * w
+        sums[1, i] += d * d
+        sums[2, i] += difference * difference
+        sums[3, i] += w * d
+        sums[4, i] = max(sums[4, i], difference)
+        sums[5, i] += 0.0 if kept else 1.0
 
 
-@late(reads("float32"), reads("float32"), writes("float64"))
+@kernel(reads("float32"), reads("float32"), writes("float64"))
 def _add_up(true: Array, decoded: Array, sums: Array) -> None:
     lanes = sums.reshape(6, _LANES)
     whole = true.shape[0] // _LANES * _LANES
@@ -119,11 +111,10 @@ def distance(true: Array, decoded: Array) -> Sums:
     """The sums of two float32 arrays. Raises: ValueError if they are not, or differ in size."""
     if true.size != decoded.size:
         raise ValueError(f"{true.size} true values and {decoded.size} decoded ones")
-    sums = np.zeros(6 * _LANES)
-    _add_up(flat(true, np.float32, "true"), flat(decoded, np.float32, "decoded"), sums)
-    lanes = sums.reshape(6, _LANES)
-    source, squares, difference, product, _, lost = map(float, lanes.sum(axis=1))
-    largest = float(lanes[4].max())
+    sums = np.zeros((6, _LANES))
+    _add_up(true, decoded, sums)
+    source, squares, difference, product, _, lost = map(float, sums.sum(axis=1))
+    largest = float(sums[4].max())
     return Sums(source, squares, difference, product, largest, true.size, int(lost))
 
 

@@ -10,14 +10,14 @@ from collections.abc import Callable
 import numpy as np
 
 from emitters.numerics.jit import device, factory, int64, kernel, reads, writes
-from emitters.numerics.value_types import BF16, F16, Array, flat, new_values, raw_bits, value_type
+from emitters.numerics.value_types import BF16, F16, Array, new_values, value_type
 
 _SIGN = np.uint32(0x80000000)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
 _INFINITY = np.uint32(0x7F800000)
 _TWO_TO_MINUS_24 = np.float32(2.0**-24)
-_HALF = np.float32(0.5)
+_ZERO, _HALF = np.float32(0), np.float32(0.5)
 _HALF_BITS = np.uint32(0x3F000000)
 _HALF_OVERFLOW = np.uint32(0x477FF000)  # 65520, the first magnitude that rounds to infinity
 _HALF_NORMAL = np.uint32(0x38800000)  # 2**-14
@@ -39,17 +39,46 @@ def bits_of(value: np.float32) -> np.uint32:
 
 
 @device
-def order_of(value: np.float32) -> np.int32:
+def _order_of(value: np.float32) -> np.int32:
     """An integer that compares as the float does; NaN is beyond the infinities."""
     bits = np.float32(value).view(np.int32)
     return np.int32(bits ^ np.int32((bits >> np.int32(31)) & _ALL_BUT_SIGN))
 
 
 @device
-def float_at(order: np.int32) -> np.float32:
-    """The inverse of `order_of`."""
+def _float_at(order: np.int32) -> np.float32:
+    """The inverse of `_order_of`."""
     bits = np.int32(order ^ np.int32((order >> np.int32(31)) & _ALL_BUT_SIGN))
     return np.int32(bits).view(np.float32)
+
+
+@device
+def extremes(values: Array, start: tuple[np.float32, np.float32]) -> tuple[np.float32, np.float32]:
+    """The smallest and the largest of float32 [n] and of those to start with, NaN ignored."""
+    least, most = _order_of(start[0]), _order_of(start[1])
+    low, high = least, most
+    for i in range(values.shape[0]):
+        order = _order_of(values[i])
+        is_number = values[i] == values[i]
+        low = min(low, order if is_number else least)
+        high = max(high, order if is_number else most)
+    return _float_at(low), _float_at(high)
+
+
+@device
+def largest_magnitude(values: Array) -> np.float32:
+    """The largest magnitude of float32 [n] without NaN."""
+    largest = np.uint32(0)
+    for i in range(values.shape[0]):
+        largest = max(largest, np.uint32(bits_of(values[i]) & _MAGNITUDE))
+    return float_of(largest)
+
+
+@device
+def clamped(value: np.float32, top: np.float32) -> np.float32:
+    """The value held within 0 .. top; NaN gives 0."""
+    value = value if value > _ZERO else _ZERO
+    return value if value < top else top
 
 
 @device
@@ -118,9 +147,8 @@ def half_toward_zero(bits: np.uint32) -> np.uint32:
 
 @device
 def narrow(kind: int, value: np.float32) -> np.uint32:
-    """The bits of the value type `kind` nearest to a float32, ties to even.
+    """The bits of the value type `kind` nearest to a float32, ties to even; overflow is infinite.
 
-    Overflow gives infinity.
     Source: formats of mlx 0.32.4 (CPU), NaN patterns included.
     """
     if kind == BF16:
@@ -138,10 +166,9 @@ def rounded(kind: int, value: np.float32) -> np.float32:
 
 @factory
 def _caster(from_dtype: str, to_dtype: str, cuts_off: bool) -> Callable[..., None]:
-    source, target = value_type(from_dtype), value_type(to_dtype)
-    from_kind, to_kind = source.kind, target.kind
+    from_kind, to_kind = value_type(from_dtype).kind, value_type(to_dtype).kind
 
-    @kernel(reads(source.raw.__name__), writes(target.raw.__name__))
+    @kernel(reads(from_dtype), writes(to_dtype))
     def cast_values(values: Array, result: Array) -> None:
         for i in range(values.shape[0]):
             wide = widen(from_kind, values[i])
@@ -158,12 +185,11 @@ def cast(values: Array, from_dtype: str, to_dtype: str, *, cuts_off: bool = Fals
     values that become F16 are rounded toward zero.
     Raises: ValueError for an unknown dtype, or if the array is not stored as it says.
     """
-    raw = raw_bits(values, from_dtype)
     if from_dtype == to_dtype:
+        reads(from_dtype).row(values)  # only checked
         return values
     result = new_values(values.shape, to_dtype)
-    cut = cuts_off and to_dtype == "F16"
-    _caster(from_dtype, to_dtype, cut)(raw, raw_bits(result, to_dtype))
+    _caster(from_dtype, to_dtype, cuts_off and to_dtype == "F16")(values, result)
     return result
 
 
@@ -172,32 +198,17 @@ def to_float32(values: Array, dtype: str) -> Array:
     return cast(values, dtype, "F32")
 
 
-@device
-def _reaches(values: Array, mask: Array) -> bool:
-    """Whether some value has all bits of the mask; mask: (mask, 0) in the values' type."""
-    largest = mask[1]
-    for i in range(values.shape[0]):
-        largest = max(largest, values[i] & mask[0])
-    return bool(largest == mask[0])
-
-
-@device
-def _first(values: Array, mask: Array) -> int:
-    """The index of the first value with all bits of the mask; one is known to exist."""
-    i = 0
-    while values[i] & mask[0] != mask[0]:
-        i += 1
-    return i
-
-
 @factory
-def _searcher(raw: str) -> Callable[..., int]:
-    @kernel(reads(raw), reads(raw), returns=int64)
+def _searcher(element: str) -> Callable[..., int]:
+    @kernel(reads(element), reads(element), returns=int64)
     def find(values: Array, mask: Array) -> int:
+        # The mask and zero, in the values' type.
         for start in range(0, values.shape[0], _STRETCH):
-            part = values[start : start + _STRETCH]
-            if _reaches(part, mask):
-                return start + _first(part, mask)
+            part, largest = values[start : start + _STRETCH], mask[1]
+            for i in range(part.shape[0]):
+                largest = max(largest, part[i] & mask[0])
+            if largest == mask[0]:
+                return start
         return -1
 
     return find
@@ -209,7 +220,9 @@ def first_nonfinite(values: Array, dtype: str) -> int:
     values: any shape, of value type `dtype`, or codes (uint8) of dtype "F8_E4M3".
     Raises: ValueError for an unknown dtype, or if the array is not stored as it says.
     """
-    is_codes = dtype == "F8_E4M3"
-    raw = flat(values, np.uint8, dtype) if is_codes else raw_bits(values, dtype)
-    mask = np.array([_NOT_FINITE[dtype], 0], raw.dtype)
-    return int(_searcher(raw.dtype.name)(raw, mask))
+    row = reads("uint8" if dtype == "F8_E4M3" else dtype).row(values, dtype)
+    mask = np.array([_NOT_FINITE[dtype], 0], row.dtype)
+    start = int(_searcher(row.dtype.name)(row, mask))
+    if start < 0:
+        return start
+    return start + int(np.argmax(row[start : start + _STRETCH] & mask[0] == mask[0]))

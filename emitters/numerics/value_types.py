@@ -39,25 +39,6 @@ def value_type(dtype: str) -> ValueType:
     return VALUE_TYPES[dtype]
 
 
-def raw_bits(values: Array, dtype: str) -> Array:
-    """The bit patterns of the values, as a flat array; a view where memory layout allows.
-
-    Raises: ValueError if the array is not stored as its value type is.
-    """
-    storage, raw = value_type(dtype).storage, value_type(dtype).raw
-    return flat(values, storage, dtype).view(raw)
-
-
-def flat(values: Array, storage: type[np.generic], what: str) -> Array:
-    """The elements in one row, aligned as kernels need them; a view where possible.
-
-    Raises: ValueError, naming `what`, if the elements are not of this numpy type.
-    """
-    if values.dtype != storage:
-        raise ValueError(f"{what} is stored as {storage.__name__}, not {values.dtype}")
-    return np.require(values, requirements=["C", "ALIGNED"]).reshape(-1)
-
-
 def new_values(shape: tuple[int, ...], dtype: str) -> Array:
     """An uninitialized array of this value type."""
     return np.empty(shape, value_type(dtype).storage)

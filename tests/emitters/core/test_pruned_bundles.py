@@ -27,7 +27,7 @@ from emitters.core.bundle_reading import Bundle, open_bundle
 from emitters.core.decoding import opened
 from emitters.core.record import BundleModule
 from emitters.core.verify import VerifyReport, verify_bundle
-from emitters.numerics.awq import awq_scale, column_scale, gate_up_sums
+from emitters.numerics.column_weights import awq_scale, forms_of_scale, gate_up_sums
 from emitters.tensor_io.imatrix import open_imatrix
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.language.load import parse_policy
@@ -256,7 +256,7 @@ def test_scales_of_columns_are_those_of_the_experts_that_stay(tmp_path: Path) ->
             .sums
             for role in ("experts.gate_proj", "experts.up_proj")
         ]
-        scale = column_scale(awq_scale(gate_up_sums(*sums), 0.55), exact=True)
+        scale = forms_of_scale(awq_scale(gate_up_sums(*sums), 0.55), exact=True)
         assert contents(bundle, module)["weight"] == scale.stored.tobytes()
 
 

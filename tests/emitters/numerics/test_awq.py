@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from emitters.numerics.awq import awq_scale, column_scale, gate_up_sums
+from emitters.numerics.column_weights import awq_scale, forms_of_scale, gate_up_sums
 from emitters.tensor_io.imatrix import open_imatrix
 
 Array = NDArray[Any]
@@ -40,13 +40,13 @@ def test_scales_are_hipfires(golden: Golden, alpha: float) -> None:
     assert units_apart(shared, vectors[f"s_gate_up.alpha{alpha}"]) <= 1
     assert units_apart(dense, vectors[f"s_dense.alpha{alpha}"]) <= 1
     stored = vectors[f"s_gate_up_f16.alpha{alpha}"].view(np.float16)
-    assert units_apart(column_scale(shared, exact=False).stored, stored) <= 1
+    assert units_apart(forms_of_scale(shared, exact=False).stored, stored) <= 1
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.55])
 def test_from_the_recorded_scale_on_all_is_exact(golden: Golden, alpha: float) -> None:
     vectors = golden("hipfire/awq")
-    scale = column_scale(vectors[f"s_gate_up.alpha{alpha}"], exact=False)
+    scale = forms_of_scale(vectors[f"s_gate_up.alpha{alpha}"], exact=False)
     recorded = vectors[f"w_scaled.alpha{alpha}"]
     np.testing.assert_array_equal(vectors["w"] * scale.applied, recorded)
     bits = vectors[f"s_gate_up_f16.alpha{alpha}"]
@@ -59,7 +59,7 @@ def test_an_importance_matrix_becomes_hipfires_sidecar() -> None:
         imatrix.sums(f"experts.{name}_proj", 0, n_matrices=12, columns=256)
         for name in ("gate", "up")
     )
-    scale = column_scale(awq_scale(gate_up_sums(gate.sums, up.sums), 0.55), exact=False)
+    scale = forms_of_scale(awq_scale(gate_up_sums(gate.sums, up.sums), 0.55), exact=False)
     assert units_apart(scale.stored[:6], SIDECAR_START.view(np.float16)) <= 1
 
 
@@ -95,7 +95,7 @@ def test_a_common_factor_cancels_and_the_geometric_mean_is_1(
 def test_the_exact_scale_cancels_in_a_reader() -> None:
     sums = np.random.default_rng(5).gamma(0.5, 100, 3072).astype(np.float32)
     scale = awq_scale(sums, 0.55)
-    exact, compatible = (column_scale(scale, exact=mode) for mode in (True, False))
+    exact, compatible = (forms_of_scale(scale, exact=mode) for mode in (True, False))
     np.testing.assert_array_equal(exact.stored, compatible.stored)
     np.testing.assert_array_equal(exact.applied, exact.stored.astype(np.float32))
     np.testing.assert_array_equal(compatible.applied, scale)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from emitters.numerics.gptq import gptq_rtn, pack_zeros, unpack_columns
+from emitters.numerics.column_weights import search_weights, torch_sums
+from emitters.numerics.gptq import gptq_rtn, pack_columns, pack_zeros
 from emitters.numerics.gptq_search import gptq_search
-from emitters.numerics.gptq_weights import search_weights, torch_sums
 from emitters.numerics.rounding import cast
 
 pytestmark = pytest.mark.slow
@@ -114,7 +114,7 @@ def test_codes_and_scales(
             chosen = None if imatrix is None else search_weights(imatrix, **options)
             ours = gptq_search(weights, dtype, weights=chosen, **options)
         levels, scales = packed(torch, *theirs, bits)
-        same_groups(levels, unpack_columns(ours.qweight, bits=bits), 32)
+        same_groups(levels, ours.codes, 32)
         same_groups(scales, ours.scales, 1)
 
 
@@ -132,8 +132,9 @@ def test_words_of_the_model_free_flow(
             tensor_of(torch, weights, dtype), bits, size, sym=symmetric, packing=packing
         )
         ours = gptq_rtn(weights, dtype, bits=bits, group_size=size, symmetric=symmetric)
-        words = pack_zeros(ours.zeros, bits=bits, version=version)
-        for part, expected in zip((ours.qweight, words, ours.scales), theirs, strict=True):
+        zeros = pack_zeros(ours.zeros, bits=bits, version=version)
+        parts = pack_columns(ours.codes, bits=bits), zeros, ours.scales
+        for part, expected in zip(parts, theirs, strict=True):
             same_groups(np.ascontiguousarray(expected.numpy()), part, part.shape[1])
 
 

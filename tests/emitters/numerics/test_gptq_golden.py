@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from emitters.numerics.column_weights import search_weights
 from emitters.numerics.gptq import (
     GptqParts,
     first_unstorable_zero,
@@ -23,7 +24,6 @@ from emitters.numerics.gptq import (
     unpack_zeros,
 )
 from emitters.numerics.gptq_search import gptq_search
-from emitters.numerics.gptq_weights import search_weights
 from emitters.numerics.rounding import cast, to_float32
 
 Array = NDArray[Any]
@@ -162,7 +162,7 @@ def check(
 ) -> None:
     """Compares codes, scales and, if they are recorded, zero points."""
     levels, scales, zeros = expected
-    same_groups(levels, unpack_columns(parts.qweight, bits=bits), 32)
+    same_groups(levels, parts.codes, 32)
     same_groups(scales, parts.scales, 1)
     middle = np.full_like(parts.zeros, 1 << (bits - 1))
     same_groups(middle if zeros is None else zeros, parts.zeros, 1)
@@ -245,6 +245,7 @@ def test_decoded_weights(golden: Golden, same_groups: SameGroups) -> None:
     for name in found:
         bits, size = int(name[1]), int(name.split(".")[2][1:])
         zeros = unpack_zeros(vectors[f"{name}.qzeros_v1"], bits=bits, version="gptq")
-        parts = GptqParts(vectors[f"{name}.qweight"], zeros, vectors[f"{name}.scales"])
-        values = gptq_decode(parts, bits=bits, group_size=size)
+        codes = unpack_columns(vectors[f"{name}.qweight"], bits=bits)
+        parts = GptqParts(codes, zeros, vectors[f"{name}.scales"])
+        values = gptq_decode(parts, group_size=size)
         same_groups(to_float32(decoded[f"decoded.{name}"], "F16"), values, 32)

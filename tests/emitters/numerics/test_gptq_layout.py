@@ -34,7 +34,7 @@ def random_parts(seed: int, bits: int, groups: int, rows: int) -> GptqParts:
     codes = random.integers(0, 2**bits, (rows, 32 * groups), np.uint8)
     zeros = random.integers(1, 2**bits, (groups, rows)).astype(np.int16)
     scales = random.normal(size=(groups, rows)).astype(np.float16)
-    return GptqParts(pack_columns(codes, bits=bits), zeros, scales)
+    return GptqParts(codes, zeros, scales)
 
 
 @given(bits=widths, rows=st.integers(0, 70), columns=st.sampled_from(range(0, 224, 32)), seed=seeds)
@@ -80,10 +80,10 @@ def test_values_are_scales_times_codes_from_the_zero_point(
     parts = random_parts(seed, bits, groups, rows)
     for part in parts:
         part.flags.writeable = False
-    codes = unpack_columns(parts.qweight, bits=bits).reshape(rows, groups, 32)
+    codes = parts.codes.reshape(rows, groups, 32)
     steps = codes.astype(np.float32) - parts.zeros.T[:, :, None]
     exact = steps * parts.scales.T.astype(np.float32)[:, :, None]
-    values = gptq_decode(parts, bits=bits, group_size=32)
+    values = gptq_decode(parts, group_size=32)
     assert (values == exact.astype(np.float16).reshape(rows, -1)).all()
 
 
@@ -104,15 +104,20 @@ def test_parts_that_disagree_are_refused() -> None:
     for wrong in (
         parts._replace(zeros=parts.zeros[:1]),
         parts._replace(scales=parts.scales[:1], zeros=parts.zeros[:1]),
-        parts._replace(qweight=parts.qweight[:, :16]),
-        parts._replace(qweight=parts.qweight[:7]),
-        parts._replace(qweight=parts.qweight.astype(np.int64)),
+        parts._replace(codes=parts.codes[:16]),
+        parts._replace(codes=parts.codes[:, :31]),
+        parts._replace(codes=parts.codes.astype(np.int64)),
     ):
         with pytest.raises(ValueError, match=r"\w"):
-            gptq_decode(wrong, bits=4, group_size=32)
+            gptq_decode(wrong, group_size=32)
+    words, zeros = pack_columns(parts.codes, bits=4), np.full((2, 4), 8, np.int32)
     for bits in (0, 5):
         with pytest.raises(ValueError, match=r"\w"):
-            unpack_columns(parts.qweight, bits=bits)
+            unpack_columns(words, bits=bits)
+    with pytest.raises(ValueError, match="stored as int32"):
+        unpack_columns(words.astype(np.int64), bits=4)
+    with pytest.raises(ValueError, match="stored as int32"):
+        unpack_zeros(zeros.astype(np.int64), bits=4, version="gptq")
     with pytest.raises(ValueError, match=r"\w"):
         pack_columns(np.zeros((2, 40), np.uint8), bits=4)
     with pytest.raises(ValueError, match=r"\w"):

@@ -10,8 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from emitters.numerics.hadamard import LANES, rotate
-from emitters.numerics.hfq import decode_blocks, encode_blocks
-from emitters.numerics.hfq_blocks import rotation_signs
+from emitters.numerics.hfq import decode_blocks, encode_blocks, rotation_signs
 from emitters.numerics.rounding import cast
 from emitters.numerics.small_floats import fp8_dequantize
 from policy_dsl.sources.hfq_container import QUANT_CODES

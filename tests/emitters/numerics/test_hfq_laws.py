@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from emitters.numerics.hadamard import LANES, rotate
-from emitters.numerics.hfq import decode_blocks, encode_blocks
-from emitters.numerics.hfq_blocks import rotation_signs
+from emitters.numerics.hfq import decode_blocks, encode_blocks, rotation_signs
 from policy_dsl.sources.hfq_container import QUANT_CODES
 
 Array = NDArray[Any]

@@ -121,5 +121,5 @@ def test_errors_of_the_compiler_surface(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(numba.core.compiler, "compile_extra", failing)
     with pytest.raises(RuntimeError, match="the compiler broke"):
-        kernel(int64, returns=int64)(lambda value: value)
+        kernel(int64, returns=int64)(lambda value: value)(1)
     assert calls == [1]

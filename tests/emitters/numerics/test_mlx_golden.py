@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from emitters.mlx_affine.codec import decode, encode
 from emitters.numerics.rounding import to_float32
-from emitters.numerics.value_types import raw_bits
+from emitters.numerics.value_types import value_type
 from policy_dsl.treatments import Coded
 
 quantize = partial(Coded, symmetric=False, method="rtn")
@@ -35,7 +35,7 @@ MODES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 
 def without_nan_payload(values: Array, dtype: str) -> Array:
     """The bits, with one pattern for every NaN."""
-    bits = raw_bits(values, dtype).reshape(values.shape).copy()
+    bits = values.view(value_type(dtype).raw).copy()
     bits[np.isnan(to_float32(values, dtype))] = np.iinfo(bits.dtype).max
     return bits
 

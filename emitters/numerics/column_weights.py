@@ -1,25 +1,31 @@
-"""What errors in each column weigh in AutoRound's search, from an importance matrix.
+"""What columns weigh, by the inputs that meet them: in AutoRound's search, and for AWQ.
 
-Columns without any activity would weigh nothing. Where few of a group are idle, they get the
-mean of the others; where many are, the magnitudes of the group's own values weigh instead.
-
+AutoRound: columns without any activity would weigh nothing. Where few of a group are idle, they get
+the mean of the others; where many are, the magnitudes of the group's own values weigh instead.
 Sums are in the order in which torch adds the last axis up on a CPU: lane k of 32 takes the
 elements k, k + 32, …; lanes are folded to 8 and these are added one after the other. Runs of 16
 additions to a lane go to a second level of sums, 16 of those to a third one, and so on.
 Instruction sets and thread counts do not change it.
 Source: torch 2.13.0 (CPU), `torch.sum`, x86-64, for lengths that 32 divides.
 Source: auto-round 0.16.1 and 0.12.2 (torch 2.13.0, CPU), `auto_round/data_type/gguf.py`.
+
+AWQ: weights are multiplied by a scale of each input column before they are quantized; a reader
+divides the inputs by it. Gate and up of all experts of a layer share one.
+Source: Kaden-Schutt/hipfire, `calibration` module (2026-05).
 """
 
 from __future__ import annotations
 
+import math
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
 
-from emitters.numerics.jit import device, late, reads, writes
-from emitters.numerics.rounding import rounded
-from emitters.numerics.value_types import F32, Array, flat
+from emitters.numerics.jit import device, kernel, reads, writes
+from emitters.numerics.rounding import cast, rounded, to_float32
+from emitters.numerics.value_types import F32, Array
 
 LANES = 32
 FOLDED = 8  # lanes after folding: the floats of one register
@@ -97,18 +103,18 @@ def sum_of_half_width(values: Array, levels: Array) -> np.float32:
     return _fold(levels)
 
 
-@late(reads("float32"), writes("float32"))
-def _add_rows(values: Array, sums: Array) -> None:
-    size = values.shape[0] // sums.shape[0]
+@kernel(reads("float32"), writes("float32"))
+def _add_rows(rows: Array, sums: Array) -> None:
+    size = rows.shape[0] // sums.shape[0]
     levels = np.empty((LEVELS, LANES), np.float32)
     for k in range(sums.shape[0]):
-        sums[k] = sum_float32(values[k * size : (k + 1) * size], levels)
+        sums[k] = sum_float32(rows[k * size : (k + 1) * size], levels)
 
 
 def torch_sums(rows: Array) -> Array:
     """float32 [rows]: the sum of each of these float32 rows [rows, n], n % 32 == 0."""
     sums = np.empty(len(rows), np.float32)
-    _add_rows(flat(rows, np.float32, "rows"), sums)
+    _add_rows(rows, sums)
     return sums
 
 
@@ -209,3 +215,53 @@ def weigh_by_magnitude(
     filler = sum_float32(weights, levels) / divisor
     for i in range(values.shape[0]):
         weights[i] = filler if weights[i] == _ZERO else weights[i]
+
+
+class ColumnScale(NamedTuple):
+    """applied: float32 [in], for the weights; stored: float16 [in], for the reader's inputs."""
+
+    applied: Array
+    stored: Array
+
+
+def gate_up_sums(gate: Array, up: Array | None) -> Array:
+    """float32 [in]: the sums of all experts and of both projections, added up.
+
+    gate, up: float32 [experts, in]; gate alone counts if `up` is None or of another width.
+    Source: Kaden-Schutt/hipfire, `calibration` module (2026-05), order of additions included.
+    """
+    shared = [gate] if up is None or up.shape[-1] != gate.shape[-1] else [gate, up]
+    # One expert after the other: the order decides the last bits.
+    totals = [reduce(np.add, sums, np.zeros(sums.shape[-1], np.float32)) for sums in shared]
+    return reduce(np.add, totals)
+
+
+def awq_scale(sums: Array, alpha: float) -> Array:
+    """float32 [in]: root mean squares to the power alpha, their geometric mean made 1.
+
+    sums: float32 [in], of squared inputs; any factor on all of them cancels. NaN counts as
+    almost 0. The scale is held between 0.01 and 100. alpha: 0 … 1, taken as float32.
+    Raises: ValueError for another alpha.
+    Source: Kaden-Schutt/hipfire, `calibration` module (2026-05); equal up to the last bit,
+    which depends on the logarithm of the machine.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}, not from 0 to 1")
+    half = float(np.float32(alpha)) * 0.5
+    bounded = np.fmin(np.fmax(sums.astype(np.float64), 1e-12), 1e30)
+    # Not numpy's logarithm, which differs by CPU, nor sum(), which compensates from 3.12 on.
+    logs = [half * math.log(value) for value in bounded.tolist()]
+    mean = reduce(add, logs) / len(logs)
+    scale = np.array([math.exp(value - mean) for value in logs], np.float64)
+    return np.clip(scale.astype(np.float32), np.float32(0.01), np.float32(100))
+
+
+def forms_of_scale(scale: Array, *, exact: bool) -> ColumnScale:
+    """The two forms of a scale; it is stored cut off toward zero.
+
+    scale: float32 [in]. exact: weights are multiplied by the stored scale, so that it cancels;
+    else by the scale itself, as hipfire does, and outputs come out 1 to 1.001 times too large.
+    Source: Kaden-Schutt/hipfire 02786be, MiniMax branch of the quantizer.
+    """
+    stored = cast(scale, "F32", "F16", cuts_off=True)
+    return ColumnScale(to_float32(stored, "F16") if exact else scale, stored)
