@@ -170,10 +170,10 @@ def _check_geometry(columns: int, bits: int, group_size: int) -> None:
 def affine_beyond(
     values: Array, parts: tuple[Array, Array, Array], dtype: str, width: Width, slack: Slack
 ) -> Array:
-    """Values that are too far from affine codes: float32 [rows, in].
+    """Values [rows, in] that are too far from affine codes; parts, dtype: of `affine_decode`.
 
-    parts, dtype: as of `affine_decode`. mlx makes one extreme a whole number of steps, which
-    takes the other up to a step beyond the last code.
+    mlx makes one extreme a whole number of steps, which takes the other up to a step beyond the
+    last code.
     """
     bits, size = width
     packed, scales, biases = parts

@@ -186,19 +186,6 @@ def search_weights(
 
 
 @device
-def _add_spread(kind: int, values: Array, weights: Array, levels: Array) -> None:
-    """Add the root of the group's squares over 32 to each weight, in the values' type."""
-    squares = np.empty(values.shape[0], np.float32)
-    for i in range(values.shape[0]):
-        squares[i] = rounded(kind, values[i] * values[i])
-    total = sum_float32(squares, levels) if kind == F32 else sum_of_half_width(squares, levels)
-    mean = rounded(kind, rounded(kind, total) / _SPREAD)
-    root = rounded(kind, np.sqrt(mean))
-    for i in range(values.shape[0]):
-        weights[i] = rounded(kind, weights[i] + root)
-
-
-@device
 def weigh_by_magnitude(
     kind: int, bits: int, divisor: np.float32, values: Array, weights: Array
 ) -> None:
@@ -206,14 +193,21 @@ def weigh_by_magnitude(
 
     divisor: of the group, see `SearchWeights`.
     """
-    levels = np.empty((LEVELS, LANES), np.float32)
-    for i in range(values.shape[0]):
+    levels, n = np.empty((LEVELS, LANES), np.float32), values.shape[0]
+    for i in range(n):
         weights[i] = abs(values[i])
     if bits > 3:
-        _add_spread(kind, values, weights, levels)
+        # The root of the group's squares over 32 is added, in the values' type.
+        squares = np.empty(n, np.float32)
+        for i in range(n):
+            squares[i] = rounded(kind, values[i] * values[i])
+        total = sum_float32(squares, levels) if kind == F32 else sum_of_half_width(squares, levels)
+        root = rounded(kind, np.sqrt(rounded(kind, rounded(kind, total) / _SPREAD)))
+        for i in range(n):
+            weights[i] = rounded(kind, weights[i] + root)
     # Where all columns are idle it is infinite or NaN, and then no candidate wins.
     filler = sum_float32(weights, levels) / divisor
-    for i in range(values.shape[0]):
+    for i in range(n):
         weights[i] = filler if weights[i] == _ZERO else weights[i]
 
 

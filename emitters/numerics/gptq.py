@@ -59,10 +59,10 @@ class GptqParts(NamedTuple):
 def _transpose(words: Array, columns: int, turned: Array) -> None:
     rows = words.shape[0] // max(columns, 1)
     for first in range(0, rows, _BAND):
+        end = min(first + _BAND, rows)
         for j in range(columns):
-            line = turned[j * rows + first : j * rows + min(first + _BAND, rows)]
-            for k in range(line.shape[0]):
-                line[k] = words[(first + k) * columns + j]
+            line = words[first * columns + j : end * columns : columns]
+            turned[j * rows + first : j * rows + end] = line
 
 
 @kernel(reads("uint8"), int64_pair, reads("int16"), reads("F16"), writes("float32"))
@@ -70,15 +70,14 @@ def _decode_gptq(
     codes: Array, layout: tuple[int, int], zeros: Array, scales: Array, values: Array
 ) -> None:
     columns, size = layout
-    rows = codes.shape[0] // columns
-    for row in range(rows):
-        for first in range(0, columns, size):
-            at = first // size * rows + row
-            scale, zero = widen(F16, scales[at]), np.float32(zeros[at])
-            start, end = row * columns + first, row * columns + min(first + size, columns)
-            part, its_codes = values[start:end], codes[start:end]
-            for i in range(part.shape[0]):
-                part[i] = rounded(F16, (np.float32(its_codes[i]) - zero) * scale)
+    rows = codes.shape[0] // max(columns, 1)
+    for at in range(scales.shape[0]):
+        scale, zero = widen(F16, scales[at]), np.float32(zeros[at])
+        start, first = at % rows * columns, at // rows * size
+        end = start + min(first + size, columns)
+        part, its_codes = values[start + first : end], codes[start + first : end]
+        for i in range(part.shape[0]):
+            part[i] = rounded(F16, (np.float32(its_codes[i]) - zero) * scale)
 
 
 def pack_columns(codes: Array, *, bits: int) -> Array:
@@ -116,7 +115,7 @@ def first_unstorable_zero(zeros: Array, *, bits: int, version: str) -> int:
 def pack_zeros(zeros: Array, *, bits: int, version: str) -> Array:
     """The zero points of each group, packed along the rows: int32 [groups, rows*bits/32].
 
-    zeros, version: as in `first_unstorable_zero`; rows % 32 == 0.
+    Arguments as in `first_unstorable_zero`, rows % 32 == 0.
     Raises: ValueError as `pack_columns` does, or if a zero point cannot be stored.
     """
     if (at := first_unstorable_zero(zeros, bits=bits, version=version)) >= 0:
@@ -136,8 +135,7 @@ def unpack_zeros(qzeros: Array, *, bits: int, version: str) -> Array:
 def gptq_decode(parts: GptqParts, *, group_size: int) -> Array:
     """The float32 values [rows, in] that a reader on a CPU sees: products rounded to float16.
 
-    parts: as the encoders give them; group_size: -1 for one group a row. The last group of a
-    row may be short.
+    group_size: -1 for one group a row. The last group of a row may be short.
     Raises: ValueError if the parts' shapes disagree.
     Source: auto-round 0.16.1, the weights that `QuantLinear.forward` multiplies with.
     """
@@ -238,15 +236,13 @@ def _encoder(dtype: str, kind: int, symmetric: bool) -> Callable[..., None]:
         n_groups = scales.shape[0] // max(rows, 1)
         size = columns // max(n_groups, 1)
         group = np.empty(size, np.float32)
-        for row in range(rows):
-            for k in range(n_groups):
-                first, at = row * columns + k * size, k * rows + row
-                part = values[first : first + size]
-                for i in range(size):
-                    group[i] = widen(source, part[i])
-                line = _choose_line(rule, group)
-                _write_codes(rule, group, line, codes[first : first + size])
-                scales[at], zeros[at] = narrow(F16, line[0]), np.int16(line[1])
+        for k in range(scales.shape[0]):
+            part, at = values[k * size : (k + 1) * size], k % n_groups * rows + k // n_groups
+            for i in range(size):
+                group[i] = widen(source, part[i])
+            line = _choose_line(rule, group)
+            _write_codes(rule, group, line, codes[k * size : (k + 1) * size])
+            scales[at], zeros[at] = narrow(F16, line[0]), np.int16(line[1])
 
     return encode_rtn
 
@@ -281,7 +277,7 @@ def gptq_rtn(  # noqa: PLR0913 - one call is one block of rows under one set of 
 def gptq_beyond(
     values: Array, parts: GptqParts, width: Width, slack: Slack, *, symmetric: bool
 ) -> Array:
-    """Values that are too far from GPTQ codes: float32 [rows, in].
+    """Values [rows, in] that are too far from GPTQ codes.
 
     Symmetric scales may be searched for: AutoRound's go down to 1 / 1.75 of the one that
     reaches the largest value.

@@ -254,17 +254,16 @@ def _encoder(dtype: str) -> Callable[..., None]:
         target = kind, np.float32(1 << (bits - 1))
         group, errors = np.empty((2, size), np.float32), np.empty(size + LEVELS * LANES, np.float32)
         table = np.zeros((3 + 4 * LEVELS) * _N_CANDIDATES, np.float32)
-        for row in range(rows):
-            for k in range(n_groups):
-                first = row * columns + k * size
-                part = values[first : first + size]
-                for i in range(size):
-                    group[0, i], group[1, i] = widen(kind, part[i]), weights[k * size + i]
-                if not np.isnan(divisors[k]):
-                    weigh_by_magnitude(kind, bits, divisors[k], group[0], group[1])
-                scale = _best_scale(target, group, multipliers, table, errors)
-                _write_codes(target, group[0], scale, codes[first : first + size])
-                scales[k * rows + row] = narrow(F16, scale)
+        for at in range(rows * n_groups):
+            row, k = at // n_groups, at % n_groups
+            part = values[at * size : (at + 1) * size]
+            for i in range(size):
+                group[0, i], group[1, i] = widen(kind, part[i]), weights[k * size + i]
+            if not np.isnan(divisors[k]):
+                weigh_by_magnitude(kind, bits, divisors[k], group[0], group[1])
+            scale = _best_scale(target, group, multipliers, table, errors)
+            _write_codes(target, group[0], scale, codes[at * size : (at + 1) * size])
+            scales[k * rows + row] = narrow(F16, scale)
 
     return encode_search
 

@@ -127,6 +127,20 @@ def _stages(lanes: Array, step: np.uint64, scale: np.float32 | None) -> None:
 
 
 @device
+def _rotate_block(lanes: Array) -> None:
+    """The rotation of one block; lanes: float32 [n, 16], flat, n a power of two."""
+    n = lanes.shape[0] // LANES
+    scale = np.float32(1 / np.sqrt(np.float64(n)))
+    if n <= _CHUNK:
+        _stages(lanes, _LANES, scale)
+        return
+    # Chunk by chunk as long as stages stay inside a chunk: that is a pass over memory saved.
+    for start in range(0, n, _CHUNK):
+        _stages(lanes[start * LANES : (start + _CHUNK) * LANES], _LANES, None)
+    _stages(lanes, np.uint64(_CHUNK) * _LANES, scale)
+
+
+@device
 def rotate(lanes: Array) -> None:
     """The rotation of every lane, in place, signs aside; lanes: float32 [n, 16], flat, any n."""
     columns, start, n = lanes.shape[0] // LANES, 0, 1
@@ -134,14 +148,6 @@ def rotate(lanes: Array) -> None:
         n *= 2
     while start < columns:
         if n <= columns - start:
-            block = lanes[start * LANES : (start + n) * LANES]
-            scale = np.float32(1 / np.sqrt(np.float64(n)))
-            if n <= _CHUNK:
-                _stages(block, _LANES, scale)
-            else:
-                # While stages stay inside a chunk, chunk by chunk: a pass over memory saved.
-                for first in range(0, n, _CHUNK):
-                    _stages(block[first * LANES : (first + _CHUNK) * LANES], _LANES, None)
-                _stages(block, np.uint64(_CHUNK) * _LANES, scale)
+            _rotate_block(lanes[start * LANES : (start + n) * LANES])
             start += n
         n //= 2

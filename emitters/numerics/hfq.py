@@ -35,7 +35,7 @@ from emitters.numerics.value_types import F16, F32, Array
 from policy_dsl.formats import Slack
 from policy_dsl.sources.hfq_container import QUANT_CODES, QuantCode
 
-_Q8 = 3
+_MQ8 = 14  # has blocks, but no codec here
 _Q8_SIZE = 32
 _Q8_TOP, _Q8_MOST = np.float32(127), np.float32(128)
 _BYTES = reads("uint8")
@@ -45,11 +45,7 @@ _STRETCH = 16 * LANES  # floats coded in one loop
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 # Of the root mean square of what is rotated: errors of float32 additions, in any order.
 _ROTATED = 2.0**-16
-_CODES = {
-    code: known
-    for code, known in QUANT_CODES.items()
-    if known.header in ("line", "levels") or code == _Q8
-}
+_CODES = {code: known for code, known in QUANT_CODES.items() if known.header and code != _MQ8}
 
 
 @cache
@@ -103,10 +99,9 @@ def _find_extremes(lanes: Array, lows: Array, highs: Array) -> None:
 
 @device
 def _write_minmax(bits: int, lanes: Array, codes: Array, blocks: Array) -> None:
-    """codes = those of each lane; the first two words of each block = its scale and low.
+    """codes [size, 16] = those of the lanes; each block [n, words] begins with its scale and low.
 
-    lanes: float32 [size, 16], flat; codes: uint8 [size, 16], flat; blocks: uint32 [n, words],
-    n up to 16. The low of a group of zeros is +0.
+    n: up to 16. The low of a group of zeros is +0.
     """
     top = np.float32((1 << bits) - 1)
     half = lanes.shape[0] // 2
@@ -140,21 +135,6 @@ def _read_minmax(codes: Array, blocks: Array, rows: Array) -> None:
             row[i] = product + low
 
 
-@device
-def _write_q8_codes(values: Array, scale: np.float32, codes: Array) -> None:
-    """codes = int8, the values times 1 / scale, rounded to nearest, halves away from zero."""
-    inverse = _ONE / scale if scale > _ZERO else _ZERO
-    for i in range(values.shape[0]):
-        quotient = values[i] * inverse
-        # Clamped before rounding: the inverse of the smallest scales is infinite, and 0 times
-        # that is NaN, which counts as 0.
-        size = clamped(abs(quotient), _Q8_MOST)
-        whole = np.int32(size)
-        whole += np.int32(size - np.float32(whole) >= _HALF)
-        whole = -whole if quotient < _ZERO else whole
-        codes[i] = np.int8(whole if whole < 128 else 127)
-
-
 @kernel(reads("float32"), writes("uint16"))
 def _encode_q8(values: Array, stored: Array) -> None:
     codes = np.empty(_Q8_SIZE, np.int8)
@@ -162,7 +142,16 @@ def _encode_q8(values: Array, stored: Array) -> None:
     for k in range(blocks.shape[0]):
         group = values[k * _Q8_SIZE : (k + 1) * _Q8_SIZE]
         scale = largest_magnitude(group) / _Q8_TOP
-        _write_q8_codes(group, scale, codes)
+        inverse = _ONE / scale if scale > _ZERO else _ZERO
+        for i in range(_Q8_SIZE):
+            quotient = group[i] * inverse
+            # Rounded to nearest, halves away from zero; clamped before that: the inverse of the
+            # smallest scales is infinite, and 0 times that is NaN, which counts as 0.
+            size = clamped(abs(quotient), _Q8_MOST)
+            whole = np.int32(size)
+            whole += np.int32(size - np.float32(whole) >= _HALF)
+            whole = -whole if quotient < _ZERO else whole
+            codes[i] = np.int8(whole if whole < 128 else 127)
         blocks[k, 0] = half_toward_zero(bits_of(scale))
         blocks[k, 1:] = codes.view(np.uint16)
 

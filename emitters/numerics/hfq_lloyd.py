@@ -86,6 +86,18 @@ def _order_eights(lanes: Array, size: np.uint64, unordered: bool) -> None:
 
 
 @device
+def _order_pairs(lanes: Array, step: np.uint64, size: np.uint64) -> None:
+    """The stage of a merge into runs of size floats that compares floats a step apart."""
+    for start in range(np.uint64(0), np.uint64(lanes.shape[0]), _TWO * step):
+        low, high = np.uint64(start), start + step
+        if start & size:
+            low, high = high, low
+        for i in range(step):
+            a, b = lanes[low + i], lanes[high + i]
+            lanes[low + i], lanes[high + i] = _lower(a, b), _upper(a, b)
+
+
+@device
 def sort_lanes(lanes: Array) -> None:
     """Each lane in ascending order, in place; lanes: float32 [n, 16], flat, n = 8, 16, 32 …
 
@@ -96,15 +108,8 @@ def sort_lanes(lanes: Array) -> None:
     while size < np.uint64(lanes.shape[0]):
         step = size
         size *= _TWO
-        # The stages that compare floats a step apart, for runs of size floats.
         while step >= _ROWS[8]:
-            for start in range(np.uint64(0), np.uint64(lanes.shape[0]), _TWO * step):
-                low, high = np.uint64(start), start + step
-                if start & size:
-                    low, high = high, low
-                for i in range(step):
-                    a, b = lanes[low + i], lanes[high + i]
-                    lanes[low + i], lanes[high + i] = _lower(a, b), _upper(a, b)
+            _order_pairs(lanes, step, size)
             step //= _TWO
         _order_eights(lanes, size, False)
 
@@ -116,10 +121,9 @@ def zero_at(lane: Array, rank: int) -> np.float32:
     Zeros of both signs are equal: where one of them is chosen, their order decides.
     """
     for i in range(lane.shape[0]):
-        if lane[i] == _ZERO:
-            if rank == 0:
-                return np.float32(lane[i])
-            rank -= 1
+        if lane[i] == _ZERO and rank == 0:
+            return np.float32(lane[i])
+        rank -= lane[i] == _ZERO
     # Only lanes that are not finite have fewer.
     return _ZERO
 
@@ -255,10 +259,9 @@ def _find_levels(bits: int, lanes: Array, codes: Array, levels: Array) -> None:
 
 @device
 def write_lloyd(bits: int, lanes: Array, codes: Array, blocks: Array) -> None:
-    """codes = those of each lane; each block begins with its levels, float16, two in a word.
+    """codes [256, 16] = those of the lanes; each block [n, words] begins with its levels, float16.
 
-    lanes: float32 [256, 16], flat; codes: uint8 [256, 16], flat; blocks: uint32 [n, words],
-    n up to 16.
+    n: up to 16.
     """
     levels = np.empty(LANES << bits, np.float32)
     _find_levels(bits, lanes, codes, levels)

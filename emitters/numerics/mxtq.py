@@ -139,9 +139,19 @@ def _encoder(dtype: str, bits: int) -> Callable[..., None]:
     return encode_mxtq
 
 
+@device
+def _unpack(bits: int, words: Array, centroids: Array, scales: Array, lanes: Array) -> None:
+    """lanes [32 // bits, 16] = centroids of the codes in a word of each lane, times its scale."""
+    mask = np.uint32((1 << bits) - 1)
+    for j in range(32 // bits):
+        for k in range(LANES):
+            code = np.uint32(words[k] >> np.uint32(j * bits)) & mask
+            lanes[j * LANES + k] = centroids[code] * scales[k]
+
+
 @factory
 def _decoder(bits: int) -> Callable[..., None]:
-    size, mask = 32 // bits * LANES, (1 << bits) - 1
+    size = 32 // bits * LANES
 
     @kernel(reads("uint32"), reads("F16"), *_TABLES, writes("float32"))
     def decode_mxtq(
@@ -157,13 +167,9 @@ def _decoder(bits: int) -> Callable[..., None]:
             for k in range(first, end):
                 scales[k - first] = widen(F16, norms[k])
             for j in range(row_words):
-                for k in range(first, end):
-                    line[k - first] = packed[k * row_words + j]
-                part = lanes[j * size : (j + 1) * size]
-                for m in range(32 // bits):
-                    for k in range(LANES):
-                        code = np.uint32(line[k] >> np.uint32(m * bits)) & np.uint32(mask)
-                        part[m * LANES + k] = centroids[code] * scales[k]
+                words = packed[first * row_words + j : end * row_words : row_words]
+                line[: end - first] = words
+                _unpack(bits, line, centroids, scales, lanes[j * size : (j + 1) * size])
             rotate(lanes[: columns * LANES])
             store_lanes(lanes, signs, values[first * columns : end * columns])
 
@@ -206,7 +212,7 @@ def mxtq_decode(packed: Array, norms: Array, *, columns: int, bits: int, seed: i
 
 
 def mxtq_beyond(values: Array, parts: tuple[Array, Array], *, bits: int, slack: Slack) -> Array:
-    """Values of MXTQ rows with another code than the nearest: float32 [rows, in].
+    """Values [rows, in] of MXTQ rows with another code than the nearest.
 
     parts: packed codes and norms. All of a row is wrong if its norm is not that of the values.
     """

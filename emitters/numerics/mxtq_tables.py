@@ -47,7 +47,10 @@ def codebook(columns: int, bits: int) -> Array:
     if columns < _FEWEST_COLUMNS:
         raise ValueError(f"rows of {columns} values are too short for MXTQ")
     grid = np.linspace(-1, 1, _GRID_POINTS)
-    density = _density(grid, columns)
+    # The density is proportional to (1 - x*x)**((columns - 3) / 2).
+    constant = math.lgamma(columns / 2) - math.lgamma((columns - 1) / 2) - math.log(math.pi) / 2
+    logarithms = np.log(np.maximum(1 - grid**2, 1e-30))
+    density = np.exp(constant + (columns - 3) / 2 * logarithms)
     density /= _integral(grid, density)[-1]
     mass, moment = _integral(grid, density), _integral(grid, grid * density)
     reach = 3 / math.sqrt(columns)
@@ -67,14 +70,6 @@ def codebook(columns: int, bits: int) -> Array:
     result = np.sort(centroids).astype(np.float32)
     result.flags.writeable = False
     return result
-
-
-def _density(grid: Array, columns: int) -> Array:
-    """The density of a coordinate there, proportional to (1 - x*x)**((columns - 3) / 2)."""
-    constant = math.lgamma(columns / 2) - math.lgamma((columns - 1) / 2) - math.log(math.pi) / 2
-    logarithms = np.log(np.maximum(1 - grid**2, 1e-30))
-    density: Array = np.exp(constant + (columns - 3) / 2 * logarithms)
-    return density
 
 
 def _integral(grid: Array, values: Array) -> Array:

@@ -2,13 +2,10 @@
 
 Sums: lane k takes the values k, k + 16, …: 16 values are added side by side, and the order of
 every addition is fixed.
-Bounds: each `…_beyond` takes the values and what is stored for them, and says which values no
+Bounds: each `…_beyond` takes float32 values and what is stored for them, and says which values no
 rounding to nearest under these scales would have taken there: bool, of the values' shape. Beside
 half a step, they count what is rounded on the way: stored scales, products, quotients. NaN is
-never within a bound. The bounds are those of `docs/verifying.md`.
-
-What is rotated is compared as it was coded: after the rotation. Lloyd's levels are the means of
-their values, and codes are nearest to the levels before their last move: hence larger bounds.
+never within a bound. What is rotated is compared after the rotation. See `docs/verifying.md`.
 """
 
 from __future__ import annotations

@@ -103,11 +103,9 @@ def _e4m3_value(code: np.uint8) -> np.float32:
 
 @device
 def _e8m0_byte(least: np.float32) -> np.uint8:
-    """The byte of the smallest power of two that is not below `least`; 127 (1.0) for zero.
-
-    2**-127, the smallest power there is, replaces smaller ones: mlx lets the byte wrap
-    around there, which turns a group of tiny values into a group of enormous ones.
-    """
+    """The byte of the smallest power of two that is not below `least`; 127 (1.0) for zero."""
+    # 2**-127, the smallest power there is, replaces smaller ones: mlx lets the byte wrap around
+    # there, which turns a group of tiny values into a group of enormous ones.
     bits = bits_of(least)
     byte = np.uint32(bits >> np.uint32(23))
     byte += np.uint32((bits & np.uint32(0x007FFFFF)) != 0)
@@ -281,9 +279,9 @@ def fp8_dequantize(  # noqa: PLR0913 - one call is one slice of rows, one grid, 
 def fp_beyond(
     values: Array, parts: tuple[Array, Array], mode: str, dtype: str, slack: Slack
 ) -> Array:
-    """Values that are too far from codes of small floats: float32 [rows, in].
+    """Values [rows, in] that are too far from codes of small floats; parts: as of `fp_decode`.
 
-    parts: as of `fp_decode`. dtype: of the arithmetic in which codes were chosen.
+    dtype: of the arithmetic in which codes were chosen.
     """
     packed, scales = parts
     is_nv, ones = mode == "nvfp4", 0x38383838 if mode == "mxfp8" else 0x22222222
