@@ -65,6 +65,7 @@ Name = Annotated[str, Limits(least=1)]
 Layer = Annotated[int, Limits(minimum=0, maximum=65535)]
 Experts = Annotated[int, Limits(minimum=0, maximum=65536)]
 SomeExperts = Annotated[int, Limits(minimum=1, maximum=65536)]
+_Kept = dict[str, Annotated[list[Experts], Limits(least=1)]]
 
 
 class Document(TypedDict):
@@ -105,13 +106,7 @@ class TransformEntry(TypedDict):
     before: SomeExperts
     to: SomeExperts
     layers: SomeExperts
-    kept: (
-        Annotated[
-            dict[str, Annotated[list[Experts], Limits(least=1)]],
-            Limits(least=1, most=65536, keys="^(0|[1-9][0-9]{0,4})$"),
-        ]
-        | None
-    )
+    kept: Annotated[_Kept, Limits(least=1, most=65536, keys="^(0|[1-9][0-9]{0,4})$")] | None
 
 
 class GroupEntry(TypedDict):

@@ -16,6 +16,8 @@ from policy_dsl.documents import (
     TransformEntry,
 )
 
+_ADDED = "experts at the end of the first axis that only pad"
+
 
 class AgainstEntry(TypedDict):
     """A model and target that a policy was checked for."""
@@ -140,9 +142,7 @@ class ExplainDocument(Document):
     parameters: Count
     bpw: float | None
     sources: Count
-    added: Annotated[
-        int, Limits(minimum=0, about="experts at the end of the first axis that only pad")
-    ]
+    added: Annotated[int, Limits(minimum=0, about=_ADDED)]
 
 
 class SideEntry(TypedDict):

@@ -27,13 +27,10 @@ AddedExperts = Annotated[int, Limits(minimum=1, maximum=65536)]
 Bits = Annotated[int, Limits(minimum=1, maximum=64)]
 GroupSize = Annotated[int, Limits(minimum=-1, maximum=2**31 - 1)]
 Shape = Annotated[list[Size], Limits(most=64)]
-Digest = Annotated[
-    str,
-    Limits(
-        pattern="^[0-9a-f]{64}$",
-        about="SHA-256 of this document without `digest`, compact, keys sorted",
-    ),
-]
+_LINKED = "shards of the source that are links out of its folder: their targets"
+_STATISTICS = "files that a build reads, by what they hold"
+_DIGEST = "SHA-256 of this document without `digest`, compact, keys sorted"
+Digest = Annotated[str, Limits(pattern="^[0-9a-f]{64}$", about=_DIGEST)]
 
 
 class PlannedPolicy(TypedDict):
@@ -185,14 +182,9 @@ class PlanDocument(Document):
     dropped: list[DroppedTensor]
     files: list[FileEntry]
     dropped_files: list[DroppedFile]
-    linked_files: Annotated[
-        dict[str, str],
-        Limits(about="shards of the source that are links out of its folder: their targets"),
-    ]
+    linked_files: Annotated[dict[str, str], Limits(about=_LINKED)]
     fp8_rule: str | None
-    statistics: Annotated[
-        dict[str, str], Limits(about="files that a build reads, by what they hold")
-    ]
+    statistics: Annotated[dict[str, str], Limits(about=_STATISTICS)]
     pending: list[str]
     refusals: list[RefusalEntry]
     tests: list[TestEntry]
