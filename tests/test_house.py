@@ -54,7 +54,7 @@ LAYERS = (
 # those that read what is packaged, or open what they write.
 OPENERS: dict[str, tuple[str, ...]] = {
     "open": (
-        *(".regular_files", "policyc.cli", "emitters.core.deleting", "emitters.core.finish"),
+        *(".regular_files", "policyc.cli", "emitters.core.deleting", "emitters.core.build"),
         *("emitters.core.workspace", "emitters.tensor_io.files"),
     ),
     "read_bytes": ("emitters.numerics.jit",),

@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 
 from emitters import FORMATS
-from emitters.core.build import build
-from emitters.core.finish import check_bundle
+from emitters.core.build import build, check_bundle
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.planning.resolve import resolve
 
