@@ -6,7 +6,7 @@ Neither the source nor the weights are needed: the config and the family's table
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from emitters.core.bundle_reading import Bundle
@@ -180,10 +180,10 @@ class _Search:
     def _add(
         self, need: Need, layer: int | None, module: BundleModule, *, is_stack: bool = False
     ) -> None:
-        shape, added = module.shape, module.added
+        shape, added, count = module.shape, module.added, self.model.n_experts
         if is_stack and shape:
-            if shape[0] - added not in (self.model.n_experts, self.model.n_experts - added):
-                self._miscounted(need, layer, range(shape[0]))
+            if shape[0] - added not in (count, count - added):
+                self.wrong += wrong_experts(need.slot, layer, range(shape[0]), count)
             shape = shape[1:]
         elif added and len(shape) > 0 and shape != self.facts.shapes[need]:
             shape = (shape[0] - added, *shape[1:])
@@ -207,7 +207,7 @@ class _Search:
             for number in within:
                 self._add(need, layer, held[number])
             if within:
-                self._miscounted(need, layer, there)
+                self.wrong += wrong_experts(need.slot, layer, there, count)
                 return True
         return False
 
@@ -222,9 +222,6 @@ class _Search:
             for module, held in self.keyed.get(key, ()):
                 grouped[*held[:at], *held[at + 1 :]][held[at]] = module
         return self.by_expert[key, at].get((*numbers[:at], *numbers[at + 1 :]), {})
-
-    def _miscounted(self, need: Need, layer: int | None, numbers: Sequence[int]) -> None:
-        self.wrong += wrong_experts(need.slot, layer, numbers, self.model.n_experts)
 
     def _fail(self, code: str, **facts: Any) -> None:
         self.wrong.append(diagnostic(code, **facts))

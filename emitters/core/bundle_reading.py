@@ -24,7 +24,7 @@ from policy_dsl.sources.checkpoint import CONFIG, MAX_CONFIG_NBYTES
 from policy_dsl.sources.reference import is_whole_model, open_source, refuse_other_file
 from policy_dsl.treatments import Coded, Plain, Stored, Unread
 
-_UNREAD = "unknown-pattern"
+_UNREAD, _BROKEN = "unknown-pattern", "its shape is broken"
 # A number of more digits is a name: no model has as many layers.
 _LAYER_NUMBER = re.compile(r"\blayers\.([0-9]{1,7})\.")
 
@@ -93,9 +93,12 @@ def open_bundle(
     if record is None and (find := format.files().added):
         added = find(metadata, {module.name: module.shape for module in modules})
         modules = tuple(one._replace(added=added.get(one.name, one.added)) for one in modules)
-    findings = (_unread(path, claims), *(_incomplete(module, format.spec) for module in modules))
-    found = tuple(filter(None, findings))
-    return Bundle(folder, inventory, record, format, metadata, claims, modules, found)
+    findings = _unread(path, claims)
+    for module in modules:
+        if reason := _misfit(module, format.spec):
+            findings.append(diagnostic("incomplete-module", module=module.name, reason=reason))
+    about = inventory, record, format, metadata, claims, modules
+    return Bundle(folder, *about, tuple(findings))
 
 
 def _format(
@@ -193,13 +196,13 @@ def _as_stored(
     return found
 
 
-def _unread(path: Path, claims: Mapping[str, Claim]) -> Diagnostic | None:
+def _unread(path: Path, claims: Mapping[str, Claim]) -> list[Diagnostic]:
     """The finding that it is not known what readers make of some modules, if so."""
     treatments = ((name, claim.treatment) for name, claim in claims.items())
     reasons = {name: one.reason for name, one in treatments if isinstance(one, Unread)}
     if not reasons:
-        return None
-    return diagnostic(
+        return []
+    found = diagnostic(
         _UNREAD,
         path=str(path),
         reason=next(iter(reasons.values())),
@@ -207,35 +210,31 @@ def _unread(path: Path, claims: Mapping[str, Claim]) -> Diagnostic | None:
         suggestion="a rule before it decides without it",
         notes=[f"not known: {first_few(sorted(reasons))}"],
     )
+    return [found]
 
 
-def _incomplete(module: BundleModule, spec: FormatSpec) -> Diagnostic | None:
-    """The finding that a module's tensors are not those that its treatment needs, if so."""
+def _misfit(module: BundleModule, spec: FormatSpec) -> str | None:
+    """Why a module's tensors are not those that its treatment needs; None if they are."""
     treatment, found = module.treatment, module.parts
     if isinstance(treatment, Unread):
         # `_unread` says so.
         return None
     if isinstance(treatment, Plain):
-        if [form[1] for form in found.values()] == [module.shape]:
-            return None
+        fits = [shape for _, shape in found.values()] == [module.shape]
         wanted = f"one tensor {list(module.shape)}"
-        reason = f"it has {parts_text(found)}; it should have {wanted}"
-        return diagnostic("incomplete-module", module=module.name, reason=reason)
+        return None if fits else f"it has {parts_text(found)}; it should have {wanted}"
     expected = expected_parts(module, treatment, spec)
     if found == expected:
         return None
     try:
         names = _part_names(treatment, spec)
     except ValueError as error:
-        return diagnostic("incomplete-module", module=module.name, reason=str(error))
+        return str(error)
     # First: without all parts there may be no shape.
     if found.keys() != names:
-        reason = f"it has {', '.join(sorted(found))}; it should have {', '.join(sorted(names))}"
-    elif expected is None:
-        reason = "its shape is broken"
-    else:
-        reason = f"it has {parts_text(found)}; it should have {parts_text(expected)}"
-    return diagnostic("incomplete-module", module=module.name, reason=reason)
+        return f"it has {', '.join(sorted(found))}; it should have {', '.join(sorted(names))}"
+    wanted = parts_text(expected or {})
+    return f"it has {parts_text(found)}; it should have {wanted}" if expected else _BROKEN
 
 
 def expected_parts(

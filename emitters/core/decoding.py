@@ -205,16 +205,24 @@ class RowsCheck:
     def tally(self, piece: Piece) -> Tally:
         """The comparison of all rows of a piece."""
         step, total = self.decoder.block_rows(piece.module), Tally()
-        ways = {EQUAL: self._equal, AGAIN: self._again, NEAREST: self._nearest}
-        check = ways[self.way(piece.module)]
         # What is not finite is counted; numpy's warnings about it would say nothing more.
         with np.errstate(all="ignore"):
             for start in range(0, piece.n_rows, step):
-                part = piece.cut(start, step)
-                total += self._added(part) if part.view is None else check(part, part.view)
+                total += self._tally(piece.cut(start, step))
         if total.at is None:
             return total
         return replace(total, at=piece.place(total.at), source=piece.source_place(total.at))
+
+    def _tally(self, piece: Piece) -> Tally:
+        if piece.view is None:
+            # Experts that no source has: all of them are zeros.
+            found = self.decoder.rows(piece.module, piece.at, piece.n_rows)
+            wanted, wrong = np.zeros_like(found), found != 0
+        else:
+            wanted = self._values(piece, piece.view, Cast("F32"))
+            ways = {EQUAL: self._equal, AGAIN: self._again, NEAREST: self._nearest}
+            found, wrong = ways[self.way(piece.module)](piece, piece.view, wanted)
+        return Tally.of(distance(wanted, found), wrong, piece.at)
 
     def _repeated(self, method: str) -> bool:
         """Whether the codes of this method follow from the source, and from this program."""
@@ -230,16 +238,14 @@ class RowsCheck:
         known = self._format.methods.get(method)
         return known is None or not (known.needs or known.uses in record.statistics)
 
-    def _added(self, piece: Piece) -> Tally:
-        """Experts that no source has: all of them are zeros."""
-        found = self.decoder.rows(piece.module, piece.at, piece.n_rows)
-        sums = distance(np.zeros(found.shape, np.float32), found)
-        return Tally.of(sums, found != 0, piece.at)
+    def _values(self, piece: Piece, view: View, how: Cast) -> Array:
+        return self._reader.rows(view, piece.first, piece.n_rows, how)
 
-    def _equal(self, piece: Piece, view: View) -> Tally:
+    # Each of these gives what was found, float32, and which of it is wrong, bool.
+
+    def _equal(self, piece: Piece, view: View, wanted: Array) -> tuple[Array, Array]:
         """Rows that are not quantized: their bits are those of the source's values, cast."""
         stored, dtype = self.decoder.stored(piece.module, piece.at, piece.n_rows)
-        wanted = self._values(piece, view)
         # A row of the bundle may be longer: a bias, by the experts that were added.
         own, rest = stored[:, : wanted.shape[1]], stored[:, wanted.shape[1] :]
         bits = own.view(f"u{own.itemsize}")
@@ -248,48 +254,40 @@ class RowsCheck:
             wrong &= bits != self._values(piece, view, how).view(bits.dtype)
             if not wrong.any():
                 break
-        found = to_float32(np.ascontiguousarray(own), dtype)
         if rest.size:
             padding = self._format.spec.padding[self._family]
             filled = to_float32(np.ascontiguousarray(rest), dtype) != padding.router_bias
             wrong = np.concatenate([wrong, filled], axis=1)
-        return Tally.of(distance(wanted, found), wrong, piece.at)
+        return to_float32(np.ascontiguousarray(own), dtype), wrong
 
-    def _again(self, piece: Piece, view: View) -> Tally:
+    def _again(self, piece: Piece, view: View, wanted: Array) -> tuple[Array, Array]:
         """Rows coded once more, and compared byte for byte."""
         module = piece.module
         parts = self.decoder.parts(module, piece.at, piece.n_rows)
         found = self.decoder.decoded(module, parts, piece.n_rows)
         values = self._values(piece, view, self._own(module.dtype))
-        wrong = np.zeros(found.shape, bool)
         try:
             again = self._format.codec().encode(values, module.dtype, coded(module.treatment))
         except UnstorableError:
-            wrong[:] = True
-        else:
-            if any(again[part].tobytes() != parts[part].tobytes() for part in parts):
-                wrong = found != self.decoder.decoded(module, again, piece.n_rows)
-                # Bytes that no value depends on.
-                wrong[0, 0] |= not wrong.any()
-        return Tally.of(distance(self._values(piece, view), found), wrong, piece.at)
+            return found, np.ones(found.shape, bool)
+        if all(again[part].tobytes() == parts[part].tobytes() for part in parts):
+            return found, np.zeros(found.shape, bool)
+        wrong = found != self.decoder.decoded(module, again, piece.n_rows)
+        # Bytes that no value depends on.
+        wrong[0, 0] |= not wrong.any()
+        return found, wrong
 
-    def _nearest(self, piece: Piece, view: View) -> Tally:
+    def _nearest(self, piece: Piece, view: View, wanted: Array) -> tuple[Array, Array]:
         """Rows that something else coded: which codes are not the nearest ones."""
         module, how = piece.module, coded(piece.module.treatment)
         parts = self.decoder.parts(module, piece.at, piece.n_rows)
-        found = self.decoder.decoded(module, parts, piece.n_rows)
-        wanted = values = self._values(piece, view)
         slack, scale = self._slack(view, module.dtype), self.decoder.column_scale(module)
         if scale is not None:
             # What was applied may be more exact than what is stored.
-            values = wanted * scale
+            wanted = wanted * scale
             slack = slack._replace(relative=slack.relative + 2 * UNITS["F16"])
-        wrong = self._format.codec().beyond(values, parts, module.dtype, how, slack)
-        return Tally.of(distance(wanted, found), wrong, piece.at)
-
-    def _values(self, piece: Piece, view: View, how: Cast = Cast("F32")) -> Array:  # noqa: B008
-        """Rows of the source: float32 and exact, or as they become another type."""
-        return self._reader.rows(view, piece.first, piece.n_rows, how)
+        wrong = self._format.codec().beyond(wanted, parts, module.dtype, how, slack)
+        return self.decoder.decoded(module, parts, piece.n_rows), wrong
 
     def _own(self, dtype: str) -> Cast:
         """How a build of ours makes values of a type."""
