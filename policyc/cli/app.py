@@ -76,7 +76,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             device = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(device, mode, encoding="utf-8"))
     # Plans are a million small values, none of them garbage: looking for it takes a third longer.
-    gc.set_threshold(200_000)
+    gc.set_threshold(1_000_000)
     for stream in (sys.stdout, sys.stderr):
         # Who calls `main` may have put anything in their places.
         if isinstance(stream, TextIOWrapper):
