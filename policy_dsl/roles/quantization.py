@@ -113,7 +113,8 @@ def leftover(inventory: Inventory) -> Iterator[Diagnostic]:
     """A warning if the config describes a quantization that no tensor shows."""
     # Tools that merge or dequantize leave the entry of what they started from.
     entry = {} if inventory.container else _declared(inventory.config)
-    if entry and not _forms(inventory.tensors):
+    tensors = inventory.tensors
+    if entry and not any(_form(one.name, one.dtype, tensors) for one in tensors.values()):
         cure = "remove the entry from config.json; the weights are taken as they are"
         form = _described(entry)
         yield diagnostic("quantization-not-shown", suggestion=cure, model=inventory.id, form=form)
