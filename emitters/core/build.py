@@ -21,12 +21,7 @@ from emitters import FORMATS
 from emitters.core.bundle_reading import open_bundle
 from emitters.core.deleting import BROWSED, refuse_others, unfinished_files
 from emitters.core.journal import Journal, open_journal
-from emitters.core.preconditions import (
-    ensure_buildable,
-    ensure_equal_heads,
-    ensure_supported_system,
-    open_as_planned,
-)
+from emitters.core.preconditions import ensure_buildable, open_as_planned
 from emitters.core.progress import Progress, Silent
 from emitters.core.record import planned_record
 from emitters.core.run_unit import Receipt, ValueDefectError, Work, finding_of
@@ -154,9 +149,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     """
     started = monotonic()
     known = format or FORMATS[plan.target]
-    ensure_supported_system()
     ensure_buildable(plan, inventory)
-    ensure_equal_heads(plan, inventory)
     plan, contexts = prepare(plan, known)
     out, shown = output_place(out), progress or Silent()
     workers, block_values = fit(jobs or available_cores(), max_memory, plan)

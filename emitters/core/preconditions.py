@@ -48,7 +48,11 @@ def ensure_supported_system() -> None:
 
 
 def ensure_buildable(plan: Plan, inventory: Inventory) -> None:
-    """Raises: PolicyError with all that keeps this plan from being built from this source."""
+    """Raises: PolicyError with all that keeps this plan from being built from this source here.
+
+    So does a head that the plan leaves out and that is not equal to its embedding.
+    """
+    ensure_supported_system()
     defects = []
     sources = [rows for module in plan.modules for rows in module.sources]
     if inventory.root is None or any(rows.tensor.file is None for rows in sources):
@@ -60,16 +64,11 @@ def ensure_buildable(plan: Plan, inventory: Inventory) -> None:
         name, dtype = rows.tensor.name, rows.tensor.dtype
         if dtype not in (FP8_DTYPES if rows.scale is not None else VALUE_TYPES):
             defects.append(diagnostic("unreadable-values", tensor=name, dtype=dtype))
+    heads = {omission.tensor.name for omission in plan.omitted if omission.equals}
+    if heads and not defects:
+        defects += differing_heads(inventory, plan.model, heads)
     if defects:
         raise PolicyError(defects)
-
-
-def ensure_equal_heads(plan: Plan, source: Inventory) -> None:
-    """Raises: PolicyError if a head that the plan leaves out is not equal to its embedding."""
-    names = {omission.tensor.name for omission in plan.omitted if omission.equals}
-    found = list(differing_heads(source, plan.model, names)) if names else []
-    if found:
-        raise PolicyError(found)
 
 
 def ensure_room(plan: Plan, folder: Path) -> None:
