@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from policy_dsl.diagnostics import fail
 
 if TYPE_CHECKING:
-    from emitters.core.build import BuildReport
-    from emitters.core.progress import Progress
+    from emitters.core.build import BuildReport, Progress
     from emitters.core.verify import VerifyReport
     from policy_dsl.inventory import Inventory
     from policy_dsl.plan import Plan

@@ -22,7 +22,6 @@ from emitters.core.bundle_reading import open_bundle
 from emitters.core.deleting import BROWSED, refuse_others, unfinished_files
 from emitters.core.journal import Journal, open_journal
 from emitters.core.preconditions import ensure_buildable, open_as_planned
-from emitters.core.progress import Progress, Silent
 from emitters.core.record import planned_record
 from emitters.core.run_unit import Receipt, ValueDefectError, Work, finding_of
 from emitters.core.statistics import prepare
@@ -50,6 +49,35 @@ from policy_dsl.planning.record import RECORD, UNKNOWN_HASH, record
 Receipts = Generator[tuple[Unit, Receipt], None, None]
 # One wrong offset makes every tensor after it wrong.
 _MOST_FINDINGS = 20
+
+
+class Progress(Protocol):
+    """What a build calls, from one thread at a time: begin, advance …, end, for every stage.
+
+    Stages: `encode` in bytes of source weights, `hash` in bytes of the bundle.
+    """
+
+    def begin(self, stage: str, total: int, done: int) -> None:
+        """A stage starts; of its `total` bytes an earlier run has `done` some."""
+
+    def advance(self, nbytes: int) -> None:
+        """Advance by `nbytes`."""
+
+    def end(self) -> None:
+        """The stage is over, complete or not."""
+
+
+class Silent:
+    """Reports nothing."""
+
+    def begin(self, stage: str, total: int, done: int) -> None:
+        """Nothing."""
+
+    def advance(self, nbytes: int) -> None:
+        """Nothing."""
+
+    def end(self) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +284,11 @@ def _finish(plan: Plan, work: Work, progress: Progress, *, jobs: int) -> str:
     # A million objects are made and kept.
     with uncollected():
         check_bundle(plan, folder, work.format)
-    hashes = hash_files(folder, names, in_order(plan.modules), progress, jobs=jobs)
+    progress.begin("hash", sum(file.nbytes or 0 for file in plan.files if file.name in names), 0)
+    try:
+        hashes = hash_files(folder, names, in_order(plan.modules), progress.advance, jobs=jobs)
+    finally:
+        progress.end()
     files = {name: (hashed.nbytes, hashed.sha256) for name, hashed in hashes.items()}
     tensors = {name: hash_ for hashed in hashes.values() for name, hash_ in hashed.tensors.items()}
     content, digest = record(plan, files=files, tensors=tensors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,7 +18,6 @@ from emitters.checkpoints import INDEX
 from emitters.core.bundle_needs import needs_findings
 from emitters.core.bundle_reading import Bundle, expected_parts, open_bundle, parts_text
 from emitters.core.decoding import Decoder
-from emitters.core.progress import Progress, Silent
 from emitters.core.record import BundleModule
 from emitters.core.verify_source import ModuleError, compare
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, grouped
@@ -27,7 +26,7 @@ from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.plan import PlannedTensor
 from policy_dsl.planning.bundle_files import bundle_findings
 from policy_dsl.planning.record import RECORD
-from policy_dsl.regular_files import file_stat, opened, why_not_regular
+from policy_dsl.regular_files import opened, why_not_regular
 from policy_dsl.sources.checkpoint import MAX_INDEX_NBYTES, read_json
 from policy_dsl.sources.local_files import local_files
 from policy_dsl.treatments import Coded, Unread, describe
@@ -177,7 +176,7 @@ def hash_files(
     folder: Path,
     names: Iterable[str],
     tensors: Iterable[TensorInfo | PlannedTensor],
-    progress: Progress,
+    advance: Callable[[int], None],
     *,
     jobs: int,
 ) -> dict[str, FileHashes]:
@@ -202,7 +201,7 @@ def hash_files(
                     part.update(buffer[:got])
                     nbytes -= got
                     with lock:
-                        progress.advance(got)
+                        advance(got)
                 return part.hexdigest()
 
             for tensor in sorted(held[name], key=attrgetter("start", "nbytes")):
@@ -212,12 +211,8 @@ def hash_files(
             return FileHashes(file.tell(), whole.hexdigest(), parts)
 
     names = list(names)
-    progress.begin("hash", sum(file_stat(folder / name).st_size for name in names), 0)
-    try:
-        with ThreadPoolExecutor(jobs, "hash") as workers:
-            return dict(zip(names, workers.map(hashed, names), strict=True))
-    finally:
-        progress.end()
+    with ThreadPoolExecutor(jobs, "hash") as workers:
+        return dict(zip(names, workers.map(hashed, names), strict=True))
 
 
 def _is_broken(checks: Iterable[Check]) -> bool:
@@ -312,7 +307,9 @@ def _hashes(bundle: Bundle, jobs: int) -> Iterator[Diagnostic]:
     shared = sorted(present & recorded.keys())
     tensors: dict[str, str] = {}
     held = bundle.inventory.tensors.values()
-    for name, found in hash_files(bundle.folder, shared, held, Silent(), jobs=jobs).items():
+    for name, found in hash_files(
+        bundle.folder, shared, held, lambda nbytes: None, jobs=jobs
+    ).items():
         nbytes, sha256 = recorded[name]
         if found.nbytes != nbytes or found.sha256 != sha256:
             size = f"it has {found.nbytes} bytes, not {nbytes}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -18,7 +20,8 @@ from policyc.cli import console, options
 if TYPE_CHECKING:
     from rich.progress import Progress as Display
 
-    from emitters.core.progress import Progress
+    from emitters.core.build import Progress
+    from policy_dsl.documents.reports import ProgressDocument
     from policy_dsl.planning.outline import Outline
 
 
@@ -109,10 +112,8 @@ def _size(text: str | None) -> int | None:
 
 
 @contextmanager
-def reporter(form: str) -> Iterator[Progress]:
+def reporter(form: str) -> Iterator[Progress | None]:
     """What a build reports to; `auto` is a bar on a terminal and lines elsewhere."""
-    from emitters.core.progress import Lines, Silent
-
     # A bar in a log file is a hundred lines of control characters.
     if form == "auto" and sys.stderr.isatty():
         # rich is loaded only where a person watches.
@@ -129,7 +130,64 @@ def reporter(form: str) -> Iterator[Progress]:
         with progress.Progress(*columns, console=Console(file=sys.stderr)) as display:
             yield _Bar(display)
     else:
-        yield Silent() if form == "none" else Lines(sys.stderr, as_json=form == "json")
+        yield None if form == "none" else Lines(sys.stderr, as_json=form == "json")
+
+
+class Lines:
+    """A line of text, or a JSON object, every few seconds and at the end of a stage."""
+
+    def __init__(self, stream: TextIO, *, as_json: bool = False, every: float = 5.0) -> None:
+        self._stream, self._as_json, self._every = stream, as_json, every
+
+    def begin(self, stage: str, total: int, done: int) -> None:
+        """Start a stage with a line."""
+        self._stage, self._total, self._done, self._first = stage, total, done, done
+        self._started = monotonic()
+        self.end()
+
+    def advance(self, nbytes: int) -> None:
+        """Count; a line when it is time for one."""
+        self._done += nbytes
+        if monotonic() - self._written_at >= self._every:
+            self.end()
+
+    def end(self) -> None:
+        """Write a line."""
+        self._written_at = monotonic()
+        # What an earlier run did says nothing about this one's pace.
+        new = self._done - self._first
+        rate = new / max(1e-9, self._written_at - self._started)
+        left = (self._total - self._done) / rate if new > 0 else None
+        # A full disk under a log must not end hours of work.
+        with suppress(OSError):
+            form = self._document if self._as_json else self._text
+            self._stream.write(form(rate, left) + "\n")
+            self._stream.flush()
+
+    def _text(self, rate: float, left: float | None) -> str:
+        share = 100 * self._done // max(1, self._total)
+        done, total = self._done / 1e9, self._total / 1e9
+        text = f"{self._stage} {share:3d} %  {done:.2f} of {total:.2f} GB"
+        return f"{text}  {rate / 1e6:.0f} MB/s  {clock(left)} left" if left else text
+
+    def _document(self, rate: float, left: float | None) -> str:
+        document: ProgressDocument = {
+            "schema_version": 1,
+            "kind": "progress",
+            "stage": self._stage,
+            "done": self._done,
+            "total": self._total,
+            "bytes_per_second": round(rate),
+            "seconds_left": None if left is None else round(left),
+        }
+        return json.dumps(document)
+
+
+def clock(seconds: float) -> str:
+    """`0:07`, `12:34`, `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class _Bar:

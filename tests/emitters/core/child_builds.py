@@ -11,8 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from emitters.core.build import build
-from emitters.core.progress import Silent
+from emitters.core.build import Silent, build
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Plan

@@ -22,8 +22,7 @@ from lost_writes import Node, after_power_loss, every_luck, everything, nothing
 from small_checkpoints import Array, digests
 
 from emitters.core import journal as journals
-from emitters.core.build import build
-from emitters.core.progress import Silent
+from emitters.core.build import Silent, build
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.plan import Module, PlannedTensor
 

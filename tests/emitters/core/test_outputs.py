@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 from small_checkpoints import digests
 
-from emitters.core.build import build
-from emitters.core.progress import Silent
+from emitters.core.build import Silent, build
 from emitters.core.verify import verify_bundle
 from emitters.core.workspace import claimed
 from policy_dsl.diagnostics import PolicyError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 
-from emitters.core.build import build
-from emitters.core.progress import Lines, Silent, clock
+from emitters.core.build import Silent, build
+from policyc.cli.bundles import Lines, clock
 
 
 class Recorder(Silent):

@@ -14,8 +14,7 @@ import pytest
 from child_builds import FullDisk, refusals_of_build
 from small_checkpoints import Array, bf16, digests
 
-from emitters.core.build import build
-from emitters.core.progress import Silent
+from emitters.core.build import Silent, build
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.reference import open_source
 

@@ -14,8 +14,7 @@ import pytest
 from child_builds import KilledAt, Planned, Slow, start_build
 from small_checkpoints import digests
 
-from emitters.core.build import BuildReport, build
-from emitters.core.progress import Silent
+from emitters.core.build import BuildReport, Silent, build
 from emitters.core.work_units import fit, plan_units, total_source_nbytes
 from policy_dsl.diagnostics import PolicyError
 
