@@ -279,21 +279,21 @@ def _finish(plan: Plan, work: Work, progress: Progress, *, jobs: int) -> str:
         if file.kind == "copied":
             _write(folder / file.name, source.pieces(file.name))
     # Sizes and headers first: hashing a wrong bundle would waste minutes.
-    names = [file.name for file in plan.files if file.kind != "record"]
-    _check_files(plan, folder, names)
+    sizes = {file.name: file.nbytes or 0 for file in plan.files if file.kind != "record"}
+    _check_files(plan, folder, sizes)
     # A million objects are made and kept.
     with uncollected():
         check_bundle(plan, folder, work.format)
-    progress.begin("hash", sum(file.nbytes or 0 for file in plan.files if file.name in names), 0)
+    progress.begin("hash", sum(sizes.values()), 0)
     try:
-        hashes = hash_files(folder, names, in_order(plan.modules), progress.advance, jobs=jobs)
+        hashes = hash_files(folder, sizes, in_order(plan.modules), progress.advance, jobs=jobs)
     finally:
         progress.end()
     files = {name: (hashed.nbytes, hashed.sha256) for name, hashed in hashes.items()}
     tensors = {name: hash_ for hashed in hashes.values() for name, hash_ in hashed.tensors.items()}
     content, digest = record(plan, files=files, tensors=tensors)
     _write(folder / RECORD, [content])
-    _check_files(plan, folder, [*names, RECORD])
+    _check_files(plan, folder, [*sizes, RECORD])
     return digest
 
 

@@ -53,22 +53,25 @@ def ensure_buildable(plan: Plan, inventory: Inventory) -> None:
     So does a head that the plan leaves out and that is not equal to its embedding.
     """
     ensure_supported_system()
-    defects = []
-    sources = [rows for module in plan.modules for rows in module.sources]
-    if inventory.root is None or any(rows.tensor.file is None for rows in sources):
-        cure = "download the model, for example with `hf download`, and give the folder"
-        defects.append(diagnostic("source-without-files", model=inventory.id, suggestion=cure))
-    if plan.pending:
-        defects.append(diagnostic("pending-statistics", pending=", ".join(plan.pending)))
-    for rows in sources:
-        name, dtype = rows.tensor.name, rows.tensor.dtype
-        if dtype not in (FP8_DTYPES if rows.scale is not None else VALUE_TYPES):
-            defects.append(diagnostic("unreadable-values", tensor=name, dtype=dtype))
+    defects = list(_defects(plan, inventory))
     heads = {omission.tensor.name for omission in plan.omitted if omission.equals}
     if heads and not defects:
         defects += differing_heads(inventory, plan.model, heads)
     if defects:
         raise PolicyError(defects)
+
+
+def _defects(plan: Plan, inventory: Inventory) -> Iterator[Diagnostic]:
+    sources = [rows for module in plan.modules for rows in module.sources]
+    if inventory.root is None or any(rows.tensor.file is None for rows in sources):
+        cure = "download the model, for example with `hf download`, and give the folder"
+        yield diagnostic("source-without-files", model=inventory.id, suggestion=cure)
+    if plan.pending:
+        yield diagnostic("pending-statistics", pending=", ".join(plan.pending))
+    for rows in sources:
+        name, dtype = rows.tensor.name, rows.tensor.dtype
+        if dtype not in (FP8_DTYPES if rows.scale is not None else VALUE_TYPES):
+            yield diagnostic("unreadable-values", tensor=name, dtype=dtype)
 
 
 def ensure_room(plan: Plan, folder: Path) -> None:
