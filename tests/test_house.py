@@ -48,7 +48,7 @@ LAYERS = (
     ".policy .inventory .treatments .views",
     # what everything may use
     ".bounded_json .diagnostics .documents .escaping .linear_patterns"
-    " .quantities .regular_files .vocabulary policy_dsl",
+    " .quantities .regular_files policy_dsl",
 )
 # Calls that open or parse a file -> the modules that may: those for files of strangers, and
 # those that read what is packaged, or open what they write.

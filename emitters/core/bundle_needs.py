@@ -13,6 +13,7 @@ from emitters.core.bundle_reading import Bundle
 from emitters.core.record import BundleModule
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.inventory import TensorInfo
+from policy_dsl.policy import SINGLE_ROLES
 from policy_dsl.quantities import counted, first_few
 from policy_dsl.reader_config import reader_kind
 from policy_dsl.roles.architecture import NameRule, Need, architecture, model_types
@@ -21,7 +22,6 @@ from policy_dsl.roles.completeness import Presence, shown_first, wrong_experts
 from policy_dsl.roles.config_facts import TIED, ConfigFacts, config_findings, read_config
 from policy_dsl.roles.model import Model, ModelTensor, numbered_key
 from policy_dsl.treatments import Coded
-from policy_dsl.vocabulary import SINGLE_ROLES
 
 # Names that a need may have, as a family's table spells them.
 _Names = list[tuple[str, NameRule]]

@@ -20,9 +20,9 @@ from emitters.gptq import spec
 from emitters.gptq.spec import Width, default_width, dialect_of, width_of
 from policy_dsl.formats import in_order
 from policy_dsl.plan import Module, Plan, coded_modules
+from policy_dsl.policy import namesake
 from policy_dsl.reader_config import written_config
 from policy_dsl.sources.checkpoint import finite
-from policy_dsl.vocabulary import namesake
 
 # Packing format of AutoRound -> version of the zero points; the first of each is what it writes.
 PACKING_FORMATS: Mapping[str, str] = {

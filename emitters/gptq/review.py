@@ -18,10 +18,10 @@ from emitters.gptq.config import exact_rules
 from emitters.gptq.spec import GPTQ, Width, default_width, dialect_of, width_of
 from policy_dsl.formats import Review
 from policy_dsl.plan import Draft, Module, Refusal, coded_modules
+from policy_dsl.policy import namesake
 from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.treatments import WHOLE_ROW, Coded, Stored
-from policy_dsl.vocabulary import namesake
 
 _OTHER_DIALECT = "use dialect auto-round"
 _LANGUAGE_ONLY = "readers of packed checkpoints of these families want the language model only"

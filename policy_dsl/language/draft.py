@@ -19,10 +19,19 @@ from policy_dsl.escaping import LONGEST_POLICY_NAME, name_defect
 from policy_dsl.language import parsing
 from policy_dsl.language.parsing import TRUTH, Fragment, plain_scalar, substitute
 from policy_dsl.language.statements import StatementReader
-from policy_dsl.policy import CLEARABLE, SECTIONS, Assertion, Comment, Policy, Prune, Rule, Values
+from policy_dsl.policy import (
+    CLEARABLE,
+    SECTIONS,
+    Assertion,
+    Comment,
+    Policy,
+    Prune,
+    Rule,
+    Values,
+    Words,
+)
 from policy_dsl.quantities import parse_size
 from policy_dsl.treatments import WHOLE_ROW, Written
-from policy_dsl.vocabulary import Words
 
 # The JSON Schema of a policy as YAML: it names the keys and fields that readers take, and their
 # types. That statements are well formed only the readers can say.

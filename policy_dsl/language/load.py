@@ -16,9 +16,8 @@ from policy_dsl.escaping import decoded
 from policy_dsl.language.parsing import MAX_BYTES, ensure_short, n_lines, plain_scalar
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import looks_like_yaml, read_yaml
-from policy_dsl.policy import KEYS, Policy, Scalar, Values
+from policy_dsl.policy import KEYS, WORDS, Policy, Scalar, Values, Words
 from policy_dsl.regular_files import is_passed, read_first, why_not_regular
-from policy_dsl.vocabulary import WORDS, Words
 
 Form = Literal["yaml", "dsl"]
 _FORMS: Mapping[str, Form] = {".yaml": "yaml", ".yml": "yaml", ".qpol": "dsl"}

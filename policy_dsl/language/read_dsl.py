@@ -17,8 +17,7 @@ from policy_dsl.diagnostics import Diagnostic, SourceText, Span, diagnostic, fai
 from policy_dsl.language import parsing
 from policy_dsl.language.draft import Draft
 from policy_dsl.language.parsing import Fragment, Syntax, children, parse, place, tokens
-from policy_dsl.policy import KEYS, Comment, Policy, Values
-from policy_dsl.vocabulary import WORDS, Words
+from policy_dsl.policy import KEYS, WORDS, Comment, Policy, Values, Words
 
 _TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"?|\$\{[^}\n]*\}?|[#;{}\n/()\[\],]|[^\s"$#;{}/()\[\],]+|\$')
 _CLOSED = re.compile(r'"(?:[^"\\]|\\.)*"')

@@ -14,8 +14,7 @@ from policy_dsl.language.draft import SCHEMA, Draft
 from policy_dsl.language.parsing import TRUTH, Fragment, checked, join, plain_scalar, quote
 from policy_dsl.language.read_dsl import Remark, Splitting, Statement, read_rules, refuse_swallowing
 from policy_dsl.language.yaml_nodes import Place, is_null, scalar_fragment
-from policy_dsl.policy import CLEARABLE, KEYS, Comment, Policy, Values
-from policy_dsl.vocabulary import WORDS, Words
+from policy_dsl.policy import CLEARABLE, KEYS, WORDS, Comment, Policy, Values, Words
 
 YAML_KEYS = tuple(SCHEMA["properties"])
 RULE_FIELDS: Mapping[str, Any] = SCHEMA["$defs"]["rule"]["properties"]

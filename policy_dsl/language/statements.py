@@ -20,11 +20,20 @@ from policy_dsl.diagnostics import Diagnostic, Span, diagnostic, did_you_mean
 from policy_dsl.language import parsing
 from policy_dsl.language.parsing import Fragment, Syntax, children, parse, place, tokens
 from policy_dsl.language.print_policy import print_selector, print_treatment
-from policy_dsl.policy import Assertion, Prune, Rule, Selector, all_of, any_of, without
+from policy_dsl.policy import (
+    WORDS,
+    Assertion,
+    Prune,
+    Rule,
+    Selector,
+    Words,
+    all_of,
+    any_of,
+    without,
+)
 from policy_dsl.quantities import parse_size
 from policy_dsl.roles.name_index import pattern_defect
 from policy_dsl.treatments import MAX_BITS, PLAIN_DTYPES, WHOLE_ROW, Written
-from policy_dsl.vocabulary import WORDS, Words
 
 _MAX_DIGITS = 9
 _MAX_PRUNED_DIGITS = 6

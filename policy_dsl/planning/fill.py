@@ -10,10 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
 from policy_dsl.formats import Format, FormatSpec, SchemeSpec
 from policy_dsl.planning.decisions import Decision
-from policy_dsl.policy import Defaults
+from policy_dsl.policy import SCHEMES, WORDS, Defaults
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.treatments import PLAIN_DTYPES, Action, Coded, Plain, Stored, Written, describe
-from policy_dsl.vocabulary import SCHEMES, WORDS
 
 _CALLED = {"experts": "experts", "embed": "embeddings", "matrix": "matrices"}
 # Roles that fit into a suggestion.

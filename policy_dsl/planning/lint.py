@@ -12,8 +12,7 @@ from policy_dsl.escaping import name_defect as file_name_defect
 from policy_dsl.formats import Format, FormatSpec, MetadataValues
 from policy_dsl.planning.fill import fill
 from policy_dsl.planning.matching import family_defect, name_defect, nodes
-from policy_dsl.policy import Family, Name, Policy, Rule
-from policy_dsl.vocabulary import WORDS
+from policy_dsl.policy import WORDS, Family, Name, Policy, Rule
 
 _CLASSES = ("matrix", "experts", "embed")
 # Readers take files with such endings for something else.

@@ -17,9 +17,21 @@ from policy_dsl.language.print_policy import print_ranges
 from policy_dsl.language.statements import layers_where
 from policy_dsl.linear_patterns import WILDCARDS
 from policy_dsl.plan import rule_texts
-from policy_dsl.policy import And, Except, Glob, Name, Or, Policy, Regex, Rule, Selector
+from policy_dsl.policy import (
+    COMPONENTS,
+    OUTSIDE_LANGUAGE_MODEL,
+    SINGLE_ROLES,
+    And,
+    Except,
+    Glob,
+    Name,
+    Or,
+    Policy,
+    Regex,
+    Rule,
+    Selector,
+)
 from policy_dsl.roles.architecture import Architecture, architecture, families
-from policy_dsl.vocabulary import COMPONENTS, OUTSIDE_LANGUAGE_MODEL, SINGLE_ROLES
 
 # A policy is checked without what a model is.
 if TYPE_CHECKING:

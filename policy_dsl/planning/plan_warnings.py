@@ -14,12 +14,11 @@ from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan, coded_modules
 from policy_dsl.planning.decisions import Decision
 from policy_dsl.planning.matching import CompiledRule, is_guarded, walk
-from policy_dsl.policy import Glob, Name, Regex
+from policy_dsl.policy import OUTSIDE_LANGUAGE_MODEL, Glob, Name, Regex, namesake
 from policy_dsl.quantities import both_units, counted
 from policy_dsl.roles.config_facts import TIED, rewritten
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.treatments import Coded, Plain
-from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL, namesake
 
 
 def plan_warnings(plan: Plan, made: Sequence[Decision], format: Format) -> Iterator[Diagnostic]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from policy_dsl.vocabulary import COMPONENTS, SINGLE_ROLES
+from policy_dsl.policy import COMPONENTS, SINGLE_ROLES
 
 TABLES = Path(__file__).parent.parent / "architectures"
 # Of a default, by the type that shows it; others than these are given, or sizes.

@@ -12,11 +12,11 @@ from itertools import islice
 from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.policy import OUTSIDE_LANGUAGE_MODEL
 from policy_dsl.quantities import first_few
 from policy_dsl.roles.architecture import Need
 from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.model import Model, ModelTensor, numbered_key
-from policy_dsl.vocabulary import OUTSIDE_LANGUAGE_MODEL
 
 # Layers of the language model; None is what is outside of its blocks.
 _Layers = tuple[int | None, ...]

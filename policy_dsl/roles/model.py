@@ -9,11 +9,11 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from policy_dsl.inventory import EXPERT_NAME, TensorInfo
+from policy_dsl.policy import namesake
 from policy_dsl.roles.architecture import TABLES, Architecture, packaged_table
 from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.name_index import NameIndex
 from policy_dsl.views import Operation, View
-from policy_dsl.vocabulary import namesake
 
 # Roles with an entry for every expert along their first axis.
 BY_EXPERT = frozenset({"router", "router_bias"})

@@ -40,7 +40,7 @@ def schema(document: str) -> None:
 def formats(target: str | None, format: str) -> None:
     """Show what each target can hold, and which settings of a policy it uses."""
     import emitters
-    from policy_dsl.vocabulary import WORDS
+    from policy_dsl.policy import WORDS
     from policyc.reports.formats_report import formats_blocks, formats_document
 
     known = emitters.FORMATS

@@ -46,12 +46,12 @@ from policy_dsl.formats import (
 from policy_dsl.language.load import parse_policy
 from policy_dsl.plan import Draft, Module, Plan, Refusal, coded_modules
 from policy_dsl.planning.resolve import resolve
+from policy_dsl.policy import Words
 from policy_dsl.roles.classify import Model, ModelTensor, classify
 from policy_dsl.roles.model import published_name, stack_path
 from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
 from policy_dsl.treatments import Coded, Plain, Stored
-from policy_dsl.vocabulary import Words
 from tests.models import IMATRIX, tiny
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,7 @@ from policy_dsl.diagnostics import PolicyError, SourceText
 from policy_dsl.language.draft import FIELDS
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import RULE_FIELDS, YAML_KEYS, read_yaml
-from policy_dsl.policy import Policy
-from policy_dsl.vocabulary import COMPONENTS, SINGLE_ROLES, WORDS
+from policy_dsl.policy import COMPONENTS, SINGLE_ROLES, WORDS, Policy
 
 PAGE = (Path(__file__).parents[3] / "docs" / "language.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(qpol|yaml)\n(.*?)```", PAGE, re.DOTALL)

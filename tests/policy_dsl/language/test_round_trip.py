@@ -23,6 +23,9 @@ from policy_dsl.language.read_yaml import read_yaml
 from policy_dsl.language.statements import StatementReader
 from policy_dsl.policy import (
     CLEARABLE,
+    COMPONENTS,
+    SINGLE_ROLES,
+    WORDS,
     All,
     Boundary,
     Calibration,
@@ -45,7 +48,6 @@ from policy_dsl.policy import (
     without,
 )
 from policy_dsl.treatments import Written
-from policy_dsl.vocabulary import COMPONENTS, SINGLE_ROLES, WORDS
 
 EXPRESSIONS = [
     "i < 4",

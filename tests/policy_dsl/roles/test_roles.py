@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from policy_dsl.policy import COMPONENTS, SINGLE_ROLES
 from policy_dsl.roles.classify import architecture, classify, families
 from policy_dsl.views import Alternate, Expert, Transposed
-from policy_dsl.vocabulary import COMPONENTS, SINGLE_ROLES
 from tests.models import minimax
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "architectures"

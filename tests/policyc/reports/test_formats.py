@@ -14,9 +14,8 @@ from policy_dsl.language.draft import FIELDS
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.planning.fill import fill
 from policy_dsl.planning.lint import setting_findings
-from policy_dsl.policy import Defaults
+from policy_dsl.policy import SCHEMES, WORDS, Defaults
 from policy_dsl.treatments import Coded, Written
-from policy_dsl.vocabulary import SCHEMES, WORDS
 from policyc.cli import main
 
 SETTINGS = {
