@@ -11,7 +11,7 @@ from typing import Any
 
 from emitters import checkpoints
 from emitters.checkpoints import CONFIG, INDEX, QUANTIZATIONS, document, written
-from emitters.mlx_affine.spec import AFFINE, AFFINE_PARTS, READER
+from emitters.mlx_affine.spec import AFFINE, AFFINE_PARTS, READER, configured_dtype
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.formats import (
     Claim,
@@ -71,16 +71,16 @@ def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
         raise ForeignMetadataError("its quantization is not an object")
     default = _treatment(entries)
     parts = set(AFFINE_PARTS if default.scheme == AFFINE else AFFINE_PARTS[:2])
-    made = {}
+    made, dtype = {}, configured_dtype(config) or "BF16"
     for name in {**forms, **entries}:
         entry, held = entries.get(name), forms.get(name, {})
         if isinstance(entry, dict):
             # It inherits nothing but the defaults of its mode; a null is no group size.
             usual = _USUAL.get(str(entry.get("mode", AFFINE)), _USUAL[AFFINE])
             given = {key: value for key, value in entry.items() if value is not None}
-            made[name] = _claim(_treatment({**usual, **given}), held)
+            made[name] = _claim(_treatment({**usual, **given}), held, dtype)
         elif entry is True or (name not in entries and parts <= held.keys()):
-            made[name] = _claim(default, held)
+            made[name] = _claim(default, held, dtype)
     return made
 
 
@@ -104,14 +104,14 @@ def _check_copy(copy: Any, forms: Forms) -> None:
         raise fail("bad-bundle-metadata", path=CONFIG, reason=reason, suggestion=cure)
 
 
-def _claim(treatment: Coded, parts: Mapping[str, TensorForm]) -> Claim:
+def _claim(treatment: Coded, parts: Mapping[str, TensorForm], dtype: str) -> Claim:
     """The claim about a module of these parts; without a shape where one is missing."""
     codes, scales = parts.get("weight"), parts.get("scales")
     if codes is None or scales is None or not scales[1]:
-        return Claim(treatment, (), "BF16")
+        return Claim(treatment, (), dtype)
     shape = (*codes[1][:-1], scales[1][-1] * treatment.group_size)
-    # The scales of floating-point modes are bytes and say nothing of the values.
-    return Claim(treatment, shape, scales[0] if treatment.scheme == AFFINE else "BF16")
+    # The scales of floating-point modes are bytes and say nothing of the values, the config does.
+    return Claim(treatment, shape, scales[0] if treatment.scheme == AFFINE else dtype)
 
 
 def _quantization(plan: Plan) -> dict[str, Any]:

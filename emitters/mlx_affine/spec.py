@@ -5,8 +5,9 @@ Source: mlx 0.32.4 (quantizer); mlx-lm 0.32.2 (loader, `sanitize` of each model 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 from emitters.checkpoints import CONFIG, omission
 from policy_dsl.formats import FormatSpec, PartShape, Review, SchemeSpec, Shards
@@ -57,14 +58,19 @@ def _part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple
     return packed, PartShape("scales", "U8", groups)
 
 
+def configured_dtype(config: Mapping[str, Any]) -> str | None:
+    """The dtype to which `mlx_lm.convert` casts values by this config; None if by none."""
+    text = config.get("text_config")
+    inner = text.get("dtype") if isinstance(text, Mapping) else None
+    return _DTYPES.get(str(config.get("torch_dtype") or inner))
+
+
 def _plain_dtype(tensor: ModelTensor, model: Model) -> str:
     """The dtype of a tensor's values, as `mlx_lm.convert` chooses it: the config's if it has one.
 
     FP8 becomes bfloat16. A router's bias is never cast.
     """
-    text = model.config.get("text_config") or {}
-    wanted = _DTYPES.get(str(model.config.get("torch_dtype") or text.get("dtype")))
-    source = tensor.source.dtype
+    wanted, source = configured_dtype(model.config), tensor.source.dtype
     if tensor.namesake == "router_bias" or (wanted is None and source in _DTYPES.values()):
         return source
     return wanted or "BF16"

@@ -63,6 +63,12 @@ def test_widths_are_written_whole_and_read_back(write_llama, planned):
     read = {name: claim.treatment for name, claim in claims.items()}
     found = {name: (one.scheme, one.bits, one.group_size) for name, one in read.items()}
     assert found == treatments
+    # Scales of MXFP4 are bytes: the config alone says of what values.
+    for dtype, wanted in (("float16", "F16"), ("float32", "F32"), (None, "BF16"), ([], "BF16")):
+        config = {**json.loads(files["config.json"]), "torch_dtype": dtype, "text_config": 3}
+        said = {**files, "config.json": json.dumps(config).encode()}
+        claims = FORMATS["mlx_affine"].files().claims(said, forms)
+        assert claims[f"{block}.self_attn.o_proj"].dtype == wanted
 
 
 def test_the_index_counts_logical_weights(write_llama, planned):
