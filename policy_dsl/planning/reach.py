@@ -144,7 +144,7 @@ class Reach:
             # To look for what was meant takes a while for each.
             if self._n_cured <= _MOST_CURED:
                 cure = self._cures.cure(pattern, excepted=patterns[pattern])
-            found.append(self._without_match("pattern", compiled, pattern, cure))
+            found.append(self._without_match("pattern-matches-nothing", compiled, pattern, cure))
         if len(dead) > _MOST_SHOWN:
             more, example = len(dead) - _MOST_SHOWN, print_selector(dead[-1])
             note = f"{more:,} more patterns of this rule match nothing, such as {example}"
@@ -171,13 +171,16 @@ class Reach:
         for part, left in self._idle(compiled, compiled.rule.selector, None, False):
             matches = compiled.predicates[part]
             notes = guard_notes([one.tensor for one in left if matches(one.tensor)[0]])
-            yield self._without_match("part", compiled, part, Cure(None, notes))
+            yield self._without_match("part-matches-nothing", compiled, part, Cure(None, notes))
 
     def _without_match(
-        self, what: str, compiled: CompiledRule, node: Selector, cure: Cure
+        self, code: str, compiled: CompiledRule, node: Selector, cure: Cure
     ) -> Diagnostic:
-        facts: dict[str, Any] = {what: print_selector(node), "model": self.model.id}
-        code, span = f"{what}-matches-nothing", span_of(compiled.rule, node)
+        facts: dict[str, Any] = {
+            code.partition("-")[0]: print_selector(node),
+            "model": self.model.id,
+        }
+        span = span_of(compiled.rule, node)
         suggestion = cure.suggestion or self._cure
         return diagnostic(code, span, suggestion=suggestion, notes=cure.notes, **facts)
 
