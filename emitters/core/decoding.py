@@ -17,9 +17,9 @@ import numpy as np
 from emitters.core.bundle_reading import Bundle
 from emitters.core.matching import Piece
 from emitters.core.record import BundleModule
+from emitters.numerics import VALUE_TYPES, Array
 from emitters.numerics.reach import FLOORS, UNITS, Sums, distance
 from emitters.numerics.rounding import to_float32
-from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.files import Source, columns, file_facts
 from emitters.tensor_io.view_rows import Cast, ViewReader
 from policy_dsl import version

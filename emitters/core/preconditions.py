@@ -19,7 +19,7 @@ import numpy as np
 from emitters.core.bundle_reading import Bundle
 from emitters.core.decoding import source_reader
 from emitters.core.matching import tensors_in_stretches
-from emitters.numerics.value_types import VALUE_TYPES
+from emitters.numerics import VALUE_TYPES
 from emitters.tensor_io.files import CHANGED, FileFacts, Source, columns, file_facts, writing
 from emitters.tensor_io.view_rows import Cast, ViewReader
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from emitters.core.work_units import Output, Unit
+from emitters.numerics import VALUE_TYPES, Array
 from emitters.numerics.reach import distance
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
-from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.files import write_at
 from emitters.tensor_io.view_rows import Cast, ViewReader, place_of
 from policy_dsl.diagnostics import Diagnostic, diagnostic

@@ -9,7 +9,7 @@ from hashlib import sha256
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from emitters.numerics.value_types import Array
+from emitters.numerics import Array
 from emitters.tensor_io.files import CHANGED, FileFacts, Source, file_facts
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.formats import Context, Format, Solver

@@ -21,8 +21,8 @@ from emitters.core.decoding import AGAIN, EQUAL, NEAREST, RowsCheck, Tally
 from emitters.core.matching import Piece, fits, match, other_experts, pieces_of, with_added
 from emitters.core.preconditions import as_in_bundle, differing_heads, heads_left_out
 from emitters.core.record import BundleModule
+from emitters.numerics import VALUE_TYPES
 from emitters.numerics.reach import Sums
-from emitters.numerics.value_types import VALUE_TYPES
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.inventory import Inventory, source_digest
 from policy_dsl.planning.outline import stored_as

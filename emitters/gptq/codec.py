@@ -13,11 +13,10 @@ import numpy as np
 
 from emitters.checkpoints import wrong_tensor
 from emitters.gptq.spec import READ, RTN, SEARCHES, STORAGE, group_length
-from emitters.numerics import gptq
+from emitters.numerics import Array, gptq
 from emitters.numerics.column_weights import SearchWeights, search_weights
 from emitters.numerics.gptq import GptqParts
 from emitters.numerics.gptq_search import gptq_search
-from emitters.numerics.value_types import Array
 from emitters.tensor_io.files import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.formats import Claim, Context, Parts, Slack, Statistics, Tensors, UnstorableError

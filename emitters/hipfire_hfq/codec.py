@@ -12,10 +12,9 @@ from pathlib import Path
 from emitters.checkpoints import wrong_tensor
 from emitters.hipfire_hfq.container import CODE_OF, SCALE
 from emitters.hipfire_hfq.spec import AWQ, CODES, GATE_UP, awq_choices, column_scale
-from emitters.numerics import hfq
+from emitters.numerics import VALUE_TYPES, Array, hfq
 from emitters.numerics.column_weights import ColumnScale, awq_scale, forms_of_scale, gate_up_sums
 from emitters.numerics.rounding import first_nonfinite
-from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.files import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, PolicyError
 from policy_dsl.formats import Claim, Context, Parts, Slack, Statistics, Tensors, UnstorableError

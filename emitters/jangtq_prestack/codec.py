@@ -6,9 +6,9 @@ Source: jang 2.5.50, `turboquant.linear`; mlx 0.32.4 (CPU) for affine groups.
 from __future__ import annotations
 
 from emitters.jangtq_prestack.spec import MXTQ
+from emitters.numerics import Array
 from emitters.numerics.affine import affine_beyond, affine_decode, affine_encode
 from emitters.numerics.mxtq import mxtq_beyond, mxtq_decode, mxtq_encode
-from emitters.numerics.value_types import Array
 from policy_dsl.formats import Parts, Slack
 from policy_dsl.treatments import Coded
 

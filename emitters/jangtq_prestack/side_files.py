@@ -12,8 +12,8 @@ from pathlib import Path
 
 from emitters.checkpoints import wrong_metadata
 from emitters.jangtq_prestack.spec import MXTQ, SEED, TEMPLATE, TOKENIZER
+from emitters.numerics import Array
 from emitters.numerics.mxtq_tables import codebook, signs
-from emitters.numerics.value_types import Array
 from emitters.tensor_io.files import Source, file_facts
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, PolicyError, fail

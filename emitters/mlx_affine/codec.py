@@ -6,9 +6,9 @@ Source: mlx 0.32.4 (CPU), `mx.quantize` and `mx.dequantize`.
 from __future__ import annotations
 
 from emitters.mlx_affine.spec import AFFINE, AFFINE_PARTS
+from emitters.numerics import Array
 from emitters.numerics.affine import affine_beyond, affine_decode, affine_encode
 from emitters.numerics.small_floats import FP_MODES, fp_beyond, fp_decode, fp_encode
-from emitters.numerics.value_types import Array
 from policy_dsl.formats import Parts, Slack
 from policy_dsl.treatments import Coded
 

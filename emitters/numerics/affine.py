@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from emitters.numerics import Array, new_values, value_type
 from emitters.numerics.bitpack import pack_codes, unpack, unpack_codes
 from emitters.numerics.jit import device, factory, int64_pair, kernel, reads, writes
 from emitters.numerics.reach import FLOORS, UNITS, Steps, Width, beyond_steps, slack_of, spread
@@ -23,7 +24,6 @@ from emitters.numerics.rounding import (
     to_float32,
     widen,
 )
-from emitters.numerics.value_types import Array, new_values, value_type
 from policy_dsl.formats import Slack
 
 _LANES = 16  # groups side by side

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from emitters.numerics import Array
 from emitters.numerics.jit import device, int64, kernel, reads, writes
-from emitters.numerics.value_types import Array
 
 _FOURTHS = np.uint64(0x0001000100010001)
 _HALVES = np.uint64(0x0000000100000001)

@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from emitters.numerics import F32, Array
 from emitters.numerics.jit import device, kernel, reads, writes
 from emitters.numerics.rounding import cast, rounded, to_float32
-from emitters.numerics.value_types import F32, Array
 
 LANES = 32
 FOLDED = 8  # lanes after folding: the floats of one register

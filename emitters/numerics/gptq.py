@@ -23,11 +23,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from emitters.numerics import BF16, F16, Array, value_type
 from emitters.numerics.bitpack import pack, unpack
 from emitters.numerics.jit import device, factory, int64, int64_pair, kernel, reads, writes
 from emitters.numerics.reach import FLOORS, UNITS, Steps, Width, beyond_steps, slack_of, spread
 from emitters.numerics.rounding import bits_of, clamped, extremes, narrow, rounded, widen
-from emitters.numerics.value_types import BF16, F16, Array, value_type
 from policy_dsl.formats import Slack
 
 WIDTHS = (2, 3, 4, 8)

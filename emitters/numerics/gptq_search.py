@@ -16,6 +16,7 @@ from functools import cache
 
 import numpy as np
 
+from emitters.numerics import BF16, F16, Array, value_type
 from emitters.numerics.column_weights import (
     FOLDED,
     LANES,
@@ -31,7 +32,6 @@ from emitters.numerics.column_weights import (
 from emitters.numerics.gptq import GptqParts, new_parts
 from emitters.numerics.jit import device, factory, int64, kernel, reads, writes
 from emitters.numerics.rounding import bits_of, float_of, narrow, rounded, widen
-from emitters.numerics.value_types import BF16, F16, Array, value_type
 
 _Target = tuple[int, np.float32]  # value type, 2**(bits - 1)
 _Pair = tuple[np.float32, np.float32]  # inverse scale and scale, or value and weight

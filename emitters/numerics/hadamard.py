@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from emitters.numerics import Array
 from emitters.numerics.jit import device
 from emitters.numerics.rounding import widen
-from emitters.numerics.value_types import Array
 
 LANES = 16  # rows side by side
 _CHUNK = 256  # elements of each lane that fit the first-level cache together

@@ -18,6 +18,7 @@ from functools import cache
 
 import numpy as np
 
+from emitters.numerics import F16, F32, Array
 from emitters.numerics.bitpack import pack_codes, unpack, unpack_codes
 from emitters.numerics.hadamard import LANES, load_lanes, rotate, store_lanes
 from emitters.numerics.hfq_lloyd import read_lloyd, write_lloyd, zero_at
@@ -31,7 +32,6 @@ from emitters.numerics.rounding import (
     largest_magnitude,
     widen,
 )
-from emitters.numerics.value_types import F16, F32, Array
 from policy_dsl.formats import Slack
 from policy_dsl.sources.hfq_container import QUANT_CODES, QuantCode
 

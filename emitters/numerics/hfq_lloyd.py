@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from emitters.numerics import F16, Array
 from emitters.numerics.hadamard import LANES
 from emitters.numerics.jit import device
 from emitters.numerics.rounding import bits_of, float_of, narrow, widen
-from emitters.numerics.value_types import F16, Array
 
 _Four = tuple[np.float32, np.float32, np.float32, np.float32]
 

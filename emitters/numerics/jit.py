@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from emitters.numerics.value_types import Array, value_type
+from emitters.numerics import Array, value_type
 from policy_dsl.diagnostics import PolicyError, fail
 
 _SETTINGS = ".numba_config.yaml"

@@ -14,12 +14,12 @@ from math import sqrt
 
 import numpy as np
 
+from emitters.numerics import F16, Array, value_type
 from emitters.numerics.hadamard import LANES, load_lanes, rotate, store_lanes
 from emitters.numerics.jit import device, factory, kernel, reads, writes
 from emitters.numerics.mxtq_tables import codebook, signs
 from emitters.numerics.reach import FLOORS, UNITS
 from emitters.numerics.rounding import narrow, widen
-from emitters.numerics.value_types import F16, Array, value_type
 from policy_dsl.formats import Slack
 
 _STRETCH = 160  # columns coded at a time: whole words at every width

@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from emitters.numerics.value_types import Array
+from emitters.numerics import Array
 
 _GRID_POINTS = 10000
 _MOST_ROUNDS = 200

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from emitters.numerics import Array
 from emitters.numerics.jit import device, kernel, reads, writes
-from emitters.numerics.value_types import Array
 from policy_dsl.formats import Slack
 
 _LANES = 16

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from emitters.numerics import BF16, F16, Array, new_values, value_type
 from emitters.numerics.jit import device, factory, int64, kernel, reads, writes
-from emitters.numerics.value_types import BF16, F16, Array, new_values, value_type
 
 _SIGN = np.uint32(0x80000000)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)

@@ -29,6 +29,7 @@ from functools import cache
 
 import numpy as np
 
+from emitters.numerics import BF16, F16, Array, new_values, value_type
 from emitters.numerics.bitpack import pack_codes, unpack_codes
 from emitters.numerics.jit import device, factory, int64_pair, kernel, reads, writes
 from emitters.numerics.reach import FLOORS, UNITS, Width, slack_of
@@ -41,7 +42,6 @@ from emitters.numerics.rounding import (
     rounded,
     widen,
 )
-from emitters.numerics.value_types import BF16, F16, Array, new_values, value_type
 from policy_dsl.formats import Slack
 
 _ZERO = np.float32(0)

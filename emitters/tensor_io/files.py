@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emitters.numerics.value_types import VALUE_TYPES, Array
+from emitters.numerics import VALUE_TYPES, Array
 from policy_dsl.diagnostics import DiskError, PolicyError, diagnostic, fail
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import PlannedTensor

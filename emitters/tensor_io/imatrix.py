@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from emitters.numerics.value_types import Array
+from emitters.numerics import Array
 from emitters.tensor_io.files import Source, file_facts
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, fail
 from policy_dsl.escaping import shown

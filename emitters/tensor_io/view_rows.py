@@ -8,10 +8,9 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from emitters.numerics import rounding
+from emitters.numerics import VALUE_TYPES, Array, rounding
 from emitters.numerics.rounding import first_nonfinite, to_float32
 from emitters.numerics.small_floats import fp8_dequantize
-from emitters.numerics.value_types import VALUE_TYPES, Array
 from emitters.tensor_io.files import Source
 from policy_dsl.diagnostics import PermanentError, diagnostic, fail
 from policy_dsl.inventory import TensorInfo

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 import emitters
+from emitters.numerics import Array
 from emitters.numerics.rounding import cast
-from emitters.numerics.value_types import Array
 from policy_dsl.formats import Encode, Format, SchemeSpec, UnstorableError
 from policy_dsl.treatments import Coded
 

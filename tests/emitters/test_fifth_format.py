@@ -20,7 +20,7 @@ from emitters.core.build import build
 from emitters.core.bundle_reading import open_bundle
 from emitters.core.decoding import Decoder
 from emitters.core.verify import verify_bundle
-from emitters.numerics.value_types import Array
+from emitters.numerics import Array
 from emitters.tensor_io.imatrix import open_imatrix
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.formats import (

@@ -16,7 +16,7 @@ from emitters.core.bundle_reading import Bundle, open_bundle
 from emitters.core.decoding import Decoder, source_reader
 from emitters.core.matching import fits, match, with_added
 from emitters.core.verify import verify_bundle
-from emitters.numerics.value_types import Array
+from emitters.numerics import Array
 from emitters.tensor_io.view_rows import Cast
 from policy_dsl.roles.classify import ModelTensor, classify
 from policy_dsl.sources.reference import open_source

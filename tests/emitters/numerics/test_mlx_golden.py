@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from emitters.mlx_affine.codec import decode, encode
+from emitters.numerics import value_type
 from emitters.numerics.rounding import to_float32
-from emitters.numerics.value_types import value_type
 from policy_dsl.treatments import Coded
 
 quantize = partial(Coded, symmetric=False, method="rtn")

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emitters.numerics import Array
 from emitters.numerics.rounding import cast, to_float32
 from emitters.numerics.small_floats import FP8_RULES, fp8_dequantize
-from emitters.numerics.value_types import Array
 from emitters.tensor_io.files import Source, file_facts
 from emitters.tensor_io.view_rows import Cast, ViewReader, view_nbytes
 from policy_dsl.diagnostics import PolicyError
