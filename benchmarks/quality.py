@@ -55,7 +55,7 @@ from policy_dsl.sources.reference import open_source  # noqa: E402
 from policy_dsl.treatments import Coded  # noqa: E402
 from policy_dsl.views import stacked  # noqa: E402
 from policyc import Plan, PolicyError, load  # noqa: E402
-from policyc.reports import blocks as report  # noqa: E402
+from policyc import reports as report  # noqa: E402
 from policyc.workflow import plan_for  # noqa: E402
 
 SOURCE = ROOT / "examples" / "tiny-minimax-m2"
