@@ -1,7 +1,5 @@
 """The back end: every folder here that holds a `spec.py` is a format."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib import import_module

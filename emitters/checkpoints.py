@@ -1,7 +1,5 @@
 """What formats of checkpoints share: JSON documents, the index of shards, reasons by layer."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping

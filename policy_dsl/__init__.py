@@ -1,7 +1,5 @@
 """The front end: policy texts and checkpoints to plans, without numpy and without formats."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

@@ -5,8 +5,6 @@ before any object is made: what comes out takes at most a dozen times the size o
 160 MB, and never more than three times that size and half a GB.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 from collections.abc import Callable, Iterator

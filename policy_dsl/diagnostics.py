@@ -8,8 +8,6 @@ catalogue   every code with its severity, message, cause and fix, from findings/
 A code names the defect, never the cure.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

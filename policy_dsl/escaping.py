@@ -9,8 +9,6 @@ is_plain_name   whether a name is that of a file in a folder, never a path
 Escaping twice changes nothing: an escape can be seen, and backslashes stay as they are.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import unicodedata

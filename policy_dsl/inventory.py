@@ -1,7 +1,5 @@
 """What a source checkpoint holds, as values, read from headers alone."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

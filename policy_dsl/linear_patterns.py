@@ -4,8 +4,6 @@ The one place that compiles them, by RE2. Taken is what both RE2 and Python's `r
 read alike in text of printable ASCII. Elsewhere `\d`, `\w`, `\s` and `\b` know ASCII alone.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from functools import cache, cached_property

@@ -1,7 +1,5 @@
 """Quantities as people read and write them: bytes in GB and GiB together, counts, layer lists."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from itertools import count, takewhile

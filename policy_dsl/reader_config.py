@@ -4,8 +4,6 @@ readers/<reader>.yaml ── reader_kind ──> ReaderKind: what a reader takes
 plan, reader ── written_config ──> the config with what it lacks, refused ──> what it cannot say
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ A pipe, a device, a folder or a socket is an error in words. Opening one never w
 opened is looked at, not what was listed before.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import stat

@@ -1,7 +1,5 @@
 """What happens to a tensor: as a policy writes it, and as a bundle stores it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal

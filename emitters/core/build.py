@@ -4,8 +4,6 @@ claim the output ─ open or resume the journal ─ run the units ─ metadata a
 ─ check and hash what was written ─ record ─ one rename
 """
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping

@@ -3,8 +3,6 @@
 Neither the source nor the weights are needed: the config and the family's table say it all.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """A bundle on disk as values: its tensors by module, its record, and what its metadata claim."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set

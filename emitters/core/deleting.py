@@ -4,8 +4,6 @@ No folder is ever deleted with what is in it, and no link is followed: what else
 between stays where it is.
 """
 
-from __future__ import annotations
-
 import os
 import stat
 from collections import defaultdict

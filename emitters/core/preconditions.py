@@ -3,8 +3,6 @@
 A head that a tied model has of its own must be equal to the embedding that readers use instead.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

@@ -1,7 +1,5 @@
 """A bundle's provenance record, read: each of its fields is checked before it is used."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence

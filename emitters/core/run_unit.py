@@ -1,7 +1,5 @@
 """One unit of a build, run: rows read, made into values, encoded, written at their places."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

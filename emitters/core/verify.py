@@ -1,7 +1,5 @@
 """A bundle on disk -> what was checked, what is wrong, and how far it is from its source."""
 
-from __future__ import annotations
-
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping

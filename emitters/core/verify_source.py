@@ -6,8 +6,6 @@ codes: if the codes of most of its rows are all nearest ones, rounding did. Else
 have, and each matrix as a whole must be near its source.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """A build as a list of independent units, each a block of rows of one view of the source."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from types import MappingProxyType

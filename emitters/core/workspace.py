@@ -7,8 +7,6 @@
 <out>.partial/deleted/    a bundle that was replaced, while its files are deleted
 """
 
-from __future__ import annotations
-
 import os
 import re
 import stat

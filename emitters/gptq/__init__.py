@@ -1,7 +1,5 @@
 """GPTQ-packed linears, as vLLM, AutoRound and GPTQModel read them."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from emitters.gptq.review import REVIEW

@@ -3,8 +3,6 @@
 Source: vLLM 0.33.0, whose Marlin kernels have the zero point of symmetric groups built in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path

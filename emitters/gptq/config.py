@@ -8,8 +8,6 @@ Source: auto-round 0.16.1 and 0.12.2, exports and loader, its flow without a mod
 2.3.0, `GPTQQuantizer`; transformers 5.23.0, `save_pretrained`.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

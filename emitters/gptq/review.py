@@ -5,8 +5,6 @@ read, and what looks up names was run; transformers 5.23.0 with auto-round 0.16.
 gptqmodel 7.7.0, and with optimum 2.3.0, all run on a CPU with bundles of tiny models.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace

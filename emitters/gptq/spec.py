@@ -4,8 +4,6 @@ Names are as published, with one module for each expert.
 Source: auto-round 0.16.1, GPTQModel 7.7.0, vLLM 0.33.0: packers, readers, weight loaders.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from functools import lru_cache, partial
 from typing import NamedTuple

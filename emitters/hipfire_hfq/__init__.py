@@ -1,7 +1,5 @@
 """HFQ containers for hipfire: one file, experts in blocks of 256 rotated values."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from emitters.hipfire_hfq.spec import AWQ, REVIEW, SPEC, added_scales, column_scale, remarks

@@ -4,8 +4,6 @@ With AWQ, an importance matrix scales columns: one scale for gate and up of a la
 Source: Kaden-Schutt/hipfire, `calibration` module and MiniMax branch at 02786be.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 

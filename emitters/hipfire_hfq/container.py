@@ -3,8 +3,6 @@
 Source: Kaden-Schutt/hipfire, crates/hipfire-quantize at 91e58a5, run on a CPU.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import struct

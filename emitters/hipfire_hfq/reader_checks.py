@@ -4,8 +4,6 @@ Source: Kaden-Schutt/hipfire, crates/hipfire-runtime/src/hfq.rs at 9d90364, and 
 MiniMax-M2, crates/hipfire-arch-minimax/src/minimax.rs at 05674fe; both read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path

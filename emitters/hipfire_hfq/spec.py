@@ -4,8 +4,6 @@ Source: Kaden-Schutt/hipfire, crates/hipfire-quantize at 02786be, crates/hipfire
 at 05674fe, read.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """JANGTQ bundles: MXTQ experts and MLX affine groups, as JANG's MLX runtimes load them."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from emitters.jangtq_prestack.review import REVIEW

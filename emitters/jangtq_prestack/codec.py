@@ -3,8 +3,6 @@
 Source: jang 2.5.50, `turboquant.linear`; mlx 0.32.4 (CPU) for affine groups.
 """
 
-from __future__ import annotations
-
 from emitters.jangtq_prestack.spec import MXTQ
 from emitters.numerics import Array
 from emitters.numerics.affine import affine_beyond, affine_decode, affine_encode

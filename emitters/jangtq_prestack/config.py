@@ -3,8 +3,6 @@
 Source: jang 2.5.50, `convert_minimax_jangtq`, `rebundle_jangtq_stacked`, `capabilities`.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set

@@ -4,8 +4,6 @@ Source: jang 2.5.50, its converter for MiniMax, `load_jangtq` and `verify_jangtq
 osaurus-ai/vmlx-swift at b298324c (read).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Source: jang 2.5.50 (`load_jangtq`, runs on a CPU), osaurus-ai/vmlx-swift at b29
 `jang-runtime` of FiditeNemini/jangq at bce65d4d (read).
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial

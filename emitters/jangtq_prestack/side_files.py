@@ -4,8 +4,6 @@ Source: jang 2.5.50, `build_jangtq_sidecar` (widths of 3-bit rows are the true o
 `convert_minimax_jangtq`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

@@ -5,8 +5,6 @@ all stacks first, and the rest as it is in the converter's shards.
 Source: jang 2.5.50, converter (`convert_minimax_jangtq`), `rebundle_jangtq_stacked`, loader.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import partial

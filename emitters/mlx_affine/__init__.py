@@ -1,7 +1,5 @@
 """MLX affine and floating-point groups, as stock mlx-lm loads them."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from emitters.mlx_affine.spec import REVIEW, SPEC

@@ -3,8 +3,6 @@
 Source: mlx 0.32.4 (CPU), `mx.quantize` and `mx.dequantize`.
 """
 
-from __future__ import annotations
-
 from emitters.mlx_affine.spec import AFFINE, AFFINE_PARTS
 from emitters.numerics import Array
 from emitters.numerics.affine import affine_beyond, affine_decode, affine_encode

@@ -3,8 +3,6 @@
 Source: mlx-lm 0.32.2, `save_config`, `save_model`, `get_total_parameters` and `load_model`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Source: mlx 0.32.4 (quantizer); mlx-lm 0.32.2 (loader, `sanitize` of each model module).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any

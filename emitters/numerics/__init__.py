@@ -4,8 +4,6 @@ numpy has no bfloat16: a BF16 array is a uint16 array of bit patterns. Kernels s
 value type as unsigned integers and widen to float32 themselves.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

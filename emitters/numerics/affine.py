@@ -5,8 +5,6 @@ the float32 scale and bias; what is stored are those rounded to the value type o
 Source: mlx 0.32.4 (CPU), `mx.quantize` and `mx.dequantize` with mode "affine".
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

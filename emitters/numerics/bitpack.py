@@ -6,8 +6,6 @@ codes, so no group shares a word with another.
 Source: mlx 0.32.4 (CPU), `mx.quantize`; same stream for b = 2, 3, 4, 5, 6, 8.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from emitters.numerics import Array

@@ -14,8 +14,6 @@ divides the inputs by it. Gate and up of all experts of a layer share one.
 Source: Kaden-Schutt/hipfire, `calibration` module (2026-05).
 """
 
-from __future__ import annotations
-
 import math
 from functools import reduce
 from operator import add

@@ -16,8 +16,6 @@ registered as `rtn_int_sym` and `int_asym`; 0.12.2 calls the former `int_sym`. I
 flow makes the values float32 first, the others keep their type.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

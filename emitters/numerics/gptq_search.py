@@ -9,8 +9,6 @@ Source: auto-round 0.16.1 (torch 2.13.0, CPU), `auto_round/data_type/int.py`, th
 registered as `opt_rtn_int_sym`; 0.12.2, the one registered as `rtn_int_sym`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 

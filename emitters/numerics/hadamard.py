@@ -9,8 +9,6 @@ orthonormal, hence its own inverse.
 Source: jang 2.5.50, `jang_tools.turboquant.rotation`.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from emitters.numerics import Array

@@ -11,8 +11,6 @@ short, and it is stored as a whole block. Lanes are as in `hadamard`.
 Source: Kaden-Schutt/hipfire at 91e58a5 (0.1.8-alpha.2) and 0e5eb9a, crates/hipfire-quantize.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 

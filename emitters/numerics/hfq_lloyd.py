@@ -15,8 +15,6 @@ whatever their values: nothing branches on them, and neighbouring lanes share ea
 Source: Kaden-Schutt/hipfire at 0e5eb9a, crates/hipfire-quantize/src/quant_mq.rs.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from emitters.numerics import F16, Array

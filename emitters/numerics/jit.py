@@ -6,8 +6,6 @@ not branch; indices are unsigned where parts of an array must be seen not to ove
 one could count from the end; extremes are compared as integers, which LLVM may reorder.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import pickle

@@ -7,8 +7,6 @@ Source: jang 2.5.50, `jang_tools.turboquant.linear.tq_quantize_weight`; where ro
 whole words, `jang_tools.convert_zaya_common.tq_quantize_weight_rowwise`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import sqrt
 

@@ -3,8 +3,6 @@
 numpy alone, so that planning can ask for them.
 """
 
-from __future__ import annotations
-
 import math
 from functools import cache
 

@@ -3,8 +3,6 @@
 Widening to float32 and rounding to 16 bits are branch-free on integers: no table, no library call.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

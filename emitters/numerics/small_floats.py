@@ -22,8 +22,6 @@ Source: mlx 0.32.4 (`mx.from_fp8`, mlx-lm's MiniMax sanitize); transformers 5.23
 `Fp8Dequantize`; AutoRound 0.16.1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 

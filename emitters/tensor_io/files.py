@@ -6,8 +6,6 @@ running build is noticed, and no count of shards is too many. What is written ha
 from the start, its header first; tensors follow in any order.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

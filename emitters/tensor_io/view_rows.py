@@ -1,7 +1,5 @@
 """Rows of views read from a source as values: FP8 codes times their scales, all else cast."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple, cast

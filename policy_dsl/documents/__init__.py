@@ -5,8 +5,6 @@ columns), unions, and `Annotated[T, Limits(…)]`. Here is what several share, a
 of attributes and checks them against the types. Published JSON Schemas are made of the same types.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

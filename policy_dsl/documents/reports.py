@@ -1,7 +1,5 @@
 """The documents of commands other than `plan`."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, TypedDict
 
 from policy_dsl.documents import (

@@ -4,8 +4,6 @@ What thousands of modules share is said once, as a form; a module is a row. `Rec
 is the record of earlier versions, which is still read.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, NotRequired, TypedDict
 
 from policy_dsl.documents import (

@@ -4,8 +4,6 @@ Values arrive as fragments with their variables still in them; defects are colle
 `build` returns the Policy or raises them all.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """A policy by path or bundled name -> Policy, with `extends` and variables resolved."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence

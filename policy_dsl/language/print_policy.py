@@ -1,7 +1,5 @@
 """Policy -> text, in both notations and in one fixed form; its digest."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -4,8 +4,6 @@ Statements end with `;` or a newline; `#` starts a comment; `on <target> {` and 
 close a block. Quoted texts and `/…/` may hold any of these characters.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """YAML text -> Policy."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -5,8 +5,6 @@ A rule, `prune …`, `test …` or `otherwise …`; selectors; the words of a tr
 `n` the number of layers; + - * // %, comparisons, and, or, not, parentheses, whole numbers.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from functools import cache

@@ -3,8 +3,6 @@
 Anchors, aliases, tags and deep nesting are refused while composing, before anything expands.
 """
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The policy's own tests against its plan: what was asked, what was found, whether it holds."""
 
-from __future__ import annotations
-
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@ The place of every tensor is known before a weight is read. Whether side files c
 asked of a source before anything is written, and of a bundle by `verify`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace

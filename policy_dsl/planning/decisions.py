@@ -1,7 +1,5 @@
 """Which rule decides each tensor of a model, the last that matches and may touch it; and why."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """A written treatment made whole: the policy's defaults, then the target's table, fill gaps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import prod

@@ -1,7 +1,5 @@
 """What is wrong with a policy whatever the model, and with its settings for a target."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Decisions -> output modules: treatments made whole, tensors grouped to stacks of experts."""
 
-from __future__ import annotations
-
 import re
 import struct
 from collections import defaultdict

@@ -5,8 +5,6 @@ saved plan.json ──┼─> Outline ─> groups, diff
 bundle on disk ───┘
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

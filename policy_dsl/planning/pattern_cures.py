@@ -5,8 +5,6 @@ is searched for and not matched whole, the pattern is in another tool's notation
 are llama.cpp's.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

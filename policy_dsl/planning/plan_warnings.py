@@ -1,7 +1,5 @@
 """Warnings about a finished plan: what is legal and often a mistake."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace

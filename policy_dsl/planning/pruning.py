@@ -3,8 +3,6 @@
 Policy, Model, Saliency ── pruning_of ──> Pruning ── pruned ──> Model, Omissions
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod

@@ -6,8 +6,6 @@ written for one model, so each must match something. Roles, boundaries and famil
 models and may match nothing.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -5,8 +5,6 @@ modules share is said once, as a form, and a module is a row of known length: th
 is arithmetic.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Policy x Inventory x FormatSpecs -> Plan. Pure and total: a Plan, or every defect at once."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace

@@ -4,8 +4,6 @@ architectures/<family>.yaml, with the parts of architectures/_parts.yaml that it
 `model.layers.{layer}.mlp.{up_proj,down_proj}.weight: mlp.*` is two names with a role each.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -3,8 +3,6 @@
 Inventory ── architecture: what names mean ── scales ── completeness ──> Model
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator

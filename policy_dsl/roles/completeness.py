@@ -3,8 +3,6 @@
 ConfigFacts: what a family needs ── tensors ──> Presence ──> findings
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

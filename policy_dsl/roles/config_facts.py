@@ -3,8 +3,6 @@
 config.json + the family's table ── read_config ──> ConfigFacts, where everybody looks values up
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

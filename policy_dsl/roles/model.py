@@ -1,7 +1,5 @@
 """A checkpoint as a model of roles, and its names as publishers and llama.cpp write them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The names of a model's tensors, to be looked through by name patterns in a short time."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator
 

@@ -7,8 +7,6 @@ FP8 weights have one multiplier for each block, each output row, or the whole ma
 a grid [rows of blocks, columns of blocks] from here on, whatever shape it is stored in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache

@@ -8,8 +8,6 @@ the weights) are not read, and a warning says so. Without: `model.safetensors`, 
 safetensors file, or one whole set of files numbered `-I-of-N`; anything else is refused.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

@@ -10,8 +10,6 @@ Source: Kaden-Schutt/hipfire, read as facts: crates/hipfire-runtime/src/hfq.rs @
 families: crates/hipfire-quantize/src/hfq.rs @ 2b62be6.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ readers of headers and ranges are not used: they have no bound, where a server k
 they would fetch the whole file, and after 429 and 5xx they wait for as long as a server asks.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor

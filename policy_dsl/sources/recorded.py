@@ -11,8 +11,6 @@ library writes them, unless `order` lists them; and they fill the file to its en
 says that the shard map is not known.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import re

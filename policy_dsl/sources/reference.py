@@ -4,8 +4,6 @@ A reference is a checkpoint folder, one safetensors file, or one HFQ file; a rec
 file; a name of the catalog; or a hub id, `org/name` or `org/name@revision`.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ Source: huggingface/safetensors 0.8, safetensors/src/tensor.rs, `SafeTensors::re
 and `Metadata::validate` (u64 little-endian length, JSON, then the tensors without a hole).
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping

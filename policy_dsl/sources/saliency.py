@@ -7,8 +7,6 @@ a list of a list for each layer, or an object of such lists by layer. The entry 
 the numbers of the experts that stay.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import struct

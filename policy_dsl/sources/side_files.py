@@ -7,8 +7,6 @@ Source: transformers 5.24.0 (`vocab_files_names` of its tokenizers, `save_pretra
 tokenizers and processors, the names in utils/hub.py), mistral_common (tekken.json).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase

@@ -1,7 +1,5 @@
 """The command line: `main` runs it, `app` holds its commands."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The commands, and how they are run."""
 
-from __future__ import annotations
-
 import gc
 import os
 import sys

@@ -1,7 +1,5 @@
 """`policyc schema`, `formats`, `models`: what the program knows."""
 
-from __future__ import annotations
-
 from policy_dsl import document_schemas
 from policy_dsl.diagnostics import did_you_mean, fail
 from policyc.cli import console, options

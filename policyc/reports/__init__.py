@@ -3,8 +3,6 @@
 What they hold may come from anywhere, and is escaped when it becomes text.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a build wrote, and what verifying a bundle found: blocks and the documented JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

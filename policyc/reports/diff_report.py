@@ -1,7 +1,5 @@
 """A PlanDiff as blocks and as the documented JSON document."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from policy_dsl.documents import entry_of

@@ -1,7 +1,5 @@
 """Diagnostics for programs: JSON objects, GitHub annotations, a SARIF log."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote

@@ -1,7 +1,5 @@
 """What targets can hold, and the catalog's models: blocks and the documented JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Inventory ── survey ──> Survey ── survey_blocks | survey_document
                        Outline ── outline_blocks | outline_document
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod

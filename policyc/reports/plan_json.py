@@ -3,8 +3,6 @@
 Plan ── plan_document ──> {…} ── json ──> plan.json ── saved_outline ──> Outline
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A plan for people, and why one of its tensors is treated as it is; of that, the JSON too."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 
