@@ -308,16 +308,6 @@ def test_print_is_for_the_command_line_and_assert_for_tests() -> None:
     assert wrong == []
 
 
-def test_annotations_are_never_evaluated() -> None:
-    wrong = [
-        module
-        for module, tree in TREES.items()
-        if any(isinstance(node, ast.FunctionDef) for node in ast.walk(tree))
-        and "__future__" not in set(_imported(module))
-    ]
-    assert wrong == []
-
-
 def test_repository_speaks_of_itself_alone() -> None:
     rooms = (".ci", *PACKAGES, *NO_PACKAGES)
     files = [*ROOT.glob("*.*"), *(path for room in rooms for path in (ROOT / room).rglob("*"))]
