@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -28,9 +27,8 @@ MetadataValues = type | tuple[str, ...] | Mapping[str, "MetadataValues"]
 TensorForm = tuple[str, tuple[int, ...]]
 # Module -> part -> form: a bundle's tensors by their names up to the last dot.
 Forms = Mapping[str, Mapping[str, TensorForm]]
-# Of a bundle, by name: its tensors.
+# Of a bundle, by name: its tensors; the content of its metadata files.
 Tensors = Mapping[str, "TensorInfo"]
-# Name -> content of metadata files.
 FileContents = Mapping[str, bytes]
 
 
@@ -38,7 +36,7 @@ FileContents = Mapping[str, bytes]
 class SchemeSpec:
     """A scheme of a format. Of widths, group sizes, methods, symmetries the first is the default.
 
-    One width means that the scheme's name fixes it. An empty group_sizes means no groups.
+    bits: one means that the scheme's name fixes it. group_sizes: empty for no groups.
     values: the dtype in which its encoder takes the values, None for the format's plain dtype.
     flat: groups run over the whole tensor, so that they need not divide its rows.
     """
@@ -57,10 +55,10 @@ class SchemeSpec:
 class PartShape:
     """One output tensor of a module: the suffix of its name, safetensors dtype, shape.
 
-    constant: all its bytes where the treatment alone decides them; else it has equal bytes for
-    every logical row of the module. nbytes: None where dtype and shape decide it. together:
-    logical rows that are coded as one, where groups run on from row to row. order: whether these
-    rows are along its first axis, along its second, or have all of it in common.
+    constant: all its bytes where the treatment alone decides them; else every logical row of the
+    module has equally many. nbytes: None where dtype and shape decide it. together: logical rows
+    that are coded as one, where groups run on from row to row. order: whether these rows are
+    along its first axis, along its second, or have all of it in common.
     """
 
     part: str
@@ -74,9 +72,9 @@ class PartShape:
 
 @dataclass(frozen=True, slots=True)
 class ExpertsApart:
-    """A layout with a module for each expert, where its scheme is one of `schemes`.
+    """A layout with a module for each expert whose scheme is one of these; None is plain.
 
-    path(path of the stack, expert) -> the expert's module. None is what is not quantized.
+    path(path of the stack, expert) -> the expert's module.
     """
 
     path: Callable[[str, int], str]
@@ -140,10 +138,9 @@ class Shards:
 class Container:
     """All tensors in one file, without gaps after a preface.
 
-    name(policy, modules) -> file name. embedded_files: side files of the source that the
-    preface holds. preface(plan, those of them that the source has): what comes before the
-    tensors; without anything about the model and without padding if they are None.
-    order(modules): in which tensors follow each other.
+    name(policy, modules) -> file name. embedded_files: side files of the source in the preface.
+    preface(plan, those of them that the source has): what comes before the tensors; if they are
+    None, without anything about the model and without padding. order(modules): of the tensors.
     """
 
     name: Callable[[Policy, Sequence[Module]], str]
@@ -156,37 +153,28 @@ class Container:
 class FormatSpec:
     """What a format can hold and how its bundle is named and laid out. Functions are pure.
 
-    What can be stored
-      fill: rows (role class, bits or None for any, scheme), first match wins; role classes are
-        `experts`, `embed` (embed and lm_head), `matrix` (any other matrix), `any`.
-      plain_dtypes: of what is not quantized. plain_dtype(tensor, model): the one of a kept
-        tensor, and of a quantized one's values. cuts_off: whether values that become F16 are
-        rounded toward zero.
-      codec_version: raised with every change of the bytes that an encoder makes.
-      fp8_rules: how FP8 sources may be dequantized; the first is the format's own.
-    Which models, and who reads it
-      families: family -> None if it is taken, else why not; None: as the families' tables say.
-      config_readers: the tables of readers that say what config.json means to them.
-      runtimes: reader -> what it is.
-    What modules and their tensors are
-      module_path(tensor, model): the output module of a tensor; tensors with equal paths are
-        stacked along a leading expert axis. A path that ends as the source's name does
-        (`.bias`) means a bare tensor.
-      part_shapes(treatment, shape, dtype): the output tensors of a module of a logical
-        shape [..., in] whose values are of `dtype`; one part unless it is quantized.
-      layouts: ways to store experts, the first is the default; None is stacks of all. Empty:
-        stacks, no choice.
-      padding: family -> experts that are added, unless the policy says no.
-    Which files there are
-      tensor_files: those with tensors.
-      copied_files: name patterns of the source's side files that the bundle copies.
-      edited_files: those that it holds in another form.
-      metadata_files: JSON files that describe a bundle to its readers, also those that other
-        tools write; no other is read.
-    Which words of a policy are used
-      settings: keys beside its rules, such as `output.shard_size`.
-      metadata_keys: keys of its `metadata` -> the values allowed there, their type, or of a
-        mapping its keys -> the same.
+    codec_version: raised with every change of the bytes that an encoder makes.
+    fill: rows (role class, bits or None for any, scheme), first match wins; role classes are
+      `experts`, `embed` (embed and lm_head), `matrix` (any other matrix), `any`.
+    plain_dtypes: of what is not quantized. plain_dtype(tensor, model): the one of a kept tensor,
+      and of a quantized one's values. cuts_off: whether values that become F16 are rounded
+      toward zero. fp8_rules: how FP8 sources may be dequantized; the first is the format's own.
+    families: family -> None if it is taken, else why not; None: as the families' tables say.
+    config_readers: the tables of readers that say what config.json means to them.
+    runtimes: reader -> what it is.
+    module_path(tensor, model): the output module of a tensor; tensors with equal paths are
+      stacked along a leading expert axis. A path that ends as the source's name does (`.bias`)
+      means a bare tensor.
+    part_shapes(treatment, shape, dtype): the output tensors of a module of a logical shape
+      [..., in] whose values are of `dtype`; one part unless it is quantized.
+    layouts: ways to store experts, the first is the default; None is stacks of all. Empty:
+      stacks, no choice. padding: family -> experts that are added, unless the policy says no.
+    copied_files: name patterns of the source's side files that the bundle copies; edited_files:
+      those that it holds in another form. metadata_files: JSON files that describe a bundle to
+      its readers, also those that other tools write; no other is read.
+    settings: the keys of a policy beside its rules that are used, such as `output.shard_size`.
+    metadata_keys: keys of its `metadata` -> the values allowed there, their type, or of a
+      mapping its keys -> the same.
     """
 
     name: str
@@ -247,13 +235,15 @@ class FormatSpec:
 class Claim(NamedTuple):
     """What a bundle says to readers about a quantized module.
 
-    shape: logical, as far as the tensors show it, else empty. dtype: of the values it decodes
-    to.
+    shape: logical, as far as the tensors show it, else empty. dtype: of what it decodes to.
     """
 
     treatment: Coded | Unread
     shape: tuple[int, ...]
     dtype: str
+
+
+Claims = Mapping[str, Claim]
 
 
 class ForeignMetadataError(ValueError):
@@ -303,17 +293,14 @@ class Codec:
     beyond(float32 values, parts, value type, treatment, slack) -> bool, of the values' shape:
     true where rounding to the nearest code would not have led to that code, whatever is lost by
     rounding scales, quotients and products.
+    value_defects(folder, tensors, claims): stored values that readers cannot compute with; a
+    build does not ask it of what it just encoded.
     """
 
     encode: Encode
     decode: Callable[[Parts, str, Coded, int], Array]
     beyond: Callable[[Array, Parts, str, Coded, Slack], Array]
-
-
-# folder, metadata, tensors, what the metadata say of its modules
-Defects = Callable[[Path, FileContents, Tensors, Mapping[str, Claim]], "Iterable[Diagnostic]"]
-# The same of stored values.
-ValueDefects = Callable[[Path, Tensors, Mapping[str, Claim]], "Iterable[Diagnostic]"]
+    value_defects: Callable[[Path, Tensors, Claims], Iterable[Diagnostic]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,7 +318,7 @@ class Files:
 
     metadata: Callable[[Plan], dict[str, bytes]]
     claims: Callable[[FileContents, Forms], dict[str, Claim]]
-    defects: Defects | None = None
+    defects: Callable[[Path, FileContents, Tensors, Claims], Iterable[Diagnostic]] | None = None
     added: Callable[[FileContents, Mapping[str, tuple[int, ...]]], Mapping[str, int]] | None = None
     edited: Callable[[Plan, FileContents], dict[str, bytes]] | None = None
 
@@ -405,9 +392,6 @@ class Method:
     solver: Callable[[], Solver] | None = None
 
 
-Judge = Callable[[str, "int | None", "Stored"], "Refusal | None"]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Review:
     """What readers of a format would not take.
@@ -421,45 +405,12 @@ class Review:
     held: Callable[[ModelTensor, Model, Stored], str | None]
     bundle: Callable[[Draft], Iterator[Refusal]]
 
-    def __call__(self, draft: Draft) -> Iterator[Refusal]:
-        """All that readers have against a bundle."""
-        return self.bundle(draft)
-
-    def tensor(self, tensor: ModelTensor, model: Model, stored: Stored) -> Refusal | None:
-        """What all readers have against one tensor stored like that."""
-        from policy_dsl.plan import Refusal  # noqa: PLC0415
-
-        name = tensor.source.name
-        if (reason := self.left_out(tensor, model)) is not None:
-            return Refusal(name, "", reason, "omitted")
-        if (reason := self.held(tensor, model, stored)) is not None:
-            return Refusal(name, "", reason, "error")
-        return None
-
-    def judge(self, model: Model) -> Judge:
-        """judge(role, layer, stored): what they have against a role of a layer, without a plan.
-
-        Cheap enough to be asked thousands of times.
-        """
-        alike: dict[tuple[str, int | None], dict[tuple[int, ...], ModelTensor]] = {}
-        for tensor in model.tensors:
-            # The experts of a layer have one answer.
-            alike.setdefault((tensor.role, tensor.layer), {}).setdefault(tensor.shape, tensor)
-
-        @cache
-        def judge(role: str, layer: int | None, stored: Stored) -> Refusal | None:
-            tensors = alike.get((role, layer), {}).values()
-            return next(filter(None, (self.tensor(one, model, stored) for one in tensors)), None)
-
-        return judge
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """A bundle format, whole. What codes and files need is imported when it is asked for.
 
-    methods: by the names that the spec's schemes use. value_defects: finds stored values that
-    readers cannot compute with; a build does not ask it of what it just encoded.
+    methods: by the names that the spec's schemes use.
     """
 
     spec: FormatSpec
@@ -467,7 +418,6 @@ class Format:
     files: Callable[[], Files]
     review: Review
     methods: Mapping[str, Method]
-    value_defects: Callable[[], ValueDefects] | None = None
 
     @property
     def name(self) -> str:

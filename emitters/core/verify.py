@@ -158,8 +158,8 @@ def written_checks(bundle: Bundle, *, values: bool) -> list[Check]:
     defects, folder = bundle.format.files().defects, bundle.folder
     tensors, claims = bundle.inventory.tensors, bundle.claims
     missed = [*defects(folder, bundle.metadata, tensors, claims)] if defects else []
-    if values and bundle.format.value_defects is not None:
-        missed += bundle.format.value_defects()(folder, tensors, claims)
+    if values and (value_defects := bundle.format.codec().value_defects):
+        missed += value_defects(folder, tensors, claims)
     needed = f"files and counts that those of {bundle.format.name} need"
     checks.append(Check("readers", tuple(missed), needed))
     # What a format's own readers miss is said once, in their words.

@@ -4,13 +4,13 @@ from typing import Final
 
 from emitters.gptq.review import REVIEW
 from emitters.gptq.spec import RTN, SEARCHES, SPEC
-from policy_dsl.formats import Codec, Files, Format, Method, Solver, ValueDefects
+from policy_dsl.formats import Codec, Files, Format, Method, Solver
 
 
 def _codec() -> Codec:
-    from emitters.gptq.codec import beyond, decode, encode
+    from emitters.gptq.codec import beyond, decode, encode, value_defects
 
-    return Codec(encode, decode, beyond)
+    return Codec(encode, decode, beyond, value_defects)
 
 
 def _search() -> Solver:
@@ -26,17 +26,10 @@ def _files() -> Files:
     return Files(metadata=metadata, claims=claims, defects=defects)
 
 
-def _value_defects() -> ValueDefects:
-    from emitters.gptq.codec import value_defects
-
-    return value_defects
-
-
 FORMAT: Final[Format] = Format(
     spec=SPEC,
     codec=_codec,
     files=_files,
-    value_defects=_value_defects,
     review=REVIEW,
     methods={RTN: Method(), **dict.fromkeys(SEARCHES, Method(uses="imatrix", solver=_search))},
 )

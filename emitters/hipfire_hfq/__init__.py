@@ -3,13 +3,13 @@
 from typing import Final
 
 from emitters.hipfire_hfq.spec import AWQ, REVIEW, SPEC, added_scales, column_scale, remarks
-from policy_dsl.formats import Codec, Files, Format, Method, Solver, ValueDefects
+from policy_dsl.formats import Codec, Files, Format, Method, Solver
 
 
 def _codec() -> Codec:
-    from emitters.hipfire_hfq.codec import beyond, decode, encode
+    from emitters.hipfire_hfq.codec import beyond, decode, encode, value_defects
 
-    return Codec(encode, decode, beyond)
+    return Codec(encode, decode, beyond, value_defects)
 
 
 def _awq() -> Solver:
@@ -30,17 +30,6 @@ _SCALED = Method(
 )
 
 
-def _value_defects() -> ValueDefects:
-    from emitters.hipfire_hfq.codec import value_defects
-
-    return value_defects
-
-
 FORMAT: Final[Format] = Format(
-    spec=SPEC,
-    value_defects=_value_defects,
-    codec=_codec,
-    files=_files,
-    review=REVIEW,
-    methods={"rtn": Method(), AWQ: _SCALED},
+    spec=SPEC, codec=_codec, files=_files, review=REVIEW, methods={"rtn": Method(), AWQ: _SCALED}
 )

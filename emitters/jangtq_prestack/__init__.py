@@ -4,13 +4,14 @@ from typing import Final
 
 from emitters.jangtq_prestack.review import REVIEW
 from emitters.jangtq_prestack.spec import SPEC
-from policy_dsl.formats import Codec, Files, Format, Method, ValueDefects
+from policy_dsl.formats import Codec, Files, Format, Method
 
 
 def _codec() -> Codec:
     from emitters.jangtq_prestack.codec import beyond, decode, encode
+    from emitters.jangtq_prestack.side_files import value_defects
 
-    return Codec(encode, decode, beyond)
+    return Codec(encode, decode, beyond, value_defects)
 
 
 def _files() -> Files:
@@ -21,17 +22,6 @@ def _files() -> Files:
     return Files(metadata=metadata, claims=claims, defects=defects, added=added, edited=edited)
 
 
-def _value_defects() -> ValueDefects:
-    from emitters.jangtq_prestack.side_files import value_defects
-
-    return value_defects
-
-
 FORMAT: Final[Format] = Format(
-    spec=SPEC,
-    value_defects=_value_defects,
-    codec=_codec,
-    files=_files,
-    review=REVIEW,
-    methods={"rtn": Method()},
+    spec=SPEC, codec=_codec, files=_files, review=REVIEW, methods={"rtn": Method()}
 )
