@@ -6,13 +6,12 @@ read alike in text of printable ASCII. Elsewhere `\d`, `\w`, `\s` and `\b` know 
 
 import re
 from collections.abc import Iterator
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, Literal
 
 import re2
-import yaml
 
-from policy_dsl import room
+from policy_dsl import packaged_table, room
 
 Where = Literal["whole", "start", "anywhere"]
 WILDCARDS = frozenset("*?[")
@@ -112,15 +111,9 @@ def _bounded(expression: str, most_steps: int) -> Pattern:
     return pattern
 
 
-@cache
-def _mistakes() -> Any:
-    text = (room("grammar") / "patterns.yaml").read_text(encoding="utf-8")
-    return yaml.load(text, Loader=yaml.SafeLoader)
-
-
 def _error(kind: str, text: str) -> PatternError:
     """What is wrong, by a table of what RE2 says or of beginnings that are not taken."""
-    for beginning, reason, cure in _mistakes()[kind]:
+    for beginning, reason, cure in packaged_table(room("grammar") / "patterns.yaml")[kind]:
         if found := re.match(beginning, text, re.DOTALL):
             return PatternError(reason.format(found[found.lastindex or 0]).strip(), cure)
     return PatternError(text)

@@ -11,9 +11,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from policy_dsl import packaged_table
 from policy_dsl.plan import Draft, Refusal
 from policy_dsl.quantities import counted
-from policy_dsl.roles.architecture import ConfigKey, config_keys, packaged_table
+from policy_dsl.roles.architecture import ConfigKey, config_keys
 from policy_dsl.roles.config_facts import TIED, is_whole, rewritten
 
 TABLES = Path(__file__).parent / "readers"

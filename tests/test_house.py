@@ -58,10 +58,7 @@ OPENERS: dict[str, tuple[str, ...]] = {
         *("emitters.core.workspace", "emitters.tensor_io.files"),
     ),
     "read_bytes": ("emitters.numerics.jit",),
-    "read_text": (
-        *("policyc.cli.catalogs", ".roles.architecture", "policy_dsl"),
-        *(".diagnostics", ".language.draft", ".language.parsing", ".linear_patterns"),
-    ),
+    "read_text": (*("policyc.cli.catalogs", "policy_dsl", ".language.draft", ".language.parsing"),),
     "FileIO": (".regular_files",),
     "memmap": (),
     "fromfile": (),

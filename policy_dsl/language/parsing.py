@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import yaml
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
-from policy_dsl import room
+from policy_dsl import packaged_table, room
 from policy_dsl.diagnostics import Diagnostic, SourceText, Span, diagnostic, did_you_mean, fail
 from policy_dsl.policy import KEYS, Scalar, Values
 
@@ -223,11 +222,9 @@ def _unescaped(found: re.Match[str]) -> str:
     return chr(number) if number <= 0x10FFFF else "\N{REPLACEMENT CHARACTER}"
 
 
-@cache
 def mistakes() -> Mapping[str, Any]:
     """What people write that the language does not take, and what to write instead."""
-    text = (room("grammar") / "mistakes.yaml").read_text(encoding="utf-8")
-    return dict(yaml.load(text, Loader=yaml.SafeLoader))
+    return packaged_table(room("grammar") / "mistakes.yaml")
 
 
 @cache

@@ -13,6 +13,7 @@ from functools import cached_property, reduce
 from operator import getitem
 from typing import Any
 
+from policy_dsl import packaged_table
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
 from policy_dsl.roles.architecture import (
     TABLES,
@@ -22,7 +23,6 @@ from policy_dsl.roles.architecture import (
     Derived,
     Need,
     clauses,
-    packaged_table,
 )
 
 # A config that asks for more layers or experts is not a model, and would only cost memory.

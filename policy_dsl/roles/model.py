@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from policy_dsl import packaged_table
 from policy_dsl.inventory import EXPERT_NAME, TensorInfo
 from policy_dsl.policy import namesake
-from policy_dsl.roles.architecture import TABLES, Architecture, packaged_table
+from policy_dsl.roles.architecture import TABLES, Architecture
 from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.name_index import NameIndex
 from policy_dsl.views import Operation, View
