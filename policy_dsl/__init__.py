@@ -4,6 +4,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+# The folder of JSON Schemas, one for each kind of document.
+DOCUMENT_SCHEMAS = Path(__file__).with_name("document_schemas")
+
 
 def room(name: str) -> Path:
     """The folder of a data room: `_data/<name>` once installed, else that of the checkout."""
@@ -20,11 +23,6 @@ def packaged_table(path: Path) -> dict[str, Any]:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return dict(yaml.load(path.read_text(encoding="utf-8"), Loader=loader))
-
-
-def document_schemas() -> Path:
-    """The folder of JSON Schemas, one for each kind of document."""
-    return Path(__file__).with_name("document_schemas")
 
 
 @cache

@@ -9,8 +9,6 @@
 and bundles are raised as one PolicyError.
 """
 
-from __future__ import annotations
-
 # Checkers know the name; `typing` itself takes longer than Ctrl-C may go uncaught.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,45 +16,34 @@ if TYPE_CHECKING:
     from emitters.core.verify import VerifyReport
     from policy_dsl.diagnostics import Diagnostic, PolicyError
     from policy_dsl.inventory import Inventory
+    from policy_dsl.language.load import load
     from policy_dsl.plan import Plan
     from policy_dsl.planning.outline import Outline, PlanDiff
     from policy_dsl.policy import Policy
-    from policyc.workflow import build, diff, load, open_source, plan, verify
+    from policy_dsl.sources.reference import open_source
+    from policyc.workflow import build, diff, plan, verify
 
-__all__ = [
-    "BuildReport",
-    "Diagnostic",
-    "Inventory",
-    "Outline",
-    "Plan",
-    "PlanDiff",
-    "Policy",
-    "PolicyError",
-    "VerifyReport",
-    "build",
-    "diff",
-    "load",
-    "open_source",
-    "plan",
-    "verify",
-]
+__all__ = ["BuildReport", "Diagnostic", "Inventory", "Outline", "Plan", "PlanDiff", "Policy"]
+__all__ += ["PolicyError", "VerifyReport", "build", "diff", "load", "open_source", "plan", "verify"]
+# Imported when asked for: a command loads only what it uses.
 _HOMES = {
-    "BuildReport": "emitters.core.build",
-    "Diagnostic": "policy_dsl.diagnostics",
-    "Inventory": "policy_dsl.inventory",
-    "Outline": "policy_dsl.planning.outline",
-    "Plan": "policy_dsl.plan",
-    "PlanDiff": "policy_dsl.planning.outline",
-    "Policy": "policy_dsl.policy",
-    "PolicyError": "policy_dsl.diagnostics",
-    "VerifyReport": "emitters.core.verify",
+    "emitters.core.build": ("BuildReport",),
+    "emitters.core.verify": ("VerifyReport",),
+    "policy_dsl.diagnostics": ("Diagnostic", "PolicyError"),
+    "policy_dsl.inventory": ("Inventory",),
+    "policy_dsl.language.load": ("load",),
+    "policy_dsl.plan": ("Plan",),
+    "policy_dsl.planning.outline": ("Outline", "PlanDiff"),
+    "policy_dsl.policy": ("Policy",),
+    "policy_dsl.sources.reference": ("open_source",),
+    "policyc.workflow": ("build", "diff", "plan", "verify"),
 }
 
 
 def __getattr__(name: str) -> object:
-    # Imported when asked for: a command loads only what it uses.
     from importlib import import_module  # noqa: PLC0415
 
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "policyc.workflow")), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

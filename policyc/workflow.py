@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from policy_dsl.inventory import Inventory
     from policy_dsl.plan import Plan
     from policy_dsl.planning.outline import Outline, PlanDiff
-    from policy_dsl.policy import Policy, Scalar
+    from policy_dsl.policy import Policy, Values
     from policy_dsl.sources.saliency import Saliency
 
 
@@ -27,7 +27,7 @@ def plan(
     *,
     model: str | Path | Inventory | None = None,
     target: str | None = None,
-    variables: Mapping[str, Scalar] | None = None,
+    variables: Values | None = None,
     statistics: Mapping[str, str] | None = None,
     allow_requantize: bool = False,
     links: bool = True,
@@ -41,6 +41,7 @@ def plan(
     Raises: PolicyError with every defect of policy, source, or their meeting.
     """
     from emitters.core.statistics import with_statistics
+    from policy_dsl.language.load import load
 
     if isinstance(policy, str | Path):
         policy = load(policy, variables)
@@ -49,31 +50,12 @@ def plan(
     return with_statistics(made)
 
 
-def load(policy: str | Path, variables: Mapping[str, Scalar] | None = None) -> Policy:
-    """The policy of a file or of a bundled name, merged with all that it extends.
-
-    variables: values in place of its own. Raises: PolicyError with every defect of its text.
-    """
-    from policy_dsl.language.load import load as read
-
-    return read(policy, overrides=variables)
-
-
-def open_source(reference: str | Path, *, links: bool = True) -> Inventory:
-    """The inventory of a checkpoint, from headers alone: a folder, file, hub id, catalog name.
-
-    links: whether its weights may be links out of their folder.
-    Raises: PolicyError with every defect of the source.
-    """
-    from policy_dsl.sources.reference import open_source as opened
-
-    return opened(str(reference), links=links)
-
-
 def open_model(
     policy: Policy, model: str | Path | Inventory | None = None, *, links: bool = True
 ) -> Inventory:
     """The inventory of a model, else of the policy's own. Raises: PolicyError."""
+    from policy_dsl.sources.reference import open_source
+
     reference = model or policy.model
     if reference is None:
         raise fail("no-model", policy=policy.name)
@@ -98,9 +80,7 @@ def plan_for(
     from policy_dsl.planning.resolve import resolve
 
     return resolve(
-        policy,
-        inventory,
-        emitters.FORMATS,
+        *(policy, inventory, emitters.FORMATS),
         target=target,
         allow_requantize=allow_requantize,
         statistics=statistics,
@@ -126,17 +106,7 @@ def build(
     """
     from emitters.core.build import build as write
 
-    if plan.inventory is None:
-        raise ValueError("the plan does not say which source it is for: make it by policyc.plan")
-    return write(
-        plan,
-        plan.inventory,
-        out=Path(out),
-        jobs=jobs,
-        force=force,
-        max_memory=max_memory,
-        progress=progress,
-    )
+    return write(plan, out=out, jobs=jobs, force=force, max_memory=max_memory, progress=progress)
 
 
 def verify(
@@ -153,6 +123,7 @@ def verify(
     """
     from emitters.core.build import available_cores
     from emitters.core.verify import verify_bundle
+    from policy_dsl.sources.reference import open_source
 
     # Opened first: a wrong source should not cost the hashing of a large bundle.
     if isinstance(source, str | Path):

@@ -58,7 +58,7 @@ OPENERS: dict[str, tuple[str, ...]] = {
         *("emitters.core.workspace", "emitters.tensor_io.files"),
     ),
     "read_bytes": ("emitters.numerics.jit",),
-    "read_text": (*("policyc.cli.catalogs", "policy_dsl", ".language.draft", ".language.parsing"),),
+    "read_text": (*("policyc.cli.app", "policy_dsl", ".language.draft", ".language.parsing"),),
     "FileIO": (".regular_files",),
     "memmap": (),
     "fromfile": (),
@@ -78,7 +78,7 @@ NO_OPENERS = (
     "load",
     "yaml.load",
     "read_text",
-    "workflow.load",
+    "policyc.load",
 )
 # package -> the rooms that may import it
 RESERVED: dict[str, tuple[str, ...]] = {

@@ -152,9 +152,9 @@ class Threads:
 
 def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     plan: Plan,
-    inventory: Inventory,
+    inventory: Inventory | None = None,
     *,
-    out: Path,
+    out: str | Path,
     jobs: int | None = None,
     force: bool = False,
     max_memory: int | None = None,
@@ -164,20 +164,22 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
 ) -> BuildReport:
     """Write the bundle of a plan to the folder `out`; an interrupted build is resumed.
 
-    plan: as `resolve` gives it for this inventory. jobs: threads, by default one for each
-    core. force: a bundle that is already there is replaced once the new one is complete, and
-    the unfinished build of something else is thrown away. max_memory: bytes that the program
-    may take. format: the plan's; None for the one of its name here. runner: who runs the units
-    instead of threads.
+    plan: as `resolve` gives it for this inventory, by default its own. jobs: threads, by default
+    one for each core. force: a bundle that is already there is replaced once the new one is
+    complete, and the unfinished build of something else is thrown away. max_memory: bytes that
+    the program may take. format: the plan's; None for the one of its name here. runner: who
+    runs the units instead of threads.
     Plan and source alone decide the bytes.
     Raises: PolicyError if something is in the way, and KeyboardInterrupt; what is done so far
     then stays in `<out>.partial`.
     """
     started = monotonic()
-    known = format or FORMATS[plan.target]
+    known, inventory = format or FORMATS[plan.target], inventory or plan.inventory
+    if inventory is None:
+        raise ValueError("the plan does not say which source it is for: make it by policyc.plan")
     ensure_buildable(plan, inventory)
     plan, contexts = prepare(plan, known)
-    out, shown = output_place(out), progress or Silent()
+    out, shown = output_place(Path(out)), progress or Silent()
     workers, block_values = fit(jobs or available_cores(), max_memory, plan)
     # Before anything is made, and again once a bundle that a crash displaced is back.
     check_place(out, inventory.root, force=force)

@@ -28,22 +28,22 @@ _NAME_CURES = {"-": "standard input is /dev/stdin here"}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
-def load(reference: str | Path, *, overrides: Values | None = None, words: Words = WORDS) -> Policy:
+def load(policy: str | Path, variables: Values | None = None, *, words: Words = WORDS) -> Policy:
     """The policy of a file, or the bundled one of that name, merged with all that it extends.
 
-    overrides: values for its variables; texts, as `--set` gives them, are read as the
+    variables: values in place of its own; texts, as `--set` gives them, are read as the
     type of the variable's default. words: the targets, schemes and methods that there are.
-    Raises: PolicyError with every defect of the texts, of `extends` and of the overrides.
+    Raises: PolicyError with every defect of the texts, of `extends` and of the variables.
     """
-    chain = list(_Chain(words).collect(_find(reference), ()))
+    chain = list(_Chain(words).collect(_find(policy), ()))
     # Variables are settled over the whole chain before any text is read for good: a base may
     # use one whose value the policy that extends it has set.
-    values = final_values([policy for _, policy in chain], overrides or {})
+    values = final_values([read for _, read in chain], variables or {})
     policies = []
-    for source, policy in chain:
-        wanted = {name: values[name] for name, _ in policy.vars}
-        fits = wanted == dict(policy.vars)
-        policies.append(policy if fits else _parse(source, wanted, words)[0])
+    for source, read in chain:
+        wanted = {name: values[name] for name, _ in read.vars}
+        fits = wanted == dict(read.vars)
+        policies.append(read if fits else _parse(source, wanted, words)[0])
     return merge(policies)
 
 

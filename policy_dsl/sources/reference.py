@@ -24,7 +24,7 @@ _HUB_ID = re.compile(
 )
 
 
-def open_source(reference: str, *, links: bool = True) -> Inventory:
+def open_source(reference: str | Path, *, links: bool = True) -> Inventory:
     """The inventory of a source, from headers alone.
 
     What exists on disk comes first. A hub id whose snapshot is whole in the hub's cache is read
@@ -32,6 +32,7 @@ def open_source(reference: str, *, links: bool = True) -> Inventory:
     links: whether weights may be links that lead out of their folder.
     Raises: PolicyError with every defect of the source.
     """
+    reference = str(reference)
     try:
         path = Path(reference).expanduser()
         exists = bool(reference) and path.exists()

@@ -1,4 +1,4 @@
-"""The commands, and how they are run."""
+"""How the commands are run, and those that show what the program itself knows."""
 
 import gc
 import os
@@ -9,9 +9,69 @@ from io import TextIOWrapper
 
 import click
 
-from policy_dsl import version
+from policy_dsl import DOCUMENT_SCHEMAS, version
+from policy_dsl.diagnostics import did_you_mean, fail
 from policy_dsl.escaping import escaped, is_visible
-from policyc.cli import bundles, catalogs, console, options, policies
+from policyc.cli import bundles, console, options, policies
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
+
+
+@options.argument(
+    "document",
+    default="policy",
+    help="policy, or the `kind` of a JSON document: plan, bundle (policyc.json), …",
+)
+def schema(document: str) -> None:
+    """Print the JSON Schema of a policy, or of a document by its `kind`.
+
+    \b
+    Examples:
+      policyc schema > policy.schema.json
+      policyc schema plan
+      policyc schema bundle                       of policyc.json in a bundle
+    """
+    if document == "policy":
+        from policy_dsl.language.draft import SCHEMA
+
+        console.write_json(SCHEMA)
+        return
+    known = sorted(path.stem for path in DOCUMENT_SCHEMAS.glob("*.json"))
+    if document not in known:
+        reason = f"there is no schema of {document}; there are policy, {', '.join(known)}"
+        meant = did_you_mean(document, ["policy", *known])
+        raise fail("bad-argument", option="DOCUMENT", reason=reason, suggestion=meant)
+    console.write((DOCUMENT_SCHEMAS / f"{document}.json").read_text(encoding="utf-8"))
+
+
+@options.argument("target", required=False, help="Only this target.")
+@options.any_report
+def formats(target: str | None, format: str) -> None:
+    """Show what each target can hold, and which settings of a policy it uses."""
+    import emitters
+    from policy_dsl.policy import WORDS
+    from policyc.reports.formats_report import formats_blocks, formats_document
+
+    known = emitters.FORMATS
+    if target is not None and target not in known:
+        # The language knows targets that this version cannot write yet.
+        code = "unavailable-target" if target in WORDS.targets else "unknown-target"
+        meant = did_you_mean(target, known)
+        raise fail(code, suggestion=meant, target=target, known=", ".join(known))
+    chosen = [known[name] for name in known if target in (None, name)]
+    console.write_report(format, formats_document, formats_blocks, chosen)
+
+
+@options.any_report
+def models(format: str) -> None:
+    """List the catalog: models that are planned at once, without a download."""
+    from policy_dsl.sources.reference import catalog_names, open_catalog
+    from policyc.reports.formats_report import models_blocks, models_document
+
+    # Opened rather than listed: a broken entry must show here, not in a plan.
+    opened = {name: open_catalog(name) for name in catalog_names()}
+    known = {name: inventory for name, inventory in opened.items() if inventory is not None}
+    console.write_report(format, models_document, models_blocks, known)
 
 
 def _show_version(_: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -20,17 +80,7 @@ def _show_version(_: click.Context, _option: click.Parameter, wanted: bool) -> N
         raise click.exceptions.Exit
 
 
-class _InOrder(click.Group):
-    """Commands in the order in which they were added, not of the alphabet."""
-
-    def list_commands(self, _: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
-
-
-@click.group(cls=_InOrder, context_settings=_SETTINGS)
+@click.group(context_settings=_SETTINGS)
 @options.flag("--version", expose_value=False, callback=_show_version, help="Show the version.")
 def app() -> None:
     """Quantization policies as source files: planned to the byte, built, verified.
@@ -47,7 +97,8 @@ def app() -> None:
     """
 
 
-# The order of the help page: from a policy to a bundle, then the side tools.
+# In this order, not the alphabet's: from a policy to a bundle, then the side tools.
+app.list_commands = lambda ctx: list(app.commands)  # type: ignore[method-assign]
 for command, summary in (
     (policies.check, "What is wrong with policies, all at once."),
     (policies.plan, "What a build would write, to the byte."),
@@ -57,9 +108,9 @@ for command, summary in (
     (policies.diff, "What changes between policies, plans or bundles."),
     (bundles.inspect, "What a checkpoint or bundle holds."),
     (policies.fmt, "Policy files in their usual form; YAML to DSL and back."),
-    (catalogs.schema, "JSON Schema of policies and documents."),
-    (catalogs.formats, "What each target can hold."),
-    (catalogs.models, "The catalog of known models."),
+    (schema, "JSON Schema of policies and documents."),
+    (formats, "What each target can hold."),
+    (models, "The catalog of known models."),
 ):
     app.command(command.__name__, short_help=summary)(console.guarded(command))
 
@@ -77,8 +128,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     gc.set_threshold(1_000_000)
     for stream in (sys.stdout, sys.stderr):
         # Who calls `main` may have put anything in their places.
-        if isinstance(stream, TextIOWrapper):
-            console.set_encoding(stream)
+        if not isinstance(stream, TextIOWrapper):
+            continue
+        # A terminal keeps its encoding, and what that lacks must not end in a traceback; else
+        # the bytes are the same in any locale, on any system.
+        if stream.isatty():
+            stream.reconfigure(errors="backslashreplace")
+        else:
+            stream.reconfigure(encoding="utf-8", errors=console.UNENCODABLE, newline="\n")
     words = list(sys.argv[1:] if arguments is None else arguments)
     with console.escaped_logs():
         code = _run(words)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+import policyc
 from policy_dsl.diagnostics import PolicyError, fail
-from policyc import workflow
 from policyc.cli import console, options
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from emitters.core.build import Progress
     from policy_dsl.documents.reports import ProgressDocument
-    from policy_dsl.planning.outline import Outline
 
 
 @options.requesting()
@@ -59,11 +58,15 @@ def build(
     """
     from emitters.core.preconditions import ensure_supported_system
     from policy_dsl.planning.assertions import failures, run_tests
+    from policy_dsl.quantities import parse_size
     from policyc.reports.bundle_report import build_blocks, build_document
 
     # What is wrong whatever the source comes before a long look at it.
     ensure_supported_system()
-    memory = _size(max_memory)
+    memory = None if max_memory is None else parse_size(max_memory)
+    if max_memory is not None and memory is None:
+        reason = f'"{max_memory}" is not a size such as 8GiB or 800MiB'
+        raise fail("bad-argument", option="--max-memory", reason=reason)
     plan = request.plan()
     as_json = "json" in (format, progress)
     if not quiet:
@@ -75,7 +78,7 @@ def build(
     folder = output or _default_folder(plan.model.id, plan.policy.name)
     # The bar is closed before the result is printed, also when the build fails.
     with reporter("none" if quiet else progress) as shown:
-        report = workflow.build(
+        report = policyc.build(
             plan, out=folder, jobs=jobs, force=force, max_memory=memory, progress=shown
         )
     if not quiet:
@@ -86,29 +89,15 @@ def build(
 
 
 def _default_folder(model: str, policy: str) -> Path:
-    """Where a bundle goes that nobody gave a place.
-
-    Raises: PolicyError if the model's name, which its publisher chose, is not a folder's name.
-    """
     from policy_dsl.escaping import name_defect
 
     # Both names, because one model has many bundles and one policy many models.
     folder = f"{model.rpartition('/')[2]}-{policy}"
-    reason = name_defect(folder)
-    if reason is not None:
-        reason = f'the bundle would be called "{folder}", and {reason}: say where it goes'
+    # A publisher may have given the model any name.
+    if (defect := name_defect(folder)) is not None:
+        reason = f'the bundle would be called "{folder}", and {defect}: say where it goes'
         raise fail("bad-argument", option="--output", reason=reason)
     return Path(folder)
-
-
-def _size(text: str | None) -> int | None:
-    from policy_dsl.quantities import parse_size
-
-    nbytes = None if text is None else parse_size(text)
-    if text is not None and nbytes is None:
-        reason = f'"{text}" is not a size such as 8GiB or 800MiB'
-        raise fail("bad-argument", option="--max-memory", reason=reason)
-    return nbytes
 
 
 @contextmanager
@@ -117,17 +106,13 @@ def reporter(form: str) -> Iterator[Progress | None]:
     # A bar in a log file is a hundred lines of control characters.
     if form == "auto" and sys.stderr.isatty():
         # rich is loaded only where a person watches.
-        from rich import progress
+        from rich import progress as bars
         from rich.console import Console
 
-        columns = (
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.DownloadColumn(),
-            progress.TransferSpeedColumn(),
-            progress.TimeRemainingColumn(),
-        )
-        with progress.Progress(*columns, console=Console(file=sys.stderr)) as display:
+        sizes = bars.BarColumn(), bars.DownloadColumn()
+        times = bars.TransferSpeedColumn(), bars.TimeRemainingColumn()
+        columns = bars.TextColumn("{task.description}"), *sizes, *times
+        with bars.Progress(*columns, console=Console(file=sys.stderr)) as display:
             yield _Bar(display)
     else:
         yield None if form == "none" else Lines(sys.stderr, as_json=form == "json")
@@ -234,7 +219,7 @@ def verify(
     """
     from policyc.reports.bundle_report import verify_blocks, verify_document
 
-    report = workflow.verify(bundle, source=source, jobs=jobs, links=not no_links)
+    report = policyc.verify(bundle, source=source, jobs=jobs, links=not no_links)
     console.write_report(format, verify_document, verify_blocks, report)
     console.stop_if(not report.ok)
 
@@ -258,15 +243,23 @@ def inspect(*, checkpoint: str, save_headers: Path | None, no_links: bool, forma
       policyc inspect ./my-checkpoint
       policyc inspect MiniMaxAI/MiniMax-M2.7 --save-headers m2.7.json
     """
+    from emitters.core.bundle_reading import bundle_outline
     from policyc.reports import inspect_report as shown
 
-    inventory = workflow.open_source(checkpoint, links=not no_links)
+    inventory = policyc.open_source(checkpoint, links=not no_links)
     # Recorded before anything is shown: headers of an unknown family are worth keeping.
     if save_headers is not None:
         from policy_dsl.sources.recorded import write_recorded
 
         console.save_text(save_headers, write_recorded(inventory))
-    bundle = _bundle(Path(checkpoint), links=not no_links)
+    folder, bundle = Path(checkpoint), None
+    try:
+        if folder.is_dir():
+            bundle = bundle_outline(folder, links=not no_links, with_unread=True)
+    except PolicyError as error:
+        # A source is not a bundle; a bundle that is broken must not pass for a source.
+        if any(finding.code != "not-a-bundle" for finding in error.diagnostics):
+            raise
     # What is known is shown even if some is not, or names have no roles.
     if bundle is not None:
         console.write_report(format, shown.outline_document, shown.outline_blocks, bundle)
@@ -276,18 +269,3 @@ def inspect(*, checkpoint: str, save_headers: Path | None, no_links: bool, forma
         source = shown.survey(inventory)
         console.write_report(format, shown.survey_document, shown.survey_blocks, source)
         console.stop_if(source.is_broken, console.INVALID)
-
-
-def _bundle(folder: Path, *, links: bool) -> Outline | None:
-    """The outline of a bundle, of policyc or another tool; None if this is not one."""
-    from emitters.core.bundle_reading import bundle_outline
-
-    if not folder.is_dir():
-        return None
-    try:
-        return bundle_outline(folder, links=links, with_unread=True)
-    except PolicyError as error:
-        # A source is not a bundle; a bundle that is broken must not pass for a source.
-        if any(finding.code != "not-a-bundle" for finding in error.diagnostics):
-            raise
-        return None

@@ -16,7 +16,6 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from io import TextIOWrapper
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TextIO, TypeVar
@@ -27,6 +26,7 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, 
 from policy_dsl.escaping import LONGEST_VALUE, decoded, escaped, escaped_lines
 
 if TYPE_CHECKING:
+    from policy_dsl.documents.reports import FindingsDocument
     from policyc.reports import Block
 
 FAILED = 1
@@ -46,11 +46,12 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        # Who asked for JSON parses stderr too.
-        as_json = kwargs.get("format") == "json"
+        as_json, before = kwargs.get("format") == "json", logging.root.manager.disable
+        if as_json:
+            # Who asked for JSON parses stderr too, and huggingface_hub logs every retry there.
+            logging.disable(logging.WARNING)
         try:
-            with _without_log_lines() if as_json else contextlib.nullcontext():
-                return command(*args, **kwargs)
+            return command(*args, **kwargs)
         except PolicyError as error:
             findings: Sequence[Diagnostic] = error.diagnostics
         except BrokenPipeError:
@@ -65,21 +66,12 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
                 raise
             reason = "the system gives no more: free some, or allow this program more"
             findings = [diagnostic("system-refused", path="memory", reason=reason)]
+        finally:
+            logging.disable(before)
         show_findings(findings, as_json=as_json)
         raise click.exceptions.Exit(INVALID)
 
     return run
-
-
-@contextlib.contextmanager
-def _without_log_lines() -> Iterator[None]:
-    # huggingface_hub logs every retry to stderr, which is for JSON alone.
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 @contextlib.contextmanager
@@ -105,16 +97,6 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **_m
     # The rest, and the place in the library, help only those who know it.
     first = str(message).partition("\n")[0]
     note(f"warning: {escaped(first, longest=LONGEST_VALUE)} ({category.__name__})")
-
-
-def set_encoding(stream: TextIOWrapper) -> None:
-    """Make a stream write UTF-8 in any locale; a terminal keeps its own encoding."""
-    if stream.isatty():
-        # What its encoding lacks must not end in a traceback.
-        stream.reconfigure(errors="backslashreplace")
-    else:
-        # The same bytes on every system, ends of lines too.
-        stream.reconfigure(encoding="utf-8", errors=UNENCODABLE, newline="\n")
 
 
 def _printable_part(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -165,12 +147,7 @@ def write(text: str, *, commands: bool = False) -> None:
 
     commands: the lines are commands to the runner of a workflow.
     """
-    sys.stdout.write(escaped_lines(text, commands=commands))
-
-
-def write_findings(text: str) -> None:
-    """Write rendered findings to stdout, as `write` does; coloured where a person looks."""
-    sys.stdout.write(painted(escaped_lines(text), sys.stdout))
+    sys.stdout.write(painted(escaped_lines(text, commands=commands), sys.stdout))
 
 
 def write_json(document: Any) -> None:
@@ -214,10 +191,12 @@ def note(text: str) -> None:
 def show_findings(findings: Sequence[Diagnostic], *, as_json: bool = False) -> None:
     """Write findings to stderr, as text or as a JSON document."""
     if findings and as_json:
-        from policyc.reports.findings import findings_document
+        from policyc.reports.findings import finding_json
 
+        entries = list(map(finding_json, findings))
+        document: FindingsDocument = {"schema_version": 1, "kind": "findings", "findings": entries}
         # One line, because there may be lines of progress around it.
-        note(json_text(findings_document(findings)))
+        note(json_text(document))
     elif findings:
         note(render(findings))
 

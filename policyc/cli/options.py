@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import policyc
 from policy_dsl.diagnostics import PolicyError, diagnostic
 from policy_dsl.escaping import escaped
 from policyc import workflow
@@ -80,7 +81,7 @@ class Request:
 
     def read_policy(self) -> Policy:
         """The policy with its overrides."""
-        return workflow.load(self.policy, parse_overrides(self.overrides))
+        return policyc.load(self.policy, parse_overrides(self.overrides))
 
     def open_model(self, policy: Policy) -> Inventory:
         """The inventory of the model that is asked for, or else of the policy's own."""
@@ -157,15 +158,10 @@ def parse_overrides(written: tuple[str, ...]) -> dict[str, str]:
 
     Raises: PolicyError (bad-argument) for each one without a name or `=`.
     """
-    values: dict[str, str] = {}
-    defects = []
-    for argument in written:
-        # Values may hold "=" themselves.
-        name, sign, value = argument.partition("=")
-        if not sign or not name.strip():
-            reason = f'"{argument}" is not VAR=VALUE'
-            defects.append(diagnostic("bad-argument", option="--set", reason=reason))
-        values[name.strip()] = value.strip()
-    if defects:
-        raise PolicyError(defects)
-    return values
+    wrong = [word for word in written if "=" not in word or word.lstrip().startswith("=")]
+    reasons = (f'"{word}" is not VAR=VALUE' for word in wrong)
+    if wrong:
+        raise PolicyError(diagnostic("bad-argument", option="--set", reason=why) for why in reasons)
+    # Values may hold "=" themselves.
+    pairs = (word.split("=", 1) for word in written)
+    return {name.strip(): value.strip() for name, value in pairs}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import policyc
 from policy_dsl.diagnostics import (
     Diagnostic,
     PolicyError,
@@ -61,7 +62,7 @@ def check(request: Request, *, policies: Sequence[str], format: str, fail_on_war
     checked = [_checked(replace(request, policy=policy)) for policy in policies]
     findings = [finding for each in checked for finding in each.findings]
     if format == "text":
-        console.write_findings("".join(_text(checked)))
+        console.write("".join(_text(checked)))
     elif format == "json":
         console.write_json(_document(checked, findings))
     elif format == "github":
@@ -235,7 +236,7 @@ def diff(request: Request, *, a: str, b: str, format: str, exit_code: bool) -> N
         else workflow.outline_of(side, links=not request.no_links)
         for side, policy, model in zip((a, b), policies, models, strict=True)
     )
-    changes = workflow.diff(before, after)
+    changes = policyc.diff(before, after)
     console.write_report(format, diff_document, diff_blocks, changes)
     console.stop_if(exit_code and not changes.is_empty)
 
@@ -245,27 +246,22 @@ def _policies(sides: Sequence[str], given: Mapping[str, str]) -> list[Policy | N
 
     Raises: PolicyError of what is wrong with it, or for a variable that neither has.
     """
-    # A folder and a .json file cannot be policies, so there is nothing to guess.
-    paths = [Path(side) for side in sides]
-    policies = [
-        None if path.is_dir() or path.suffix == ".json" else workflow.load(side)
-        for side, path in zip(sides, paths, strict=True)
-    ]
-    variables = [{name for name, _ in policy.vars} if policy else set() for policy in policies]
-    known = set().union(*variables)
-    unknown = [
-        diagnostic("unknown-variable", suggestion=did_you_mean(name, known), name=name)
-        for name in given
-        if name not in known
-    ]
-    if unknown:
-        raise PolicyError(unknown)
-    return [
-        workflow.load(side, {name: given[name] for name in given if name in own})
-        if given and policy
-        else policy
-        for side, policy, own in zip(sides, policies, variables, strict=True)
-    ]
+    policies: list[Policy | None] = []
+    for side in sides:
+        # A folder and a .json file cannot be policies, so there is nothing to guess.
+        is_other = Path(side).is_dir() or Path(side).suffix == ".json"
+        policies.append(None if is_other else policyc.load(side))
+    known = {name for policy in policies if policy for name, _ in policy.vars}
+    if unknown := [name for name in given if name not in known]:
+        cures = {name: did_you_mean(name, known) for name in unknown}
+        raise PolicyError(
+            diagnostic("unknown-variable", suggestion=cures[name], name=name) for name in unknown
+        )
+    for at, policy in enumerate(policies):
+        own = dict(policy.vars) if policy else {}
+        if values := {name: value for name, value in given.items() if name in own}:
+            policies[at] = policyc.load(sides[at], values)
+    return policies
 
 
 @options.words("files", metavar="FILE...", help="Policy files; - is stdin.")

@@ -6,7 +6,6 @@ from urllib.parse import quote
 
 from policy_dsl.diagnostics import Diagnostic, catalogue
 from policy_dsl.documents import FindingEntry, entry_of
-from policy_dsl.documents.reports import FindingsDocument
 
 _SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _IN_COMMANDS = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
@@ -17,12 +16,6 @@ def finding_json(finding: Diagnostic) -> FindingEntry:
     """The diagnostic as a JSON object; file, line and column are null without a place."""
     file, line, column = _place(finding)
     return entry_of(FindingEntry, finding, file=file, line=line, column=column)
-
-
-def findings_document(findings: Iterable[Diagnostic]) -> FindingsDocument:
-    """Findings as JSON values."""
-    entries = list(map(finding_json, findings))
-    return {"schema_version": 1, "kind": "findings", "findings": entries}
 
 
 def github_line(finding: Diagnostic) -> str:

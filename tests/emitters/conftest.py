@@ -62,7 +62,7 @@ def planned(tmp_path: Path) -> Callable[..., tuple[Plan, Inventory]]:
             reference = tmp_path / "policy.yaml"
             reference.write_text(policy)
         inventory = open_source(str(source))
-        read = load(reference, overrides=overrides)
+        read = load(reference, variables=overrides)
         named = {"imatrix": imatrix, "saliency": saliency}
         given = {name: str(path) for name, path in named.items() if path is not None}
         return plan_for(read, inventory, None, statistics=given), inventory

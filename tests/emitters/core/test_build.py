@@ -23,7 +23,7 @@ from small_checkpoints import (
 
 from emitters.core.build import build
 from emitters.core.record import read_record
-from policy_dsl import document_schemas, room
+from policy_dsl import DOCUMENT_SCHEMAS, room
 
 KEPT = "name: kept\ntarget: mlx_affine\nrules: |\n  all: keep\n  norm: keep\n"
 POLICIES = sorted(path.stem for path in room("policies").glob("*.*"))
@@ -67,7 +67,7 @@ def test_the_record_tells_the_truth_and_no_place(demo, planned, tmp_path):
     report = build(plan, inventory, out=tmp_path / "out")
     text = (tmp_path / "out" / "policyc.json").read_text()
     record = json.loads(text)
-    jsonschema.validate(record, json.loads((document_schemas() / "bundle.json").read_text()))
+    jsonschema.validate(record, json.loads((DOCUMENT_SCHEMAS / "bundle.json").read_text()))
     hashes = digests(tmp_path / "out")
     del hashes["policyc.json"]
     assert {name: file["sha256"] for name, file in record["files"].items()} == hashes

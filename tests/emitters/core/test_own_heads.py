@@ -14,7 +14,7 @@ from small_checkpoints import Array, stored, widened
 
 from emitters.core.build import build
 from emitters.core.record import read_record
-from policy_dsl import document_schemas
+from policy_dsl import DOCUMENT_SCHEMAS
 from policy_dsl.diagnostics import PolicyError
 from policyc.cli import main
 
@@ -105,7 +105,7 @@ def test_an_equal_head_is_left_out_and_recorded(
     assert f"lm_head.weight is left out ({nbytes / 1000:.2f} kB" in found.message
     build(plan, inventory, out=tmp_path / "out", jobs=1)
     record = json.loads((tmp_path / "out" / "policyc.json").read_text())
-    jsonschema.validate(record, json.loads((document_schemas() / "bundle.json").read_text()))
+    jsonschema.validate(record, json.loads((DOCUMENT_SCHEMAS / "bundle.json").read_text()))
     (left_out,) = record["omitted"]
     assert (left_out["name"], left_out["equals"]) == (HEAD, EMBED)
     assert not any("lm_head" in row[0] for row in record["modules"]["rows"])

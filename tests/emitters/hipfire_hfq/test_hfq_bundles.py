@@ -19,7 +19,7 @@ from small_checkpoints import Array, bf16, digests
 from emitters.core.build import build
 from emitters.core.verify import verify_bundle
 from emitters.tensor_io.imatrix import open_imatrix
-from policy_dsl import document_schemas
+from policy_dsl import DOCUMENT_SCHEMAS
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.sources.reference import open_source
 from policyc.cli import main
@@ -143,7 +143,7 @@ def test_explain_tells_who_decided_about_an_expert(said: Said) -> None:
 
 def test_the_record_is_whole(demo_bundle: Built) -> None:
     record = json.loads((demo_bundle("hipfire_mq2") / "policyc.json").read_bytes())
-    jsonschema.validate(record, json.loads((document_schemas() / "bundle.json").read_text()))
+    jsonschema.validate(record, json.loads((DOCUMENT_SCHEMAS / "bundle.json").read_text()))
     sha256 = hashlib.sha256(IMATRIX.read_bytes()).hexdigest()
     assert record["statistics"]["imatrix"] == {"file": "imatrix.gguf", "sha256": sha256}
     assert record["files"].keys() == {"model.mq2"}

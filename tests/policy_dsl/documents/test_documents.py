@@ -23,7 +23,7 @@ from typing import (
 import jsonschema
 import pytest
 
-from policy_dsl import document_schemas
+from policy_dsl import DOCUMENT_SCHEMAS
 from policy_dsl.documents import Limits, fields_of, first_defect, reports, saved
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -117,13 +117,13 @@ def documents() -> dict[str, Any]:
 
 
 def test_every_schema_is_made_of_a_type() -> None:
-    names = {path.stem for path in document_schemas().glob("*.json")}
+    names = {path.stem for path in DOCUMENT_SCHEMAS.glob("*.json")}
     assert names == documents().keys() | WRITTEN_BY_HAND
 
 
 @pytest.mark.parametrize("kind", sorted(documents()))
 def test_the_published_schema_is_the_one_of_the_type(kind: str) -> None:
-    path = document_schemas() / f"{kind}.json"
+    path = DOCUMENT_SCHEMAS / f"{kind}.json"
     text = json.dumps(schema_of(documents()[kind]), indent=2, ensure_ascii=False) + "\n"
     if os.environ.get("UPDATE_SNAPSHOTS"):
         path.write_text(text, encoding="utf-8")

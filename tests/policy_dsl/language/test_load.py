@@ -108,10 +108,10 @@ def test_bases_that_multiply_without_end_are_refused(write) -> None:
 def test_variables_have_defaults_and_can_be_set(write) -> None:
     path = write("p.yaml", "vars: {down: 3, dtype: bf16}\nrules:\n  - down_proj: ${down}bit\n")
     assert load(path).rules[0].treatment.bits == 3
-    changed = load(path, overrides={"down": "4"})
+    changed = load(path, variables={"down": "4"})
     assert changed.rules[0].treatment.bits == 4
     assert dict(changed.vars) == {"down": 4, "dtype": "bf16"}
-    assert load(path, overrides={"down": 4}) == changed
+    assert load(path, variables={"down": 4}) == changed
     assert policy_digest(changed) != policy_digest(load(path))
 
 
@@ -126,38 +126,38 @@ def test_variables_have_defaults_and_can_be_set(write) -> None:
 def test_truth_values_stay_truth_values(write, text: str) -> None:
     path = write("p.yaml" if text.startswith("vars:") else "p.qpol", text)
     for given, value in ((None, True), ("false", False), (False, False), ("true", True)):
-        policy = load(path, overrides={} if given is None else {"tools": given})
+        policy = load(path, variables={} if given is None else {"tools": given})
         assert dict(policy.vars)["tools"] is value
         assert dict(policy.metadata)["supports_tools"] is value
         assert policy.output.pad_experts is value
     for wrong in ("maybe", "1", "True", 1):
         with pytest.raises(PolicyError, match='"tools" takes true or false, not "'):
-            load(path, overrides={"tools": wrong})
+            load(path, variables={"tools": wrong})
 
 
 def test_a_truth_value_is_not_a_number(write) -> None:
     path = write("p.qpol", "var down = 3\ndown_proj: ${down}bit\n")
     with pytest.raises(PolicyError, match='"down" takes a whole number, not "true"'):
-        load(path, overrides={"down": "true"})
+        load(path, variables={"down": "true"})
 
 
 def test_a_child_changes_its_bases_variables(write) -> None:
     write("base.qpol", "var down = 3\ndown_proj: ${down}bit\n")
     child = write("child.qpol", "extends base.qpol\nvar down = 4\n")
     assert load(child).rules[0].treatment.bits == 4
-    assert load(child, overrides={"down": "5"}).rules[0].treatment.bits == 5
+    assert load(child, variables={"down": "5"}).rules[0].treatment.bits == 5
 
 
 def test_a_text_variable_keeps_what_looks_like_a_number(write) -> None:
     path = write("p.qpol", 'var tag = "a"\nmetadata tag "${tag}"\nall: 4bit\n')
     for value in ("007", "7", "1.5", "true"):
-        assert load(path, overrides={"tag": value}).metadata == (("tag", value),)
+        assert load(path, variables={"tag": value}).metadata == (("tag", value),)
 
 
 def test_wrong_overrides_are_refused_all_at_once(write) -> None:
     path = write("p.qpol", "var down = 3\nvar limit = 3.5\nall: ${down}bit\n")
     with pytest.raises(PolicyError) as caught:
-        load(path, overrides={"dwon": "4", "down": "four", "limit": "4"})
+        load(path, variables={"dwon": "4", "down": "four", "limit": "4"})
     assert str(caught.value) == (
         'error[unknown-variable]: there is no variable "dwon"\n  = did you mean "down"?\n\n'
         'error[wrong-variable-type]: variable "down" takes a whole number, not "four"'
