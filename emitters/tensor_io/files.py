@@ -1,9 +1,7 @@
 """Files of tensors, read and written at their places while memory stays small.
 
-A file is opened for every read and write, which need nothing but a path and a place. What is
-read is compared with what it was when the build began, so that a shard that is replaced under a
-running build is noticed, and no count of shards is too many. What is written has its full length
-from the start, its header first; tensors follow in any order.
+A file is opened for every read and write: no count of shards is too many, and each read notices
+a shard that was replaced since the build began.
 """
 
 import errno
@@ -11,7 +9,6 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from io import FileIO
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emitters.numerics import VALUE_TYPES, Array
-from policy_dsl.diagnostics import DiskError, PolicyError, diagnostic, fail
+from policy_dsl.diagnostics import DiskError, diagnostic, fail
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import PlannedTensor
 from policy_dsl.regular_files import file_stat, opened
@@ -49,10 +46,7 @@ class FileFacts(NamedTuple):
 
 
 def file_facts(root: Path, files: Iterable[str]) -> dict[str, FileFacts]:
-    """Size and modification time of files in `root`, by name.
-
-    Raises: PolicyError for the first one that is not there, or not a regular file.
-    """
+    """Files in `root` by name. Raises: PolicyError for the first that is not a regular file."""
     found = {name: file_stat(root / name) for name in sorted(set(files))}
     return {name: FileFacts(facts.st_size, facts.st_mtime_ns) for name, facts in found.items()}
 
@@ -86,18 +80,20 @@ class Source(NamedTuple):
 
         Raises: PolicyError as `read` does.
         """
-        content = np.empty(shape, np.uint8)
+        content, missing = np.empty(shape, np.uint8), 0
         with opened(self.root / file) as stream:
             # Of the opened file, so that a rename in between cannot deceive.
             facts = os.fstat(stream.fileno())
-            filled = 0
             for number, line in enumerate(content):
                 stream.seek(start + number * stride)
-                filled += _fill(stream, line.data)
-        if filled < content.nbytes:
-            raise _changed(file, "it became shorter")
-        if FileFacts(facts.st_size, facts.st_mtime_ns) != self.facts[file]:
-            raise _changed(file, "its size or time is different now")
+                left = line.data
+                # One read gives 2 GiB at most, and less on some file systems.
+                while left and (count := stream.readinto(left)):
+                    left = left[count:]
+                missing += len(left)
+        if missing or FileFacts(facts.st_size, facts.st_mtime_ns) != self.facts[file]:
+            reason = "it became shorter" if missing else "its size or time is different now"
+            raise fail("source-changed", suggestion=CHANGED, file=file, reason=reason)
         return content
 
     def rectangle(self, tensor: TensorInfo, rows: range, columns: range) -> Array:
@@ -106,30 +102,15 @@ class Source(NamedTuple):
         BF16 comes as uint16 bit patterns, F16 and F32 as themselves, all else as its bytes.
         Raises: PolicyError as `read` does.
         """
-        file, width = tensor.file or "", tensor.shape[-1] if tensor.shape else 1
-        stride = tensor.nbytes // max(1, prod(tensor.shape[:-1]))
+        width, stride = prod(tensor.shape[-1:]), tensor.nbytes // max(1, prod(tensor.shape[:-1]))
         size = stride // max(1, width)
         start = tensor.start + rows.start * stride + columns.start * size
-        if len(columns) == width:
-            content = self.read(file, start, len(rows) * stride)
-        else:
-            content = self.lines(file, start, (len(rows), len(columns) * size), stride)
+        # Whole rows are one line.
+        whole = len(columns) == width
+        shape = (1, len(rows) * stride) if whole else (len(rows), len(columns) * size)
+        content = self.lines(tensor.file or "", start, shape, stride).reshape(-1)
         known = VALUE_TYPES.get(tensor.dtype)
-        typed = content.reshape(-1).view(known.storage) if known else content
-        return typed.reshape(len(rows), -1)
-
-
-def _fill(stream: FileIO, left: memoryview) -> int:
-    """Bytes read: as many as there is room for, unless the file ends before."""
-    filled = 0
-    # One read gives 2 GiB at most, and less on some file systems.
-    while left and (count := stream.readinto(left)):
-        left, filled = left[count:], filled + count
-    return filled
-
-
-def _changed(file: str, reason: str) -> PolicyError:
-    return fail("source-changed", suggestion=CHANGED, file=file, reason=reason)
+        return (content.view(known.storage) if known else content).reshape(len(rows), -1)
 
 
 def columns(shape: tuple[int, ...]) -> int:
@@ -146,7 +127,7 @@ def writing(path: Path) -> Iterator[None]:
         raise write_failure(path, error) from error
 
 
-def write_failure(path: Path, error: OSError) -> PolicyError:
+def write_failure(path: Path, error: OSError) -> DiskError:
     """The error of an output that could not be written: no room, or not permitted."""
     reason = error.strerror or str(error)
     if error.errno in _NO_ROOM:
@@ -190,14 +171,11 @@ def write_at(path: Path, start: int, content: Array, *, stride: int = 0) -> int:
     lines = content.reshape(1 if together else len(content), -1).view("uint8")
     with _descriptor(path, _WRITE) as file:
         for number, line in enumerate(lines):
-            _write_all(file, start + number * stride, line.data)
+            at, left = start + number * stride, line.data
+            while left:
+                written = os.pwrite(file, left, at)
+                at, left = at + written, left[written:]
     return content.nbytes
-
-
-def _write_all(opened: int, start: int, left: memoryview) -> None:
-    while left:
-        written = os.pwrite(opened, left, start)
-        left, start = left[written:], start + written
 
 
 def append(path: Path, content: bytes) -> None:
@@ -213,10 +191,7 @@ def append(path: Path, content: bytes) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's entries, are on the disk.
-
-    Raises: PolicyError if they do not get there.
-    """
+    """Wait until a file's bytes, or a folder's entries, are on the disk, or raise PolicyError."""
     with _descriptor(path, os.O_RDONLY | _CLOSED_ON_EXEC) as file:
         _sync(file)
 

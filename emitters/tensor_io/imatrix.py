@@ -1,7 +1,6 @@
 """Importance matrices of llama.cpp: what every column of a matrix got as input, in squares.
 
-A file is as large as its model has columns, experts counted: it is opened by its header, and
-sums are read when they are asked for. GGUF and the older `.dat` come to the same entries.
+Of GGUF and the older `.dat` alike, the header is read at once, sums when they are asked for.
 """
 
 from __future__ import annotations
@@ -40,10 +39,9 @@ _REMAKE = "fetch the file again, or make it again with llama-imatrix"
 
 
 class Entry(NamedTuple):
-    """Where the numbers of one matrix, or of a layer's experts, are in a file.
+    """Where the float32 numbers of one matrix, or of a layer's experts, are in a file.
 
-    n_sums float32 from the byte `sums_at`, n_counts float32 from `counts_at`; in a legacy file
-    counts_at is None, and `calls` takes the place of one count.
+    In a legacy file counts_at is None, and `calls` takes the place of one count.
     """
 
     sums_at: int
@@ -56,8 +54,8 @@ class Entry(NamedTuple):
 class InputSums(NamedTuple):
     """Sums over tokens of the squared inputs of a matrix, or of each expert of a layer.
 
-    sums: float32 [n_matrices, columns], counts: float32 [n_matrices] (tokens; in a legacy file
-    chunks), both read-only and 0 where no token came.
+    sums: float32 [n_matrices, columns]; counts: float32 [n_matrices], of tokens, in a legacy file
+    of chunks. Both are read-only, and 0 where no token came.
     """
 
     entry: str
@@ -66,17 +64,15 @@ class InputSums(NamedTuple):
 
     def of(self, matrices: Sequence[int]) -> InputSums:
         """What is known of these matrices, in this order."""
-        chosen = list(matrices)
-        return self._replace(sums=self.sums[chosen], counts=self.counts[chosen])
+        return self._replace(sums=self.sums[[*matrices]], counts=self.counts[[*matrices]])
 
     def importance(self) -> Array:
         """float32 [n_matrices, columns]: mean squared inputs; 1 for experts without tokens.
 
         Source: ggml-org/llama.cpp 03161a4, tools/quantize/quantize.cpp, `load_imatrix`.
         """
-        used = self.counts > 0
-        counts = np.where(used, self.counts, np.float32(1))[:, None]
-        means: Array = np.where(used[:, None], self.sums / counts, np.float32(1))
+        used, one = self.counts[:, None] > 0, np.float32(1)
+        means: Array = np.where(used, self.sums / np.where(used, self.counts[:, None], one), one)
         return means
 
 
@@ -96,8 +92,8 @@ class Imatrix:
     def findings(self) -> tuple[Diagnostic, ...]:
         """A warning if the file keeps one count for all experts of a layer.
 
-        Legacy files do, and GGUF files made of them: each expert's sums are divided by its own
-        tokens before they are written, so that traffic is lost when experts are added up.
+        Legacy files do, and GGUF files made of them. Their sums are divided by each expert's own
+        tokens, so that traffic is lost when experts are added up.
         """
         if all(one.n_counts > 1 for name, one in self.entries.items() if "_exps." in name):
             return ()
@@ -108,28 +104,26 @@ class Imatrix:
     def sums(
         self, role: str, layer: int | None, *, n_matrices: int = 1, columns: int, instead: str = ""
     ) -> InputSums:
-        """The sums of a role's matrices in a layer, all experts in order.
+        """The sums of a role's matrices in a layer, all experts in order; 0 where no token came.
 
-        n_matrices: experts, or 1; columns: inputs of a matrix. An expert that no token reached
-        has sums and a count of 0, in every kind of file. instead: the treatment that could be
-        taken without them, for the finding.
+        n_matrices: experts, or 1; columns: inputs of a matrix. instead: the treatment that could
+        be taken without them, for the finding.
         Raises: PolicyError if the file lacks the entry, it has another shape, a sum or a count
         is not a number from 0 up, or no token reached any of the matrices.
         """
         name = self._name(role, layer, instead)
         entry = self.entries[name]
-        columns_held = entry.n_sums // entry.n_counts
+        held = entry.n_counts, entry.n_sums // entry.n_counts
         broadcast = entry.n_counts == 1 < n_matrices
-        whole = (1, n_matrices * columns) if broadcast else (n_matrices, columns)
-        if (entry.n_counts, columns_held) != whole:
-            held = f"{entry.n_counts} matrices of {columns_held} columns"
-            needs = f"{n_matrices} of {columns}"
+        if held != ((1, n_matrices * columns) if broadcast else (n_matrices, columns)):
+            found, wanted = "{} matrices of {} columns".format(*held), f"{n_matrices} of {columns}"
             cure = "give the importance matrix of this model"
-            raise self._fail("imatrix-of-another-model", cure, entry=name, found=held, wanted=needs)
+            raise self._fail(
+                "imatrix-of-another-model", cure, entry=name, found=found, wanted=wanted
+            )
         sums = self._floats(entry.sums_at, entry.n_sums).reshape(n_matrices, columns)
-        if entry.counts_at is None:
-            counts = np.array([entry.calls], np.float32)
-        else:
+        counts = np.array([entry.calls], np.float32)
+        if entry.counts_at is not None:
             counts = self._floats(entry.counts_at, entry.n_counts)
         if broadcast:
             # A mean of exactly 1 in all columns means no token. Source: ggml-org/llama.cpp
@@ -137,26 +131,23 @@ class Imatrix:
             used = (sums != counts[0]).any(axis=1)
             counts = np.where(used, counts[0], np.float32(0))
             sums = np.where(used[:, None], sums, np.float32(0))
-        defect = _defect(sums, counts)
-        if defect:
+        if defect := _defect(sums, counts):
             raise self._fail("bad-imatrix-entry", _REMAKE, entry=name, reason=defect)
         sums.flags.writeable = counts.flags.writeable = False
         return InputSums(name, sums, counts)
 
     def _name(self, role: str, layer: int | None, instead: str) -> str:
         names = llama_cpp_names(role, layer)
-        for name in names:
-            if name in self.entries:
-                return name
-        what = role if layer is None else f"{role} of layer {layer}"
+        if held := [name for name in names if name in self.entries]:
+            return held[0]
         rule = f"write `{role}: {instead}`" if instead else "choose another method for it"
         if role == _ONLY_IF_ASKED:
             cure = f"run llama-imatrix with --process-output, or {rule}"
         elif not names or role == _NEVER:
             cure = f"llama-imatrix writes nothing about {role}: {rule}"
         else:
-            called = f"it should be called {names[0]}"
-            cure = f"{called}: make the file of this model, with enough text"
+            cure = f"it should be called {names[0]}: make the file of this model, with enough text"
+        what = role if layer is None else f"{role} of layer {layer}"
         raise self._fail("missing-imatrix-entry", cure, what=what)
 
     def _floats(self, start: int, count: int) -> Array:
@@ -167,7 +158,7 @@ class Imatrix:
 
 
 def open_imatrix(path: Path, span: Span | None = None) -> Imatrix:
-    """The importance matrix in a file, GGUF or legacy by its first bytes; its header is read.
+    """The importance matrix in a file, GGUF or legacy by its first bytes, known by its header.
 
     span: where a policy names it, for the findings. Memory: 50 MB at most, whatever the file.
     Raises: PolicyError if it cannot be read, or is not a whole importance matrix.
@@ -181,14 +172,11 @@ def open_imatrix(path: Path, span: Span | None = None) -> Imatrix:
         # Where a policy names it is where the cure is.
         raise PolicyError(replace(defect, span=span) for defect in error.diagnostics) from error
     facts: dict[str, Any] = {"path": str(path), "suggestion": _REMAKE}
-    defects: Mapping[str, str] = {}
     try:
         if nbytes < len(_MAGIC):
             raise ValueError(f"it has only {nbytes} bytes" if nbytes else "it is empty")
-        if first.startswith(_MAGIC):
-            entries, defects = _gguf_entries(path)
-        else:
-            entries = _legacy_entries(_Walk(source, path.name, nbytes))
+        is_gguf, walk = first.startswith(_MAGIC), _Walk(source, path.name, nbytes)
+        entries, defects = _gguf_entries(path) if is_gguf else (_legacy_entries(walk), {})
     except _DAMAGE as error:
         raise fail("not-an-imatrix", span, reason=shown(str(error)), **facts) from error
     if defects:
@@ -209,14 +197,13 @@ def _defect(sums: Array, counts: Array) -> str | None:
         if not good.all():
             at = int(np.argmin(good))
             return f"{what} {at} is {values.reshape(-1)[at]}"
-    if not counts.any():
-        return "no token reached it"
-    return "matrices without tokens have sums" if sums[counts == 0].any() else None
+    idle = "matrices without tokens have sums" if sums[counts == 0].any() else None
+    return idle if counts.any() else "no token reached it"
 
 
 @dataclass
 class _Walk:
-    """A way through a legacy file, from one length to the next."""
+    """A way through a legacy file, from one length to the next; `skip` gives the place."""
 
     source: Source
     file: str
@@ -224,26 +211,22 @@ class _Walk:
     at: int = 0
 
     def skip(self, count: int) -> int:
-        """The place of the next bytes, which are left unread."""
         if count > self.left:
             raise ValueError(f"it needs {count} bytes where {self.left} are left")
         start, self.at, self.left = self.at, self.at + count, self.left - count
         return start
 
     def take(self, count: int) -> bytes:
-        """The next bytes."""
         return self.source.read(self.file, self.skip(count), count).tobytes()
 
     def integers(self, count: int) -> tuple[int, ...]:
-        """The next 32-bit integers."""
         return struct.unpack(f"<{count}i", self.take(4 * count))
 
 
 def _legacy_entries(walk: _Walk) -> dict[str, Entry]:
     """Entry by name. Calls are chunks of text, and sums are means times calls.
 
-    Raises: ValueError, saying why, if the file is not such a file, whole and with nothing after
-    its end; PolicyError if it cannot be read.
+    Raises: ValueError if it is not such a file, whole and with nothing after its end.
     Source: ggml-org/llama.cpp 006e7ef, tools/imatrix/imatrix.cpp, `save_imatrix_legacy`.
     """
     (count,) = walk.integers(1)
@@ -285,8 +268,7 @@ def _legacy_entry(walk: _Walk) -> tuple[str, Entry]:
 def _gguf_entries(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """Entry by name, and by name what is wrong with others. Sums and counts are never touched.
 
-    Raises: ValueError, LookupError, ArithmeticError, TypeError, RecursionError or OSError if
-    the file is not a whole GGUF file of an importance matrix.
+    Raises: one of `_DAMAGE` if it is not a whole GGUF file of an importance matrix.
     Source: gguf 0.19.0, `GGUFReader`; ggml-org/llama.cpp 006e7ef, tools/imatrix/imatrix.cpp,
     `save_imatrix`; offsets without gaps as ggml's `gguf_init_from_file` demands.
     """
@@ -300,18 +282,20 @@ def _gguf_entries(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     said = kind.contents() if kind else None
     if said != "imatrix":
         raise ValueError(f'its general.type is "{shown(str(said))}", not "imatrix"')
-    end, alignment = reader.data_offset, int(reader.alignment)
+    end, tensors = reader.data_offset, {}
+    names: dict[str, None] = {}
     for tensor in reader.tensors:
         if tensor.data_offset != end:
             at = f"byte {tensor.data_offset} and not at {end}"
             raise ValueError(f'tensor "{shown(tensor.name)}" starts at {at}')
-        end += -(-tensor.n_bytes // alignment) * alignment
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+        end += tensor.n_bytes + -tensor.n_bytes % int(reader.alignment)
+        tensors[tensor.name] = tensor
+        # Those that have sums or counts; `.in_sum` and all else is not used.
+        if tensor.name.endswith((_SUMS, _COUNTS)):
+            names[tensor.name.rpartition(".")[0]] = None
     entries: dict[str, Entry] = {}
     defects: dict[str, str] = {}
-    # Those that have sums or counts; `.in_sum` and all else is not used.
-    parts = [(name, part) for name in tensors for part in (_SUMS, _COUNTS) if name.endswith(part)]
-    for name in dict.fromkeys(name.removesuffix(part) for name, part in parts):
+    for name in names:
         try:
             entries[name] = _gguf_entry(tensors, name)
         except ValueError as defect:

@@ -1,6 +1,7 @@
 """Rows of views read from a source as values: FP8 codes times their scales, all else cast."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple, cast
 
@@ -36,8 +37,7 @@ class Cast(NamedTuple):
 class ViewReader:
     """Reads rows of views of one source. Plain data, and threads may share it.
 
-    config: the model's, which has the size of FP8 blocks. must_be_finite: whether a value or a
-    scale that is not finite is refused.
+    config: has the size of FP8 blocks. must_be_finite: of every value and scale.
     """
 
     def __init__(
@@ -46,9 +46,8 @@ class ViewReader:
         self.source, self._blocks, self._must_be_finite = source, Blocks(config), must_be_finite
 
     def rows(self, view: View, first: int, count: int, how: Cast) -> Array:
-        """[count, in] values of rows of a view, from its row `first`.
+        """[count, in] values of rows of a view, from its row `first`; overflow is infinite.
 
-        What overflows becomes infinite.
         Raises: PolicyError if a file cannot be read, FP8 blocks have no size, or a value is not
         finite where it must be.
         """
@@ -80,21 +79,15 @@ class ViewReader:
         # A NaN code times a scale would be found too, but look like a NaN scale.
         own = _in_order(codes, part, rows, columns)
         self._check(own, tensor, _FP8, lambda flat: place_of(view, at, flat))
+        dequantize = partial(fp8_dequantize, block=block, rule=how.rule, out_dtype=how.dtype)
         values = []
         # Each matrix of a stack has a grid of its own.
         for matrix in range(rows.start // n_rows, -(-rows.stop // n_rows)):
             top = matrix * n_rows
             some = range(max(rows.start, top) - top, min(rows.stop, top + n_rows) - top)
-            values.append(
-                fp8_dequantize(
-                    codes[some.start + top - rows.start : some.stop + top - rows.start],
-                    self._scales(view, matrix, some, columns),
-                    block=block,
-                    first_row=some.start % block[0],
-                    rule=how.rule,
-                    out_dtype=how.dtype,
-                )
-            )
+            own = codes[some.start + top - rows.start : some.stop + top - rows.start]
+            scales = self._scales(view, matrix, some, columns)
+            values.append(dequantize(own, scales, first_row=some.start % block[0]))
         whole = values[0] if len(values) == 1 else np.concatenate(values)
         return _in_order(whole, part, rows, columns)
 
@@ -125,15 +118,12 @@ class ViewReader:
     ) -> None:
         """Raises: PolicyError if a value must be finite and is not; place(its number) in words."""
         at = first_nonfinite(stored, dtype) if self._must_be_finite else -1
-        if at < 0:
-            return
-        # E4M3 has no infinities.
-        value = "nan"
-        if dtype in VALUE_TYPES:
-            value = str(to_float32(stored.reshape(-1)[at : at + 1], dtype)[0])
-        where = place(at)
-        found = diagnostic("non-finite-source", tensor=tensor.name, value=value, place=where)
-        raise PermanentError([found])
+        if at >= 0:
+            held, where = stored.reshape(-1)[at : at + 1], place(at)
+            # E4M3 has no infinities.
+            value = str(to_float32(held, dtype)[0]) if dtype in VALUE_TYPES else "nan"
+            found = diagnostic("non-finite-source", tensor=tensor.name, value=value, place=where)
+            raise PermanentError([found])
 
 
 def view_nbytes(view: View, n_rows: int) -> int:
