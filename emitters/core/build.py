@@ -286,11 +286,10 @@ def _finish(plan: Plan, work: Work, progress: Progress, *, jobs: int) -> str:
         check_bundle(plan, folder, work.format)
     progress.begin("hash", sum(sizes.values()), 0)
     try:
-        hashes = hash_files(folder, sizes, in_order(plan.modules), progress.advance, jobs=jobs)
+        planned = in_order(plan.modules)
+        files, tensors = hash_files(folder, sizes, planned, progress.advance, jobs=jobs)
     finally:
         progress.end()
-    files = {name: (hashed.nbytes, hashed.sha256) for name, hashed in hashes.items()}
-    tensors = {name: hash_ for hashed in hashes.values() for name, hash_ in hashed.tensors.items()}
     content, digest = record(plan, files=files, tensors=tensors)
     _write(folder / RECORD, [content])
     _check_files(plan, folder, [*sizes, RECORD])

@@ -2,8 +2,9 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from operator import attrgetter
@@ -38,10 +39,7 @@ _CHUNK_NBYTES = 2**20
 
 
 class Check(NamedTuple):
-    """One thing that was looked at, and what is wrong with it.
-
-    of: what was looked at, in words. impossible: why nothing could be looked at.
-    """
+    """What was looked at, in words, and what is wrong with it. impossible: why it was not."""
 
     name: str
     findings: tuple[Diagnostic, ...]
@@ -59,14 +57,6 @@ class Check(NamedTuple):
     def about(self) -> str:
         """What was looked at, or why that was not possible."""
         return self.impossible if self.result == "not possible" else self.of
-
-
-class FileHashes(NamedTuple):
-    """Bytes of a file, and the hex digests of all of it and of each tensor in it."""
-
-    nbytes: int
-    sha256: str
-    tensors: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -96,10 +86,8 @@ def verify_bundle(
     links: bool = True,
     formats: Mapping[str, Format] = FORMATS,
 ) -> VerifyReport:
-    """What is right and wrong with the bundle in a folder.
+    """What is right and wrong with the bundle in a folder; with a source, also with its values.
 
-    Structure, index, every file's and tensor's hash against the record, widths derived from
-    shapes against those in the metadata; with a source, the error of every decoded tensor.
     links: whether its weights may be links out of the folder. formats: that it may be of.
     Raises: PolicyError if the folder is not a bundle at all, or cannot be read.
     """
@@ -113,20 +101,18 @@ def verify_bundle(
         has_record = (folder / RECORD).exists()
         return VerifyReport(folder, has_record, 0, 0, 0, (broken,), error.diagnostics, None)
     checks = written_checks(bundle, values=True)
-    is_sound = not _is_broken(checks)
-    unrecorded = "" if bundle.record is not None else f"there is no {RECORD}"
+    record, inventory, found_errors = bundle.record, bundle.inventory, None
+    unrecorded = "" if record else f"there is no {RECORD}"
     hashed = tuple(_hashes(bundle, jobs))
     checks.append(Check("hashes", hashed, "SHA-256 of every file and tensor", unrecorded))
-    found_errors = None
-    if source is not None and is_sound:
+    if source is not None and not _is_broken(checks):
         found_errors, findings = compare(bundle, source, jobs=jobs)
         about = "every tensor decoded and compared with the source"
         checks.append(Check("values", findings, about))
-    inventory = bundle.inventory
     return VerifyReport(
         folder=folder,
-        has_record=bundle.record is not None,
-        n_files=len(bundle.record.files) if bundle.record else len(inventory.file_nbytes),
+        has_record=record is not None,
+        n_files=len(record.files if record else inventory.file_nbytes),
         n_tensors=len(inventory.tensors),
         nbytes=inventory.nbytes,
         checks=tuple(checks),
@@ -136,10 +122,9 @@ def verify_bundle(
 
 
 def written_checks(bundle: Bundle, *, values: bool) -> list[Check]:
-    """What is asked of every bundle, also of one that a build has just written.
+    """What is asked of every bundle, also of one that a build has just written: no hashes.
 
-    Headers, metadata, and what the format's readers need besides; no hashes, no source. values:
-    whether values that readers depend on are read.
+    values: whether values that readers depend on are read.
     """
     cure = "copy it with its links followed, as `cp -RL` does"
     linked = (
@@ -172,23 +157,22 @@ def written_checks(bundle: Bundle, *, values: bool) -> list[Check]:
 
 def hash_files(
     folder: Path,
-    names: Iterable[str],
+    names: Collection[str],
     tensors: Iterable[TensorInfo | PlannedTensor],
     advance: Callable[[int], None],
     *,
     jobs: int,
-) -> dict[str, FileHashes]:
-    """The hashes of files of a folder, by name, and of these tensors in them, `jobs` at a time.
+) -> tuple[dict[str, tuple[int, str]], dict[str, str]]:
+    """Bytes and SHA-256 of files of a folder, and SHA-256 of these tensors in them, by name.
 
-    Raises: PolicyError if a file cannot be read.
+    `jobs` files are read at a time. Raises: PolicyError if one cannot be read.
     """
-    lock, held = Lock(), defaultdict(list)
+    lock, held, parts = Lock(), defaultdict(list), {}
     for tensor in tensors:
         held[tensor.file].append(tensor)
 
-    def hashed(name: str) -> FileHashes:
-        whole, parts = sha256(), {}
-        buffer = memoryview(bytearray(_CHUNK_NBYTES))
+    def hashed(name: str) -> tuple[int, str]:
+        whole, buffer = sha256(), memoryview(bytearray(_CHUNK_NBYTES))
         with opened(folder / name) as file:
 
             def read(nbytes: int) -> str:
@@ -206,11 +190,10 @@ def hash_files(
                 read(tensor.start - file.tell())
                 parts[tensor.name] = read(tensor.nbytes)
             read(sys.maxsize)
-            return FileHashes(file.tell(), whole.hexdigest(), parts)
+            return file.tell(), whole.hexdigest()
 
-    names = list(names)
     with ThreadPoolExecutor(jobs, "hash") as workers:
-        return dict(zip(names, workers.map(hashed, names), strict=True))
+        return dict(zip(names, workers.map(hashed, names), strict=True)), parts
 
 
 def _is_broken(checks: Iterable[Check]) -> bool:
@@ -257,8 +240,7 @@ def _widths(bundle: Bundle) -> Iterator[Diagnostic]:
         written = describe(bundle.claims[name].treatment)
         yield diagnostic("width-disagrees", module=name, found="it has no tensors", written=written)
     for module in bundle.modules:
-        differing = _differing(module, bundle)
-        if differing is not None:
+        if differing := _differing(module, bundle):
             found, written = differing
             yield diagnostic("width-disagrees", module=module.name, found=found, written=written)
             continue
@@ -302,33 +284,25 @@ def _hashes(bundle: Bundle, jobs: int) -> Iterator[Diagnostic]:
     for name in sorted(present - recorded.keys()):
         weights = name.endswith(".safetensors")
         yield diagnostic("stray-bundle-file" if weights else "unrecorded-file", file=name)
-    shared = sorted(present & recorded.keys())
-    tensors: dict[str, str] = {}
-    held = bundle.inventory.tensors.values()
-    for name, found in hash_files(
-        bundle.folder, shared, held, lambda nbytes: None, jobs=jobs
-    ).items():
-        nbytes, sha256 = recorded[name]
-        if found.nbytes != nbytes or found.sha256 != sha256:
-            size = f"it has {found.nbytes} bytes, not {nbytes}"
-            reason = _OTHER_HASH if found.nbytes == nbytes else size
+    shared, held = sorted(present & recorded.keys()), bundle.inventory.tensors.values()
+    files, tensors = hash_files(bundle.folder, shared, held, lambda nbytes: None, jobs=jobs)
+    for name, found in files.items():
+        if found != recorded[name]:
+            size = f"it has {found[0]} bytes, not {recorded[name][0]}"
+            reason = _OTHER_HASH if found[0] == recorded[name][0] else size
             yield diagnostic("file-changed", file=name, reason=reason)
-        # Over all files, as the record does not say which file holds a tensor.
-        tensors |= found.tensors
-    for name in sorted(bundle.record.tensors.keys() | tensors.keys()):
-        sha256 = bundle.record.tensors.get(name, "")
-        if tensors.get(name, "") != sha256:
-            reason = _OTHER_HASH if sha256 else "the record lacks it"
+    known = bundle.record.tensors
+    for name in sorted(known.keys() | tensors.keys()):
+        if tensors.get(name, "") != known.get(name, ""):
+            reason = _OTHER_HASH if known.get(name) else "the record lacks it"
             reason = reason if name in tensors else "it is not there"
             yield diagnostic("tensor-changed", tensor=name, reason=reason)
 
 
 def _missing(folder: Path, name: str) -> Diagnostic:
     """The finding of a file that the record names, and that is not there, or not a file."""
-    try:
-        reason = why_not_regular((folder / name).stat().st_mode) if "/" not in name else None
-    except (OSError, ValueError):
-        reason = None
-    if reason is not None:
-        return diagnostic("file-changed", file=name, reason=reason)
+    with suppress(OSError, ValueError):
+        reason = None if "/" in name else why_not_regular((folder / name).stat().st_mode)
+        if reason is not None:
+            return diagnostic("file-changed", file=name, reason=reason)
     return diagnostic("missing-bundle-file", file=name, where="record")
