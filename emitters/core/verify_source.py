@@ -8,7 +8,7 @@ have, and each matrix as a whole must be near its source.
 
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from math import prod
@@ -132,14 +132,12 @@ def compare(
 def _tallies(pieces: Iterator[Piece], check: RowsCheck, jobs: int) -> Iterator[tuple[Piece, Tally]]:
     """All pieces with their tallies, in order; by `jobs` threads, few results ahead."""
     with ThreadPoolExecutor(jobs, "compare") as workers:
-        running: deque[tuple[Piece, Future[Tally]]] = deque()
-        while True:
-            ahead = islice(pieces, 4 * jobs - len(running))
-            running.extend((piece, workers.submit(check.tally, piece)) for piece in ahead)
-            if not running:
-                return
+        begun = ((piece, workers.submit(check.tally, piece)) for piece in pieces)
+        running = deque(islice(begun, 4 * jobs))
+        while running:
             piece, tally = running.popleft()
             yield piece, tally.result()
+            running.extend(islice(begun, 1))
 
 
 def _error(module: BundleModule, compared: Sequence[Compared], stacks: _Stacks) -> ModuleError:

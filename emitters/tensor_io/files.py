@@ -155,10 +155,9 @@ def create_file(path: Path, header: bytes, tensors: Iterable[PlannedTensor], nby
         file.write(header)
         # The rest is a hole: blocks are allocated as rows arrive, in any order.
         file.truncate(nbytes)
-        for tensor in tensors:
-            if tensor.tail:
-                file.seek(tensor.start + tensor.nbytes - len(tensor.tail))
-                file.write(tensor.tail)
+        for tensor in [tensor for tensor in tensors if tensor.tail]:
+            file.seek(tensor.start + tensor.nbytes - len(tensor.tail))
+            file.write(tensor.tail)
 
 
 def write_at(path: Path, start: int, content: Array, *, stride: int = 0) -> int:
@@ -211,13 +210,13 @@ def make_folder(path: Path) -> None:
 def _sync(opened: int) -> None:
     # On macOS fsync ends when the disk's cache has the bytes, which power loss empties.
     full_sync = getattr(fcntl, "F_FULLFSYNC", None)
-    if full_sync is not None:
-        try:
+    try:
+        if full_sync is not None:
             fcntl.fcntl(opened, full_sync)
             return
-        except OSError as error:
-            if error.errno not in _NO_FULL_SYNC:
-                raise
+    except OSError as error:
+        if error.errno not in _NO_FULL_SYNC:
+            raise
     is_folder = stat.S_ISDIR(os.fstat(opened).st_mode)
     # fdatasync leaves out times alone, and is missing on some systems.
     (os.fsync if is_folder else getattr(os, "fdatasync", os.fsync))(opened)
