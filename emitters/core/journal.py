@@ -24,7 +24,8 @@ from emitters.tensor_io.files import append, create_file, flush, writing
 from policy_dsl import version
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
-from policy_dsl.documents import Size, first_defect
+from policy_dsl.documents import first_defect
+from policy_dsl.documents.saved import Size
 from policy_dsl.formats import Container, in_order
 from policy_dsl.plan import Plan
 from policy_dsl.planning.bundle_files import header_bytes, preface

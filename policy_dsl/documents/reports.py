@@ -2,19 +2,16 @@
 
 from typing import Annotated, Any, Literal, TypedDict
 
-from policy_dsl.documents import (
-    Count,
-    Document,
-    FindingEntry,
-    GroupEntry,
-    Layer,
-    Limits,
-    NamedReason,
-    RuleAt,
-    TransformEntry,
-)
+from policy_dsl.documents import Count, Document, FindingEntry, Layer, Limits, RuleAt, saved
 
 _ADDED = "experts at the end of the first axis that only pad"
+
+
+class NamedReason(TypedDict):
+    """Something that is left out, and why."""
+
+    name: str
+    reason: str
 
 
 class AgainstEntry(TypedDict):
@@ -312,8 +309,8 @@ class InspectBundleDocument(Document):
     tensor_nbytes: Count
     parameters: Count
     bpw: float | None
-    transforms: list[TransformEntry]
-    groups: list[GroupEntry]
+    transforms: list[saved.TransformEntry]
+    groups: list[saved.GroupEntry]
 
 
 class CatalogEntry(TypedDict):

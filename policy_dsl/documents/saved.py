@@ -6,29 +6,48 @@ is the record of earlier versions, which is still read.
 
 from typing import Annotated, Literal, NotRequired, TypedDict
 
-from policy_dsl.documents import (
-    Count,
-    Document,
-    Experts,
-    FindingEntry,
-    GroupEntry,
-    Layer,
-    Limits,
-    Name,
-    RuleAt,
-    Sha256,
-    Size,
-    TransformEntry,
-)
+from policy_dsl.documents import Count, Document, FindingEntry, Layer, Limits, RuleAt
 
-AddedExperts = Annotated[int, Limits(minimum=1, maximum=65536)]
-Bits = Annotated[int, Limits(minimum=1, maximum=64)]
-GroupSize = Annotated[int, Limits(minimum=-1, maximum=2**31 - 1)]
+# Offsets and sizes of files are signed 64-bit numbers wherever they are used.
+Size = Annotated[int, Limits(minimum=0, maximum=2**63 - 1)]
+Sha256 = Annotated[str, Limits(pattern="^[0-9a-f]{64}$")]
+Name = Annotated[str, Limits(least=1)]
+Experts = Annotated[int, Limits(minimum=0, maximum=65536)]
+SomeExperts = Annotated[int, Limits(minimum=1, maximum=65536)]
+_Kept = dict[str, Annotated[list[Experts], Limits(least=1)]]
 Shape = Annotated[list[Size], Limits(most=64)]
 _LINKED = "shards of the source that are links out of its folder: their targets"
 _STATISTICS = "files that a build reads, by what they hold"
 _DIGEST = "SHA-256 of this document without `digest`, compact, keys sorted"
 Digest = Annotated[str, Limits(pattern="^[0-9a-f]{64}$", about=_DIGEST)]
+
+
+class TransformEntry(TypedDict):
+    """Experts that were pruned; `kept` is null while nobody chose those that stay.
+
+    `kept` maps a layer to the old numbers of its experts, in the order of the new ones.
+    """
+
+    prune: Literal["experts"]
+    by: str | None
+    before: SomeExperts
+    to: SomeExperts
+    layers: SomeExperts
+    kept: Annotated[_Kept, Limits(least=1, most=65536, keys="^(0|[1-9][0-9]{0,4})$")] | None
+
+
+class GroupEntry(TypedDict):
+    """Modules of one role with one treatment and one reason; `rule` is empty if not known."""
+
+    role: str
+    layers: list[Layer]
+    treatment: str
+    rule: str
+    rule_at: NotRequired[RuleAt | None]
+    tensors: Count
+    parameters: Count
+    nbytes: Count
+    bpw: float | None
 
 
 class PlannedPolicy(TypedDict):
@@ -266,8 +285,8 @@ class RecordedTreatment(TypedDict):
     """What happened to the values of a module."""
 
     action: Literal["quantize", "keep", "cast", "raw"]
-    bits: NotRequired[Bits]
-    group_size: NotRequired[GroupSize]
+    bits: NotRequired[Annotated[int, Limits(minimum=1, maximum=64)]]
+    group_size: NotRequired[Annotated[int, Limits(minimum=-1, maximum=2**31 - 1)]]
     scheme: NotRequired[str]
     method: NotRequired[str]
     symmetric: NotRequired[bool]
@@ -286,7 +305,7 @@ class RecordedForm(TypedDict):
     treatment: RecordedTreatment
     shape: Shape
     dtype: str
-    added: NotRequired[AddedExperts]
+    added: NotRequired[SomeExperts]
     parts: Annotated[list[Annotated[str, Limits(pattern="^[^.]*$")]], Limits(least=1)]
     rule: str
     rule_at: RuleAt | None
@@ -342,7 +361,7 @@ class RecordedModuleV1(TypedDict):
     role: str
     layer: Layer | None
     shape: Shape
-    added: NotRequired[AddedExperts]
+    added: NotRequired[SomeExperts]
     dtype: str
     treatment: RecordedTreatment
     tensors: Annotated[list[str], Limits(least=1)]

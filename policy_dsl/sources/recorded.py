@@ -26,7 +26,8 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import PolicyError, fail
-from policy_dsl.documents import Limits, Size, first_defect
+from policy_dsl.documents import Limits, first_defect
+from policy_dsl.documents.saved import Size
 from policy_dsl.escaping import is_plain_name, shown
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo, tensor_nbytes
 from policy_dsl.regular_files import read_whole, refuse_placeholder

@@ -10,8 +10,9 @@ from math import prod
 from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, render
-from policy_dsl.documents import GroupEntry, TransformEntry, entry_of
+from policy_dsl.documents import entry_of
 from policy_dsl.documents import reports as documents
+from policy_dsl.documents.saved import GroupEntry, TransformEntry
 from policy_dsl.inventory import Inventory
 from policy_dsl.plan import Pruning
 from policy_dsl.planning.outline import Group, Outline, groups

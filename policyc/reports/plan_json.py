@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail, json_text
-from policy_dsl.documents import GroupEntry, entry_of, first_defect
+from policy_dsl.documents import entry_of, first_defect
 from policy_dsl.documents import saved as documents
 from policy_dsl.documents.saved import PlanDocument
 from policy_dsl.plan import Module, Plan, Pruning
@@ -64,7 +64,7 @@ def plan_document(
             entry_of(documents.RoleEntry, replace(bundle, modules=tuple(modules)), role=role)
             for role, modules in by_key(bundle.modules, lambda module: module.role).items()
         ],
-        groups=entries_of(GroupEntry, outlines.groups(bundle.modules)),
+        groups=entries_of(documents.GroupEntry, outlines.groups(bundle.modules)),
         dropped=entries_of(documents.DroppedTensor, plan.omitted, name="tensor.name"),
         files=files,
         dropped_files=entries_of(documents.DroppedFile, plan.omitted_files),

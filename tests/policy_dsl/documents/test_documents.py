@@ -7,6 +7,7 @@ import json
 import os
 import typing
 from itertools import chain
+from math import inf
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -87,13 +88,15 @@ def with_limits(schema: dict[str, Any], limits: Limits) -> dict[str, Any]:
     keywords = {
         "minimum": limits.minimum,
         "maximum": limits.maximum,
-        f"min{ends}": limits.least,
+        f"min{ends}": limits.least or None,
         f"max{ends}": limits.most,
         "pattern": limits.pattern,
         "propertyNames": limits.keys and {"pattern": limits.keys},
         "description": limits.about,
     }
-    return schema | {key: value for key, value in keywords.items() if value is not None}
+    return schema | {
+        key: value for key, value in keywords.items() if value not in (None, inf, -inf)
+    }
 
 
 def object_of(document: Any, definitions: dict[str, Any]) -> dict[str, Any]:
