@@ -91,15 +91,14 @@ class Span:
     end: int
 
     @property
-    def location(self) -> str:
-        """`file:line:column` of the first character."""
-        line, column = self.source.position(self.start)
-        return f"{self.source.name}:{line}:{column}"
+    def place(self) -> tuple[str, int, int]:
+        """File, line and column of the first character, both counted from 1."""
+        return self.source.name, *self.source.position(self.start)
 
     @property
-    def line(self) -> int:
-        """The line, counted from 1, of the first character."""
-        return self.source.position(self.start)[0]
+    def location(self) -> str:
+        """`file:line:column` of the first character."""
+        return ":".join(map(str, self.place))
 
 
 @dataclass(frozen=True)
@@ -266,7 +265,7 @@ def _render_one(defect: Diagnostic) -> str:
 
 
 def _excerpt(span: Span, suggestion: str, width: int = 160) -> list[str]:
-    number, column = span.source.position(span.start)
+    _, number, column = span.place
     line = span.source.line(number)
     # A 10 MB line must not become a 10 MB message.
     cut = max(0, column - 1 - width // 2) if len(line) > width else 0

@@ -28,6 +28,10 @@ _as_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 OTHERWISE: Final = "defaults.otherwise"
 
 
+# The digest of some bytes of a tensor, of which thousands may have the same.
+_short = cache(lambda content: hashlib.sha256(content).hexdigest())
+
+
 class Forms(NamedTuple):
     """What modules have in common: one module of each form, and the form of every module."""
 
@@ -38,7 +42,7 @@ class Forms(NamedTuple):
 class PlannedTensor(NamedTuple):
     """One tensor of the output: `start` is its byte offset in `file`, header included.
 
-    by_columns: whether logical rows lie along its second axis. tail: its last bytes, where the
+    by_columns: whether logical rows are along its second axis. tail: its last bytes, where the
     plan decides them and no source; all of them if it is a constant such as a width.
     """
 
@@ -51,10 +55,6 @@ class PlannedTensor(NamedTuple):
     start: int
     by_columns: bool = False
     tail: bytes = b""
-
-    def placed(self, file: str, start: int) -> PlannedTensor:
-        """The tensor at that place."""
-        return PlannedTensor(*self[:5], file, start, *self[7:])
 
     def rows_at(self, first: int, n_rows: int) -> tuple[int, int]:
         """Where the share of a module's row `first`, of `n_rows`, begins in the file.
@@ -71,8 +71,7 @@ class PlannedTensor(NamedTuple):
         return bool(self.tail) and len(self.tail) == self.nbytes
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(NamedTuple):
     """What one decision produces: the output tensors of a matrix, a stack, or a plain tensor.
 
     shape: logical, [experts, out, in], [out, in] or that of a plain tensor. dtype: safetensors
@@ -106,15 +105,6 @@ class Module:
         """What the names of its tensors have beyond its own; empty if nothing."""
         known = len(self.name) + 1
         return tuple([tensor.name[known:] for tensor in self.tensors])
-
-    def with_tensors(self, tensors: tuple[PlannedTensor, ...]) -> Module:
-        """The module with other tensors."""
-        # `replace` takes three times as long, and a plan may have 50,000 of them.
-        return Module(
-            *(self.name, self.role, self.layer, self.treatment, self.shape, self.dtype),
-            *(self.sources, tensors, self.parameters, self.added, self.together),
-            *(self.decided_by, self.written),
-        )
 
 
 def coded_modules(modules: Iterable[Module]) -> Iterator[tuple[Module, Coded]]:
@@ -164,13 +154,11 @@ class Pruning:
     def of_entries(cls, transforms: Iterable[Mapping[str, Any]]) -> Pruning | None:
         """What a record or a saved plan says was done to the model; None if nothing was."""
         for entry in transforms:
-            ranking, kept = entry["by"] or "", entry["kept"]
-            if kept is not None:
-                numbers = {int(layer): tuple(old) for layer, old in kept.items()}
-                return cls(entry["before"], numbers, ranking)
-            # As many numbers take their place, as in the plan itself.
-            numbers = dict.fromkeys(range(entry["layers"]), tuple(range(entry["to"])))
-            return cls(entry["before"], numbers, ranking, False)
+            is_chosen = entry["kept"] is not None
+            # Where nobody chose, as many numbers take their place, as in the plan itself.
+            kept = entry["kept"] or dict.fromkeys(range(entry["layers"]), range(entry["to"]))
+            numbers = {int(layer): tuple(old) for layer, old in kept.items()}
+            return cls(entry["before"], numbers, entry["by"] or "", is_chosen)
         return None
 
     @property
@@ -262,43 +250,34 @@ class StatisticsFile:
     methods: frozenset[str] = frozenset()
 
 
-def rule_place(rule: Rule) -> RuleAt | None:
-    """Where a rule is written; None if no text holds it."""
-    if rule.span is None:
-        return None
-    line, column = rule.span.source.position(rule.span.start)
-    return {"path": rule.span.source.name, "line": line, "column": column}
-
-
-def rule_texts(rules: Sequence[Rule]) -> tuple[str, ...]:
-    """`file:line` of each rule, with its column where its line has several.
+def rule_places(rules: Sequence[Rule]) -> list[tuple[str, RuleAt | None]]:
+    """`file:line` of each rule, with its column where its line has several, and the same in parts.
 
     Of files with one name, such as those of an `extends` chain, as many folders are shown as
-    tell them apart. Empty for a rule that no text holds.
+    tell them apart. Empty and None for a rule that no text holds.
     """
-    places = [rule_place(rule) for rule in rules]
-    short = _short_names({place["path"] for place in places if place})
-    lines = Counter((place["path"], place["line"]) for place in places if place)
-    texts = [""] * len(places)
-    for at, place in enumerate(places):
-        if place is not None:
-            alone = lines[place["path"], place["line"]] == 1
-            texts[at] = f"{short[place['path']]}:{place['line']}"
-            texts[at] += "" if alone else f":{place['column']}"
-    return tuple(texts)
-
-
-def _short_names(paths: set[str]) -> dict[str, str]:
-    """Path -> its last parts, as few as no other path ends with."""
+    places = [rule.span.place if rule.span else None for rule in rules]
+    known = [place for place in places if place]
+    n_rules = Counter((path, line) for path, line, _ in known)
     endings = {}
-    for path in paths:
+    for path in {path for path, *_ in known}:
         parts = path.replace("\\", "/").split("/")
         endings[path] = ["/".join(parts[at:]) for at in reversed(range(len(parts)))]
     counts = Counter(chain.from_iterable(endings.values()))
-    return {
+    short = {
         path: next((end for end in ends if counts[end] == 1), ends[-1])
         for path, ends in endings.items()
     }
+    found: list[tuple[str, RuleAt | None]] = []
+    for place in places:
+        if place is None:
+            found.append(("", None))
+            continue
+        path, line, column = place
+        more = f":{column}" if n_rules[path, line] > 1 else ""
+        at: RuleAt = {"path": path, "line": line, "column": column}
+        found.append((f"{short[path]}:{line}{more}", at))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,18 +322,18 @@ class Plan(Draft):
     def forms(self) -> Forms:
         """The modules by what they have in common; forms in the order in which they appear."""
         known: dict[tuple[object, ...], int] = {}
-        forms = Forms([], [])
+        examples: list[Module] = []
+        numbers: list[int] = []
         for module in self.modules:
             form = (
                 *(module.role, module.treatment, module.written, module.decided_by),
                 *(module.shape, module.dtype, module.added, module.suffixes),
-                tuple(sorted({view.tensor.dtype for view in module.sources})),
+                *sorted({view.tensor.dtype for view in module.sources}),
             )
-            number = known.setdefault(form, len(known))
-            forms.numbers.append(number)
-            if number == len(forms.examples):
-                forms.examples.append(module)
-        return forms
+            numbers.append(known.setdefault(form, len(known)))
+            if len(known) > len(examples):
+                examples.append(module)
+        return Forms(examples, numbers)
 
     @cached_property
     def recipes(self) -> tuple[str, ...]:
@@ -364,8 +343,16 @@ class Plan(Draft):
         to them, and with which statistics. Of two modules that have one recipe, one codec
         version and equal shards, the bytes are equal.
         """
-        texts = [_as_json(self._decisive(example)) for example in self.forms.examples]
-        recipes = []
+        texts, recipes = [], []
+        for example in self.forms.examples:
+            method = example.treatment.method if isinstance(example.treatment, Coded) else ""
+            used = {file.name: file.sha256 for file in self.statistics if method in file.methods}
+            parts = [[one.part, one.dtype, one.shape, one.by_columns] for one in example.tensors]
+            decisive = [
+                *(self.target, self.fp8_rule, used, astuple(example.treatment)),
+                *(example.dtype, example.shape, example.added, example.together, parts),
+            ]
+            texts.append(_as_json(decisive))
         for module, form in zip(self.modules, self.forms.numbers, strict=True):
             tails = [_short(tensor.tail) for tensor in module.tensors if tensor.tail]
             origins = [
@@ -375,17 +362,6 @@ class Plan(Draft):
             own = _as_json([origins, tails])
             recipes.append(hashlib.sha256(f"{texts[form]}{own}".encode()).hexdigest())
         return tuple(recipes)
-
-    def _decisive(self, module: Module) -> list[object]:
-        """What the modules of a form share, and what decides their bytes."""
-        method = module.treatment.method if isinstance(module.treatment, Coded) else ""
-        used = [file for file in self.statistics if method in file.methods]
-        statistics = {file.name: file.sha256 for file in used}
-        parts = [[part.part, part.dtype, part.shape, part.by_columns] for part in module.tensors]
-        return [
-            *(self.target, self.fp8_rule, statistics, astuple(module.treatment)),
-            *(module.dtype, module.shape, module.added, module.together, parts),
-        ]
 
     @cached_property
     def digest(self) -> str:
@@ -400,17 +376,14 @@ class Plan(Draft):
         return digest.hexdigest()
 
     @cached_property
-    def _rules(self) -> list[tuple[str, RuleAt | None]]:
-        rules = self.policy.rules
-        return list(zip(rule_texts(rules), map(rule_place, rules), strict=True))
+    def rule_places(self) -> list[tuple[str, RuleAt | None]]:
+        """Where each rule of the policy is written."""
+        return rule_places(self.policy.rules)
 
-    def rule_text(self, module: Module) -> str:
-        """`file:line` of the rule that decided, or `defaults.otherwise`."""
-        return OTHERWISE if module.decided_by is None else self._rules[module.decided_by][0]
-
-    def rule_at(self, module: Module) -> RuleAt | None:
-        """Where the rule that decided is written; None if no text holds it, or none decided."""
-        return None if module.decided_by is None else self._rules[module.decided_by][1]
+    def rule_of(self, module: Module) -> tuple[str, RuleAt | None]:
+        """Where the rule that decided is written; `defaults.otherwise` and None if none did."""
+        at = module.decided_by
+        return (OTHERWISE, None) if at is None else self.rule_places[at]
 
     @cached_property
     def added_experts(self) -> int:
@@ -432,9 +405,3 @@ class Plan(Draft):
         if self.pruning is None or layer is None:
             return range(self.model.n_experts)
         return self.pruning.kept[layer]
-
-
-@cache
-def _short(content: bytes) -> str:
-    """The digest of some bytes of a tensor, of which thousands may have the same."""
-    return hashlib.sha256(content).hexdigest()

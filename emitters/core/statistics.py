@@ -180,7 +180,7 @@ def _filled(module: Module, contents: Mapping[str, bytes]) -> Module:
     tensors = tuple(
         tensor._replace(tail=contents.get(tensor.name, tensor.tail)) for tensor in module.tensors
     )
-    return replace(module, tensors=tensors)
+    return module._replace(tensors=tensors)
 
 
 def _sha256(source: Source, name: str) -> str:

@@ -7,7 +7,6 @@ at 05674fe, read.
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from math import gcd, prod
@@ -105,8 +104,7 @@ def added_scales(modules: Sequence[Module]) -> tuple[Module, ...]:
             continue
         shape = module.shape[-1:]
         nbytes = tensor_nbytes("F16", shape)
-        scales[name] = replace(
-            module,
+        scales[name] = module._replace(
             name=name,
             role="awq_scale",
             treatment=Plain("F16"),

@@ -140,7 +140,7 @@ def _explain(source: SourceText, failure: yaml.MarkedYAMLError) -> Diagnostic:
     mark = failure.problem_mark or failure.context_mark
     at = max(min(mark.index if mark else 0, len(source.text) - 1), 0)
     problem, span = failure.problem or "not YAML", Span(source, at, at + 1)
-    line = source.line(span.line).strip()
+    line = source.line(span.place[1]).strip()
     if "mapping values are not allowed" in problem and line.startswith(("- ", "rules:")):
         text = line.removeprefix("rules:").strip().removeprefix("- ")
         shown = [f"  {part}" for part in map(str.strip, text.split(";")) if part]

@@ -43,7 +43,7 @@ class Layout(NamedTuple):
     def put(self, tensors: Iterable[PlannedTensor], file: str, start: int) -> None:
         """Takes a file in which these tensors follow each other from `start`."""
         for tensor in tensors:
-            self.places[tensor.name] = tensor.placed(file, start)
+            self.places[tensor.name] = tensor._replace(file=file, start=start)
             start += tensor.nbytes
         self.file_nbytes[file] = start
 
@@ -69,7 +69,7 @@ def placed(
         planned = [PlannedFile(name, "tensors", nbytes) for name, nbytes in sizes]
     # Offsets are known before a weight is read: workers write without asking each other.
     places = layout.places
-    moved = [m.with_tensors(tuple([places[one.name] for one in m.tensors])) for m in modules]
+    moved = [m._replace(tensors=tuple([places[one.name] for one in m.tensors])) for m in modules]
     return tuple(moved), tuple(planned)
 
 
@@ -178,7 +178,7 @@ def _with_preface(plan: Plan, format: Format, beside: Mapping[str, bytes] | None
         # Its size without what it says of the model is a fact all the same.
         return replace(plan, files=(replace(container, least=size + container.least),))
     modules = [
-        module.with_tensors(tuple([t.placed(t.file, t.start + size) for t in module.tensors]))
+        module._replace(tensors=tuple([t._replace(start=t.start + size) for t in module.tensors]))
         for module in plan.modules
     ]
     whole = PlannedFile(container.name, "tensors", size + container.least)

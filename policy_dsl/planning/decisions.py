@@ -8,7 +8,7 @@ from typing import NamedTuple
 from policy_dsl.diagnostics import Diagnostic, diagnostic, errors, fail, nearest
 from policy_dsl.documents import RuleAt
 from policy_dsl.linear_patterns import PatternError
-from policy_dsl.plan import OTHERWISE, Module, Omission, Plan, rule_place
+from policy_dsl.plan import OTHERWISE, Module, Omission, Plan
 from policy_dsl.planning.matching import CompiledRule, compile_rules, is_guarded, nodes
 from policy_dsl.planning.outline import treatment_of
 from policy_dsl.planning.reach import OPTIONAL, Reach, guard_notes
@@ -228,7 +228,8 @@ def _outcomes(plan: Plan, tensor: ModelTensor, *, is_left_out: bool) -> Iterator
             in_vain = is_left_out and rule.treatment.action != "drop"
             outcome = "without effect" if in_vain else "decided"
         text = rule.span.source.text[rule.span.start : rule.span.end] if rule.span else ""
-        yield RuleOutcome(compiled.origin, " ".join(text.split()), outcome, rule_place(rule))
+        place, rule_at = plan.rule_places[compiled.index]
+        yield RuleOutcome(place, " ".join(text.split()), outcome, rule_at)
 
 
 def _find_subject(plan: Plan, name: str) -> Subject:
@@ -299,7 +300,7 @@ def _namesake(plan: Plan, subject: Subject) -> Namesake | None:
 
 
 def _kind(module: Module | None, plan: Plan) -> tuple[str, ...]:
-    return (module.role, treatment_of(module), plan.rule_text(module)) if module else ()
+    return (module.role, treatment_of(module), plan.rule_of(module)[0]) if module else ()
 
 
 def _described(subject: Subject) -> str:

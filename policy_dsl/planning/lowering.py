@@ -162,7 +162,7 @@ class _Stacking:
         for number in range(self._count, self._count + self._added):
             # Nothing but added rows.
             module = self._module(name(path, number), stack[:1], (0, *rest), rows)
-            yield replace(module, sources=())
+            yield module._replace(sources=())
 
     def _module(self, path: str, stack: _Stack, shape: tuple[int, ...], added: int) -> Module:
         """The module of a stack of this shape, to which `added` of the first axis come."""

@@ -16,7 +16,7 @@ from policy_dsl.diagnostics import Diagnostic, Span, diagnostic, did_you_mean
 from policy_dsl.language.print_policy import print_ranges
 from policy_dsl.language.statements import layers_where
 from policy_dsl.linear_patterns import WILDCARDS
-from policy_dsl.plan import rule_texts
+from policy_dsl.plan import rule_places
 from policy_dsl.policy import (
     COMPONENTS,
     OUTSIDE_LANGUAGE_MODEL,
@@ -83,7 +83,7 @@ def nodes(selector: Selector) -> Iterator[Selector]:
 class CompiledRule:
     """A rule made executable for one model.
 
-    index: which of the policy's rules it is. origin: its place as text, see `rule_texts`.
+    index: which of the policy's rules it is. origin: its place as text, see `rule_places`.
     findings: what is wrong with its selector in this model. inapplicable: it is bound to
     another family, where matching nothing is not a defect. predicates: of every node of its
     selector. marks: of a name the roles, of a layer set the layers that it is limited to.
@@ -122,9 +122,9 @@ class CompiledRule:
 def compile_rules(policy: Policy, model: Model, target: str) -> tuple[CompiledRule, ...]:
     """The policy's rules for this target, executable, in the order of the text."""
     compiler = _Compiler(policy, model)
-    places = rule_texts(policy.rules)
+    places = rule_places(policy.rules)
     return tuple(
-        compiler.compile(rule, index, places[index])
+        compiler.compile(rule, index, places[index][0])
         for index, rule in enumerate(policy.rules)
         if rule.target in (None, target)
     )

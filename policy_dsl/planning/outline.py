@@ -107,7 +107,7 @@ def outline(plan: Plan) -> Outline:
     """The outline of a plan."""
     forms = plan.forms
     texts = [(treatment_of(one), stored_as(one.treatment, one.dtype)) for one in forms.examples]
-    rules = [(plan.rule_text(one), plan.rule_at(one)) for one in forms.examples]
+    rules = [plan.rule_of(one) for one in forms.examples]
     modules = []
     for module, form in zip(plan.modules, forms.numbers, strict=True):
         (treatment, stored), (rule, rule_at) = texts[form], rules[form]

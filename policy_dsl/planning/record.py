@@ -140,7 +140,7 @@ def _form(plan: Plan, module: Module) -> saved.RecordedForm:
         "shape": list(module.shape),
         "dtype": module.dtype,
         "parts": list(module.suffixes),
-        "rule": plan.rule_text(module),
+        "rule": plan.rule_of(module)[0],
         "rule_at": _rule_at(plan, module),
     }
     if module.added:
@@ -150,7 +150,7 @@ def _form(plan: Plan, module: Module) -> saved.RecordedForm:
 
 def _rule_at(plan: Plan, module: Module) -> RuleAt | None:
     """Where the rule that decided is, from the folder of the policy; its file's name elsewhere."""
-    place, source = plan.rule_at(module), plan.policy.source
+    place, source = plan.rule_of(module)[1], plan.policy.source
     if place is None or source is None:
         return place
     path, folder = PurePath(place["path"]), PurePath(source.name).parent

@@ -56,9 +56,7 @@ def sarif(findings: Iterable[Diagnostic], *, version: str) -> dict[str, Any]:
 
 
 def _place(finding: Diagnostic) -> tuple[str | None, int | None, int | None]:
-    if finding.span is None:
-        return None, None, None
-    return finding.span.source.name, *finding.span.source.position(finding.span.start)
+    return finding.span.place if finding.span else (None, None, None)
 
 
 def _text(finding: Diagnostic) -> str:

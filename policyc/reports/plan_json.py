@@ -131,13 +131,14 @@ def _form(plan: Plan, module: Module) -> documents.PlannedForm:
 
 def _decision(plan: Plan, module: Module) -> dict[str, Any]:
     """What a module's forms and tensors say alike: what becomes of it, and by which rule."""
+    rule, rule_at = plan.rule_of(module)
     return {
         "role": module.role,
         "treatment": outlines.treatment_of(module),
         "stored": outlines.stored_as(module.treatment, module.dtype),
         "source_dtypes": list(outlines.source_dtypes(module)),
-        "rule": plan.rule_text(module),
-        "rule_at": plan.rule_at(module),
+        "rule": rule,
+        "rule_at": rule_at,
     }
 
 

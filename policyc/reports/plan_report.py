@@ -163,7 +163,7 @@ def _tensor_table(plan: Plan) -> Table:
     rows = [
         (
             *(tensor.name, tensor.dtype, sizes_text(tensor.shape), f"{tensor.nbytes:,}"),
-            *(treatment_of(module), plan.rule_text(module), tensor.file),
+            *(treatment_of(module), plan.rule_of(module)[0], tensor.file),
         )
         for module in plan.modules
         for tensor in module.tensors
@@ -183,8 +183,8 @@ def explain_document(explanation: Explanation, plan: Plan) -> ExplainDocument:
         of_module = {
             "module": module.name,
             "treatment": treatment_of(module),
-            "rule": plan.rule_text(module),
-            "rule_at": plan.rule_at(module),
+            "rule": plan.rule_of(module)[0],
+            "rule_at": plan.rule_of(module)[1],
             "tensors": entries_of(ExplainedTensor, module.tensors),
             "nbytes": module.nbytes,
             "parameters": module.parameters,
@@ -258,7 +258,7 @@ def _explain_facts(explanation: Explanation, plan: Plan) -> Iterator[tuple[str, 
         return
     yield "becomes", f"{module.name} ({_sources(module)})"
     yield "treatment", treatment_of(module)
-    yield "decided by", _decided_by(explanation, plan.rule_text(module))
+    yield "decided by", _decided_by(explanation, plan.rule_of(module)[0])
     layers = layer_list(alike.layer for alike in explanation.alike if alike.layer is not None)
     # Embeddings and the head are in no layer.
     where = "" if layers == "-" else f", layers {layers}"

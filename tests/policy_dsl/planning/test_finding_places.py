@@ -34,7 +34,7 @@ def found(text, code, name="p.qpol"):
 
 def test_rules_of_one_line_are_told_apart_by_their_column() -> None:
     made = plan("experts: 4bit; boundary 1: 8bit\nattention: 4bit")
-    places = {made.rule_text(module) for module, _ in coded_modules(made.modules)}
+    places = {made.rule_of(module)[0] for module, _ in coded_modules(made.modules)}
     assert places == {"p.qpol:1:1", "p.qpol:1:16", "p.qpol:2"}
 
 
@@ -105,7 +105,7 @@ def test_of_several_targets_the_one_that_cannot_be_written_is_pointed_at() -> No
     policy, _ = parse_policy(text, "two.qpol")
     installed = {name: spec for name, spec in emitters.FORMATS.items() if name != "gptq"}
     (found,) = lint(policy, installed)
-    assert (found.code, found.span.line if found.span else None) == ("unavailable-target", 3)
+    assert (found.code, found.span.place[1] if found.span else None) == ("unavailable-target", 3)
 
 
 def test_a_wrong_target_option_points_at_no_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,10 +176,10 @@ def test_warnings_tell_files_of_one_name_apart(namesakes, code: str, place: str)
 def test_rules_in_files_of_one_name_show_their_folders(namesakes) -> None:
     policy, _ = namesakes
     made = resolve(load(policy), open_source(TINY), emitters.FORMATS, target="mlx_affine")
-    rules = {module.role: made.rule_text(module) for module in made.modules}
+    rules = {module.role: made.rule_of(module)[0] for module in made.modules}
     assert rules["norm"] == "a/base.qpol:3"
     assert rules["router"] == "b/base.qpol:3"
-    place = next(made.rule_at(module) for module in made.modules if module.role == "router")
+    place = next(made.rule_of(module)[1] for module in made.modules if module.role == "router")
     assert place is not None
     assert place["path"].endswith("b/base.qpol")
     assert (place["line"], place["column"]) == (3, 1)

@@ -172,7 +172,7 @@ def test_rules_choose_by_the_new_numbers_and_patterns_by_the_old_names() -> None
     # The old 7 is the new 5: the second rule takes all that the first one has.
     text += '"*.experts.7.w2.*": mq4\nexperts[5].w2: mq4'
     found = planned(text, target="hipfire_hfq").findings
-    assert [one.span.line for one in found if one.code == "shadowed-rule" and one.span] == [4]
+    assert [one.span.place[1] for one in found if one.code == "shadowed-rule" and one.span] == [4]
 
 
 @pytest.mark.parametrize("to", ["to 8", "keep 0-7"])
