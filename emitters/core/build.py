@@ -6,7 +6,7 @@ claim the output ─ open or resume the journal ─ run the units ─ metadata a
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from typing import Protocol
 from emitters import FORMATS
 from emitters.core.bundle_reading import open_bundle
 from emitters.core.deleting import BROWSED, refuse_others, unfinished_files
-from emitters.core.journal import Journal, open_journal
+from emitters.core.journal import Journal, headers, open_journal
 from emitters.core.preconditions import ensure_buildable, open_as_planned
 from emitters.core.record import planned_record
 from emitters.core.run_unit import Receipt, ValueDefectError, Work, finding_of
@@ -40,9 +40,10 @@ from policy_dsl.diagnostics import (
 )
 from policy_dsl.formats import Format, in_order
 from policy_dsl.inventory import Inventory, TensorInfo
-from policy_dsl.plan import Plan
+from policy_dsl.plan import Plan, PlannedTensor
 from policy_dsl.planning.bundle_files import edited_files
 from policy_dsl.planning.record import RECORD, UNKNOWN_HASH, record
+from policy_dsl.regular_files import read_range
 
 Receipts = Generator[tuple[Unit, Receipt], None, None]
 # One wrong offset makes every tensor after it wrong.
@@ -283,7 +284,7 @@ def _finish(plan: Plan, work: Work, progress: Progress, *, jobs: int) -> str:
     _check_files(plan, folder, sizes)
     # A million objects are made and kept.
     with uncollected():
-        check_bundle(plan, folder, work.format)
+        check_bundle(plan, work)
     progress.begin("hash", sum(sizes.values()), 0)
     try:
         planned = in_order(plan.modules)
@@ -296,22 +297,27 @@ def _finish(plan: Plan, work: Work, progress: Progress, *, jobs: int) -> str:
     return digest
 
 
-def check_bundle(plan: Plan, folder: Path, format: Format) -> None:
+def check_bundle(plan: Plan, work: Work) -> None:
     """Raises: PermanentError unless the written bundle is planned and sound.
 
-    It is read by code that did not write it: its headers hold exactly the planned tensors at
-    their places, and nothing that `verify` looks at, hashes and values aside, is wrong.
+    Its headers are those of the plan, byte for byte, and nothing that `verify` looks at, hashes
+    and values aside, is wrong.
     """
+    format, folder, known, reasons = work.format, work.folder, {}, []
+    for file, header, tensors in headers(plan, work):
+        if read_range(folder / file.name, 0, len(header)) != header:
+            reasons.append(f"the header of {file.name} is not the planned one")
+        known[file.name] = {tensor.name: _written(tensor) for tensor in tensors}
+    _refuse(reasons)
     sizes = {file.name: (file.nbytes or 0, UNKNOWN_HASH) for file in plan.files}
     sizes.pop(RECORD, None)
     expected = planned_record(plan, sizes)
     try:
-        bundle = open_bundle(folder, expected, formats={format.name: format})
+        bundle = open_bundle(folder, expected, formats={format.name: format}, headers=known)
     except DiskError:
         raise
     except PolicyError as error:
         raise PermanentError(error.diagnostics) from error
-    _refuse(_misplaced(plan, bundle.inventory.tensors))
     checks = written_checks(bundle, values=False)
     found = errors([found for check in checks for found in check.findings])
     if found:
@@ -346,16 +352,9 @@ def _check_files(plan: Plan, folder: Path, names: Iterable[str]) -> None:
     )
 
 
-def _misplaced(plan: Plan, written: Mapping[str, TensorInfo]) -> Iterator[str]:
-    planned = {tensor.name: tensor for tensor in in_order(plan.modules)}
-    for name in sorted(written.keys() - planned.keys()):
-        yield f"{name} is one tensor too many"
-    for name, tensor in planned.items():
-        wanted = (tensor.dtype, tensor.shape, tensor.nbytes, tensor.file, tensor.start)
-        if name not in written:
-            yield f"{name} is missing"
-        elif written[name][1:6] != wanted:
-            yield f"{name} is not where or what it should be"
+def _written(tensor: PlannedTensor) -> TensorInfo:
+    name, dtype, shape, nbytes = tensor.name, tensor.dtype, tensor.shape, tensor.nbytes
+    return TensorInfo(name, dtype, shape, nbytes, tensor.file, tensor.start, tensor.start + nbytes)
 
 
 def _refuse(reasons: Iterable[str]) -> None:

@@ -18,7 +18,8 @@ from policy_dsl.planning.outline import Outline, OutlineModule, stored_as
 from policy_dsl.quantities import counted, first_few
 from policy_dsl.regular_files import read_whole
 from policy_dsl.roles.quantization import quantization_of
-from policy_dsl.sources.checkpoint import CONFIG, MAX_CONFIG_NBYTES
+from policy_dsl.sources.checkpoint import CONFIG, MAX_CONFIG_NBYTES, Header
+from policy_dsl.sources.local_files import open_folder
 from policy_dsl.sources.reference import is_whole_model, open_source, refuse_other_file
 from policy_dsl.treatments import Coded, Plain, Stored, Unread
 
@@ -59,19 +60,23 @@ def open_bundle(
     *,
     links: bool = True,
     formats: Mapping[str, Format] = FORMATS,
+    headers: Mapping[str, Header] | None = None,
 ) -> Bundle:
     """The bundle in a folder, or the one that is a single file, from headers and metadata.
 
     No weight is read. Of a file, the record beside it counts if it is about this file. record:
     of a bundle that has none yet, what it will say. links: whether its weights may be links out
-    of its folder. formats: that it may be of.
+    of its folder. formats: that it may be of. headers: of files whose headers are not read.
     Raises: PolicyError if headers, index, or the record cannot be what they must be.
     """
     if not path.is_dir() and not (path.exists() and is_whole_model(path)):
         if path.exists():
             refuse_other_file(path)
         raise fail("not-a-bundle", path=str(path), reason="it is not a folder")
-    inventory = open_source(str(path), links=links)
+    if headers:
+        inventory = open_folder(path, links=links, headers=headers)
+    else:
+        inventory = open_source(str(path), links=links)
     folder = path if path.is_dir() else path.parent
     record = record or read_record(folder)
     if record is not None and path != folder and path.name not in record.files:

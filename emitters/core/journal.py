@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +27,7 @@ from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.documents import first_defect
 from policy_dsl.documents.saved import Size
 from policy_dsl.formats import Container, in_order
-from policy_dsl.plan import Plan
+from policy_dsl.plan import Plan, PlannedFile, PlannedTensor
 from policy_dsl.planning.bundle_files import header_bytes, preface
 from policy_dsl.regular_files import read_whole
 
@@ -171,19 +171,24 @@ def _refusal(
     return None
 
 
-def _create_files(workspace: Workspace, plan: Plan, work: Work) -> None:
-    """Every tensor file at its full length with its header, on the disk when this returns."""
-    files = work.format.spec.tensor_files
-    held = defaultdict(list)
+def headers(plan: Plan, work: Work) -> Iterator[tuple[PlannedFile, bytes, list[PlannedTensor]]]:
+    """Every tensor file, with all that comes before its tensors, and these."""
+    files, held = work.format.spec.tensor_files, defaultdict(list)
     for tensor in in_order(plan.modules):
         held[tensor.file].append(tensor)
     for file in plan.tensor_files:
-        path, tensors = workspace.bundle / file.name, held[file.name]
+        tensors = held[file.name]
         if isinstance(files, Container):
             embedded = work.reader.source.whole(work.format.spec.embedded_files)
-            header = preface(plan, work.format, embedded)
+            yield file, preface(plan, work.format, embedded), tensors
         else:
-            header = header_bytes(tensors, files.metadata)
+            yield file, header_bytes(tensors, files.metadata), tensors
+
+
+def _create_files(workspace: Workspace, plan: Plan, work: Work) -> None:
+    """Every tensor file at its full length with its header, on the disk when this returns."""
+    for file, header, tensors in headers(plan, work):
+        path = workspace.bundle / file.name
         create_file(path, header, tensors, file.nbytes or 0)
         flush(path)
     # The journal comes next, and speaks of files that must be there after a crash.

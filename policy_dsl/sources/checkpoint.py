@@ -94,24 +94,30 @@ class CheckpointFiles(Protocol):
 
 
 def read_checkpoint(
-    files: CheckpointFiles, *, name: str, root: Path | None, apply: Apply = map
+    files: CheckpointFiles,
+    *,
+    name: str,
+    root: Path | None,
+    apply: Apply = map,
+    headers: Mapping[str, Header] | None = None,
 ) -> Inventory:
     """The inventory of a checkpoint, called `name`, whose files can be read at `root`.
 
     apply: like `map`; runs the reading of headers, so an executor's map reads several at once.
+    headers: of files whose headers are known and not read.
     Raises: PolicyError if the files are known to be something else, or with the defects of all
     of them; UnreadableError if files are missing and nothing else is wrong.
     """
     _refuse_other(files)
     # Both are tried before anything is raised: one run shows every defect.
-    config, headers = _tried(_config, files), _tried(_headers, files, apply)
-    if isinstance(config, PolicyError) or isinstance(headers, PolicyError):
-        raise joined(read for read in (config, headers) if isinstance(read, PolicyError))
+    config, held = _tried(_config, files), _tried(_headers, files, apply, headers or {})
+    if isinstance(config, PolicyError) or isinstance(held, PolicyError):
+        raise joined(read for read in (config, held) if isinstance(read, PolicyError))
     read = (CONFIG, find_index(files.sizes))
     return Inventory(
         id=name,
         config=config,
-        tensors={key: tensor for held in headers.values() for key, tensor in held.items()},
+        tensors={key: tensor for header in held.values() for key, tensor in header.items()},
         side_files={
             file: size
             for file, size in files.sizes.items()
@@ -119,8 +125,8 @@ def read_checkpoint(
         },
         unread=files.unread,
         root=root,
-        file_nbytes={file: files.sizes[file] for file in headers},
-        findings=_strays(files, headers),
+        file_nbytes={file: files.sizes[file] for file in held},
+        findings=_strays(files, held),
     )
 
 
@@ -272,13 +278,15 @@ def _config(files: CheckpointFiles) -> dict[str, Any]:
     return read_json(files, CONFIG, most=MAX_CONFIG_NBYTES)
 
 
-def _headers(files: CheckpointFiles, apply: Apply) -> dict[str, Header]:
+def _headers(
+    files: CheckpointFiles, apply: Apply, known: Mapping[str, Header]
+) -> dict[str, Header]:
     index = find_index(files.sizes)
     weight_map = indexed(files, index) if index else None
     names, missing = _unindexed(files) if weight_map is None else _indexed(files, weight_map)
     errors: list[PolicyError] = [UnreadableError(missing)] if missing else []
     headers: dict[str, Header] = {}
-    for name, read in zip(names, apply(partial(_tried, _header, files), names), strict=True):
+    for name, read in zip(names, apply(partial(_tried, _header, files, known), names), strict=True):
         if isinstance(read, PolicyError):
             errors.append(read)
         else:
@@ -291,7 +299,9 @@ def _headers(files: CheckpointFiles, apply: Apply) -> dict[str, Header]:
     return headers
 
 
-def _header(files: CheckpointFiles, file: str) -> Header:
+def _header(files: CheckpointFiles, known: Mapping[str, Header], file: str) -> Header:
+    if file in known:
+        return known[file]
     size = files.sizes[file]
     first = files.read(file, 0, min(size, FIRST_NBYTES))
     refuse_placeholder(file, first, size)

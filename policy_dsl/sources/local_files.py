@@ -76,11 +76,17 @@ def located(path: str, span: Span | None) -> Path:
     return beside if beside is not None and beside.exists() else Path(path)
 
 
-def open_folder(folder: Path, *, name: str | None = None, links: bool = True) -> Inventory:
+def open_folder(
+    folder: Path,
+    *,
+    name: str | None = None,
+    links: bool = True,
+    headers: Mapping[str, checkpoint.Header] | None = None,
+) -> Inventory:
     """The inventory of a checkpoint folder, called `name`, by default as the folder is.
 
     A folder without safetensors may hold one HFQ file instead. links: whether weights may be
-    links that lead out of the folder.
+    links that lead out of the folder. headers: of files whose headers are known and not read.
     Raises: PolicyError with the defects of all its files.
     """
     name = name or decoded(Path(os.path.abspath(folder)).name)
@@ -98,7 +104,7 @@ def open_folder(folder: Path, *, name: str | None = None, links: bool = True) ->
             return _read_hfq(files, models[0], name)
         if CONFIG not in files.sizes:
             _refuse_outer(folder)
-    return files.dated(checkpoint.read_checkpoint(files, name=name, root=folder))
+    return files.dated(checkpoint.read_checkpoint(files, name=name, root=folder, headers=headers))
 
 
 def open_file(path: Path, *, links: bool = True) -> Inventory:

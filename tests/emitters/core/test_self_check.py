@@ -9,6 +9,9 @@ import pytest
 
 from emitters import FORMATS
 from emitters.core.build import build, check_bundle
+from emitters.core.preconditions import open_as_planned
+from emitters.core.run_unit import Work
+from emitters.tensor_io.view_rows import ViewReader
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.planning.resolve import resolve
 
@@ -17,39 +20,39 @@ Q_PROJ = "model.layers.0.self_attn.q_proj"
 
 @pytest.fixture
 def built(write_llama, planned, tmp_path):
-    """A plan and the folder that a build of it wrote."""
+    """A plan, the work of its build, and the folder that this wrote."""
     plan, inventory = planned(write_llama())
     build(plan, inventory, out=tmp_path / "out")
-    return plan, tmp_path / "out"
+    known = FORMATS[plan.target]
+    reader = ViewReader(open_as_planned(plan, inventory, known), plan.model.config)
+    return plan, Work(known, reader, plan.fp8_rule, tmp_path / "out"), tmp_path / "out"
 
 
 def test_the_built_bundle_is_what_was_planned(built):
-    plan, folder = built
-    check_bundle(plan, folder, FORMATS[plan.target])
+    plan, work, _ = built
+    check_bundle(plan, work)
 
 
 @pytest.mark.parametrize("bits", [8, None])
 def test_metadata_that_tell_another_width_are_found(built, bits):
-    plan, folder = built
+    plan, work, folder = built
     config = json.loads((folder / "config.json").read_text())
     for key in ("quantization", "quantization_config"):
         config[key][Q_PROJ] = False if bits is None else {**config[key][Q_PROJ], "bits": bits}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(PolicyError, match="width-disagrees"):
-        check_bundle(plan, folder, FORMATS[plan.target])
+        check_bundle(plan, work)
 
 
 def test_a_tensor_by_another_name_is_found(built):
-    plan, folder = built
+    plan, work, folder = built
     for file in ("model.safetensors", "model.safetensors.index.json"):
         content = (folder / file).read_bytes()
         changed = content.replace(b'"model.norm.weight"', b'"model.nurm.weight"', 1)
         (folder / file).write_bytes(changed)
     with pytest.raises(PolicyError) as caught:
-        check_bundle(plan, folder, FORMATS[plan.target])
-    told = str(caught.value)
-    assert "model.nurm.weight is one tensor too many" in told
-    assert "model.norm.weight is missing" in told
+        check_bundle(plan, work)
+    assert "the header of model.safetensors is not the planned one" in str(caught.value)
 
 
 @pytest.mark.parametrize(
