@@ -303,12 +303,7 @@ def check_bundle(plan: Plan, work: Work) -> None:
     Its headers are those of the plan, byte for byte, and nothing that `verify` looks at, hashes
     and values aside, is wrong.
     """
-    format, folder, known, reasons = work.format, work.folder, {}, []
-    for file, header, tensors in headers(plan, work):
-        if read_range(folder / file.name, 0, len(header)) != header:
-            reasons.append(f"the header of {file.name} is not the planned one")
-        known[file.name] = {tensor.name: _written(tensor) for tensor in tensors}
-    _refuse(reasons)
+    format, folder, known = work.format, work.folder, _checked_headers(plan, work)
     sizes = {file.name: (file.nbytes or 0, UNKNOWN_HASH) for file in plan.files}
     sizes.pop(RECORD, None)
     expected = planned_record(plan, sizes)
@@ -352,9 +347,18 @@ def _check_files(plan: Plan, folder: Path, names: Iterable[str]) -> None:
     )
 
 
-def _written(tensor: PlannedTensor) -> TensorInfo:
-    name, dtype, shape, nbytes = tensor.name, tensor.dtype, tensor.shape, tensor.nbytes
-    return TensorInfo(name, dtype, shape, nbytes, tensor.file, tensor.start, tensor.start + nbytes)
+def _checked_headers(plan: Plan, work: Work) -> dict[str, dict[str, TensorInfo]]:
+    """File -> name -> tensor. Raises: PermanentError if a written header is not the plan's."""
+    checked, reasons = {}, []
+    for file, header, tensors in headers(plan, work):
+        if read_range(work.folder / file.name, 0, len(header)) != header:
+            reasons.append(f"the header of {file.name} is not the planned one")
+        checked[file.name] = {
+            name: TensorInfo(name, dtype, shape, nbytes, place, start, start + nbytes)
+            for name, _, dtype, shape, nbytes, place, start, *_ in tensors
+        }
+    _refuse(reasons)
+    return checked
 
 
 def _refuse(reasons: Iterable[str]) -> None:
