@@ -40,7 +40,7 @@ from policy_dsl.diagnostics import (
 )
 from policy_dsl.formats import Format, in_order
 from policy_dsl.inventory import Inventory, TensorInfo
-from policy_dsl.plan import Plan, PlannedTensor
+from policy_dsl.plan import Plan
 from policy_dsl.planning.bundle_files import edited_files
 from policy_dsl.planning.record import RECORD, UNKNOWN_HASH, record
 from policy_dsl.regular_files import read_range
