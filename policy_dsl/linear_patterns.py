@@ -5,7 +5,7 @@ read alike in text of printable ASCII. Elsewhere `\d`, `\w`, `\s` and `\b` know 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, Literal
 
@@ -51,11 +51,19 @@ class PatternError(ValueError):
 class Pattern:
     """A compiled pattern. steps: at most so many are taken for each byte of a text."""
 
-    def __init__(self, expression: str) -> None:
-        """expression: as RE2 reads it. Raises: PatternError."""
-        self._expression = f"(?:{expression})"
+    def __init__(self, text: str, read: Callable[[], str], longest: int, most: int) -> None:
+        """read: gives the text as RE2 takes it. most: steps that it may take.
+
+        Raises: PatternError.
+        """
+        if len(text) > longest:
+            raise PatternError(f"it is longer than {longest:,} characters")
+        self._expression = f"(?:{read()})"
         self._plain = _compiled(self._expression)
         self.steps = int(self._plain.programsize)
+        if self.steps > most:
+            reason = f"it takes {self.steps:,} steps for a character, more than {most:,}"
+            raise PatternError(reason, "repeat less often")
 
     def matches(self, text: str) -> bool:
         """Whether the pattern matches a whole text."""
@@ -65,16 +73,12 @@ class Pattern:
 
     def among(self, lines: bytes) -> Iterator[str]:
         """The lines, of ASCII and not empty, that the pattern matches whole, in their order."""
-        found = (match.group() for match in self._by_line.finditer(lines))
-        return (line.decode() for line in found if line)
+        by_line = _compiled(f"(?m:^{self._expression}$)", never_newline=True)
+        return (found[0].decode() for found in by_line.finditer(lines) if found[0])
 
     @cached_property
     def _unicode(self) -> Any:
         return _compiled(self._expression, is_ascii=False)
-
-    @cached_property
-    def _by_line(self) -> Any:
-        return _compiled(f"(?m:^{self._expression}$)", never_newline=True)
 
 
 def regular_expression(
@@ -83,32 +87,15 @@ def regular_expression(
     """The pattern of a regular expression.
 
     where: what it matches of a text, as Python's `fullmatch`, `match` or `search`.
-    Raises: PatternError if RE2 and Python do not read it alike, or it is too long, or takes
-    too many steps.
+    Raises: PatternError if RE2 and Python do not read it alike, or it is too long or takes long.
     """
-    _ensure_short(text, longest)
     before, after = _BESIDE[where]
-    return _bounded(f"{before}(?:{_translated(text)}){after}", most_steps)
+    return Pattern(text, lambda: f"{before}(?:{_translated(text)}){after}", longest, most_steps)
 
 
 def glob(text: str) -> Pattern:
     """The pattern of a glob, as `fnmatch` reads it. Raises: PatternError if it is too long."""
-    _ensure_short(text, LONGEST)
-    parts = "".join(map(_glob_part, _GLOB.finditer(text)))
-    return _bounded(f"(?s:{parts})", MOST_STEPS)
-
-
-def _ensure_short(text: str, longest: int) -> None:
-    if len(text) > longest:
-        raise PatternError(f"it is longer than {longest:,} characters")
-
-
-def _bounded(expression: str, most_steps: int) -> Pattern:
-    pattern = Pattern(expression)
-    if pattern.steps > most_steps:
-        reason = f"it takes {pattern.steps:,} steps for a character, more than {most_steps:,}"
-        raise PatternError(reason, "repeat less often")
-    return pattern
+    return Pattern(text, lambda: f"(?s:{_GLOB.sub(_glob_part, text)})", LONGEST, MOST_STEPS)
 
 
 def _error(kind: str, text: str) -> PatternError:
@@ -128,8 +115,18 @@ def _translated(text: str) -> str:
         token = _TOKEN.match(text, at)
         if token is None:
             raise _error("refused", text[at:])
-        parts.append(_read(token))
-        at = token.end()
+        part, at = token[0], token.end()
+        match token.lastgroup:
+            case "named":
+                part = "("
+            case "edge":
+                part = "^" if part == r"\A" else "$"
+            case "up_to":
+                part = f"{{0{part[1:]}"
+            case "set" if not _SET.fullmatch(part) or _IN_SET.search(part):
+                cure = r"escape it: \[ or \-"
+                raise PatternError(f"{part:.40} is not read alike by all readers", cure)
+        parts.append(part)
         depth += token[0].startswith("(") - (token[0] == ")")
         # Before it is compiled: what is put around it would close it.
         if depth < 0:
@@ -137,21 +134,6 @@ def _translated(text: str) -> str:
         if token[0] in _PLACES and (repeat := _REPEAT.match(text, at)):
             raise PatternError(f"{repeat[0]} has nothing to repeat", "a place is there once")
     return "".join(parts)
-
-
-def _read(token: re.Match[str]) -> str:
-    text = token[0]
-    match token.lastgroup:
-        case "named":
-            return "("
-        case "edge":
-            return "^" if text == r"\A" else "$"
-        case "up_to":
-            return f"{{0{text[1:]}"
-        case "set" if not _SET.fullmatch(text) or _IN_SET.search(text):
-            cure = r"escape it: \[ or \-"
-            raise PatternError(f"{text:.40} is not read alike by all readers", cure)
-    return text
 
 
 def _compiled(expression: str, *, never_newline: bool = False, is_ascii: bool = True) -> Any:
@@ -178,9 +160,8 @@ def _glob_part(found: re.Match[str]) -> str:
     # Ranges that count backwards hold nothing.
     ranges = [(item[0], item[-1]) for item in re.findall(r".-.|.", inside, re.DOTALL)]
     shown = "".join(f"{_literal(a)}-{_literal(z)}" for a, z in ranges if a <= z)
-    if not shown:
-        return "." if inverted else r"\b\B"
-    return f"[{'^' if inverted else ''}{shown}]"
+    nothing = "." if inverted else r"\b\B"
+    return f"[{'^' * bool(inverted)}{shown}]" if shown else nothing
 
 
 def _literal(character: str) -> str:

@@ -1,13 +1,13 @@
 """The semantic model of a policy: its words and keys, and the frozen values that readers produce.
 
-Policy ─ rules: (Rule, …) ─ selector, Written
 Or(Except(And(Name, Layers …), …), …)     a selector: which tensors a rule means
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -16,17 +16,14 @@ from policy_dsl.treatments import Written
 
 # Components whose blocks never count as layers and that a bare projection does not reach.
 OUTSIDE_LANGUAGE_MODEL = frozenset({"vision", "audio", "mtp"})
-COMPONENTS = frozenset(
-    {"experts", "shared_experts", "mlp", "attention", "linear_attention"} | OUTSIDE_LANGUAGE_MODEL
+COMPONENTS = OUTSIDE_LANGUAGE_MODEL | frozenset(
+    {"experts", "shared_experts", "mlp", "attention", "linear_attention"}
 )
 SINGLE_ROLES = frozenset(
-    (
-        *("router", "router_bias", "shared_expert_gate", "norm", "embed", "lm_head"),
-        *("bias", "sinks", "conv", "ssm"),
-    )
+    {"router", "router_bias", "shared_expert_gate", "norm", "embed", "lm_head"}
+    | {"bias", "sinks", "conv", "ssm"}
 )
-# The schemes of every target: a policy may name one of a target that is not the one it is
-# being resolved for.
+# Of every target: a policy may name a scheme of another than it is being resolved for.
 SCHEMES: Mapping[str, tuple[str, ...]] = {
     "mlx_affine": ("affine", "mxfp4", "mxfp8", "nvfp4"),
     "jangtq_prestack": ("affine", "mxtq"),
@@ -58,7 +55,6 @@ def namesake(role: str) -> str:
     return word if outside == "mtp" and word in SINGLE_ROLES else role
 
 
-# What a variable holds, and variables by their names.
 Scalar = bool | int | float | str
 Values = Mapping[str, Scalar]
 
@@ -161,14 +157,15 @@ LayerSet = Layers | LayersWhere | Boundary | Middle
 Selector = All | Name | LayerSet | Family | Glob | Regex | And | Or | Except
 
 
-def any_of(*parts: Selector) -> Selector:
-    """The union of the parts; unions among them become part of it."""
-    return _joined(Or, parts)
+def joined(kind: type[And | Or], *parts: Selector) -> Selector:
+    """What every part means, or any of them; parts of the same kind become part of it."""
+    flat: list[Selector] = []
+    for part in parts:
+        flat += part.parts if isinstance(part, kind) else (part,)
+    return flat[0] if len(flat) == 1 else kind(tuple(flat))
 
 
-def all_of(*parts: Selector) -> Selector:
-    """What every part means; intersections among them become part of it."""
-    return _joined(And, parts)
+all_of, any_of = partial(joined, And), partial(joined, Or)
 
 
 def without(base: Selector, excluded: Selector) -> Selector:
@@ -178,19 +175,11 @@ def without(base: Selector, excluded: Selector) -> Selector:
     return Except(base, excluded)
 
 
-def _joined(kind: type[And | Or], parts: tuple[Selector, ...]) -> Selector:
-    flat: list[Selector] = []
-    for part in parts:
-        flat += part.parts if isinstance(part, kind) else (part,)
-    return flat[0] if len(flat) == 1 else kind(tuple(flat))
-
-
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A selector, its treatment, and where it is.
+    """A selector and its treatment; optional: it may match nothing.
 
-    optional: it may match nothing. target: the one it is for. name_spans: places of selector
-    nodes. template: its text with the variables that the author wrote, if there are any.
+    name_spans: places of selector nodes. template: its text with the variables in it, if any.
     """
 
     selector: Selector
@@ -204,16 +193,9 @@ class Rule:
     template: str | None = field(default=None, compare=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Base of the policy's mappings; the fields' types, for readers, are in the JSON Schema."""
-
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return ((key.name, getattr(self, key.name)) for key in fields(self))
-
-
-@dataclass(frozen=True, slots=True)
-class Defaults(Part):
+# The types that readers want of the fields of these are in the JSON Schema.
+@dataclass(frozen=True)
+class Defaults:
     """What fills in a treatment's gaps before the target's own table does."""
 
     scheme: str | None = None
@@ -226,16 +208,12 @@ class Defaults(Part):
 
 @dataclass(frozen=True, slots=True)
 class Prune:
-    """The experts of every layer that stay.
-
-    Either `to` and `by`: the `to` that the saliency `by` ranks highest. Or `keep`: these,
-    ranges ascending, apart, and none of them negative.
-    """
+    """The experts of every layer that stay: the `to` that the saliency `by` ranks highest, or
+    those of `keep`: ranges ascending, apart, and none of them negative."""
 
     to: int | None = None
     by: str = ""
     keep: tuple[LayerRange, ...] = ()
-    component: Literal["experts"] = "experts"
 
     @property
     def count(self) -> int:
@@ -243,8 +221,8 @@ class Prune:
         return self.to or sum(each.stop - each.start + 1 for each in self.keep)
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration(Part):
+@dataclass(frozen=True)
+class Calibration:
     """Where statistics come from: files that exist, or a text to run."""
 
     imatrix: str | None = None
@@ -257,8 +235,8 @@ class Calibration(Part):
     sequence_length: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Output(Part):
+@dataclass(frozen=True)
+class Output:
     """How the bundle is laid out."""
 
     shard_size: str | None = None
@@ -271,8 +249,7 @@ class Output(Part):
 class Assertion:
     """A line of `tests`: measure(selector) relation value, as text and as parts.
 
-    measure: bpw, size, bits, min_bits, max_bits, treatment; relation: <= < >= > == is.
-    value: a number (bytes for size), or a Written for `is`.
+    value: a number (bytes for the measure size), or a Written for the relation `is`.
     """
 
     text: str
@@ -285,11 +262,10 @@ class Assertion:
 
 @dataclass(frozen=True, slots=True)
 class Comment:
-    """A comment of the source text and the statement it belongs to.
+    """A comment with its `#`, or `` for a blank line; trailing: on its statement's own line.
 
     anchor: a key path such as `rules[3]`; `rules[]` is the end of the rules, `^` and `` are the
-    start and the end of the text. text: with its `#`; `` is a blank line. trailing: it is on the
-    statement's own line.
+    start and the end of the text.
     """
 
     anchor: str
@@ -302,8 +278,8 @@ class Policy:
     """A policy, whole. `load` resolves `extends`; the readers leave it as written.
 
     Rules of one target come after those of all targets. cleared: keys under which nothing stays
-    of what it extends. key_spans: where values are, by key path (`rules[3]`, `defaults.bits`).
-    templates: how they were written with variables. How it was written is not compared.
+    of what it extends. By key path (`rules[3]`, `defaults.bits`), key_spans say where values
+    are, templates how they were written with variables; that is not compared.
     """
 
     name: str
@@ -324,8 +300,8 @@ class Policy:
     cleared: tuple[str, ...] = ()
     comments: tuple[Comment, ...] = field(default=(), compare=False, repr=False)
     source: SourceText | None = field(default=None, compare=False, repr=False)
-    key_spans: tuple[tuple[str, Span], ...] = field(default=(), compare=False, repr=False)
-    templates: tuple[tuple[str, Any], ...] = field(default=(), compare=False, repr=False)
+    key_spans: Mapping[str, Span] = field(default_factory=dict, compare=False, repr=False)
+    templates: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Key(NamedTuple):
@@ -360,6 +336,10 @@ KEYS = (
     Key("runtimes", "words", "runtime", "last"),
     Key("tests", "statements", "test ", "all"),
 )
-SECTIONS = {"defaults": Defaults, "calibration": Calibration, "output": Output}
+SECTIONS: Mapping[str, type[Defaults | Calibration | Output]] = {
+    "defaults": Defaults,
+    "calibration": Calibration,
+    "output": Output,
+}
 # What a policy can take away from what it extends. Tests may be given anew with it.
 CLEARABLE = tuple(key.name for key in KEYS if key.merge in ("last", "all", "join"))

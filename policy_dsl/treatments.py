@@ -17,8 +17,8 @@ WHOLE_ROW = -1
 class Written:
     """What a policy says about a tensor. What is None was left out; `fill` decides it.
 
-    quantize: scheme with its parameters; cast: `dtype` is one of f16, bf16, f32;
-    keep: the target's plain dtype; raw: the source's bytes; drop: nothing is written.
+    cast: to `dtype`, one of f16, bf16, f32; keep: the target's plain dtype; raw: the source's
+    bytes; drop: nothing is written.
     """
 
     action: Action
@@ -42,11 +42,8 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """Quantized values. group_size: 0 for a scheme without groups, WHOLE_ROW for rows.
-
-    symmetric: chosen where the scheme leaves a choice, else a fact of it. method: how the codes
-    were chosen; empty where a bundle does not say.
-    """
+    """Quantized values. group_size: 0 for a scheme without groups. method: how the codes were
+    chosen; empty where a bundle does not say. symmetric: a choice, or a fact of the scheme."""
 
     scheme: str
     bits: int
@@ -66,15 +63,13 @@ class Unread:
 
 
 def describe(stored: Stored | Unread) -> str:
-    """What is stored in the language's own words, such as `4bit affine g64` or `bf16`."""
+    """What is stored, such as `4bit affine g64` or `bf16`; rounding to nearest is not named."""
     if isinstance(stored, Unread):
         return "unknown"
     if isinstance(stored, Plain):
         return PLAIN_WORDS.get(stored.dtype, stored.dtype)
     group = f" g{stored.group_size}" if stored.group_size else ""
-    symmetry = " sym" if stored.symmetric else " asym"
-    symmetry = symmetry if has_symmetry_choice(stored.scheme) else ""
-    # What every scheme has goes without saying.
+    symmetry = (" sym" if stored.symmetric else " asym") * has_symmetry_choice(stored.scheme)
     method = f" by {stored.method}" if stored.method not in ("", "rtn") else ""
     return f"{stored.bits}bit {stored.scheme}{group}{symmetry}{method}"
 

@@ -67,7 +67,7 @@ class Draft:
         self._vars = self._mappings["vars"]
         self._cleared: list[str] = []
         self._spans: dict[str, Span] = {}
-        self._templates: list[tuple[str, Any]] = []
+        self._templates: dict[str, Any] = {}
         self._n_filled = 0
 
     def var(self, key: Fragment, value: Fragment, *, quoted: bool) -> str:
@@ -167,7 +167,7 @@ class Draft:
         path = self._claim(f"metadata.{key.text}", span, key.span)
         self._mappings["metadata"][key.text] = self._filled_json(value, span)
         if _has_variable(value):
-            self._templates.append((path, value))
+            self._templates[path] = value
         return path
 
     def statement(self, raw: Fragment, kinds: tuple[str, ...], target: str | None = None) -> str:
@@ -186,9 +186,9 @@ class Draft:
             case Rule():
                 self._spans.setdefault("rules", read.span)
                 return self._add("rules", replace(value, target=target, template=template))
-            case Prune(component=component):
+            case Prune():
                 if self._lists["transforms"]:
-                    self.report("contradicting-transforms", read.span, component=component)
+                    self.report("contradicting-transforms", read.span, component="experts")
                 path = self._add("transforms", value)
             case Assertion():
                 path = self._add("tests", value)
@@ -199,7 +199,7 @@ class Draft:
         self._spans.setdefault(path.partition("[")[0], read.span)
         if template is not None:
             words = template.removeprefix("test ").removeprefix("otherwise ")
-            self._templates.append((path, words))
+            self._templates[path] = words
         return path
 
     def report(self, code: str, span: Span, *, cure: str | None = None, **facts: Any) -> None:
@@ -235,8 +235,8 @@ class Draft:
                 replace(each, anchor=moved.get(each.anchor, each.anchor)) for each in self.comments
             ),
             source=self.source,
-            key_spans=tuple(self._spans.items()),
-            templates=tuple(self._templates),
+            key_spans=self._spans,
+            templates=self._templates,
         )
 
     def _is_target(self, target: str, span: Span) -> bool:
@@ -286,14 +286,16 @@ class Draft:
 
     def _value(self, path: str, value: Fragment) -> Fragment | None:
         if _has_variable(value.text):
-            self._templates.append((path, value.text))
+            self._templates[path] = value.text
         return self._filled(value)
 
     def _filled(self, value: Fragment) -> Fragment | None:
         """The text with its variables replaced; None after adding a defect."""
         if "${" in value.text:
             # Before any of it is made: a short text can name a long one thousands of times.
-            self._n_filled += parsing.filled_length(value.text, self._vars)
+            names = (written[1] for written in parsing.VARIABLE.finditer(value.text))
+            self._n_filled += sum(len(str(self._vars.get(name, ""))) for name in names)
+            self._n_filled += len(value.text)
             if self._n_filled > parsing.MAX_BYTES:
                 defect = diagnostic("filled-too-long", value.span, limit=parsing.MAX_BYTES)
                 raise diagnostics.PolicyError([*self.findings, defect])

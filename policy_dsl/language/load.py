@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from policy_dsl import diagnostics, room
 from policy_dsl.diagnostics import SourceText, Span, diagnostic, did_you_mean, fail
 from policy_dsl.escaping import decoded
-from policy_dsl.language.parsing import MAX_BYTES, ensure_short, n_lines, plain_scalar
+from policy_dsl.language.parsing import MAX_BYTES, ensure_short, plain_scalar
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import looks_like_yaml, read_yaml
 from policy_dsl.policy import KEYS, WORDS, Policy, Scalar, Values, Words
@@ -35,16 +35,19 @@ def load(policy: str | Path, variables: Values | None = None, *, words: Words = 
     type of the variable's default. words: the targets, schemes and methods that there are.
     Raises: PolicyError with every defect of the texts, of `extends` and of the variables.
     """
-    chain = list(_Chain(words).collect(_find(policy), ()))
+    chain = list(_chain(_find(policy), (), [], words))
     # Variables are settled over the whole chain before any text is read for good: a base may
     # use one whose value the policy that extends it has set.
-    values = final_values([read for _, read in chain], variables or {})
+    values = _final_values([read for _, read in chain], variables or {})
     policies = []
     for source, read in chain:
         wanted = {name: values[name] for name, _ in read.vars}
         fits = wanted == dict(read.vars)
         policies.append(read if fits else _parse(source, wanted, words)[0])
-    return merge(policies)
+    # The last gives the name; comments of several would be about different texts.
+    merged = reduce(_extended, policies)
+    comments = () if len(policies) > 1 else merged.comments
+    return replace(merged, extends=(), cleared=(), comments=comments)
 
 
 def parse_policy(text: str, name: str, *, words: Words = WORDS) -> tuple[Policy, Form]:
@@ -98,36 +101,29 @@ def source_of(path: Path, content: bytes) -> SourceText:
         raise fail("not-utf8", path=path, byte=byte, offset=failure.start) from None
 
 
-class _Chain:
-    """Follows `extends`, depth first, so that what is extended comes first."""
-
-    def __init__(self, words: Words) -> None:
-        self._words = words
-        self._visits = self._n_lines = self._n_characters = 0
-
-    def collect(self, path: Path, before: tuple[Path, ...]) -> Iterator[tuple[SourceText, Policy]]:
-        """The policies, each read with the defaults of its own variables."""
-        source = read_source(path, given=not before)
-        # Of all of them together: each takes the time that it takes alone.
-        self._visits += 1
-        self._n_lines += n_lines(source.text)
-        self._n_characters += len(source.text)
-        ensure_short(source.name, self._n_characters, self._n_lines)
-        if path.suffix not in _FORMS and not is_passed(path):
-            raise fail("unknown-suffix", path=path, suggestion=_SUFFIX_CURE)
-        policy, _ = _parse(source, None, self._words)
-        # Resolved paths: a cycle through a symbolic link is one too.
-        here = (*before, path.resolve())
-        for name in policy.extends:
-            span = dict(policy.key_spans).get(f"extends.{name}")
-            base = _find(name, folder=Path() if is_passed(path) else path.parent, span=span)
-            if base.resolve() in here:
-                names = [each.name for each in (*here[here.index(base.resolve()) :], base)]
-                raise fail("cyclic-extends", span, chain=" -> ".join(names))
-            if self._visits >= _MAX_BASES:
-                raise fail("nested-too-deeply", span, limit=_MAX_BASES)
-            yield from self.collect(base, here)
-        yield source, policy
+def _chain(
+    path: Path, before: tuple[Path, ...], read: list[SourceText], words: Words
+) -> Iterator[tuple[SourceText, Policy]]:
+    """The policies, with the defaults of their own variables; what is extended comes first."""
+    read.append(read_source(path, given=not before))
+    source = read[-1]
+    # All of them together: each takes the time that it takes alone.
+    ensure_short(source.name, *(each.text for each in read))
+    if path.suffix not in _FORMS and not is_passed(path):
+        raise fail("unknown-suffix", path=path, suggestion=_SUFFIX_CURE)
+    policy, _ = _parse(source, None, words)
+    # Resolved paths: a cycle through a symbolic link is one too.
+    here = (*before, path.resolve())
+    for name in policy.extends:
+        span = policy.key_spans.get(f"extends.{name}")
+        base = _find(name, folder=Path() if is_passed(path) else path.parent, span=span)
+        if base.resolve() in here:
+            names = [each.name for each in (*here[here.index(base.resolve()) :], base)]
+            raise fail("cyclic-extends", span, chain=" -> ".join(names))
+        if len(read) >= _MAX_BASES:
+            raise fail("nested-too-deeply", span, limit=_MAX_BASES)
+        yield from _chain(base, here, read, words)
+    yield source, policy
 
 
 def _find(reference: str | Path, *, folder: Path | None = None, span: Span | None = None) -> Path:
@@ -175,12 +171,8 @@ def _with_suffix(path: Path) -> Path | None:
     return next(filter(os.path.exists, names), None)
 
 
-def final_values(policies: Sequence[Policy], overrides: Values) -> dict[str, Scalar]:
-    """The value of every variable: a later policy's default wins, an override over all.
-
-    policies: the extended ones first. overrides: texts are read as the default's type.
-    Raises: PolicyError for an override without variable, and values of another type.
-    """
+def _final_values(policies: list[Policy], overrides: Values) -> dict[str, Scalar]:
+    """The value of every variable: a later policy's default wins, an override over all."""
     values: dict[str, Scalar] = {}
     findings: list[diagnostics.Diagnostic] = []
 
@@ -194,9 +186,8 @@ def final_values(policies: Sequence[Policy], overrides: Values) -> dict[str, Sca
         values[name] = value
 
     for policy in policies:
-        spans = dict(policy.key_spans)
         for name, value in policy.vars:
-            take(name, value, value, spans.get(f"vars.{name}"))
+            take(name, value, value, policy.key_spans.get(f"vars.{name}"))
     for name, given in overrides.items():
         if name not in values:
             cure = did_you_mean(name, values)
@@ -210,19 +201,8 @@ def final_values(policies: Sequence[Policy], overrides: Values) -> dict[str, Sca
     return values
 
 
-def merge(policies: Sequence[Policy]) -> Policy:
-    """One policy of several, the extended ones first; the last gives the name.
-
-    Rules and tests of all are kept, base rules first; rules of one target follow those of all
-    targets. Mappings merge field by field; of other lists and of texts the last one given
-    holds. Of what a policy clears, nothing stays of those before.
-    """
-    merged = reduce(_extended, policies)
-    comments = () if len(policies) > 1 else merged.comments
-    return replace(merged, extends=(), cleared=(), comments=comments)
-
-
 def _extended(base: Policy, child: Policy) -> Policy:
+    """What both say; of what the child clears or gives anew, nothing of the base stays."""
     empty = Policy(name="")
     changes: dict[str, Any] = {key: getattr(empty, key) for key in child.cleared}
     base = replace(base, **changes)
@@ -235,33 +215,25 @@ def _extended(base: Policy, child: Policy) -> Policy:
         elif key.merge == "all":
             changes[key.name] = (*before, *said)
         elif key.kind == "fields":
-            given = {field: value for field, value in said if value is not None}
+            given = {field: value for field, value in vars(said).items() if value is not None}
             changes[key.name] = replace(before, **given)
         elif key.merge == "join":
             changes[key.name] = tuple({**dict(before), **dict(said)}.items())
+    targets = base.targets
     if child.targets:
         ruled = {rule.target for rule in base.rules}
-        more = (target for target in base.targets if target in ruled)
-        changes["targets"] = tuple(dict.fromkeys((*child.targets, *more)))
-    else:
-        changes["targets"] = base.targets
-    order = [None, *changes["targets"]]
+        targets = tuple(dict.fromkeys((*child.targets, *(t for t in targets if t in ruled))))
+    # Rules of one target follow those of all targets, and the base's come first.
+    order = [None, *targets]
     rules = sorted((*base.rules, *child.rules), key=lambda rule: order.index(rule.target))
-    changes["rules"] = tuple(rules)
     for paths in ("key_spans", "templates"):
-        changes[paths] = tuple(_joined(base, child, paths, gone).items())
-    return replace(child, **changes)
-
-
-def _joined(base: Policy, child: Policy, paths: str, gone: set[str]) -> dict[str, Any]:
-    """What is said of key paths in both; the tests of the base come first."""
-    joined = {}
-    for path, value in getattr(base, paths):
-        # How one policy writes its targets says nothing about those of another.
-        if re.split(r"[\[.]", path)[0] not in gone and not path.startswith("targets["):
-            joined[path] = value
-    for path, value in getattr(child, paths):
-        number = re.fullmatch(r"tests\[(\d+)\]", path)
-        moved = f"tests[{int(number[1]) + len(base.tests)}]" if number else path
-        joined[moved] = value
-    return joined
+        joined = {}
+        for path, value in getattr(base, paths).items():
+            # How one policy writes its targets says nothing about those of another.
+            if re.split(r"[\[.]", path)[0] not in gone and not path.startswith("targets["):
+                joined[path] = value
+        for path, value in getattr(child, paths).items():
+            number = re.fullmatch(r"tests\[(\d+)\]", path)
+            joined[f"tests[{int(number[1]) + len(base.tests)}]" if number else path] = value
+        changes[paths] = joined
+    return replace(child, targets=targets, rules=tuple(rules), **changes)

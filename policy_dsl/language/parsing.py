@@ -5,8 +5,6 @@ gone), or a text in which variables are replaced: carets always point at what th
 What the grammar does not take becomes a message in the users' words.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from lark import Lark, Token, Tree
-from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+from lark.exceptions import UnexpectedCharacters, UnexpectedToken
 
 from policy_dsl import packaged_table, room
 from policy_dsl.diagnostics import Diagnostic, SourceText, Span, diagnostic, did_you_mean, fail
@@ -24,8 +22,6 @@ from policy_dsl.policy import KEYS, Scalar, Values
 MAX_BYTES = 1 << 20
 # A statement takes a tenth of a millisecond, and a comment a hundredth.
 MAX_LINES = 10_000
-# What ends a line, a statement or a block.
-_ENDS = "\n;}"
 # Controls, marks that turn the direction of writing, byte order marks inside, ends of lines
 # that editors do not show: with them the text is not what its readers see.
 _CONTROLS = re.compile(
@@ -34,7 +30,7 @@ _CONTROLS = re.compile(
 )
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 # `$${` is a literal `${`; anything after a lone `${` must be a name and a closing brace.
-_VARIABLE = re.compile(r"\$\$\{|\$\{([^}\n]*)(\}?)")
+VARIABLE = re.compile(r"\$\$\{|\$\{([^}\n]*)(\}?)")
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 _NAMED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
@@ -61,25 +57,22 @@ def checked(source: SourceText) -> SourceText:
     Raises: PolicyError if it is larger than 1 MiB, has more than 10,000 lines and statements,
     or holds control characters.
     """
-    ensure_short(source.name, len(source.text), n_lines(source.text))
+    ensure_short(source.name, source.text)
     if source.text.startswith(_BOM):
         source = SourceText(source.name, source.text.removeprefix(_BOM))
     if odd := _CONTROLS.search(source.text):
+        span, written = Span(source, *odd.span()), f"U+{ord(odd[0]):04X}"
         cure = f"between quotes it is written \\u{ord(odd[0]):04x}"
-        written = f"U+{ord(odd[0]):04X}"
-        raise fail("control-character", Span(source, *odd.span()), suggestion=cure, written=written)
+        raise fail("control-character", span, suggestion=cure, written=written)
     return source
 
 
-def n_lines(text: str) -> int:
-    """The lines and statements of a text, at most."""
-    return 1 + sum(map(text.count, _ENDS))
-
-
-def ensure_short(name: str, n_characters: int, count: int) -> None:
+def ensure_short(name: str, *texts: str) -> None:
     """Raises: PolicyError if these are more characters, or lines, than policies may have."""
-    if n_characters > MAX_BYTES:
+    if sum(map(len, texts)) > MAX_BYTES:
         raise fail("too-large", path=name, limit=f"{MAX_BYTES:,}")
+    # At most so many lines and statements: what ends them, or a block.
+    count = sum(1 + sum(map(text.count, "\n;}")) for text in texts)
     if count > MAX_LINES:
         what, limit = "lines and statements", f"{MAX_LINES:,}"
         raise fail("too-many-parts", path=name, count=f"{count:,}", what=what, limit=limit)
@@ -96,18 +89,18 @@ class Fragment:
     at: int = 0
 
     @classmethod
-    def whole(cls, source: SourceText) -> Fragment:
+    def whole(cls, source: SourceText) -> "Fragment":
         """All of a source text."""
         length = len(source.text)
         return cls(source.text, source, range(length), range(1, length + 1))
 
     @classmethod
-    def all_at(cls, text: str, span: Span) -> Fragment:
+    def all_at(cls, text: str, span: Span) -> "Fragment":
         """A text that replaces what is at `span`: each of its characters points there."""
         length = len(text)
         return cls(text, span.source, [span.start] * length, [span.end] * length, span.start)
 
-    def __getitem__(self, part: slice) -> Fragment:
+    def __getitem__(self, part: slice) -> "Fragment":
         start, stop, _ = part.indices(len(self.text))
         starts, ends = self.starts[start:stop], self.ends[start:stop]
         return Fragment(self.text[start:stop], self.source, starts, ends, self._point(start))
@@ -128,7 +121,7 @@ class Fragment:
         inside = start < stop <= len(self.text)
         return Span(self.source, first, max(self.ends[start:stop]) if inside else first)
 
-    def strip(self) -> Fragment:
+    def strip(self) -> "Fragment":
         """The same without white space at both ends."""
         left = len(self.text) - len(self.text.lstrip())
         return self[left : max(left, len(self.text.rstrip()))]
@@ -161,23 +154,12 @@ def plain_scalar(text: str) -> Scalar:
     return text
 
 
-def escape_variables(text: str) -> str:
-    """The text written so that reading it finds no variable: `${` becomes `$${`."""
-    return text.replace("${", "$${")
-
-
-def filled_length(text: str, values: Values) -> int:
-    """The characters that a text has at most once its variables are replaced."""
-    names = (written[1] for written in _VARIABLE.finditer(text))
-    return len(text) + sum(len(str(values.get(name, ""))) for name in names if name)
-
-
 def substitute(fragment: Fragment, values: Values) -> tuple[Fragment, list[Diagnostic]]:
     """The fragment with every `${name}` replaced, and what is wrong with its variables."""
     parts: list[Fragment] = []
     findings: list[Diagnostic] = []
     done = 0
-    for written in _VARIABLE.finditer(fragment.text):
+    for written in VARIABLE.finditer(fragment.text):
         span, name = fragment.place(*written.span()), written[1]
         # After a finding any value will do.
         value = "${" if name is None else values.get(name, "")
@@ -254,7 +236,7 @@ def parse(fragment: Fragment, start: str = "statement") -> Syntax | Diagnostic:
             return diagnostic("nested-too-deeply", where, limit=MAX_NESTING)
     try:
         return _parser().parse(fragment.text, start=start)
-    except UnexpectedInput as failure:
+    except (UnexpectedToken, UnexpectedCharacters) as failure:
         return _explain(fragment, failure)
 
 
@@ -287,13 +269,12 @@ def _parentheses(text: str) -> Iterator[list[int]]:
         yield open_at
 
 
-def _explain(fragment: Fragment, failure: UnexpectedInput) -> Diagnostic:
-    text, accepted = fragment.text, set[str]()
-    at = failure.pos_in_stream or 0
+def _explain(fragment: Fragment, failure: UnexpectedToken | UnexpectedCharacters) -> Diagnostic:
+    text, at = fragment.text, failure.pos_in_stream or 0
     if isinstance(failure, UnexpectedToken):
         accepted = set(failure.accepts or failure.expected)
         at = len(text) if failure.token.type == "$END" else at
-    elif isinstance(failure, UnexpectedCharacters):
+    else:
         accepted = set(failure.allowed)
     there = _WORD_THERE.match(text, at)
     start, end = there.span(1) if there else (at, at)
@@ -302,7 +283,7 @@ def _explain(fragment: Fragment, failure: UnexpectedInput) -> Diagnostic:
         start, end, word = at, at + 1, f"U+{ord(odd):04X}, which is not a plain space"
     if word in ("", ":") and "RPAR" in accepted:
         *_, open_at = [[0], *_parentheses(text)]
-        at = open_at[-1] if open_at else 0
+        at = [0, *open_at][-1]
         return diagnostic("unclosed-parenthesis", fragment.place(at, at + 1))
     if word == ":" and ":" in text[:start]:
         return diagnostic("second-colon", fragment.place(start, end))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from policy_dsl import policy as model
-from policy_dsl.language.parsing import escape_variables, plain_scalar, quote
+from policy_dsl.language.parsing import plain_scalar, quote
 from policy_dsl.policy import KEYS, Assertion, Key, Policy, Prune, Rule, Selector
 from policy_dsl.treatments import Written
 
@@ -38,7 +38,7 @@ def print_yaml(policy: Policy) -> str:
 def canonical_text(policy: Policy) -> str:
     """The policy as YAML without variables and comments: one text for all equal policies."""
     rules = tuple(replace(rule, template=None) for rule in policy.rules)
-    bare = replace(policy, rules=rules, comments=(), templates=(), key_spans=(), source=None)
+    bare = replace(policy, rules=rules, comments=(), templates={}, key_spans={}, source=None)
     return print_yaml(bare)
 
 
@@ -62,7 +62,6 @@ class _Printer:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._templates = dict(policy.templates)
         self._lines: list[str] = []
         self._opened = False
         self._anchors = {comment.anchor for comment in policy.comments}
@@ -103,16 +102,17 @@ class _Printer:
     def _items(self, key: Key) -> list[_Item]:
         """What the policy says under a key; variables as they were written."""
         name, value = key.name, getattr(self._policy, key.name)
-        pairs = [(f"{name}[{index}]", "", held) for index, held in enumerate(value or ())]
         if key.kind == "text":
             # A name that is only the file's is not printed.
-            given = self._policy.source is None or name in dict(self._policy.key_spans)
+            given = self._policy.source is None or name in self._policy.key_spans
             pairs = [(name, name, value)] if value and (given or name != "name") else []
-        elif key.kind == "mapping":
-            pairs = [(f"{name}.{field}", field, held) for field, held in value]
-        elif key.kind == "fields":
-            pairs = [(f"{name}.{field}", field, held) for field, held in value if held is not None]
-        said = self._templates
+        elif key.kind in ("mapping", "fields"):
+            unset = () if key.kind == "mapping" else (None,)
+            held = value if key.kind == "mapping" else vars(value).items()
+            pairs = [(f"{name}.{field}", field, item) for field, item in held if item not in unset]
+        else:
+            pairs = [(f"{name}[{index}]", "", item) for index, item in enumerate(value)]
+        said = self._policy.templates
         return [_Item(at, field, said.get(at, _written(v)), at in said) for at, field, v in pairs]
 
     def _has_rules(self, target: str | None, end: str) -> bool:
@@ -248,7 +248,7 @@ def _written(value: Any) -> Any:
     """What is printed of a value, so that no `${` in it is read as a variable."""
     match value:
         case str():
-            value = escape_variables(value)
+            value = value.replace("${", "$${")
         case dict():
             value = {key: _written(item) for key, item in value.items()}
         case list():
@@ -333,10 +333,10 @@ def print_selector(selector: Selector) -> str:
         case model.Family(name):
             text = f"family {name}"
         case model.Glob(pattern):
-            text = escape_variables(quote(pattern))
+            text = quote(pattern).replace("${", "$${")
         case model.Regex(pattern):
             slashes = _SLASH.sub(lambda found: found[1] or "\\/", pattern)
-            text = escape_variables(f"/{slashes}/")
+            text = f"/{slashes}/".replace("${", "$${")
     return text
 
 
@@ -395,4 +395,4 @@ def rule_text(rule: Rule) -> str:
 def prune_text(prune: Prune) -> str:
     """A transform as a statement."""
     kept = f"keep {print_ranges(prune.keep)}" if prune.keep else f"to {prune.to} by {prune.by}"
-    return f"prune {prune.component} {kept}"
+    return f"prune experts {kept}"

@@ -129,7 +129,8 @@ def _unused(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic]
 def _written(policy: Policy) -> Iterator[str]:
     sections = {"output": policy.output, "calibration": policy.calibration}
     for section, entries in sections.items():
-        yield from (f"{section}.{key}" for key, value in entries if value is not None)
+        said = vars(entries).items()
+        yield from (f"{section}.{key}" for key, value in said if value is not None)
     yield from (f"metadata.{key}" for key, _ in policy.metadata)
 
 

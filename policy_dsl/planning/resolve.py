@@ -165,7 +165,7 @@ def _statistics_of(
         read = saliency
         files += [StatisticsFile(SALIENCY, read.path, read.span, read.sha256)] if read else []
     missing = sorted(needed - {"", *(file.name for file in files)})
-    named = {name: dict(policy.calibration)[name] for name in missing}
+    named = {name: vars(policy.calibration)[name] for name in missing}
     absent = {name: f" ({named[name]}, which the policy names, is not here)" for name in missing}
     cures = [_SOURCES[name] + (absent[name] if named[name] else "") for name in missing]
     return files, cures, _unused(used, policy, format, given)
@@ -194,7 +194,7 @@ def statistics_files(
     names: Iterable[str], policy: Policy, given: Mapping[str, str]
 ) -> list[StatisticsFile]:
     """The files of these statistics: what is given for a name, else what the policy says."""
-    written, spans = dict(policy.calibration), dict(policy.key_spans)
+    written, spans = vars(policy.calibration), dict(policy.key_spans)
     found = []
     for name in names:
         if name in given:

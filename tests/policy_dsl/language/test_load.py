@@ -340,7 +340,8 @@ def test_an_empty_value_clears_what_is_extended_and_nothing_else(write, yaml, ds
         nothing = getattr(Policy(name="same"), key)
         assert getattr(base, key) != nothing
         assert replace(policy, name="same") == replace(base, **{key: nothing})
-        places = [span.source.name for path, span in policy.key_spans if path.startswith(key)]
+        spans = policy.key_spans.items()
+        places = [span.source.name for path, span in spans if path.startswith(key)]
         assert [place for place in places if place.endswith("base.yaml")] == []
 
 
