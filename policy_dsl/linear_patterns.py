@@ -25,7 +25,7 @@ _TOKEN = re.compile(
     r"(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])"
     rf"|(?P<same>{_ESCAPED}|\\[bB]|\((?!\?)|\(\?[ims]*(?:-[is]+)?:)"
     r"|(?P<named>\(\?P<[A-Za-z_][A-Za-z0-9_]*>)"
-    r"|(?P<edge>\\[AZ])"
+    r"|\\[AZ]"
     r"|(?P<up_to>\{,[0-9]*\})"
     r"|(?P<other>[^\\\[(])",
     re.DOTALL,
@@ -35,6 +35,7 @@ _SET = re.compile(rf"\[\^?\]?(?:{_ESCAPED}|[^\\])*\]", re.DOTALL)
 # Other readers take these for sets in a set.
 _IN_SET = re.compile(r"(?<=.)(?<!\\)\[|--|&&|~~|\|\|")
 _PLACES = frozenset({"^", "$", r"\A", r"\Z", r"\b", r"\B"})
+_EDGES = {r"\A": "^", r"\Z": "$"}
 _REPEAT = re.compile(r"[*+?]|\{(?:[0-9]+(?:,[0-9]*)?|,[0-9]*)\}")
 _BESIDE = {"whole": ("", ""), "start": ("", "(?s:.*)"), "anywhere": ("(?s:.*)", "(?s:.*)")}
 _GLOB = re.compile(r"\[(?:(!)|(?!!))(\][^\]]*|[^\]]+)\]|(\*+)|.", re.DOTALL)
@@ -116,22 +117,16 @@ def _translated(text: str) -> str:
         if token is None:
             raise _error("refused", text[at:])
         part, at = token[0], token.end()
-        match token.lastgroup:
-            case "named":
-                part = "("
-            case "edge":
-                part = "^" if part == r"\A" else "$"
-            case "up_to":
-                part = f"{{0{part[1:]}"
-            case "set" if not _SET.fullmatch(part) or _IN_SET.search(part):
-                cure = r"escape it: \[ or \-"
-                raise PatternError(f"{part:.40} is not read alike by all readers", cure)
-        parts.append(part)
-        depth += token[0].startswith("(") - (token[0] == ")")
+        if token.lastgroup == "set" and (not _SET.fullmatch(part) or _IN_SET.search(part)):
+            cure = r"escape it: \[ or \-"
+            raise PatternError(f"{part:.40} is not read alike by all readers", cure)
+        others = {"named": "(", "up_to": f"{{0{part[1:]}"}
+        parts.append(others.get(token.lastgroup or "", _EDGES.get(part, part)))
+        depth += part.startswith("(") - (part == ")")
         # Before it is compiled: what is put around it would close it.
         if depth < 0:
             raise _error("re2", "unexpected )")
-        if token[0] in _PLACES and (repeat := _REPEAT.match(text, at)):
+        if part in _PLACES and (repeat := _REPEAT.match(text, at)):
             raise PatternError(f"{repeat[0]} has nothing to repeat", "a place is there once")
     return "".join(parts)
 

@@ -206,6 +206,11 @@ class Defaults:
     otherwise: Written | None = None
 
 
+def given(section: Defaults | Calibration | Output) -> dict[str, Any]:
+    """The fields that a section of the policy says something about."""
+    return {name: value for name, value in vars(section).items() if value is not None}
+
+
 @dataclass(frozen=True, slots=True)
 class Prune:
     """The experts of every layer that stay: the `to` that the saliency `by` ranks highest, or
@@ -318,7 +323,7 @@ class Key(NamedTuple):
     merge: Literal["own", "last", "all", "join", "rules"]
 
 
-# In the order in which they are printed; readers, printers and `merge` all walk this table.
+# In the order in which they are printed; readers, printers and `load` all walk this table.
 KEYS = (
     Key("name", "text", "name", "own"),
     Key("description", "text", "description", "last"),

@@ -14,7 +14,7 @@ from policy_dsl.escaping import decoded
 from policy_dsl.language.parsing import MAX_BYTES, ensure_short, plain_scalar
 from policy_dsl.language.read_dsl import read_dsl
 from policy_dsl.language.read_yaml import looks_like_yaml, read_yaml
-from policy_dsl.policy import KEYS, WORDS, Policy, Scalar, Values, Words
+from policy_dsl.policy import KEYS, WORDS, Key, Policy, Scalar, Values, Words, given
 from policy_dsl.regular_files import is_passed, read_first, why_not_regular
 
 Form = Literal["yaml", "dsl"]
@@ -188,14 +188,14 @@ def _final_values(policies: list[Policy], overrides: Values) -> dict[str, Scalar
     for policy in policies:
         for name, value in policy.vars:
             take(name, value, value, policy.key_spans.get(f"vars.{name}"))
-    for name, given in overrides.items():
+    for name, written in overrides.items():
         if name not in values:
             cure = did_you_mean(name, values)
             findings.append(diagnostic("unknown-variable", suggestion=cure, name=name))
         elif isinstance(values[name], str):
-            take(name, str(given), given)
+            take(name, str(written), written)
         else:
-            take(name, plain_scalar(given) if isinstance(given, str) else given, given)
+            take(name, plain_scalar(written) if isinstance(written, str) else written, written)
     if findings:
         raise diagnostics.PolicyError(findings)
     return values
@@ -203,37 +203,35 @@ def _final_values(policies: list[Policy], overrides: Values) -> dict[str, Scalar
 
 def _extended(base: Policy, child: Policy) -> Policy:
     """What both say; of what the child clears or gives anew, nothing of the base stays."""
-    empty = Policy(name="")
-    changes: dict[str, Any] = {key: getattr(empty, key) for key in child.cleared}
-    base = replace(base, **changes)
-    gone = set(child.cleared)
-    for key in KEYS:
-        before, said = getattr(base, key.name), getattr(child, key.name)
-        if key.merge == "last":
-            changes[key.name] = said or before
-            gone |= {key.name} if said and key.kind != "text" else set()
-        elif key.merge == "all":
-            changes[key.name] = (*before, *said)
-        elif key.kind == "fields":
-            given = {field: value for field, value in vars(said).items() if value is not None}
-            changes[key.name] = replace(before, **given)
-        elif key.merge == "join":
-            changes[key.name] = tuple({**dict(before), **dict(said)}.items())
-    targets = base.targets
+    cleared: dict[str, Any] = {key: getattr(Policy(name=""), key) for key in child.cleared}
+    base = replace(base, **cleared)
+    said = {key.name: _both(key, getattr(base, key.name), getattr(child, key.name)) for key in KEYS}
+    anew = (key.name for key in KEYS if key.merge == "last" and key.kind != "text")
+    gone = {*child.cleared, *(name for name in anew if getattr(child, name))}
     if child.targets:
         ruled = {rule.target for rule in base.rules}
-        targets = tuple(dict.fromkeys((*child.targets, *(t for t in targets if t in ruled))))
+        more = (target for target in base.targets if target in ruled)
+        said["targets"] = tuple(dict.fromkeys((*child.targets, *more)))
     # Rules of one target follow those of all targets, and the base's come first.
-    order = [None, *targets]
-    rules = sorted((*base.rules, *child.rules), key=lambda rule: order.index(rule.target))
+    order = [None, *said["targets"]]
+    said["rules"] = tuple(sorted(said["rules"], key=lambda rule: order.index(rule.target)))
     for paths in ("key_spans", "templates"):
-        joined = {}
+        said[paths] = {}
         for path, value in getattr(base, paths).items():
             # How one policy writes its targets says nothing about those of another.
             if re.split(r"[\[.]", path)[0] not in gone and not path.startswith("targets["):
-                joined[path] = value
+                said[paths][path] = value
         for path, value in getattr(child, paths).items():
             number = re.fullmatch(r"tests\[(\d+)\]", path)
-            joined[f"tests[{int(number[1]) + len(base.tests)}]" if number else path] = value
-        changes[paths] = joined
-    return replace(child, targets=targets, rules=tuple(rules), **changes)
+            said[paths][f"tests[{int(number[1]) + len(base.tests)}]" if number else path] = value
+    return replace(child, **said)
+
+
+def _both(key: Key, before: Any, said: Any) -> Any:
+    if key.kind == "fields":
+        return replace(before, **given(said))
+    if key.merge == "join":
+        return tuple({**dict(before), **dict(said)}.items())
+    if key.merge == "all" or key.kind == "rules":
+        return (*before, *said)
+    return said if key.merge == "own" else said or before

@@ -4,17 +4,27 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from policy_dsl import policy as model
 from policy_dsl.language.parsing import plain_scalar, quote
-from policy_dsl.policy import KEYS, Assertion, Key, Policy, Prune, Rule, Selector
+from policy_dsl.policy import KEYS, Assertion, Key, Policy, Prune, Rule, Scalar, Selector
 from policy_dsl.treatments import Written
 
 _STEP = "  "
 _LOOSE = model.And | model.Or | model.Except
+# Selectors that are said by words and one value.
+_LEAVES: Mapping[type, str] = {
+    model.All: "all",
+    model.Middle: "middle",
+    model.Name: "{0.text}",
+    model.Family: "family {0.name}",
+    model.Boundary: "boundary {0.count}",
+    model.LayersWhere: "layers where {0.expression}",
+}
 _SLASH = re.compile(r"(\\.)|/", re.DOTALL)
 _DSL_FIELD = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
 _DSL_BARE = re.compile(r"[A-Za-z0-9_./~+-][\w./@:+~-]*", re.ASCII)
@@ -27,12 +37,37 @@ _LINE_BREAKS = str.maketrans("\r\x85\u2028\u2029", "    ")
 
 def print_dsl(policy: Policy) -> str:
     """The policy as DSL text; `read_dsl` of it is the same policy, comments included."""
-    return _DslPrinter(policy).print()
+    lines = _Lines(policy)
+    for key in KEYS:
+        items = lines.items(key)
+        if key.name in policy.cleared:
+            lines.add(f'{key.name} ""' if key.kind == "text" else f"clear {key.name}", key.name)
+        if key.kind == "rules":
+            _dsl_rules(lines)
+        elif key.name == "targets" and items:
+            lines.add(f"target {', '.join(_dsl_text(item.value) for item in items)}", "targets")
+        elif key.name != "targets":
+            lines.lead(*[key.name] * (key.kind != "text"))
+            for item in items:
+                lines.add(_dsl_statement(key, item), item.path)
+    return lines.text()
 
 
 def print_yaml(policy: Policy) -> str:
     """The policy as YAML text; `read_yaml` of it is the same policy, comments included."""
-    return _YamlPrinter(policy).print()
+    lines = _YamlLines(policy)
+    # `targets:` is either a list of names or holds the rules of each: one key, two places.
+    # A comment in an empty branch is reason enough to print the branch.
+    branched = any(rule.target is not None for rule in policy.rules)
+    branched = branched or any(anchor.startswith("targets.") for anchor in lines.anchors)
+    for key in KEYS:
+        if key.kind == "rules":
+            lines.rules_text(None, "rules", "rules[]", "")
+            if branched:
+                lines.branches()
+        elif key.name != "targets" or not branched:
+            lines.key(key, lines.items(key), key.name in policy.cleared)
+    return lines.text()
 
 
 def canonical_text(policy: Policy) -> str:
@@ -53,195 +88,173 @@ class _Item(NamedTuple):
     path: str
     name: str
     value: Any
-    # Whether it has variables; elsewhere `${` is escaped already.
-    template: bool
 
 
-class _Printer:
+class _Lines:
     """Collects lines, and puts the comments of an anchor before and beside its line."""
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+        self.policy = policy
+        self.anchors = {comment.anchor for comment in policy.comments}
         self._lines: list[str] = []
         self._opened = False
-        self._anchors = {comment.anchor for comment in policy.comments}
         self._leading: dict[str, list[str]] = defaultdict(list)
         self._trailing: dict[str, list[str]] = defaultdict(list)
         for comment in policy.comments:
             kind = self._trailing if comment.trailing else self._leading
             kind[comment.anchor].append(comment.text.translate(_LINE_BREAKS).strip())
         # What is about the whole text, and a blank line.
-        self._lead("^")
-        self._add("")
+        self.lead("^")
+        self._put("")
 
     def text(self) -> str:
         """Everything printed, and the comments whose anchors never came."""
-        self._lead(*filter(None, (*self._leading, *self._trailing)), "")
+        self.lead(*filter(None, (*self._leading, *self._trailing)), "")
         return "\n".join(self._lines).rstrip("\n") + "\n"
 
-    def _lead(self, *anchors: str, indent: str = "") -> None:
+    def lead(self, *anchors: str, indent: str = "") -> None:
         """Prints all comments of these anchors, for lines that this notation does not have."""
         for anchor in anchors:
             for text in self._leading.pop(anchor, []) + self._trailing.pop(anchor, []):
-                self._add(f"{indent}{text}" if text else "")
+                self._put(f"{indent}{text}" if text else "")
 
-    def _line(self, text: str, *anchors: str, indent: str = "", opens: bool = False) -> None:
+    def add(self, text: str, *anchors: str, indent: str = "", opens: bool = False) -> None:
         """Prints a line; a comment is put beside it. opens: no blank line follows it."""
         beside = [each for anchor in anchors for each in self._trailing.pop(anchor, [])]
-        self._lead(*anchors, indent=indent)
+        self.lead(*anchors, indent=indent)
         for extra in beside[1:]:
-            self._add(indent + extra)
-        self._add("  ".join((f"{indent}{text}", *beside[:1])))
+            self._put(indent + extra)
+        self._put("  ".join((f"{indent}{text}", *beside[:1])))
         self._opened = opens
 
-    def _add(self, line: str) -> None:
+    def _put(self, line: str) -> None:
         if line or (self._lines and self._lines[-1] and not self._opened):
             self._lines.append(line)
             self._opened = False
 
-    def _items(self, key: Key) -> list[_Item]:
+    def items(self, key: Key) -> list[_Item]:
         """What the policy says under a key; variables as they were written."""
-        name, value = key.name, getattr(self._policy, key.name)
+        name, value = key.name, getattr(self.policy, key.name)
         if key.kind == "text":
             # A name that is only the file's is not printed.
-            given = self._policy.source is None or name in self._policy.key_spans
+            given = self.policy.source is None or name in self.policy.key_spans
             pairs = [(name, name, value)] if value and (given or name != "name") else []
         elif key.kind in ("mapping", "fields"):
-            unset = () if key.kind == "mapping" else (None,)
-            held = value if key.kind == "mapping" else vars(value).items()
-            pairs = [(f"{name}.{field}", field, item) for field, item in held if item not in unset]
+            held = dict(value) if key.kind == "mapping" else model.given(value)
+            pairs = [(f"{name}.{field}", field, held[field]) for field in held]
         else:
-            pairs = [(f"{name}[{index}]", "", item) for index, item in enumerate(value)]
-        said = self._policy.templates
-        return [_Item(at, field, said.get(at, _written(v)), at in said) for at, field, v in pairs]
+            pairs = [(f"{name}[{index}]", "", held) for index, held in enumerate(value)]
+        said = self.policy.templates
+        return [_Item(path, name, said.get(path, _written(v))) for path, name, v in pairs]
 
-    def _has_rules(self, target: str | None, end: str) -> bool:
-        return end in self._anchors or any(rule.target == target for rule in self._policy.rules)
+    def has_rules(self, target: str | None, end: str) -> bool:
+        return end in self.anchors or any(rule.target == target for rule in self.policy.rules)
 
-    def _rules_of(self, target: str | None, end: str, indent: str = "") -> None:
-        for index, rule in enumerate(self._policy.rules):
+    def rules_of(self, target: str | None, end: str, indent: str = "") -> None:
+        for index, rule in enumerate(self.policy.rules):
             if rule.target == target:
-                self._line(rule_text(rule), f"rules[{index}]", indent=indent)
+                self.add(rule_text(rule), f"rules[{index}]", indent=indent)
         # Comments below the last rule would else end up under the next key.
-        self._lead(end, indent=indent)
+        self.lead(end, indent=indent)
 
 
-class _DslPrinter(_Printer):
-    def print(self) -> str:
-        for key in KEYS:
-            items = self._items(key)
-            if key.name in self._policy.cleared:
-                empty = f'{key.name} ""' if key.kind == "text" else f"clear {key.name}"
-                self._line(empty, key.name)
-            if key.kind == "rules":
-                self._rules()
-            elif key.name == "targets" and items:
-                words = ", ".join(_dsl_text(item.value) for item in items)
-                self._line(f"target {words}", "targets")
-            elif key.name != "targets":
-                if key.kind != "text":
-                    self._lead(key.name)
-                for item in items:
-                    self._line(_dsl_statement(key, item), item.path)
-        return self.text()
-
-    def _rules(self) -> None:
-        self._lead("rules")
-        self._rules_of(None, "rules[]")
-        for target in self._policy.targets:
-            anchor, end = f"targets.{target}", f"targets.{target}.rules[]"
-            # The header names every target; a block without rules would say nothing more.
-            if not self._has_rules(target, end):
-                self._lead(anchor)
-                continue
-            self._line(f"on {_dsl_text(target)} {{", anchor, opens=True)
-            self._rules_of(target, end, _STEP)
-            self._line("}")
-
-
-class _YamlPrinter(_Printer):
-    def print(self) -> str:
-        # `targets:` is either a list of names or holds the rules of each: one key, two places.
-        # A comment in an empty branch is reason enough to print the branch.
-        branched = any(rule.target is not None for rule in self._policy.rules)
-        branched = branched or any(anchor.startswith("targets.") for anchor in self._anchors)
-        for key in KEYS:
-            if key.kind == "rules":
-                self._rules(None, "rules", "rules[]", "")
-                if branched:
-                    self._branches()
-            elif key.name != "targets" or not branched:
-                self._key(key, self._items(key), key.name in self._policy.cleared)
-        return self.text()
-
-    def _key(self, key: Key, items: list[_Item], cleared: bool) -> None:
+class _YamlLines(_Lines):
+    def key(self, key: Key, items: list[_Item], cleared: bool) -> None:
         replaced = key.name == "tests" and cleared
         if cleared and not (replaced and items):
             nothing = {"text": '""', "words": "[]", "statements": "[]"}.get(key.kind, "{}")
-            self._line(f"{key.name}: {'{replace: []}' if replaced else nothing}", key.name)
+            self.add(f"{key.name}: {'{replace: []}' if replaced else nothing}", key.name)
         # One item reads better beside its key; both forms read the same.
         if key.kind == "words" and len(items) == 1:
             name = "target" if key.name == "targets" else key.name
-            self._line(f"{name}: {_yaml_value(items[0].value)}", items[0].path, key.name)
+            self.add(f"{name}: {_yaml_value(items[0].value)}", items[0].path, key.name)
         elif key.kind == "text":
             for item in items:
-                self._text(key.name, item, "")
+                self._text(item, "")
         elif items:
-            self._line(f"{key.name}:", key.name, opens=True)
+            self.add(f"{key.name}:", key.name, opens=True)
             if replaced:
-                self._line("replace:", indent=_STEP, opens=True)
+                self.add("replace:", indent=_STEP, opens=True)
             for item in items:
                 self._item(key, item, _STEP * (1 + replaced))
 
     def _item(self, key: Key, item: _Item, indent: str) -> None:
         name, value = item.name, item.value
-        if key.name == "metadata":
-            self._metadata(item, _yaml_value(name), indent)
-        elif key.kind == "fields" and not isinstance(value, int):
-            self._text(name, item._replace(value=str(value)), indent)
-        else:
+        if key.kind == "fields" and not isinstance(value, int):
+            self._text(item._replace(value=str(value)), indent)
+        elif key.name != "metadata":
             plain = key.kind == "statements" and _YAML_STATEMENT.fullmatch(value)
             text = value if plain and value.isprintable() else _yaml_value(value)
-            self._line(f"{f'{name}:' if name else '-'} {text}", item.path, indent=indent)
-
-    def _metadata(self, item: _Item, name: str, indent: str) -> None:
-        value = item.value
-        if isinstance(value, str):
-            self._text(name, item, indent)
+            self.add(f"{f'{name}:' if name else '-'} {text}", item.path, indent=indent)
+        elif isinstance(value, str):
+            self._text(item, indent)
         elif isinstance(value, dict | list) and value:
-            self._line(f"{name}:", item.path, indent=indent, opens=True)
+            self.add(f"{_yaml_value(name)}:", item.path, indent=indent, opens=True)
             for held in value:
                 mark = f"{_yaml_value(held)}:" if isinstance(value, dict) else "-"
                 text = _yaml_value(value[held] if isinstance(value, dict) else held)
-                self._line(f"{mark} {text}", indent=indent + _STEP)
+                self.add(f"{mark} {text}", indent=indent + _STEP)
         else:
-            self._line(f"{name}: {print_json(value)}", item.path, indent=indent)
+            self.add(f"{_yaml_value(name)}: {print_json(value)}", item.path, indent=indent)
 
-    def _text(self, key: str, item: _Item, indent: str) -> None:
+    def _text(self, item: _Item, indent: str) -> None:
         text = item.value
         lines = text.removesuffix("\n").split("\n")
         tidy = all(line.isprintable() and line == line.rstrip() for line in lines)
         blocked = tidy and len(lines) > 1 and lines[0][:1] not in ("", " ") and lines[-1]
         shown = "|" if text.endswith("\n") else "|-"
         # A template is printed as it was written, on one line.
-        if item.template or not blocked:
+        if item.path in self.policy.templates or not blocked:
             shown, lines = _yaml_value(text), []
-        self._line(f"{key}: {shown}", item.path, indent=indent)
+        self.add(f"{_yaml_value(item.name)}: {shown}", item.path, indent=indent)
         # Blank ones too.
         self._lines += [f"{indent}{_STEP}{line}".rstrip() for line in lines]
 
-    def _branches(self) -> None:
-        self._line("targets:", "targets", opens=True)
-        for target in self._policy.targets:
+    def branches(self) -> None:
+        self.add("targets:", "targets", opens=True)
+        for target in self.policy.targets:
             anchor, end = f"targets.{target}", f"targets.{target}.rules[]"
-            empty = not self._has_rules(target, end)
-            self._line(f"{_yaml_value(target)}:{' {}' * empty}", anchor, indent=_STEP)
-            self._rules(target, f"{anchor}.rules", end, _STEP * 2)
+            empty = not self.has_rules(target, end)
+            self.add(f"{_yaml_value(target)}:{' {}' * empty}", anchor, indent=_STEP)
+            self.rules_text(target, f"{anchor}.rules", end, _STEP * 2)
 
-    def _rules(self, target: str | None, anchor: str, end: str, indent: str) -> None:
-        if self._has_rules(target, end):
-            self._line("rules: |", anchor, indent=indent, opens=True)
-            self._rules_of(target, end, indent + _STEP)
+    def rules_text(self, target: str | None, anchor: str, end: str, indent: str) -> None:
+        if self.has_rules(target, end):
+            self.add("rules: |", anchor, indent=indent, opens=True)
+            self.rules_of(target, end, indent + _STEP)
+
+
+def _dsl_rules(lines: _Lines) -> None:
+    lines.lead("rules")
+    lines.rules_of(None, "rules[]")
+    for target in lines.policy.targets:
+        anchor, end = f"targets.{target}", f"targets.{target}.rules[]"
+        # The header names every target; a block without rules would say nothing more.
+        if not lines.has_rules(target, end):
+            lines.lead(anchor)
+            continue
+        lines.add(f"on {_dsl_text(target)} {{", anchor, opens=True)
+        lines.rules_of(target, end, _STEP)
+        lines.add("}")
+
+
+def _dsl_statement(key: Key, item: _Item) -> str:
+    name, value = item.name, item.value
+    # A treatment, not a word.
+    if item.path == "defaults.otherwise" or key.kind == "statements":
+        return f"{'otherwise ' if name else key.word}{value}"
+    if key.name == "metadata":
+        return f"metadata {name if _DSL_FIELD.fullmatch(name) else quote(name)} {print_json(value)}"
+    if key.name == "vars":
+        # A text that looks like another value is quoted.
+        plain = isinstance(value, str) and isinstance(plain_scalar(value), str)
+        return f"var {name} = {_dsl_text(value) if plain else print_json(value)}"
+    return f"{key.word} {f'{name} ' * (key.kind == 'fields')}{_dsl_text(value)}"
+
+
+def _dsl_text(value: Scalar) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if _DSL_BARE.fullmatch(text) else quote(text)
 
 
 def _written(value: Any) -> Any:
@@ -260,29 +273,6 @@ def _written(value: Any) -> Any:
         case Written():
             value = print_treatment(value)
     return value
-
-
-def _dsl_statement(key: Key, item: _Item) -> str:
-    name, value = item.name, item.value
-    # A treatment, not a word.
-    if item.path == "defaults.otherwise" or key.kind == "statements":
-        return f"{'otherwise ' if name else key.word}{value}"
-    if key.name == "metadata":
-        return f"metadata {name if _DSL_FIELD.fullmatch(name) else quote(name)} {print_json(value)}"
-    if key.name == "vars":
-        return f"var {name} = {_dsl_scalar(value)}"
-    text = _dsl_text(str(value).lower() if isinstance(value, bool) else str(value))
-    return f"{key.word} {name} {text}" if key.kind == "fields" else f"{key.word} {text}"
-
-
-def _dsl_scalar(value: Any) -> str:
-    # A text that looks like another value is quoted.
-    plain = isinstance(value, str) and isinstance(plain_scalar(value), str)
-    return _dsl_text(value) if plain else print_json(value)
-
-
-def _dsl_text(text: str) -> str:
-    return text if _DSL_BARE.fullmatch(text) else quote(text)
 
 
 def _yaml_value(value: Any) -> str:
@@ -310,28 +300,18 @@ def print_json(value: Any) -> str:
 
 def print_selector(selector: Selector) -> str:
     """The selector as a policy says it, such as `experts.down_proj in layers 2-59`."""
-    text = "all"
+    text = _LEAVES.get(type(selector), "").format(selector)
     match selector:
         case model.Except(base, excluded):
             text = f"{_within(base, model.Except)} except {_within(excluded, model.Except)}"
         case model.Or(parts):
-            # `a, b in layers 0-1` would be refused, so a bound alternative has parentheses.
             text = ", ".join(map(_alternative, parts))
         case model.And(parts):
-            text = _conditions(parts)
+            text = "".join(_conditions(parts))
         case model.Layers(ranges, boundary):
             text = f"{'boundary ' * boundary}layers {print_ranges(ranges)}"
-        case model.LayersWhere(expression):
-            text = f"layers where {expression}"
-        case model.Boundary(count):
-            text = f"boundary {count}"
-        case model.Middle():
-            text = "middle"
-        case model.Name(text, experts):
-            numbers = f"experts[{print_ranges(experts)}]{text.removeprefix('experts')}"
-            text = numbers if experts else text
-        case model.Family(name):
-            text = f"family {name}"
+        case model.Name(name, experts) if experts:
+            text = f"experts[{print_ranges(experts)}]{name.removeprefix('experts')}"
         case model.Glob(pattern):
             text = quote(pattern).replace("${", "$${")
         case model.Regex(pattern):
@@ -356,15 +336,11 @@ def _alternative(part: Selector) -> str:
     return _within(part, _LOOSE if bound else model.Or | model.Except)
 
 
-def _conditions(parts: tuple[Selector, ...]) -> str:
-    text = ""
-    for number, part in enumerate(parts, 1):
-        if text:
-            text += " in " if isinstance(part, model.LayerSet) else " and "
+def _conditions(parts: tuple[Selector, ...]) -> Iterator[str]:
+    for part, after in zip_longest(parts, parts[1:]):
         # An expression would swallow the `and` after it.
-        greedy = model.LayersWhere if number < len(parts) else ()
-        text += _within(part, (_LOOSE, greedy))
-    return text
+        yield _within(part, _LOOSE | model.LayersWhere if after else _LOOSE)
+        yield " in " if isinstance(after, model.LayerSet) else " and " * bool(after)
 
 
 def _within(part: Selector, looser: Any) -> str:

@@ -10,7 +10,7 @@ from policy_dsl.escaping import name_defect as file_name_defect
 from policy_dsl.formats import Format, FormatSpec, MetadataValues
 from policy_dsl.planning.fill import fill
 from policy_dsl.planning.matching import family_defect, name_defect, nodes
-from policy_dsl.policy import WORDS, Family, Name, Policy, Rule
+from policy_dsl.policy import WORDS, Family, Name, Policy, Rule, given
 
 _CLASSES = ("matrix", "experts", "embed")
 # Readers take files with such endings for something else.
@@ -127,10 +127,8 @@ def _unused(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic]
 
 
 def _written(policy: Policy) -> Iterator[str]:
-    sections = {"output": policy.output, "calibration": policy.calibration}
-    for section, entries in sections.items():
-        said = vars(entries).items()
-        yield from (f"{section}.{key}" for key, value in said if value is not None)
+    yield from (f"output.{key}" for key in given(policy.output))
+    yield from (f"calibration.{key}" for key in given(policy.calibration))
     yield from (f"metadata.{key}" for key, _ in policy.metadata)
 
 
