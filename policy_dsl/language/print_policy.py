@@ -137,8 +137,8 @@ class _Lines:
         name, value = key.name, getattr(self.policy, key.name)
         if key.kind == "text":
             # A name that is only the file's is not printed.
-            given = self.policy.source is None or name in self.policy.key_spans
-            pairs = [(name, name, value)] if value and (given or name != "name") else []
+            given = self.policy.source is None or name in self.policy.key_spans or name != "name"
+            pairs = [(name, name, value)] * bool(value and given)
         elif key.kind in ("mapping", "fields"):
             held = dict(value) if key.kind == "mapping" else model.given(value)
             pairs = [(f"{name}.{field}", field, held[field]) for field in held]

@@ -137,9 +137,9 @@ def _visible(text: str, at: int, end: int, style: str) -> Iterator[tuple[int, in
 
 
 def _explain(source: SourceText, failure: yaml.MarkedYAMLError) -> Diagnostic:
-    mark = failure.problem_mark or failure.context_mark
+    mark, problem = failure.problem_mark or failure.context_mark, failure.problem or "not YAML"
     at = max(min(mark.index if mark else 0, len(source.text) - 1), 0)
-    problem, span = failure.problem or "not YAML", Span(source, at, at + 1)
+    span = Span(source, at, at + 1)
     line = source.line(span.place[1]).strip()
     if "mapping values are not allowed" in problem and line.startswith(("- ", "rules:")):
         text = line.removeprefix("rules:").strip().removeprefix("- ")
