@@ -29,7 +29,6 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from emitters.core.verify import verify_bundle  # noqa: E402
-from policy_dsl.sources.hfq_container import parse_container  # noqa: E402
 from policy_dsl.sources.reference import open_source  # noqa: E402
 from policyc.cli import main as policyc  # noqa: E402
 
@@ -195,9 +194,7 @@ def _read_values(source: Path) -> dict[str, Array]:
 def _places(path: Path) -> Iterator[Place]:
     content = path.read_bytes() if path.is_file() else b""
     if content.startswith(b"HFQM"):
-        held = parse_container(content, file=path.name, file_nbytes=len(content))
-        for name, tensor in held.tensors.items():
-            info = tensor.info
+        for name, info in open_source(str(path)).tensors.items():
             yield Place(name, path.name, info.dtype, info.shape, info.start, info.nbytes)
     elif path.suffix == ".safetensors" and path.name.startswith("model"):
         start = 8 + int.from_bytes(content[:8], "little")

@@ -13,29 +13,25 @@ from policy_dsl.diagnostics import Diagnostic
 
 # The number of an expert in a name, after the path of its module and before its projection's.
 EXPERT_NAME = re.compile(r"(.+)\.experts\.([0-9]{1,7})\.(\w+)")
-_DTYPES_OF_BITS = {
-    64: "C64 F64 I64 U64",
-    32: "F32 I32 U32",
-    16: "F16 BF16 I16 U16",
-    8: "F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ I8 U8 BOOL",
-    6: "F6_E2M3 F6_E3M2",
-    4: "F4",
-}
-# Bits of one element of every dtype that safetensors files use.
+_DTYPES = (
+    "C64 F64 I64 U64 F32 I32 U32 F16 BF16 I16 U16 F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ "
+    "I8 U8 F6_E2M3 F6_E3M2 F4"
+)
+# Bits of one element of every dtype that safetensors files use: a name's first number.
 DTYPE_BITS: Mapping[str, int] = {
-    dtype: bits for bits, dtypes in _DTYPES_OF_BITS.items() for dtype in dtypes.split()
+    "BOOL": 8,
+    **{dtype: int(re.findall("[0-9]+", dtype)[0]) for dtype in _DTYPES.split()},
 }
 # A file, and where a part of it starts and stops.
 Part = tuple[str, int, int]
 
 
 class TensorInfo(NamedTuple):
-    """One tensor of a checkpoint; `start` and `stop` are byte offsets in its file.
+    """One tensor of a checkpoint; `start` and `stop` count from its file's first byte.
 
     dtype is safetensors' name (BF16, F16, F32, F8_E4M3, U32 …); in an HFQ file it is that of
-    its quant code (MQ4G256, Q8F16 …), and the shape is that of the values. The offsets count
-    from the file's first byte, so header included. Without a file (recorded headers whose shard
-    map is unknown) `file` is None and the offsets are 0.
+    its quant code (MQ4G256, Q8F16 …), and the shape is that of the values. Where the shard map
+    is not known (recorded headers) `file` is None and the offsets are 0.
     """
 
     name: str
@@ -50,9 +46,8 @@ class TensorInfo(NamedTuple):
 class ModelFile(NamedTuple):
     """The one file that holds a whole model, as it describes itself.
 
-    form: what kind of file, for people. arch_id: the number by which loaders choose a model
-    family; family: its name, None if the number is not known. tokenizer, chat_template:
-    whether it holds one that loaders read.
+    form: for people. arch_id: by which loaders choose a model family; family: its name, None if
+    not known. tokenizer, chat_template: whether it holds one that loaders read.
     """
 
     form: str
@@ -66,17 +61,14 @@ class ModelFile(NamedTuple):
 class Inventory:
     """Every tensor of a source, its config, and the files beside the tensors.
 
-    side_files: name -> bytes of every other file at the folder's top level (tokenizer,
-    template, licence, modeling code), without config.json, the index and safetensors; of known
-    subfolders too, as `additional_chat_templates/rag.jinja`; None if not known. unread: what
-    else is there, folders as `name/`. root: the folder where the files can be read; None if
-    they cannot (catalog, recorded headers, hub headers). file_nbytes: bytes of every shard,
-    empty if not known. container: of a model that is one such file, which only its own loaders
-    read; else None. notes: where this came from, for people. findings: warnings to show with
-    it. mtimes: name -> modification time, in ns, of the files in `root` when they were listed.
-    parts_read: (file, start, stop) -> SHA-256 of what was read of them: config, index, headers.
-    links: name -> where it leads, of shards that are outside of `root`. commit: of the hub.
-    Two inventories are equal whatever these four, their notes, findings and unread names.
+    side_files: name -> bytes of every other file at the folder's top level, without config.json,
+    the index and safetensors; of known subfolders too, as `additional_chat_templates/rag.jinja`;
+    None if not known. root: the folder where the files can be read; None if they cannot.
+    file_nbytes: of every shard, empty if not known. container: of a model that is one such file.
+    notes: where this came from, for people. unread: what else is there, folders as `name/`.
+    findings: warnings to show with it. mtimes: in ns, of the files in `root` when they were listed.
+    parts_read: SHA-256 of what was read of them. links: name -> where it leads, of shards that
+    are outside of `root`. commit: of the hub.
     """
 
     id: str
@@ -86,7 +78,7 @@ class Inventory:
     root: Path | None = None
     file_nbytes: Mapping[str, int] = field(default_factory=dict)
     container: ModelFile | None = None
-    # How it was found does not make it another source.
+    # How it was found does not make it another source: from here on nothing is compared.
     notes: tuple[str, ...] = field(default=(), compare=False)
     unread: tuple[str, ...] = field(default=(), compare=False)
     findings: tuple[Diagnostic, ...] = field(default=(), compare=False)

@@ -1,31 +1,21 @@
 """A checkpoint's files, wherever they are, to an Inventory: config, index, shard headers.
 
-The index is trusted for which shard holds a tensor, and checked against the shards' headers.
-Only names and sizes, the config, the index and the headers are read, never a weight.
-
-With an index: the shards that it names; other safetensors files (adapters, a second copy of
-the weights) are not read, and a warning says so. Without: `model.safetensors`, or the only
-safetensors file, or one whole set of files numbered `-I-of-N`; anything else is refused.
+With an index: the shards that it names, checked against their headers; other safetensors files
+(adapters, a second copy of the weights) are not read, and a warning says so. Without:
+`model.safetensors`, or the only safetensors file, or one whole set of files numbered `-I-of-N`.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from os.path import splitext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from policy_dsl.bounded_json import parse_json
-from policy_dsl.diagnostics import (
-    Diagnostic,
-    PolicyError,
-    UnreadableError,
-    diagnostic,
-    fail,
-    grouped,
-)
+from policy_dsl.diagnostics import Diagnostic, PolicyError, UnreadableError, diagnostic, fail
 from policy_dsl.escaping import is_plain_name, shown
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.quantities import first_few
@@ -70,6 +60,8 @@ ORIGINAL = "it is not read: give the safetensors checkpoint that it was made of"
 T = TypeVar("T")
 Apply = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
 Header = dict[str, TensorInfo]
+# The shards to read, sorted, and what is missing.
+_Shards = tuple[list[str], Iterable[Diagnostic]]
 
 
 class UnreachableError(PolicyError):
@@ -79,8 +71,8 @@ class UnreachableError(PolicyError):
 class CheckpointFiles(Protocol):
     """Where a checkpoint's files are: what to call the place, their sizes, their bytes.
 
-    sizes: name -> bytes of every file at the top level, and of side files in subfolders.
-    unread: what else is there, folders as `name/`.
+    sizes: of every file at the top level, and of side files in subfolders. unread: what else
+    is there, folders as `name/`.
     """
 
     @property
@@ -113,27 +105,21 @@ def read_checkpoint(
     config, held = _tried(_config, files), _tried(_headers, files, apply, headers or {})
     if isinstance(config, PolicyError) or isinstance(held, PolicyError):
         raise joined(read for read in (config, held) if isinstance(read, PolicyError))
-    read = (CONFIG, find_index(files.sizes))
+    sizes, weights = files.sizes, weights_of(files)
+    others = {CONFIG, find_index(sizes), *weights}
+    left = [file for file in weights if file not in held]
+    strays = f"{listed(left)} {'is' if len(left) == 1 else 'are'}"
+    findings = [diagnostic("stray-safetensors", place=files.place, files=strays)] if left else []
     return Inventory(
         id=name,
         config=config,
         tensors={key: tensor for header in held.values() for key, tensor in header.items()},
-        side_files={
-            file: size
-            for file, size in files.sizes.items()
-            if file not in read and not file.endswith(SUFFIX)
-        },
+        side_files={file: size for file, size in sizes.items() if file not in others},
         unread=files.unread,
         root=root,
-        file_nbytes={file: files.sizes[file] for file in held},
-        findings=_strays(files, held),
+        file_nbytes={file: sizes[file] for file in held},
+        findings=tuple(findings),
     )
-
-
-def _strays(files: CheckpointFiles, shards: Collection[str]) -> tuple[Diagnostic, ...]:
-    left = [file for file in weights_of(files) if file not in shards]
-    strays = f"{listed(left)} {'is' if len(left) == 1 else 'are'}"
-    return (diagnostic("stray-safetensors", place=files.place, files=strays),) if left else ()
 
 
 def read_json(files: CheckpointFiles, file: str, *, most: int = MAX_JSON_NBYTES) -> dict[str, Any]:
@@ -166,8 +152,7 @@ def indexed(files: CheckpointFiles, index: str) -> dict[str, str]:
         raise _bad_json(index, "it has no weight_map")
     if not all(type(shard) is str for shard in weight_map.values()):
         raise _bad_json(index, "its weight_map holds no file names")
-    wrong = sorted(shard for shard in set(weight_map.values()) if not is_shard_name(shard))
-    if wrong:
+    if wrong := sorted(file for file in set(weight_map.values()) if not is_shard_name(file)):
         raise PolicyError(diagnostic("shard-outside", file=shown(shard)) for shard in wrong)
     return weight_map
 
@@ -179,9 +164,7 @@ def is_shard_name(file: str) -> bool:
 
 def shard_name(number: int, count: int) -> str:
     """The file name that transformers gives a shard, counted from 1; a single one has no number."""
-    if count == 1:
-        return "model.safetensors"
-    return f"model-{number:05d}-of-{count:05d}.safetensors"
+    return f"model-{number:05d}-of-{count:05d}{SUFFIX}" if count > 1 else f"model{SUFFIX}"
 
 
 def finite(value: Any) -> Any:
@@ -241,7 +224,12 @@ def _refuse_other(files: CheckpointFiles) -> None:
     weights, place = weights_of(files), files.place
     if ADAPTER in files.sizes and all(name.startswith("adapter") for name in weights):
         cure = "merge it into that model first, and give the merged checkpoint"
-        raise not_a_checkpoint(place, _adapter(read_json(files, ADAPTER)), cure)
+        config = read_json(files, ADAPTER)
+        what = "a LoRA adapter" if str(config.get("peft_type", "LORA")) == "LORA" else "an adapter"
+        # PEFT and mlx-lm name the model under different keys.
+        base = config.get("base_model_name_or_path") or config.get("model")
+        what += f" for {shown(base, 120)}" if isinstance(base, str) and base else ""
+        raise not_a_checkpoint(place, what, cure)
     if weights or find_index(files.sizes):
         return
     if "model_index.json" in files.sizes:
@@ -251,13 +239,6 @@ def _refuse_other(files: CheckpointFiles) -> None:
     for name in (*files.sizes, *files.unread):
         if kind := kind_of(name):
             raise not_a_checkpoint(place, f"{kind} ({shown(name, 80)})", ORIGINAL)
-
-
-def _adapter(config: Mapping[str, Any]) -> str:
-    what = "a LoRA adapter" if str(config.get("peft_type", "LORA")) == "LORA" else "an adapter"
-    # PEFT and mlx-lm name the model under different keys.
-    base = config.get("base_model_name_or_path") or config.get("model")
-    return f"{what} for {shown(base, 120)}" if isinstance(base, str) and base else what
 
 
 def _tried(read: Callable[..., T], *given: Any) -> T | PolicyError:
@@ -271,11 +252,10 @@ def _tried(read: Callable[..., T], *given: Any) -> T | PolicyError:
 
 
 def _config(files: CheckpointFiles) -> dict[str, Any]:
-    if CONFIG not in files.sizes:
-        cure = "put the model's config.json beside its weights"
-        defect = diagnostic("missing-config", place=files.place, suggestion=cure)
-        raise UnreadableError([defect])
-    return read_json(files, CONFIG, most=MAX_CONFIG_NBYTES)
+    if CONFIG in files.sizes:
+        return read_json(files, CONFIG, most=MAX_CONFIG_NBYTES)
+    cure = "put the model's config.json beside its weights"
+    raise UnreadableError([diagnostic("missing-config", place=files.place, suggestion=cure)])
 
 
 def _headers(
@@ -284,7 +264,7 @@ def _headers(
     index = find_index(files.sizes)
     weight_map = indexed(files, index) if index else None
     names, missing = _unindexed(files) if weight_map is None else _indexed(files, weight_map)
-    errors: list[PolicyError] = [UnreadableError(missing)] if missing else []
+    errors: list[PolicyError] = [UnreadableError(missing)]
     headers: dict[str, Header] = {}
     for name, read in zip(names, apply(partial(_tried, _header, files, known), names), strict=True):
         if isinstance(read, PolicyError):
@@ -292,9 +272,8 @@ def _headers(
         else:
             headers[name] = read
     # As they come: an index of strangers may give millions.
-    if defects := grouped(_placement_defects(headers, weight_map)):
-        errors.append(PolicyError(defects))
-    if errors:
+    errors.append(PolicyError(_placement_defects(headers, weight_map)))
+    if errors := [error for error in errors if error.diagnostics]:
         raise joined(errors)
     return headers
 
@@ -311,15 +290,12 @@ def _header(files: CheckpointFiles, known: Mapping[str, Header], file: str) -> H
     return parse_header(first[LENGTH_NBYTES:stop], file=file, file_nbytes=size)
 
 
-def _indexed(
-    files: CheckpointFiles, weight_map: Mapping[str, str]
-) -> tuple[list[str], list[Diagnostic]]:
-    """The shards to read, sorted, and what is missing, where there is an index."""
+def _indexed(files: CheckpointFiles, weight_map: Mapping[str, str]) -> _Shards:
     # What the names count up to does not matter here: publishers get it wrong.
     needed = Counter(weight_map.values())
     cure = "fetch the file, or the whole checkpoint again"
     expected = "the index puts {} tensors in it"
-    missing = grouped(
+    missing = (
         diagnostic("missing-shard", file=file, expected=expected.format(count), suggestion=cure)
         for file, count in sorted(needed.items())
         if file not in files.sizes
@@ -327,11 +303,8 @@ def _indexed(
     return sorted(needed.keys() & files.sizes.keys()), missing
 
 
-def _unindexed(files: CheckpointFiles) -> tuple[list[str], list[Diagnostic]]:
-    """The shards to read, sorted, and what is missing, where there is no index.
-
-    Raises: PolicyError if it is not clear which files are the weights.
-    """
+def _unindexed(files: CheckpointFiles) -> _Shards:
+    """Raises: PolicyError if it is not clear which files are the weights."""
     weights, place = weights_of(files), files.place
     if not weights:
         if pickles := sorted(file for file in files.sizes if file.endswith(PICKLES)):
@@ -347,18 +320,17 @@ def _unindexed(files: CheckpointFiles) -> tuple[list[str], list[Diagnostic]]:
         cure = f"add {INDEX}, or give one of the files"
         raise fail("ambiguous-weights", place=place, files=listed(weights), suggestion=cure)
     stem, total = parts[0][1], parts[0][3]
-    present = {int(part[2]) for part in parts}
+    names, present = [part[0] for part in parts], {int(part[2]) for part in parts}
     # MiniMax-M2.7 counts from 0 (and to a wrong total, which only an index can set right).
     begin = 0 if 0 in present else 1
-    numbers = range(begin, begin + int(total))
-    gap = next((number for number in numbers if number not in present), None)
+    gap = next((n for n in range(begin, begin + int(total)) if n not in present), None)
     if gap is None:
-        return [part[0] for part in parts], []
+        return names, []
     file = f"{stem}-{gap:0{len(total)}d}-of-{total}{SUFFIX}"
     expected = f"{len(present)} of {total} numbered files are, and no index"
     cure = f"fetch the rest; if the count in the names is wrong, add {INDEX}"
     missing = diagnostic("missing-shard", file=file, expected=expected, suggestion=cure)
-    return [part[0] for part in parts], [missing]
+    return names, [missing]
 
 
 def _placement_defects(
@@ -373,19 +345,18 @@ def _placement_defects(
         first |= held
     if weight_map is None:
         return
+    cure = "fetch the index and the shards again, of the same revision, or repair the index"
+    code = "index-mismatch"
     for name, file in weight_map.items():
         if file in headers and name not in headers[file]:
-            yield _mismatch(name, f"the index puts it in {file}, which does not hold it")
+            reason = f"the index puts it in {file}, which does not hold it"
+            yield diagnostic(code, tensor=shown(name), reason=reason, suggestion=cure)
     for file, held in headers.items():
         # Not a difference of keys: that would walk the whole index for every shard.
         for name in held:
             if name not in weight_map:
-                yield _mismatch(name, f"{file} holds it, but the index does not name it")
-
-
-def _mismatch(name: str, reason: str) -> Diagnostic:
-    cure = "fetch the index and the shards again, of the same revision, or repair the index"
-    return diagnostic("index-mismatch", tensor=shown(name), reason=reason, suggestion=cure)
+                reason = f"{file} holds it, but the index does not name it"
+                yield diagnostic(code, tensor=shown(name), reason=reason, suggestion=cure)
 
 
 def _bad_json(file: str, reason: str) -> PolicyError:

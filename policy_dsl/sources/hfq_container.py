@@ -7,11 +7,11 @@ order of the index without a hole, up to the file's end. All numbers are little-
 Stricter than hipfire's reader in this: names that appear twice, a version other than 1, sizes
 that do not fit code and shape, and a file that goes on behind its tensors are refused.
 Source: Kaden-Schutt/hipfire, read as facts: crates/hipfire-runtime/src/hfq.rs @ 9d90364; codes and
-families: crates/hipfire-quantize/src/hfq.rs @ 2b62be6.
+families (hfq_numbers.yaml): crates/hipfire-quantize/src/hfq.rs @ 2b62be6.
 """
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,18 +22,18 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
 from policy_dsl.escaping import shown
 from policy_dsl.inventory import Inventory, ModelFile, TensorInfo
 from policy_dsl.regular_files import LOOKED_AT_NBYTES, refuse_placeholder
+from policy_dsl.roles.architecture import packaged_table
 from policy_dsl.sources.checkpoint import CONFIG, HFQ_MAGIC, CheckpointFiles
 from policy_dsl.sources.safetensors_header import DAMAGED, MAX_DIMENSIONS, entry_defect
 
 VERSION = 1
-HEADER_NBYTES = 32
-FORM = "hipfire HFQ"
 # Metadata and index of the largest models have 25 MB, most of it the tokenizer.
 MAX_HEADER_NBYTES = 200_000_000
 MAX_TENSORS = 1_000_000
 
 _HEADER = struct.Struct("<4sIIIQQ")
 _SMALLEST_ENTRY = 16
+_NUMBERS = packaged_table(Path(__file__).with_name("hfq_numbers.yaml"))
 
 
 class QuantCode(NamedTuple):
@@ -52,69 +52,13 @@ class QuantCode(NamedTuple):
     rotated: bool = False
 
 
-def _line(name: str, group: int, bits: int, *, rotated: bool = False) -> QuantCode:
-    return QuantCode(name, group, 8 + group * bits // 8, bits, "line", rotated)
-
-
-def _levels(name: str, bits: int) -> QuantCode:
-    return QuantCode(name, 256, 2 * 2**bits + 32 * bits, bits, "levels", rotated=True)
-
-
-# Codes from 31 on mean different things to different versions of hipfire: none is known here.
 QUANT_CODES: Mapping[int, QuantCode] = {
-    0: QuantCode("Q4F16G64", 64, 36),
-    1: QuantCode("F16", 1, 2),
-    2: QuantCode("F32", 1, 4),
-    3: QuantCode("Q8F16", 32, 34, 8, "scale"),
-    4: QuantCode("Q4K", 256, 144),
-    5: QuantCode("Q8HFQ"),
-    6: _line("HFQ4G256", 256, 4),
-    7: _line("HFQ4G128", 128, 4),
-    8: _line("HFQ6G256", 256, 6),
-    9: _line("HFQ2G256", 256, 2),
-    10: _line("HFQ2G128", 128, 2),
-    11: _line("HFQ3G256", 256, 3),
-    12: _line("HFQ3G128", 128, 3),
-    13: _line("MQ4G256", 256, 4, rotated=True),
-    14: QuantCode("MQ8G256", 256, 258, 8, "scale", rotated=True),
-    15: _line("MQ6G256", 256, 6, rotated=True),
-    16: QuantCode("BF16", 1, 2),
-    17: _line("MQ3G256", 256, 3, rotated=True),
-    18: _line("MQ2G256", 256, 2, rotated=True),
-    19: _levels("MQ2G256Lloyd", 2),
-    20: _levels("MQ3G256Lloyd", 3),
-    21: QuantCode("HFP4G32"),
-    # DeepSeek's table from token to expert, plain integers.
-    22: QuantCode("U32", 1, 4),
-    24: QuantCode("MFP4G32"),
-    28: QuantCode("ParoQuantG128"),
-    29: QuantCode("ParoQuantG128Tiled"),
-    30: _levels("MQ4G256Lloyd", 4),
+    code: QuantCode(*fields) for code, fields in _NUMBERS["codes"].items()
 }
-
 # arch_id -> the family of models, or the kind of sidecar, that a loader takes the file for.
-ARCH_FAMILIES: Mapping[int, str] = {
-    0: "LLaMA, Mistral",
-    1: "Qwen3",
-    5: "Qwen3.5 dense",
-    6: "Qwen3.5 MoE",
-    7: "Qwen2 dense",
-    8: "dots.ocr",
-    9: "DeepSeek V4 Flash",
-    10: "MiniMax-M2",
-    11: "LFM2.5",
-    12: "Cohere2-MoE",
-    13: "Gemma 4 text",
-    14: "Muse Glimmer",
-    20: "DFlash draft",
-    21: "Qwen3.5 MTP head",
-    22: "Gemma 4 EAGLE draft",
-    23: "Muse Glimmer draft",
-    45: "FLUX.2",
-    46: "FLUX.2 text encoder",
-    47: "Stable Diffusion UNet",
-    255: "toy",
-}
+ARCH_FAMILIES: Mapping[int, str] = _NUMBERS["arch_ids"]
+# Of the index: name, code, shape, size of groups, bytes.
+_Entry = tuple[bytes, int, tuple[int, ...], int, int]
 
 
 def code_name(code: int) -> str:
@@ -144,10 +88,9 @@ class HfqTensor(NamedTuple):
 
 @dataclass(frozen=True)
 class HfqContainer:
-    """What an HFQ file holds; `tensors` in the order of the index.
+    """What an HFQ file holds: metadata, index (its tensors in order), zeros, the tensors' bytes.
 
-    index_start, index_stop, payload_start: bytes from the file's start; the metadata end where
-    the index begins, and zeros fill what is between its end and the first tensor.
+    index_start, index_stop, payload_start: bytes from the file's start.
     """
 
     arch_id: int
@@ -156,14 +99,6 @@ class HfqContainer:
     index_start: int
     index_stop: int
     payload_start: int
-
-
-class _Entry(NamedTuple):
-    name: bytes
-    code: int
-    shape: tuple[int, ...]
-    group_size: int
-    nbytes: int
 
 
 def read_hfq(files: CheckpointFiles, file: str, *, name: str, root: Path | None) -> Inventory:
@@ -176,7 +111,7 @@ def read_hfq(files: CheckpointFiles, file: str, *, name: str, root: Path | None)
     settings = container.metadata.get("tokenizer_config")
     template = settings.get("chat_template") if isinstance(settings, dict) else None
     form = ModelFile(
-        form=FORM,
+        form="hipfire HFQ",
         arch_id=container.arch_id,
         family=ARCH_FAMILIES.get(container.arch_id),
         # Its text, or that of an empty object: loaders read no nested object.
@@ -200,90 +135,79 @@ def read_container(files: CheckpointFiles, file: str) -> HfqContainer:
     size = files.sizes[file]
     first = files.read(file, 0, min(size, LOOKED_AT_NBYTES))
     refuse_placeholder(file, first, size)
-    header = files.read(file, 0, _header_nbytes(first, file=file, file_nbytes=size))
-    return parse_container(header, file=file, file_nbytes=size)
-
-
-def _header_nbytes(prefix: bytes, *, file: str, file_nbytes: int) -> int:
-    """Bytes before the first tensor, read from the file's first 32 bytes."""
-    if not prefix.startswith(HFQ_MAGIC):
-        raise _not_hfq(file, f"it does not begin with {HFQ_MAGIC.decode()}")
-    if min(file_nbytes, len(prefix)) < HEADER_NBYTES:
-        raise _not_hfq(file, f"it has only {file_nbytes} bytes, no whole header")
-    _, version, _, count, metadata_start, payload_start = _HEADER.unpack_from(prefix)
-    if version != VERSION:
-        raise _not_hfq(file, f"its version is {version}; only {VERSION} is known")
-    if metadata_start != HEADER_NBYTES:
-        place = f"byte {metadata_start} and not at {HEADER_NBYTES}"
-        raise _not_hfq(file, f"its metadata would begin at {place}")
-    if not HEADER_NBYTES <= payload_start <= file_nbytes:
-        place = f"{payload_start}, outside of its {file_nbytes} bytes"
-        raise _not_hfq(file, f"its tensors would begin at byte {place}")
-    if payload_start > MAX_HEADER_NBYTES:
-        size = f"{payload_start} bytes, over the limit of {MAX_HEADER_NBYTES}"
-        raise _not_hfq(file, f"its metadata and index would have {size}")
-    if count > MAX_TENSORS:
-        raise _not_hfq(file, f"it would have {count} tensors, over the limit of {MAX_TENSORS}")
-    return int(payload_start)
-
-
-def parse_container(header: bytes, *, file: str, file_nbytes: int) -> HfqContainer:
-    """The container whose bytes before the first tensor are `header`.
-
-    file: what to call it, also in its tensors; file_nbytes: bytes of the whole file.
-    Raises: PolicyError with every defect.
-    """
-    payload_start = _header_nbytes(header, file=file, file_nbytes=file_nbytes)
-    arch_id, count = _HEADER.unpack_from(header)[2:4]
-    metadata, index_start = _metadata(header, file)
-    at, place = _first_entry(header, file, index_start, count), payload_start
-    defects: list[Diagnostic] = []
-    tensors: dict[str, HfqTensor] = {}
+    arch_id, count, payload_start = _counts(first, file, size)
+    header = files.read(file, 0, payload_start)
+    metadata, index_start = _metadata(header, file, count)
+    at, place = index_start + 4, payload_start
+    tensors, defects = dict[str, HfqTensor](), list[Diagnostic]()
     for number in range(count):
-        entry, at = _entry(header, at, file, number)
-        stop = place + entry.nbytes
-        try:
-            name = _name(entry, tensors)
-            dtype = code_name(entry.code)
-            info = TensorInfo(name, dtype, entry.shape, entry.nbytes, file, place, stop)
-            tensors[name] = HfqTensor(info, entry.code, entry.group_size)
-            _check_size(entry)
-        except ValueError as error:
-            quoted = entry.name.decode("utf-8", "backslashreplace")
-            defects.append(entry_defect(file, quoted, str(error)))
-        place = stop
+        (raw, code, shape, group_size, nbytes), at = _entry(header, at, file, number)
+        name = raw.decode("utf-8", "backslashreplace")
+        info = TensorInfo(name, code_name(code), shape, nbytes, file, place, place + nbytes)
+        if reason := _reason(raw, info, code, tensors):
+            defects.append(entry_defect(file, name, reason))
+        tensors[name] = HfqTensor(info, code, group_size)
+        place += nbytes
     # Places mean something only when every entry is right.
-    defects = defects or list(_end_defects(tensors, file, place, file_nbytes))
+    if not defects and place < size:
+        reason = f"its tensors end at byte {place}, but the file goes on to {size} bytes"
+        raise _not_hfq(file, reason)
+    # All that follow the first go past the end, too.
+    cut = next((one.info for one in tensors.values() if one.info.stop > size), None)
+    if not defects and cut:
+        reason = f"it ends at byte {cut.stop}, the file at {size} bytes"
+        defects.append(entry_defect(file, cut.name, reason))
     if defects:
         raise PolicyError(defects)
     return HfqContainer(arch_id, metadata, tensors, index_start, at, payload_start)
 
 
-def _metadata(header: bytes, file: str) -> tuple[dict[str, Any], int]:
-    """The JSON object before the index, and the byte where it ends."""
-    if not header.startswith(b"{", HEADER_NBYTES):
+def _counts(first: bytes, file: str, file_nbytes: int) -> tuple[int, int, int]:
+    """The arch_id, the number of tensors and where the first is, by the file's first bytes."""
+    if not first.startswith(HFQ_MAGIC):
+        raise _not_hfq(file, f"it does not begin with {HFQ_MAGIC.decode()}")
+    begin = _HEADER.size
+    if len(first) < begin:
+        raise _not_hfq(file, f"it has only {file_nbytes} bytes, no whole header")
+    _, version, arch_id, count, metadata_start, payload_start = _HEADER.unpack_from(first)
+    reason = ""
+    if version != VERSION:
+        reason = f"its version is {version}; only {VERSION} is known"
+    elif metadata_start != begin:
+        reason = f"its metadata would begin at byte {metadata_start} and not at {begin}"
+    elif not begin <= payload_start <= file_nbytes:
+        place = f"{payload_start}, outside of its {file_nbytes} bytes"
+        reason = f"its tensors would begin at byte {place}"
+    elif payload_start > MAX_HEADER_NBYTES:
+        size = f"{payload_start} bytes, over the limit of {MAX_HEADER_NBYTES}"
+        reason = f"its metadata and index would have {size}"
+    elif count > MAX_TENSORS:
+        reason = f"it would have {count} tensors, over the limit of {MAX_TENSORS}"
+    if reason:
+        raise _not_hfq(file, reason)
+    return arch_id, count, payload_start
+
+
+def _metadata(header: bytes, file: str, count: int) -> tuple[dict[str, Any], int]:
+    """The JSON object before the index of so many entries, and the byte where it ends."""
+    if not header.startswith(b"{", _HEADER.size):
         raise _not_hfq(file, "its metadata do not begin with a brace")
     try:
-        metadata, stop = parse_json_at(header, HEADER_NBYTES, what="its metadata object")
+        metadata, stop = parse_json_at(header, _HEADER.size, what="its metadata object")
     except ValueError as error:
         raise _not_hfq(file, str(error)) from None
     if not isinstance(metadata.get("config"), dict):
         raise _not_hfq(file, "its metadata hold no config")
-    return metadata, stop
-
-
-def _first_entry(header: bytes, file: str, at: int, count: int) -> int:
-    """Where the first entry begins of an index at a byte, which counts them once more."""
-    room = len(header) - at - 4
+    room = len(header) - stop - 4
     if room < 0:
         raise _not_hfq(file, "it has no index between its metadata and its tensors")
-    again = int.from_bytes(header[at : at + 4], "little")
+    again = int.from_bytes(header[stop : stop + 4], "little")
     if again != count:
         raise _not_hfq(file, f"its header counts {count} tensors, its index {again}")
     # Before anything is made for them.
     if count * _SMALLEST_ENTRY > room:
         raise _not_hfq(file, f"an index of {count} tensors does not fit into {room} bytes")
-    return at + 4
+    return metadata, stop
 
 
 def _entry(header: bytes, at: int, file: str, number: int) -> tuple[_Entry, int]:
@@ -295,46 +219,28 @@ def _entry(header: bytes, at: int, file: str, number: int) -> tuple[_Entry, int]
     except (struct.error, IndexError):
         end = f"byte {len(header)}, where its tensors begin"
         raise _not_hfq(file, f"entry {number} of its index goes past {end}") from None
-    stop = begin + struct.calcsize(form)
-    return _Entry(name, code, tuple(shape), group_size, nbytes), stop
+    return (name, code, tuple(shape), group_size, nbytes), begin + struct.calcsize(form)
 
 
-def _name(entry: _Entry, taken: Mapping[str, HfqTensor]) -> str:
-    try:
-        name = entry.name.decode()
-    except UnicodeDecodeError:
-        raise ValueError("its name is not UTF-8") from None
+def _reason(raw: bytes, tensor: TensorInfo, code: int, taken: Collection[str]) -> str:
+    """Why an entry with a name of these bytes cannot be true; empty if it can."""
+    if tensor.name.encode() != raw:
+        return "its name is not UTF-8"
     # Such a name could drive the terminal it is shown on.
-    if not name.isprintable():
-        raise ValueError("its name holds characters that cannot be printed")
+    if not tensor.name.isprintable():
+        return "its name holds characters that cannot be printed"
     # hipfire would silently read the later one.
-    if name in taken:
-        raise ValueError("it is named twice")
-    return name
-
-
-def _check_size(entry: _Entry) -> None:
-    if len(entry.shape) > MAX_DIMENSIONS:
-        raise ValueError(f"it has {len(entry.shape)} dimensions, more than {MAX_DIMENSIONS}")
-    expected = stored_nbytes(entry.code, entry.shape)
-    if expected is not None and expected != entry.nbytes:
-        form = f"{code_name(entry.code)} {list(entry.shape)}"
-        # A hostile shape has hundreds of digits.
-        size = f"{expected} bytes" if expected < 1 << 64 else "more bytes than any file has"
-        raise ValueError(f"it has {entry.nbytes} bytes, but {form} is {size}")
-
-
-def _end_defects(
-    tensors: Mapping[str, HfqTensor], file: str, end: int, file_nbytes: int
-) -> Iterator[Diagnostic]:
-    if end < file_nbytes:
-        reason = f"its tensors end at byte {end}, but the file goes on to {file_nbytes} bytes"
-        yield from _not_hfq(file, reason).diagnostics
-    # All that follow the first go past the end, too.
-    cut = next((one.info for one in tensors.values() if one.info.stop > file_nbytes), None)
-    if cut is not None:
-        reason = f"it ends at byte {cut.stop}, the file at {file_nbytes} bytes"
-        yield entry_defect(file, cut.name, reason)
+    if tensor.name in taken:
+        return "it is named twice"
+    shape, nbytes = tensor.shape, tensor.nbytes
+    if len(shape) > MAX_DIMENSIONS:
+        return f"it has {len(shape)} dimensions, more than {MAX_DIMENSIONS}"
+    expected = stored_nbytes(code, shape)
+    if expected is None or expected == nbytes:
+        return ""
+    # A hostile shape has hundreds of digits.
+    size = f"{expected} bytes" if expected < 1 << 64 else "more bytes than any file has"
+    return f"it has {nbytes} bytes, but {tensor.dtype} {list(shape)} is {size}"
 
 
 def _not_hfq(file: str, reason: str) -> PolicyError:

@@ -1,10 +1,9 @@
 """A model of the hub to its Inventory, from headers over HTTP.
 
-The listing, the config, the index and the shards' headers are read, nothing else, never more of
-them than was asked for, and nothing is stored. huggingface_hub gives the session (proxies, the
-offline switch), the token, and the waiting after broken connections. Its own listing and its
-readers of headers and ranges are not used: they have no bound, where a server knows no ranges
-they would fetch the whole file, and after 429 and 5xx they wait for as long as a server asks.
+huggingface_hub gives the session (proxies, the offline switch), the token, and the waiting after
+broken connections. Its own listing and its readers of headers and ranges are not used: they have
+no bound, where a server knows no ranges they would fetch the whole file, and after 429 and 5xx
+they wait for as long as a server asks.
 """
 
 import re
@@ -63,17 +62,12 @@ class _Answer(Protocol):
 
 @dataclass(frozen=True)
 class HubFiles:
-    """The files of a repository at one commit; of those in folders, the known side files."""
+    """The files of a repository, `place`, at one commit; in folders, the known side files."""
 
-    repository: str
+    place: str
     commit: str
     sizes: Mapping[str, int]
     unread: tuple[str, ...]
-
-    @property
-    def place(self) -> str:
-        """The repository."""
-        return self.repository
 
     def read(self, file: str, start: int, stop: int) -> bytes:
         """Exactly the bytes `start` to `stop` of a file.
@@ -82,8 +76,9 @@ class HubFiles:
         """
         if start == stop:
             return b""
-        url, size = hf_hub_url(self.repository, file, revision=self.commit), self.sizes[file]
-        request = _Request(url, f"{self.repository}/{file}", self.repository, (start, stop, size))
+        url = hf_hub_url(self.place, file, revision=self.commit)
+        part = (start, stop, self.sizes[file])
+        request = _Request(url, f"{self.place}/{file}", self.place, part)
         content, _ = request.fetch(stop - start)
         if len(content) != stop - start:
             raise request.failed(f"{len(content)} bytes came, not {stop - start}")
@@ -164,10 +159,7 @@ class _Request:
     part: tuple[int, int, int] | None = None
 
     def fetch(self, limit: int) -> tuple[bytes, bool]:
-        """The body, cut after `limit` and some, and whether it ended as HTTP says it should.
-
-        Raises: UnreachableError if the hub refuses or fails.
-        """
+        """The body, cut after `limit` and some, and whether it ended as HTTP says it should."""
         # A compressed range could not be placed, and a compressed document not be bounded.
         asked = {"Accept-Encoding": "identity"}
         if self.part:
@@ -185,8 +177,7 @@ class _Request:
                         content, is_whole = self._body(answer, limit)
             except _FAILURES as error:
                 reason = str(error) or type(error).__name__
-                failure = f"{constants.ENDPOINT} does not answer: {reason}"
-                raise self.failed(failure) from error
+                raise self.failed(f"{constants.ENDPOINT} does not answer: {reason}") from error
             if is_whole or not left:
                 break
             sleep(wait or pause)
@@ -195,7 +186,10 @@ class _Request:
 
     def failed(self, reason: str) -> UnreachableError:
         """The error of a hub that does not do what it should."""
-        return UnreachableError([diagnostic("hub-failed", what=self.what, reason=reason)])
+        return self._error("hub-failed", reason=reason)
+
+    def _error(self, code: str, **facts: Any) -> UnreachableError:
+        return UnreachableError([diagnostic(code, what=self.what, **facts)])
 
     def _check(self, answer: _Answer) -> None:
         """Raises: UnreachableError if the answer's body is not what was asked for."""
@@ -216,32 +210,24 @@ class _Request:
         # A small file sent whole, though a range was asked for, is as good.
         elif stop - start != size:
             cure = "fetch the whole model, or use an endpoint that serves ranges"
-            defect = diagnostic("hub-no-ranges", what=self.what, size=size, suggestion=cure)
-            raise UnreachableError([defect])
+            raise self._error("hub-no-ranges", size=size, suggestion=cure)
 
     def _refused(self, status: int, headers: Mapping[str, str]) -> UnreachableError:
         if status == 404:
-            return UnreachableError([diagnostic("hub-not-found", what=self.what)])
+            return self._error("hub-not-found")
         if status not in (401, 403):
             return self.failed(f"the server answers HTTP {status}")
         page = f"{constants.ENDPOINT}/{self.repository}"
         cure = f"ask for access at {page}, then `hf auth login` or set HF_TOKEN"
         is_gated = headers.get("X-Error-Code") == "GatedRepo"
         notes = [] if is_gated else ["a repository that does not exist is refused like this, too"]
-        defect = diagnostic(
-            "hub-no-access", what=self.what, status=status, suggestion=cure, notes=notes
-        )
-        return UnreachableError([defect])
+        return self._error("hub-no-access", status=status, suggestion=cure, notes=notes)
 
     def _asked_wait(self, headers: Mapping[str, str]) -> float:
-        """The seconds for which a busy server asks to be left alone; 0 if it does not say.
-
-        Raises: UnreachableError if they are more than anybody waits for.
-        """
+        """The seconds for which a busy server asks to be left alone; 0 if it does not say."""
         limited = _RATE_LIMIT.search(headers.get("RateLimit", ""))
         asked = (headers.get("Retry-After", ""), limited[1] if limited else "")
-        seconds = max(map(_seconds, asked))
-        if seconds <= LONGEST_WAIT_SECONDS:
+        if (seconds := max(map(_seconds, asked))) <= LONGEST_WAIT_SECONDS:
             return seconds
         try:
             end = datetime.now(UTC) + timedelta(seconds=ceil(seconds))

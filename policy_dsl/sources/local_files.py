@@ -5,13 +5,12 @@ from it is published. Links inside of the folder are followed, and those of the 
 whose snapshots are made of links to the blobs of the same repository.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.regular_files import read_range, read_whole, refuse_special, unreadable
 from policy_dsl.sources import checkpoint
 from policy_dsl.sources.checkpoint import CONFIG, HFQ_EXTENSION, HFQ_MAGIC, SUFFIX
-from policy_dsl.sources.side_files import SUBFOLDERS, is_looked_at, is_wanted, unread
+from policy_dsl.sources.side_files import SUBFOLDERS, WANTED, is_looked_at, is_one_of, unread
 
 _COPY = "put a copy of the file in place of the link"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -33,10 +32,8 @@ _MOST_SHOWN = 3
 class LocalFiles:
     """The regular files at the top level of `folder`, and the known ones in its subfolders.
 
-    Links to files in the folder are followed, those of the hub's cache too, and those of
-    weights; links to folders are not. links: name -> where it leads, of the weights that are
-    elsewhere. targets: name -> the file itself, of everything that is a link; None: what is
-    read may be a link. mtimes, parts_read: as an inventory has them.
+    links, mtimes, parts_read: as an inventory has them. targets: name -> the file itself, of
+    everything that is a link; None: what is read may be a link.
     """
 
     folder: Path
@@ -60,7 +57,7 @@ class LocalFiles:
         self.parts_read[file, start, stop] = hashlib.sha256(content).digest()
         return content
 
-    def only(self, is_kept: Callable[[str], bool]) -> LocalFiles:
+    def only(self, is_kept: Callable[[str], bool]) -> "LocalFiles":
         """Those of these names alone."""
         return replace(self, sizes={file: n for file, n in self.sizes.items() if is_kept(file)})
 
@@ -85,8 +82,8 @@ def open_folder(
 ) -> Inventory:
     """The inventory of a checkpoint folder, called `name`, by default as the folder is.
 
-    A folder without safetensors may hold one HFQ file instead. links: whether weights may be
-    links that lead out of the folder. headers: of files whose headers are known and not read.
+    Without safetensors it may hold one HFQ file. links: as of `local_files`. headers: of files
+    whose headers are known and not read.
     Raises: PolicyError with the defects of all its files.
     """
     name = name or decoded(Path(os.path.abspath(folder)).name)
@@ -94,9 +91,8 @@ def open_folder(
     # Safetensors come first, and their folders need no look into every file.
     if not checkpoint.weights_of(files):
         # The magic decides, not the extension: published files end in `.hfq`, `.mq4`, ….
-        n = len(HFQ_MAGIC)
-        long_enough = sorted(file for file, size in files.sizes.items() if size >= n)
-        models = [file for file in long_enough if files.read(file, 0, n) == HFQ_MAGIC]
+        n, sizes = len(HFQ_MAGIC), sorted(files.sizes.items())
+        models = [file for file, size in sizes if size >= n and files.read(file, 0, n) == HFQ_MAGIC]
         if len(models) > 1:
             cure, shown = "give one of the files", checkpoint.listed(models)
             raise fail("several-hfq", place=files.place, files=shown, suggestion=cure)
@@ -110,7 +106,7 @@ def open_folder(
 def open_file(path: Path, *, links: bool = True) -> Inventory:
     """The inventory of a model whose weights are one safetensors file, its config beside it.
 
-    links: as of `open_folder`.
+    links: as of `local_files`.
     Raises: PolicyError; also if an index beside it says that the file is one of several.
     """
     file, folder = path.name, path.parent
@@ -118,9 +114,8 @@ def open_file(path: Path, *, links: bool = True) -> Inventory:
     index = checkpoint.find_index(files.sizes)
     shards = set(checkpoint.indexed(files, index).values()) if index else set[str]()
     if file in shards and len(shards) > 1:
-        raise fail(
-            "one-shard", file=file, shards=len(shards), suggestion=f"give the folder, {folder}"
-        )
+        cure = f"give the folder, {folder}"
+        raise fail("one-shard", file=file, shards=len(shards), suggestion=cure)
     others = (SUFFIX, index or SUFFIX)
     files = files.only(lambda name: name in (file, CONFIG) or not name.endswith(others))
     # Links are not followed for the name: in the hub's cache they lead to a hash.
@@ -132,17 +127,15 @@ def open_file(path: Path, *, links: bool = True) -> Inventory:
 def open_hfq_file(path: Path, *, links: bool = True) -> Inventory:
     """The inventory of a model that is one HFQ file, whatever is beside it.
 
-    links: as of `open_folder`.
+    links: as of `local_files`.
     Raises: PolicyError if it is not an HFQ file, or damaged.
     """
-
-    def is_kept(file: str) -> bool:
-        # Other models and quantizations in the folder do not belong to this one.
-        return file == path.name or not (file.endswith(SUFFIX) or HFQ_EXTENSION.search(file))
-
-    files = local_files(path.parent, links=links, weights=path.name).only(is_kept)
+    file, files = path.name, local_files(path.parent, links=links, weights=path.name)
+    # Other models and quantizations in the folder do not belong to this one.
+    others = {name for name in files.sizes if name.endswith(SUFFIX) or HFQ_EXTENSION.search(name)}
+    files = files.only(lambda name: name == file or name not in others)
     name = decoded(HFQ_EXTENSION.sub("", Path(os.path.abspath(path)).name))
-    return _read_hfq(files, path.name, name)
+    return _read_hfq(files, file, name)
 
 
 def _read_hfq(files: LocalFiles, file: str, name: str) -> Inventory:
@@ -176,27 +169,24 @@ def _refuse_outer(folder: Path) -> None:
 def _commits(folder: Path) -> list[str]:
     """The snapshots of a model in the hub's cache, that of the main branch alone if known."""
     commits = [name for name in _folders(folder / "snapshots") if _COMMIT.fullmatch(name)]
-    try:
+    main = ""
+    with suppress(PolicyError, ValueError):
         main = read_whole(folder / "refs" / "main", most=1000).decode("ascii").strip()
-    except (PolicyError, ValueError):
-        main = ""
     return [main] if main in commits else commits
 
 
 def _folders(folder: Path) -> list[str]:
-    try:
+    with suppress(OSError):
         inner = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    except OSError:
-        return []
-    return [name for name in inner if name.isprintable()]
+        return [name for name in inner if name.isprintable()]
+    return []
 
 
 def local_files(folder: Path, *, links: bool = True, weights: str = "") -> LocalFiles:
     """The files of a folder with their sizes, sorted by name.
 
     links: whether weights may be links that lead out of the folder. weights: the name of the
-    file that was asked for, if it is one. What is not a file, or a link elsewhere, and is not
-    wanted by anything, is only named, as unread.
+    file that was asked for. What no reader wants and is not a file, is only named, as unread.
     Raises: PolicyError if the folder cannot be read, or something else is where a file of a
     checkpoint should be: a pipe, a link that leads nowhere or out of the folder.
     """
@@ -208,7 +198,9 @@ def local_files(folder: Path, *, links: bool = True, weights: str = "") -> Local
         is_weights = name == weights or HFQ_EXTENSION.search(name) is not None
         is_weights = is_weights or ("/" not in name and name.endswith(SUFFIX))
         try:
-            facts, target = _facts(folder, name)
+            if not name.isprintable():
+                raise unreadable(Path(name), "its name cannot be printed")
+            facts, target = _facts(folder / name)
             if stat.S_ISDIR(facts.st_mode):
                 folders.append(f"{name}/")
                 continue
@@ -220,7 +212,7 @@ def local_files(folder: Path, *, links: bool = True, weights: str = "") -> Local
                 outside[name] = str(target)
         except PolicyError as error:
             # A note, a log or a pipe of somebody else does not matter.
-            if is_wanted(name) or is_weights or not name.isprintable():
+            if is_one_of(name, WANTED) or is_weights or not name.isprintable():
                 errors.append(error)
             else:
                 special.append(name)
@@ -235,11 +227,8 @@ def local_files(folder: Path, *, links: bool = True, weights: str = "") -> Local
     return files.only(is_looked_at)
 
 
-def _facts(folder: Path, name: str) -> tuple[os.stat_result, Path | None]:
+def _facts(path: Path) -> tuple[os.stat_result, Path | None]:
     """The facts of what is there, links followed, and where it leads if it is a link."""
-    if not name.isprintable():
-        raise unreadable(Path(name), "its name cannot be printed")
-    path = folder / name
     try:
         # Followed once: what is looked at, judged and read later is the same file.
         target = Path(os.path.realpath(path, strict=True)) if path.is_symlink() else None
@@ -257,18 +246,15 @@ def _blobs(folder: Path) -> Path | None:
     return None
 
 
-def _paths(folder: Path) -> Iterator[str]:
+def _paths(folder: Path, below: str = "") -> Iterator[str]:
     """What is in a folder and in the subfolders that tokenizers write, sorted."""
-    for name in _names(folder):
-        inner = folder / name
-        if name in SUBFOLDERS and inner.is_dir() and not inner.is_symlink():
-            yield from (f"{name}/{file}" for file in _names(inner))
-        else:
-            yield name
-
-
-def _names(folder: Path) -> list[str]:
     try:
-        return sorted(os.listdir(folder))
+        names = sorted(os.listdir(folder / below))
     except OSError as error:
-        raise unreadable(folder, error) from error
+        raise unreadable(folder / below, error) from error
+    for name in names:
+        inner = folder / name
+        if not below and name in SUBFOLDERS and inner.is_dir() and not inner.is_symlink():
+            yield from _paths(folder, f"{name}/")
+        else:
+            yield below + name

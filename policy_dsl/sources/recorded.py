@@ -1,7 +1,5 @@
 """Recorded headers: an Inventory as a small JSON file, so that planning needs no checkpoint.
 
-    write_recorded(inventory)  the text     read_recorded(path)  the inventory again
-
 Tensors are grouped by file, dtype and shape, and their names are written as patterns:
 `layers.{0-61}.experts.{0-255}.w1.weight`. A field holds whole numbers: `{0-3}`, `{5}`,
 `{0-3,7,9-12}`; several fields mean every combination. A brace of the name itself is doubled.
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from policy_dsl.bounded_json import parse_json
-from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.diagnostics import fail
 from policy_dsl.documents import Limits, first_defect
 from policy_dsl.documents.saved import Size
 from policy_dsl.escaping import is_plain_name, shown
@@ -92,9 +90,8 @@ def write_recorded(inventory: Inventory) -> str:
     Raises: PolicyError if it is not a safetensors checkpoint; ValueError if the tensors of a
     file leave holes, which no reader lets through.
     """
-    if inventory.container is not None:
-        form = inventory.container.form
-        raise fail("unrecordable-source", model=inventory.id, form=form)
+    if container := inventory.container:
+        raise fail("unrecordable-source", model=inventory.id, form=container.form)
     by_file: dict[str | None, list[TensorInfo]] = defaultdict(list)
     for tensor in sorted(inventory.tensors.values(), key=attrgetter("start")):
         by_file[tensor.file].append(tensor)
@@ -110,10 +107,8 @@ def write_recorded(inventory: Inventory) -> str:
         "totals": {"tensors": len(inventory.tensors), "nbytes": inventory.nbytes},
     }
     lines = [f'"{key}": {json.dumps(value)}' for key, value in facts.items()]
-    files = (
-        _file_text(file, inventory.file_nbytes.get(file or ""), tensors)
-        for file, tensors in by_file.items()
-    )
+    sizes = inventory.file_nbytes
+    files = (_file_text(file, sizes.get(file or ""), held) for file, held in by_file.items())
     lines.append('"files": [' + ",\n  ".join(files) + "]")
     return "{" + ",\n ".join(lines) + "}\n"
 
@@ -141,10 +136,10 @@ def read_recorded(path: Path) -> Inventory:
         document = parse_json(_read_text(path))
         # The first defect says enough, and a million of them would fill the memory.
         if defect := first_defect(document, RecordedHeaders):
-            raise _bad(path, defect)
+            raise ValueError(defect)
         return _inventory(cast("RecordedHeaders", document))
     except ValueError as error:
-        raise _bad(path, str(error)) from error
+        raise fail("bad-recorded-headers", file=str(path), reason=str(error)) from error
 
 
 def _read_text(path: Path) -> bytes:
@@ -156,15 +151,11 @@ def _read_text(path: Path) -> bytes:
             with gzip.open(BytesIO(text)) as unpacked:
                 text = unpacked.read(MAX_NBYTES + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise _bad(path, f"its compression is broken: {error}") from error
+            raise ValueError(f"its compression is broken: {error}") from error
     refuse_placeholder(path.name, text, len(text))
     if len(text) > MAX_NBYTES:
-        raise _bad(path, f"it holds more than {MAX_NBYTES} bytes")
+        raise ValueError(f"it holds more than {MAX_NBYTES} bytes")
     return text
-
-
-def _bad(path: Path, reason: str) -> PolicyError:
-    return fail("bad-recorded-headers", file=str(path), reason=reason)
 
 
 def _inventory(record: RecordedHeaders) -> Inventory:
@@ -174,8 +165,7 @@ def _inventory(record: RecordedHeaders) -> Inventory:
     for held in record["files"]:
         here = _file_tensors(held, MAX_TENSORS - len(tensors), MAX_LETTERS - letters)
         letters += sum(map(len, here))
-        both = tensors.keys() & here.keys()
-        if both:
+        if both := tensors.keys() & here.keys():
             raise ValueError(f'the tensor "{min(both)}" is in two files')
         tensors |= here
     sizes = ((held["file"], held["nbytes"]) for held in record["files"])
@@ -214,9 +204,8 @@ def _check_names(record: RecordedHeaders) -> None:
 
 def _file_tensors(held: RecordedFile, limit: int, letters: int) -> dict[str, TensorInfo]:
     """The tensors of a file: at most so many, and so many letters of their names together."""
-    file, file_nbytes = held["file"], held["nbytes"]
+    file, file_nbytes, named = held["file"], held["nbytes"], 0
     tensors: dict[str, TensorInfo] = {}
-    named = 0
     for group in held["tensors"]:
         dtype, shape = group["dtype"], tuple(group["shape"])
         if dtype not in DTYPE_BITS:
@@ -247,9 +236,8 @@ def _placed(
         raise ValueError(f"{file} has {file_nbytes} bytes, too few for its tensors")
     placed = {}
     for name in names:
-        stop = place + tensors[name].nbytes
-        placed[name] = tensors[name]._replace(start=place, stop=stop)
-        place = stop
+        start, place = place, place + tensors[name].nbytes
+        placed[name] = tensors[name]._replace(start=start, stop=place)
     return placed
 
 
@@ -307,9 +295,8 @@ def _field(numbers: Numbers) -> str:
 def expand_pattern(pattern: str, *, limit: int, letters: int) -> list[str]:
     """Every name of a pattern, the last field running fastest.
 
-    letters: how many the names may have together.
     Raises: ValueError if the pattern is malformed, cannot be printed, or expands to more than
-    `limit` names, or for longer ones.
+    `limit` names, or to more than `letters` letters.
     """
     if len(pattern) > MAX_PATTERN_LENGTH:
         raise ValueError(f"a name pattern has {len(pattern)} characters")
@@ -329,7 +316,7 @@ def expand_pattern(pattern: str, *, limit: int, letters: int) -> list[str]:
     # Prefix by prefix: a hundred thousand names take a twentieth of a second.
     names = [""]
     for piece in pieces:
-        ends = [str(end) for part in piece for end in part]
+        ends = [*map(str, chain(*piece))]
         names = [name + end for name in names for end in ends]
     return names
 

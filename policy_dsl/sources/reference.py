@@ -16,6 +16,7 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.regular_files import read_first, unreadable
 from policy_dsl.sources import checkpoint
 from policy_dsl.sources.local_files import open_file, open_folder, open_hfq_file
+from policy_dsl.sources.recorded import read_recorded
 
 _CATALOG = Path(__file__).parent.parent / "catalog"
 # As the hub has them: no part starts or ends with a dot or dash or has "--" or "..".
@@ -27,9 +28,8 @@ _HUB_ID = re.compile(
 def open_source(reference: str | Path, *, links: bool = True) -> Inventory:
     """The inventory of a source, from headers alone.
 
-    What exists on disk comes first. A hub id whose snapshot is whole in the hub's cache is read
-    there; else it may be in the catalog, unless it pins a revision; else the hub is asked.
-    links: whether weights may be links that lead out of their folder.
+    What exists on disk comes first; for a hub id the hub's cache, then the catalog unless it pins
+    a revision, then the hub. links: whether weights may be links that lead out of their folder.
     Raises: PolicyError with every defect of the source.
     """
     reference = str(reference)
@@ -44,11 +44,10 @@ def open_source(reference: str | Path, *, links: bool = True) -> Inventory:
         return _open_path(path, links=links)
     if _HUB_ID.fullmatch(reference):
         return _open_hub_id(reference, links=links)
-    model = open_catalog(reference)
-    if model is None:
-        cure = did_you_mean(_loose(reference), map(_loose, catalog_names()))
-        raise fail("unknown-source", reference=reference, suggestion=cure)
-    return model
+    if model := open_catalog(reference):
+        return model
+    cure = did_you_mean(_loose(reference), map(_loose, catalog_names()))
+    raise fail("unknown-source", reference=reference, suggestion=cure)
 
 
 def catalog_names() -> tuple[str, ...]:
@@ -60,7 +59,7 @@ def open_catalog(name: str) -> Inventory | None:
     """The catalog's model of this name, whatever its case, `-` or `_`; None if it has none."""
     for entry in catalog_names():
         if _loose(entry) == _loose(name.rpartition("/")[2]):
-            model = _read_recorded(_CATALOG / f"{entry}.json")
+            model = read_recorded(_CATALOG / f"{entry}.json")
             # Another publisher's model of the same name is another model.
             if "/" not in name or _loose(model.id) == _loose(name):
                 note = "from the bundled catalog, which has no weights"
@@ -70,9 +69,8 @@ def open_catalog(name: str) -> Inventory | None:
 
 def is_whole_model(path: Path) -> bool:
     """Whether a regular file is or is called an HFQ file. Raises: UnreadableError."""
-    magic = checkpoint.HFQ_MAGIC
+    magic, is_called_so = checkpoint.HFQ_MAGIC, bool(checkpoint.HFQ_EXTENSION.search(path.name))
     # A damaged file is best judged as what it is called.
-    is_called_so = bool(checkpoint.HFQ_EXTENSION.search(path.name))
     return read_first(path, len(magic)) == magic or is_called_so
 
 
@@ -84,9 +82,8 @@ def refuse_other_file(path: Path) -> None:
     is_gguf = read_first(path, 4) == b"GGUF"
     if kind := checkpoint.kind_of("model.gguf" if is_gguf else name):
         raise checkpoint.not_a_checkpoint(str(path), kind, checkpoint.ORIGINAL)
-    described = name in (checkpoint.CONFIG, checkpoint.ADAPTER)
-    if described or name.endswith(f"{checkpoint.SUFFIX}.index.json"):
-        what = "one file of a checkpoint"
+    is_index, what = name.endswith(f"{checkpoint.SUFFIX}.index.json"), "one file of a checkpoint"
+    if is_index or name in (checkpoint.CONFIG, checkpoint.ADAPTER):
         raise checkpoint.not_a_checkpoint(str(path), what, f"give the folder, {folder}")
 
 
@@ -100,21 +97,13 @@ def _open_path(path: Path, *, links: bool) -> Inventory:
     if path.name.endswith(checkpoint.SUFFIX):
         return open_file(path, links=links)
     refuse_other_file(path)
-    return _read_recorded(path)
-
-
-def _read_recorded(path: Path) -> Inventory:
-    # Not at the top: a checkpoint needs none of it.
-    from policy_dsl.sources.recorded import read_recorded  # noqa: PLC0415
-
     return read_recorded(path)
 
 
 def _open_hub_id(reference: str, *, links: bool) -> Inventory:
     repository, _, revision = reference.partition("@")
     model = _open_cached(repository, revision or None, links=links)
-    if model is None and not revision:
-        model = open_catalog(repository)
+    model = model or (None if revision else open_catalog(repository))
     if model is not None:
         return model
     # Not at the top: its HTTP takes a quarter of a second to import.
@@ -124,11 +113,7 @@ def _open_hub_id(reference: str, *, links: bool) -> Inventory:
 
 
 def _open_cached(repository: str, revision: str | None, *, links: bool) -> Inventory | None:
-    """The model as it is in the hub's cache; None if it is not there or not whole.
-
-    Honours HF_HOME, HF_HUB_CACHE and the rest of what huggingface_hub reads from the environment.
-    Raises: PolicyError if what is cached is damaged.
-    """
+    """The model as it is in the hub's cache; None if it is not there or not whole."""
     with _settings_of_the_hub():
         from huggingface_hub import constants  # noqa: PLC0415
 
@@ -149,15 +134,12 @@ def _open_cached(repository: str, revision: str | None, *, links: bool) -> Inven
         return None
     except OSError as error:
         raise unreadable(cache, error) from error
-    notes = (f"from the hub's cache, commit {folder.name}",)
-    return replace(model, notes=notes, commit=folder.name)
+    commit = folder.name
+    return replace(model, notes=(f"from the hub's cache, commit {commit}",), commit=commit)
 
 
 def _only_commit(place: Path, repository: str, *, is_offline: bool) -> str | None:
-    """The commit that was fetched by its own name, if no branch or tag was; None if several.
-
-    Raises: PolicyError (hub-offline) if there are several, and the hub may not be asked.
-    """
+    """The commit that was fetched by its own name, if no branch or tag was; None if several."""
     if any(path.is_file() for path in (place / "refs").rglob("*")):
         return None
     commits = sorted(path.name for path in (place / "snapshots").glob("*") if path.is_dir())

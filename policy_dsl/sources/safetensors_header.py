@@ -1,7 +1,5 @@
 """The header of one safetensors file, from bytes to checked tensors.
 
-    header_nbytes(prefix, …)  how long the header is     parse_header(header, …)  its tensors
-
 Stricter than the reference reader: a name that appears twice, or cannot be printed, is refused.
 Source: huggingface/safetensors 0.8, safetensors/src/tensor.rs, `SafeTensors::read_metadata`
 and `Metadata::validate` (u64 little-endian length, JSON, then the tensors without a hole).
@@ -34,14 +32,14 @@ class _NewerError(ValueError):
 class _Doubled(dict[str, Any]):
     """A JSON object in which the keys of `repeated` appear more than once."""
 
-    repeated: tuple[str, ...] = ()
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        counts = Counter(key for key, _ in pairs)
+        self.repeated = [key for key, count in counts.items() if count > 1]
 
 
 def header_nbytes(prefix: bytes, *, file: str, file_nbytes: int) -> int:
-    """Bytes of the JSON header after the length, read from the file's first 8 bytes.
-
-    Raises: PolicyError if the file is too short or the length cannot be true.
-    """
+    """Bytes of the JSON header after the length, by the file's first 8. Raises: PolicyError."""
     length, reason = int.from_bytes(prefix[:LENGTH_NBYTES], "little"), ""
     if file_nbytes < LENGTH_NBYTES:
         reason = f"it has only {file_nbytes} bytes" if file_nbytes else "it is empty"
@@ -69,30 +67,23 @@ def parse_header(header: bytes, *, file: str, file_nbytes: int) -> dict[str, Ten
         raise _not_safetensors(file, str(error)) from None
     begin = LENGTH_NBYTES + len(header)
     tensors: dict[str, TensorInfo] = {}
-    # As they come: a header of strangers may have millions.
+    # As they come: a header of strangers may have millions. And places mean something only when
+    # every entry could be read.
     defects = grouped(_entry_defects(entries, tensors, file, begin))
-    # Places mean something only when every entry could be read.
-    defects = defects or grouped(_layout_defects(tensors, file, begin, file_nbytes))
-    if defects:
+    if defects := defects or grouped(_layout_defects(tensors, file, begin, file_nbytes)):
         raise PolicyError(defects)
     return tensors
 
 
 def entry_defect(file: str, name: str, reason: str) -> Diagnostic:
     """The diagnostic of one tensor of a file's list."""
-    return diagnostic(
-        "bad-tensor-entry", file=file, tensor=shown(name), reason=reason, suggestion=DAMAGED
-    )
+    name, cure = shown(name), DAMAGED
+    return diagnostic("bad-tensor-entry", file=file, tensor=name, reason=reason, suggestion=cure)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    doubled = _Doubled(found)
-    counts = Counter(key for key, _ in pairs)
-    doubled.repeated = tuple(key for key, count in counts.items() if count > 1)
-    return doubled
+    entries = dict(pairs)
+    return entries if len(entries) == len(pairs) else _Doubled(pairs)
 
 
 def _entry_defects(
@@ -112,9 +103,8 @@ def _entry_defects(
             tensors[name] = _tensor(name, entry, file, begin)
         except _NewerError as error:
             cure = "give a checkpoint in BF16, F16 or F32, or take a newer policyc"
-            yield diagnostic(
-                "unknown-dtype", file=file, tensor=shown(name), dtype=str(error), suggestion=cure
-            )
+            facts: dict[str, Any] = {"tensor": shown(name), "dtype": str(error)}
+            yield diagnostic("unknown-dtype", file=file, suggestion=cure, **facts)
         except ValueError as error:
             yield entry_defect(file, name, str(error))
 
@@ -148,9 +138,8 @@ def _check_fields(dtype: Any, shape: Any, start: Any, stop: Any) -> None:
         raise ValueError(f"its dtype {quoted(dtype)} is not known")
     if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"its shape is not a list of at most {MAX_DIMENSIONS} numbers")
-    for count in shape:
-        if not _is_length(count):
-            raise ValueError(f"its shape holds {quoted(count)}, which is not a length")
+    if wrong := [count for count in shape if not _is_length(count)]:
+        raise ValueError(f"its shape holds {quoted(wrong[0])}, which is not a length")
     if not (_is_length(start) and _is_length(stop)) or start > stop:
         offsets = f"{quoted(start)} to {quoted(stop)}"
         raise ValueError(f"its data_offsets {offsets} are not a range of bytes")
@@ -164,8 +153,7 @@ def _is_length(value: Any) -> bool:
 def _layout_defects(
     tensors: Mapping[str, TensorInfo], file: str, begin: int, file_nbytes: int
 ) -> Iterator[Diagnostic]:
-    end = begin
-    before: TensorInfo | None = None
+    end, before = begin, None
     for tensor in sorted(tensors.values(), key=attrgetter("start", "stop")):
         if tensor.start != end:
             kind = "overlaps" if tensor.start < end else "leaves a hole after"

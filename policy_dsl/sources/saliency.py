@@ -1,7 +1,5 @@
 """What ranks the experts of a model, from a file: safetensors, or JSON.
 
-path ── read_saliency ──> Saliency ── ranks, or kept ──> layer -> a number for each expert
-
 A file has entries by name, such as `reap`: a tensor [layers, experts] of safetensors; in JSON
 a list of a list for each layer, or an object of such lists by layer. The entry `keep` lists
 the numbers of the experts that stay.
@@ -44,10 +42,9 @@ class ModelShape(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Saliency:
-    """One entry of a saliency file, as the file has it.
+    """One entry of a saliency file; rows: by layer, or one after the other.
 
-    path: as it was written, in a policy at `span` or on the command line. sha256: in hex, of
-    the whole file. rows: by layer, or one after the other.
+    path: as it was written, in a policy at `span` or on the command line. sha256: of all, in hex.
     """
 
     path: str
@@ -58,12 +55,10 @@ class Saliency:
 
     def ranks(self, shape: ModelShape) -> dict[int, tuple[float, ...]]:
         """A number for each expert of every layer that has experts. Raises: PolicyError."""
-        ranks = {}
-        n = shape.n_experts
+        ranks, n = {}, shape.n_experts
         for layer, row in self._rows(shape):
-            self._require(
-                len(row) == n, f"layer {layer} has {len(row)} numbers, the model {n} experts"
-            )
+            held = f"layer {layer} has {len(row)} numbers"
+            self._require(len(row) == n, f"{held}, the model {n} experts")
             for expert, value in enumerate(row):
                 place = f"expert {expert} of layer {layer} has {value!r:.40}"
                 self._require(type(value) in (int, float), f"{place}, which is not a number")
@@ -113,9 +108,8 @@ class Saliency:
 
 
 def read_saliency(path: Path, name: str, span: Span | None = None) -> Saliency:
-    """The entry of that name of a saliency file.
+    """The entry of that name of a saliency file, which a policy names at `span`.
 
-    span: where a policy names the file, for the findings.
     Raises: PolicyError if the file cannot be read, is not a saliency file, or lacks the entry.
     """
     try:
@@ -129,17 +123,16 @@ def read_saliency(path: Path, name: str, span: Span | None = None) -> Saliency:
         rows = (_tensor_rows if is_tensors else _json_rows)(content, path, name)
     except PolicyError as error:
         # Where a policy names it is where the cure is.
-        defects = [replace(defect, span=span) for defect in error.diagnostics]
-        if isinstance(error, UnreadableError):
-            defects = [replace(defect, suggestion=_SOURCE) for defect in defects]
+        cure = {"suggestion": _SOURCE} if isinstance(error, UnreadableError) else {}
+        defects = [replace(defect, span=span, **cure) for defect in error.diagnostics]
         raise PolicyError(defects) from None
     return Saliency(str(path), name, hashlib.sha256(content).hexdigest(), rows, span)
 
 
 def _tensor_rows(content: bytes, path: Path, name: str) -> Rows:
-    nbytes = header_nbytes(content[:LENGTH_NBYTES], file=path.name, file_nbytes=len(content))
-    header = content[LENGTH_NBYTES : LENGTH_NBYTES + nbytes]
-    tensors = parse_header(header, file=path.name, file_nbytes=len(content))
+    file, size = path.name, len(content)
+    stop = LENGTH_NBYTES + header_nbytes(content, file=file, file_nbytes=size)
+    tensors = parse_header(content[LENGTH_NBYTES:stop], file=file, file_nbytes=size)
     tensor: TensorInfo = _entry(tensors, path, name)
     kind, shape = _NUMBERS.get(tensor.dtype), list(tensor.shape)
     # What takes no bytes may have any number of rows or columns.

@@ -1,65 +1,31 @@
-"""Files beside a model's weights: which belong to its tokenizer, processor or generation, and
-the token ids that they and the configs name, read field by field.
-
-Patterns are of paths in the checkpoint; a `/` is one known subfolder, and no deeper one is ever
-looked into.
-Source: transformers 5.24.0 (`vocab_files_names` of its tokenizers, `save_pretrained` of
-tokenizers and processors, the names in utils/hub.py), mistral_common (tekken.json).
-"""
+"""Files beside a model's weights, by their names, and the token ids that they and configs name."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from policy_dsl.escaping import quoted, shown
 from policy_dsl.quantities import counted
+from policy_dsl.roles.architecture import packaged_table
 
-# Any of these is a vocabulary: without one there is no tokenizer.
-VOCABULARIES = (
-    *("tokenizer.json", "tokenizer.*.json", "tekken.json", "*.tiktoken"),
-    # SentencePiece and others: tokenizer.model, spiece.model, sentencepiece.bpe.model …
-    *("*.model", "*.model.v*", "*.spm", "*.tokenizer"),
-    *("vocab.json", "vocab.txt", "vocab-src.json", "vocab-tgt.json", "byte_maps.json"),
-)
-_BESIDE_A_VOCABULARY = (
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("normalizer.json", "merges.txt", "bpe.codes", "dict.txt", "target_vocab.json"),
-    *("entity_vocab.json", "emoji.json", "word_shape.json", "word_pronunciation.json"),
-    *("*.jinja", "chat_template.json"),
-)
-_TOKENIZER = (*VOCABULARIES, *_BESIDE_A_VOCABULARY)
-_PROCESSOR = (
-    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
-    "audio_tokenizer_config.json",
-)
-# Where a processor of several tokenizers keeps the others.
-_SECOND_TOKENIZERS = (
-    *("alignment_tokenizer", "generator_tokenizer", "protein_tokenizer", "qformer_tokenizer"),
-    "question_encoder_tokenizer",
-)
+_NAMES: Mapping[str, list[str]] = packaged_table(Path(__file__).with_name("side_files.yaml"))
+VOCABULARIES = tuple(_NAMES["vocabularies"])
+_TOKENIZER = (*VOCABULARIES, *_NAMES["beside_a_vocabulary"])
 SIDE_FILES = (
-    *_TOKENIZER,
-    *_PROCESSOR,
-    "generation_config.json",
-    "additional_chat_templates/*.jinja",
-    *(f"{folder}/{name}" for folder in _SECOND_TOKENIZERS for name in _TOKENIZER),
+    *(*_TOKENIZER, *_NAMES["of_processor_and_generation"]),
+    *(f"{folder}/{name}" for folder in _NAMES["second_tokenizers"] for name in _TOKENIZER),
 )
-# Licences bind whoever passes a model on, and custom modeling code is part of it.
-ALWAYS_COPIED = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "*.py")
-# What any reader or format looks for by its name: none of these may be missing unnoticed.
-_WANTED = (
-    *(*SIDE_FILES, *ALWAYS_COPIED, "config.json", "configuration.json", "policyc.json"),
-    *("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "model_index.json"),
-    *("jang_config.json", "quantize_config.json", "quantization_config.json"),
-)
+ALWAYS_COPIED = tuple(_NAMES["always_copied"])
+# None of these may be missing unnoticed.
+WANTED = (*SIDE_FILES, *ALWAYS_COPIED, *_NAMES["wanted"])
 SUBFOLDERS = frozenset(name.partition("/")[0] for name in SIDE_FILES if "/" in name)
 
-_OTHER_WEIGHTS = "it holds weights in another form"
+_WEIGHTS = "*.bin *.bin.index.json *.pt *.pth *.ckpt *.pkl *.gguf *.onnx *.h5 *.msgpack"
 _REASONS = {
-    **dict.fromkeys(("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt"), _OTHER_WEIGHTS),
-    **dict.fromkeys(("*.pkl", "*.gguf", "*.onnx", "*.h5", "*.msgpack"), _OTHER_WEIGHTS),
+    **dict.fromkeys(_WEIGHTS.split(), "it holds weights in another form"),
     "*/": "folders are not copied",
     "*": "readers of the model do not need it",
 }
@@ -79,11 +45,6 @@ def is_one_of(name: str, patterns: Iterable[str]) -> bool:
 def is_looked_at(path: str) -> bool:
     """Whether a file of a checkpoint, by its path there, may be a side file."""
     return "/" not in path or is_one_of(path, SIDE_FILES)
-
-
-def is_wanted(path: str) -> bool:
-    """Whether a file of a checkpoint, by its path there, is one that something reads."""
-    return is_one_of(path, _WANTED)
 
 
 def unread(paths: Iterable[str], special: Iterable[str] = ()) -> tuple[str, ...]:
@@ -157,14 +118,15 @@ def _vocabulary_faults(type_: Any, vocabulary: Any) -> Iterator[str]:
 
 
 def _decoder_faults(decoder: Any) -> Iterator[str]:
+    its = "its added_tokens_decoder"
     if not isinstance(decoder, Mapping | None):
-        yield f"its added_tokens_decoder is {quoted(decoder)}, not an object"
+        yield f"{its} is {quoted(decoder)}, not an object"
     for number, entry in _object(decoder).items():
         if not _TOKEN.fullmatch(number):
-            yield f"its added_tokens_decoder has {quoted(number)}, which is not an id"
+            yield f"{its} has {quoted(number)}, which is not an id"
             return
         if not isinstance(entry, Mapping | str):
-            yield f"its added_tokens_decoder has {quoted(entry)} as token {number}, not an object"
+            yield f"{its} has {quoted(entry)} as token {number}, not an object"
             return
 
 
@@ -181,11 +143,10 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_scored(entry: Any) -> bool:
-    if not isinstance(entry, list) or len(entry) != 2:
-        return False
-    piece, score = entry
-    is_number = type(score) is int or (type(score) is float and isfinite(score))
-    return isinstance(piece, str) and is_number
+    match entry:
+        case [str(), int() | float() as score]:
+            return type(score) is not bool and isfinite(score)
+    return False
 
 
 def _listed(value: Any) -> list[Any]:
