@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from policy_dsl import packaged_table
+from policy_dsl.diagnostics import did_you_mean, fail
+from policy_dsl.inventory import Inventory
 from policy_dsl.policy import COMPONENTS, SINGLE_ROLES
 
 TABLES = Path(__file__).parent.parent / "architectures"
@@ -32,8 +34,7 @@ _CLAUSE = re.compile(r"(not )?(?:layer (in|from|every|at) )?(\w+)(?: (is) (\w+))
 class Need:
     """A tensor that a model has once, or in each layer where `when` holds, and in no other.
 
-    slot: its role, or its name below the block. shape: the size of each axis, numbers and keys
-    of the config. optional: it may be there or not. in_layers: it is in the blocks.
+    slot: its role, or its name below the block. shape: numbers and keys of the config.
     """
 
     slot: str
@@ -69,8 +70,7 @@ class Role(NamedTuple):
 class Fusion(NamedTuple):
     """How one source tensor holds matrices of every expert, along its first axis.
 
-    interleaved: rows of the projections take turns, instead of one projection after the other.
-    transposed: stored [experts, in, out]. mxfp4: stored as blocks beside scales.
+    interleaved: rows of the projections take turns. transposed: stored [experts, in, out].
     """
 
     interleaved: bool = False
@@ -83,7 +83,7 @@ class NameRule:
     """What a name means. Several roles: a fused tensor's, in order; none: it is not a weight.
 
     layer_at, expert_at: which of the numbers in the name they are. reason: why it is ignored.
-    needs: what it fulfils, for each role; None where the table does not say.
+    needs: what it fulfils, for each role.
     """
 
     roles: tuple[Role, ...]
@@ -111,8 +111,7 @@ class ConfigKey:
 
     paths: where it may be, likeliest first. defaults: what its absence means, the first that
     can be computed; none: it must be there. when_null, by_type: the same of a written null, of
-    a model_type. without, unless, entries: of a mapping, what is left out, what makes it mean
-    nothing, and kinds. at_most: an expression.
+    a model_type.
     """
 
     name: str
@@ -137,8 +136,8 @@ class Architecture:
     """A model family's table; what its keys mean: docs/extending.md.
 
     roles: all that its names can have; those below `elsewhere` (vision, MTP extras) come with a
-    model. names: a name with `#` for each number -> its rule. needs: what a model must hold, by
-    slot. layers, experts_key, mtp_layers: canonical keys of its counts; None: it has none.
+    model. names: a name with `#` for each number -> its rule. needs: by slot. layers,
+    experts_key, mtp_layers: canonical keys of its counts.
     """
 
     family: str
@@ -215,10 +214,7 @@ def facts_of(target: str, fact: str) -> Mapping[str, Any]:
 
 @cache
 def architecture(family: str) -> Architecture:
-    """The table of a family.
-
-    Raises: KeyError if there is none; ValueError or TypeError if it says what none can.
-    """
+    """The table of a family. Raises: KeyError; ValueError or TypeError if it says what none can."""
     # Not by trying to open the file: a family's name comes from a policy.
     if family not in families():
         raise KeyError(family)
@@ -236,6 +232,18 @@ def architecture(family: str) -> Architecture:
     )
 
 
+def architecture_of(inventory: Inventory) -> Architecture:
+    """The table of the family that the config names. Raises: PolicyError if none is known."""
+    kind, model = inventory.config.get("model_type"), inventory.id
+    if not isinstance(kind, str):
+        why = ", which names the architecture"
+        raise fail("missing-config-key", model=model, key="model_type", why=why)
+    if kind in model_types():
+        return architecture(model_types()[kind])
+    fix, notes = did_you_mean(kind, model_types()), [f"known families: {', '.join(families())}"]
+    raise fail("unknown-architecture", suggestion=fix, notes=notes, model=model, model_type=kind)
+
+
 def _table(name: str) -> dict[str, Any]:
     return packaged_table(TABLES / f"{name}.yaml")
 
@@ -244,14 +252,12 @@ def _merged(family: str) -> dict[str, Any]:
     """A family's table with the parts it includes; what the family itself says, wins."""
     own, merged = _table(family), dict[str, Any]()
     for part in [*(_table("_parts")[name] for name in own["include"]), own]:
-        for key, value in part.items():
-            before = merged.get(key, {})
+        for key, given in part.items():
+            before, value = merged.get(key, {}), given
             if key == "config":
                 # Fields that the family does not give stay as in its parts.
-                fields = {name: {**before.get(name, {}), **_fields(value[name])} for name in value}
-                merged[key] = {**before, **fields}
-            else:
-                merged[key] = {**before, **value} if isinstance(value, Mapping) else value
+                value = {name: {**before.get(name, {}), **_fields(given[name])} for name in given}
+            merged[key] = {**before, **value} if isinstance(value, Mapping) else value
     return merged
 
 
@@ -293,10 +299,7 @@ def _default(written: Any) -> Any:
 
 
 def role_of(text: str) -> Role:
-    """The role that `component.projection` or a single role names.
-
-    Raises: ValueError if the closed vocabulary lacks it.
-    """
+    """The role of this name. Raises: ValueError if the closed vocabulary lacks it."""
     component, _, last = text.rpartition(".")
     single = last in SINGLE_ROLES
     if not last or (not single and component not in COMPONENTS):
@@ -306,10 +309,7 @@ def role_of(text: str) -> Role:
 
 
 def _name_rules(table: Mapping[str, Any]) -> dict[str, NameRule]:
-    """Every name of a table, with `#` for each number, and its rule.
-
-    Raises: ValueError if entries mean the same name, or nothing.
-    """
+    """Every name of a table, with `#` for each number, and its rule."""
     rules: dict[str, NameRule] = {}
     for pattern, rule in _patterns(table):
         numbers = [part for part in pattern.split(".") if part in _NUMBERS]
@@ -358,8 +358,7 @@ def _rule(meaning: str | Mapping[str, Any], met: str) -> NameRule:
     if isinstance(meaning, str):
         return NameRule((role_of(meaning.replace("*", met)),))
     options = dict(meaning)
-    projections = options.pop("experts")
-    roles = tuple(role_of(f"experts.{word}") for word in projections)
+    roles = tuple(role_of(f"experts.{word}") for word in options.pop("experts"))
     return NameRule(roles, fusion=Fusion(**options))
 
 

@@ -1,46 +1,36 @@
-"""Tensor name -> role, by the table of its architecture; a checkpoint as a model of roles.
-
-Inventory ── architecture: what names mean ── scales ── completeness ──> Model
-"""
+"""Tensor name -> role, by the table of its architecture; a checkpoint as a model of roles."""
 
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_mean, fail
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo
 from policy_dsl.quantities import counted, first_few
-from policy_dsl.roles.architecture import (
-    Architecture,
-    Fusion,
-    NameRule,
-    architecture,
-    families,
-    model_types,
-    role_of,
-)
+from policy_dsl.roles.architecture import Architecture, Fusion, NameRule, architecture_of, role_of
 from policy_dsl.roles.completeness import Presence, review
 from policy_dsl.roles.config_facts import TIED, ConfigFacts, config_findings, read_config
 from policy_dsl.roles.model import Model, ModelTensor, numbered_key
 from policy_dsl.roles.quantization import FP8, Scales, find_scales
 from policy_dsl.views import Alternate, Expert, Operation, Slice, Transposed
 
-__all__ = ["Architecture", "Model", "ModelTensor", "architecture", "classify", "families"]
+__all__ = ["Architecture", "Model", "ModelTensor", "architecture_of", "classify"]
 
-_PLAIN = frozenset({"BF16", "F16", "F32"})
+_PLAIN = ("BF16", "F16", "F32")
 _READABLE = ("a plain tensor is BF16, F16 or F32", "a matrix is BF16, F16, F32, or FP8 with scales")
-_TOWERS = frozenset({"vision", "audio"})
+_TOWERS = ("vision", "audio")
 _QUANTIZED_ENDINGS = (".weight_packed", ".qweight", ".qzeros", ".scales", ".biases", ".g_idx")
 # The last part of names. Readers that compute in 16 bits do not need them.
-_ACTIVATION_SCALES = frozenset(
-    ("input_scale", "activation_scale", "output_scale", "k_scale", "v_scale", "kv_scale")
+_ACTIVATION_SCALES = (
+    *("input_scale", "activation_scale", "output_scale", "k_scale", "v_scale", "kv_scale"),
 )
 # What hipfire's quantizer adds to a model, and what it is.
-_ADDED = (
-    (re.compile(r"\.awq_scale\w*\.weight$"), "AWQ scales that activations are divided by"),
-    (re.compile(r"\.lr_[uv]\.weight$"), "low-rank correction of a matrix"),
-)
+_ADDED = {
+    r"\.awq_scale\w*\.weight$": "AWQ scales that activations are divided by",
+    r"\.lr_[uv]\.weight$": "low-rank correction of a matrix",
+}
 # An MXFP4 block is 16 bytes of two 4-bit codes each.
 _MXFP4_BLOCK = 32
 
@@ -48,8 +38,7 @@ _MXFP4_BLOCK = 32
 def classify(inventory: Inventory) -> Model:
     """The checkpoint as a model: every tensor has exactly one role, or a reason to be ignored.
 
-    Raises: PolicyError with all that is wrong with its config, names, shapes, dtypes and scales,
-    or with what the config means and it lacks.
+    Raises: PolicyError with all that is wrong, or with what the config means and is missing.
     """
     facts = read_config(inventory.config, architecture_of(inventory), inventory.id)
     reading = _Reading(facts, find_scales(inventory))
@@ -71,7 +60,8 @@ def classify_hfq(inventory: Inventory) -> Model:
     Raises: PolicyError as `classify` does, but never for a dtype.
     """
     tensors = inventory.tensors
-    added = {name: reason for name in tensors for pattern, reason in _ADDED if pattern.search(name)}
+    kinds = _ADDED.items()
+    added = {name: what for name in tensors for end, what in kinds if re.search(end, name)}
     # Names and shapes are the original checkpoint's; only its dtypes are gone.
     values = {key: one._replace(dtype="F16") for key, one in tensors.items() if key not in added}
     model = classify(replace(inventory, tensors=values))
@@ -83,30 +73,10 @@ def classify_hfq(inventory: Inventory) -> Model:
     )
 
 
-def architecture_of(inventory: Inventory) -> Architecture:
-    """The table of the family that the config names.
-
-    Raises: PolicyError if it names none that is known.
-    """
-    model_type, model = inventory.config.get("model_type"), inventory.id
-    if not isinstance(model_type, str):
-        why = ", which names the architecture"
-        raise fail("missing-config-key", model=model, key="model_type", why=why)
-    family = model_types().get(model_type)
-    if family is None:
-        cure = did_you_mean(model_type, model_types())
-        notes = [f"known families: {', '.join(families())}"]
-        raise fail(
-            "unknown-architecture", suggestion=cure, notes=notes, model=model, model_type=model_type
-        )
-    return architecture(family)
-
-
 def outside(table: Architecture, key: str, *, beyond: bool) -> NameRule | None:
     """The rule of a name that the table does not spell: vision towers and MTP blocks.
 
-    key: the name with `#` for numbers. beyond: its first number is that of an MTP block which
-    follows the last layer.
+    key: the name with `#` for numbers. beyond: whether the first is of an MTP block.
     """
     components = (part for prefix, part in table.elsewhere.items() if key.startswith(prefix))
     blocks = tuple(f"{model}.layers.#." for model in table.models)
@@ -144,9 +114,9 @@ def _by_last_word(table: Architecture, key: str, component: str) -> NameRule | N
     return NameRule((role._replace(is_matrix=None if may_be_linear else False),))
 
 
-def _layer_and_expert(rule: NameRule, numbers: tuple[int, ...]) -> tuple[int | None, int | None]:
-    layer = None if rule.layer_at is None else numbers[rule.layer_at]
-    return layer, None if rule.expert_at is None else numbers[rule.expert_at]
+def _of_names(names: list[str], code: str, **facts: Any) -> Diagnostic:
+    tensors, shown = counted(len(names), "tensor"), first_few(sorted(names))
+    return diagnostic(code, tensors=tensors, names=shown, **facts)
 
 
 class _Reading:
@@ -175,7 +145,7 @@ class _Reading:
         if rule.reason:
             self.ignored.append((tensor, rule.reason))
         elif rule.fusion is not None:
-            self._add_fused(tensor, rule, rule.fusion, numbers)
+            self._add_fused(tensor, rule, numbers)
         else:
             self._add_whole(tensor, rule, numbers)
 
@@ -194,13 +164,13 @@ class _Reading:
 
     def _add_whole(self, tensor: TensorInfo, rule: NameRule, numbers: tuple[int, ...]) -> None:
         role, need = rule.roles[0], rule.needs[0]
-        layer, expert = _layer_and_expert(rule, numbers)
+        layer = None if rule.layer_at is None else numbers[rule.layer_at]
+        expert = None if rule.expert_at is None else numbers[rule.expert_at]
         shape, scale = tensor.shape, self.scales.of_weight.get(tensor.name)
         is_matrix = len(shape) == 2 if role.is_matrix is None else role.is_matrix
         # Towers keep counters and positions beside their weights.
         is_counter = not is_matrix and role.component in _TOWERS and tensor.dtype in DTYPE_BITS
-        scaled = scale is not None
-        is_read = is_counter or self._is_readable(tensor, is_matrix=is_matrix, scaled=scaled)
+        is_read = is_counter or self._is_readable(tensor, scale is not None, is_matrix=is_matrix)
         if need is not None:
             # An MTP block needs what one like it does. Codes have shapes of their own.
             block = numbers[0] if role.component == "mtp" else layer
@@ -210,10 +180,9 @@ class _Reading:
         place = (role.component, role.projection, layer, expert)
         self.tensors.append(ModelTensor(tensor, role.name, *place, shape, is_matrix, scale))
 
-    def _add_fused(
-        self, tensor: TensorInfo, rule: NameRule, fusion: Fusion, numbers: tuple[int, ...]
-    ) -> None:
+    def _add_fused(self, tensor: TensorInfo, rule: NameRule, numbers: tuple[int, ...]) -> None:
         """Every expert's matrices, expert by expert, of a tensor that holds all of them."""
+        fusion = rule.fusion or Fusion()
         axes = ["experts", *(("in", "out") if fusion.transposed else ("out", "in"))]
         if fusion.mxfp4:
             axes = ["experts", "out", "blocks of in", "bytes"]
@@ -226,13 +195,13 @@ class _Reading:
             return
         scale = self.scales.of_weight.get(tensor.name)
         # Blocks without their scales are reported where scales are looked up.
-        self._is_readable(tensor, is_matrix=True, scaled=scale is not None or fusion.mxfp4)
+        self._is_readable(tensor, scale is not None or fusion.mxfp4, is_matrix=True)
         size = sizes["out"] // n_parts
         shape = (size, sizes["blocks of in"] * _MXFP4_BLOCK if fusion.mxfp4 else sizes["in"])
         parts: list[Operation] = [Slice(part * size, size) for part in range(n_parts)]
         if fusion.interleaved:
             parts = [Alternate(part, n_parts) for part in range(n_parts)]
-        layer, _ = _layer_and_expert(rule, numbers)
+        layer = None if rule.layer_at is None else numbers[rule.layer_at]
         for need, role in zip(rule.needs, rule.roles, strict=True):
             if need is not None:
                 block = numbers[0] if role.component == "mtp" else layer
@@ -255,7 +224,7 @@ class _Reading:
         shape = list(tensor.shape)
         self.wrong.append(diagnostic("wrong-shape", name=tensor.name, shape=shape, wanted=wanted))
 
-    def _is_readable(self, tensor: TensorInfo, *, is_matrix: bool, scaled: bool) -> bool:
+    def _is_readable(self, tensor: TensorInfo, scaled: bool, *, is_matrix: bool) -> bool:
         if (scaled and is_matrix) or tensor.dtype in _PLAIN:
             return True
         # Without scales it is reported where those are looked up.
@@ -270,15 +239,11 @@ class _Reading:
         if self.unknown:
             quantized = any(name.endswith(_QUANTIZED_ENDINGS) for name in self.unknown)
             notes = ["some of these names belong to an already quantized checkpoint"] * quantized
-            family, count = facts.table.family, counted(len(self.unknown), "tensor")
-            names = first_few(sorted(self.unknown))
-            yield diagnostic(
-                "tensor-without-role", notes=notes, family=family, tensors=count, names=names
+            yield _of_names(
+                self.unknown, "tensor-without-role", notes=notes, family=facts.table.family
             )
         if self.beyond:
-            count, names = counted(len(self.beyond), "tensor"), first_few(sorted(self.beyond))
-            n_layers = facts.n_layers
-            yield diagnostic("layer-beyond-config", tensors=count, names=names, n_layers=n_layers)
+            yield _of_names(self.beyond, "layer-beyond-config", n_layers=facts.n_layers)
         yield from self.scales.findings
         if self.has_experts and not facts.n_experts:
             key = " or ".join(facts.table.experts)

@@ -1,7 +1,4 @@
-"""What a config means, in every form that publishers and transformers 4 and 5 save it.
-
-config.json + the family's table ── read_config ──> ConfigFacts, where everybody looks values up
-"""
+"""What a config means, in every form that publishers and transformers 4 and 5 save it."""
 
 import json
 import math
@@ -15,15 +12,8 @@ from typing import Any
 
 from policy_dsl import packaged_table
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
-from policy_dsl.roles.architecture import (
-    TABLES,
-    Architecture,
-    Clause,
-    ConfigKey,
-    Derived,
-    Need,
-    clauses,
-)
+from policy_dsl.roles import architecture
+from policy_dsl.roles.architecture import Architecture, Clause, ConfigKey, Derived, Need
 
 # A config that asks for more layers or experts is not a model, and would only cost memory.
 LARGEST_COUNT = 65536
@@ -34,16 +24,14 @@ TIED = "tie_word_embeddings"
 _LARGEST_OPERAND = 2**53
 _LONGEST_VALUE = 60
 _WORD = re.compile(r"\s*([*/+]?)\s*([\w.|]+)")
-_Found = tuple[str, Any]
 
 
 @dataclass(frozen=True)
 class ConfigFacts:
     """A config read by its family's table; each key is computed once.
 
-    A key is one in the `config` of the family's table; any other is looked up as it is spelled.
-    It is looked up at the top, then in `text_config`, under each of the paths that the table
-    lists (`num_experts` may be `num_local_experts`, and `rope_theta` may be inside
+    A key is one in the `config` of the table, or looked up as it is spelled: at the top, then in
+    `text_config`, under each path that the table lists (`rope_theta` may be inside
     `rope_parameters`). n_layers: blocks of the language model. n_experts: of a block, 0 if it
     is dense. n_mtp_blocks: blocks after the last layer that predict tokens.
     """
@@ -57,11 +45,9 @@ class ConfigFacts:
     _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def value(self, key: str) -> Any:
-        """What the config means by a key, as it was written there, else the key's default.
+        """What the config means by a key: as written, else what transformers assumes then.
 
-        Absent or null, it is what transformers assumes then, which other keys may decide
-        (`head_dim: hidden_size / num_attention_heads`). None comes back if no default is known,
-        or if null is the key's meaning (`q_lora_rank: null`).
+        None if no default is known, or if null is the key's meaning (`q_lora_rank: null`).
         """
         if key not in self._known:
             # A key whose default leads back to itself has none there.
@@ -76,13 +62,11 @@ class ConfigFacts:
             is_void = any(value.get(key) == word for key, word in entry.unless.items())
             rest = {key: inner for key, inner in value.items() if key not in entry.without}
             value = None if is_void else rest or None
-        return self._assumed(entry) if value is None else value
-
-    def _assumed(self, entry: ConfigKey) -> Any:
+        if value is not None:
+            return value
         if entry.when_null is not None and self.is_given(entry.name):
             return self.first(entry.when_null)
-        own = entry.by_type.get(str(self.config.get("model_type")))
-        return self.first(own or entry.defaults)
+        return self.first(entry.by_type.get(str(self.config.get("model_type"))) or entry.defaults)
 
     def given(self, key: str) -> Any:
         """The value that is written in the config, by whatever name; None if there is none."""
@@ -92,7 +76,7 @@ class ConfigFacts:
         """Whether the config has the key under any of its names, null included."""
         return bool(self.written(key))
 
-    def written(self, key: str) -> list[_Found]:
+    def written(self, key: str) -> list[tuple[str, Any]]:
         """Each place where the config has the key, likeliest first, and the value there."""
         places = []
         for path in self._entry(key).paths:
@@ -115,7 +99,13 @@ class ConfigFacts:
         if default.form == "expression":
             return self.computed(fields["text"])
         if default.form == "period":
-            return _period(self.value(fields["period"]), fields["of"])
+            words, word = self.value(fields["period"]), fields["of"]
+            if not isinstance(words, list) or word not in words:
+                return None
+            # After how many entries the word returns, again and again.
+            period = words.index(word) + 1
+            regular = all((one == word) == (n % period == 0) for n, one in enumerate(words, 1))
+            return period if regular else None
         deciding, layers = fields[default.form], self.value(self.table.layers)
         number = self.value(deciding) if isinstance(deciding, str) else deciding
         if not (is_whole(number) and is_whole(layers) and layers <= LARGEST_COUNT):
@@ -136,7 +126,9 @@ class ConfigFacts:
             result: float | int = 1
             for sign, words in _WORD.findall(product):
                 values = (int(w) if w.isdecimal() else self.value(w) for w in words.split("|"))
-                operand = next(filter(_is_operand, values), None)
+                # Neither infinity nor what no float can hold.
+                known = (n for n in values if type(n) in (int, float) and abs(n) < _LARGEST_OPERAND)
+                operand = next(known, None)
                 if operand is None or (sign == "/" and operand == 0):
                     return None
                 result = result / operand if sign == "/" else result * operand
@@ -162,7 +154,7 @@ class ConfigFacts:
         said = list(self._deciding(need.when, at))
         # Of `experts, and from this layer on`, the layer explains what one layer lacks; and
         # what is written explains more than what is not.
-        said = [clause for clause in said if clause.form] or said
+        said = [one for one in said if one.form] or said
         said = [one for one in said if self.is_given(self._root(one.key))] or said
         return " and ".join(dict.fromkeys(self._said(clause, at) for clause in said))
 
@@ -180,7 +172,7 @@ class ConfigFacts:
         return [one for one in self._entry(key).defaults if isinstance(one, Derived)]
 
     def _all(self, condition: str, layer: int) -> bool:
-        return all(self._is(one, layer) != one.negated for one in clauses(condition))
+        return all(self._is(one, layer) != one.negated for one in architecture.clauses(condition))
 
     def _is(self, clause: Clause, layer: int) -> bool:
         if clause.key in self.table.where:
@@ -205,7 +197,7 @@ class ConfigFacts:
 
     def _deciding(self, condition: str, layer: int) -> Iterator[Clause]:
         """The clauses about the config that decide a condition: those that fail, or all."""
-        parts = clauses(condition)
+        parts = architecture.clauses(condition)
         failing = [one for one in parts if self._is(one, layer) == one.negated]
         for clause in failing or parts:
             if clause.key in self.table.where:
@@ -243,27 +235,27 @@ def read_config(config: Mapping[str, Any], table: Architecture, model_id: str) -
 
     Raises: PolicyError if the number of layers is missing or a count is not plausible.
     """
-    facts = ConfigFacts(config, table, model_id)
-    layers = _count(facts, table.layers)
-    if layers == 0 and facts.value(table.layers) == 0:
-        raise PolicyError([facts.bad_value(table.layers, 0, "it must be at least 1")])
+    facts, key = ConfigFacts(config, table, model_id), table.layers
+    layers = _count(facts, key)
+    if layers == 0 and facts.value(key) == 0:
+        raise PolicyError([facts.bad_value(key, 0, "it must be at least 1")])
     if layers == 0:
         why = ", which says how many layers there are"
-        raise fail("missing-config-key", model=model_id, key=table.layers, why=why)
+        raise fail("missing-config-key", model=model_id, key=key, why=why)
     experts, mtp_blocks = _count(facts, table.experts_key), _count(facts, table.mtp_layers)
     return replace(facts, n_layers=layers, n_experts=experts, n_mtp_blocks=mtp_blocks)
 
 
 def _count(facts: ConfigFacts, key: str | None) -> int:
-    value = None if key is None else facts.value(key)
-    if key is None or value is None:
+    value = facts.value(key) if key else None
+    if not key or value is None:
         return 0
-    if not is_whole(value) or value > LARGEST_COUNT:
-        # By the name that the config has for it.
-        key = next((place for place, one in facts.written(key) if one is not None), key)
-        reason = f"it must be a whole number of at most {LARGEST_COUNT:,}"
-        raise PolicyError([facts.bad_value(key, value, reason)])
-    return int(value)
+    if is_whole(value) and value <= LARGEST_COUNT:
+        return int(value)
+    # By the name that the config has for it.
+    key = next((place for place, one in facts.written(key) if one is not None), key)
+    reason = f"it must be a whole number of at most {LARGEST_COUNT:,}"
+    raise PolicyError([facts.bad_value(key, value, reason)])
 
 
 def written_value(config: Mapping[str, Any], key: str) -> Any:
@@ -285,23 +277,9 @@ def _levels(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     return (config, text) if isinstance(text, Mapping) else (config,)
 
 
-def _period(words: Any, word: str) -> int | None:
-    """After how many entries the word returns, again and again; None if it does not."""
-    if not isinstance(words, list) or word not in words:
-        return None
-    period = words.index(word) + 1
-    regular = all((one == word) == (at % period == 0) for at, one in enumerate(words, 1))
-    return period if regular else None
-
-
 def is_whole(value: object) -> bool:
     """Whether a value is a whole number from 0; true and false are not."""
     return type(value) is int and value >= 0
-
-
-def _is_operand(value: Any) -> bool:
-    # Neither infinity nor what no float can hold.
-    return type(value) in (int, float) and abs(value) < _LARGEST_OPERAND
 
 
 def _is_number(value: Any) -> bool:
@@ -310,13 +288,10 @@ def _is_number(value: Any) -> bool:
     return type(value) is float and math.isfinite(value)
 
 
-def _is_token(value: Any) -> bool:
+def _are_tokens(value: Any) -> bool:
+    tokens = value if isinstance(value, list) else [value]
     # -1 is written for a token that there is not.
-    return type(value) is int and -1 <= value <= LARGEST_SIZE
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    return all(type(token) is int and -1 <= token <= LARGEST_SIZE for token in tokens)
 
 
 def _list_of(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -332,13 +307,10 @@ VALUE_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "flag": (lambda value: type(value) is bool, "true or false"),
     "list": (lambda value: isinstance(value, list), "a list"),
     "numbers": (_list_of(_is_number), "a list of numbers"),
-    "texts": (_list_of(_is_text), "a list of texts"),
+    "texts": (_list_of(lambda value: isinstance(value, str)), "a list of texts"),
     "mapping": (lambda value: isinstance(value, dict), "an object"),
-    "text": (_is_text, "a text"),
-    "tokens": (
-        lambda value: _is_token(value) or _list_of(_is_token)(value),
-        "the number of a token, or a list of them",
-    ),
+    "text": (lambda value: isinstance(value, str), "a text"),
+    "tokens": (_are_tokens, "the number of a token, or a list of them"),
     # Models of several parts have one for each.
     "dtype": (lambda value: isinstance(value, str | dict), "the name of a dtype"),
 }
@@ -346,7 +318,7 @@ VALUE_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 def config_findings(facts: ConfigFacts) -> Iterator[Diagnostic]:
     """Values that sizes or readers need and that are not what they must be."""
-    for kind, keys in packaged_table(TABLES / "_every_config.yaml").items():
+    for kind, keys in packaged_table(architecture.TABLES / "_every_config.yaml").items():
         for key in keys:
             for before, level in zip(("", "text_config."), _levels(facts.config), strict=False):
                 yield from _kind_findings(facts, before + key, level.get(key), kind)
@@ -359,8 +331,9 @@ def config_findings(facts: ConfigFacts) -> Iterator[Diagnostic]:
             for name, kind in entry.entries.items() if isinstance(value, Mapping) else ():
                 yield from _kind_findings(facts, f"{place}.{name}", value.get(name), kind)
             # A list is of layers' numbers, or of a word for each layer.
-            if isinstance(value, list) and not wrong:
-                yield from _layer_findings(facts, place, value)
+            reason = _layers_defect(value, facts.n_layers)
+            if reason and not wrong:
+                yield facts.bad_value(place, value, reason)
         most = facts.computed(entry.at_most) if entry.at_most else None
         value = facts.value(entry.name)
         # A limit of 0 is that of a model that uses neither.
@@ -368,13 +341,13 @@ def config_findings(facts: ConfigFacts) -> Iterator[Diagnostic]:
             yield facts.bad_value(entry.name, value, f"it must be at most {most}")
 
 
-def _layer_findings(facts: ConfigFacts, place: str, value: list[Any]) -> Iterator[Diagnostic]:
-    if not value or not all(map(_is_text, value)):
-        if not all(map(is_whole, value)):
-            yield facts.bad_value(place, value, "its entries must be numbers of layers")
-    elif len(value) != facts.n_layers:
-        reason = f"it has {len(value)} entries, and there are {facts.n_layers} layers"
-        yield facts.bad_value(place, value, reason)
+def _layers_defect(value: Any, n_layers: int) -> str:
+    if not isinstance(value, list) or all(map(is_whole, value)):
+        return ""
+    if not all(isinstance(word, str) for word in value):
+        return "its entries must be numbers of layers"
+    count = len(value)
+    return f"it has {count} entries, and there are {n_layers} layers" if count != n_layers else ""
 
 
 def _kind_findings(facts: ConfigFacts, place: str, value: Any, kind: str) -> Iterator[Diagnostic]:

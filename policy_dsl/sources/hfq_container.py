@@ -17,12 +17,12 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from policy_dsl import packaged_table
 from policy_dsl.bounded_json import parse_json_at
 from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
 from policy_dsl.escaping import shown
 from policy_dsl.inventory import Inventory, ModelFile, TensorInfo
 from policy_dsl.regular_files import LOOKED_AT_NBYTES, refuse_placeholder
-from policy_dsl.roles.architecture import packaged_table
 from policy_dsl.sources.checkpoint import CONFIG, HFQ_MAGIC, CheckpointFiles
 from policy_dsl.sources.safetensors_header import DAMAGED, MAX_DIMENSIONS, entry_defect
 

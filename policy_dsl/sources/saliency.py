@@ -123,9 +123,11 @@ def read_saliency(path: Path, name: str, span: Span | None = None) -> Saliency:
         rows = (_tensor_rows if is_tensors else _json_rows)(content, path, name)
     except PolicyError as error:
         # Where a policy names it is where the cure is.
-        cure = {"suggestion": _SOURCE} if isinstance(error, UnreadableError) else {}
-        defects = [replace(defect, span=span, **cure) for defect in error.diagnostics]
-        raise PolicyError(defects) from None
+        cure = _SOURCE if isinstance(error, UnreadableError) else None
+        raise PolicyError(
+            replace(defect, span=span, suggestion=cure or defect.suggestion)
+            for defect in error.diagnostics
+        ) from None
     return Saliency(str(path), name, hashlib.sha256(content).hexdigest(), rows, span)
 
 

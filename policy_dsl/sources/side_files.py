@@ -7,9 +7,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from policy_dsl import packaged_table
 from policy_dsl.escaping import quoted, shown
 from policy_dsl.quantities import counted
-from policy_dsl.roles.architecture import packaged_table
 
 _NAMES: Mapping[str, list[str]] = packaged_table(Path(__file__).with_name("side_files.yaml"))
 VOCABULARIES = tuple(_NAMES["vocabularies"])

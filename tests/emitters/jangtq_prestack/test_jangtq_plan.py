@@ -16,7 +16,7 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import load, parse_policy
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.resolve import resolve
-from policy_dsl.roles.classify import architecture
+from policy_dsl.roles.architecture import architecture
 from policy_dsl.sources.reference import open_source
 from policy_dsl.treatments import describe
 from tests.models import minimax, tiny

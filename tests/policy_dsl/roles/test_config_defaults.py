@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policy_dsl.roles.classify import architecture
+from policy_dsl.roles.architecture import architecture
 from policy_dsl.roles.config_facts import ConfigFacts, written_value
 
 pytestmark = pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policy_dsl.roles.classify import architecture, families
+from policy_dsl.roles.architecture import architecture, families
 from policy_dsl.roles.config_facts import ConfigFacts
 
 YARN = {"rope_type": "yarn", "factor": 4.0}

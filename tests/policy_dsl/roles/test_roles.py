@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from policy_dsl.policy import COMPONENTS, SINGLE_ROLES
-from policy_dsl.roles.classify import architecture, classify, families
+from policy_dsl.roles.architecture import architecture, families
+from policy_dsl.roles.classify import classify
 from policy_dsl.views import Alternate, Expert, Transposed
 from tests.models import minimax
 

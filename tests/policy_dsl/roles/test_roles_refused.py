@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from policy_dsl.inventory import Inventory
-from policy_dsl.roles.classify import families
+from policy_dsl.roles.architecture import families
 
 
 def test_an_unknown_model_type_lists_the_families(changed, message):
