@@ -1,10 +1,7 @@
-"""Whether a model's tensors are those that its config means: each once, in the right shape.
-
-ConfigFacts: what a family needs ── tensors ──> Presence ──> findings
-"""
+"""Whether a model's tensors are those that its config means: each once, in the right shape."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple
@@ -35,8 +32,7 @@ class Misfit(NamedTuple):
 class Presence:
     """Which needs of a family the tensors of a checkpoint fulfil, and which they contradict.
 
-    seen: need -> layer -> the first of its tensors there. fitting: needs of which a tensor has
-    the right shape. misfits: tensors that do not.
+    seen: need -> layer -> the first of its tensors there. fitting: of which a shape is right.
     """
 
     facts: ConfigFacts
@@ -57,13 +53,13 @@ class Presence:
         groups: dict[str, list[Misfit]] = defaultdict(list)
         for one in self.misfits:
             # What the config denies is reported as that, of whatever shape it is.
-            if not one.need.optional and not self.facts.holds(one.need, one.layer):
-                continue
-            groups[self._differing(one)].append(one)
+            if one.need.optional or self.facts.holds(one.need, one.layer):
+                groups[self._differing(one)].append(one)
         # Of these sizes the config is right.
         right = {size for need in self.fitting for size in need.shape}
         for size, alike in groups.items():
-            first = next((one for one in alike if one.need.slot == "embed"), alike[0])
+            # The embedding is what readers start from.
+            first = min(alike, key=lambda one: one.need.slot != "embed")
             by_config = None if size in right else self._config_finding(size, first, alike)
             yield by_config or self._shape_finding(first, alike)
 
@@ -80,15 +76,14 @@ class Presence:
         held = {one.shape[one.need.shape.index(size)] for one in alike} if same_axes else set()
         if len(held) != 1:
             return None
-        facts = self.facts
-        absent, value = facts.absent_keys(size), facts.computed(size)
-        if absent:
+        facts, value = self.facts, self.facts.computed(size)
+        if absent := facts.absent_keys(size):
             without = "" if value is None else f"; without it, {size} is {value}"
             why = f", on which the shape of {alike[0].need.shown} depends{without}"
             key = " or ".join(absent)
             return diagnostic("missing-config-key", model=facts.model_id, key=key, why=why)
         is_null = facts.is_given(size) and facts.given(size) is None
-        # The embedding is what readers start from, and experts are counted by themselves.
+        # Experts are counted by themselves.
         is_sure = size == facts.table.experts_key or first.need.slot == "embed"
         if is_sure and not is_null:
             return None
@@ -112,12 +107,16 @@ class Presence:
             what = first_few(shown) + (f" and no {first_few(lacks)}" if lacks else "")
             at = _where(where)
             yield diagnostic("config-disagrees", reason=reason, model=model, what=what, where=at)
-        by_place: dict[_Layers, dict[str, list[str]]] = defaultdict(dict)
+        by_place: dict[_Layers, list[tuple[str, str]]] = defaultdict(list)
         for (reason, where), shown in lacking.items():
-            by_place[where][reason] = shown
-        for where, by_reason in by_place.items():
-            what, why = _with_reasons(by_reason)
-            yield diagnostic("missing-tensor", model=model, what=what, why=_where(where) + why)
+            by_place[where] += ((reason, name) for name in shown)
+        for where, named in by_place.items():
+            # What needs no reason is first; what all have in common is said once.
+            named.sort(key=lambda one: bool(one[0]))
+            why = named[0][0] if len({reason for reason, _ in named}) == 1 else ""
+            what = first_few(name if due == why else f"{name} ({due})" for due, name in named)
+            why = f"{_where(where)}; {why}" if why else _where(where)
+            yield diagnostic("missing-tensor", model=model, what=what, why=why)
 
     def _unlike(self, layers: Sequence[int], *, wanted: bool) -> _Because:
         """What layers should have and have not, or the other way round."""
@@ -134,16 +133,6 @@ class Presence:
         return because
 
 
-def _with_reasons(shown: Mapping[str, list[str]]) -> tuple[str, str]:
-    """What is lacking, and why the config means it: each of several reasons by its names."""
-    # What needs no reason is first.
-    reasons = sorted(shown, key=bool)
-    because = reasons[0] if len(reasons) == 1 else ""
-    named = ((name, why) for why in reasons for name in shown[why])
-    what = first_few(name if why == because else f"{name} ({why})" for name, why in named)
-    return what, f"; {because}" if because else ""
-
-
 def _where(layers: _Layers) -> str:
     """` in layer 1`, ` in layers 0, 1, …`; empty for what is in no layer."""
     if layers == (None,):
@@ -153,14 +142,12 @@ def _where(layers: _Layers) -> str:
 
 def review(model: Model, presence: Presence) -> Iterator[Diagnostic]:
     """What is missing, there twice, or there although the config denies it."""
-    there = {tensor.layer for tensor in model.tensors if tensor.layer is not None}
-    missing = shown_first(layer for layer in range(model.n_layers) if layer not in there)
-    if missing:
-        yield diagnostic("missing-layers", model=model.id, missing=missing, n_layers=model.n_layers)
+    there, count = {one.layer for one in model.tensors if one.layer is not None}, model.n_layers
+    if missing := shown_first(layer for layer in range(count) if layer not in there):
+        yield diagnostic("missing-layers", model=model.id, missing=missing, n_layers=count)
     # MTP blocks may be left out whole.
     seen = {at for layers in presence.seen.values() for at in layers if at is not None}
-    blocks = {at for at in seen if at >= model.n_layers}
-    yield from presence.absences(sorted(there | blocks))
+    yield from presence.absences(sorted(there.union(at for at in seen if at >= count)))
     places: dict[tuple[int | None, str], list[ModelTensor]] = defaultdict(list)
     in_mtp: dict[tuple[int, str], list[ModelTensor]] = defaultdict(list)
     for tensor in model.tensors:
@@ -179,8 +166,7 @@ def review(model: Model, presence: Presence) -> Iterator[Diagnostic]:
                 one, other = known.source.name, tensor.source.name
                 yield diagnostic("ambiguous-tensor", first=one, second=other, role=role)
                 break
-        numbers = [tensor.expert for tensor in tensors if tensor.expert is not None]
-        if numbers:
+        if numbers := [tensor.expert for tensor in tensors if tensor.expert is not None]:
             yield from wrong_experts(role, layer, numbers, model.n_experts)
 
 
@@ -189,11 +175,9 @@ def wrong_experts(
 ) -> Iterator[Diagnostic]:
     """Which of `count` experts of a projection in a layer are missing, or beyond them."""
     held, wanted = set(numbers), range(count)
-    missing = shown_first(number for number in wanted if number not in held)
-    if missing:
+    if missing := shown_first(number for number in wanted if number not in held):
         yield diagnostic("missing-experts", role=role, layer=layer, missing=missing, count=count)
-    beyond = shown_first(sorted(held.difference(wanted)))
-    if beyond:
+    if beyond := shown_first(sorted(held.difference(wanted))):
         yield diagnostic("expert-beyond-config", role=role, layer=layer, beyond=beyond, count=count)
 
 

@@ -26,11 +26,10 @@ _EXPERT = re.compile(r"\.experts\.(?:\d+\.)?\w+(?:\.weight)?$")
 class ModelTensor:
     """One logical tensor of a model: a whole source tensor, or one matrix of a fused one.
 
-    role: `component.projection` or a single role. component, projection: its halves (a single
-    role has projection None, and component None outside of vision, audio and mtp). layer: the
-    language model's block, else None. shape: [out, in] of a matrix, else that of the source.
-    scale: the FP8 block scales, consumed with it. mxfp4: the source is [experts, out, blocks,
-    16] packed, `scale` a byte for each block; operations are those of [experts, out, in].
+    role: `component.projection` or a single role, with projection None. layer: the language
+    model's block, else None. shape: [out, in] of a matrix, else that of the source. scale: the
+    FP8 block scales. mxfp4: the source is [experts, out, blocks, 16] packed, `scale` a byte for
+    each block; operations are those of [experts, out, in].
     """
 
     # The first fields are what every tensor has; a fused source needs the others too.
@@ -66,9 +65,8 @@ class ModelTensor:
 class Model:
     """A checkpoint read through its architecture: every tensor with its role.
 
-    facts: what its config means, by the table of its family, whose roles are completed by
-    those that only this model shows (vision). tied: lm_head is embed. ignored: source tensors
-    that are not weights (rotary tables, FP8 scales of nothing …) with the reason.
+    facts: by the table of its family, completed by roles that only this model shows (vision).
+    tied: lm_head is embed. ignored: source tensors that are not weights, with the reason.
     """
 
     id: str
@@ -149,9 +147,8 @@ def llama_cpp_roles() -> tuple[str, ...]:
 def llama_cpp_names(role: str, layer: int | None) -> tuple[str, ...]:
     """The names of a role's matrices in a layer, `blk.3.ffn_gate_exps.weight`, likeliest first.
 
-    layer: the language model's block, or None outside of the blocks. One name is that of all
-    experts of a layer. Nothing comes back for roles that are not a matrix of the language
-    model, or whose input llama.cpp reorders.
+    One name is that of all experts of a layer. Nothing comes back for roles that are not a matrix
+    of the language model, or whose input llama.cpp reorders.
     """
     place, before = ("outside", "") if layer is None else ("block", f"blk.{layer}.")
     names = packaged_table(_LLAMA_CPP)[place].get(role, ())

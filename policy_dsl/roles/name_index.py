@@ -39,8 +39,7 @@ class NameIndex:
     def matching(self, pattern: Glob | Regex) -> frozenset[str]:
         """The names that the pattern matches whole.
 
-        Raises: PatternError; PolicyError (too-much-to-match) if that and what was asked before
-        takes too long.
+        Raises: PatternError; PolicyError if all that was asked takes too long.
         """
         if pattern not in self._known:
             self._known[pattern] = frozenset(self._matching(pattern))
@@ -53,10 +52,9 @@ class NameIndex:
             yield from [text] if text in self._names else []
             return
         compiled, held = _compiled(pattern), self.holding(pattern)
-        self._add_work(len(self._text) // _CHARACTERS_OF_WORK)
-        self._add_work(held.count(b"\n") + len(self._others))
-        steps = (len(held) + 1) * (compiled.steps + _STEPS_AT_LEAST)
-        self._add_work(steps // _STEPS_OF_WORK)
+        steps = (len(held) + 1) * (compiled.steps + _STEPS_AT_LEAST) // _STEPS_OF_WORK
+        looked_through = len(self._text) // _CHARACTERS_OF_WORK
+        self._add_work(looked_through + held.count(b"\n") + len(self._others) + steps)
         yield from compiled.among(held)
         yield from filter(compiled.matches, self._others)
 
@@ -70,12 +68,10 @@ class NameIndex:
         literal = _literal(pattern)
         if not literal:
             return self._lines
-        lines = []
-        at = self._text.find(literal)
-        while at >= 0:
+        lines, end = [], 0
+        while (at := self._text.find(literal, end)) >= 0:
             start, end = self._text.rfind("\n", 0, at) + 1, self._text.find("\n", at)
             lines.append(self._text[start:end])
-            at = self._text.find(literal, end)
         return "\n".join(lines).encode()
 
 

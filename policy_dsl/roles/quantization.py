@@ -1,13 +1,11 @@
 """How a source is quantized, by its config and its tensors' names, and what scales which weight.
 
-bf16, f16, f32, FP8 with float scales (MiniMax-M2, DeepSeek-V3, Ministral 3) and MXFP4 as
-gpt-oss has it are what publishers train and release. The tensors decide; the config describes.
-
-FP8 weights have one multiplier for each block, each output row, or the whole matrix. Either is
-a grid [rows of blocks, columns of blocks] from here on, whatever shape it is stored in.
+bf16, f16, f32, FP8 with float scales and MXFP4 are what publishers train and release. The
+tensors decide; the config describes. FP8 weights have one multiplier for each block, each output
+row, or the whole matrix: a grid [rows of blocks, columns of blocks] from here on.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple
@@ -57,13 +55,11 @@ _SIDECARS = {
     "jang_config.json": "JANG",
 }
 _FACTS = ("mode", "bits", "group_size", "format", "fmt", "quant_algo")
+_MXFP8 = "scales that are powers of two (MXFP8) are not read: dequantize the model first"
 
 
 class Quantization(NamedTuple):
-    """How a source is quantized, for people, and whether its numbers can be read.
-
-    read: yes; if it is allowed, because nothing says what they are; or no.
-    """
+    """How a source is quantized, for people, and whether its numbers can be read."""
 
     form: str
     read: Literal["yes", "if allowed", "no"]
@@ -85,15 +81,20 @@ def quantization_of(inventory: Inventory) -> Quantization | None:
     """
     if inventory.container is not None:
         return Quantization(inventory.container.form, "no")
-    entry, forms = _declared(inventory.config), _forms(inventory.tensors)
+    entry, tensors = _declared(inventory.config), inventory.tensors
+    # The forms that tensors show by themselves, with the first of each.
+    forms: dict[str, TensorInfo] = {}
+    for tensor in tensors.values():
+        if form := _form(tensor, tensors):
+            forms.setdefault(form, tensor)
     native = _NATIVE.get(str(entry.get("quant_method")).lower())
     forms.pop(native or "", None)
     # Forms that are not read decide, also beside others.
     form = min(forms, key=("FP8", "MXFP4").count, default=None)
     if form is None:
         return None
-    tensor = forms[form]
-    undeclared = f"{form}: {tensor.name} is {tensor.dtype}, and the config does not say so"
+    first = forms[form]
+    undeclared = f"{form}: {first.name} is {first.dtype}, and the config does not say so"
     file = next((file for file in _SIDECARS if file in (inventory.side_files or {})), None)
     by_sidecar = f"{_SIDECARS[file]}, as {file} says" if file else None
     entry = {} if native else entry
@@ -112,7 +113,7 @@ def leftover(inventory: Inventory) -> Iterator[Diagnostic]:
     # Tools that merge or dequantize leave the entry of what they started from.
     entry = {} if inventory.container else _declared(inventory.config)
     tensors = inventory.tensors
-    if entry and not any(_form(one.name, one.dtype, tensors) for one in tensors.values()):
+    if entry and not any(_form(one, tensors) for one in tensors.values()):
         cure = "remove the entry from config.json; the weights are taken as they are"
         form = _described(entry)
         yield diagnostic("quantization-not-shown", suggestion=cure, model=inventory.id, form=form)
@@ -140,17 +141,9 @@ def _described(entry: Mapping[str, Any]) -> str:
     return f"{method} ({facts})" if facts else str(method)
 
 
-def _forms(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """The quantized forms that tensors show by themselves, with the first of each."""
-    forms: dict[str, TensorInfo] = {}
-    for tensor in tensors.values():
-        if form := _form(tensor.name, tensor.dtype, tensors):
-            forms.setdefault(form, tensor)
-    return forms
-
-
-def _form(name: str, dtype: str, tensors: Mapping[str, TensorInfo]) -> str | None:
+def _form(tensor: TensorInfo, tensors: Mapping[str, TensorInfo]) -> str | None:
     """The quantized form that a tensor belongs to, as far as it shows by itself."""
+    name, dtype, *_ = tensor
     if dtype in _DTYPES:
         return _DTYPES[dtype]
     if dtype in ("U8", "I8"):
@@ -168,10 +161,7 @@ def _form(name: str, dtype: str, tensors: Mapping[str, TensorInfo]) -> str | Non
 
 @dataclass(frozen=True)
 class Scales:
-    """Which scales belong to which weight, as grids.
-
-    consumed: names of all scales. orphans: scales of a weight that is not there.
-    """
+    """Which scales belong to which weight, as grids; consumed: names of all, orphans included."""
 
     of_weight: Mapping[str, TensorInfo]
     consumed: frozenset[str]
@@ -234,20 +224,15 @@ class Blocks:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        found = _entries(config, "quantization_config", "compression_config")
-        entries = [entry for entry in found if isinstance(entry, Mapping)]
+        entries = _mappings(_entries(config, "quantization_config", "compression_config"))
         declared = map(_pair, (entry.get("weight_block_size") for entry in entries))
         self.declared = next(filter(None, declared), None)
-        listed = (entry.get("config_groups") for entry in entries)
-        groups = [group for each in listed if isinstance(each, Mapping) for group in each.values()]
-        weights = [group.get("weights") for group in groups if isinstance(group, Mapping)]
+        groups = _mappings(entry.get("config_groups") for entry in entries)
+        parts = _mappings(part for group in groups for part in group.values())
+        weights = _mappings(part.get("weights") for part in parts)
         # Over rows and columns, or along a row.
-        written = (
-            pair
-            for entry in weights
-            if isinstance(entry, Mapping)
-            for pair in (entry.get("block_structure"), [1, entry.get("group_size")])
-        )
+        written = [entry.get("block_structure") for entry in weights]
+        written += [[1, entry.get("group_size")] for entry in weights]
         self.groups = set(filter(None, map(_pair, written)))
 
     def of(self, weight: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, int] | None:
@@ -264,6 +249,10 @@ class Blocks:
             if scale == _grid(weight, (height, width))
         }
         return same.pop() if len(same) == 1 else None
+
+
+def _mappings(values: Iterable[Any]) -> list[Mapping[str, Any]]:
+    return [value for value in values if isinstance(value, Mapping)]
 
 
 def _pair(block: Any) -> tuple[int, int] | None:
@@ -289,17 +278,18 @@ def _scale_findings(
     bare = [name for name in tensors if name not in of_weight]
     # What ends in `_scale` and has no scales scales the codes of another format.
     fp8 = [one for one in bare if tensors[one].dtype == FP8 and not one.endswith(_PLAIN_SUFFIX)]
-    for names in (fp8, [name for name in bare if name.endswith(_MXFP4_BLOCKS)]):
-        if names:
-            count, shown = counted(len(names), "tensor"), first_few(sorted(names))
-            yield diagnostic("missing-scale", tensors=count, names=shown)
+    for names in filter(None, (fp8, [name for name in bare if name.endswith(_MXFP4_BLOCKS)])):
+        count, shown = counted(len(names), "tensor"), first_few(sorted(names))
+        yield diagnostic("missing-scale", tensors=count, names=shown)
     odd = []
     for name, scale in of_weight.items():
         weight = tensors[name]
         is_mxfp4 = name.endswith(_MXFP4_BLOCKS)
         codes, scales = (("U8",), ("U8",)) if is_mxfp4 else (FP8_DTYPES, _SCALE_DTYPES)
         if weight.dtype not in codes or scale.dtype not in scales:
-            yield _wrong_dtype(weight, scale)
+            cure = _MXFP8 if weight.dtype == FP8 and scale.dtype in _EXPONENTS else None
+            facts: dict[str, Any] = {"name": name, "scale": scale.dtype, "dtype": weight.dtype}
+            yield diagnostic("wrong-scale-dtype", suggestion=cure, **facts)
         elif is_mxfp4:
             *grid, nbytes = weight.shape or (0,)
             if nbytes != 16 or scale.shape != tuple(grid):
@@ -311,15 +301,6 @@ def _scale_findings(
     elif odd:
         cure = "add the weight_block_size that the publisher's config has"
         yield diagnostic("missing-block-size", model=inventory.id, suggestion=cure)
-
-
-def _wrong_dtype(weight: TensorInfo, scale: TensorInfo) -> Diagnostic:
-    name, dtype, cure = weight.name, weight.dtype, None
-    if dtype == FP8 and scale.dtype in _EXPONENTS:
-        cure = "scales that are powers of two (MXFP8) are not read: dequantize the model first"
-    return diagnostic(
-        "wrong-scale-dtype", suggestion=cure, name=name, scale=scale.dtype, dtype=dtype
-    )
 
 
 def _wrong_grid(weight: TensorInfo, scale: TensorInfo, wanted: tuple[int, ...]) -> Diagnostic:
