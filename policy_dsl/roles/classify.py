@@ -79,8 +79,7 @@ def outside(table: Architecture, key: str, *, beyond: bool) -> NameRule | None:
     key: the name with `#` for numbers. beyond: whether the first is of an MTP block.
     """
     components = (part for prefix, part in table.elsewhere.items() if key.startswith(prefix))
-    blocks = tuple(f"{model}.layers.#." for model in table.models)
-    elsewhere = next(components, None)
+    elsewhere, blocks = next(components, None), tuple(map("{}.layers.#.".format, table.models))
     component = elsewhere or ("mtp" if beyond and key.startswith(blocks) else None)
     if component is None:
         return None

@@ -115,8 +115,8 @@ class Presence:
             named.sort(key=lambda one: bool(one[0]))
             why = named[0][0] if len({reason for reason, _ in named}) == 1 else ""
             what = first_few(name if due == why else f"{name} ({due})" for due, name in named)
-            why = f"{_where(where)}; {why}" if why else _where(where)
-            yield diagnostic("missing-tensor", model=model, what=what, why=why)
+            at = _where(where) + "; " * bool(why)
+            yield diagnostic("missing-tensor", model=model, what=what, why=at + why)
 
     def _unlike(self, layers: Sequence[int], *, wanted: bool) -> _Because:
         """What layers should have and have not, or the other way round."""

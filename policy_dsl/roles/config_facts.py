@@ -62,8 +62,9 @@ class ConfigFacts:
             is_void = any(value.get(key) == word for key, word in entry.unless.items())
             rest = {key: inner for key, inner in value.items() if key not in entry.without}
             value = None if is_void else rest or None
-        if value is not None:
-            return value
+        return self._assumed(entry) if value is None else value
+
+    def _assumed(self, entry: ConfigKey) -> Any:
         if entry.when_null is not None and self.is_given(entry.name):
             return self.first(entry.when_null)
         return self.first(entry.by_type.get(str(self.config.get("model_type"))) or entry.defaults)
@@ -99,16 +100,10 @@ class ConfigFacts:
         if default.form == "expression":
             return self.computed(fields["text"])
         if default.form == "period":
-            words, word = self.value(fields["period"]), fields["of"]
-            if not isinstance(words, list) or word not in words:
-                return None
-            # After how many entries the word returns, again and again.
-            period = words.index(word) + 1
-            regular = all((one == word) == (n % period == 0) for n, one in enumerate(words, 1))
-            return period if regular else None
+            return _period(self.value(fields["period"]), fields["of"])
         deciding, layers = fields[default.form], self.value(self.table.layers)
         number = self.value(deciding) if isinstance(deciding, str) else deciding
-        if not (is_whole(number) and is_whole(layers) and layers <= LARGEST_COUNT):
+        if not all(map(is_whole, (number, layers))) or layers > LARGEST_COUNT:
             return None
         # The first layers, or each of so many; none of zero.
         chosen = range(number)
@@ -126,9 +121,7 @@ class ConfigFacts:
             result: float | int = 1
             for sign, words in _WORD.findall(product):
                 values = (int(w) if w.isdecimal() else self.value(w) for w in words.split("|"))
-                # Neither infinity nor what no float can hold.
-                known = (n for n in values if type(n) in (int, float) and abs(n) < _LARGEST_OPERAND)
-                operand = next(known, None)
+                operand = next(filter(_is_operand, values), None)
                 if operand is None or (sign == "/" and operand == 0):
                     return None
                 result = result / operand if sign == "/" else result * operand
@@ -275,6 +268,20 @@ def _levels(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     """The config, and the `text_config` in which multimodal models nest the language model."""
     text = config.get("text_config")
     return (config, text) if isinstance(text, Mapping) else (config,)
+
+
+def _period(words: Any, word: str) -> int | None:
+    """After how many entries the word returns, again and again; None if it does not."""
+    if not isinstance(words, list) or word not in words:
+        return None
+    period = words.index(word) + 1
+    regular = all((one == word) == (at % period == 0) for at, one in enumerate(words, 1))
+    return period if regular else None
+
+
+def _is_operand(value: Any) -> bool:
+    # Neither infinity nor what no float can hold.
+    return type(value) in (int, float) and abs(value) < _LARGEST_OPERAND
 
 
 def is_whole(value: object) -> bool:

@@ -102,12 +102,12 @@ def read_checkpoint(
     """
     _refuse_other(files)
     # Both are tried before anything is raised: one run shows every defect.
-    config, held = _tried(_config, files), _tried(_headers, files, apply, headers or {})
+    config, held = _tried(_config, files), _tried(_headers, files, apply, headers)
     if isinstance(config, PolicyError) or isinstance(held, PolicyError):
         raise joined(read for read in (config, held) if isinstance(read, PolicyError))
     sizes, weights = files.sizes, weights_of(files)
     others = {CONFIG, find_index(sizes), *weights}
-    left = [file for file in weights if file not in held]
+    left = sorted({*weights} - held.keys())
     strays = f"{listed(left)} {'is' if len(left) == 1 else 'are'}"
     findings = [diagnostic("stray-safetensors", place=files.place, files=strays)] if left else []
     return Inventory(
@@ -224,12 +224,7 @@ def _refuse_other(files: CheckpointFiles) -> None:
     weights, place = weights_of(files), files.place
     if ADAPTER in files.sizes and all(name.startswith("adapter") for name in weights):
         cure = "merge it into that model first, and give the merged checkpoint"
-        config = read_json(files, ADAPTER)
-        what = "a LoRA adapter" if str(config.get("peft_type", "LORA")) == "LORA" else "an adapter"
-        # PEFT and mlx-lm name the model under different keys.
-        base = config.get("base_model_name_or_path") or config.get("model")
-        what += f" for {shown(base, 120)}" if isinstance(base, str) and base else ""
-        raise not_a_checkpoint(place, what, cure)
+        raise not_a_checkpoint(place, _adapter(read_json(files, ADAPTER)), cure)
     if weights or find_index(files.sizes):
         return
     if "model_index.json" in files.sizes:
@@ -239,6 +234,13 @@ def _refuse_other(files: CheckpointFiles) -> None:
     for name in (*files.sizes, *files.unread):
         if kind := kind_of(name):
             raise not_a_checkpoint(place, f"{kind} ({shown(name, 80)})", ORIGINAL)
+
+
+def _adapter(config: Mapping[str, Any]) -> str:
+    what = "a LoRA adapter" if str(config.get("peft_type", "LORA")) == "LORA" else "an adapter"
+    # PEFT and mlx-lm name the model under different keys.
+    base = config.get("base_model_name_or_path") or config.get("model")
+    return f"{what} for {shown(base, 120)}" if isinstance(base, str) and base else what
 
 
 def _tried(read: Callable[..., T], *given: Any) -> T | PolicyError:
@@ -259,7 +261,7 @@ def _config(files: CheckpointFiles) -> dict[str, Any]:
 
 
 def _headers(
-    files: CheckpointFiles, apply: Apply, known: Mapping[str, Header]
+    files: CheckpointFiles, apply: Apply, known: Mapping[str, Header] | None
 ) -> dict[str, Header]:
     index = find_index(files.sizes)
     weight_map = indexed(files, index) if index else None
@@ -278,8 +280,8 @@ def _headers(
     return headers
 
 
-def _header(files: CheckpointFiles, known: Mapping[str, Header], file: str) -> Header:
-    if file in known:
+def _header(files: CheckpointFiles, known: Mapping[str, Header] | None, file: str) -> Header:
+    if known and file in known:
         return known[file]
     size = files.sizes[file]
     first = files.read(file, 0, min(size, FIRST_NBYTES))

@@ -300,11 +300,9 @@ def expand_pattern(pattern: str, *, limit: int, letters: int) -> list[str]:
     """
     if len(pattern) > MAX_PATTERN_LENGTH:
         raise ValueError(f"a name pattern has {len(pattern)} characters")
-    if not pattern.isprintable():
-        raise ValueError(f"the name pattern {pattern!a} cannot be printed")
     # A text is a field of one choice.
     pieces = list(_pieces(pattern))
-    quoted = pattern if len(pattern) <= _MOST_SHOWN else f"{pattern[:_MOST_SHOWN]}…"
+    quoted = shown(pattern, _MOST_SHOWN)
     # Counted before anything is made: ranges multiply.
     count = prod(sum(map(len, piece)) for piece in pieces)
     if count > limit:
@@ -322,6 +320,8 @@ def expand_pattern(pattern: str, *, limit: int, letters: int) -> list[str]:
 
 
 def _pieces(pattern: str) -> Iterator[list[range] | list[tuple[str]]]:
+    if not pattern.isprintable():
+        raise ValueError(f"the name pattern {pattern!a} cannot be printed")
     place = 0
     while place < len(pattern):
         token = _TOKEN.match(pattern, place)

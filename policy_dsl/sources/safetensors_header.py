@@ -8,6 +8,7 @@ and `Metadata::validate` (u64 little-endian length, JSON, then the tensors witho
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import filterfalse
 from math import prod
 from operator import attrgetter
 from typing import Any
@@ -138,9 +139,9 @@ def _check_fields(dtype: Any, shape: Any, start: Any, stop: Any) -> None:
         raise ValueError(f"its dtype {quoted(dtype)} is not known")
     if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"its shape is not a list of at most {MAX_DIMENSIONS} numbers")
-    if wrong := [count for count in shape if not _is_length(count)]:
+    if wrong := [*filterfalse(_is_length, shape)]:
         raise ValueError(f"its shape holds {quoted(wrong[0])}, which is not a length")
-    if not (_is_length(start) and _is_length(stop)) or start > stop:
+    if not all(map(_is_length, (start, stop))) or start > stop:
         offsets = f"{quoted(start)} to {quoted(stop)}"
         raise ValueError(f"its data_offsets {offsets} are not a range of bytes")
 

@@ -32,7 +32,7 @@ _REASONS = {
 
 # Types of models in a tokenizer.json whose vocabulary is an object, and the one of a list.
 _MAPPED, _LISTED = ("BPE", "WordPiece", "WordLevel"), "Unigram"
-_TOKEN = re.compile("[0-9]{1,10}")
+_TOKEN, _SMALL = re.compile("[0-9]{1,10}"), re.compile("[0-9]{1,9}")
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -69,9 +69,8 @@ def why_left_out(name: str, target: str) -> str:
 
 def tokens_beyond(file: str, document: Mapping[str, Any], rows: int) -> list[str]:
     """The tokens that a file of this name gives ids beyond an embedding of `rows` rows."""
-    pairs = _READERS[file](document) if file in _READERS else ()
     # A negative id means that there is no such token.
-    return [f"{shown(name, 40)} {number}" for name, number in pairs if number >= rows]
+    return [f"{shown(name, 40)} {id_}" for name, id_ in _tokens(file, document) if id_ >= rows]
 
 
 def odd_tokens(file: str, document: Mapping[str, Any]) -> Iterator[str]:
@@ -157,38 +156,28 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _tokenizer(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+def _tokens(file: str, document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The tokens that a file of this name lists, of those whose id is a number."""
+    pairs: list[tuple[Any, Any]] = []
+    if file == "tokenizer.json":
+        pairs = [*_of_tokenizer(document)]
+    elif file in ("vocab.json", "added_tokens.json"):
+        pairs = [*document.items()]
+    elif file == "tokenizer_config.json":
+        for number, entry in _object(document.get("added_tokens_decoder")).items():
+            token = entry.get("content") if isinstance(entry, Mapping) else entry
+            pairs.append((token, int(number) if _SMALL.fullmatch(number) else None))
+    elif file in ("config.json", "generation_config.json"):
+        for config in (document, _object(document.get("text_config"))):
+            pairs += ((key, id_) for key in _SPECIAL for id_ in _listed(config.get(key)))
+    yield from ((str(token), id_) for token, id_ in pairs if type(id_) is int)
+
+
+def _of_tokenizer(document: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
     vocabulary, added = _object(document.get("model")).get("vocab"), document.get("added_tokens")
     # Unigram: pairs of a piece and its score, the id is the place.
     for number, entry in enumerate(vocabulary if isinstance(vocabulary, list) else ()):
-        yield str(entry[0] if isinstance(entry, list) and entry else entry), number
-    yield from _numbered(vocabulary)
+        yield entry[0] if isinstance(entry, list) and entry else entry, number
+    yield from _object(vocabulary).items()
     for one in map(_object, added if isinstance(added, list) else ()):
-        if type(one.get("id")) is int:
-            yield str(one.get("content")), one["id"]
-
-
-def _numbered(document: Any) -> Iterator[tuple[str, int]]:
-    yield from ((name, id_) for name, id_ in _object(document).items() if type(id_) is int)
-
-
-def _tokenizer_config(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    for number, entry in _object(document.get("added_tokens_decoder")).items():
-        if _TOKEN.fullmatch(number) and len(number) < 10:
-            yield str(entry.get("content") if isinstance(entry, Mapping) else entry), int(number)
-
-
-def _special(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    for config in (document, _object(document.get("text_config"))):
-        for key in _SPECIAL:
-            yield from ((key, id_) for id_ in _listed(config.get(key)) if type(id_) is int)
-
-
-_READERS = {
-    "tokenizer.json": _tokenizer,
-    "vocab.json": _numbered,
-    "added_tokens.json": _numbered,
-    "tokenizer_config.json": _tokenizer_config,
-    "config.json": _special,
-    "generation_config.json": _special,
-}
+        yield one.get("content"), one.get("id")
