@@ -7,8 +7,8 @@ byte for byte. Of what others made, codes that are not the nearest ones are coun
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 
@@ -73,9 +73,7 @@ class Decoder:
         return max(1, values // columns(module.shape) // together) * together
 
     def rows(self, module: BundleModule, first: int, count: int) -> Array:
-        """float32 [count, last axis]: logical rows of a module, as its readers see them.
-
-        Columns that were scaled before they were coded have their own size again.
+        """float32 [count, last axis]: logical rows of a module, scaled columns scaled back.
 
         Raises: PolicyError if a file cannot be read any more.
         """
@@ -103,11 +101,9 @@ class Decoder:
         # What fills up the last of the groups that run over all rows is none of them.
         values: Array = decoded.reshape(-1, width)[:count]
         scale = self.column_scale(module)
-        if scale is None:
-            return values
         # A damaged scale gives values that are not finite, which is found.
         with np.errstate(divide="ignore", invalid="ignore"):
-            return values / scale
+            return values if scale is None else values / scale
 
     def wrong_constants(self, module: BundleModule) -> Iterator[str]:
         """The parts of a module that do not hold what its treatment says."""
@@ -153,8 +149,8 @@ class Decoder:
 class Tally:
     """The comparison of some rows: their sums, and which values are not what they must be.
 
-    wrong: how many; at: row and column of the first one; source: its place there, in words.
-    rows: those compared; sound: those of them without a wrong value.
+    wrong: how many; at: row and column of the first in its whole module; source: its place there,
+    in words. rows: those compared; sound: those of them without a wrong value.
     """
 
     sums: Sums = field(default_factory=Sums)
@@ -171,16 +167,6 @@ class Tally:
         rows, sound = self.rows + other.rows, self.sound + other.sound
         return Tally(sums, wrong, first.at, rows, sound, first.source)
 
-    @classmethod
-    def of(cls, sums: Sums, wrong: Array, first: int) -> Tally:
-        """The tally of a block. wrong: bool [rows, columns]; first: the number of its row 0."""
-        rows = wrong.any(axis=1)
-        count, place = int(wrong.sum()), None
-        if count:
-            row = int(rows.argmax())
-            place = first + row, int(wrong[row].argmax())
-        return cls(sums, count, place, len(wrong), len(wrong) - int(rows.sum()))
-
 
 class RowsCheck:
     """A source and a bundle, opened for reading. Threads may share it.
@@ -191,27 +177,30 @@ class RowsCheck:
     def __init__(self, bundle: Bundle, source: Inventory, model: Model) -> None:
         self._bundle, self._format = bundle, bundle.format
         self._family = model.architecture.family
-        self.decoder = Decoder(bundle)
-        self._reader = source_reader(source, model)
-        self._repeats = cache(self._repeated)
+        self.decoder, self._reader = Decoder(bundle), source_reader(source, model)
 
     def way(self, module: BundleModule) -> str:
-        """How the module is judged."""
-        if not isinstance(module.treatment, Coded):
+        """How the module is judged: again if codes follow from the source and this program."""
+        record, treatment = self._bundle.record, module.treatment
+        if not isinstance(treatment, Coded):
             return EQUAL
-        scaled = module.name in self._bundle.scales
-        return AGAIN if self._repeats(module.treatment.method) and not scaled else NEAREST
+        # A module that the record leaves out has no method: how it was coded is not known.
+        if record is None or not treatment.method or module.name in self._bundle.scales:
+            return NEAREST
+        known, spec = self._format.methods.get(treatment.method), self._format.spec
+        # Records of version 1 do not say which encoders made the codes.
+        is_first = record.codec_version is None and record.policyc == version()
+        alike = is_first or record.codec_version == spec.codec_version
+        by_statistics = known and (known.needs or known.uses in record.statistics)
+        return AGAIN if alike and not by_statistics else NEAREST
 
     def tally(self, piece: Piece) -> Tally:
         """The comparison of all rows of a piece."""
-        step, total = self.decoder.block_rows(piece.module), Tally()
+        step = self.decoder.block_rows(piece.module)
+        blocks = (piece.cut(start, step) for start in range(0, piece.n_rows, step))
         # What is not finite is counted; numpy's warnings about it would say nothing more.
         with np.errstate(all="ignore"):
-            for start in range(0, piece.n_rows, step):
-                total += self._tally(piece.cut(start, step))
-        if total.at is None:
-            return total
-        return replace(total, at=piece.place(total.at), source=piece.source_place(total.at))
+            return sum(map(self._tally, blocks), Tally())
 
     def _tally(self, piece: Piece) -> Tally:
         if piece.view is None:
@@ -222,21 +211,13 @@ class RowsCheck:
             wanted = self._values(piece, piece.view, Cast("F32"))
             ways = {EQUAL: self._equal, AGAIN: self._again, NEAREST: self._nearest}
             found, wrong = ways[self.way(piece.module)](piece, piece.view, wanted)
-        return Tally.of(distance(wanted, found), wrong, piece.at)
-
-    def _repeated(self, method: str) -> bool:
-        """Whether the codes of this method follow from the source, and from this program."""
-        record = self._bundle.record
-        # A module that the record leaves out has no method: how it was coded is not known.
-        if not method or record is None:
-            return False
-        # Records of version 1 do not say which encoders made the codes.
-        if record.codec_version is None and record.policyc != version():
-            return False
-        if record.codec_version not in (None, self._format.spec.codec_version):
-            return False
-        known = self._format.methods.get(method)
-        return known is None or not (known.needs or known.uses in record.statistics)
+        sums, unsound = distance(wanted, found), wrong.any(axis=1)
+        sound = len(wrong) - int(unsound.sum())
+        if sound == len(wrong):
+            return Tally(sums, rows=sound, sound=sound)
+        row = int(unsound.argmax())
+        at, source = piece.places(row, int(wrong[row].argmax()))
+        return Tally(sums, int(wrong.sum()), at, len(wrong), sound, source)
 
     def _values(self, piece: Piece, view: View, how: Cast) -> Array:
         return self._reader.rows(view, piece.first, piece.n_rows, how)

@@ -27,8 +27,7 @@ _PIECE_VALUES = 8 * 2**20
 def match(bundle: Bundle, model: Model) -> dict[str, tuple[ModelTensor, ...]]:
     """The stack of every module that the bundle's format makes of a source, experts in order.
 
-    Modules that the bundle lacks are named as its format names them. Whether a module that it
-    has holds nothing but its stack, `fits` says.
+    Also of those that the bundle lacks. Whether one holds nothing but its stack, `fits` says.
     """
     spec, names = bundle.format.spec, {module.name for module in bundle.modules}
     layouts = [layout.path for layout in spec.layouts.values() if layout]
@@ -41,19 +40,16 @@ def match(bundle: Bundle, model: Model) -> dict[str, tuple[ModelTensor, ...]]:
         stack.sort(key=lambda tensor: tensor.expert or 0)
         # In the bundle each expert may be a module.
         whole = stack[0].expert is None or path in names
-        apart = [] if whole else [at for at in layouts if at(path, 0) in names]
+        apart = None if whole else next((at for at in layouts if at(path, 0) in names), None)
         if apart:
-            found |= {apart[0](path, one.expert or 0): (one,) for one in stack}
+            found |= {apart(path, one.expert or 0): (one,) for one in stack}
         else:
             found[path] = tuple(stack)
     return found
 
 
 def other_experts(bundle: Bundle, model: Model, pruning: Pruning | None) -> str | None:
-    """Why the bundle's experts cannot be those of the source; None if they may be.
-
-    pruning: as the bundle's record says.
-    """
+    """Why the bundle's experts cannot be the source's, else None. pruning: as its record says."""
     count, layers = model.n_experts, expert_layers(model)
     if pruning is not None:
         same = pruning.before == count and tuple(sorted(pruning.kept)) == layers
@@ -70,10 +66,8 @@ def other_experts(bundle: Bundle, model: Model, pruning: Pruning | None) -> str 
     others = [count for count in written if count not in known]
     if not others:
         return None
-    return (
-        f"it has {others[0]!r:.60} experts a layer and {model.id} has {count}; "
-        f"only a record says which of them it keeps, and it has none"
-    )
+    held = f"it has {others[0]!r:.60} experts a layer and {model.id} has {count}"
+    return f"{held}; only a record says which of them it keeps, and it has none"
 
 
 def with_added(bundle: Bundle, model: Model) -> Bundle:
@@ -86,23 +80,21 @@ def with_added(bundle: Bundle, model: Model) -> Bundle:
     added = padding.added(count) if padding else 0
     if bundle.record is not None or not added:
         return bundle
-    by_expert = [one for one in model.tensors if one.expert is not None or one.role in BY_EXPERT]
-    padded = {spec.module_path(tensor, model) for tensor in by_expert}
-    alone = {
-        layout.path(spec.module_path(tensor, model), number)
-        for tensor in by_expert
-        # Once for each stack.
-        for layout in filter(None, spec.layouts.values() if tensor.expert == 0 else ())
-        for number in range(count, count + added)
-    }
-
-    def marked(module: BundleModule) -> BundleModule:
-        if module.name in alone:
-            return module._replace(added=module.shape[0])
+    padded, alone = set(), set()
+    for tensor in model.tensors:
+        if tensor.expert is not None or tensor.role in BY_EXPERT:
+            padded.add(path := spec.module_path(tensor, model))
+            # Once for each stack.
+            layouts = filter(None, spec.layouts.values() if tensor.expert == 0 else ())
+            numbers = range(count, count + added)
+            alone |= {layout.path(path, number) for layout in layouts for number in numbers}
+    modules = []
+    for module in bundle.modules:
         is_padded = module.name in padded and module.shape[0] == count + added
-        return module._replace(added=added) if is_padded else module
-
-    return replace(bundle, modules=tuple(map(marked, bundle.modules)))
+        of_stack = added if is_padded else module.added
+        own = module.shape[0] if module.name in alone else of_stack
+        modules.append(module._replace(added=own))
+    return replace(bundle, modules=tuple(modules))
 
 
 def fits(module: BundleModule, stack: tuple[ModelTensor, ...]) -> bool:
@@ -120,9 +112,8 @@ def fits(module: BundleModule, stack: tuple[ModelTensor, ...]) -> bool:
 class Piece(NamedTuple):
     """Rows of a module that are compared together, from the row `at`.
 
-    whole: the module as the bundle has it; module: the same, as its rows are compared: in
-    stretches of values where they are too long. view: of the source, from its row `first`;
-    None of experts that no source has. matrix: of `whole`.
+    whole: as the bundle has it; module: in stretches of values if its rows are too long. view: of
+    the source, from its row `first`; None of experts that no source has. matrix: of `whole`.
     """
 
     whole: BundleModule
@@ -145,27 +136,20 @@ class Piece(NamedTuple):
         n_rows = min(count, self.n_rows - start)
         return self._replace(first=self.first + start, at=self.at + start, n_rows=n_rows)
 
-    def place(self, at: tuple[int, int]) -> tuple[int, int]:
-        """Row and column, in the whole module, of the value at a row and column of `module`."""
-        row, column = at
-        return divmod(row * columns(self.module.shape) + column, columns(self.whole.shape))
-
-    def source_place(self, at: tuple[int, int]) -> str:
-        """Where in the source the value at a row and column of `module` is: `name[3, 17]`."""
-        row, column = at[0] - self.at + self.first, at[1]
+    def places(self, row: int, column: int) -> tuple[tuple[int, int], str]:
+        """Row and column of its value in the whole module; in the source, `name[3, 17]`."""
+        value = (self.at + row) * columns(self.module.shape) + column
+        at, view = divmod(value, columns(self.whole.shape)), self.view
         # A row of the module is longer where experts were added.
-        if self.view is None or column >= self.view.width:
-            return ""
-        return f"{self.view.tensor.name}{list(self.view.place(row, column))}"
+        if view is None or column >= view.width:
+            return at, ""
+        return at, f"{view.tensor.name}{list(view.place(self.first + row, column))}"
 
 
 def pieces_of(
     whole: BundleModule, stack: tuple[ModelTensor, ...], block_rows: Callable[[BundleModule], int]
 ) -> Iterator[Piece]:
-    """All rows of a module that fits its stack.
-
-    block_rows(module): how many of them are decoded together.
-    """
+    """All rows of a module that fits its stack. block_rows(module): those decoded together."""
     module, tensors = _in_stretches(whole, stack)
     width, step = columns(module.shape), block_rows(module)
     height = max(1, prod(whole.shape[-2:-1]) * columns(whole.shape) // width)
@@ -176,26 +160,20 @@ def pieces_of(
         added = total // module.shape[0] * module.added
         runs.append((None, total - added, added))
     for view, at, rows in runs:
-        firsts = (
-            first
-            for start in range(0, rows, height)
-            for first in range(start, min(rows, start + height), several)
-        )
-        for first in firsts:
-            n_rows = min(several, rows - first, height - first % height)
+        matrices = (range(start, min(rows, start + height)) for start in range(0, rows, height))
+        for first, stop in ((first, some.stop) for some in matrices for first in some[::several]):
+            n_rows = min(several, stop - first)
             yield Piece(whole, module, view, (at + first) // height, first, n_rows, at + first)
 
 
 def tensors_in_stretches(*tensors: ModelTensor) -> tuple[ModelTensor, ...]:
-    """Tensors of a source as their rows are read side by side.
-
-    In stretches of values where all rows are long ones; scales belong to blocks of a row.
-    """
-    if any(tensor.scale is not None or columns(tensor.shape) <= LONGEST_ROW for tensor in tensors):
+    """Tensors whose rows are read side by side: in stretches of values if all are long ones."""
+    # Scales belong to blocks of a row.
+    if any(one.scale is not None or columns(one.shape) <= LONGEST_ROW for one in tensors):
         return tensors
     return tuple(
-        replace(tensor, shape=(prod(tensor.shape), 1), operations=(*tensor.operations, Values()))
-        for tensor in tensors
+        replace(one, shape=(prod(one.shape), 1), operations=(*one.operations, Values()))
+        for one in tensors
     )
 
 

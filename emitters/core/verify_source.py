@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from math import prod
-from types import MappingProxyType
 
 from emitters.core.bundle_reading import Bundle
 from emitters.core.decoding import AGAIN, EQUAL, NEAREST, RowsCheck, Tally
@@ -35,28 +34,23 @@ _SHOWN = 3
 WHOLE = "as a whole"
 # Bits -> largest relative error and smallest cosine of a matrix that a solver coded: half again
 # as much as GPTQ was seen to lose of heavy-tailed weights with correlated inputs.
-SOLVED: Mapping[int, tuple[float, float]] = MappingProxyType(
-    {
-        8: (0.1, 0.99),
-        6: (0.25, 0.97),
-        5: (0.4, 0.92),
-        4: (0.7, 0.8),
-        3: (1.2, 0.5),
-        2: (2.0, 0.25),
-        1: (2.0, 0.2),
-    }
-)
+SOLVED: Mapping[int, tuple[float, float]] = {
+    8: (0.1, 0.99),
+    6: (0.25, 0.97),
+    5: (0.4, 0.92),
+    4: (0.7, 0.8),
+    3: (1.2, 0.5),
+    2: (2.0, 0.25),
+    1: (2.0, 0.2),
+}
 # Nothing is coded so badly; values of another matrix come to less in all but tiny ones.
 LEAST_COSINE = 0.1
-_EXACT: Mapping[str, str] = MappingProxyType({EQUAL: "values-differ", AGAIN: "codes-differ"})
+_EXACT: Mapping[str, str] = {EQUAL: "values-differ", AGAIN: "codes-differ"}
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleError:
-    """The error of one module against its source.
-
-    judged_by: what decided about its values; wrong: how many are not what they must be.
-    """
+    """The error of one module against its source. wrong: values that are not what they must be."""
 
     module: str
     role: str
@@ -68,10 +62,7 @@ class ModuleError:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A matrix of a module, or a plain tensor, after its comparison.
-
-    way: how it is judged. is_added: whether it is an expert's that the source does not have.
-    """
+    """A compared matrix or plain tensor. way: how it is judged; is_added: of an added expert."""
 
     name: str
     module: BundleModule
@@ -91,8 +82,8 @@ def compare(
 ) -> tuple[tuple[ModuleError, ...], tuple[Diagnostic, ...]]:
     """The error of every module, and all that is wrong with values or cannot be compared.
 
-    Relative error and cosine are against the source's exact values: FP8 codes times scales in
-    float32. Raises: PolicyError if the source has no readable weights, or names without roles.
+    Errors are against the source's exact values: FP8 codes times scales in float32.
+    Raises: PolicyError if the source has no readable weights, or names without roles.
     """
     record, model, findings = bundle.record, classify(source), []
     pruning = record.pruning if record else None
@@ -115,7 +106,7 @@ def compare(
         for module in (*comparable, *padding)
         for piece in pieces_of(module, stacks.get(module.name, ()), check.decoder.block_rows)
     )
-    compared, found = [], defaultdict(list)
+    compared = []
     # Rows of experts that were added are judged apart from those that have a source.
     tallies = groupby(_tallies(pieces, check, jobs), lambda one: (one[0].name, one[0].view is None))
     for (name, is_added), parts in tallies:
@@ -123,10 +114,9 @@ def compare(
         module, tally = compared_pieces[0].whole, sum(of_pieces, Tally())
         compared.append(Compared(name, module, check.way(module), tally, is_added))
     compared, wrong = _judged(compared)
-    for one in compared:
-        found[one.module.name].append(one)
-    each = (_error(module, found[module.name], stacks) for module in comparable)
-    return tuple(each), (*findings, *wrong)
+    each = (list(alike) for _, alike in groupby(compared, lambda one: one.module.name))
+    errors = [_error(alike, stacks) for alike in each if alike[0].module.name in stacks]
+    return tuple(errors), (*findings, *wrong)
 
 
 def _tallies(pieces: Iterator[Piece], check: RowsCheck, jobs: int) -> Iterator[tuple[Piece, Tally]]:
@@ -140,8 +130,9 @@ def _tallies(pieces: Iterator[Piece], check: RowsCheck, jobs: int) -> Iterator[t
             running.extend(islice(begun, 1))
 
 
-def _error(module: BundleModule, compared: Sequence[Compared], stacks: _Stacks) -> ModuleError:
+def _error(compared: Sequence[Compared], stacks: _Stacks) -> ModuleError:
     """The error of a module, all its matrices added up."""
+    module = compared[0].module
     dtype = next(iter(module.tensors.values())).dtype
     return ModuleError(
         module=module.name,
@@ -162,8 +153,7 @@ def _matched(bundle: Bundle, stacks: _Stacks) -> tuple[list[BundleModule], list[
     sources = (tensor.source.name for stack in lacking for tensor in stack)
     lost = dict.fromkeys(name for name in sources if name not in dropped)
     if lost:
-        tensors = counted(len(lost), "tensor")
-        shown = first_few(lost, _SHOWN)
+        tensors, shown = counted(len(lost), "tensor"), first_few(lost, _SHOWN)
         findings.append(diagnostic("source-tensors-missing", tensors=tensors, names=shown))
     # Scales of columns have no source, nor has an expert that was added.
     scales = {module.name for module in bundle.scales.values()}
@@ -172,19 +162,19 @@ def _matched(bundle: Bundle, stacks: _Stacks) -> tuple[list[BundleModule], list[
     other = "the shapes of {} are not those of the source's tensors"
     odd: dict[str, list[str]] = {unknown: [], other: [], unread: []}
     for module in bundle.modules:
-        stack = stacks.get(module.name)
-        dtypes = () if isinstance(module.treatment, Coded) else module.parts.values()
-        foreign = [dtype for dtype, _ in dtypes if dtype not in VALUE_TYPES]
-        if stack and fits(module, stack) and not foreign:
-            comparable.append(module)
-        elif module.name in scales or _only_added(module):
-            continue
-        elif not stack:
-            odd[unknown].append(module.name)
+        stack, held = stacks.get(module.name), module.tensors.values()
+        foreign = [tensor.dtype for tensor in held if tensor.dtype not in VALUE_TYPES]
+        kind, shown = "", module.name
+        if not stack:
+            kind = unknown
         elif not fits(module, stack):
-            odd[other].append(f"{module.name} {list(module.shape)}")
+            kind, shown = other, f"{shown} {list(module.shape)}"
+        elif foreign and not isinstance(module.treatment, Coded):
+            kind, shown = unread, f"{shown} ({foreign[0]})"
         else:
-            odd[unread].append(f"{module.name} ({foreign[0]})")
+            comparable.append(module)
+        if kind and module.name not in scales and not _only_added(module):
+            odd[kind].append(shown)
     reasons = [reason.format(first_few(shown, _SHOWN)) for reason, shown in odd.items() if shown]
     if reasons:
         findings.append(diagnostic("not-comparable", reason="; ".join(reasons)))
@@ -203,16 +193,14 @@ def _judged(compared: Sequence[Compared]) -> tuple[list[Compared], list[Diagnost
         compared = [replace(one, way=WHOLE) if one.way == NEAREST else one for one in compared]
     kinds: dict[str, list[Compared]] = defaultdict(list)
     for one in compared:
-        code = _defect(one)
-        if code is not None:
+        if code := _defect(one):
             kinds[code].append(one)
     findings = []
     for code, found in kinds.items():
-        shown = [_example(code, one) for one in found[:_SHOWN]]
-        more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+        notes = [_example(code, one) for one in found[:_SHOWN]]
+        notes += [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
         values = counted(sum(one.tally.wrong for one in found), "value")
         modules = counted(len(found), "tensor or matrix", "tensors or matrices")
-        notes = [*shown, *more]
         findings.append(diagnostic(code, notes=notes, values=values, modules=modules))
     bad = [one for one in compared if one.tally.sums.not_finite]
     if bad:
