@@ -1,9 +1,8 @@
 """Whether a bundle's values are those of its source, and how far they are from it.
 
-Block by block, in bounded memory, by as many threads as there are cores. Of what rounding to
-nearest made, every value has a bound. A bundle without a record does not say what chose its
-codes: if the codes of most of its rows are all nearest ones, rounding did. Else a solver may
-have, and each matrix as a whole must be near its source.
+Of what rounding to nearest made, every value has a bound. A bundle without a record does not say
+what chose its codes: if the codes of most of its rows are all nearest ones, rounding did. Else a
+solver may have, and each matrix as a whole must be near its source.
 """
 
 from collections import defaultdict, deque
@@ -114,8 +113,8 @@ def compare(
         module, tally = compared_pieces[0].whole, sum(of_pieces, Tally())
         compared.append(Compared(name, module, check.way(module), tally, is_added))
     compared, wrong = _judged(compared)
-    each = (list(alike) for _, alike in groupby(compared, lambda one: one.module.name))
-    errors = [_error(alike, stacks) for alike in each if alike[0].module.name in stacks]
+    names, each = {one.name for one in comparable}, groupby(compared, lambda one: one.module.name)
+    errors = [_error([*alike], stacks[name][0].role) for name, alike in each if name in names]
     return tuple(errors), (*findings, *wrong)
 
 
@@ -130,18 +129,11 @@ def _tallies(pieces: Iterator[Piece], check: RowsCheck, jobs: int) -> Iterator[t
             running.extend(islice(begun, 1))
 
 
-def _error(compared: Sequence[Compared], stacks: _Stacks) -> ModuleError:
+def _error(compared: Sequence[Compared], role: str) -> ModuleError:
     """The error of a module, all its matrices added up."""
-    module = compared[0].module
-    dtype = next(iter(module.tensors.values())).dtype
-    return ModuleError(
-        module=module.name,
-        role=stacks[module.name][0].role,
-        treatment=stored_as(module.treatment, dtype),
-        sums=sum((one.tally.sums for one in compared), Sums()),
-        judged_by=compared[0].way,
-        wrong=sum(one.tally.wrong for one in compared),
-    )
+    module, tally = compared[0].module, sum((one.tally for one in compared), Tally())
+    treatment = stored_as(module.treatment, next(iter(module.tensors.values())).dtype)
+    return ModuleError(module.name, role, treatment, tally.sums, compared[0].way, tally.wrong)
 
 
 def _matched(bundle: Bundle, stacks: _Stacks) -> tuple[list[BundleModule], list[Diagnostic]]:
@@ -187,9 +179,9 @@ def _only_added(module: BundleModule) -> bool:
 
 def _judged(compared: Sequence[Compared]) -> tuple[list[Compared], list[Diagnostic]]:
     """The same with how each is judged in the end, and a finding for each kind of defect."""
-    rows = [(one.tally.rows, one.tally.sound) for one in compared if one.way == NEAREST]
+    rounded = sum((one.tally for one in compared if one.way == NEAREST), Tally())
     # A solver chose codes if not even half of the rows have only nearest ones.
-    if 2 * sum(sound for _, sound in rows) < sum(count for count, _ in rows):
+    if 2 * rounded.sound < rounded.rows:
         compared = [replace(one, way=WHOLE) if one.way == NEAREST else one for one in compared]
     kinds: dict[str, list[Compared]] = defaultdict(list)
     for one in compared:
@@ -232,21 +224,19 @@ def _defect(one: Compared) -> str | None:
 
 def _example(code: str, one: Compared) -> str:
     """What is wrong with a matrix: its figures, or the first wrong value and how many it has."""
-    sums = one.tally.sums
+    tally, sums = one.tally, one.tally.sums
     if code in ("nothing-left", "unlike-source"):
         known = sums.relative, sums.cosine
-        figures = ["-" if figure is None else f"{figure:.4f}" for figure in known]
-        text = f"{one.name}: relative error {figures[0]}, cosine {figures[1]}"
+        relative, cosine = ("-" if figure is None else f"{figure:.4f}" for figure in known)
+        text = f"{one.name}: relative error {relative}, cosine {cosine}"
         if one.way != WHOLE or sums.nothing_left:
             return text
-        largest, least = one.bounds
-        treatment = describe(one.module.treatment)
-        return f"{text}; {treatment} has at most {largest}, and at least {least}"
-    row, column = one.tally.at or (0, 0)
+        bounds = "at most {}, and at least {}".format(*one.bounds)
+        return f"{text}; {describe(one.module.treatment)} has {bounds}"
+    row, column = tally.at or (0, 0)
     # The name has the number of the matrix; rows are counted through all of the module.
     row %= max(1, prod(one.module.shape[-2:-1]))
-    values = counted(one.tally.wrong, "value")
-    source = f", of {one.tally.source}" if one.tally.source else ""
-    text = f"{one.name}: {values}, the first at row {row}, column {column}{source}"
-    added = "; this expert was added and must decode to zeros"
-    return text + (added if code == "added-not-zero" else "")
+    source = f", of {tally.source}" if tally.source else ""
+    added = "; this expert was added and must decode to zeros" if code == "added-not-zero" else ""
+    values = counted(tally.wrong, "value")
+    return f"{one.name}: {values}, the first at row {row}, column {column}{source}{added}"
