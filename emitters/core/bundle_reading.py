@@ -3,9 +3,11 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 from emitters import FORMATS
 from emitters.checkpoints import forms_of
@@ -32,9 +34,8 @@ _LAYER_NUMBER = re.compile(r"\blayers\.([0-9]{1,7})\.")
 class Bundle:
     """A bundle as it is on disk. record is None if policyc did not build it.
 
-    metadata: the files that describe it to readers, by name, those that formats have.
-    claims: what the metadata tell readers about quantized modules. modules: in the order of
-    their names. findings: modules that are not what metadata or record say.
+    metadata: the files that describe it to readers, by name. claims: what they say of quantized
+    modules. modules: by name. findings: modules that are not what metadata or record say.
     """
 
     folder: Path
@@ -205,15 +206,10 @@ def _unread(path: Path, claims: Mapping[str, Claim]) -> list[Diagnostic]:
     reasons = {name: one.reason for name, one in treatments if isinstance(one, Unread)}
     if not reasons:
         return []
-    found = diagnostic(
-        _UNREAD,
-        path=str(path),
-        reason=next(iter(reasons.values())),
-        modules=counted(len(reasons), "module"),
-        suggestion="a rule before it decides without it",
-        notes=[f"not known: {first_few(sorted(reasons))}"],
-    )
-    return [found]
+    cure, named = "a rule before it decides without it", first_few(sorted(reasons))
+    reason, modules = next(iter(reasons.values())), counted(len(reasons), "module")
+    facts: dict[str, Any] = {"path": str(path), "reason": reason, "modules": modules}
+    return [diagnostic(_UNREAD, suggestion=cure, notes=[f"not known: {named}"], **facts)]
 
 
 def _misfit(module: BundleModule, spec: FormatSpec) -> str | None:
@@ -236,30 +232,23 @@ def _misfit(module: BundleModule, spec: FormatSpec) -> str | None:
     # First: without all parts there may be no shape.
     if found.keys() != names:
         return f"it has {', '.join(sorted(found))}; it should have {', '.join(sorted(names))}"
-    wanted = parts_text(expected or {})
+    wanted = parts_text(expected)
     return f"it has {parts_text(found)}; it should have {wanted}" if expected else _BROKEN
 
 
 def expected_parts(
     module: BundleModule, treatment: Stored, spec: FormatSpec
-) -> dict[str, TensorForm] | None:
-    """What a module's tensors would be under a treatment; None if its shape allows none."""
-    try:
+) -> dict[str, TensorForm]:
+    """What a module's tensors would be under a treatment; empty if its shape allows none."""
+    with suppress(ValueError):
         return _parts(spec.part_shapes, treatment, module.shape, module.dtype)
-    except ValueError:
-        return None
+    return {}
 
 
 @lru_cache(4096)
-def _parts(
-    part_shapes: Callable[[Stored, tuple[int, ...], str], Sequence[PartShape]],
-    treatment: Stored,
-    shape: tuple[int, ...],
-    dtype: str,
-) -> dict[str, TensorForm]:
-    # Thousands of modules have the same form.
-    parts = part_shapes(treatment, shape, dtype)
-    return {part.part: (part.dtype, part.shape) for part in parts}
+def _parts(part_shapes: Callable[..., Sequence[PartShape]], *form: Any) -> dict[str, TensorForm]:
+    # Thousands of modules have the same form: treatment, shape, dtype.
+    return {part.part: (part.dtype, part.shape) for part in part_shapes(*form)}
 
 
 def parts_text(parts: Mapping[str, TensorForm]) -> str:
@@ -278,9 +267,8 @@ def bundle_outline(folder: Path, *, links: bool = True, with_unread: bool = Fals
     """The outline of a bundle, from its record, or from headers and metadata alone.
 
     links: whether its weights may be links out of its folder. with_unread: also if it is not
-    known how some modules are stored.
-    Raises: PolicyError if the folder is not a bundle, its metadata and tensors disagree, or it
-    is not known what they say.
+    known how some modules are stored. Raises: PolicyError if the folder is not a bundle, or its
+    metadata and tensors disagree.
     """
     bundle = open_bundle(folder, links=links)
     unread = tuple(found for found in bundle.findings if found.code == _UNREAD)
@@ -316,14 +304,8 @@ def _outline_module(module: BundleModule, scales: Set[str]) -> OutlineModule:
     if not module.role and (found := _LAYER_NUMBER.search(module.name)):
         layer = int(found[1])
     is_plain = isinstance(module.treatment, Plain)
-    return OutlineModule(
-        name=module.name,
-        role=module.role,
-        layer=layer,
-        treatment=f"{module.written} ({stored})" if is_plain else stored,
-        stored=stored,
-        rule="",
-        tensors=len(module.tensors),
-        parameters=0 if module.name in scales else module.parameters,
-        nbytes=module.nbytes,
-    )
+    treatment = f"{module.written} ({stored})" if is_plain else stored
+    about = module.name, module.role, layer, treatment, stored, ""
+    parameters = 0 if module.name in scales else module.parameters
+    nbytes = sum(tensor.nbytes for tensor in module.tensors.values())
+    return OutlineModule(*about, len(module.tensors), parameters, nbytes)

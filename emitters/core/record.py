@@ -24,17 +24,14 @@ from policy_dsl.treatments import Action, Coded, Plain, Stored, Unread
 
 # Three times that of the largest model, with a module for every expert.
 LARGEST_RECORD = 128 * 2**20
-# Version of a record -> the type of its document.
-DOCUMENTS: Mapping[int, Any] = {1: RecordDocumentV1, 2: RecordDocument}
 _LONGEST = 200
 
 
 class BundleModule(NamedTuple):
     """One module of a bundle. role is empty and layer None where no record names them.
 
-    shape: logical, of the values that the tensors hold; dtype: of these values. tensors: by
-    part, as they are on disk. added: how many of the first axis, at its end, no source has.
-    written: the action of the rule, such as `keep`.
+    shape, dtype: of the values, logical. tensors: by part, as they are on disk. added: how many of
+    the first axis, at its end, no source has. written: the action of the rule, such as `keep`.
     """
 
     name: str
@@ -55,25 +52,17 @@ class BundleModule(NamedTuple):
     @property
     def parameters(self) -> int:
         """Values of the model in the module; 0 if that is not known."""
-        if isinstance(self.treatment, Unread):
-            return 0
-        values = prod(self.shape)
+        values = 0 if isinstance(self.treatment, Unread) else prod(self.shape)
         return values - values // self.shape[0] * self.added if self.added else values
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all its tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 @dataclass(frozen=True)
 class Record:
     """What a record says. modules: as it describes them, without their tensors.
 
-    policy: its name. source: its name. statistics: names of those that decided values.
-    omitted: source tensor -> the one that has its values, or an empty text. files: name ->
-    (bytes, SHA-256). owners: tensor -> its module. tensors: tensor -> SHA-256. codec_version:
-    None in records of version 1.
+    codec_version: None in records of version 1. policy, source: their names. statistics: names of
+    those that decided values. omitted: source tensor -> the one that has its values, or an empty
+    text. files: name -> (bytes, SHA-256). owners: tensor -> module. tensors: tensor -> SHA-256.
     """
 
     policyc: str
@@ -99,8 +88,7 @@ _Modules = tuple[Mapping[str, BundleModule], Mapping[str, str], Mapping[str, str
 def read_record(folder: Path) -> Record | None:
     """The bundle's provenance record, None if there is none.
 
-    Raises: PolicyError (bad-record) if it is not what the published schema says, or its own
-    digest does not fit.
+    Raises: PolicyError (bad-record) unless it fits the published schema and its own digest.
     """
     path = folder / RECORD
     # Also a link that leads nowhere: somebody meant a record to be there.
@@ -116,20 +104,18 @@ def read_record(folder: Path) -> Record | None:
 
 def _checked(document: Any) -> Record:
     """The record that JSON values are. Raises: ValueError at the first that it cannot have."""
-    is_object = isinstance(document, dict)
-    version = document.get("schema_version") if is_object else None
+    fields = document if isinstance(document, dict) else {}
+    version = fields.get("schema_version")
     # A later version may well be right, only not for this program.
-    if isinstance(version, int) and version not in DOCUMENTS:
-        known = " and ".join(map(str, DOCUMENTS))
-        raise ValueError(f"its schema_version is {version}; this policyc reads {known}")
+    if isinstance(version, int) and version not in (1, 2):
+        raise ValueError(f"its schema_version is {version}; this policyc reads 1 and 2")
     # Before its fields, whose findings would repeat such text.
     try:
-        digest = record_digest(document) if is_object else ""
+        digest = record_digest(fields)
     except UnicodeEncodeError:
         raise ValueError("it has text that is not Unicode: half of a surrogate pair") from None
     is_first = type(version) is int and version == 1
-    defect = first_defect(document, DOCUMENTS[1 if is_first else 2])
-    if defect is not None:
+    if defect := first_defect(document, RecordDocumentV1 if is_first else RecordDocument):
         raise ValueError(defect[:_LONGEST])
     modules, owners, tensors = (_modules_v1 if is_first else _modules)(document)
     # The hashes in it are worth nothing if anyone can edit them.
@@ -190,8 +176,8 @@ def _modules(document: Mapping[str, Any]) -> _Modules:
             reason = f"there is no form {number} with {len(hashes)} parts"
             raise ValueError(f"modules.rows.{at}: {reason}")
         modules[name] = form._replace(name=name, layer=layer)
-        names = [f"{name}.{part}" if part else name for part in parts]
-        listed += zip(names, [name] * len(names), hashes, strict=True)
+        names = (f"{name}.{part}" if part else name for part in parts)
+        listed += [(tensor, name, sha256) for tensor, sha256 in zip(names, hashes, strict=True)]
     _refuse_repeated("modules.rows", [row[0] for row in rows])
     _refuse_repeated("modules.rows", [tensor for tensor, _, _ in listed])
     owners = {tensor: module for tensor, module, _ in listed}
@@ -221,12 +207,7 @@ def _module(entry: Mapping[str, Any]) -> BundleModule:
     said, dtype = entry["treatment"], entry["dtype"]
     stored: Stored = Plain(dtype)
     if said["action"] == "quantize":
-        stored = Coded(
-            scheme=said.get("scheme", ""),
-            bits=said.get("bits", 0),
-            group_size=said.get("group_size", 0),
-            symmetric=said.get("symmetric", False),
-            method=said.get("method", ""),
-        )
+        without = {"scheme": "", "bits": 0, "group_size": 0, "symmetric": False, "method": ""}
+        stored = Coded(**{key: said.get(key, empty) for key, empty in without.items()})
     module = BundleModule("", entry["role"], None, stored, tuple(entry["shape"]), dtype)
     return module._replace(added=entry.get("added", 0), written=said["action"])

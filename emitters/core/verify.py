@@ -261,7 +261,7 @@ def _differing(module: BundleModule, bundle: Bundle) -> tuple[str, str] | None:
         return None if is_explained else (f"the tensors say {parts_text(parts)}", "nothing")
     if isinstance(claim.treatment, Unread):
         return None
-    expected = expected_parts(module, claim.treatment, bundle.format.spec) or {}
+    expected = expected_parts(module, claim.treatment, bundle.format.spec)
     if parts != expected:
         written = f"{describe(claim.treatment)}: {parts_text(expected)}"
         return f"the tensors say {parts_text(parts)}", written
