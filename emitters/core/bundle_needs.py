@@ -29,9 +29,8 @@ _PLAIN = frozenset({"BF16", "F16", "F32"})
 def needs_findings(bundle: Bundle) -> tuple[list[Diagnostic], str]:
     """What a bundle lacks, or has though its config denies it, or has in another shape.
 
-    Also why its modules are not compared with its config, empty if they are: nothing is known
-    of families that have no table or that the format does not take. What the record says was
-    left out is a warning.
+    Also why its modules are not compared with its config, empty if they are. What the record says
+    was left out is a warning.
     """
     config, model = bundle.inventory.config, bundle.inventory.id
     model_type, found = config.get("model_type"), []
@@ -86,9 +85,11 @@ class _Search:
             # What the policy dropped is not missing, but readers may look for it.
             if dropped:
                 self.presence.seen.setdefault(need, {}).update(dict.fromkeys(dropped, ""))
-            wanted = tuple(layer for layer in dropped if self._is_looked_for(need, layer))
-            if wanted:
-                left_out[wanted].append(need.shown)
+            asked = [] if need.optional else [at for at in dropped if self.facts.holds(need, at)]
+            if need.slot == "lm_head":
+                asked = dropped if self.facts.value(TIED) is False else []
+            if asked:
+                left_out[tuple(asked)].append(need.shown)
         yield from self.wrong
         yield from self.presence.shape_findings()
         yield from self.presence.absences(layers)
@@ -99,11 +100,6 @@ class _Search:
             yield diagnostic("left-out-by-policy", model=self.model.id, what=what, where=where)
         yield from self._head_findings()
 
-    def _is_looked_for(self, need: Need, layer: int | None) -> bool:
-        if need.slot == "lm_head":
-            return self.facts.value(TIED) is False
-        return not need.optional and self.facts.holds(need, layer)
-
     def _layers(self, named: Mapping[Need, _Names], omitted: set[int | None]) -> list[int]:
         """The layers of the config that the bundle has, after a comparison of the two."""
         # What precedes the number of a layer in the names of the format's modules.
@@ -113,34 +109,26 @@ class _Search:
             if need.in_layers
             for name in names
         }
-        in_blocks = [
-            (module, key, numbers[0])
-            for key, alike in self.keyed.items()
-            if "#" in key and key.partition("#")[0] in blocks
-            for module, numbers in alike
-        ]
         # Counted before they are walked: a config may ask for any number of them.
-        count, model = self.model.n_layers, self.model.id
-        there = omitted.union(layer for _, _, layer in in_blocks)
+        count, model, there, beyond = self.model.n_layers, self.model.id, {*omitted}, []
+        for key, alike in self.keyed.items():
+            if "#" in key and key.partition("#")[0] in blocks:
+                there |= {numbers[0] for _, numbers in alike}
+                past = ((module, numbers[0]) for module, numbers in alike if numbers[0] >= count)
+                beyond += [one.name for one, layer in past if not self._is_mtp(one, key, layer)]
         missing = _ranges(layer for layer in range(count) if layer not in there)
         if missing:
             self._fail("missing-layers", model=model, missing=missing, n_layers=count)
-        beyond = [
-            module.name
-            for module, key, layer in in_blocks
-            if layer >= count and not self._is_mtp(module, key, layer)
-        ]
         if beyond:
-            tensors, names = counted(len(beyond), "tensor"), first_few(sorted(beyond))
-            self._fail("layer-beyond-config", tensors=tensors, n_layers=count, names=names)
+            tensors, shown = counted(len(beyond), "tensor"), first_few(sorted(beyond))
+            self._fail("layer-beyond-config", tensors=tensors, n_layers=count, names=shown)
         return [layer for layer in range(count) if layer in there]
 
     def _is_mtp(self, module: BundleModule, key: str, layer: int) -> bool:
         """Whether a module after the last layer belongs to a block that predicts tokens."""
-        table = self.facts.table
+        table, announced = self.facts.table, self.model.n_layers + self.facts.n_mtp_blocks
         if table.mtp_layers is None:
             return False
-        announced = self.model.n_layers + self.facts.n_mtp_blocks
         if layer < announced or module.role.startswith("mtp."):
             return True
         # Norms and routers stay where a policy drops the block's matrices.
@@ -152,8 +140,7 @@ class _Search:
         found: set[tuple[Need, int | None]] = set()
         for name in self.bundle.record.omitted if self.bundle.record else ():
             key, numbers = numbered_key(name)
-            rule = self.facts.table.names.get(key)
-            if rule is not None:
+            if rule := self.facts.table.names.get(key):
                 layer = None if rule.layer_at is None else numbers[rule.layer_at]
                 found |= {(need, layer) for need in rule.needs if need is not None}
         return found
@@ -169,17 +156,15 @@ class _Search:
                 continue
             path, by_expert = self._path(tensor), tensor.expert is not None
             if path in self.modules:
-                self._add(need, layer, self.modules[path], is_stack=by_expert)
+                self._add(need, layer, self.modules[path], stack=by_expert)
                 return True
             if by_expert and self._add_apart(need, layer, path):
                 return True
         return False
 
-    def _add(
-        self, need: Need, layer: int | None, module: BundleModule, *, is_stack: bool = False
-    ) -> None:
+    def _add(self, need: Need, layer: int | None, module: BundleModule, *, stack: bool) -> None:
         shape, added, count = module.shape, module.added, self.model.n_experts
-        if is_stack and shape:
+        if stack and shape:
             if shape[0] - added not in (count, count - added):
                 self.wrong += wrong_experts(need.slot, layer, range(shape[0]), count)
             shape = shape[1:]
@@ -203,7 +188,7 @@ class _Search:
             there = sorted(number for number in held if number <= count)
             within = [number for number in there if number < count]
             for number in within:
-                self._add(need, layer, held[number])
+                self._add(need, layer, held[number], stack=False)
             if within:
                 self.wrong += wrong_experts(need.slot, layer, there, count)
                 return True
@@ -211,8 +196,7 @@ class _Search:
 
     def _numbered_like(self, first: str, second: str) -> Mapping[int, BundleModule]:
         """The modules with names as these of expert 0 and 1, by the expert's number."""
-        key, numbers = numbered_key(first)
-        others = numbered_key(second)[1]
+        (key, numbers), (_, others) = numbered_key(first), numbered_key(second)
         at = next(at for at, (a, b) in enumerate(zip(numbers, others, strict=True)) if a != b)
         # A config may ask for any number of experts: looked up is what there is.
         if (key, at) not in self.by_expert:
@@ -229,27 +213,23 @@ class _Search:
         given, because = self.facts.given(TIED), ""
         if given is None:
             given, because = self._assumed_tie()
-        has_head = bool({"lm_head", "language_model.lm_head"} & self.modules.keys())
-        model, head = self.model.id, "lm_head"
+        has_head = not self.modules.keys().isdisjoint(("lm_head", "language_model.lm_head"))
+        about: dict[str, Any] = {"model": self.model.id, "what": "lm_head"}
         if given is True and has_head:
             reason = because or f"{TIED} is true"
-            yield diagnostic("config-disagrees", reason=reason, model=model, what=head, where="")
+            yield diagnostic("config-disagrees", reason=reason, where="", **about)
         need = self.facts.table.needs.get("lm_head")
         if given is False and not has_head and need not in self.presence.seen:
-            why = f"; {because}" if because else ""
-            yield diagnostic("missing-tensor", model=model, what=head, why=why)
+            yield diagnostic("missing-tensor", why=f"; {because}" if because else "", **about)
 
     def _assumed_tie(self) -> tuple[bool | None, str]:
         """What the first reader that assumes something of the head takes, and in words."""
-        config = self.model.config
-        for reader in self.bundle.format.spec.config_readers:
-            kind = reader_kind(reader, config.get("model_type"))
-            if kind is None:
-                continue
+        config, readers = self.model.config, self.bundle.format.spec.config_readers
+        kinds = (reader_kind(reader, config.get("model_type")) for reader in readers)
+        for kind in filter(None, kinds):
             if kind.only.get(TIED) == [False]:
                 return False, "its readers take no embedding as the head"
-            assumed = kind.top.assumes.get(TIED)
-            if assumed is not None:
+            if assumed := kind.top.assumes.get(TIED):
                 # Of a null, Python makes false.
                 tied = bool(assumed.defaults[0]) and TIED not in config
                 word = "null" if TIED in config else "absent"
@@ -262,24 +242,15 @@ def _tensor(need: Need, layer: int | None, key: str, rule: NameRule) -> ModelTen
     role, name = rule.roles[rule.needs.index(need)], key
     for at in range(key.count("#")):
         name = name.replace("#", str(layer if at == rule.layer_at else 0), 1)
-    return ModelTensor(
-        source=TensorInfo(name, "BF16", (), 0),
-        role=role.name,
-        component=role.component,
-        projection=role.projection,
-        layer=layer,
-        expert=None if rule.expert_at is None and rule.fusion is None else 0,
-        shape=(),
-        is_matrix=bool(role.is_matrix),
-    )
+    source, place = TensorInfo(name, "BF16", (), 0), (role.name, role.component, role.projection)
+    expert = None if rule.expert_at is None and rule.fusion is None else 0
+    return ModelTensor(source, *place, layer, expert, (), bool(role.is_matrix))
 
 
 def _ranges(numbers: Iterable[int]) -> str:
     """`0, 3-65535`: whole numbers in order, with those that follow each other as one."""
     runs: list[list[int]] = []
     for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
+        first = runs.pop()[0] if runs and runs[-1][1] == number - 1 else number
+        runs.append([first, number])
     return shown_first(first if first == last else f"{first}-{last}" for first, last in runs)
