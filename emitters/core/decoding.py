@@ -188,9 +188,9 @@ class RowsCheck:
         if record is None or not treatment.method or module.name in self._bundle.scales:
             return NEAREST
         known, spec = self._format.methods.get(treatment.method), self._format.spec
-        # Records of version 1 do not say which encoders made the codes.
-        is_first = record.codec_version is None and record.policyc == version()
-        alike = is_first or record.codec_version == spec.codec_version
+        # Records of version 1 do not say which encoders made the codes, only which policyc.
+        made_by = record.policyc if record.codec_version is None else record.codec_version
+        alike = made_by in (spec.codec_version, version())
         by_statistics = known and (known.needs or known.uses in record.statistics)
         return AGAIN if alike and not by_statistics else NEAREST
 

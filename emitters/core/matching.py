@@ -60,8 +60,7 @@ def other_experts(bundle: Bundle, model: Model, pruning: Pruning | None) -> str 
     if bundle.record is not None:
         return None
     written = [written_value(bundle.inventory.config, key) for key in model.architecture.experts]
-    padding = bundle.format.spec.padding.get(model.architecture.family)
-    known = (None, count, count + (padding.added(count) if padding else 0))
+    known = (None, count, count + _n_added(bundle, model))
     # Anything may be written there, also what no set can hold.
     others = [count for count in written if count not in known]
     if not others:
@@ -75,9 +74,7 @@ def with_added(bundle: Bundle, model: Model) -> Bundle:
 
     A record names them; of other bundles, the count of the model's own experts does.
     """
-    spec, count = bundle.format.spec, model.n_experts
-    padding = spec.padding.get(model.architecture.family)
-    added = padding.added(count) if padding else 0
+    spec, count, added = bundle.format.spec, model.n_experts, _n_added(bundle, model)
     if bundle.record is not None or not added:
         return bundle
     padded, alone = set(), set()
@@ -95,6 +92,11 @@ def with_added(bundle: Bundle, model: Model) -> Bundle:
         own = module.shape[0] if module.name in alone else of_stack
         modules.append(module._replace(added=own))
     return replace(bundle, modules=tuple(modules))
+
+
+def _n_added(bundle: Bundle, model: Model) -> int:
+    padding = bundle.format.spec.padding.get(model.architecture.family)
+    return padding.added(model.n_experts) if padding else 0
 
 
 def fits(module: BundleModule, stack: tuple[ModelTensor, ...]) -> bool:

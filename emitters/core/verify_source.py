@@ -9,7 +9,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from math import prod
 
 from emitters.core.bundle_reading import Bundle
@@ -100,10 +100,9 @@ def compare(
     comparable, unmatched = _matched(bundle, stacks)
     findings += [*unmatched, *heads]
     padding = [module for module in bundle.modules if _only_added(module)]
-    pieces = (
-        piece
+    pieces = chain.from_iterable(
+        pieces_of(module, stacks.get(module.name, ()), check.decoder.block_rows)
         for module in (*comparable, *padding)
-        for piece in pieces_of(module, stacks.get(module.name, ()), check.decoder.block_rows)
     )
     compared = []
     # Rows of experts that were added are judged apart from those that have a source.

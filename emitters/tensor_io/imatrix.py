@@ -300,7 +300,7 @@ def _gguf_entries(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             entries[name] = _gguf_entry(tensors, name)
         except ValueError as defect:
             defects[name] = str(defect)
-    if not entries and not defects:
+    if not names:
         raise ValueError("it has no entries")
     return entries, defects
 
