@@ -9,10 +9,10 @@ from functools import cached_property
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, errors, fail
 from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan
-from policy_dsl.planning.matching import CompiledRule, compile_rule
+from policy_dsl.planning.matching import nodes
 from policy_dsl.planning.outline import treatment_of
 from policy_dsl.planning.reach import Reach
-from policy_dsl.policy import Assertion, Rule, Selector
+from policy_dsl.policy import Assertion, Middle, Rule, Selector
 from policy_dsl.quantities import bits_per_weight, both_units
 from policy_dsl.treatments import KEEP, PLAIN_DTYPES, Coded, Plain, Written, has_symmetry_choice
 
@@ -82,7 +82,7 @@ class _Chosen:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._reach = Reach(plan.model, cure=None)
+        self._reach = Reach(plan.policy.rules, plan.model, cure=None)
         self._known: dict[Selector | None, tuple[Module, ...]] = {None: plan.modules}
 
     def modules(self, assertion: Assertion) -> tuple[Module, ...]:
@@ -90,24 +90,23 @@ class _Chosen:
 
         Raises: PolicyError if there are none, or the selector is wrong.
         """
-        selector = assertion.selector
+        selector, span, plan, reach = assertion.selector, assertion.span, self._plan, self._reach
         if selector is not None and selector not in self._known:
-            found = self._reach.matched(self._compiled(selector, assertion.span))
+            rule = Rule(selector, KEEP, span=span, selector_span=span)
+            if Middle() in nodes(selector):
+                # It is what all boundaries of the policy leave, those beside it too.
+                reach = Reach((*plan.policy.rules, rule), plan.model, cure=None)
+            findings = [*reach.defects(rule), *reach.unmatched(rule)]
+            findings += [] if errors(findings) else reach.idle(rule)
+            if findings:
+                raise PolicyError(findings)
+            found = [plan.model.tensors[at] for at in reach.meaning(selector).matched]
             places = {at for one in found for at in self._holding[one.role, one.source.name]}
             # A test that measures nothing would pass for ever.
             if not places:
-                raise fail("test-without-tensors", assertion.span, test=assertion.text)
-            self._known[selector] = tuple(self._plan.modules[at] for at in sorted(places))
+                raise fail("test-without-tensors", span, test=assertion.text)
+            self._known[selector] = tuple(plan.modules[at] for at in sorted(places))
         return self._known[selector]
-
-    def _compiled(self, selector: Selector, span: Span | None) -> CompiledRule:
-        probe = Rule(selector, KEEP, span=span, selector_span=span)
-        compiled = compile_rule(probe, self._plan.policy, self._plan.model)
-        findings = [*compiled.findings, *self._reach.unmatched(compiled)]
-        findings += [] if errors(findings) else self._reach.idle(compiled)
-        if findings:
-            raise PolicyError(findings)
-        return compiled
 
     @cached_property
     def _holding(self) -> Mapping[tuple[str, str], Sequence[int]]:

@@ -1,18 +1,18 @@
 """Which rule decides each tensor of a model, the last that matches and may touch it; and why."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic, errors, fail, nearest
 from policy_dsl.documents import RuleAt
 from policy_dsl.linear_patterns import PatternError
-from policy_dsl.plan import OTHERWISE, Module, Omission, Plan
-from policy_dsl.planning.matching import CompiledRule, compile_rules, is_guarded, nodes
+from policy_dsl.plan import OTHERWISE, Module, Omission, Plan, rule_places
+from policy_dsl.planning.matching import is_guarded, nodes
 from policy_dsl.planning.outline import treatment_of
-from policy_dsl.planning.reach import OPTIONAL, Reach, guard_notes
-from policy_dsl.policy import Glob, Name, Policy
+from policy_dsl.planning.reach import OPTIONAL, Reach
+from policy_dsl.policy import Glob, Name, Policy, Rule
 from policy_dsl.quantities import counted, first_few
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.roles.name_index import full_match
@@ -26,21 +26,16 @@ MOST_RULES = 5_000_000
 
 
 class Decision(NamedTuple):
-    """A tensor, the rule that decided (None: no rule reached it), the treatment as written."""
+    """A tensor, its treatment as written, and the rule that decided; None: no rule reached it.
+
+    decided_by: which of the policy's rules it is. origin: `file:line`, or `defaults.otherwise`.
+    """
 
     tensor: ModelTensor
-    rule: CompiledRule | None
     written: Written
-
-    @property
-    def origin(self) -> str:
-        """`file:line` of the rule, or `defaults.otherwise`."""
-        return OTHERWISE if self.rule is None else self.rule.origin
-
-    @property
-    def decided_by(self) -> int | None:
-        """Which of the policy's rules decided."""
-        return None if self.rule is None else self.rule.index
+    rule: Rule | None = None
+    decided_by: int | None = None
+    origin: str = OTHERWISE
 
 
 class Decisions(NamedTuple):
@@ -48,14 +43,7 @@ class Decisions(NamedTuple):
 
     made: tuple[Decision, ...]
     findings: tuple[Diagnostic, ...]
-
-
-class _Tally(NamedTuple):
-    """How many tensors a rule matched and won; if it won none, the rules that it lost to."""
-
-    matched: int
-    won: int
-    beaten_by: set[int]
+    reach: Reach
 
 
 def decide(policy: Policy, model: Model, target: str) -> Decisions:
@@ -66,73 +54,71 @@ def decide(policy: Policy, model: Model, target: str) -> Decisions:
     if len(policy.rules) * model.n_layers > MOST_RULES:
         most = MOST_RULES // model.n_layers
         raise fail("too-many-rules", rules=f"{len(policy.rules):,}", most=f"{most:,}")
-    rules, reach = compile_rules(policy, model, target), Reach(model)
-    winners, tallies = _contest(rules, reach)
-    otherwise = policy.defaults.otherwise or KEEP
-    made = []
-    for place, tensor in enumerate(model.tensors):
-        rule = rules[winners[place]] if place in winners else None
-        unreached = KEEP if is_guarded(tensor) else otherwise
-        made.append(Decision(tensor, rule, rule.rule.treatment if rule else unreached))
-    findings = [
-        finding
-        for index, rule in enumerate(rules)
-        for finding in _findings(rule, tallies[index], rules, reach)
-    ]
-    return Decisions(tuple(made), tuple(findings))
-
-
-def _contest(
-    rules: Sequence[CompiledRule], reach: Reach
-) -> tuple[dict[int, int], dict[int, _Tally]]:
-    """The rule that wins each place in the model that some rule reaches, and how rules did."""
+    rules, origins = rules_for(policy, target), [place for place, _ in rule_places(policy.rules)]
+    reach, otherwise = Reach(policy.rules, model), policy.defaults.otherwise or KEEP
     winners: dict[int, int] = {}
-    tallies: dict[int, _Tally] = {}
+    tallies: dict[int, tuple[int, set[int]]] = {}
     # The last rule that matches decides: it is the first to be asked.
-    for index in reversed(range(len(rules))):
+    for index in reversed(rules):
         places = reach.decided(rules[index])
         won = places.difference(winners)
         winners |= dict.fromkeys(won, index)
-        beaten_by = set() if won else {winners[place] for place in places}
-        tallies[index] = _Tally(len(places), len(won), beaten_by)
-    return winners, tallies
+        tallies[index] = len(places), set() if won else {winners[place] for place in places}
+    made = []
+    for place, tensor in enumerate(model.tensors):
+        if place in winners:
+            rule = rules[index := winners[place]]
+            made.append(Decision(tensor, rule.treatment, rule, index, origins[index]))
+        else:
+            made.append(Decision(tensor, KEEP if is_guarded(tensor) else otherwise))
+    findings: list[Diagnostic] = []
+    for index, rule in rules.items():
+        n_matched, winning = tallies[index]
+        # With `extends`, the winners may be in another file than the loser.
+        beaten_by = dict.fromkeys(origins[number] for number in sorted(winning))
+        findings += _findings(rule, n_matched, beaten_by, reach)
+    return Decisions(tuple(made), tuple(findings), reach)
 
 
-def trace(
-    policy: Policy, model: Model, target: str, tensor: ModelTensor
-) -> list[tuple[CompiledRule, bool]]:
+def rules_for(policy: Policy, target: str) -> dict[int, Rule]:
+    """The policy's rules for a target, by their places in the policy."""
+    return {at: rule for at, rule in enumerate(policy.rules) if rule.target in (None, target)}
+
+
+def trace(policy: Policy, model: Model, target: str, tensor: ModelTensor) -> list[tuple[int, bool]]:
     """Every rule that matches the tensor, in order, and whether it may touch it."""
-    compiled = compile_rules(policy, model, target)
-    return [(rule, rule.decides(tensor)) for rule in compiled if rule.predicate(tensor)[0]]
+    reach, rules = Reach(policy.rules, model), rules_for(policy, target)
+    place = next(at for at, one in enumerate(model.tensors) if one is tensor)
+    return [
+        (index, place in reach.decided(rule))
+        for index, rule in rules.items()
+        if place in reach.meaning(rule.selector).matched
+    ]
 
 
 def _findings(
-    compiled: CompiledRule, tally: _Tally, rules: Sequence[CompiledRule], reach: Reach
+    rule: Rule, n_matched: int, beaten_by: Iterable[str], reach: Reach
 ) -> Iterator[Diagnostic]:
-    broken = [*compiled.findings, *reach.unmatched(compiled)]
-    yield from (*broken, *reach.taking_more(compiled))
+    """What is wrong with a rule. beaten_by: where the rules are that it lost all tensors to."""
+    broken = [*reach.defects(rule), *reach.unmatched(rule)]
+    yield from (*broken, *reach.taking_more(rule))
     # A broken selector has its own finding: that it matches nothing only follows from it.
     if errors(broken):
         return
-    if not tally.matched:
-        if not (compiled.rule.optional or compiled.inapplicable):
-            yield _matches_nothing(compiled, reach.model)
-        return
-    yield from reach.idle(compiled)
-    if not tally.won:
-        tensors = counted(tally.matched, "tensor")
-        # With `extends`, the winners may be in another file than the loser.
-        winners = dict.fromkeys(rules[index].origin for index in sorted(tally.beaten_by))
-        shown, span = first_few(winners, _MOST_SHOWN), compiled.rule.span
-        yield diagnostic("shadowed-rule", span, tensors=tensors, rules=shown)
+    if n_matched:
+        yield from reach.idle(rule)
+    elif not reach.may_be_empty(rule):
+        yield _matches_nothing(rule, reach)
+    if beaten_by:
+        tensors, shown = counted(n_matched, "tensor"), first_few(beaten_by, _MOST_SHOWN)
+        yield diagnostic("shadowed-rule", rule.span, tensors=tensors, rules=shown)
 
 
-def _matches_nothing(compiled: CompiledRule, model: Model) -> Diagnostic:
-    rule = compiled.rule
-    names = [node.text for node in nodes(rule.selector) if isinstance(node, Name)]
+def _matches_nothing(rule: Rule, reach: Reach) -> Diagnostic:
+    names, model = [n.text for n in nodes(rule.selector) if isinstance(n, Name)], reach.model
     if model.tied and names == ["lm_head"]:
         return diagnostic("tied-lm-head", rule.selector_span)
-    notes = guard_notes([one for one in model.tensors if compiled.predicate(one)[0]])
+    notes = reach.guard_notes(reach.meaning(rule.selector).matched)
     span = rule.selector_span or rule.span
     return diagnostic("matches-nothing", span, suggestion=OPTIONAL, notes=notes, model=model.id)
 
@@ -141,8 +127,8 @@ def _matches_nothing(compiled: CompiledRule, model: Model) -> Diagnostic:
 class Subject:
     """What a name means: the module that holds it, or why nothing does.
 
-    tensor: the model's tensor that is explained; None for a source tensor without a role, for
-    what no source has, and for a pruned expert's. omission: of a tensor that is left out.
+    tensor: the model's, that is explained; None without a role, or of a pruned expert. omission:
+    of a tensor that is left out.
     """
 
     name: str
@@ -159,10 +145,10 @@ class Namesake(NamedTuple):
 
 
 class RuleOutcome(NamedTuple):
-    """A rule that matches.
+    """A rule that matches. place: file:line; rule_at: the same, in parts.
 
-    place: file:line; rule_at: the same, in parts. outcome: decided, lost, guarded, or without
-    effect: it decided, and the target leaves the tensor out.
+    outcome: decided, lost, guarded, or without effect: it decided, and the target leaves the
+    tensor out.
     """
 
     place: str
@@ -197,7 +183,8 @@ def explain(plan: Plan, name: str) -> Explanation:
     """
     subject = _find_subject(plan, name)
     module, tensor, omission = subject.module, subject.tensor, subject.omission
-    alike = tuple(_alike(module, plan)) if module else ()
+    kind = _kind(module, plan)
+    alike = tuple(other for other in plan.modules if module and _kind(other, plan) == kind)
     source_expert = omission.expert if omission else None
     if tensor is None:
         return Explanation(subject, False, (), alike, source_expert=source_expert)
@@ -207,28 +194,24 @@ def explain(plan: Plan, name: str) -> Explanation:
     expert, namesake = None if named else tensor.expert, None
     if plan.pruning is not None and expert is not None:
         kept = plan.old_experts(tensor.layer)[expert]
-        source_expert, namesake = source_expert if omission else kept, _namesake(plan, subject)
+        source_expert = source_expert if omission else kept
+        namesake = _namesake(plan, subject.name, tensor)
     rules = tuple(_outcomes(plan, tensor, is_left_out=module is None))
     guarded = is_guarded(tensor)
     return Explanation(subject, guarded, rules, alike, expert, source_expert, namesake)
 
 
-def _alike(module: Module, plan: Plan) -> Iterator[Module]:
-    kind = _kind(module, plan)
-    return (other for other in plan.modules if _kind(other, plan) == kind)
-
-
 def _outcomes(plan: Plan, tensor: ModelTensor, *, is_left_out: bool) -> Iterator[RuleOutcome]:
     matching = trace(plan.policy, plan.model, plan.target, tensor)
     # The last rule that may touch it decides, as in resolve.
-    last = max((at for at, (_, may) in enumerate(matching) if may), default=None)
-    for at, (compiled, may) in enumerate(matching):
-        rule, outcome = compiled.rule, "lost" if may else "guarded"
-        if at == last:
+    last = max((index for index, may in matching if may), default=None)
+    for index, may in matching:
+        rule, outcome = plan.policy.rules[index], "lost" if may else "guarded"
+        if index == last:
             in_vain = is_left_out and rule.treatment.action != "drop"
             outcome = "without effect" if in_vain else "decided"
         text = rule.span.source.text[rule.span.start : rule.span.end] if rule.span else ""
-        place, rule_at = plan.rule_places[compiled.index]
+        place, rule_at = plan.rule_places[index]
         yield RuleOutcome(place, " ".join(text.split()), outcome, rule_at)
 
 
@@ -241,7 +224,7 @@ def _find_subject(plan: Plan, name: str) -> Subject:
     subjects = list(_subjects(plan))
     found = [subject for subject in subjects if matches(subject.name)]
     if not found:
-        raise _unknown(plan, name, subjects)
+        raise _unknown(plan, name, [subject.name for subject in subjects])
     # Many tensors with one decision are one answer, not an ambiguity.
     kinds: dict[tuple[str, ...], Subject] = {}
     for subject in found:
@@ -249,8 +232,7 @@ def _find_subject(plan: Plan, name: str) -> Subject:
     if len(kinds) > 1:
         examples = "; ".join([_described(subject) for subject in kinds.values()][:4])
         raise fail("many-tensors", name=name, count=len(kinds), examples=examples)
-    first = found[0]
-    return replace(first, tensor=_tensor(plan, first))
+    return replace(found[0], tensor=_tensor(plan, found[0]))
 
 
 def _subjects(plan: Plan) -> Iterator[Subject]:
@@ -285,10 +267,9 @@ def _tensor(plan: Plan, subject: Subject) -> ModelTensor | None:
     return next((one for one in named if module is None or one.role == module.role), None)
 
 
-def _namesake(plan: Plan, subject: Subject) -> Namesake | None:
+def _namesake(plan: Plan, name: str, tensor: ModelTensor) -> Namesake | None:
     """The expert of the source whose tensor is called like one of the bundle's, if another."""
-    name, tensor = subject.name, subject.tensor
-    if tensor is None or name == tensor.source.name:
+    if name == tensor.source.name:
         return None
     for omission in plan.omitted:
         if name == omission.tensor.name and omission.expert is not None:
@@ -310,25 +291,17 @@ def _described(subject: Subject) -> str:
     return f"{subject.name} ({module.role}, {treatment_of(module)})"
 
 
-def _unknown(plan: Plan, name: str, subjects: Sequence[Subject]) -> Exception:
-    close = _closest(name, [subject.name for subject in subjects])
-    suggestion = f'did you mean "{close}"?' if close else None
-    if plan.model.tied and "lm_head" in name:
-        suggestion = "the head is tied: it is the embedding"
-    total = counted(len(plan.modules), "module")
+def _unknown(plan: Plan, name: str, known: Sequence[str]) -> Exception:
+    total, suggestion = counted(len(plan.modules), "module"), None
     notes = [f"`policyc plan --tensors` lists the output tensors of all {total}"]
-    model = plan.model.id
-    return fail("unknown-tensor", suggestion=suggestion, notes=notes, model=model, name=name)
-
-
-def _closest(name: str, known: Sequence[str]) -> str | None:
-    """The known name most like this one, with its numbers where such a tensor exists."""
     # Comparing shapes of names instead of 100,000 names keeps a typo's answer quick.
     shapes = {_NUMBER.sub("0", each): each for each in reversed(known)}
-    shape = nearest(_NUMBER.sub("0", name), shapes)
-    if shape is None:
-        return None
-    # The typo is seldom in the numbers, so those of the user are kept.
-    numbers = iter(_NUMBER.findall(name))
-    filled = _NUMBER.sub(lambda found: next(numbers, found[0]), shape)
-    return filled if filled in known else shapes[shape]
+    if (shape := nearest(_NUMBER.sub("0", name), shapes)) is not None:
+        # The typo is seldom in the numbers, so those of the user are kept.
+        numbers = iter(_NUMBER.findall(name))
+        filled = _NUMBER.sub(lambda found: next(numbers, found[0]), shape)
+        suggestion = f'did you mean "{filled if filled in known else shapes[shape]}"?'
+    if plan.model.tied and "lm_head" in name:
+        suggestion = "the head is tied: it is the embedding"
+    model = plan.model.id
+    return fail("unknown-tensor", suggestion=suggestion, notes=notes, model=model, name=name)

@@ -107,9 +107,8 @@ def _finding(
     otherwise = dict(policy.key_spans).get("defaults.otherwise")
     span = None if is_guarded(decision.tensor) else otherwise
     if decision.rule is not None:
-        rule = decision.rule.rule
         # The selector was right if it got here: the caret belongs under the treatment.
-        span = rule.treatment_span or rule.span
+        span = decision.rule.treatment_span or decision.rule.span
     more = f" and {len(among) - 1} more" if len(among) > 1 else ""
     return replace(of, span=span, notes=(*of.notes, f"{example}{more}"))
 

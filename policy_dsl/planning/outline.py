@@ -7,7 +7,7 @@ bundle on disk ───┘
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -114,15 +114,9 @@ def outline(plan: Plan) -> Outline:
         places = module.name, module.role, module.layer
         counts = len(module.tensors), module.parameters, module.nbytes
         modules.append(OutlineModule(*places, treatment, stored, rule, *counts, rule_at))
-    return Outline(
-        title=plan.policy.name,
-        target=plan.target,
-        model=plan.model.id,
-        modules=tuple(modules),
-        experts=plan.model.n_experts,
-        pruning=plan.pruning,
-        added=plan.added_experts,
-    )
+    title, model, experts = plan.policy.name, plan.model, plan.model.n_experts
+    pruned, added = plan.pruning, plan.added_experts
+    return Outline(title, plan.target, model.id, tuple(modules), experts, pruned, added)
 
 
 def stored_as(treatment: Stored | Unread, dtype: str) -> str:
@@ -154,13 +148,7 @@ def groups(modules: Iterable[OutlineModule]) -> tuple[Group, ...]:
         found[module.kind, module.treatment, module.rule].append(module)
     first_seen = {role: at for at, role in enumerate(dict.fromkeys(role for role, _, _ in found))}
     made = [
-        Group(
-            *(role, _layers(members), treatment, rule),
-            tensors=sum(module.tensors for module in members),
-            parameters=sum(module.parameters for module in members),
-            nbytes=sum(module.nbytes for module in members),
-            rule_at=members[0].rule_at,
-        )
+        Group(role, _layers(members), treatment, rule, *_sums(members), members[0].rule_at)
         for (role, treatment, rule), members in found.items()
     ]
     return tuple(sorted(made, key=lambda group: (first_seen[group.role], group.layers)))
@@ -168,6 +156,13 @@ def groups(modules: Iterable[OutlineModule]) -> tuple[Group, ...]:
 
 def _layers(modules: Iterable[OutlineModule]) -> tuple[int, ...]:
     return tuple(sorted({module.layer for module in modules if module.layer is not None}))
+
+
+def _sums(modules: Sequence[OutlineModule]) -> tuple[int, int, int]:
+    """All their tensors, parameters and bytes."""
+    figures = [(module.tensors, module.parameters, module.nbytes) for module in modules]
+    tensors, parameters, nbytes = map(sum, zip(*figures, strict=True)) if figures else (0, 0, 0)
+    return tensors, parameters, nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,17 +219,13 @@ class PlanDiff:
         before, after = self.before.experts, self.after.experts
         if before != after and None not in (before, after):
             return f"{before} -> {after} a layer"
-        one, other = _kept(self.before), _kept(self.after)
         # Of a bundle without a record, nobody knows which experts are left.
-        if not one or not other or one == other:
+        prunings = self.before.pruning, self.after.pruning
+        kept = [pruning.kept for pruning in prunings if pruning and pruning.chosen]
+        if len(kept) < 2 or kept[0] == kept[1]:
             return ""
-        layers = [layer for layer in {**one, **other} if one.get(layer) != other.get(layer)]
+        layers = [n for n in {**kept[0], **kept[1]} if kept[0].get(n) != kept[1].get(n)]
         return f"{after} a layer, not the same ones in layers {layer_list(layers)}"
-
-
-def _kept(side: Outline) -> Mapping[int, tuple[int, ...]]:
-    """The old numbers of the experts of each layer; empty unless some are known to be left."""
-    return side.pruning.kept if side.pruning and side.pruning.chosen else {}
 
 
 _Modules = list[OutlineModule]
@@ -249,23 +240,19 @@ def diff(before: Outline, after: Outline) -> PlanDiff:
     """
     old = {module.name: module for module in before.modules}
     new = {module.name: module for module in after.modules}
-    shared = [(old.pop(name), new.pop(name)) for name in list(new) if name in old]
-    # Rules and lines are not part of it: the same bundle comes of both.
-    changed: list[_Pair] = [pair for pair in shared if _held(*pair[:1]) != _held(*pair[1:])]
-    for one, other in _stacked(old.values(), new.values()):
+    shared = [([old.pop(name)], [new.pop(name)]) for name in list(new) if name in old]
+    changed: list[_Pair] = []
+    for one, other in (*shared, *_stacked(old.values(), new.values())):
         for module in (*one, *other):
             old.pop(module.name, None)
             new.pop(module.name, None)
-        if _held(*one) != _held(*other):
+        # Rules and lines are not part of it: the same bundle comes of both.
+        if _held(one) != _held(other):
             count = max(len(one), len(other))
             changed += zip(_shares(one, count), _shares(other, count), strict=True)
-    return PlanDiff(
-        before,
-        after,
-        changed=_changes(changed),
-        added=_changes((None, module) for module in new.values()),
-        removed=_changes((module, None) for module in old.values()),
-    )
+    added = _changes((None, module) for module in new.values())
+    removed = _changes((module, None) for module in old.values())
+    return PlanDiff(before, after, _changes(changed), added, removed)
 
 
 def _stacked(
@@ -282,13 +269,12 @@ def _stacked(
     return [
         (one, other)
         for one, other in places.values()
-        if (one and other and 1 in (len(one), len(other)))
-        and sum(module.parameters for module in one) == sum(module.parameters for module in other)
+        if one and other and 1 in (len(one), len(other)) and _sums(one)[1] == _sums(other)[1]
     ]
 
 
-def _held(*modules: OutlineModule) -> tuple[set[str], int]:
-    return {module.stored for module in modules}, sum(module.nbytes for module in modules)
+def _held(modules: _Modules) -> tuple[set[str], int]:
+    return {module.stored for module in modules}, sum([module.nbytes for module in modules])
 
 
 def _shares(modules: _Modules, count: int) -> _Modules:
@@ -309,26 +295,19 @@ def _changes(pairs: Iterable[_Pair]) -> tuple[Change, ...]:
         known = [module for module in pair if module is not None]
         # A bundle read from headers alone does not know roles; the other side may.
         role = next((module.role for module in known if module.role), known[0].kind)
-        old, new = (module.stored if module else None for module in pair)
-        found[role, old, new].append(pair)
-    changes = [_change(*key, members) for key, members in found.items()]
+        before, after = (module.stored if module else None for module in pair)
+        found[role, before, after].append(pair)
+    changes = []
+    for (role, before, after), members in found.items():
+        old, new = ([one for one in side if one] for side in zip(*members, strict=True))
+        # Both sides of a pair hold the same values, and a stack means each of its experts.
+        known = new or old
+        names = tuple(dict.fromkeys(module.name for module in known))
+        (_, parameters, _), delta = _sums(known), _sums(new)[2] - _sums(old)[2]
+        first = [side[0] if side else None for side in (old, new)]
+        rule, new_rule = (module.rule if module else "" for module in first)
+        place, new_place = (module.rule_at if module else None for module in first)
+        rules, about = (rule, new_rule), (role, _layers(known), before, after)
+        changes.append(Change(*about, *rules, names, parameters, delta, place, new_place))
     # What costs most is what the reader looks for.
     return tuple(sorted(changes, key=lambda change: (-abs(change.nbytes_delta), change.role)))
-
-
-def _change(role: str, before: str | None, after: str | None, pairs: list[_Pair]) -> Change:
-    old, new = ([one for one in side if one is not None] for side in zip(*pairs, strict=True))
-    # Both sides of a pair hold the same values.
-    members = new or old
-    (rule, place), (new_rule, new_place) = _rule(old), _rule(new)
-    # A stack means each of its experts.
-    names = tuple(dict.fromkeys(module.name for module in members))
-    parameters = sum(module.parameters for module in members)
-    delta = sum(module.nbytes for module in new) - sum(module.nbytes for module in old)
-    rules, places = (rule, new_rule), (place, new_place)
-    about = role, _layers(members), before, after
-    return Change(*about, *rules, names, parameters, delta, *places)
-
-
-def _rule(modules: Sequence[OutlineModule]) -> tuple[str, RuleAt | None]:
-    return (modules[0].rule, modules[0].rule_at) if modules else ("", None)

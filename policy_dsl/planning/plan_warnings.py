@@ -10,22 +10,23 @@ from policy_dsl.diagnostics import Diagnostic, Span, diagnostic
 from policy_dsl.formats import Format
 from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan, coded_modules
-from policy_dsl.planning.decisions import Decision
-from policy_dsl.planning.matching import CompiledRule, is_guarded, walk
-from policy_dsl.policy import OUTSIDE_LANGUAGE_MODEL, Glob, Name, Regex, namesake
+from policy_dsl.planning.decisions import Decision, Decisions
+from policy_dsl.planning.matching import is_guarded, walk
+from policy_dsl.planning.reach import Reach
+from policy_dsl.policy import OUTSIDE_LANGUAGE_MODEL, Glob, Name, Regex, Rule, namesake
 from policy_dsl.quantities import both_units, counted
 from policy_dsl.roles.config_facts import TIED, rewritten
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.treatments import Coded, Plain
 
 
-def plan_warnings(plan: Plan, made: Sequence[Decision], format: Format) -> Iterator[Diagnostic]:
+def plan_warnings(plan: Plan, decisions: Decisions, format: Format) -> Iterator[Diagnostic]:
     """What a reviewer should know: forgotten matrices, quantized routers, outputs that grow."""
-    yield from _unreached(plan, made)
-    yield from _dropped(plan, made)
+    yield from _unreached(plan, decisions.made)
+    yield from _dropped(plan, decisions.made)
     yield from _heads_left_out(plan)
-    yield from _without_effect(plan, made, format)
-    yield from _routers(plan, made, format)
+    yield from _without_effect(plan, decisions, format)
+    yield from _routers(plan, decisions.made, format)
     yield from _grown(plan)
     yield from _padded(plan, format)
     yield from _refused(plan, format)
@@ -75,48 +76,43 @@ def _heads_left_out(plan: Plan) -> Iterator[Diagnostic]:
             yield diagnostic("tied-head-left-out", suggestion=cure, nbytes=size, **facts)
 
 
-def _without_effect(plan: Plan, made: Sequence[Decision], format: Format) -> Iterator[Diagnostic]:
+def _without_effect(plan: Plan, decisions: Decisions, format: Format) -> Iterator[Diagnostic]:
     """A warning for each rule that names tensors which the target leaves out, to store them."""
-    names = frozenset(omission.tensor.name for omission in plan.omitted)
-    left_out = [one for one in made if one.tensor.source.name in names]
-    rules = {one.rule.index: one.rule for one in left_out if one.rule is not None}
+    names, rules = frozenset(omission.tensor.name for omission in plan.omitted), plan.policy.rules
+    made, reach = decisions.made, decisions.reach
+    left_out = [at for at, one in enumerate(made) if one.tensor.source.name in names]
     lost: dict[tuple[int, str], list[ModelTensor]] = defaultdict(list)
-    for tensor, rule, _ in left_out:
-        if rule is not None and _stores_by_name(rule, tensor, names, plan.model):
-            reason = format.review.left_out(tensor, plan.model) or ""
-            lost[rule.index, reason].append(tensor)
-    for tensor in [one.tensor for one in left_out if one.rule is None]:
+    for at in left_out:
+        tensor, index = made[at].tensor, made[at].decided_by
+        if index is not None and _stores_by_name(rules[index], at, names, reach):
+            lost[index, format.review.left_out(tensor, plan.model) or ""].append(tensor)
+    for at in [at for at in left_out if made[at].rule is None]:
         # Guarded ones: without the target's word, they would be kept beside the others.
-        matching = [key for key in lost if rules[key[0]].predicate(tensor)[0]]
+        matching = [key for key in lost if at in reach.meaning(rules[key[0]].selector).matched]
         for key in matching[-1:]:
-            lost[key].append(tensor)
+            lost[key].append(made[at].tensor)
     used = {one.decided_by for one in made if lost and one.tensor.source.name not in names}
     for (index, reason), tensors in lost.items():
-        author, is_used = rules[index].rule, index in used
-        span = (author.selector_span if is_used else author.treatment_span) or author.span
-        cure = f'write "{_called(tensors)}: drop" after it' if is_used else 'write "drop"'
+        rule, is_used = rules[index], index in used
+        span = (rule.selector_span if is_used else rule.treatment_span) or rule.span
+        # A component does not name what is guarded.
+        called = [one.component or one.role for one in tensors if not is_guarded(one)]
+        roles = ", ".join(dict.fromkeys(called or [one.role for one in tensors]))
+        cure = f'write "{roles}: drop" after it' if is_used else 'write "drop"'
         count = counted(len({tensor.source.name for tensor in tensors}), "tensor")
         facts: dict[str, Any] = {"target": plan.target, "reason": reason}
         yield diagnostic("rule-without-effect", span, suggestion=cure, tensors=count, **facts)
 
 
-def _called(tensors: Sequence[ModelTensor]) -> str:
-    # A component does not name what is guarded.
-    called = [one.component or one.role for one in tensors if not is_guarded(one)]
-    return ", ".join(dict.fromkeys(called or [one.role for one in tensors]))
-
-
-def _stores_by_name(
-    rule: CompiledRule, tensor: ModelTensor, left_out: frozenset[str], model: Model
-) -> bool:
+def _stores_by_name(rule: Rule, place: int, left_out: frozenset[str], reach: Reach) -> bool:
     """Whether a rule that matches a tensor names it to store it, unlike `all`, which covers it.
 
     By its role or component, or by a pattern for nothing else than tensors that are left out.
     """
-    return rule.rule.treatment.action != "drop" and any(
-        rule.predicates[leaf](tensor)[0]
-        and (isinstance(leaf, Name) or model.names.matching(leaf) <= left_out)
-        for leaf, excepted in walk(rule.rule.selector)
+    return rule.treatment.action != "drop" and any(
+        place in reach.meaning(leaf).matched
+        and (isinstance(leaf, Name) or reach.model.names.matching(leaf) <= left_out)
+        for leaf, excepted in walk(rule.selector)
         if isinstance(leaf, Name | Glob | Regex) and not excepted
     )
 
@@ -209,13 +205,14 @@ def _no_reader(plan: Plan, readers: Collection[str]) -> Diagnostic | None:
     return diagnostic("no-reader", notes=others, readers=", ".join(readers), **facts)
 
 
-def with_own_head(model: Model, made: Sequence[Decision]) -> Model:
+def with_own_head(model: Model, decisions: Decisions) -> Model:
     """The model, not tied any more if a rule names a head of its own, to store it."""
-    heads = [one for one in made if one.tensor.role == "lm_head"] if model.tied else []
-    names = frozenset(one.tensor.source.name for one in heads)
+    made = enumerate(decisions.made) if model.tied else ()
+    heads = {at: one for at, one in made if one.tensor.role == "lm_head"}
+    names = frozenset(one.tensor.source.name for one in heads.values())
     kept = any(
-        one.rule is not None and _stores_by_name(one.rule, one.tensor, names, model)
-        for one in heads
+        one.rule is not None and _stores_by_name(one.rule, at, names, decisions.reach)
+        for at, one in heads.items()
     )
     return untied(model) if kept else model
 

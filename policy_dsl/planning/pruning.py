@@ -170,5 +170,5 @@ def ensure_all_pruned(
     ]
     if carried:
         rule, name = carried[0].rule, carried[0].tensor.source.name
-        span, cure = rule.rule.span if rule else None, "leave them out with `mtp: drop`"
+        span, cure = rule.span if rule else None, "leave them out with `mtp: drop`"
         raise fail("prune-beside-mtp", span, suggestion=cure, count=len(carried), name=name)

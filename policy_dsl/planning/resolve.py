@@ -60,7 +60,7 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     model, lost = pruned(source, pruning)
     decisions = decide(policy, model, spec.name)
     ensure_all_pruned(pruning, decisions.made, model, format)
-    own = with_own_head(model, decisions.made)
+    own = with_own_head(model, decisions)
     lowered = lower(decisions.made, own, policy, format)
     draft = Draft(policy=policy, model=own, modules=tuple(lowered.modules))
     refusals = tuple(format.review.bundle(draft))
@@ -98,7 +98,7 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
         inventory=inventory,
     )
     # Warnings need the finished plan: they count bytes.
-    findings += plan_warnings(plan, decisions.made, format)
+    findings += plan_warnings(plan, decisions, format)
     _raise_errors(findings)
     # Warnings about the source belong to the plan that rests on it.
     plan = replace(plan, findings=(*inventory.findings, *findings))

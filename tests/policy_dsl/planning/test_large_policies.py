@@ -151,7 +151,7 @@ def test_the_last_rule_that_may_touch_a_tensor_decides_it(
     policy = read_dsl(SourceText("p.qpol", text), "p")
     for decision in decide(policy, small, "mlx_affine").made[::7]:
         matching = trace(policy, small, "mlx_affine", decision.tensor)
-        expected = [rule.index for rule, may in matching if may]
+        expected = [index for index, may in matching if may]
         assert decision.decided_by == (expected[-1] if expected else None)
 
 
