@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic, did_you_mean
 from policy_dsl.formats import Format, FormatSpec, SchemeSpec
@@ -15,7 +15,6 @@ from policy_dsl.treatments import PLAIN_DTYPES, Action, Coded, Plain, Stored, Wr
 _CALLED = {"experts": "experts", "embed": "embeddings", "matrix": "matrices"}
 # Roles that fit into a suggestion.
 _MOST_NAMED = 3
-_T = TypeVar("_T")
 
 
 def role_class(tensor: ModelTensor) -> str:
@@ -39,31 +38,16 @@ def fill(
             return Plain(dtype)
         held, word = _listed(describe(Plain(one)) for one in spec.plain_dtypes), written.dtype
         return diagnostic("unsupported-dtype", target=spec.name, dtype=word, held=held)
-    if written.action != "quantize":
-        return None
-    return _coded(written, tensor_class, defaults, spec)
-
-
-def _scheme_by_table(bits: int | None, tensor_class: str, spec: FormatSpec) -> str | None:
-    rows = (row for row in spec.fill if row[0] in (tensor_class, "any"))
-    return next((scheme for _, width, scheme in rows if width in (bits, None)), None)
-
-
-def _foreign_scheme(name: str, spec: FormatSpec) -> Diagnostic:
-    homes = [target for target in SCHEMES if name in SCHEMES[target]]
-    if not homes:
-        meant = did_you_mean(name, WORDS.schemes)
-        return diagnostic("unknown-scheme", suggestion=meant, scheme=name)
-    notes = [f"{spec.name} has {_listed(scheme.name for scheme in spec.schemes)}"]
-    facts: dict[str, Any] = {"scheme": name, "target": spec.name, "homes": " and ".join(homes)}
-    return diagnostic("foreign-scheme", notes=notes, **facts)
+    return _coded(written, tensor_class, defaults, spec) if written.action == "quantize" else None
 
 
 def _coded(
     written: Written, tensor_class: str, defaults: Defaults, spec: FormatSpec
 ) -> Coded | Diagnostic:
-    bits = written.bits or defaults.bits
-    name = written.scheme or defaults.scheme or _scheme_by_table(bits, tensor_class, spec)
+    bits, name = written.bits or defaults.bits, written.scheme or defaults.scheme
+    if name is None:
+        rows = [row for row in spec.fill if row[0] in (tensor_class, "any")]
+        name = next((scheme for _, width, scheme in rows if width in (bits, None)), None)
     if name is None:
         widths = _listed(sorted({width for _, width, _ in spec.fill if width is not None}))
         facts: dict[str, Any] = {"target": spec.name, "scheme": _CALLED[tensor_class]}
@@ -76,22 +60,26 @@ def _coded(
         bits = scheme.bits[0]
     if bits is None:
         return diagnostic("missing-bits", scheme=name, widths=_listed(scheme.bits))
-    coded = _with_gaps_filled(written, bits, defaults, scheme)
+    symmetric, sizes = written.symmetric, scheme.group_sizes
+    if symmetric is None:
+        preferred = [choice for choice in scheme.symmetries if choice == defaults.symmetric]
+        symmetric = (*preferred, *scheme.symmetries)[0]
+    by_default = defaults.group_size if len(sizes) > 1 else None
+    group_size = written.group_size or by_default or (sizes[0] if sizes else 0)
+    by_policy = [method for method in scheme.methods if method == defaults.method]
+    method = written.method or (*by_policy, *scheme.methods)[0]
+    coded = Coded(name, bits, group_size, symmetric, method)
     return _defect(written, coded, scheme, spec) or coded
 
 
-def _with_gaps_filled(written: Written, bits: int, defaults: Defaults, scheme: SchemeSpec) -> Coded:
-    symmetric, sizes = written.symmetric, scheme.group_sizes
-    if symmetric is None:
-        symmetric = _default(defaults.symmetric, scheme.symmetries)
-    by_default = defaults.group_size if len(sizes) > 1 else None
-    group_size = written.group_size or by_default or (sizes[0] if sizes else 0)
-    method = written.method or _default(defaults.method, scheme.methods)
-    return Coded(scheme.name, bits, group_size, symmetric, method)
-
-
-def _default(wanted: _T | None, choices: Sequence[_T]) -> _T:
-    return wanted if wanted is not None and wanted in choices else choices[0]
+def _foreign_scheme(name: str, spec: FormatSpec) -> Diagnostic:
+    homes = [target for target in SCHEMES if name in SCHEMES[target]]
+    if not homes:
+        meant = did_you_mean(name, WORDS.schemes)
+        return diagnostic("unknown-scheme", suggestion=meant, scheme=name)
+    notes = [f"{spec.name} has {_listed(scheme.name for scheme in spec.schemes)}"]
+    facts: dict[str, Any] = {"scheme": name, "target": spec.name, "homes": " and ".join(homes)}
+    return diagnostic("foreign-scheme", notes=notes, **facts)
 
 
 def _defect(
@@ -106,9 +94,8 @@ def _defect(
     if coded.method not in scheme.methods:
         methods = _listed(scheme.methods)
         return diagnostic("unsupported-method", method=coded.method, methods=methods, **facts)
-    if written.symmetric is not None and len(scheme.symmetries) == 1:
-        return diagnostic("no-symmetric-choice", **facts)
-    return None
+    is_settled = written.symmetric is not None and len(scheme.symmetries) == 1
+    return diagnostic("no-symmetric-choice", **facts) if is_settled else None
 
 
 def _listed(values: Iterable[object]) -> str:
@@ -128,14 +115,12 @@ class Unheld(NamedTuple):
 
     def of(self, roles: Sequence[str]) -> Diagnostic:
         """The finding about tensors of these roles."""
-        named = ", ".join(roles)
-        cure = f'write "{named}: {self.cure}" after it'
-        if len(roles) > _MOST_NAMED:
-            cure = f'"{self.cure}" would do for them'
-        facts: dict[str, Any] = {**self._asdict(), "roles": named}
-        del facts["cure"]
-        suggestion = cure if self.cure else None
-        return diagnostic("unsupported-treatment", suggestion=suggestion, **facts)
+        facts: dict[str, Any] = {**self._asdict(), "roles": ", ".join(roles)}
+        cure = facts.pop("cure")
+        if cure:
+            few = f'write "{facts["roles"]}: {cure}" after it'
+            cure = few if len(roles) <= _MOST_NAMED else f'"{cure}" would do for them'
+        return diagnostic("unsupported-treatment", suggestion=cure or None, **facts)
 
 
 class Settled(NamedTuple):
@@ -156,10 +141,9 @@ class Filling:
     """Decisions about one model's tensors made whole for one format."""
 
     def __init__(self, defaults: Defaults, model: Model, format: Format) -> None:
-        self._defaults = defaults
-        self._model = model
-        self._format = format
+        self._defaults, self._model, self._format = defaults, model, format
         self._spec = format.spec
+        self._schemes = {scheme.name: scheme for scheme in format.spec.schemes}
         self._known: dict[tuple[object, ...], Settled | Diagnostic | Unheld] = {}
 
     def settle(self, decision: Decision) -> Settled | Diagnostic | Unheld:
@@ -177,28 +161,23 @@ class Filling:
         return known
 
     def _settle(self, written: Written, tensor: ModelTensor) -> Settled | Diagnostic | Unheld:
-        filled = fill(written, role_class(tensor), self._defaults, self._spec)
-        if isinstance(filled, Diagnostic):
-            return filled
-        raw = Plain(tensor.source.dtype) if written.action == "raw" else self._kept(tensor)
-        stored = filled or raw
-        defect = self._unheld(written, tensor, stored) or self._unusable(written, tensor, stored)
-        if defect is not None:
+        stored = fill(written, role_class(tensor), self._defaults, self._spec)
+        if isinstance(stored, Diagnostic):
+            return stored
+        if stored is None:
+            raw = Plain(tensor.source.dtype)
+            stored = raw if written.action == "raw" else self._kept(tensor)
+        # What nobody quantizes is reported where it is tried.
+        is_tried = isinstance(stored, Plain) or tensor.is_matrix
+        if is_tried and (reason := self._refusal(tensor, stored)) is not None:
+            text = written.action if written.action in ("keep", "raw") else describe(stored)
+            return Unheld(self._spec.name, text, reason, self._cure(tensor, stored))
+        if (defect := self._unusable(written, tensor, stored)) is not None:
             return defect
         if isinstance(stored, Plain):
             return Settled(stored, stored.dtype, written.action)
-        scheme = self._spec.scheme(stored.scheme)
-        values = (scheme.values if scheme else None) or self._spec.plain_dtype(tensor, self._model)
-        return Settled(stored, values, written.action)
-
-    def _unheld(self, written: Written, tensor: ModelTensor, stored: Stored) -> Unheld | None:
-        # What nobody quantizes is reported where it is tried.
-        is_tried = isinstance(stored, Plain) or tensor.is_matrix
-        reason = self._refusal(tensor, stored) if is_tried else None
-        if reason is None:
-            return None
-        text = written.action if written.action in ("keep", "raw") else describe(stored)
-        return Unheld(self._spec.name, text, reason, self._cure(tensor, stored))
+        dtype = self._schemes[stored.scheme].values or self._kept(tensor).dtype
+        return Settled(stored, dtype, written.action)
 
     def _unusable(self, written: Written, tensor: ModelTensor, stored: Stored) -> Diagnostic | None:
         target, dtype = self._spec.name, tensor.source.dtype
@@ -224,8 +203,8 @@ class Filling:
         """A treatment that readers would take, as near to what was wanted as can be; else empty."""
         if isinstance(stored, Plain):
             return ""
-        scheme, width = self._spec.scheme(stored.scheme), Written("quantize", bits=stored.bits)
-        plainer = replace(stored, method=scheme.methods[0]) if scheme else stored
+        plainer = replace(stored, method=self._schemes[stored.scheme].methods[0])
+        width = Written("quantize", bits=stored.bits)
         offers: dict[str, Any] = {
             describe(plainer): plainer,
             f"{stored.bits}bit": fill(width, role_class(tensor), Defaults(), self._spec),
@@ -238,18 +217,14 @@ class Filling:
         return ""
 
     def _split_group(self, tensor: ModelTensor, coded: Coded) -> Diagnostic | None:
-        scheme, columns = self._spec.scheme(coded.scheme), tensor.shape[-1]
-        divided = prod(tensor.shape) if scheme and scheme.flat else columns
+        scheme, columns = self._schemes[coded.scheme], tensor.shape[-1]
+        divided = prod(tensor.shape) if scheme.flat else columns
         if not coded.group_size or divided % coded.group_size == 0:
             return None
-        fitting = [
-            f"g{size}"
-            for size in (scheme.group_sizes if scheme else ())
-            if divided % size == 0
-            and self._refusal(tensor, replace(coded, group_size=size)) is None
-        ]
-        cure = f"{' or '.join(fitting)} would"
-        if not fitting:
+        sizes = [size for size in scheme.group_sizes if divided % size == 0]
+        held = [n for n in sizes if self._refusal(tensor, replace(coded, group_size=n)) is None]
+        cure = f"{' or '.join(f'g{size}' for size in held)} would"
+        if not held:
             keep = ": `keep` it" if self._refusal(tensor, self._kept(tensor)) is None else ""
             cure = f"no group size of {coded.scheme} does{keep}"
         facts: dict[str, Any] = {"group_size": coded.group_size, "columns": columns}

@@ -1,4 +1,4 @@
-"""What the words of a selector mean: names and the roles they stand for, numbers, boundaries.
+"""What the words of a selector mean: names and their roles, numbers, boundaries.
 
 A guarded tensor (`router`, `router_bias`, `norm`, anything that is not a matrix) is touched
 only by a rule that names it.
