@@ -227,7 +227,7 @@ def source_findings(plan: Plan, inventory: Inventory, spec: FormatSpec) -> list[
     name = plan.policy.output.file_name
     patterns = (*spec.copied_files, *side_files.ALWAYS_COPIED, *spec.edited_files)
     if spec.container and name and side_files.is_one_of(name, patterns):
-        span = dict(plan.policy.key_spans).get("output.file_name")
+        span = plan.policy.key_spans.get("output.file_name")
         reason = "the bundle takes files of such names from the source"
         return [diagnostic("bad-file-name", span, name=name, reason=reason)]
     patterns = (*patterns, *spec.embedded_files)

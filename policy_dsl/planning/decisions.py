@@ -54,7 +54,7 @@ def decide(policy: Policy, model: Model, target: str) -> Decisions:
     if len(policy.rules) * model.n_layers > MOST_RULES:
         most = MOST_RULES // model.n_layers
         raise fail("too-many-rules", rules=f"{len(policy.rules):,}", most=f"{most:,}")
-    rules, origins = rules_for(policy, target), [place for place, _ in rule_places(policy.rules)]
+    rules, origins = rules_for(policy, target), [text for text, _ in rule_places(policy.rules)]
     reach, otherwise = Reach(policy.rules, model), policy.defaults.otherwise or KEEP
     winners: dict[int, int] = {}
     tallies: dict[int, tuple[int, set[int]]] = {}
@@ -63,7 +63,7 @@ def decide(policy: Policy, model: Model, target: str) -> Decisions:
         places = reach.decided(rules[index])
         won = places.difference(winners)
         winners |= dict.fromkeys(won, index)
-        tallies[index] = len(places), set() if won else {winners[place] for place in places}
+        tallies[index] = len(places), {winners[place] for place in places if not won}
     made = []
     for place, tensor in enumerate(model.tensors):
         if place in winners:
@@ -75,7 +75,7 @@ def decide(policy: Policy, model: Model, target: str) -> Decisions:
     for index, rule in rules.items():
         n_matched, winning = tallies[index]
         # With `extends`, the winners may be in another file than the loser.
-        beaten_by = dict.fromkeys(origins[number] for number in sorted(winning))
+        beaten_by = dict.fromkeys(map(origins.__getitem__, sorted(winning)))
         findings += _findings(rule, n_matched, beaten_by, reach)
     return Decisions(tuple(made), tuple(findings), reach)
 
@@ -189,8 +189,7 @@ def explain(plan: Plan, name: str) -> Explanation:
     if tensor is None:
         return Explanation(subject, False, (), alike, source_expert=source_expert)
     # The stack is explained by its first expert.
-    stacked = module is not None and len(module.sources) > 1
-    named = stacked and module is not None and subject.name in _output_names(module)
+    named = module and len(module.sources) > 1 and subject.name in _output_names(module)
     expert, namesake = None if named else tensor.expert, None
     if plan.pruning is not None and expert is not None:
         kept = plan.old_experts(tensor.layer)[expert]
@@ -237,7 +236,7 @@ def _find_subject(plan: Plan, name: str) -> Subject:
 
 def _subjects(plan: Plan) -> Iterator[Subject]:
     own = {name: module for module in plan.modules for name in _output_names(module)}
-    yield from (Subject(name, module) for name, module in own.items())
+    yield from map(Subject, own, own.values())
     # A kept tensor has the same name on both sides; it is one subject.
     for module in plan.modules:
         read = (name for rows in module.sources for name in _source_names(rows))

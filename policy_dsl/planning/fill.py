@@ -44,10 +44,9 @@ def fill(
 def _coded(
     written: Written, tensor_class: str, defaults: Defaults, spec: FormatSpec
 ) -> Coded | Diagnostic:
-    bits, name = written.bits or defaults.bits, written.scheme or defaults.scheme
-    if name is None:
-        rows = [row for row in spec.fill if row[0] in (tensor_class, "any")]
-        name = next((scheme for _, width, scheme in rows if width in (bits, None)), None)
+    bits, classes = written.bits or defaults.bits, (tensor_class, "any")
+    by_table = [row[2] for row in spec.fill if row[0] in classes and row[1] in (bits, None)]
+    name = written.scheme or defaults.scheme or next(iter(by_table), None)
     if name is None:
         widths = _listed(sorted({width for _, width, _ in spec.fill if width is not None}))
         facts: dict[str, Any] = {"target": spec.name, "scheme": _CALLED[tensor_class]}
@@ -60,16 +59,19 @@ def _coded(
         bits = scheme.bits[0]
     if bits is None:
         return diagnostic("missing-bits", scheme=name, widths=_listed(scheme.bits))
-    symmetric, sizes = written.symmetric, scheme.group_sizes
+    coded = _gaps_filled(written, bits, defaults, scheme)
+    return _defect(written, coded, scheme, spec) or coded
+
+
+def _gaps_filled(written: Written, bits: int, defaults: Defaults, scheme: SchemeSpec) -> Coded:
+    symmetric, sizes, symmetries = written.symmetric, scheme.group_sizes, scheme.symmetries
     if symmetric is None:
-        preferred = [choice for choice in scheme.symmetries if choice == defaults.symmetric]
-        symmetric = (*preferred, *scheme.symmetries)[0]
+        wanted = defaults.symmetric
+        symmetric = wanted if wanted in symmetries else symmetries[0]
     by_default = defaults.group_size if len(sizes) > 1 else None
     group_size = written.group_size or by_default or (sizes[0] if sizes else 0)
-    by_policy = [method for method in scheme.methods if method == defaults.method]
-    method = written.method or (*by_policy, *scheme.methods)[0]
-    coded = Coded(name, bits, group_size, symmetric, method)
-    return _defect(written, coded, scheme, spec) or coded
+    method = defaults.method if defaults.method in scheme.methods else scheme.methods[0]
+    return Coded(scheme.name, bits, group_size, bool(symmetric), written.method or method or "")
 
 
 def _foreign_scheme(name: str, spec: FormatSpec) -> Diagnostic:

@@ -39,7 +39,7 @@ def choose_target(policy: Policy, formats: Mapping[str, Format], target: str | N
 
     Raises: PolicyError if there is none, more than one, or an unknown one.
     """
-    spans = dict(policy.key_spans)
+    spans = policy.key_spans
     if target is None and len(policy.targets) != 1:
         choices = ", ".join(policy.targets or formats)
         raise fail("no-target", spans.get("target"), policy=policy.name, choices=choices)
@@ -105,7 +105,7 @@ def _treatment_findings(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic
 
 def _unknown(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic]:
     """Readers and settings that none of these targets knows; the first is the one to blame."""
-    target, spans = specs[0].name, dict(policy.key_spans)
+    target, spans = specs[0].name, policy.key_spans
     readers = [name for spec in specs for name in spec.runtimes]
     for runtime in [name for name in policy.runtimes if name not in readers]:
         span, meant = spans.get(f"runtimes.{runtime}"), did_you_mean(runtime, readers)
@@ -115,7 +115,7 @@ def _unknown(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic
 
 
 def _unused(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic]:
-    target, spans = specs[0].name, dict(policy.key_spans)
+    target, spans = specs[0].name, policy.key_spans
     used = {setting for spec in specs for setting in used_settings(spec)}
     used |= {f"metadata.{key}" for spec in specs for key in spec.metadata_keys}
     for setting in [each for each in _written(policy) if each not in used]:
@@ -133,7 +133,7 @@ def _written(policy: Policy) -> Iterator[str]:
 
 
 def _bad_values(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
-    spans, output = dict(policy.key_spans), policy.output
+    spans, output = policy.key_spans, policy.output
     rule, layout, file = policy.fp8_dequant, output.layout, output.file_name
     if rule is not None and rule not in spec.fp8_rules:
         span, meant = spans.get("fp8_dequant"), did_you_mean(rule, spec.fp8_rules)
@@ -156,7 +156,7 @@ def _bad_values(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
 
 
 def _bad_metadata(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
-    spans = dict(policy.key_spans)
+    spans = policy.key_spans
     for key, value in policy.metadata:
         allowed = spec.metadata_keys.get(key)
         if allowed is not None and not _is_allowed(value, allowed):

@@ -104,7 +104,7 @@ def _finding(
     decision, example = among[0]
     if isinstance(of, Unheld):
         of = of.of(list(dict.fromkeys(one.tensor.role for one, _ in among)))
-    otherwise = dict(policy.key_spans).get("defaults.otherwise")
+    otherwise = policy.key_spans.get("defaults.otherwise")
     span = None if is_guarded(decision.tensor) else otherwise
     if decision.rule is not None:
         # The selector was right if it got here: the caret belongs under the treatment.

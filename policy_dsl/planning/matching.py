@@ -138,19 +138,22 @@ def _means(component: str, word: str, role: str) -> bool:
     return word in (role, outside) or (last == word and outside not in OUTSIDE_LANGUAGE_MODEL)
 
 
-def name_defect(text: str, table: Architecture | None = None) -> Diagnostic | None:
-    """What is wrong with a name in a family, or in every family that there is; else None."""
+def name_defect(
+    text: str, table: Architecture | None = None, *, optional: bool = False
+) -> Diagnostic | None:
+    """What is wrong with a name in a family, or in every family that there is; else None.
+
+    optional: whether it may be one that only other families have.
+    """
     # What towers and MTP blocks have besides, only a model shows.
     if table is None and text.rpartition(".")[0] in OUTSIDE_LANGUAGE_MODEL:
         return None
-    tables = [table] if table else [architecture(family) for family in families()]
-    if any(roles_of(text, each) for each in tables):
+    tables = [table] if table else list(map(architecture, families()))
+    if any(roles_of(text, each) for each in tables) or (optional and name_defect(text) is None):
         return None
     # Everything that would have been understood may be what was meant.
-    words = set(_WORDS)
-    for each in tables:
-        words |= {*each.roles, *each.aliases}
-        words |= {role.split(".", 1)[1] for role in each.roles if "." in role}
+    words = _WORDS.union(*[{*each.aliases, *each.roles} for each in tables])
+    words |= {word.split(".", 1)[1] for word in words if "." in word}
     where = f"architecture {table.family}" if table else "the language"
     return diagnostic("unknown-role", suggestion=did_you_mean(text, words), where=where, role=text)
 

@@ -297,17 +297,18 @@ def _changes(pairs: Iterable[_Pair]) -> tuple[Change, ...]:
         role = next((module.role for module in known if module.role), known[0].kind)
         before, after = (module.stored if module else None for module in pair)
         found[role, before, after].append(pair)
-    changes = []
-    for (role, before, after), members in found.items():
-        old, new = ([one for one in side if one] for side in zip(*members, strict=True))
-        # Both sides of a pair hold the same values, and a stack means each of its experts.
-        known = new or old
-        names = tuple(dict.fromkeys(module.name for module in known))
-        (_, parameters, _), delta = _sums(known), _sums(new)[2] - _sums(old)[2]
-        first = [side[0] if side else None for side in (old, new)]
-        rule, new_rule = (module.rule if module else "" for module in first)
-        place, new_place = (module.rule_at if module else None for module in first)
-        rules, about = (rule, new_rule), (role, _layers(known), before, after)
-        changes.append(Change(*about, *rules, names, parameters, delta, place, new_place))
+    changes = [_change(*key, members) for key, members in found.items()]
     # What costs most is what the reader looks for.
     return tuple(sorted(changes, key=lambda change: (-abs(change.nbytes_delta), change.role)))
+
+
+def _change(role: str, before: str | None, after: str | None, pairs: list[_Pair]) -> Change:
+    old, new = ([one for one in side if one] for side in zip(*pairs, strict=True))
+    # Both sides of a pair hold the same values, and a stack means each of its experts.
+    known, first = new or old, [next(iter(side), None) for side in (old, new)]
+    names = tuple(dict.fromkeys(module.name for module in known))
+    rule, new_rule = (module.rule if module else "" for module in first)
+    place, new_place = (module.rule_at if module else None for module in first)
+    (_, parameters, _), delta = _sums(known), _sums(new)[2] - _sums(old)[2]
+    rules, about = (rule, new_rule), (role, _layers(known), before, after)
+    return Change(*about, *rules, names, parameters, delta, place, new_place)

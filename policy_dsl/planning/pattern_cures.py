@@ -31,6 +31,7 @@ _OF_REGEX = frozenset("\\^$()|+{}")
 # As they begin, or go on where a name would have its next dot: `experts.*down_proj`.
 _SEARCHED = re.compile(r"^\.\*|\.\*(?=[^.])")
 _OTHER_TOOLS = "re:"
+_REGEX_NOTE = "a regular expression is written /…/ and is matched against the whole name"
 _ENDS = ("", ".weight")
 _NUMBERED = ("layers", "experts")
 # A number that a star may make longer: `layers.1*`; in a regular expression `layers\.1.*`.
@@ -60,12 +61,14 @@ class PatternCures:
         """
         body = pattern.pattern.removeprefix(_OTHER_TOOLS)
         if isinstance(pattern, Regex) or body == pattern.pattern:
-            return self._cure(pattern, excepted)
-        found = Cure(None, (_REGEX_NOTE,))
-        if pattern_defect(Regex(body)) is None:
-            found = self._cure(Regex(body), excepted)
-        note = f'"{_OTHER_TOOLS}" is another tool\'s notation'
-        return found._replace(notes=(note, *found.notes))
+            return next(self._cures(pattern, excepted), Cure(None, ()))
+        notes, found = (
+            (f'"{_OTHER_TOOLS}" is another tool\'s notation',),
+            Cure(None, (_REGEX_NOTE,)),
+        )
+        if _is_taken(Regex(body)):
+            found = next(self._cures(Regex(body), excepted), Cure(None, ()))
+        return found._replace(notes=notes + found.notes)
 
     def more_taken(self, pattern: Pattern) -> tuple[str, Pattern] | None:
         """The numbers that `layers.1*` takes beyond 1, and the pattern that takes 1 alone."""
@@ -80,48 +83,44 @@ class PatternCures:
             if taken and self._names.matching(exact):
                 yield f"{kind} {layer_list(taken)}", exact
 
-    def _cure(self, pattern: Pattern, excepted: bool) -> Cure:
-        if beside := self._beside_weights(pattern):
-            return Cure(None, (beside,))
+    def _cures(self, pattern: Pattern, excepted: bool) -> Iterator[Cure]:
+        """What would help, the likeliest first."""
         text, is_glob = pattern.pattern, isinstance(pattern, Glob)
-        note = "no name matches; with .weight at the end {count} would"
-        found = self._tried([Glob(f"{text}.weight")] if is_glob else [], note, excepted)
-        if found is None and (not is_glob or _OF_REGEX & set(text) or _SEARCHED.search(text)):
-            found = self._tried(_regexes(text), _REGEX_NOTE, excepted)
-        found = found or self._llama_cpp(pattern)
-        if found is None and is_glob:
+        yield from self._beside_weights(pattern)
+        if is_glob:
+            note = "no name matches; with .weight at the end {count} would"
+            yield from self._tried([Glob(f"{text}.weight")], note, excepted)
+        if not is_glob or _OF_REGEX & set(text) or _SEARCHED.search(text):
+            yield from self._tried(_regexes(text), _REGEX_NOTE, excepted)
+        yield from self._llama_cpp(pattern)
+        if is_glob:
             note = "a name pattern is matched against the whole name; so {count} would match"
-            found = self._tried(_wider(text), note, excepted) or self._misspelt(text, excepted)
-        return found or Cure(None, tuple(self._other_numbers(text) if is_glob else ()))
+            yield from self._tried(_wider(text), note, excepted)
+            near = [f"{near}{end}" for near in _near(text, self._words) for end in _ENDS]
+            yield from self._tried(map(Glob, near), "", excepted)
+            yield from self._other_numbers(text)
 
-    def _first(self, tried: Iterable[Pattern], excepted: bool) -> Pattern | None:
-        """The first pattern that would do: one that matches and may touch what it matches."""
+    def _tried(self, tried: Iterable[Pattern], note: str, excepted: bool) -> Iterator[Cure]:
+        """The first pattern that would do: one that matches and may touch what it matches.
+
+        note: why it does; empty if it is but a guess.
+        """
         for pattern in filter(_is_taken, tried):
-            names = self._names.matching(pattern)
+            names, shown = self._names.matching(pattern), print_selector(pattern)
             may_all = excepted or is_spelled(pattern)
             if names and (may_all or not names.isdisjoint(self._unguarded)):
-                return pattern
-        return None
-
-    def _tried(self, tried: Iterable[Pattern], note: str, excepted: bool) -> Cure | None:
-        found = self._first(tried, excepted)
-        if found is None:
-            return None
-        count = f"{len(self._names.matching(found)):,}"
-        return Cure(f"write {print_selector(found)}", (note.format(count=count),))
+                notes = (note.format(count=f"{len(names):,}"),)
+                yield Cure(f"write {shown}", notes) if note else Cure(f"did you mean {shown}?", ())
 
     @cached_property
     def _unguarded(self) -> frozenset[str]:
         open_ones = (one for one in self._model.tensors if not is_guarded(one))
         return frozenset(tensor.source.name for tensor in open_ones)
 
-    def _llama_cpp(self, pattern: Pattern) -> Cure | None:
+    def _llama_cpp(self, pattern: Pattern) -> Iterator[Cure]:
         text, own = pattern.pattern, print_selector(pattern)
-        variants: list[Pattern] = [pattern]
-        if isinstance(pattern, Glob):
-            variants += [Glob(f"{text}.weight"), Glob(f"*.{text}.weight")]
-        else:
-            variants += _regexes(text)
+        more = [Glob(f"{text}.weight"), Glob(f"*.{text}.weight")]
+        variants = [pattern, *(more if isinstance(pattern, Glob) else _regexes(text))]
         index, names = self._llama_names
         for variant in filter(_is_taken, variants):
             called = {place for name in index.matching(variant) for place in names[name]}
@@ -129,12 +128,11 @@ class PatternCures:
                 selector, roles = self._selector(meant), ", ".join(dict(meant))
                 shown = print_selector(selector)
                 shown = shown if isinstance(selector, Name) else f"({shown})"
-                return Cure(f"write {shown}", (f"{own} is llama.cpp's name: the role is {roles}",))
-            if called:
+                yield Cure(f"write {shown}", (f"{own} is llama.cpp's name: the role is {roles}",))
+            elif called:
                 named = ", ".join(role for role in llama_cpp_roles() if role in dict(called))
                 note = f"{own} is llama.cpp's name of {named}, which this model lacks"
-                return Cure(None, (note,))
-        return None
+                yield Cure(None, (note,))
 
     @cached_property
     def _llama_names(self) -> tuple[NameIndex, Mapping[str, Sequence[_Place]]]:
@@ -160,62 +158,50 @@ class PatternCures:
             return names
         return all_of(names, Layers(tuple(LayerRange(layer, layer) for layer in sorted(wanted))))
 
-    def _misspelt(self, text: str, excepted: bool) -> Cure | None:
-        tried = [Glob(f"{near}{end}") for near in _near(text, self._words) for end in _ENDS]
-        found = self._first(tried, excepted)
-        return None if found is None else Cure(f"did you mean {print_selector(found)}?", ())
-
     @cached_property
     def _words(self) -> frozenset[str]:
         return frozenset(part for name in self._names for part in name.split("."))
 
-    def _beside_weights(self, pattern: Pattern) -> str | None:
+    def _beside_weights(self, pattern: Pattern) -> Iterator[Cure]:
         """What the pattern matches in the source and not in the model, if anything."""
         full = full_match(pattern)
         for ignored, reason in self._model.ignored:
             if full(ignored.name):
-                return f"{ignored.name} is not a weight of the model: {reason}"
+                yield Cure(None, (f"{ignored.name} is not a weight of the model: {reason}",))
         scales = (tensor.scale.name for tensor in self._model.tensors if tensor.scale is not None)
-        scale = next(filter(full, scales), None)
-        return scale and f"{scale} is read with its weight, and has no treatment"
+        for scale in filter(full, scales):
+            yield Cure(None, (f"{scale} is read with its weight, and has no treatment",))
 
-    def _other_numbers(self, text: str) -> Iterator[str]:
+    def _other_numbers(self, text: str) -> Iterator[Cure]:
         """The note that only the numbers of a glob are those of no tensor, if so."""
         other = Glob(re.sub(r"(?<=\.)\d+(?=\.|\\\.|$)", "*", text))
         if other.pattern != text and _is_taken(other):
             example = min(self._names.matching(other), default=None)
             if example is not None:
-                yield f"with other numbers it would match, as {example}"
-
-
-_REGEX_NOTE = "a regular expression is written /…/ and is matched against the whole name"
+                yield Cure(None, (f"with other numbers it would match, as {example}",))
 
 
 def _is_taken(pattern: Pattern) -> bool:
     return pattern_defect(pattern) is None
 
 
-def _regexes(text: str) -> Iterator[Regex]:
+def _regexes(text: str) -> list[Pattern]:
     core = text.removeprefix("^").removesuffix("$")
     start = "" if core.startswith(".*") else ".*"
     end = "" if core.endswith(".*") else ".*"
-    yield Regex(core)
-    yield Regex(rf"{core}\.weight")
-    yield Regex(rf"{start}{core}\.weight")
-    yield Regex(f"{core}{end}")
-    yield Regex(f"{start}{core}{end}")
+    tried = core, rf"{core}\.weight", rf"{start}{core}\.weight", core + end, start + core + end
+    return list(map(Regex, tried))
 
 
-def _wider(text: str) -> Iterator[Glob]:
-    tail = text.partition(".")[2]
-    if text.startswith("*."):
-        # Nothing is before the first part of a name.
-        yield Glob(text.removeprefix("*."))
-    for tried in (f"{text}.*", f"*.{text}", f"*.{text}.weight", f"*.{text}.*", f"*{text}*"):
-        yield Glob(tried)
+def _wider(text: str) -> list[Pattern]:
+    # Nothing is before the first part of a name.
+    tried = [text.removeprefix("*.")] if text.startswith("*.") else []
+    tried += [f"{text}.*", f"*.{text}", f"*.{text}.weight", f"*.{text}.*", f"*{text}*"]
     # Below another prefix than the one that it spells.
+    tail = text.partition(".")[2]
     if "." in tail.removesuffix(".weight"):
-        yield from (Glob(f"*.{tail}"), Glob(f"*.{tail}.weight"), Glob(f"*.{tail}.*"))
+        tried += [f"*.{tail}", f"*.{tail}.weight", f"*.{tail}.*"]
+    return list(map(Glob, tried))
 
 
 def _near(text: str, known: Collection[str]) -> Iterator[str]:

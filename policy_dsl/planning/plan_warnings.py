@@ -47,7 +47,7 @@ def _unreached(plan: Plan, made: Sequence[Decision]) -> Iterator[Diagnostic]:
     # A stack is one module: its first source represents all of them.
     unruled = (one for one in plan.modules if one.decided_by is None and one.sources)
     size = sum(one.nbytes for one in unruled if one.sources[0].tensor.name in names)
-    places, count = dict(plan.policy.key_spans), counted(len(missed), "matrix", "matrices")
+    places, count = plan.policy.key_spans, counted(len(missed), "matrix", "matrices")
     span = places.get("defaults.otherwise") or places.get("rules")
     roles = ", ".join(sorted({tensor.role for tensor in missed}))
     facts: dict[str, Any] = {"matrices": count, "roles": roles, "nbytes": both_units(size)}
@@ -78,8 +78,29 @@ def _heads_left_out(plan: Plan) -> Iterator[Diagnostic]:
 
 def _without_effect(plan: Plan, decisions: Decisions, format: Format) -> Iterator[Diagnostic]:
     """A warning for each rule that names tensors which the target leaves out, to store them."""
-    names, rules = frozenset(omission.tensor.name for omission in plan.omitted), plan.policy.rules
-    made, reach = decisions.made, decisions.reach
+    names, made = frozenset(omission.tensor.name for omission in plan.omitted), decisions.made
+    lost = _named_in_vain(plan, decisions, names, format)
+    used = {one.decided_by for one in made if lost and one.tensor.source.name not in names}
+    for (index, reason), tensors in lost.items():
+        rule, is_used = plan.policy.rules[index], index in used
+        span = (rule.selector_span if is_used else rule.treatment_span) or rule.span
+        cure = f'write "{_called(tensors)}: drop" after it' if is_used else 'write "drop"'
+        count = counted(len({tensor.source.name for tensor in tensors}), "tensor")
+        facts: dict[str, Any] = {"target": plan.target, "reason": reason}
+        yield diagnostic("rule-without-effect", span, suggestion=cure, tensors=count, **facts)
+
+
+def _called(tensors: Sequence[ModelTensor]) -> str:
+    # A component does not name what is guarded.
+    called = [one.component or one.role for one in tensors if not is_guarded(one)]
+    return ", ".join(dict.fromkeys(called or [one.role for one in tensors]))
+
+
+def _named_in_vain(
+    plan: Plan, decisions: Decisions, names: frozenset[str], format: Format
+) -> dict[tuple[int, str], list[ModelTensor]]:
+    """Rule and reason -> tensors of these names, which are left out though it stores them."""
+    made, reach, rules = decisions.made, decisions.reach, plan.policy.rules
     left_out = [at for at, one in enumerate(made) if one.tensor.source.name in names]
     lost: dict[tuple[int, str], list[ModelTensor]] = defaultdict(list)
     for at in left_out:
@@ -91,17 +112,7 @@ def _without_effect(plan: Plan, decisions: Decisions, format: Format) -> Iterato
         matching = [key for key in lost if at in reach.meaning(rules[key[0]].selector).matched]
         for key in matching[-1:]:
             lost[key].append(made[at].tensor)
-    used = {one.decided_by for one in made if lost and one.tensor.source.name not in names}
-    for (index, reason), tensors in lost.items():
-        rule, is_used = rules[index], index in used
-        span = (rule.selector_span if is_used else rule.treatment_span) or rule.span
-        # A component does not name what is guarded.
-        called = [one.component or one.role for one in tensors if not is_guarded(one)]
-        roles = ", ".join(dict.fromkeys(called or [one.role for one in tensors]))
-        cure = f'write "{roles}: drop" after it' if is_used else 'write "drop"'
-        count = counted(len({tensor.source.name for tensor in tensors}), "tensor")
-        facts: dict[str, Any] = {"target": plan.target, "reason": reason}
-        yield diagnostic("rule-without-effect", span, suggestion=cure, tensors=count, **facts)
+    return lost
 
 
 def _stores_by_name(rule: Rule, place: int, left_out: frozenset[str], reach: Reach) -> bool:
@@ -169,7 +180,7 @@ def _added_nbytes(module: Module) -> int:
 
 def _padded(plan: Plan, format: Format) -> Iterator[Diagnostic]:
     """That experts are added, or are not although the policy wants them."""
-    span = dict(plan.policy.key_spans).get("output.pad_experts")
+    span = plan.policy.key_spans.get("output.pad_experts")
     if any(module.added for module in plan.modules):
         experts, count = counted(plan.added_experts, "expert"), plan.model.n_experts
         size = both_units(sum(map(_added_nbytes, plan.modules)))
@@ -192,7 +203,7 @@ def _refused(plan: Plan, format: Format) -> Iterator[Diagnostic]:
         if nobody or one.reader in named:
             cannot = one.severity == "fatal" and one.reader in named
             code = "runtime-cannot" if cannot else "runtime-refuses"
-            span = dict(plan.policy.key_spans).get(f"runtimes.{one.reader}")
+            span = plan.policy.key_spans.get(f"runtimes.{one.reader}")
             yield diagnostic(code, span, runtime=one.reader, reason=one.reason)
 
 

@@ -68,7 +68,7 @@ def _defects(
     prune: Prune, policy: Policy, model: Model, layers: Sequence[int]
 ) -> Iterator[Diagnostic]:
     """What is against keeping so many experts, or these, of the model."""
-    span = dict(policy.key_spans).get("transforms")
+    span = policy.key_spans.get("transforms")
     # A config may count experts that no layer has.
     count, before = prune.count, model.n_experts if layers else 0
     last = prune.keep[-1].stop if prune.keep else 0

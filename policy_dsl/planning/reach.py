@@ -32,6 +32,7 @@ _MOST_SHOWN = 10
 _MOST_CURED = 50
 OPTIONAL = "write `optional` after the treatment if that is expected"
 _NONE: frozenset[int] = frozenset()
+_JOINED = And | Or | Except
 _layers_where = cache(layers_where)
 
 
@@ -87,28 +88,30 @@ class Reach:
         """What a selector, or a part of one, means. Raises: PolicyError (too-much-to-match)."""
         known = self._known.get(node)
         if known is None:
-            known = self._meaning(node)
+            known = self._joined(node) if isinstance(node, _JOINED) else self._of_leaf(node)
             if self._n_kept + len(known.matched) <= _MOST_KEPT:
                 self._n_kept += len(known.matched)
                 self._known[node] = known
         return known
 
-    def _meaning(self, node: Selector) -> Meaning:
+    def _joined(self, node: And | Or | Except) -> Meaning:
+        if isinstance(node, Except):
+            base, excluded = self.meaning(node.base), self.meaning(node.excluded).matched
+            return Meaning(base.matched - excluded, base.named - excluded)
+        parts = [self.meaning(part) for part in node.parts]
+        if isinstance(node, And):
+            return _met(parts)
+        matched, named = (_NONE.union(*sets) for sets in zip(*parts, strict=True))
+        return Meaning(matched, named)
+
+    def _of_leaf(self, node: Selector) -> Meaning:
         matched, named = _NONE, _NONE
         match node:
-            case And() | Or():
-                parts = [self.meaning(part) for part in node.parts]
-                if isinstance(node, And):
-                    return _met(parts)
-                matched, named = (_NONE.union(*sets) for sets in zip(*parts, strict=True))
-            case Except():
-                base, excluded = self.meaning(node.base), self.meaning(node.excluded).matched
-                matched, named = base.matched - excluded, base.named - excluded
             case Name():
                 return self._name(node)
             case Glob() | Regex():
                 names = self.model.names.matching(node)
-                matched = self._counted(self._by_name[name] for name in names)
+                matched = self._counted(map(self._by_name.__getitem__, names))
                 named = matched if matching.is_spelled(node) else _NONE
             case selectors.All():
                 tensors = enumerate(self.model.tensors)
@@ -117,7 +120,7 @@ class Reach:
                 is_own = node.name == self.model.architecture.family
                 matched = self._everything if is_own else _NONE
             case _:
-                matched = _NONE.union(*[self._by_layer[n] for n in self._layers(node)])
+                matched = _NONE.union(*map(self._by_layer.__getitem__, self._layers(node)))
         return Meaning(matched, named)
 
     def _name(self, node: Name) -> Meaning:
@@ -188,10 +191,8 @@ class Reach:
         defect: Diagnostic | None = None
         match node:
             case Name():
-                defect = matching.name_defect(node.text, model.architecture)
-                # An optional name may be one that only other families have.
-                if defect and optional:
-                    defect = defect if matching.name_defect(node.text) else None
+                table = model.architecture
+                defect = matching.name_defect(node.text, table, optional=optional)
                 if not defect:
                     yield from matching.outside_model(node.experts, model.n_experts, "expert")
             case Family():
@@ -267,9 +268,8 @@ class Reach:
         elif isinstance(node, And):
             # What reaches all parts reaches each of them; of alternatives it may be but one.
             for part in node.parts:
-                if isinstance(part, Or | Except):
-                    others = [self.meaning(one) for one in node.parts if one is not part]
-                    yield from self._idle(part, _met([left, *others]))
+                others = [self.meaning(one) for one in node.parts if one is not part]
+                yield from self._idle(part, _met([left, *others]))
 
     def _without_match(self, kind: str, rule: Rule, node: Selector, cure: Cure) -> Diagnostic:
         code, span, meant = f"{kind}-matches-nothing", span_of(rule, node), cure.suggestion

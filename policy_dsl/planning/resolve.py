@@ -149,26 +149,28 @@ def _statistics_of(
     saliency: what was read of the file of that name.
     """
     chosen = {coded.method for _, coded in coded_modules(modules)}
-    methods = {name: method for name, method in format.methods.items() if name in chosen}
-    needed = {method.needs for method in methods.values()}
+    needed: set[str] = set()
     users: dict[str, set[str]] = defaultdict(set)
-    for name, method in methods.items():
+    for name in chosen & format.methods.keys():
+        method = format.methods[name]
+        needed.add(method.needs)
         users[method.needs].add(name)
         users[method.uses].add(name)
-    used = set(users)
     files = [
         replace(file, methods=frozenset(users[file.name]))
-        for file in statistics_files(sorted(used), policy, given)
+        for file in statistics_files(sorted(users), policy, given)
     ]
     if is_ranked(policy):
-        needed, used = needed | {SALIENCY}, used | {SALIENCY}
-        read = saliency
-        files += [StatisticsFile(SALIENCY, read.path, read.span, read.sha256)] if read else []
-    missing = sorted(needed - {"", *(file.name for file in files)})
-    named = {name: vars(policy.calibration)[name] for name in missing}
-    absent = {name: f" ({named[name]}, which the policy names, is not here)" for name in missing}
-    cures = [_SOURCES[name] + (absent[name] if named[name] else "") for name in missing]
-    return files, cures, _unused(used, policy, format, given)
+        needed.add(SALIENCY)
+        users[SALIENCY] = set()
+        if read := saliency:
+            files.append(StatisticsFile(SALIENCY, read.path, read.span, read.sha256))
+    cures = []
+    for name in sorted(needed - {"", *(file.name for file in files)}):
+        named = vars(policy.calibration)[name]
+        absent = f" ({named}, which the policy names, is not here)" if named else ""
+        cures.append(_SOURCES[name] + absent)
+    return files, cures, _unused(set(users), policy, format, given)
 
 
 def _unused(
@@ -194,7 +196,7 @@ def statistics_files(
     names: Iterable[str], policy: Policy, given: Mapping[str, str]
 ) -> list[StatisticsFile]:
     """The files of these statistics: what is given for a name, else what the policy says."""
-    written, spans = vars(policy.calibration), dict(policy.key_spans)
+    written, spans = vars(policy.calibration), policy.key_spans
     found = []
     for name in names:
         if name in given:
