@@ -1,11 +1,6 @@
 """Defects in user input as values: where, what, and how to cure it; text only in `render`.
 
-SourceText  a text and what to call it          Span  a stretch of it
-Diagnostic  one defect                          PolicyError  all that a stage found
-grouped     defects of one kind as one
-catalogue   every code with its severity, message, cause and fix, from findings/<area>.yaml
-
-A code names the defect, never the cure.
+A code names the defect, never the cure; findings/<area>.yaml has them all.
 """
 
 import difflib
@@ -34,26 +29,23 @@ _COUNTED = "in all "
 
 
 class Code(NamedTuple):
-    """A kind of defect: severity, message template, what is behind it, and what helps.
+    """A kind of defect: message template, what is behind it, what helps, and severity.
 
     each: the fact that names the tensor, module or file, if many of them can have the defect.
     """
 
-    severity: Severity
     message: str
     cause: str
     fix: str = ""
     each: str = ""
+    severity: Severity = "error"
 
 
 @cache
 def catalogue() -> dict[str, Code]:
     """Every code of every area."""
-    codes: dict[str, Code] = {}
-    for path in sorted(FINDINGS.glob("*.yaml")):
-        entries = packaged_table(path).items()
-        codes |= {name: Code(**{"severity": "error", **entry}) for name, entry in entries}
-    return codes
+    tables = map(packaged_table, sorted(FINDINGS.glob("*.yaml")))
+    return {name: Code(**entry) for table in tables for name, entry in table.items()}
 
 
 def json_text(value: object, *, indent: int | None = None) -> str:
@@ -208,17 +200,13 @@ def grouped(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
         else:
             examples = (*first.examples, *defect.examples)[:_MOST_EXAMPLES]
             groups[key] = replace(first, examples=examples, count=first.count + defect.count)
-    return [_counted(defect) for defect in groups.values()]
-
-
-def _counted(defect: Diagnostic) -> Diagnostic:
-    """The defect with a note that counts the things that have it, if they are several."""
-    if defect.count == 1:
-        return defect
-    notes = tuple(note for note in defect.notes if not note.startswith(_COUNTED))
-    more = ", …" if defect.count > len(defect.examples) else ""
-    count = f"{_COUNTED}{defect.count:,}: {', '.join(defect.examples)}{more}"
-    return replace(defect, notes=(*notes, count))
+    for key, defect in groups.items():
+        if defect.count > 1:
+            more = ", …" if defect.count > len(defect.examples) else ""
+            count = f"{_COUNTED}{defect.count:,}: {', '.join(defect.examples)}{more}"
+            notes = (note for note in defect.notes if not note.startswith(_COUNTED))
+            groups[key] = replace(defect, notes=(*notes, count))
+    return list(groups.values())
 
 
 def fail(code: str, span: Span | None = None, **facts: Any) -> PolicyError:
@@ -252,16 +240,16 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
 
 def render(diagnostics: Iterable[Diagnostic]) -> str:
     """The diagnostics as text, one blank line between them, no trailing newline."""
-    return "\n\n".join(map(_render_one, diagnostics))
-
-
-def _render_one(defect: Diagnostic) -> str:
-    lines = [f"{defect.severity}[{defect.code}]: {escaped(defect.message)}"]
-    if defect.span is not None:
-        lines += _excerpt(defect.span, escaped(defect.suggestion or ""))
-    elif defect.suggestion:
-        lines.append(f"  = {escaped(defect.suggestion)}")
-    return "\n".join([*lines, *(f"  = {escaped(note)}" for note in defect.notes)])
+    shown = []
+    for defect in diagnostics:
+        lines = [f"{defect.severity}[{defect.code}]: {escaped(defect.message)}"]
+        cure, notes = defect.suggestion or "", defect.notes
+        if defect.span is not None:
+            lines += _excerpt(defect.span, escaped(cure))
+        elif cure:
+            notes = (cure, *notes)
+        shown.append("\n".join([*lines, *(f"  = {escaped(note)}" for note in notes)]))
+    return "\n\n".join(shown)
 
 
 def _excerpt(span: Span, suggestion: str, width: int = 160) -> list[str]:

@@ -18,7 +18,6 @@ from policy_dsl.roles.architecture import ConfigKey, config_keys
 from policy_dsl.roles.config_facts import TIED, is_whole, rewritten
 
 TABLES = Path(__file__).parent / "readers"
-_REQUIRED = "required"
 _ROPE = "rope_scaling"
 # What is left of a block that predicts tokens when its matrices are gone.
 _SPARE = frozenset({"norm", "bias", "router", "router_bias"})
@@ -32,22 +31,13 @@ _LONGEST_VALUE = 60
 class Level:
     """The keys that a reader looks for in one mapping of a config.
 
-    required: what it does not start without. assumes: the others, with what it takes where
-    they are absent. nullable: keys whose null it takes for absence.
+    required: what it does not start without. assumes: the others, with what it takes where they
+    are absent. nullable: keys whose null it takes for absence.
     """
 
-    required: Sequence[str] = ()
-    assumes: Mapping[str, ConfigKey] = field(default_factory=dict)
+    required: Sequence[str]
+    assumes: Mapping[str, ConfigKey]
     nullable: Sequence[str] = ()
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """All its keys, those that are required first."""
-        return *self.required, *self.assumes
-
-    def must_have(self, key: str, *, is_null: bool) -> bool:
-        """Whether a reader fails without a value for the key: where it is absent, or null."""
-        return key in self.required or (is_null and not self.takes_null(key))
 
     def takes_null(self, key: str) -> bool:
         """Whether a reader takes null for absence: then null is assumed, or keys decide."""
@@ -98,7 +88,7 @@ class ReaderKind:
     def rope(self, name: str) -> Level:
         """The parameters of a way to scale positions that it knows."""
         parameters = self.all_ropes[name] if name in (self.ropes or ()) else {}
-        required = [key for key, value in parameters.items() if value == _REQUIRED]
+        required = [key for key, value in parameters.items() if value == "required"]
         others = {key: value for key, value in parameters.items() if key not in required}
         return Level(required, config_keys(others))
 
@@ -130,8 +120,7 @@ def written_config(plan: Draft, *readers: str) -> dict[str, Any]:
     """
     config = _following(plan)
     for reader in readers:
-        kind = reader_kind(reader, config.get("model_type"))
-        if kind is not None:
+        if kind := reader_kind(reader, config.get("model_type")):
             config = _Reading(plan, kind).completed(config)
     return config
 
@@ -199,7 +188,7 @@ class _Reading:
 
     def _level(self, config: Mapping[str, Any], level: Level) -> dict[str, Any]:
         written = dict(config)
-        for key in level.keys:
+        for key in (*level.required, *level.assumes):
             if key == self.kind.inside:
                 continue
             seen: Any = config.get(key)
@@ -213,20 +202,22 @@ class _Reading:
             elif seen is None:
                 self._add(written, key, level)
             elif (meant := self.value(key)) is not None and meant != seen:
-                taken = f"it takes `{key}` {seen!r} from config.json"
-                self.unmet.append(f"{taken}, which means {meant!r}")
+                what = f"`{key}` {seen!r} from config.json, which means {meant!r}"
+                self.unmet.append(f"it takes {what}")
         return written
 
     def _add(self, written: dict[str, Any], key: str, level: Level) -> None:
         """The key with what is meant, if the reader would not take that by itself."""
         value = self._completed_rope(self._rope) if key == _ROPE else self.value(key)
-        needed = level.must_have(key, is_null=key in written)
+        is_required, takes_null = key in level.required, level.takes_null(key)
+        # A null in the config is no absence for a reader that does not take it for one.
+        is_needed = is_required or (key in written and not takes_null)
         if value is not None:
-            if needed or self._assumed(level, key) != value:
+            if is_needed or self._assumed(level, key) != value:
                 written[key] = value
-        elif key in level.required and level.takes_null(key):
+        elif is_required and takes_null:
             written.setdefault(key, None)
-        elif needed:
+        elif is_needed:
             self.unmet.append(f"it needs `{key}` in config.json, and nothing says what it is")
 
     def _assumed(self, level: Level, key: str) -> Any:
@@ -235,7 +226,7 @@ class _Reading:
     def _completed_rope(self, rope: Mapping[str, Any]) -> dict[str, Any] | None:
         """Scaled positions with the parameters that the reader would take for others."""
         written, known = dict(rope), self.kind.rope(self._scaled)
-        for key in known.keys if rope else ():
+        for key in (*known.required, *known.assumes) if rope else ():
             value = self._rope_parameter(key)
             if written.get(key) is None and value not in (None, self._assumed(known, key)):
                 written[key] = value

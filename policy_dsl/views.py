@@ -1,8 +1,7 @@
 """Tensors of a model as views of stored tensors: a short list of operations on rows.
 
-One list says how large a view is, which part of the source holds a block of its rows, and where
-in the source a value of it is. Every operation maps coordinates only, never values; a block of
-rows needs a bounded part of the source.
+An operation maps coordinates only, never values: shape(before) -> the shape after it, and
+rows(map, shape before) -> its map. A block of rows needs a bounded part of the source.
 """
 
 from __future__ import annotations
@@ -41,9 +40,6 @@ class Rectangle(NamedTuple):
     transposed: bool
 
 
-# Each operation has shape(before) -> the shape after it, and rows(map, shape before) -> its map.
-
-
 @dataclass(frozen=True, slots=True)
 class Expert:
     """Entry `number` along the first axis."""
@@ -54,8 +50,7 @@ class Expert:
         return shape[1:]
 
     def rows(self, before: RowMap, shape: Shape) -> RowMap:
-        size = len(before.outer) // shape[0]
-        return before._replace(outer=before.outer[self.number * size :][:size])
+        return Slice(self.number, 1).rows(before, shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +157,7 @@ class View:
 
     @property
     def is_rows(self) -> bool:
-        """Whether its rows are rows of the source in their order, as they are stored."""
+        """Whether its rows are rows of the source in their order."""
         return not any(isinstance(one, Alternate | Transposed) for one in self.operations)
 
     def as_values(self) -> View:
@@ -171,11 +166,14 @@ class View:
 
     def rectangles(self, first: int, count: int) -> Iterator[Rectangle]:
         """The parts of the source that hold `count` rows from `first`, in their order."""
-        outer, inner, transposed = self._map()
-        for some, values in self._cuts(outer, inner, first, count):
-            for run in _runs(some):
-                rows, columns = (values, run) if transposed else (run, values)
-                yield Rectangle(rows, columns, transposed)
+        shape = self.tensor.shape
+        rows = RowMap(range(prod(shape[:-1])), range(prod(shape[-1:])))
+        for operation in self.operations:
+            rows, shape = operation.rows(rows, shape), operation.shape(shape)
+        for outer, inner in self._cuts(rows, first, count):
+            for run in _runs(outer):
+                sides = (inner, run) if rows.transposed else (run, inner)
+                yield Rectangle(*sides, rows.transposed)
 
     def values_read(self, count: int) -> int:
         """Values of the source that are read, at most, for `count` rows that follow each other."""
@@ -189,22 +187,15 @@ class View:
         row, column = (number, at) if transposed else (at, number)
         return index_of(self.tensor.shape, rows[row], columns[column])
 
-    def _map(self) -> RowMap:
-        shape = self.tensor.shape
-        found = RowMap(range(prod(shape[:-1])), range(prod(shape[-1:])))
-        for operation in self.operations:
-            found = operation.rows(found, shape)
-            shape = operation.shape(shape)
-        return found
-
     def _cuts(
-        self, outer: Sequence[int], inner: Sequence[int], first: int, count: int
+        self, rows: RowMap, at: int, count: int
     ) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
         """Whole rows; of single values the end of a row, whole rows, the beginning of one."""
+        outer, inner, _ = rows
+        stop, width = at + count, len(inner)
         if not self.operations or not isinstance(self.operations[-1], Values):
-            yield outer[first : first + count], inner
+            yield outer[at:stop], inner
             return
-        at, stop, width = first, first + count, len(inner)
         while at < stop:
             row, column = divmod(at, width)
             whole = (stop - at) // width if column == 0 else 0
@@ -232,7 +223,7 @@ def index_of(shape: Shape, row: int, column: int) -> Shape:
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Numbers cut into such as follow each other: neighbours are read at once."""
+    """The numbers, cut where one does not follow another: neighbours are read at once."""
     if isinstance(numbers, range):
         yield numbers
         return
