@@ -200,13 +200,14 @@ def grouped(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
         else:
             examples = (*first.examples, *defect.examples)[:_MOST_EXAMPLES]
             groups[key] = replace(first, examples=examples, count=first.count + defect.count)
-    for key, defect in groups.items():
-        if defect.count > 1:
-            more = ", …" if defect.count > len(defect.examples) else ""
-            count = f"{_COUNTED}{defect.count:,}: {', '.join(defect.examples)}{more}"
-            notes = (note for note in defect.notes if not note.startswith(_COUNTED))
-            groups[key] = replace(defect, notes=(*notes, count))
-    return list(groups.values())
+    return [_counted(defect) if defect.count > 1 else defect for defect in groups.values()]
+
+
+def _counted(defect: Diagnostic) -> Diagnostic:
+    notes = (note for note in defect.notes if not note.startswith(_COUNTED))
+    more = ", …" if defect.count > len(defect.examples) else ""
+    count = f"{_COUNTED}{defect.count:,}: {', '.join(defect.examples)}{more}"
+    return replace(defect, notes=(*notes, count))
 
 
 def fail(code: str, span: Span | None = None, **facts: Any) -> PolicyError:

@@ -259,15 +259,7 @@ def rule_places(rules: Sequence[Rule]) -> list[tuple[str, RuleAt | None]]:
     places = [rule.span.place if rule.span else None for rule in rules]
     known = [place for place in places if place]
     n_rules = Counter((path, line) for path, line, _ in known)
-    endings = {}
-    for path in {path for path, *_ in known}:
-        parts = path.replace("\\", "/").split("/")
-        endings[path] = ["/".join(parts[at:]) for at in reversed(range(len(parts)))]
-    counts = Counter(chain.from_iterable(endings.values()))
-    short = {
-        path: next((end for end in ends if counts[end] == 1), ends[-1])
-        for path, ends in endings.items()
-    }
+    short = _short_names({path for path, *_ in known})
     found: list[tuple[str, RuleAt | None]] = []
     for place in places:
         if place is None:
@@ -278,6 +270,19 @@ def rule_places(rules: Sequence[Rule]) -> list[tuple[str, RuleAt | None]]:
         at: RuleAt = {"path": path, "line": line, "column": column}
         found.append((f"{short[path]}:{line}{more}", at))
     return found
+
+
+def _short_names(paths: set[str]) -> dict[str, str]:
+    """Path -> its last parts, as few as no other path ends with."""
+    endings = {}
+    for path in paths:
+        parts = path.replace("\\", "/").split("/")
+        endings[path] = ["/".join(parts[at:]) for at in reversed(range(len(parts)))]
+    counts = Counter(chain.from_iterable(endings.values()))
+    return {
+        path: next((end for end in ends if counts[end] == 1), ends[-1])
+        for path, ends in endings.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,10 @@ plan, reader ── written_config ──> the config with what it lacks, refuse
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -188,14 +190,14 @@ class _Reading:
 
     def _level(self, config: Mapping[str, Any], level: Level) -> dict[str, Any]:
         written = dict(config)
-        for key in (*level.required, *level.assumes):
-            if key == self.kind.inside:
-                continue
-            seen: Any = config.get(key)
+        keys: dict[Any, None] = dict.fromkeys((*level.required, *level.assumes))
+        keys.pop(self.kind.inside, None)
+        for key in keys:
+            seen = config.get(key)
             if seen is None and key in self.kind.also:
-                seen = config
-                for part in self.kind.also[key].split("."):
-                    seen = seen.get(part) if isinstance(seen, Mapping) else None
+                # What is on the way may be anything.
+                with suppress(KeyError, TypeError):
+                    seen = reduce(getitem, self.kind.also[key].split("."), config)
             if key == _ROPE and isinstance(seen, Mapping):
                 if key in written:
                     written[key] = self._completed_rope(seen)
@@ -247,12 +249,11 @@ class _Reading:
         elif len(set(self._rope_types)) > 1:
             yield f"{' and '.join(_ROPE_TYPES)} of `rope_scaling` differ"
         elif called in known:
-            for key in self.kind.rope(called).required:
-                if self._rope_parameter(key) is None:
-                    yield f"it needs `{key}` of `{called}` positions"
-            for key, values in self.kind.ropes_only.items():
-                if rope.get(key) not in values:
-                    yield f"it does not read `{key}` of `{called}` positions"
+            required, only = self.kind.rope(called).required, self.kind.ropes_only
+            missing = [key for key in required if self._rope_parameter(key) is None]
+            unread = [key for key in only if rope.get(key) not in only[key]]
+            yield from (f"it needs `{key}` of `{called}` positions" for key in missing)
+            yield from (f"it does not read `{key}` of `{called}` positions" for key in unread)
         elif called != "default":
             yield f"it does not scale positions as `{called}` does"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -226,41 +227,38 @@ def diff(request: Request, *, a: str, b: str, format: str, exit_code: bool) -> N
     """
     from policyc.reports.diff_report import diff_blocks, diff_document
 
-    policies = _policies((a, b), options.parse_overrides(request.overrides))
-    models = [request.model or (policy.model if policy else None) for policy in policies]
+    # A folder and a .json file cannot be policies, so there is nothing to guess.
+    texts = [side for side in (a, b) if not Path(side).is_dir() and Path(side).suffix != ".json"]
+    policies = _policies(texts, options.parse_overrides(request.overrides))
+    models = {side: request.model or policy.model for side, policy in policies.items()}
     # `diff mlx_4bit config_i` should just work: only one of them names a model.
-    shared = next(filter(None, models), None)
+    shared = next(filter(None, models.values()), None)
     before, after = (
-        workflow.outline_of(replace(request, model=model or shared).plan(policy))
-        if policy
+        workflow.outline_of(replace(request, model=models[side] or shared).plan(policies[side]))
+        if side in policies
         else workflow.outline_of(side, links=not request.no_links)
-        for side, policy, model in zip((a, b), policies, models, strict=True)
+        for side in (a, b)
     )
     changes = policyc.diff(before, after)
     console.write_report(format, diff_document, diff_blocks, changes)
     console.stop_if(exit_code and not changes.is_empty)
 
 
-def _policies(sides: Sequence[str], given: Mapping[str, str]) -> list[Policy | None]:
-    """The policy of each side with those of the variables given that it has; None if it is none.
+def _policies(sides: Sequence[str], given: Mapping[str, str]) -> dict[str, Policy]:
+    """The policy of each side, with those of the variables given that it has.
 
-    Raises: PolicyError of what is wrong with it, or for a variable that neither has.
+    Raises: PolicyError of what is wrong with one, or for a variable that none has.
     """
-    policies: list[Policy | None] = []
-    for side in sides:
-        # A folder and a .json file cannot be policies, so there is nothing to guess.
-        is_other = Path(side).is_dir() or Path(side).suffix == ".json"
-        policies.append(None if is_other else policyc.load(side))
-    known = {name for policy in policies if policy for name, _ in policy.vars}
+    policies = {side: policyc.load(side) for side in sides}
+    known = ChainMap(*(dict(policy.vars) for policy in policies.values()))
     if unknown := [name for name in given if name not in known]:
-        cures = {name: did_you_mean(name, known) for name in unknown}
         raise PolicyError(
-            diagnostic("unknown-variable", suggestion=cures[name], name=name) for name in unknown
+            diagnostic("unknown-variable", suggestion=did_you_mean(name, known), name=name)
+            for name in unknown
         )
-    for at, policy in enumerate(policies):
-        own = dict(policy.vars) if policy else {}
-        if values := {name: value for name, value in given.items() if name in own}:
-            policies[at] = policyc.load(sides[at], values)
+    for side, policy in policies.items():
+        if values := {name: given[name] for name in given if name in dict(policy.vars)}:
+            policies[side] = policyc.load(side, values)
     return policies
 
 

@@ -106,7 +106,7 @@ def _text_lines(block: Block, width: int | None) -> list[str]:
         case Table():
             lines = _table_lines(block, width and width - len(indent))
         case Facts():
-            longest = max((len(name) for name, _ in block.pairs), default=0)
+            longest = max(map(len, dict(block.pairs)), default=0)
             lines = [f"{name:<{longest}}{GAP}{_on_one_line(value)}" for name, value in block.pairs]
         case Items():
             lines = list(map(_on_one_line, block.lines))
@@ -120,8 +120,8 @@ def _text_lines(block: Block, width: int | None) -> list[str]:
 def _table_lines(table: Table, width: int | None) -> list[str]:
     cells = [table.columns, *(list(map(_on_one_line, row)) for row in table.rows)]
     # The widest cell decides, titles included.
-    widths = [max(columns(row[at]) for row in cells) for at in range(len(table.columns))]
-    shown = list(range(len(table.columns)))
+    widths = [max(map(columns, column)) for column in zip(*cells, strict=True)]
+    shown = list(range(len(widths)))
     for title in table.leaving:
         if width is None or sum(widths[at] + len(GAP) for at in shown) - len(GAP) <= width:
             break

@@ -13,6 +13,7 @@ from policy_dsl.treatments import PLAIN_WORDS, WHOLE_ROW
 from policyc.reports import Block, Facts, Items, Table
 
 _FIRST = "the first is the default"
+_ROW = {WHOLE_ROW: f"{WHOLE_ROW} (a row)"}
 _TYPES = {bool: "boolean", str: "string"}
 
 
@@ -94,7 +95,7 @@ def _blocks(spec: FormatSpec, entry: documents.FormatEntry) -> Iterator[Block]:
     yield Facts(list(_facts(spec, entry)))
     rows = []
     for scheme in entry["schemes"]:
-        groups = [f"{WHOLE_ROW} (a row)" if n == WHOLE_ROW else n for n in scheme["group_sizes"]]
+        groups = [_ROW.get(size, size) for size in scheme["group_sizes"]]
         lists = (scheme["bits"], groups, scheme["symmetric_choices"], scheme["methods"])
         cells = (", ".join(map(str, values)) or "-" for values in lists)
         rows.append((scheme["name"], *cells, scheme["about"]))

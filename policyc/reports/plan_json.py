@@ -1,12 +1,10 @@
-"""A plan as the documented JSON document, and saved plans read back.
-
-Plan ── plan_document ──> {…} ── json ──> plan.json ── saved_outline ──> Outline
-"""
+"""A plan as the documented JSON document, and saved plans read back."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import fail, json_text
@@ -62,7 +60,7 @@ def plan_document(
         totals=_totals(plan, bundle),
         roles=[
             entry_of(documents.RoleEntry, replace(bundle, modules=tuple(modules)), role=role)
-            for role, modules in by_key(bundle.modules, lambda module: module.role).items()
+            for role, modules in by_key(bundle.modules, attrgetter("role")).items()
         ],
         groups=entries_of(documents.GroupEntry, outlines.groups(bundle.modules)),
         dropped=entries_of(documents.DroppedTensor, plan.omitted, name="tensor.name"),
@@ -76,34 +74,14 @@ def plan_document(
         findings=list(map(finding_json, plan.findings)),
     )
     if tensors:
-        document["tensors"] = [row for module in plan.modules for row in _tensors(plan, module)]
-    return document
-
-
-def _tensors(plan: Plan, module: Module) -> list[documents.TensorEntry]:
-    said = {"module": module.name, "layer": module.layer, **_decision(plan, module)}
-    rows = [
-        entry_of(documents.TensorEntry, tensor, **said, parameters=0, sources=_source_names(module))
-        for tensor in module.tensors
-    ]
-    # Only in the first, so that the column adds up: scales are not parameters.
-    rows[0]["parameters"] = module.parameters
-    return rows
-
-
-def saved_document(plan: Plan, tests: Sequence[TestResult] = ()) -> PlanDocument:
-    """The plan as `--save` writes it: what modules have in common is said once."""
-    document = plan_document(plan, tests, tensors=False)
-    numbers = {file.name: number for number, file in enumerate(plan.files)}
-    document["forms"] = [_form(plan, module) for module in plan.forms.examples]
-    document["columns"] = ("name", "layer", "form", "sources", "places")
-    document["rows"] = [
-        (
-            *(module.name, module.layer, form, _source_names(module)),
-            [(numbers[tensor.file], tensor.start) for tensor in module.tensors],
-        )
-        for module, form in zip(plan.modules, plan.forms.numbers, strict=True)
-    ]
+        rows = document["tensors"] = []
+        for module in plan.modules:
+            said = {"module": module.name, "layer": module.layer, **_decision(plan, module)}
+            said |= {"sources": _source_names(module), "parameters": module.parameters}
+            for tensor in module.tensors:
+                rows.append(entry_of(documents.TensorEntry, tensor, **said))
+                # Only in the first, so that the column adds up: scales are not parameters.
+                said["parameters"] = 0
     return document
 
 
@@ -121,12 +99,25 @@ def _totals(plan: Plan, bundle: outlines.Outline) -> documents.PlannedTotals:
     )
 
 
-def _form(plan: Plan, module: Module) -> documents.PlannedForm:
-    parts = [
-        entry_of(documents.PlannedPart, tensor, part=suffix)
-        for tensor, suffix in zip(module.tensors, module.suffixes, strict=True)
+def saved_document(plan: Plan, tests: Sequence[TestResult] = ()) -> PlanDocument:
+    """The plan as `--save` writes it: what modules have in common is said once."""
+    document = plan_document(plan, tests, tensors=False)
+    numbers = {file.name: number for number, file in enumerate(plan.files)}
+    forms = document["forms"] = []
+    for module in plan.forms.examples:
+        named = zip(module.tensors, module.suffixes, strict=True)
+        parts = [entry_of(documents.PlannedPart, tensor, part=suffix) for tensor, suffix in named]
+        form = entry_of(documents.PlannedForm, module, parts=parts, **_decision(plan, module))
+        forms.append(form)
+    document["columns"] = ("name", "layer", "form", "sources", "places")
+    document["rows"] = [
+        (
+            *(module.name, module.layer, form, _source_names(module)),
+            [(numbers[tensor.file], tensor.start) for tensor in module.tensors],
+        )
+        for module, form in zip(plan.modules, plan.forms.numbers, strict=True)
     ]
-    return entry_of(documents.PlannedForm, module, parts=parts, **_decision(plan, module))
+    return document
 
 
 def _decision(plan: Plan, module: Module) -> dict[str, Any]:
@@ -166,15 +157,8 @@ def document_text(document: Mapping[str, Any]) -> str:
 
 
 def read_saved_plan(path: Path) -> outlines.Outline:
-    """The outline of a saved plan's file. Raises: PolicyError as `saved_outline` does."""
-    return saved_outline(read_whole(path, most=LARGEST_NBYTES), str(path))
-
-
-def saved_outline(content: bytes, path: str) -> outlines.Outline:
-    """The outline of a saved plan. path: how to call it.
-
-    Raises: PolicyError (bad-saved-plan) if the content is not a plan with its tensors.
-    """
+    """The outline of a saved plan. Raises: PolicyError if it is not a plan with its tensors."""
+    content = read_whole(path, most=LARGEST_NBYTES)
     try:
         document = _of_all_versions(parse_json(content))
         reason = _defect(document)
@@ -182,7 +166,7 @@ def saved_outline(content: bytes, path: str) -> outlines.Outline:
         reason = str(error)
     if reason is not None:
         raise fail("bad-saved-plan", path=path, reason=reason)
-    saved = cast("PlanDocument", document)
+    saved: PlanDocument = document
     model = saved["model"]
     return outlines.Outline(
         title=f"{saved['policy']['name']} ({path})",
@@ -225,27 +209,15 @@ def _defect(document: Any) -> str | None:
 
 def _outline_modules(saved: PlanDocument) -> Iterator[outlines.OutlineModule]:
     """The modules of a saved plan; of older versions, from the rows of their tensors."""
+    modules: list[tuple[str, int | None, Mapping[str, Any]]] = []
     if "tensors" in saved:
-        for name, rows in by_key(saved["tensors"], lambda row: row["module"]).items():
+        for name, rows in by_key(saved["tensors"], itemgetter("module")).items():
             parameters = sum(row["parameters"] for row in rows)
-            yield replace(_outlined(rows[0], rows, parameters), name=name, layer=rows[0]["layer"])
-        return
-    forms = [_outlined(form, form["parts"], form["parameters"]) for form in saved["forms"]]
-    for name, layer, number, *_ in saved["rows"]:
-        yield replace(forms[number], name=name, layer=layer)
-
-
-def _outlined(
-    decided: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], parameters: int
-) -> outlines.OutlineModule:
-    """A module without its name and layer. decided: what its parts say alike."""
-    words = ("role", "treatment", "stored", "rule")
-    return outlines.OutlineModule(
-        name="",
-        layer=None,
-        **{word: decided[word] for word in words},
-        tensors=len(parts),
-        parameters=parameters,
-        nbytes=sum(part["nbytes"] for part in parts),
-        rule_at=decided.get("rule_at"),
-    )
+            form = {**rows[0], "parts": rows, "parameters": parameters}
+            modules.append((name, rows[0]["layer"], form))
+    else:
+        modules = [(row[0], row[1], saved["forms"][row[2]]) for row in saved["rows"]]
+    for name, layer, said in modules:
+        words = (name, said["role"], layer, said["treatment"], said["stored"], said["rule"])
+        counts = (len(said["parts"]), said["parameters"], sum(p["nbytes"] for p in said["parts"]))
+        yield outlines.OutlineModule(*words, *counts, said.get("rule_at"))

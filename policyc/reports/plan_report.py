@@ -6,7 +6,7 @@ from typing import Any
 from policy_dsl.diagnostics import render
 from policy_dsl.documents import entry_of
 from policy_dsl.documents.reports import ExplainDocument, ExplainedTensor, MatchedRule
-from policy_dsl.plan import OTHERWISE, Module, Plan, PlannedFile
+from policy_dsl.plan import OTHERWISE, Module, Plan, PlannedFile, coded_modules
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.planning.decisions import Explanation
 from policy_dsl.planning.matching import is_guarded
@@ -24,11 +24,8 @@ _OUTCOMES = {
     "guarded": "not applied: it does not name this role (guarded)",
 }
 # Programs find the same keys for a tensor that the bundle leaves out.
-_NO_MODULE: dict[str, Any] = {
-    **dict.fromkeys(("module", "treatment", "rule", "rule_at", "bpw")),
-    "tensors": [],
-    **dict.fromkeys(("nbytes", "parameters", "sources", "added"), 0),
-}
+_NO_MODULE: dict[str, Any] = dict.fromkeys(("module", "treatment", "rule", "rule_at", "bpw"))
+_NO_MODULE |= {"tensors": [], **dict.fromkeys(("nbytes", "parameters", "sources", "added"), 0)}
 
 
 def plan_blocks(
@@ -36,17 +33,17 @@ def plan_blocks(
 ) -> list[Block]:
     """The plan for people; `tensors` lists every output tensor."""
     made = outline(plan)
-    quantized = {module.name for module in plan.modules if isinstance(module.treatment, Coded)}
-    labels = {module.treatment for module in made.modules if module.name in quantized}
-    grouped = groups(made.modules)
-    packed = [group for group in grouped if group.treatment in labels]
-    plain = [group for group in grouped if group.treatment not in labels]
+    quantized = {treatment_of(module) for module, _ in coded_modules(plan.forms.examples)}
+    packed: list[Group] = []
+    plain: list[Group] = []
+    for group in groups(made.modules):
+        (packed if group.treatment in quantized else plain).append(group)
     # Two tables: what is quantized is the plan, what is not needs a reason.
     blocks: list[Block] = [
         Facts(list(_heading(plan))),
         _group_table("Quantized", packed, plan, made),
         _group_table("Not quantized", plain, plan, made),
-        Facts(list(_totals(plan, made)), "Totals"),
+        Facts([*_totals(plan, made), *_files(plan)], "Totals"),
         *(Items(lines, title) for title, lines in _lists(plan, tests).items() if lines),
     ]
     if plan.findings:
@@ -103,7 +100,6 @@ def _totals(plan: Plan, made: Outline) -> Iterator[tuple[str, str]]:
     meaning = f"8 x bytes of all output tensors / {made.parameters:,} parameters"
     shown = f"{made.bpw:.4f} bpw" if made.bpw is not None else "no parameters"
     yield "bits", f"{shown} ({meaning} of the logical model)"
-    yield from _files(plan)
 
 
 def _files(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -160,14 +156,12 @@ def _left_out(plan: Plan) -> Iterator[str]:
 
 
 def _tensor_table(plan: Plan) -> Table:
-    rows = [
-        (
-            *(tensor.name, tensor.dtype, sizes_text(tensor.shape), f"{tensor.nbytes:,}"),
-            *(treatment_of(module), plan.rule_of(module)[0], tensor.file),
-        )
-        for module in plan.modules
-        for tensor in module.tensors
-    ]
+    rows = []
+    for module in plan.modules:
+        decided = treatment_of(module), plan.rule_of(module)[0]
+        for one in module.tensors:
+            figures = one.dtype, sizes_text(one.shape), f"{one.nbytes:,}"
+            rows.append((one.name, *figures, *decided, one.file))
     leaving = ("file", "decided by", "treatment")
     columns = ("tensor", "dtype", "shape", "bytes", *reversed(leaving))
     return Table(columns, rows, "Tensors", right=("bytes",), leaving=leaving)
@@ -180,11 +174,12 @@ def explain_document(explanation: Explanation, plan: Plan) -> ExplainDocument:
     described = subject.tensor or omission or module
     of_module = _NO_MODULE
     if module is not None:
+        rule, rule_at = plan.rule_of(module)
         of_module = {
             "module": module.name,
             "treatment": treatment_of(module),
-            "rule": plan.rule_of(module)[0],
-            "rule_at": plan.rule_of(module)[1],
+            "rule": rule,
+            "rule_at": rule_at,
             "tensors": entries_of(ExplainedTensor, module.tensors),
             "nbytes": module.nbytes,
             "parameters": module.parameters,
@@ -221,13 +216,10 @@ def explain_blocks(explanation: Explanation, plan: Plan) -> list[Block]:
         blocks.append(Table(("rule", "text", "outcome"), rules, title))
     if (module := explanation.subject.module) is not None:
         codes = "codes" if isinstance(module.treatment, Coded) else "values"
-        rows = [
-            (
-                *(codes if tensor.part == "weight" else tensor.part, tensor.name, tensor.dtype),
-                *(sizes_text(tensor.shape), f"{tensor.nbytes:,}"),
-            )
-            for tensor in module.tensors
-        ]
+        rows = []
+        for one in module.tensors:
+            part = codes if one.part == "weight" else one.part
+            rows.append((part, one.name, one.dtype, sizes_text(one.shape), f"{one.nbytes:,}"))
         bpw = bits_per_weight(module.nbytes, module.parameters) or 0
         total = f"{both_units(module.nbytes)}, {bpw:.3f} bpw of {module.parameters:,} parameters"
         # The breakdown must add up before the reader's eyes.
@@ -252,26 +244,28 @@ def _explain_facts(explanation: Explanation, plan: Plan) -> Iterator[tuple[str, 
         old, new = explanation.namesake
         became = "which is pruned" if new is None else f"now expert {new}"
         yield "beware", f"the source's tensor of this name is of its expert {old}, {became}"
-    # Nothing is written for it, so there is nothing more to say.
+    # Where nothing is written for it, there is nothing more to say.
     if module is None:
         yield "left out", omission.reason if omission else ""
-        return
+    else:
+        yield from _module_facts(explanation, plan, module)
+
+
+def _module_facts(
+    explanation: Explanation, plan: Plan, module: Module
+) -> Iterator[tuple[str, str]]:
     yield "becomes", f"{module.name} ({_sources(module)})"
     yield "treatment", treatment_of(module)
-    yield "decided by", _decided_by(explanation, plan.rule_of(module)[0])
+    rule, tensor = plan.rule_of(module)[0], explanation.subject.tensor
+    if rule == OTHERWISE and explanation.guarded and tensor is not None:
+        rule = f"the guard: {tensor.role} is kept unless a rule names it"
+    elif rule == OTHERWISE:
+        rule = f"{OTHERWISE}: no rule reaches it"
+    yield "decided by", rule
     layers = layer_list(alike.layer for alike in explanation.alike if alike.layer is not None)
     # Embeddings and the head are in no layer.
     where = "" if layers == "-" else f", layers {layers}"
     yield "alike", f"{counted(len(explanation.alike), 'module')}{where}"
-
-
-def _decided_by(explanation: Explanation, rule: str) -> str:
-    tensor = explanation.subject.tensor
-    if rule != OTHERWISE:
-        return rule
-    if explanation.guarded and tensor is not None:
-        return f"the guard: {tensor.role} is kept unless a rule names it"
-    return f"{OTHERWISE}: no rule reaches it"
 
 
 def _places(explanation: Explanation, layer: int | None) -> Iterator[str]:

@@ -14,7 +14,7 @@ from policy_dsl.diagnostics import PolicyError, SourceText, Span, diagnostic
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Module, Omission, OmittedFile, Plan, PlannedFile, PlannedTensor, Refusal
 from policy_dsl.planning.assertions import TestResult
-from policy_dsl.planning.outline import outline
+from policy_dsl.planning.outline import Outline, outline
 from policy_dsl.policy import All, Policy, Rule
 from policy_dsl.quantities import both_units, layer_list, signed_bytes
 from policy_dsl.roles.architecture import architecture
@@ -23,7 +23,7 @@ from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.treatments import KEEP, Coded, Plain
 from policy_dsl.views import View
 from policyc.reports import render_markdown, render_text
-from policyc.reports.plan_json import document_text, plan_document, saved_document, saved_outline
+from policyc.reports.plan_json import document_text, plan_document, read_saved_plan, saved_document
 from policyc.reports.plan_report import plan_blocks
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -165,10 +165,16 @@ def test_file_bytes_are_exact_or_null_with_the_reason() -> None:
     assert known["file_nbytes"] == 123_200
 
 
-def test_a_saved_plan_reads_back_as_the_same_outline() -> None:
+def read_back(text: str, folder: Path) -> Outline:
+    path = folder / "plan.json"
+    path.write_text(text, encoding="utf-8")
+    return read_saved_plan(path)
+
+
+def test_a_saved_plan_reads_back_as_the_same_outline(tmp_path: Path) -> None:
     plan = small_plan()
     for document in (plan_document(plan), saved_document(plan)):
-        saved = saved_outline(document_text(document).encode(), "plan.json")
+        saved = read_back(document_text(document), tmp_path)
         assert saved.modules == outline(plan).modules
 
 
@@ -189,19 +195,19 @@ def test_a_saved_plan_says_once_what_modules_share() -> None:
         ('{"kind": "plan", "schema_version": 1, "tensors": 7}', "wrong type"),
     ],
 )
-def test_what_is_no_saved_plan_is_refused(text: str, reason: str) -> None:
+def test_what_is_no_saved_plan_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(PolicyError, match="bad-saved-plan") as caught:
-        saved_outline(text.encode(), "x.json")
+        read_back(text, tmp_path)
     assert reason in str(caught.value)
 
 
 PRUNED = {"prune": "experts", "by": "reap", "before": 8, "to": 6, "layers": 6, "kept": None}
 
 
-def test_a_plan_that_was_saved_by_an_older_version_reads_back() -> None:
+def test_a_plan_that_was_saved_by_an_older_version_reads_back(tmp_path: Path) -> None:
     document = plan_document(small_plan())
     del document["transforms"], document["model"]["experts_added"]
-    found = saved_outline(document_text(document).encode(), "plan.json")
+    found = read_back(document_text(document), tmp_path)
     assert (found.pruning, found.experts) == (None, document["model"]["experts"])
 
 
@@ -214,13 +220,13 @@ def test_a_plan_that_was_saved_by_an_older_version_reads_back() -> None:
         *({"kept": kept} for kept in ({}, [], {"x": [1]}, {"0": 1}, {"0": [float("inf")]})),
     ],
 )
-def test_what_no_plan_says_of_pruning_is_refused(changed: dict[str, Any]) -> None:
+def test_what_no_plan_says_of_pruning_is_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
     document = plan_document(small_plan())
     document["transforms"] = [{**PRUNED, **changed}]
     with pytest.raises(PolicyError, match="bad-saved-plan"):
-        saved_outline(document_text(document).encode(), "x.json")
+        read_back(document_text(document), tmp_path)
     document["transforms"] = [PRUNED]
-    assert saved_outline(document_text(document).encode(), "x.json").pruning is not None
+    assert read_back(document_text(document), tmp_path).pruning is not None
 
 
 def test_sizes_are_printed_in_both_units() -> None:
