@@ -165,7 +165,8 @@ def _modules(
     for name in sorted(tensors):
         held, known, claim = tensors[name], record and record.modules.get(name), claims.get(name)
         if known:
-            yield known._replace(tensors=held, treatment=stored[known.treatment])
+            treatment = stored.get(known.treatment, known.treatment)
+            yield known._replace(tensors=held, treatment=treatment)
         elif claim:
             yield BundleModule(name, "", None, *claim, held)
         else:
@@ -174,17 +175,12 @@ def _modules(
             yield BundleModule(name, "", None, *form, held, written="keep")
 
 
-def _as_stored(
-    record: Record, spec: FormatSpec, folder: str
-) -> dict[Stored | Unread, Stored | Unread]:
+def _as_stored(record: Record, spec: FormatSpec, folder: str) -> dict[Stored | Unread, Coded]:
     """The treatments of a record, with what it leaves out because it is a fact of the scheme."""
-    found: dict[Stored | Unread, Stored | Unread] = {}
+    found: dict[Stored | Unread, Coded] = {}
     for name, module in record.modules.items():
         said = module.treatment
-        if said in found:
-            continue
-        found[said] = said
-        if not isinstance(said, Coded):
+        if said in found or not isinstance(said, Coded):
             continue
         scheme = spec.scheme(said.scheme)
         if (
@@ -195,8 +191,8 @@ def _as_stored(
         ):
             reason = f"{shown(name)} is quantized in a way that {spec.name} does not have"
             raise fail("bad-record", path=folder, reason=reason)
-        if len(scheme.symmetries) == 1:
-            found[said] = replace(said, symmetric=scheme.symmetries[0])
+        fixed = len(scheme.symmetries) == 1
+        found[said] = replace(said, symmetric=scheme.symmetries[0]) if fixed else said
     return found
 
 
@@ -222,7 +218,7 @@ def _misfit(module: BundleModule, spec: FormatSpec) -> str | None:
         fits = [shape for _, shape in found.values()] == [module.shape]
         wanted = f"one tensor {list(module.shape)}"
         return None if fits else f"it has {parts_text(found)}; it should have {wanted}"
-    expected = expected_parts(module, treatment, spec)
+    expected = parts_under(module, treatment, spec)
     if found == expected:
         return None
     try:
@@ -236,9 +232,7 @@ def _misfit(module: BundleModule, spec: FormatSpec) -> str | None:
     return f"it has {parts_text(found)}; it should have {wanted}" if expected else _BROKEN
 
 
-def expected_parts(
-    module: BundleModule, treatment: Stored, spec: FormatSpec
-) -> dict[str, TensorForm]:
+def parts_under(module: BundleModule, treatment: Stored, spec: FormatSpec) -> dict[str, TensorForm]:
     """What a module's tensors would be under a treatment; empty if its shape allows none."""
     with suppress(ValueError):
         return _parts(spec.part_shapes, treatment, module.shape, module.dtype)

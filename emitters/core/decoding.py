@@ -66,7 +66,7 @@ class Decoder:
 
     def block_rows(self, module: BundleModule) -> int:
         """How many logical rows to ask for at once."""
-        forms = self._forms(module) if isinstance(module.treatment, Coded) else ()
+        forms = self._forms(module)
         together = max((form.together for form in forms), default=1)
         # Rows stored by columns are read in pieces, which should be long.
         values = _BLOCK_VALUES * (16 if any(form.order == "columns" for form in forms) else 1)
@@ -107,8 +107,7 @@ class Decoder:
 
     def wrong_constants(self, module: BundleModule) -> Iterator[str]:
         """The parts of a module that do not hold what its treatment says."""
-        # Plain tensors have none, whatever they are called.
-        for form in self._forms(module) if isinstance(module.treatment, Coded) else ():
+        for form in self._forms(module):
             held = module.tensors.get(form.part)
             if form.constant and held and self._all(held).tobytes() != form.constant:
                 yield form.part
@@ -119,7 +118,9 @@ class Decoder:
         return None if held is None else self.rows(held, 0, 1)[0]
 
     def _forms(self, module: BundleModule) -> tuple[PartShape, ...]:
-        return self._shapes(coded(module.treatment), module.shape, module.dtype)
+        # A plain tensor has none, whatever it is called.
+        is_coded = isinstance(module.treatment, Coded)
+        return self._shapes(module.treatment, module.shape, module.dtype) if is_coded else ()
 
     def _all(self, tensor: TensorInfo) -> Array:
         return self._source.read(tensor.file or "", tensor.start, tensor.nbytes)
@@ -208,7 +209,7 @@ class RowsCheck:
             found = self.decoder.rows(piece.module, piece.at, piece.n_rows)
             wanted, wrong = np.zeros_like(found), found != 0
         else:
-            wanted = self._values(piece, piece.view, Cast("F32"))
+            wanted = self._reader.rows(piece.view, piece.first, piece.n_rows, Cast("F32"))
             ways = {EQUAL: self._equal, AGAIN: self._again, NEAREST: self._nearest}
             found, wrong = ways[self.way(piece.module)](piece, piece.view, wanted)
         sums, unsound = distance(wanted, found), wrong.any(axis=1)
@@ -218,9 +219,6 @@ class RowsCheck:
         row = int(unsound.argmax())
         at, source = piece.places(row, int(wrong[row].argmax()))
         return Tally(sums, int(wrong.sum()), at, len(wrong), sound, source)
-
-    def _values(self, piece: Piece, view: View, how: Cast) -> Array:
-        return self._reader.rows(view, piece.first, piece.n_rows, how)
 
     # Each of these gives what was found, float32, and which of it is wrong, bool.
 
@@ -232,7 +230,8 @@ class RowsCheck:
         bits = own.view(f"u{own.itemsize}")
         wrong = np.ones(own.shape, bool)
         for how in self._casts(view, dtype):
-            wrong &= bits != self._values(piece, view, how).view(bits.dtype)
+            values = self._reader.rows(view, piece.first, piece.n_rows, how)
+            wrong &= bits != values.view(bits.dtype)
             if not wrong.any():
                 break
         if rest.size:
@@ -246,7 +245,7 @@ class RowsCheck:
         module = piece.module
         parts = self.decoder.parts(module, piece.at, piece.n_rows)
         found = self.decoder.decoded(module, parts, piece.n_rows)
-        values = self._values(piece, view, self._own(module.dtype))
+        values = self._reader.rows(view, piece.first, piece.n_rows, self._own(module.dtype))
         try:
             again = self._format.codec().encode(values, module.dtype, coded(module.treatment))
         except UnstorableError:
@@ -262,12 +261,19 @@ class RowsCheck:
         """Rows that something else coded: which codes are not the nearest ones."""
         module, how = piece.module, coded(piece.module.treatment)
         parts = self.decoder.parts(module, piece.at, piece.n_rows)
-        slack, scale = self._slack(view, module.dtype), self.decoder.column_scale(module)
+        scale = self.decoder.column_scale(module)
+        # What is rounded of the source's values before they are coded.
+        source, dtype, relative, floor = view.tensor.dtype, module.dtype, 0.0, 0.0
+        if view.scale is not None and self._format.spec.fp8_rules[0] != "f32":
+            relative = 2 * UNITS["BF16"]
+        if view.scale is not None or dtype not in _WIDER.get(source, ()):
+            relative, floor = relative + UNITS[dtype], FLOORS[dtype]
         if scale is not None:
             # What was applied may be more exact than what is stored.
-            wanted = wanted * scale
-            slack = slack._replace(relative=slack.relative + 2 * UNITS["F16"])
-        wrong = self._format.codec().beyond(wanted, parts, module.dtype, how, slack)
+            wanted, relative = wanted * scale, relative + 2 * UNITS["F16"]
+        coarsest = max(UNITS.get(one, UNITS["BF16"]) for one in (source, dtype))
+        slack = Slack(relative, floor, coarsest)
+        wrong = self._format.codec().beyond(wanted, parts, dtype, how, slack)
         return self.decoder.decoded(module, parts, piece.n_rows), wrong
 
     def _own(self, dtype: str) -> Cast:
@@ -287,13 +293,3 @@ class RowsCheck:
             yield from (Cast(dtype, rule) for rule in self._format.spec.fp8_rules[1:])
         else:
             yield from (Cast(dtype, by_way_of=other) for other in ("BF16", "F16"))
-
-    def _slack(self, view: View, dtype: str) -> Slack:
-        """What is rounded of a source's values before they are coded."""
-        source, relative, floor = view.tensor.dtype, 0.0, 0.0
-        if view.scale is not None and self._format.spec.fp8_rules[0] != "f32":
-            relative = 2 * UNITS["BF16"]
-        if view.scale is not None or dtype not in _WIDER.get(source, ()):
-            relative, floor = relative + UNITS[dtype], FLOORS[dtype]
-        coarsest = max(UNITS.get(one, UNITS["BF16"]) for one in (source, dtype))
-        return Slack(relative, floor, coarsest)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from emitters import FORMATS
 from emitters.checkpoints import INDEX
 from emitters.core.bundle_needs import needs_findings
-from emitters.core.bundle_reading import Bundle, expected_parts, open_bundle, parts_text
+from emitters.core.bundle_reading import Bundle, open_bundle, parts_text, parts_under
 from emitters.core.decoding import Decoder
 from emitters.core.record import BundleModule
 from emitters.core.verify_source import ModuleError, compare
@@ -106,19 +106,12 @@ def verify_bundle(
     hashed = tuple(_hashes(bundle, jobs))
     checks.append(Check("hashes", hashed, "SHA-256 of every file and tensor", unrecorded))
     if source is not None and not _is_broken(checks):
-        found_errors, findings = compare(bundle, source, jobs=jobs)
-        about = "every tensor decoded and compared with the source"
-        checks.append(Check("values", findings, about))
-    return VerifyReport(
-        folder=folder,
-        has_record=record is not None,
-        n_files=len(record.files if record else inventory.file_nbytes),
-        n_tensors=len(inventory.tensors),
-        nbytes=inventory.nbytes,
-        checks=tuple(checks),
-        findings=tuple(grouped(found for check in checks for found in check.findings)),
-        errors=found_errors,
-    )
+        found_errors, wrong = compare(bundle, source, jobs=jobs)
+        checks.append(Check("values", wrong, "every tensor decoded and compared with the source"))
+    n_files = len(record.files if record else inventory.file_nbytes)
+    counts = n_files, len(inventory.tensors), inventory.nbytes
+    found = tuple(grouped(found for check in checks for found in check.findings))
+    return VerifyReport(folder, record is not None, *counts, tuple(checks), found, found_errors)
 
 
 def written_checks(bundle: Bundle, *, values: bool) -> list[Check]:
@@ -126,11 +119,11 @@ def written_checks(bundle: Bundle, *, values: bool) -> list[Check]:
 
     values: whether values that readers depend on are read.
     """
-    cure = "copy it with its links followed, as `cp -RL` does"
-    linked = (
+    cure, links = "copy it with its links followed, as `cp -RL` does", bundle.inventory.links
+    linked = [
         diagnostic("linked-file", suggestion=cure, file=file, target=target)
-        for file, target in bundle.inventory.links.items()
-    )
+        for file, target in links.items()
+    ]
     structure = (*bundle.findings, *linked)
     checks = [
         Check("structure", structure, f"{len(bundle.modules)} modules, every header"),
@@ -261,7 +254,7 @@ def _differing(module: BundleModule, bundle: Bundle) -> tuple[str, str] | None:
         return None if is_explained else (f"the tensors say {parts_text(parts)}", "nothing")
     if isinstance(claim.treatment, Unread):
         return None
-    expected = expected_parts(module, claim.treatment, bundle.format.spec)
+    expected = parts_under(module, claim.treatment, bundle.format.spec)
     if parts != expected:
         written = f"{describe(claim.treatment)}: {parts_text(expected)}"
         return f"the tensors say {parts_text(parts)}", written
