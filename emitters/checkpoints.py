@@ -22,10 +22,7 @@ _as_json = json.encoder.encode_basestring_ascii
 
 
 def document(files: FileContents, name: str) -> dict[str, Any]:
-    """The JSON object that a metadata file holds.
-
-    Raises: ForeignMetadataError if there is no such file, or none in it.
-    """
+    """The JSON object of a metadata file. Raises: ForeignMetadataError if there is none."""
     if name not in files:
         raise ForeignMetadataError(f"it has no {name}")
     try:

@@ -1,7 +1,4 @@
-"""Whether a bundle holds what its own config means: every module, in the right shape.
-
-Neither the source nor the weights are needed: the config and the family's table say it all.
-"""
+"""Whether a bundle holds what its own config means: every module, in the right shape."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,8 +26,7 @@ _PLAIN = frozenset({"BF16", "F16", "F32"})
 def needs_findings(bundle: Bundle) -> tuple[list[Diagnostic], str]:
     """What a bundle lacks, or has though its config denies it, or has in another shape.
 
-    Also why its modules are not compared with its config, empty if they are. What the record says
-    was left out is a warning.
+    Also why its modules are not compared with its config, empty if they are.
     """
     config, model = bundle.inventory.config, bundle.inventory.id
     model_type, found = config.get("model_type"), []

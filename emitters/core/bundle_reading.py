@@ -146,10 +146,7 @@ def _format(
 def _modules(
     inventory: Inventory, claims: Mapping[str, Claim], spec: FormatSpec, record: Record | None
 ) -> Iterator[BundleModule]:
-    """The modules by name, as the record lists them.
-
-    Raises: PolicyError (bad-record) if it has one that the format cannot code like that.
-    """
+    """The modules by name, as the record lists them. Raises: PolicyError (bad-record)."""
     owners = record.owners if record else {}
     stored = _as_stored(record, spec, str(inventory.root)) if record else {}
     tensors: dict[str, dict[str, TensorInfo]] = defaultdict(dict)

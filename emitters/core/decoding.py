@@ -1,8 +1,4 @@
-"""Rows of a bundle: decoded as its readers do, and held against those of its source.
-
-What is not quantized has one right value. What a method of ours made is made again and compared
-byte for byte. Of what others made, codes that are not the nearest ones are counted.
-"""
+"""Rows of a bundle: decoded as its readers do, and held against those of its source."""
 
 from __future__ import annotations
 
@@ -46,10 +42,7 @@ def opened(inventory: Inventory, root: Path) -> Source:
 
 
 def source_reader(source: Inventory, model: Model) -> ViewReader:
-    """What reads rows of a source's tensors.
-
-    Raises: PolicyError if the source has no readable weights.
-    """
+    """What reads rows of a source's tensors. Raises: PolicyError if it has no readable weights."""
     if source.root is None:
         raise fail("not-comparable", reason=f"{source.id} is known by its headers alone")
     return ViewReader(opened(source, source.root), model.config)
@@ -73,10 +66,7 @@ class Decoder:
         return max(1, values // columns(module.shape) // together) * together
 
     def rows(self, module: BundleModule, first: int, count: int) -> Array:
-        """float32 [count, last axis]: logical rows of a module, scaled columns scaled back.
-
-        Raises: PolicyError if a file cannot be read any more.
-        """
+        """float32 [count, last axis]: rows as readers see them. Raises: PolicyError of files."""
         if not isinstance(module.treatment, Coded):
             return to_float32(*self.stored(module, first, count))
         return self.decoded(module, self.parts(module, first, count), count)
@@ -128,10 +118,7 @@ class Decoder:
     def _read(
         self, tensor: TensorInfo, form: PartShape, module: BundleModule, span: tuple[int, int]
     ) -> Array:
-        """The share of a part that belongs to these logical rows, first and count.
-
-        [count / together, …]; of a part by columns [lines, …]; or all of it.
-        """
+        """A part's share of rows (first, count): [count / together, …], [lines, …], or all."""
         known = VALUE_TYPES.get(tensor.dtype)
         words = {"U32": np.uint32, "I32": np.int32}
         dtype = np.dtype(known.storage if known else words.get(tensor.dtype, np.uint8))
@@ -170,10 +157,7 @@ class Tally:
 
 
 class RowsCheck:
-    """A source and a bundle, opened for reading. Threads may share it.
-
-    Raises: PolicyError if the source has no readable weights.
-    """
+    """Compares rows; threads may share it. Raises: PolicyError if the source has no weights."""
 
     def __init__(self, bundle: Bundle, source: Inventory, model: Model) -> None:
         self._bundle, self._format = bundle, bundle.format

@@ -25,10 +25,7 @@ _PIECE_VALUES = 8 * 2**20
 
 
 def match(bundle: Bundle, model: Model) -> dict[str, tuple[ModelTensor, ...]]:
-    """The stack of every module that the bundle's format makes of a source, experts in order.
-
-    Also of those that the bundle lacks. Whether one holds nothing but its stack, `fits` says.
-    """
+    """The stack of each module that the bundle's format makes of a source, experts in order."""
     spec, names = bundle.format.spec, {module.name for module in bundle.modules}
     layouts = [layout.path for layout in spec.layouts.values() if layout]
     stacks: dict[str, list[ModelTensor]] = defaultdict(list)
@@ -70,11 +67,9 @@ def other_experts(bundle: Bundle, model: Model, pruning: Pruning | None) -> str 
 
 
 def with_added(bundle: Bundle, model: Model) -> Bundle:
-    """The bundle with those experts marked as added that its format adds to such a model.
-
-    A record names them; of other bundles, the count of the model's own experts does.
-    """
+    """The bundle with those experts marked as added that its format adds to such a model."""
     spec, count, added = bundle.format.spec, model.n_experts, _n_added(bundle, model)
+    # A record names them; of other bundles, the count of the model's own experts does.
     if bundle.record is not None or not added:
         return bundle
     padded, alone = set(), set()

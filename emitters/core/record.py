@@ -86,10 +86,7 @@ _Modules = tuple[Mapping[str, BundleModule], Mapping[str, str], Mapping[str, str
 
 
 def read_record(folder: Path) -> Record | None:
-    """The bundle's provenance record, None if there is none.
-
-    Raises: PolicyError (bad-record) unless it fits the published schema and its own digest.
-    """
+    """The bundle's provenance record, None without one. Raises: PolicyError if it is invalid."""
     path = folder / RECORD
     # Also a link that leads nowhere: somebody meant a record to be there.
     if not os.path.lexists(path):

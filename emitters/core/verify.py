@@ -115,10 +115,7 @@ def verify_bundle(
 
 
 def written_checks(bundle: Bundle, *, values: bool) -> list[Check]:
-    """What is asked of every bundle, also of one that a build has just written: no hashes.
-
-    values: whether values that readers depend on are read.
-    """
+    """What is asked of every bundle, also of one just written. values: whether any are read."""
     cure, links = "copy it with its links followed, as `cp -RL` does", bundle.inventory.links
     linked = [
         diagnostic("linked-file", suggestion=cure, file=file, target=target)

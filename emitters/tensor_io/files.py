@@ -58,10 +58,7 @@ class Source(NamedTuple):
     facts: Mapping[str, FileFacts]
 
     def read(self, file: str, start: int, nbytes: int) -> Array:
-        """uint8 [nbytes] of a file, from the byte `start`.
-
-        Raises: PolicyError if the file is gone, unreadable, or not what it was.
-        """
+        """uint8 [nbytes] from byte `start`. Raises: PolicyError if the file is gone or changed."""
         return self.lines(file, start, (1, nbytes), nbytes).reshape(-1)
 
     def whole(self, names: Iterable[str]) -> dict[str, bytes]:
@@ -76,10 +73,7 @@ class Source(NamedTuple):
             yield self.read(file, start, min(_PIECE_NBYTES, nbytes - start)).data
 
     def lines(self, file: str, start: int, shape: tuple[int, int], stride: int) -> Array:
-        """uint8 [lines, nbytes] of a file: the first of each `stride` bytes, from `start`.
-
-        Raises: PolicyError as `read` does.
-        """
+        """uint8 [lines, nbytes], one every `stride` bytes from `start`. Raises as `read` does."""
         content, missing = np.empty(shape, np.uint8), 0
         with opened(self.root / file) as stream:
             # Of the opened file, so that a rename in between cannot deceive.
@@ -100,7 +94,6 @@ class Source(NamedTuple):
         """[rows, columns] of a tensor viewed as [rows, last axis]; both follow each other.
 
         BF16 comes as uint16 bit patterns, F16 and F32 as themselves, all else as its bytes.
-        Raises: PolicyError as `read` does.
         """
         width, stride = prod(tensor.shape[-1:]), tensor.nbytes // max(1, prod(tensor.shape[:-1]))
         size = stride // max(1, width)
@@ -147,10 +140,7 @@ def _descriptor(path: Path, flags: int) -> Iterator[int]:
 
 
 def create_file(path: Path, header: bytes, tensors: Iterable[PlannedTensor], nbytes: int) -> None:
-    """Write a file of `nbytes` bytes with its header; its tensors are zeros but for tails.
-
-    Raises: PolicyError if it cannot be written.
-    """
+    """Write a file of `nbytes` bytes: its header, then zeros but for tails. Raises: PolicyError."""
     with writing(path), path.open("xb") as file:
         file.write(header)
         # The rest is a hole: blocks are allocated as rows arrive, in any order.
@@ -178,10 +168,7 @@ def write_at(path: Path, start: int, content: Array, *, stride: int = 0) -> int:
 
 
 def append(path: Path, content: bytes) -> None:
-    """Add bytes to the end of a file; they are on the disk when this returns.
-
-    Raises: PolicyError if they do not get there.
-    """
+    """Add bytes to the end of a file; on return they are on the disk. Raises: PolicyError."""
     with _descriptor(path, _WRITE | os.O_APPEND) as file:
         left = memoryview(content)
         while left:

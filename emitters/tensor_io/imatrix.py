@@ -1,7 +1,4 @@
-"""Importance matrices of llama.cpp: what every column of a matrix got as input, in squares.
-
-Of GGUF and the older `.dat` alike, the header is read at once, sums when they are asked for.
-"""
+"""Importance matrices of llama.cpp: what every column of a matrix got as input, in squares."""
 
 from __future__ import annotations
 
@@ -39,10 +36,7 @@ _REMAKE = "fetch the file again, or make it again with llama-imatrix"
 
 
 class Entry(NamedTuple):
-    """Where the float32 numbers of one matrix, or of a layer's experts, are in a file.
-
-    In a legacy file counts_at is None, and `calls` takes the place of one count.
-    """
+    """Where float32 numbers of matrices are. Legacy: no counts_at, `calls` is the only count."""
 
     sums_at: int
     n_sums: int
@@ -78,10 +72,7 @@ class InputSums(NamedTuple):
 
 @dataclass(frozen=True)
 class Imatrix:
-    """An importance matrix file, known by its header: entry by llama.cpp's name of a matrix.
-
-    span: where a policy names the file. Many threads may share it.
-    """
+    """An importance matrix file by llama.cpp's names of matrices. span: where a policy names it."""
 
     path: Path
     entries: Mapping[str, Entry]
@@ -226,7 +217,6 @@ class _Walk:
 def _legacy_entries(walk: _Walk) -> dict[str, Entry]:
     """Entry by name. Calls are chunks of text, and sums are means times calls.
 
-    Raises: ValueError if it is not such a file, whole and with nothing after its end.
     Source: ggml-org/llama.cpp 006e7ef, tools/imatrix/imatrix.cpp, `save_imatrix_legacy`.
     """
     (count,) = walk.integers(1)

@@ -23,10 +23,7 @@ _FP8 = "F8_E4M3"
 
 
 class Cast(NamedTuple):
-    """How values become another type. rule: of FP8. by_way_of: a type between, if there is one.
-
-    cuts_off: whether values that become F16 are rounded toward zero.
-    """
+    """How values become another type, by way of a third. rule: of FP8. cuts_off: toward zero."""
 
     dtype: str
     rule: str = "f32"
@@ -35,10 +32,7 @@ class Cast(NamedTuple):
 
 
 class ViewReader:
-    """Reads rows of views of one source. Plain data, and threads may share it.
-
-    config: has the size of FP8 blocks. must_be_finite: of every value and scale.
-    """
+    """Reads rows of a source's views; threads may share it. config: has the size of FP8 blocks."""
 
     def __init__(
         self, source: Source, config: Mapping[str, Any], *, must_be_finite: bool = False
