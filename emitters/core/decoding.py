@@ -26,7 +26,7 @@ from policy_dsl.roles.classify import Model
 from policy_dsl.treatments import Coded, coded
 from policy_dsl.views import View
 
-# How a module is judged.
+# How a module is judged: by its one right value, by codes made again, by codes not the nearest.
 EQUAL, AGAIN, NEAREST = "equal", "coded again", "nearest codes"
 # Values that are BF16 already lose nothing in F32, and so on.
 _WIDER = {"BF16": ("BF16", "F32"), "F16": ("F16", "F32"), "F32": ("F32",)}
