@@ -359,13 +359,13 @@ class Plan(Draft):
             ]
             texts.append(_as_json(decisive))
         for module, form in zip(self.modules, self.forms.numbers, strict=True):
-            tails = [_short(tensor.tail) for tensor in module.tensors if tensor.tail]
-            origins = [
-                [view.tensor.name, view.scale and view.scale.name, *map(repr, view.operations)]
-                for view in module.sources
-            ]
-            own = _as_json([origins, tails])
-            recipes.append(hashlib.sha256(f"{texts[form]}{own}".encode()).hexdigest())
+            # Names can be printed: none has a tab or the end of a line.
+            lines = [texts[form]]
+            for view in module.sources:
+                scale = view.scale.name if view.scale else ""
+                lines.append("\t".join([view.tensor.name, scale, *map(repr, view.operations)]))
+            lines += [_short(tensor.tail) for tensor in module.tensors if tensor.tail]
+            recipes.append(hashlib.sha256("\n".join(lines).encode()).hexdigest())
         return tuple(recipes)
 
     @cached_property

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from math import prod
 from typing import NamedTuple
 
@@ -143,7 +142,10 @@ class View:
     @property
     def shape(self) -> Shape:
         """Its shape, logical."""
-        return reduce(lambda shape, one: one.shape(shape), self.operations, self.tensor.shape)
+        shape = self.tensor.shape
+        for one in self.operations:
+            shape = one.shape(shape)
+        return shape
 
     @property
     def n_rows(self) -> int:

@@ -90,7 +90,7 @@ class Journal:
         """
         self._rows.append([unit.module, *unit.span])
         if not receipt.is_durable:
-            self._files.update(tensor.file for tensor in unit.output.tensors)
+            self._files.update([tensor.file for tensor in unit.output.tensors])
         if self._saving is not None and self._saving.done():
             self._saving.result()
             self._saving = None

@@ -177,7 +177,8 @@ def hash_files(
                 return part.hexdigest()
 
             for tensor in sorted(held[name], key=attrgetter("start", "nbytes")):
-                read(tensor.start - file.tell())
+                if gap := tensor.start - file.tell():
+                    read(gap)
                 parts[tensor.name] = read(tensor.nbytes)
             read(sys.maxsize)
             return file.tell(), whole.hexdigest()
