@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, errors, fail
-from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan
 from policy_dsl.planning.matching import nodes
-from policy_dsl.planning.outline import treatment_of
+from policy_dsl.planning.outline import bits_of, treatment_of
 from policy_dsl.planning.reach import Reach
 from policy_dsl.policy import Assertion, Middle, Rule, Selector
 from policy_dsl.quantities import bits_per_weight, both_units
-from policy_dsl.treatments import KEEP, PLAIN_DTYPES, Coded, Plain, Written, has_symmetry_choice
+from policy_dsl.treatments import KEEP, PLAIN_DTYPES, Plain, Written, has_symmetry_choice
 
 _RELATIONS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -131,7 +130,7 @@ def _outcome(assertion: Assertion, modules: Sequence[Module]) -> tuple[str, bool
         # Compared as it is shown: what a report prints can be asked for.
         shown = f"{bits or 0:.{_BPW_DIGITS}f}"
         return shown, holds(float(shown), wanted)
-    widths = sorted({_bits(module) for module in modules})
+    widths = sorted({float(bits_of(module)) for module in modules})
     asked = {"min_bits": widths[:1], "max_bits": widths[-1:]}.get(assertion.measure, widths)
     return ", ".join(f"{bits:g}" for bits in asked), all(holds(bits, wanted) for bits in asked)
 
@@ -157,9 +156,3 @@ def _agrees(module: Module, wanted: Written) -> bool:
         return False
     said = ("scheme", "bits", "group_size", "symmetric", "method")
     return all(getattr(wanted, name) in (None, getattr(stored, name)) for name in said)
-
-
-def _bits(module: Module) -> float:
-    # A kept tensor counts with the width of its dtype.
-    stored = module.treatment
-    return float(stored.bits if isinstance(stored, Coded) else DTYPE_BITS[module.dtype])

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from json.encoder import encode_basestring
-from typing import Any, NamedTuple
+from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors
 from policy_dsl.formats import Container, Format, FormatSpec, Shards
@@ -34,20 +34,6 @@ _CURE = "download it again; the tokenizers library does not load it"
 _ODD = "download it again, or write the numbers of the tokens"
 
 
-class Layout(NamedTuple):
-    """All tensors in their places, by name, and every tensor file's size in bytes."""
-
-    places: dict[str, PlannedTensor]
-    file_nbytes: dict[str, int]
-
-    def put(self, tensors: Iterable[PlannedTensor], file: str, start: int) -> None:
-        """Takes a file in which these tensors follow each other from `start`."""
-        for tensor in tensors:
-            self.places[tensor.name] = tensor._replace(file=file, start=start)
-            start += tensor.nbytes
-        self.file_nbytes[file] = start
-
-
 def placed(
     modules: Sequence[Module], policy: Policy, spec: FormatSpec
 ) -> tuple[tuple[Module, ...], tuple[PlannedFile, ...]]:
@@ -58,32 +44,40 @@ def placed(
     files = spec.tensor_files
     tensors = files.order(modules)
     if isinstance(files, Container):
-        layout = Layout({}, {})
-        layout.put(tensors, policy.output.file_name or files.name(policy, modules), 0)
-        ((name, size),) = layout.file_nbytes.items()
-        planned = [PlannedFile(name, "tensors", None, _NO_PREFACE, size)]
+        laid = {policy.output.file_name or files.name(policy, modules): (0, tensors)}
     else:
         limit = parse_size(policy.output.shard_size) if policy.output.shard_size else None
-        layout = lay_out(tensors, replace(files, nbytes=limit) if limit else files)
-        sizes = layout.file_nbytes.items()
-        planned = [PlannedFile(name, "tensors", nbytes) for name, nbytes in sizes]
+        laid = lay_out(tensors, replace(files, nbytes=limit) if limit else files)
+    places: dict[str, PlannedTensor] = {}
+    planned = []
+    for file, (start, held) in laid.items():
+        at = start
+        for tensor in held:
+            places[tensor.name] = tensor._replace(file=file, start=at)
+            at += tensor.nbytes
+        size = (None, _NO_PREFACE, at) if spec.container else (at,)
+        planned.append(PlannedFile(file, "tensors", *size))
     # Offsets are known before a weight is read: workers write without asking each other.
-    places = layout.places
     moved = [m._replace(tensors=tuple([places[one.name] for one in m.tensors])) for m in modules]
     return tuple(moved), tuple(planned)
 
 
-def lay_out(tensors: Sequence[PlannedTensor], files: Shards) -> Layout:
-    """Places for the tensors, filled shard by shard in the given order.
+def lay_out(
+    tensors: Sequence[PlannedTensor], files: Shards
+) -> dict[str, tuple[int, Sequence[PlannedTensor]]]:
+    """The shards by name, filled in the given order: where the tensors of each begin, and they.
 
     A tensor that is larger than a shard has one of its own.
     """
     shards = [_in_file_order(shard) for shard in files.fill(tensors, files.nbytes)]
-    layout = Layout({}, {})
-    for number, shard in enumerate(shards, 1):
-        start = len(_header(shard, files.metadata))
-        layout.put(shard, files.name(number, len(shards)), start)
-    return layout
+    names = [files.name(number, len(shards)) for number in range(1, len(shards) + 1)]
+    starts = [len(header_bytes(shard, files.metadata)) for shard in shards]
+    return dict(zip(names, zip(starts, shards, strict=True), strict=True))
+
+
+def _in_file_order(tensors: Iterable[PlannedTensor]) -> list[PlannedTensor]:
+    """The tensors of one file in the order of their bytes: wide dtypes first, then by name."""
+    return sorted(tensors, key=lambda tensor: (_RANK[tensor.dtype], tensor.name))
 
 
 def header_bytes(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
@@ -92,20 +86,11 @@ def header_bytes(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) 
     Source: safetensors 0.8, format description in its README; entries in the order that
     `save_file` writes.
     """
-    return _header(_in_file_order(tensors), metadata)
-
-
-def _in_file_order(tensors: Iterable[PlannedTensor]) -> list[PlannedTensor]:
-    """The tensors of one file in the order of their bytes: wide dtypes first, then by name."""
-    return sorted(tensors, key=lambda tensor: (_RANK[tensor.dtype], tensor.name))
-
-
-def _header(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
     about = json.dumps(dict(metadata), separators=(",", ":"), ensure_ascii=False)
     entries = [f'"__metadata__":{about}'] if metadata else []
     start = 0
     shapes = {shape: ",".join(map(str, shape)) for shape in {one.shape for one in tensors}}
-    for tensor in tensors:
+    for tensor in _in_file_order(tensors):
         name, stop = encode_basestring(tensor.name), start + tensor.nbytes
         dtype, shape = tensor.dtype, shapes[tensor.shape]
         # As text: a JSON document of a hundred thousand entries takes three times as long.
@@ -139,9 +124,8 @@ def with_files(plan: Plan, inventory: Inventory, format: Format) -> Plan:
     planned += _copied(inventory, spec, {RECORD, *(file.name for file in planned)})
     held = {*spec.embedded_files, *(file.name for file in planned)}
     unused = {name: nbytes for name, nbytes in known.items() if name not in held}
-    sizes = sorted((unused | dict.fromkeys(inventory.unread)).items())
-    why = side_files.why_left_out
-    omitted = [OmittedFile(name, n, why(name, plan.target)) for name, n in sizes]
+    sizes, why = unused | dict.fromkeys(inventory.unread), side_files.why_left_out
+    omitted = [OmittedFile(name, sizes[name], why(name, plan.target)) for name in sorted(sizes)]
     recorded = _record_file(plan, planned)
     return replace(plan, files=(*planned, recorded), omitted_files=tuple(omitted))
 
@@ -191,9 +175,9 @@ def _edited(
     if beside is not None:
         return _sized(edited_files(plan, format, beside), "edited")
     # Side files that are known by their sizes only, or not at all, which is said elsewhere.
-    names = [name for name in format.spec.edited_files if name in known]
     why = "the text of the source's {} is not known"
-    return [PlannedFile(name, "edited", None, why.format(name)) for name in names]
+    edited = format.spec.edited_files
+    return [PlannedFile(n, "edited", None, why.format(n)) for n in edited if n in known]
 
 
 def _copied(inventory: Inventory, spec: FormatSpec, taken: set[str]) -> list[PlannedFile]:
@@ -202,20 +186,16 @@ def _copied(inventory: Inventory, spec: FormatSpec, taken: set[str]) -> list[Pla
     if inventory.side_files is None:
         reason = f"the side files of {inventory.id} are not known"
         return [PlannedFile(_UNKNOWN_SIDE_FILES, "copied", None, reason)]
-    patterns = (*spec.copied_files, *side_files.ALWAYS_COPIED)
-    return [
-        PlannedFile(name, "copied", nbytes)
-        for name, nbytes in sorted(inventory.side_files.items())
-        if name not in taken and side_files.is_one_of(name, patterns)
-    ]
+    patterns, sizes = (*spec.copied_files, *side_files.ALWAYS_COPIED), inventory.side_files
+    names = [name for name in sorted(sizes) if side_files.is_one_of(name, patterns)]
+    return [PlannedFile(name, "copied", sizes[name]) for name in names if name not in taken]
 
 
 def _record_file(plan: Plan, files: list[PlannedFile]) -> PlannedFile:
     sizes = {file.name: file.nbytes for file in files if file.nbytes is not None}
-    unknown = "it names the statistics, and what they decide, that are not there yet"
-    reason = unknown if plan.pending else ""
-    if len(sizes) < len(files):
-        reason = "it lists the side files, which are not known"
+    reason = "it lists the side files, which are not known" if len(sizes) < len(files) else ""
+    if plan.pending and not reason:
+        reason = "it names the statistics, and what they decide, that are not there yet"
     return PlannedFile(RECORD, "record", None if reason else record_nbytes(plan, sizes), reason)
 
 

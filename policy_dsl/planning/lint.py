@@ -105,24 +105,18 @@ def _treatment_findings(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic
 
 def _unknown(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic]:
     """Readers and settings that none of these targets knows; the first is the one to blame."""
-    target, spans = specs[0].name, policy.key_spans
-    readers = [name for spec in specs for name in spec.runtimes]
+    facts: dict[str, Any] = {"target": specs[0].name, "known": ", ".join(specs[0].runtimes)}
+    spans, readers = policy.key_spans, [name for spec in specs for name in spec.runtimes]
     for runtime in [name for name in policy.runtimes if name not in readers]:
         span, meant = spans.get(f"runtimes.{runtime}"), did_you_mean(runtime, readers)
-        facts: dict[str, Any] = {"target": target, "known": ", ".join(specs[0].runtimes)}
         yield diagnostic("unknown-runtime", span, suggestion=meant, runtime=runtime, **facts)
-    yield from _unused(policy, specs)
-
-
-def _unused(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic]:
-    target, spans = specs[0].name, policy.key_spans
     used = {setting for spec in specs for setting in used_settings(spec)}
     used |= {f"metadata.{key}" for spec in specs for key in spec.metadata_keys}
     for setting in [each for each in _written(policy) if each not in used]:
         section, _, key = setting.partition(".")
         near = [one.removeprefix(f"{section}.") for one in used if one.startswith(section)]
         span, meant = spans.get(setting) or spans.get(section), did_you_mean(key, near)
-        facts: dict[str, Any] = {"setting": setting, "target": target}
+        facts = {"setting": setting, "target": specs[0].name}
         yield diagnostic("unused-setting", span, suggestion=meant, **facts)
 
 
@@ -139,17 +133,11 @@ def _bad_values(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
         span, meant = spans.get("fp8_dequant"), did_you_mean(rule, spec.fp8_rules)
         known = ", ".join(spec.fp8_rules)
         yield diagnostic("unknown-fp8-rule", span, suggestion=meant, rule=rule, rules=known)
-    # A target without layouts, or with files of fixed names, does not use the setting, which is
-    # another finding.
+    # A setting that the target does not use at all is another finding.
     if layout is not None and spec.layouts and layout not in spec.layouts:
-        span, meant = spans.get("output.layout"), did_you_mean(layout, spec.layouts)
-        facts: dict[str, Any] = {
-            "target": spec.name,
-            "layout": layout,
-            "known": ", ".join(spec.layouts),
-        }
-        span = span or spans.get("output")
-        yield diagnostic("unknown-layout", span, suggestion=meant, **facts)
+        span, known = spans.get("output.layout") or spans.get("output"), ", ".join(spec.layouts)
+        facts: dict[str, Any] = {"suggestion": did_you_mean(layout, spec.layouts), "known": known}
+        yield diagnostic("unknown-layout", span, target=spec.name, layout=layout, **facts)
     if file is not None and spec.container and (reason := _misnamed(file)):
         yield diagnostic("bad-file-name", spans.get("output.file_name"), name=file, reason=reason)
     yield from _bad_metadata(policy, spec)
@@ -160,11 +148,10 @@ def _bad_metadata(policy: Policy, spec: FormatSpec) -> Iterator[Diagnostic]:
     for key, value in policy.metadata:
         allowed = spec.metadata_keys.get(key)
         if allowed is not None and not _is_allowed(value, allowed):
-            span, meant = spans.get(f"metadata.{key}"), _meant(value, allowed)
+            span = spans.get(f"metadata.{key}") or spans.get("metadata")
             # In the policy's own words: true and null, not True and None.
-            written = json.dumps(value, ensure_ascii=False)
+            written, meant = json.dumps(value, ensure_ascii=False), _meant(value, allowed)
             facts: dict[str, Any] = {"key": key, "value": written, "wanted": values_text(allowed)}
-            span = span or spans.get("metadata")
             yield diagnostic("bad-metadata-value", span, suggestion=meant, **facts)
 
 

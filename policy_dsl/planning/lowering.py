@@ -20,6 +20,7 @@ from policy_dsl.policy import Policy
 from policy_dsl.roles.model import BY_EXPERT, Model
 from policy_dsl.treatments import Stored, scheme_of
 
+_DIGITS = re.compile(r"([0-9]+)")
 # Tensors of one output module, each with what is stored of it.
 _Stack = Sequence[tuple[Decision, Settled]]
 
@@ -67,19 +68,15 @@ def lower(made: Iterable[Decision], model: Model, policy: Policy, format: Format
     for method in format.methods.values():
         modules += method.added(modules) if method.added else ()
     # Sorted, so that the bundle does not depend on the order of the source's shards.
-    modules.sort(key=lambda module: natural_key(module.name))
+    modules.sort(key=lambda module: list(map(_ordered, _DIGITS.split(module.name))))
     findings = [_finding(of, among, policy) for (_, of), among in defects.items()]
     return Lowered(modules, omitted, findings)
 
 
-def natural_key(name: str) -> list[tuple[int, str, str]]:
-    """A sort key in which layers.2 precedes layers.10."""
-    # Compared as texts: a name may hold more digits than Python makes a number of.
-    return [_ordered(piece) for piece in re.split(r"([0-9]+)", name)]
-
-
 @cache
 def _ordered(piece: str) -> tuple[int, str, str]:
+    """A sort key of a piece of a name, by which 2 precedes 10."""
+    # Compared as texts: a name may hold more digits than Python makes a number of.
     digits = piece.lstrip("0") if "0" <= piece[:1] <= "9" else ""
     return len(digits), digits, piece
 
@@ -176,19 +173,11 @@ class _Stacking:
         if tensor.expert is None:
             name, own = name.rpartition(".")[2], own.rpartition(".")[2]
         names = [path if own == name else f"{path}.{one.part}" for one in parts]
-        tensors = [
-            PlannedTensor(named, *one[1:-1], one.tail or tail)
-            for named, one in zip(names, parts, strict=True)
-        ]
+        named = zip(names, parts, strict=True)
         return Module(
-            name=path,
-            role=tensor.role,
-            layer=tensor.layer,
-            treatment=treatment,
-            shape=padded,
-            dtype=dtype,
+            *(path, tensor.role, tensor.layer, treatment, padded, dtype),
             sources=tuple([one.tensor.view for one, _ in stack]),
-            tensors=tuple(tensors),
+            tensors=tuple([PlannedTensor(n, *one[1:-1], one.tail or tail) for n, one in named]),
             parameters=prod(shape),
             added=added,
             together=together,

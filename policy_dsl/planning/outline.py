@@ -13,6 +13,7 @@ from functools import cached_property
 
 from policy_dsl.diagnostics import Diagnostic
 from policy_dsl.documents import RuleAt
+from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan, Pruning
 from policy_dsl.quantities import bits_per_weight, layer_list
 from policy_dsl.treatments import Coded, Plain, Stored, Unread, describe
@@ -133,6 +134,12 @@ def treatment_of(module: Module) -> str:
     given = ", ".join(source_dtypes(module)).lower()
     change = stored if given in ("", stored) else f"{given} -> {stored}"
     return f"{module.written} ({change})"
+
+
+def bits_of(module: Module) -> int:
+    """The bits of a code, or of a value as it is."""
+    stored = module.treatment
+    return stored.bits if isinstance(stored, Coded) else DTYPE_BITS[module.dtype]
 
 
 def source_dtypes(module: Module) -> tuple[str, ...]:

@@ -12,12 +12,13 @@ from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan, coded_modules
 from policy_dsl.planning.decisions import Decision, Decisions
 from policy_dsl.planning.matching import is_guarded, walk
+from policy_dsl.planning.outline import bits_of
 from policy_dsl.planning.reach import Reach
 from policy_dsl.policy import OUTSIDE_LANGUAGE_MODEL, Glob, Name, Regex, Rule, namesake
 from policy_dsl.quantities import both_units, counted
 from policy_dsl.roles.config_facts import TIED, rewritten
 from policy_dsl.roles.model import Model, ModelTensor
-from policy_dsl.treatments import Coded, Plain
+from policy_dsl.treatments import Plain
 
 
 def plan_warnings(plan: Plan, decisions: Decisions, format: Format) -> Iterator[Diagnostic]:
@@ -145,8 +146,9 @@ def _routers(plan: Plan, made: Sequence[Decision], format: Format) -> Iterator[D
 def _grown(plan: Plan) -> Iterator[Diagnostic]:
     found: dict[int | None, list[tuple[int, int]]] = defaultdict(list)
     for module in plan.modules:
+        bits = min([DTYPE_BITS.get(rows.tensor.dtype, 0) for rows in module.sources], default=0)
         # Scales of groups, for codes as wide as the source's values, do not waste bits.
-        if _is_wider(module):
+        if module.sources and bits_of(module) > bits:
             # Experts that no source has are another warning, and no rule's doing.
             before, after = _source_nbytes(module), module.nbytes - _added_nbytes(module)
             if after > before:
@@ -155,14 +157,6 @@ def _grown(plan: Plan) -> Iterator[Diagnostic]:
         outputs, span = counted(len(sizes), "output"), _span(plan, rule)
         old, new = (both_units(sum(side)) for side in zip(*sizes, strict=True))
         yield diagnostic("larger-than-source", span, outputs=outputs, before=old, after=new)
-
-
-def _is_wider(module: Module) -> bool:
-    if not module.sources:
-        return False
-    stored, own = module.treatment, DTYPE_BITS[module.dtype]
-    bits = min([DTYPE_BITS.get(rows.tensor.dtype, 0) for rows in module.sources])
-    return (stored.bits if isinstance(stored, Coded) else own) > bits
 
 
 def _source_nbytes(module: Module) -> int:
@@ -211,9 +205,9 @@ def _no_reader(plan: Plan, readers: Collection[str]) -> Diagnostic | None:
     fatal = [one for one in plan.refusals if one.severity == "fatal"]
     if not fatal or {one.reader for one in fatal} != set(readers):
         return None
-    reason, *others = dict.fromkeys(one.reason for one in fatal)
-    facts: dict[str, Any] = {"target": plan.target, "model": plan.model.id, "reason": reason}
-    return diagnostic("no-reader", notes=others, readers=", ".join(readers), **facts)
+    (reason, *others), model = dict.fromkeys(one.reason for one in fatal), plan.model.id
+    facts: dict[str, Any] = {"target": plan.target, "model": model, "readers": ", ".join(readers)}
+    return diagnostic("no-reader", notes=others, reason=reason, **facts)
 
 
 def with_own_head(model: Model, decisions: Decisions) -> Model:

@@ -27,14 +27,14 @@ def highest(saliencies: Sequence[float], count: int) -> tuple[int, ...]:
     Source: CerebrasResearch/reap 1970473, pruning of one layer; the order of equal ones is our
     own.
     """
-    order = sorted(range(len(saliencies)), key=lambda number: (-saliencies[number], number))
+    order = sorted(range(len(saliencies)), key=lambda number: -saliencies[number])
     return tuple(sorted(order[:count]))
 
 
 def expert_layers(model: Model) -> tuple[int, ...]:
     """The language model's layers that have routed experts, ascending."""
-    layers = {one.layer for one in model.tensors if one.expert is not None}
-    return tuple(sorted(layer for layer in layers if layer is not None))
+    layers = (one.layer for one in model.tensors if one.expert is not None)
+    return tuple(sorted({layer for layer in layers if layer is not None}))
 
 
 def pruning_of(policy: Policy, model: Model, saliency: Saliency | None) -> Pruning | None:
@@ -119,11 +119,9 @@ def pruned(model: Model, pruning: Pruning | None) -> tuple[Model, tuple[Omission
             # Of a fused source, gate and up of an expert are one stretch of it.
             key = tensor.source.name, tensor.expert
             lost.setdefault(key, _omission(tensor, tensor.expert, pruning))
-    keys, count = model.architecture.experts, pruning.count
-    config = rewritten(
-        model.config, lambda key, value: count if key in keys and value is not None else value
-    )
-    facts = replace(model.facts, n_experts=count, config=config)
+    keys, n = model.architecture.experts, pruning.count
+    config = rewritten(model.config, lambda key, old: old if key not in keys or old is None else n)
+    facts = replace(model.facts, n_experts=n, config=config)
     return replace(model, tensors=tuple(tensors), facts=facts), tuple(lost.values())
 
 
@@ -160,14 +158,10 @@ def ensure_all_pruned(
     """
     if pruning is None or pruning.count == pruning.before:
         return
-    carried = [
-        one
-        for one in made
-        if one.tensor.component == "mtp"
-        and "experts" in one.tensor.source.name.split(".")
-        and one.written.action != "drop"
-        and format.review.left_out(one.tensor, model) is None
-    ]
+    stored = (one for one in made if one.written.action != "drop")
+    outside = (one for one in stored if one.tensor.component == "mtp")
+    experts = (one for one in outside if "experts" in one.tensor.source.name.split("."))
+    carried = [one for one in experts if format.review.left_out(one.tensor, model) is None]
     if carried:
         rule, name = carried[0].rule, carried[0].tensor.source.name
         span, cure = rule.span if rule else None, "leave them out with `mtp: drop`"

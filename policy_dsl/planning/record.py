@@ -50,16 +50,14 @@ def record(
 def record_nbytes(plan: Plan, files: Mapping[str, int]) -> int:
     """Bytes of the record that a build writes. files: bytes of every other file of the bundle."""
     unknown = {name: (nbytes, UNKNOWN_HASH) for name, nbytes in files.items()}
-    shared = plan.forms
     document = _document(plan, UNKNOWN_HASH, unknown, [])
     size = len(_lines(document).encode()) + len("\n\n  ") + len(plan.modules) * len("   ,\n")
-    forms = [
-        len(str(number)) + len(example.tensors) * (_HASH_NBYTES + _SEPARATOR_NBYTES)
-        for number, example in enumerate(shared.examples)
-    ]
+    hash_nbytes = _HASH_NBYTES + _SEPARATOR_NBYTES
+    examples = enumerate(plan.forms.examples)
+    forms = [len(str(number)) + len(one.tensors) * hash_nbytes for number, one in examples]
     layers = {layer: len(_json(layer)) for layer in {module.layer for module in plan.modules}}
     row = len("[, , , , [") - _SEPARATOR_NBYTES + len("]]") + _HASH_NBYTES
-    for module, form in zip(plan.modules, shared.numbers, strict=True):
+    for module, form in zip(plan.modules, plan.forms.numbers, strict=True):
         name = len(encode_basestring(module.name).encode())
         size += row + name + layers[module.layer] + forms[form]
     # No comma after the last row.
@@ -163,9 +161,7 @@ def _treatment(module: Module) -> saved.RecordedTreatment:
     coded = module.treatment
     document: saved.RecordedTreatment = {"action": cast("Any", module.written)}
     if isinstance(coded, Plain):
-        if module.written != "raw":
-            document["dtype"] = describe(coded)
-        return document
+        return document if module.written == "raw" else {**document, "dtype": describe(coded)}
     document |= {"scheme": coded.scheme, "bits": coded.bits, "method": coded.method}
     document["symmetric"] = coded.symmetric
     if coded.group_size:

@@ -19,13 +19,9 @@ def shards(sizes: list[int], *, limit: int, like: str) -> list[list[int]]:
     own = FORMATS[like].spec.tensor_files
     assert isinstance(own, Shards)
     files = Shards(limit, lambda number, count: f"{number}-of-{count}", fill=own.fill)
-    layout = lay_out(tensors, files)
-    held: dict[str, list[int]] = {}
-    for tensor in tensors:
-        held.setdefault(layout.places[tensor.name].file, []).append(tensor.nbytes)
-    assert list(held) == [f"{at}-of-{len(held)}" for at in range(1, len(held) + 1)]
-    assert list(held) == list(layout.file_nbytes)
-    return list(held.values())
+    laid = lay_out(tensors, files)
+    assert list(laid) == [f"{at}-of-{len(laid)}" for at in range(1, len(laid) + 1)]
+    return [[tensor.nbytes for tensor in shard] for _, shard in laid.values()]
 
 
 @pytest.mark.parametrize(
