@@ -1,10 +1,10 @@
 """The policy's own tests against its plan: what was asked, what was found, whether it holds."""
 
-import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import eq, ge, gt, le, lt
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, Span, diagnostic, errors, fail
 from policy_dsl.plan import Module, Plan
@@ -15,13 +15,8 @@ from policy_dsl.policy import Assertion, Middle, Rule, Selector
 from policy_dsl.quantities import bits_per_weight, both_units
 from policy_dsl.treatments import KEEP, PLAIN_DTYPES, Plain, Written, has_symmetry_choice
 
-_RELATIONS: Mapping[str, Callable[[float, float], bool]] = {
-    "<=": operator.le,
-    "<": operator.lt,
-    ">=": operator.ge,
-    ">": operator.gt,
-    "==": operator.eq,
-}
+_Relation = Callable[[float, float], bool]
+_RELATIONS: Mapping[str, _Relation] = {"<=": le, "<": lt, ">=": ge, ">": gt, "==": eq}
 _BPW_DIGITS = 4
 
 
@@ -89,23 +84,27 @@ class _Chosen:
 
         Raises: PolicyError if there are none, or the selector is wrong.
         """
-        selector, span, plan, reach = assertion.selector, assertion.span, self._plan, self._reach
+        selector, span, plan = assertion.selector, assertion.span, self._plan
         if selector is not None and selector not in self._known:
-            rule = Rule(selector, KEEP, span=span, selector_span=span)
-            if Middle() in nodes(selector):
-                # It is what all boundaries of the policy leave, those beside it too.
-                reach = Reach((*plan.policy.rules, rule), plan.model, cure=None)
-            findings = [*reach.defects(rule), *reach.unmatched(rule)]
-            findings += [] if errors(findings) else reach.idle(rule)
-            if findings:
-                raise PolicyError(findings)
-            found = [plan.model.tensors[at] for at in reach.meaning(selector).matched]
-            places = {at for one in found for at in self._holding[one.role, one.source.name]}
+            meant = self._meant(Rule(selector, KEEP, span=span, selector_span=span))
+            tensors = [plan.model.tensors[at] for at in meant]
+            places = {at for one in tensors for at in self._holding[one.role, one.source.name]}
             # A test that measures nothing would pass for ever.
             if not places:
                 raise fail("test-without-tensors", span, test=assertion.text)
             self._known[selector] = tuple(plan.modules[at] for at in sorted(places))
         return self._known[selector]
+
+    def _meant(self, rule: Rule) -> frozenset[int]:
+        reach, plan = self._reach, self._plan
+        if Middle() in nodes(rule.selector):
+            # It is what all boundaries of the policy leave, those beside it too.
+            reach = Reach((*plan.policy.rules, rule), plan.model, cure=None)
+        findings = [*reach.defects(rule), *reach.unmatched(rule)]
+        findings += [] if errors(findings) else reach.idle(rule)
+        if findings:
+            raise PolicyError(findings)
+        return reach.meaning(rule.selector).matched
 
     @cached_property
     def _holding(self) -> Mapping[tuple[str, str], Sequence[int]]:

@@ -65,7 +65,7 @@ def placed(
 def lay_out(
     tensors: Sequence[PlannedTensor], files: Shards
 ) -> dict[str, tuple[int, Sequence[PlannedTensor]]]:
-    """The shards by name, filled in the given order: where the tensors of each begin, and they.
+    """Shard -> where its tensors begin, and these, as they are filled in the given order.
 
     A tensor that is larger than a shard has one of its own.
     """
@@ -200,10 +200,7 @@ def _record_file(plan: Plan, files: list[PlannedFile]) -> PlannedFile:
 
 
 def source_findings(plan: Plan, inventory: Inventory, spec: FormatSpec) -> list[Diagnostic]:
-    """What is wrong with the side files that a bundle would take from its source.
-
-    Nothing where the source's files cannot be read.
-    """
+    """What is wrong with side files that a bundle would take, if the source's can be read."""
     name = plan.policy.output.file_name
     patterns = (*spec.copied_files, *side_files.ALWAYS_COPIED, *spec.edited_files)
     if spec.container and name and side_files.is_one_of(name, patterns):
@@ -220,8 +217,7 @@ def bundle_findings(
 ) -> list[Diagnostic]:
     """What is wrong with the side files of a bundle.
 
-    recorded: files that its record names; those that are missing are found by that. embeddings:
-    rows of its embeddings.
+    recorded: files that its record names, whose absence is found by that. embeddings: their rows.
     """
     # Of a container, its format looks at what is inside.
     if inventory.container:

@@ -39,7 +39,10 @@ class Decision(NamedTuple):
 
 
 class Decisions(NamedTuple):
-    """One decision for every tensor, in the model's order, and what is wrong with the rules."""
+    """One decision for every tensor, in the model's order, and what is wrong with the rules.
+
+    reach: what their selectors mean, by the places of tensors in that order.
+    """
 
     made: tuple[Decision, ...]
     findings: tuple[Diagnostic, ...]
@@ -57,6 +60,7 @@ def decide(policy: Policy, model: Model, target: str) -> Decisions:
     rules, origins = rules_for(policy, target), [text for text, _ in rule_places(policy.rules)]
     reach, otherwise = Reach(policy.rules, model), policy.defaults.otherwise or KEEP
     winners: dict[int, int] = {}
+    # How many tensors each rule matches, and the rules that it lost all of these to.
     tallies: dict[int, tuple[int, set[int]]] = {}
     # The last rule that matches decides: it is the first to be asked.
     for index in reversed(rules):
@@ -86,7 +90,7 @@ def rules_for(policy: Policy, target: str) -> dict[int, Rule]:
 
 
 def trace(policy: Policy, model: Model, target: str, tensor: ModelTensor) -> list[tuple[int, bool]]:
-    """Every rule that matches the tensor, in order, and whether it may touch it."""
+    """Which rules of the policy match the tensor, in order, and whether each may touch it."""
     reach, rules = Reach(policy.rules, model), rules_for(policy, target)
     place = next(at for at, one in enumerate(model.tensors) if one is tensor)
     return [
@@ -147,8 +151,7 @@ class Namesake(NamedTuple):
 class RuleOutcome(NamedTuple):
     """A rule that matches. place: file:line; rule_at: the same, in parts.
 
-    outcome: decided, lost, guarded, or without effect: it decided, and the target leaves the
-    tensor out.
+    outcome: decided, lost, guarded, or without effect: the target leaves the tensor out.
     """
 
     place: str

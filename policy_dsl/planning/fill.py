@@ -44,9 +44,8 @@ def fill(
 def _coded(
     written: Written, tensor_class: str, defaults: Defaults, spec: FormatSpec
 ) -> Coded | Diagnostic:
-    bits, classes = written.bits or defaults.bits, (tensor_class, "any")
-    by_table = [row[2] for row in spec.fill if row[0] in classes and row[1] in (bits, None)]
-    name = written.scheme or defaults.scheme or next(iter(by_table), None)
+    bits = written.bits or defaults.bits
+    name = written.scheme or defaults.scheme or _scheme_by_table(bits, tensor_class, spec)
     if name is None:
         widths = _listed(sorted({width for _, width, _ in spec.fill if width is not None}))
         facts: dict[str, Any] = {"target": spec.name, "scheme": _CALLED[tensor_class]}
@@ -60,7 +59,12 @@ def _coded(
     if bits is None:
         return diagnostic("missing-bits", scheme=name, widths=_listed(scheme.bits))
     coded = _gaps_filled(written, bits, defaults, scheme)
-    return _defect(written, coded, scheme, spec) or coded
+    return _checked(written, coded, scheme, spec)
+
+
+def _scheme_by_table(bits: int | None, tensor_class: str, spec: FormatSpec) -> str | None:
+    rows = (row for row in spec.fill if row[0] in (tensor_class, "any"))
+    return next((scheme for _, width, scheme in rows if width in (bits, None)), None)
 
 
 def _gaps_filled(written: Written, bits: int, defaults: Defaults, scheme: SchemeSpec) -> Coded:
@@ -84,9 +88,9 @@ def _foreign_scheme(name: str, spec: FormatSpec) -> Diagnostic:
     return diagnostic("foreign-scheme", notes=notes, **facts)
 
 
-def _defect(
+def _checked(
     written: Written, coded: Coded, scheme: SchemeSpec, spec: FormatSpec
-) -> Diagnostic | None:
+) -> Coded | Diagnostic:
     facts: dict[str, Any] = {"target": spec.name, "scheme": scheme.name}
     if coded.bits not in scheme.bits:
         return diagnostic("unsupported-bits", bits=coded.bits, widths=_listed(scheme.bits), **facts)
@@ -96,8 +100,9 @@ def _defect(
     if coded.method not in scheme.methods:
         methods = _listed(scheme.methods)
         return diagnostic("unsupported-method", method=coded.method, methods=methods, **facts)
-    is_settled = written.symmetric is not None and len(scheme.symmetries) == 1
-    return diagnostic("no-symmetric-choice", **facts) if is_settled else None
+    if written.symmetric is not None and len(scheme.symmetries) == 1:
+        return diagnostic("no-symmetric-choice", **facts)
+    return coded
 
 
 def _listed(values: Iterable[object]) -> str:
@@ -166,13 +171,14 @@ class Filling:
         stored = fill(written, role_class(tensor), self._defaults, self._spec)
         if isinstance(stored, Diagnostic):
             return stored
+        text: str = written.action
         if stored is None:
-            raw = Plain(tensor.source.dtype)
-            stored = raw if written.action == "raw" else self._kept(tensor)
+            stored = Plain(tensor.source.dtype) if text == "raw" else self._kept(tensor)
+        else:
+            text = describe(stored)
         # What nobody quantizes is reported where it is tried.
         is_tried = isinstance(stored, Plain) or tensor.is_matrix
         if is_tried and (reason := self._refusal(tensor, stored)) is not None:
-            text = written.action if written.action in ("keep", "raw") else describe(stored)
             return Unheld(self._spec.name, text, reason, self._cure(tensor, stored))
         if (defect := self._unusable(written, tensor, stored)) is not None:
             return defect

@@ -110,13 +110,18 @@ def _unknown(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic
     for runtime in [name for name in policy.runtimes if name not in readers]:
         span, meant = spans.get(f"runtimes.{runtime}"), did_you_mean(runtime, readers)
         yield diagnostic("unknown-runtime", span, suggestion=meant, runtime=runtime, **facts)
+    yield from _unused(policy, specs)
+
+
+def _unused(policy: Policy, specs: Sequence[FormatSpec]) -> Iterator[Diagnostic]:
+    spans = policy.key_spans
     used = {setting for spec in specs for setting in used_settings(spec)}
     used |= {f"metadata.{key}" for spec in specs for key in spec.metadata_keys}
     for setting in [each for each in _written(policy) if each not in used]:
         section, _, key = setting.partition(".")
         near = [one.removeprefix(f"{section}.") for one in used if one.startswith(section)]
         span, meant = spans.get(setting) or spans.get(section), did_you_mean(key, near)
-        facts = {"setting": setting, "target": specs[0].name}
+        facts: dict[str, Any] = {"setting": setting, "target": specs[0].name}
         yield diagnostic("unused-setting", span, suggestion=meant, **facts)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from math import prod
-from typing import NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import Format
@@ -25,16 +24,10 @@ _DIGITS = re.compile(r"([0-9]+)")
 _Stack = Sequence[tuple[Decision, Settled]]
 
 
-class Lowered(NamedTuple):
-    """What lowering yields: modules without places, omissions, findings."""
-
-    modules: list[Module]
-    omitted: list[Omission]
-    findings: list[Diagnostic]
-
-
-def lower(made: Iterable[Decision], model: Model, policy: Policy, format: Format) -> Lowered:
-    """The modules of the output in natural order of their names, not placed yet."""
+def lower(
+    made: Iterable[Decision], model: Model, policy: Policy, format: Format
+) -> tuple[list[Module], list[Omission], list[Diagnostic]]:
+    """The modules of the output in natural order, not placed yet; what is left out; findings."""
     filling, stacking = Filling(policy.defaults, model, format), _Stacking(policy, model, format)
     modules: list[Module] = []
     omitted: list[Omission] = []
@@ -70,7 +63,7 @@ def lower(made: Iterable[Decision], model: Model, policy: Policy, format: Format
     # Sorted, so that the bundle does not depend on the order of the source's shards.
     modules.sort(key=lambda module: list(map(_ordered, _DIGITS.split(module.name))))
     findings = [_finding(of, among, policy) for (_, of), among in defects.items()]
-    return Lowered(modules, omitted, findings)
+    return modules, omitted, findings
 
 
 @cache

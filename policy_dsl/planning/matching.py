@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from policy_dsl import policy as language
+from policy_dsl import policy as selectors
 from policy_dsl.diagnostics import Diagnostic, Span, diagnostic, did_you_mean
 from policy_dsl.language.print_policy import print_ranges
 from policy_dsl.linear_patterns import WILDCARDS
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from policy_dsl.roles.model import ModelTensor
 
 _GUARDED_ROLES = frozenset({"router", "router_bias", "norm"})
-_WORDS = language.COMPONENTS | language.SINGLE_ROLES
+_WORDS = selectors.COMPONENTS | selectors.SINGLE_ROLES
 
 
 def is_guarded(tensor: ModelTensor) -> bool:
@@ -30,11 +30,11 @@ def is_guarded(tensor: ModelTensor) -> bool:
 
 
 def walk(
-    selector: language.Selector,
-    unless: Callable[[language.Selector], bool] = lambda node: False,
+    selector: selectors.Selector,
+    unless: Callable[[selectors.Selector], bool] = lambda node: False,
     *,
     excepted: bool = False,
-) -> Iterator[tuple[language.Selector, bool]]:
+) -> Iterator[tuple[selectors.Selector, bool]]:
     """Every node of a selector tree, the root first, and whether it says what is not meant.
 
     unless: whether a node is left out with all below it.
@@ -50,12 +50,12 @@ def walk(
         yield from walk(selector.excluded, unless, excepted=True)
 
 
-def nodes(selector: language.Selector) -> Iterator[language.Selector]:
+def nodes(selector: selectors.Selector) -> Iterator[selectors.Selector]:
     """Every node of a selector tree, the root first."""
     return (node for node, _ in walk(selector))
 
 
-def span_of(rule: Rule, node: language.Selector) -> Span | None:
+def span_of(rule: Rule, node: selectors.Selector) -> Span | None:
     """The place of a part of the rule's selector, as narrow as it is known."""
     inside = {id(part) for part in nodes(node)}
     spans = [span for named, span in rule.name_spans if id(named) in inside]
@@ -127,7 +127,7 @@ def roles_of(text: str, table: Architecture) -> dict[str, bool]:
     }
     # A word of the language that this model has nothing of: the rule matches nothing, which is
     # a finding of its own and says more than "unknown".
-    return found or ({text: text in language.SINGLE_ROLES} if text in _WORDS else {})
+    return found or ({text: text in selectors.SINGLE_ROLES} if text in _WORDS else {})
 
 
 def _means(component: str, word: str, role: str) -> bool:
@@ -145,16 +145,18 @@ def name_defect(
 
     optional: whether it may be one that only other families have.
     """
-    # What towers and MTP blocks have besides, only a model shows.
-    if table is None and text.rpartition(".")[0] in OUTSIDE_LANGUAGE_MODEL:
+    if table is not None:
+        tables, where = [table], f"architecture {table.family}"
+    elif text.rpartition(".")[0] in OUTSIDE_LANGUAGE_MODEL:
+        # What towers and MTP blocks have besides, only a model shows.
         return None
-    tables = [table] if table else list(map(architecture, families()))
+    else:
+        tables, where = list(map(architecture, families())), "the language"
     if any(roles_of(text, each) for each in tables) or (optional and name_defect(text) is None):
         return None
     # Everything that would have been understood may be what was meant.
     words = _WORDS.union(*[{*each.aliases, *each.roles} for each in tables])
     words |= {word.split(".", 1)[1] for word in words if "." in word}
-    where = f"architecture {table.family}" if table else "the language"
     return diagnostic("unknown-role", suggestion=did_you_mean(text, words), where=where, role=text)
 
 

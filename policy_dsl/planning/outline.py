@@ -50,9 +50,8 @@ class OutlineModule:
 class Outline:
     """A bundle, planned or built, as far as it can be compared with another one.
 
-    experts: of a layer, without those that only the bundle has; None where it is not known.
-    added: those that only the bundle has. unread: why it is not known how some modules are
-    stored.
+    experts: of a layer, without the added ones that only the bundle has; None if not known.
+    unread: why it is not known how some modules are stored.
     """
 
     title: str
@@ -211,9 +210,8 @@ class PlanDiff:
     @property
     def bpw_delta(self) -> float | None:
         """Bits per weight of B, less those of A; None if one has no parameters."""
-        if self.before.bpw is None or self.after.bpw is None:
-            return None
-        return self.after.bpw - self.before.bpw
+        before, after = self.before.bpw, self.after.bpw
+        return None if before is None or after is None else after - before
 
     @property
     def is_empty(self) -> bool:
@@ -317,5 +315,5 @@ def _change(role: str, before: str | None, after: str | None, pairs: list[_Pair]
     rule, new_rule = (module.rule if module else "" for module in first)
     place, new_place = (module.rule_at if module else None for module in first)
     (_, parameters, _), delta = _sums(known), _sums(new)[2] - _sums(old)[2]
-    rules, about = (rule, new_rule), (role, _layers(known), before, after)
-    return Change(*about, *rules, names, parameters, delta, place, new_place)
+    about = role, _layers(known), before, after, rule, new_rule
+    return Change(*about, names, parameters, delta, place, new_place)

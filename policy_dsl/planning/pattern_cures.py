@@ -1,8 +1,7 @@
-"""Name patterns against the names of a model: what they match, and what was probably meant.
+"""Name patterns against the names of a model: what was probably meant by one that matches none.
 
-The usual causes of a pattern that matches nothing: `.weight` is missing, a regular expression
-is searched for and not matched whole, the pattern is in another tool's notation, or the names
-are llama.cpp's.
+Usually `.weight` is missing, a regular expression was meant to match a part of the name, or the
+notation is another tool's, or the names are llama.cpp's.
 """
 
 import re

@@ -205,9 +205,9 @@ def _no_reader(plan: Plan, readers: Collection[str]) -> Diagnostic | None:
     fatal = [one for one in plan.refusals if one.severity == "fatal"]
     if not fatal or {one.reader for one in fatal} != set(readers):
         return None
-    (reason, *others), model = dict.fromkeys(one.reason for one in fatal), plan.model.id
-    facts: dict[str, Any] = {"target": plan.target, "model": model, "readers": ", ".join(readers)}
-    return diagnostic("no-reader", notes=others, reason=reason, **facts)
+    reason, *others = dict.fromkeys(one.reason for one in fatal)
+    facts: dict[str, Any] = {"target": plan.target, "model": plan.model.id, "reason": reason}
+    return diagnostic("no-reader", notes=others, readers=", ".join(readers), **facts)
 
 
 def with_own_head(model: Model, decisions: Decisions) -> Model:

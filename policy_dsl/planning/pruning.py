@@ -24,8 +24,7 @@ _GROUPS = "n_group"
 def highest(saliencies: Sequence[float], count: int) -> tuple[int, ...]:
     """The numbers of the `count` largest saliencies, ascending; of equal ones the first.
 
-    Source: CerebrasResearch/reap 1970473, pruning of one layer; the order of equal ones is our
-    own.
+    Source: CerebrasResearch/reap 1970473, pruning of one layer; the order of equal ones is ours.
     """
     order = sorted(range(len(saliencies)), key=lambda number: -saliencies[number])
     return tuple(sorted(order[:count]))
@@ -120,7 +119,7 @@ def pruned(model: Model, pruning: Pruning | None) -> tuple[Model, tuple[Omission
             key = tensor.source.name, tensor.expert
             lost.setdefault(key, _omission(tensor, tensor.expert, pruning))
     keys, n = model.architecture.experts, pruning.count
-    config = rewritten(model.config, lambda key, old: old if key not in keys or old is None else n)
+    config = rewritten(model.config, lambda key, old: n if key in keys and old is not None else old)
     facts = replace(model.facts, n_experts=n, config=config)
     return replace(model, tensors=tuple(tensors), facts=facts), tuple(lost.values())
 

@@ -1,9 +1,7 @@
-"""What selectors mean in one model, and the parts of them that match nothing in it.
+"""What selectors mean in one model, as sets of its tensors' places, and which parts match nothing.
 
-A policy may have 10,000 rules, and a model 100,000 tensors: what a selector means is computed
-with sets of the tensors' places. A name pattern or a number in a selector is written for one
-model, so each must match something. Roles, boundaries and families serve many models and may
-match nothing.
+A name pattern or a number is written for one model, so each must match something. Roles,
+boundaries and families serve many models and may match nothing.
 """
 
 from collections import defaultdict
@@ -25,7 +23,7 @@ from policy_dsl.roles.model import Model
 
 # How many places are kept for what comes again; each takes some 60 bytes.
 _MOST_KEPT = 4_000_000
-# How many tensors patterns and numbers of experts may lead to; a million take half a second.
+# How many tensors patterns and numbers of experts may lead to, in all.
 _MOST_NAMED = 3_000_000
 # A list of names from another model has hundreds that are all wrong in the same way.
 _MOST_SHOWN = 10
@@ -52,8 +50,7 @@ def _met(parts: Sequence[Meaning]) -> Meaning:
 class Reach:
     """What the selectors of some rules mean in one model.
 
-    cure: what is offered against parts of selectors that match nothing, where nothing better is
-    known.
+    cure: what is offered against parts that match nothing, where nothing better is known.
     """
 
     def __init__(self, rules: Iterable[Rule], model: Model, *, cure: str | None = OPTIONAL) -> None:
@@ -73,7 +70,12 @@ class Reach:
         """The places in the model of all tensors that a rule matches and may touch."""
         # The guard comes last, so that a rule that only covers a router can say so.
         matched, named = self.meaning(rule.selector)
-        return matched - (self._guarded[rule.treatment.action == "drop"] - named)
+        return matched - (self._guarded_from(rule) - named)
+
+    def _guarded_from(self, rule: Rule) -> frozenset[int]:
+        """What the rule may only touch if it names it."""
+        guarded, inside = self._guarded
+        return inside if rule.treatment.action == "drop" else guarded
 
     @cached_property
     def _guarded(self) -> tuple[frozenset[int], frozenset[int]]:
@@ -229,14 +231,14 @@ class Reach:
         for pattern in self._patterns(rule):
             if (more := self._cures.more_taken(pattern)) is not None:
                 numbers, narrower = more
-                cure, facts = f"write {print_selector(narrower)}", {"numbers": numbers}
-                span, facts["pattern"] = span_of(rule, pattern), print_selector(pattern)
+                span, cure = span_of(rule, pattern), f"write {print_selector(narrower)}"
+                facts = {"pattern": print_selector(pattern), "numbers": numbers}
                 yield diagnostic("pattern-takes-more", span, suggestion=cure, **facts)
 
     def idle(self, rule: Rule) -> Iterator[Diagnostic]:
         """An error for each part that matches only what the rest of the selector leaves out."""
         if not self.may_be_empty(rule):
-            is_open = self._everything - self._guarded[rule.treatment.action == "drop"]
+            is_open = self._everything - self._guarded_from(rule)
             for part, places in self._idle(rule.selector, Meaning(self._everything, is_open)):
                 cure = Cure(None, self.guard_notes(places))
                 yield self._without_match("part", rule, part, cure)
@@ -268,8 +270,9 @@ class Reach:
         elif isinstance(node, And):
             # What reaches all parts reaches each of them; of alternatives it may be but one.
             for part in node.parts:
-                others = [self.meaning(one) for one in node.parts if one is not part]
-                yield from self._idle(part, _met([left, *others]))
+                if isinstance(part, Or | Except):
+                    others = [self.meaning(one) for one in node.parts if one is not part]
+                    yield from self._idle(part, _met([left, *others]))
 
     def _without_match(self, kind: str, rule: Rule, node: Selector, cure: Cure) -> Diagnostic:
         code, span, meant = f"{kind}-matches-nothing", span_of(rule, node), cure.suggestion

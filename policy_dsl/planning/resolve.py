@@ -61,11 +61,11 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     decisions = decide(policy, model, spec.name)
     ensure_all_pruned(pruning, decisions.made, model, format)
     own = with_own_head(model, decisions)
-    lowered = lower(decisions.made, own, policy, format)
-    draft = Draft(policy=policy, model=own, modules=tuple(lowered.modules))
+    lowered, omitted, defects = lower(decisions.made, own, policy, format)
+    draft = Draft(policy=policy, model=own, modules=tuple(lowered))
     refusals = tuple(format.review.bundle(draft))
     findings += setting_findings(policy, spec, formats)
-    findings += [*decisions.findings, *lowered.findings]
+    findings += [*decisions.findings, *defects]
     conflicts = [one.reason for one in refusals if one.severity == "error"]
     findings += [diagnostic("conflict", target=spec.name, reason=reason) for reason in conflicts]
     # Defects of rules and of treatments are shown together, one run for all of them.
@@ -83,7 +83,7 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
         source_digest=source_digest(inventory),
         source_nbytes=inventory.nbytes,
         modules=modules,
-        omitted=(*lowered.omitted, *lost, *ignored),
+        omitted=(*omitted, *lost, *ignored),
         files=tensor_files,
         fp8_rule=policy.fp8_dequant or spec.fp8_rules[0],
         statistics=tuple(used),
@@ -144,10 +144,7 @@ def _statistics_of(
     given: Mapping[str, str],
     saliency: Saliency | None,
 ) -> tuple[list[StatisticsFile], list[str], list[Diagnostic]]:
-    """The files that modules and policy use, how to get those that they lack, and findings.
-
-    saliency: what was read of the file of that name.
-    """
+    """The files that modules and policy use, how to get those that they lack, and findings."""
     chosen = {coded.method for _, coded in coded_modules(modules)}
     needed: set[str] = set()
     users: dict[str, set[str]] = defaultdict(set)
@@ -163,8 +160,9 @@ def _statistics_of(
     if is_ranked(policy):
         needed.add(SALIENCY)
         users[SALIENCY] = set()
-        if read := saliency:
-            files.append(StatisticsFile(SALIENCY, read.path, read.span, read.sha256))
+        if saliency:
+            ranks = saliency.path, saliency.span, saliency.sha256
+            files.append(StatisticsFile(SALIENCY, *ranks))
     cures = []
     for name in sorted(needed - {"", *(file.name for file in files)}):
         named = vars(policy.calibration)[name]
