@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from os.path import splitext
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from policy_dsl.bounded_json import parse_json
@@ -60,6 +59,7 @@ ORIGINAL = "it is not read: give the safetensors checkpoint that it was made of"
 T = TypeVar("T")
 Apply = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
 Header = dict[str, TensorInfo]
+Headers = Mapping[str, Header]
 # The shards to read, sorted, and what is missing.
 _Shards = tuple[list[str], Iterable[Diagnostic]]
 
@@ -86,14 +86,9 @@ class CheckpointFiles(Protocol):
 
 
 def read_checkpoint(
-    files: CheckpointFiles,
-    *,
-    name: str,
-    root: Path | None,
-    apply: Apply = map,
-    headers: Mapping[str, Header] | None = None,
+    files: CheckpointFiles, *, name: str, apply: Apply = map, headers: Headers | None = None
 ) -> Inventory:
-    """The inventory of a checkpoint, called `name`, whose files can be read at `root`.
+    """The inventory of a checkpoint, called `name`.
 
     apply: like `map`; runs the reading of headers, so an executor's map reads several at once.
     headers: of files whose headers are known and not read.
@@ -116,7 +111,6 @@ def read_checkpoint(
         tensors={key: tensor for header in held.values() for key, tensor in header.items()},
         side_files={file: size for file, size in sizes.items() if file not in others},
         unread=files.unread,
-        root=root,
         file_nbytes={file: sizes[file] for file in held},
         findings=tuple(findings),
     )
@@ -209,11 +203,6 @@ def pickled_weights(place: str, files: Iterable[str]) -> PolicyError:
     return fail("pickled-weights", place=place, files=listed(files), suggestion=cure)
 
 
-def not_a_checkpoint(place: str, what: str, cure: str) -> PolicyError:
-    """The error of what is known to be something else."""
-    return fail("not-a-checkpoint", place=place, what=what, suggestion=cure)
-
-
 def kind_of(name: str) -> str:
     """What files of this name are that are not a checkpoint's; empty if that is not known."""
     return _KINDS.get(splitext(name)[1].lower(), "")
@@ -224,16 +213,19 @@ def _refuse_other(files: CheckpointFiles) -> None:
     weights, place = weights_of(files), files.place
     if ADAPTER in files.sizes and all(name.startswith("adapter") for name in weights):
         cure = "merge it into that model first, and give the merged checkpoint"
-        raise not_a_checkpoint(place, _adapter(read_json(files, ADAPTER)), cure)
+        what = _adapter(read_json(files, ADAPTER))
+        raise fail("not-a-checkpoint", place=place, what=what, suggestion=cure)
     if weights or find_index(files.sizes):
         return
     if "model_index.json" in files.sizes:
         cure = f"give the folder of its language model, such as {place}/text_encoder"
-        raise not_a_checkpoint(place, "a pipeline of diffusers", cure)
+        what = "a pipeline of diffusers"
+        raise fail("not-a-checkpoint", place=place, what=what, suggestion=cure)
     # What is beside the model may not have been looked at.
     for name in (*files.sizes, *files.unread):
         if kind := kind_of(name):
-            raise not_a_checkpoint(place, f"{kind} ({shown(name, 80)})", ORIGINAL)
+            what = f"{kind} ({shown(name, 80)})"
+            raise fail("not-a-checkpoint", place=place, what=what, suggestion=ORIGINAL)
 
 
 def _adapter(config: Mapping[str, Any]) -> str:
@@ -260,9 +252,7 @@ def _config(files: CheckpointFiles) -> dict[str, Any]:
     raise UnreadableError([diagnostic("missing-config", place=files.place, suggestion=cure)])
 
 
-def _headers(
-    files: CheckpointFiles, apply: Apply, known: Mapping[str, Header] | None
-) -> dict[str, Header]:
+def _headers(files: CheckpointFiles, apply: Apply, known: Headers | None) -> dict[str, Header]:
     index = find_index(files.sizes)
     weight_map = indexed(files, index) if index else None
     names, missing = _unindexed(files) if weight_map is None else _indexed(files, weight_map)
@@ -280,7 +270,7 @@ def _headers(
     return headers
 
 
-def _header(files: CheckpointFiles, known: Mapping[str, Header] | None, file: str) -> Header:
+def _header(files: CheckpointFiles, known: Headers | None, file: str) -> Header:
     if known and file in known:
         return known[file]
     size = files.sizes[file]
@@ -336,7 +326,7 @@ def _unindexed(files: CheckpointFiles) -> _Shards:
 
 
 def _placement_defects(
-    headers: Mapping[str, Header], weight_map: Mapping[str, str] | None
+    headers: Headers, weight_map: Mapping[str, str] | None
 ) -> Iterator[Diagnostic]:
     """Where headers contradict each other or the index. Shards without one are not judged."""
     first: dict[str, TensorInfo] = {}

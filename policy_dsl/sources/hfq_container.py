@@ -63,8 +63,7 @@ _Entry = tuple[bytes, int, tuple[int, ...], int, int]
 
 def code_name(code: int) -> str:
     """The name of a quant code; `code31` for one that has no settled meaning."""
-    known = QUANT_CODES.get(code)
-    return known.name if known else f"code{code}"
+    return QUANT_CODES.get(code, QuantCode(f"code{code}")).name
 
 
 def stored_nbytes(code: int, shape: Sequence[int]) -> int | None:
@@ -101,11 +100,8 @@ class HfqContainer:
     payload_start: int
 
 
-def read_hfq(files: CheckpointFiles, file: str, *, name: str, root: Path | None) -> Inventory:
-    """The inventory of a model, called `name`, that is one HFQ file; its config is in it.
-
-    Raises: PolicyError with the file's defects.
-    """
+def read_hfq(files: CheckpointFiles, file: str, *, name: str) -> Inventory:
+    """The inventory of a model, called `name`, that is one HFQ file. Raises: PolicyError."""
     container = read_container(files, file)
     tokenizer = container.metadata.get("tokenizer")
     settings = container.metadata.get("tokenizer_config")
@@ -124,7 +120,6 @@ def read_hfq(files: CheckpointFiles, file: str, *, name: str, root: Path | None)
         tensors={key: tensor.info for key, tensor in container.tensors.items()},
         side_files={key: n for key, n in files.sizes.items() if key not in (file, CONFIG)},
         unread=files.unread,
-        root=root,
         file_nbytes={file: files.sizes[file]},
         container=form,
     )

@@ -9,7 +9,6 @@ they wait for as long as a server asks.
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -97,7 +96,7 @@ def open_hub(repository: str, revision: str | None) -> Inventory:
     # Many shards at once: over a network, waiting is what takes the time.
     pool = ThreadPoolExecutor(WORKERS)
     try:
-        model = read_checkpoint(files, name=repository, root=None, apply=pool.map)
+        model = read_checkpoint(files, name=repository, apply=pool.map)
     finally:
         # After a refusal or an interrupt the shards still to come are not asked for.
         pool.shutdown(cancel_futures=True)
@@ -165,11 +164,14 @@ class _Request:
         if self.part:
             asked["Range"] = f"bytes={self.part[0]}-{self.part[1] - 1}"
         headers, pause = build_hf_headers(library_name="policyc", headers=asked), FIRST_WAIT_SECONDS
+        # It tries again after broken connections, and the body is still to come.
+        settings: dict[str, Any] = {"max_retries": RETRIES, "base_wait_time": pause}
+        settings |= {"timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT, "retry_on_status_codes": ()}
         content, is_whole = b"", False
         for left in reversed(range(RETRIES + 1)):
             wait = 0.0
             try:
-                with _stream(self.url, headers) as answer:
+                with http_stream_backoff("GET", self.url, headers=headers, **settings) as answer:
                     if answer.status_code in _BUSY and left:
                         wait = self._asked_wait(answer.headers)
                     else:
@@ -251,19 +253,6 @@ class _Request:
         except _FAILURES:
             return bytes(content), False
         return bytes(content), True
-
-
-def _stream(url: str, headers: dict[str, str]) -> AbstractContextManager[_Answer]:
-    """The answer to a GET, tried again after broken connections, its body still to come."""
-    return http_stream_backoff(
-        "GET",
-        url,
-        headers=headers,
-        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-        max_retries=RETRIES,
-        base_wait_time=FIRST_WAIT_SECONDS,
-        retry_on_status_codes=(),
-    )
 
 
 def _seconds(written: str) -> float:

@@ -19,7 +19,7 @@ from policy_dsl.escaping import decoded
 from policy_dsl.inventory import Inventory
 from policy_dsl.regular_files import read_range, read_whole, refuse_special, unreadable
 from policy_dsl.sources import checkpoint
-from policy_dsl.sources.checkpoint import CONFIG, HFQ_EXTENSION, HFQ_MAGIC, SUFFIX
+from policy_dsl.sources.checkpoint import CONFIG, HFQ_EXTENSION, HFQ_MAGIC, SUFFIX, Headers
 from policy_dsl.sources.side_files import SUBFOLDERS, WANTED, is_looked_at, is_one_of, unread
 
 _COPY = "put a copy of the file in place of the link"
@@ -62,9 +62,10 @@ class LocalFiles:
         return replace(self, sizes={file: n for file, n in self.sizes.items() if is_kept(file)})
 
     def dated(self, inventory: Inventory) -> Inventory:
-        """The inventory with what was seen of these files before anything was read."""
-        linked = {name: to for name, to in self.links.items() if name in inventory.file_nbytes}
-        return replace(inventory, mtimes=self.mtimes, parts_read=self.parts_read, links=linked)
+        """The inventory with the folder, and what was seen of these files before they were read."""
+        links = {name: to for name, to in self.links.items() if name in inventory.file_nbytes}
+        inventory = replace(inventory, root=self.folder, links=links)
+        return replace(inventory, mtimes=self.mtimes, parts_read=self.parts_read)
 
 
 def located(path: str, span: Span | None) -> Path:
@@ -74,17 +75,12 @@ def located(path: str, span: Span | None) -> Path:
 
 
 def open_folder(
-    folder: Path,
-    *,
-    name: str | None = None,
-    links: bool = True,
-    headers: Mapping[str, checkpoint.Header] | None = None,
+    folder: Path, *, name: str | None = None, links: bool = True, headers: Headers | None = None
 ) -> Inventory:
     """The inventory of a checkpoint folder, called `name`, by default as the folder is.
 
-    Without safetensors it may hold one HFQ file. links: as of `local_files`. headers: of files
-    whose headers are known and not read.
-    Raises: PolicyError with the defects of all its files.
+    Without safetensors it may hold one HFQ file. links: as of `local_files`. headers: those that
+    are known and not read. Raises: PolicyError with the defects of all its files.
     """
     name = name or decoded(Path(os.path.abspath(folder)).name)
     files = local_files(folder, links=links)
@@ -100,13 +96,12 @@ def open_folder(
             return _read_hfq(files, models[0], name)
         if CONFIG not in files.sizes:
             _refuse_outer(folder)
-    return files.dated(checkpoint.read_checkpoint(files, name=name, root=folder, headers=headers))
+    return files.dated(checkpoint.read_checkpoint(files, name=name, headers=headers))
 
 
 def open_file(path: Path, *, links: bool = True) -> Inventory:
     """The inventory of a model whose weights are one safetensors file, its config beside it.
 
-    links: as of `local_files`.
     Raises: PolicyError; also if an index beside it says that the file is one of several.
     """
     file, folder = path.name, path.parent
@@ -121,13 +116,12 @@ def open_file(path: Path, *, links: bool = True) -> Inventory:
     # Links are not followed for the name: in the hub's cache they lead to a hash.
     called = Path(os.path.abspath(path))
     model = decoded(called.parent.name if file == "model.safetensors" else called.stem)
-    return files.dated(checkpoint.read_checkpoint(files, name=model, root=folder))
+    return files.dated(checkpoint.read_checkpoint(files, name=model))
 
 
 def open_hfq_file(path: Path, *, links: bool = True) -> Inventory:
     """The inventory of a model that is one HFQ file, whatever is beside it.
 
-    links: as of `local_files`.
     Raises: PolicyError if it is not an HFQ file, or damaged.
     """
     file, files = path.name, local_files(path.parent, links=links, weights=path.name)
@@ -142,7 +136,7 @@ def _read_hfq(files: LocalFiles, file: str, name: str) -> Inventory:
     # Not at the top: few models are such files.
     from policy_dsl.sources.hfq_container import read_hfq  # noqa: PLC0415
 
-    return files.dated(read_hfq(files, file, name=name, root=files.folder))
+    return files.dated(read_hfq(files, file, name=name))
 
 
 def _refuse_outer(folder: Path) -> None:

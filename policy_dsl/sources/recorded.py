@@ -243,10 +243,8 @@ def _placed(
 
 def _usual_order(tensors: Mapping[str, TensorInfo]) -> list[str]:
     """Names by dtype in order of first sight, then by name in order of bytes."""
-    rank: dict[str, int] = {}
-    for tensor in tensors.values():
-        rank.setdefault(tensor.dtype, len(rank))
-    return sorted(tensors, key=lambda name: (rank[tensors[name].dtype], name.encode()))
+    ranks = list(dict.fromkeys(tensor.dtype for tensor in tensors.values()))
+    return sorted(tensors, key=lambda name: (ranks.index(tensors[name].dtype), name.encode()))
 
 
 def name_patterns(names: Iterable[str]) -> list[str]:

@@ -297,7 +297,7 @@ def test_corrupted_files_are_read_or_refused() -> None:
     for number in range(1000):
         content = _corrupted(*cases[number % len(cases)], chance)
         try:
-            found = read_hfq(Held(content), "m.mq4", name="m", root=None)
+            found = read_hfq(Held(content), "m.mq4", name="m")
         except PolicyError as error:
             str(error).encode()
             codes |= {one.code for one in error.diagnostics}
