@@ -1,8 +1,8 @@
 """Quantities as people read and write them: bytes in GB and GiB together, counts, layer lists."""
 
 import re
-from collections.abc import Iterable
-from itertools import count, takewhile
+from collections.abc import Iterable, Iterator
+from itertools import count, groupby, takewhile
 
 # Each decimal unit is shown beside its binary one: the two are mixed up too often.
 _SCALES = ((9, "GB", 30, "GiB"), (6, "MB", 20, "MiB"), (3, "kB", 10, "KiB"))
@@ -61,14 +61,16 @@ def bits_per_weight(nbytes: int, parameters: int) -> float | None:
     return 8 * nbytes / parameters if parameters else None
 
 
+def runs_of(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """The first and the last of ascending numbers that follow each other, of each such run."""
+    for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        held = [number for _, number in run]
+        yield held[0], held[-1]
+
+
 def layer_list(layers: Iterable[int]) -> str:
     """`0-1,60-61`, `2-59`; runs at even distances as `10,13,…,52` or `7-8,10-11,…,52-53`."""
-    runs: list[tuple[int, int]] = []
-    for layer in sorted(set(layers)):
-        # The layer may follow the last run directly.
-        first = runs.pop()[0] if runs and runs[-1][1] == layer - 1 else layer
-        runs.append((first, layer))
-    parts: list[str] = []
+    runs, parts = list(runs_of(sorted(set(layers)))), list[str]()
     while runs:
         (first, last), distance = runs[0], runs[min(1, len(runs) - 1)][0] - runs[0][0]
         even = ((first + n * distance, last + n * distance) for n in count())

@@ -9,7 +9,7 @@ from emitters.core.record import BundleModule
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.policy import SINGLE_ROLES
-from policy_dsl.quantities import counted, first_few
+from policy_dsl.quantities import counted, first_few, runs_of
 from policy_dsl.reader_config import reader_kind
 from policy_dsl.roles.architecture import NameRule, Need, architecture, model_types
 from policy_dsl.roles.classify import outside
@@ -245,8 +245,4 @@ def _tensor(need: Need, layer: int | None, key: str, rule: NameRule) -> ModelTen
 
 def _ranges(numbers: Iterable[int]) -> str:
     """`0, 3-65535`: whole numbers in order, with those that follow each other as one."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        first = runs.pop()[0] if runs and runs[-1][1] == number - 1 else number
-        runs.append([first, number])
-    return shown_first(first if first == last else f"{first}-{last}" for first, last in runs)
+    return shown_first(n if n == last else f"{n}-{last}" for n, last in runs_of(numbers))

@@ -28,6 +28,7 @@ from policy_dsl.documents import Limits, first_defect
 from policy_dsl.documents.saved import Size
 from policy_dsl.escaping import is_plain_name, shown
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo, tensor_nbytes
+from policy_dsl.quantities import runs_of
 from policy_dsl.regular_files import read_whole, refuse_placeholder
 from policy_dsl.sources.checkpoint import is_shard_name
 from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, MAX_DIMENSIONS
@@ -281,13 +282,8 @@ def _products(rows: list[Numbers]) -> Iterator[list[Numbers]]:
 def _field(numbers: Numbers) -> str:
     if len(numbers) == 1:
         return str(numbers[0])
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1] = [runs[-1][0], number]
-        else:
-            runs.append([number])
-    return "{" + ",".join("-".join(map(str, run)) for run in runs) + "}"
+    parts = (str(n) if n == last else f"{n}-{last}" for n, last in runs_of(numbers))
+    return "{" + ",".join(parts) + "}"
 
 
 def expand_pattern(pattern: str, *, limit: int, letters: int) -> list[str]:
