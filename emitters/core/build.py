@@ -181,7 +181,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     ensure_buildable(plan, inventory)
     plan, contexts = prepare(plan, known)
     out, shown = output_place(Path(out)), progress or Silent()
-    workers, block_values = fit(jobs or available_cores(), max_memory, plan)
+    workers, block_values = fit(jobs or available_cores(), max_memory, plan.modules)
     # Before anything is made, and again once a bundle that a crash displaced is back.
     check_place(out, inventory.root, force=force)
     with claimed(out) as workspace:
@@ -202,7 +202,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
 
         shown.begin("encode", total, total - left)
         try:
-            with journal:
+            with closing(journal):
                 lost = _write_tensors(run, left, journal, shown)
             defects = list(work.defects_of_lost(lost))
         except ValueDefectError as defect:

@@ -1,17 +1,16 @@
 """What a build may delete: files that a build made, checked and then deleted one by one.
 
-No folder is ever deleted with what is in it, and no link is followed: what else appears in
-between stays where it is.
+No folder is deleted with what is in it, and no link is followed: what else appears meanwhile stays.
 """
 
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from hashlib import file_digest
 from pathlib import Path
-from typing import Annotated, Literal, TypedDict, cast
+from typing import Annotated, Literal, TypedDict
 
 from emitters.core.record import LARGEST_RECORD
 from emitters.tensor_io.files import flush, writing
@@ -39,10 +38,7 @@ class _Record(TypedDict):
 
 
 def kind_of(path: Path) -> str | None:
-    """What is at a path, links not followed, as `a folder`; None if nothing is.
-
-    Raises: PolicyError if that cannot be seen.
-    """
+    """What is at a path, as `a folder` or `a link`; None if nothing is. Raises: PolicyError."""
     with writing(path):
         try:
             return kind_in_words(path.lstat().st_mode)
@@ -61,10 +57,7 @@ def ensure_kind(path: Path, wanted: str) -> None:
 
 
 def names_in(folder: Path) -> list[str]:
-    """What is in a folder, sorted; nothing if it is gone, or is not a folder.
-
-    Raises: PolicyError if it cannot be listed.
-    """
+    """What is in a folder, sorted; nothing if it is gone or not a folder. Raises: PolicyError."""
     with writing(folder):
         try:
             return sorted(os.listdir(folder))
@@ -75,8 +68,7 @@ def names_in(folder: Path) -> list[str]:
 
 def ensure_made(folder: Path) -> None:
     """Raises: PolicyError unless a bundle's files are as a build made them, and alone."""
-    files = _recorded_files(folder)
-    left = _HASHED_NBYTES
+    files, left = _recorded_files(folder), _HASHED_NBYTES
     for name, (nbytes, sha256) in sorted(files.items(), key=lambda item: item[1][0]):
         left -= nbytes
         reason = _misfit(folder / name, nbytes, sha256 if left >= 0 else None)
@@ -156,15 +148,6 @@ def _recorded_files(folder: Path) -> dict[str, tuple[int, str]]:
     if kind != "a file":
         reason = f"its {RECORD} is {kind}, not a file" if kind else f"it has no {RECORD}"
         raise _not_made(folder, reason)
-    files = _record(folder)["files"]
-    for name in files:
-        inner, _, file = name.rpartition("/")
-        if (inner and inner not in SUBFOLDERS) or not is_plain_name(file) or name == RECORD:
-            raise _not_made(folder, f"its {RECORD} names {name!r:.80}, which no build writes")
-    return {name: (file["nbytes"], file["sha256"]) for name, file in files.items()}
-
-
-def _record(folder: Path) -> _Record:
     try:
         document = parse_json(read_whole(folder / RECORD, most=LARGEST_RECORD, follow=False))
         # Not the whole schema: records of earlier versions lack what later ones say.
@@ -177,7 +160,11 @@ def _record(folder: Path) -> _Record:
         raise _not_made(folder, f"its {RECORD} cannot be read: {error}") from error
     if defect is not None:
         raise _not_made(folder, f"its {RECORD} is not the record of a bundle: {defect}")
-    return cast("_Record", document)
+    for name in document["files"]:
+        inner, _, file = name.rpartition("/")
+        if (inner and inner not in SUBFOLDERS) or not is_plain_name(file) or name == RECORD:
+            raise _not_made(folder, f"its {RECORD} names {name!r:.80}, which no build writes")
+    return {name: (file["nbytes"], file["sha256"]) for name, file in document["files"].items()}
 
 
 def _misfit(path: Path, nbytes: int, sha256: str | None) -> str | None:
@@ -194,39 +181,30 @@ def _misfit(path: Path, nbytes: int, sha256: str | None) -> str | None:
     return None
 
 
-@contextmanager
-def _opened_folder(folder: Path | str, within: int | None = None) -> Iterator[int]:
-    """A descriptor of a folder: what is deleted in it is in this one, whatever is renamed."""
-    opened = os.open(folder, _FOLDER, dir_fd=within)
-    try:
-        yield opened
-    finally:
-        os.close(opened)
+def _delete(folder: Path | str, files: Mapping[str, int | None], within: int | None = None) -> None:
+    """Delete regular files, by name, of these sizes or any, and the subfolders of their names.
 
-
-def _delete(folder: Path, files: Mapping[str, int | None]) -> None:
-    """Delete regular files, by name, of these sizes or any, and the subfolders of their names."""
+    within: a descriptor of the folder that this one is in, whatever is renamed meanwhile.
+    """
     held: dict[str, dict[str, int | None]] = defaultdict(dict)
     for name, nbytes in files.items():
         inner, _, file = name.rpartition("/")
         held[inner][file] = nbytes
-    with _opened_folder(folder) as outer:
-        for inner, within in held.items():
-            # A subfolder may be gone already, or be a link by now, which is not followed.
-            with suppress(FileNotFoundError, NotADirectoryError):
-                _unlink_in(inner or ".", outer, within)
-        for inner in held.keys() - {""}:
-            with suppress(OSError):
-                os.rmdir(inner, dir_fd=outer)
-
-
-def _unlink_in(folder: str, outer: int, files: Mapping[str, int | None]) -> None:
-    with _opened_folder(folder, outer) as at:
-        for name, nbytes in files.items():
+    at = os.open(folder, _FOLDER, dir_fd=within)
+    try:
+        for name, nbytes in held.pop("", {}).items():
             with suppress(FileNotFoundError):
                 facts = os.lstat(name, dir_fd=at)
                 if stat.S_ISREG(facts.st_mode) and nbytes in (None, facts.st_size):
                     os.unlink(name, dir_fd=at)
+        for inner, within_it in held.items():
+            # A subfolder may be gone already, or be a link by now, which is not followed.
+            with suppress(FileNotFoundError, NotADirectoryError):
+                _delete(inner, within_it, at)
+            with suppress(OSError):
+                os.rmdir(inner, dir_fd=at)
+    finally:
+        os.close(at)
 
 
 def _end(folder: Path) -> None:

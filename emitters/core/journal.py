@@ -57,31 +57,24 @@ class _Done(TypedDict):
 class Journal:
     """An open journal; `done`: module -> finished spans of output rows when it was opened.
 
-    As a context it takes finished units, and saves them now and then: first their files are
-    flushed. A crash, of the machine too, loses the work of a few seconds and never its truth.
+    It takes finished units, and saves them now and then: first their files are flushed. A crash,
+    of the machine too, loses the work of a few seconds and never its truth.
     """
 
     def __init__(self, path: Path, folder: Path, done: Mapping[int, Spans]) -> None:
-        self.done = done
-        self._path, self._folder = path, folder
+        self.done, self._path, self._folder = done, path, folder
         self._rows: list[list[int]] = []
         self._files: set[str] = set()
-        self._saved_at = monotonic()
         # Flushing waits for the disk; meanwhile units go on.
         self._saver = ThreadPoolExecutor(1, "savepoint")
-        self._saving: Future[None] | None = None
+        self._saving = self._save()
 
-    def __enter__(self) -> Journal:
-        """Itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         """Save what waits, whatever ended the build. Raises: PolicyError if a save failed."""
         with self._saver:
             last = self._save()
         for saving in (self._saving, last):
-            if saving is not None:
-                saving.result()
+            saving.result()
 
     def add(self, unit: Unit, receipt: Receipt) -> None:
         """Take a finished unit, and save those that wait when it is time.
@@ -91,11 +84,10 @@ class Journal:
         self._rows.append([unit.module, *unit.span])
         if not receipt.is_durable:
             self._files.update([tensor.file for tensor in unit.output.tensors])
-        if self._saving is not None and self._saving.done():
+        if self._saving.done():
             self._saving.result()
-            self._saving = None
-        if self._saving is None and monotonic() - self._saved_at > SAVE_SECONDS:
-            self._saving = self._save()
+            if monotonic() - self._saved_at > SAVE_SECONDS:
+                self._saving = self._save()
 
     def _save(self) -> Future[None]:
         saving = self._saver.submit(self._write, self._rows, self._files)
@@ -103,7 +95,6 @@ class Journal:
         return saving
 
     def _write(self, rows: list[list[int]], files: set[str]) -> None:
-        """Flush files, write down rows. Raises: PolicyError; the next run does them again then."""
         # In this order: a line of the journal must never be ahead of its rows.
         for file in sorted(files):
             flush(self._folder / file)
@@ -117,10 +108,17 @@ def open_journal(workspace: Workspace, plan: Plan, work: Work, *, force: bool) -
     Raises: PolicyError if the disk has no room, or the unfinished build there is another one or
     damaged, some of it is done, and `force` does not allow to throw it away.
     """
-    path, identity = workspace.journal, _identity(plan, work)
-    lines = _read(path)
-    if lines:
-        spans = defaultdict(list)
+    files = {name: list(facts) for name, facts in work.reader.source.facts.items()}
+    identity = {
+        "policyc": version(),
+        "source": {"digest": plan.source_digest, "files": files},
+        "policy": plan.policy_digest,
+        # Not their names: a file that was moved is the same.
+        "statistics": {file.name: file.sha256 for file in plan.statistics},
+        "plan": plan.digest,
+    }
+    path, spans = workspace.journal, defaultdict(list)
+    if lines := _read(path):
         for module, start, stop in (row for line in lines[1:] for row in line["done"]):
             spans[module].append((start, stop))
         refusal = _refusal(workspace, plan, lines[0]["identity"], identity)
@@ -143,22 +141,7 @@ def open_journal(workspace: Workspace, plan: Plan, work: Work, *, force: bool) -
     return Journal(path, workspace.bundle, {})
 
 
-def _identity(plan: Plan, work: Work) -> dict[str, Any]:
-    """What must be the same for a build to be resumed."""
-    files = {name: list(facts) for name, facts in work.reader.source.facts.items()}
-    return {
-        "policyc": version(),
-        "source": {"digest": plan.source_digest, "files": files},
-        "policy": plan.policy_digest,
-        # Not their names: a file that was moved is the same.
-        "statistics": {file.name: file.sha256 for file in plan.statistics},
-        "plan": plan.digest,
-    }
-
-
-def _refusal(
-    workspace: Workspace, plan: Plan, found: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> PolicyError | None:
+def _refusal(workspace: Workspace, plan: Plan, found: Any, wanted: Any) -> PolicyError | None:
     root = str(workspace.root)
     for part, called in _PARTS.items():
         if found.get(part) != wanted[part]:
@@ -173,16 +156,15 @@ def _refusal(
 
 def headers(plan: Plan, work: Work) -> Iterator[tuple[PlannedFile, bytes, list[PlannedTensor]]]:
     """Every tensor file, with all that comes before its tensors, and these."""
-    files, held = work.format.spec.tensor_files, defaultdict(list)
+    spec, held = work.format.spec, defaultdict(list)
     for tensor in in_order(plan.modules):
         held[tensor.file].append(tensor)
     for file in plan.tensor_files:
-        tensors = held[file.name]
-        if isinstance(files, Container):
-            embedded = work.reader.source.whole(work.format.spec.embedded_files)
-            yield file, preface(plan, work.format, embedded), tensors
+        if isinstance(spec.tensor_files, Container):
+            header = preface(plan, work.format, work.reader.source.whole(spec.embedded_files))
         else:
-            yield file, header_bytes(tensors, files.metadata), tensors
+            header = header_bytes(held[file.name], spec.tensor_files.metadata)
+        yield file, header, held[file.name]
 
 
 def _create_files(workspace: Workspace, plan: Plan, work: Work) -> None:
@@ -203,7 +185,10 @@ def _read(path: Path) -> list[Any]:
         content = read_whole(path, most=_LARGEST) if path.is_file() else b""
         nbytes = 0
         for line in content.splitlines(keepends=True):
-            document = _parsed(line)
+            document: Any = None
+            # One that is torn has no end.
+            with suppress(ValueError):
+                document = parse_json(line) if line.endswith(b"\n") else None
             if first_defect(document, _Done if documents else _Begun) is not None:
                 break
             if any(start >= stop for _, start, stop in document.get("done", ())):
@@ -214,12 +199,6 @@ def _read(path: Path) -> list[Any]:
         if documents and nbytes < len(content):
             os.truncate(path, nbytes)
     return documents
-
-
-def _parsed(line: bytes) -> Any:
-    # One that is torn has no end.
-    with suppress(ValueError):
-        return parse_json(line) if line.endswith(b"\n") else None
 
 
 def _line(document: Mapping[str, Any]) -> bytes:

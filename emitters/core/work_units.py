@@ -1,6 +1,6 @@
 """A build as a list of independent units, each a block of rows of one view of the source."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from types import MappingProxyType
 from typing import NamedTuple
@@ -26,10 +26,9 @@ Contexts = Callable[[int, int], Context | None]
 
 
 class Output(NamedTuple):
-    """What the rows of a module become, and the tensors that they are written into.
+    """What the `n_rows` rows of a module become, and the tensors that they are written into.
 
     dtype: of the values that are encoded or written. together: rows that are coded as one.
-    n_rows: of the module.
     """
 
     treatment: Stored
@@ -42,9 +41,9 @@ class Output(NamedTuple):
 class Unit(NamedTuple):
     """Rows of a view that become rows of a module: plain data, all that a worker needs of a plan.
 
-    module, source: its place in the plan, and that of the view among the module's. first,
-    n_rows: of the view; single values where it is split into these. at: the first row of the
-    module. context: what its method computed for the view from statistics, if it did.
+    module, source: indices of the module, and of the view among its sources. first, n_rows: of the
+    view; single values where it is split into these. at: the first row of the module. context:
+    what its method computed for the view from statistics.
     """
 
     module: int
@@ -75,9 +74,8 @@ def plan_units(
 ) -> Iterator[Unit]:
     """All units in the order of the plan, without the output rows in `done`.
 
-    contexts: asked for each view when its first unit comes, and not kept: as many are alive as
-    views have units in flight. done: module -> sorted, separate spans [start, stop) of output
-    rows that are finished.
+    contexts: asked for each view when its first unit comes, and not kept, so that few are alive.
+    done: module -> sorted, separate spans [start, stop) of output rows that are finished.
     """
     for index, module in enumerate(plan.modules):
         spans = done.get(index, ())
@@ -115,34 +113,30 @@ def merge_spans(spans: Iterable[tuple[int, int]]) -> Spans:
     return tuple(merged)
 
 
-def fit(jobs: int, max_memory: int | None, plan: Plan | None = None) -> tuple[int, int]:
+def fit(jobs: int, max_memory: int | None, modules: Sequence[Module] = ()) -> tuple[int, int]:
     """How many workers with blocks of how many values keep to `max_memory` bytes.
 
-    plan: what is built; its longest row that is coded as one is the smallest block. Blocks
+    modules: what is built; the longest row that is coded as one is the smallest block. Blocks
     shrink first, then workers become fewer.
     Raises: PolicyError if not even one worker with the smallest blocks fits.
     """
     if max_memory is None:
         return jobs, BLOCK_VALUES
-    free = max_memory - _LIBRARIES_NBYTES
-    modules = plan.modules if plan else ()
-    largest, why = max(map(_in_memory, modules), key=lambda pair: pair[0], default=(0, ""))
-    fewest = max(LONGEST_ROW, largest) * _NBYTES_PER_VALUE
+    largest, notes = LONGEST_ROW, []
+    for module in modules:
+        values = max((view.values_read(module.together) for view in _worked_on(module)), default=0)
+        if values > largest:
+            what = describe(module.treatment) if isinstance(module.treatment, Coded) else "FP8"
+            rows = "a row" if module.together == 1 else f"{module.together} rows"
+            notes = [f"{module.name}: {what} takes {rows}, {values} values, at once"]
+            largest = values
+    free, fewest = max_memory - _LIBRARIES_NBYTES, largest * _NBYTES_PER_VALUE
     if free < fewest:
         needed = both_units(_LIBRARIES_NBYTES + fewest)
-        notes = [why] if largest > LONGEST_ROW else []
         raise fail("too-little-memory", notes=notes, given=both_units(max_memory), needed=needed)
     # Fewer cores cost more time than smaller blocks do.
     workers = min(jobs, free // fewest)
     return workers, min(BLOCK_VALUES, free // workers // _NBYTES_PER_VALUE)
-
-
-def _in_memory(module: Module) -> tuple[int, str]:
-    """Values of a module that must be in memory at once, and why."""
-    values = max((view.values_read(module.together) for view in _worked_on(module)), default=0)
-    what = describe(module.treatment) if isinstance(module.treatment, Coded) else "FP8"
-    rows = "a row" if module.together == 1 else f"{module.together} rows"
-    return values, f"{module.name}: {what} takes {rows}, {values} values, at once"
 
 
 def _worked_on(module: Module) -> tuple[View, ...]:

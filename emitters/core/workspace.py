@@ -33,7 +33,7 @@ from policy_dsl.regular_files import read_whole
 
 # What a workspace holds besides folders.
 _FILES = {"lock", "journal", BROWSED}
-_IS_OURS = re.compile(r"lock|journal|bundle|replaced|deleted(-[0-9]+)?|" + re.escape(BROWSED))
+_IS_DELETED = re.compile(r"deleted(-[0-9]+)?")
 # What NFS calls a file that is deleted while it is open.
 _OPEN = ".nfs"
 _LARGEST_LOCK = 16 * 2**20
@@ -42,11 +42,7 @@ _MOST_TRIES = 1000
 
 
 class Workspace:
-    """Where a build of `out` works.
-
-    root: the folder of the unfinished build. lock: the file whose lock says that a build runs.
-    left: warnings about what could not be deleted.
-    """
+    """Where a build of `out` works. left: warnings about what could not be deleted."""
 
     def __init__(self, out: Path) -> None:
         self.out, self.root = out, out.with_name(out.name + ".partial")
@@ -54,17 +50,16 @@ class Workspace:
         self.bundle, self.replaced = self.root / "bundle", self.root / "replaced"
         self.left: list[Diagnostic] = []
 
-    def clear(self, names: Iterable[str] = ()) -> None:
-        """Delete what an earlier run left: the journal first, as it speaks of the rest.
+    def clear(self, names: Iterable[str]) -> None:
+        """Delete what an earlier run left. names: of the files that this build makes.
 
-        names: of the files that this build makes; without them any may be deleted later.
         Raises: PolicyError, before anything is deleted, if no build made what is there.
         """
         before = self._names()
         unfinished_files(self.bundle, before)
         with writing(self.root):
-            self.journal.unlink(missing_ok=True)
             # It must not come back after a crash and speak of other files than its own.
+            self.journal.unlink(missing_ok=True)
             flush(self.root)
             delete_unfinished(self.bundle, before)
             # Nor do the files: the lock names others before there is any of them.
@@ -83,9 +78,7 @@ class Workspace:
             if named:
                 # The bundle has its name, and the journal speaks of nothing that is here.
                 self.journal.unlink(missing_ok=True)
-            if kind_of(self.replaced) is None:
-                return
-            if _is_free(self.out):
+            if kind_of(self.replaced) is not None and _is_free(self.out):
                 self.replaced.rename(self.out)
             elif named and kind_of(self.out / RECORD) == "a file":
                 self._set_aside()
@@ -103,8 +96,7 @@ class Workspace:
         check_contents(self.out, force=force)
         with writing(self.out):
             if not _is_free(self.out):
-                if kind_of(self.replaced) is not None:
-                    self._set_aside()
+                self._set_aside()
                 self.out.rename(self.replaced)
             try:
                 self.bundle.rename(self.out)
@@ -117,19 +109,19 @@ class Workspace:
             flush(self.out.parent)
         # From here on the new bundle has its name; what follows is only tidying.
         with self._tidying(self.root), writing(self.root):
-            if kind_of(self.replaced) is not None:
-                self._set_aside()
+            self._set_aside()
             self.journal.unlink(missing_ok=True)
 
     def ensure_own(self, *, held: bool = False) -> None:
         """Raises: PolicyError if what no build made is in the folder of unfinished work.
 
-        held: whether the lock is: then the names of the bundle's files are known.
+        held: whether the lock is, and so the names of the bundle's files are known.
         """
         ensure_kind(self.root, "a folder")
         listed = self._listed()
+        ours = {*_FILES, "bundle", "replaced", *filter(_IS_DELETED.fullmatch, listed)}
         # All of it is deleted in the end.
-        refuse_others(self.root, {name for name in listed if not _IS_OURS.fullmatch(name)})
+        refuse_others(self.root, {*listed} - ours)
         for name in listed:
             ensure_kind(self.root / name, "a file" if name in _FILES else "a folder")
         unfinished_files(self.bundle, self._names() if held else None)
@@ -146,20 +138,18 @@ class Workspace:
         return {*names, BROWSED} if names else None
 
     def _set_aside(self) -> None:
-        """Give a replaced bundle a name by which it never comes back."""
-        names = (f"deleted-{number}" if number else "deleted" for number in count())
-        free = next(name for name in names if kind_of(self.root / name) is None)
-        self.replaced.rename(self.root / free)
-        # Before anything in it is deleted.
-        flush(self.root)
+        """Give a replaced bundle, if there is one, a name by which it never comes back."""
+        if kind_of(self.replaced) is not None:
+            names = (f"deleted-{number}" if number else "deleted" for number in count())
+            free = next(name for name in names if kind_of(self.root / name) is None)
+            self.replaced.rename(self.root / free)
+            # Before anything in it is deleted.
+            flush(self.root)
 
     def tidy(self) -> None:
         """Delete what nothing needs, the lock last; what cannot be deleted is in `left`."""
-        listed: list[str] = []
         with self._tidying(self.root):
-            listed = self._listed()
-        for name in listed:
-            if name.startswith("deleted") and _IS_OURS.fullmatch(name):
+            for name in filter(_IS_DELETED.fullmatch, self._listed()):
                 with self._tidying(self.root / name):
                     delete_bundle(self.root / name)
         if os.path.lexists(self.journal) or os.path.lexists(self.replaced):
@@ -181,9 +171,9 @@ class Workspace:
         try:
             yield
         except PolicyError as error:
-            facts = {"path": str(folder), "reason": error.diagnostics[0].message}
-            cure = "move away or delete what is in it"
-            self.left.append(diagnostic("output-left-over", None, suggestion=cure, **facts))
+            reason, cure = error.diagnostics[0].message, "move away or delete what is in it"
+            left = diagnostic("output-left-over", suggestion=cure, path=str(folder), reason=reason)
+            self.left.append(left)
 
 
 def output_place(out: Path) -> Path:
@@ -194,16 +184,11 @@ def output_place(out: Path) -> Path:
 
 
 def check_place(out: Path, source: Path | None, *, force: bool) -> None:
-    """Raises: PolicyError if a build may not write to `out`, before a claim makes any folder.
-
-    It overlaps the source's folder, is something else than a folder, or as `check_contents` says.
-    """
-    cure = "give a folder apart from the source with -o"
+    """Raises: PolicyError if a build may not write to `out`, before a claim makes any folder."""
     # The root of a disk has no name, and nothing beside it.
-    if not out.name:
-        raise fail("output-in-source", path=str(out), suggestion=cure)
-    workspace = Workspace(out)
-    if source and any(_overlap(source, place) for place in (out, workspace.root)):
+    workspace = Workspace(out) if out.name else None
+    if not workspace or (source and any(_overlap(source, at) for at in (out, workspace.root))):
+        cure = "give a folder apart from the source with -o"
         raise fail("output-in-source", path=str(out), suggestion=cure)
     ensure_kind(out, "a folder")
     workspace.ensure_own()
@@ -217,20 +202,16 @@ def check_place(out: Path, source: Path | None, *, force: bool) -> None:
 
 
 def check_contents(out: Path, *, force: bool) -> None:
-    """Raises: PolicyError if there is something in `out`.
-
-    With `force` a bundle may be, as it was built: nothing else, not even files beside it.
-    """
+    """Raises: PolicyError if there is something in `out`: with `force`, but a bundle as built."""
     ensure_kind(out, "a folder")
     if _is_free(out):
         return
-    if force:
-        ensure_made(out)
-        return
-    cure = "--force replaces it once the new bundle is complete"
-    if kind_of(out / RECORD) != "a file":
-        cure = f"it has no {RECORD}, so nothing replaces it: give another folder with -o"
-    raise fail("output-exists", path=str(out), suggestion=cure)
+    if not force:
+        cure = "--force replaces it once the new bundle is complete"
+        if kind_of(out / RECORD) != "a file":
+            cure = f"it has no {RECORD}, so nothing replaces it: give another folder with -o"
+        raise fail("output-exists", path=str(out), suggestion=cure)
+    ensure_made(out)
 
 
 @contextmanager
@@ -318,17 +299,17 @@ def _ensure_begun_by_a_build(workspace: Workspace, lock: int) -> None:
 
 
 def _holds(workspace: Workspace, lock: int) -> bool:
-    try:
+    with suppress(OSError):
         there = workspace.lock.lstat()
-    except OSError:
-        return False
-    return stat.S_ISREG(there.st_mode) and os.path.samestat(there, os.fstat(lock))
+        return stat.S_ISREG(there.st_mode) and os.path.samestat(there, os.fstat(lock))
+    return False
 
 
 def _overlap(source: Path, place: Path) -> bool:
     folder = Path(os.path.realpath(source))
-    pairs = [(folder, one) for one in (place, *place.parents)]
-    for pair in (*pairs, *((one, place) for one in folder.parents)):
+    pairs = [(folder, outer) for outer in (place, *place.parents)]
+    pairs += [(outer, place) for outer in folder.parents]
+    for pair in pairs:
         # By what the system says of folders that exist: names alone miss capitals and links.
         with suppress(OSError):
             if os.path.samefile(*pair):

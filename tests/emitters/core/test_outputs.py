@@ -299,7 +299,7 @@ def test_what_appears_beside_files_that_are_deleted_stays_and_blocks_nothing(for
     assert force() == ""
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     with claimed(out) as workspace:
-        workspace.clear()
+        workspace.clear(())
         for name, content in everything(out).items():
             (workspace.bundle / Path(name).name).write_bytes(content)
         workspace.finish()

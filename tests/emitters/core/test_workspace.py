@@ -151,7 +151,7 @@ def loop(out: Path, number: int, seconds: float, answers: Queue[Counter[str]]) -
             with claimed(out) as workspace:
                 workspace.recover()
                 check_contents(out, force=True)
-                workspace.clear()
+                workspace.clear(())
                 workspace.journal.write_text("{}\n")
                 write_bundle(workspace.bundle, str(number))
                 workspace.finish()
