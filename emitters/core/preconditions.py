@@ -51,25 +51,23 @@ def ensure_buildable(plan: Plan, inventory: Inventory) -> None:
     So does a head that the plan leaves out and that is not equal to its embedding.
     """
     ensure_supported_system()
-    defects = list(_defects(plan, inventory))
+    defects = []
+    sources = [rows for module in plan.modules for rows in module.sources]
+    if inventory.root is None or any(rows.tensor.file is None for rows in sources):
+        cure = "download the model, for example with `hf download`, and give the folder"
+        defects.append(diagnostic("source-without-files", model=inventory.id, suggestion=cure))
+    if plan.pending:
+        defects.append(diagnostic("pending-statistics", pending=", ".join(plan.pending)))
+    defects += (
+        diagnostic("unreadable-values", tensor=rows.tensor.name, dtype=rows.tensor.dtype)
+        for rows in sources
+        if rows.tensor.dtype not in (VALUE_TYPES if rows.scale is None else FP8_DTYPES)
+    )
     heads = {omission.tensor.name for omission in plan.omitted if omission.equals}
     if heads and not defects:
         defects += differing_heads(inventory, plan.model, heads)
     if defects:
         raise PolicyError(defects)
-
-
-def _defects(plan: Plan, inventory: Inventory) -> Iterator[Diagnostic]:
-    sources = [rows for module in plan.modules for rows in module.sources]
-    if inventory.root is None or any(rows.tensor.file is None for rows in sources):
-        cure = "download the model, for example with `hf download`, and give the folder"
-        yield diagnostic("source-without-files", model=inventory.id, suggestion=cure)
-    if plan.pending:
-        yield diagnostic("pending-statistics", pending=", ".join(plan.pending))
-    for rows in sources:
-        name, dtype = rows.tensor.name, rows.tensor.dtype
-        if dtype not in (FP8_DTYPES if rows.scale is not None else VALUE_TYPES):
-            yield diagnostic("unreadable-values", tensor=name, dtype=dtype)
 
 
 def ensure_room(plan: Plan, folder: Path) -> None:
@@ -93,13 +91,17 @@ def open_as_planned(plan: Plan, inventory: Inventory, format: Format) -> Source:
     the headers of all shards are read again.
     """
     root = inventory.root or Path()
-    facts = file_facts(root, _files_read(plan, inventory, format))
+    views = [view for module in plan.modules for view in module.sources]
+    files = {tensor.file or "" for view in views for tensor in (view.tensor, view.scale) if tensor}
+    # Side files too: a tokenizer that changes half-way belongs to another state of the source.
+    files |= {file.name for file in plan.files if file.kind in ("copied", "edited")}
+    files |= {*format.spec.embedded_files} & {*(inventory.side_files or {})}
+    facts = file_facts(root, files)
     if inventory.root is None or inventory.container is not None:
         return Source(root, facts)
     names = {CONFIG, find_index(inventory.mtimes) or CONFIG} & inventory.mtimes.keys()
     names |= inventory.file_nbytes.keys()
-    now = {**file_facts(root, names - facts.keys()), **facts}
-    reasons = dict(_moved(inventory, now)) or dict(_reread(inventory, root, now))
+    reasons = _changes(inventory, root, {**file_facts(root, names - facts.keys()), **facts})
     if reasons:
         raise PolicyError(
             diagnostic("source-changed", suggestion=CHANGED, file=name, reason=reason)
@@ -108,69 +110,48 @@ def open_as_planned(plan: Plan, inventory: Inventory, format: Format) -> Source:
     return Source(root, facts)
 
 
+def _changes(inventory: Inventory, root: Path, now: Mapping[str, FileFacts]) -> dict[str, str]:
+    """What is different in each of these files now; parts are read if sizes and times are equal."""
+    sizes, reasons = {**(inventory.side_files or {}), **inventory.file_nbytes}, {}
+    for name, (nbytes, mtime_ns) in now.items():
+        if nbytes != sizes.get(name, nbytes):
+            reasons[name] = f"it has {nbytes} bytes now, and had {sizes[name]}"
+        elif mtime_ns != inventory.mtimes.get(name, mtime_ns):
+            reasons[name] = "it was written again"
+    for (name, start, stop), digest in () if reasons else inventory.parts_read.items():
+        if name in now and sha256(read_range(root / name, start, stop)).digest() != digest:
+            part = "header" if name in inventory.file_nbytes else "content"
+            reasons[name] = f"its {part} is different now"
+    return reasons
+
+
 def differing_heads(source: Inventory, model: Model, names: set[str]) -> Iterator[Diagnostic]:
     """A finding for each of these heads that is not the embedding, value for value.
 
     Both are read from the source block by block: FP8 codes times scales, all in float32.
     """
-    embedding = model.embedding
+    embedding, cure = model.embedding, 'write "lm_head: keep" to store it, or "lm_head: drop"'
     if embedding is None:
         return
-    reader = source_reader(source, model)
+    reader, like = source_reader(source, model), embedding.source.name
     for head in model.tensors:
-        place = _difference(reader, head, embedding) if head.source.name in names else None
-        if place is not None:
-            cure = 'write "lm_head: keep" to store it, or "lm_head: drop"'
-            name, like = head.source.name, embedding.source.name
-            yield diagnostic(
-                "head-differs", suggestion=cure, name=name, embedding=like, place=place
-            )
+        name = head.source.name
+        if name in names and (at := _difference(reader, head, embedding)):
+            yield diagnostic("head-differs", suggestion=cure, name=name, embedding=like, place=at)
 
 
-def as_in_bundle(model: Model, bundle: Bundle) -> Model:
-    """The model of a bundle's source; not tied any more if the bundle has the head stored."""
-    path, names = bundle.format.spec.module_path, {module.name for module in bundle.modules}
-    kept = model.tied and any(path(head, model) in names for head in _heads(model))
-    return untied(model) if kept else model
+def as_in_bundle(model: Model, bundle: Bundle) -> tuple[Model, set[str]]:
+    """The model of a bundle's source, and the heads that the bundle leaves out as equal.
 
-
-def heads_left_out(model: Model, bundle: Bundle) -> set[str]:
-    """The heads of a tied model that the bundle leaves out, without those that a rule drops."""
+    The model is not tied any more if the bundle has the head stored.
+    """
+    heads = [tensor for tensor in model.tensors if tensor.role == "lm_head" and model.tied]
+    path, stored = bundle.format.spec.module_path, {module.name for module in bundle.modules}
+    if any(path(head, model) in stored for head in heads):
+        return untied(model), set()
+    names = {head.source.name for head in heads}
     omitted = bundle.record.omitted if bundle.record else {}
-    names = {head.source.name for head in _heads(model)} if model.tied else set()
-    return {name for name in names if omitted.get(name, "equal")}
-
-
-def _files_read(plan: Plan, inventory: Inventory, format: Format) -> set[str]:
-    views = [view for module in plan.modules for view in module.sources]
-    files = {tensor.file or "" for view in views for tensor in (view.tensor, view.scale) if tensor}
-    # Side files too: a tokenizer that changes half-way belongs to another state of the source.
-    files |= {file.name for file in plan.files if file.kind in ("copied", "edited")}
-    return files | ({*format.spec.embedded_files} & {*(inventory.side_files or {})})
-
-
-def _moved(inventory: Inventory, now: Mapping[str, FileFacts]) -> Iterator[tuple[str, str]]:
-    """Name and reason of each file whose size or time is another one."""
-    sizes = {**(inventory.side_files or {}), **inventory.file_nbytes}
-    for name, (nbytes, mtime_ns) in now.items():
-        if nbytes != sizes.get(name, nbytes):
-            yield name, f"it has {nbytes} bytes now, and had {sizes[name]}"
-        elif mtime_ns != inventory.mtimes.get(name, mtime_ns):
-            yield name, "it was written again"
-
-
-def _reread(
-    inventory: Inventory, root: Path, now: Mapping[str, FileFacts]
-) -> Iterator[tuple[str, str]]:
-    """Name and reason of each file of these whose parts are not what was read of them."""
-    for (name, start, stop), digest in inventory.parts_read.items():
-        if name in now and sha256(read_range(root / name, start, stop)).digest() != digest:
-            part = "header" if name in inventory.file_nbytes else "content"
-            yield name, f"its {part} is different now"
-
-
-def _heads(model: Model) -> list[ModelTensor]:
-    return [tensor for tensor in model.tensors if tensor.role == "lm_head"]
+    return model, {name for name in names if omitted.get(name, "equal")}
 
 
 def _difference(reader: ViewReader, head: ModelTensor, embedding: ModelTensor) -> str | None:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from hashlib import sha256
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emitters.numerics import Array
-from emitters.tensor_io.files import CHANGED, FileFacts, Source, file_facts
+from emitters.tensor_io.files import CHANGED, Source, file_facts
 from policy_dsl.diagnostics import PolicyError, fail
 from policy_dsl.formats import Context, Format, Solver
 from policy_dsl.plan import Module, Plan, StatisticsFile, coded_modules
@@ -37,35 +37,39 @@ def with_statistics(plan: Plan) -> Plan:
     if file is None or (file.span is not None and not located(file.path, file.span).exists()):
         return plan
     imatrix = _opened(file)
-    files = _with(plan, file, replace(file, state=_facts(imatrix)))
-    return replace(plan, findings=(*plan.findings, *imatrix.findings), statistics=files)
+    plan = _with(plan, file, state=imatrix.source.facts[imatrix.path.name])
+    return replace(plan, findings=(*plan.findings, *imatrix.findings))
 
 
 def prepare(plan: Plan, format: Format) -> tuple[Plan, Contexts | None]:
-    """The plan with the bytes that statistics decide, and the contexts of its matrices.
+    """The plan with the bytes and digests that statistics decide, and the contexts of its matrices.
 
-    Its files of statistics have their digests then. Without statistics there are no contexts:
-    the codec's own encoder chooses codes.
+    Without statistics there are no contexts: the codec's own encoder chooses codes.
     Raises: PolicyError if a file of statistics cannot be read, is another model's, or is not
     what it was when the plan was made.
     """
-    _ensure_same(plan)
-    file = _file_read(plan)
-    if file is None:
+    for file in plan.statistics:
+        if file.sha256 and file.name != _READ_HERE:
+            path = located(file.path, file.span)
+            beside = Source(path.parent, file_facts(path.parent, [path.name]))
+            if _sha256(beside, path.name) != file.sha256:
+                raise _changed(file)
+    read = _file_read(plan)
+    if read is None:
         return plan, None
-    imatrix = _opened(file)
-    statistics, solvers = Lookup(plan, imatrix), _solvers(plan, format)
-    contents: dict[str, bytes] = {}
+    imatrix = _opened(read)
+    used = {how.method for _, how in coded_modules(plan.modules)}
+    methods = ((name, method.solver) for name, method in format.methods.items() if name in used)
+    solvers = {name: solver() for name, solver in methods if solver}
+    statistics, contents = Lookup(plan, imatrix), dict[str, bytes]()
     for solver in solvers.values():
         contents |= solver.contents(plan, statistics) if solver.contents else {}
     # Before anything is written: an entry that is missing must not stop a build half-way.
     for at, module in enumerate(plan.modules):
         for source in range(len(module.sources)):
             _context(plan, solvers, statistics, at, source)
-    modules = tuple(_filled(module, contents) for module in plan.modules)
-    digest = _sha256(imatrix.source, imatrix.path.name)
-    files = _with(plan, file, replace(file, sha256=digest))
-    plan = replace(plan, modules=modules, statistics=files)
+    plan = replace(plan, modules=tuple(_filled(module, contents) for module in plan.modules))
+    plan = _with(plan, read, sha256=_sha256(imatrix.source, imatrix.path.name))
     return plan, partial(_context, plan, solvers, statistics)
 
 
@@ -87,22 +91,21 @@ class Lookup:
         expert = expert_of(module.name)
         if expert is None and len(module.shape) > 2:
             expert = source
-        without = describe(replace(coded(module.treatment), method=""))
-        n_matrices = 1 if expert is None else self._plan.source_experts
+        without = f"{describe(replace(coded(module.treatment), method=''))} by rtn"
+        if expert is None:
+            return self._entry(module.role, module, 1, without).of([0])
         # The file is about the model as it was before experts were pruned.
-        number = 0 if expert is None else self._plan.old_experts(module.layer)[expert]
-        return self._entry(module.role, module, n_matrices, f"{without} by rtn").of([number])
+        numbers = [self._plan.old_experts(module.layer)[expert]]
+        return self._entry(module.role, module, self._plan.source_experts, without).of(numbers)
 
     def of_layer(self, role: str, module: Module) -> InputSums:
         """Of all matrices of a role in a module's layer; the experts that stay, in their order."""
         entry = self._entry(role, module, self._plan.source_experts, "")
         return entry.of(self._plan.old_experts(module.layer))
 
-    def _entry(self, role: str, module: Module, n_matrices: int, instead: str) -> InputSums:
+    def _entry(self, role: str, module: Module, n: int, instead: str) -> InputSums:
         columns = module.shape[-1]
-        return self._sums(
-            role, module.layer, n_matrices=n_matrices, columns=columns, instead=instead
-        )
+        return self._sums(role, module.layer, n_matrices=n, columns=columns, instead=instead)
 
     def once(self, key: object, made: Callable[[], Array]) -> Array:
         """What is made for this key; the last few are kept."""
@@ -119,12 +122,6 @@ class Lookup:
         return fail("bad-imatrix-entry", self._imatrix.span, path=path, suggestion=cure, **facts)
 
 
-def _solvers(plan: Plan, format: Format) -> dict[str, Solver]:
-    used = {how.method for _, how in coded_modules(plan.modules)}
-    methods = ((name, format.methods[name].solver) for name in format.methods if name in used)
-    return {name: solver() for name, solver in methods if solver}
-
-
 def _context(
     plan: Plan, solvers: Mapping[str, Solver], statistics: Lookup, module: int, source: int
 ) -> Context | None:
@@ -139,8 +136,9 @@ def _file_read(plan: Plan) -> StatisticsFile | None:
     return next((file for file in plan.statistics if file.name == _READ_HERE), None)
 
 
-def _with(plan: Plan, old: StatisticsFile, new: StatisticsFile) -> tuple[StatisticsFile, ...]:
-    return tuple(new if file is old else file for file in plan.statistics)
+def _with(plan: Plan, old: StatisticsFile, **changes: Any) -> Plan:
+    files = [replace(file, **changes) if file is old else file for file in plan.statistics]
+    return replace(plan, statistics=tuple(files))
 
 
 def _opened(file: StatisticsFile) -> Imatrix:
@@ -148,29 +146,14 @@ def _opened(file: StatisticsFile) -> Imatrix:
     from emitters.tensor_io.imatrix import open_imatrix  # noqa: PLC0415
 
     found = open_imatrix(located(file.path, file.span), file.span)
-    if file.state not in (None, _facts(found)):
+    if file.state not in (None, found.source.facts[found.path.name]):
         raise _changed(file)
     return found
 
 
-def _ensure_same(plan: Plan) -> None:
-    """Raises: PolicyError if a file that decided the plan is another one now."""
-    for file in plan.statistics:
-        if file.sha256 and file.name != _READ_HERE:
-            path = located(file.path, file.span)
-            facts = file_facts(path.parent, [path.name])
-            if _sha256(Source(path.parent, facts), path.name) != file.sha256:
-                raise _changed(file)
-
-
 def _changed(file: StatisticsFile) -> PolicyError:
-    reason = f"the plan was made with another {file.name}"
-    path = file.path
+    reason, path = f"the plan was made with another {file.name}", file.path
     return fail("source-changed", file.span, suggestion=CHANGED, file=path, reason=reason)
-
-
-def _facts(imatrix: Imatrix) -> FileFacts:
-    return imatrix.source.facts[imatrix.path.name]
 
 
 def _filled(module: Module, contents: Mapping[str, bytes]) -> Module:
@@ -184,7 +167,6 @@ def _filled(module: Module, contents: Mapping[str, bytes]) -> Module:
 
 
 def _sha256(source: Source, name: str) -> str:
-    """The digest of a file that is still the one whose facts are known."""
     digest = sha256()
     for piece in source.pieces(name):
         digest.update(piece)

@@ -15,7 +15,7 @@ from math import prod
 from emitters.core.bundle_reading import Bundle
 from emitters.core.decoding import AGAIN, EQUAL, NEAREST, RowsCheck, Tally
 from emitters.core.matching import Piece, fits, match, other_experts, pieces_of, with_added
-from emitters.core.preconditions import as_in_bundle, differing_heads, heads_left_out
+from emitters.core.preconditions import as_in_bundle, differing_heads
 from emitters.core.record import BundleModule
 from emitters.numerics import VALUE_TYPES
 from emitters.numerics.reach import Sums
@@ -92,8 +92,8 @@ def compare(
         return (), (diagnostic("not-comparable", reason=reason),)
     model, _ = pruned(model, pruning)
     bundle = with_added(bundle, model)
-    model = as_in_bundle(model, bundle)
-    heads = differing_heads(source, model, heads_left_out(model, bundle))
+    model, left_out = as_in_bundle(model, bundle)
+    heads = differing_heads(source, model, left_out)
     check, stacks = RowsCheck(bundle, source, model), match(bundle, model)
     if record and record.source_digest != source_digest(source):
         findings.append(diagnostic("other-source", recorded=record.source, given=source.id))
