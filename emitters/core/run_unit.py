@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emitters.core.work_units import Output, Unit
+from emitters.core.work_units import Unit
 from emitters.numerics import VALUE_TYPES, Array
 from emitters.numerics.reach import distance
 from emitters.numerics.rounding import cast, first_nonfinite, to_float32
@@ -15,7 +15,7 @@ from emitters.tensor_io.files import write_at
 from emitters.tensor_io.view_rows import Cast, ViewReader, place_of
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import Format, UnstorableError
-from policy_dsl.plan import Plan, PlannedTensor
+from policy_dsl.plan import Plan
 from policy_dsl.quantities import counted
 from policy_dsl.treatments import PLAIN_WORDS, Coded, Plain, describe
 from policy_dsl.views import Values
@@ -41,10 +41,9 @@ class ValueDefectError(Exception):
 
 
 class Receipt(NamedTuple):
-    """What came of a unit.
+    """What came of a unit: bytes written, and whether all its values became 0 and were not.
 
-    nbytes: written. is_lost: whether all its values became 0, and they were not. is_durable:
-    whether its bytes are on the disk, also after a crash; if not, the build flushes its files.
+    is_durable: whether its bytes are on the disk, also after a crash; else the build flushes them.
     """
 
     nbytes: int
@@ -56,7 +55,7 @@ class Receipt(NamedTuple):
 class Work:
     """What all units of a build share, to be called with each. It can be pickled.
 
-    reader: of the source. fp8_rule: of the plan. folder: of the files that are written.
+    reader: of the source. fp8_rule: of the plan. folder: where files are written.
     """
 
     format: Format
@@ -94,38 +93,39 @@ class Work:
             )
             if not all(is_lost for _, is_lost in map(self._made, parts)):
                 continue
-            values = self._values(unit, "F32")
-            largest = int(np.abs(values).max(axis=-1).argmax())
-            count = counted(unit.view.n_rows * unit.view.width, "value")
-            stored, dtype = unit.output.treatment, unit.output.dtype
-            treatment = describe(stored) if isinstance(stored, Coded) else dtype
+            values, stored = self._values(unit, "F32"), unit.output.treatment
+            treatment = describe(stored) if isinstance(stored, Coded) else unit.output.dtype
+            count = counted(total * unit.view.width, "value")
             facts = {"values": count, "treatment": treatment}
-            yield ValueDefectError(unit, "value-underflow", facts, _band(values, "F32", largest))
+            band = _band(values, "F32", int(np.abs(values).max(axis=-1).argmax()))
+            yield ValueDefectError(unit, "value-underflow", facts, band)
 
     def _made(self, unit: Unit) -> tuple[dict[str, Array], bool]:
         """The parts of the rows of a unit, and whether nothing is left of values that are not 0."""
         output, scale = unit.output, unit.context.scale if unit.context else None
         values = self._values(unit, output.dtype)
-        scaled = values if scale is None else values * scale
         if not isinstance(output.treatment, Coded):
             parts = {output.tensors[0].part: values}
             some = to_float32(values.reshape(-1)[:_LOOKED_AT], output.dtype)
-            is_kept = bool(np.abs(some).max(initial=0) >= _LARGE)
-        else:
-            parts = self._encoded(unit, output.treatment, scaled)
-            is_kept = self._is_surely_kept(output, output.treatment, scaled)
-        if is_kept:
-            return parts, False
-        exact = self._values(unit, "F32")
-        if not isinstance(output.treatment, Coded):
+            if np.abs(some).max(initial=0) >= _LARGE:
+                return parts, False
             decoded = to_float32(values, output.dtype)
         else:
+            how, codec = (output.dtype, output.treatment), self.format.codec()
+            values, width = values if scale is None else values * scale, values.shape[-1]
+            parts = self._encoded(unit, output.treatment, values)
+            # Where groups run on from row to row, whole ones.
+            first = np.ascontiguousarray(values[: output.together])
+            # Without statistics: whatever weighs, the largest values stay.
+            kept = codec.decode(codec.encode(first, *how), *how, width)
+            relative = distance(to_float32(first, output.dtype), kept).relative
+            # Nearly always so: the first rows show that values are stored and not lost.
+            if relative is not None and relative < _NEAR:
+                return parts, False
             held = {tensor.part: parts[tensor.part] for tensor in output.tensors}
-            width, decode = exact.shape[-1], self.format.codec().decode
-            decoded = decode(held, output.dtype, output.treatment, width)
-            decoded = decoded.reshape(-1, width)[: len(exact)]
+            decoded = codec.decode(held, *how, width).reshape(-1, width)[: len(values)]
             decoded = decoded if scale is None else decoded / scale
-        return parts, distance(exact, decoded).nothing_left
+        return parts, distance(self._values(unit, "F32"), decoded).nothing_left
 
     def _values(self, unit: Unit, dtype: str) -> Array:
         """[n_rows, in] finite values of the unit's rows in a value type."""
@@ -146,32 +146,24 @@ class Work:
 
         def defect(row: int, what: str, reason: str = "") -> ValueDefectError:
             place = f"a group of row {place_of(unit.view, unit.first + row, 0)}"
-            band = _band(values, dtype, row)
+            code, facts = "value-overflow", {"what": place, "dtype": what}
             if reason:
+                code = "unstorable-value"
                 facts = {"place": place, "treatment": how, "reason": reason}
-                return ValueDefectError(unit, "unstorable-value", facts, band)
-            return ValueDefectError(unit, "value-overflow", {"what": place, "dtype": what}, band)
+            return ValueDefectError(unit, code, facts, _band(values, dtype, row))
 
         try:
             parts = encode(values, dtype, treatment)
         except UnstorableError as error:
             raise defect(error.row, how, error.reason) from None
         for tensor in unit.output.tensors:
-            row = _first_overflow(tensor, parts[tensor.part], values)
-            if row >= 0:
+            part = parts[tensor.part]
+            at = first_nonfinite(part, tensor.dtype) if tensor.dtype in VALUE_TYPES else -1
+            if at >= 0:
+                # A scale is infinite although its values are not.
+                row = at % len(values) if tensor.by_columns else at * len(values) // part.size
                 raise defect(row, f"{how}, whose {tensor.part} are {tensor.dtype}")
         return parts
-
-    def _is_surely_kept(self, output: Output, treatment: Coded, values: Array) -> bool:
-        """Whether the first rows show that values are stored and not lost; nearly always so."""
-        # Where groups run on from row to row, whole ones.
-        first = np.ascontiguousarray(values[: output.together])
-        exact = to_float32(first, output.dtype)
-        how, codec = (output.dtype, treatment), self.format.codec()
-        # Without statistics: whatever weighs, the largest values stay.
-        decoded = codec.decode(codec.encode(first, *how), *how, exact.shape[-1])
-        relative = distance(exact, decoded).relative
-        return relative is not None and relative < _NEAR
 
 
 def finding_of(defect: ValueDefectError, plan: Plan, format: Format) -> Diagnostic:
@@ -219,11 +211,3 @@ def _band(values: Array, dtype: str, row: int) -> Array:
     """float32 [rows, in]: the band that `row` of the values, of value type `dtype`, is in."""
     first = row // _BAND * _BAND
     return to_float32(np.ascontiguousarray(values[first : first + _BAND]), dtype)
-
-
-def _first_overflow(tensor: PlannedTensor, part: Array, values: Array) -> int:
-    """The first row whose scale is infinite although its values are not, or -1."""
-    at = first_nonfinite(part, tensor.dtype) if tensor.dtype in VALUE_TYPES else -1
-    if at < 0:
-        return -1
-    return at % len(values) if tensor.by_columns else at * len(values) // part.size
