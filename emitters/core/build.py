@@ -29,15 +29,7 @@ from emitters.core.workspace import check_contents, check_place, claimed, output
 from emitters.tensor_io.files import writing
 from emitters.tensor_io.view_rows import ViewReader
 from policy_dsl.bounded_json import uncollected
-from policy_dsl.diagnostics import (
-    Diagnostic,
-    DiskError,
-    PermanentError,
-    PolicyError,
-    diagnostic,
-    errors,
-    fail,
-)
+from policy_dsl.diagnostics import Diagnostic, DiskError, PermanentError, PolicyError, diagnostic
 from policy_dsl.formats import Format, in_order
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.plan import Plan
@@ -69,23 +61,18 @@ class Progress(Protocol):
 class Silent:
     """Reports nothing."""
 
-    def begin(self, stage: str, total: int, done: int) -> None:
+    def begin(self, *_: object) -> None:
         """Nothing."""
 
-    def advance(self, nbytes: int) -> None:
-        """Nothing."""
-
-    def end(self) -> None:
-        """Nothing."""
+    advance = end = begin
 
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What a build did.
+    """What a build did. sizes: bytes of every file, by its name; digest: the record's own.
 
-    sizes: bytes of every file, by its name; resumed_nbytes: bytes of source weights that an
-    earlier run had done; digest: the record's own. findings: warnings about what is left over
-    of earlier bundles.
+    resumed_nbytes: bytes of source weights that an earlier run had done. findings: warnings about
+    what is left over of earlier bundles.
     """
 
     out: Path
@@ -124,10 +111,7 @@ class Threads:
         self.jobs = jobs
 
     def run(self, units: Iterable[Unit], work: Work) -> Receipts:
-        """The receipts of units as they end; the first error of one ends them all.
-
-        Also after KeyboardInterrupt, the receipts of units under way come first.
-        """
+        """The receipts of units as they end. After the first error, those under way come first."""
         left = iter(units)
         running: dict[Future[Receipt], Unit] = {}
         with ThreadPoolExecutor(self.jobs, "unit") as workers:
@@ -227,9 +211,8 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
 def available_cores() -> int:
     """The cores that this program may use."""
     # Containers and schedulers often allow fewer cores than the machine has.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _write_tensors(
@@ -258,7 +241,8 @@ def _write_tensors(
                 left -= nbytes
                 progress.advance(nbytes)
         if not ended:
-            raise fail("units-lost", suggestion="run the same command again: it is resumed")
+            cure = "run the same command again: it is resumed"
+            raise PolicyError([diagnostic("units-lost", suggestion=cure)])
         for module, spans in ended.items():
             done[module] = merge_spans((*done.get(module, ()), *spans))
     return lost
@@ -313,8 +297,8 @@ def check_bundle(plan: Plan, work: Work) -> None:
         raise
     except PolicyError as error:
         raise PermanentError(error.diagnostics) from error
-    checks = written_checks(bundle, values=False)
-    found = errors([found for check in checks for found in check.findings])
+    findings = (found for check in written_checks(bundle, values=False) for found in check.findings)
+    found = [finding for finding in findings if finding.severity == "error"]
     if found:
         raise PermanentError(found[:_MOST_FINDINGS])
 
