@@ -1,11 +1,5 @@
 r"""Text from anywhere, made safe for a terminal, for Markdown, and as the name of a file.
 
-escaped         a value in a message or a cell: on one line, what cannot be seen as `\x1b`
-escaped_lines   a whole text of several lines: the same, its line feeds stay
-escaped_json    a JSON text: the same with JSON's own escapes, its values stay
-markdown        a value inside a paragraph, list or table of Markdown
-is_plain_name   whether a name is that of a file in a folder, never a path
-
 Escaping twice changes nothing: an escape can be seen, and backslashes stay as they are.
 """
 
@@ -27,9 +21,7 @@ _MARK = "[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe2
 _HIDDEN = re.compile(f"[{_BLANK}]|(?<={_MARK}{{4}}){_MARK}")
 # What bytes of a system's name become that it could not decode.
 _BYTES = re.compile("[\udc80-\udcff]+")
-_NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _PICTURES = {**{chr(code): chr(0x2400 + code) for code in range(32)}, "\x7f": "\u2421"}
-_LOST = "\N{REPLACEMENT CHARACTER}"
 # Emphasis, code, links, images, cells; an underscore inside a word is only itself.
 _MARKUP = re.compile(r"[\\|*`[]|(?<!\w)_|_(?!\w)")
 # What makes a line a heading, a list, a quotation or a fence.
@@ -89,7 +81,7 @@ def decoded(name: str) -> str:
 
 def escaped_lines(text: str, *, commands: bool = False) -> str:
     """The text with its line feeds, escaped; commands to runners too, unless `commands`."""
-    lines = _by_line(decoded(text), _escape)
+    lines = "\n".join(_each(line, _escape) for line in decoded(text).split("\n"))
     if commands:
         return lines
     return _COMMAND.sub(lambda found: f"{found[0][:-1]}\\x{ord(found[0][-1]):02x}", lines)
@@ -98,18 +90,21 @@ def escaped_lines(text: str, *, commands: bool = False) -> str:
 def escaped_json(text: str) -> str:
     r"""A JSON text of the same values, what cannot be seen as `\u202e`."""
     # In JSON's strings a line feed is escaped already: those here are of its layout.
-    seen = _by_line(text, _json_escape)
+    seen = "\n".join(_each(line, _json_escape) for line in text.split("\n"))
     return _COMMAND.sub(lambda found: found[0][:-1] + _json_escape(found[0][-1]), seen)
 
 
 def replaced(line: str) -> str:
     """The line with a character that can be seen for each one that cannot."""
-    return _each(line.replace("\t", " "), lambda char: _PICTURES.get(char, _LOST))
+    return _each(line.replace("\t", " "), lambda char: _PICTURES.get(char, "\ufffd"))
 
 
 def columns(text: str) -> int:
     """Columns of a terminal that the text takes: two for wide characters, none for marks."""
-    return len(text) if text.isascii() else sum(map(_width, text))
+    if text.isascii():
+        return len(text)
+    seen = [char for char in text if unicodedata.category(char) not in ("Mn", "Me")]
+    return len(seen) + sum(unicodedata.east_asian_width(char) in "WF" for char in seen)
 
 
 def markdown(text: str, *, begins: bool = False) -> str:
@@ -151,12 +146,6 @@ def name_defect(name: str, *, longest: int = LONGEST_FILE_NAME) -> str | None:
     return next((reason for reason, applies in defects.items() if applies), None)
 
 
-def _by_line(text: str, escape: Callable[[str], str]) -> str:
-    if is_visible(text):
-        return text
-    return "\n".join(_each(line, escape) for line in text.split("\n"))
-
-
 def _each(text: str, escape: Callable[[str], str]) -> str:
     if is_visible(text):
         return text
@@ -165,17 +154,8 @@ def _each(text: str, escape: Callable[[str], str]) -> str:
 
 
 def _escape(char: str) -> str:
-    code = ord(char)
-    if code < 0x100:
-        return _NAMED.get(char, f"\\x{code:02x}")
-    return f"\\u{code:04x}" if code < 1 << 16 else f"\\U{code:08x}"
+    return char.encode("unicode_escape").decode()
 
 
 def _json_escape(char: str) -> str:
-    pair = char.encode("utf-16-be", "surrogatepass").hex()
-    return "".join(f"\\u{pair[at : at + 4]}" for at in range(0, len(pair), 4))
-
-
-def _width(char: str) -> int:
-    is_wide = unicodedata.east_asian_width(char) in "WF"
-    return 0 if unicodedata.category(char) in ("Mn", "Me") else 1 + is_wide
+    return re.sub("....", r"\\u\g<0>", char.encode("utf-16-be", "surrogatepass").hex())

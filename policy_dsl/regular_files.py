@@ -16,9 +16,9 @@ from policy_dsl.diagnostics import UnreadableError, diagnostic, fail
 
 # Without O_NONBLOCK, opening a pipe waits for a writer. O_NOCTTY: a terminal never becomes ours.
 # O_BINARY is for Windows, which has none of the others.
-_FLAGS = sum(
-    getattr(os, name, 0) for name in ("O_RDONLY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY")
-)
+_OPENED_AS = ("O_RDONLY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY")
+_FLAGS = sum(getattr(os, name, 0) for name in _OPENED_AS)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 # What is asked for beyond the size that a file says it has.
 _CHUNK_NBYTES = 1 << 16
 _KINDS = {
@@ -59,8 +59,8 @@ def kind_in_words(mode: int) -> str:
 def why_not_regular(mode: int) -> str | None:
     """What a thing of this `st_mode` is, in words; None if it is a regular file."""
     kind = kind_in_words(mode)
-    reasons = {"a file": None, "a folder": "it is a folder"}
-    return reasons.get(kind, f"it is {kind}, not a file")
+    why = "it is a folder" if kind == "a folder" else f"it is {kind}, not a file"
+    return None if kind == "a file" else why
 
 
 def file_stat(path: Path) -> os.stat_result:
@@ -83,8 +83,7 @@ def opened(path: Path, *, follow: bool = True) -> Iterator[FileIO]:
     # Before opening too: some devices do something when they are opened.
     file_stat(path)
     try:
-        flags = _FLAGS if follow else _FLAGS | getattr(os, "O_NOFOLLOW", 0)
-        with FileIO(os.open(path, flags)) as file:
+        with FileIO(os.open(path, _FLAGS | (0 if follow else _NO_LINK))) as file:
             refuse_special(path, os.fstat(file.fileno()))
             yield file
     except OSError as error:
