@@ -68,10 +68,14 @@ def names_in(folder: Path) -> list[str]:
 
 def ensure_made(folder: Path) -> None:
     """Raises: PolicyError unless a bundle's files are as a build made them, and alone."""
-    files, left = _recorded_files(folder), _HASHED_NBYTES
-    for name, (nbytes, sha256) in sorted(files.items(), key=lambda item: item[1][0]):
-        left -= nbytes
-        reason = _misfit(folder / name, nbytes, sha256 if left >= 0 else None)
+    kind, left = kind_of(folder / RECORD), _HASHED_NBYTES
+    if kind != "a file":
+        what = f"its {RECORD} is {kind}, not a file" if kind else f"it has no {RECORD}"
+        raise _not_made(folder, what)
+    files = _recorded_files(folder)
+    for name, file in sorted(files.items(), key=lambda item: item[1]["nbytes"]):
+        left -= file["nbytes"]
+        reason = _misfit(folder / name, file, is_hashed=left >= 0)
         if reason is not None:
             raise _not_made(folder, f"{name} {reason}")
     folders = {name.rpartition("/")[0] for name in files} - {""}
@@ -90,7 +94,7 @@ def delete_bundle(folder: Path) -> None:
     if kind_of(folder / RECORD) == "a file":
         files = _recorded_files(folder)
         with writing(folder):
-            _delete(folder, {name: nbytes for name, (nbytes, _) in files.items()})
+            _delete(folder, {name: file["nbytes"] for name, file in files.items()})
             if set(os.listdir(folder)) <= {RECORD, BROWSED}:
                 # Last, after a crash too: until then it says what may be deleted.
                 flush(folder)
@@ -142,12 +146,8 @@ def _not_made(folder: Path, reason: str) -> PolicyError:
     return fail("output-not-a-bundle", path=str(folder), reason=reason, suggestion=cure)
 
 
-def _recorded_files(folder: Path) -> dict[str, tuple[int, str]]:
-    """Bytes and SHA-256 by name. Raises: PolicyError unless the record is one of a policyc."""
-    kind = kind_of(folder / RECORD)
-    if kind != "a file":
-        reason = f"its {RECORD} is {kind}, not a file" if kind else f"it has no {RECORD}"
-        raise _not_made(folder, reason)
+def _recorded_files(folder: Path) -> dict[str, HashedFile]:
+    """The files by name. Raises: PolicyError unless the record is one of a policyc."""
     try:
         document = parse_json(read_whole(folder / RECORD, most=LARGEST_RECORD, follow=False))
         # Not the whole schema: records of earlier versions lack what later ones say.
@@ -160,23 +160,24 @@ def _recorded_files(folder: Path) -> dict[str, tuple[int, str]]:
         raise _not_made(folder, f"its {RECORD} cannot be read: {error}") from error
     if defect is not None:
         raise _not_made(folder, f"its {RECORD} is not the record of a bundle: {defect}")
-    for name in document["files"]:
+    files: dict[str, HashedFile] = document["files"]
+    for name in files:
         inner, _, file = name.rpartition("/")
-        if (inner and inner not in SUBFOLDERS) or not is_plain_name(file) or name == RECORD:
+        if inner not in ("", *SUBFOLDERS) or not is_plain_name(file) or name == RECORD:
             raise _not_made(folder, f"its {RECORD} names {name!r:.80}, which no build writes")
-    return {name: (file["nbytes"], file["sha256"]) for name, file in document["files"].items()}
+    return files
 
 
-def _misfit(path: Path, nbytes: int, sha256: str | None) -> str | None:
+def _misfit(path: Path, made: HashedFile, *, is_hashed: bool) -> str | None:
     """Why a file is not as it was made, as `is …`; None if nothing speaks against it."""
     kind = kind_of(path)
     if kind != "a file":
         return f"is {kind}, not a file" if kind else "is missing"
     with opened(path, follow=False) as file:
         found = os.fstat(file.fileno()).st_size
-        if found != nbytes:
-            return f"has {found} bytes, not {nbytes} as its record says"
-        if sha256 is not None and file_digest(file, "sha256").hexdigest() != sha256:
+        if found != made["nbytes"]:
+            return f"has {found} bytes, not {made['nbytes']} as its record says"
+        if is_hashed and file_digest(file, "sha256").hexdigest() != made["sha256"]:
             return "was changed: its SHA-256 does not match the record"
     return None
 

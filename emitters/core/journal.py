@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypedDict
@@ -108,7 +109,8 @@ def open_journal(workspace: Workspace, plan: Plan, work: Work, *, force: bool) -
     Raises: PolicyError if the disk has no room, or the unfinished build there is another one or
     damaged, some of it is done, and `force` does not allow to throw it away.
     """
-    files = {name: list(facts) for name, facts in work.reader.source.facts.items()}
+    facts = work.reader.source.facts
+    files = dict(zip(facts, map(list, facts.values()), strict=True))
     identity = {
         "policyc": version(),
         "source": {"digest": plan.source_digest, "files": files},
@@ -119,7 +121,7 @@ def open_journal(workspace: Workspace, plan: Plan, work: Work, *, force: bool) -
     }
     path, spans = workspace.journal, defaultdict(list)
     if lines := _read(path):
-        for module, start, stop in (row for line in lines[1:] for row in line["done"]):
+        for module, start, stop in chain.from_iterable(line["done"] for line in lines[1:]):
             spans[module].append((start, stop))
         refusal = _refusal(workspace, plan, lines[0]["identity"], identity)
         if refusal is None:

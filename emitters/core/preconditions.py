@@ -9,8 +9,10 @@ import shutil
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from importlib.util import find_spec
+from itertools import chain
 from math import prod
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -52,20 +54,18 @@ def ensure_buildable(plan: Plan, inventory: Inventory) -> None:
     """
     ensure_supported_system()
     defects = []
-    sources = [rows for module in plan.modules for rows in module.sources]
-    if inventory.root is None or any(rows.tensor.file is None for rows in sources):
+    sources = list(chain.from_iterable(module.sources for module in plan.modules))
+    if None in (inventory.root, *(rows.tensor.file for rows in sources)):
         cure = "download the model, for example with `hf download`, and give the folder"
         defects.append(diagnostic("source-without-files", model=inventory.id, suggestion=cure))
     if plan.pending:
         defects.append(diagnostic("pending-statistics", pending=", ".join(plan.pending)))
-    defects += (
-        diagnostic("unreadable-values", tensor=rows.tensor.name, dtype=rows.tensor.dtype)
-        for rows in sources
-        if rows.tensor.dtype not in (VALUE_TYPES if rows.scale is None else FP8_DTYPES)
-    )
+    for rows in sources:
+        name, dtype = rows.tensor.name, rows.tensor.dtype
+        if dtype not in (VALUE_TYPES if rows.scale is None else FP8_DTYPES):
+            defects.append(diagnostic("unreadable-values", tensor=name, dtype=dtype))
     heads = {omission.tensor.name for omission in plan.omitted if omission.equals}
-    if heads and not defects:
-        defects += differing_heads(inventory, plan.model, heads)
+    defects = defects or list(differing_heads(inventory, plan.model, heads))
     if defects:
         raise PolicyError(defects)
 
@@ -85,21 +85,21 @@ def ensure_room(plan: Plan, folder: Path) -> None:
 
 
 def open_as_planned(plan: Plan, inventory: Inventory, format: Format) -> Source:
-    """The source with the state of all files that a build reads; every read compares with it.
+    """The source of a plan that is buildable, with the state of all files that a build reads.
 
     Raises: PolicyError if files are not what they were when it was planned. Config, index and
     the headers of all shards are read again.
     """
-    root = inventory.root or Path()
-    views = [view for module in plan.modules for view in module.sources]
+    root = cast("Path", inventory.root)
+    views = chain.from_iterable(module.sources for module in plan.modules)
     files = {tensor.file or "" for view in views for tensor in (view.tensor, view.scale) if tensor}
     # Side files too: a tokenizer that changes half-way belongs to another state of the source.
     files |= {file.name for file in plan.files if file.kind in ("copied", "edited")}
     files |= {*format.spec.embedded_files} & {*(inventory.side_files or {})}
     facts = file_facts(root, files)
-    if inventory.root is None or inventory.container is not None:
+    if inventory.container is not None:
         return Source(root, facts)
-    names = {CONFIG, find_index(inventory.mtimes) or CONFIG} & inventory.mtimes.keys()
+    names = inventory.mtimes.keys() & {CONFIG, find_index(inventory.mtimes)}
     names |= inventory.file_nbytes.keys()
     reasons = _changes(inventory, root, {**file_facts(root, names - facts.keys()), **facts})
     if reasons:
@@ -131,7 +131,7 @@ def differing_heads(source: Inventory, model: Model, names: set[str]) -> Iterato
     Both are read from the source block by block: FP8 codes times scales, all in float32.
     """
     embedding, cure = model.embedding, 'write "lm_head: keep" to store it, or "lm_head: drop"'
-    if embedding is None:
+    if embedding is None or not names:
         return
     reader, like = source_reader(source, model), embedding.source.name
     for head in model.tensors:

@@ -48,12 +48,7 @@ def prepare(plan: Plan, format: Format) -> tuple[Plan, Contexts | None]:
     Raises: PolicyError if a file of statistics cannot be read, is another model's, or is not
     what it was when the plan was made.
     """
-    for file in plan.statistics:
-        if file.sha256 and file.name != _READ_HERE:
-            path = located(file.path, file.span)
-            beside = Source(path.parent, file_facts(path.parent, [path.name]))
-            if _sha256(beside, path.name) != file.sha256:
-                raise _changed(file)
+    _ensure_same(plan)
     read = _file_read(plan)
     if read is None:
         return plan, None
@@ -149,6 +144,16 @@ def _opened(file: StatisticsFile) -> Imatrix:
     if file.state not in (None, found.source.facts[found.path.name]):
         raise _changed(file)
     return found
+
+
+def _ensure_same(plan: Plan) -> None:
+    """Raises: PolicyError if a file that decided the plan is another one now."""
+    for file in plan.statistics:
+        if file.sha256 and file.name != _READ_HERE:
+            path = located(file.path, file.span)
+            source = Source(path.parent, file_facts(path.parent, [path.name]))
+            if _sha256(source, path.name) != file.sha256:
+                raise _changed(file)
 
 
 def _changed(file: StatisticsFile) -> PolicyError:
