@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from policy_dsl.bounded_json import parse_json
-from policy_dsl.diagnostics import Diagnostic, diagnostic
+from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
 from policy_dsl.formats import Claim, FileContents, ForeignMetadataError, TensorForm
 from policy_dsl.inventory import EXPERT_NAME
 from policy_dsl.plan import Module, PlannedTensor
@@ -32,6 +32,14 @@ def document(files: FileContents, name: str) -> dict[str, Any]:
     if not isinstance(held, dict):
         raise ForeignMetadataError(f"{name} is not a JSON object")
     return held
+
+
+def text_of(files: FileContents, name: str) -> str | None:
+    """The text of a file, None if it is not there. Raises: PolicyError unless it is UTF-8."""
+    try:
+        return files[name].decode() if name in files else None
+    except UnicodeDecodeError:
+        raise fail("unreadable-file", path=name, reason="it is not UTF-8 text") from None
 
 
 def written(document: Mapping[str, Any], indent: int = 2) -> bytes:
@@ -73,15 +81,6 @@ def covering_most(modules: Iterable[Module], key: Callable[[Module], _Key | None
     return covered.most_common(1)[0][0] if covered else None
 
 
-def by_layer(modules: Iterable[Module]) -> Mapping[int, Mapping[str, Module]]:
-    """Layer -> role -> its module, the first of the experts where they are apart."""
-    layers: dict[int, dict[str, Module]] = defaultdict(dict)
-    for module in modules:
-        if module.layer is not None:
-            layers[module.layer].setdefault(module.role, module)
-    return layers
-
-
 def at_layers(reason: str, layers: Iterable[int | None]) -> str | None:
     """The reason with the layers that give it; None if there is no layer."""
     known = sorted(layer for layer in layers if layer is not None)
@@ -89,6 +88,14 @@ def at_layers(reason: str, layers: Iterable[int | None]) -> str | None:
         return None
     more = f" and {len(known) - 1} more" if len(known) > 1 else ""
     return f"{reason} (layer {known[0]}{more})"
+
+
+def uneven(reason: str, modules: Iterable[Module], key: Callable[[Module], Any]) -> str | None:
+    """The reason with the layers in which modules have several keys; None if there are none."""
+    layers: dict[int | None, set[Any]] = defaultdict(set)
+    for module in modules:
+        layers[module.layer].add(key(module))
+    return at_layers(reason, (layer for layer, keys in layers.items() if len(keys) > 1))
 
 
 def omission(tensor: ModelTensor, model: Model, reasons: Mapping[str, str]) -> str | None:

@@ -13,9 +13,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from emitters.checkpoints import CONFIG, INDEX, QUANTIZATIONS, index, written
+from emitters.checkpoints import CONFIG, INDEX, QUANTIZATIONS, covering_most, index, written
 from emitters.gptq import spec
-from emitters.gptq.spec import Width, default_width, dialect_of, width_of
+from emitters.gptq.spec import Width, dialect_of, width_of
 from policy_dsl.formats import in_order
 from policy_dsl.plan import Module, Plan, coded_modules
 from policy_dsl.policy import namesake
@@ -45,7 +45,7 @@ def metadata(plan: Plan) -> dict[str, bytes]:
     """
     source = written_config(plan, *spec.READERS).items()
     config = {key: finite(value) for key, value in source if key not in QUANTIZATIONS}
-    default, files = default_width(plan.modules), {}
+    default, files = covering_most(plan.modules, width_of), {}
     if default is not None:
         dialect = dialect_of(plan)
         quantization = _gptq if dialect == spec.GPTQ else _auto_round
@@ -62,7 +62,7 @@ def _auto_round(plan: Plan, default: Width) -> dict[str, Any]:
     coded = [coded for _, coded in coded_modules(plan.modules)]
     methods, version = {one.method for one in coded}, spec.STORAGE[coded[0].scheme].version
     oldest = any(spec.SEARCHES.get(method) == _OLDEST for method in methods)
-    places = (_IN_LAYER.fullmatch(module.name) for module in _beside_experts(plan.modules))
+    places = (_IN_LAYER.fullmatch(one.name) for one in plan.modules if not _is_expert(one.name))
     rules = {**exact_rules(plan.modules, default), **_expert_rules(plan.modules, default)}
     return {
         "quant_method": spec.AUTO_ROUND,
@@ -114,9 +114,10 @@ def exact_rules(modules: Iterable[Module], default: Width) -> _Rules:
     """
     return {
         module.name: width_of(module)
-        for module in _beside_experts(modules)
+        for module in modules
         # Not a table or a bare parameter.
-        if module.tensors[0].name != module.name
+        if not _is_expert(module.name)
+        and module.tensors[0].name != module.name
         and len(module.shape) == 2
         and namesake(module.role) != "embed"
         and (width_of(module) != default or not _IN_LAYER.fullmatch(module.name))
@@ -133,8 +134,7 @@ def _layer_rules(modules: Iterable[Module], default: Width) -> _Rules:
     for name, width in exact_rules(modules, default).items():
         if match := _IN_LAYER.fullmatch(name):
             parent, _, last = match[3].rpartition(".")
-            layers = alike.setdefault((parent, width), {})
-            layers.setdefault(int(match[2]), []).append(last)
+            alike.setdefault((parent, width), {}).setdefault(int(match[2]), []).append(last)
         elif width is not None:
             rules[f"{re.escape(name)}$"] = width
     for (parent, width), layers in alike.items():
@@ -175,10 +175,6 @@ def _expert_rules(modules: Iterable[Module], default: Width) -> _Rules:
         for (projection, width), layers in alike.items()
         if width != default
     }
-
-
-def _beside_experts(modules: Iterable[Module]) -> list[Module]:
-    return [module for module in modules if not _is_expert(module.name)]
 
 
 def _is_expert(name: str) -> bool:

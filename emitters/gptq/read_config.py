@@ -6,24 +6,21 @@ Source: vLLM 0.33.0 (`INCConfigParser`, `get_dynamic_override`), auto-round 0.16
 (`get_layer_config`), gptqmodel 7.7.0 (`dynamic_get`), as far as they agree.
 """
 
-from __future__ import annotations
-
 import re
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import takewhile
+from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from emitters.checkpoints import CONFIG, document, uneven_experts, wrong_metadata, wrong_tensor
-from emitters.gptq.config import PACKING_FORMATS
-from emitters.gptq.spec import AUTO_ROUND, GPTQ, READ, SIDECARS, WIDTHS, Storage, Width
+from emitters.gptq.config import PACKING_FORMATS, metadata
+from emitters.gptq.spec import AUTO_ROUND, GPTQ, READ, SIDECARS, WIDTHS, Width
 from policy_dsl import formats
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.formats import Claim, FileContents, Forms, TensorForm, Tensors
-from policy_dsl.linear_patterns import Pattern, PatternError, Where, regular_expression
+from policy_dsl.formats import Claim, Claims, FileContents, Forms, TensorForm, Tensors
+from policy_dsl.linear_patterns import PatternError, Where, regular_expression
 from policy_dsl.policy import Regex
 from policy_dsl.roles.architecture import architecture, families
 from policy_dsl.roles.config_facts import written_value
@@ -32,17 +29,16 @@ from policy_dsl.treatments import WHOLE_ROW, Coded, Unread
 
 _Entry = Mapping[str, Any]
 _Said = Width | Unread | None
+# Version of zero points; the width of a module, None if it is plain; whether groups are of any
+# columns where these are numbered.
+_Description = tuple[str, Callable[[str], _Said], bool]
 
-_QUANTIZATION = "quantization_config"
-_CODES = ".qweight"
+_QUANTIZATION, _CODES, _HEAD = "quantization_config", ".qweight", "lm_head"
 _PARTS = frozenset({"qweight", "qzeros", "scales"})
-_WORD_BITS = 32
+_WORD_BITS, _PLAIN_BITS = 32, 16
 _PROJECTION = re.compile(r".*(?:_proj|\.w[123])")
 _USUAL = "auto_round:auto_gptq"
-_PLAIN_BITS = 16
-_HEAD = "lm_head"
-_NOT = "-:"
-_SIGNS = ("+:", _NOT)
+_SIGNS = _, _NOT = ("+:", "-:")
 # More values than any row has: a number of this size in a config is a mistake.
 _LARGEST_GROUP = 2**20
 # A name of a list is looked for in the name of a module so often.
@@ -65,59 +61,50 @@ _UP_TO = re.compile(r"\{,[0-9]*\}")
 _NO_MATCH = "no pattern is matched with a name that is not of printable ASCII, or too long"
 
 
-class _Description(NamedTuple):
-    """What a configuration says. version: of the zero points. width(module): None if plain.
-
-    covers: whether linears that are not quantized must be named. act_order: whether groups may
-    be of any columns, where they are numbered.
-    """
-
-    version: str
-    width: Callable[[str], _Said]
-    covers: bool
-    act_order: bool = False
-
-
 def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
     """What readers understand of these files: packed module -> scheme, width, shape.
 
     Linears that they take for packed and that are not are among them, without a shape.
     Raises: ValueError without a config, or if it is another format's.
     """
-    described = _quantization(files)
-    if described is None:
+    config = _quantization(files)
+    if config is None:
         return {}
-    # Whose width readers look for; scales without codes were packed once.
-    asked = [
-        name
-        for name, parts in forms.items()
-        if ("weight" in parts and _PROJECTION.fullmatch(name)) or parts.keys() & _PARTS
-    ]
-    description = _read(described, forms.keys(), asked)
-    made = {name: _claim(description, name, forms[name]) for name in asked}
-    return {name: claim for name, claim in made.items() if claim is not None}
-
-
-def _read(config: Any, names: Collection[str], asked: Collection[str]) -> _Description:
-    """What a configuration says of modules. names: of all; asked: in question."""
-    if not isinstance(config, Mapping):
-        raise ValueError(f"its {_QUANTIZATION} is not an object")
     method = config.get("quant_method")
     if method not in (AUTO_ROUND, GPTQ):
         raise ValueError(f"its quant_method is {method!r}")
+    asked = [name for name, parts in forms.items() if _is_asked(name, parts)]
     try:
         default = _width(config, None)
-        if method == AUTO_ROUND:
-            return _auto_round(config, default, names, asked)
-        return _gptq(config, default, asked)
+        if method == GPTQ:
+            version, width, acts = _gptq(config, default, asked)
+        else:
+            version, width, acts = _auto_round(config, default, asked, forms.keys())
     except ValueError as error:
         raise formats.UnreadError(str(error)) from None
+    made = {}
+    for name in asked:
+        parts = forms[name]
+        # In the first dialect linears that are not quantized must be named.
+        said = width(name) if method == AUTO_ROUND or parts.keys() & _PARTS else None
+        if said is not None:
+            made[name] = _claim(said, parts, version, acts=acts)
+    return made
 
 
-def _quantization(files: FileContents) -> Any:
+def _is_asked(name: str, parts: Mapping[str, TensorForm]) -> bool:
+    """Whether readers look for its width; scales without codes were packed once."""
+    is_linear = "weight" in parts and _PROJECTION.fullmatch(name) is not None
+    return is_linear or not parts.keys().isdisjoint(_PARTS)
+
+
+def _quantization(files: FileContents) -> Mapping[str, Any] | None:
     """What `quantization_config` says, or the sidecar of a tool that writes none; else None."""
-    if (held := _described(document(files, CONFIG))) is not None:
+    held = _described(document(files, CONFIG))
+    if isinstance(held, Mapping):
         return held
+    if held is not None:
+        raise ValueError(f"its {_QUANTIZATION} is not an object")
     for dialect, file in SIDECARS.items():
         copy = document(files, file) if file in files else {}
         # Older releases of AutoGPTQ do not say who they are.
@@ -128,20 +115,17 @@ def _quantization(files: FileContents) -> Any:
 
 def _described(config: Mapping[str, Any]) -> Any:
     """The `quantization_config` of a config, or of its text part."""
-    levels = (level for level in (config, config.get("text_config")) if isinstance(level, Mapping))
-    held = (level.get(_QUANTIZATION) for level in levels)
-    return next((one for one in held if one is not None), None)
+    held, text = config.get(_QUANTIZATION), config.get("text_config")
+    return text.get(_QUANTIZATION) if held is None and isinstance(text, Mapping) else held
 
 
-def _claim(said: _Description, name: str, parts: Mapping[str, TensorForm]) -> Claim | None:
-    width = said.width(name) if said.covers or parts.keys() & _PARTS else None
-    if width is None:
-        return None
+def _claim(
+    width: Width | Unread, parts: Mapping[str, TensorForm], version: str, *, acts: bool
+) -> Claim:
     if isinstance(width, Unread):
         return Claim(width, (), "")
-    numbered = "g_idx" in parts
-    stored = Storage(said.version, numbered, numbered and said.act_order)
-    scheme = next(scheme for scheme, storage in READ.items() if storage == stored)
+    stored = version, "g_idx" in parts, acts and "g_idx" in parts
+    scheme = next(scheme for scheme, storage in READ.items() if storage[:3] == stored)
     words = parts["qweight"][1] if "qweight" in parts else ()
     # No words are a matrix of any size.
     known = len(words) == 2 and 0 not in words
@@ -150,7 +134,7 @@ def _claim(said: _Description, name: str, parts: Mapping[str, TensorForm]) -> Cl
 
 
 def _auto_round(
-    config: _Entry, default: Width, names: Collection[str], asked: Collection[str]
+    config: _Entry, default: Width, asked: Collection[str], names: Collection[str]
 ) -> _Description:
     kind, packing = config.get("data_type", "int"), config.get("packing_format", _USUAL)
     if kind != "int":
@@ -159,8 +143,8 @@ def _auto_round(
         raise ValueError(f"its packing_format is {packing!r}")
     entries = _entries(config, "extra_config")
     # Named are modules; all other names are patterns, in their order.
-    rules = [_Rule("", name, entry) for name, entry in entries.items() if name not in names]
-    verdicts = _Verdicts(rules, asked, "anywhere", default)
+    rules = {name: entry for name, entry in entries.items() if name not in names}
+    verdict = _verdicts(rules, asked, "anywhere", default)
     keys = "block_name_to_quantize", "to_quant_block_names"
     texts = _texts(config, next((key for key in keys if key in config), keys[0]))
     # What the names of packed modules begin with; empty if nothing is said.
@@ -171,9 +155,9 @@ def _auto_round(
         if name in entries:
             return _narrowed(entries[name], default)
         is_packed = name.startswith(covered) if covered else not name.endswith(_HEAD)
-        return verdicts.of(name, default if is_packed else None)
+        return verdict(name, default if is_packed else None)
 
-    return _Description(PACKING_FORMATS[packing], width, covers=True)
+    return PACKING_FORMATS[packing], width, False
 
 
 def _gptq(config: _Entry, default: Width, asked: Collection[str]) -> _Description:
@@ -182,19 +166,18 @@ def _gptq(config: _Entry, default: Width, asked: Collection[str]) -> _Descriptio
         raise ValueError(f"its checkpoint_format is {version!r}")
     listed = _texts(config, "modules_in_block_to_quantize")
     _ensure_few(listed, asked)
-    rules = [_signed(name, entry) for name, entry in _entries(config, "dynamic").items()]
-
-    verdicts = _Verdicts(rules, asked, "start", default)
+    rules = _entries(config, "dynamic")
+    verdict = _verdicts(rules, asked, "start", default)
 
     def width(name: str) -> _Said:
         is_head = name.endswith(_HEAD)
         if is_head and not config.get("lm_head"):
             return None
         is_packed = not listed or is_head or any(text in name for text in listed)
-        return verdicts.of(name, default if is_packed else None)
+        return verdict(name, default if is_packed else None)
 
-    acts = any(entry.get("desc_act") is True for entry in (config, *(one.entry for one in rules)))
-    return _Description(version, width, covers=False, act_order=acts)
+    acts = any(entry.get("desc_act") is True for entry in (config, *rules.values()))
+    return version, width, acts
 
 
 def _entries(config: _Entry, key: str) -> Mapping[str, _Entry]:
@@ -206,11 +189,6 @@ def _entries(config: _Entry, key: str) -> Mapping[str, _Entry]:
         if not isinstance(entry, Mapping):
             raise ValueError(f"its {key} has no object for {name!r}")
     return entries
-
-
-def _signed(name: str, entry: _Entry) -> _Rule:
-    sign = name[:2] if name[:2] in _SIGNS else ""
-    return _Rule(sign, name.removeprefix(sign), entry)
 
 
 def _ensure_few(texts: Sequence[str], asked: Collection[str]) -> None:
@@ -228,9 +206,7 @@ def _narrowed(entry: _Entry, default: Width) -> Width | None:
 def _width(entry: _Entry, default: Width | None) -> Width:
     """The width in an entry, its gaps filled by the default. Raises: ValueError."""
     usual: _Entry = {"sym": True} if default is None else default._asdict()
-    bits, size, symmetric = (
-        entry.get(key, usual.get(key)) for key in ("bits", "group_size", "sym")
-    )
+    bits, size, symmetric = (entry.get(key, usual.get(key)) for key in Width._fields)
     if type(bits) is not int or bits not in WIDTHS:
         raise ValueError(f"bits {bits!r} are none of {', '.join(map(str, sorted(WIDTHS)))}")
     if type(size) is not int or (not 1 <= size <= _LARGEST_GROUP and size != WHOLE_ROW):
@@ -251,7 +227,7 @@ def _texts(config: _Entry, key: str) -> list[str]:
 
 
 def defects(
-    folder: Path, files: FileContents, tensors: Tensors, claims: Mapping[str, Claim]
+    folder: Path, files: FileContents, tensors: Tensors, claims: Claims
 ) -> Iterator[Diagnostic]:
     """What readers would miss, or read without a word of complaint.
 
@@ -289,87 +265,70 @@ def _copy_defects(files: FileContents, file: str, described: Any) -> Iterator[Di
         yield wrong_metadata(file, reason)
 
 
-class _Rule(NamedTuple):
-    """A pattern, its sign, `-:` or empty, and what differs for the modules it matches."""
+def _verdicts(
+    rules: Mapping[str, _Entry], asked: Collection[str], where: Where, default: Width
+) -> Callable[[str, Width | None], _Said]:
+    """verdict(module, otherwise): its width by the first rule that matches it, if that is known.
 
-    sign: str
-    pattern: str
-    entry: Mapping[str, Any]
+    rules: what differs, by patterns, which may have a sign where they match the start of a name.
+    default: fills what a rule leaves open. verdict raises ValueError for an entry that does not.
+    Raises: ValueError if the patterns are too long, or take too long.
+    """
+    signs, stop = _SIGNS if where == "start" else (), time.thread_time() + MOST_SECONDS
+    parts = [(text[:2], text[2:]) if text[:2] in signs else ("", text) for text in rules]
+    if sum(len(pattern) for _, pattern in parts) > MOST_TEXT:
+        raise ValueError(f"its patterns have more than {MOST_TEXT:,} characters")
+    usual = {name for name in asked if len(name) <= _LONGEST_NAME and is_plain(name)}
+    index, entries, first = NameIndex(usual), [*rules.values()], dict[str, int]()
+    # What rules say whose patterns are not read: the first that says it, and why it is not.
+    unread: dict[object, tuple[int, str]] = {}
 
-
-class _Verdicts:
-    """What the first rule that matches says of each module, as far as that is known."""
-
-    def __init__(
-        self, rules: Sequence[_Rule], names: Collection[str], where: Where, default: Width
-    ) -> None:
-        """where: of a name a pattern matches. default: fills what a rule leaves open.
-
-        Raises: ValueError if the patterns are too long, or take too long.
-        """
-        self._rules, self._where, self._default = rules, where, default
-        self._first: dict[str, int] = {}
-        # Rules whose patterns are not read: number, reason, and what they say.
-        self._unread: list[tuple[int, str, object]] = []
-        self._usual = {name for name in names if len(name) <= _LONGEST_NAME and is_plain(name)}
-        self._stop = time.thread_time() + MOST_SECONDS
-        self._match_all()
-        alike = takewhile(lambda rule: rule[2] == self._unread[0][2], self._unread)
-        self._n_alike = len(list(alike))
-
-    def of(self, name: str, otherwise: Width | None) -> Width | Unread | None:
-        """The width of a module; otherwise: if no rule matches it. Raises: ValueError."""
-        if not self._rules:
-            return otherwise
-        if name not in self._usual:
-            return Unread(_NO_MATCH)
-        first = self._first.get(name, len(self._rules))
-        known = self._says(self._rules[first]) if name in self._first else otherwise
-        before = bisect_left(self._unread, (first,))
-        # It does not matter whether a rule matches that says the same.
-        same = self._n_alike if self._unread and self._unread[0][2] == known else 0
-        return known if before <= same else Unread(self._unread[same][1])
-
-    def _says(self, rule: _Rule) -> Width | None:
-        return None if rule.sign == _NOT else _narrowed(rule.entry, self._default)
-
-    def _match_all(self) -> None:
-        if sum(len(rule.pattern) for rule in self._rules) > MOST_TEXT:
-            raise ValueError(f"its patterns have more than {MOST_TEXT:,} characters")
-        index = NameIndex(self._usual)
-        for at, rule in enumerate(self._rules):
-            self._check_time()
-            try:
-                for name in self._matching(rule.pattern, index):
-                    self._first.setdefault(name, at)
-            except PatternError as error:
-                reason = f"{rule.sign}{rule.pattern:.80}: {error}"
-                try:
-                    self._unread.append((at, reason, self._says(rule)))
-                except ValueError:
-                    # What equals nothing.
-                    self._unread.append((at, reason, object()))
-
-    def _matching(self, text: str, index: NameIndex) -> Iterator[str]:
-        """The names that readers match. Raises: PatternError; ValueError."""
-        named = _NAME.fullmatch(text)
-        if named and (self._where == "start" or text[0] == "^"):
-            name = re.sub(r"\\(.)", r"\1", named[1])
-            yield from {name} & self._usual
-            return
-        pattern = _read_alike(text, self._where)
-        for lines in _slices(index.holding(Regex(text))):
-            self._check_time()
-            yield from pattern.among(lines)
-
-    def _check_time(self) -> None:
-        if time.thread_time() > self._stop:
-            about = f"{len(self._rules):,} patterns and {len(self._usual):,} modules"
+    def ensure_time() -> None:
+        if time.thread_time() > stop:
+            about = f"{len(rules):,} patterns and {len(usual):,} modules"
             raise ValueError(f"{about} take more than {MOST_SECONDS} seconds")
 
+    def says(at: int) -> Width | None:
+        return None if parts[at][0] == _NOT else _narrowed(entries[at], default)
 
-def _read_alike(text: str, where: Where) -> Pattern:
-    """The pattern as all readers read it. Raises: PatternError if they may not."""
+    def says_unless_wrong(at: int) -> object:
+        try:
+            return says(at)
+        except ValueError:
+            # What equals nothing.
+            return object()
+
+    for at, (sign, pattern) in enumerate(parts):
+        try:
+            found = _matching(pattern, where, usual, index, ensure_time)
+            first.update((name, at) for name in found if name not in first)
+        except PatternError as error:
+            unread.setdefault(says_unless_wrong(at), (at, f"{sign}{pattern:.80}: {error}"))
+
+    def verdict(name: str, otherwise: Width | None) -> _Said:
+        if not rules:
+            return otherwise
+        if name not in usual:
+            return Unread(_NO_MATCH)
+        known = says(first[name]) if name in first else otherwise
+        # It does not matter whether a rule matches that says the same.
+        doubts = (rule for said, rule in unread.items() if said != known)
+        at, reason = next(doubts, (len(rules), ""))
+        return Unread(reason) if at < first.get(name, len(rules)) else known
+
+    return verdict
+
+
+def _matching(
+    text: str, where: Where, names: set[str], index: NameIndex, ensure_time: Callable[[], None]
+) -> Iterator[str]:
+    """The names that all readers match. Raises: PatternError if they may not agree."""
+    ensure_time()
+    named = _NAME.fullmatch(text)
+    if named and (where == "start" or text[0] == "^"):
+        name = re.sub(r"\\(.)", r"\1", named[1])
+        yield from {name} & names
+        return
     if not text.isascii():
         raise PatternError("it has characters that are not ASCII")
     if _UP_TO.search(text):
@@ -380,13 +339,10 @@ def _read_alike(text: str, where: Where) -> Pattern:
         re.compile(text)
     except (re.error, OverflowError, RecursionError) as error:
         raise PatternError(f"Python refuses it: {error}") from None
-    return pattern
+    lines = BytesIO(index.holding(Regex(text)))
+    while some := b"".join(lines.readlines(_SLICE)):
+        ensure_time()
+        yield from pattern.among(some)
 
 
-def _slices(lines: bytes) -> Iterator[bytes]:
-    """The lines in slices, with none cut."""
-    start = 0
-    while start < len(lines):
-        end = lines.find(b"\n", start + _SLICE)
-        yield lines[start : end if end >= 0 else len(lines)]
-        start = end + 1 if end >= 0 else len(lines)
+FILES = formats.Files(metadata=metadata, claims=claims, defects=defects)

@@ -5,15 +5,14 @@ read, and what looks up names was run; transformers 5.23.0 with auto-round 0.16.
 gptqmodel 7.7.0, and with optimum 2.3.0, all run on a CPU with bundles of tiny models.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from emitters.checkpoints import QKV, at_layers, by_layer, omission
+from emitters.checkpoints import QKV, covering_most, omission, uneven
 from emitters.gptq import spec
 from emitters.gptq.config import exact_rules
-from emitters.gptq.spec import GPTQ, Width, default_width, dialect_of, width_of
+from emitters.gptq.spec import GPTQ, Width, dialect_of, width_of
 from policy_dsl.formats import Review
 from policy_dsl.plan import Draft, Module, Refusal, coded_modules
 from policy_dsl.policy import namesake
@@ -21,6 +20,7 @@ from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.treatments import WHOLE_ROW, Coded, Stored
 
+_Coded = Iterable[tuple[Module, Coded]]
 _OTHER_DIALECT = "use dialect auto-round"
 _LANGUAGE_ONLY = "readers of packed checkpoints of these families want the language model only"
 _LEFT_OUT = {"lm_head": "readers use", "vision": _LANGUAGE_ONLY, "audio": _LANGUAGE_ONLY}
@@ -57,7 +57,7 @@ def _held(tensor: ModelTensor, model: Model, stored: Stored) -> str | None:
 
 
 def _bundle(draft: Draft) -> Iterator[Refusal]:
-    default = default_width(draft.modules)
+    default = covering_most(draft.modules, width_of)
     # One module of each kind, the first: there are tens of thousands of experts.
     kinds: dict[tuple[object, ...], Module] = {}
     for module in draft.modules:
@@ -85,55 +85,34 @@ REVIEW = Review(left_out=partial(omission, reasons=_LEFT_OUT), held=_held, bundl
 def _of_vllm(draft: Draft, default: Width | None) -> Iterator[str | None]:
     coded, in_gptq = list(coded_modules(draft.modules)), dialect_of(draft) == GPTQ
     experts = [module for module in draft.modules if module.role.startswith("experts.")]
-    yield _uneven_experts(experts)
-    yield _uneven_joined(draft.modules)
-    if in_gptq:
-        asymmetric = (module for module, one in coded if not one.symmetric)
-        reason = "its kernels in this dialect have no zero points: {0.name} must be sym"
-        yield _first(asymmetric, reason)
-        slow = (module for module, one in coded if one.bits not in _MARLIN_WIDTHS)
-        reason = "it reads 4 and 8 bits of this dialect, {0.name} has others; dialect auto-round"
-        yield _first(slow, f"{reason} has kernels for others")
-    else:
-        # Kernels for experts read zero points, and others both versions where they read none.
-        asymmetric = (
-            module
-            for module, one in coded
-            if not one.symmetric and one.bits in _MARLIN_WIDTHS and module.role[:8] != "experts."
-        )
-        reason = "its kernels of 4 and 8 bits have no zero points: {0.name} must be sym"
-        yield _first(asymmetric, reason)
-        newer = (module for module, one in coded if not _is_first_version(one))
-        reason = "it takes zero points of version 1 only, {0.name} has {0.treatment.scheme}"
-        yield _first(newer, f"{reason}: use int, or sym with dialect gptq")
-    if default is not None:
-        yield _slow_experts(experts, default, in_gptq=in_gptq)
-
-
-def _uneven_experts(experts: Iterable[Module]) -> str | None:
-    """All experts of a layer are one module, with one rule."""
-    layers: dict[int | None, set[Width | None]] = defaultdict(set)
-    for module in experts:
-        layers[module.layer].add(width_of(module))
     reason = (
         "it holds the experts of a layer as one module: gate, up and down must have the same"
         " width, group size and symmetry, or all stay as they are"
     )
-    return at_layers(reason, (layer for layer, widths in layers.items() if len(widths) > 1))
-
-
-def _uneven_joined(modules: Iterable[Module]) -> str | None:
-    layers = by_layer(modules).items()
-    for called, members in _JOINED:
-        uneven = [
-            layer
-            for layer, held in layers
-            if len({width_of(held[role]) for role in members if role in held}) > 1
-        ]
-        if uneven:
-            reason = f"it joins {called} of a layer: they must be stored alike"
-            return at_layers(reason, uneven)
-    return None
+    yield uneven(reason, experts, width_of)
+    for called, roles in _JOINED:
+        joined = (module for module in draft.modules if module.role in roles)
+        reason = f"it joins {called} of a layer: they must be stored alike"
+        if fault := uneven(reason, joined, width_of):
+            yield fault
+            break
+    if in_gptq:
+        reason = "its kernels in this dialect have no zero points: {0.name} must be sym"
+        yield _first(coded, reason, lambda one: not one.symmetric)
+        reason = "it reads 4 and 8 bits of this dialect, {0.name} has others; dialect auto-round"
+        reason = f"{reason} has kernels for others"
+        yield _first(coded, reason, lambda one: one.bits not in _MARLIN_WIDTHS)
+    else:
+        # Kernels for experts read zero points, and others both versions where they read none.
+        marlin = [held for held in coded if held[1].bits in _MARLIN_WIDTHS]
+        beside = [held for held in marlin if held[0].role[:8] != "experts."]
+        reason = "its kernels of 4 and 8 bits have no zero points: {0.name} must be sym"
+        yield _first(beside, reason, lambda one: not one.symmetric)
+        reason = "it takes zero points of version 1 only, {0.name} has {0.treatment.scheme}"
+        reason = f"{reason}: use int, or sym with dialect gptq"
+        yield _first(coded, reason, lambda one: not _is_first_version(one))
+    if default is not None:
+        yield _slow_experts(experts, default, in_gptq=in_gptq)
 
 
 def _slow_experts(experts: Iterable[Module], default: Width, *, in_gptq: bool) -> str | None:
@@ -172,9 +151,9 @@ def _of_others(draft: Draft, default: Width | None) -> Iterator[tuple[tuple[str,
         yield ("auto-round", "gptqmodel", "transformers"), reason
     older = [(module, one) for module, one in coded if _is_first_version(one)]
     if dialect_of(draft) != GPTQ:
-        asymmetric = (module for module, one in older if not one.symmetric)
         reason = "AutoRound's own kernels read {0.name} only as int-v2, or sym"
-        yield ("auto-round", "transformers"), _first(asymmetric, reason)
+        found = _first(older, reason, lambda one: not one.symmetric)
+        yield ("auto-round", "transformers"), found
         return
     if older and default and not default.sym:
         reason = "it trusts asymmetric groups of version 1 only to itself: use int-v2, or sym"
@@ -209,9 +188,9 @@ def _several_widths(modules: Sequence[Module], default: Width) -> str | None:
     return None
 
 
-def _first(modules: Iterable[Module], reason: str) -> str | None:
-    """The reason with the first of these modules; None if there is none."""
-    return next((reason.format(module) for module in modules), None)
+def _first(coded: _Coded, reason: str, is_wrong: Callable[[Coded], bool]) -> str | None:
+    """The reason with the first module that is stored wrongly; None if there is none."""
+    return next((reason.format(module) for module, how in coded if is_wrong(how)), None)
 
 
 def _is_first_version(coded: Coded) -> bool:

@@ -4,14 +4,13 @@ Names are as published, with one module for each expert.
 Source: auto-round 0.16.1, GPTQModel 7.7.0, vLLM 0.33.0: packers, readers, weight loaders.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import NamedTuple
 
-from emitters.checkpoints import CONFIG, covering_most
+from emitters.checkpoints import CONFIG
 from policy_dsl.formats import ExpertsApart, FormatSpec, PartShape, SchemeSpec, Shards
 from policy_dsl.plan import Draft, Module
-from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.roles.model import apart_path, expert_path
 from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
@@ -41,25 +40,20 @@ class Storage(NamedTuple):
     version: str
     g_idx: bool
     act_order: bool = False
+    about: str = ""
 
 
 STORAGE = {
-    "int": Storage("gptq", False),
-    "int-gidx": Storage("gptq", True),
-    "int-v2": Storage("gptq_v2", False),
-    "int-v2-gidx": Storage("gptq_v2", True),
+    "int": Storage("gptq", False, about="integers with zero points, version 1"),
+    "int-gidx": Storage("gptq", True, about="the same and a group number for each column"),
+    "int-v2": Storage("gptq_v2", False, about="zero points of version 2, which has a zero point 0"),
+    "int-v2-gidx": Storage("gptq_v2", True, about="version 2 and a group number for each column"),
 }
 # What others write, and is read only.
 READ: Mapping[str, Storage] = {
     **STORAGE,
     "int-act-order": Storage("gptq", g_idx=True, act_order=True),
     "int-v2-act-order": Storage("gptq_v2", g_idx=True, act_order=True),
-}
-_ABOUT = {
-    "int": "integers with zero points, version 1",
-    "int-gidx": "the same and a group number for each column",
-    "int-v2": "zero points of version 2, which has a zero point 0",
-    "int-v2-gidx": "version 2 and a group number for each column",
 }
 
 
@@ -79,11 +73,6 @@ def width_of(module: Module) -> Width | None:
     return Width(coded.bits, coded.group_size, coded.symmetric)
 
 
-def default_width(modules: Iterable[Module]) -> Width | None:
-    """The width of most parameters, the first of equals; None if nothing is quantized."""
-    return covering_most(modules, width_of)
-
-
 def dialect_of(draft: Draft) -> str:
     """Whose configuration a bundle gets: the policy's word, else AutoRound's."""
     return str(dict(draft.policy.metadata).get("dialect", AUTO_ROUND))
@@ -93,7 +82,7 @@ def _part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple
     """The tensors of a module [out, in], whose rows are columns of the tensors.
 
     Codes are packed along `in`, zero points along `out`, both into int32 words.
-    Raises: ValueError if a quantized module is not a matrix, or the format does not store it so.
+    Raises: ValueError for what is not a matrix, or has a scheme or bits that the format lacks.
     """
     if isinstance(treatment, Plain):
         return (PartShape("weight", dtype, shape),)
@@ -130,21 +119,17 @@ def _g_idx(columns: int, size: int) -> bytes:
     return b"".join(group.to_bytes(4, "little") * size for group in numbers)[: 4 * columns]
 
 
-def _plain_dtype(tensor: ModelTensor, model: Model) -> str:
-    """The source's own dtype; FP8, whose codes may be called integers, becomes bfloat16."""
-    return tensor.source.dtype if tensor.scale is None else "BF16"
-
-
 SPEC = FormatSpec(
     name="gptq",
     about="GPTQ-packed checkpoints for vLLM, AutoRound, GPTQModel and transformers",
     schemes=tuple(
-        SchemeSpec(name, WIDTHS, _GROUP_SIZES, (RTN, *SEARCHES), (True, False), about=about)
-        for name, about in _ABOUT.items()
+        SchemeSpec(name, WIDTHS, _GROUP_SIZES, (RTN, *SEARCHES), (True, False), about=of.about)
+        for name, of in STORAGE.items()
     ),
     fill=tuple(("any", bits, "int") for bits in WIDTHS),
     plain_dtypes=("BF16", "F16", "F32"),
-    plain_dtype=_plain_dtype,
+    # The source's own, but of FP8, whose codes may be called integers.
+    plain_dtype=lambda tensor, model: "BF16" if tensor.scale else tensor.source.dtype,
     fp8_rules=("bf16", "bf16_bf16", "f32"),
     config_readers=tuple(READERS),
     runtimes={

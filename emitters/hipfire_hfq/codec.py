@@ -4,20 +4,21 @@ With AWQ, an importance matrix scales columns: one scale for gate and up of a la
 Source: Kaden-Schutt/hipfire, `calibration` module and MiniMax branch at 02786be.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from emitters.checkpoints import wrong_tensor
 from emitters.hipfire_hfq.container import CODE_OF, SCALE
-from emitters.hipfire_hfq.spec import AWQ, CODES, GATE_UP, awq_choices, column_scale
+from emitters.hipfire_hfq.spec import AWQ, CODES, GATE_UP, SCALE_ROLE, awq_choices
 from emitters.numerics import VALUE_TYPES, Array, hfq
 from emitters.numerics.column_weights import ColumnScale, awq_scale, forms_of_scale, gate_up_sums
 from emitters.numerics.rounding import first_nonfinite
 from emitters.tensor_io.files import Source, file_facts
+from policy_dsl import formats
 from policy_dsl.diagnostics import Diagnostic, PolicyError
-from policy_dsl.formats import Claim, Context, Parts, Slack, Statistics, Tensors, UnstorableError
+from policy_dsl.formats import Claims, Context, Parts, Slack, Statistics, Tensors
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.plan import Module, Plan, coded_modules
+from policy_dsl.plan import Module, Plan
 from policy_dsl.sources.hfq_container import QUANT_CODES
 from policy_dsl.treatments import Coded
 
@@ -40,7 +41,7 @@ def encode(values: Array, dtype: str, treatment: Coded) -> dict[str, Array]:
     blocks = hfq.encode_blocks(values.reshape(-1), code)
     at = hfq.first_bad_header(hfq.block_header(blocks, code), code)
     if at >= 0:
-        raise UnstorableError(at * QUANT_CODES[code].group // values.shape[-1])
+        raise formats.UnstorableError(at * QUANT_CODES[code].group // values.shape[-1])
     return {"weight": blocks}
 
 
@@ -61,57 +62,41 @@ def beyond(values: Array, parts: Parts, dtype: str, treatment: Coded, slack: Sla
     return hfq.hfq_beyond(values.reshape(-1), blocks, code, slack).reshape(values.shape)
 
 
-def value_defects(
-    folder: Path, tensors: Tensors, claims: Mapping[str, Claim]
-) -> Iterator[Diagnostic]:
+def value_defects(folder: Path, tensors: Tensors, claims: Claims) -> Iterator[Diagnostic]:
     """Tensors with blocks or values that no kernel computes with; all data is read in pieces.
 
     Raises: PolicyError if the file cannot be read any more.
     """
     source = Source(folder, file_facts(folder, {tensor.file or "" for tensor in tensors.values()}))
     for name, tensor in tensors.items():
-        if (defect := _first_defect(source, tensor)) is not None:
+        nbytes = QUANT_CODES[CODE_OF[tensor.dtype]].nbytes
+        # 0 for codes whose blocks have no known size.
+        step = _MOST_NBYTES // max(nbytes, 1) * nbytes
+        starts = range(0, tensor.nbytes, step) if step else ()
+        found = (_defect(source, tensor, start, step) for start in starts)
+        if defect := next(filter(None, found), None):
             yield wrong_tensor(tensor.file or "", name, defect)
 
 
-def _first_defect(source: Source, tensor: TensorInfo) -> str | None:
-    """What is wrong with a tensor's first bad block or value; None if nothing is."""
-    code = CODE_OF.get(tensor.dtype)
-    nbytes = 0 if code is None else QUANT_CODES[code].nbytes
-    if code is None or not nbytes:
-        return None
-    step = _MOST_NBYTES // nbytes * nbytes
-    for start in range(0, tensor.nbytes, step):
-        count = min(step, tensor.nbytes - start)
-        stored = source.read(tensor.file or "", tensor.start + start, count)
-        defect = None
-        if tensor.dtype in VALUE_TYPES:
-            defect = _value_defect(stored, tensor, start // nbytes)
-        elif QUANT_CODES[code].header:
-            defect = _block_defect(stored.reshape(-1, nbytes), code, start // nbytes)
-        if defect is not None:
-            return defect
+def _defect(source: Source, tensor: TensorInfo, start: int, most: int) -> str | None:
+    """What is wrong with the first bad block or value of a piece; None if nothing is."""
+    code, count = CODE_OF[tensor.dtype], min(most, tensor.nbytes - start)
+    stored = source.read(tensor.file or "", tensor.start + start, count)
+    blocks = stored.reshape(-1, QUANT_CODES[code].nbytes)
+    first = start // blocks.shape[1]
+    if tensor.dtype in VALUE_TYPES:
+        values = stored.view(VALUE_TYPES[tensor.dtype].storage)
+        if (at := first_nonfinite(values, tensor.dtype)) >= 0:
+            return f"value {first + at} is not a finite number"
+        if tensor.name.endswith(f".{SCALE}.weight") and not (values > 0).all():
+            return f"value {first + int((values > 0).argmin())} is not above 0"
+    elif QUANT_CODES[code].header:
+        numbers = hfq.block_header(blocks, code)
+        if (at := hfq.first_bad_header(numbers, code)) >= 0:
+            held = ", ".join(f"{number:g}" for number in numbers[at].tolist())
+            wanted = _HEADERS[QUANT_CODES[code].header].format(n=numbers.shape[1])
+            return f"block {first + at} begins with {held}, and readers need {wanted}"
     return None
-
-
-def _value_defect(stored: Array, tensor: TensorInfo, first: int) -> str | None:
-    values = stored.view(VALUE_TYPES[tensor.dtype].storage)
-    at = first_nonfinite(values, tensor.dtype)
-    if at >= 0:
-        return f"value {first + at} is not a finite number"
-    if tensor.name.endswith(f".{SCALE}.weight") and not (values > 0).all():
-        return f"value {first + int((values > 0).argmin())} is not above 0"
-    return None
-
-
-def _block_defect(blocks: Array, code: int, first: int) -> str | None:
-    numbers = hfq.block_header(blocks, code)
-    at = hfq.first_bad_header(numbers, code)
-    if at < 0:
-        return None
-    held = ", ".join(f"{number:g}" for number in numbers[at].tolist())
-    wanted = _HEADERS[QUANT_CODES[code].header].format(n=numbers.shape[1])
-    return f"block {first + at} begins with {held}, and readers need {wanted}"
 
 
 def _blocks(parts: Parts, treatment: Coded) -> tuple[Array, int]:
@@ -132,14 +117,10 @@ def contents(plan: Plan, statistics: Statistics) -> dict[str, bytes]:
 
     Raises: PolicyError if the importance matrix is not one of this model.
     """
-    scaled = {
-        name: module
-        for module, coded in coded_modules(plan.modules)
-        if coded.method == AWQ and (name := column_scale(module.name)) is not None
-    }
+    scales = (module for module in plan.modules if module.role == SCALE_ROLE)
     return {
-        f"{name}.weight": _scale(plan, module, statistics).stored.tobytes()
-        for name, module in scaled.items()
+        module.tensors[0].name: _scale(plan, module, statistics).stored.tobytes()
+        for module in scales
     }
 
 
@@ -164,3 +145,7 @@ def _scale(plan: Plan, module: Module, statistics: Statistics) -> ColumnScale:
         return awq_scale(gate_up_sums(gate, up), alpha)
 
     return forms_of_scale(statistics.once((AWQ, module.layer), computed), exact=exact)
+
+
+CODEC = formats.Codec(encode, decode, beyond, value_defects)
+SOLVER = formats.Solver(context, contents)

@@ -9,8 +9,9 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from emitters.checkpoints import text_of
 from policy_dsl.bounded_json import parse_json
-from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.diagnostics import fail
 from policy_dsl.formats import FileContents, in_order
 from policy_dsl.plan import Module, Plan, PlannedTensor
 from policy_dsl.reader_config import written_config
@@ -19,6 +20,8 @@ from policy_dsl.sources.hfq_container import QUANT_CODES
 READER = "hipfire"
 SCALE = "awq_scale_gate_up"
 CODE_OF = {code.name: number for number, code in QUANT_CODES.items()}
+# One element is not a group to readers.
+GROUPS = {number: code.group if code.group > 1 else 0 for number, code in QUANT_CODES.items()}
 EMBEDDED = (
     *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"),
     "generation_config.json",
@@ -53,15 +56,13 @@ def preface(plan: Plan, files: FileContents | None) -> bytes:
 
 def _entry(tensor: PlannedTensor) -> bytes:
     name, code, rank = tensor.name.encode(), CODE_OF[tensor.dtype], len(tensor.shape)
-    # One element is not a group to readers.
-    group = QUANT_CODES[code].group if QUANT_CODES[code].group > 1 else 0
-    shape = struct.pack(f"<BB{rank}I", code, rank, *tensor.shape)
-    return struct.pack("<H", len(name)) + name + shape + struct.pack("<IQ", group, tensor.nbytes)
+    form = struct.pack(f"<BB{rank}IIQ", code, rank, *tensor.shape, GROUPS[code], tensor.nbytes)
+    return struct.pack("<H", len(name)) + name + form
 
 
 def _described(plan: Plan, files: FileContents) -> bytes:
     config = written_config(plan, READER)
-    template = _text(files, _TEMPLATE)
+    template = text_of(files, _TEMPLATE)
     if not template:
         # As processors of transformers before 4.51 saved it.
         older = _parsed(files, _OLDER_TEMPLATE)
@@ -75,7 +76,7 @@ def _described(plan: Plan, files: FileContents) -> bytes:
         "architecture": _written(config.get("model_type", "llama"), "config.json"),
         "config": _written(config, "config.json"),
         # A text, which loaders parse themselves.
-        "tokenizer": _written(_text(files, _TOKENIZER) or "{}", _TOKENIZER),
+        "tokenizer": _written(text_of(files, _TOKENIZER) or "{}", _TOKENIZER),
         "tokenizer_config": _written(settings, _SETTINGS),
     }
     if _GENERATION in files:
@@ -87,14 +88,7 @@ def _parsed(files: FileContents, name: str) -> Any:
     try:
         return parse_json(files[name]) if name in files else None
     except ValueError as error:
-        raise _bad(name, str(error)) from None
-
-
-def _text(files: FileContents, name: str) -> str | None:
-    try:
-        return files[name].decode() if name in files else None
-    except UnicodeDecodeError:
-        raise fail("unreadable-file", path=name, reason="it is not UTF-8 text") from None
+        raise fail("bad-source-json", file=name, reason=str(error)) from None
 
 
 def _written(value: Any, file: str) -> str:
@@ -103,10 +97,9 @@ def _written(value: Any, file: str) -> str:
         text = _compact(value)
         # Half a surrogate pair is not a character, though JSON has escapes for it.
         text.encode()
-    except RecursionError:
-        raise _bad(file, "it is nested too deeply") from None
-    except ValueError as error:
-        raise _bad(file, str(error)) from None
+    except (RecursionError, ValueError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
+        raise fail("bad-source-json", file=file, reason=reason) from None
     return text
 
 
@@ -127,7 +120,3 @@ def _compact(value: Any) -> str:
     if int(exponent) == -5:
         return f"{value:.{len(digits.replace('.', '').lstrip('-')) + 4}f}"
     return f"{digits}e{int(exponent)}"
-
-
-def _bad(file: str, reason: str) -> PolicyError:
-    return fail("bad-source-json", file=file, reason=reason)

@@ -4,17 +4,17 @@ Source: Kaden-Schutt/hipfire, crates/hipfire-runtime/src/hfq.rs at 9d90364, and 
 MiniMax-M2, crates/hipfire-arch-minimax/src/minimax.rs at 05674fe; both read.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any
 
 from emitters.checkpoints import wrong_metadata, wrong_tensor
-from emitters.hipfire_hfq.container import CODE_OF, SCALE
+from emitters.hipfire_hfq.container import CODE_OF, GROUPS, SCALE
 from emitters.hipfire_hfq.spec import CODES, SPEC
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, diagnostic
-from policy_dsl.formats import Claim, FileContents, Forms, Tensors
+from policy_dsl.formats import Claim, Claims, FileContents, Files, Forms, Tensors
 from policy_dsl.roles.architecture import architecture, facts_of, model_types
 from policy_dsl.sources.hfq_container import (
     ARCH_FAMILIES,
@@ -32,7 +32,10 @@ _Defect = tuple[str, str]
 # A tensor that the loader looks up: its name, shape, and the codes that it takes.
 _Wanted = tuple[str, tuple[int, ...], tuple[int, ...]]
 
-_SCHEME_OF = {QUANT_CODES[code].name: key for key, code in CODES.items()}
+_CODED = {
+    QUANT_CODES[code].name: Coded(name, QUANT_CODES[code].bits, group, name == "q8", "")
+    for (name, group), code in CODES.items()
+}
 _NO_TOKENIZER = "build it again with a tokenizer.json beside the source's weights"
 _ROTATION = 256
 # A config of a million layers would make a million findings.
@@ -55,18 +58,13 @@ def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
     dtypes = {dtype for parts in forms.values() for dtype, _ in parts.values()}
     if others := dtypes - CODE_OF.keys():
         raise ValueError(f"{min(others)} is not a quant code of HFQ files")
-    schemes, described = {scheme.name: scheme for scheme in SPEC.schemes}, {}
-    for path, parts in forms.items():
-        dtype, shape = parts.get("weight", ("", ()))
-        if dtype in _SCHEME_OF:
-            name, group = _SCHEME_OF[dtype]
-            coded = Coded(name, schemes[name].bits[0], group, schemes[name].symmetries[0], "")
-            described[path] = Claim(coded, shape, "F32")
-    return described
+    weights = {path: parts["weight"] for path, parts in forms.items() if "weight" in parts}
+    coded = ((path, _CODED.get(dtype), shape) for path, (dtype, shape) in weights.items())
+    return {path: Claim(how, shape, "F32") for path, how, shape in coded if how}
 
 
 def defects(
-    folder: Path, files: FileContents, tensors: Tensors, claims: Mapping[str, Claim]
+    folder: Path, files: FileContents, tensors: Tensors, claims: Claims
 ) -> Iterator[Diagnostic]:
     """What readers of the file would miss, or read without a word of complaint.
 
@@ -85,8 +83,16 @@ def defects(
 
 def _defects(container: HfqContainer) -> Iterator[_Defect]:
     yield from _metadata_defects(container.metadata, container.arch_id)
-    for tensor in container.tensors.values():
-        yield from _entry_defects(tensor)
+    # What entries of the index say and readers do not compare.
+    for name, tensor in container.tensors.items():
+        known, group = QUANT_CODES[tensor.code], GROUPS[tensor.code]
+        if known.group and tensor.group_size != group:
+            says = f"its entry says groups of {tensor.group_size}"
+            yield name, f"{says}, and {known.name} has {group or 'none'}"
+        columns = tensor.info.shape[-1] if tensor.info.shape else 1
+        if known.rotated and columns % _ROTATION:
+            reason = f"its {columns} columns are not a multiple of {_ROTATION}"
+            yield name, f"it is rotated, and {reason}"
     numbers = facts_of(SPEC.name, "arch_id")
     if any(numbers[family] == container.arch_id for family in facts_of(SPEC.name, "loader")):
         yield from _loader_defects(container.metadata["config"], container.tensors)
@@ -113,20 +119,6 @@ def _metadata_defects(held: Mapping[str, Any], number: int) -> Iterator[_Defect]
             yield "", f"its {key} is not an object"
 
 
-def _entry_defects(tensor: HfqTensor) -> Iterator[_Defect]:
-    """What an entry of the index says and readers do not compare."""
-    name, known = tensor.info.name, QUANT_CODES.get(tensor.code)
-    if known is None:
-        return
-    group = known.group if known.group > 1 else 0
-    if known.group and tensor.group_size != group:
-        says = f"its entry says groups of {tensor.group_size}"
-        yield name, f"{says}, and {known.name} has {group or 'none'}"
-    columns = tensor.info.shape[-1] if tensor.info.shape else 1
-    if known.rotated and columns % _ROTATION:
-        yield name, f"it is rotated, and its {columns} columns are not a multiple of {_ROTATION}"
-
-
 def _loader_defects(
     config: Mapping[str, Any], tensors: Mapping[str, HfqTensor]
 ) -> Iterator[_Defect]:
@@ -150,11 +142,15 @@ def _loader_defects(
             known = ", ".join(map(code_name, codes))
             yield name, f"it is {code_name(held.code)}, and readers take {known}"
     for layer in range(config["num_hidden_layers"]):
-        for words in (("w1", "w3"), ("w2",)):
-            experts = range(config["num_local_experts"])
-            path = f"{_MOE.format(layer)}.experts.{{}}.{{}}.weight"
-            names = (path.format(expert, word) for expert in experts for word in words)
-            yield from _unlike(names, tensors.get(path.format(0, words[0])), tensors)
+        experts, path = range(config["num_local_experts"]), f"{_MOE.format(layer)}.experts"
+        # All experts of a layer are read by the codes of expert 0.
+        up, down = product(experts, ("w1", "w3"), ("w1",)), product(experts, ("w2",), ("w2",))
+        for expert, word, usual in chain(up, down):
+            name = f"{path}.{expert}.{word}.weight"
+            held, first = tensors.get(name), tensors.get(f"{path}.0.{usual}.weight")
+            if held and first and held.code != first.code:
+                what = f"{code_name(held.code)}, and readers take it for {code_name(first.code)}"
+                yield name, f"it is {what}, as expert 0 is"
         # Scales that readers would skip, while the weights stay multiplied by them.
         name, hidden = f"{_MOE.format(layer)}.{SCALE}.weight", config["hidden_size"]
         held = tensors.get(name)
@@ -191,16 +187,9 @@ def _wanted(config: Mapping[str, Any], head: int) -> Iterator[_Wanted]:
             yield f"{moe}.experts.{expert}.w3.weight", (inner, hidden), _EXPERT
 
 
-def _unlike(
-    names: Iterable[str], first: HfqTensor | None, tensors: Mapping[str, HfqTensor]
-) -> Iterator[_Defect]:
-    """Experts of another code than expert 0, by whose code all of a layer are read."""
-    for name in names if first else ():
-        held = tensors.get(name)
-        if first and held and held.code != first.code:
-            codes = f"{code_name(held.code)}, and readers take it for {code_name(first.code)}"
-            yield name, f"it is {codes}, as expert 0 is"
-
-
 def _is_count(value: object) -> bool:
     return type(value) is int and value > 0
+
+
+# All that a loader reads is in the one file.
+FILES = Files(metadata=lambda plan: {}, claims=claims, defects=defects)

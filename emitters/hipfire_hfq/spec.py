@@ -5,14 +5,13 @@ at 05674fe, read.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from math import gcd, prod
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 
-from emitters.checkpoints import at_layers, omission
+from emitters.checkpoints import omission, uneven
 from emitters.hipfire_hfq import container
 from emitters.hipfire_hfq.container import READER, SCALE
 from policy_dsl.formats import Container, ExpertsApart, FormatSpec, PartShape, Review, SchemeSpec
@@ -39,7 +38,7 @@ _TABLE = (
     ("q8", 32, 3, "bytes with a scale each 32"),
 )
 CODES = {(name, group): code for name, group, code, _ in _TABLE}
-AWQ = "awq"
+AWQ, SCALE_ROLE = "awq", "awq_scale"
 GATE_UP = ("experts.gate_proj", "experts.up_proj")
 DOWN = "experts.down_proj"
 _DEFAULT_ALPHA = 0.55
@@ -104,16 +103,10 @@ def added_scales(modules: Sequence[Module]) -> tuple[Module, ...]:
             continue
         shape = module.shape[-1:]
         nbytes = tensor_nbytes("F16", shape)
-        scales[name] = module._replace(
-            name=name,
-            role="awq_scale",
-            treatment=Plain("F16"),
-            shape=shape,
-            dtype="F16",
-            sources=(),
-            tensors=(PlannedTensor(f"{name}.weight", "weight", "F16", shape, nbytes, "", 0),),
-            parameters=0,
-            together=1,
+        tensor = PlannedTensor(f"{name}.weight", "weight", "F16", shape, nbytes, "", 0)
+        scales[name] = Module(
+            *(name, SCALE_ROLE, module.layer, Plain("F16"), shape, "F16", (), (tensor,), 0),
+            decided_by=module.decided_by,
             written="keep",
         )
     return tuple(scales.values())
@@ -152,8 +145,10 @@ def _held(tensor: ModelTensor, model: Model, stored: Stored) -> str | None:
 
 
 def _bundle(draft: Draft) -> Iterator[Refusal]:
-    if (reason := _uneven(draft.modules)) is not None:
-        yield Refusal("", "", reason, "error")
+    gate_up = (module for module in draft.modules if module.role in GATE_UP)
+    reason = "gate and up of a layer must be stored alike"
+    if fault := uneven(reason, gate_up, attrgetter("treatment")):
+        yield Refusal("", "", fault, "error")
     experts = (module for module in draft.modules if module.role in (*GATE_UP, DOWN))
     schemes = {scheme_of(module.treatment) for module in experts}
     routed = draft.model.facts.value("num_experts_per_tok")
@@ -166,15 +161,6 @@ def _bundle(draft: Draft) -> Iterator[Refusal]:
         reason = f"rows of {crossing.name} are not whole blocks of 256 values"
         yield Refusal("", READER, reason)
     yield from refused(draft, READER, READER)
-
-
-def _uneven(modules: Sequence[Module]) -> str | None:
-    layers: dict[int | None, set[Stored]] = defaultdict(set)
-    for module in modules:
-        if module.role in GATE_UP:
-            layers[module.layer].add(module.treatment)
-    uneven = [layer or 0 for layer, treatments in layers.items() if len(treatments) > 1]
-    return at_layers("gate and up of a layer must be stored alike", uneven)
 
 
 REVIEW = Review(left_out=partial(omission, reasons=_LEFT_OUT), held=_held, bundle=_bundle)

@@ -3,11 +3,12 @@
 Source: jang 2.5.50, `turboquant.linear`; mlx 0.32.4 (CPU) for affine groups.
 """
 
+from emitters.jangtq_prestack.side_files import value_defects
 from emitters.jangtq_prestack.spec import MXTQ
 from emitters.numerics import Array
 from emitters.numerics.affine import affine_beyond, affine_decode, affine_encode
 from emitters.numerics.mxtq import mxtq_beyond, mxtq_decode, mxtq_encode
-from policy_dsl.formats import Parts, Slack
+from policy_dsl.formats import Codec, Parts, Slack
 from policy_dsl.treatments import Coded
 
 _AFFINE_PARTS = ("weight", "scales", "biases")
@@ -57,3 +58,6 @@ def _affine_width(treatment: Coded) -> tuple[int, int]:
     if treatment.scheme != "affine":
         raise ValueError(f"this format has no scheme {treatment}")
     return treatment.bits, treatment.group_size
+
+
+CODEC = Codec(encode, decode, beyond, value_defects)

@@ -4,22 +4,21 @@ Source: jang 2.5.50, `convert_minimax_jangtq`, `rebundle_jangtq_stacked`, `capab
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Set
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping, Sequence, Set
+from statistics import mode
+from typing import Any, NamedTuple
 
 from emitters.checkpoints import CONFIG, INDEX, QUANTIZATIONS, written
 from emitters.jangtq_prestack import read_config, spec
-from emitters.jangtq_prestack.read_config import COUNTS, TEXT, Routed
-from emitters.jangtq_prestack.side_files import SIDECAR, sidecar
+from emitters.jangtq_prestack.read_config import COUNTS, TEXT, Routed, added, claims, defects
+from emitters.jangtq_prestack.side_files import SIDECAR, edited, sidecar
 from emitters.jangtq_prestack.spec import MXTQ, NAME, PROJECTIONS, SENSES, SPEC, projection_of
 from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.formats import Files
 from policy_dsl.plan import Module, Plan, coded_modules
 from policy_dsl.reader_config import written_config
 from policy_dsl.roles.config_facts import rewritten
 from policy_dsl.treatments import Coded, Plain, Stored, describe, scheme_of
-
-_Value = TypeVar("_Value")
 
 # A path may have one slash as well, behind a dot or in front of all.
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -41,8 +40,6 @@ _CLASSES = {
     "embed_tokens": "embed",
     "lm_head": "lm_head",
 }
-
-
 _CAPABILITIES = (
     *("reasoning_parser", "tool_parser", "think_in_template", "supports_tools"),
     *("supports_thinking", "family", "modality", "modalities"),
@@ -50,10 +47,9 @@ _CAPABILITIES = (
 
 
 class _Widths(NamedTuple):
-    """The widths of a bundle. routed: of expert codes. bits: what `mxtq_bits` says.
+    """routed: bits of expert codes. bits: what `mxtq_bits` says. affine: of most such modules.
 
-    affine: how most affine modules are stored. modules: the treatments of all, in custom
-    bundles.
+    modules: the treatments of all, in custom bundles.
     """
 
     profile: str
@@ -66,16 +62,19 @@ class _Widths(NamedTuple):
 def metadata(plan: Plan) -> dict[str, bytes]:
     """`config.json`, `jang_config.json`, the index and the runtime's tables, by name."""
     widths = _widths_of(plan)
-    codes = {
-        (module.shape[-1], coded.bits)
-        for module, coded in coded_modules(plan.modules)
-        if coded.scheme == MXTQ
+    about: dict[str, Any] = {
+        "format": "jangtq",
+        # The files' bytes, headers included, as jang's rebundler counts them.
+        "total_size": sum(file.nbytes or 0 for file in plan.tensor_files),
     }
+    if SPEC.layout(plan.policy) == "prestacked":
+        about["rebundled_layout"] = "prestacked-switch_mlp"
+    places = {tensor.name: tensor.file for tensor in spec.file_order(plan.modules)}
     return {
         CONFIG: written(_config(plan, widths)),
         spec.JANG_CONFIG: written(_jang_config(plan, widths)),
-        INDEX: written(_index(plan)),
-        SIDECAR: sidecar(codes),
+        INDEX: written({"metadata": about, "weight_map": places}),
+        SIDECAR: sidecar(plan.modules),
     }
 
 
@@ -88,58 +87,37 @@ def _widths_of(plan: Plan) -> _Widths:
             experts[projection].append(module.treatment)
         else:
             rest.append(module)
-    mxtq = {
-        name: _most(_bits(one) for one in held if scheme_of(one) == MXTQ)
-        for name, held in experts.items()
-    }
-    routed, profile = read_config.shortest(mxtq), _profile(map(set, experts.values()), rest)
-    affine = _most(coded for _, coded in coded_modules(rest) if coded.scheme == "affine")
-    classes = {
-        entry: _most(_bits(module.treatment) for module in rest if module.role.startswith(begin))
-        or 8
-        for entry, begin in _CLASSES.items()
-    }
-    bits = {"routed_expert": routed, **classes, "norms_router_biases": _PLAIN_BITS}
+    # Of several widths the most frequent is taken, and the first of these.
+    mxtq: dict[str, int | None] = {}
+    for name, held in experts.items():
+        widths = [_bits(one) for one in held if scheme_of(one) == MXTQ]
+        mxtq[name] = mode(widths) if widths else None
+    routed = read_config.shortest(mxtq)
+    bits: dict[str, Any] = {"routed_expert": routed}
+    for entry, begin in _CLASSES.items():
+        widths = [_bits(module.treatment) for module in rest if module.role.startswith(begin)]
+        bits[entry] = mode(widths or [8])
+    bits["norms_router_biases"] = _PLAIN_BITS
+    affine = [coded for _, coded in coded_modules(rest) if coded.scheme == "affine"]
+    profile = _profile([set(held) for held in experts.values()], rest)
     modules = {one.name: one.treatment for one in matrices} if profile == _CUSTOM else {}
-    return _Widths(profile, routed, bits, affine or _STANDARD, modules)
+    return _Widths(profile, routed, bits, mode(affine or [_STANDARD]), modules)
 
 
-def _profile(experts: Iterable[Set[Stored]], rest: Iterable[Module]) -> str:
+def _profile(experts: Sequence[Set[Stored]], rest: Iterable[Module]) -> str:
     """The published profile whose widths these are, else `custom`."""
-    widths: list[int] = []
-    for treatments in experts:
-        # More or fewer than one a projection have no name.
-        if len(treatments) != 1 or {scheme_of(one) for one in treatments} != {MXTQ}:
-            return _CUSTOM
-        widths += map(_bits, treatments)
+    # More or fewer than one a projection have no name.
+    widths = tuple(_bits(*held) if len(held) == 1 else 0 for held in experts)
+    usual = all(scheme_of(one) == MXTQ for held in experts for one in held)
     for module in rest:
-        plain = module.role in ("router", "shared_expert_gate")
-        usual = isinstance(module.treatment, Plain) if plain else module.treatment == _STANDARD
-        if module.dtype != "F16" or not usual:
-            return _CUSTOM
-    return _PROFILES.get(tuple(widths), _CUSTOM)
-
-
-def _most(values: Iterable[_Value]) -> _Value | None:
-    """The most frequent of the values, the first of several; None if there are none."""
-    counted = Counter(values).most_common(1)
-    return counted[0][0] if counted else None
+        plain, how = module.role in ("router", "shared_expert_gate"), module.treatment
+        is_standard = isinstance(how, Plain) if plain else how == _STANDARD
+        usual = usual and module.dtype == "F16" and is_standard
+    return _PROFILES.get(widths, _CUSTOM) if usual else _CUSTOM
 
 
 def _bits(treatment: Stored) -> int:
     return treatment.bits if isinstance(treatment, Coded) else _PLAIN_BITS
-
-
-def _index(plan: Plan) -> dict[str, Any]:
-    about: dict[str, Any] = {
-        "format": "jangtq",
-        # The files' bytes, headers included, as jang's rebundler counts them.
-        "total_size": sum(file.nbytes or 0 for file in plan.tensor_files),
-    }
-    if SPEC.layout(plan.policy) == "prestacked":
-        about["rebundled_layout"] = "prestacked-switch_mlp"
-    tensors = spec.file_order(plan.modules)
-    return {"metadata": about, "weight_map": {tensor.name: tensor.file for tensor in tensors}}
 
 
 def _config(plan: Plan, widths: _Widths) -> dict[str, Any]:
@@ -234,12 +212,8 @@ def _source_model(plan: Plan) -> dict[str, str]:
     named: Mapping[str, str] = dict(plan.policy.metadata).get("source_model", {})
     table = plan.model.architecture
     usual = table.facts(NAME).get("source_model", f"/{plan.model.id}")
-    ids = (
-        one
-        for one in (plan.model.id, plan.policy.model or "")
-        if _HUB_ID.fullmatch(one) and one != _POLICIES_MODEL
-    )
-    org, _, name = next(ids, usual).partition("/")
+    ids = filter(_HUB_ID.fullmatch, (plan.model.id, plan.policy.model or ""))
+    org, _, name = next((one for one in ids if one != _POLICIES_MODEL), usual).partition("/")
     return {"name": name, "org": org, "architecture": table.family, **named}
 
 
@@ -258,14 +232,16 @@ def _ensure_sizes(config: Mapping[str, Any], plan: Plan, n_experts: int) -> None
         for module, coded in coded_modules(plan.modules)
         if coded.scheme == MXTQ
     }
-    for module in lengths.values():
+    for (_, columns), module in lengths.items():
         key, value = read_config.row_length(known, module.name)
-        if type(value) is not int or value != module.shape[-1]:
-            length = f"rows of {module.shape[-1]} values"
-            reason = f"readers go by it, and {module.name} has {length}"
+        if type(value) is not int or value != columns:
+            reason = f"readers go by it, and {module.name} has rows of {columns} values"
             raise _wrong(plan, key, value, reason)
 
 
 def _wrong(plan: Plan, key: str, value: Any, reason: str) -> PolicyError:
     shown = repr(value)[:60]
     return fail("bad-config-value", model=plan.model.id, key=key, value=shown, notes=[reason])
+
+
+FILES = Files(metadata=metadata, claims=claims, defects=defects, added=added, edited=edited)

@@ -6,16 +6,16 @@ osaurus-ai/vmlx-swift at b298324c (read).
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from emitters.checkpoints import CONFIG, document, uneven_experts, wrong_metadata
 from emitters.jangtq_prestack.side_files import SIDECAR
 from emitters.jangtq_prestack.spec import JANG_CONFIG, MXTQ, PROJECTIONS, SEED, SPEC, projection_of
 from policy_dsl.diagnostics import Diagnostic, fail
-from policy_dsl.formats import Claim, FileContents, Forms, TensorForm, Tensors
+from policy_dsl.formats import Claim, Claims, FileContents, Forms, TensorForm, Tensors
 from policy_dsl.roles.model import expert_of
 from policy_dsl.treatments import Coded
 
@@ -35,18 +35,16 @@ TEXT = "text_config"
 Routed = int | Mapping[str, int] | None
 
 
-@dataclass(frozen=True)
-class _Widths:
+class _Widths(NamedTuple):
     """The widths that a bundle's files state; and its config, flat.
 
-    affine: of affine modules that `modules` lacks; its bits are only known if they are stated.
+    affine: of affine modules that `modules` lacks, of 0 bits if that is not stated.
     """
 
     config: Mapping[str, Any]
     routed: Routed
     affine: Coded
     modules: Mapping[str, Coded]
-    affine_is_stated: bool
 
 
 def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
@@ -88,15 +86,10 @@ def _claim(path: str, parts: Mapping[str, TensorForm], widths: _Widths) -> Claim
         return None
     treatment = widths.modules.get(path, widths.affine)
     columns = groups[-1] * treatment.group_size if groups else 0
-    if path not in widths.modules and not widths.affine_is_stated:
-        treatment = replace(treatment, bits=_bits_of(words, columns))
+    if not treatment.bits:
+        bits = words[-1] * 32 // max(columns, 1) if words else 0
+        treatment = replace(treatment, bits=bits if bits in _AFFINE.bits else 8)
     return Claim(treatment, (*words[:-1], columns) if columns else (), dtype)
-
-
-def _bits_of(words: tuple[int, ...], columns: int) -> int:
-    """The width of affine groups that no file states, from the shapes."""
-    bits = words[-1] * 32 // columns if columns and words else 0
-    return bits if bits in _AFFINE.bits else 8
 
 
 def _mxtq_claim(path: str, parts: Mapping[str, TensorForm], widths: _Widths) -> Claim:
@@ -121,6 +114,8 @@ def _read_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> _Widths:
     """The widths, in any of the forms that readers know. Raises: ValueError."""
     quantization = _mapping(config, "quantization")
     affine = _affine({"bits": 8, "group_size": 64, **quantization})
+    # The first converter wrote the experts' width there; readers go by shapes anyway.
+    affine = affine if "mode" in quantization else replace(affine, bits=0)
     modules = {
         path: _affine(entry)
         for path, entry in quantization.items()
@@ -134,9 +129,7 @@ def _read_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> _Widths:
             bits = _known(f"modules {path}: bits", entry.get("bits"), _MXTQ.bits)
             modules[path] = Coded(MXTQ, bits, 0, True, "")
     routed = next(iter(_expert_widths(config, jang).values()), None)
-    # The first converter wrote the experts' width there; readers go by shapes anyway.
-    is_stated = "mode" in quantization
-    return _Widths(flat(config), routed, affine, modules, affine_is_stated=is_stated)
+    return _Widths(flat(config), routed, affine, modules)
 
 
 def _expert_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> dict[str, Routed]:
@@ -151,23 +144,18 @@ def _expert_widths(config: Mapping[str, Any], jang: Mapping[str, Any]) -> dict[s
         "quantization.mxtq_bits": quantization.get("mxtq_bits"),
         "mxtq_bits of jang_config.json": jang.get("mxtq_bits"),
     }
-    stated = {}
-    for place, entry in places.items():
-        try:
-            stated[place] = _stated(entry)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
+    stated = {place: _stated(place, entry) for place, entry in places.items()}
     return {place: widths for place, widths in stated.items() if widths is not None}
 
 
-def _stated(entry: Any) -> Routed:
+def _stated(place: str, entry: Any) -> Routed:
     """The width of experts in an entry: a number, one for each projection, or either inside."""
     if isinstance(entry, Mapping) and not entry.keys() & set(PROJECTIONS):
         entry = entry.get("routed_expert")
     if not isinstance(entry, Mapping):
-        return None if entry is None else _known("width", entry, _MXTQ.bits)
+        return None if entry is None else _known(f"{place}: width", entry, _MXTQ.bits)
     named = (name for name in PROJECTIONS if name in entry)
-    return shortest({name: _known(name, entry[name], _MXTQ.bits) for name in named})
+    return shortest({name: _known(f"{place}: {name}", entry[name], _MXTQ.bits) for name in named})
 
 
 def shortest(routed: Mapping[str, int | None]) -> Routed:
@@ -246,7 +234,7 @@ def added(files: FileContents, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 
 
 def defects(
-    folder: Path, files: FileContents, tensors: Tensors, claims: Mapping[str, Claim]
+    folder: Path, files: FileContents, tensors: Tensors, claims: Claims
 ) -> Iterator[Diagnostic]:
     """What readers of the format would miss, or read without a word of complaint.
 
@@ -269,19 +257,14 @@ def defects(
         yield wrong_metadata(CONFIG, f"the width of experts differs from place to place: {shown}")
     _, count = first_of(flat(known), COUNTS)
     if count is not None:
-        yield from _experts(count, jang.get("routed_expert_layout"), claims)
+        apart = {path for path in claims if expert_of(path) is not None}
+        heights = {path: claim.shape[0] for path, claim in claims.items() if projection_of(path)}
+        for path in (path for path in heights if path not in apart and heights[path] != count):
+            reason = f"it has {count!r} experts, {path} has {heights[path]}"
+            yield wrong_metadata(CONFIG, reason, of=path)
+        yield from uneven_experts(claims, count)
+        if apart and jang.get("routed_expert_layout") == "prestacked":
+            yield wrong_metadata(JANG_CONFIG, "it says prestacked, but experts are apart")
     if not (folder / SIDECAR).exists():
         reason = "it is missing; Osaurus and older Swift readers demand it"
         yield wrong_metadata(SIDECAR, reason)
-
-
-def _experts(count: Any, layout: object, claims: Mapping[str, Claim]) -> Iterator[Diagnostic]:
-    """Stacks of another height than the config's count, experts with other numbers."""
-    is_apart = {path: expert_of(path) is not None for path in claims}
-    for path, claim in claims.items():
-        if not is_apart[path] and projection_of(path) and claim.shape[0] != count:
-            reason = f"it has {count!r} experts, {path} has {claim.shape[0]}"
-            yield wrong_metadata(CONFIG, reason, of=path)
-    yield from uneven_experts(claims, count)
-    if layout == "prestacked" and any(is_apart.values()):
-        yield wrong_metadata(JANG_CONFIG, "it says prestacked, but experts are apart")

@@ -8,13 +8,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 
-from emitters.checkpoints import QKV, at_layers, by_layer, omission
+from emitters.checkpoints import QKV, at_layers, omission
 from emitters.jangtq_prestack.spec import MXTQ, NAME, READER, projection_of
 from policy_dsl.formats import Review
-from policy_dsl.plan import Draft, Module, Refusal
+from policy_dsl.plan import Draft, Refusal, coded_modules
 from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.treatments import Coded, Plain, Stored, scheme_of
+from policy_dsl.treatments import Plain, Stored, scheme_of
 
 _LANGUAGE_ONLY = "jang's loader of these families builds the language model only"
 _LEFT_OUT = {
@@ -55,11 +55,13 @@ REVIEW = Review(left_out=partial(omission, reasons=_LEFT_OUT), held=_held, bundl
 
 def _faults(draft: Draft) -> Iterator[tuple[str, str | None]]:
     """Reader -> what it loads or computes wrongly, if it does."""
-    layers = by_layer(draft.modules)
-    qkv = {
-        at: {held[role].treatment for role in QKV if role in held} for at, held in layers.items()
-    }
-    widths = {at: [_width(held.get(role)) for role in _EXPERTS] for at, held in layers.items()}
+    coded, qkv = [*coded_modules(draft.modules)], defaultdict[int | None, set[Stored]](set)
+    for module in draft.modules:
+        if module.role in QKV:
+            qkv[module.layer].add(module.treatment)
+    mxtq = {(module.layer, module.role): how.bits for module, how in coded if how.scheme == MXTQ}
+    widths = {at: [mxtq.get((at, role), 0) for role in _EXPERTS] for at, _ in mxtq}
+    groups = [(module.layer, module.role, how.group_size or 1) for module, how in coded]
     # Gate and up run in one kernel, which takes the width of gate for both.
     uneven = [at for at, (gate, up, _) in widths.items() if gate and up and gate != up]
     yield "jang", at_layers("mxtq gate and up of different widths are decoded wrongly", uneven)
@@ -69,13 +71,12 @@ def _faults(draft: Draft) -> Iterator[tuple[str, str | None]]:
         joined = [at for at, held in qkv.items() if len(held) == 1 and all(map(scheme_of, held))]
         reason = "it joins q, k and v of equal widths and then skips their norms and biases"
         yield "jang", at_layers(reason, joined)
-    routers = (module for module in draft.modules if module.role == "router")
-    others = [router.layer for router in routers if _group(router) not in (1, 64)]
+    others = [at for at, role, size in groups if role == "router" and size not in (1, 64)]
     yield "jang", at_layers("it reads quantized routers in groups of 64", others)
     # Latent attention is split by heads on loading, and quantized again.
-    head = draft.model.facts.value("qk_nope_head_dim")
-    latent = (module for module in draft.modules if module.role == "attention.kv_b_proj")
-    split = [one.layer for one in latent if isinstance(head, int) and head % _group(one)]
+    value = draft.model.facts.value("qk_nope_head_dim")
+    head = value if isinstance(value, int) else 0
+    split = [at for at, role, size in groups if role == "attention.kv_b_proj" and head % size]
     reason = f"kv_b_proj is split by heads of {head} values, which its groups cross"
     yield "jang", at_layers(reason, split)
     yield "vmlx-swift", _one_width_each(draft)
@@ -97,14 +98,3 @@ def _one_width_each(draft: Draft) -> str | None:
         if len(treatments) > 1:
             return f"it takes one width for {called} in the whole model"
     return None
-
-
-def _group(module: Module) -> int:
-    """Values that share a scale; 1 if it is not in groups."""
-    return module.treatment.group_size or 1 if isinstance(module.treatment, Coded) else 1
-
-
-def _width(module: Module | None) -> int:
-    """The width of a module's mxtq codes; 0 if it has no such codes."""
-    stored = module.treatment if module else None
-    return stored.bits if isinstance(stored, Coded) and stored.scheme == MXTQ else 0

@@ -5,25 +5,23 @@ Source: jang 2.5.50, `build_jangtq_sidecar` (widths of 3-bit rows are the true o
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from emitters.checkpoints import wrong_metadata
+from emitters.checkpoints import text_of, wrong_metadata
 from emitters.jangtq_prestack.spec import MXTQ, SEED, TEMPLATE, TOKENIZER
 from emitters.numerics import Array
 from emitters.numerics.mxtq_tables import codebook, signs
 from emitters.tensor_io.files import Source, file_facts
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, PolicyError, fail
-from policy_dsl.formats import Claim, FileContents, Tensors
-from policy_dsl.plan import Plan, PlannedTensor
+from policy_dsl.formats import Claim, Claims, FileContents, Tensors
+from policy_dsl.plan import Module, Plan, PlannedTensor
 from policy_dsl.planning.bundle_files import header_bytes
 from policy_dsl.sources.safetensors_header import LENGTH_NBYTES, header_nbytes, parse_header
 from policy_dsl.treatments import Coded
 
 SIDECAR = "jangtq_runtime.safetensors"
-# Width of rows and bits of a code.
-Code = tuple[int, int]
 # MiniMax's template opens the thinking block whatever the caller wants.
 _ALWAYS_THINKS = r"{{- ']~b]ai' ~ '\n' ~ '<think>' ~ '\n' }}"
 _MAY_THINK = r"""{{- ']~b]ai' ~ '\n' }}
@@ -33,9 +31,9 @@ _MAY_THINK = r"""{{- ']~b]ai' ~ '\n' }}
     {%- endif -%}"""
 
 
-def sidecar(codes: Iterable[Code]) -> bytes:
-    """The file for a bundle with these codes, as the safetensors library would write it."""
-    tables = _tables(codes)
+def sidecar(modules: Iterable[Module]) -> bytes:
+    """The file for a bundle of these modules, as the safetensors library would write it."""
+    tables = _tables(modules)
     tensors = [
         PlannedTensor(name, "", "F32", table.shape, table.nbytes, SIDECAR, 0)
         for name, table in tables.items()
@@ -43,31 +41,23 @@ def sidecar(codes: Iterable[Code]) -> bytes:
     return header_bytes(tensors, {}) + b"".join(tables[name].tobytes() for name in sorted(tables))
 
 
-def value_defects(
-    folder: Path, tensors: Tensors, claims: Mapping[str, Claim]
-) -> Iterator[Diagnostic]:
+def value_defects(folder: Path, tensors: Tensors, claims: Claims) -> Iterator[Diagnostic]:
     """Tables of the runtime that are not those of the bundle's codes."""
-    codes = {
-        (claim.shape[-1], claim.treatment.bits)
-        for claim in claims.values()
-        if isinstance(claim.treatment, Coded) and claim.treatment.scheme == MXTQ
-    }
     try:
-        for reason in _wrong_tables(folder, codes) if (folder / SIDECAR).exists() else ():
+        for reason in _wrong_tables(folder, claims) if (folder / SIDECAR).exists() else ():
             yield wrong_metadata(SIDECAR, reason)
     except PolicyError as error:
         yield from error.diagnostics
 
 
-def _wrong_tables(folder: Path, codes: Iterable[Code]) -> Iterator[str]:
-    """What the file lacks or holds wrongly. Raises: PolicyError if it cannot be read."""
+def _wrong_tables(folder: Path, claims: Claims) -> Iterator[str]:
     source = Source(folder, file_facts(folder, [SIDECAR]))
     size = source.facts[SIDECAR].nbytes
     prefix = source.read(SIDECAR, 0, min(size, LENGTH_NBYTES)).tobytes()
     length = header_nbytes(prefix, file=SIDECAR, file_nbytes=size)
     header = source.read(SIDECAR, LENGTH_NBYTES, length).tobytes()
     held = parse_header(header, file=SIDECAR, file_nbytes=size)
-    for name, table in _tables(codes).items():
+    for name, table in _tables(claims.values()).items():
         tensor = held.get(name)
         if tensor is None:
             yield f"it has no {name}"
@@ -77,10 +67,15 @@ def _wrong_tables(folder: Path, codes: Iterable[Code]) -> Iterator[str]:
             yield f"{name} does not hold the values that the codes were made with"
 
 
-def _tables(codes: Iterable[Code]) -> Mapping[str, Array]:
-    """Name -> float32 values, little-endian."""
+def _tables(held: Iterable[Module | Claim]) -> dict[str, Array]:
+    """Those of the codes that are held: name -> float32 values, little-endian."""
+    codes = {
+        (one.shape[-1], one.treatment.bits)
+        for one in held
+        if isinstance(one.treatment, Coded) and one.treatment.scheme == MXTQ
+    }
     tables = {}
-    for columns, bits in sorted(set(codes)):
+    for columns, bits in sorted(codes):
         tables[f"signs.{columns}.{SEED}"] = signs(columns, SEED).astype("<f4")
         tables[f"codebook.{columns}.{bits}"] = codebook(columns, bits).astype("<f4")
     return tables
@@ -93,18 +88,14 @@ def edited(plan: Plan, files: FileContents) -> dict[str, bytes]:
     Raises: PolicyError if one of them is not UTF-8, or the tokenizer's is not a JSON object.
     """
     written = dict(files)
-    template = _text(TEMPLATE, files[TEMPLATE]) if TEMPLATE in files else None
+    template, tokenizer = _text(files, TEMPLATE), _text(files, TOKENIZER)
     if template is not None and _ALWAYS_THINKS in template and _MAY_THINK not in template:
         template = template.replace(_ALWAYS_THINKS, _MAY_THINK)
         written[TEMPLATE] = template.encode()
-    if TOKENIZER in files:
-        written[TOKENIZER] = _tokenizer(files[TOKENIZER], template)
-    return written
-
-
-def _tokenizer(content: bytes, template: str | None) -> bytes:
+    if tokenizer is None:
+        return written
     try:
-        document = parse_json(_text(TOKENIZER, content).encode())
+        document = parse_json(tokenizer.encode())
         if not isinstance(document, dict):
             raise ValueError("it is not a JSON object")
     except ValueError as error:
@@ -112,20 +103,17 @@ def _tokenizer(content: bytes, template: str | None) -> bytes:
     # A class that only Python's newest tokenizers know; Swift reads the other one.
     if document.get("tokenizer_class") == "TokenizersBackend":
         document["tokenizer_class"] = "GPT2Tokenizer"
-        content = json.dumps(document, indent=2).encode()
+        written[TOKENIZER] = json.dumps(document, indent=2).encode()
     # Engines that look for the template here and nowhere else.
     if template is not None and document.get("chat_template") != template:
         document["chat_template"] = template
         text = json.dumps(document, indent=2, ensure_ascii=False)
         # JSON may escape halves of a character, which are not text: they stay escapes.
-        content = text.encode(errors="backslashreplace")
-    return content
+        written[TOKENIZER] = text.encode(errors="backslashreplace")
+    return written
 
 
-def _text(name: str, content: bytes) -> str:
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        raise fail("unreadable-file", path=name, reason="it is not UTF-8 text") from None
+def _text(files: FileContents, name: str) -> str | None:
     # As a file opened for text is read: every end of line becomes the same.
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text_of(files, name)
+    return text and text.replace("\r\n", "\n").replace("\r", "\n")

@@ -15,8 +15,7 @@ from policy_dsl import formats
 from policy_dsl.formats import ExpertsApart, FormatSpec, PartShape, SchemeSpec, Shards, in_order
 from policy_dsl.plan import Module, PlannedTensor
 from policy_dsl.roles.architecture import facts_of
-from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.model import SHORT_NAMES, published_name, stack_path
+from policy_dsl.roles.model import SHORT_NAMES, stacked_path
 from policy_dsl.sources.side_files import SIDE_FILES
 from policy_dsl.treatments import Plain, Stored
 
@@ -56,14 +55,6 @@ _LAST_WORDS = {word: name for name, short in SHORT_NAMES.items() for word in (na
 _IN_EXPERTS = re.compile(r"\.(?:switch_mlp|experts\.\d+)\.\w+$")
 
 
-def _module_path(tensor: ModelTensor, model: Model) -> str:
-    """The module of a tensor: experts stacked under `switch_mlp`, the rest as it was."""
-    name = published_name(tensor, model)
-    if tensor.expert is not None:
-        return stack_path(name, f"switch_mlp.{tensor.projection}")
-    return name.removesuffix(".weight")
-
-
 def _expert_path(path: str, expert: int) -> str:
     """The module of one expert of a stack, where experts are apart."""
     block, _, projection = path.rpartition(_STACK)
@@ -80,28 +71,22 @@ def projection_of(path: str) -> str | None:
 
 
 def _part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
-    """The tensors of a module: `tq_packed`, `tq_norms`, `tq_bits`, or those of MLX affine.
+    """The tensors of a module: codes, norms and width of MXTQ, or those of MLX affine, or one.
 
-    Codes of a row are packed into whole uint32 words, `32 // bits` a word; there is a norm for
-    each row and one width for the whole module. Plain modules have a `weight`.
+    Codes of an MXTQ row are packed into whole uint32 words, `32 // bits` a word.
     """
     if isinstance(treatment, Plain):
         return (PartShape("weight", dtype, shape),)
-    bits = treatment.bits
-    *lead, columns = shape
+    bits, (*lead, columns) = treatment.bits, shape
     if treatment.scheme == MXTQ:
-        words = -(-columns // (32 // bits))
         return (
-            PartShape("tq_packed", "U32", (*lead, words)),
+            PartShape("tq_packed", "U32", (*lead, -(-columns // (32 // bits)))),
             PartShape("tq_norms", "F16", tuple(lead)),
             PartShape("tq_bits", "U8", (1,), constant=bytes([bits])),
         )
+    packed = PartShape("weight", "U32", (*lead, columns * bits // 32))
     groups = (*lead, columns // treatment.group_size)
-    return (
-        PartShape("weight", "U32", (*lead, columns * bits // 32)),
-        PartShape("scales", dtype, groups),
-        PartShape("biases", dtype, groups),
-    )
+    return packed, *(PartShape(part, dtype, groups) for part in ("scales", "biases"))
 
 
 def file_order(modules: Sequence[Module]) -> Sequence[PlannedTensor]:
@@ -156,7 +141,7 @@ SPEC = FormatSpec(
     ),
     plain_dtypes=("F16", "BF16", "F32"),
     fp8_rules=("f32", "bf16", "bf16_bf16"),
-    module_path=_module_path,
+    module_path=stacked_path,
     part_shapes=_part_shapes,
     # Of what affine groups are made of, too.
     plain_dtype=lambda tensor, model: "F16",

@@ -7,7 +7,7 @@ from emitters.mlx_affine.spec import AFFINE, AFFINE_PARTS
 from emitters.numerics import Array
 from emitters.numerics.affine import affine_beyond, affine_decode, affine_encode
 from emitters.numerics.small_floats import FP_MODES, fp_beyond, fp_decode, fp_encode
-from policy_dsl.formats import Parts, Slack
+from policy_dsl.formats import Codec, Parts, Slack
 from policy_dsl.treatments import Coded
 
 
@@ -50,13 +50,14 @@ def beyond(values: Array, parts: Parts, dtype: str, treatment: Coded, slack: Sla
 
 def _is_affine(treatment: Coded) -> bool:
     """Whether the scheme is affine. Raises: ValueError unless mlx has such a scheme."""
-    scheme, geometry = treatment.scheme, (treatment.bits, treatment.group_size)
-    if scheme == AFFINE:
-        return True
-    if scheme not in FP_MODES:
-        raise ValueError(f"scheme {scheme!r} is not one of {AFFINE}, {', '.join(FP_MODES)}")
-    bits, size = FP_MODES[scheme]
-    if geometry != (bits, size):
-        own = f"{bits} bits in groups of {size}"
-        raise ValueError(f"{scheme} has {own}, not {geometry[0]} in {geometry[1]}")
-    return False
+    scheme, width = treatment.scheme, (treatment.bits, treatment.group_size)
+    known = {AFFINE: width, **FP_MODES}
+    if scheme not in known:
+        raise ValueError(f"scheme {scheme!r} is not one of {', '.join(known)}")
+    if known[scheme] != width:
+        own = "{} bits in groups of {}, not {} in {}".format(*known[scheme], *width)
+        raise ValueError(f"{scheme} has {own}")
+    return scheme == AFFINE
+
+
+CODEC = Codec(encode, decode, beyond)

@@ -9,17 +9,10 @@ from typing import Any
 
 from emitters import checkpoints
 from emitters.checkpoints import CONFIG, INDEX, QUANTIZATIONS, document, written
-from emitters.mlx_affine.spec import AFFINE, AFFINE_PARTS, READER, configured_dtype
+from emitters.mlx_affine.spec import AFFINE, AFFINE_PARTS, READER, SPEC, configured_dtype
+from policy_dsl import formats
 from policy_dsl.diagnostics import Diagnostic, diagnostic, fail
-from policy_dsl.formats import (
-    Claim,
-    FileContents,
-    ForeignMetadataError,
-    Forms,
-    TensorForm,
-    Tensors,
-    in_order,
-)
+from policy_dsl.formats import Claim, Claims, FileContents, Forms, TensorForm, Tensors
 from policy_dsl.plan import Module, Plan, coded_modules
 from policy_dsl.reader_config import written_config
 from policy_dsl.sources.checkpoint import finite
@@ -29,12 +22,8 @@ from policy_dsl.treatments import Coded, coded
 _DROPPED = (*QUANTIZATIONS, "_name_or_path", "vision_config")
 _NESTED = ("text_config", "llm_config")
 # What mlx takes for a mode where nothing is given.
-_USUAL: Mapping[str, Mapping[str, Any]] = {
-    AFFINE: {"group_size": 64, "bits": 4},
-    "mxfp4": {"group_size": 32, "bits": 4},
-    "mxfp8": {"group_size": 32, "bits": 8},
-    "nvfp4": {"group_size": 16, "bits": 4},
-}
+_USUAL = {one.name: {"group_size": one.group_sizes[0], "bits": one.bits[0]} for one in SPEC.schemes}
+_USUAL[AFFINE] = {"group_size": 64, "bits": 4}
 
 
 def metadata(plan: Plan) -> dict[str, bytes]:
@@ -49,7 +38,11 @@ def metadata(plan: Plan) -> dict[str, bytes]:
         # mlx-lm reads the first, other tools look for the second; both must say the same.
         config["quantization"] = config["quantization_config"] = quantization
     config = {key: finite(config[key]) for key in sorted(config)}
-    index = checkpoints.index(in_order(plan.modules), total_parameters=_total_parameters(plan))
+    # As mlx-lm counts them, of modules that have a weight: no router biases.
+    leaves = {module.name for module in plan.modules if _is_weight(module)}
+    paths = ((one, {one.name, one.name.rpartition(".")[0]}) for one in plan.modules)
+    total = sum(module.parameters for module, names in paths if names & leaves)
+    index = checkpoints.index(formats.in_order(plan.modules), total_parameters=total)
     return {CONFIG: written(config, 4), INDEX: written(index, 4)}
 
 
@@ -66,10 +59,10 @@ def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
         _check_copy(config.get("quantization_config"), forms)
         return {}
     if not isinstance(entries, dict):
-        raise ForeignMetadataError("its quantization is not an object")
+        raise formats.ForeignMetadataError("its quantization is not an object")
     default = _treatment(entries)
     parts = set(AFFINE_PARTS if default.scheme == AFFINE else AFFINE_PARTS[:2])
-    made, dtype = {}, configured_dtype(config) or "BF16"
+    made, dtype = {}, configured_dtype(config)
     for name in {**forms, **entries}:
         entry, held = entries.get(name), forms.get(name, {})
         if isinstance(entry, dict):
@@ -83,7 +76,7 @@ def claims(files: FileContents, forms: Forms) -> dict[str, Claim]:
 
 
 def defects(
-    folder: Path, files: FileContents, tensors: Tensors, claims: Mapping[str, Claim]
+    folder: Path, files: FileContents, tensors: Tensors, claims: Claims
 ) -> Iterator[Diagnostic]:
     """A warning if the copy that other tools look at says something else than mlx-lm reads."""
     config = document(files, CONFIG)
@@ -102,9 +95,9 @@ def _check_copy(copy: Any, forms: Forms) -> None:
         raise fail("bad-bundle-metadata", path=CONFIG, reason=reason, suggestion=cure)
 
 
-def _claim(treatment: Coded, parts: Mapping[str, TensorForm], dtype: str) -> Claim:
+def _claim(treatment: Coded, parts: Mapping[str, TensorForm], given: str | None) -> Claim:
     """The claim about a module of these parts; without a shape where one is missing."""
-    codes, scales = parts.get("weight"), parts.get("scales")
+    codes, scales, dtype = parts.get("weight"), parts.get("scales"), given or "BF16"
     if codes is None or scales is None or not scales[1]:
         return Claim(treatment, (), dtype)
     shape = (*codes[1][:-1], scales[1][-1] * treatment.group_size)
@@ -119,7 +112,7 @@ def _quantization(plan: Plan) -> dict[str, Any]:
     if default is None:
         return {}
     # mlx-lm insists on a default, though no module is left to take it.
-    described: dict[str, Any] = {**_entry(default)}
+    described = _entry(default)
     for module in plan.modules:
         # Also those that equal the default: older releases guess nothing from shapes.
         if isinstance(module.treatment, Coded):
@@ -135,7 +128,7 @@ def _entry(treatment: Coded) -> dict[str, Any]:
 
 def _treatment(entry: Mapping[str, Any]) -> Coded:
     if not {"bits", "group_size"} <= entry.keys():
-        raise ForeignMetadataError("its quantization has no bits or no group_size")
+        raise formats.ForeignMetadataError("its quantization has no bits or no group_size")
     bits, group_size = entry["bits"], entry["group_size"]
     if type(bits) is not int or type(group_size) is not int:
         raise ValueError(f"bits {bits!r} and group_size {group_size!r} are not whole numbers")
@@ -143,16 +136,9 @@ def _treatment(entry: Mapping[str, Any]) -> Coded:
     return Coded(scheme, bits, group_size, scheme != AFFINE, "")
 
 
-def _total_parameters(plan: Plan) -> int:
-    """Logical weights as mlx-lm counts them, of modules that have a weight: no router biases."""
-    leaves = {module.name for module in plan.modules if _is_weight(module)}
-    return sum(
-        module.parameters
-        for module in plan.modules
-        if module.name in leaves or module.name.rpartition(".")[0] in leaves
-    )
-
-
 def _is_weight(module: Module) -> bool:
     """Whether it is a module with a `.weight`, and not a tensor on its own."""
     return module.tensors[0].name != module.name
+
+
+FILES = formats.Files(metadata=metadata, claims=claims, defects=defects)

@@ -12,7 +12,7 @@ from policy_dsl.formats import FormatSpec, PartShape, Review, SchemeSpec, Shards
 from policy_dsl.plan import Draft, Refusal
 from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.model import published_name, stack_path
+from policy_dsl.roles.model import stacked_path
 from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
 from policy_dsl.treatments import Coded, Plain, Stored
@@ -32,13 +32,10 @@ _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 def _module_path(tensor: ModelTensor, model: Model) -> str:
-    """The module of a tensor: experts stacked under `switch_mlp`, the rest as it was."""
-    name = published_name(tensor, model)
-    if tensor.expert is not None:
-        return stack_path(name, f"switch_mlp.{tensor.projection}")
-    for prefix, called in model.architecture.mlx.get("model", {}).items():
+    name, renamed = stacked_path(tensor, model), model.architecture.mlx.get("model", {})
+    for prefix, called in renamed.items() if tensor.expert is None else ():
         name = name.replace(f"{prefix}.", f"{called}.", 1)
-    return name.removesuffix(".weight")
+    return name
 
 
 def _part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:

@@ -113,9 +113,12 @@ def published_name(tensor: ModelTensor, model: Model) -> str:
     return tensor.source.name.replace(".mlp.", f".{block}.", 1)
 
 
-def stack_path(name: str, word: str) -> str:
-    """The name of an expert's tensor with its end, from `.experts.` on, replaced by a word."""
-    return _EXPERT.sub(f".{word}", name)
+def stacked_path(tensor: ModelTensor, model: Model, block: str = "switch_mlp") -> str:
+    """The module of a tensor: its published name; that of a layer's experts is in `block`."""
+    name = published_name(tensor, model)
+    if tensor.expert is None:
+        return name.removesuffix(".weight")
+    return _EXPERT.sub(f".{block}.{tensor.projection}", name)
 
 
 def apart_path(tensor: ModelTensor, model: Model) -> str:
@@ -124,7 +127,7 @@ def apart_path(tensor: ModelTensor, model: Model) -> str:
     if tensor.expert is None:
         return name.removesuffix(".weight")
     (_, words), projection = model.architecture.published_experts, tensor.projection or ""
-    return stack_path(name, f"experts.*.{words.get(projection, projection)}")
+    return _EXPERT.sub(f".experts.*.{words.get(projection, projection)}", name)
 
 
 def expert_path(path: str, expert: int) -> str:

@@ -48,7 +48,7 @@ from policy_dsl.plan import Draft, Module, Plan, Refusal, coded_modules
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.policy import Words
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.model import published_name, stack_path
+from policy_dsl.roles.model import stacked_path
 from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
 from policy_dsl.treatments import Coded, Plain, Stored
@@ -68,10 +68,7 @@ def part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[
 
 
 def module_path(tensor: ModelTensor, model: Model) -> str:
-    name = published_name(tensor, model)
-    if tensor.expert is not None:
-        return stack_path(name, f"experts.{tensor.projection}")
-    return name.removesuffix(".weight")
+    return stacked_path(tensor, model, "experts")
 
 
 def plain_dtype(tensor: ModelTensor, model: Model) -> str:

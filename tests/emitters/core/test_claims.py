@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,7 @@ def test_a_mistake_in_a_format_is_not_taken_for_another_format(
         raise error("a typo")
 
     bundle = shutil.copytree(STOCK, tmp_path / "bundle")
-    monkeypatch.setattr("emitters.mlx_affine.config.claims", broken)
+    files = replace(emitters.FORMATS["mlx_affine"].files(), claims=broken)
+    monkeypatch.setattr("emitters.mlx_affine.config.FILES", files)
     with pytest.raises(error, match="a typo"):
         open_bundle(bundle)
