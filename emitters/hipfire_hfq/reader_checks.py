@@ -142,24 +142,29 @@ def _loader_defects(
             known = ", ".join(map(code_name, codes))
             yield name, f"it is {code_name(held.code)}, and readers take {known}"
     for layer in range(config["num_hidden_layers"]):
-        experts, path = range(config["num_local_experts"]), f"{_MOE.format(layer)}.experts"
-        # All experts of a layer are read by the codes of expert 0.
-        up, down = product(experts, ("w1", "w3"), ("w1",)), product(experts, ("w2",), ("w2",))
-        for expert, word, usual in chain(up, down):
-            name = f"{path}.{expert}.{word}.weight"
-            held, first = tensors.get(name), tensors.get(f"{path}.0.{usual}.weight")
-            if held and first and held.code != first.code:
-                what = f"{code_name(held.code)}, and readers take it for {code_name(first.code)}"
-                yield name, f"it is {what}, as expert 0 is"
-        # Scales that readers would skip, while the weights stay multiplied by them.
-        name, hidden = f"{_MOE.format(layer)}.{SCALE}.weight", config["hidden_size"]
-        held = tensors.get(name)
-        if held and (held.info.dtype, held.info.nbytes) != ("F16", hidden * 2):
-            what = f"{code_name(held.code)} of {held.info.nbytes} bytes"
-            yield name, f"it is {what}, and readers skip what is not F16 of {hidden} values"
-        name = f"{_MOE.format(layer)}.awq_scale_down.weight"
-        if name in tensors:
-            yield name, "readers do not apply it, so that the weights it scaled are wrong"
+        yield from _expert_defects(_MOE.format(layer), config, tensors)
+
+
+def _expert_defects(
+    moe: str, config: Mapping[str, Any], tensors: Mapping[str, HfqTensor]
+) -> Iterator[_Defect]:
+    # All experts of a layer are read by the codes of expert 0.
+    experts = range(config["num_local_experts"])
+    up, down = product(experts, ("w1", "w3"), ("w1",)), product(experts, ("w2",), ("w2",))
+    for expert, word, usual in chain(up, down):
+        name = f"{moe}.experts.{expert}.{word}.weight"
+        held, first = tensors.get(name), tensors.get(f"{moe}.experts.0.{usual}.weight")
+        if held and first and held.code != first.code:
+            what = f"{code_name(held.code)}, and readers take it for {code_name(first.code)}"
+            yield name, f"it is {what}, as expert 0 is"
+    # Scales that readers would skip, while the weights stay multiplied by them.
+    name, hidden = f"{moe}.{SCALE}.weight", config["hidden_size"]
+    held = tensors.get(name)
+    if held and (held.info.dtype, held.info.nbytes) != ("F16", hidden * 2):
+        what = f"{code_name(held.code)} of {held.info.nbytes} bytes"
+        yield name, f"it is {what}, and readers skip what is not F16 of {hidden} values"
+    if (name := f"{moe}.awq_scale_down.weight") in tensors:
+        yield name, "readers do not apply it, so that the weights it scaled are wrong"
 
 
 def _wanted(config: Mapping[str, Any], head: int) -> Iterator[_Wanted]:
