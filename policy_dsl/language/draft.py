@@ -15,7 +15,7 @@ from policy_dsl import diagnostics, room
 from policy_dsl.diagnostics import Diagnostic, SourceText, Span, diagnostic, did_you_mean
 from policy_dsl.escaping import LONGEST_POLICY_NAME, name_defect
 from policy_dsl.language import parsing
-from policy_dsl.language.parsing import TRUTH, Fragment, plain_scalar, substitute
+from policy_dsl.language.parsing import TRUTH, Fragment, checked, plain_scalar, substitute
 from policy_dsl.language.statements import StatementReader
 from policy_dsl.policy import (
     CLEARABLE,
@@ -56,7 +56,7 @@ class Draft:
     what they take, which comments are tied to."""
 
     def __init__(self, source: SourceText, name: str, overrides: Values, words: Words) -> None:
-        self.source = source
+        self.source = checked(source)
         self.findings: list[Diagnostic] = []
         self.comments: list[Comment] = []
         self._overrides = overrides

@@ -6,8 +6,8 @@ close a block. Quoted texts and `/…/` may hold any of these characters.
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 from lark import Token
 
@@ -17,39 +17,34 @@ from policy_dsl.language.draft import Draft
 from policy_dsl.language.parsing import Fragment, Syntax, children, parse, place, tokens
 from policy_dsl.policy import KEYS, WORDS, Comment, Policy, Values, Words
 
-_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"?|\$\{[^}\n]*\}?|[#;{}\n/()\[\],]|[^\s"$#;{}/()\[\],]+|\$')
+_TOKEN = re.compile(
+    r'"(?:[^"\\\n]|\\.)*"?|\$\{[^}\n]*\}?|#[^\n]*|[;{}\n/()\[\],]|[^\s"$#;{}/()\[\],]+|\$'
+)
 _CLOSED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _REGEX = re.compile(r"/(?:[^/\\\n]|\\.)+/")
 _BLOCK = re.compile(r"\s*on\s+(\S+)\s*$")
 # A regular expression begins at a slash after one of these; after anything else it divides.
-_BEFORE_REGEX = {None, ",", "(", "in", "and", "except", "test"}
+_BEFORE_REGEX = {"", ",", "(", "in", "and", "except", "test"}
 _KEYS = {key.word: key.name for key in KEYS}
-_VAR = re.compile(r"var(?!\S)")
-_RULES = ("rule",)
-_STATEMENTS = ("rule", "prune", "test", "otherwise")
+_VAR = re.compile(r"\s*var(?!\S)")
+_BLANK = re.compile(r"\n[\s;]*\n")
 _BARE_JSON = re.compile(r"[\w.+$-][\w.+$ {}/-]*")
 
 
-class Statement(NamedTuple):
-    """One statement without its end. `block` is the target of the `on` block around it."""
-
-    body: Fragment
-    block: str | None
+Kind = Literal["statement", "comment", "beside", "blank", "open", "close"]
+_REMARKS = ("comment", "beside", "blank")
 
 
-class Opening(NamedTuple):
-    """`on <target> {`; closing: its `}`."""
+class Piece(NamedTuple):
+    """A statement without its end, a comment, a blank line, or a bracket of an `on` block.
 
-    target: Fragment
-    closing: bool = False
+    beside: a comment on the line of what it is about. text: of a bracket, the block's target.
+    block: the target of the block around a statement.
+    """
 
-
-class Remark(NamedTuple):
-    """A comment's text with its `#`, or `` for blank lines; `trailing` as in Comment."""
-
-    text: str
-    trailing: bool = False
-    span: Span | None = None
+    kind: Kind
+    text: Fragment
+    block: str | None = None
 
 
 class Remarks:
@@ -81,92 +76,71 @@ class Splitting:
     """The pieces of a text, in order, and what is wrong with its brackets and quotes."""
 
     def __init__(self, fragment: Fragment) -> None:
-        self.pieces: list[Statement | Opening | Remark] = []
+        self.pieces: list[Piece] = []
         self.findings: list[Diagnostic] = []
-        self._all = fragment
-        # Where the open statement starts, the token before, and how deep its braces are.
-        self._start = 0
-        self._before: str | None = None
-        self._depth = 0
+        self._all, self._text = fragment, fragment.text
+        # Where the last piece ended and the open statement starts, and how deep its braces are.
+        self._end = self._start = self._depth = 0
         self._broken = False
         self._block: Fragment | None = None
-        self._line_used = False
-        self._blank = False
-        for token, at in self._tokens():
-            self._take(token, at, at + len(token))
-            ended = token in ("\n", ";") or self._start == at + len(token)
-            self._before = None if ended else token
-        self._finish(len(fragment.text), 0)
-        if self._block is not None:
-            self._report("unclosed-block", self._block, target=self._block.text)
-
-    def _tokens(self) -> Iterator[tuple[str, int]]:
-        text, at = self._all.text, 0
-        while found := _TOKEN.search(text, at):
+        before, at = "", 0
+        while found := _TOKEN.search(self._text, at):
             start, token = found.start(), found[0]
             # `where i < n // 8` holds slashes that divide.
-            if token == "/" and self._before in _BEFORE_REGEX:
-                regex = _REGEX.match(text, start)
+            if token == "/" and before in _BEFORE_REGEX:
+                regex = _REGEX.match(self._text, start)
                 token = regex[0] if regex else token
-            elif token == "#":
-                end = text.find("\n", start)
-                token = text[start : end if end >= 0 else len(text)]
-            yield token, start
             at = start + len(token)
+            self._take(token, start, at)
+            before = "" if token in ("\n", ";") or self._start == at else token
+        self._finish(len(self._text), 0)
+        if self._block:
+            place, target = self._block.span, self._block.text
+            self.findings.append(diagnostic("unclosed-block", place, target=target))
 
     def _take(self, token: str, at: int, after: int) -> None:
-        if token == "\n":
-            self._finish(at, after)
-            self._blank = self._blank or not self._line_used
-            self._line_used = False
-        elif token == ";":
+        if token in ("\n", ";"):
             self._finish(at, after)
         elif token[0] == "#":
-            # Asked before the statement ends: a comment beside a rule belongs to that rule.
-            trailing = self._line_used or bool(self._all.text[self._start : at].strip())
+            line = self._text[self._text.rfind("\n", 0, at) + 1 : at]
             self._finish(at, after)
-            self._add(Remark(token.strip(), trailing, self._all.place(at, after)))
+            self._add("beside" if line.strip(" \t\f\r;") else "comment", at, after)
         elif token == "{":
-            self._open(at)
+            block = None if self._block else _BLOCK.match(self._text, self._start, at)
+            # Braces that open no block are left to the grammar, which names what it expected.
+            if block is None:
+                self._depth += 1
+                return
+            self._block = self._all[block.start(1) : block.end(1)]
+            self._add("open", at, after)
+            self._start = after
         elif token == "}" and self._depth:
             self._depth -= 1
         elif token == "}":
             self._finish(at, after)
-            if self._block is None:
-                self._report("stray-brace", self._all[at:after])
+            if self._block:
+                self._add("close", at, after)
             else:
-                self._add(Opening(self._block, closing=True))
+                self.findings.append(diagnostic("stray-brace", self._all.place(at, after)))
             self._block = None
         elif token[0] == '"' and not _CLOSED.fullmatch(token):
-            self._report("unclosed-quote", self._all[at:after])
+            self.findings.append(diagnostic("unclosed-quote", self._all.place(at, after)))
             self._broken = True
-
-    def _open(self, at: int) -> None:
-        block = None if self._block else _BLOCK.match(self._all.text, self._start, at)
-        # Braces that open no block are left to the grammar, which names what it expected.
-        if block is None:
-            self._depth += 1
-            return
-        self._block = self._all[block.start(1) : block.end(1)]
-        self._add(Opening(self._block))
-        self._start = at + 1
 
     def _finish(self, at: int, start: int) -> None:
         """Ends the open statement; the next one begins at `start`."""
-        body = self._all[self._start : at].strip()
         # A statement with an open quote has its finding; parsing it would add a second one.
-        if body.text and not self._broken:
-            self._add(Statement(body, self._block.text if self._block else None))
+        if self._text[self._start : at].strip() and not self._broken:
+            self._add("statement", self._start, at)
         self._start, self._depth, self._broken = start, 0, False
 
-    def _add(self, piece: Statement | Opening | Remark) -> None:
-        if self._blank and self.pieces:
-            self.pieces.append(Remark(""))
-        self._blank, self._line_used = False, True
-        self.pieces.append(piece)
-
-    def _report(self, code: str, where: Fragment, **facts: Any) -> None:
-        self.findings.append(diagnostic(code, where.span, **facts))
+    def _add(self, kind: Kind, at: int, after: int) -> None:
+        if self.pieces and _BLANK.search(self._text, self._end, at):
+            self.pieces.append(Piece("blank", self._all[at:at]))
+        block = self._block
+        text = block if block and kind in ("open", "close") else self._all[at:after]
+        self.pieces.append(Piece(kind, text, block.text if block else None))
+        self._end = after
 
 
 def read_dsl(
@@ -177,12 +151,12 @@ def read_dsl(
     name: the policy's name if the text gives none. values: replace the defaults of `vars`.
     Raises: PolicyError with every defect of the text.
     """
-    source = parsing.checked(source)
     draft = Draft(source, name, values or {}, words)
+    source = draft.source
     split = Splitting(Fragment.whole(source))
-    if not split.findings and all(isinstance(piece, Remark) for piece in split.pieces):
+    if not split.findings and all(piece.kind in _REMARKS for piece in split.pieces):
         raise fail("empty-policy", Span(source, 0, min(1, len(source.text))), path=source.name)
-    _take(draft, split, lambda read: _statement(draft, *read))
+    _take(draft, split, lambda piece: _statement(draft, piece))
     return draft.build()
 
 
@@ -190,77 +164,78 @@ def read_rules(draft: Draft, text: Fragment, target: str | None) -> None:
     """Adds the rules of a text that may hold nothing else: `rules: |` of a YAML policy."""
     split = Splitting(text)
     for piece in split.pieces:
-        if isinstance(piece, Remark):
-            refuse_swallowing(draft, piece)
-        elif isinstance(piece, Opening) and not piece.closing:
-            draft.report("block-in-rules", piece.target.span, target=piece.target.text)
-    split.pieces = [piece for piece in split.pieces if not isinstance(piece, Opening)]
+        if piece.kind in _REMARKS:
+            refuse_swallowing(draft, piece.text)
+        elif piece.kind == "open":
+            draft.report("block-in-rules", piece.text.span, target=piece.text.text)
+    split.pieces = [piece for piece in split.pieces if piece.kind not in ("open", "close")]
     end = f"targets.{target}.rules[]" if target else "rules[]"
-    _take(draft, split, lambda read: draft.statement(read.body, _RULES, target), end)
+    _take(draft, split, lambda piece: draft.statement(piece.text.strip(), ("rule",), target), end)
 
 
-def refuse_swallowing(draft: Draft, remark: Remark) -> None:
+def refuse_swallowing(draft: Draft, comment: Fragment) -> None:
     """Adds a defect if a comment takes more than its line: YAML joins lines in `>` texts."""
-    span = remark.span
-    if span is not None and "\n" in span.source.text[span.start : span.end]:
+    span = comment.span
+    if "\n" in span.source.text[span.start : span.end]:
         draft.report("comment-in-folded-text", span)
 
 
-def _take(draft: Draft, split: Splitting, read: Callable[[Statement], str], end: str = "") -> None:
+def _take(draft: Draft, split: Splitting, read: Callable[[Piece], str], end: str = "") -> None:
     """Reads every statement, variables first, and ties comments to what they belong to."""
     draft.findings += split.findings
-    statements = [piece for piece in split.pieces if isinstance(piece, Statement)]
+    statements = [piece for piece in split.pieces if piece.kind == "statement"]
     # Variables may be below the rules that use them.
-    ordered = sorted(statements, key=lambda each: not _VAR.match(each.body.text))
+    ordered = sorted(statements, key=lambda piece: not _VAR.match(piece.text.text))
     anchors = {id(statement): read(statement) for statement in ordered}
     last, remarks = "", Remarks(head=not end)
     for piece in split.pieces:
-        if isinstance(piece, Remark):
-            if piece.trailing and last:
-                remarks.comments.append(Comment(last, piece.text, trailing=True))
-            else:
-                remarks.waiting.append((piece.text, 0))
-            continue
-        if isinstance(piece, Statement):
-            last = anchors[id(piece)]
+        text = piece.text.text.strip()
+        if piece.kind == "beside" and last:
+            remarks.comments.append(Comment(last, text, trailing=True))
+        elif piece.kind in _REMARKS:
+            remarks.waiting.append((text, 0))
         else:
-            draft.block(piece.target)
-            last = f"targets.{piece.target.text}" + ".rules[]" * piece.closing
-        remarks.belong(last)
+            if piece.kind == "statement":
+                last = anchors[id(piece)]
+            else:
+                draft.block(piece.text)
+                last = f"targets.{text}" + ".rules[]" * (piece.kind == "close")
+            remarks.belong(last)
     # What still waits belongs to the end of the text or block.
     draft.comments += remarks.comments + [Comment(end, text) for text, _ in remarks.waiting]
 
 
-def _statement(draft: Draft, body: Fragment, block: str | None) -> str:
+def _statement(draft: Draft, piece: Piece) -> str:
+    body = piece.text.strip()
     # A block holds rules of its target; headers belong to the whole policy.
-    if block is not None:
-        return draft.statement(body, _RULES, block)
+    if piece.block is not None:
+        return draft.statement(body, ("rule",), piece.block)
     if not parsing.value_statement().match(body.text):
-        return draft.statement(body, _STATEMENTS)
+        return draft.statement(body, ("rule", "prune", "test", "otherwise"))
     tree = parse(body)
-    if isinstance(tree, Diagnostic):
-        draft.findings.append(tree)
-        return ""
-    return _header(draft, children(tree)[0], body)[0]
+    if not isinstance(tree, Diagnostic):
+        return _header(draft, children(tree)[0], body)
+    draft.findings.append(tree)
+    return ""
 
 
-def _header(draft: Draft, tree: Syntax, body: Fragment) -> list[str]:
+def _header(draft: Draft, tree: Syntax, body: Fragment) -> str:
     first, *rest = [_value(token, body) for token in tokens(tree)]
     key = _KEYS.get(first.text, first.text)
     match tree.data:
         case "clear":
-            return [draft.clear(word.text, word.span) for word in (first, *rest)]
+            paths = [draft.clear(word.text, word.span) for word in (first, *rest)]
         case "text_key":
-            path = draft.text(key, rest[0], first.span)
+            paths = [draft.text(key, rest[0], first.span)]
         case "list_key":
-            return [draft.word(key, word) for word in rest]
+            paths = [draft.word(key, word) for word in rest]
         case "field":
-            path = draft.field(key, *rest)
+            paths = [draft.field(key, *rest)]
         case "var":
-            path = draft.var(first, rest[0], quoted=tokens(tree)[1].type == "STRING")
+            paths = [draft.var(first, rest[0], quoted=tokens(tree)[1].type == "STRING")]
         case _:
-            path = _metadata(draft, first, tokens(tree)[1], body)
-    return [path]
+            paths = [_metadata(draft, first, tokens(tree)[1], body)]
+    return paths[0]
 
 
 def _metadata(draft: Draft, key: Fragment, token: Token, body: Fragment) -> str:

@@ -10,7 +10,7 @@ from policy_dsl.diagnostics import PolicyError, SourceText, Span, did_you_mean, 
 from policy_dsl.language import parsing, yaml_nodes
 from policy_dsl.language.draft import SCHEMA, Draft
 from policy_dsl.language.parsing import TRUTH, Fragment, checked, join, plain_scalar, quote
-from policy_dsl.language.read_dsl import Remark, Splitting, Statement, read_rules, refuse_swallowing
+from policy_dsl.language.read_dsl import Splitting, read_rules, refuse_swallowing
 from policy_dsl.language.yaml_nodes import Place, is_null, scalar_fragment
 from policy_dsl.policy import CLEARABLE, KEYS, WORDS, Comment, Policy, Values, Words
 
@@ -43,13 +43,14 @@ def read_yaml(
     name: the policy's name if the text gives none. values: replace the defaults of `vars`.
     Raises: PolicyError with every defect of the text.
     """
-    source = checked(source)
+    draft = Draft(source, name, values or {}, words)
+    source = draft.source
     root = yaml_nodes.compose(source)
     if root is None or is_null(root) or (isinstance(root, MappingNode) and not root.value):
         raise fail("empty-policy", Span(source, 0, min(1, len(source.text))), path=source.name)
     if not isinstance(root, MappingNode):
         raise fail("not-a-policy", yaml_nodes.span_of(source, root), found=yaml_nodes.kind_of(root))
-    return _Reader(Draft(source, name, values or {}, words)).read(root)
+    return _Reader(draft).read(root)
 
 
 def looks_like_yaml(source: SourceText) -> bool:
@@ -151,7 +152,7 @@ class _Reader:
     def _single(self, text: Fragment, target: str | None) -> str:
         split = Splitting(text)
         self._draft.findings += split.findings
-        bodies = [piece.body for piece in split.pieces if isinstance(piece, Statement)]
+        bodies = [piece.text.strip() for piece in split.pieces if piece.kind == "statement"]
         if len(bodies) > 1:
             notes = ["write them as a text:", "rules: |", *(f"  {body.text}" for body in bodies)]
             self._draft.report("several-statements", text.span, notes=notes)
@@ -159,9 +160,9 @@ class _Reader:
             return ""
         anchor = self._draft.statement(bodies[0] if bodies else text.strip(), _RULE, target)
         for piece in split.pieces:
-            if isinstance(piece, Remark) and piece.text:
-                refuse_swallowing(self._draft, piece)
-                self._draft.comments.append(Comment(anchor, piece.text))
+            if piece.kind in ("comment", "beside"):
+                refuse_swallowing(self._draft, piece.text)
+                self._draft.comments.append(Comment(anchor, piece.text.text.strip()))
         return anchor
 
     def _mapping(self, node: MappingNode, found: list[Pair], target: str | None) -> str:
