@@ -1,8 +1,4 @@
-"""What both readers fill: a policy in the making, checked piece by piece.
-
-Values arrive as fragments with their variables still in them; defects are collected, and
-`build` returns the Policy or raises them all.
-"""
+"""What both readers fill: a policy in the making, checked piece by piece."""
 
 import json
 import re
@@ -12,33 +8,20 @@ from dataclasses import replace
 from typing import Any
 
 from policy_dsl import diagnostics, room
-from policy_dsl.diagnostics import Diagnostic, SourceText, Span, diagnostic, did_you_mean
+from policy_dsl.diagnostics import PolicyError, SourceText, Span, diagnostic, did_you_mean
 from policy_dsl.escaping import LONGEST_POLICY_NAME, name_defect
 from policy_dsl.language import parsing
 from policy_dsl.language.parsing import TRUTH, Fragment, checked, plain_scalar, substitute
 from policy_dsl.language.statements import StatementReader
-from policy_dsl.policy import (
-    CLEARABLE,
-    SECTIONS,
-    Assertion,
-    Comment,
-    Policy,
-    Prune,
-    Rule,
-    Values,
-    Words,
-)
+from policy_dsl.policy import CLEARABLE, SECTIONS, Comment, Policy, Prune, Rule, Values, Words
 from policy_dsl.quantities import parse_size
 from policy_dsl.treatments import WHOLE_ROW, Written
 
 # The JSON Schema of a policy as YAML: it names the keys and fields that readers take, and their
 # types. That statements are well formed only the readers can say.
-SCHEMA: Mapping[str, Any] = json.loads(
-    (room("grammar") / "policy.schema.json").read_text(encoding="utf-8")
-)
-FIELDS: Mapping[str, Mapping[str, Any]] = {
-    section: SCHEMA["properties"][section]["properties"] for section in SECTIONS
-}
+SCHEMA: Mapping[str, Any] = json.loads((room("grammar") / "policy.schema.json").read_text("utf-8"))
+_KEYS = SCHEMA["properties"]
+FIELDS: Mapping[str, Any] = {section: _KEYS[section]["properties"] for section in SECTIONS}
 # YAML 1.1 reads these words as truth values; people rarely mean to.
 _YAML_TRUTH = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 _NUMBER = re.compile(r"[-+]?[0-9]{1,18}(\.[0-9]{1,40})?(e[-+]?[0-9]{1,3})?")
@@ -52,12 +35,14 @@ _VARIABLE = re.compile(r"(?<!\$)\$\{")
 
 
 class Draft:
-    """Collects what a text says under the policy's keys; most methods return the key path of
-    what they take, which comments are tied to."""
+    """Collects what a text says, values with their variables still in them, and its defects.
+
+    Most methods return the key path of what they take, which comments are tied to.
+    """
 
     def __init__(self, source: SourceText, name: str, overrides: Values, words: Words) -> None:
         self.source = checked(source)
-        self.findings: list[Diagnostic] = []
+        self.findings: list[diagnostics.Diagnostic] = []
         self.comments: list[Comment] = []
         self._overrides = overrides
         self._words = words
@@ -90,14 +75,13 @@ class Draft:
         if not value.text and key in CLEARABLE:
             self._cleared.append(key)
             return key
-        if (filled := self._value(key, value)) is None:
-            return key
-        text = self._texts[key] = filled.text
-        if not text.strip():
-            self.report("empty-value", value.span, key=key)
-        elif key == "name" and (reason := name_defect(text, longest=LONGEST_POLICY_NAME)):
+        if (filled := self._value(key, value)) is not None:
+            text = self._texts[key] = filled.text
+            if not text.strip():
+                self.report("empty-value", value.span, key=key)
             # Bundles are called after it where nobody says how.
-            self.report("bad-policy-name", value.span, name=text, reason=reason)
+            elif key == "name" and (reason := name_defect(text, longest=LONGEST_POLICY_NAME)):
+                self.report("bad-policy-name", value.span, name=text, reason=reason)
         return key
 
     def clear(self, key: str, span: Span) -> str:
@@ -148,8 +132,7 @@ class Draft:
             return section
         path = self._claim(f"{section}.{name}", value.span, key.span)
         filled = self._value(path, value)
-        read = filled and self._read_field(section, name, filled)
-        if read is not None:
+        if filled and (read := self._read_field(section, name, filled)) is not None:
             self._mappings[section][name] = read
         return path
 
@@ -186,20 +169,19 @@ class Draft:
             case Rule():
                 self._spans.setdefault("rules", read.span)
                 return self._add("rules", replace(value, target=target, template=template))
+            case Written():
+                path = self._claim("defaults.otherwise", read.span, read.span)
+                self._mappings["defaults"]["otherwise"] = value
             case Prune():
                 if self._lists["transforms"]:
                     self.report("contradicting-transforms", read.span, component="experts")
                 path = self._add("transforms", value)
-            case Assertion():
+            case _:
                 path = self._add("tests", value)
-            case Written():
-                path = self._claim("defaults.otherwise", read.span, read.span)
-                self._mappings["defaults"]["otherwise"] = value
         self._spans[path] = read.span
         self._spans.setdefault(path.partition("[")[0], read.span)
         if template is not None:
-            words = template.removeprefix("test ").removeprefix("otherwise ")
-            self._templates[path] = words
+            self._templates[path] = template.removeprefix("test ").removeprefix("otherwise ")
         return path
 
     def report(self, code: str, span: Span, *, cure: str | None = None, **facts: Any) -> None:
@@ -212,11 +194,10 @@ class Draft:
             if self._mappings.get(key):
                 self.report("cleared-and-said", self._spans[f"clear.{key}"], key=key)
         # A Policy never exists with a hole in it.
-        if diagnostics.errors(self.findings):
+        if self.findings:
             # Two checks may find the same defect.
             unique = dict.fromkeys(self.findings)
-            ordered = sorted(unique, key=lambda each: each.span.start if each.span else -1)
-            raise diagnostics.PolicyError(ordered)
+            raise PolicyError(sorted(unique, key=lambda each: each.span.start if each.span else -1))
         # Rules of a target come after those for all targets: the last that matches decides.
         order, rules = [None, *self._lists["targets"]], self._lists["rules"]
         numbers = sorted(range(len(rules)), key=lambda at: order.index(rules[at].target))
@@ -228,16 +209,11 @@ class Draft:
         held["rules"] = tuple(rules[at] for at in numbers)
         # Lists and texts that are given replace what is extended anyway; tests do not.
         said = {key for key, value in (self._texts | self._lists).items() if value} - {"tests"}
-        return Policy(
-            **held,
-            cleared=tuple(key for key in CLEARABLE if key in self._cleared and key not in said),
-            comments=tuple(
-                replace(each, anchor=moved.get(each.anchor, each.anchor)) for each in self.comments
-            ),
-            source=self.source,
-            key_spans=self._spans,
-            templates=self._templates,
+        held["cleared"] = tuple(key for key in CLEARABLE if key in {*self._cleared} - said)
+        held["comments"] = tuple(
+            replace(each, anchor=moved.get(each.anchor, each.anchor)) for each in self.comments
         )
+        return Policy(**held, source=self.source, key_spans=self._spans, templates=self._templates)
 
     def _is_target(self, target: str, span: Span) -> bool:
         known = self._words.targets
@@ -259,22 +235,20 @@ class Draft:
 
     def _read_field(self, section: str, name: str, value: Fragment) -> Any | None:
         """The field's value of the type that its schema wants; None after adding a defect."""
-        schema = FIELDS[section][name]
-        read: Any = value.text
+        schema, read = FIELDS[section][name], None
         known = {"scheme": self._words.schemes, "method": self._words.methods}.get(name)
         if schema["type"] != "string":
             read = self.typed(schema["type"], value, where=name)
-        elif known is not None and read not in known:
+        elif known is not None and value.text not in known:
             cure = did_you_mean(value.text, known)
             self.report(f"unknown-{name}", value.span, cure=cure, **{name: value.text})
-            return None
         elif name == "shard_size" and not parse_size(value.text):
             cure = "write a number with a unit, such as 5GiB or 5GB"
             self._wrong_type(value, name, "a size", cure)
-            return None
         elif not value.text.strip():
             self.report("empty-value", value.span, key=name)
-            return None
+        else:
+            read = value.text
         if read is not None and (reason := _misfit(schema, read)):
             key = f"{section}.{name}"
             self.report("bad-value", value.span, key=key, value=read, reason=reason)
@@ -298,7 +272,7 @@ class Draft:
             self._n_filled += len(value.text)
             if self._n_filled > parsing.MAX_BYTES:
                 defect = diagnostic("filled-too-long", value.span, limit=parsing.MAX_BYTES)
-                raise diagnostics.PolicyError([*self.findings, defect])
+                raise PolicyError([*self.findings, defect])
         filled, findings = substitute(value, self._vars)
         self.findings += findings
         return None if findings else filled

@@ -18,17 +18,7 @@ from policy_dsl.diagnostics import Diagnostic, Span, diagnostic, did_you_mean
 from policy_dsl.language import parsing
 from policy_dsl.language.parsing import Fragment, Syntax, children, parse, place, tokens
 from policy_dsl.language.print_policy import print_selector, print_treatment
-from policy_dsl.policy import (
-    WORDS,
-    Assertion,
-    Prune,
-    Rule,
-    Selector,
-    Words,
-    all_of,
-    any_of,
-    without,
-)
+from policy_dsl.policy import Assertion, Prune, Rule, Selector, Words, all_of, any_of
 from policy_dsl.quantities import parse_size
 from policy_dsl.roles.name_index import pattern_defect
 from policy_dsl.treatments import MAX_BITS, PLAIN_DTYPES, WHOLE_ROW, Written
@@ -46,17 +36,15 @@ _EXPECTED = {
 _RANGE = re.compile(r"([-+]?\d+)(?:\s*(?:\.\.|-)\s*([-+]?\d+))?")
 _LARGEST = {"bits": MAX_BITS, "group_size": 1 << 20}
 _NUMBER = re.compile(r"(?P<bits>[0-9]+)bits?|g(?P<group_size>-1|[0-9]+)")
+Where = Span | Syntax | Token
 # Loosest first. `ast.unparse` would not do: its parentheses differ between versions of Python.
 _BINDING = ("or", "and", "not", "comparison", "sum", "product", "negative")
 
 
 class StatementReader:
-    """Reads one statement; `span` is where it is or what matters of it.
+    """Reads one statement; `span` is where it is or what matters of it. `findings` grow."""
 
-    The places of the selectors' parts and `findings` grow on the way.
-    """
-
-    def __init__(self, text: Fragment, words: Words = WORDS) -> None:
+    def __init__(self, text: Fragment, words: Words = model.WORDS) -> None:
         self.text = text
         self.span = text.span
         self.findings: list[Diagnostic] = []
@@ -66,44 +54,30 @@ class StatementReader:
         self._said: dict[str, tuple[Any, Token]] = {}
 
     def statement(self, kinds: tuple[str, ...]) -> Rule | Prune | Assertion | Written | None:
-        """What the statement says, None if that is unclear.
-
-        kinds: the grammar's names of those that are allowed here; another one is a defect.
-        """
+        """What the statement says, None if that is unclear or it is none of these `kinds`."""
         tree, first = parse(self.text), self.text.text.split(maxsplit=1)[:1]
+        value: Rule | Prune | Assertion | Written | None = None
         # "This is not a transform" says more than what the grammar expected inside one.
-        if isinstance(tree, Diagnostic) and (kinds != ("prune",) or first == ["prune"]):
+        if isinstance(tree, Diagnostic) and (kinds != ("prune",) or first in ([], ["prune"])):
             self.findings.append(tree)
-            return None
-        body = None if isinstance(tree, Diagnostic) else children(tree)[0]
-        if body is None or body.data not in kinds:
+        elif isinstance(tree, Diagnostic) or (body := children(tree)[0]).data not in kinds:
             self.report("not-here", self.span, word=first[0], expected=_EXPECTED[kinds[0]])
-            return None
-        # Methods are called as the nodes of the grammar are.
-        value: Rule | Prune | Assertion | Written | None = getattr(self, f"_{body.data}")(body)
+        else:
+            # Methods are called as the nodes of the grammar are.
+            value = getattr(self, f"_{body.data}")(body)
         # Half a rule would match the wrong tensors, and every check after it would be noise.
         return None if self.findings else value
 
-    def report(
-        self, code: str, where: Span | Syntax | Token, *, cure: str | None = None, **facts: Any
-    ) -> None:
+    def report(self, code: str, where: Where, *, cure: str | None = None, **facts: Any) -> None:
         """Adds a defect at a place, or where a node of the tree is."""
         span = where if isinstance(where, Span) else place(self.text, where)
         self.findings.append(diagnostic(code, span, suggestion=cure, **facts))
 
     def _rule(self, tree: Syntax) -> Rule:
-        selector_tree, treatment_tree = children(tree)
-        selector = self._selector(selector_tree)
-        treatment, optional = self._treatment(treatment_tree)
-        return Rule(
-            selector,
-            treatment,
-            optional,
-            span=self.span,
-            selector_span=place(self.text, selector_tree),
-            treatment_span=place(self.text, treatment_tree),
-            name_spans=tuple(self._spans),
-        )
+        parts = children(tree)
+        selector, (treatment, optional) = self._selector(parts[0]), self._treatment(parts[1])
+        spans = (place(self.text, parts[0]), place(self.text, parts[1]), tuple(self._spans))
+        return Rule(selector, treatment, optional, None, self.span, *spans)
 
     def _prune(self, tree: Syntax) -> Prune | None:
         component, *words = tokens(tree)
@@ -116,8 +90,7 @@ class StatementReader:
             high = 10**_MAX_PRUNED_DIGITS - 1
             self.report("number-out-of-range", words[0], written=words[0], low=1, high=high)
         else:
-            method = words[1] if len(words) > 1 else None
-            return Prune(to=int(words[0]), by=str(method or "reap"))
+            return Prune(to=int(words[0]), by=str([*words, "reap"][1]))
         return None
 
     def _otherwise(self, tree: Syntax) -> Written:
@@ -128,26 +101,27 @@ class StatementReader:
     def _test(self, statement: Syntax) -> Assertion:
         (tree,) = children(statement)
         self.span = place(self.text, tree)
-        parts = {token.type: token for token in tokens(tree)}
-        if "MEASURE" not in parts:
+        if not tokens(tree):
             selector_tree, treatment_tree = children(tree)
             selector = self._selector(selector_tree)
             treatment = self._mandatory(treatment_tree)
             text = f"{print_selector(selector)} is {print_treatment(treatment)}"
             return Assertion(text, "treatment", "is", treatment, selector, self.span)
+        measure, relation, number = tokens(tree)
         groups = children(tree)
         of = self._selector(children(groups[0])[0]) if groups else None
-        measure, relation = str(parts["MEASURE"]), str(parts["RELATION"])
         # `90 GiB` and `90GiB` are one test, also when policies are compared.
-        quantity = "".join(parts["QUANTITY"].split())
-        value = _quantity(measure, quantity)
+        quantity = "".join(number.split())
+        # A unit on a plain measure, as in `bpw <= 3GB`, is a mistake and not a number.
+        plain = float(quantity) if re.fullmatch("[0-9.]{1,20}", quantity) else None
+        value = parse_size(quantity) if measure == "size" else plain
         if value is None:
-            self.report("bad-quantity", parts["QUANTITY"], measure=measure, written=quantity)
+            self.report("bad-quantity", number, measure=measure, written=quantity)
         if of is None and measure not in ("bpw", "size"):
             cure = f'write "{measure}(experts.down_proj)"'
-            self.report("measure-of-nothing", parts["MEASURE"], cure=cure, measure=measure)
+            self.report("measure-of-nothing", measure, cure=cure, measure=measure)
         text = f"{measure}{f'({print_selector(of)})' if of else ''} {relation} {quantity}"
-        return Assertion(text, measure, relation, float(value or 0), of, self.span)
+        return Assertion(text, str(measure), str(relation), float(value or 0), of, self.span)
 
     def _mandatory(self, tree: Syntax) -> Written:
         treatment, optional = self._treatment(tree)
@@ -208,7 +182,7 @@ class StatementReader:
 
     def _selector(self, tree: Syntax) -> Selector:
         base, *excluded = [self._union(part) for part in children(tree)]
-        return without(base, any_of(*excluded)) if excluded else base
+        return model.without(base, any_of(*excluded)) if excluded else base
 
     def _union(self, tree: Syntax) -> Selector:
         terms = children(tree)
@@ -224,39 +198,36 @@ class StatementReader:
         return any_of(*(all_of(*map(self._item, children(term))) for term in terms))
 
     def _item(self, tree: Syntax) -> Selector:
-        if tree.data == "group":
-            return self._selector(children(tree)[0])
-        selector = self._leaf(tree)
-        self._spans.append((selector, place(self.text, tree)))
-        return selector
-
-    def _leaf(self, tree: Syntax) -> Selector:
+        words, parts = tokens(tree), children(tree)
         leaf: Selector = model.All()
         match tree.data:
+            case "group":
+                return self._selector(parts[0])
             case "middle":
                 leaf = model.Middle()
             case "layers":
-                leaf = model.Layers(self._ranges(children(tree)[0]), boundary=bool(tokens(tree)))
+                leaf = model.Layers(self._ranges(parts[0]), boundary=bool(words))
             case "layers_where":
-                leaf = model.LayersWhere(self.expression(children(tree)[0]))
+                leaf = model.LayersWhere(self.expression(parts[0]))
             case "boundary":
-                count = tokens(tree)[1]
-                if count.isdecimal() and len(count) <= _MAX_DIGITS and int(count):
-                    return model.Boundary(int(count))
-                cure = None if count.isdecimal() else f'write "boundary layers {count}"'
-                self.report("bad-boundary", count, cure=cure, written=count)
+                leaf = model.Boundary(self._boundary(words[1]))
             case "family":
-                leaf = model.Family(str(tokens(tree)[0]))
+                leaf = model.Family(str(words[0]))
             case "role":
                 leaf = self._role(tree)
             case "glob":
-                pattern = parsing.unquote(tokens(tree)[0])
-                if not pattern:
-                    self.report("empty-pattern", tree)
-                leaf = self._checked(model.Glob(pattern), tree)
+                leaf = self._checked(model.Glob(parsing.unquote(words[0])), tree)
             case "regex":
-                leaf = self._checked(model.Regex(tokens(tree)[0][1:-1].replace("\\/", "/")), tree)
+                leaf = self._checked(model.Regex(words[0][1:-1].replace("\\/", "/")), tree)
+        self._spans.append((leaf, place(self.text, tree)))
         return leaf
+
+    def _boundary(self, count: Token) -> int:
+        if count.isdecimal() and len(count) <= _MAX_DIGITS and int(count):
+            return int(count)
+        cure = None if count.isdecimal() else f'write "boundary layers {count}"'
+        self.report("bad-boundary", count, cure=cure, written=count)
+        return 1
 
     def _role(self, tree: Syntax) -> Selector:
         name, *dotted = tokens(tree)
@@ -272,6 +243,8 @@ class StatementReader:
         return model.Name("".join((name, *dotted)), self._ranges(numbers[0], signed=False))
 
     def _checked(self, pattern: model.Glob | model.Regex, tree: Syntax) -> Selector:
+        if not pattern.pattern:
+            self.report("empty-pattern", tree)
         if defect := pattern_defect(pattern):
             kind = "regular expression" if isinstance(pattern, model.Regex) else "name pattern"
             self.report("bad-regex", tree, cure=defect.cure, kind=kind, reason=defect)
@@ -281,12 +254,11 @@ class StatementReader:
         """The numbers that a `ranges` node says, from the end too if they may be signed."""
         ranges = []
         for token in tokens(tree):
-            bounds = _RANGE.fullmatch(token)
-            first, last = (bounds[1], bounds[2] or bounds[1]) if bounds else ("0", "0")
+            first, last = _RANGE.findall(token)[0]
             if max(len(first), len(last)) > _MAX_DIGITS:
                 self.report("number-too-large", token, written=token)
                 first = last = "0"
-            start, stop = int(first), int(last)
+            start, stop = int(first), int(last or first)
             # `2..-3` depends on the number of layers; only ranges of one sign are known empty.
             if start > stop and (start < 0) == (stop < 0):
                 meant = f"{stop}..{start}" if stop < 0 else f"{stop}-{start}"
@@ -336,13 +308,6 @@ def _apart(ranges: Iterable[model.LayerRange]) -> tuple[model.LayerRange, ...]:
     return tuple(merged)
 
 
-def _quantity(measure: str, text: str) -> float | None:
-    if measure == "size":
-        return parse_size(text)
-    # A unit on a plain measure, as in `bpw <= 3GB`, is a mistake and not a number.
-    return float(text) if text[-1].isdigit() and len(text) <= 20 else None
-
-
 def layers_where(expression: str, n_layers: int, span: Span | None = None) -> frozenset[int]:
     """The layers i of 0 … n_layers - 1 for which the expression is true.
 
@@ -365,9 +330,8 @@ def layers_where(expression: str, n_layers: int, span: Span | None = None) -> fr
             if eval(code, {"__builtins__": {}}, {"i": layer, "n": n_layers}):
                 chosen.add(layer)
         except ZeroDivisionError:
-            raise diagnostics.fail(
-                "division-by-zero", span, expression=expression, layer=layer, n_layers=n_layers
-            ) from None
+            facts = {"expression": expression, "layer": layer, "n_layers": n_layers}
+            raise diagnostics.fail("division-by-zero", span, **facts) from None
     return frozenset(chosen)
 
 
