@@ -337,18 +337,19 @@ def _placement_defects(
         first |= held
     if weight_map is None:
         return
-    cure = "fetch the index and the shards again, of the same revision, or repair the index"
-    code = "index-mismatch"
     for name, file in weight_map.items():
         if file in headers and name not in headers[file]:
-            reason = f"the index puts it in {file}, which does not hold it"
-            yield diagnostic(code, tensor=shown(name), reason=reason, suggestion=cure)
+            yield _mismatch(name, f"the index puts it in {file}, which does not hold it")
     for file, held in headers.items():
         # Not a difference of keys: that would walk the whole index for every shard.
         for name in held:
             if name not in weight_map:
-                reason = f"{file} holds it, but the index does not name it"
-                yield diagnostic(code, tensor=shown(name), reason=reason, suggestion=cure)
+                yield _mismatch(name, f"{file} holds it, but the index does not name it")
+
+
+def _mismatch(name: str, reason: str) -> Diagnostic:
+    cure = "fetch the index and the shards again, of the same revision, or repair the index"
+    return diagnostic("index-mismatch", tensor=shown(name), reason=reason, suggestion=cure)
 
 
 def _bad_json(file: str, reason: str) -> PolicyError:
