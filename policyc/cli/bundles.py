@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 import policyc
-from policy_dsl.diagnostics import PolicyError, fail
+from policy_dsl.diagnostics import PolicyError, errors, fail
 from policyc.cli import console, options
 
 if TYPE_CHECKING:
@@ -268,4 +268,4 @@ def inspect(*, checkpoint: str, save_headers: Path | None, no_links: bool, forma
     else:
         source = shown.survey(inventory)
         console.write_report(format, shown.survey_document, shown.survey_blocks, source)
-        console.stop_if(source.is_broken, console.INVALID)
+        console.stop_if(bool(errors(source.findings)), console.INVALID)

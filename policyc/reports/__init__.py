@@ -69,7 +69,7 @@ def by_key(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     return members
 
 
-def entries_of(document: type[D], values: Iterable[object], **renamed: str) -> list[D]:
+def entries_of(document: type[D], values: Iterable[object], /, **renamed: str) -> list[D]:
     """The entry of each value, as `entry_of` makes it. renamed: key -> the attribute it is."""
     return [
         entry_of(document, value, **{key: attrgetter(renamed[key])(value) for key in renamed})

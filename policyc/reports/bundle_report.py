@@ -1,6 +1,8 @@
 """What a build wrote, and what verifying a bundle found: blocks and the documented JSON."""
 
 from collections.abc import Iterable, Sequence
+from heapq import nlargest
+from operator import attrgetter
 from pathlib import Path
 
 from emitters.core.build import BuildReport
@@ -47,33 +49,23 @@ def build_document(
 
 def build_blocks(plan: Plan, folder: Path, report: BuildReport, check: str) -> list[Block]:
     """The build for people."""
-    made = build_document(plan, folder, report, check)
+    made, earlier = build_document(plan, folder, report, check), report.resumed_nbytes
     tensors, files = counted(made["tensors"], "tensor"), counted(len(made["files"]), "file")
-    earlier = report.resumed_nbytes
     resumed = f" after {both_units(earlier)} of an earlier run" if earlier else ""
-    facts = {
-        "bundle": made["output"],
-        "holds": f"{made['model']} by {made['policy']}, for {made['target']}",
-        "tensors": f"{tensors}, {both_units(made['tensor_nbytes'])}",
-        "files": f"{files}, {both_units(made['file_nbytes'])}",
-        "bits": f"{made['bpw'] or 0:.4f} bpw",
-        "time": f"{report.seconds:.1f} s{resumed}",
-        "check": check,
-    }
-    return [Facts(list(facts.items()))]
+    facts = [
+        ("bundle", made["output"]),
+        ("holds", f"{made['model']} by {made['policy']}, for {made['target']}"),
+        ("tensors", f"{tensors}, {both_units(made['tensor_nbytes'])}"),
+        ("files", f"{files}, {both_units(made['file_nbytes'])}"),
+        ("bits", f"{made['bpw'] or 0:.4f} bpw"),
+        ("time", f"{report.seconds:.1f} s{resumed}"),
+        ("check", check),
+    ]
+    return [Facts(facts)]
 
 
 def verify_document(report: VerifyReport) -> documents.VerifyDocument:
     """The report as JSON values."""
-    errors: documents.ErrorTables | None = None
-    if report.errors is not None:
-        modules = [
-            entry_of(
-                documents.ModuleErrors, error, values=error.sums.values, **_figures(error.sums)
-            )
-            for error in report.errors
-        ]
-        errors = {"roles": role_errors(report.errors), "modules": modules}
     return entry_of(
         documents.VerifyDocument,
         report,
@@ -85,21 +77,27 @@ def verify_document(report: VerifyReport) -> documents.VerifyDocument:
         tensors=report.n_tensors,
         checks=entries_of(documents.CheckEntry, report.checks, check="name"),
         findings=list(map(finding_json, report.findings)),
-        errors=errors,
+        errors=None if report.errors is None else _error_entries(report.errors),
     )
+
+
+def _error_entries(errors: Sequence[ModuleError]) -> documents.ErrorTables:
+    figures = {"relative_frobenius": "sums.relative", "max_abs": "sums.largest"}
+    renamed = {**figures, "cosine": "sums.cosine", "values": "sums.values"}
+    modules = entries_of(documents.ModuleErrors, errors, **renamed)
+    return {"roles": role_errors(errors), "modules": modules}
 
 
 def role_errors(errors: Iterable[ModuleError]) -> list[documents.RoleErrors]:
     """The errors of all modules of one role added up, in the order of the bundle."""
-    return [
-        {
-            "role": role,
-            "modules": len(members),
-            "treatments": list(dict.fromkeys(error.treatment for error in members)),
-            **_figures(sum((error.sums for error in members), Sums())),
-        }
-        for role, members in by_key(errors, lambda error: error.role).items()
-    ]
+    entries = []
+    for role, members in by_key(errors, attrgetter("role")).items():
+        sums = sum((error.sums for error in members), Sums())
+        treatments = list(dict.fromkeys(error.treatment for error in members))
+        said = {"role": role, "modules": len(members), "treatments": treatments}
+        figures = {"relative_frobenius": sums.relative, "max_abs": sums.largest}
+        entries.append(entry_of(documents.RoleErrors, sums, **said, **figures))
+    return entries
 
 
 def verify_blocks(report: VerifyReport) -> list[Block]:
@@ -116,38 +114,27 @@ def verify_blocks(report: VerifyReport) -> list[Block]:
         more = len(report.findings) - len(shown)
         blocks.append(Rendered([*shown, *([f"and {more} more"] if more else [])], "Findings"))
     if report.errors:
-        blocks += _error_tables(report.errors)
+        blocks += _error_tables(_error_entries(report.errors))
     return blocks
 
 
-def _error_tables(errors: Sequence[ModuleError]) -> list[Block]:
+def _error_tables(errors: documents.ErrorTables) -> list[Block]:
     figures = ("relative error", "max abs", "cosine")
     rows = [
-        (entry["role"], ", ".join(entry["treatments"]), f"{entry['modules']:,}", *_cells(entry))
-        for entry in role_errors(errors)
+        (role["role"], ", ".join(role["treatments"]), f"{role['modules']:,}", *_cells(role))
+        for role in errors["roles"]
     ]
+    columns, right = ("role", "treatment", "modules", *figures), ("modules", *figures)
+    title = "Error by role, |W - D| / |W| against the source"
+    by_role = Table(columns, rows, title, right=right, leaving=("treatment",))
     # An average hides the one layer that went wrong.
-    worst = sorted(errors, key=lambda error: error.sums.relative or 0.0, reverse=True)[:_WORST]
-    worst_rows = [(error.module, error.treatment, *_cells(_figures(error.sums))) for error in worst]
-    by_role = Table(
-        ("role", "treatment", "modules", *figures),
-        rows,
-        "Error by role, |W - D| / |W| against the source",
-        right=("modules", *figures),
-        leaving=("treatment",),
-    )
-    columns = ("module", "treatment", *figures)
-    return [by_role, Table(columns, worst_rows, "Largest errors", right=figures)]
-
-
-def _figures(sums: Sums) -> documents.ErrorFigures:
-    return {"relative_frobenius": sums.relative, "max_abs": sums.largest, "cosine": sums.cosine}
+    worst = nlargest(_WORST, errors["modules"], key=lambda one: one["relative_frobenius"] or 0.0)
+    worst_rows = [(one["module"], one["treatment"], *_cells(one)) for one in worst]
+    largest = Table(("module", "treatment", *figures), worst_rows, "Largest errors", right=figures)
+    return [by_role, largest]
 
 
 def _cells(figures: documents.ErrorFigures) -> tuple[str, str, str]:
     relative, cosine = figures["relative_frobenius"], figures["cosine"]
-    return (
-        "-" if relative is None else f"{relative:.5f}",
-        f"{figures['max_abs']:.4g}",
-        "-" if cosine is None else f"{cosine:.6f}",
-    )
+    shown = "-" if relative is None else f"{relative:.5f}"
+    return shown, f"{figures['max_abs']:.4g}", "-" if cosine is None else f"{cosine:.6f}"

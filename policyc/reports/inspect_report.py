@@ -1,15 +1,11 @@
-"""What a source or a bundle holds, by role: blocks and the documented JSON.
-
-Inventory ── survey ──> Survey ── survey_blocks | survey_document
-                       Outline ── outline_blocks | outline_document
-"""
+"""What a source or a bundle holds, by role: blocks and the documented JSON."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, render
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, render
 from policy_dsl.documents import entry_of
 from policy_dsl.documents import reports as documents
 from policy_dsl.documents.saved import GroupEntry, TransformEntry
@@ -41,11 +37,6 @@ class Survey:
     def parameters(self) -> int | None:
         """Parameters of all roles; None if they are not known."""
         return sum(role["parameters"] for role in self.roles) if self.model else None
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether the names could not be given roles, or something else is wrong."""
-        return bool(errors(self.findings))
 
 
 def survey(inventory: Inventory) -> Survey:
@@ -108,21 +99,17 @@ def _role_entry(role: str, tensors: Sequence[ModelTensor]) -> documents.SourceRo
 def survey_document(source: Survey) -> documents.InspectDocument:
     """The survey as JSON values."""
     inventory, model = source.inventory, source.model
-    side_files = inventory.side_files
-    of_model: dict[str, Any] = dict.fromkeys(("family", "layers", "experts", "tied_head"))
-    ignored = []
-    if model is not None:
-        family = model.architecture.family
-        of_model = {"family": family, "layers": model.n_layers, "experts": model.n_experts}
-        of_model["tied_head"] = model.tied
-        ignored = [{"name": tensor.name, "reason": reason} for tensor, reason in model.ignored]
+    side_files, ignored = inventory.side_files, model.ignored if model else ()
     return entry_of(
         documents.InspectDocument,
         inventory,
         schema_version=1,
         kind="inspect",
-        **of_model,
-        ignored=ignored,
+        family=model and model.architecture.family,
+        layers=model and model.n_layers,
+        experts=model and model.n_experts,
+        tied_head=model and model.tied,
+        ignored=[{"name": tensor.name, "reason": reason} for tensor, reason in ignored],
         parameters=source.parameters,
         tensors=len(inventory.tensors),
         quantization=source.quantization,
@@ -141,21 +128,18 @@ def survey_blocks(source: Survey) -> list[Block]:
     word, scale = column_unit(source.inventory.nbytes)
     # Both tables have the same figures.
     figures = ("tensors", "parameters", word)
-    role_rows = [
-        (
-            *(role["role"], layer_list(role["layers"]), ", ".join(role["dtypes"])),
-            *(f"{role['tensors']:,}", f"{role['parameters']:,}", in_unit(role["nbytes"], scale)),
-        )
-        for role in source.roles
-    ]
+    role_rows, dtype_rows = [], []
+    for role in source.roles:
+        words = role["role"], layer_list(role["layers"]), ", ".join(role["dtypes"])
+        counts = f"{role['tensors']:,}", f"{role['parameters']:,}"
+        role_rows.append((*words, *counts, in_unit(role["nbytes"], scale)))
+    for row in source.dtypes:
+        dtype_rows.append((row["dtype"], f"{row['tensors']:,}", in_unit(row["nbytes"], scale)))
     roles = Table(("role", "layers", "dtype", *figures), role_rows, "Roles", right=figures)
-    rows = [
-        (row["dtype"], f"{row['tensors']:,}", in_unit(row["nbytes"], scale))
-        for row in source.dtypes
-    ]
-    dtypes = Table(("dtype", "tensors", word), rows, "Dtypes, scales included", right=figures)
-    tables = [roles, dtypes] if role_rows else [dtypes]
-    blocks: list[Block] = [Facts(list(_survey_facts(source))), *tables]
+    columns, title = ("dtype", "tensors", word), "Dtypes, scales included"
+    dtypes = Table(columns, dtype_rows, title, right=figures)
+    blocks: list[Block] = [Facts(list(_survey_facts(source))), *([roles] if role_rows else [])]
+    blocks.append(dtypes)
     if source.model and source.model.ignored:
         lines = [f"{tensor.name}: {reason}" for tensor, reason in source.model.ignored]
         more = len(lines) - _SHOWN_IGNORED
