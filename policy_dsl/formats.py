@@ -323,25 +323,14 @@ class Files:
     edited: Callable[[Plan, FileContents], dict[str, bytes]] | None = None
 
 
-class ColumnSums(Protocol):
-    """What the columns of matrices got as input, in squares: float32 [n_matrices, in]."""
-
-    @property
-    def sums(self) -> Array:
-        """Sums over tokens."""
-
-    def importance(self) -> Array:
-        """Means; 1 for matrices that no token reached."""
-
-
 class Statistics(Protocol):
-    """What is known of a model's inputs; read when it is asked for, and not kept."""
+    """Squared inputs of a model over tokens; PolicyError for a matrix of which nothing is known."""
 
-    def of_matrix(self, module: Module, source: int) -> ColumnSums:
-        """Of the matrix that is a module's source of this index. PolicyError if unknown."""
+    def of_matrix(self, module: Module, source: int) -> Array:
+        """float32 [in]: means, 1 without tokens, of a module's source of this index."""
 
-    def of_layer(self, role: str, module: Module) -> ColumnSums:
-        """Of all matrices of a role in a module's layer, experts in order. PolicyError."""
+    def of_layer(self, role: str, module: Module) -> Array:
+        """float32 [n_matrices, in]: sums of a role in a module's layer, experts in order."""
 
     def once(self, key: object, made: Callable[[], Array]) -> Array:
         """What is made for this key; the last few are kept."""

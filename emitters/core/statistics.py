@@ -81,22 +81,25 @@ class Lookup:
         self._made: dict[object, Array] = {}
         self._lock = Lock()
 
-    def of_matrix(self, module: Module, source: int) -> InputSums:
-        """Of the one matrix that is a module's source of this index."""
+    def of_matrix(self, module: Module, source: int) -> Array:
+        """float32 [in]: means, of the one matrix that is a module's source of this index."""
         expert = expert_of(module.name)
         if expert is None and len(module.shape) > 2:
             expert = source
         without = f"{describe(replace(coded(module.treatment), method=''))} by rtn"
-        if expert is None:
-            return self._entry(module.role, module, 1, without).of([0])
-        # The file is about the model as it was before experts were pruned.
-        numbers = [self._plan.old_experts(module.layer)[expert]]
-        return self._entry(module.role, module, self._plan.source_experts, without).of(numbers)
+        n_matrices, number = 1, 0
+        if expert is not None:
+            # The file is about the model as it was before experts were pruned.
+            n_matrices = self._plan.source_experts
+            number = self._plan.old_experts(module.layer)[expert]
+        entry = self._entry(module.role, module, n_matrices, without)
+        importance: Array = entry.of([number]).importance()[0]
+        return importance
 
-    def of_layer(self, role: str, module: Module) -> InputSums:
-        """Of all matrices of a role in a module's layer; the experts that stay, in their order."""
+    def of_layer(self, role: str, module: Module) -> Array:
+        """float32 [n_matrices, in]: sums, of the experts of a layer that stay, in their order."""
         entry = self._entry(role, module, self._plan.source_experts, "")
-        return entry.of(self._plan.old_experts(module.layer))
+        return entry.of(self._plan.old_experts(module.layer)).sums
 
     def _entry(self, role: str, module: Module, n: int, instead: str) -> InputSums:
         columns = module.shape[-1]

@@ -65,7 +65,7 @@ def context(plan: Plan, module: Module, source: int, statistics: Statistics) -> 
     Raises: PolicyError if the importance matrix is another model's, or the search cannot take it.
     """
     how = coded(module.treatment)
-    (importance,) = statistics.of_matrix(module, source).importance()
+    importance = statistics.of_matrix(module, source)
     try:
         weights = search_weights(
             importance, bits=how.bits, group_size=how.group_size, grid=SEARCHES[how.method]

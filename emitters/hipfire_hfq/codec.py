@@ -134,9 +134,9 @@ def _scale(plan: Plan, module: Module, statistics: Statistics) -> ColumnScale:
     alpha, exact = awq_choices(plan.policy)
 
     def computed() -> Array:
-        gate = statistics.of_layer(GATE_UP[0], module).sums
+        gate = statistics.of_layer(GATE_UP[0], module)
         try:
-            up = statistics.of_layer(GATE_UP[1], module).sums
+            up = statistics.of_layer(GATE_UP[1], module)
         except PolicyError as error:
             # Both have the same inputs: without up's, gate's count for both.
             if error.diagnostics[0].code != "missing-imatrix-entry":

@@ -46,13 +46,9 @@ def values() -> Array:
 class Inputs:
     """Statistics in which every matrix got the same inputs."""
 
-    def of_matrix(self, module: Any, source: int) -> Inputs:
-        """Of any matrix."""
-        return self
-
-    def importance(self) -> Array:
-        """float32 [1, columns]: mean squares of what meets the columns."""
-        return 1 + np.arange(COLUMNS, dtype=np.float32)[None] % 7
+    def of_matrix(self, module: Any, source: int) -> Array:
+        """float32 [columns]: mean squares of what meets the columns of any matrix."""
+        return 1 + np.arange(COLUMNS, dtype=np.float32) % 7
 
 
 def ways(format: Format, scheme: SchemeSpec) -> Iterator[tuple[Coded, str]]:

@@ -138,7 +138,7 @@ class Weights:
 
 
 def context(plan: Plan, module: Module, source: int, statistics: Statistics) -> Context:
-    (importance,) = statistics.of_matrix(module, source).importance()
+    importance = statistics.of_matrix(module, source)
     Weights.seen[module.name, source] = importance
     return Context(partial(encode, kept=Weights(importance)))
 
