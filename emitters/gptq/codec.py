@@ -149,8 +149,9 @@ def _ensure_small(parts: GptqParts, treatment: Coded) -> None:
     if (np.abs(parts.scales.astype(np.float32)) * longest >= _OVERFLOW).any():
         # The code that is so far from the zero point may be one that no value has.
         seen = gptq.gptq_decode(parts, group_size=treatment.group_size)
-        for row in np.flatnonzero(~np.isfinite(seen).all(axis=1)):
-            raise formats.UnstorableError(int(row))
+        rows = np.flatnonzero(~np.isfinite(seen).all(axis=1))
+        if rows.size:
+            raise formats.UnstorableError(int(rows[0]))
 
 
 def _storage(treatment: Coded) -> Storage:

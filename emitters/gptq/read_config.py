@@ -38,7 +38,8 @@ _PARTS = frozenset({"qweight", "qzeros", "scales"})
 _WORD_BITS, _PLAIN_BITS = 32, 16
 _PROJECTION = re.compile(r".*(?:_proj|\.w[123])")
 _USUAL = "auto_round:auto_gptq"
-_SIGNS = _, _NOT = ("+:", "-:")
+_NOT = "-:"
+_SIGNS = ("+:", _NOT)
 # More values than any row has: a number of this size in a config is a mistake.
 _LARGEST_GROUP = 2**20
 # A name of a list is looked for in the name of a module so often.
@@ -280,7 +281,7 @@ def _verdicts(
         raise ValueError(f"its patterns have more than {MOST_TEXT:,} characters")
     usual = {name for name in asked if len(name) <= _LONGEST_NAME and is_plain(name)}
     index, entries, first = NameIndex(usual), [*rules.values()], dict[str, int]()
-    # What rules say whose patterns are not read: the first that says it, and why it is not.
+    # What rules say whose patterns are not read -> the first of these, and why it is not read.
     unread: dict[object, tuple[int, str]] = {}
 
     def ensure_time() -> None:
@@ -340,7 +341,7 @@ def _matching(
     except (re.error, OverflowError, RecursionError) as error:
         raise PatternError(f"Python refuses it: {error}") from None
     lines = BytesIO(index.holding(Regex(text)))
-    while some := b"".join(lines.readlines(_SLICE)):
+    while some := lines.read(_SLICE) + lines.readline():
         ensure_time()
         yield from pattern.among(some)
 

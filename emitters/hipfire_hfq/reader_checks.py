@@ -33,8 +33,9 @@ _Defect = tuple[str, str]
 _Wanted = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 _CODED = {
-    QUANT_CODES[code].name: Coded(name, QUANT_CODES[code].bits, group, name == "q8", "")
-    for (name, group), code in CODES.items()
+    QUANT_CODES[CODES[of.name, size]].name: Coded(of.name, of.bits[0], size, of.symmetries[0], "")
+    for of in SPEC.schemes
+    for size in of.group_sizes
 }
 _NO_TOKENIZER = "build it again with a tokenizer.json beside the source's weights"
 _ROTATION = 256

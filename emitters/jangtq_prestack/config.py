@@ -88,10 +88,10 @@ def _widths_of(plan: Plan) -> _Widths:
         else:
             rest.append(module)
     # Of several widths the most frequent is taken, and the first of these.
-    mxtq: dict[str, int | None] = {}
+    mxtq = {}
     for name, held in experts.items():
-        widths = [_bits(one) for one in held if scheme_of(one) == MXTQ]
-        mxtq[name] = mode(widths) if widths else None
+        if widths := [_bits(one) for one in held if scheme_of(one) == MXTQ]:
+            mxtq[name] = mode(widths)
     routed = read_config.shortest(mxtq)
     bits: dict[str, Any] = {"routed_expert": routed}
     for entry, begin in _CLASSES.items():

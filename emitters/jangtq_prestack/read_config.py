@@ -158,12 +158,10 @@ def _stated(place: str, entry: Any) -> Routed:
     return shortest({name: _known(f"{place}: {name}", entry[name], _MXTQ.bits) for name in named})
 
 
-def shortest(routed: Mapping[str, int | None]) -> Routed:
+def shortest(routed: Mapping[str, int]) -> Routed:
     """One width where all projections share it, as published bundles say it, else one each."""
-    known = {name: bits for name, bits in routed.items() if bits is not None}
-    if len(known) == len(PROJECTIONS) and len(set(known.values())) == 1:
-        return next(iter(known.values()))
-    return known or None
+    shared = len(routed) == len(PROJECTIONS) and len({*routed.values()}) == 1
+    return next(iter(routed.values())) if shared else routed or None
 
 
 def flat(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -182,8 +180,7 @@ def row_length(known: Mapping[str, Any], path: str) -> tuple[str, Any]:
 
     Readers take it from the model: in the last word of a row may be room.
     """
-    inner = projection_of(path) == "down_proj"
-    return first_of(known, _INNER) if inner else ("hidden_size", known.get("hidden_size"))
+    return first_of(known, _INNER if projection_of(path) == "down_proj" else ("hidden_size",))
 
 
 def first_of(known: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, Any]:
@@ -258,9 +255,9 @@ def defects(
     _, count = first_of(flat(known), COUNTS)
     if count is not None:
         apart = {path for path in claims if expert_of(path) is not None}
-        heights = {path: claim.shape[0] for path, claim in claims.items() if projection_of(path)}
-        for path in (path for path in heights if path not in apart and heights[path] != count):
-            reason = f"it has {count!r} experts, {path} has {heights[path]}"
+        stacks = [path for path in claims if path not in apart and projection_of(path)]
+        for path in (path for path in stacks if claims[path].shape[0] != count):
+            reason = f"it has {count!r} experts, {path} has {claims[path].shape[0]}"
             yield wrong_metadata(CONFIG, reason, of=path)
         yield from uneven_experts(claims, count)
         if apart and jang.get("routed_expert_layout") == "prestacked":

@@ -50,15 +50,14 @@ _METADATA_KEYS: dict[str, formats.MetadataValues] = {
 }
 # In the order of JANG's own writer.
 PROJECTIONS = tuple(SHORT_NAMES)
-_STACK, _SHORT_BLOCK = ".switch_mlp.", ".block_sparse_moe."
 _LAST_WORDS = {word: name for name, short in SHORT_NAMES.items() for word in (name, short)}
 _IN_EXPERTS = re.compile(r"\.(?:switch_mlp|experts\.\d+)\.\w+$")
 
 
 def _expert_path(path: str, expert: int) -> str:
     """The module of one expert of a stack, where experts are apart."""
-    block, _, projection = path.rpartition(_STACK)
-    if f"{block}.".endswith(_SHORT_BLOCK):
+    block, _, projection = path.rpartition(".switch_mlp.")
+    if block.endswith(".block_sparse_moe"):
         projection = SHORT_NAMES[projection]
     return f"{block}.experts.{expert}.{projection}"
 

@@ -40,8 +40,8 @@ def metadata(plan: Plan) -> dict[str, bytes]:
     config = {key: finite(config[key]) for key in sorted(config)}
     # As mlx-lm counts them, of modules that have a weight: no router biases.
     leaves = {module.name for module in plan.modules if _is_weight(module)}
-    paths = ((one, {one.name, one.name.rpartition(".")[0]}) for one in plan.modules)
-    total = sum(module.parameters for module, names in paths if names & leaves)
+    held = ((one, {one.name, one.name.rpartition(".")[0]}) for one in plan.modules)
+    total = sum(module.parameters for module, names in held if names & leaves)
     index = checkpoints.index(formats.in_order(plan.modules), total_parameters=total)
     return {CONFIG: written(config, 4), INDEX: written(index, 4)}
 
