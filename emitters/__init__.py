@@ -1,7 +1,6 @@
 """The back end: every folder here that holds a `spec.py` is a format."""
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -12,11 +11,10 @@ from policy_dsl.formats import Format
 class _Formats(Mapping[str, Format]):
     """The formats of this folder by name, sorted; each is imported when it is asked for."""
 
-    @cached_property
-    def _names(self) -> tuple[str, ...]:
+    def __init__(self) -> None:
         # Listed, not registered: a new format is a new folder and nothing else.
         specs = (spec for folder in __path__ for spec in Path(folder).glob("*/spec.py"))
-        return tuple(sorted({spec.parent.name for spec in specs}))
+        self._names = sorted({spec.parent.name for spec in specs})
 
     def __getitem__(self, name: str) -> Format:
         if name not in self._names:

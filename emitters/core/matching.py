@@ -109,24 +109,18 @@ def fits(module: BundleModule, stack: tuple[ModelTensor, ...]) -> bool:
 class Piece(NamedTuple):
     """Rows of a module that are compared together, from the row `at`.
 
-    whole: as the bundle has it; module: in stretches of values if its rows are too long. view: of
-    the source, from its row `first`; None of experts that no source has. matrix: of `whole`.
+    name: with the number of the matrix if there are several. whole: as the bundle has it; module:
+    in stretches of values if its rows are too long. view: of the source, from its row `first`;
+    None of experts that no source has.
     """
 
+    name: str
     whole: BundleModule
     module: BundleModule
     view: View | None
-    matrix: int
     first: int
     n_rows: int
     at: int
-
-    @property
-    def name(self) -> str:
-        """The module, and the number of the matrix if it has several."""
-        shape = self.whole.shape
-        stacked = len(shape) > 2 and shape[0] > 1
-        return f"{self.whole.name}[{self.matrix}]" if stacked else self.whole.name
 
     def cut(self, start: int, count: int) -> Piece:
         """At most so many of its rows, from its row `start`."""
@@ -151,6 +145,7 @@ def pieces_of(
     width, step = columns(module.shape), block_rows(module)
     height = max(1, prod(whole.shape[-2:-1]) * columns(whole.shape) // width)
     several = max(1, _PIECE_VALUES // width // step) * step
+    is_stack = len(whole.shape) > 2 and whole.shape[0] > 1
     runs: list[tuple[View | None, int, int]] = [*stacked(tensor.view for tensor in tensors)]
     if module.added and len(module.shape) > 1:
         total = max(1, prod(module.shape[:-1]))
@@ -159,8 +154,9 @@ def pieces_of(
     for view, at, rows in runs:
         matrices = (range(start, min(rows, start + height)) for start in range(0, rows, height))
         for first, stop in ((first, some.stop) for some in matrices for first in some[::several]):
+            name = f"{whole.name}[{(at + first) // height}]" if is_stack else whole.name
             n_rows = min(several, stop - first)
-            yield Piece(whole, module, view, (at + first) // height, first, n_rows, at + first)
+            yield Piece(name, whole, module, view, first, n_rows, at + first)
 
 
 def tensors_in_stretches(*tensors: ModelTensor) -> tuple[ModelTensor, ...]:

@@ -108,10 +108,8 @@ class Imatrix:
         broadcast = entry.n_counts == 1 < n_matrices
         if held != ((1, n_matrices * columns) if broadcast else (n_matrices, columns)):
             found, wanted = "{} matrices of {} columns".format(*held), f"{n_matrices} of {columns}"
-            cure = "give the importance matrix of this model"
-            raise self._fail(
-                "imatrix-of-another-model", cure, entry=name, found=found, wanted=wanted
-            )
+            code, cure = "imatrix-of-another-model", "give the importance matrix of this model"
+            raise self._fail(code, cure, entry=name, found=found, wanted=wanted)
         sums = self._floats(entry.sums_at, entry.n_sums).reshape(n_matrices, columns)
         counts = np.array([entry.calls], np.float32)
         if entry.counts_at is not None:
