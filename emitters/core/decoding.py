@@ -66,7 +66,10 @@ class Decoder:
         return max(1, values // columns(module.shape) // together) * together
 
     def rows(self, module: BundleModule, first: int, count: int) -> Array:
-        """float32 [count, last axis]: rows as readers see them. Raises: PolicyError of files."""
+        """float32 [count, last axis]: logical rows of a module, as its readers see them.
+
+        Raises: PolicyError if a file cannot be read any more.
+        """
         if not isinstance(module.treatment, Coded):
             return to_float32(*self.stored(module, first, count))
         return self.decoded(module, self.parts(module, first, count), count)

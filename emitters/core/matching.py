@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import prod
+from operator import attrgetter
 from typing import NamedTuple
 
 from emitters.core.bundle_reading import Bundle
@@ -146,7 +147,7 @@ def pieces_of(
     height = max(1, prod(whole.shape[-2:-1]) * columns(whole.shape) // width)
     several = max(1, _PIECE_VALUES // width // step) * step
     is_stack = len(whole.shape) > 2 and whole.shape[0] > 1
-    runs: list[tuple[View | None, int, int]] = [*stacked(tensor.view for tensor in tensors)]
+    runs: list[tuple[View | None, int, int]] = [*stacked(map(attrgetter("view"), tensors))]
     if module.added and len(module.shape) > 1:
         total = max(1, prod(module.shape[:-1]))
         added = total // module.shape[0] * module.added

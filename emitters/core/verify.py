@@ -110,8 +110,8 @@ def verify_bundle(
         checks.append(Check("values", wrong, "every tensor decoded and compared with the source"))
     n_files = len(record.files if record else inventory.file_nbytes)
     counts = n_files, len(inventory.tensors), inventory.nbytes
-    found = tuple(grouped(found for check in checks for found in check.findings))
-    return VerifyReport(folder, record is not None, *counts, tuple(checks), found, found_errors)
+    findings = tuple(grouped(found for check in checks for found in check.findings))
+    return VerifyReport(folder, record is not None, *counts, tuple(checks), findings, found_errors)
 
 
 def written_checks(bundle: Bundle, *, values: bool) -> list[Check]:

@@ -186,8 +186,9 @@ def _defect(sums: Array, counts: Array) -> str | None:
         if not good.all():
             at = int(np.argmin(good))
             return f"{what} {at} is {values.reshape(-1)[at]}"
-    idle = "matrices without tokens have sums" if sums[counts == 0].any() else None
-    return idle if counts.any() else "no token reached it"
+    if not counts.any():
+        return "no token reached it"
+    return "matrices without tokens have sums" if sums[counts == 0].any() else None
 
 
 @dataclass

@@ -23,7 +23,10 @@ _FP8 = "F8_E4M3"
 
 
 class Cast(NamedTuple):
-    """How values become another type, by way of a third. rule: of FP8. cuts_off: toward zero."""
+    """How values become another type. rule: of FP8. by_way_of: a type between, if there is one.
+
+    cuts_off: whether values that become F16 are rounded toward zero.
+    """
 
     dtype: str
     rule: str = "f32"
@@ -32,7 +35,10 @@ class Cast(NamedTuple):
 
 
 class ViewReader:
-    """Reads rows of a source's views; threads may share it. config: has the size of FP8 blocks."""
+    """Reads rows of a source's views; threads may share it. config: has the size of FP8 blocks.
+
+    must_be_finite: whether a value or a scale that is not finite is refused.
+    """
 
     def __init__(
         self, source: Source, config: Mapping[str, Any], *, must_be_finite: bool = False
@@ -79,9 +85,9 @@ class ViewReader:
         for matrix in range(rows.start // n_rows, -(-rows.stop // n_rows)):
             top = matrix * n_rows
             some = range(max(rows.start, top) - top, min(rows.stop, top + n_rows) - top)
-            own = codes[some.start + top - rows.start : some.stop + top - rows.start]
+            part_codes = codes[some.start + top - rows.start : some.stop + top - rows.start]
             scales = self._scales(view, matrix, some, columns)
-            values.append(dequantize(own, scales, first_row=some.start % block[0]))
+            values.append(dequantize(part_codes, scales, first_row=some.start % block[0]))
         whole = values[0] if len(values) == 1 else np.concatenate(values)
         return _in_order(whole, part, rows, columns)
 
