@@ -1,7 +1,7 @@
 """YAML text -> Policy."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -82,16 +82,15 @@ class _Reader:
         self._places: list[Place] = []
 
     def read(self, root: MappingNode) -> Policy:
-        found = self._pairs(root, "a policy")
-        self._known(found, YAML_KEYS, "a policy")
+        known = self._known(self._pairs(root, "a policy"), YAML_KEYS, "a policy")
         # Variables may be below the rules that use them.
-        for pair in sorted(found, key=lambda each: each.name != "vars"):
+        for pair in sorted(known, key=lambda each: each.name != "vars"):
             self._key(pair, "targets" if pair.name == "target" else pair.name)
         self._draft.comments += yaml_nodes.yaml_comments(self._source.text, root, self._places)
         return self._draft.build()
 
     def _key(self, pair: Pair, name: str) -> None:
-        kind = _KINDS.get(name)
+        kind = _KINDS[name]
         if name in _CLEARED_BY_NOTHING and pair.value.value == []:
             self._place(pair.key, pair.value, self._draft.clear(name, self._span(pair.key)))
         elif kind == "text":
@@ -100,7 +99,7 @@ class _Reader:
             self._place(pair.key, pair.value, name)
         elif kind == "words" and name != "targets":
             self._words(pair)
-        elif kind is not None:
+        else:
             # What a key holds has places of its own.
             self._place(pair.key, pair.key, name)
             self._held(pair, name, kind)
@@ -167,9 +166,8 @@ class _Reader:
 
     def _mapping(self, node: MappingNode, found: list[Pair], target: str | None) -> str:
         before = len(self._draft.findings)
-        self._known(found, RULE_FIELDS, "a rule")
-        fields = [pair for pair in found if pair.name in RULE_FIELDS]
-        texts = {pair.name: text for pair in fields if (text := self._field(*pair))}
+        fields = self._known(found, RULE_FIELDS, "a rule")
+        texts = {name: text for name, _, value in fields if (text := self._field(name, value))}
         if len(self._draft.findings) > before:
             return ""
         # Fields are put together to the statement they mean: one reader decides what is legal.
@@ -183,7 +181,7 @@ class _Reader:
         selector = ["(", match, ") in ", layers] if layers else [match]
         return self._draft.statement(join(*selector, ":", *words), _RULE, target)
 
-    def _field(self, name: str, _: ScalarNode, node: Node) -> Fragment | None:
+    def _field(self, name: str, node: Node) -> Fragment | None:
         if name == "layers":
             return self._layers(node)
         text = self._text(node, name)
@@ -222,7 +220,7 @@ class _Reader:
         elif section == "vars":
             anchor = self._var(key, pair.value, text)
         elif (section, key.text) == ("defaults", "otherwise"):
-            anchor = self._statement(text, "otherwise")
+            anchor = self._draft.statement(join("otherwise ", text), ("otherwise",))
         else:
             anchor = self._draft.field(section, key, text)
         self._place(pair.key, pair.value, anchor)
@@ -247,11 +245,9 @@ class _Reader:
             self._place(branch.key, branch.key, anchor)
             self._draft.block(key)
             fields = [] if is_null(branch.value) else self._pairs(branch.value, anchor)
-            self._known(fields, ("rules",), anchor)
-            for field in fields:
-                if field.name == "rules":
-                    self._place(field.key, field.key, anchor)
-                    self._rules(field.value, key.text)
+            for field in self._known(fields, ("rules",), anchor):
+                self._place(field.key, field.key, anchor)
+                self._rules(field.value, key.text)
 
     def _words(self, pair: Pair) -> None:
         listed = isinstance(pair.value, SequenceNode)
@@ -270,23 +266,22 @@ class _Reader:
         elif not isinstance(node, SequenceNode):
             self._wrong(node, name, "a list")
         else:
+            word, kind = ("test ", "test") if name == "tests" else ("", "prune")
             for item in node.value:
                 if name == "transforms" and isinstance(item, MappingNode):
                     self._place(item, item, self._transform(item))
                 elif text := self._text(item, name):
-                    kind = "test" if name == "tests" else "prune"
-                    self._place(item, item, self._statement(text, kind))
+                    anchor = self._draft.statement(join(word, text), (kind,))
+                    self._place(item, item, anchor)
 
     def _replaced_tests(self, node: MappingNode) -> None:
         found = self._pairs(node, "tests")
-        self._known(found, ("replace",), "tests")
         if not found:
             self._wrong(node, "tests", "a list, or a mapping with replace")
-        for field in found:
-            if field.name == "replace":
-                self._draft.clear("tests", self._span(field.key))
-                self._place(field.key, field.key, "tests")
-                self._statements(field._replace(name="tests"))
+        for field in self._known(found, ("replace",), "tests"):
+            self._draft.clear("tests", self._span(field.key))
+            self._place(field.key, field.key, "tests")
+            self._statements(field._replace(name="tests"))
 
     def _transform(self, node: MappingNode) -> str:
         before = len(self._draft.findings)
@@ -306,10 +301,6 @@ class _Reader:
             return ""
         said = [join(f"{name} ", texts[name], " ") for name in known if name in texts]
         return self._draft.statement(join(*said), ("prune",))
-
-    def _statement(self, text: Fragment, kind: str) -> str:
-        keyword = "" if kind == "prune" else f"{kind} "
-        return self._draft.statement(join(keyword, text), (kind,))
 
     def _json(self, node: Node) -> Any:
         if isinstance(node, MappingNode):
@@ -354,8 +345,8 @@ class _Reader:
                 found[key.value] = Pair(key.value, key, value)
         return list(found.values())
 
-    def _known(self, found: Sequence[Pair], known: Iterable[str], where: str) -> None:
-        known = list(known)
+    def _known(self, found: list[Pair], known: Collection[str], where: str) -> list[Pair]:
+        """The pairs whose keys are known; the others are defects."""
         missing = set(known) - {pair.name for pair in found}
         for key, node, _ in found:
             if key in known:
@@ -367,6 +358,7 @@ class _Reader:
             elif where == "a rule" and (selector := parsing.mistakes()["selectors"].get(key)):
                 cure = f'"{key}" is said in the selector: match: {selector}'
             self._report("unknown-key", node, cure=cure, where=where, key=key)
+        return [pair for pair in found if pair.name in known]
 
     def _report(self, code: str, node: Node, **facts: Any) -> None:
         self._draft.report(code, self._span(node), **facts)

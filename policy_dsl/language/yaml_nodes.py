@@ -106,8 +106,7 @@ def is_null(node: Node) -> bool:
 def scalar_fragment(source: SourceText, node: ScalarNode) -> Fragment:
     """The value of a scalar, each character with its place in the file.
 
-    Indentation, folding and escapes change white space only, so that the other characters of
-    value and file correspond one to one.
+    Indentation, folding and escapes change white space only: the rest corresponds one to one.
     """
     start, quoted = node.start_mark.index, node.style in ("'", '"')
     # A block text begins on the next line.
@@ -128,11 +127,8 @@ def _visible(text: str, at: int, end: int, style: str) -> Iterator[tuple[int, in
     """Start and end of everything in the file that means one visible character."""
     for unit in _UNITS.get(style, _UNITS[""]).finditer(text, at, end):
         code = unit[0][1:] if style == '"' else ""
-        if len(code) > 1 and code[0] in "xuU":
-            space = chr(int(code[1:], 16)).isspace()
-        else:
-            space = bool(code) and code[0] in _SPACE_ESCAPES
-        if not space:
+        coded = len(code) > 1 and code[0] in "xuU"
+        if not (chr(int(code[1:], 16)).isspace() if coded else code[:1] in _SPACE_ESCAPES):
             yield unit.span()
 
 
@@ -170,26 +166,28 @@ def yaml_comments(text: str, root: Node, places: Sequence[Place]) -> list[Commen
     """Every comment of the text outside its scalars, and single blank lines as empty ones."""
     ahead = sorted(places, reverse=True)
     remarks, blank = Remarks(head=True), ("", -1)
-    last: Place | None = None
+    last = Place(-1, -1, "")
     for start, content, comment, column in _lines(text, root):
         here = []
         while ahead and ahead[-1].start < start + len(content):
             here.append(ahead.pop())
-        if content and here:
-            ends = last is not None and last.block_end != here[0].block_end
-            remarks.belong(here[0].anchor, column, last.block_end if last and ends else None)
+        begins = bool(content and here)
+        if begins:
+            block_end = last.block_end if last.block_end != here[0].block_end else None
+            remarks.belong(here[0].anchor, column, block_end)
             last = here[-1]
         if comment is None:
-            if not content and (remarks.waiting or last) and remarks.waiting[-1:] != [blank]:
+            begun = remarks.waiting or last.anchor
+            if not content and begun and remarks.waiting[-1:] != [blank]:
                 remarks.waiting.append(blank)
-        elif last and ((content and here) or start < last.stop):
-            remarks.comments.append(Comment(last.anchor, comment, trailing=bool(content and here)))
+        elif begins or start < last.stop:
+            remarks.comments.append(Comment(last.anchor, comment, trailing=begins))
         else:
             remarks.waiting.append((comment, column))
     if remarks.waiting[-1:] == [blank]:
         remarks.waiting.pop()
     # What is not indented there is about the whole text.
-    end = (last.block_end if last else None) or ""
+    end = last.block_end or ""
     return remarks.comments + [Comment(end * bool(at), text) for text, at in remarks.waiting]
 
 
@@ -203,20 +201,15 @@ def scalar_spans(text: str, node: Node) -> list[tuple[int, int]]:
 
 
 def _lines(text: str, root: Node) -> Iterator[tuple[int, str, str | None, int]]:
-    """Start, content, comment and column of each line that is not inside a scalar.
-
-    A `#` in a scalar begins no comment.
-    """
-    scalars = sorted(scalar_spans(text, root))
+    """Start, content, comment and column of each line that is not inside a scalar."""
+    scalars = [(0, 0), *sorted(scalar_spans(text, root))]
     starts = [start for start, _ in scalars]
 
     def inside(position: int) -> bool:
-        index = bisect_right(starts, position) - 1
-        start, end = scalars[index] if index >= 0 else (0, 0)
-        if not start <= position < end:
-            return False
+        start, end = scalars[bisect_right(starts, position) - 1]
         # The header line of a block text may end in a comment.
-        return text[start] not in "|>" or text.find("\n", start, position + 1) >= 0
+        below = text.find("\n", start, position + 1) >= 0
+        return start <= position < end and (below or text[start] not in "|>")
 
     at = 0
     for raw in text.splitlines(keepends=True):
