@@ -118,8 +118,8 @@ def coded_modules(modules: Iterable[Module]) -> Iterator[tuple[Module, Coded]]:
 class Omission:
     """A source tensor that the bundle leaves out with its FP8 scales, and why.
 
-    expert: its number in the source, where it is one of an expert that was pruned. equals: the
-    source tensor that replaces it in the bundle; a build refuses if their values differ.
+    expert: the source's number of one that was pruned. equals: the source tensor that replaces
+    it in the bundle; a build refuses if their values differ.
     """
 
     tensor: TensorInfo
@@ -140,9 +140,9 @@ class Omission:
 class Pruning:
     """The experts that a plan keeps, in their old order with new numbers.
 
-    before: experts of every layer of the source. kept: layer -> their old numbers, ascending,
-    as many in each. by: what ranks them; empty where the policy lists them. chosen: whether they
-    are known, or the first ones are taken until they are.
+    before: experts of every layer of the source. kept: layer -> their old numbers, ascending, as
+    many in each. by: what ranks them, empty where the policy lists them. chosen: whether they are
+    known, or the first ones are taken until they are.
     """
 
     before: int
@@ -180,11 +180,10 @@ class Pruning:
     @property
     def about(self) -> str:
         """`256 -> 192 experts in 62 layers by reap`; that the first are taken, if they are."""
-        change = f"{self.before} -> {counted(self.count, 'expert')}"
+        experts, layers = counted(self.count, "expert"), counted(len(self.kept), "layer")
         how = f"by {self.by}" if self.by else "as listed"
-        about = f"{change} in {counted(len(self.kept), 'layer')} {how}"
         unranked = "; not ranked yet, so planned with the first of each layer"
-        return about if self.chosen else about + unranked
+        return f"{self.before} -> {experts} in {layers} {how}{'' if self.chosen else unranked}"
 
     @property
     def reason(self) -> str:
@@ -382,7 +381,7 @@ class Plan(Draft):
 
     @cached_property
     def rule_places(self) -> list[tuple[str, RuleAt | None]]:
-        """Where each rule of the policy is written."""
+        """Where each rule of the policy is written, as text and in parts."""
         return rule_places(self.policy.rules)
 
     def rule_of(self, module: Module) -> tuple[str, RuleAt | None]:

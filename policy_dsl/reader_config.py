@@ -1,8 +1,4 @@
-"""config.json for its reader: what a source's config means, in the keys the reader looks for.
-
-readers/<reader>.yaml ── reader_kind ──> ReaderKind: what a reader takes from config.json
-plan, reader ── written_config ──> the config with what it lacks, refused ──> what it cannot say
-"""
+"""config.json for its reader: what a source's config means, in the keys the reader looks for."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -172,9 +172,9 @@ class View:
         rows = RowMap(range(prod(shape[:-1])), range(prod(shape[-1:])))
         for operation in self.operations:
             rows, shape = operation.rows(rows, shape), operation.shape(shape)
-        for outer, inner in self._cuts(rows, first, count):
-            for run in _runs(outer):
-                sides = (inner, run) if rows.transposed else (run, inner)
+        for part in self._cuts(rows, first, count):
+            for run in _runs(part.outer):
+                sides = (part.inner, run) if rows.transposed else (run, part.inner)
                 yield Rectangle(*sides, rows.transposed)
 
     def values_read(self, count: int) -> int:
@@ -189,20 +189,18 @@ class View:
         row, column = (number, at) if transposed else (at, number)
         return index_of(self.tensor.shape, rows[row], columns[column])
 
-    def _cuts(
-        self, rows: RowMap, at: int, count: int
-    ) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+    def _cuts(self, rows: RowMap, at: int, count: int) -> Iterator[RowMap]:
         """Whole rows; of single values the end of a row, whole rows, the beginning of one."""
-        outer, inner, _ = rows
-        stop, width = at + count, len(inner)
+        stop, width = at + count, len(rows.inner)
         if not self.operations or not isinstance(self.operations[-1], Values):
-            yield outer[at:stop], inner
+            yield rows._replace(outer=rows.outer[at:stop])
             return
         while at < stop:
             row, column = divmod(at, width)
             whole = (stop - at) // width if column == 0 else 0
             end = column + min(width - column, stop - at)
-            yield outer[row : row + max(1, whole)], inner if whole else inner[column:end]
+            inner = rows.inner if whole else rows.inner[column:end]
+            yield RowMap(rows.outer[row : row + max(1, whole)], inner)
             at += whole * width or end - column
 
 

@@ -243,7 +243,6 @@ def inspect(*, checkpoint: str, save_headers: Path | None, no_links: bool, forma
       policyc inspect ./my-checkpoint
       policyc inspect MiniMaxAI/MiniMax-M2.7 --save-headers m2.7.json
     """
-    from emitters.core.bundle_reading import bundle_outline
     from policyc.reports import inspect_report as shown
 
     inventory = policyc.open_source(checkpoint, links=not no_links)
@@ -255,6 +254,8 @@ def inspect(*, checkpoint: str, save_headers: Path | None, no_links: bool, forma
     folder, bundle = Path(checkpoint), None
     try:
         if folder.is_dir():
+            from emitters.core.bundle_reading import bundle_outline
+
             bundle = bundle_outline(folder, links=not no_links, with_unread=True)
     except PolicyError as error:
         # A source is not a bundle; a bundle that is broken must not pass for a source.

@@ -158,9 +158,8 @@ def parse_overrides(written: tuple[str, ...]) -> dict[str, str]:
 
     Raises: PolicyError (bad-argument) for each one without a name or `=`.
     """
-    wrong = [word for word in written if "=" not in word or word.lstrip().startswith("=")]
-    reasons = (f'"{word}" is not VAR=VALUE' for word in wrong)
-    if wrong:
+    if wrong := [word for word in written if "=" not in word or word.lstrip().startswith("=")]:
+        reasons = (f'"{word}" is not VAR=VALUE' for word in wrong)
         raise PolicyError(diagnostic("bad-argument", option="--set", reason=why) for why in reasons)
     # Values may hold "=" themselves.
     pairs = (word.split("=", 1) for word in written)

@@ -228,8 +228,8 @@ def diff(request: Request, *, a: str, b: str, format: str, exit_code: bool) -> N
     from policyc.reports.diff_report import diff_blocks, diff_document
 
     # A folder and a .json file cannot be policies, so there is nothing to guess.
-    texts = [side for side in (a, b) if not Path(side).is_dir() and Path(side).suffix != ".json"]
-    policies = _policies(texts, options.parse_overrides(request.overrides))
+    sides = [side for side in (a, b) if not Path(side).is_dir() and Path(side).suffix != ".json"]
+    policies = _policies(sides, options.parse_overrides(request.overrides))
     models = {side: request.model or policy.model for side, policy in policies.items()}
     # `diff mlx_4bit config_i` should just work: only one of them names a model.
     shared = next(filter(None, models.values()), None)

@@ -50,14 +50,11 @@ def diff_blocks(changes: PlanDiff) -> list[Block]:
 def _table(title: str, changes: Sequence[Change]) -> Table:
     columns = ("role", "layers", "treatment", "modules", "bytes", "decided by")
     figures, leaving = ("modules", "bytes"), ("modules", "decided by")
-    rows = [
-        (
-            *(change.role, layer_list(change.layers), _arrow(change.before, change.after)),
-            *(f"{len(change.names):,}", signed_bytes(change.nbytes_delta)),
-            _arrow(change.before_rule, change.after_rule),
-        )
-        for change in changes
-    ]
+    rows = []
+    for change in changes:
+        what = change.role, layer_list(change.layers), _arrow(change.before, change.after)
+        sizes = f"{len(change.names):,}", signed_bytes(change.nbytes_delta)
+        rows.append((*what, *sizes, _arrow(change.before_rule, change.after_rule)))
     return Table(columns, rows, title, right=figures, leaving=leaving)
 
 

@@ -44,13 +44,10 @@ def models_document(models: Mapping[str, Inventory]) -> documents.ModelsDocument
 
 def models_blocks(models: Mapping[str, Inventory]) -> list[Block]:
     """The models of a catalog for people."""
-    rows = [
-        (
-            *(model["name"], model["id"], str(model["model_type"])),
-            *(f"{model['tensors']:,}", both_units(model["nbytes"])),
-        )
-        for model in models_document(models)["models"]
-    ]
+    rows = []
+    for model in models_document(models)["models"]:
+        sizes = f"{model['tensors']:,}", both_units(model["nbytes"])
+        rows.append((model["name"], model["id"], str(model["model_type"]), *sizes))
     return [Table(("name", "model", "type", "tensors", "size"), rows, right=("tensors",))]
 
 

@@ -248,12 +248,10 @@ def _explain_facts(explanation: Explanation, plan: Plan) -> Iterator[tuple[str, 
     if module is None:
         yield "left out", omission.reason if omission else ""
     else:
-        yield from _module_facts(explanation, plan, module)
+        yield from _facts_of(explanation, plan, module)
 
 
-def _module_facts(
-    explanation: Explanation, plan: Plan, module: Module
-) -> Iterator[tuple[str, str]]:
+def _facts_of(explanation: Explanation, plan: Plan, module: Module) -> Iterator[tuple[str, str]]:
     yield "becomes", f"{module.name} ({_sources(module)})"
     yield "treatment", treatment_of(module)
     rule, tensor = plan.rule_of(module)[0], explanation.subject.tensor
