@@ -222,8 +222,7 @@ class FormatSpec:
         """Why the format does not take a family; None if it does."""
         if self.families is None:
             return table.refusal(self.name)
-        unknown = "its tensor names in this format are not known"
-        return self.families.get(table.family, unknown)
+        return self.families.get(table.family, "its tensor names in this format are not known")
 
     def all_families(self) -> Mapping[str, str | None]:
         """Every family -> None if the format takes it, else why not."""
@@ -261,9 +260,8 @@ class UnstorableError(Exception):
     """
 
     def __init__(self, row: int, reason: str = "") -> None:
-        super().__init__(f"row {row}")
-        self.row = row
-        self.reason = reason
+        super().__init__(row, reason)
+        self.row, self.reason = row, reason
 
 
 class Slack(NamedTuple):
