@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -379,6 +380,10 @@ class Method:
     solver: Callable[[], Solver] | None = None
 
 
+# (role, layer, stored) -> what readers have against it.
+Judge = Callable[[str, "int | None", "Stored"], "Refusal | None"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Review:
     """What readers of a format would not take.
@@ -391,6 +396,38 @@ class Review:
     left_out: Callable[[ModelTensor, Model], str | None]
     held: Callable[[ModelTensor, Model, Stored], str | None]
     bundle: Callable[[Draft], Iterator[Refusal]]
+
+    def __call__(self, draft: Draft) -> Iterator[Refusal]:
+        """All that readers have against a bundle."""
+        return self.bundle(draft)
+
+    def tensor(self, tensor: ModelTensor, model: Model, stored: Stored) -> Refusal | None:
+        """What all readers have against one tensor stored like that."""
+        from policy_dsl.plan import Refusal  # noqa: PLC0415
+
+        name = tensor.source.name
+        if (reason := self.left_out(tensor, model)) is not None:
+            return Refusal(name, "", reason, "omitted")
+        if (reason := self.held(tensor, model, stored)) is not None:
+            return Refusal(name, "", reason, "error")
+        return None
+
+    def judge(self, model: Model) -> Judge:
+        """judge(role, layer, stored): what they have against a role of a layer, without a plan.
+
+        Cheap enough to be asked thousands of times.
+        """
+        alike: dict[tuple[str, int | None], dict[tuple[int, ...], ModelTensor]] = {}
+        for tensor in model.tensors:
+            # The experts of a layer have one answer.
+            alike.setdefault((tensor.role, tensor.layer), {}).setdefault(tensor.shape, tensor)
+
+        @cache
+        def judge(role: str, layer: int | None, stored: Stored) -> Refusal | None:
+            tensors = alike.get((role, layer), {}).values()
+            return next(filter(None, (self.tensor(one, model, stored) for one in tensors)), None)
+
+        return judge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

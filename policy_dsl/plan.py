@@ -198,14 +198,14 @@ class Refusal:
     """What a reader would not take, and why.
 
     subject: the tensor or module, empty for the bundle as a whole. reader: empty for all of them.
-    severity: error (there is no plan), fatal (no plan for a policy that names this reader), or
-    warning.
+    severity: error (there is no plan), fatal (no plan for a policy that names this reader),
+    warning, or omitted (the bundle does without the tensor).
     """
 
     subject: str
     reader: str
     reason: str
-    severity: Literal["error", "fatal", "warning"] = "warning"
+    severity: Literal["error", "fatal", "warning", "omitted"] = "warning"
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ from policy_dsl.language.load import parse_policy
 from policy_dsl.plan import Draft, Module, Plan, Refusal, coded_modules
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.policy import Words
-from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.roles.classify import Model, ModelTensor, classify
 from policy_dsl.roles.model import stacked_path
 from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
@@ -218,11 +218,17 @@ def test_a_wrong_scale_is_found(folder: Path) -> None:
     assert "width-disagrees" in {finding.code for finding in report.findings}
 
 
-def test_readers_are_asked_of_a_plan() -> None:
+def test_readers_are_asked_of_a_plan_and_without_one() -> None:
     plan = planned(f"target {NAME}\nattention: 8bit int8\n")
     assert [(one.subject, one.severity) for one in plan.refusals] == [("lm_head", "warning")]
     with pytest.raises(PolicyError, match="looks routers up"):
         planned(f"target {NAME}\nrouter: 8bit int8\n")
+    judge = FORMAT.review.judge(classify(tiny()))
+    coded = Coded("int8", 8, 0, True, "rtn")
+    assert judge("experts.up_proj", 1, coded) is None
+    refusal = judge("router", 1, coded)
+    assert refusal is not None
+    assert refusal.severity == "error"
 
 
 def test_experts_of_a_stack_have_their_own_statistics_and_few_are_alive(tmp_path: Path) -> None:
