@@ -219,7 +219,7 @@ class Reach:
             # To look for what was meant takes a while for each.
             if self._n_cured <= _MOST_CURED:
                 cure = self._cures.cure(pattern, excepted=patterns[pattern])
-            found.append(self._without_match("pattern", rule, pattern, cure))
+            found.append(self._without_match("pattern-matches-nothing", rule, pattern, cure))
         if len(dead) > _MOST_SHOWN:
             more, example = len(dead) - _MOST_SHOWN, print_selector(dead[-1])
             note = f"{more:,} more patterns of this rule match nothing, such as {example}"
@@ -241,7 +241,7 @@ class Reach:
             is_open = self._everything - self._guarded_from(rule)
             for part, places in self._idle(rule.selector, Meaning(self._everything, is_open)):
                 cure = Cure(None, self.guard_notes(places))
-                yield self._without_match("part", rule, part, cure)
+                yield self._without_match("part-matches-nothing", rule, part, cure)
 
     def guard_notes(self, guarded: frozenset[int]) -> tuple[str, ...]:
         """The note that a selector only covers tensors that it may not touch, if there are any."""
@@ -274,8 +274,8 @@ class Reach:
                     others = [self.meaning(one) for one in node.parts if one is not part]
                     yield from self._idle(part, _met([left, *others]))
 
-    def _without_match(self, kind: str, rule: Rule, node: Selector, cure: Cure) -> Diagnostic:
-        code, span, meant = f"{kind}-matches-nothing", span_of(rule, node), cure.suggestion
+    def _without_match(self, code: str, rule: Rule, node: Selector, cure: Cure) -> Diagnostic:
+        kind, span, meant = code.partition("-")[0], span_of(rule, node), cure.suggestion
         facts: dict[str, Any] = {kind: print_selector(node), "model": self.model.id}
         return diagnostic(code, span, suggestion=meant or self._cure, notes=cure.notes, **facts)
 

@@ -6,6 +6,8 @@ file; a name of the catalog; or a hub id, `org/name` or `org/name@revision`.
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,20 +109,15 @@ def _open_hub_id(reference: str, *, links: bool) -> Inventory:
     if model is not None:
         return model
     # Not at the top: its HTTP takes a quarter of a second to import.
-    from policy_dsl.sources.hub import open_hub  # noqa: PLC0415
-
+    with _settings_of_the_hub():
+        from policy_dsl.sources.hub import open_hub  # noqa: PLC0415
     return open_hub(repository, revision or None)
 
 
 def _open_cached(repository: str, revision: str | None, *, links: bool) -> Inventory | None:
     """The model as it is in the hub's cache; None if it is not there or not whole."""
-    try:
+    with _settings_of_the_hub():
         from huggingface_hub import constants  # noqa: PLC0415
-    except ValueError as error:
-        # It reads the environment's settings here, and does not say which one failed.
-        names = sorted(name for name in os.environ if name.startswith("HF_"))
-        what, cure = ", ".join(names) or "the environment", "correct it or unset it"
-        raise fail("hub-failed", what=what, reason=str(error), suggestion=cure) from error
     cache = Path(constants.HF_HUB_CACHE).expanduser()
     place = cache / f"models--{repository.replace('/', '--')}"
     if not place.is_dir():
@@ -151,6 +148,18 @@ def _only_commit(place: Path, repository: str, *, is_offline: bool) -> str | Non
         cure = f"say which: {', '.join(f'{repository}@{commit}' for commit in commits)}"
         raise fail("hub-offline", what=repository, suggestion=cure)
     return commits[0] if len(commits) == 1 else None
+
+
+@contextmanager
+def _settings_of_the_hub() -> Iterator[None]:
+    """Raises: PolicyError if the environment's settings of the hub cannot be read."""
+    try:
+        yield
+    except ValueError as error:
+        # huggingface_hub reads them when it is imported, and does not say which one failed.
+        names = sorted(name for name in os.environ if name.startswith("HF_"))
+        what, cure = ", ".join(names) or "the environment", "correct it or unset it"
+        raise fail("hub-failed", what=what, reason=str(error), suggestion=cure) from error
 
 
 def _loose(name: str) -> str:
