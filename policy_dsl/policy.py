@@ -254,7 +254,8 @@ class Output:
 class Assertion:
     """A line of `tests`: measure(selector) relation value, as text and as parts.
 
-    value: a number (bytes for the measure size), or a Written for the relation `is`.
+    measure: bpw, size (in bytes), bits, min_bits, max_bits, or treatment. relation: of a
+    treatment `is`, and its value a Written; else <= < >= > ==.
     """
 
     text: str

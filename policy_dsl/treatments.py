@@ -42,8 +42,8 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """Quantized values. group_size: 0 for a scheme without groups. method: how the codes were
-    chosen; empty where a bundle does not say. symmetric: a choice, or a fact of the scheme."""
+    """Quantized values. group_size: 0 without groups, WHOLE_ROW for rows. method: how the codes
+    were chosen; empty where a bundle does not say. symmetric: a choice, or a fact of the scheme."""
 
     scheme: str
     bits: int
