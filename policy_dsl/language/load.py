@@ -42,29 +42,29 @@ def load(policy: str | Path, variables: Values | None = None, *, words: Words = 
     policies = []
     for source, read in chain:
         wanted = {name: values[name] for name, _ in read.vars}
-        fits = wanted == dict(read.vars)
-        policies.append(read if fits else _parse(source, wanted, words)[0])
+        policies.append(read)
+        if wanted != dict(read.vars):
+            policies[-1], _ = parse_policy(source.text, source.name, wanted, words=words)
     # The last gives the name; comments of several would be about different texts.
     merged = reduce(_extended, policies)
     comments = () if len(policies) > 1 else merged.comments
     return replace(merged, extends=(), cleared=(), comments=comments)
 
 
-def parse_policy(text: str, name: str, *, words: Words = WORDS) -> tuple[Policy, Form]:
+def parse_policy(
+    text: str, name: str, values: Values | None = None, *, words: Words = WORDS
+) -> tuple[Policy, Form]:
     """The policy that a text says, `extends` not followed, and the notation it is in.
 
     name: its path; a name without a known suffix leaves the notation to the text itself.
+    values: replace the defaults of its variables.
     Raises: PolicyError with every defect of the text.
     """
-    return _parse(SourceText(name, text), None, words)
-
-
-def _parse(source: SourceText, values: Values | None, words: Words) -> tuple[Policy, Form]:
-    path = Path(source.name)
+    source, path = SourceText(name, text), Path(name)
     form = _FORMS.get(path.suffix)
-    name = decoded(path.stem) if form else "policy"
+    called = decoded(path.stem) if form else "policy"
     form = form or ("yaml" if looks_like_yaml(source) else "dsl")
-    return _READERS[form](source, name, values, words=words), form
+    return _READERS[form](source, called, values, words=words), form
 
 
 def bundled_names() -> tuple[str, ...]:
@@ -83,8 +83,7 @@ def read_source(path: Path, *, given: bool = True) -> SourceText:
     # Errors show lines: a link among policies must not show those of a password.
     if path.suffix in _FORMS and target.suffix not in _FORMS:
         raise fail("unknown-suffix", path=target, suggestion=f"{path} is a link to it")
-    content = read_first(path, MAX_BYTES + 1, given=given)
-    return source_of(path, content)
+    return source_of(path, read_first(path, MAX_BYTES + 1, given=given))
 
 
 def source_of(path: Path, content: bytes) -> SourceText:
@@ -111,7 +110,7 @@ def _chain(
     ensure_short(source.name, *(each.text for each in read))
     if path.suffix not in _FORMS and not is_passed(path):
         raise fail("unknown-suffix", path=path, suggestion=_SUFFIX_CURE)
-    policy, _ = _parse(source, None, words)
+    policy, _ = parse_policy(source.text, source.name, words=words)
     # Resolved paths: a cycle through a symbolic link is one too.
     here = (*before, path.resolve())
     for name in policy.extends:
