@@ -90,18 +90,14 @@ class BuildReport:
 
 
 class Runner(Protocol):
-    """Runs units of a build anywhere, in any order, each at least once.
-
-    Units and `work` can be pickled. Units are taken from the iterable as they are needed.
-    """
+    """Runs units of a build anywhere, in any order; units and `work` can be pickled."""
 
     def run(self, units: Iterable[Unit], work: Work) -> Receipts:
         """The receipt of every unit for which `work(unit)` has ended, in any order.
 
-        A unit without a receipt counts as lost, and is given to a later call of `run`.
+        Units are taken as they are needed. One without a receipt is given to a later call.
         Raises: what a unit raised, after the receipts of those that have ended.
         """
-        ...
 
 
 class Threads:
@@ -149,12 +145,10 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
 ) -> BuildReport:
     """Write the bundle of a plan to the folder `out`; an interrupted build is resumed.
 
-    plan: as `resolve` gives it for this inventory, by default its own. jobs: threads, by default
-    one for each core. force: a bundle that is already there is replaced once the new one is
-    complete, and the unfinished build of something else is thrown away. max_memory: bytes that
-    the program may take. format: the plan's; None for the one of its name here. runner: who
-    runs the units instead of threads.
-    Plan and source alone decide the bytes.
+    inventory: that the plan is for, by default its own. jobs: threads, by default one for each
+    core. force: a bundle that is already there is replaced once the new one is complete, and the
+    unfinished build of something else is thrown away. max_memory: bytes that the program may take.
+    format: the plan's, by default the one of its name. runner: runs the units instead of threads.
     Raises: PolicyError if something is in the way, and KeyboardInterrupt; what is done so far
     then stays in `<out>.partial`.
     """

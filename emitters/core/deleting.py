@@ -87,9 +87,9 @@ def ensure_made(folder: Path) -> None:
 
 
 def delete_bundle(folder: Path) -> None:
-    """Delete a bundle that nothing needs any more, or what an earlier call left of it.
+    """Delete a bundle, or what an earlier call left of it, but for what no record names.
 
-    Raises: PolicyError if something stays; what no record names is not touched.
+    Raises: PolicyError if something stays.
     """
     if kind_of(folder / RECORD) == "a file":
         files = _recorded_files(folder)
@@ -210,10 +210,7 @@ def _delete(folder: Path | str, files: Mapping[str, int | None], within: int | N
 
 def _end(folder: Path) -> None:
     left = names_in(folder)
-    if left == [BROWSED]:
-        with writing(folder):
-            _delete(folder, {BROWSED: None})
-        left = []
-    refuse_others(folder, left)
+    refuse_others(folder, left if left != [BROWSED] else [])
     with writing(folder), suppress(FileNotFoundError):
+        _delete(folder, {BROWSED: None})
         os.rmdir(folder)

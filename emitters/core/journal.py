@@ -37,13 +37,11 @@ SAVE_SECONDS = 1.0
 # A hundred times what the largest builds write.
 _LARGEST = 64 * 2**20
 _CURE = "--force starts over, and so does deleting that folder"
-# What an identity's parts are called in messages; the first that differs is named.
+# What parts of an identity are called in messages, if not by their names.
 _PARTS = {
     "policyc": "version of policyc",
     "source": "source, or of another state of it",
-    "policy": "policy",
     "statistics": "file of statistics",
-    "plan": "plan",
 }
 
 
@@ -145,9 +143,9 @@ def open_journal(workspace: Workspace, plan: Plan, work: Work, *, force: bool) -
 
 def _refusal(workspace: Workspace, plan: Plan, found: Any, wanted: Any) -> PolicyError | None:
     root = str(workspace.root)
-    for part, called in _PARTS.items():
+    for part in wanted:
         if found.get(part) != wanted[part]:
-            return fail("other-build", path=root, what=called, suggestion=_CURE)
+            return fail("other-build", path=root, what=_PARTS.get(part, part), suggestion=_CURE)
     for file in plan.tensor_files:
         path = workspace.bundle / file.name
         if not path.is_file() or path.stat().st_size != file.nbytes:

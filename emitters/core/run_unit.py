@@ -41,12 +41,11 @@ class ValueDefectError(Exception):
 
 
 class Receipt(NamedTuple):
-    """What came of a unit: bytes written, and whether all its values became 0 and were not.
+    """What came of a unit. is_lost: whether all its values became 0, and were not.
 
     is_durable: whether its bytes are on the disk, also after a crash; else the build flushes them.
     """
 
-    nbytes: int
     is_lost: bool
     is_durable: bool = False
 
@@ -69,12 +68,12 @@ class Work:
         Raises: ValueDefectError if a value does not fit; PolicyError if the source cannot be
         read or holds a value that is not finite, or the output cannot be written.
         """
-        (parts, is_lost), output, written = self._made(unit), unit.output, 0
+        (parts, is_lost), output = self._made(unit), unit.output
         for tensor in output.tensors:
             # What a row has beyond its source's values is its tail, or zeros.
             start, stride = tensor.rows_at(unit.at, output.n_rows)
-            written += write_at(self.folder / tensor.file, start, parts[tensor.part], stride=stride)
-        return Receipt(written, is_lost)
+            write_at(self.folder / tensor.file, start, parts[tensor.part], stride=stride)
+        return Receipt(is_lost)
 
     def defects_of_lost(self, lost: Iterable[Unit]) -> Iterator[ValueDefectError]:
         """A defect for each matrix of the source of which nothing is left.

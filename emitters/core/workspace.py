@@ -15,17 +15,8 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from emitters.core.deleting import (
-    BROWSED,
-    delete_bundle,
-    delete_unfinished,
-    ensure_kind,
-    ensure_made,
-    kind_of,
-    names_in,
-    refuse_others,
-    unfinished_files,
-)
+from emitters.core import deleting
+from emitters.core.deleting import BROWSED, ensure_kind, kind_of, refuse_others, unfinished_files
 from emitters.tensor_io.files import flush, make_folder, write_failure, writing
 from policy_dsl.diagnostics import Diagnostic, PermanentError, PolicyError, diagnostic, fail
 from policy_dsl.planning.record import RECORD
@@ -61,7 +52,7 @@ class Workspace:
             # It must not come back after a crash and speak of other files than its own.
             self.journal.unlink(missing_ok=True)
             flush(self.root)
-            delete_unfinished(self.bundle, before)
+            deleting.delete_unfinished(self.bundle, before)
             # Nor do the files: the lock names others before there is any of them.
             flush(self.root)
             self.lock.write_text("\n".join(names), encoding="utf-8")
@@ -69,10 +60,7 @@ class Workspace:
             self.bundle.mkdir()
 
     def recover(self) -> None:
-        """Undo or end a `finish` that a crash cut off: its old bundle goes back, or goes.
-
-        Raises: PolicyError if that fails.
-        """
+        """Undo or end a `finish` that a crash cut off. Raises: PolicyError if that fails."""
         with writing(self.out):
             named = kind_of(self.bundle) is None
             if named:
@@ -113,10 +101,7 @@ class Workspace:
             self.journal.unlink(missing_ok=True)
 
     def ensure_own(self, *, held: bool = False) -> None:
-        """Raises: PolicyError if what no build made is in the folder of unfinished work.
-
-        held: whether the lock is, and so the names of the bundle's files are known.
-        """
+        """Raises: PolicyError if what no build made is in the folder. held: whether the lock is."""
         ensure_kind(self.root, "a folder")
         listed = self._listed()
         ours = {*_FILES, "bundle", "replaced", *filter(_IS_DELETED.fullmatch, listed)}
@@ -127,7 +112,7 @@ class Workspace:
         unfinished_files(self.bundle, self._names() if held else None)
 
     def _listed(self) -> list[str]:
-        return [name for name in names_in(self.root) if not name.startswith(_OPEN)]
+        return [name for name in deleting.names_in(self.root) if not name.startswith(_OPEN)]
 
     def _names(self) -> Collection[str] | None:
         """The names of the files of the unfinished bundle; None if they are not known."""
@@ -151,11 +136,11 @@ class Workspace:
         with self._tidying(self.root):
             for name in filter(_IS_DELETED.fullmatch, self._listed()):
                 with self._tidying(self.root / name):
-                    delete_bundle(self.root / name)
+                    deleting.delete_bundle(self.root / name)
         if os.path.lexists(self.journal) or os.path.lexists(self.replaced):
             return
         with self._tidying(self.bundle):
-            delete_unfinished(self.bundle, self._names())
+            deleting.delete_unfinished(self.bundle, self._names())
         with suppress(OSError, PolicyError):
             if set(os.listdir(self.root)) <= {BROWSED, "lock"}:
                 (self.root / BROWSED).unlink(missing_ok=True)
@@ -211,14 +196,13 @@ def check_contents(out: Path, *, force: bool) -> None:
         if kind_of(out / RECORD) != "a file":
             cure = f"it has no {RECORD}, so nothing replaces it: give another folder with -o"
         raise fail("output-exists", path=str(out), suggestion=cure)
-    ensure_made(out)
+    deleting.ensure_made(out)
 
 
 @contextmanager
 def claimed(out: Path) -> Iterator[Workspace]:
-    """The workspace of `out`, held against other builds while the context lasts.
+    """The workspace of `out`, held against other builds; what can be resumed stays after an error.
 
-    What can be resumed stays when the context ends with an error, and nothing else.
     Raises: PolicyError if another build holds it, it cannot be made, or no build made it.
     """
     workspace = Workspace(out)

@@ -150,8 +150,8 @@ def create_file(path: Path, header: bytes, tensors: Iterable[PlannedTensor], nby
             file.write(tensor.tail)
 
 
-def write_at(path: Path, start: int, content: Array, *, stride: int = 0) -> int:
-    """Write an array's bytes into an existing file from the byte `start`; returns their count.
+def write_at(path: Path, start: int, content: Array, *, stride: int = 0) -> None:
+    """Write an array's bytes into an existing file from the byte `start`.
 
     stride: bytes from one line of an array [lines, …] to the next, where they are apart.
     Raises: PolicyError if they cannot be written.
@@ -164,7 +164,6 @@ def write_at(path: Path, start: int, content: Array, *, stride: int = 0) -> int:
             while left:
                 written = os.pwrite(file, left, at)
                 at, left = at + written, left[written:]
-    return content.nbytes
 
 
 def append(path: Path, content: bytes) -> None:

@@ -14,6 +14,7 @@ Sha256 = Annotated[str, Limits(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, Limits(least=1)]
 Experts = Annotated[int, Limits(minimum=0, maximum=65536)]
 SomeExperts = Annotated[int, Limits(minimum=1, maximum=65536)]
+_SomeKept = dict[str, Annotated[list[Experts], Limits(least=1, most=65536)]]
 _Kept = dict[str, Annotated[list[Experts], Limits(least=1)]]
 Shape = Annotated[list[Size], Limits(most=64)]
 _LINKED = "shards of the source that are links out of its folder: their targets"
@@ -267,10 +268,7 @@ class RecordedTransform(TypedDict):
     by: str | None
     before: Experts
     to: Experts
-    kept: Annotated[
-        dict[str, Annotated[list[Experts], Limits(least=1, most=65536)]],
-        Limits(least=1, keys="^(0|[1-9][0-9]{0,6})$"),
-    ]
+    kept: Annotated[_SomeKept, Limits(least=1, keys="^(0|[1-9][0-9]{0,6})$")]
 
 
 class RecordedOmission(TypedDict):
