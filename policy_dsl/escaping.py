@@ -50,8 +50,7 @@ def is_visible(text: str) -> bool:
 def escaped(text: str, *, longest: int | None = None) -> str:
     r"""The text on one line, what cannot be seen as `\n`, `\x1b`, `\u202e`.
 
-    Bytes of a file's name that are not UTF-8 become `\xff`. longest: characters after which
-    it is cut, and ends with an ellipsis.
+    Bytes of a file's name that are not UTF-8 become `\xff`. longest: characters before an ellipsis.
     """
     shown = _each(decoded(text if longest is None else text[: longest + 1]), _escape)
     return shown if longest is None or len(shown) <= longest else shown[:longest] + "…"
@@ -127,10 +126,7 @@ def is_plain_name(name: str) -> bool:
 
 
 def name_defect(name: str, *, longest: int = LONGEST_FILE_NAME) -> str | None:
-    """Why a name cannot be that of a file or folder, in words; None if it can.
-
-    longest: bytes that it may have in UTF-8.
-    """
+    """Why a name cannot be that of a file or folder; None if it can. longest: bytes in UTF-8."""
     odd = sorted(set(name) & set(_NOT_ON_WINDOWS))
     nbytes = len(name.encode("utf-8", "surrogatepass"))
     defects = {

@@ -71,8 +71,7 @@ class Silent:
 class BuildReport:
     """What a build did. sizes: bytes of every file, by its name; digest: the record's own.
 
-    resumed_nbytes: bytes of source weights that an earlier run had done. findings: warnings about
-    what is left over of earlier bundles.
+    resumed_nbytes: source weights that an earlier run had done. findings: what earlier ones left.
     """
 
     out: Path
@@ -215,7 +214,6 @@ def _write_tensors(
     """Write all rows that are not on disk yet; returns the units whose values all became 0.
 
     run(done): of the units without the rows in `done`. left: bytes of weights that they read.
-    Raises: what the work raises; PolicyError if the runner brings nothing back.
     """
     lost: list[Unit] = []
     done = dict(journal.done)
@@ -243,10 +241,7 @@ def _write_tensors(
 
 
 def _finish(plan: Plan, work: Work, progress: Progress, *, jobs: int) -> str:
-    """Complete the bundle whose tensors are written; returns the record's digest.
-
-    Raises: PolicyError if a file cannot be written or what was written is not what was planned.
-    """
+    """Complete the bundle whose tensors are written; returns the record's digest."""
     folder, source = work.folder, work.reader.source
     # Nothing is written through a link that was put here meanwhile.
     unfinished_files(folder, {BROWSED, *(file.name for file in plan.files)})

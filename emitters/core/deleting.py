@@ -87,10 +87,7 @@ def ensure_made(folder: Path) -> None:
 
 
 def delete_bundle(folder: Path) -> None:
-    """Delete a bundle, or what an earlier call left of it, but for what no record names.
-
-    Raises: PolicyError if something stays.
-    """
+    """Delete what is left of a bundle, and nothing else. Raises: PolicyError if something stays."""
     if kind_of(folder / RECORD) == "a file":
         files = _recorded_files(folder)
         with writing(folder):

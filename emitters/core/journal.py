@@ -76,10 +76,7 @@ class Journal:
             saving.result()
 
     def add(self, unit: Unit, receipt: Receipt) -> None:
-        """Take a finished unit, and save those that wait when it is time.
-
-        Raises: PolicyError if an earlier save failed.
-        """
+        """Take a finished unit, and save now and then. Raises: PolicyError if a save failed."""
         self._rows.append([unit.module, *unit.span])
         if not receipt.is_durable:
             self._files.update([tensor.file for tensor in unit.output.tensors])

@@ -48,10 +48,7 @@ def ensure_supported_system() -> None:
 
 
 def ensure_buildable(plan: Plan, inventory: Inventory) -> None:
-    """Raises: PolicyError with all that keeps this plan from being built from this source here.
-
-    So does a head that the plan leaves out and that is not equal to its embedding.
-    """
+    """Raises: PolicyError with all that keeps this plan from being built from this source here."""
     ensure_supported_system()
     defects = []
     sources = list(chain.from_iterable(module.sources for module in plan.modules))
@@ -141,10 +138,7 @@ def differing_heads(source: Inventory, model: Model, names: set[str]) -> Iterato
 
 
 def as_in_bundle(model: Model, bundle: Bundle) -> tuple[Model, set[str]]:
-    """The model of a bundle's source, and the heads that the bundle leaves out as equal.
-
-    The model is not tied any more if the bundle has the head stored.
-    """
+    """The model of a bundle's source, untied if a head is stored, and the equal heads left out."""
     heads = [tensor for tensor in model.tensors if tensor.role == "lm_head" and model.tied]
     path, stored = bundle.format.spec.module_path, {module.name for module in bundle.modules}
     if any(path(head, model) in stored for head in heads):

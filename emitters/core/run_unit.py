@@ -52,10 +52,7 @@ class Receipt(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """What all units of a build share, to be called with each. It can be pickled.
-
-    reader: of the source. fp8_rule: of the plan. folder: where files are written.
-    """
+    """What all units of a build share, to be called with each. It can be pickled."""
 
     format: Format
     reader: ViewReader

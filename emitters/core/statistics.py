@@ -69,10 +69,7 @@ def prepare(plan: Plan, format: Format) -> tuple[Plan, Contexts | None]:
 
 
 class Lookup:
-    """What an importance matrix says about the matrices of a plan, read when it is asked for.
-
-    The entries of the last few roles and layers are kept. Many threads may share it.
-    """
+    """What an importance matrix says about a plan's matrices, read on demand, from many threads."""
 
     def __init__(self, plan: Plan, imatrix: Imatrix) -> None:
         self._plan, self._imatrix = plan, imatrix

@@ -116,8 +116,7 @@ def merge_spans(spans: Iterable[tuple[int, int]]) -> Spans:
 def fit(jobs: int, max_memory: int | None, modules: Sequence[Module] = ()) -> tuple[int, int]:
     """How many workers with blocks of how many values keep to `max_memory` bytes.
 
-    modules: what is built; the longest row that is coded as one is the smallest block. Blocks
-    shrink first, then workers become fewer.
+    modules: whose longest row that is coded as one is the smallest block. Blocks shrink first.
     Raises: PolicyError if not even one worker with the smallest blocks fits.
     """
     if max_memory is None:

@@ -232,12 +232,17 @@ def _locked(workspace: Workspace) -> int:
     # Not at the top: Windows has none, and plans there.
     import fcntl  # noqa: PLC0415
 
+    # Neither through a link nor waiting for the other end of a pipe.
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     refusal: OSError = TimeoutError()
     for _ in range(_MOST_TRIES):
         workspace.ensure_own()
         with writing(workspace.root):
             try:
-                lock, is_new = _opened_lock(workspace)
+                make_folder(workspace.root)
+                is_new = not os.path.lexists(workspace.lock)
+                made = os.O_CREAT | os.O_EXCL if is_new else 0
+                lock = os.open(workspace.lock, flags | made, 0o644)
             except (FileNotFoundError, FileExistsError) as error:
                 # A build that ends deleted the folder in this moment.
                 refusal = error
@@ -258,16 +263,6 @@ def _locked(workspace: Workspace) -> int:
             return lock
         os.close(lock)
     raise write_failure(workspace.root, refusal)
-
-
-def _opened_lock(workspace: Workspace) -> tuple[int, bool]:
-    """A descriptor of the lock file, and whether it was not there before."""
-    make_folder(workspace.root)
-    # Neither through a link nor waiting for the other end of a pipe.
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with suppress(FileNotFoundError):
-        return os.open(workspace.lock, flags), False
-    return os.open(workspace.lock, flags | os.O_CREAT | os.O_EXCL, 0o644), True
 
 
 def _ensure_begun_by_a_build(workspace: Workspace, lock: int) -> None:

@@ -1,8 +1,7 @@
 """Types of JSON documents: records, saved plans, and everything that `--format json` prints.
 
 Each is a TypedDict of str, int, float, bool, None, Literal, list, dict, tuple (rows of fixed
-columns), unions, and `Annotated[T, Limits(…)]`. Here is what several share, and what makes values
-of attributes and checks them against the types. Published JSON Schemas are made of the same types.
+columns), unions, and `Annotated[T, Limits(…)]`. Published JSON Schemas are made of them.
 """
 
 import re
@@ -30,10 +29,9 @@ _LONGEST_KEY = 80
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What `Annotated` adds to a type.
+    """What `Annotated` adds to a type: ranges of numbers, patterns of texts, a description.
 
-    minimum, maximum: of a number. least, most: of the length of a text, list or mapping.
-    pattern: of a text. keys: of the keys of a mapping. about: a description.
+    least, most: of the length of a text, list or mapping. keys: pattern of a mapping's keys.
     """
 
     minimum: float = -inf
