@@ -29,16 +29,14 @@ _START = re.compile(r"([0-9]{0,9})(#{1,6}(?= |$)|[-+.)](?= |$)|>|[-=~]{3})")
 # What GitHub's and Azure's runners take for a command in the output of a program.
 # Source: actions/runner, ActionCommand.TryParseV2 and TryParse; Azure, logging commands.
 _COMMAND = re.compile(r"^ *:(?=:)|#(?=#(?:vso)?\[)", re.MULTILINE)
-_HTML = {"&": "&amp;", "<": "&lt;", "@": "&#64;"}
+_HTML = str.maketrans({"&": "&amp;", "<": "&lt;", "@": "&#64;"})
 # What file systems take, and of a policy's name what leaves room for the model's beside it.
 LONGEST_FILE_NAME = 255
 LONGEST_POLICY_NAME = 100
 # Folders everywhere; Windows gives the other names to devices in every folder, whatever comes
 # after a dot.
-_SPECIAL = re.compile(
-    r"\.\.?|(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])\s*(\..*)?",
-    re.IGNORECASE | re.DOTALL,
-)
+_DEVICE = r"con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]"
+_SPECIAL = re.compile(rf"(?is)\.\.?|({_DEVICE})\s*(\..*)?")
 _NOT_ON_WINDOWS = '<>:"|?*'
 
 
@@ -111,10 +109,7 @@ def markdown(text: str, *, begins: bool = False) -> str:
 
     begins: whether a line begins with it, and could be a heading, a list or a fence.
     """
-    shown = escaped(text)
-    for char, entity in _HTML.items():
-        shown = shown.replace(char, entity)
-    shown = _MARKUP.sub(lambda found: "\\" + found[0], shown)
+    shown = _MARKUP.sub(r"\\\g<0>", escaped(text).translate(_HTML))
     return _START.sub(r"\1\\\2", shown, count=1) if begins and _START.match(shown) else shown
 
 

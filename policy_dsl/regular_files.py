@@ -39,12 +39,10 @@ _POINTER = re.compile(rb"version https?://[^\n]*(?:git-lfs|hawser)[^\n]*\n(?s:.*
 _PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|\?xml)\b", re.IGNORECASE)
 # What web servers answer instead of a file, as its only line.
 _ANSWER = re.compile(
-    rb"\s*((?:404:? ?)?(?:entry|repository|page|revision|file)? ?not found"
+    rb"(?i)\s*((?:404:? ?)?(?:entry|repository|page|revision|file)? ?not found"
     rb"|forbidden|access denied|unauthorized|bad gateway|internal server error"
     rb"|invalid username or password"
-    rb"|(?:invalid credentials|invalid rev id|access to model )[^\n]*"
-    rb")\.?\s*",
-    re.IGNORECASE,
+    rb"|(?:invalid credentials|invalid rev id|access to model )[^\n]*)\.?\s*"
 )
 _PAGES = (".html", ".htm", ".xml")
 # Anything else may well be empty.
