@@ -11,7 +11,7 @@ from typing import NamedTuple
 from emitters.checkpoints import CONFIG
 from policy_dsl.formats import ExpertsApart, FormatSpec, PartShape, SchemeSpec, Shards
 from policy_dsl.plan import Draft, Module
-from policy_dsl.roles.model import apart_path, expert_path
+from policy_dsl.roles.model import Model, ModelTensor, apart_path, expert_path
 from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
 from policy_dsl.treatments import WHOLE_ROW, Coded, Plain, Stored
@@ -119,6 +119,11 @@ def _g_idx(columns: int, size: int) -> bytes:
     return b"".join(group.to_bytes(4, "little") * size for group in numbers)[: 4 * columns]
 
 
+def _plain_dtype(tensor: ModelTensor, model: Model) -> str:
+    """The source's own dtype; FP8, whose codes may be called integers, becomes bfloat16."""
+    return tensor.source.dtype if tensor.scale is None else "BF16"
+
+
 SPEC = FormatSpec(
     name="gptq",
     about="GPTQ-packed checkpoints for vLLM, AutoRound, GPTQModel and transformers",
@@ -128,8 +133,7 @@ SPEC = FormatSpec(
     ),
     fill=tuple(("any", bits, "int") for bits in WIDTHS),
     plain_dtypes=("BF16", "F16", "F32"),
-    # The source's own, but of FP8, whose codes may be called integers.
-    plain_dtype=lambda tensor, model: "BF16" if tensor.scale else tensor.source.dtype,
+    plain_dtype=_plain_dtype,
     fp8_rules=("bf16", "bf16_bf16", "f32"),
     config_readers=tuple(READERS),
     runtimes={
