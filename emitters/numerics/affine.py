@@ -5,29 +5,18 @@ the float32 scale and bias; what is stored are those rounded to the value type o
 Source: mlx 0.32.4 (CPU), `mx.quantize` and `mx.dequantize` with mode "affine".
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
-from emitters.numerics import Array, new_values, value_type
+from emitters.numerics import Array, new_values
 from emitters.numerics.bitpack import pack_codes, unpack, unpack_codes
-from emitters.numerics.jit import device, factory, int64_pair, kernel, reads, writes
-from emitters.numerics.reach import FLOORS, UNITS, Steps, Width, beyond_steps, slack_of, spread
-from emitters.numerics.rounding import (
-    bits_of,
-    clamped,
-    extremes,
-    narrow,
-    rounded,
-    to_float32,
-    widen,
-)
+from emitters.numerics.jit import device, kernel, reads, writes
+from emitters.numerics.reach import FLOORS, UNITS, Width, outside, reach_of, slack_of, spread
+from emitters.numerics.rounding import extremes, narrow, nearest_code, rounded, to_float32, widen
 from policy_dsl.formats import Slack
 
 _LANES = 16  # groups side by side
 _SMALLEST_STEP = np.float32(1e-7)
 _ZERO, _INFINITY = np.float32(0), np.float32(np.inf)
-_ROUNDER = np.float32(2.0**23)  # adding it leaves an integer in the low bits, ties to even
 
 
 @device
@@ -47,75 +36,48 @@ def _choose_scales(lows: Array, highs: Array, top: np.float32) -> None:
         highs[k] = edge if reaches else _ZERO
 
 
-@device
-def _write_codes(
-    values: Array, line: tuple[np.float32, np.float32], top: np.float32, codes: Array
-) -> None:
-    """codes [n] = the nearest code of each value [n], clamped to 0 .. top; NaN gives 0."""
-    scale, bias = line
-    for i in range(values.shape[0]):
-        code = clamped((values[i] - bias) / scale, top)
-        codes[i] = np.uint8(bits_of(code + _ROUNDER))
-
-
-@factory
-def _encoder(dtype: str) -> Callable[..., None]:
-    kind, stored = value_type(dtype).kind, writes(dtype)
-
-    @kernel(reads(dtype), int64_pair, writes("uint32"), stored, stored)
-    def encode_affine(
-        values: Array, width: Width, packed: Array, scales: Array, biases: Array
-    ) -> None:
-        bits, size = width
-        top = np.float32((1 << bits) - 1)
-        # Rows end where groups end, so the matrix is one run of groups; the steps of one block
-        # of them stay in the first-level cache, and only results go to memory.
-        wide = np.empty(_LANES * size, np.float32)
-        codes = np.empty(_LANES * size, np.uint8)
-        pieces = np.empty(_LANES * size // 8, np.uint64)
-        lows, highs = np.empty(_LANES, np.float32), np.empty(_LANES, np.float32)
-        for first in range(0, scales.shape[0], _LANES):
-            # The last block may have fewer groups.
-            lanes = min(_LANES, scales.shape[0] - first)
-            n = lanes * size
-            part = values[first * size : first * size + n]
-            for i in range(n):
-                wide[i] = widen(kind, part[i])
-            for k in range(lanes):
-                group = wide[k * size : (k + 1) * size]
-                lows[k], highs[k] = extremes(group, (_INFINITY, -_INFINITY))
-            _choose_scales(lows[:lanes], highs[:lanes], top)
-            for k in range(lanes):
-                own = slice(k * size, (k + 1) * size)
-                _write_codes(wide[own], (lows[k], highs[k]), top, codes[own])
-                scales[first + k] = narrow(kind, lows[k])
-                biases[first + k] = narrow(kind, highs[k])
-            start = first * size // 32 * bits
-            pack_codes(codes[:n], pieces, packed[start : start + n // 32 * bits], bits)
-
-    return encode_affine
-
-
-@factory
-def _decoder(dtype: str) -> Callable[..., None]:
-    kind = value_type(dtype).kind
-
-    @kernel(reads("uint32"), int64_pair, reads(dtype), reads(dtype), writes("float32"))
-    def decode_affine(
-        packed: Array, width: Width, scales: Array, biases: Array, values: Array
-    ) -> None:
-        bits, size = width
-        codes = np.empty(size, np.uint8)
-        n_words = size // 32 * bits
-        for k in range(scales.shape[0]):
-            unpack_codes(packed[k * n_words : (k + 1) * n_words], codes, bits)
-            scale, bias = widen(kind, scales[k]), widen(kind, biases[k])
-            part = values[k * size : (k + 1) * size]
+@kernel(reads("kind"), writes("uint32"), writes("kind"), writes("kind"))
+def _encode_affine(values: Array, packed: Array, scales: Array, biases: Array, kind: int) -> None:
+    size = values.shape[0] // max(scales.shape[0], 1)
+    bits = packed.shape[0] * 32 // max(values.shape[0], 1)
+    top = np.float32((1 << bits) - 1)
+    # Rows end where groups end, so the matrix is one run of groups; the steps of one block
+    # of them stay in the first-level cache, and only results go to memory.
+    wide, codes = np.empty(_LANES * size, np.float32), np.empty(_LANES * size, np.uint8)
+    pieces = np.empty(_LANES * size // 8, np.uint64)
+    lows, highs = np.empty(_LANES, np.float32), np.empty(_LANES, np.float32)
+    for first in range(0, scales.shape[0], _LANES):
+        # The last block may have fewer groups.
+        lanes = min(_LANES, scales.shape[0] - first)
+        n = lanes * size
+        part = values[first * size : first * size + n]
+        for i in range(n):
+            wide[i] = widen(kind, part[i])
+        for k in range(lanes):
+            group = wide[k * size : (k + 1) * size]
+            lows[k], highs[k] = extremes(group, (_INFINITY, -_INFINITY))
+        _choose_scales(lows[:lanes], highs[:lanes], top)
+        for k in range(lanes):
+            group, own = wide[k * size : (k + 1) * size], codes[k * size : (k + 1) * size]
+            scale, bias = lows[k], highs[k]
             for i in range(size):
-                product = rounded(kind, np.float32(codes[i]) * scale)
-                part[i] = rounded(kind, product + bias)
+                own[i] = nearest_code((group[i] - bias) / scale, top)
+            scales[first + k], biases[first + k] = narrow(kind, scale), narrow(kind, bias)
+        start = first * size // 32 * bits
+        pack_codes(codes[:n], pieces, packed[start : start + n // 32 * bits], bits)
 
-    return decode_affine
+
+@kernel(reads("uint32"), reads("kind"), reads("kind"), writes("float32"))
+def _decode_affine(packed: Array, scales: Array, biases: Array, values: Array, kind: int) -> None:
+    size = values.shape[0] // max(scales.shape[0], 1)
+    bits = packed.shape[0] * 32 // max(values.shape[0], 1)
+    codes, n_words = np.empty(size, np.uint8), size // 32 * bits
+    for k in range(scales.shape[0]):
+        unpack_codes(packed[k * n_words : (k + 1) * n_words], codes, bits)
+        scale, bias = widen(kind, scales[k]), widen(kind, biases[k])
+        part = values[k * size : (k + 1) * size]
+        for i in range(size):
+            part[i] = rounded(kind, rounded(kind, np.float32(codes[i]) * scale) + bias)
 
 
 def affine_encode(
@@ -134,7 +96,7 @@ def affine_encode(
     _check_geometry(columns, bits, group_size)
     packed = np.empty((rows, columns * bits // 32), np.uint32)
     scales, biases = (new_values((rows, columns // group_size), dtype) for _ in range(2))
-    _encoder(dtype)(values, (bits, group_size), packed, scales, biases)
+    _encode_affine(values, packed, scales, biases, kind=dtype)
     return packed, scales, biases
 
 
@@ -154,7 +116,7 @@ def affine_decode(
         shapes = f"{packed.shape}, {scales.shape} and {biases.shape}"
         raise ValueError(f"shapes {shapes} are not one matrix at {bits} bits, {group_size}")
     values = np.empty((rows, columns), np.float32)
-    _decoder(dtype)(packed, (bits, group_size), scales, biases, values)
+    _decode_affine(packed, scales, biases, values, kind=dtype)
     return values
 
 
@@ -170,18 +132,16 @@ def affine_beyond(
 ) -> Array:
     """Values [rows, in] that are too far from affine codes; parts, dtype: of `affine_decode`.
 
-    mlx makes one extreme a whole number of steps, which takes the other up to a step beyond the
-    last code.
+    mlx makes one extreme a whole number of steps; the other may be a step beyond the last code.
     """
     bits, size = width
     packed, scales, biases = parts
     codes = unpack(packed, bits).astype(np.float32)
     decoded = affine_decode(parts, dtype, bits=bits, group_size=size)
-    step, base = np.abs(to_float32(scales, dtype)), to_float32(biases, dtype)
+    step, base = (spread(np.abs(to_float32(part, dtype)), values) for part in (scales, biases))
     unit, floor = np.float32(UNITS[dtype]), np.float32(FLOORS[dtype])
     # The stored scale, the product; the stored bias, the sum.
-    rounded = (codes + 1) * (2 * unit * spread(step, values.shape) + floor)
-    rounded += unit * (spread(np.abs(base), values.shape) + np.abs(decoded)) + 2 * floor
-    grid = Steps(codes, step, (1 << bits) - 1)
-    added = rounded + slack_of(values, slack)
-    return beyond_steps(values, decoded, grid, ends=(0.5, 1.0), added=added)
+    lost = (codes + 1) * (2 * unit * step + floor)
+    lost += unit * (base + np.abs(decoded)) + 2 * floor
+    reach = step * reach_of(codes, bits, (0.5, 1.0))
+    return outside(values, decoded, reach + (lost + slack_of(values, slack)))

@@ -52,10 +52,8 @@ def _fold(levels: Array) -> np.float32:
     for k in range(FOLDED):
         folded = _ZERO
         for start in range(0, LANES, FOLDED):
-            lane = levels[0, start + k]
-            for level in range(1, LEVELS):
-                lane += levels[level, start + k]
-            folded += lane
+            lane = levels[:, start + k]
+            folded += ((lane[0] + lane[1]) + lane[2]) + lane[3]
         total += folded
     return total
 
@@ -102,18 +100,12 @@ def sum_of_half_width(values: Array, levels: Array) -> np.float32:
 
 
 @kernel(reads("float32"), writes("float32"))
-def _add_rows(rows: Array, sums: Array) -> None:
+def torch_sums(rows: Array, sums: Array) -> None:
+    """sums = the sum of each of the rows; both float32, rows [rows, n], n % 32 == 0."""
     size = rows.shape[0] // sums.shape[0]
     levels = np.empty((LEVELS, LANES), np.float32)
     for k in range(sums.shape[0]):
         sums[k] = sum_float32(rows[k * size : (k + 1) * size], levels)
-
-
-def torch_sums(rows: Array) -> Array:
-    """float32 [rows]: the sum of each of these float32 rows [rows, n], n % 32 == 0."""
-    sums = np.empty(len(rows), np.float32)
-    _add_rows(rows, sums)
-    return sums
 
 
 GRIDS = ("0.16.1", "0.12.2")  # versions of AutoRound
@@ -177,7 +169,8 @@ def search_weights(
     divisors[many] = np.inf
     if few.any():
         divisors[many] = (size - idle)[many]
-        means = torch_sums(groups) / np.maximum(size - idle, 1).astype(np.float32)
+        torch_sums(groups, means := np.empty(len(groups), np.float32))
+        means /= np.maximum(size - idle, 1).astype(np.float32)
         filled = (groups == 0) & ~many[:, None]
         groups[filled] = np.broadcast_to(means[:, None], groups.shape)[filled]
     return SearchWeights(columns, divisors)

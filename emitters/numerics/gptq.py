@@ -16,16 +16,15 @@ registered as `rtn_int_sym` and `int_asym`; 0.12.2 calls the former `int_sym`. I
 flow makes the values float32 first, the others keep their type.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from emitters.numerics import BF16, F16, Array, value_type
+from emitters.numerics import BF16, F16, Array
 from emitters.numerics.bitpack import pack, unpack
-from emitters.numerics.jit import device, factory, int64, int64_pair, kernel, reads, writes
-from emitters.numerics.reach import FLOORS, UNITS, Steps, Width, beyond_steps, slack_of, spread
-from emitters.numerics.rounding import bits_of, clamped, extremes, narrow, rounded, widen
+from emitters.numerics.jit import device, int64, kernel, reads, row_of, several, writes
+from emitters.numerics.reach import FLOORS, UNITS, Width, outside, reach_of, slack_of, spread
+from emitters.numerics.rounding import clamped, extremes, narrow, nearest_code, rounded, widen
 from policy_dsl.formats import Slack
 
 WIDTHS = (2, 3, 4, 8)
@@ -36,10 +35,6 @@ _BAND = 32  # rows that become columns together: whole cache lines
 _ZERO = np.float32(0)
 _SMALLEST_SCALE = np.float32(np.float16(1e-5))  # a subnormal
 _ROUNDER = np.float32(1.5 * 2.0**23)  # adding it leaves an integer in the low bits
-_WHOLE = np.float32(2.0**23)  # the same for what is an integer already
-
-_Rule = tuple[int, int, bool]  # type of the arithmetic, bits, symmetric
-_Line = tuple[np.float32, np.float32]  # scale, zero point
 
 
 class GptqParts(NamedTuple):
@@ -63,7 +58,7 @@ def _transpose(words: Array, columns: int, turned: Array) -> None:
             turned[j * rows + first : j * rows + end] = line
 
 
-@kernel(reads("uint8"), int64_pair, reads("int16"), reads("F16"), writes("float32"))
+@kernel(reads("uint8"), several(int64, 2), reads("int16"), reads("F16"), writes("float32"))
 def _decode_gptq(
     codes: Array, layout: tuple[int, int], zeros: Array, scales: Array, values: Array
 ) -> None:
@@ -125,7 +120,7 @@ def pack_zeros(zeros: Array, *, bits: int, version: str) -> Array:
 def unpack_zeros(qzeros: Array, *, bits: int, version: str) -> Array:
     """The inverse of `pack_zeros`: int16 [groups, rows]."""
     _check_words(qzeros.shape[1] * 32 // max(bits, 1), bits)
-    words = reads("int32").row(qzeros, "words").view(np.uint32)
+    words = row_of(qzeros, "int32", "words").view(np.uint32)
     stored = unpack(words.reshape(qzeros.shape), bits)
     return stored.astype(np.int16) - np.int16(ZERO_OFFSETS[version])
 
@@ -191,9 +186,10 @@ def _quotient(kind: int, value: np.float32, scale: np.float32) -> np.float32:
 
 
 @device
-def _choose_line(rule: _Rule, values: Array) -> _Line:
-    """Scale and zero point of a group; values: float32 [n]."""
-    kind, bits, symmetric = rule
+def _choose_line(
+    kind: int, bits: int, symmetric: bool, values: Array
+) -> tuple[np.float32, np.float32]:
+    """Scale and zero point of a group; values: float32 [n]; kind: of the arithmetic."""
     half, top = np.float32(1 << (bits - 1)), np.float32((1 << bits) - 1)
     low, high = extremes(values, (_ZERO, _ZERO))
     # Equal extremes give a negative scale, a group of zeros a positive one.
@@ -204,45 +200,35 @@ def _choose_line(rule: _Rule, values: Array) -> _Line:
     return scale, half if symmetric else np.rint(_quotient(kind, -low, scale))
 
 
-@device
-def _write_codes(rule: _Rule, values: Array, line: _Line, codes: Array) -> None:
-    """codes = the nearest code of each value; values: float32 [n], codes: uint8 [n]."""
-    kind, bits, symmetric = rule
-    scale, zero = line
-    top = np.float32((1 << bits) - 1)
-    for i in range(values.shape[0]):
-        # Rounded before the zero point is added: ties go to even steps, not to even codes.
-        step = (_quotient(kind, values[i], scale) + _ROUNDER) - _ROUNDER
-        code = clamped(step + zero, top)
-        if kind == BF16 and not symmetric:
+@kernel(reads("source"), several(int64, 2), writes("uint8"), writes("int16"), writes("F16"))
+def _encode_rtn(  # noqa: PLR0913, PLR0917 - kernels take arrays one by one
+    values: Array,
+    layout: tuple[int, int],
+    codes: Array,
+    zeros: Array,
+    scales: Array,
+    source: int,
+    kind: int,
+    symmetric: bool,
+) -> None:
+    columns, bits = layout
+    rows, top = values.shape[0] // columns, np.float32((1 << bits) - 1)
+    n_groups = scales.shape[0] // max(rows, 1)
+    size = columns // max(n_groups, 1)
+    group = np.empty(size, np.float32)
+    for k in range(scales.shape[0]):
+        part, own = values[k * size : (k + 1) * size], codes[k * size : (k + 1) * size]
+        for i in range(size):
+            group[i] = widen(source, part[i])
+        scale, zero = _choose_line(kind, bits, symmetric, group)
+        for i in range(size):
+            # Rounded before the zero point is added: ties go to even steps, not to even codes.
+            code = (_quotient(kind, group[i], scale) + _ROUNDER) - _ROUNDER + zero
             # What is packed are the decoded weights, and bfloat16 may lose half a step.
-            decoded = rounded(BF16, (code - zero) * scale)
-            code = clamped((decoded / scale + zero + _ROUNDER) - _ROUNDER, top)
-        codes[i] = np.uint8(bits_of(code + _WHOLE))
-
-
-@factory
-def _encoder(dtype: str, kind: int, symmetric: bool) -> Callable[..., None]:
-    source = value_type(dtype).kind
-
-    @kernel(reads(dtype), int64_pair, writes("uint8"), writes("int16"), writes("F16"))
-    def encode_rtn(
-        values: Array, layout: tuple[int, int], codes: Array, zeros: Array, scales: Array
-    ) -> None:
-        columns, bits = layout
-        rows, rule = values.shape[0] // columns, (kind, bits, symmetric)
-        n_groups = scales.shape[0] // max(rows, 1)
-        size = columns // max(n_groups, 1)
-        group = np.empty(size, np.float32)
-        for k in range(scales.shape[0]):
-            part, at = values[k * size : (k + 1) * size], k % n_groups * rows + k // n_groups
-            for i in range(size):
-                group[i] = widen(source, part[i])
-            line = _choose_line(rule, group)
-            _write_codes(rule, group, line, codes[k * size : (k + 1) * size])
-            scales[at], zeros[at] = narrow(F16, line[0]), np.int16(line[1])
-
-    return encode_rtn
+            again = rounded(BF16, (clamped(code, top) - zero) * scale) / scale + zero
+            own[i] = nearest_code(again if kind == BF16 and not symmetric else code, top)
+        at = k % n_groups * rows + k // n_groups
+        scales[at], zeros[at] = narrow(F16, scale), np.int16(zero)
 
 
 def gptq_rtn(  # noqa: PLR0913 - one call is one block of rows under one set of rules
@@ -268,7 +254,8 @@ def gptq_rtn(  # noqa: PLR0913 - one call is one block of rows under one set of 
         raise ValueError(f"arithmetic {arithmetic!r} is neither F32 nor {dtype}")
     rows, columns = values.shape
     parts = new_parts((rows, columns), bits, group_size)
-    _encoder(dtype, value_type(arithmetic).kind, symmetric)(values, (columns, bits), *parts)
+    way = {"source": dtype, "kind": arithmetic, "symmetric": symmetric}
+    _encode_rtn(values, (columns, bits), *parts, **way)
     return parts
 
 
@@ -283,12 +270,11 @@ def gptq_beyond(
     bits, size = width
     codes = parts.codes.astype(np.float32)
     decoded = gptq_decode(parts, group_size=size)
-    step = np.abs(parts.scales.astype(np.float32)).T
-    zeros = spread(parts.zeros.astype(np.float32).T, values.shape)
+    step = spread(np.abs(parts.scales.astype(np.float32)).T, values)
+    zeros = spread(parts.zeros.astype(np.float32).T, values)
     unit, floor = np.float32(UNITS["F16"]), np.float32(FLOORS["F16"])
     # The stored scale and the product; scale, quotient and product in the tool's arithmetic.
-    each = spread(step, values.shape) * np.float32(2 * unit + 3 * slack.arithmetic) + floor
+    each = step * np.float32(2 * unit + 3 * slack.arithmetic) + floor
     added = (np.abs(codes - zeros) + 1) * each + floor + slack_of(values, slack)
     end = 1 + 0.75 * 2 ** (bits - 1) if symmetric else 1.0
-    grid = Steps(codes, step, (1 << bits) - 1)
-    return beyond_steps(values, decoded, grid, ends=(end, end), added=added)
+    return outside(values, decoded, step * reach_of(codes, bits, (end, end)) + added)

@@ -9,12 +9,11 @@ Source: auto-round 0.16.1 (torch 2.13.0, CPU), `auto_round/data_type/int.py`, th
 registered as `opt_rtn_int_sym`; 0.12.2, the one registered as `rtn_int_sym`.
 """
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 
-from emitters.numerics import BF16, F16, Array, value_type
+from emitters.numerics import BF16, F16, Array
 from emitters.numerics.column_weights import (
     FOLDED,
     LANES,
@@ -28,7 +27,7 @@ from emitters.numerics.column_weights import (
     weigh_by_magnitude,
 )
 from emitters.numerics.gptq import GptqParts, new_parts
-from emitters.numerics.jit import device, factory, int64, kernel, reads, writes
+from emitters.numerics.jit import device, int64, kernel, reads, writes
 from emitters.numerics.rounding import bits_of, float_of, narrow, rounded, widen
 
 _Target = tuple[int, np.float32]  # value type, 2**(bits - 1)
@@ -232,38 +231,35 @@ def _write_codes(target: _Target, values: Array, scale: np.float32, codes: Array
         codes[i] = np.uint8(bits_of(step + (_ROUNDER + half)))
 
 
-@factory
-def _encoder(dtype: str) -> Callable[..., None]:
-    kind = value_type(dtype).kind
-    inputs = reads(dtype), reads("float32"), reads("float32"), reads("float32")
+_COLUMNS = reads("float32"), reads("float32"), reads("float32")
 
-    @kernel(*inputs, int64, writes("uint8"), writes("F16"))
-    def encode_search(  # noqa: PLR0913, PLR0917 - kernels take arrays one by one
-        values: Array,
-        multipliers: Array,
-        weights: Array,
-        divisors: Array,
-        bits: int,
-        codes: Array,
-        scales: Array,
-    ) -> None:
-        columns, n_groups = weights.shape[0], divisors.shape[0]
-        rows, size = values.shape[0] // columns, columns // n_groups
-        target = kind, np.float32(1 << (bits - 1))
-        group, errors = np.empty((2, size), np.float32), np.empty(size + LEVELS * LANES, np.float32)
-        table = np.zeros((3 + 4 * LEVELS) * _N_CANDIDATES, np.float32)
-        for at in range(rows * n_groups):
-            row, k = at // n_groups, at % n_groups
-            part = values[at * size : (at + 1) * size]
-            for i in range(size):
-                group[0, i], group[1, i] = widen(kind, part[i]), weights[k * size + i]
-            if not np.isnan(divisors[k]):
-                weigh_by_magnitude(kind, bits, divisors[k], group[0], group[1])
-            scale = _best_scale(target, group, multipliers, table, errors)
-            _write_codes(target, group[0], scale, codes[at * size : (at + 1) * size])
-            scales[k * rows + row] = narrow(F16, scale)
 
-    return encode_search
+@kernel(reads("kind"), *_COLUMNS, int64, writes("uint8"), writes("F16"))
+def _encode_search(  # noqa: PLR0913, PLR0917 - kernels take arrays one by one
+    values: Array,
+    multipliers: Array,
+    weights: Array,
+    divisors: Array,
+    bits: int,
+    codes: Array,
+    scales: Array,
+    kind: int,
+) -> None:
+    columns, n_groups = weights.shape[0], divisors.shape[0]
+    rows, size = values.shape[0] // columns, columns // n_groups
+    target = kind, np.float32(1 << (bits - 1))
+    group, errors = np.empty((2, size), np.float32), np.empty(size + LEVELS * LANES, np.float32)
+    table = np.zeros((3 + 4 * LEVELS) * _N_CANDIDATES, np.float32)
+    for at in range(rows * n_groups):
+        row, k = at // n_groups, at % n_groups
+        part = values[at * size : (at + 1) * size]
+        for i in range(size):
+            group[0, i], group[1, i] = widen(kind, part[i]), weights[k * size + i]
+        if not np.isnan(divisors[k]):
+            weigh_by_magnitude(kind, bits, divisors[k], group[0], group[1])
+        scale = _best_scale(target, group, multipliers, table, errors)
+        _write_codes(target, group[0], scale, codes[at * size : (at + 1) * size])
+        scales[k * rows + row] = narrow(F16, scale)
 
 
 @cache
@@ -306,5 +302,6 @@ def gptq_search(  # noqa: PLR0913 - one call is one block of rows under one set 
     if (len(chosen.columns), len(chosen.divisors)) != (columns, n_groups):
         raise ValueError(f"weights of {len(chosen.columns)} columns for {columns} columns")
     parts.zeros[:] = 1 << (bits - 1)
-    _encoder(dtype)(values, _multipliers(bits, grid), *chosen, bits, parts.codes, parts.scales)
+    tables = _multipliers(bits, grid), *chosen
+    _encode_search(values, *tables, bits, parts.codes, parts.scales, kind=dtype)
     return parts

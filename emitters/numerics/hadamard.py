@@ -1,4 +1,4 @@
-"""Hadamard rotation of 16 rows at once, for use inside kernels.
+"""Hadamard rotation of 16 rows at once.
 
 The rows are side by side as lanes: element j of all rows, then element j + 1 of all rows.
 Loops then run over neighbouring floats, while each row keeps its own fixed order of additions.
@@ -11,8 +11,8 @@ Source: jang 2.5.50, `jang_tools.turboquant.rotation`.
 
 import numpy as np
 
-from emitters.numerics import Array
-from emitters.numerics.jit import device
+from emitters.numerics import F32, Array
+from emitters.numerics.jit import device, kernel, reads, writes
 from emitters.numerics.rounding import widen
 
 LANES = 16  # rows side by side
@@ -125,27 +125,41 @@ def _stages(lanes: Array, step: np.uint64, scale: np.float32 | None) -> None:
 
 
 @device
-def _rotate_block(lanes: Array) -> None:
-    """The rotation of one block; lanes: float32 [n, 16], flat, n a power of two."""
-    n = lanes.shape[0] // LANES
-    scale = np.float32(1 / np.sqrt(np.float64(n)))
-    if n <= _CHUNK:
-        _stages(lanes, _LANES, scale)
-        return
-    # Chunk by chunk as long as stages stay inside a chunk: that is a pass over memory saved.
-    for start in range(0, n, _CHUNK):
-        _stages(lanes[start * LANES : (start + _CHUNK) * LANES], _LANES, None)
-    _stages(lanes, np.uint64(_CHUNK) * _LANES, scale)
+def rotate(lanes: Array) -> None:
+    """The rotation of every lane, in place, signs aside; lanes: float32 [n, 16], flat, any n."""
+    columns, start = lanes.shape[0] // LANES, 0
+    while start < columns:
+        n = columns - start
+        while n & (n - 1):
+            n &= n - 1
+        block = lanes[start * LANES : (start + n) * LANES]
+        scale, first = (
+            np.float32(1 / np.sqrt(np.float64(n))),
+            _CHUNK * LANES if n > _CHUNK else LANES,
+        )
+        # Chunk by chunk as long as stages stay inside a chunk: that is a pass over memory saved.
+        for at in range(0, n * LANES if n > _CHUNK else 0, first):
+            _stages(block[at : at + first], _LANES, None)
+        _stages(block, np.uint64(first), scale)
+        start += n
 
 
 @device
-def rotate(lanes: Array) -> None:
-    """The rotation of every lane, in place, signs aside; lanes: float32 [n, 16], flat, any n."""
-    columns, start, n = lanes.shape[0] // LANES, 0, 1
-    while 2 * n <= columns:
-        n *= 2
-    while start < columns:
-        if n <= columns - start:
-            _rotate_block(lanes[start * LANES : (start + n) * LANES])
-            start += n
-        n //= 2
+def rotate_lanes(values: Array, before: Array, after: Array, lanes: Array, rotated: Array) -> None:
+    """rotated = each row of values times the signs before, rotated, times the signs after it.
+
+    values, rotated: float32 [rows * columns], up to 16 rows, maybe the same array; before, after:
+    float32 [columns]; lanes: float32 [columns, 16], scratch.
+    """
+    load_lanes(F32, values.view(np.uint32), before, lanes)
+    rotate(lanes)
+    store_lanes(lanes, after, rotated)
+
+
+@kernel(reads("float32"), reads("float32"), reads("float32"), writes("float32"))
+def rotate_rows(values: Array, before: Array, after: Array, rotated: Array) -> None:
+    """The same of any number of rows."""
+    size = before.shape[0] * LANES
+    lanes = np.empty(size, np.float32)
+    for start in range(0, values.shape[0], size):
+        rotate_lanes(values[start:][:size], before, after, lanes, rotated[start:][:size])

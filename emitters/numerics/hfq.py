@@ -11,32 +11,23 @@ short, and it is stored as a whole block. Lanes are as in `hadamard`.
 Source: Kaden-Schutt/hipfire at 91e58a5 (0.1.8-alpha.2) and 0e5eb9a, crates/hipfire-quantize.
 """
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 
-from emitters.numerics import F16, F32, Array
+from emitters.numerics import F32, Array, rounding
 from emitters.numerics.bitpack import pack_codes, unpack, unpack_codes
-from emitters.numerics.hadamard import LANES, load_lanes, rotate, store_lanes
+from emitters.numerics.hadamard import LANES, load_lanes, rotate, rotate_lanes, rotate_rows
 from emitters.numerics.hfq_lloyd import read_lloyd, write_lloyd, zero_at
-from emitters.numerics.jit import device, factory, int64, int64_pair, kernel, reads, writes
-from emitters.numerics.reach import FLOORS, HALF_REACH, UNITS, slack_of
-from emitters.numerics.rounding import (
-    bits_of,
-    clamped,
-    float_of,
-    half_toward_zero,
-    largest_magnitude,
-    widen,
-)
+from emitters.numerics.jit import device, int64, kernel, reads, row_of, several, writes
+from emitters.numerics.reach import FLOORS, STEP_SLOP, UNITS, Width, outside, slack_of
+from emitters.numerics.rounding import bits_of, clamped, float_of
 from policy_dsl.formats import Slack
 from policy_dsl.sources.hfq_container import QUANT_CODES, QuantCode
 
 _MQ8 = 14  # has blocks, but no codec here
 _Q8_SIZE = 32
 _Q8_TOP, _Q8_MOST = np.float32(127), np.float32(128)
-_BYTES = reads("uint8")
 _ROTATED_SIZE = 256
 _SEEDS = {0: 42, _ROTATED_SIZE: 1042}  # of the signs before and after
 _STRETCH = 16 * LANES  # floats coded in one loop
@@ -75,24 +66,14 @@ def _lanes_to_rows(codes: Array, scratch: Array) -> None:
 
 @device
 def _find_extremes(lanes: Array, lows: Array, highs: Array) -> None:
-    """The first 16 of lows, highs [size / 2, 16] = the extremes of each lane [size, 16]."""
-    # By halves, so that every loop is over many neighbours.
-    n = np.uint64(lows.shape[0])
-    for i in range(n):
-        a, b = lanes[i], lanes[i + n]
-        lows[i], highs[i] = (b if b < a else a), (b if b > a else a)
-    while n > np.uint64(LANES):
-        n //= np.uint64(2)
-        for i in range(n):
-            a, b = lows[i], lows[i + n]
-            lows[i] = b if b < a else a
-        for i in range(n):
-            a, b = highs[i], highs[i + n]
-            highs[i] = b if b > a else a
-    for k in range(LANES):
-        if lows[k] == _ZERO:
-            # The first of them, as when comparing one after the other.
-            lows[k] = zero_at(lanes[k::LANES], 0)
+    """The first 16 of lows, highs [256] = the extremes of each lane; at first, lanes begin them."""
+    for start in range(_STRETCH, lanes.shape[0], _STRETCH):
+        part = lanes[start : start + _STRETCH]
+        for i in range(_STRETCH):
+            lows[i], highs[i] = min(lows[i], part[i]), max(highs[i], part[i])
+    for start in range(LANES, _STRETCH, LANES):
+        for k in range(LANES):
+            lows[k], highs[k] = min(lows[k], lows[start + k]), max(highs[k], highs[start + k])
 
 
 @device
@@ -101,15 +82,15 @@ def _write_minmax(bits: int, lanes: Array, codes: Array, blocks: Array) -> None:
 
     n: up to 16. The low of a group of zeros is +0.
     """
-    top = np.float32((1 << bits) - 1)
-    half = lanes.shape[0] // 2
-    lows, highs = np.empty(half, np.float32), np.empty(half, np.float32)
+    top, lows, highs = np.float32((1 << bits) - 1), lanes[:_STRETCH].copy(), lanes[:_STRETCH].copy()
     _find_extremes(lanes, lows, highs)
     inverses = highs
     for k in range(LANES):
-        span = highs[k] - lows[k]
+        # The first of zeros, as when comparing one after the other.
+        low = zero_at(lanes[k::LANES], 0) if lows[k] == _ZERO else lows[k]
+        span = highs[k] - low
         differ = span > _ZERO
-        scale, low = (span / top, lows[k]) if differ else (_ONE, lows[k] + _ZERO)
+        scale, low = (span / top, low) if differ else (_ONE, low + _ZERO)
         inverses[k] = _ONE / scale if differ else _ZERO
         if k < blocks.shape[0]:
             blocks[k, 0], blocks[k, 1] = bits_of(scale), bits_of(low)
@@ -123,24 +104,23 @@ def _write_minmax(bits: int, lanes: Array, codes: Array, blocks: Array) -> None:
 
 
 @device
-def _read_minmax(codes: Array, blocks: Array, rows: Array) -> None:
-    """rows = the values of the codes of each block; codes: uint8, rows: float32, [16, size]."""
-    for k in range(blocks.shape[0]):
-        scale, low = float_of(blocks[k, 0]), float_of(blocks[k, 1])
-        its_codes, row = codes[k], rows[k]
-        for i in range(row.shape[0]):
-            product = np.float32(its_codes[i]) * scale
-            row[i] = product + low
+def _read_minmax(block: Array, codes: Array, row: Array) -> None:
+    """row = the values of a block's codes; codes: uint8, row: float32, [size]."""
+    scale, low = float_of(block[0]), float_of(block[1])
+    for i in range(row.shape[0]):
+        product = np.float32(codes[i]) * scale
+        row[i] = product + low
 
 
 @kernel(reads("float32"), writes("uint16"))
 def _encode_q8(values: Array, stored: Array) -> None:
-    codes = np.empty(_Q8_SIZE, np.int8)
-    blocks = stored.reshape(values.shape[0] // _Q8_SIZE, -1)
-    for k in range(blocks.shape[0]):
-        group = values[k * _Q8_SIZE : (k + 1) * _Q8_SIZE]
-        scale = largest_magnitude(group) / _Q8_TOP
+    groups = values.reshape(-1, _Q8_SIZE)
+    blocks = stored.reshape(groups.shape[0], -1)
+    for k in range(groups.shape[0]):
+        group, codes = groups[k], blocks[k, 1:].view(np.int8)
+        scale = rounding.largest_magnitude(group) / _Q8_TOP
         inverse = _ONE / scale if scale > _ZERO else _ZERO
+        blocks[k, 0] = rounding.half_toward_zero(bits_of(scale))
         for i in range(_Q8_SIZE):
             quotient = group[i] * inverse
             # Rounded to nearest, halves away from zero; clamped before that: the inverse of the
@@ -150,83 +130,53 @@ def _encode_q8(values: Array, stored: Array) -> None:
             whole += np.int32(size - np.float32(whole) >= _HALF)
             whole = -whole if quotient < _ZERO else whole
             codes[i] = np.int8(whole if whole < 128 else 127)
-        blocks[k, 0] = half_toward_zero(bits_of(scale))
-        blocks[k, 1:] = codes.view(np.uint16)
 
 
-@kernel(reads("uint16"), writes("float32"))
-def _decode_q8(stored: Array, values: Array) -> None:
-    codes = np.empty(_Q8_SIZE, np.int8)
-    blocks = stored.reshape(values.shape[0] // _Q8_SIZE, -1)
-    for k in range(blocks.shape[0]):
-        scale = widen(F16, blocks[k, 0])
-        codes.view(np.uint16)[:] = blocks[k, 1:]
-        group = values[k * _Q8_SIZE : (k + 1) * _Q8_SIZE]
-        for i in range(_Q8_SIZE):
-            group[i] = np.float32(codes[i]) * scale
-
-
-@device
-def _load(values: Array, before: Array, after: Array, lanes: Array) -> None:
-    """lanes [size, 16] = up to 16 groups of values, rotated if there are signs for after it."""
-    load_lanes(F32, values.view(np.uint32), before, lanes)
-    if after.shape[0]:
-        rotate(lanes)
-        for i in range(lanes.shape[0]):
-            lanes[i] *= after[i]
-
-
-@factory
-def _encoder(level_bits: int) -> Callable[..., None]:
+@kernel(reads("float32"), reads("float32"), several(int64, 2), writes("uint32"))
+def _encode_hfq(values: Array, signs: Array, layout: Width, stored: Array, level_bits: int) -> None:
     """level_bits: of codes that name levels, for which loops are unrolled; else 0."""
-
-    @kernel(reads("float32"), reads("float32"), int64_pair, int64, writes("uint32"))
-    def encode_hfq(
-        values: Array, signs: Array, layout: tuple[int, int], n_codes: int, stored: Array
-    ) -> None:
-        bits, size = layout
-        blocks = stored.reshape(values.shape[0] // size, -1)
-        # A sign for each lane, so that the loop runs over neighbours.
-        after = signs[size:].repeat(LANES)
-        lanes = np.empty(size * LANES, np.float32)
-        codes, scratch = np.empty(size * LANES, np.uint8), np.empty(size * LANES, np.uint8)
-        pieces = np.empty(size // 8, np.uint64)
-        for first in range(0, blocks.shape[0], LANES):
-            start, target = first * size, blocks[first:][:LANES]
-            _load(values[start:][: LANES * size], signs[:size], after, lanes)
-            if level_bits:
-                write_lloyd(level_bits, lanes, codes, target)
-            else:
-                _write_minmax(bits, lanes, codes, target)
-            _lanes_to_rows(codes, scratch)
-            codes[min(n_codes - start, codes.shape[0]) :] = 0
-            for k in range(target.shape[0]):
-                part, words = codes[k * size : (k + 1) * size], target[k, -size * bits // 32 :]
-                pack_codes(part, pieces, words, bits)
-
-    return encode_hfq
-
-
-@kernel(reads("uint32"), reads("float32"), int64_pair, int64, writes("float32"))
-def _decode_hfq(
-    stored: Array, signs: Array, layout: tuple[int, int], has_levels: int, values: Array
-) -> None:
     bits, size = layout
     blocks = stored.reshape(values.shape[0] // size, -1)
-    lanes, codes = np.empty(size * LANES, np.float32), np.empty((LANES, size), np.uint8)
+    # A sign for each lane, so that the loop runs over neighbours.
+    after, lanes = signs[size:].repeat(LANES), np.empty(size * LANES, np.float32)
+    codes, scratch = np.empty(size * LANES, np.uint8), np.empty(size * LANES, np.uint8)
+    pieces = np.empty(size // 8, np.uint64)
     for first in range(0, blocks.shape[0], LANES):
-        source, target = blocks[first:][:LANES], values[first * size :][: LANES * size]
-        for k in range(source.shape[0]):
-            unpack_codes(source[k, -size * bits // 32 :], codes[k], bits)
-        if has_levels:
-            read_lloyd(bits, codes, source, target.reshape(-1, size))
-        else:
-            _read_minmax(codes, source, target.reshape(-1, size))
-        if signs.shape[0] > size:
-            # Backwards: the signs change places.
-            load_lanes(F32, target.view(np.uint32), signs[size:], lanes)
+        groups, target = values[first * size :][: LANES * size], blocks[first:][:LANES]
+        load_lanes(F32, groups.view(np.uint32), signs[:size], lanes)
+        if after.shape[0]:
             rotate(lanes)
-            store_lanes(lanes, signs[:size], target)
+        for i in range(after.shape[0]):
+            lanes[i] *= after[i]
+        if level_bits:
+            write_lloyd(level_bits, lanes, codes, target)
+        else:
+            _write_minmax(bits, lanes, codes, target)
+        _lanes_to_rows(codes, scratch)
+        for k in range(target.shape[0]):
+            part, words = codes[k * size : (k + 1) * size], target[k, -size * bits // 32 :]
+            pack_codes(part, pieces, words, bits)
+
+
+@kernel(reads("uint32"), reads("float32"), several(int64, 2), writes("float32"))
+def _decode_hfq(
+    stored: Array, signs: Array, layout: Width, values: Array, has_levels: bool
+) -> None:
+    bits, size = layout
+    blocks, rows = stored.reshape(values.shape[0] // size, -1), values.reshape(-1, size)
+    codes, levels = np.empty(size, np.uint8), np.empty(1 << bits, np.float32)
+    lanes = np.empty(size * LANES, np.float32)
+    for k in range(blocks.shape[0]):
+        block, row = blocks[k], rows[k]
+        unpack_codes(block[-size * bits // 32 :], codes, bits)
+        if has_levels:
+            read_lloyd(block, codes, levels, row)
+        else:
+            _read_minmax(block, codes, row)
+        if signs.shape[0] > size and (k % LANES == LANES - 1 or k == blocks.shape[0] - 1):
+            # Backwards: the signs change places.
+            part = values[k // LANES * LANES * size : (k + 1) * size]
+            rotate_lanes(part, signs[size:], signs[:size], lanes, part)
 
 
 def encode_blocks(values: Array, code: int) -> Array:
@@ -238,21 +188,20 @@ def encode_blocks(values: Array, code: int) -> Array:
     Raises: ValueError for another code, or if the values are not float32.
     Source: Kaden-Schutt/hipfire at 91e58a5 and 0e5eb9a, run on a CPU.
     """
-    layout, n_codes = _layout(code), values.size
-    width = bits, size = layout.bits, layout.group
-    if missing := -n_codes % size:
-        # Rotations are of zeros, and all that comes out is coded. Of a line, the group's first
-        # value again leaves its extremes as they are, and is not coded.
-        again = layout.header == "line" and not layout.rotated
-        filling = values[n_codes // size * size] if again else 0
+    layout = _layout(code)
+    if missing := -values.size % layout.group:
+        # Rotations are of zeros, and all that comes out is coded. Of a line, the group's lowest
+        # value leaves its extremes as they are, and its code is zero.
+        last = values[values.size // layout.group * layout.group :]
+        filling = last.min() if layout.header == "line" and not layout.rotated else 0
         values = np.append(values, np.full(missing, filling, values.dtype))
-        n_codes += missing if layout.rotated else 0
-    blocks = np.empty((values.size // size, layout.nbytes), np.uint8)
+    blocks = np.empty((values.size // layout.group, layout.nbytes), np.uint8)
     if layout.header == "scale":
         _encode_q8(values, blocks.view(np.uint16))
     else:
-        encode, words = _encoder(bits if layout.header == "levels" else 0), blocks.view(np.uint32)
-        encode(values, _signs(layout), width, n_codes, words)
+        level_bits, width = layout.bits * (layout.header == "levels"), (layout.bits, layout.group)
+        words = blocks.view(np.uint32)
+        _encode_hfq(values, _signs(layout), width, words, level_bits=level_bits)
     return blocks
 
 
@@ -267,13 +216,19 @@ def decode_blocks(blocks: Array, code: int, count: int) -> Array:
     shape = -(-count // layout.group), layout.nbytes
     if blocks.shape != shape:
         raise ValueError(f"blocks {blocks.shape} of {count} values should be {shape}")
-    values, stored = np.empty(shape[0] * layout.group, np.float32), _BYTES.row(blocks, "blocks")
+    values, stored = (
+        np.empty((shape[0], layout.group), np.float32),
+        row_of(blocks, "uint8", "blocks"),
+    )
     if layout.header == "scale":
-        _decode_q8(stored.view(np.uint16), values)
+        scales = block_header(blocks, code).astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            np.multiply(blocks[:, 2:].view(np.int8), scales, values)
     else:
-        width, has_levels = (layout.bits, layout.group), layout.header == "levels"
-        _decode_hfq(stored.view(np.uint32), _signs(layout), width, int(has_levels), values)
-    return values[:count]
+        has_levels, width = layout.header == "levels", (layout.bits, layout.group)
+        words = stored.view(np.uint32)
+        _decode_hfq(words, _signs(layout), width, values, has_levels=has_levels)
+    return values.reshape(-1)[:count]
 
 
 def _layout(code: int) -> QuantCode:
@@ -317,16 +272,6 @@ def first_bad_header(header: Array, code: int) -> int:
     return -1 if good.all() else int(np.argmin(good))
 
 
-@kernel(reads("float32"), reads("float32"), writes("float32"))
-def _rotate_hfq(values: Array, signs: Array, rotated: Array) -> None:
-    size = signs.shape[0] // 2
-    after, ones = signs[size:].repeat(LANES), np.ones(size, np.float32)
-    lanes = np.empty(size * LANES, np.float32)
-    for start in range(0, values.shape[0], LANES * size):
-        _load(values[start:][: LANES * size], signs[:size], after, lanes)
-        store_lanes(lanes, ones, rotated[start:][: LANES * size])
-
-
 def hfq_beyond(values: Array, blocks: Array, code: int, slack: Slack) -> Array:
     """Values that are too far from the codes of HFQ blocks: float32 [n], n up to all of them.
 
@@ -340,8 +285,7 @@ def hfq_beyond(values: Array, blocks: Array, code: int, slack: Slack) -> Array:
     groups.reshape(-1)[: values.size] = values
     size = np.sqrt((groups.astype(np.float64) ** 2).mean(axis=1, keepdims=True))
     if layout.rotated:
-        unrotated, groups = groups, np.empty_like(groups)
-        _rotate_hfq(unrotated, rotation_signs(), groups)
+        rotate_rows(groups, *rotation_signs().reshape(2, -1), groups)
     added = slack_of(groups, slack)
     if layout.rotated:
         # Additions of a rotation, and what was rounded before it, are spread over the group.
@@ -363,8 +307,7 @@ def _beyond_lines(groups: Array, codes: Array, numbers: Array, added: Array) -> 
         # Cut off, not rounded: twice the unit.
         cut = step * np.float32(2 * UNITS["F16"]) + np.float32(2 * FLOORS["F16"])
         added = added + (np.abs(codes.astype(np.float32)) + 1) * cut
-    with np.errstate(invalid="ignore"):
-        return ~(np.abs(groups - decoded) <= step * np.float32(HALF_REACH) + added)
+    return outside(groups, decoded, step * np.float32(0.5 + STEP_SLOP) + added)
 
 
 def _beyond_levels(groups: Array, codes: Array, levels: Array, added: Array) -> Array:

@@ -38,26 +38,10 @@ _CLOSE = np.float32(2.0**-20)  # of the span; distances are rounded to 2**-24 of
 
 
 @device
-def _lower(a: np.float32, b: np.float32) -> np.float32:
-    return a if a < b else b
-
-
-@device
-def _upper(a: np.float32, b: np.float32) -> np.float32:
-    return b if a < b else a
-
-
-@device
 def _merge_four(a: np.float32, b: np.float32, c: np.float32, d: np.float32) -> _Four:
     """In ascending order: four values that ascend and then descend."""
-    a, b, c, d = _lower(a, c), _lower(b, d), _upper(a, c), _upper(b, d)
-    return _lower(a, b), _upper(a, b), _lower(c, d), _upper(c, d)
-
-
-@device
-def _sort_four(a: np.float32, b: np.float32, c: np.float32, d: np.float32) -> _Four:
-    """In ascending order: any four values."""
-    return _merge_four(_lower(a, b), _upper(a, b), _upper(c, d), _lower(c, d))
+    a, b, c, d = min(a, c), min(b, d), max(a, c), max(b, d)
+    return min(a, b), max(a, b), min(c, d), max(c, d)
 
 
 @device
@@ -70,10 +54,10 @@ def _order_eights(lanes: Array, size: np.uint64, unordered: bool) -> None:
             e, f = lanes[i + _ROWS[4]], lanes[i + _ROWS[5]]
             g, h = lanes[i + _ROWS[6]], lanes[i + _ROWS[7]]
             if unordered:
-                a, b, c, d = _sort_four(a, b, c, d)
-                h, g, f, e = _sort_four(e, f, g, h)
-            a, e, b, f = _lower(a, e), _upper(a, e), _lower(b, f), _upper(b, f)
-            c, g, d, h = _lower(c, g), _upper(c, g), _lower(d, h), _upper(d, h)
+                a, b, c, d = _merge_four(min(a, b), max(a, b), max(c, d), min(c, d))
+                h, g, f, e = _merge_four(min(e, f), max(e, f), max(g, h), min(g, h))
+            a, e, b, f = min(a, e), max(a, e), min(b, f), max(b, f)
+            c, g, d, h = min(c, g), max(c, g), min(d, h), max(d, h)
             a, b, c, d = _merge_four(a, b, c, d)
             e, f, g, h = _merge_four(e, f, g, h)
             if not ascends:
@@ -92,7 +76,7 @@ def _order_pairs(lanes: Array, step: np.uint64, size: np.uint64) -> None:
             low, high = high, low
         for i in range(step):
             a, b = lanes[low + i], lanes[high + i]
-            lanes[low + i], lanes[high + i] = _lower(a, b), _upper(a, b)
+            lanes[low + i], lanes[high + i] = min(a, b), max(a, b)
 
 
 @device
@@ -208,8 +192,7 @@ def _assign(bits: int, lanes: Array, levels: Array, codes: Array) -> None:
 def _exchange(lane: Array, code: int) -> None:
     """This code and the one above it change places; lane: uint8 [size]."""
     for i in range(lane.shape[0]):
-        if code <= lane[i] <= code + 1:
-            lane[i] = 2 * code + 1 - lane[i]
+        lane[i] = 2 * code + 1 - lane[i] if code <= lane[i] <= code + 1 else lane[i]
 
 
 @device
@@ -265,20 +248,16 @@ def write_lloyd(bits: int, lanes: Array, codes: Array, blocks: Array) -> None:
     _find_levels(bits, lanes, codes, levels)
     _order_levels(levels, codes)
     for k in range(blocks.shape[0]):
-        lane, block = levels[k::LANES], blocks[k]
-        for m in range(lane.shape[0] // 2):
-            high = np.uint32(narrow(F16, lane[2 * m + 1]) << np.uint32(16))
-            block[m] = narrow(F16, lane[2 * m]) | high
+        halves = blocks[k].view(np.uint16)
+        for m in range(1 << bits):
+            halves[m] = narrow(F16, levels[m * LANES + k])
 
 
 @device
-def read_lloyd(bits: int, codes: Array, blocks: Array, rows: Array) -> None:
-    """rows = the levels of the codes of each block; codes: uint8, rows: float32, [16, 256]."""
-    levels = np.empty(1 << bits, np.float32)
-    for k in range(blocks.shape[0]):
-        for m in range(levels.shape[0]):
-            half = blocks[k, m // 2] >> np.uint32(16 * (m % 2))
-            levels[m] = widen(F16, half & np.uint32(0xFFFF))
-        its_codes, row = codes[k], rows[k]
-        for i in range(row.shape[0]):
-            row[i] = levels[its_codes[i]]
+def read_lloyd(block: Array, codes: Array, levels: Array, row: Array) -> None:
+    """row = the levels of a block's codes, uint8; levels: float32 [2**bits], scratch."""
+    halves = block.view(np.uint16)
+    for m in range(levels.shape[0]):
+        levels[m] = widen(F16, halves[m])
+    for i in range(row.shape[0]):
+        row[i] = levels[codes[i]]

@@ -14,11 +14,12 @@ from functools import cache, partial, wraps
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
+from types import FunctionType
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from emitters.numerics import Array, value_type
+from emitters.numerics import VALUE_TYPES, Array, value_type
 from policy_dsl.diagnostics import PolicyError, fail
 
 _SETTINGS = ".numba_config.yaml"
@@ -53,8 +54,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _types: Any = numba.types
 _njit: Any = partial(numba.njit, error_model="numpy")
 
-int64 = _types.int64
-int64_pair = _types.UniTuple(int64, 2)
+int64, float32, several = _types.int64, _types.float32, _types.UniTuple
 
 # What a cache that cannot be written, or holds a damaged file, makes numba raise.
 _CACHE_FAULTS = (OSError, EOFError, pickle.UnpicklingError)
@@ -62,65 +62,78 @@ _lost_caches: list[str] = []
 
 
 class Elements(NamedTuple):
-    """An array argument: its element's name, how it is stored, and what the kernel gets."""
+    """An array argument; element: a numpy type, a value type, or the constant that names one."""
 
-    name: str
-    storage: np.dtype[Any]
-    seen: Any
-
-    def row(self, values: Array, parameter: str = "") -> Array:
-        """All elements in one row, as kernels see them; a view where memory layout allows.
-
-        Raises: ValueError, naming the value type or the parameter, for another numpy type.
-        """
-        if values.dtype != self.storage:
-            what = parameter if self.name.islower() else self.name
-            raise ValueError(f"{what} is stored as {self.storage}, not {values.dtype}")
-        row: Array = np.require(values, requirements=["C", "ALIGNED"]).reshape(-1)
-        return row.view(self.seen.dtype.name)
+    element: str
+    readonly: bool
 
 
-def writes(element: str, *, readonly: bool = False) -> Elements:
-    """An array that a kernel writes; element: a numpy type, or a value type: it sees bits.
+reads, writes = partial(Elements, readonly=True), partial(Elements, readonly=False)
 
-    Raises: ValueError for another value type.
+
+def _forms(element: str) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """How an element is stored, and what kernels see of it: of a value type, the bits."""
+    if element.islower():
+        return np.dtype(element), np.dtype(element)
+    return np.dtype(value_type(element).storage), np.dtype(value_type(element).raw)
+
+
+def row_of(values: Array, element: str, name: str = "") -> Array:
+    """All elements in one row, as kernels see them; a view where memory layout allows.
+
+    Raises: ValueError, naming the value type or the parameter, for another numpy type.
     """
-    stored = element if element.islower() else value_type(element).storage
-    raw = element if element.islower() else value_type(element).raw.__name__
-    seen = _types.Array(getattr(_types, raw), 1, "C", readonly=readonly)
-    return Elements(element, np.dtype(stored), seen)
+    stored, seen = _forms(element)
+    if values.dtype != stored:
+        what = name if element.islower() else element
+        raise ValueError(f"{what} is stored as {stored}, not {values.dtype}")
+    row: Array = np.require(values, requirements=["C", "ALIGNED"]).reshape(-1)
+    return row.view(seen)
 
 
-def reads(element: str) -> Elements:
-    """An array that a kernel only reads; element as in `writes`."""
-    return writes(element, readonly=True)
-
-
-def kernel(*arguments: Any, returns: Any = _types.void) -> Callable[[_Function], _Function]:
+def kernel(*arguments: Any, returns: Any = _types.void) -> Callable[..., Callable[..., Any]]:
     """A decorator: the function, compiled for these types at its first call, free of the GIL.
 
-    Callers give arrays of any shape, the kernel gets their elements in one row. The machine code
-    is cached on disk, see `_cached_name`. Constants that a factory closes over are plain numbers:
-    closing over another compiled function would defeat the cache.
+    Callers give arrays of any shape, the kernel gets their elements in one row. Parameters beyond
+    these arguments are constants, given by name: each set of them is compiled on its own, with
+    the number of a value type for its name. The machine code is cached, see `_cached_name`.
     """
-    signature = returns(*(getattr(argument, "seen", argument) for argument in arguments))
 
-    def deferred(function: Any) -> Any:
-        compiled: Any = factory(lambda: _compiled(function, signature))
-        names = function.__code__.co_varnames[: len(arguments)]
+    def deferred(function: Any) -> Callable[..., Any]:
+        compiled, lock = cache(partial(_compiled, function, arguments, returns)), Lock()
 
         @wraps(function)
-        def called(*values: Any) -> Any:
-            given = zip(arguments, values, names, strict=True)
-            rows = [a.row(v, name) if isinstance(a, Elements) else v for a, v, name in given]
-            return compiled()(*rows)
+        def called(*values: Any, **constants: Any) -> Any:
+            with lock:  # waiting costs less than compiling twice
+                run = compiled(**constants)
+            given = zip(arguments, values, function.__code__.co_varnames, strict=False)
+            return run(*(_row(*each, constants) for each in given), *constants.values())
 
         return called
 
     return deferred
 
 
-def _compiled(function: Any, signature: Any) -> Any:
+def _row(argument: Any, value: Any, name: str, constants: dict[str, Any]) -> Any:
+    if not isinstance(argument, Elements):
+        return value
+    if not (argument.readonly or value.flags.carray):
+        raise TypeError(f"{name} cannot be written in place")
+    return row_of(value, constants.get(argument.element, argument.element), name)
+
+
+def _compiled(function: Any, arguments: Any, returns: Any, **constants: Any) -> Any:
+    types = list(arguments)
+    for at, argument in enumerate(arguments):
+        if isinstance(argument, Elements):
+            seen = _forms(constants.get(argument.element, argument.element))[1]
+            types[at] = _types.Array(numba.from_dtype(seen), 1, "C", readonly=argument.readonly)
+    # To numba, the default of a parameter that is left out is a constant.
+    names = function.__code__.co_varnames[len(arguments) : function.__code__.co_argcount]
+    kinds = {name: known.kind for name, known in VALUE_TYPES.items()}
+    given = tuple(kinds.get(constants[name], constants[name]) for name in names)
+    signature = returns(*types, *map(_types.Omitted, given))
+    function = FunctionType(function.__code__, function.__globals__, argdefs=given)
     function.__qualname__ = _cached_name(function, signature)
     dispatcher = _njit(function, nogil=True)
     try:
@@ -128,15 +141,12 @@ def _compiled(function: Any, signature: Any) -> Any:
     except (OSError, RuntimeError) as fault:  # numba finds no folder to write to
         _report_lost_cache(str(fault))
     try:
-        dispatcher.compile(signature)
+        return dispatcher.compile(signature)
     except _CACHE_FAULTS as fault:
         _report_lost_cache(str(fault))
-        # Compiled but not kept, or neither read nor compiled.
-        if not dispatcher.signatures:
-            dispatcher = _njit(function, nogil=True)
-            dispatcher.compile(signature)
-    dispatcher.disable_compile()
-    return dispatcher
+    # Compiled but not kept, or neither read nor compiled.
+    dispatcher = dispatcher if dispatcher.signatures else _njit(function, nogil=True)
+    return dispatcher.compile(signature)
 
 
 def _cached_name(function: Any, signature: Any) -> str:
@@ -146,8 +156,7 @@ def _cached_name(function: Any, signature: Any) -> str:
     one file of the cache without a lock: of two programs that compile at the same time, one
     would find the code of the other under its key. With this name each version has a file.
     """
-    constants = [cell.cell_contents for cell in function.__closure__ or ()]
-    digest = sha256(repr((_compiler_and_sources(), signature, constants)).encode())
+    digest = sha256(repr((_compiler_and_sources(), signature)).encode())
     return f"{function.__qualname__}_{digest.hexdigest()[:16]}"
 
 
@@ -168,21 +177,6 @@ def _report_lost_cache(reason: str) -> None:
             reason,
         )
     _lost_caches.append(reason)
-
-
-def factory(function: _Function) -> _Function:
-    """The function, called once for each set of arguments, also when threads race to be first.
-
-    For functions that make a kernel: waiting for it costs less than compiling it twice.
-    """
-    made, lock = cache(function), Lock()
-
-    @wraps(function)
-    def once(*arguments: Any) -> Any:
-        with lock:
-            return made(*arguments)
-
-    return cast("_Function", once)
 
 
 def device(function: _Function) -> _Function:

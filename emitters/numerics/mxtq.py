@@ -7,16 +7,15 @@ Source: jang 2.5.50, `jang_tools.turboquant.linear.tq_quantize_weight`; where ro
 whole words, `jang_tools.convert_zaya_common.tq_quantize_weight_rowwise`.
 """
 
-from collections.abc import Callable
 from math import sqrt
 
 import numpy as np
 
-from emitters.numerics import F16, Array, value_type
-from emitters.numerics.hadamard import LANES, load_lanes, rotate, store_lanes
-from emitters.numerics.jit import device, factory, kernel, reads, writes
+from emitters.numerics import F16, Array
+from emitters.numerics.hadamard import LANES, load_lanes, rotate, rotate_rows, store_lanes
+from emitters.numerics.jit import device, float32, kernel, reads, several, writes
 from emitters.numerics.mxtq_tables import codebook, signs
-from emitters.numerics.reach import FLOORS, UNITS
+from emitters.numerics.reach import FLOORS, UNITS, outside
 from emitters.numerics.rounding import narrow, widen
 from policy_dsl.formats import Slack
 
@@ -26,7 +25,6 @@ _LIMITS = 15  # borders between the codes of 4 bits
 _SMALLEST_DIVISOR = np.float32(1e-10)
 # Of the root mean square of what is rotated: errors of float32 additions, in any order.
 _ROTATED = 2.0**-16
-_TABLES = reads("float32"), reads("float32")
 _LANES = np.uint64(LANES)
 _ZERO, _ONE, _TWO, _THREE = np.uint32(0), np.uint32(1), np.uint32(2), np.uint32(3)
 _FOUR, _EIGHT, _TWELVE = np.uint32(4), np.uint32(8), np.uint32(12)
@@ -48,40 +46,28 @@ def _norms(lanes: Array, norms: Array) -> None:
 
 
 @device
-def _above(value: np.float32, a: np.float32, b: np.float32, c: np.float32) -> np.uint32:
-    """How many of three ascending limits are below the value; none is below NaN."""
+def _code(bits: int, value: np.float32, limits: tuple[np.float32, ...]) -> np.uint32:
+    """How many of 15 ascending limits are below the value, by two digits of base 4; of NaN none."""
+    a, b, c, digit = limits[0], limits[1], limits[2], _ZERO
+    if bits > 2:
+        if value > limits[3]:
+            a, b, c, digit = limits[4], limits[5], limits[6], _FOUR
+        if value > limits[7]:
+            a, b, c, digit = limits[8], limits[9], limits[10], _EIGHT
+        if value > limits[11]:
+            a, b, c, digit = limits[12], limits[13], limits[14], _TWELVE
     count = _ONE if value > a else _ZERO
     count = _TWO if value > b else count
-    return _THREE if value > c else count
+    return np.uint32(digit + (_THREE if value > c else count))
 
 
 @device
-def _above_all(value: np.float32, limits: tuple[np.float32, ...]) -> np.uint32:
-    """How many of 15 ascending limits are below the value: two digits of base 4, 6 comparisons."""
-    a, b, c, digit = limits[0], limits[1], limits[2], _ZERO
-    if value > limits[3]:
-        a, b, c, digit = limits[4], limits[5], limits[6], _FOUR
-    if value > limits[7]:
-        a, b, c, digit = limits[8], limits[9], limits[10], _EIGHT
-    if value > limits[11]:
-        a, b, c, digit = limits[12], limits[13], limits[14], _TWELVE
-    return np.uint32(digit + _above(value, a, b, c))
-
-
-@device
-def _write_codes(bits: int, lanes: Array, divisors: Array, limits: Array, codes: Array) -> None:
-    """codes = how many of 15 limits are below each quotient of a lane, and zero where lanes end."""
-    # Names instead of elements: for all that LLVM knows, writing a code might change an array.
-    a, b, c, d, e = limits[0], limits[1], limits[2], limits[3], limits[4]
-    f, g, h, i, j = limits[5], limits[6], limits[7], limits[8], limits[9]
-    k, m, n, o, p = limits[10], limits[11], limits[12], limits[13], limits[14]
-    if bits > 2:
-        every = (a, b, c, d, e, f, g, h, i, j, k, m, n, o, p)
-        for at in range(lanes.shape[0]):
-            codes[at] = _above_all(lanes[at] / divisors[at], every)
-    else:
-        for at in range(lanes.shape[0]):
-            codes[at] = _above(lanes[at] / divisors[at], a, b, c)
+def _write_codes(
+    bits: int, lanes: Array, divisors: Array, limits: tuple[np.float32, ...], codes: Array
+) -> None:
+    """codes = those of each quotient, and zeros, which fill up the last word of a row."""
+    for i in range(lanes.shape[0]):
+        codes[i] = _code(bits, lanes[i] / divisors[i], limits)
     codes[lanes.shape[0] :] = 0
 
 
@@ -103,38 +89,36 @@ def _write_words(bits: int, codes: Array, words: Array, row_words: int) -> None:
             row[j] = codes[j * size + k]
 
 
-@factory
-def _encoder(dtype: str, bits: int) -> Callable[..., None]:
-    kind, per_word = value_type(dtype).kind, 32 // bits
-
-    @kernel(reads(dtype), *_TABLES, writes("uint32"), writes("F16"))
-    def encode_mxtq(
-        values: Array, signs: Array, limits: Array, packed: Array, norms: Array
-    ) -> None:
-        columns = signs.shape[0]
-        row_words = -(-columns // per_word)
-        lanes = np.zeros(-(-columns // _RUN) * _RUN * LANES, np.float32)
-        lane_norms = np.empty(LANES, np.float32)
-        divisors = np.empty(_STRETCH * LANES, np.float32)
-        codes = np.empty(_STRETCH * LANES, np.uint32)
-        for first in range(0, norms.shape[0], LANES):
-            end = min(first + LANES, norms.shape[0])
-            load_lanes(kind, values[first * columns : end * columns], signs, lanes)
-            rotate(lanes[: columns * LANES])
-            _norms(lanes, lane_norms)
-            for k in range(first, end):
-                norms[k] = narrow(F16, lane_norms[k - first])
-            for k in range(LANES):
-                norm = lane_norms[k]
-                divisors[k::LANES] = _SMALLEST_DIVISOR if norm < _SMALLEST_DIVISOR else norm
-            for start in range(0, columns, _STRETCH):
-                stretch = lanes[start * LANES : min(start + _STRETCH, columns) * LANES]
-                _write_codes(bits, stretch, divisors, limits, codes)
-                used = codes[: -(-stretch.shape[0] // (per_word * LANES)) * per_word * LANES]
-                begin = first * row_words + start // per_word
-                _write_words(bits, used, packed[begin : end * row_words], row_words)
-
-    return encode_mxtq
+@kernel(reads("kind"), reads("float32"), several(float32, 15), writes("uint32"), writes("F16"))
+def _encode_mxtq(  # noqa: PLR0913, PLR0917 - kernels take arrays one by one
+    values: Array,
+    signs: Array,
+    limits: tuple[np.float32, ...],
+    packed: Array,
+    norms: Array,
+    kind: int,
+    bits: int,
+) -> None:
+    columns, per_word = signs.shape[0], 32 // bits
+    row_words = -(-columns // per_word)
+    lanes = np.zeros(-(-columns // _RUN) * _RUN * LANES, np.float32)
+    lane_norms, divisors = np.empty(LANES, np.float32), np.empty(_STRETCH * LANES, np.float32)
+    codes = np.empty(_STRETCH * LANES, np.uint32)
+    for first in range(0, norms.shape[0], LANES):
+        end = min(first + LANES, norms.shape[0])
+        load_lanes(kind, values[first * columns : end * columns], signs, lanes)
+        rotate(lanes[: columns * LANES])
+        _norms(lanes, lane_norms)
+        for k in range(first, end):
+            norms[k] = narrow(F16, lane_norms[k - first])
+        for k in range(LANES):
+            divisors[k::LANES] = max(lane_norms[k], _SMALLEST_DIVISOR)
+        for start in range(0, columns, _STRETCH):
+            stretch = lanes[start * LANES : min(start + _STRETCH, columns) * LANES]
+            _write_codes(bits, stretch, divisors, limits, codes)
+            used = codes[: -(-stretch.shape[0] // (per_word * LANES)) * per_word * LANES]
+            begin = first * row_words + start // per_word
+            _write_words(bits, used, packed[begin : end * row_words], row_words)
 
 
 @device
@@ -147,31 +131,24 @@ def _unpack(bits: int, words: Array, centroids: Array, scales: Array, lanes: Arr
             lanes[j * LANES + k] = centroids[code] * scales[k]
 
 
-@factory
-def _decoder(bits: int) -> Callable[..., None]:
-    size = 32 // bits * LANES
-
-    @kernel(reads("uint32"), reads("F16"), *_TABLES, writes("float32"))
-    def decode_mxtq(
-        packed: Array, norms: Array, signs: Array, centroids: Array, values: Array
-    ) -> None:
-        columns = signs.shape[0]
-        row_words = -(-columns * LANES // size)
-        lanes = np.empty(row_words * size, np.float32)
-        # Lanes without a row stay zero.
-        line, scales = np.zeros(LANES, np.uint32), np.zeros(LANES, np.float32)
-        for first in range(0, norms.shape[0], LANES):
-            end = min(first + LANES, norms.shape[0])
-            for k in range(first, end):
-                scales[k - first] = widen(F16, norms[k])
-            for j in range(row_words):
-                words = packed[first * row_words + j : end * row_words : row_words]
-                line[: end - first] = words
-                _unpack(bits, line, centroids, scales, lanes[j * size : (j + 1) * size])
-            rotate(lanes[: columns * LANES])
-            store_lanes(lanes, signs, values[first * columns : end * columns])
-
-    return decode_mxtq
+@kernel(reads("uint32"), reads("F16"), reads("float32"), reads("float32"), writes("float32"))
+def _decode_mxtq(  # noqa: PLR0913, PLR0917 - kernels take arrays one by one
+    packed: Array, norms: Array, signs: Array, centroids: Array, values: Array, bits: int
+) -> None:
+    columns, size = signs.shape[0], 32 // bits * LANES
+    row_words = -(-columns * LANES // size)
+    lanes = np.empty(row_words * size, np.float32)
+    # Lanes without a row stay zero.
+    words, scales = np.zeros(LANES, np.uint32), np.zeros(LANES, np.float32)
+    for first in range(0, norms.shape[0], LANES):
+        end = min(first + LANES, norms.shape[0])
+        for k in range(first, end):
+            scales[k - first] = widen(F16, norms[k])
+        for j in range(row_words):
+            words[: end - first] = packed[first * row_words + j : end * row_words : row_words]
+            _unpack(bits, words, centroids, scales, lanes[j * size : (j + 1) * size])
+        rotate(lanes[: columns * LANES])
+        store_lanes(lanes, signs, values[first * columns : end * columns])
 
 
 def mxtq_encode(values: Array, dtype: str, *, bits: int, seed: int = 42) -> tuple[Array, Array]:
@@ -185,11 +162,12 @@ def mxtq_encode(values: Array, dtype: str, *, bits: int, seed: int = 42) -> tupl
     Source: jang 2.5.50 on mlx 0.32.4 (CPU, x86-64), `tq_quantize_weight`.
     """
     rows, columns = values.shape
-    limits, centroids = np.full(_LIMITS, np.inf, np.float32), codebook(columns, bits)
-    limits[: len(centroids) - 1] = (centroids[1:] + centroids[:-1]) / np.float32(2)
+    centroids = codebook(columns, bits)
+    limits = ((centroids[1:] + centroids[:-1]) / np.float32(2)).tolist()
+    limits += [np.inf] * (_LIMITS - len(limits))
     packed = np.empty((rows, -(-columns // (32 // bits))), np.uint32)
     norms = np.empty(rows, np.float16)
-    _encoder(dtype, bits)(values, signs(columns, seed), limits, packed, norms)
+    _encode_mxtq(values, signs(columns, seed), tuple(limits), packed, norms, kind=dtype, bits=bits)
     return packed, norms
 
 
@@ -205,7 +183,7 @@ def mxtq_decode(packed: Array, norms: Array, *, columns: int, bits: int, seed: i
         shapes = f"{packed.shape} and {norms.shape}"
         raise ValueError(f"shapes {shapes} are not {columns} columns at {bits} bits")
     values = np.empty((norms.shape[0], columns), np.float32)
-    _decoder(bits)(packed, norms, signs(columns, seed), centroids, values)
+    _decode_mxtq(packed, norms, signs(columns, seed), centroids, values, bits=bits)
     return values
 
 
@@ -217,14 +195,22 @@ def mxtq_beyond(values: Array, parts: tuple[Array, Array], *, bits: int, slack: 
     packed, norms = parts
     columns = values.shape[1]
     wanted_packed, wanted_norms = mxtq_encode(values, "F32", bits=bits)
-    wrong: Array = _codes(packed, columns, bits) != _codes(wanted_packed, columns, bits)
+    codes = _codes(packed, columns, bits)
+    wrong: Array = codes != _codes(wanted_packed, columns, bits)
     norm, wanted = norms.astype(np.float32), wanted_norms.astype(np.float32)
     # One unit in the last place: tools add up the squares in several orders.
     apart = wanted * (2 * UNITS["F16"] + slack.relative) + 2 * FLOORS["F16"]
-    lost = ~(np.abs(norm - wanted) <= apart)
-    for row in np.flatnonzero(wrong.any(axis=1)):
-        wrong[row] &= _far_from_limits(values[row], packed[row : row + 1], bits, slack)
-    wrong[lost] = True
+    rows = wrong.any(axis=1)
+    rotated = np.empty(values[rows].shape, np.float32)
+    rotate_rows(values[rows], signs(columns), np.ones(columns, np.float32), rotated)
+    line = rotated.astype(np.float64)
+    line /= np.maximum(np.sqrt((line**2).sum(axis=1, keepdims=True)), 1e-10)
+    centroids = codebook(columns, bits).astype(np.float64)
+    limits = np.concatenate([[-np.inf], (centroids[1:] + centroids[:-1]) / 2, [np.inf]])
+    # Not even almost in the cells of their codes.
+    near, own = (_ROTATED + 8 * slack.relative) / sqrt(columns), codes[rows]
+    wrong[rows] &= (line < limits[own] - near) | (line > limits[own + 1] + near)
+    wrong[outside(wanted, norm, apart)] = True
     return wrong
 
 
@@ -234,32 +220,3 @@ def _codes(packed: Array, columns: int, bits: int) -> Array:
     codes = (packed[:, :, None] >> shifts) & np.uint32((1 << bits) - 1)
     rows: Array = codes.astype(np.uint8).reshape(len(packed), -1)
     return rows[:, :columns]
-
-
-def _far_from_limits(values: Array, packed: Array, bits: int, slack: Slack) -> Array:
-    """Which values of a row are not even almost in the cells of their codes: bool [in]."""
-    columns = len(values)
-    rotated = _rotated(values.astype(np.float64) * signs(columns))
-    norm = max(float(np.sqrt((rotated**2).sum())), 1e-10)
-    centroids = codebook(columns, bits).astype(np.float64)
-    limits = np.concatenate([[-np.inf], (centroids[1:] + centroids[:-1]) / 2, [np.inf]])
-    codes = _codes(packed, columns, bits)[0]
-    near = (_ROTATED + 8 * slack.relative) / sqrt(columns)
-    line = rotated / norm
-    far: Array = (line < limits[codes] - near) | (line > limits[codes + 1] + near)
-    return far
-
-
-def _rotated(line: Array) -> Array:
-    """The Hadamard transform of a row, by the powers of two of its length: float64 [in]."""
-    parts, start = [], 0
-    while start < len(line):
-        size = 1 << ((len(line) - start).bit_length() - 1)
-        block = line[start : start + size].reshape(-1, 1)
-        while len(block) > 1:
-            pairs = block.reshape(-1, 2, block.shape[1])
-            added, taken = pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]
-            block = np.concatenate([added, taken], axis=1)
-        parts.append(block.reshape(-1) / sqrt(size))
-        start += size
-    return np.concatenate(parts)

@@ -8,12 +8,9 @@ half a step, they count what is rounded on the way: stored scales, products, quo
 never within a bound. What is rotated is compared after the rotation. See `docs/verifying.md`.
 """
 
-from __future__ import annotations
-
 from dataclasses import astuple, dataclass, replace
 from math import sqrt
 from operator import add
-from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +23,7 @@ _LANES = 16
 UNITS = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24}
 FLOORS = {"BF16": 2.0**-134, "F16": 2.0**-25, "F32": 2.0**-150}
 # What float32 arithmetic adds: relative to a value, and in steps.
-_SLOP, _STEP_SLOP = 2.0**-20, 2.0**-10
-HALF_REACH = 0.5 + _STEP_SLOP
+_SLOP, STEP_SLOP = 2.0**-20, 2.0**-10
 # Relative error from which next to nothing is left, where squares are so small a share.
 _NOTHING, _FEW = 0.99, 0.05
 
@@ -49,7 +45,7 @@ class Sums:
     values: int = 0
     not_finite: int = 0
 
-    def __add__(self, other: Sums) -> Sums:
+    def __add__(self, other: "Sums") -> "Sums":
         """The sums of both."""
         added = Sums(*map(add, astuple(self), astuple(other)))
         return replace(added, largest=max(self.largest, other.largest))
@@ -69,9 +65,8 @@ class Sums:
     @property
     def nothing_left(self) -> bool:
         """Whether decoded values are zero, or next to all are, and those of the source not."""
-        relative = self.relative
         few = self.decoded <= _FEW * self.source
-        return relative is not None and relative >= _NOTHING and few
+        return self.relative is not None and self.relative >= _NOTHING and few
 
 
 @device
@@ -83,8 +78,7 @@ def _add_lanes(count: int, true: Array, decoded: Array, sums: Array) -> None:
         difference = np.float64(abs(d - w))
         # Infinities and NaN fail this comparison, and then count as nothing but a loss.
         kept = difference < np.inf
-        w = w if kept else nothing
-        d = d if kept else nothing
+        w, d = (w, d) if kept else (nothing, nothing)
         difference = difference if kept else nothing
         sums[0, i] += w * w
         sums[1, i] += d * d
@@ -115,36 +109,28 @@ def distance(true: Array, decoded: Array) -> Sums:
     return Sums(source, squares, difference, product, largest, true.size, int(lost))
 
 
-class Steps(NamedTuple):
-    """A grid of equal steps. codes: [rows, in], from 0 to top; step: float32 [rows, groups]."""
+def reach_of(codes: Array, bits: int, ends: tuple[float, float]) -> Array:
+    """Steps from each code, 0 .. 2**bits - 1, to the farthest value that rounds to it: float32.
 
-    codes: Array
-    step: Array
-    top: int
-
-
-def beyond_steps(
-    values: Array, decoded: Array, grid: Steps, *, ends: tuple[float, float], added: Array
-) -> Array:
-    """Values farther from what they decode to than half a step and `added`.
-
-    values, decoded, added: [rows, in]. ends: how many steps values may be beyond the first
-    and the last code, instead of half a one.
+    ends: how far values may be from the first and from the last code, instead of half a step.
     """
-    low, high = ends
-    reach = np.full(values.shape, HALF_REACH, np.float32)
-    reach[grid.codes == 0] = low + _STEP_SLOP
-    reach[grid.codes == grid.top] = high + _STEP_SLOP
-    allowed = reach * spread(np.abs(grid.step), values.shape) + added
+    reach = np.full(codes.shape, 0.5 + STEP_SLOP, np.float32)
+    for end, code in zip(ends, (0, (1 << bits) - 1), strict=True):
+        reach[codes == code] = end + STEP_SLOP
+    return reach
+
+
+def outside(values: Array, decoded: Array, allowed: Array) -> Array:
+    """Where values are farther than is allowed from what they decode to, or not finite."""
     with np.errstate(invalid="ignore"):
         within: Array = np.abs(decoded - values) <= allowed
     return ~within
 
 
-def spread(of_groups: Array, shape: tuple[int, ...]) -> Array:
-    """[rows, in]: what is one number for each group, [rows, groups], for each value."""
-    size = -(-shape[1] // of_groups.shape[1])
-    return np.repeat(of_groups, size, axis=1)[:, : shape[1]]
+def spread(of_groups: Array, values: Array) -> Array:
+    """[rows, in]: what is one number for each group, [rows, groups], for each of the values."""
+    columns = values.shape[1]
+    return np.repeat(of_groups, -(-columns // of_groups.shape[1]), axis=1)[:, :columns]
 
 
 def slack_of(values: Array, slack: Slack) -> Array:

@@ -3,12 +3,10 @@
 Widening to float32 and rounding to 16 bits are branch-free on integers: no table, no library call.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
-from emitters.numerics import BF16, F16, Array, new_values, value_type
-from emitters.numerics.jit import device, factory, int64, kernel, reads, writes
+from emitters.numerics import BF16, F16, Array, new_values
+from emitters.numerics.jit import device, kernel, reads, row_of, writes
 
 _SIGN = np.uint32(0x80000000)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -16,10 +14,11 @@ _ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
 _INFINITY = np.uint32(0x7F800000)
 _TWO_TO_MINUS_24 = np.float32(2.0**-24)
 _ZERO, _HALF = np.float32(0), np.float32(0.5)
+_WHOLE = np.float32(2.0**23)  # adding it leaves an integer in the low bits
 _HALF_BITS = np.uint32(0x3F000000)
 _HALF_OVERFLOW = np.uint32(0x477FF000)  # 65520, the first magnitude that rounds to infinity
 _HALF_NORMAL = np.uint32(0x38800000)  # 2**-14
-_STRETCH = 4096  # values searched between two looks at the result
+_STRETCH = 2**16  # values searched between two looks at the result
 # Exponent bits all set; for E4M3 the mantissa too, as it has no infinity.
 _NOT_FINITE = {"F8_E4M3": 0x7F, "BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
 
@@ -37,30 +36,23 @@ def bits_of(value: np.float32) -> np.uint32:
 
 
 @device
-def _order_of(value: np.float32) -> np.int32:
-    """An integer that compares as the float does; NaN is beyond the infinities."""
-    bits = np.float32(value).view(np.int32)
+def _ordered(bits: np.int32) -> np.int32:
+    """The bits of a float32 to an integer that compares as it does, and back; NaN is outermost."""
     return np.int32(bits ^ np.int32((bits >> np.int32(31)) & _ALL_BUT_SIGN))
-
-
-@device
-def _float_at(order: np.int32) -> np.float32:
-    """The inverse of `_order_of`."""
-    bits = np.int32(order ^ np.int32((order >> np.int32(31)) & _ALL_BUT_SIGN))
-    return np.int32(bits).view(np.float32)
 
 
 @device
 def extremes(values: Array, start: tuple[np.float32, np.float32]) -> tuple[np.float32, np.float32]:
     """The smallest and the largest of float32 [n] and of those to start with, NaN ignored."""
-    least, most = _order_of(start[0]), _order_of(start[1])
+    least = _ordered(np.float32(start[0]).view(np.int32))
+    most = _ordered(np.float32(start[1]).view(np.int32))
     low, high = least, most
     for i in range(values.shape[0]):
-        order = _order_of(values[i])
+        order = _ordered(np.float32(values[i]).view(np.int32))
         is_number = values[i] == values[i]
         low = min(low, order if is_number else least)
         high = max(high, order if is_number else most)
-    return _float_at(low), _float_at(high)
+    return np.int32(_ordered(low)).view(np.float32), np.int32(_ordered(high)).view(np.float32)
 
 
 @device
@@ -80,48 +72,52 @@ def clamped(value: np.float32, top: np.float32) -> np.float32:
 
 
 @device
-def _widen_half(raw: np.uint32) -> np.float32:
-    """Exactly the float32 value of float16 bits."""
-    magnitude = np.uint32(raw & np.uint32(0x7FFF))
-    # The biases differ by 112; infinities and NaN need that twice to reach the last exponent.
-    bits = np.uint32((magnitude << np.uint32(13)) + np.uint32(0x38000000))
-    bits = np.uint32(bits + np.uint32(0x38000000)) if magnitude >= 0x7C00 else bits
-    # Subnormals as an integer times 2**-24: no float32 subnormal is ever an operand.
-    small = bits_of(np.float32(np.int32(magnitude)) * _TWO_TO_MINUS_24)
-    bits = small if magnitude < 0x0400 else bits
-    return float_of(np.uint32(bits | np.uint32((raw & np.uint32(0x8000)) << np.uint32(16))))
+def nearest_code(value: np.float32, top: np.float32) -> np.uint8:
+    """The integer 0 .. top nearest to the value, ties to even; NaN gives 0."""
+    return np.uint8(bits_of(clamped(value, top) + _WHOLE))
 
 
 @device
 def widen(kind: int, raw: np.uint32) -> np.float32:
     """Exactly the float32 value of these bits, read as the value type `kind`."""
+    bits = np.uint32(raw)
     if kind == BF16:
-        return float_of(np.uint32(np.uint32(raw) << np.uint32(16)))
+        bits = np.uint32(bits << np.uint32(16))
     if kind == F16:
-        return _widen_half(np.uint32(raw))
-    return float_of(np.uint32(raw))
+        sign = np.uint32((bits & np.uint32(0x8000)) << np.uint32(16))
+        magnitude = np.uint32(bits & np.uint32(0x7FFF))
+        # The biases differ by 112; infinities and NaN need that twice to reach the last exponent.
+        bits = np.uint32((magnitude << np.uint32(13)) + np.uint32(0x38000000))
+        bits = np.uint32(bits + np.uint32(0x38000000)) if magnitude >= 0x7C00 else bits
+        # Subnormals as an integer times 2**-24: no float32 subnormal is ever an operand.
+        small = bits_of(np.float32(np.int32(magnitude)) * _TWO_TO_MINUS_24)
+        bits = np.uint32((small if magnitude < 0x0400 else bits) | sign)
+    return float_of(bits)
 
 
 @device
-def _narrow_bfloat(bits: np.uint32) -> np.uint32:
-    """bfloat16 bits nearest to a float32, ties to even; NaN is 0x7FC0."""
-    odd = np.uint32((bits >> np.uint32(16)) & np.uint32(1))
-    rounded = np.uint32(np.uint32(bits + odd + np.uint32(0x7FFF)) >> np.uint32(16))
-    return np.uint32(0x7FC0) if np.uint32(bits & _MAGNITUDE) > _INFINITY else rounded
+def narrow(kind: int, value: np.float32) -> np.uint32:
+    """The bits of the value type `kind` nearest to a float32, ties to even; overflow is infinite.
 
-
-@device
-def _narrow_half(bits: np.uint32) -> np.uint32:
-    """float16 bits nearest to a float32, ties to even; NaN is sign | 0x7D00."""
+    NaN is 0x7FC0 in bfloat16, and sign | 0x7D00 in float16.
+    Source: formats of mlx 0.32.4 (CPU).
+    """
+    bits = bits_of(value)
     magnitude = np.uint32(bits & _MAGNITUDE)
-    odd = np.uint32((magnitude >> np.uint32(13)) & np.uint32(1))
-    # 0xC8000000 takes the difference of the exponent biases, 112, off the exponent field.
-    normal = np.uint32(np.uint32(magnitude + odd + np.uint32(0xC8000FFF)) >> np.uint32(13))
-    small = np.uint32(bits_of(float_of(magnitude) + _HALF) - _HALF_BITS)
-    half = small if magnitude < _HALF_NORMAL else normal
-    half = np.uint32(0x7C00) if magnitude >= _HALF_OVERFLOW else half
-    half = np.uint32(0x7D00) if magnitude > _INFINITY else half
-    return np.uint32(half | np.uint32(np.uint32(bits & _SIGN) >> np.uint32(16)))
+    if kind == BF16:
+        odd = np.uint32((bits >> np.uint32(16)) & np.uint32(1))
+        bfloat = np.uint32(np.uint32(bits + odd + np.uint32(0x7FFF)) >> np.uint32(16))
+        bits = np.uint32(0x7FC0) if magnitude > _INFINITY else bfloat
+    if kind == F16:
+        odd = np.uint32((magnitude >> np.uint32(13)) & np.uint32(1))
+        # 0xC8000000 takes the difference of the exponent biases, 112, off the exponent field.
+        normal = np.uint32(np.uint32(magnitude + odd + np.uint32(0xC8000FFF)) >> np.uint32(13))
+        small = np.uint32(bits_of(float_of(magnitude) + _HALF) - _HALF_BITS)
+        half = small if magnitude < _HALF_NORMAL else normal
+        half = np.uint32(0x7C00) if magnitude >= _HALF_OVERFLOW else half
+        half = np.uint32(0x7D00) if magnitude > _INFINITY else half
+        bits = np.uint32(half | np.uint32(np.uint32(bits & _SIGN) >> np.uint32(16)))
+    return bits
 
 
 @device
@@ -144,35 +140,16 @@ def half_toward_zero(bits: np.uint32) -> np.uint32:
 
 
 @device
-def narrow(kind: int, value: np.float32) -> np.uint32:
-    """The bits of the value type `kind` nearest to a float32, ties to even; overflow is infinite.
-
-    Source: formats of mlx 0.32.4 (CPU), NaN patterns included.
-    """
-    if kind == BF16:
-        return _narrow_bfloat(bits_of(value))
-    if kind == F16:
-        return _narrow_half(bits_of(value))
-    return bits_of(value)
-
-
-@device
 def rounded(kind: int, value: np.float32) -> np.float32:
     """The value rounded to the value type `kind`, as float32."""
     return widen(kind, narrow(kind, value))
 
 
-@factory
-def _caster(from_dtype: str, to_dtype: str, cuts_off: bool) -> Callable[..., None]:
-    from_kind, to_kind = value_type(from_dtype).kind, value_type(to_dtype).kind
-
-    @kernel(reads(from_dtype), writes(to_dtype))
-    def cast_values(values: Array, result: Array) -> None:
-        for i in range(values.shape[0]):
-            wide = widen(from_kind, values[i])
-            result[i] = half_toward_zero(bits_of(wide)) if cuts_off else narrow(to_kind, wide)
-
-    return cast_values
+@kernel(reads("kind"), writes("to_kind"))
+def _cast(values: Array, result: Array, kind: int, to_kind: int, cuts_off: bool) -> None:
+    for i in range(values.shape[0]):
+        wide = widen(kind, values[i])
+        result[i] = half_toward_zero(bits_of(wide)) if cuts_off else narrow(to_kind, wide)
 
 
 def cast(values: Array, from_dtype: str, to_dtype: str, *, cuts_off: bool = False) -> Array:
@@ -184,10 +161,10 @@ def cast(values: Array, from_dtype: str, to_dtype: str, *, cuts_off: bool = Fals
     Raises: ValueError for an unknown dtype, or if the array is not stored as it says.
     """
     if from_dtype == to_dtype:
-        reads(from_dtype).row(values)  # only checked
+        row_of(values, from_dtype)  # only checked
         return values
-    result = new_values(values.shape, to_dtype)
-    _caster(from_dtype, to_dtype, cuts_off and to_dtype == "F16")(values, result)
+    result, cuts_off = new_values(values.shape, to_dtype), cuts_off and to_dtype == "F16"
+    _cast(values, result, kind=from_dtype, to_kind=to_dtype, cuts_off=cuts_off)
     return result
 
 
@@ -196,31 +173,16 @@ def to_float32(values: Array, dtype: str) -> Array:
     return cast(values, dtype, "F32")
 
 
-@factory
-def _searcher(element: str) -> Callable[..., int]:
-    @kernel(reads(element), reads(element), returns=int64)
-    def find(values: Array, mask: Array) -> int:
-        # The mask and zero, in the values' type.
-        for start in range(0, values.shape[0], _STRETCH):
-            part, largest = values[start : start + _STRETCH], mask[1]
-            for i in range(part.shape[0]):
-                largest = max(largest, part[i] & mask[0])
-            if largest == mask[0]:
-                return start
-        return -1
-
-    return find
-
-
 def first_nonfinite(values: Array, dtype: str) -> int:
     """The flat index of the first infinity or NaN, or -1.
 
     values: any shape, of value type `dtype`, or codes (uint8) of dtype "F8_E4M3".
     Raises: ValueError for an unknown dtype, or if the array is not stored as it says.
     """
-    row = reads("uint8" if dtype == "F8_E4M3" else dtype).row(values, dtype)
-    mask = np.array([_NOT_FINITE[dtype], 0], row.dtype)
-    start = int(_searcher(row.dtype.name)(row, mask))
-    if start < 0:
-        return start
-    return start + int(np.argmax(row[start : start + _STRETCH] & mask[0] == mask[0]))
+    row = row_of(values, "uint8" if dtype == "F8_E4M3" else dtype, dtype)
+    mask = row.dtype.type(_NOT_FINITE[dtype])
+    for start in range(0, row.size, _STRETCH):
+        bits = row[start : start + _STRETCH] & mask
+        if bits.max() == mask:
+            return start + int(bits.argmax())
+    return -1

@@ -22,24 +22,15 @@ Source: mlx 0.32.4 (`mx.from_fp8`, mlx-lm's MiniMax sanitize); transformers 5.23
 `Fp8Dequantize`; AutoRound 0.16.1.
 """
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 
-from emitters.numerics import BF16, F16, Array, new_values, value_type
+from emitters.numerics import BF16, F16, Array, new_values, rounding
 from emitters.numerics.bitpack import pack_codes, unpack_codes
-from emitters.numerics.jit import device, factory, int64_pair, kernel, reads, writes
+from emitters.numerics.jit import device, int64, kernel, reads, several, writes
 from emitters.numerics.reach import FLOORS, UNITS, Width, slack_of
-from emitters.numerics.rounding import (
-    bits_of,
-    cast,
-    float_of,
-    largest_magnitude,
-    narrow,
-    rounded,
-    widen,
-)
+from emitters.numerics.rounding import bits_of, float_of, largest_magnitude, narrow, rounded, widen
 from policy_dsl.formats import Slack
 
 _ZERO = np.float32(0)
@@ -122,53 +113,45 @@ FP_MODES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}  # bits, and v
 _RUN = 512  # values coded together; whole groups and whole runs of 32 codes
 
 
-@factory
-def _encoder(dtype: str, bits: int, size: int) -> Callable[..., None]:
-    kind, is_nv, top = value_type(dtype).kind, size == 16, 448.0 if bits == 8 else 6.0
-
-    @kernel(reads(dtype), writes("uint32"), writes("uint8"))
-    def encode_fp(values: Array, packed: Array, scales: Array) -> None:
-        wide, codes = np.empty(_RUN, np.float32), np.zeros(_RUN, np.uint8)
-        pieces = np.empty(_RUN // 8, np.uint64)
-        for first in range(0, values.shape[0], _RUN):
-            part = values[first : first + _RUN]
-            for i in range(part.shape[0]):
-                wide[i] = widen(kind, part[i])
-            for start in range(0, part.shape[0], size):
-                group, own = wide[start : start + size], codes[start : start + size]
-                least = rounded(kind, largest_magnitude(group) / np.float32(top))
-                byte = _e4m3_code(least) if is_nv else _e8m0_byte(least)
-                scale = _e4m3_value(byte) if is_nv else _e8m0_value(byte)
-                # A power of two: multiplying by its inverse rounds as the division would.
-                inverse = np.float32(1) / scale
-                for i in range(size):
-                    ratio = rounded(kind, group[i] / scale if is_nv else group[i] * inverse)
-                    code = _e4m3_code(ratio) if bits == 8 else _e2m1_code(ratio)
-                    own[i] = np.uint8(0) if is_nv and scale == _ZERO else code
-                scales[(first + start) // size] = byte
-            words = packed[first // 32 * bits :][: _RUN // 32 * bits]
-            pack_codes(codes[: words.shape[0] // bits * 32], pieces, words, bits)
-
-    return encode_fp
+@kernel(reads("kind"), writes("uint32"), writes("uint8"))
+def _encode_fp(values: Array, packed: Array, scales: Array, kind: int, width: Width) -> None:
+    bits, size = width
+    wide, codes = np.empty(_RUN, np.float32), np.zeros(_RUN, np.uint8)
+    pieces = np.empty(_RUN // 8, np.uint64)
+    is_nv, top = size == 16, np.float32(448 if bits == 8 else 6)
+    for first in range(0, values.shape[0], _RUN):
+        part = values[first : first + _RUN]
+        for i in range(part.shape[0]):
+            wide[i] = widen(kind, part[i])
+        for start in range(0, part.shape[0], size):
+            group, own = wide[start : start + size], codes[start : start + size]
+            least = rounded(kind, largest_magnitude(group) / top)
+            byte = _e4m3_code(least) if is_nv else _e8m0_byte(least)
+            scale = _e4m3_value(byte) if is_nv else _e8m0_value(byte)
+            # A power of two: multiplying by its inverse rounds as the division would.
+            inverse = np.float32(1) / scale
+            for i in range(size):
+                ratio = rounded(kind, group[i] / scale if is_nv else group[i] * inverse)
+                code = _e4m3_code(ratio) if bits == 8 else _e2m1_code(ratio)
+                own[i] = np.uint8(0) if is_nv and scale == _ZERO else code
+            scales[(first + start) // size] = byte
+        words = packed[first // 32 * bits :][: _RUN // 32 * bits]
+        pack_codes(codes[: words.shape[0] // bits * 32], pieces, words, bits)
 
 
-@factory
-def _decoder(bits: int, size: int) -> Callable[..., None]:
-    @kernel(reads("uint32"), reads("uint8"), writes("float32"))
-    def decode_fp(packed: Array, scales: Array, values: Array) -> None:
-        codes = np.empty(_RUN, np.uint8)
-        for first in range(0, values.shape[0], _RUN):
-            unpack_codes(packed[first // 32 * bits :][: _RUN // 32 * bits], codes, bits)
-            part = values[first : first + _RUN]
-            for start in range(0, part.shape[0], size):
-                byte = scales[(first + start) // size]
-                scale = _e4m3_value(byte) if size == 16 else _e8m0_value(byte)
-                group, own = part[start : start + size], codes[start : start + size]
-                for i in range(group.shape[0]):
-                    value = _e4m3_value(own[i]) if bits == 8 else _e2m1_value(own[i])
-                    group[i] = value * scale
-
-    return decode_fp
+@kernel(reads("uint32"), reads("uint8"), writes("float32"))
+def _decode_fp(packed: Array, scales: Array, values: Array, bits: int, size: int) -> None:
+    codes = np.empty(_RUN, np.uint8)
+    for first in range(0, values.shape[0], _RUN):
+        unpack_codes(packed[first // 32 * bits :][: _RUN // 32 * bits], codes, bits)
+        part = values[first : first + _RUN]
+        for start in range(0, part.shape[0], size):
+            byte = scales[(first + start) // size]
+            scale = _e4m3_value(byte) if size == 16 else _e8m0_value(byte)
+            group, own = part[start : start + size], codes[start : start + size]
+            for i in range(group.shape[0]):
+                value = _e4m3_value(own[i]) if bits == 8 else _e2m1_value(own[i])
+                group[i] = value * scale
 
 
 def fp_encode(values: Array, dtype: str, *, mode: str) -> tuple[Array, Array]:
@@ -188,7 +171,7 @@ def fp_encode(values: Array, dtype: str, *, mode: str) -> tuple[Array, Array]:
     # Packing takes 32 codes at a time; the last group of 16 may leave half of that.
     packed = np.empty(-(-values.size // 32) * bits, np.uint32)
     scales = np.empty((rows, columns // size), np.uint8)
-    _encoder(dtype, bits, size)(values, packed, scales)
+    _encode_fp(values, packed, scales, kind=dtype, width=(bits, size))
     return packed[: values.size * bits // 32].reshape(rows, columns * bits // 32), scales
 
 
@@ -206,7 +189,7 @@ def fp_decode(packed: Array, scales: Array, *, mode: str) -> Array:
     values = np.empty((rows, columns), np.float32)
     if missing := -packed.size % bits:
         packed = np.append(packed, np.zeros(missing, packed.dtype))
-    _decoder(bits, size)(packed, scales, values)
+    _decode_fp(packed, scales, values, bits=bits, size=size)
     return values
 
 
@@ -219,25 +202,19 @@ def _width(mode: str) -> Width:
 FP8_RULES = ("f32", "bf16", "bf16_bf16")
 
 
-@factory
-def _dequantizer(dtype: str, by_bf16: bool) -> Callable[..., None]:
-    kind = value_type(dtype).kind
-
-    @kernel(reads("uint8"), reads("float32"), int64_pair, writes(dtype))
-    def dequantize_fp8(
-        codes: Array, scales: Array, geometry: tuple[int, int], result: Array
-    ) -> None:
-        columns, width = geometry
-        blocks = -(-columns // width)
-        for block in range(scales.shape[0]):
-            first, start = block // blocks * columns, block % blocks * width
-            scale, end = scales[block], first + min(start + width, columns)
-            part, target = codes[first + start : end], result[first + start : end]
-            for i in range(part.shape[0]):
-                value = _e4m3_value(part[i]) * scale
-                target[i] = narrow(kind, rounded(BF16, value) if by_bf16 else value)
-
-    return dequantize_fp8
+@kernel(reads("uint8"), reads("float32"), several(int64, 2), writes("kind"))
+def _dequantize_fp8(  # noqa: PLR0913, PLR0917 - kernels take arrays one by one
+    codes: Array, scales: Array, geometry: Width, result: Array, kind: int, by_bf16: bool
+) -> None:
+    columns, width = geometry
+    blocks = -(-columns // width)
+    for block in range(scales.shape[0]):
+        first, start = block // blocks * columns, block % blocks * width
+        scale, end = scales[block], first + min(start + width, columns)
+        part, target = codes[first + start : end], result[first + start : end]
+        for i in range(part.shape[0]):
+            value = _e4m3_value(part[i]) * scale
+            target[i] = narrow(kind, rounded(BF16, value) if by_bf16 else value)
 
 
 def fp8_dequantize(  # noqa: PLR0913 - one call is one slice of rows, one grid, one rule
@@ -268,9 +245,9 @@ def fp8_dequantize(  # noqa: PLR0913 - one call is one slice of rows, one grid, 
     # The scales of each row.
     scales = scale_inv[np.arange(first_row, end_row) // height].astype(np.float32)
     if rule == "bf16_bf16":
-        scales = cast(cast(scales, "F32", "BF16"), "BF16", "F32")
-    result = new_values((rows, columns), out_dtype)
-    _dequantizer(out_dtype, rule != "f32")(codes, scales, (columns, width), result)
+        scales = rounding.cast(rounding.cast(scales, "F32", "BF16"), "BF16", "F32")
+    result, by_bf16 = new_values((rows, columns), out_dtype), rule != "f32"
+    _dequantize_fp8(codes, scales, (columns, width), result, kind=out_dtype, by_bf16=by_bf16)
     return result
 
 

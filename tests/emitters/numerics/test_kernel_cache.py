@@ -26,14 +26,11 @@ print(len(recorder.buffer))
 ADDING = """
 import sys
 from numba.core.caching import IndexDataCacheFile
-from emitters.numerics.jit import factory, int64, kernel
+from emitters.numerics.jit import int64, kernel
 
-@factory
-def adder(constant):
-    @kernel(int64, returns=int64)
-    def add(value):
-        return value + constant
-    return add
+@kernel(int64, returns=int64)
+def add(value, constant):
+    return value + constant
 """
 # A program that compiles while another one does: it has read the index before that one wrote
 # it, and the index that stays is that one's.
@@ -44,7 +41,7 @@ IndexDataCacheFile._save_index = lambda self, index: (
     None if __import__("os").path.exists(self._index_path) else save(self, index)
 )
 """
-ADD = "\nprint(adder(int(sys.argv[1]))(100))\n"
+ADD = "\nprint(add(100, constant=int(sys.argv[1])))\n"
 FULL_DISK = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
@@ -89,7 +86,7 @@ def test_programs_that_compile_at_the_same_time_do_not_mix_their_kernels(tmp_pat
 
 @pytest.mark.parametrize("trouble", [FULL_DISK, NO_FOLDER])
 def test_without_a_cache_kernels_work_and_it_is_said_once(trouble: str, tmp_path: Path) -> None:
-    both = "\nprint(adder(1)(100), adder(2)(100))\n"
+    both = "\nprint(add(100, constant=1), add(100, constant=2))\n"
     ran = run(ADDING + trouble + both, tmp_path / "cache")
     assert ran.stdout == "101 102\n"
     (line,) = ran.stderr.splitlines()
