@@ -148,6 +148,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     core. force: a bundle that is already there is replaced once the new one is complete, and the
     unfinished build of something else is thrown away. max_memory: bytes that the program may take.
     format: the plan's, by default the one of its name. runner: runs the units instead of threads.
+    Plan and source alone decide the bytes.
     Raises: PolicyError if something is in the way, and KeyboardInterrupt; what is done so far
     then stays in `<out>.partial`.
     """

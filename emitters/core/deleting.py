@@ -195,10 +195,10 @@ def _delete(folder: Path | str, files: Mapping[str, int | None], within: int | N
                 facts = os.lstat(name, dir_fd=at)
                 if stat.S_ISREG(facts.st_mode) and nbytes in (None, facts.st_size):
                     os.unlink(name, dir_fd=at)
-        for inner, within_it in held.items():
+        for inner, inside in held.items():
             # A subfolder may be gone already, or be a link by now, which is not followed.
             with suppress(FileNotFoundError, NotADirectoryError):
-                _delete(inner, within_it, at)
+                _delete(inner, inside, at)
             with suppress(OSError):
                 os.rmdir(inner, dir_fd=at)
     finally:

@@ -98,9 +98,9 @@ class Lookup:
         entry = self._entry(role, module, self._plan.source_experts, "")
         return entry.of(self._plan.old_experts(module.layer)).sums
 
-    def _entry(self, role: str, module: Module, n: int, instead: str) -> InputSums:
+    def _entry(self, role: str, module: Module, count: int, instead: str) -> InputSums:
         columns = module.shape[-1]
-        return self._sums(role, module.layer, n_matrices=n, columns=columns, instead=instead)
+        return self._sums(role, module.layer, n_matrices=count, columns=columns, instead=instead)
 
     def once(self, key: object, made: Callable[[], Array]) -> Array:
         """What is made for this key; the last few are kept."""

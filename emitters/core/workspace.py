@@ -187,7 +187,7 @@ def check_place(out: Path, source: Path | None, *, force: bool) -> None:
 
 
 def check_contents(out: Path, *, force: bool) -> None:
-    """Raises: PolicyError if there is something in `out`: with `force`, but a bundle as built."""
+    """Raises: PolicyError if anything is in `out`; with `force`, anything but a bundle as built."""
     ensure_kind(out, "a folder")
     if _is_free(out):
         return
