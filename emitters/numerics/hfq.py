@@ -216,10 +216,8 @@ def decode_blocks(blocks: Array, code: int, count: int) -> Array:
     shape = -(-count // layout.group), layout.nbytes
     if blocks.shape != shape:
         raise ValueError(f"blocks {blocks.shape} of {count} values should be {shape}")
-    values, stored = (
-        np.empty((shape[0], layout.group), np.float32),
-        row_of(blocks, "uint8", "blocks"),
-    )
+    values = np.empty((shape[0], layout.group), np.float32)
+    stored = row_of(blocks, "uint8", "blocks")
     if layout.header == "scale":
         scales = block_header(blocks, code).astype(np.float32)
         with np.errstate(invalid="ignore"):

@@ -129,6 +129,7 @@ def _compiled(function: Any, arguments: Any, returns: Any, **constants: Any) -> 
             seen = _forms(constants.get(argument.element, argument.element))[1]
             types[at] = _types.Array(numba.from_dtype(seen), 1, "C", readonly=argument.readonly)
     # To numba, the default of a parameter that is left out is a constant.
+    # Its dispatcher takes all of these for the same: what is compiled is called without it.
     names = function.__code__.co_varnames[len(arguments) : function.__code__.co_argcount]
     kinds = {name: known.kind for name, known in VALUE_TYPES.items()}
     given = tuple(kinds.get(constants[name], constants[name]) for name in names)
