@@ -26,7 +26,7 @@ from functools import cache
 
 import numpy as np
 
-from emitters.numerics import BF16, F16, Array, new_values, rounding
+from emitters.numerics import BF16, Array, new_values, rounding
 from emitters.numerics.bitpack import pack_codes, unpack_codes
 from emitters.numerics.jit import device, int64, kernel, reads, several, writes
 from emitters.numerics.reach import FLOORS, UNITS, Width, slack_of
@@ -57,10 +57,12 @@ def _e2m1_code(value: np.float32) -> np.uint8:
 
 @device
 def _e2m1_value(code: np.uint8) -> np.float32:
-    """The float32 value of a code 0 .. 15: a float16 with another bias, 15 instead of 1."""
-    half = np.uint32(np.uint32(code & 8) << np.uint32(12))
-    half |= np.uint32(np.uint32(code & 7) << np.uint32(9))
-    return widen(F16, half) * np.float32(2.0**14)
+    """The float32 value of a code 0 .. 15."""
+    size = np.uint32(code & 7)
+    normal = np.uint32(np.uint32(size << np.uint32(22)) + np.uint32(0x3F000000))
+    small = bits_of(np.float32(np.int32(size)) * np.float32(0.5))
+    sign = np.uint32(np.uint32(code & 8) << np.uint32(28))
+    return float_of(np.uint32((small if size < 2 else normal) | sign))
 
 
 @device
