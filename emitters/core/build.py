@@ -168,7 +168,8 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
         source = open_as_planned(plan, inventory, known)
         reader = ViewReader(source, plan.model.config, must_be_finite=True)
         work = Work(known, reader, plan.fp8_rule, workspace.bundle)
-        journal = open_journal(workspace, plan, work, force=force)
+        with uncollected():
+            journal = open_journal(workspace, plan, work, force=force)
         total = left = total_source_nbytes(plan)
         if journal.done:
             undone = plan_units(plan, None, block_values, journal.done)
@@ -189,7 +190,9 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
             shown.end()
         if defects:
             raise PermanentError(finding_of(defect, plan, known) for defect in defects)
-        digest = _finish(plan, work, shown, jobs=workers)
+        # A million objects are made and kept.
+        with uncollected():
+            digest = _finish(plan, work, shown, jobs=workers)
         workspace.finish(force=force)
     return BuildReport(
         out=out,
@@ -256,9 +259,7 @@ def _finish(plan: Plan, work: Work, progress: Progress, *, jobs: int) -> str:
     # Sizes and headers first: hashing a wrong bundle would waste minutes.
     sizes = {file.name: file.nbytes or 0 for file in plan.files if file.kind != "record"}
     _check_files(plan, folder, sizes)
-    # A million objects are made and kept.
-    with uncollected():
-        check_bundle(plan, work)
+    check_bundle(plan, work)
     progress.begin("hash", sum(sizes.values()), 0)
     try:
         planned = in_order(plan.modules)

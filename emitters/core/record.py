@@ -141,8 +141,10 @@ def planned_record(plan: Plan, files: Mapping[str, tuple[int, str]]) -> Record:
     """What the record of a bundle will say but for hashes of tensors. files: as `Record` has."""
     modules = {}
     for one in plan.modules:
-        module = BundleModule(one.name, one.role, one.layer, one.treatment, one.shape, one.dtype)
-        modules[one.name] = module._replace(added=one.added, written=one.written)
+        values = one.treatment, one.shape, one.dtype
+        modules[one.name] = BundleModule(
+            one.name, one.role, one.layer, *values, added=one.added, written=one.written
+        )
     owners = {tensor.name: module.name for module in plan.modules for tensor in module.tensors}
     return Record(
         policyc=version(),

@@ -9,7 +9,7 @@ Source: vLLM 0.33.0 (`INCConfigParser`, `get_dynamic_override`), auto-round 0.16
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -125,13 +125,21 @@ def _claim(
 ) -> Claim:
     if isinstance(width, Unread):
         return Claim(width, (), "")
-    stored = version, "g_idx" in parts, acts and "g_idx" in parts
-    scheme = next(scheme for scheme, storage in READ.items() if storage[:3] == stored)
     words = parts["qweight"][1] if "qweight" in parts else ()
+    stored = version, "g_idx" in parts, acts and "g_idx" in parts
+    return _coded(width, stored, words, parts.get("scales", ("F16",))[0])
+
+
+@lru_cache(4096)
+def _coded(
+    width: Width, stored: tuple[str, bool, bool], words: tuple[int, ...], dtype: str
+) -> Claim:
+    # Thousands of modules have the same form.
+    scheme = next(scheme for scheme, storage in READ.items() if storage[:3] == stored)
     # No words are a matrix of any size.
     known = len(words) == 2 and 0 not in words
     shape = (words[1], words[0] * _WORD_BITS // width.bits) if known else ()
-    return Claim(Coded(scheme, *width, ""), shape, parts.get("scales", ("F16",))[0])
+    return Claim(Coded(scheme, *width, ""), shape, dtype)
 
 
 def _auto_round(

@@ -80,6 +80,10 @@ def _part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple
     return (PartShape("weight", name, shape, nbytes=nbytes, together=together),)
 
 
+def _plain_dtype(_tensor: ModelTensor, _model: Model) -> str:
+    return "F16"
+
+
 def _file_name(policy: Policy, modules: Sequence[Module]) -> str:
     """The file's name: `model`, with the tier that these modules are, else `.hfq`."""
     inner = {scheme_of(module.treatment) for module in modules if module.role in GATE_UP}
@@ -184,7 +188,7 @@ SPEC = FormatSpec(
     fp8_rules=("f32", "bf16", "bf16_bf16"),
     module_path=apart_path,
     part_shapes=_part_shapes,
-    plain_dtype=lambda tensor, model: "F16",
+    plain_dtype=_plain_dtype,
     tensor_files=Container(_file_name, container.EMBEDDED, container.preface, container.file_order),
     layouts={"apart": ExpertsApart(expert_path, (*dict.fromkeys(name for name, _ in CODES), None))},
     cuts_off=True,

@@ -15,7 +15,7 @@ from policy_dsl import formats
 from policy_dsl.formats import ExpertsApart, FormatSpec, PartShape, SchemeSpec, Shards, in_order
 from policy_dsl.plan import Module, PlannedTensor
 from policy_dsl.roles.architecture import facts_of
-from policy_dsl.roles.model import SHORT_NAMES, stacked_path
+from policy_dsl.roles.model import SHORT_NAMES, Model, ModelTensor, stacked_path
 from policy_dsl.sources.side_files import SIDE_FILES
 from policy_dsl.treatments import Plain, Stored
 
@@ -88,6 +88,15 @@ def _part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple
     return packed, *(PartShape(part, dtype, groups) for part in ("scales", "biases"))
 
 
+def _plain_dtype(_tensor: ModelTensor, _model: Model) -> str:
+    return "F16"
+
+
+def _shard_name(number: int, count: int) -> str:
+    # jang's loader looks for the dash.
+    return f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
 def file_order(modules: Sequence[Module]) -> Sequence[PlannedTensor]:
     """All tensors of a bundle in the order in which its shards are filled."""
     # A matrix of the source each, in the order of its files.
@@ -143,13 +152,9 @@ SPEC = FormatSpec(
     module_path=stacked_path,
     part_shapes=_part_shapes,
     # Of what affine groups are made of, too.
-    plain_dtype=lambda tensor, model: "F16",
+    plain_dtype=_plain_dtype,
     tensor_files=Shards(
-        SHARD_NBYTES,
-        # jang's loader looks for the dash.
-        lambda number, count: f"model-{number:05d}-of-{count:05d}.safetensors",
-        order=file_order,
-        fill=partial(formats.filled, past=True),
+        SHARD_NBYTES, _shard_name, order=file_order, fill=partial(formats.filled, past=True)
     ),
     # Readers stack codes themselves; of other tensors they would take the first layer's only.
     layouts={"prestacked": None, "per_expert": ExpertsApart(_expert_path, (MXTQ,))},

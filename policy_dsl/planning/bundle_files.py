@@ -7,6 +7,7 @@ asked of a source before anything is written, and of a bundle by `verify`.
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -86,16 +87,16 @@ def header_bytes(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) 
     Source: safetensors 0.8, format description in its README; entries in the order that
     `save_file` writes.
     """
-    about = json.dumps(dict(metadata), separators=(",", ":"), ensure_ascii=False)
-    entries = [f'"__metadata__":{about}'] if metadata else []
-    start = 0
-    shapes = {shape: ",".join(map(str, shape)) for shape in {one.shape for one in tensors}}
+    dense, start = partial(json.dumps, separators=(",", ":"), ensure_ascii=False), 0
+    entries = [f'"__metadata__":{dense(dict(metadata))}'] if metadata else []
+    forms = {
+        (dtype, shape): f':{{"dtype":"{dtype}","shape":{dense(shape)},"data_offsets":['
+        for dtype, shape in {(one.dtype, one.shape) for one in tensors}
+    }
     for tensor in _in_file_order(tensors):
         name, stop = encode_basestring(tensor.name), start + tensor.nbytes
-        dtype, shape = tensor.dtype, shapes[tensor.shape]
         # As text: a JSON document of a hundred thousand entries takes three times as long.
-        places = f'"data_offsets":[{start},{stop}]'
-        entries.append(f'{name}:{{"dtype":"{dtype}","shape":[{shape}],{places}}}')
+        entries.append(f"{name}{forms[tensor.dtype, tensor.shape]}{start},{stop}]}}")
         start = stop
     text = f"{{{','.join(entries)}}}".encode()
     text += b" " * (-len(text) % 8)

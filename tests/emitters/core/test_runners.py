@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from small_checkpoints import digests
 
+from emitters import FORMATS
 from emitters.core import journal as journals
 from emitters.core.build import Receipts, build
 from emitters.core.run_unit import Work
@@ -90,6 +92,11 @@ def test_units_need_no_plan_and_run_in_other_processes(given, tmp_path, policy):
     report = build(*found, out=tmp_path / "out", runner=Processes())
     assert digests(tmp_path / "out") == expected
     assert report.resumed_nbytes == 0
+
+
+@pytest.mark.parametrize("target", FORMATS)
+def test_units_of_every_format_can_be_sent(target):
+    assert pickle.loads(pickle.dumps(FORMATS[target])).name == target
 
 
 def test_the_order_of_receipts_does_not_matter_and_twice_is_once(given, tmp_path):
