@@ -19,7 +19,7 @@ def try_share(*options: str) -> None:
 
 
 def test_some_broken_inputs_of_each_kind_are_answered() -> None:
-    try_share("--share", "0.004", "--seed", "7")
+    try_share("--share", "0.002", "--seed", "7")
 
 
 @pytest.mark.slow

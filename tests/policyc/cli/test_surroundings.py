@@ -62,6 +62,7 @@ def test_settings_under_which_numba_cannot_work(settings: dict[str, str], bundle
     assert code == 0
 
 
+@pytest.mark.slow
 def test_settings_that_change_nothing(bundle: Path, tmp_path: Path) -> None:
     settings = {
         "NUMBA_NUM_THREADS": "abc",
