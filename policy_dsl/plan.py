@@ -154,11 +154,13 @@ class Pruning:
     def of_entries(cls, transforms: Iterable[Mapping[str, Any]]) -> Pruning | None:
         """What a record or a saved plan says was done to the model; None if nothing was."""
         for entry in transforms:
-            is_chosen = entry["kept"] is not None
-            # Where nobody chose, as many numbers take their place, as in the plan itself.
-            kept = entry["kept"] or dict.fromkeys(range(entry["layers"]), range(entry["to"]))
-            numbers = {int(layer): tuple(old) for layer, old in kept.items()}
-            return cls(entry["before"], numbers, entry["by"] or "", is_chosen)
+            ranking, kept = entry["by"] or "", entry["kept"]
+            if kept is not None:
+                numbers = {int(layer): tuple(old) for layer, old in kept.items()}
+                return cls(entry["before"], numbers, ranking)
+            # As many numbers take their place, as in the plan itself; all layers share them.
+            numbers = dict.fromkeys(range(entry["layers"]), tuple(range(entry["to"])))
+            return cls(entry["before"], numbers, ranking, chosen=False)
         return None
 
     @property

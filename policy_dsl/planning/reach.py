@@ -127,20 +127,28 @@ class Reach:
 
     def _name(self, node: Name) -> Meaning:
         roles, by_role = matching.roles_of(node.text, self.model.architecture), self._by_role
-        places = [by_role[role] for role in roles]
         if node.experts:
             # `experts[0-3]` picks by number, which names no role.
             experts = matching.numbers(node.experts, self.model.n_experts)
-            found, tensors = self._counted(places), self.model.tensors
-            return Meaning(frozenset(at for at in found if tensors[at].expert in experts))
+            by_expert = self._by_expert
+            places = [by_expert.get((role, n), []) for role in roles for n in experts]
+            return Meaning(self._counted(places, each=4))
         named = [by_role[role] for role, is_named in roles.items() if is_named]
-        return Meaning(_NONE.union(*places), _NONE.union(*named))
+        return Meaning(_NONE.union(*map(by_role.__getitem__, roles)), _NONE.union(*named))
 
-    def _counted(self, places: Iterable[Iterable[int]]) -> frozenset[int]:
+    def _counted(self, places: Iterable[Iterable[int]], each: int = 1) -> frozenset[int]:
+        """All of the places; so many of `each` take as long as one that is found by its name."""
         found = _NONE.union(*places)
-        self._n_named += len(found)
+        self._n_named += len(found) // each
         if self._n_named > _MOST_NAMED:
             raise fail("too-much-to-match", names=f"{len(self._by_name):,}")
+        return found
+
+    @cached_property
+    def _by_expert(self) -> dict[tuple[str, int | None], list[int]]:
+        found: dict[tuple[str, int | None], list[int]] = defaultdict(list)
+        for at, tensor in enumerate(self.model.tensors):
+            found[tensor.role, tensor.expert].append(at)
         return found
 
     @cached_property

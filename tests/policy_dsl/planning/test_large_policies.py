@@ -140,6 +140,19 @@ def test_rules_that_match_all_of_a_large_model_come_to_an_end(rule: str, tmp_pat
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.slow
+def test_each_layer_of_a_large_model_may_list_its_own_experts():
+    model = classify(open_source("minimax_m2.7"))
+    halves = "(experts[0-{0}], experts[{1}-255]) in layers {2}: 8bit"
+    rules = [halves.format(100 + n, 101 + n, n) for n in range(model.n_layers)]
+    policy = read_dsl(
+        SourceText("large.qpol", "\n".join(["target gptq", "all: 4bit", *rules])), "large"
+    )
+    decided = decide(policy, model, "gptq")
+    assert decided.findings == ()
+    assert {one.decided_by for one in decided.made if one.tensor.expert == 7} == {*range(1, 63)}
+
+
 @settings(deadline=None, max_examples=150)
 @given(selectors=st.lists(COMBINED, min_size=1, max_size=5), drops=st.booleans())
 def test_the_last_rule_that_may_touch_a_tensor_decides_it(
