@@ -29,7 +29,14 @@ from emitters.core.workspace import check_contents, check_place, claimed, output
 from emitters.tensor_io.files import writing
 from emitters.tensor_io.view_rows import ViewReader
 from policy_dsl.bounded_json import uncollected
-from policy_dsl.diagnostics import Diagnostic, DiskError, PermanentError, PolicyError, diagnostic
+from policy_dsl.diagnostics import (
+    Diagnostic,
+    DiskError,
+    PermanentError,
+    PolicyError,
+    diagnostic,
+    fail,
+)
 from policy_dsl.formats import Format, in_order
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.plan import Plan
@@ -153,11 +160,13 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     then stays in `<out>.partial`.
     """
     started = monotonic()
-    known, inventory = format or FORMATS[plan.target], inventory or plan.inventory
+    format, inventory = format or FORMATS.get(plan.target), inventory or plan.inventory
+    if format is None:
+        raise fail("unavailable-target", target=plan.target, known=", ".join(FORMATS))
     if inventory is None:
         raise ValueError("the plan does not say which source it is for: make it by policyc.plan")
     ensure_buildable(plan, inventory)
-    plan, contexts = prepare(plan, known)
+    plan, contexts = prepare(plan, format)
     out, shown = output_place(Path(out)), progress or Silent()
     workers, block_values = fit(jobs or available_cores(), max_memory, plan.modules)
     # Before anything is made, and again once a bundle that a crash displaced is back.
@@ -165,9 +174,9 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     with claimed(out) as workspace:
         workspace.recover()
         check_contents(out, force=force)
-        source = open_as_planned(plan, inventory, known)
+        source = open_as_planned(plan, inventory, format)
         reader = ViewReader(source, plan.model.config, must_be_finite=True)
-        work = Work(known, reader, plan.fp8_rule, workspace.bundle)
+        work = Work(format, reader, plan.fp8_rule, workspace.bundle)
         with uncollected():
             journal = open_journal(workspace, plan, work, force=force)
         total = left = total_source_nbytes(plan)
@@ -189,7 +198,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
         finally:
             shown.end()
         if defects:
-            raise PermanentError(finding_of(defect, plan, known) for defect in defects)
+            raise PermanentError(finding_of(defect, plan, format) for defect in defects)
         # A million objects are made and kept.
         with uncollected():
             digest = _finish(plan, work, shown, jobs=workers)

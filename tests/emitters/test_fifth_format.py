@@ -181,7 +181,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the embedded model."""
     out = tmp_path_factory.mktemp("fifth") / "bundle"
     source = tiny()
-    build(planned(POLICY.format(method="rtn")), source, out=out, format=FORMAT)
+    plan = planned(POLICY.format(method="rtn"))
+    with pytest.raises(PolicyError, match="unavailable-target"):
+        build(plan, source, out=out)
+    build(plan, source, out=out, format=FORMAT)
     return out
 
 
