@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import cast
 
+from policy_dsl.diagnostics import fail
 from policy_dsl.formats import Format
 
 
@@ -32,3 +33,10 @@ class _Formats(Mapping[str, Format]):
 
 
 FORMATS: Mapping[str, Format] = _Formats()
+
+
+def format_of(target: str, formats: Mapping[str, Format] = FORMATS) -> Format:
+    """The one of these formats that is a target. Raises: PolicyError (unavailable-target)."""
+    if target not in formats:
+        raise fail("unavailable-target", target=target, known=", ".join(formats))
+    return formats[target]

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Protocol
 
-from emitters import FORMATS
+from emitters import format_of
 from emitters.core.bundle_reading import open_bundle
 from emitters.core.deleting import BROWSED, refuse_others, unfinished_files
 from emitters.core.journal import Journal, headers, open_journal
@@ -29,14 +29,7 @@ from emitters.core.workspace import check_contents, check_place, claimed, output
 from emitters.tensor_io.files import writing
 from emitters.tensor_io.view_rows import ViewReader
 from policy_dsl.bounded_json import uncollected
-from policy_dsl.diagnostics import (
-    Diagnostic,
-    DiskError,
-    PermanentError,
-    PolicyError,
-    diagnostic,
-    fail,
-)
+from policy_dsl.diagnostics import Diagnostic, DiskError, PermanentError, PolicyError, diagnostic
 from policy_dsl.formats import Format, in_order
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.plan import Plan
@@ -160,9 +153,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
     then stays in `<out>.partial`.
     """
     started = monotonic()
-    format, inventory = format or FORMATS.get(plan.target), inventory or plan.inventory
-    if format is None:
-        raise fail("unavailable-target", target=plan.target, known=", ".join(FORMATS))
+    format, inventory = format or format_of(plan.target), inventory or plan.inventory
     if inventory is None:
         raise ValueError("the plan does not say which source it is for: make it by policyc.plan")
     ensure_buildable(plan, inventory)

@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from emitters import FORMATS
+from emitters import FORMATS, format_of
 from emitters.checkpoints import forms_of
 from emitters.core.record import BundleModule, Record, read_record
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, fail
@@ -115,11 +115,10 @@ def _format(
     """The format that wrote the bundle, and what its metadata claim. target: as recorded."""
     tensors = inventory.tensors.values()
     forms = forms_of({tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors})
-    if target is not None and target not in formats:
-        raise fail("unavailable-target", target=target, known=", ".join(formats))
     if target is not None:
+        format = format_of(target, formats)
         try:
-            return formats[target], formats[target].files().claims(metadata, forms)
+            return format, format.files().claims(metadata, forms)
         except ValueError as error:
             reason = f"its metadata are not what {target} has: {error}"
             raise fail("bad-bundle-metadata", path=path, reason=reason) from None
