@@ -16,11 +16,10 @@ from time import monotonic
 from typing import Protocol
 
 from emitters import format_of
-from emitters.core.bundle_reading import open_bundle
+from emitters.core.bundle_reading import written_bundle
 from emitters.core.deleting import BROWSED, refuse_others, unfinished_files
-from emitters.core.journal import Journal, headers, open_journal
+from emitters.core.journal import Journal, TensorFile, open_journal, tensor_files
 from emitters.core.preconditions import ensure_buildable, open_as_planned
-from emitters.core.record import planned_record
 from emitters.core.run_unit import Receipt, ValueDefectError, Work, finding_of
 from emitters.core.statistics import prepare
 from emitters.core.verify import hash_files, written_checks
@@ -34,8 +33,9 @@ from policy_dsl.formats import Format, in_order
 from policy_dsl.inventory import Inventory, TensorInfo
 from policy_dsl.plan import Plan
 from policy_dsl.planning.bundle_files import edited_files
-from policy_dsl.planning.record import RECORD, UNKNOWN_HASH, record
+from policy_dsl.planning.record import RECORD, record
 from policy_dsl.regular_files import read_range
+from policy_dsl.sources.checkpoint import Header
 
 Receipts = Generator[tuple[Unit, Receipt], None, None]
 # One wrong offset makes every tensor after it wrong.
@@ -169,7 +169,8 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
         reader = ViewReader(source, plan.model.config, must_be_finite=True)
         work = Work(format, reader, plan.fp8_rule, workspace.bundle)
         with uncollected():
-            journal = open_journal(workspace, plan, work, force=force)
+            files = tensor_files(plan, work)
+            journal = open_journal(workspace, plan, work, files, force=force)
         total = left = total_source_nbytes(plan)
         if journal.done:
             undone = plan_units(plan, None, block_values, journal.done)
@@ -192,7 +193,7 @@ def build(  # noqa: PLR0913 - a plan, its source, and options by keyword
             raise PermanentError(finding_of(defect, plan, format) for defect in defects)
         # A million objects are made and kept.
         with uncollected():
-            digest = _finish(plan, work, shown, jobs=workers)
+            digest = _finish(plan, work, files, shown, jobs=workers)
         workspace.finish(force=force)
     return BuildReport(
         out=out,
@@ -244,7 +245,9 @@ def _write_tensors(
     return lost
 
 
-def _finish(plan: Plan, work: Work, progress: Progress, *, jobs: int) -> str:
+def _finish(
+    plan: Plan, work: Work, headers: Iterable[TensorFile], progress: Progress, *, jobs: int
+) -> str:
     """Complete the bundle whose tensors are written; returns the record's digest."""
     folder, source = work.folder, work.reader.source
     # Nothing is written through a link that was put here meanwhile.
@@ -259,7 +262,7 @@ def _finish(plan: Plan, work: Work, progress: Progress, *, jobs: int) -> str:
     # Sizes and headers first: hashing a wrong bundle would waste minutes.
     sizes = {file.name: file.nbytes or 0 for file in plan.files if file.kind != "record"}
     _check_files(plan, folder, sizes)
-    check_bundle(plan, work)
+    check_bundle(plan, work, headers)
     progress.begin("hash", sum(sizes.values()), 0)
     try:
         planned = in_order(plan.modules)
@@ -272,18 +275,15 @@ def _finish(plan: Plan, work: Work, progress: Progress, *, jobs: int) -> str:
     return digest
 
 
-def check_bundle(plan: Plan, work: Work) -> None:
+def check_bundle(plan: Plan, work: Work, headers: Iterable[TensorFile]) -> None:
     """Raises: PermanentError unless the written bundle is planned and sound.
 
-    Its headers are those of the plan, byte for byte, and nothing that `verify` looks at, hashes
-    and values aside, is wrong.
+    Its headers are these, byte for byte, and nothing that `verify` looks at, hashes and values
+    aside, is wrong.
     """
-    format, folder, known = work.format, work.folder, _checked_headers(plan, work)
-    sizes = {file.name: (file.nbytes or 0, UNKNOWN_HASH) for file in plan.files}
-    sizes.pop(RECORD, None)
-    expected = planned_record(plan, sizes)
+    known = _checked_headers(headers, work.folder)
     try:
-        bundle = open_bundle(folder, expected, formats={format.name: format}, headers=known)
+        bundle = written_bundle(plan, work.folder, work.format, known)
     except DiskError:
         raise
     except PolicyError as error:
@@ -322,11 +322,11 @@ def _check_files(plan: Plan, folder: Path, names: Iterable[str]) -> None:
     )
 
 
-def _checked_headers(plan: Plan, work: Work) -> dict[str, dict[str, TensorInfo]]:
+def _checked_headers(files: Iterable[TensorFile], folder: Path) -> dict[str, Header]:
     """File -> name -> tensor. Raises: PermanentError if a written header is not the plan's."""
     checked, reasons = {}, []
-    for file, header, tensors in headers(plan, work):
-        if read_range(work.folder / file.name, 0, len(header)) != header:
+    for file, header, tensors in files:
+        if read_range(folder / file.name, 0, len(header)) != header:
             reasons.append(f"the header of {file.name} is not the planned one")
         checked[file.name] = {
             name: TensorInfo(name, dtype, shape, nbytes, place, start, start + nbytes)

@@ -11,11 +11,12 @@ from typing import Any
 
 from emitters import FORMATS, format_of
 from emitters.checkpoints import forms_of
-from emitters.core.record import BundleModule, Record, read_record
+from emitters.core.record import BundleModule, Record, planned_record, read_record
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, fail
 from policy_dsl.escaping import shown
 from policy_dsl.formats import Claim, Format, FormatSpec, PartShape, TensorForm, UnreadError
 from policy_dsl.inventory import Inventory, TensorInfo
+from policy_dsl.plan import Plan
 from policy_dsl.planning.outline import Outline, OutlineModule, stored_as
 from policy_dsl.quantities import counted, first_few
 from policy_dsl.regular_files import read_whole
@@ -56,41 +57,27 @@ class Bundle:
 
 
 def open_bundle(
-    path: Path,
-    record: Record | None = None,
-    *,
-    links: bool = True,
-    formats: Mapping[str, Format] = FORMATS,
-    headers: Mapping[str, Header] | None = None,
+    path: Path, *, links: bool = True, formats: Mapping[str, Format] = FORMATS
 ) -> Bundle:
     """The bundle in a folder, or the one that is a single file, from headers and metadata.
 
-    No weight is read. Of a file, the record beside it counts if it is about this file. record:
-    of a bundle that has none yet, what it will say. links: whether its weights may be links out
-    of its folder. formats: that it may be of. headers: of files whose headers are not read.
+    No weight is read. Of a file, the record beside it counts if it is about this file. links:
+    whether its weights may be links out of its folder. formats: that it may be of.
     Raises: PolicyError if headers, index, or the record cannot be what they must be.
     """
     if not path.is_dir() and not (path.exists() and is_whole_model(path)):
         if path.exists():
             refuse_other_file(path)
         raise fail("not-a-bundle", path=str(path), reason="it is not a folder")
-    if headers:
-        inventory = open_folder(path, links=links, headers=headers)
-    else:
-        inventory = open_source(str(path), links=links)
+    inventory = open_source(str(path), links=links)
     folder = path if path.is_dir() else path.parent
-    record = record or read_record(folder)
+    record = read_record(folder)
     if record is not None and path != folder and path.name not in record.files:
         record = None
     if record is not None and record.target in formats:
         # The others are not even imported.
         formats = {record.target: formats[record.target]}
-    metadata = {}
-    # What is beside a container is not part of it.
-    if inventory.container is None:
-        known = {name for one in formats.values() for name in one.spec.metadata_files}
-        held = sorted(known & {CONFIG, *(inventory.side_files or {})})
-        metadata = {name: read_whole(path / name, most=MAX_CONFIG_NBYTES) for name in held}
+    metadata = _metadata(inventory, formats)
     target = record.target if record else None
     format, claims = _format(str(path), inventory, target, metadata, formats)
     modules = tuple(_modules(inventory, claims, format.spec, record))
@@ -103,6 +90,37 @@ def open_bundle(
             findings.append(diagnostic("incomplete-module", module=module.name, reason=reason))
     about = inventory, record, format, metadata, claims, modules
     return Bundle(folder, *about, tuple(findings))
+
+
+def written_bundle(
+    plan: Plan, folder: Path, format: Format, headers: Mapping[str, Header]
+) -> Bundle:
+    """The bundle of a plan as a build has written it, all but its record.
+
+    headers: of its tensor files, known to be those of the plan. Config, index and metadata are
+    read. Raises: PolicyError if they cannot be what they must be.
+    """
+    inventory = open_folder(folder, headers=headers)
+    formats, modules = {plan.target: format}, []
+    metadata = _metadata(inventory, formats)
+    _, claims = _format(str(folder), inventory, plan.target, metadata, formats)
+    for one in plan.modules:
+        values = one.treatment, one.shape, one.dtype
+        held = {t.name.rpartition(".")[2]: inventory.tensors[t.name] for t in one.tensors}
+        row = one.name, one.role, one.layer, *values, held, one.added, one.written
+        modules.append(BundleModule(*row))
+    about = inventory, planned_record(plan), format, metadata, claims, tuple(sorted(modules))
+    return Bundle(folder, *about, tuple(_unread(folder, claims)))
+
+
+def _metadata(inventory: Inventory, formats: Mapping[str, Format]) -> dict[str, bytes]:
+    """The files that describe it to readers of these formats, by name."""
+    # What is beside a container is not part of it.
+    if inventory.container is not None or inventory.root is None:
+        return {}
+    known = {name for one in formats.values() for name in one.spec.metadata_files}
+    held, root = sorted(known & {CONFIG, *(inventory.side_files or {})}), inventory.root
+    return {name: read_whole(root / name, most=MAX_CONFIG_NBYTES) for name in held}
 
 
 def _format(

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from emitters.core.preconditions import ensure_room
 from emitters.core.run_unit import Receipt, Work
@@ -53,6 +53,14 @@ class _Done(TypedDict):
     done: list[tuple[Size, Size, Size]]
 
 
+class TensorFile(NamedTuple):
+    """A file of tensors, all that comes before them in it, and these."""
+
+    file: PlannedFile
+    header: bytes
+    tensors: list[PlannedTensor]
+
+
 class Journal:
     """An open journal; `done`: module -> finished spans of output rows when it was opened.
 
@@ -80,10 +88,10 @@ class Journal:
         self._rows.append([unit.module, *unit.span])
         if not receipt.is_durable:
             self._files.update([tensor.file for tensor in unit.output.tensors])
-        if self._saving.done():
+        # Asking whether a save is done takes a lock.
+        if monotonic() - self._saved_at > SAVE_SECONDS and self._saving.done():
             self._saving.result()
-            if monotonic() - self._saved_at > SAVE_SECONDS:
-                self._saving = self._save()
+            self._saving = self._save()
 
     def _save(self) -> Future[None]:
         saving = self._saver.submit(self._write, self._rows, self._files)
@@ -98,7 +106,9 @@ class Journal:
             append(self._path, _line({"done": rows}))
 
 
-def open_journal(workspace: Workspace, plan: Plan, work: Work, *, force: bool) -> Journal:
+def open_journal(
+    workspace: Workspace, plan: Plan, work: Work, created: Iterable[TensorFile], *, force: bool
+) -> Journal:
     """The journal to resume, and the shards that it speaks of, new or from an earlier run.
 
     Raises: PolicyError if the disk has no room, or the unfinished build there is another one or
@@ -129,7 +139,7 @@ def open_journal(workspace: Workspace, plan: Plan, work: Work, *, force: bool) -
     # Without a journal nothing says what a file holds: whatever is there is of no use.
     workspace.clear(file.name for file in plan.files)
     ensure_room(plan, workspace.bundle)
-    _create_files(workspace, plan, work)
+    _create_files(workspace, created)
     with writing(path):
         path.write_bytes(_line({"identity": identity}))
     flush(path)
@@ -151,9 +161,9 @@ def _refusal(workspace: Workspace, plan: Plan, found: Any, wanted: Any) -> Polic
     return None
 
 
-def headers(plan: Plan, work: Work) -> Iterator[tuple[PlannedFile, bytes, list[PlannedTensor]]]:
+def tensor_files(plan: Plan, work: Work) -> list[TensorFile]:
     """Every tensor file, with all that comes before its tensors, and these."""
-    spec, held = work.format.spec, defaultdict(list)
+    spec, held, files = work.format.spec, defaultdict(list), []
     for tensor in in_order(plan.modules):
         held[tensor.file].append(tensor)
     for file in plan.tensor_files:
@@ -161,12 +171,13 @@ def headers(plan: Plan, work: Work) -> Iterator[tuple[PlannedFile, bytes, list[P
             header = preface(plan, work.format, work.reader.source.whole(spec.embedded_files))
         else:
             header = header_bytes(held[file.name], spec.tensor_files.metadata)
-        yield file, header, held[file.name]
+        files.append(TensorFile(file, header, held[file.name]))
+    return files
 
 
-def _create_files(workspace: Workspace, plan: Plan, work: Work) -> None:
+def _create_files(workspace: Workspace, created: Iterable[TensorFile]) -> None:
     """Every tensor file at its full length with its header, on the disk when this returns."""
-    for file, header, tensors in headers(plan, work):
+    for file, header, tensors in created:
         path = workspace.bundle / file.name
         create_file(path, header, tensors, file.nbytes or 0)
         flush(path)

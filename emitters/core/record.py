@@ -18,7 +18,7 @@ from policy_dsl.escaping import shown
 from policy_dsl.formats import TensorForm
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import Plan, Pruning
-from policy_dsl.planning.record import RECORD, record_digest, source_id
+from policy_dsl.planning.record import RECORD, UNKNOWN_HASH, record_digest, source_id
 from policy_dsl.regular_files import read_whole, refuse_placeholder
 from policy_dsl.treatments import Action, Coded, Plain, Stored, Unread
 
@@ -137,15 +137,10 @@ def _checked(document: Any) -> Record:
     )
 
 
-def planned_record(plan: Plan, files: Mapping[str, tuple[int, str]]) -> Record:
-    """What the record of a bundle will say but for hashes of tensors. files: as `Record` has."""
-    modules = {}
-    for one in plan.modules:
-        values = one.treatment, one.shape, one.dtype
-        modules[one.name] = BundleModule(
-            one.name, one.role, one.layer, *values, added=one.added, written=one.written
-        )
-    owners = {tensor.name: module.name for module in plan.modules for tensor in module.tensors}
+def planned_record(plan: Plan) -> Record:
+    """What the record of a bundle will say, but for its modules and hashes."""
+    files = {file.name: (file.nbytes or 0, UNKNOWN_HASH) for file in plan.files}
+    files.pop(RECORD, None)
     return Record(
         policyc=version(),
         codec_version=plan.codec_version,
@@ -157,9 +152,9 @@ def planned_record(plan: Plan, files: Mapping[str, tuple[int, str]]) -> Record:
         statistics=frozenset(file.name for file in plan.statistics),
         pruning=plan.pruning,
         omitted={one.tensor.name: one.equals for one in plan.omitted if one.expert is None},
-        modules=modules,
+        modules={},
         files=files,
-        owners=owners,
+        owners={},
         tensors={},
     )
 

@@ -9,6 +9,7 @@ import pytest
 
 from emitters import FORMATS
 from emitters.core.build import build, check_bundle
+from emitters.core.journal import tensor_files
 from emitters.core.preconditions import open_as_planned
 from emitters.core.run_unit import Work
 from emitters.tensor_io.view_rows import ViewReader
@@ -30,7 +31,7 @@ def built(write_llama, planned, tmp_path):
 
 def test_the_built_bundle_is_what_was_planned(built):
     plan, work, _ = built
-    check_bundle(plan, work)
+    check_bundle(plan, work, tensor_files(plan, work))
 
 
 @pytest.mark.parametrize("bits", [8, None])
@@ -41,7 +42,7 @@ def test_metadata_that_tell_another_width_are_found(built, bits):
         config[key][Q_PROJ] = False if bits is None else {**config[key][Q_PROJ], "bits": bits}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(PolicyError, match="width-disagrees"):
-        check_bundle(plan, work)
+        check_bundle(plan, work, tensor_files(plan, work))
 
 
 def test_a_tensor_by_another_name_is_found(built):
@@ -51,7 +52,7 @@ def test_a_tensor_by_another_name_is_found(built):
         changed = content.replace(b'"model.norm.weight"', b'"model.nurm.weight"', 1)
         (folder / file).write_bytes(changed)
     with pytest.raises(PolicyError) as caught:
-        check_bundle(plan, work)
+        check_bundle(plan, work, tensor_files(plan, work))
     assert "the header of model.safetensors is not the planned one" in str(caught.value)
 
 
