@@ -100,6 +100,8 @@ def uneven(reason: str, modules: Iterable[Module], key: Callable[[Module], Any])
 
 def omission(tensor: ModelTensor, model: Model, reasons: Mapping[str, str]) -> str | None:
     """Why readers have no place for a tensor, else None. reasons: by component, or `lm_head`."""
+    if tensor.left_out:
+        return tensor.left_out
     if tensor.role == "lm_head" and model.tied:
         return f"tied: {reasons['lm_head']} embed_tokens"
     return reasons.get(tensor.component or "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -163,9 +163,10 @@ class FormatSpec:
     families: family -> None if it is taken, else why not; None: as the families' tables say.
     config_readers: the tables of readers that say what config.json means to them.
     runtimes: reader -> what it is.
+    arrangement(tensor, model): the tensors that its readers make of one; None: all as they are.
     module_path(tensor, model): the output module of a tensor; tensors with equal paths are
-      stacked along a leading expert axis. A path that ends as the source's name does (`.bias`)
-      means a bare tensor.
+      stacked along a leading expert axis, or joined in their places. A path that ends as the
+      source's name does (`.bias`) means a bare tensor.
     part_shapes(treatment, shape, dtype): the output tensors of a module of a logical shape
       [..., in] whose values are of `dtype`; one part unless it is quantized.
     layouts: ways to store experts, the first is the default; None is stacks of all. Empty:
@@ -190,6 +191,7 @@ class FormatSpec:
     families: Mapping[str, str | None] | None = None
     config_readers: tuple[str, ...] = ()
     runtimes: Mapping[str, str] = field(default_factory=dict)
+    arrangement: Callable[[ModelTensor, Model], Sequence[ModelTensor]] | None = None
     module_path: Callable[[ModelTensor, Model], str]
     part_shapes: Callable[[Stored, tuple[int, ...], str], tuple[PartShape, ...]]
     layouts: Mapping[str, ExpertsApart | None] = field(default_factory=dict)
@@ -210,6 +212,17 @@ class FormatSpec:
     def embedded_files(self) -> tuple[str, ...]:
         """Side files of the source that a container holds; shards hold none."""
         return self.container.embedded_files if self.container else ()
+
+    def parts(self, tensor: ModelTensor, model: Model) -> Sequence[ModelTensor]:
+        """What the format's readers make of a tensor: itself, or its parts."""
+        return (tensor,) if self.arrangement is None else self.arrangement(tensor, model)
+
+    def arranged(self, model: Model) -> Model:
+        """The model with the tensors that the format's readers want."""
+        if self.arrangement is None:
+            return model
+        made = [part for tensor in model.tensors for part in self.arrangement(tensor, model)]
+        return replace(model, tensors=tuple(made))
 
     def layout(self, policy: Policy) -> str:
         """The layout of experts that a policy chooses; empty where there is no choice."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cache, cached_property
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from policy_dsl.diagnostics import Diagnostic, Span
 from policy_dsl.inventory import Inventory, TensorInfo
-from policy_dsl.policy import Policy, Rule
+from policy_dsl.policy import Policy, rule_places
 from policy_dsl.quantities import counted
 from policy_dsl.treatments import Action, Coded, Stored
 from policy_dsl.views import View
@@ -251,41 +249,6 @@ class StatisticsFile:
     methods: frozenset[str] = frozenset()
 
 
-def rule_places(rules: Sequence[Rule]) -> list[tuple[str, RuleAt | None]]:
-    """`file:line` of each rule, with its column where its line has several, and the same in parts.
-
-    Of files with one name, such as those of an `extends` chain, as many folders are shown as
-    tell them apart. Empty and None for a rule that no text holds.
-    """
-    places = [rule.span.place if rule.span else None for rule in rules]
-    known = [place for place in places if place]
-    n_rules = Counter((path, line) for path, line, _ in known)
-    short = _short_names({path for path, *_ in known})
-    found: list[tuple[str, RuleAt | None]] = []
-    for place in places:
-        if place is None:
-            found.append(("", None))
-            continue
-        path, line, column = place
-        more = f":{column}" if n_rules[path, line] > 1 else ""
-        at: RuleAt = {"path": path, "line": line, "column": column}
-        found.append((f"{short[path]}:{line}{more}", at))
-    return found
-
-
-def _short_names(paths: set[str]) -> dict[str, str]:
-    """Path -> its last parts, as few as no other path ends with."""
-    endings = {}
-    for path in paths:
-        parts = path.replace("\\", "/").split("/")
-        endings[path] = ["/".join(parts[at:]) for at in reversed(range(len(parts)))]
-    counts = Counter(chain.from_iterable(endings.values()))
-    return {
-        path: next((end for end in ends if counts[end] == 1), ends[-1])
-        for path, ends in endings.items()
-    }
-
-
 @dataclass(frozen=True, kw_only=True)
 class Draft:
     """What a bundle will hold, before its tensors have places: all that readers are asked about."""
@@ -364,7 +327,9 @@ class Plan(Draft):
             lines = [texts[form]]
             for view in module.sources:
                 scale = view.scale.name if view.scale else ""
-                lines.append("\t".join([view.tensor.name, scale, *map(repr, view.operations)]))
+                added = [f"+{view.added}"] if view.added else []
+                done = [*map(repr, view.operations), *added]
+                lines.append("\t".join([view.tensor.name, scale, *done]))
             lines += [_short(tensor.tail) for tensor in module.tensors if tensor.tail]
             recipes.append(hashlib.sha256("\n".join(lines).encode()).hexdigest())
         return tuple(recipes)

@@ -5,14 +5,18 @@ Or(Except(And(Name, Layers …), …), …)     a selector: which tensors a rule
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from policy_dsl.diagnostics import SourceText, Span
 from policy_dsl.treatments import Written
+
+if TYPE_CHECKING:
+    from policy_dsl.documents import RuleAt
 
 # Components whose blocks never count as layers and that a bare projection does not reach.
 OUTSIDE_LANGUAGE_MODEL = frozenset({"vision", "audio", "mtp"})
@@ -349,3 +353,38 @@ SECTIONS: Mapping[str, type[Defaults | Calibration | Output]] = {
 }
 # What a policy can take away from what it extends. Tests may be given anew with it.
 CLEARABLE = tuple(key.name for key in KEYS if key.merge in ("last", "all", "join"))
+
+
+def rule_places(rules: Sequence[Rule]) -> list[tuple[str, RuleAt | None]]:
+    """`file:line` of each rule, with its column where its line has several, and the same in parts.
+
+    Of files with one name, such as those of an `extends` chain, as many folders are shown as
+    tell them apart. Empty and None for a rule that no text holds.
+    """
+    places = [rule.span.place if rule.span else None for rule in rules]
+    known = [place for place in places if place]
+    n_rules = Counter((path, line) for path, line, _ in known)
+    short = _short_names({path for path, *_ in known})
+    found: list[tuple[str, RuleAt | None]] = []
+    for place in places:
+        if place is None:
+            found.append(("", None))
+            continue
+        path, line, column = place
+        more = f":{column}" if n_rules[path, line] > 1 else ""
+        at: RuleAt = {"path": path, "line": line, "column": column}
+        found.append((f"{short[path]}:{line}{more}", at))
+    return found
+
+
+def _short_names(paths: set[str]) -> dict[str, str]:
+    """Path -> its last parts, as few as no other path ends with."""
+    endings = {}
+    for path in paths:
+        parts = path.replace("\\", "/").split("/")
+        endings[path] = ["/".join(parts[at:]) for at in reversed(range(len(parts)))]
+    counts = Counter(chain.from_iterable(endings.values()))
+    return {
+        path: next((end for end in ends if counts[end] == 1), ends[-1])
+        for path, ends in endings.items()
+    }

@@ -1,13 +1,13 @@
 """Tensors of a model as views of stored tensors: a short list of operations on rows.
 
-An operation maps coordinates only, never values: shape(before) -> the shape after it, and
-rows(map, shape before) -> its map. A block of rows needs a bounded part of the source.
+An operation maps coordinates only: shape(before) -> the shape after it, and rows(map, shape
+before) -> its map. A block of rows needs a bounded part of the source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
 
@@ -112,32 +112,52 @@ class Picked:
 
 
 @dataclass(frozen=True, slots=True)
-class Values:
-    """Every value as a row of its own; always the last operation.
+class Columns:
+    """Every `step`-th entry of the last axis, from `first`, up to `stop`."""
 
-    A vector is one row, however long it is. What is not coded needs no row whole.
-    """
+    first: int
+    stop: int
+    step: int = 1
 
     def shape(self, shape: Shape) -> Shape:
-        return prod(shape), 1
+        return *shape[:-1], len(range(self.first, self.stop, self.step))
+
+    def rows(self, before: RowMap, _shape: Shape) -> RowMap:
+        return before._replace(inner=before.inner[self.first : self.stop : self.step])
+
+
+@dataclass(frozen=True, slots=True)
+class Reshaped:
+    """The first values, in their order, in rows of another length; no other operation follows.
+
+    As [values, 1] every value is a row of its own: a vector is one row, however long it is, and
+    what is not coded needs no row whole.
+    """
+
+    sizes: Shape
+
+    def shape(self, _shape: Shape) -> Shape:
+        return self.sizes
 
     def rows(self, before: RowMap, _shape: Shape) -> RowMap:
         return before  # `View.rectangles` counts the values in the same rows.
 
 
-Operation = Expert | Slice | Alternate | Transposed | Picked | Values
+Operation = Expert | Slice | Alternate | Transposed | Picked | Columns | Reshaped
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """A tensor of the model as operations on a stored one; without any it is the stored one.
 
-    scale: the FP8 block scales of `tensor`, in its coordinates.
+    scale: the FP8 block scales of `tensor`, in its coordinates. added: to every value, in the
+    dtype of `tensor`.
     """
 
     tensor: TensorInfo
     scale: TensorInfo | None = None
     operations: tuple[Operation, ...] = ()
+    added: float = 0.0
 
     @property
     def shape(self) -> Shape:
@@ -157,14 +177,13 @@ class View:
         """Values of one of its rows; 1 for a scalar."""
         return prod(self.shape[-1:])
 
-    @property
-    def is_rows(self) -> bool:
-        """Whether its rows are rows of the source in their order."""
-        return not any(isinstance(one, Alternate | Transposed) for one in self.operations)
+    def then(self, *operations: Operation) -> View:
+        """The view with more operations, after its own."""
+        return replace(self, operations=(*self.operations, *operations))
 
     def as_values(self) -> View:
         """The view with every value as a row of its own."""
-        return View(self.tensor, self.scale, (*self.operations, Values()))
+        return self.then(Reshaped((prod(self.shape), 1)))
 
     def rectangles(self, first: int, count: int) -> Iterator[Rectangle]:
         """The parts of the source that hold `count` rows from `first`, in their order."""
@@ -179,29 +198,49 @@ class View:
 
     def values_read(self, count: int) -> int:
         """Values of the source that are read, at most, for `count` rows that follow each other."""
-        steps = (one.step for one in self.operations if isinstance(one, Alternate))
+        steps = (one.step for one in self.operations if isinstance(one, Alternate | Columns))
         return count * self.width * prod(steps)
 
     def place(self, row: int, column: int) -> Shape:
         """Where in the source a value is: the index along each axis of the stored tensor."""
-        ((rows, columns, transposed),) = self.rectangles(row, 1)
-        at, number = divmod(column, len(rows if transposed else columns))
-        row, column = (number, at) if transposed else (at, number)
-        return index_of(self.tensor.shape, rows[row], columns[column])
+        for rows, columns, transposed in self.rectangles(row, 1):
+            at, number = divmod(column, len(rows if transposed else columns))
+            if at < len(columns if transposed else rows):
+                row, column = (number, at) if transposed else (at, number)
+                return index_of(self.tensor.shape, rows[row], columns[column])
+            column -= len(rows) * len(columns)
+        raise IndexError(f"{self.shape} has no such value")
 
     def _cuts(self, rows: RowMap, at: int, count: int) -> Iterator[RowMap]:
-        """Whole rows; of single values the end of a row, whole rows, the beginning of one."""
+        """Whole rows; if reshaped, the end of a row, whole rows, the beginning of one."""
         stop, width = at + count, len(rows.inner)
-        if not self.operations or not isinstance(self.operations[-1], Values):
+        if not self.operations or not isinstance(self.operations[-1], Reshaped):
             yield rows._replace(outer=rows.outer[at:stop])
             return
+        at, stop = at * self.width, stop * self.width
         while at < stop:
             row, column = divmod(at, width)
             whole = (stop - at) // width if column == 0 else 0
             end = column + min(width - column, stop - at)
             inner = rows.inner if whole else rows.inner[column:end]
-            yield RowMap(rows.outer[row : row + max(1, whole)], inner)
+            yield RowMap(rows.outer[row : row + max(1, whole)], inner, rows.transposed)
             at += whole * width or end - column
+
+
+class Cut(NamedTuple):
+    """`size` rows from `first` of each of `n_pieces` stretches of `period`, or their columns."""
+
+    first: int
+    size: int
+    period: int
+    n_pieces: int
+    transposed: bool = False
+
+    def views(self, view: View) -> Iterator[View]:
+        """Each piece of a view."""
+        turned = (Transposed(),) if self.transposed else ()
+        for at in range(self.n_pieces):
+            yield view.then(Slice(at * self.period + self.first, self.size), *turned)
 
 
 def stacked(views: Iterable[View]) -> Iterator[tuple[View, int, int]]:

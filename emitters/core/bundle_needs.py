@@ -11,7 +11,7 @@ from policy_dsl.inventory import TensorInfo
 from policy_dsl.policy import SINGLE_ROLES
 from policy_dsl.quantities import counted, first_few, runs_of
 from policy_dsl.reader_config import reader_kind
-from policy_dsl.roles.architecture import NameRule, Need, architecture, model_types
+from policy_dsl.roles.architecture import NameRule, Need, architecture, family_of
 from policy_dsl.roles.classify import outside
 from policy_dsl.roles.completeness import Presence, shown_first, wrong_experts
 from policy_dsl.roles.config_facts import TIED, ConfigFacts, config_findings, read_config
@@ -34,7 +34,7 @@ def needs_findings(bundle: Bundle) -> tuple[list[Diagnostic], str]:
     if not isinstance(model_type, str):
         why = ", which names the architecture"
         found.append(diagnostic("missing-config-key", model=model, key="model_type", why=why))
-    family = model_types().get(str(model_type))
+    family = family_of(config)
     if family is None:
         return found, f"policyc has no table for {model_type!a}"
     table = architecture(family)
@@ -100,7 +100,7 @@ class _Search:
         """The layers of the config that the bundle has, after a comparison of the two."""
         # What precedes the number of a layer in the names of the format's modules.
         blocks = {
-            numbered_key(self._path(_tensor(need, 0, *name)))[0].partition("#")[0]
+            numbered_key(self._path(_tensor(need, 0, *name, ())))[0].partition("#")[0]
             for need, names in named.items()
             if need.in_layers
             for name in names
@@ -147,27 +147,34 @@ class _Search:
     def _look_up(self, need: Need, layer: int | None, names: _Names) -> bool:
         """Take the modules of the first of these names that the bundle has, if it has one."""
         for key, rule in names:
-            tensor = _tensor(need, layer, key, rule)
-            if self.bundle.format.review.left_out(tensor, self.model) is not None:
-                continue
-            path, by_expert = self._path(tensor), tensor.expert is not None
-            if path in self.modules:
-                self._add(need, layer, self.modules[path], stack=by_expert)
+            whole = _tensor(need, layer, key, rule, self.facts.shapes[need])
+            format = self.bundle.format
+            made = format.spec.parts(whole, self.model)
+            parts = [one for one in made if format.review.left_out(one, self.model) is None]
+            paths, by_expert = [self._path(one) for one in parts], whole.expert is not None
+            if parts and self.modules.keys() >= {*paths}:
+                for part, path in zip(parts, paths, strict=True):
+                    self._add(need, layer, self.modules[path], part, stack=by_expert)
                 return True
-            if by_expert and self._add_apart(need, layer, path):
+            if parts and by_expert and self._add_apart(need, layer, paths[0], parts[0]):
                 return True
         return False
 
-    def _add(self, need: Need, layer: int | None, module: BundleModule, *, stack: bool) -> None:
+    def _add(
+        self, need: Need, layer: int | None, module: BundleModule, part: ModelTensor, *, stack: bool
+    ) -> None:
         shape, added, count = module.shape, module.added, self.model.n_experts
+        wanted = self.facts.shapes[need]
         if stack and shape:
             if shape[0] - added not in (count, count - added):
                 self.wrong += wrong_experts(need.slot, layer, range(shape[0]), count)
             shape = shape[1:]
-        elif added and len(shape) > 0 and shape != self.facts.shapes[need]:
+        elif added and len(shape) > 0 and shape != wanted:
             shape = (shape[0] - added, *shape[1:])
         is_coded = isinstance(module.treatment, Coded)
-        known = None if is_coded and not module.shape else shape
+        # Of a part that is right, the whole is.
+        fits, is_joined = shape == part.shape, part.place is not None
+        known = wanted if fits else None if is_joined or (is_coded and not module.shape) else shape
         self.presence.add(need, layer, module.name, known)
         if is_coded or self.bundle.inventory.container is not None:
             return
@@ -176,7 +183,7 @@ class _Search:
             dtype, readable = dtypes.pop(), "a plain tensor is BF16, F16 or F32"
             self._fail("unreadable-dtype", name=module.name, dtype=dtype, readable=readable)
 
-    def _add_apart(self, need: Need, layer: int | None, path: str) -> bool:
+    def _add_apart(self, need: Need, layer: int | None, path: str, part: ModelTensor) -> bool:
         """Take the modules of single experts; False if the bundle has none of them."""
         count = self.model.n_experts
         for layout in filter(None, self.bundle.format.spec.layouts.values()):
@@ -184,7 +191,7 @@ class _Search:
             there = sorted(number for number in held if number <= count)
             within = [number for number in there if number < count]
             for number in within:
-                self._add(need, layer, held[number], stack=False)
+                self._add(need, layer, held[number], part, stack=False)
             if within:
                 self.wrong += wrong_experts(need.slot, layer, there, count)
                 return True
@@ -233,14 +240,16 @@ class _Search:
         return None, ""
 
 
-def _tensor(need: Need, layer: int | None, key: str, rule: NameRule) -> ModelTensor:
-    """A tensor as a source may call it, of expert 0 if there are several."""
+def _tensor(
+    need: Need, layer: int | None, key: str, rule: NameRule, shape: tuple[int, ...] | None
+) -> ModelTensor:
+    """A tensor as a source may call it, of expert 0 if there are several. shape: if known."""
     role, name = rule.roles[rule.needs.index(need)], key
     for at in range(key.count("#")):
         name = name.replace("#", str(layer if at == rule.layer_at else 0), 1)
     source, place = TensorInfo(name, "BF16", (), 0), (role.name, role.component, role.projection)
     expert = None if rule.expert_at is None and rule.fusion is None else 0
-    return ModelTensor(source, *place, layer, expert, (), bool(role.is_matrix))
+    return ModelTensor(source, *place, layer, expert, shape or (), bool(role.is_matrix))
 
 
 def _ranges(numbers: Iterable[int]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from math import prod
-from operator import attrgetter
 from typing import NamedTuple
 
 from emitters.core.bundle_reading import Bundle
@@ -19,7 +19,7 @@ from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.roles.config_facts import written_value
 from policy_dsl.roles.model import BY_EXPERT
 from policy_dsl.treatments import Coded
-from policy_dsl.views import Values, View, stacked
+from policy_dsl.views import Reshaped, View, stacked
 
 # As many values as a build's unit: few pieces, and small ones where a matrix is small.
 _PIECE_VALUES = 8 * 2**20
@@ -30,12 +30,12 @@ def match(bundle: Bundle, model: Model) -> dict[str, tuple[ModelTensor, ...]]:
     spec, names = bundle.format.spec, {module.name for module in bundle.modules}
     layouts = [layout.path for layout in spec.layouts.values() if layout]
     stacks: dict[str, list[ModelTensor]] = defaultdict(list)
-    for tensor in model.tensors:
+    for tensor in spec.arranged(model).tensors:
         if bundle.format.review.left_out(tensor, model) is None:
             stacks[spec.module_path(tensor, model)].append(tensor)
     found: dict[str, tuple[ModelTensor, ...]] = {}
     for path, stack in stacks.items():
-        stack.sort(key=lambda tensor: tensor.expert or 0)
+        stack.sort(key=lambda tensor: tensor.expert or tensor.place or 0)
         # In the bundle each expert may be a module.
         whole = stack[0].expert is None or path in names
         apart = None if whole else next((at for at in layouts if at(path, 0) in names), None)
@@ -103,8 +103,8 @@ def fits(module: BundleModule, stack: tuple[ModelTensor, ...]) -> bool:
         return False
     elements = sum(prod(one.shape) for one in stack)
     first = module.shape[0] - module.added if module.shape else 1
-    plain = all(one.is_rows_of_source for one in stack)
-    return plain and elements == first * prod(module.shape[1:])
+    packed = any(one.mxfp4 for one in stack)
+    return not packed and elements == first * prod(module.shape[1:])
 
 
 class Piece(NamedTuple):
@@ -147,7 +147,8 @@ def pieces_of(
     height = max(1, prod(whole.shape[-2:-1]) * columns(whole.shape) // width)
     several = max(1, _PIECE_VALUES // width // step) * step
     is_stack = len(whole.shape) > 2 and whole.shape[0] > 1
-    runs: list[tuple[View | None, int, int]] = [*stacked(map(attrgetter("view"), tensors))]
+    views = chain.from_iterable(one.views for one in tensors)
+    runs: list[tuple[View | None, int, int]] = [*stacked(views)]
     if module.added and len(module.shape) > 1:
         total = max(1, prod(module.shape[:-1]))
         added = total // module.shape[0] * module.added
@@ -163,11 +164,12 @@ def pieces_of(
 def tensors_in_stretches(*tensors: ModelTensor) -> tuple[ModelTensor, ...]:
     """Tensors whose rows are read side by side: in stretches of values if all are long ones."""
     # Scales belong to blocks of a row.
-    if any(one.scale is not None or columns(one.shape) <= LONGEST_ROW for one in tensors):
+    if any(one.scale or one.cut or columns(one.shape) <= LONGEST_ROW for one in tensors):
         return tensors
+    sizes = [(prod(one.shape), 1) for one in tensors]
     return tuple(
-        replace(one, shape=(prod(one.shape), 1), operations=(*one.operations, Values()))
-        for one in tensors
+        replace(one, shape=shape, operations=(*one.operations, Reshaped(shape)))
+        for one, shape in zip(tensors, sizes, strict=True)
     )
 
 

@@ -18,7 +18,6 @@ from policy_dsl.formats import Format, UnstorableError
 from policy_dsl.plan import Plan
 from policy_dsl.quantities import counted
 from policy_dsl.treatments import PLAIN_WORDS, Coded, Plain, describe
-from policy_dsl.views import Values
 
 # A value that no dtype loses, and a relative error from which that of a matrix is far.
 _LARGE, _NEAR = 1e-3, 0.5
@@ -177,11 +176,9 @@ def _cure(defect: ValueDefectError, plan: Plan, format: Format) -> str:
     """The plain dtypes that readers of the target take and that hold the values."""
     spec, view = format.spec, defect.unit.view
     # A source tensor may hold several of the model's. Rows may be counted as the values in them.
-    made = tuple(one for one in view.operations if not isinstance(one, Values))
+    alike = (one for one in plan.model.tensors if one.source.name == view.tensor.name)
     tensor = next(
-        tensor
-        for tensor in plan.model.tensors
-        if tensor.source.name == view.tensor.name and tensor.operations == made
+        one for one in alike if any(view in (made, made.as_values()) for made in one.views)
     )
     held = [
         PLAIN_WORDS[dtype]

@@ -15,7 +15,7 @@ from emitters.hipfire_hfq.spec import CODES, SPEC
 from policy_dsl.bounded_json import parse_json
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.formats import Claim, Claims, FileContents, Files, Forms, Tensors
-from policy_dsl.roles.architecture import architecture, facts_of, model_types
+from policy_dsl.roles.architecture import architecture, facts_of, family_of
 from policy_dsl.sources.hfq_container import (
     ARCH_FAMILIES,
     QUANT_CODES,
@@ -101,7 +101,7 @@ def _defects(container: HfqContainer) -> Iterator[_Defect]:
 
 def _metadata_defects(held: Mapping[str, Any], number: int) -> Iterator[_Defect]:
     kind = held["config"].get("model_type")
-    family = model_types().get(kind) if isinstance(kind, str) else None
+    family = family_of(held["config"])
     facts = architecture(family).facts(SPEC.name) if family else {}
     if "arch_id" in facts and number not in (facts["arch_id"], *facts.get("other_arch_ids", ())):
         called = ARCH_FAMILIES.get(number, "unknown")

@@ -14,6 +14,7 @@ from policy_dsl.formats import Review
 from policy_dsl.plan import Draft, Refusal, coded_modules
 from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.roles.model import is_one_of, module_name
 from policy_dsl.treatments import Plain, Stored, scheme_of
 
 _LANGUAGE_ONLY = "jang's loader of these families builds the language model only"
@@ -38,7 +39,8 @@ def _held(tensor: ModelTensor, model: Model, stored: Stored) -> str | None:
         if tensor.shape[-1] < _SHORTEST_ROW:
             return f"rows of fewer than {_SHORTEST_ROW} values have no codebook"
     table = model.architecture
-    if tensor.namesake in table.mlx.get("bare", ()):
+    # jang's loader builds mlx-lm's classes.
+    if is_one_of(module_name(tensor, model), table.mlx.bare):
         return f"readers hold the {tensor.namesake} of {table.family} as a bare parameter"
     return None
 

@@ -12,7 +12,7 @@ from policy_dsl.formats import FormatSpec, PartShape, Review, SchemeSpec, Shards
 from policy_dsl.plan import Draft, Refusal
 from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
-from policy_dsl.roles.model import stacked_path
+from policy_dsl.roles.model import is_one_of, module_name, rearranged
 from policy_dsl.sources.checkpoint import shard_name
 from policy_dsl.sources.side_files import SIDE_FILES
 from policy_dsl.treatments import Coded, Plain, Stored
@@ -29,13 +29,6 @@ _LEFT_OUT = {
     "mtp": "mlx-lm has no multi-token prediction",
 }
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-
-
-def _module_path(tensor: ModelTensor, model: Model) -> str:
-    name, renamed = stacked_path(tensor, model), model.architecture.mlx.get("model", {})
-    for prefix, called in renamed.items() if tensor.expert is None else ():
-        name = name.replace(f"{prefix}.", f"{called}.", 1)
-    return name
 
 
 def _part_shapes(treatment: Stored, shape: tuple[int, ...], dtype: str) -> tuple[PartShape, ...]:
@@ -63,17 +56,18 @@ def configured_dtype(config: Mapping[str, Any]) -> str | None:
 def _plain_dtype(tensor: ModelTensor, model: Model) -> str:
     """The dtype of a tensor's values, as `mlx_lm.convert` chooses it: the config's if it has one.
 
-    FP8 becomes bfloat16. A router's bias is never cast.
+    FP8 becomes bfloat16. What its classes never cast stays as it is.
     """
     wanted, source = configured_dtype(model.config), tensor.source.dtype
-    if tensor.namesake == "router_bias" or (wanted is None and source in _DTYPES.values()):
+    is_kept = is_one_of(module_name(tensor, model), model.architecture.mlx.keep_dtype)
+    if source in _DTYPES.values() and (is_kept or wanted is None):
         return source
     return wanted or "BF16"
 
 
 def _held(tensor: ModelTensor, model: Model, stored: Stored) -> str | None:
-    if isinstance(stored, Coded) and tensor.namesake in model.architecture.mlx.get("bare", ()):
-        family = model.architecture.family
+    family, name = model.architecture.family, module_name(tensor, model)
+    if isinstance(stored, Coded) and is_one_of(name, model.architecture.mlx.bare):
         return f"mlx-lm holds the {tensor.namesake} of {family} as a bare parameter"
     return None
 
@@ -96,7 +90,8 @@ SPEC = FormatSpec(
     fill=tuple(("any", bits, AFFINE) for bits in _WIDTHS),
     plain_dtypes=("BF16", "F16", "F32"),
     fp8_rules=("bf16", "f32", "bf16_bf16"),
-    module_path=_module_path,
+    arrangement=rearranged,
+    module_path=module_name,
     part_shapes=_part_shapes,
     plain_dtype=_plain_dtype,
     tensor_files=Shards(5 * 2**30, shard_name, metadata={"format": "mlx"}),

@@ -52,24 +52,27 @@ class ViewReader:
         finite where it must be.
         """
         values = self._stored if view.scale is None else self._dequantized
-        parts, at = [], first
+        parts, at = [], 0
         for rectangle in view.rectangles(first, count):
-            part = values(view, rectangle, how, at).reshape(-1, view.width)
+            part = values(view, rectangle, how, (first, at)).reshape(-1)
             parts.append(part)
             at += len(part)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(-1, view.width)
 
-    def _stored(self, view: View, part: Rectangle, how: Cast, at: int) -> Array:
-        """The values of a rectangle, in the view's order; `at`: the first row that has them."""
+    def _stored(self, view: View, part: Rectangle, how: Cast, at: tuple[int, int]) -> Array:
+        """The values of a rectangle, in the view's order; `at`: a row, and how many after it."""
         tensor, rows, columns = view.tensor, _extent(part.rows), _extent(part.columns)
         stored = _in_order(self.source.rectangle(tensor, rows, columns), part, rows, columns)
-        self._check(stored, tensor, tensor.dtype, lambda flat: place_of(view, at, flat))
+        self._check(stored, tensor, tensor.dtype, lambda flat: place_of(view, at[0], at[1] + flat))
+        if view.added:
+            sums = to_float32(stored, tensor.dtype) + np.float32(view.added)
+            stored = rounding.cast(sums, "F32", tensor.dtype)
         step = how.by_way_of or tensor.dtype
         # Most often there is no cast and no copy.
         values = rounding.cast(stored, tensor.dtype, step)
         return rounding.cast(values, step, how.dtype, cuts_off=how.cuts_off)
 
-    def _dequantized(self, view: View, part: Rectangle, how: Cast, at: int) -> Array:
+    def _dequantized(self, view: View, part: Rectangle, how: Cast, at: tuple[int, int]) -> Array:
         """The same of codes with scales."""
         tensor, n_rows, block = view.tensor, view.tensor.shape[-2], self._block(view)
         rows, columns = _extent(part.rows), _extent(part.columns)
@@ -78,7 +81,7 @@ class ViewReader:
         codes = self.source.rectangle(tensor, rows, columns)
         # A NaN code times a scale would be found too, but look like a NaN scale.
         own = _in_order(codes, part, rows, columns)
-        self._check(own, tensor, _FP8, lambda flat: place_of(view, at, flat))
+        self._check(own, tensor, _FP8, lambda flat: place_of(view, at[0], at[1] + flat))
         dequantize = partial(fp8_dequantize, block=block, rule=how.rule, out_dtype=how.dtype)
         values = []
         # Each matrix of a stack has a grid of its own.

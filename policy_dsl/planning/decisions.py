@@ -8,11 +8,11 @@ from typing import NamedTuple
 from policy_dsl.diagnostics import Diagnostic, diagnostic, errors, fail, nearest
 from policy_dsl.documents import RuleAt
 from policy_dsl.linear_patterns import PatternError
-from policy_dsl.plan import OTHERWISE, Module, Omission, Plan, rule_places
+from policy_dsl.plan import OTHERWISE, Module, Omission, Plan
 from policy_dsl.planning.matching import is_guarded, nodes
 from policy_dsl.planning.outline import treatment_of
 from policy_dsl.planning.reach import OPTIONAL, Reach
-from policy_dsl.policy import Glob, Name, Policy, Rule
+from policy_dsl.policy import Glob, Name, Policy, Rule, rule_places
 from policy_dsl.quantities import counted, first_few
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.roles.name_index import full_match

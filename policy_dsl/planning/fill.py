@@ -159,8 +159,7 @@ class Filling:
         # A hundred thousand tensors are of a handful of kinds, whatever their names.
         key = (
             *(id(decision.written), tensor.role, tensor.layer, tensor.expert is None, tensor.shape),
-            *(tensor.source.dtype, tensor.scale is None, tensor.is_matrix),
-            tensor.is_rows_of_source,
+            *(tensor.source.dtype, tensor.scale is None, tensor.is_matrix, tensor.mxfp4),
         )
         known = self._known.get(key)
         if known is None:
@@ -191,8 +190,7 @@ class Filling:
         target, dtype = self._spec.name, tensor.source.dtype
         if written.action == "raw" and dtype not in self._spec.plain_dtypes:
             return diagnostic("raw-unreadable", target=target, dtype=dtype)
-        # Raw bytes too: the bundle names a tensor as if its rows were in order.
-        if not tensor.is_rows_of_source:
+        if tensor.mxfp4:
             return diagnostic("unsupported-source-layout", target=target, role=tensor.role)
         if isinstance(stored, Plain):
             return None

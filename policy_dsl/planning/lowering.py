@@ -118,8 +118,10 @@ class _Stacking:
     def modules(self, path: str, stack: _Stack) -> Sequence[Module] | Diagnostic:
         """The modules of a stack or a single tensor, not placed yet; or what is wrong."""
         # Expert 10 comes before expert 2 in files that sort their names.
-        stack = sorted(stack, key=lambda one: one[0].tensor.expert or 0)
+        stack = sorted(stack, key=lambda one: one[0].tensor.expert or one[0].tensor.place or 0)
         tensor, treatment = stack[0][0].tensor, stack[0][1].treatment
+        if tensor.place is not None:
+            return self._joined(path, stack)
         if tensor.expert is None:
             added = self._added if tensor.role in BY_EXPERT else 0
             return [self._module(path, stack, tensor.shape, added)]
@@ -131,17 +133,30 @@ class _Stacking:
             return [self._module(path, stack, (self._count, *tensor.shape), self._added)]
         return list(self._each(self._apart.path, path, stack))
 
+    def _joined(self, path: str, stack: _Stack) -> Sequence[Module] | Diagnostic:
+        """The module that holds the rows of all, one tensor below the other."""
+        if (defect := self._uneven(stack, first_axis=1)) is not None:
+            return defect
+        rows, rest = sum(one.tensor.shape[0] for one, _ in stack), stack[0][0].tensor.shape[1:]
+        return [self._module(path, stack, (rows, *rest), 0)]
+
     def _defect(self, stack: _Stack) -> Diagnostic | None:
+        if (defect := self._uneven(stack)) is not None:
+            return defect
+        if len(stack) != self._count:
+            return diagnostic("partial-stack", kept=len(stack), count=self._count)
+        return None
+
+    def _uneven(self, stack: _Stack, first_axis: int = 0) -> Diagnostic | None:
+        """What is different among tensors that are to be one; shapes from this axis on."""
         decision, settled = stack[0]
         shape = decision.tensor.shape
         for other, stored in stack[1:]:
             if stored != settled:
                 notes = [f"decided by {decision.origin} and {other.origin}"]
                 return diagnostic("mixed-stack", notes=notes, one=settled.text, other=stored.text)
-            if other.tensor.shape != shape:
+            if other.tensor.shape[first_axis:] != shape[first_axis:]:
                 return diagnostic("uneven-stack", one=list(shape), other=list(other.tensor.shape))
-        if len(stack) != self._count:
-            return diagnostic("partial-stack", kept=len(stack), count=self._count)
         return None
 
     def _each(self, name: Callable[[str, int], str], path: str, stack: _Stack) -> Iterator[Module]:
@@ -162,14 +177,14 @@ class _Stacking:
         if self._padding is not None and tensor.role == "router_bias":
             tail = _stored(self._padding.router_bias, dtype) * added
         # A parameter that no module holds, such as a router's bias, has no part to append.
-        name, own = tensor.source.name, path
-        if tensor.expert is None:
+        name, own = tensor.called or tensor.source.name, path
+        if tensor.expert is None and not tensor.called:
             name, own = name.rpartition(".")[2], own.rpartition(".")[2]
         names = [path if own == name else f"{path}.{one.part}" for one in parts]
         named = zip(names, parts, strict=True)
         return Module(
             *(path, tensor.role, tensor.layer, treatment, padded, dtype),
-            sources=tuple([one.tensor.view for one, _ in stack]),
+            sources=tuple([view for one, _ in stack for view in one.tensor.views]),
             tensors=tuple([PlannedTensor(n, *one[1:-1], one.tail or tail) for n, one in named]),
             parameters=prod(shape),
             added=added,

@@ -63,7 +63,8 @@ class Reach:
         self._by_role: dict[str, list[int]] = defaultdict(list)
         self._by_layer: dict[int | None, list[int]] = defaultdict(list)
         for at, tensor in enumerate(model.tensors):
-            self._by_role[tensor.role].append(at)
+            for role in tensor.roles:
+                self._by_role[role].append(at)
             self._by_layer[tensor.layer].append(at)
 
     def decided(self, rule: Rule) -> frozenset[int]:
@@ -148,7 +149,8 @@ class Reach:
     def _by_expert(self) -> dict[tuple[str, int | None], list[int]]:
         found: dict[tuple[str, int | None], list[int]] = defaultdict(list)
         for at, tensor in enumerate(self.model.tensors):
-            found[tensor.role, tensor.expert].append(at)
+            for role in tensor.roles:
+                found[role, tensor.expert].append(at)
         return found
 
     @cached_property

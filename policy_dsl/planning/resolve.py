@@ -58,6 +58,7 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     source = classify(inventory)
     pruning = pruning_of(policy, source, saliency)
     model, lost = pruned(source, pruning)
+    model = spec.arranged(model)
     decisions = decide(policy, model, spec.name)
     ensure_all_pruned(pruning, decisions.made, model, format)
     own = with_own_head(model, decisions)

@@ -5,6 +5,7 @@ architectures/<family>.yaml, with the parts of architectures/_parts.yaml that it
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -16,16 +17,27 @@ from policy_dsl import packaged_table
 from policy_dsl.diagnostics import did_you_mean, fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.policy import COMPONENTS, SINGLE_ROLES
+from policy_dsl.roles.arrangements import (
+    Arrangement,
+    Part,
+    Spelled,
+    arrangement,
+    part_roles,
+    placed,
+)
 
 TABLES = Path(__file__).parent.parent / "architectures"
 # Of a default, by the type that shows it; others than these are given, or sizes.
 _KINDS_OF_DEFAULTS: Mapping[type, str] = {bool: "flag", float: "number", list: "list"}
+# Keys of `mlx` that are read into names.
+_RULES = ("names", "block")
 # Keys of a table that are read into names and needs.
-_READ = ("include", "top", "block", "ignored", "needs", "config", "aliases")
+_READ = ("include", "top", "block", "ignored", "needs", "config", "aliases", "mlx", "block_of")
 # Single roles that are linear weights; the others are never quantized as matrices.
 _MATRIX_ROLES = frozenset({"router", "shared_expert_gate", "embed", "lm_head"})
 _MODEL = "{model}"
-_NUMBERS = ("{layer}", "{expert}")
+_NUMBERS = ("{layer}", "{expert}", "{n}")
+_BLOCK = "{model}.layers.{layer}."
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _CLAUSE = re.compile(r"(not )?(?:layer (in|from|every|at) )?(\w+)(?: (is) (\w+))?")
 
@@ -83,7 +95,7 @@ class NameRule:
     """What a name means. Several roles: a fused tensor's, in order; none: it is not a weight.
 
     layer_at, expert_at: which of the numbers in the name they are. reason: why it is ignored.
-    needs: what it fulfils, for each role.
+    needs: what it fulfils, for each role. arranged: what mlx-lm makes of it.
     """
 
     roles: tuple[Role, ...]
@@ -92,6 +104,7 @@ class NameRule:
     fusion: Fusion | None = None
     reason: str = ""
     needs: tuple[Need | None, ...] = (None,)
+    arranged: Arrangement | None = None
 
 
 class Derived(NamedTuple):
@@ -131,13 +144,32 @@ class ConfigKey:
         return tuple(path[0] for path in self.paths if len(path) == 1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Modules:
+    """What mlx-lm's classes make of a family's modules, by its names for them, as globs.
+
+    model: what it calls `{model}`, also by model_type; empty: as published. model_types: those
+    that it has, empty for all. sizes: names for sizes. bare: without a quantized form. plain,
+    bits: what its own conversion leaves as it is, or gives more bits. keep_dtype: never cast.
+    """
+
+    model: str | Mapping[str, str] = ""
+    model_types: Sequence[str] = ()
+    sizes: Mapping[str, str] = field(default_factory=dict)
+    bare: Sequence[str] = ()
+    plain: Sequence[str] = ()
+    bits: Mapping[str, int] = field(default_factory=dict)
+    keep_dtype: Sequence[str] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A model family's table; what its keys mean: docs/extending.md.
 
     roles: all that its names can have; those below `elsewhere` (vision, MTP extras) come with a
     model. names: a name with `#` for each number -> its rule. needs: by slot. layers,
-    experts_key, mtp_layers: canonical keys of its counts.
+    experts_key, mtp_layers: canonical keys of its counts. architectures, text_model_types: what a
+    config must name for this table, where several are for one model_type; empty: anything.
     """
 
     family: str
@@ -154,7 +186,9 @@ class Architecture:
     mtp_layers: str | None = field(default=None, repr=False)
     elsewhere: Mapping[str, str] = field(default_factory=dict, repr=False)
     targets: Mapping[str, Mapping[str, Any]] = field(repr=False)
-    mlx: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    architectures: Sequence[str] = ()
+    text_model_types: Sequence[str] = ()
+    mlx: Modules = field(default_factory=Modules, repr=False)
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -196,9 +230,32 @@ def families() -> tuple[str, ...]:
 
 
 @cache
-def model_types() -> Mapping[str, str]:
-    """The `model_type` of a config -> its family."""
-    return {each: family for family in families() for each in _table(family)["model_types"]}
+def model_types() -> Mapping[str, tuple[str, ...]]:
+    """The `model_type` of a config -> its families, those that ask for more first."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for family in families():
+        for each in _table(family)["model_types"]:
+            found[each].append(family)
+    return {each: tuple(sorted(alike, key=_is_for_all)) for each, alike in found.items()}
+
+
+def family_of(config: Mapping[str, Any]) -> str | None:
+    """The family that a config names, None if no table is for it."""
+    kind, text = config.get("model_type"), config.get("text_config")
+    inner = text.get("model_type") if isinstance(text, Mapping) else None
+    classes = config.get("architectures")
+    for family in model_types().get(kind, ()) if isinstance(kind, str) else ():
+        table = architecture(family)
+        wanted = table.architectures, table.text_model_types
+        held = classes if isinstance(classes, list) else (), (inner,)
+        pairs = zip(wanted, held, strict=True)
+        if all(not some or any(one in some for one in has) for some, has in pairs):
+            return family
+    return None
+
+
+def _is_for_all(family: str) -> bool:
+    return not {"architectures", "text_model_types"} & _table(family).keys()
 
 
 def families_of(target: str) -> Mapping[str, str | None]:
@@ -220,10 +277,15 @@ def architecture(family: str) -> Architecture:
         raise KeyError(family)
     table = _merged(family)
     names = _name_rules(table)
+    roles = {role.name for rule in names.values() for role in rule.roles}
+    arranged = (rule.arranged for rule in names.values() if rule.arranged)
+    roles |= {role_of(role).name for role in part_roles(arranged)}
+    modules = {key: word for key, word in table.get("mlx", {}).items() if key not in _RULES}
     return Architecture(
         family=family,
-        roles=tuple(sorted({role.name for rule in names.values() for role in rule.roles})),
+        roles=tuple(sorted(roles)),
         names=names,
+        mlx=Modules(**modules),
         needs={need.slot: need for rule in names.values() for need in rule.needs if need},
         config=config_keys(table["config"]),
         aliases={alias: tuple(meant) for alias, meant in table["aliases"].items()},
@@ -238,8 +300,8 @@ def architecture_of(inventory: Inventory) -> Architecture:
     if not isinstance(kind, str):
         why = ", which names the architecture"
         raise fail("missing-config-key", model=model, key="model_type", why=why)
-    if kind in model_types():
-        return architecture(model_types()[kind])
+    if (family := family_of(inventory.config)) is not None:
+        return architecture(family)
     fix, notes = did_you_mean(kind, model_types()), [f"known families: {', '.join(families())}"]
     raise fail("unknown-architecture", suggestion=fix, notes=notes, model=model, model_type=kind)
 
@@ -257,8 +319,16 @@ def _merged(family: str) -> dict[str, Any]:
             if key == "config":
                 # Fields that the family does not give stay as in its parts.
                 value = {name: {**before.get(name, {}), **_fields(given[name])} for name in given}
+            if key == "mlx":
+                value = {name: _joined(before.get(name), given[name]) for name in given}
             merged[key] = {**before, **value} if isinstance(value, Mapping) else value
     return merged
+
+
+def _joined(before: Any, value: Any) -> Any:
+    if isinstance(value, Mapping) and isinstance(before, Mapping):
+        return {**before, **value}
+    return [*before, *value] if isinstance(value, list) and isinstance(before, list) else value
 
 
 def config_keys(entries: Mapping[str, Any]) -> dict[str, ConfigKey]:
@@ -316,14 +386,16 @@ def _name_rules(table: Mapping[str, Any]) -> dict[str, NameRule]:
         at = {part: numbers.index(part) for part in numbers}
         for model in table["models"] if _MODEL in pattern else [""]:
             name = pattern.replace(_MODEL, model)
-            key = name.replace("{layer}", "#").replace("{expert}", "#")
+            key = name.replace("{layer}", "#").replace("{expert}", "#").replace("{n}", "#")
             # A literal number would be taken out of the names that are looked up.
             if "{" in key or any(part.isdecimal() for part in key.split(".")):
                 raise ValueError(f"a name may hold only the numbers {_NUMBERS}: {name}")
             # The later entry would win in a mapping, and a tensor would quietly change its role.
             if key in rules:
                 raise ValueError(f"two entries for {key}")
-            rules[key] = replace(rule, layer_at=at.get("{layer}"), expert_at=at.get("{expert}"))
+            arranged = placed(rule.arranged, pattern, model) if rule.arranged else None
+            found = replace(rule, layer_at=at.get("{layer}"), expert_at=at.get("{expert}"))
+            rules[key] = replace(found, arranged=arranged)
     return rules
 
 
@@ -331,7 +403,7 @@ def _patterns(table: Mapping[str, Any]) -> Iterator[tuple[str, NameRule]]:
     """The names that have roles, and those that are ignored; models and numbers in braces."""
     rules = [
         (prefix, below, _rule(meaning, met))
-        for place, prefix in (("top", ""), ("block", "{model}.layers.{layer}."))
+        for place, prefix in (("top", ""), ("block", table.get("block_of", _BLOCK)))
         for pattern, meaning in table[place].items()
         for below, met in _spelled(pattern)
     ]
@@ -346,12 +418,36 @@ def _patterns(table: Mapping[str, Any]) -> Iterator[tuple[str, NameRule]]:
             if slot not in slots:
                 raise ValueError(f"needs: {slot} is neither a role nor a name")
             needs[slot] = Need(slot, slots[slot], **fields)
+    arranged = _arrangements(table, {prefix + below: rule for prefix, below, rule in rules})
     for prefix, below, rule in rules:
         own = tuple(needs.get(role.name, needs.get(below)) for role in rule.roles)
-        yield prefix + below, replace(rule, needs=own)
+        yield prefix + below, replace(rule, needs=own, arranged=arranged.pop(prefix + below))
+    if arranged:
+        raise ValueError(f"mlx: no tensor is called {next(iter(arranged))}")
     for pattern, reason in table.get("ignored", {}).items():
         for name, _ in _spelled(pattern):
             yield name, NameRule((), reason=reason, needs=())
+
+
+def _arrangements(
+    table: Mapping[str, Any], rules: Mapping[str, NameRule]
+) -> dict[str, Arrangement]:
+    """What mlx-lm makes of the tensors of these names; those without a rule stay as they are."""
+    found = {name: Arrangement(_unchanged(name, rule)) for name, rule in rules.items()}
+    prefixes = {"names": "", "block": table.get("block_of", _BLOCK)}
+    for place, prefix in prefixes.items():
+        for pattern, meaning in table.get("mlx", {}).get(place, {}).items():
+            for at, (below, met) in enumerate(_spelled(pattern)):
+                name = prefix + below
+                roles = [role.name for role in rules[name].roles] if name in rules else [""]
+                found[name] = arrangement(Spelled(prefix, below, met, at), meaning, roles)
+    return found
+
+
+def _unchanged(name: str, rule: NameRule) -> tuple[Part, ...]:
+    if len(rule.roles) == 1:
+        return (Part(name),)
+    return tuple(Part(f"{name}.{role.projection}", role.name) for role in rule.roles)
 
 
 def _rule(meaning: str | Mapping[str, Any], met: str) -> NameRule:

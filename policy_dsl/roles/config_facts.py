@@ -88,7 +88,7 @@ class ConfigFacts:
         return places
 
     def _entry(self, key: str) -> ConfigKey:
-        return self.table.config.get(key) or ConfigKey(key, ((key,),), "size")
+        return self.table.config.get(key) or ConfigKey(key, (tuple(key.split(".")),), "size")
 
     def first(self, defaults: tuple[Any, ...]) -> Any:
         """What the first of these defaults that can be computed is in this config."""

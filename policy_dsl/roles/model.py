@@ -1,18 +1,22 @@
-"""A checkpoint as a model of roles, and its names as publishers and llama.cpp write them."""
+"""A checkpoint as a model of roles; its tensors as publishers, readers, llama.cpp call them."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
+from math import prod
 from typing import Any
 
 from policy_dsl import packaged_table
+from policy_dsl.diagnostics import fail
 from policy_dsl.inventory import EXPERT_NAME, TensorInfo
-from policy_dsl.policy import namesake
+from policy_dsl.policy import OUTSIDE_LANGUAGE_MODEL, namesake
 from policy_dsl.roles.architecture import TABLES, Architecture
+from policy_dsl.roles.arrangements import Arrangement, Part
 from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.name_index import NameIndex
-from policy_dsl.views import Operation, View
+from policy_dsl.views import Alternate, Columns, Cut, Operation, Reshaped, Slice, View
 
 # Roles with an entry for every expert along their first axis.
 BY_EXPERT = frozenset({"router", "router_bias"})
@@ -30,6 +34,10 @@ class ModelTensor:
     model's block, else None. shape: [out, in] of a matrix, else that of the source. scale: the
     FP8 block scales. mxfp4: the source is [experts, out, blocks, 16] packed, `scale` a byte for
     each block; operations are those of [experts, out, in].
+
+    Where a reader wants it otherwise: called: its name there. whole: the role of the tensor that
+    it is a part of. cut: how its rows are apart in the source. left_out: why the reader has no
+    place for it. added: to every value. place: among the tensors that are one there.
     """
 
     # The first fields are what every tensor has; a fused source needs the others too.
@@ -44,21 +52,32 @@ class ModelTensor:
     scale: TensorInfo | None = None
     operations: tuple[Operation, ...] = ()
     mxfp4: bool = False
+    called: str = ""
+    whole: str = ""
+    cut: Cut | None = None
+    left_out: str = ""
+    added: float = 0.0
+    place: int | None = None
 
     @property
     def view(self) -> View:
-        """The stored tensor and what makes this one of it."""
-        return View(self.source, self.scale, self.operations)
+        """The stored tensor and what makes this one of it, but for cuts."""
+        return View(self.source, self.scale, self.operations, self.added)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """What it is made of: its rows are those of these views, one below the other."""
+        return tuple(self.cut.views(self.view)) if self.cut else (self.view,)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Its role, and that of the tensor that it is a part of."""
+        return (self.role, self.whole) if self.whole else (self.role,)
 
     @property
     def namesake(self) -> str:
         """Its role; of an MTP block's router, norm or head the role of the model's own."""
         return namesake(self.role) if self.component == "mtp" else self.role
-
-    @property
-    def is_rows_of_source(self) -> bool:
-        """Whether its rows are rows of the source, one after the other, as they are stored."""
-        return not self.mxfp4 and (not self.operations or self.view.is_rows)
 
 
 @dataclass(frozen=True)
@@ -156,6 +175,151 @@ def llama_cpp_names(role: str, layer: int | None) -> tuple[str, ...]:
     place, before = ("outside", "") if layer is None else ("block", f"blk.{layer}.")
     names = packaged_table(_LLAMA_CPP)[place].get(role, ())
     return tuple(f"{before}{name}.weight" for name in names)
+
+
+def rearranged(tensor: ModelTensor, model: Model) -> tuple[ModelTensor, ...]:
+    """What mlx-lm's classes hold of a tensor: itself by another name, or its parts.
+
+    Raises: PolicyError (wrong-shape) if the tensor cannot be taken apart so.
+    """
+    key, numbers = numbered_key(tensor.source.name)
+    named = model.architecture.names.get(key)
+    rule = named.arranged if named else None
+    # Towers and blocks of other models keep their names.
+    if rule is None or tensor.component in OUTSIDE_LANGUAGE_MODEL:
+        return (tensor,)
+    rule, layer = _in_layer(rule, tensor, model.facts), tensor.layer
+    number = None if rule.number_at is None else numbers[rule.number_at]
+    if rule.drop:
+        tensor = replace(tensor, left_out=rule.drop)
+    prefix, facts, found = _prefix(rule, model), model.facts, []
+    # Of a tensor without a shape, only what it is called is asked.
+    is_known = bool(tensor.shape)
+    if is_known and (rule.shape or rule.axes or rule.take):
+        tensor = _reshaped(tensor, rule, facts)
+    for at, part in enumerate(rule.parts):
+        # Of a fused tensor, each matrix is a tensor already.
+        if not rule.split and len(rule.parts) > 1 and part.role != tensor.role:
+            continue
+        one = _split(tensor, rule, at, facts) if rule.split and is_known else tensor
+        name = _filled(part.name, prefix, layer, number)
+        found.append(_as_part(one, part, name, rule))
+    return tuple(found)
+
+
+def module_name(tensor: ModelTensor, model: Model) -> str:
+    """What mlx-lm calls the module of a tensor, of the first of its parts."""
+    called = tensor.called or rearranged(tensor, model)[0].called or tensor.source.name
+    return called.removesuffix(".weight")
+
+
+def is_one_of(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a module's name is like one of these globs."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _in_layer(rule: Arrangement, tensor: ModelTensor, facts: ConfigFacts) -> Arrangement:
+    """The rule, or none where it is for other layers only."""
+    layer = tensor.layer
+    if rule.layers:
+        numbers = facts.value(rule.layers)
+        # They are counted from 1.
+        if not isinstance(numbers, list) or layer is None or layer + 1 not in numbers:
+            return rule.as_published
+    if rule.last:
+        count = facts.value(rule.last)
+        if not isinstance(count, int) or layer is None or layer < facts.n_layers - count:
+            return rule.as_published
+    return rule
+
+
+def _prefix(rule: Arrangement, model: Model) -> str:
+    given = model.architecture.mlx.model
+    if isinstance(given, Mapping):
+        given = given.get(str(model.config.get("model_type")), "")
+    return given or rule.model
+
+
+@lru_cache(65536)
+def _filled(name: str, prefix: str, layer: int | None, number: int | None) -> str:
+    name = name.replace("{model}", prefix).replace("{layer}", str(layer))
+    return name.replace("{n}", str(number))
+
+
+def _as_part(one: ModelTensor, part: Part, name: str, rule: Arrangement) -> ModelTensor:
+    if one.cut is not None and part.transposed:
+        count, rows, columns = one.shape
+        cut = one.cut._replace(transposed=True)
+        one = replace(one, cut=cut, shape=(count, columns, rows))
+    if part.role and part.role != one.role:
+        (component, _, projection), whole = part.role.rpartition("."), one.role
+        one = replace(one, role=part.role, component=component, projection=projection, whole=whole)
+    return replace(one, called=name, added=rule.add, place=rule.place)
+
+
+def _split(tensor: ModelTensor, rule: Arrangement, at: int, facts: ConfigFacts) -> ModelTensor:
+    """Part `at` of a tensor that holds several: rows, or entries of the last axis."""
+    axis, n_parts = 0 if rule.along == "first" else -1, len(rule.parts)
+    length, step = tensor.shape[axis], n_parts if rule.split == "alternate" else 1
+    equal = [length // n_parts] * n_parts
+    sizes = equal if isinstance(rule.split, str) else _sizes(rule, facts)
+    period = sum(sizes)
+    if not period or length % period or min(sizes) < 1 or (axis == -1 and length != period):
+        raise _wrong(tensor, f"rows in {n_parts} parts of {sizes}")
+    first, size, count = sum(sizes[:at]), sizes[at], length // period
+    if axis == -1:
+        ends = (at, length, step) if step > 1 else (first, first + size)
+        return _then(tensor, Columns(*ends), (*tensor.shape[:-1], size))
+    rest = tensor.shape[1:]
+    if step > 1:
+        return _then(tensor, Alternate(at, step), (size, *rest))
+    if count == 1 and not rule.stack:
+        return _then(tensor, Slice(first, size), (size, *rest))
+    shape = (count, size, *rest) if rule.stack else (count * size, *rest)
+    return replace(tensor, shape=shape, cut=Cut(first, size, period, count))
+
+
+def _then(tensor: ModelTensor, operation: Operation, shape: tuple[int, ...]) -> ModelTensor:
+    return replace(tensor, shape=shape, operations=(*tensor.operations, operation))
+
+
+def _sizes(rule: Arrangement, facts: ConfigFacts) -> list[int]:
+    named = facts.table.mlx.sizes
+    found = [facts.computed(named.get(size, size)) for size in rule.split]
+    return [size if isinstance(size, int) else 0 for size in found]
+
+
+def _reshaped(tensor: ModelTensor, rule: Arrangement, facts: ConfigFacts) -> ModelTensor:
+    """The same values in another shape: axes of one entry elsewhere, other rows, the first few."""
+    shape, total = tensor.shape, prod(tensor.shape)
+    if rule.axes:
+        if len(rule.axes) != len(shape) or not _keeps_order(shape, rule.axes):
+            raise _wrong(tensor, f"{len(rule.axes)} axes, of which those that move have one entry")
+        shape = tuple(shape[at] for at in rule.axes)
+    if rule.shape:
+        named = facts.table.mlx.sizes
+        sizes = [-1 if one == "-1" else facts.computed(named.get(one, one)) for one in rule.shape]
+        known = prod(int(size) for size in sizes if size and size > 0)
+        shape = tuple(total // max(1, known) if size == -1 else int(size or 0) for size in sizes)
+        if prod(shape) != total:
+            raise _wrong(tensor, f"{list(rule.shape)}")
+    if rule.take:
+        count = facts.computed(rule.take)
+        if not isinstance(count, int) or not shape or not 0 < count <= shape[0]:
+            raise _wrong(tensor, f"at least {rule.take} entries")
+        shape = (count, *shape[1:])
+    return _then(tensor, Reshaped(shape), shape)
+
+
+def _keeps_order(shape: tuple[int, ...], axes: tuple[int, ...]) -> bool:
+    """Whether values stay in their order: axes of more than one entry follow each other."""
+    long = [at for at in axes if at < len(shape) and shape[at] > 1]
+    return sorted(axes) == [*range(len(shape))] and long == sorted(long)
+
+
+def _wrong(tensor: ModelTensor, wanted: str) -> Exception:
+    shape = list(tensor.shape)
+    return fail("wrong-shape", name=tensor.source.name, shape=shape, wanted=wanted)
 
 
 def numbered_key(name: str) -> tuple[str, tuple[int, ...]]:

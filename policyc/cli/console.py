@@ -191,7 +191,7 @@ def note(text: str) -> None:
 def show_findings(findings: Sequence[Diagnostic], *, as_json: bool = False) -> None:
     """Write findings to stderr, as text or as a JSON document."""
     if findings and as_json:
-        from policyc.reports.findings import finding_json
+        from policyc.reports import finding_json
 
         entries = list(map(finding_json, findings))
         document: FindingsDocument = {"schema_version": 1, "kind": "findings", "findings": entries}

@@ -134,7 +134,7 @@ def _text(checked: Iterable[Checked]) -> Iterable[str]:
 def _document(checked: Iterable[Checked], findings: Sequence[Diagnostic]) -> CheckDocument:
     from policy_dsl.documents import entry_of
     from policy_dsl.documents.reports import CheckedPolicy
-    from policyc.reports.findings import finding_json
+    from policyc.reports import finding_json
 
     n_errors = len(errors(findings))
     return {

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TypeVar
 
-from policy_dsl.documents import entry_of
+from policy_dsl.diagnostics import Diagnostic
+from policy_dsl.documents import FindingEntry, entry_of
 from policy_dsl.escaping import columns, escaped, markdown
 
 # Longer than names and paths are; what is cut is whole in the JSON form.
@@ -162,3 +163,14 @@ def _excerpt(text: str) -> str:
     # An excerpt of the policy needs its line breaks, and its carets their columns.
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}text\n{text}\n{fence}"
+
+
+def finding_json(finding: Diagnostic) -> FindingEntry:
+    """The diagnostic as a JSON object; file, line and column are null without a place."""
+    file, line, column = place_of(finding)
+    return entry_of(FindingEntry, finding, file=file, line=line, column=column)
+
+
+def place_of(finding: Diagnostic) -> tuple[str | None, int | None, int | None]:
+    """File, line and column of a diagnostic; None without a place."""
+    return finding.span.place if finding.span else (None, None, None)

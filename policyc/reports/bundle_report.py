@@ -15,8 +15,7 @@ from policy_dsl.documents import reports as documents
 from policy_dsl.plan import Plan
 from policy_dsl.planning.outline import outline
 from policy_dsl.quantities import both_units, counted
-from policyc.reports import Block, Facts, Rendered, Table, by_key, entries_of
-from policyc.reports.findings import finding_json
+from policyc.reports import Block, Facts, Rendered, Table, by_key, entries_of, finding_json
 
 # A wrong config has a finding a module; JSON holds them all.
 _SHOWN_FINDINGS = 20

@@ -1,21 +1,15 @@
-"""Diagnostics for programs: JSON objects, GitHub annotations, a SARIF log."""
+"""Diagnostics for programs: GitHub annotations, a SARIF log."""
 
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
 from policy_dsl.diagnostics import Diagnostic, catalogue
-from policy_dsl.documents import FindingEntry, entry_of
+from policyc.reports import place_of
 
 _SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _IN_COMMANDS = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
 _IN_PROPERTIES = _IN_COMMANDS | str.maketrans({":": "%3A", ",": "%2C"})
-
-
-def finding_json(finding: Diagnostic) -> FindingEntry:
-    """The diagnostic as a JSON object; file, line and column are null without a place."""
-    file, line, column = _place(finding)
-    return entry_of(FindingEntry, finding, file=file, line=line, column=column)
 
 
 def github_line(finding: Diagnostic) -> str:
@@ -23,7 +17,7 @@ def github_line(finding: Diagnostic) -> str:
 
     Source: GitHub Actions, workflow commands, `error` and `warning` with their properties.
     """
-    file, line, column = _place(finding)
+    file, line, column = place_of(finding)
     properties = {"file": file, "line": line, "col": column, "title": finding.code}
     # A finding without a place is shown on the summary page of the run.
     shown = ",".join(
@@ -55,10 +49,6 @@ def sarif(findings: Iterable[Diagnostic], *, version: str) -> dict[str, Any]:
     return {"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
 
 
-def _place(finding: Diagnostic) -> tuple[str | None, int | None, int | None]:
-    return finding.span.place if finding.span else (None, None, None)
-
-
 def _text(finding: Diagnostic) -> str:
     return "\n".join([finding.message, *filter(None, [finding.suggestion]), *finding.notes])
 
@@ -70,7 +60,7 @@ def _sarif_result(finding: Diagnostic, rule_index: int) -> dict[str, Any]:
         "level": finding.severity,
         "message": {"text": _text(finding)},
     }
-    file, line, column = _place(finding)
+    file, line, column = place_of(finding)
     if file is not None:
         place = {
             # URIs have forward slashes and no spaces on every system.

@@ -16,8 +16,7 @@ from policy_dsl.quantities import both_units, column_unit, counted, in_unit, lay
 from policy_dsl.roles.classify import classify, classify_hfq
 from policy_dsl.roles.model import Model, ModelTensor
 from policy_dsl.roles.quantization import Quantization, leftover, quantization_of
-from policyc.reports import Block, Facts, Items, Rendered, Table, by_key, entries_of
-from policyc.reports.findings import finding_json
+from policyc.reports import Block, Facts, Items, Rendered, Table, by_key, entries_of, finding_json
 
 _SHOWN_IGNORED = 10
 

@@ -15,8 +15,7 @@ from policy_dsl.plan import Module, Plan, Pruning
 from policy_dsl.planning import outline as outlines
 from policy_dsl.planning.assertions import TestResult
 from policy_dsl.regular_files import read_whole
-from policyc.reports import by_key, entries_of
-from policyc.reports.findings import finding_json
+from policyc.reports import by_key, entries_of, finding_json
 from policyc.reports.inspect_report import transform_entries
 
 SCHEMA_VERSION = 1

@@ -32,7 +32,12 @@ needs:
 config:
   intermediate_size: {}
   num_experts: {}
-mlx: {bare: [router]}
+mlx:
+  block:
+    "feed_forward.experts.{expert}.w1.weight": feed_forward.switch_mlp.gate_proj.weight
+    "feed_forward.experts.{expert}.w2.weight": feed_forward.switch_mlp.down_proj.weight
+    "feed_forward.experts.{expert}.w3.weight": feed_forward.switch_mlp.up_proj.weight
+  bare: ["*.feed_forward.gate"]
 targets:
   mlx_affine: {}
   gptq: {}
@@ -128,7 +133,17 @@ def test_a_format_that_its_table_does_not_name_refuses_it(
     )
 
 
-@pytest.mark.parametrize("written", ["configs: {}", "needs: {experts.gate: [hidden_size]}"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "configs: {}",
+        "needs: {experts.gate: [hidden_size]}",
+        'mlx: {names: {"lm_heat.weight": head.weight}}',
+        'mlx: {names: {"lm_head.weight": [a.weight, b.weight]}}',
+        'mlx: {names: {"lm_head.weight": {splits: halves, to: [a, b]}}}',
+        "mlx: {nude: []}",
+    ],
+)
 def test_a_table_that_says_what_none_can_is_refused(source: Path, written: str) -> None:
     table = architecture.TABLES / "novel.yaml"
     table.with_name("odd.yaml").write_text(f"include: [decoder]\nmodel_types: [odd]\n{written}\n")

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.views import (
     Alternate,
+    Columns,
     Expert,
     Operation,
     Picked,
+    Reshaped,
     Slice,
     Transposed,
-    Values,
     View,
     stacked,
 )
@@ -41,8 +42,10 @@ def done_by_numpy(array: Any, operation: Operation) -> Any:
             return array.T
         case Picked(entries):
             return np.take(array, entries, -1 if prod(array.shape[:-1]) == 1 else 0)
-        case Values():
-            return array.reshape(-1, 1)
+        case Columns(first, stop, step):
+            return array[..., first:stop:step]
+        case Reshaped(sizes):
+            return array.reshape(-1)[: prod(sizes)].reshape(sizes)
 
 
 def in_parts(source: Any, view: View, first: int, count: int) -> Any:
@@ -51,8 +54,8 @@ def in_parts(source: Any, view: View, first: int, count: int) -> Any:
     parts = []
     for rows, columns, transposed in view.rectangles(first, count):
         part = values[np.ix_(list(rows), list(columns))]
-        parts.append((part.T if transposed else part).reshape(-1, view.width))
-    return np.concatenate(parts)
+        parts.append((part.T if transposed else part).reshape(-1))
+    return np.concatenate(parts).reshape(-1, view.width)
 
 
 @st.composite
@@ -64,15 +67,19 @@ def views(draw: Any) -> View:
         operation = draw(st.sampled_from([*following(draw, now)]))
         operations.append(operation)
         now = operation.shape(now)
-        if isinstance(operation, Values):
+        if isinstance(operation, Reshaped):
             break
     return view_of(shape, tuple(operations))
 
 
 def following(draw: Any, shape: tuple[int, ...]) -> list[Operation]:
     """An operation of each kind that a tensor of this shape allows."""
-    allowed: list[Operation] = [Values()]
+    taken = draw(st.integers(1, prod(shape)))
+    width = draw(st.sampled_from([size for size in range(1, taken + 1) if taken % size == 0]))
+    allowed: list[Operation] = [Reshaped((taken // width, width))]
     if shape:
+        start = draw(st.integers(0, shape[-1] - 1))
+        allowed.append(Columns(start, shape[-1], draw(st.integers(1, 3))))
         axis = shape[-1] if prod(shape[:-1]) == 1 else shape[0]
         entries = st.sets(st.integers(0, axis - 1), min_size=1)
         allowed.append(Picked(tuple(sorted(draw(entries)))))
@@ -129,7 +136,10 @@ def test_views_one_below_the_other(several: list[View]) -> None:
     [
         ((), (), (0, 0), ()),
         ((7,), (), (0, 4), (4,)),
-        ((7,), (Values(),), (4, 0), (4,)),
+        ((7,), (Reshaped((7, 1)),), (4, 0), (4,)),
+        ((2, 3), (Reshaped((2, 2)),), (1, 1), (1, 0)),
+        ((6, 1, 4), (Reshaped((6, 4, 1)),), (9, 0), (2, 0, 1)),
+        ((4, 6), (Columns(1, 6, 2),), (3, 2), (3, 5)),
         ((9, 4), (Picked((5, 8)),), (1, 3), (8, 3)),
         ((3, 6, 4), (Expert(2),), (5, 3), (2, 5, 3)),
         ((3, 6, 4), (Expert(1), Slice(3, 3)), (0, 2), (1, 3, 2)),

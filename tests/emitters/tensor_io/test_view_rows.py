@@ -19,7 +19,7 @@ from emitters.tensor_io.files import Source, file_facts
 from emitters.tensor_io.view_rows import Cast, ViewReader, view_nbytes
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import TensorInfo
-from policy_dsl.views import Alternate, Expert, Picked, Slice, Transposed, Values, View
+from policy_dsl.views import Alternate, Columns, Expert, Picked, Reshaped, Slice, Transposed, View
 
 EXPERTS, OUT, INTO = 3, 12, 10
 SHAPE = (EXPERTS, OUT, INTO)
@@ -37,8 +37,10 @@ VIEWS: dict[str, tuple[tuple[Any, ...], Any]] = {
     "columns in turn": ((Expert(2), Transposed(), Alternate(1, 2)), np.s_[2, :, 1::2]),
     "picked experts": ((Picked((0, 2)),), np.s_[[0, 2]]),
     "picked rows": ((Expert(0), Picked((0, 1, 5, 11))), np.s_[0, [0, 1, 5, 11]]),
-    "values": ((Expert(1), Values()), np.s_[1]),
-    "values of columns": ((Expert(1), Transposed(), Values()), np.s_[1]),
+    "every second column": ((Expert(1), Columns(1, 10, 2)), np.s_[1, :, 1::2]),
+    "values": ((Expert(1), Reshaped((120, 1))), np.s_[1]),
+    "other rows": ((Expert(1), Reshaped((15, 8))), np.s_[1]),
+    "values of columns": ((Expert(1), Transposed(), Reshaped((120, 1))), np.s_[1]),
 }
 
 
@@ -58,7 +60,8 @@ def by_numpy(whole: Array, case: str) -> Array:
     operations, index = VIEWS[case]
     part = whole[index]
     part = part.T if Transposed() in operations else part
-    return part.reshape(-1, 1 if operations and operations[-1] == Values() else part.shape[-1])
+    last = operations[-1] if operations else None
+    return part.reshape(-1, last.sizes[-1] if isinstance(last, Reshaped) else part.shape[-1])
 
 
 @pytest.mark.parametrize("case", VIEWS)

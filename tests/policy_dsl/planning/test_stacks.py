@@ -93,16 +93,6 @@ def test_the_correction_of_added_experts_is_stored_in_the_dtype_of_the_others() 
     assert tails == {"f32": "0000c8c2" * 4, "f16": "40d6" * 4, "bf16": "c8c2" * 4}
 
 
-@pytest.mark.parametrize("treatment", ["keep", "raw", "4bit"])
-@pytest.mark.parametrize("projection", ["gate_proj", "down_proj"])
-def test_columns_of_the_source_cannot_be_rows(
-    recorded: Callable[..., tuple[Inventory, object]], projection: str, treatment: str
-) -> None:
-    text = f"experts: drop; experts.{projection}: {treatment}"
-    found = errors_of(text, ANY_FAMILY, recorded("gpt_oss")[0])
-    assert found == ["unsupported-source-layout"]
-
-
 @pytest.mark.parametrize(
     ("treatment", "code"),
     [

@@ -11,7 +11,7 @@ import pytest
 
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory
-from policy_dsl.roles.architecture import architecture, model_types
+from policy_dsl.roles.architecture import architecture, family_of
 from policy_dsl.roles.classify import classify
 from policyc.cli import main
 
@@ -56,7 +56,7 @@ def refusal(model: Inventory, **config: object) -> str:
 @pytest.mark.parametrize("case", CASES)
 def test_every_key_that_a_family_reads_is_held_to_its_kind(case: str, recorded: Any) -> None:
     model, _ = recorded(case)
-    table = architecture(model_types()[model.config["model_type"]])
+    table = architecture(family_of(model.config) or "")
     # Of the same key at the top and in `text_config` the inner one counts.
     inner = model.config.get("text_config", {})
     unnamed = [

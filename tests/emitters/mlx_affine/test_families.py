@@ -1,0 +1,100 @@
+"""Bundles of families whose tensors mlx-lm rearranges, against what it made of the same sources.
+
+The cases are small checkpoints as publishers write them, with the digests of stock mlx-lm's own
+conversion: 4 bits in groups of 32, and what each class decides otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emitters import FORMATS
+from emitters.core.build import build
+from emitters.core.verify import verify_bundle
+from policy_dsl.inventory import Inventory
+from policy_dsl.language.load import parse_policy
+from policy_dsl.plan import Plan
+from policy_dsl.planning.resolve import resolve
+from policy_dsl.roles.architecture import architecture, family_of
+from policy_dsl.sources.reference import open_source
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "families"
+CASES = sorted(path.name for path in GOLDEN.iterdir())
+# Stock mlx-lm converts it, and cannot run it: the embedding must not be quantized there.
+TIED = "llama4_text"
+
+
+def planned(source: Inventory, rules: str) -> Plan:
+    policy, _ = parse_policy(rules, "p.qpol")
+    return resolve(policy, source, FORMATS, target="mlx_affine")
+
+
+def rules_for(source: Inventory, quantization: Mapping[str, Any]) -> str:
+    """A policy that gives every module the treatment that stock's config names."""
+    wanted: dict[str, dict[str, list[int | None]]] = defaultdict(lambda: defaultdict(list))
+    for module in planned(source, "all: keep").modules:
+        entry = quantization.get(module.name, False)
+        treatment = f"{entry['bits']}bit g{entry['group_size']}" if entry else "keep"
+        if treatment != "keep":
+            wanted[module.role][treatment].append(module.layer)
+    lines = ["all: keep"]
+    for role, treatments in wanted.items():
+        for treatment, layers in treatments.items():
+            numbers = ",".join(map(str, layers))
+            where = "" if None in layers else f" in layers {numbers}"
+            lines.append(f"{role}{where}: {treatment}")
+    return "; ".join(lines)
+
+
+def digests(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every tensor of a bundle, as the golden files list them."""
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        content = path.read_bytes()
+        n = int.from_bytes(content[:8], "little")
+        for name, entry in json.loads(content[8 : 8 + n]).items():
+            if name != "__metadata__":
+                start, stop = (8 + n + at for at in entry["data_offsets"])
+                digest = hashlib.sha256(content[start:stop]).hexdigest()
+                form = {"dtype": entry["dtype"], "shape": entry["shape"]}
+                found[name] = {**form, "sha256": digest}
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bundles_are_those_of_stock_mlx_lm(case: str, tmp_path: Path) -> None:
+    source = open_source(str(GOLDEN / case))
+    family = family_of(source.config)
+    if family is None or architecture(family).refusal("mlx_affine") is not None:
+        pytest.skip("not taken")
+    expected = json.loads((GOLDEN / case / "expected.json").read_text())
+    quantization = expected["quantization"]
+    if case == TIED:
+        quantization = {**quantization, "model.embed_tokens": False}
+    # Where stock refuses the source, the plain tensors are known.
+    known = expected["bundle"] or expected["tensors"]
+    rules = rules_for(source, quantization) if expected["bundle"] else "all: keep"
+    plan = planned(source, rules)
+    build(plan, source, out=tmp_path / "out", jobs=1)
+    found = digests(tmp_path / "out")
+    keys = ("dtype", "shape", "sha256")
+    wanted = {name: {key: one[key] for key in keys} for name, one in known.items()}
+    if case == TIED:
+        kept = [name for name in wanted if "embed_tokens" in name]
+        for name in kept:
+            wanted.pop(name)
+            found.pop(name, None)
+    assert {name: (one["dtype"], one["shape"]) for name, one in found.items()} == {
+        name: (one["dtype"], one["shape"]) for name, one in wanted.items()
+    }
+    assert [name for name in wanted if found[name] != wanted[name]] == []
+    report = verify_bundle(tmp_path / "out", source, jobs=1)
+    assert [str(one) for one in report.findings if one.severity == "error"] == []
+    assert report.ok
