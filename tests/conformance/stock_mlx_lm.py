@@ -65,13 +65,13 @@ def written(bundle: Path, prompt: str, count: int) -> list[int]:
     return [step.token for step in steps]
 
 
-def assert_equal_bundles(ours: Path, theirs: Path) -> None:
+def assert_equal_bundles(ours: Path, theirs: Path, prompt: Sequence[int] = PROMPT) -> None:
     """Same tensors bit for bit, same widths in the config, same logits."""
     built, stock = tensors(ours), tensors(theirs)
     assert built.keys() == stock.keys()
     assert [name for name in built if built[name][:2] != stock[name][:2]] == []
     assert [name for name in built if built[name][2] != stock[name][2]] == []
     assert widths(ours) == widths(theirs)
-    got, expected = logits(ours), logits(theirs)
+    got, expected = logits(ours, prompt), logits(theirs, prompt)
     assert np.isfinite(expected).all()
     assert np.abs(got - expected).max() == 0.0

@@ -8,49 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from family_cases import CASES, GOLDEN, TIED, expected, planned, rules_for
 
-from emitters import FORMATS
 from emitters.core.build import build
 from emitters.core.verify import verify_bundle
-from policy_dsl.inventory import Inventory
-from policy_dsl.language.load import parse_policy
-from policy_dsl.plan import Plan
-from policy_dsl.planning.resolve import resolve
 from policy_dsl.roles.architecture import architecture, family_of
 from policy_dsl.sources.reference import open_source
-
-GOLDEN = Path(__file__).parents[2] / "golden" / "families"
-CASES = sorted(path.name for path in GOLDEN.iterdir())
-# Stock mlx-lm converts it, and cannot run it: the embedding must not be quantized there.
-TIED = "llama4_text"
-
-
-def planned(source: Inventory, rules: str) -> Plan:
-    policy, _ = parse_policy(rules, "p.qpol")
-    return resolve(policy, source, FORMATS, target="mlx_affine")
-
-
-def rules_for(source: Inventory, quantization: Mapping[str, Any]) -> str:
-    """A policy that gives every module the treatment that stock's config names."""
-    wanted: dict[str, dict[str, list[int | None]]] = defaultdict(lambda: defaultdict(list))
-    for module in planned(source, "all: keep").modules:
-        entry = quantization.get(module.name, False)
-        treatment = f"{entry['bits']}bit g{entry['group_size']}" if entry else "keep"
-        if treatment != "keep":
-            wanted[module.role][treatment].append(module.layer)
-    lines = ["all: keep"]
-    for role, treatments in wanted.items():
-        for treatment, layers in treatments.items():
-            numbers = ",".join(map(str, layers))
-            where = "" if None in layers else f" in layers {numbers}"
-            lines.append(f"{role}{where}: {treatment}")
-    return "; ".join(lines)
 
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
@@ -74,13 +41,10 @@ def test_bundles_are_those_of_stock_mlx_lm(case: str, tmp_path: Path) -> None:
     family = family_of(source.config)
     if family is None or architecture(family).refusal("mlx_affine") is not None:
         pytest.skip("not taken")
-    expected = json.loads((GOLDEN / case / "expected.json").read_text())
-    quantization = expected["quantization"]
-    if case == TIED:
-        quantization = {**quantization, "model.embed_tokens": False}
+    stock = expected(case)
     # Where stock refuses the source, the plain tensors are known.
-    known = expected["bundle"] or expected["tensors"]
-    rules = rules_for(source, quantization) if expected["bundle"] else "all: keep"
+    known = stock["bundle"] or stock["tensors"]
+    rules = rules_for(source, stock["quantization"]) if stock["bundle"] else "all: keep"
     plan = planned(source, rules)
     build(plan, source, out=tmp_path / "out", jobs=1)
     found = digests(tmp_path / "out")

@@ -1,0 +1,50 @@
+"""Small checkpoints of families as publishers write them, with what stock mlx-lm makes of them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emitters import FORMATS
+from policy_dsl.inventory import Inventory
+from policy_dsl.language.load import parse_policy
+from policy_dsl.plan import Plan
+from policy_dsl.planning.resolve import resolve
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "families"
+CASES = sorted(path.name for path in GOLDEN.iterdir())
+# Stock mlx-lm converts it, and cannot run it: the embedding must not be quantized there.
+TIED = "llama4_text"
+
+
+def expected(case: str) -> dict[str, Any]:
+    """What stock makes of a case: its tensors, its bundle, its config's `quantization`."""
+    found: dict[str, Any] = json.loads((GOLDEN / case / "expected.json").read_text())
+    if case == TIED:
+        found["quantization"]["model.embed_tokens"] = False
+    return found
+
+
+def planned(source: Inventory, rules: str) -> Plan:
+    policy, _ = parse_policy(rules, "p.qpol")
+    return resolve(policy, source, FORMATS, target="mlx_affine")
+
+
+def rules_for(source: Inventory, quantization: Mapping[str, Any]) -> str:
+    """A policy that gives every module the treatment that stock's config names."""
+    wanted: dict[str, dict[str, list[int | None]]] = defaultdict(lambda: defaultdict(list))
+    for module in planned(source, "all: keep").modules:
+        entry = quantization.get(module.name, False)
+        treatment = f"{entry['bits']}bit g{entry['group_size']}" if entry else "keep"
+        if treatment != "keep":
+            wanted[module.role][treatment].append(module.layer)
+    lines = ["all: keep"]
+    for role, treatments in wanted.items():
+        for treatment, layers in treatments.items():
+            numbers = ",".join(map(str, layers))
+            where = "" if None in layers else f" in layers {numbers}"
+            lines.append(f"{role}{where}: {treatment}")
+    return "; ".join(lines)

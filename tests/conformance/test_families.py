@@ -1,0 +1,38 @@
+"""Stock mlx-lm loads bundles of every family strictly, and computes what it does with its own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from family_cases import CASES, GOLDEN, TIED, expected, rules_for
+
+from policy_dsl.roles.architecture import architecture, family_of
+from policy_dsl.sources.reference import open_source
+
+pytestmark = pytest.mark.slow
+
+TOKENIZER = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"
+PROMPT = (1, 5, 17, 33, 3, 83, 55, 93, 23)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stock_answers_alike(case, build, stock, tmp_path):
+    source = Path(shutil.copytree(GOLDEN / case, tmp_path / "source"))
+    inventory = open_source(str(source))
+    family = family_of(inventory.config)
+    if family is None or architecture(family).refusal("mlx_affine") is not None:
+        pytest.skip("not taken")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TOKENIZER / name, source)
+    known = expected(case)
+    rules = rules_for(inventory, known["quantization"]).replace("; ", "\n")
+    ours = build(f"target mlx_affine\n{rules}\n", source)
+    found = stock.logits(ours, PROMPT)
+    assert np.isfinite(found).all()
+    if not known["stock_converts"] or case == TIED:
+        return
+    theirs = stock.convert(source, tmp_path / "stock", q_bits=4, q_group_size=32)
+    stock.assert_equal_bundles(ours, theirs, PROMPT)
