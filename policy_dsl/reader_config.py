@@ -52,8 +52,10 @@ class ReaderKind:
     required, assumes, nullable: as of `Level`, keys of the config itself. inside: a mapping in
     it, with keys of its own. also: key -> where else the reader looks for it. only: key -> the
     values that it computes with, whatever the config says, or a default that other keys decide.
+    flat: whether the keys inside may be at the top. called: model_type -> how it must be called.
     ropes: ways to scale positions that it knows; None: all. ropes_only: parameters that it does
-    not read -> values that change nothing. biases: the last word of a linear -> the key that
+    not read -> values that change nothing. ropes_near: those whose value changes little.
+    biases: the last word of a linear -> the key that
     announces its bias, or True; None: not looked at. window: `ignored`, or empty. unused: what
     it reads and no config here sets.
     """
@@ -63,12 +65,15 @@ class ReaderKind:
     assumes: Mapping[str, Any] = field(default_factory=dict)
     nullable: Sequence[str] = ()
     inside: str | None = None
+    flat: bool = False
+    called: Mapping[str, str] = field(default_factory=dict)
     inside_assumes: Mapping[str, Any] = field(default_factory=dict)
     also: Mapping[str, str] = field(default_factory=dict)
     only: Mapping[str, Any] = field(default_factory=dict)
     ropes: Sequence[str] | None = None
     all_ropes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ropes_only: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    ropes_near: Mapping[str, Any] = field(default_factory=dict)
     biases: Mapping[str, str | bool] | None = None
     window: str = ""
     unused: Mapping[str, Any] = field(default_factory=dict)
@@ -97,7 +102,7 @@ def reader_kinds(reader: str) -> Mapping[str, ReaderKind]:
     table = packaged_table(TABLES / f"{reader}.yaml")
     ropes, ropes_only = table.get("ropes", {}), table.get("ropes_only", {})
     return {
-        name: ReaderKind(**kind, all_ropes=ropes, ropes_only=ropes_only)
+        name: ReaderKind(**{"ropes_only": ropes_only, **kind}, all_ropes=ropes)
         for name, kind in table["kinds"].items()
     }
 
@@ -134,8 +139,8 @@ def refused(plan: Draft, reader: str, runtime: str) -> Iterator[Refusal]:
     # The same key may be looked for in several places.
     for reason in dict.fromkeys(reasons):
         yield Refusal("", runtime, reason, "fatal")
-    if window := reading.window():
-        yield Refusal("", runtime, window)
+    for near in filter(None, (reading.window(), reading.nearly())):
+        yield Refusal("", runtime, near)
 
 
 def _following(plan: Draft) -> dict[str, Any]:
@@ -176,10 +181,14 @@ class _Reading:
     def completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config with what the reader needs; what cannot be known is in `unmet`."""
         written, inside = self._level(config, self.kind.top), self.kind.inside
+        if (name := self.kind.called.get(str(config.get("model_type")))) is not None:
+            written["model_type"] = name
         if inside is not None:
             text = written.get(inside)
             if isinstance(text, Mapping):
                 written[inside] = self._level(text, self.kind.nested)
+            elif self.kind.flat:
+                written = self._level(written, self.kind.nested)
             else:
                 self.unmet.append(f"it needs `{inside}` in config.json")
         return written
@@ -283,6 +292,13 @@ class _Reading:
             yield f"it has no place for {what}{unless}"
         if missing := sorted(wanted - set(held)):
             yield f"it needs biases of {', '.join(missing)}, and the model has none"
+
+    def nearly(self) -> str | None:
+        """That positions come out a little differently, where a parameter is not read."""
+        near = self.kind.ropes_near.items()
+        keys = [f"`{key}`" for key, value in near if self._rope.get(key, self) == value]
+        shown = " and ".join(keys)
+        return f"it does not read {shown} of positions: they differ a little" if keys else None
 
     def window(self) -> str | None:
         """That longer texts come out differently, where windows are meant and ignored."""

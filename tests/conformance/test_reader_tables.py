@@ -52,7 +52,7 @@ def test_every_type_of_a_family_that_a_target_takes_is_in_the_table(reader):
             assert any(kinds), family
 
 
-@pytest.mark.parametrize("name", [name for name in MLX if name != "gemma3"])
+@pytest.mark.parametrize("name", [name for name in MLX if MLX[name].inside is None])
 def test_fields_and_defaults_are_those_of_mlx_lm(name):
     pytest.importorskip("mlx_lm")
     kind, (required, defaults) = MLX[name], declared(name)
@@ -82,11 +82,45 @@ def test_fields_and_defaults_below_a_vision_model_are_those_of_mlx_lm():
     }
 
 
+# Kind -> the class of the model below, by its module and name.
+INNER = {
+    "kimi_k25": ("deepseek_v3", "ModelArgs"),
+    "qwen3_5": ("qwen3_5", "TextModelArgs"),
+    "qwen3_5_moe": ("qwen3_5", "TextModelArgs"),
+}
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_fields_and_defaults_of_the_model_inside_are_those_of_mlx_lm(name):
+    pytest.importorskip("mlx_lm")
+    kind, (module, inner) = MLX[name], INNER[name]
+    required, _ = declared(name)
+    # Classes that take a flat config make one of these of it.
+    assert {*kind.top.required} == required - {"model_type"} - (
+        {kind.inside} if kind.flat else set()
+    )
+    args = vars(getattr(import_module(f"mlx_lm.models.{module}"), inner)())
+    wanted = {
+        key: args[key] for key in args.keys() - {"model_type", *map(first_of, kind.also.values())}
+    }
+    if "head_dim" in wanted:
+        wanted["head_dim"] = BY_OTHERS
+    if kind.also:
+        # It makes this of the parameters that it finds.
+        wanted.pop("rope_scaling")
+    assert assumed(kind.nested) | dict(kind.unused) == wanted
+
+
+def first_of(path):
+    return path.split(".")[0]
+
+
 @pytest.mark.parametrize("name", MLX)
 def test_mlx_lm_builds_these_types_with_the_class(name):
     utils = pytest.importorskip("mlx_lm.utils")
     for model_type in MLX[name].model_types:
-        built, _ = utils._get_classes({"model_type": model_type})
+        called = MLX[name].called.get(model_type, model_type)
+        built, _ = utils._get_classes({"model_type": called})
         assert built.__module__ == f"mlx_lm.models.{name}"
 
 

@@ -28,6 +28,8 @@ TYPES = {
     "deepseek_v3": "deepseek_v3",
     "deepseek_v32": "deepseek_v3",
     "kimi_k25": "kimi_k2",
+    "glm4_moe_lite": "glm4_moe_lite",
+    "glm_moe_dsa": "glm_moe_dsa",
 }
 # Keys of publishers' own code and of other readers; transformers has no attribute for them.
 ELSEWHERE = {
@@ -42,6 +44,8 @@ ELSEWHERE = {
     "deepseek_v3": {"moe_layer_freq", "index_n_heads", "index_head_dim", "index_topk"},
     "kimi_k2": {"moe_layer_freq"},
     "glm4_moe": {"moe_layer_freq"},
+    "glm4_moe_lite": {"moe_layer_freq", "first_k_dense_replace"},
+    "glm_moe_dsa": {"moe_layer_freq"},
     "qwen3_next": {"full_attention_interval"},
     "qwen3_5": {"full_attention_interval"},
     "gemma3": {"sliding_window_pattern"},
