@@ -38,6 +38,8 @@ _MATRIX_ROLES = frozenset({"router", "shared_expert_gate", "embed", "lm_head"})
 _MODEL = "{model}"
 _NUMBERS = ("{layer}", "{expert}", "{n}")
 _BLOCK = "{model}.layers.{layer}."
+# A size of a need that differs from layer to layer.
+ANY = "any"
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _CLAUSE = re.compile(r"(not )?(?:layer (in|from|every|at) )?(\w+)(?: (is) (\w+))?")
 
@@ -46,7 +48,7 @@ _CLAUSE = re.compile(r"(not )?(?:layer (in|from|every|at) )?(\w+)(?: (is) (\w+))
 class Need:
     """A tensor that a model has once, or in each layer where `when` holds, and in no other.
 
-    slot: its role, or its name below the block. shape: numbers and keys of the config.
+    slot: its role, or its name below the block. shape: numbers and keys of the config, or `any`.
     """
 
     slot: str

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.policy import OUTSIDE_LANGUAGE_MODEL
 from policy_dsl.quantities import first_few
-from policy_dsl.roles.architecture import Need
+from policy_dsl.roles.architecture import ANY, Need
 from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.model import Model, ModelTensor, numbered_key
 
@@ -43,7 +43,8 @@ class Presence:
     def add(self, need: Need, layer: int | None, name: str, shape: tuple[int, ...] | None) -> None:
         """Take a tensor, or a matrix of a fused one; shape: None if it is not compared."""
         self.seen.setdefault(need, {}).setdefault(layer, name)
-        if shape == self.facts.shapes[need]:
+        wanted = self.facts.shapes[need]
+        if shape is not None and wanted is not None and _fits(shape, wanted):
             self.fitting.add(need)
         elif shape is not None:
             self.misfits.append(Misfit(need, layer, name, shape))
@@ -68,7 +69,7 @@ class Presence:
         if len(one.shape) != len(one.need.shape):
             return one.need.slot
         axes = zip(one.need.shape, one.shape, strict=True)
-        return next(size for size, n in axes if self.facts.computed(size) != n)
+        return next(size for size, n in axes if size != ANY and self.facts.computed(size) != n)
 
     def _config_finding(self, size: str, first: Misfit, alike: list[Misfit]) -> Diagnostic | None:
         """That the config is wrong: all tensors with this size have the same other one."""
@@ -92,7 +93,9 @@ class Presence:
 
     def _shape_finding(self, first: Misfit, alike: list[Misfit]) -> Diagnostic:
         sizes = ((size, self.facts.computed(size)) for size in first.need.shape)
-        axes = ", ".join(size if size.isdecimal() else f"{size} = {n}" for size, n in sizes)
+        axes = ", ".join(
+            size if size.isdecimal() or size == ANY else f"{size} = {n}" for size, n in sizes
+        )
         wanted, shape = f"[{axes}] as the config says", list(first.shape)
         finding = diagnostic("wrong-shape", name=first.name, shape=shape, wanted=wanted)
         names = tuple(dict.fromkeys([first.name, *(one.name for one in alike)]))
@@ -133,6 +136,12 @@ class Presence:
         return because
 
 
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        size in (0, n) for size, n in zip(wanted, shape, strict=True)
+    )
+
+
 def _where(layers: _Layers) -> str:
     """` in layer 1`, ` in layers 0, 1, …`; empty for what is in no layer."""
     if layers == (None,):
@@ -162,8 +171,9 @@ def review(model: Model, presence: Presence) -> Iterator[Diagnostic]:
         first: dict[int | None, ModelTensor] = {}
         for tensor in tensors if tensors[0].component != "mtp" else ():
             known = first.setdefault(tensor.expert, tensor)
-            if known is not tensor:
-                one, other = known.source.name, tensor.source.name
+            one, other = known.source.name, tensor.source.name
+            # Of names that differ in a number, a layer has several.
+            if known is not tensor and numbered_key(one)[0] != numbered_key(other)[0]:
                 yield diagnostic("ambiguous-tensor", first=one, second=other, role=role)
                 break
         if numbers := [tensor.expert for tensor in tensors if tensor.expert is not None]:

@@ -130,8 +130,14 @@ class ConfigFacts:
 
     @cached_property
     def shapes(self) -> Mapping[Need, tuple[int, ...] | None]:
-        """Needs of the family -> the shape of their tensors; None if a size is not known."""
-        sizes = {need: [*map(self.computed, need.shape)] for need in self.table.needs.values()}
+        """Needs of the family -> the shape of their tensors; None if a size is not known.
+
+        A size that may be any, because layers differ, is 0.
+        """
+        sizes = {
+            need: [0 if size == architecture.ANY else self.computed(size) for size in need.shape]
+            for need in self.table.needs.values()
+        }
         return {
             need: tuple(int(size or 0) for size in shape) if all(map(is_whole, shape)) else None
             for need, shape in sizes.items()

@@ -30,6 +30,9 @@ TYPES = {
     "kimi_k25": "kimi_k2",
     "glm4_moe_lite": "glm4_moe_lite",
     "glm_moe_dsa": "glm_moe_dsa",
+    "longcat_flash": "longcat_flash",
+    "dots1": "dots1",
+    "solar_open": "solar_open",
 }
 # Keys of publishers' own code and of other readers; transformers has no attribute for them.
 ELSEWHERE = {
@@ -46,6 +49,17 @@ ELSEWHERE = {
     "glm4_moe": {"moe_layer_freq"},
     "glm4_moe_lite": {"moe_layer_freq", "first_k_dense_replace"},
     "glm_moe_dsa": {"moe_layer_freq"},
+    "longcat_flash": {
+        "attention_method",
+        "zero_expert_type",
+        "mla_scale_q_lora",
+        "mla_scale_kv_lora",
+        "router_bias",
+        "norm_topk_prob",
+        "num_hidden_layers",
+    },
+    "dots1": {"moe_layer_freq"},
+    "solar_open": {"moe_layer_freq", "first_k_dense_replace", "intermediate_size"},
     "qwen3_next": {"full_attention_interval"},
     "qwen3_5": {"full_attention_interval"},
     "gemma3": {"sliding_window_pattern"},
@@ -96,7 +110,7 @@ def test_what_transformers_saves_means_what_it_was_made_of(model_type, tmp_path)
     }
     given["hidden_size"] = given["num_attention_heads"] * 8
     if "n_routed_experts" in given:
-        given["n_routed_experts"] = given["n_group"] * 4
+        given["n_routed_experts"] = given.get("n_group", 1) * 4
     nested = model_type in ("gemma3", "qwen3_5", "qwen3_5_moe", "kimi_k25")
     made = transformers.CONFIG_MAPPING[model_type](**({"text_config": given} if nested else given))
     made.save_pretrained(tmp_path)

@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 
 from policy_dsl.policy import COMPONENTS, SINGLE_ROLES
-from policy_dsl.roles.architecture import architecture, families
+from policy_dsl.roles.architecture import architecture, families, family_of
 from policy_dsl.roles.classify import classify
 from policy_dsl.views import Alternate, Expert, Transposed
 from tests.models import minimax
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "architectures"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.json"))
+
+# Built like a family that is recorded; transformers has no class of theirs.
+WITHOUT_CLASS = {"mimo"}
 
 
 def by_name(model):
@@ -77,10 +80,12 @@ def test_shapes_are_those_of_the_config(case, recorded):
 
 
 def test_every_family_is_recorded():
-    types = {
-        json.loads((GOLDEN / f"{case}.json").read_text())["config"]["model_type"] for case in CASES
-    }
-    assert all(types & set(architecture(family).model_types) for family in families())
+    configs = [json.loads((GOLDEN / f"{case}.json").read_text())["config"] for case in CASES]
+    # Publishers' own forms, of which transformers has no class, or another.
+    published = (GOLDEN.parent / "families").glob("*/config.json")
+    configs += [json.loads(path.read_text()) for path in published]
+    recorded = {family_of(config) for config in configs}
+    assert {*families()} - recorded == WITHOUT_CLASS
 
 
 @pytest.mark.parametrize("family", families())
