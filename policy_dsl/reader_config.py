@@ -49,6 +49,7 @@ class Level:
 class ReaderKind:
     """What a reader's code for some model types takes from a config, and what it does anyway.
 
+    text_model_types: those of a `text_config`, where they decide; empty: any other.
     required, assumes, nullable: as of `Level`, keys of the config itself. inside: a mapping in
     it, with keys of its own. also: key -> where else the reader looks for it. only: key -> the
     values that it computes with, whatever the config says, or a default that other keys decide.
@@ -61,6 +62,7 @@ class ReaderKind:
     """
 
     model_types: Sequence[str]
+    text_model_types: Sequence[str] = ()
     required: Sequence[str] = ()
     assumes: Mapping[str, Any] = field(default_factory=dict)
     nullable: Sequence[str] = ()
@@ -107,10 +109,13 @@ def reader_kinds(reader: str) -> Mapping[str, ReaderKind]:
     }
 
 
-def reader_kind(reader: str, model_type: object) -> ReaderKind | None:
-    """What a reader has for models of this type; None if its table does not say."""
-    kinds = reader_kinds(reader).values()
-    return next((kind for kind in kinds if model_type in kind.model_types), None)
+def reader_kind(reader: str, config: Mapping[str, Any]) -> ReaderKind | None:
+    """What a reader has for models of such a config; None if its table does not say."""
+    text, kinds = config.get("text_config"), reader_kinds(reader).values()
+    inner = text.get("model_type") if isinstance(text, Mapping) else None
+    alike = [kind for kind in kinds if config.get("model_type") in kind.model_types]
+    own = [kind for kind in alike if inner in kind.text_model_types]
+    return next(iter(own or [kind for kind in alike if not kind.text_model_types]), None)
 
 
 def written_config(plan: Draft, *readers: str) -> dict[str, Any]:
@@ -123,14 +128,14 @@ def written_config(plan: Draft, *readers: str) -> dict[str, Any]:
     """
     config = _following(plan)
     for reader in readers:
-        if kind := reader_kind(reader, config.get("model_type")):
+        if kind := reader_kind(reader, config):
             config = _Reading(plan, kind).completed(config)
     return config
 
 
 def refused(plan: Draft, reader: str, runtime: str) -> Iterator[Refusal]:
     """Why a runtime that reads configs as `reader` does cannot compute what this one means."""
-    kind = reader_kind(reader, plan.model.config.get("model_type"))
+    kind = reader_kind(reader, plan.model.config)
     if kind is None:
         return
     reading = _Reading(plan, kind)

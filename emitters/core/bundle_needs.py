@@ -228,7 +228,7 @@ class _Search:
     def _assumed_tie(self) -> tuple[bool | None, str]:
         """What the first reader that assumes something of the head takes, and in words."""
         config, readers = self.model.config, self.bundle.format.spec.config_readers
-        kinds = (reader_kind(reader, config.get("model_type")) for reader in readers)
+        kinds = (reader_kind(reader, config) for reader in readers)
         for kind in filter(None, kinds):
             if kind.only.get(TIED) == [False]:
                 return False, "its readers take no embedding as the head"

@@ -113,7 +113,8 @@ class Derived(NamedTuple):
     """A default that other keys decide: `form` says how, from the keys and words of `fields`.
 
     expression: numbers and keys multiplied and divided. every, first: a list with a word a layer,
-    `is` or `else`. period: after how many entries of a list the word `of` returns.
+    `is` or `else`. each: a list with `then` for each entry of another that `is`, or `else`. period:
+    after how many entries of a list the word `of` returns.
     """
 
     form: str
@@ -364,7 +365,7 @@ def _default(written: Any) -> Any:
         return written
     if "value" in written:
         return written["value"]
-    for form in ("every", "first", "period"):
+    for form in ("every", "first", "period", "each"):
         if form in written:
             return Derived(form, written)
     raise ValueError(f"a default cannot be {written}")

@@ -101,6 +101,11 @@ class ConfigFacts:
             return self.computed(fields["text"])
         if default.form == "period":
             return _period(self.value(fields["period"]), fields["of"])
+        if default.form == "each":
+            # Only what is written: either list may be made of the other.
+            entries, words = self.given(fields["each"]), (fields["else"], fields["then"])
+            known = isinstance(entries, list)
+            return [words[one == fields["is"]] for one in entries] if known else None
         deciding, layers = fields[default.form], self.value(self.table.layers)
         number = self.value(deciding) if isinstance(deciding, str) else deciding
         if not all(map(is_whole, (number, layers))) or layers > LARGEST_COUNT:
@@ -323,6 +328,7 @@ VALUE_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "texts": (_list_of(lambda value: isinstance(value, str)), "a list of texts"),
     "mapping": (lambda value: isinstance(value, dict), "an object"),
     "text": (lambda value: isinstance(value, str), "a text"),
+    "pattern": (lambda value: isinstance(value, int | str), "a number or a text"),
     "tokens": (_are_tokens, "the number of a token, or a list of them"),
     # Models of several parts have one for each.
     "dtype": (lambda value: isinstance(value, str | dict), "the name of a dtype"),

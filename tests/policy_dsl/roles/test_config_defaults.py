@@ -33,6 +33,13 @@ TYPES = {
     "longcat_flash": "longcat_flash",
     "dots1": "dots1",
     "solar_open": "solar_open",
+    "seed_oss": "seed_oss",
+    "exaone4": "exaone4",
+    "exaone_moe": "exaone_moe",
+    "ministral3": "ministral3",
+    "mistral3": "mistral3",
+    "mistral4": "mistral4",
+    "muse_glimmer": "muse_glimmer",
 }
 # Keys of publishers' own code and of other readers; transformers has no attribute for them.
 ELSEWHERE = {
@@ -59,6 +66,7 @@ ELSEWHERE = {
         "num_hidden_layers",
     },
     "dots1": {"moe_layer_freq"},
+    "exaone_moe": {"moe_layer_freq", "is_moe_layer", "n_routed_experts", "n_shared_experts"},
     "solar_open": {"moe_layer_freq", "first_k_dense_replace", "intermediate_size"},
     "qwen3_next": {"full_attention_interval"},
     "qwen3_5": {"full_attention_interval"},

@@ -30,6 +30,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "texts": (1, "x", {}, [1], [None], [[]]),
     "mapping": (True, 1, 1.5, NAN, "x", [], [{}]),
     "text": (True, 1, 1.5, HUGE, [], {}),
+    "pattern": (1.5, [], {}),
 }
 TOKENS = (True, -2, 1.5, 2.0, NAN, HUGE, 2**31, "</s>", {}, [1.5], ["2"], [[2]])
 MAPPINGS = (True, 1, 1.5, "x", [1])
