@@ -16,7 +16,7 @@ from policy_dsl.roles.architecture import ConfigKey, config_keys
 from policy_dsl.roles.config_facts import TIED, is_whole, rewritten
 
 TABLES = Path(__file__).parent / "readers"
-_ROPE = "rope_scaling"
+_ROPE, _POSITIONS = "rope_scaling", "rope_parameters"
 # What is left of a block that predicts tokens when its matrices are gone.
 _SPARE = frozenset({"norm", "bias", "router", "router_bias"})
 _ROPE_TYPES = ("rope_type", "type")
@@ -53,7 +53,9 @@ class ReaderKind:
     required, assumes, nullable: as of `Level`, keys of the config itself. inside: a mapping in
     it, with keys of its own. also: key -> where else the reader looks for it. only: key -> the
     values that it computes with, whatever the config says, or a default that other keys decide.
-    flat: whether the keys inside may be at the top. called: model_type -> how it must be called.
+    flat: whether the keys inside may be at the top. rope_parameters: the keys that it looks for
+    in this mapping alone, with those of scaled positions. called: model_type -> how it must be
+    called.
     ropes: ways to scale positions that it knows; None: all. ropes_only: parameters that it does
     not read -> values that change nothing. ropes_near: those whose value changes little.
     biases: the last word of a linear -> the key that
@@ -69,9 +71,11 @@ class ReaderKind:
     inside: str | None = None
     flat: bool = False
     called: Mapping[str, str] = field(default_factory=dict)
+    inside_required: Sequence[str] = ()
     inside_assumes: Mapping[str, Any] = field(default_factory=dict)
     also: Mapping[str, str] = field(default_factory=dict)
     only: Mapping[str, Any] = field(default_factory=dict)
+    rope_parameters: Sequence[str] = ()
     ropes: Sequence[str] | None = None
     all_ropes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ropes_only: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -88,7 +92,7 @@ class ReaderKind:
     @cached_property
     def nested(self) -> Level:
         """The keys of the mapping `inside`."""
-        return Level((), config_keys(self.inside_assumes), self.nullable)
+        return Level(self.inside_required, config_keys(self.inside_assumes), self.nullable)
 
     def rope(self, name: str) -> Level:
         """The parameters of a way to scale positions that it knows."""
@@ -186,14 +190,16 @@ class _Reading:
     def completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config with what the reader needs; what cannot be known is in `unmet`."""
         written, inside = self._level(config, self.kind.top), self.kind.inside
+        if inside is None:
+            written = self._with_positions(written)
         if (name := self.kind.called.get(str(config.get("model_type")))) is not None:
             written["model_type"] = name
         if inside is not None:
             text = written.get(inside)
             if isinstance(text, Mapping):
-                written[inside] = self._level(text, self.kind.nested)
+                written[inside] = self._with_positions(self._level(text, self.kind.nested))
             elif self.kind.flat:
-                written = self._level(written, self.kind.nested)
+                written = self._with_positions(self._level(written, self.kind.nested))
             else:
                 self.unmet.append(f"it needs `{inside}` in config.json")
         return written
@@ -243,6 +249,17 @@ class _Reading:
             if written.get(key) is None and value not in (None, self._assumed(known, key)):
                 written[key] = value
         return written or None
+
+    def _with_positions(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The config with all of positions in the only mapping where the reader looks."""
+        if keys := self.kind.rope_parameters:
+            given = config.get(_POSITIONS)
+            written = dict(given) if isinstance(given, Mapping) else {}
+            written |= self._completed_rope(self._rope) or {}
+            meant = {key: self.value(key) for key in keys}
+            written |= {key: value for key, value in meant.items() if value is not None}
+            config[_POSITIONS] = written
+        return config
 
     def _rope_parameter(self, key: str) -> Any:
         value = self._rope.get(key)

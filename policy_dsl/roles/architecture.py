@@ -84,11 +84,12 @@ class Role(NamedTuple):
 class Fusion(NamedTuple):
     """How one source tensor holds matrices of every expert, along its first axis.
 
-    interleaved: rows of the projections take turns. transposed: stored [experts, in, out].
+    interleaved: rows of the projections take turns. transposed: stored [experts, in, out];
+    `by shape`: so or the other way round.
     """
 
     interleaved: bool = False
-    transposed: bool = False
+    transposed: bool | str = False
     mxfp4: bool = False
 
 

@@ -42,6 +42,7 @@ def classify(inventory: Inventory) -> Model:
     """
     facts = read_config(inventory.config, architecture_of(inventory), inventory.id)
     reading = _Reading(facts, find_scales(inventory))
+    reading.ways = set(_ways_by_shape(facts, inventory))
     for tensor in inventory.tensors.values():
         # Scales are read with their weight and are not tensors of the model.
         if tensor.name not in reading.scales.consumed:
@@ -71,6 +72,24 @@ def classify_hfq(inventory: Inventory) -> Model:
         tensors=tuple(replace(known, source=tensors[known.source.name]) for known in model.tensors),
         ignored=tuple((tensors[name], reason) for name, reason in (*ignored, *added.items())),
     )
+
+
+def _ways_by_shape(facts: ConfigFacts, inventory: Inventory) -> Iterator[bool]:
+    """Whether tensors of experts are transposed, of those whose shapes show it.
+
+    Where two sides are equal, the other projections' are not.
+    """
+    names = facts.table.names.items()
+    by_shape = {
+        key: rule for key, rule in names if isinstance((rule.fusion or Fusion()).transposed, str)
+    }
+    for tensor in inventory.tensors.values() if by_shape else ():
+        rule = by_shape.get(numbered_key(tensor.name)[0])
+        if rule and (need := rule.needs[0]):
+            out, into = facts.shapes[need] or (0, 0)
+            usual = out * len(rule.roles), into
+            if len(set(usual)) == 2 and tensor.shape[1:] in (usual, usual[::-1]):
+                yield tensor.shape[1:] != usual
 
 
 def outside(table: Architecture, key: str, *, beyond: bool) -> NameRule | None:
@@ -130,6 +149,7 @@ class _Reading:
         self.wrong: list[Diagnostic] = []
         self.unreadable: dict[tuple[str, str], list[str]] = defaultdict(list)
         self.has_experts = False
+        self.ways: set[bool] = set()
 
     def read(self, tensor: TensorInfo) -> None:
         """Give a tensor its role."""
@@ -182,6 +202,12 @@ class _Reading:
     def _add_fused(self, tensor: TensorInfo, rule: NameRule, numbers: tuple[int, ...]) -> None:
         """Every expert's matrices, expert by expert, of a tensor that holds all of them."""
         fusion = rule.fusion or Fusion()
+        if isinstance(fusion.transposed, str):
+            if len(self.ways) != 1:
+                wanted = "[experts, out, in] or [experts, in, out] alone, in all layers"
+                self._wrong_shape(tensor, wanted)
+                return
+            fusion = fusion._replace(transposed=self.ways == {True})
         axes = ["experts", *(("in", "out") if fusion.transposed else ("out", "in"))]
         if fusion.mxfp4:
             axes = ["experts", "out", "blocks of in", "bytes"]

@@ -37,10 +37,11 @@ def assumed(level):
     return found
 
 
-def declared(module):
-    """The fields of ModelArgs: those without a default, and the others with theirs."""
-    fields = dataclasses.fields(import_module(f"mlx_lm.models.{module}").ModelArgs)
-    required = {one.name for one in fields if one.default is dataclasses.MISSING}
+def declared(module, name="ModelArgs"):
+    """The fields of a class: those without a default, and the others with theirs."""
+    fields = dataclasses.fields(getattr(import_module(f"mlx_lm.models.{module}"), name))
+    missing, made = dataclasses.MISSING, "default_factory"
+    required = {one.name for one in fields if one.default is missing is getattr(one, made)}
     defaults = {one.name: one.default for one in fields if one.name not in required}
     # A comma too many makes a tuple of a text.
     return required, {key: [*one] if type(one) is tuple else one for key, one in defaults.items()}
@@ -55,21 +56,47 @@ def test_every_type_of_a_family_that_a_target_takes_is_in_the_table(reader):
             assert any(kinds), family
 
 
-@pytest.mark.parametrize("name", [name for name in MLX if MLX[name].inside is None])
+# Kind -> the class of the model below, by its module and name.
+INNER = {
+    "kimi_k25": ("deepseek_v3", "ModelArgs"),
+    "muse_glimmer": ("muse_glimmer", "ModelArgs"),
+    "qwen3_5": ("qwen3_5", "TextModelArgs"),
+    "qwen3_5_moe": ("qwen3_5", "TextModelArgs"),
+    "qwen3_vl": ("qwen3", "ModelArgs"),
+    "qwen3_vl_moe": ("qwen3_moe", "ModelArgs"),
+}
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_the_model_inside_is_where_mlx_lm_looks(name):
+    pytest.importorskip("mlx_lm")
+    kind, (required, _) = MLX[name], declared(name)
+    # Classes that take a flat config make one of these of it.
+    flat = {kind.inside} if kind.flat else set()
+    assert {*kind.top.required} == required - {"model_type"} - flat
+
+
+@pytest.mark.parametrize("name", [*INNER, *(name for name in MLX if MLX[name].inside is None)])
 def test_fields_and_defaults_are_those_of_mlx_lm(name):
     pytest.importorskip("mlx_lm")
-    kind, (required, defaults) = MLX[name], declared(name)
+    kind, (module, cls) = MLX[name], INNER.get(name, (name, "ModelArgs"))
+    level, (required, defaults) = kind.nested if kind.inside else kind.top, declared(module, cls)
+    if kind.rope_parameters:
+        # It makes the others of this one.
+        made = {"rope_parameters", "rope_scaling", *kind.rope_parameters}
+        required -= made
+        defaults = {key: value for key, value in defaults.items() if key not in made}
     defaults.pop("model_type", None)
-    for key in {*kind.top.required} - required:
+    for key in {*level.required} - required:
         # The class has a default, and does not start with it.
         assert defaults.pop(key) is None
         given = dict.fromkeys(required, 1)
         with pytest.raises(ValueError, match=key):
-            import_module(f"mlx_lm.models.{name}").ModelArgs(**given)
+            getattr(import_module(f"mlx_lm.models.{module}"), cls)(**given)
         required.add(key)
-    assert {*kind.top.required} == required - {"model_type"}
+    assert {*level.required} == required - {"model_type"}
     elsewhere = {path.split(".")[0] for path in kind.also.values()}
-    assert assumed(kind.top) | dict(kind.unused) | dict.fromkeys(elsewhere) == defaults
+    assert assumed(level) | dict(kind.unused) | dict.fromkeys(elsewhere) == defaults
 
 
 def test_fields_and_defaults_below_a_vision_model_are_those_of_mlx_lm():
@@ -91,34 +118,8 @@ BUILT_AS = {
     "mistral3_ministral3": "mistral3",
     "mistral3_mistral4": "mistral3",
 }
-# Kind -> the class of the model below, by its module and name.
-INNER = {
-    "kimi_k25": ("deepseek_v3", "ModelArgs"),
-    "muse_glimmer": ("muse_glimmer", "ModelArgs"),
-    "qwen3_5": ("qwen3_5", "TextModelArgs"),
-    "qwen3_5_moe": ("qwen3_5", "TextModelArgs"),
-}
 
 
-@pytest.mark.parametrize("name", INNER)
-def test_fields_and_defaults_of_the_model_inside_are_those_of_mlx_lm(name):
-    pytest.importorskip("mlx_lm")
-    kind, (module, inner) = MLX[name], INNER[name]
-    required, _ = declared(name)
-    # Classes that take a flat config make one of these of it.
-    assert {*kind.top.required} == required - {"model_type"} - (
-        {kind.inside} if kind.flat else set()
-    )
-    fields = dataclasses.fields(getattr(import_module(f"mlx_lm.models.{module}"), inner))
-    made = {"model_type", "rope_scaling", *map(first_of, kind.also.values())}
-    # Of several parameters in one mapping, it makes fields.
-    left_out = made if kind.also else {"model_type"}
-    wanted = {one.name: one.default for one in fields if one.name not in left_out}
-    assert assumed(kind.nested) | dict(kind.unused) == wanted
-
-
-def first_of(path):
-    return path.split(".")[0]
 
 
 @pytest.mark.parametrize("name", MLX)
