@@ -113,9 +113,11 @@ class NameRule:
 class Derived(NamedTuple):
     """A default that other keys decide: `form` says how, from the keys and words of `fields`.
 
-    expression: numbers and keys multiplied and divided. every, first: a list with a word a layer,
-    `is` or `else`. each: a list with `then` for each entry of another that `is`, or `else`. period:
-    after how many entries of a list the word `of` returns.
+    expression: numbers and keys multiplied and divided. every, first, listed: a list with a word
+    a layer, `is` or `else`. each: a list with `then` for each entry of another that `is`, or
+    `else`. period: after how many entries of a list the word `of` returns. length, words: of a
+    list or a text, how many entries it has, and what they mean, by `as`. if: an expression,
+    `then` or `else`.
     """
 
     form: str
@@ -366,7 +368,7 @@ def _default(written: Any) -> Any:
         return written
     if "value" in written:
         return written["value"]
-    for form in ("every", "first", "period", "each"):
+    for form in ("every", "first", "listed", "period", "each", "length", "words", "if"):
         if form in written:
             return Derived(form, written)
     raise ValueError(f"a default cannot be {written}")

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
@@ -23,7 +23,7 @@ LARGEST_SIZE = 2**31 - 1
 TIED = "tie_word_embeddings"
 _LARGEST_OPERAND = 2**53
 _LONGEST_VALUE = 60
-_WORD = re.compile(r"\s*([*/+]?)\s*([\w.|]+)")
+_WORD = re.compile(r"\s*([*/+]|up to\b)?\s*([\w.|]+)")
 
 
 @dataclass(frozen=True)
@@ -99,27 +99,44 @@ class ConfigFacts:
         fields = default.fields
         if default.form == "expression":
             return self.computed(fields["text"])
-        if default.form == "period":
-            return _period(self.value(fields["period"]), fields["of"])
+        if default.form == "if":
+            return self.computed(fields["then" if self.value(fields["if"]) else "else"])
         if default.form == "each":
             # Only what is written: either list may be made of the other.
             entries, words = self.given(fields["each"]), (fields["else"], fields["then"])
             known = isinstance(entries, list)
             return [words[one == fields["is"]] for one in entries] if known else None
-        deciding, layers = fields[default.form], self.value(self.table.layers)
-        number = self.value(deciding) if isinstance(deciding, str) else deciding
-        if not all(map(is_whole, (number, layers))) or layers > LARGEST_COUNT:
+        deciding = fields[default.form]
+        found = self.value(deciding) if isinstance(deciding, str) else deciding
+        if default.form == "period":
+            return _period(found, fields["of"])
+        if default.form in ("length", "words"):
+            is_list = isinstance(found, list | str) and 0 < len(found) <= LARGEST_COUNT
+            read = found if is_list and all(isinstance(word, str) for word in found) else ()
+            meant = [fields.get("as", {}).get(word, word) for word in read]
+            return (len(meant) if default.form == "length" else meant) or None
+        return self._by_layer(default.form, found, fields)
+
+    def _by_layer(self, form: str, found: Any, fields: Mapping[str, Any]) -> list[Any] | None:
+        """A word for each layer: one for those chosen, and another for the rest."""
+        layers, numbers = self.value(self.table.layers), [found]
+        first = self.value(fields["at"]) if form == "every" and "at" in fields else 0
+        if form == "listed":
+            numbers = found if isinstance(found, list) else [None]
+        if not all(map(is_whole, (*numbers, first, layers))) or layers > LARGEST_COUNT:
             return None
         # The first layers, or each of so many; none of zero.
-        chosen = range(number)
-        if default.form == "every" and number:
-            chosen = range(number - 1, layers, number)
+        chosen: Collection[int] = range(numbers[0] if form == "first" else 0)
+        if form == "listed":
+            chosen = {number - fields.get("from", 0) for number in numbers}
+        elif form == "every" and found:
+            chosen = range(first if "at" in fields else found - 1, layers, found)
         return [fields["is" if layer in chosen else "else"] for layer in range(layers)]
 
     def computed(self, expression: str) -> float | int | None:
         """Sums of numbers and keys multiplied and divided from left to right; None if unknown.
 
-        `a|b` is the first of several keys that is a number.
+        `a up to b` is the next multiple of b, `a|b` the first of several keys that is a number.
         """
         total: float | int = 0
         for product in expression.split(" + "):
@@ -127,9 +144,12 @@ class ConfigFacts:
             for sign, words in _WORD.findall(product):
                 values = (int(w) if w.isdecimal() else self.value(w) for w in words.split("|"))
                 operand = next(filter(_is_operand, values), None)
-                if operand is None or (sign == "/" and operand == 0):
+                if operand is None or (sign in ("/", "up to") and not operand):
                     return None
-                result = result / operand if sign == "/" else result * operand
+                if sign == "up to":
+                    result = math.ceil(result / operand) * operand
+                else:
+                    result = result / operand if sign == "/" else result * operand
             total += result
         return int(total) if total == int(total) else total
 
@@ -185,7 +205,7 @@ class ConfigFacts:
         if clause.form == "in":
             return isinstance(value, list) and layer in value
         if clause.form == "is":
-            return bool(self._at(value, layer) == clause.word)
+            return str(self._at(value, layer)) == clause.word
         if not clause.form:
             return value not in (None, False, 0)
         if clause.form == "from" or not is_whole(value):
@@ -224,7 +244,7 @@ class ConfigFacts:
         """The key that decides: of one that the config leaves out, what its default is of."""
         for default in () if self.is_given(key) else self._derived(key):
             deciding = default.fields.get(default.form)
-            if default.form in ("first", "every") and isinstance(deciding, str):
+            if default.form in ("first", "every", "listed") and isinstance(deciding, str):
                 return self._root(deciding)
         return key
 

@@ -120,8 +120,6 @@ BUILT_AS = {
 }
 
 
-
-
 @pytest.mark.parametrize("name", MLX)
 def test_mlx_lm_builds_these_types_with_the_class(name):
     utils = pytest.importorskip("mlx_lm.utils")
@@ -133,7 +131,9 @@ def test_mlx_lm_builds_these_types_with_the_class(name):
 
 def test_mlx_lm_scales_positions_in_these_ways():
     rope_utils = pytest.importorskip("mlx_lm.models.rope_utils")
-    known = {name for kind in MLX.values() for name in kind.ropes or ()}
+    # Phi-3.5-MoE makes its own.
+    others = [kind for key, kind in MLX.items() if key != "phimoe"]
+    known = {name for kind in others for name in kind.ropes or ()}
     for name in known:
         scaling = dict.fromkeys(MLX["llama"].rope(name).required, 4.0)
         rope_utils.initialize_rope(32, 1e4, False, {"type": name, **scaling}, 64)

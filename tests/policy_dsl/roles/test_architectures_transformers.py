@@ -25,6 +25,11 @@ transformers = pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.torch")
 GOLDEN = Path(__file__).parents[2] / "golden" / "architectures"
 CASES = sorted(GOLDEN.glob("*.json"))
+# Layers whose state is an average of what came before.
+LINEAR = ("GatedDeltaNet", "Mamba", "ShortConv")
+# What some classes call their linears.
+WORDS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+WORDS |= {"input_linear": "gate_up_proj", "output_linear": "down_proj"}
 VISION = ("Vision", "Siglip", "MultiModalProject", "MultimodalProject", "PatchMerger")
 
 
@@ -55,34 +60,36 @@ def role_by_module(model, name):
 
     if within(*VISION):
         return "vision"
+    if path == "lm_head" and leaf == "bias":
+        return "bias"
     if path == "lm_head" or isinstance(owner, torch.nn.Embedding):
         return "lm_head" if path == "lm_head" else "embed"
     if "Norm" in classes[-1]:
         return "norm"
     if isinstance(owner, torch.nn.Conv1d):
-        return "conv"
+        return "bias" if leaf == "bias" else "conv"
     if "Experts" in classes[-1]:
         fused = {"gate_up_proj": "experts.gate_proj+experts.up_proj"}
         return "bias" if leaf.endswith("_bias") else fused.get(leaf, f"experts.{leaf}")
-    if "Router" in classes[-1] or leaf == "e_score_correction_bias":
+    if "Router" in classes[-1] or leaf in ("e_score_correction_bias", "expert_bias"):
         return "router" if leaf == "weight" else "router_bias"
     if isinstance(owner, torch.nn.Linear):
         if leaf == "bias":
             return "bias"
         return linear_role(attribute, modules, within)
-    return "ssm" if within("GatedDeltaNet") else "sinks"
+    return "ssm" if within(*LINEAR, "DeltaAttention") else "sinks"
 
 
 def linear_role(attribute, modules, within):
     """The role of a linear layer, by the blocks around it."""
     if attribute == "shared_expert_gate":
         return attribute
-    if within("GatedDeltaNet"):
+    if within(*LINEAR):
         return f"linear_attention.{attribute}"
     if within("Attention"):
-        return f"attention.{attribute}"
-    beside_experts = hasattr(modules[-3], "experts")
-    return f"{'shared_experts' if beside_experts else 'mlp'}.{attribute}"
+        return f"attention.{'o_proj' if attribute == 'out_proj' else attribute}"
+    beside_experts = any(hasattr(modules[-3], word) for word in ("experts", "block_sparse_moe"))
+    return f"{'shared_experts' if beside_experts else 'mlp'}.{WORDS.get(attribute, attribute)}"
 
 
 def logical(memory, roles):
@@ -101,7 +108,8 @@ def saved_roles(model, saved):
     """The role of each saved tensor; a renamed one is found again by its values."""
     memory = model.state_dict()
     roles = {name: role_by_module(model, name) for name in memory}
-    known = list(logical(memory, roles))
+    whole = ((roles[name], tensor) for name, tensor in memory.items())
+    known = [*logical(memory, roles), *whole]
     for name in saved.keys() - memory.keys():
         alike = {
             role

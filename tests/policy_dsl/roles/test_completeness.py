@@ -24,6 +24,8 @@ MEANT = {
     **{"gate_up_proj": "gate_proj", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"},
     **{"gate": "router", "embed_tokens": "embed", "conv1d": "conv", "A_log": "ssm"},
     **{"e_score_correction_bias": "router_bias", "bias": "router_bias"},
+    **{"input_linear": "gate_proj", "output_linear": "down_proj"},
+    **{"out_proj": "o_proj", "expert_bias": "router_bias"},
 }
 TOWERS = ("vision", "visual", "multi_modal_projector", "mm_projector")
 

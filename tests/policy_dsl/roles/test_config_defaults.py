@@ -46,6 +46,11 @@ TYPES = {
     "mistral3": "mistral3",
     "mistral4": "mistral4",
     "muse_glimmer": "muse_glimmer",
+    "granitemoe": "granitemoe",
+    "lfm2": "lfm2",
+    "lfm2_moe": "lfm2_moe",
+    "mellum": "mellum",
+    "phimoe": "phimoe",
 }
 # Keys of publishers' own code and of other readers; transformers has no attribute for them.
 ELSEWHERE = {
@@ -80,6 +85,9 @@ ELSEWHERE = {
     "olmo3": {"sliding_window", "layer_types", "rope_local_base_freq", "local_rope_type"},
     "qwen3_5": {"full_attention_interval"},
     "gemma3": {"sliding_window_pattern"},
+    "lfm2": {"mlp_size", "block_dim", "rms_norm_eps"},
+    "lfm2_moe": {"full_attn_idxs", "rms_norm_eps"},
+    "phimoe": {"original_max_position_embeddings"},
 }
 # transformers builds a prediction block only when it is told to; silence means none here.
 OTHERWISE = {"num_nextn_predict_layers"}
