@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property, reduce
+from math import isclose, log
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from policy_dsl.roles.config_facts import TIED, is_whole, rewritten
 
 TABLES = Path(__file__).parent / "readers"
 _ROPE, _POSITIONS = "rope_scaling", "rope_parameters"
+# How configs call the number of blocks that predict tokens, where no table has a key for it.
+_MTP_COUNTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 # What is left of a block that predicts tokens when its matrices are gone.
 _SPARE = frozenset({"norm", "bias", "router", "router_bias"})
 _ROPE_TYPES = ("rope_type", "type")
@@ -158,12 +161,12 @@ def _following(plan: Draft) -> dict[str, Any]:
     mtp = table.config.get(table.mtp_layers or "")
     changed: dict[str, Any] = {}
     # Norms and routers alone are not a block.
-    if mtp and all(role[4:] in _SPARE for role in roles if role.startswith("mtp.")):
-        changed |= dict.fromkeys(mtp.names, 0)
-    if "lm_head" in roles:
-        changed[TIED] = False
+    if all(role[4:] in _SPARE for role in roles if role.startswith("mtp.")):
+        changed |= dict.fromkeys((*_MTP_COUNTS, *(mtp.names if mtp else ())), 0)
+    # A text model inside may say otherwise than the whole one.
+    changed[TIED] = plan.model.tied and "lm_head" not in roles
     config = plan.model.config
-    return rewritten(config, lambda key, value: changed.get(key, value) if value else value)
+    return rewritten(config, lambda key, value: value if value is None else changed.get(key, value))
 
 
 @dataclass
@@ -278,11 +281,18 @@ class _Reading:
         elif called in known:
             required, only = self.kind.rope(called).required, self.kind.ropes_only
             missing = [key for key in required if self._rope_parameter(key) is None]
-            unread = [key for key in only if rope.get(key) not in only[key]]
+            unread = [key for key in only if rope.get(key) not in (*only[key], self._usual(key))]
             yield from (f"it needs `{key}` of `{called}` positions" for key in missing)
             yield from (f"it does not read `{key}` of `{called}` positions" for key in unread)
         elif called != "default":
             yield f"it does not scale positions as `{called}` does"
+
+    def _usual(self, key: str) -> Any:
+        """The value of a parameter that says only what every reader computes by itself."""
+        given, factor = self._rope.get(key), self._rope.get("factor")
+        if key != "attention_factor" or "mscale" in self._rope or not given or not factor:
+            return None
+        return given if isclose(given, 0.1 * log(factor) + 1, rel_tol=1e-6) else None
 
     def limits(self) -> Iterator[str]:
         """Values that the reader does not compute with, whatever the config says."""

@@ -73,10 +73,32 @@ _LATENT = {
     "v_head_dim": 64,
     "rope_parameters": _BASE,
 }
+# These classes have none.
+_NO_HEAD_DIM = {"head_dim": None}
+_WINDOWED = {"rope_type": "default", "rope_theta": 4e5}
+_OLMO3 = {
+    **_NO_HEAD_DIM,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "sliding_window": 8,
+    "rope_parameters": {
+        "full_attention": {**_YARN, "rope_theta": 4e5, "attention_factor": 1.2079441541679836},
+        "sliding_attention": _WINDOWED,
+    },
+}
+_DELTA = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 16,
+    "rope_parameters": {**_BASE, "partial_rotary_factor": 0.5},
+}
+_MROPE = {**_BASE, "mrope_section": [8, 4, 4]}
 
 
 def _kind(family: str, config_class: str, **options: Any) -> Kind:
-    return Kind(family, config_class, {**_SMALL, **options}, dtype="float32", shards=1)
+    given = {key: value for key, value in {**_SMALL, **options}.items() if value is not None}
+    return Kind(family, config_class, given, dtype="float32", shards=1)
 
 
 MODELS: Mapping[str, Kind] = {
@@ -120,8 +142,68 @@ MODELS: Mapping[str, Kind] = {
     ),
     "gemma3_text": _kind("gemma3", "Gemma3TextConfig", **_GEMMA),
     "gemma3": _kind("gemma3", "Gemma3Config", **_GEMMA),
+    "olmo2": _kind("olmo3", "Olmo2Config", rope_parameters=_BASE, **_NO_HEAD_DIM),
+    "olmo3": _kind("olmo3", "Olmo3Config", **_OLMO3),
+    "olmoe": _kind(
+        "olmoe",
+        "OlmoeConfig",
+        rope_parameters=_BASE,
+        num_experts=4,
+        num_experts_per_tok=2,
+        **_NO_HEAD_DIM,
+    ),
+    "qwen2_moe": _kind(
+        "qwen2_moe",
+        "Qwen2MoeConfig",
+        rope_parameters=_BASE,
+        num_experts=4,
+        shared_expert_intermediate_size=96,
+        **_EXPERTS,
+        **_NO_HEAD_DIM,
+    ),
+    "qwen3_next": _kind("qwen3_next", "Qwen3NextConfig", num_experts=4, **_EXPERTS, **_DELTA),
+    "qwen3_5": _kind("qwen3_5", "Qwen3_5Config", **_DELTA),
+    "qwen3_5_tied": _kind("qwen3_5", "Qwen3_5TextConfig", **_TIED, **_DELTA),
+    "qwen3_5_text": _kind("qwen3_5", "Qwen3_5TextConfig", **_DELTA),
+    "qwen3_5_moe": _kind("qwen3_5", "Qwen3_5MoeConfig", num_experts=4, **_EXPERTS, **_DELTA),
+    "qwen3_vl": _kind("qwen3_vl", "Qwen3VLConfig", rope_parameters=_MROPE),
+    "qwen3_vl_tied": _kind("qwen3_vl", "Qwen3VLConfig", rope_parameters=_MROPE, **_TIED),
+    "qwen3_vl_moe": _kind(
+        "qwen3_vl_moe",
+        "Qwen3VLMoeConfig",
+        rope_parameters=_MROPE,
+        num_experts=4,
+        mlp_only_layers=[1],
+        **_EXPERTS,
+    ),
     "deepseek_v3": _kind("deepseek_v3", "DeepseekV3Config", **_LATENT),
     "kimi_k2": _kind("kimi_k2", "DeepseekV3Config", **_LATENT),
+}
+
+_SIGLIP = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+_QWEN_VISION = {
+    "depth": 1,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "out_hidden_size": _SMALL["hidden_size"],
+    "patch_size": 4,
+    "num_position_embeddings": 16,
+}
+# Config class -> a small vision model above the language model.
+VISION: Mapping[str, Mapping[str, Any]] = {
+    "Gemma3Config": _SIGLIP,
+    "Qwen3_5Config": _QWEN_VISION,
+    "Qwen3_5MoeConfig": _QWEN_VISION,
+    "Qwen3VLConfig": {**_QWEN_VISION, "deepstack_visual_indexes": [0]},
+    "Qwen3VLMoeConfig": {**_QWEN_VISION, "deepstack_visual_indexes": [0]},
 }
 
 
@@ -164,10 +246,9 @@ def _model(kind: Kind) -> Any:
     torch.manual_seed(11)
     sizes = dict(kind.options)
     auto = transformers.AutoModelForCausalLM
-    if kind.config_class == "Gemma3Config":
-        vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
-        vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-        sizes = {"text_config": sizes, "vision_config": vision, "mm_tokens_per_image": 4}
+    if kind.config_class in VISION:
+        inner = {"text_config": sizes, "vision_config": VISION[kind.config_class]}
+        sizes = {**inner, "tie_word_embeddings": sizes["tie_word_embeddings"]}
         auto = transformers.AutoModelForImageTextToText
     config = getattr(transformers, kind.config_class)(**sizes)
     model = auto.from_config(config, dtype=torch.float32).eval()

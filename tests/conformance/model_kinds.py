@@ -152,8 +152,14 @@ def published_config(config: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
         for key in ("dtype", "tie_word_embeddings"):
             text.pop(key)
         del found["tie_word_embeddings"]
-    else:
+    elif kind.family.startswith("qwen3_vl"):
+        found["text_config"] = _flat_rope(found["text_config"])
+        # Without scaling, the sections of positions are still said.
+        found["text_config"]["rope_scaling"] = {"rope_type": "default", "mrope_interleaved": True}
+    elif kind.family != "qwen3_5":
         found = _flat_rope(found)
+    if kind.family == "qwen3_vl_moe":
+        found["text_config"]["num_experts"] = found["text_config"].pop("num_local_experts")
     if kind.family == "minimax_m2":
         rotary = int(found["head_dim"] * found["partial_rotary_factor"])
         found |= {"rotary_dim": rotary, "shared_intermediate_size": 0, "use_qk_norm": True}
@@ -172,6 +178,8 @@ def _flat_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     rope = dict(found.pop("rope_parameters"))
     if "full_attention" not in rope:
         return found | _split_rope(rope)
+    if "_sliding_window_pattern" not in found:
+        return found | _split_rope(rope["full_attention"])
     words = found.pop("layer_types")
     pattern = found.pop("_sliding_window_pattern")
     return found | {

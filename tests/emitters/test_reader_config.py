@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,10 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import parse_policy
 from policy_dsl.plan import Plan
 from policy_dsl.planning.resolve import resolve
+from policy_dsl.roles.config_facts import TIED
+from policy_dsl.sources.reference import open_source
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "families"
 ABSENT = object()
 # All that a target of today stores of any family.
 RULES = {
@@ -250,3 +254,53 @@ def test_blocks_that_predict_are_counted_as_the_bundle_has_them():
     assert written("gptq", beside, packed)["num_nextn_predict_layers"] == 1
     dropped = f"{RULES['gptq']}\nmtp: drop"
     assert written("gptq", beside, dropped)["num_nextn_predict_layers"] == 0
+
+
+def of_family(case: str, **changes: Any) -> Inventory:
+    """A golden checkpoint of a family, with keys of its text config changed."""
+    found = open_source(str(GOLDEN / case))
+    text = {**found.config["text_config"], **changes}
+    kept = {key: value for key, value in text.items() if value is not ABSENT}
+    return replace(found, config={**found.config, "text_config": kept})
+
+
+def test_blocks_that_predict_are_counted_in_the_text_config_too():
+    found = written("mlx_affine", of_family("qwen3_5"), "all: keep")
+    assert found["text_config"]["mtp_num_hidden_layers"] == 0
+
+
+def test_a_text_config_says_of_the_head_what_the_whole_model_does():
+    """mlx-lm looks at the inner one, transformers at the outer one."""
+    beside = of_family("qwen3_vl", tie_word_embeddings=False)
+    tied = without(replace(beside, config={**beside.config, TIED: True}), "lm_head.weight")
+    assert written("mlx_affine", tied, "all: keep")["text_config"][TIED] is True
+    untied = of_family("qwen3_vl_moe", tie_word_embeddings=True)
+    assert written("mlx_affine", untied, "all: keep")["text_config"][TIED] is False
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_positions_of_qwen3_5_are_written_where_mlx_lm_looks(is_flat):
+    """Its class takes no other key than `rope_parameters`, and has another default."""
+    scaled = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    old = {"rope_theta": 5e6, "partial_rotary_factor": 0.5, "rope_scaling": scaled}
+    found = of_family("qwen3_5", rope_parameters=ABSENT, **old)
+    if is_flat:
+        found = replace(found, config={**found.config["text_config"], "model_type": "qwen3_5_text"})
+    config = written("mlx_affine", found, "all: keep")
+    text = config if is_flat else config["text_config"]
+    assert config["model_type"] == "qwen3_5"
+    assert text["rope_parameters"] == {**scaled, "rope_theta": 5e6, "partial_rotary_factor": 0.5}
+
+
+def test_a_dense_model_gets_no_counts_of_experts():
+    found = written("mlx_affine", of_family("qwen3_5"), "all: keep")["text_config"]
+    assert not [key for key in found if "expert" in key]
+
+
+def test_a_factor_that_yarn_has_anyway_is_no_other():
+    """OLMo 3 is published with the attention factor that mlx-lm computes by itself."""
+    scaled = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}
+    usual = source("llama", rope_scaling={**scaled, "attention_factor": 1.2079441541679836})
+    assert plan("mlx_affine", usual).refusals == ()
+    other = source("llama", rope_scaling={**scaled, "attention_factor": 1.3})
+    assert any("attention_factor" in one for one in refused("mlx_affine", other))

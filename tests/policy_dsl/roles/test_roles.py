@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,47 @@ def test_fused_experts_are_halves_of_the_rows(recorded):
         ("experts.gate_proj", 1, (1, 0, 0), (32, 64)),
         ("experts.up_proj", 1, (1, 32, 0), (32, 64)),
     ]
+
+
+def turned(source, *endings):
+    """The model with the last two axes of tensors swapped whose names end like that."""
+    tensors = {
+        name: one._replace(shape=(one.shape[0], *one.shape[:0:-1]))
+        if name.endswith(endings)
+        else one
+        for name, one in source.tensors.items()
+    }
+    return replace(source, tensors=tensors)
+
+
+def test_experts_of_qwen3_vl_are_stored_as_their_shapes_say(recorded):
+    source, _ = recorded("qwen3_vl_moe")
+    saved = classify(source)
+    published = classify(turned(source, ".gate_up_proj", ".down_proj"))
+    places = {}
+    for model in (saved, published):
+        one = next(each for each in model.tensors if each.role == "experts.up_proj")
+        assert one.shape == (24, 64)
+        places[model is published] = one.view.place(1, 2)
+    assert places == {False: (0, 25, 2), True: (0, 2, 25)}
+    assert [each.shape for each in saved.tensors] == [each.shape for each in published.tensors]
+
+
+def test_square_experts_are_stored_as_the_others_show(recorded):
+    """gate_up_proj of 2 x 32 rows and 64 columns: only down_proj says which are which."""
+    source, _ = recorded("qwen3_vl_moe")
+    text = {**source.config["text_config"], "moe_intermediate_size": 32}
+    shapes = {".gate_up_proj": (4, 64, 64), ".experts.down_proj": (4, 64, 32)}
+    tensors = {
+        name: one._replace(
+            shape=next((s for end, s in shapes.items() if name.endswith(end)), one.shape)
+        )
+        for name, one in source.tensors.items()
+    }
+    square = replace(source, config={**source.config, "text_config": text}, tensors=tensors)
+    for found, place in ((square, (0, 33, 2)), (turned(square, "experts.down_proj"), (0, 2, 33))):
+        up = next(one for one in classify(found).tensors if one.role == "experts.up_proj")
+        assert up.view.place(1, 2) == place
 
 
 def test_blocks_after_the_last_layer_are_mtp(tensor, changed, mtp_block):

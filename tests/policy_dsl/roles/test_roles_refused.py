@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from policy_dsl.inventory import Inventory
@@ -113,6 +115,15 @@ def test_fused_experts_have_the_shape_of_the_config(shape, tensor, recorded, cod
     name = "model.layers.1.mlp.experts.gate_up_proj"
     tensors = {**source.tensors, name: tensor(name, shape)}
     assert codes(Inventory("tiny", source.config, tensors)) == ["wrong-shape"]
+
+
+def test_experts_stored_in_two_ways_are_not_guessed_at(recorded, message):
+    source, _ = recorded("qwen3_vl_moe")
+    tensors = {
+        name: one._replace(shape=(4, 24, 64)) if name.endswith("1.mlp.experts.down_proj") else one
+        for name, one in source.tensors.items()
+    }
+    assert "[experts, in, out]" in message(replace(source, tensors=tensors))
 
 
 @pytest.mark.parametrize("config", [{"hidden_size": 8}, {"vocab_size": 9}])
