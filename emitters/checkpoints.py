@@ -11,6 +11,7 @@ from policy_dsl.formats import Claim, FileContents, ForeignMetadataError, Tensor
 from policy_dsl.inventory import EXPERT_NAME
 from policy_dsl.plan import Module, PlannedTensor
 from policy_dsl.roles.classify import Model, ModelTensor
+from policy_dsl.treatments import Stored, scheme_of
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -105,6 +106,16 @@ def omission(tensor: ModelTensor, model: Model, reasons: Mapping[str, str]) -> s
     if tensor.role == "lm_head" and model.tied:
         return f"tied: {reasons['lm_head']} embed_tokens"
     return reasons.get(tensor.component or "")
+
+
+def unfit(tensor: ModelTensor, model: Model, stored: Stored, target: str) -> str | None:
+    """Why the table of the family does not let readers have a role in this scheme, else None."""
+    for only in model.architecture.facts(target).get("only", ()):
+        is_met = model.facts.satisfies(only.get("when", ""), tensor.layer)
+        is_other = scheme_of(stored) not in only["schemes"]
+        if tensor.namesake in only["roles"] and is_other and is_met:
+            return str(only["reason"])
+    return None
 
 
 def wrong_metadata(file: str, reason: str, *, of: str = "") -> Diagnostic:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 # Components whose blocks never count as layers and that a bare projection does not reach.
 OUTSIDE_LANGUAGE_MODEL = frozenset({"vision", "audio", "mtp"})
 COMPONENTS = OUTSIDE_LANGUAGE_MODEL | frozenset(
-    {"experts", "shared_experts", "mlp", "attention", "linear_attention"}
+    {"experts", "shared_experts", "mlp", "attention", "linear_attention", "per_layer"}
 )
 SINGLE_ROLES = frozenset(
-    {"router", "router_bias", "shared_expert_gate", "norm", "embed", "lm_head"}
+    {"router", "router_bias", "shared_expert_gate", "norm", "embed", "embed_per_layer", "lm_head"}
     | {"bias", "sinks", "conv", "ssm"}
 )
 # Of every target: a policy may name a scheme of another than it is being resolved for.

@@ -52,7 +52,7 @@ class Level:
 class ReaderKind:
     """What a reader's code for some model types takes from a config, and what it does anyway.
 
-    text_model_types: those of a `text_config`, where they decide; empty: any other.
+    text_model_types, architectures: those of a config, where they decide; empty: any other.
     required, assumes, nullable: as of `Level`, keys of the config itself. inside: a mapping in
     it, with keys of its own. also: key -> where else the reader looks for it. only: key -> the
     values that it computes with, whatever the config says, or a default that other keys decide.
@@ -68,6 +68,7 @@ class ReaderKind:
 
     model_types: Sequence[str]
     text_model_types: Sequence[str] = ()
+    architectures: Sequence[str] = ()
     required: Sequence[str] = ()
     assumes: Mapping[str, Any] = field(default_factory=dict)
     nullable: Sequence[str] = ()
@@ -120,9 +121,16 @@ def reader_kind(reader: str, config: Mapping[str, Any]) -> ReaderKind | None:
     """What a reader has for models of such a config; None if its table does not say."""
     text, kinds = config.get("text_config"), reader_kinds(reader).values()
     inner = text.get("model_type") if isinstance(text, Mapping) else None
+    classes = config.get("architectures")
+    named = (
+        {inner, *(one for one in classes if isinstance(one, str))}
+        if isinstance(classes, list)
+        else {inner}
+    )
     alike = [kind for kind in kinds if config.get("model_type") in kind.model_types]
-    own = [kind for kind in alike if inner in kind.text_model_types]
-    return next(iter(own or [kind for kind in alike if not kind.text_model_types]), None)
+    own = [kind for kind in alike if named & {*kind.text_model_types, *kind.architectures}]
+    others = [kind for kind in alike if not (kind.text_model_types or kind.architectures)]
+    return next(iter(own or others), None)
 
 
 def written_config(plan: Draft, *readers: str) -> dict[str, Any]:

@@ -152,6 +152,10 @@ class _Search:
             made = format.spec.parts(whole, self.model)
             parts = [one for one in made if format.review.left_out(one, self.model) is None]
             paths, by_expert = [self._path(one) for one in parts], whole.expert is not None
+            if not parts and any(one.left_out for one in made):
+                # The reader's own class does without it, where the model has it.
+                self.presence.seen.setdefault(need, {}).setdefault(layer, "")
+                return True
             if parts and self.modules.keys() >= {*paths}:
                 for part, path in zip(parts, paths, strict=True):
                     self._add(need, layer, self.modules[path], part, stack=by_expert)

@@ -11,7 +11,7 @@ from itertools import groupby
 from math import gcd, prod
 from operator import attrgetter, itemgetter
 
-from emitters.checkpoints import omission, uneven
+from emitters.checkpoints import omission, uneven, unfit
 from emitters.hipfire_hfq import container
 from emitters.hipfire_hfq.container import READER, SCALE
 from policy_dsl.formats import Container, ExpertsApart, FormatSpec, PartShape, Review, SchemeSpec
@@ -140,9 +140,8 @@ def _held(tensor: ModelTensor, model: Model, stored: Stored) -> str | None:
     is_awq = isinstance(stored, Coded) and stored.method == AWQ
     if is_awq and tensor.role not in facts.get(AWQ, ()):
         return "it knows AWQ for gate and up of MiniMax-M2's experts only"
-    for only in facts.get("only", ()):
-        if tensor.namesake in only["roles"] and scheme_of(stored) not in only["schemes"]:
-            return str(only["reason"])
+    if (reason := unfit(tensor, model, stored, SPEC.name)) is not None:
+        return reason
     if tensor.is_matrix and stored == Plain("F32"):
         return "its loaders refuse float32 matrices"
     return None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from emitters.checkpoints import CONFIG, omission
+from emitters.checkpoints import CONFIG, omission, unfit
 from policy_dsl.formats import FormatSpec, PartShape, Review, SchemeSpec, Shards
 from policy_dsl.plan import Draft, Refusal
 from policy_dsl.reader_config import refused
@@ -69,7 +69,7 @@ def _held(tensor: ModelTensor, model: Model, stored: Stored) -> str | None:
     family, name = model.architecture.family, module_name(tensor, model)
     if isinstance(stored, Coded) and is_one_of(name, model.architecture.mlx.bare):
         return f"mlx-lm holds the {tensor.namesake} of {family} as a bare parameter"
-    return None
+    return unfit(tensor, model, stored, SPEC.name)
 
 
 def _bundle(draft: Draft) -> Iterator[Refusal]:

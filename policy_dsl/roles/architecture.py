@@ -34,14 +34,16 @@ _RULES = ("names", "block")
 # Keys of a table that are read into names and needs.
 _READ = ("include", "top", "block", "ignored", "needs", "config", "aliases", "mlx", "block_of")
 # Single roles that are linear weights; the others are never quantized as matrices.
-_MATRIX_ROLES = frozenset({"router", "shared_expert_gate", "embed", "lm_head"})
+_MATRIX_ROLES = frozenset({"router", "shared_expert_gate", "embed", "embed_per_layer", "lm_head"})
 _MODEL = "{model}"
 _NUMBERS = ("{layer}", "{expert}", "{n}")
 _BLOCK = "{model}.layers.{layer}."
 # A size of a need that differs from layer to layer.
 ANY = "any"
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
-_CLAUSE = re.compile(r"(not )?(?:layer (in|from|every|at) )?(\w+)(?: (is) (\w+))?")
+_CLAUSE = re.compile(
+    r"(not )?(?:(?:layer )?(in|from|every|at|listed|several) )?(\w+)(?: (is) (\w+))?"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -477,7 +479,8 @@ def clauses(text: str) -> tuple[Clause, ...]:
     """The clauses of a condition, joined by `and`.
 
     `key`: true, or a number other than 0. `key is word`; of a list: its entry for the layer.
-    `layer in key`, `layer from key`: it is listed, or not before it. `layer every key`,
+    `several key`: a number above 1. `layer in key`, `layer from key`: it is listed, or not before
+    it. `layer listed key`: in a text of numbers; all but the first without one. `layer every key`,
     `layer at key`: each key-th one, counted from 1 or from 0. Raises: ValueError.
     """
     parsed = []

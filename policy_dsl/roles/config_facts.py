@@ -170,7 +170,11 @@ class ConfigFacts:
 
     def holds(self, need: Need, layer: int | None) -> bool:
         """Whether the config says that a layer has it."""
-        return self._all(need.when, -1 if layer is None else layer)
+        return self.satisfies(need.when, layer)
+
+    def satisfies(self, condition: str, layer: int | None) -> bool:
+        """Whether a condition of the table is true of a layer, or outside of them."""
+        return self._all(condition, -1 if layer is None else layer)
 
     def reason(self, need: Need, layer: int | None) -> str:
         """What the config says that decides whether a layer has it; empty if nothing does."""
@@ -201,16 +205,26 @@ class ConfigFacts:
     def _is(self, clause: Clause, layer: int) -> bool:
         if clause.key in self.table.where:
             return self._all(self.table.where[clause.key], layer)
-        value = self.value(clause.key)
-        if clause.form == "in":
-            return isinstance(value, list) and layer in value
-        if clause.form == "is":
-            return str(self._at(value, layer)) == clause.word
-        if not clause.form:
-            return value not in (None, False, 0)
-        if clause.form == "from" or not is_whole(value):
-            return is_whole(value) and layer >= value
-        return bool(value > 0 and (layer + (clause.form == "every")) % value == 0)
+        value, form = self.value(clause.key), clause.form
+        count = value if is_whole(value) else 0
+        match form:
+            case "is":
+                held = str(self._at(value, layer)) == clause.word
+            case "in":
+                held = isinstance(value, list) and layer in value
+            case "listed":
+                listed = None if value is None else str(value).replace(" ", "").split(",")
+                # A block after the last layer is like that one.
+                held = layer > 0 if listed is None else str(min(layer, self.n_layers - 1)) in listed
+            case "several":
+                held = count > 1
+            case "from":
+                held = is_whole(value) and layer >= value
+            case "every" | "at":
+                held = count > 0 and (layer + (form == "every")) % count == 0
+            case _:
+                held = value not in (None, False, 0)
+        return bool(held)
 
     def _at(self, value: Any, layer: int) -> Any:
         """The entry of a list for a layer; an MTP block is one like the last."""

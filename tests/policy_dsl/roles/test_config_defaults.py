@@ -51,6 +51,8 @@ TYPES = {
     "lfm2_moe": "lfm2_moe",
     "mellum": "mellum",
     "phimoe": "phimoe",
+    "gemma4": "gemma4",
+    "gemma4_text": "gemma4",
 }
 # Keys of publishers' own code and of other readers; transformers has no attribute for them.
 ELSEWHERE = {
@@ -88,6 +90,7 @@ ELSEWHERE = {
     "lfm2": {"mlp_size", "block_dim", "rms_norm_eps"},
     "lfm2_moe": {"full_attn_idxs", "rms_norm_eps"},
     "phimoe": {"original_max_position_embeddings"},
+    "gemma4": {"sliding_window_pattern", "global_head_dim", "num_global_key_value_heads"},
 }
 # transformers builds a prediction block only when it is told to; silence means none here.
 OTHERWISE = {"num_nextn_predict_layers"}
@@ -139,6 +142,9 @@ def test_what_transformers_saves_means_what_it_was_made_of(model_type, tmp_path)
         if key in table.config and type(value) is int and key != "num_hidden_layers"
     }
     given["hidden_size"] = given["num_attention_heads"] * 8
+    if "per_layer_config" in own:
+        # It may be said for all layers or for each, and not for both.
+        del given["head_dim"]
     if "n_routed_experts" in given:
         given["n_routed_experts"] = given.get("n_group", 1) * 4
     nested = hasattr(transformers.CONFIG_MAPPING[model_type](), "text_config")

@@ -56,7 +56,17 @@ def test_every_kind_of_value_in_a_table_is_known() -> None:
 SPELLED = {
     "emitters/hipfire_hfq/container.py": {"llama"},
     "emitters/jangtq_prestack/spec.py": {
-        *("lfm2", "llama", "minimax", "mistral", "qwen3", "muse_glimmer")
+        *(
+            "llama",
+            "minimax",
+            "mistral",
+            "qwen3",
+            "muse_glimmer",
+            "gemma4",
+            "hunyuan",
+            "lfm2",
+            "step3p5",
+        )
     },
 }
 

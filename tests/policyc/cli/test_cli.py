@@ -468,7 +468,7 @@ class TestCatalogs:
         assert run(command).code == run(command, "--format", "markdown").code == 0
 
     def test_refused_families_say_why(self, run: Any) -> None:
-        assert re.search(r"gpt_oss: its experts", run("formats", "mlx_affine").out)
+        assert re.search(r"gpt_oss: its experts", run("formats", "gptq").out)
 
     def test_schemas_are_schemas(self, run: Any) -> None:
         for path in (ROOT / "policy_dsl" / "document_schemas").glob("*.json"):
