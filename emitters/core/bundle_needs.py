@@ -13,8 +13,8 @@ from policy_dsl.quantities import counted, first_few, runs_of
 from policy_dsl.reader_config import reader_kind
 from policy_dsl.roles.architecture import NameRule, Need, architecture, family_of
 from policy_dsl.roles.classify import outside
-from policy_dsl.roles.completeness import Presence, shown_first, wrong_experts
-from policy_dsl.roles.config_facts import TIED, ConfigFacts, config_findings, read_config
+from policy_dsl.roles.completeness import Presence, config_findings, shown_first, wrong_experts
+from policy_dsl.roles.config_facts import TIED, ConfigFacts, read_config
 from policy_dsl.roles.model import Model, ModelTensor, numbered_key
 from policy_dsl.treatments import Coded
 

@@ -10,8 +10,8 @@ from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic
 from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo
 from policy_dsl.quantities import counted, first_few
 from policy_dsl.roles.architecture import Architecture, Fusion, NameRule, architecture_of, role_of
-from policy_dsl.roles.completeness import Presence, review
-from policy_dsl.roles.config_facts import TIED, ConfigFacts, config_findings, read_config
+from policy_dsl.roles.completeness import Presence, config_findings, review
+from policy_dsl.roles.config_facts import TIED, ConfigFacts, read_config
 from policy_dsl.roles.model import Model, ModelTensor, numbered_key
 from policy_dsl.roles.quantization import FP8, Scales, find_scales
 from policy_dsl.views import Alternate, Expert, Operation, Slice, Transposed

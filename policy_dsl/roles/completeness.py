@@ -1,16 +1,18 @@
-"""Whether a model's tensors are those that its config means: each once, in the right shape."""
+"""Whether a config can be one, and a model's tensors are those it means: once, in their shapes."""
 
+import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from policy_dsl import packaged_table
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.policy import OUTSIDE_LANGUAGE_MODEL
 from policy_dsl.quantities import first_few
-from policy_dsl.roles.architecture import ANY, Need
-from policy_dsl.roles.config_facts import ConfigFacts
+from policy_dsl.roles.architecture import ANY, TABLES, Need
+from policy_dsl.roles.config_facts import LARGEST_SIZE, ConfigFacts, config_levels, is_whole
 from policy_dsl.roles.model import Model, ModelTensor, numbered_key
 
 # Layers of the language model; None is what is outside of its blocks.
@@ -196,3 +198,80 @@ def shown_first(things: Iterable[object]) -> str:
     # A hostile config may leave millions missing; only what is shown is looked for.
     shown = list(map(str, islice(things, 6)))
     return ", ".join(shown[:5]) + (", …" if len(shown) > 5 else "")
+
+
+def _is_number(value: Any) -> bool:
+    if type(value) is int:
+        return abs(value) <= LARGEST_SIZE
+    return type(value) is float and math.isfinite(value)
+
+
+def _are_tokens(value: Any) -> bool:
+    tokens = value if isinstance(value, list) else [value]
+    # -1 is written for a token that there is not.
+    return all(type(token) is int and -1 <= token <= LARGEST_SIZE for token in tokens)
+
+
+def _list_of(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_one, value))
+
+
+# kind -> (whether a value is of it, what the value must be)
+VALUE_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "size": (lambda value: is_whole(value) and 1 <= value <= LARGEST_SIZE, "a whole number from 1"),
+    "count": (lambda value: is_whole(value) and value <= LARGEST_SIZE, "a whole number from 0"),
+    "number": (_is_number, "a number"),
+    "positive": (lambda value: _is_number(value) and value > 0, "a number above 0"),
+    "flag": (lambda value: type(value) is bool, "true or false"),
+    "list": (lambda value: isinstance(value, list), "a list"),
+    "numbers": (_list_of(_is_number), "a list of numbers"),
+    "texts": (_list_of(lambda value: isinstance(value, str)), "a list of texts"),
+    "mapping": (lambda value: isinstance(value, dict), "an object"),
+    "text": (lambda value: isinstance(value, str), "a text"),
+    "pattern": (lambda value: isinstance(value, int | str), "a number or a text"),
+    "tokens": (_are_tokens, "the number of a token, or a list of them"),
+    # Models of several parts have one for each.
+    "dtype": (lambda value: isinstance(value, str | dict), "the name of a dtype"),
+}
+
+
+def config_findings(facts: ConfigFacts) -> Iterator[Diagnostic]:
+    """Values that sizes or readers need and that are not what they must be."""
+    for kind, keys in packaged_table(TABLES / "_every_config.yaml").items():
+        for key in keys:
+            for before, level in zip(
+                ("", "text_config."), config_levels(facts.config), strict=False
+            ):
+                yield from _kind_findings(facts, before + key, level.get(key), kind)
+    for entry in facts.table.config.values():
+        written = reversed(facts.written(entry.name))
+        # Of the same key at the top and in `text_config` the first counts that is not null.
+        for place, value in {at: one for at, one in written if one is not None}.items():
+            wrong = list(_kind_findings(facts, place, value, entry.kind))
+            yield from wrong
+            for name, kind in entry.entries.items() if isinstance(value, Mapping) else ():
+                yield from _kind_findings(facts, f"{place}.{name}", value.get(name), kind)
+            # A list is of layers' numbers, or of a word for each layer.
+            reason = _layers_defect(value, facts.n_layers)
+            if reason and not wrong:
+                yield facts.bad_value(place, value, reason)
+        most = facts.computed(entry.at_most) if entry.at_most else None
+        value = facts.value(entry.name)
+        # A limit of 0 is that of a model that uses neither.
+        if most and is_whole(value) and value > most:
+            yield facts.bad_value(entry.name, value, f"it must be at most {most}")
+
+
+def _layers_defect(value: Any, n_layers: int) -> str:
+    if not isinstance(value, list) or all(map(is_whole, value)):
+        return ""
+    if not all(isinstance(word, str) for word in value):
+        return "its entries must be numbers of layers"
+    count = len(value)
+    return f"it has {count} entries, and there are {n_layers} layers" if count != n_layers else ""
+
+
+def _kind_findings(facts: ConfigFacts, place: str, value: Any, kind: str) -> Iterator[Diagnostic]:
+    is_of_kind, wanted = VALUE_KINDS[kind]
+    if value is not None and not is_of_kind(value):
+        yield facts.bad_value(place, value, f"it must be {wanted}")

@@ -10,7 +10,6 @@ from functools import cached_property, reduce
 from operator import getitem
 from typing import Any
 
-from policy_dsl import packaged_table
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
 from policy_dsl.roles import architecture
 from policy_dsl.roles.architecture import Architecture, Clause, ConfigKey, Derived, Need
@@ -81,7 +80,7 @@ class ConfigFacts:
         """Each place where the config has the key, likeliest first, and the value there."""
         places = []
         for path in self._entry(key).paths:
-            for level in _levels(self.config):
+            for level in config_levels(self.config):
                 # What is on the way may be anything.
                 with suppress(KeyError, TypeError):
                     places.append((".".join(path), reduce(getitem, path, level)))
@@ -298,7 +297,7 @@ def _count(facts: ConfigFacts, key: str | None) -> int:
 
 def written_value(config: Mapping[str, Any], key: str) -> Any:
     """A key as it is spelled, of a config of any family or none; None if it is not there."""
-    return next((level[key] for level in _levels(config) if level.get(key) is not None), None)
+    return next((level[key] for level in config_levels(config) if level.get(key) is not None), None)
 
 
 def rewritten(config: Mapping[str, Any], change: Callable[[str, Any], Any]) -> dict[str, Any]:
@@ -309,7 +308,7 @@ def rewritten(config: Mapping[str, Any], change: Callable[[str, Any], Any]) -> d
     return entries
 
 
-def _levels(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+def config_levels(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     """The config, and the `text_config` in which multimodal models nest the language model."""
     text = config.get("text_config")
     return (config, text) if isinstance(text, Mapping) else (config,)
@@ -332,78 +331,3 @@ def _is_operand(value: Any) -> bool:
 def is_whole(value: object) -> bool:
     """Whether a value is a whole number from 0; true and false are not."""
     return type(value) is int and value >= 0
-
-
-def _is_number(value: Any) -> bool:
-    if type(value) is int:
-        return abs(value) <= LARGEST_SIZE
-    return type(value) is float and math.isfinite(value)
-
-
-def _are_tokens(value: Any) -> bool:
-    tokens = value if isinstance(value, list) else [value]
-    # -1 is written for a token that there is not.
-    return all(type(token) is int and -1 <= token <= LARGEST_SIZE for token in tokens)
-
-
-def _list_of(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(is_one, value))
-
-
-# kind -> (whether a value is of it, what the value must be)
-VALUE_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "size": (lambda value: is_whole(value) and 1 <= value <= LARGEST_SIZE, "a whole number from 1"),
-    "count": (lambda value: is_whole(value) and value <= LARGEST_SIZE, "a whole number from 0"),
-    "number": (_is_number, "a number"),
-    "positive": (lambda value: _is_number(value) and value > 0, "a number above 0"),
-    "flag": (lambda value: type(value) is bool, "true or false"),
-    "list": (lambda value: isinstance(value, list), "a list"),
-    "numbers": (_list_of(_is_number), "a list of numbers"),
-    "texts": (_list_of(lambda value: isinstance(value, str)), "a list of texts"),
-    "mapping": (lambda value: isinstance(value, dict), "an object"),
-    "text": (lambda value: isinstance(value, str), "a text"),
-    "pattern": (lambda value: isinstance(value, int | str), "a number or a text"),
-    "tokens": (_are_tokens, "the number of a token, or a list of them"),
-    # Models of several parts have one for each.
-    "dtype": (lambda value: isinstance(value, str | dict), "the name of a dtype"),
-}
-
-
-def config_findings(facts: ConfigFacts) -> Iterator[Diagnostic]:
-    """Values that sizes or readers need and that are not what they must be."""
-    for kind, keys in packaged_table(architecture.TABLES / "_every_config.yaml").items():
-        for key in keys:
-            for before, level in zip(("", "text_config."), _levels(facts.config), strict=False):
-                yield from _kind_findings(facts, before + key, level.get(key), kind)
-    for entry in facts.table.config.values():
-        written = reversed(facts.written(entry.name))
-        # Of the same key at the top and in `text_config` the first counts that is not null.
-        for place, value in {at: one for at, one in written if one is not None}.items():
-            wrong = list(_kind_findings(facts, place, value, entry.kind))
-            yield from wrong
-            for name, kind in entry.entries.items() if isinstance(value, Mapping) else ():
-                yield from _kind_findings(facts, f"{place}.{name}", value.get(name), kind)
-            # A list is of layers' numbers, or of a word for each layer.
-            reason = _layers_defect(value, facts.n_layers)
-            if reason and not wrong:
-                yield facts.bad_value(place, value, reason)
-        most = facts.computed(entry.at_most) if entry.at_most else None
-        value = facts.value(entry.name)
-        # A limit of 0 is that of a model that uses neither.
-        if most and is_whole(value) and value > most:
-            yield facts.bad_value(entry.name, value, f"it must be at most {most}")
-
-
-def _layers_defect(value: Any, n_layers: int) -> str:
-    if not isinstance(value, list) or all(map(is_whole, value)):
-        return ""
-    if not all(isinstance(word, str) for word in value):
-        return "its entries must be numbers of layers"
-    count = len(value)
-    return f"it has {count} entries, and there are {n_layers} layers" if count != n_layers else ""
-
-
-def _kind_findings(facts: ConfigFacts, place: str, value: Any, kind: str) -> Iterator[Diagnostic]:
-    is_of_kind, wanted = VALUE_KINDS[kind]
-    if value is not None and not is_of_kind(value):
-        yield facts.bad_value(place, value, f"it must be {wanted}")

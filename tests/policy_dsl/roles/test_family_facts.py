@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from policy_dsl.roles.architecture import architecture, facts_of, families, model_types
-from policy_dsl.roles.config_facts import VALUE_KINDS
+from policy_dsl.roles.completeness import VALUE_KINDS
 
 ROOT = Path(__file__).parents[3]
 
