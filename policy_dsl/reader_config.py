@@ -56,6 +56,7 @@ class ReaderKind:
     required, assumes, nullable: as of `Level`, keys of the config itself. inside: a mapping in
     it, with keys of its own. also: key -> where else the reader looks for it. only: key -> the
     values that it computes with, whatever the config says, or a default that other keys decide.
+    near: the same of keys that change the results a little.
     flat: whether the keys inside may be at the top. rope_parameters: the keys that it looks for
     in this mapping alone, with those of scaled positions. called: model_type -> how it must be
     called.
@@ -79,6 +80,7 @@ class ReaderKind:
     inside_assumes: Mapping[str, Any] = field(default_factory=dict)
     also: Mapping[str, str] = field(default_factory=dict)
     only: Mapping[str, Any] = field(default_factory=dict)
+    near: Mapping[str, Any] = field(default_factory=dict)
     rope_parameters: Sequence[str] = ()
     ropes: Sequence[str] | None = None
     all_ropes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -155,11 +157,12 @@ def refused(plan: Draft, reader: str, runtime: str) -> Iterator[Refusal]:
         return
     reading = _Reading(plan, kind)
     reading.completed(_following(plan))
-    reasons = [*reading.unmet, *reading.ropes(), *reading.limits(), *reading.biases()]
+    reasons = [*reading.unmet, *reading.ropes(), *reading.limits(kind.only), *reading.biases()]
     # The same key may be looked for in several places.
     for reason in dict.fromkeys(reasons):
         yield Refusal("", runtime, reason, "fatal")
-    for near in filter(None, (reading.window(), reading.nearly())):
+    nearly = reading.window(), reading.nearly(), *reading.limits(kind.near)
+    for near in filter(None, nearly):
         yield Refusal("", runtime, near)
 
 
@@ -302,9 +305,9 @@ class _Reading:
             return None
         return given if isclose(given, 0.1 * log(factor) + 1, rel_tol=1e-6) else None
 
-    def limits(self) -> Iterator[str]:
-        """Values that the reader does not compute with, whatever the config says."""
-        for key, only in self.kind.only.items():
+    def limits(self, values: Mapping[str, Any]) -> Iterator[str]:
+        """Values that the reader does not compute with: others than these."""
+        for key, only in values.items():
             allowed, meant = only, self.value(key)
             if not isinstance(only, list):
                 defaults = config_keys({key: {"default": only}})[key].defaults

@@ -132,6 +132,8 @@ def _picked(tensor: ModelTensor, numbers: tuple[int, ...], before: int) -> Model
         return tensor
     alone = prod(tensor.shape[:-1]) == 1
     lead, rest = (tensor.shape[:-1], ()) if alone else ((), tensor.shape[1:])
+    # Behind the experts are those that are the identity.
+    numbers = (*numbers, *range(before, tensor.shape[-1 if alone else 0]))
     operations = (*tensor.operations, Picked(numbers))
     return replace(tensor, shape=(*lead, len(numbers), *rest), operations=operations)
 

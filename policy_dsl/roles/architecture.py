@@ -176,8 +176,9 @@ class Architecture:
 
     roles: all that its names can have; those below `elsewhere` (vision, MTP extras) come with a
     model. names: a name with `#` for each number -> its rule. needs: by slot. layers,
-    experts_key, mtp_layers: canonical keys of its counts. architectures, text_model_types: what a
-    config must name for this table, where several are for one model_type; empty: anything.
+    experts_key, identity_experts, mtp_layers: canonical keys of its counts. architectures,
+    text_model_types: what a config must name for this table, where several are for one
+    model_type; empty: anything.
     """
 
     family: str
@@ -191,6 +192,7 @@ class Architecture:
     models: Sequence[str] = field(repr=False)
     layers: str = field(repr=False)
     experts_key: str | None = field(default=None, repr=False)
+    identity_experts: str | None = field(default=None, repr=False)
     mtp_layers: str | None = field(default=None, repr=False)
     elsewhere: Mapping[str, str] = field(default_factory=dict, repr=False)
     targets: Mapping[str, Mapping[str, Any]] = field(repr=False)

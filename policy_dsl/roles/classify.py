@@ -11,7 +11,7 @@ from policy_dsl.inventory import DTYPE_BITS, Inventory, TensorInfo
 from policy_dsl.quantities import counted, first_few
 from policy_dsl.roles.architecture import Architecture, Fusion, NameRule, architecture_of, role_of
 from policy_dsl.roles.completeness import Presence, config_findings, review
-from policy_dsl.roles.config_facts import TIED, ConfigFacts, read_config
+from policy_dsl.roles.config_facts import TIED, ConfigFacts, is_whole, read_config
 from policy_dsl.roles.model import Model, ModelTensor, numbered_key
 from policy_dsl.roles.quantization import FP8, Scales, find_scales
 from policy_dsl.views import Alternate, Expert, Operation, Slice, Transposed
@@ -161,12 +161,21 @@ class _Reading:
         if rule is None:
             return
         self.has_experts |= rule.expert_at is not None or rule.fusion is not None
-        if rule.reason:
-            self.ignored.append((tensor, rule.reason))
+        if reason := rule.reason or self._unused(rule, numbers):
+            self.ignored.append((tensor, reason))
         elif rule.fusion is not None:
             self._add_fused(tensor, rule, numbers)
         else:
             self._add_whole(tensor, rule, numbers)
+
+    def _unused(self, rule: NameRule, numbers: tuple[int, ...]) -> str:
+        """Why nobody reads a matrix of an expert, which transformers saves; empty if it is read."""
+        key, first = self.facts.table.identity_experts, self.facts.n_experts
+        if key is None or rule.expert_at is None:
+            return ""
+        count, expert = self.facts.value(key), numbers[rule.expert_at]
+        is_identity = is_whole(count) and first <= expert < first + count
+        return "its expert is the identity, and computes nothing" if is_identity else ""
 
     def _unusual(
         self, tensor: TensorInfo, key: str, numbers: tuple[int, ...], rule: NameRule | None

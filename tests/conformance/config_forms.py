@@ -94,6 +94,14 @@ _DELTA = {
     "rope_parameters": {**_BASE, "partial_rotary_factor": 0.5},
 }
 _MROPE = {**_BASE, "mrope_section": [8, 4, 4]}
+_INDEXER = {"index_n_heads": 2, "index_head_dim": 32, "index_topk": 64}
+# Of these, LongCat's class has none, or by other names.
+_NOT_LONGCAT = ("n_group", "topk_group", "first_k_dense_replace", *_EXPERTS)
+# Models of which transformers has no class; they are like those of another.
+_OF_OTHERS = ("kimi_k2", "joyai_llm_flash", "mimo")
+# What a config says also where it is the default: publishers' code takes something else for
+# silence about the last.
+_ALWAYS = ("model_type", "architectures", "attention_value_scale")
 
 
 def _kind(family: str, config_class: str, **options: Any) -> Kind:
@@ -178,6 +186,49 @@ MODELS: Mapping[str, Kind] = {
     ),
     "deepseek_v3": _kind("deepseek_v3", "DeepseekV3Config", **_LATENT),
     "kimi_k2": _kind("kimi_k2", "DeepseekV3Config", **_LATENT),
+    "joyai_llm_flash": _kind("deepseek_v3", "DeepseekV3Config", **_LATENT),
+    "deepseek_v32": _kind("deepseek_v3", "DeepseekV32Config", **_LATENT, **_INDEXER),
+    "glm_moe_dsa": _kind("glm_moe_dsa", "GlmMoeDsaConfig", **_LATENT, **_INDEXER),
+    "glm4_moe_lite": _kind("glm4_moe_lite", "Glm4MoeLiteConfig", **_LATENT),
+    "kimi_k25": _kind("kimi_k2", "Kimi_K25Config", **_LATENT),
+    "longcat_flash": _kind(
+        "longcat_flash",
+        "LongcatFlashConfig",
+        **{key: value for key, value in _LATENT.items() if key not in _NOT_LONGCAT},
+        num_layers=2,
+        ffn_hidden_size=128,
+        moe_topk=3,
+        zero_expert_num=4,
+        expert_ffn_hidden_size=64,
+    ),
+    "dots1": _kind(
+        "dots1",
+        "Dots1Config",
+        rope_parameters=_BASE,
+        n_routed_experts=8,
+        n_shared_experts=2,
+        first_k_dense_replace=1,
+        norm_topk_prob=True,
+        routed_scaling_factor=2.5,
+        **_EXPERTS,
+    ),
+    "mimo_v2_flash": _kind(
+        "mimo_v2_flash",
+        "MiMoV2FlashConfig",
+        **_EXPERTS,
+        n_routed_experts=8,
+        head_dim=48,
+        v_head_dim=32,
+        sliding_window=8,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+        mlp_layer_types=["dense", "sparse", "sparse"],
+        rope_parameters={
+            "full_attention": {**_BASE, "partial_rotary_factor": 0.334},
+            "sliding_attention": {**_BASE, "rope_theta": 3e4, "partial_rotary_factor": 0.334},
+        },
+    ),
+    # Built like Qwen2; transformers has no class for it.
+    "mimo": _kind("mimo", "Qwen2Config", rope_parameters=_BASE),
 }
 
 _SIGLIP = {
@@ -197,9 +248,20 @@ _QWEN_VISION = {
     "patch_size": 4,
     "num_position_embeddings": 16,
 }
+_KIMI_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "patch_size": 4,
+    "pos_emb_height": 4,
+    "pos_emb_width": 4,
+    "pos_emb_time": 2,
+}
 # Config class -> a small vision model above the language model.
 VISION: Mapping[str, Mapping[str, Any]] = {
     "Gemma3Config": _SIGLIP,
+    "Kimi_K25Config": _KIMI_VISION,
     "Qwen3_5Config": _QWEN_VISION,
     "Qwen3_5MoeConfig": _QWEN_VISION,
     "Qwen3VLConfig": {**_QWEN_VISION, "deepstack_visual_indexes": [0]},
@@ -222,10 +284,10 @@ def make_forms(name: str, folder: Path) -> Forms:
     with torch.inference_mode():
         logits = np.asarray(model(input_ids=torch.tensor([PROMPT])).logits[0].float())
     tensors, config = saved(model, folder / "transformers", per_expert=True)
-    configs = {
-        "published": published_config(config, kind),
-        "saved": {**config, "model_type": kind.family} if kind.family == "kimi_k2" else config,
-    }
+    # Nobody publishes Kimi-K2.5 with this name for its layers.
+    tensors = {name.replace(".model.blocks.", ".model.layers."): t for name, t in tensors.items()}
+    own = {"model_type": name} if name in _OF_OTHERS else {}
+    configs = {"published": published_config(config, kind) | own, "saved": config | own}
     configs["bare"] = _bare(configs["saved"], kind.config_class)
     folders = {form: write_folder(folder / form, tensors, configs[form], 1) for form in FORMS}
     return Forms(folders, logits)
@@ -280,6 +342,6 @@ def _bare(config: Mapping[str, Any], config_class: str) -> dict[str, Any]:
         if key in ("text_config", "vision_config"):
             kept[key] = {name: one for name, one in value.items() if own.get(name, ...) != one}
             kept[key]["model_type"] = own["model_type"]
-        elif key in ("model_type", "architectures") or own != value:
+        elif key in _ALWAYS or own != value:
             kept[key] = value
     return kept

@@ -6,7 +6,7 @@ or dropped keys. mlx-lm's own conversion takes the second only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,10 @@ JANG_KINDS: Mapping[str, Kind] = {
 }
 
 
+# Of these, publishers write what is theirs further below.
+_NESTED_ROPE = ("Kimi_K25Config", "MiMoV2FlashConfig")
+
+
 def published_config(config: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
     """The config that transformers 5 saved, as the family's publishers write it."""
     found = {key: value for key, value in config.items() if key != "dtype"}
@@ -156,7 +160,7 @@ def published_config(config: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
         found["text_config"] = _flat_rope(found["text_config"])
         # Without scaling, the sections of positions are still said.
         found["text_config"]["rope_scaling"] = {"rope_type": "default", "mrope_interleaved": True}
-    elif kind.family != "qwen3_5":
+    elif kind.config_class not in _NESTED_ROPE and kind.family != "qwen3_5":
         found = _flat_rope(found)
     if kind.family == "qwen3_vl_moe":
         found["text_config"]["num_experts"] = found["text_config"].pop("num_local_experts")
@@ -165,12 +169,77 @@ def published_config(config: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
         found |= {"rotary_dim": rotary, "shared_intermediate_size": 0, "use_qk_norm": True}
     if kind.family == "qwen3_moe":
         found["num_experts"] = found.pop("num_local_experts")
-    if kind.family == "kimi_k2":
-        found["model_type"] = "kimi_k2"
+    if kind.family == "kimi_k2" and "text_config" not in found:
+        found["model_type"] = kind.family
+    found = _OF_PUBLISHERS.get(kind.config_class, dict)(found)
     declared = kind.dtype if kind.declared is None else kind.declared
     # MiniMax-M2.7 writes `dtype`, which mlx-lm does not look at: nothing is cast.
     key = "dtype" if kind.family == "minimax_m2" else "torch_dtype"
     return found | ({key: declared} if declared else {})
+
+
+def _kimi_k25(config: dict[str, Any]) -> dict[str, Any]:
+    text = _flat_rope(config["text_config"])
+    return {**config, "text_config": {**text, "model_type": "kimi_k2"}}
+
+
+def _glm_moe_dsa(config: dict[str, Any]) -> dict[str, Any]:
+    """GLM-5 counts dense layers, and nests its settings of positions as transformers does."""
+    listed = ("mlp_layer_types", "indexer_types", "layer_types", "rope_theta", "rope_scaling")
+    found = {key: value for key, value in config.items() if key not in listed}
+    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    return found | {"rope_parameters": rope, "moe_layer_freq": 1, **_ROUTING}
+
+
+def _counted(config: dict[str, Any]) -> dict[str, Any]:
+    """Dense layers by their count."""
+    dense = config["mlp_layer_types"].count("dense")
+    listed = ("mlp_layer_types", "layer_types")
+    found = {key: value for key, value in config.items() if key not in listed}
+    return found | {"first_k_dense_replace": dense, **_ROUTING}
+
+
+def _longcat(config: dict[str, Any]) -> dict[str, Any]:
+    scales = {"mla_scale_q_lora": True, "mla_scale_kv_lora": True}
+    return config | {"attention_method": "MLA", "zero_expert_type": "identity", **scales}
+
+
+def _mimo_v2_flash(config: dict[str, Any]) -> dict[str, Any]:
+    """Kinds of layers in lists of 0 and 1, and all that windows have of their own."""
+    found, rope = dict(config), config["rope_parameters"]
+    kinds, blocks = found.pop("layer_types"), found.pop("mlp_layer_types")
+    full, sliding = rope["full_attention"], rope["sliding_attention"]
+    del found["rope_parameters"]
+    return found | {
+        "hybrid_layer_pattern": [int(kind == "sliding_attention") for kind in kinds],
+        "moe_layer_freq": [int(block == "sparse") for block in blocks],
+        "layernorm_epsilon": found.pop("rms_norm_eps"),
+        "rope_theta": full["rope_theta"],
+        "partial_rotary_factor": full["partial_rotary_factor"],
+        "swa_rope_theta": sliding["rope_theta"],
+        "swa_num_attention_heads": found["num_attention_heads"],
+        "swa_num_key_value_heads": 2 * found["num_key_value_heads"],
+        "swa_head_dim": found["head_dim"],
+        "swa_v_head_dim": found["v_head_dim"],
+        "sliding_window_size": found["sliding_window"],
+        "add_swa_attention_sink_bias": True,
+        "add_full_attention_sink_bias": False,
+        "n_shared_experts": None,
+        "routed_scaling_factor": None,
+        **_ROUTING,
+    }
+
+
+_ROUTING = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+# Class of a config -> what publishers write otherwise, positions apart.
+_OF_PUBLISHERS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "Kimi_K25Config": _kimi_k25,
+    "GlmMoeDsaConfig": _glm_moe_dsa,
+    "DeepseekV32Config": _counted,
+    "Glm4MoeLiteConfig": _counted,
+    "LongcatFlashConfig": _longcat,
+    "MiMoV2FlashConfig": _mimo_v2_flash,
+}
 
 
 def _flat_rope(config: Mapping[str, Any]) -> dict[str, Any]:

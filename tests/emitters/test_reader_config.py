@@ -246,6 +246,22 @@ def test_a_window_that_a_reader_ignores_is_told_and_no_error():
     assert plan("mlx_affine", source("qwen2", sliding_window=32)).refusals == ()
 
 
+def test_layers_that_take_the_keys_of_another_indexer_are_a_warning(recorded):
+    glm, rope = recorded("glm_moe_dsa")[0], {"rope_parameters": {"rope_theta": 1e6}}
+    found = {
+        freq: plan(
+            "mlx_affine",
+            replace(glm, config={**glm.config, **rope, "index_topk_freq": freq}),
+            "all: keep",
+        ).refusals
+        for freq in (1, 4)
+    }
+    assert found[1] == ()
+    assert {(one.reason, one.severity) for one in found[4]} == {
+        ("it computes with `index_topk_freq` 1, and this model has 4", "warning")
+    }
+
+
 def test_blocks_that_predict_are_counted_as_the_bundle_has_them():
     counts = {"num_nextn_predict_layers": 1, "num_hidden_layers": 2}
     beside = source("glm4_moe", **counts)

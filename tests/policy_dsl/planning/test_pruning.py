@@ -22,6 +22,7 @@ from policy_dsl.plan import Plan, Pruning
 from policy_dsl.planning.pruning import highest, pruned
 from policy_dsl.planning.resolve import resolve
 from policy_dsl.roles.classify import classify
+from policy_dsl.sources.reference import open_source
 from policy_dsl.sources.saliency import Saliency, read_saliency
 from policy_dsl.views import Picked
 from tests.models import REAP, minimax, tiny
@@ -103,6 +104,16 @@ def fewer(inventory: Inventory, count: int, before: int = 4) -> Inventory:
             if key in place:
                 place[key] = count
     return replace(inventory, tensors=tensors, config=config)
+
+
+def test_experts_that_are_the_identity_stay_behind_the_others() -> None:
+    source = open_source(str(ROOT / "tests" / "golden" / "families" / "longcat_flash"))
+    plan = planned("prune experts keep 1-3\nall: keep", inventory=source)
+    routers = [one for one in plan.modules if one.role.startswith("router")]
+    assert {one.role: one.shape for one in routers} == {"router": (5, 64), "router_bias": (5,)}
+    # Of four experts, and two that are the identity.
+    kept = {view.operations[-1] for one in routers for view in one.sources}
+    assert kept == {Picked((1, 2, 3, 4, 5))}
 
 
 @pytest.mark.parametrize(("form", "case"), MODELS)

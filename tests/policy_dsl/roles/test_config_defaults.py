@@ -68,7 +68,7 @@ ELSEWHERE = {
     "kimi_k2": {"moe_layer_freq"},
     "glm4_moe": {"moe_layer_freq"},
     "glm4_moe_lite": {"moe_layer_freq", "first_k_dense_replace"},
-    "glm_moe_dsa": {"moe_layer_freq"},
+    "glm_moe_dsa": {"moe_layer_freq", "index_topk_freq", "topk_method", "scoring_func"},
     "longcat_flash": {
         "attention_method",
         "zero_expert_type",

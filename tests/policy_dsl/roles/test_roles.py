@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from policy_dsl.diagnostics import PolicyError
 from policy_dsl.policy import COMPONENTS, SINGLE_ROLES
 from policy_dsl.roles.architecture import architecture, families, family_of
 from policy_dsl.roles.classify import classify
+from policy_dsl.sources.reference import open_source
 from policy_dsl.views import Alternate, Expert, Transposed
 from tests.models import minimax
 
@@ -160,6 +162,17 @@ def test_kimi_k25_is_published_below_language_model(inventory, recorded):
     assert Counter(each.role for each in model.tensors) == Counter(
         each.role for each in classify(source).tensors
     )
+
+
+def test_experts_of_longcat_that_are_the_identity_are_ignored(tensor):
+    published = open_source(str(GOLDEN.parent / "families" / "longcat_flash"))
+    name = "model.layers.0.mlp.experts.{}.gate_proj.weight"
+    added = {name.format(at): tensor(name.format(at), [32, 64]) for at in (4, 5)}
+    model = classify(replace(published, tensors={**published.tensors, **added}))
+    assert {one.name for one, _ in model.ignored} == set(added)
+    beyond = {name.format(6): tensor(name.format(6), [32, 64])}
+    with pytest.raises(PolicyError, match="experts 6; the config says 4"):
+        classify(replace(published, tensors={**published.tensors, **beyond}))
 
 
 def test_interleaved_mxfp4_experts_of_gpt_oss(packed_gpt_oss):
