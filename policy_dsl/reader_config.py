@@ -13,8 +13,8 @@ from typing import Any
 from policy_dsl import packaged_table
 from policy_dsl.plan import Draft, Refusal
 from policy_dsl.quantities import counted
-from policy_dsl.roles.architecture import ConfigKey, config_keys
 from policy_dsl.roles.config_facts import TIED, is_whole, rewritten
+from policy_dsl.roles.config_keys import ConfigKey, config_keys
 
 TABLES = Path(__file__).parent / "readers"
 _ROPE, _POSITIONS = "rope_scaling", "rope_parameters"
@@ -59,7 +59,7 @@ class ReaderKind:
     near: the same of keys that change the results a little.
     flat: whether the keys inside may be at the top. rope_parameters: the keys that it looks for
     in this mapping alone, with those of scaled positions. called: model_type -> how it must be
-    called.
+    called. reworded: keys that it takes only in the words that the family's table gives them.
     ropes: ways to scale positions that it knows; None: all. ropes_only: parameters that it does
     not read -> values that change nothing. ropes_near: those whose value changes little.
     biases: the last word of a linear -> the key that
@@ -76,6 +76,7 @@ class ReaderKind:
     inside: str | None = None
     flat: bool = False
     called: Mapping[str, str] = field(default_factory=dict)
+    reworded: Sequence[str] = ()
     inside_required: Sequence[str] = ()
     inside_assumes: Mapping[str, Any] = field(default_factory=dict)
     also: Mapping[str, str] = field(default_factory=dict)
@@ -223,20 +224,29 @@ class _Reading:
         keys: dict[Any, None] = dict.fromkeys((*level.required, *level.assumes))
         keys.pop(self.kind.inside, None)
         for key in keys:
-            seen = config.get(key)
-            if seen is None and key in self.kind.also:
-                # What is on the way may be anything.
-                with suppress(KeyError, TypeError):
-                    seen = reduce(getitem, self.kind.also[key].split("."), config)
+            seen = self._seen(config, key)
             if key == _ROPE and isinstance(seen, Mapping):
                 if key in written:
                     written[key] = self._completed_rope(seen)
             elif seen is None:
                 self._add(written, key, level)
-            elif (meant := self.value(key)) is not None and meant != seen:
+            elif (meant := self.value(key)) is None or meant == seen:
+                continue
+            elif key in self.kind.reworded:
+                written[key] = meant
+            else:
                 what = f"`{key}` {seen!r} from config.json, which means {meant!r}"
                 self.unmet.append(f"it takes {what}")
         return written
+
+    def _seen(self, config: Mapping[str, Any], key: str) -> Any:
+        """What is where the reader looks for a key."""
+        seen = config.get(key)
+        if seen is None and key in self.kind.also:
+            # What is on the way may be anything.
+            with suppress(KeyError, TypeError):
+                seen = reduce(getitem, self.kind.also[key].split("."), config)
+        return seen
 
     def _add(self, written: dict[str, Any], key: str, level: Level) -> None:
         """The key with what is meant, if the reader would not take that by itself."""

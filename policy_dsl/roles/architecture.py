@@ -25,10 +25,9 @@ from policy_dsl.roles.arrangements import (
     part_roles,
     placed,
 )
+from policy_dsl.roles.config_keys import ConfigKey, config_keys, fields_of
 
 TABLES = Path(__file__).parent.parent / "architectures"
-# Of a default, by the type that shows it; others than these are given, or sizes.
-_KINDS_OF_DEFAULTS: Mapping[type, str] = {bool: "flag", float: "number", list: "list"}
 # Keys of `mlx` that are read into names.
 _RULES = ("names", "block")
 # Keys of a table that are read into names and needs.
@@ -112,46 +111,6 @@ class NameRule:
     arranged: Arrangement | None = None
 
 
-class Derived(NamedTuple):
-    """A default that other keys decide: `form` says how, from the keys and words of `fields`.
-
-    expression: numbers and keys multiplied and divided. every, first, listed: a list with a word
-    a layer, `is` or `else`. each: a list with `then` for each entry of another that `is`, or
-    `else`. period: after how many entries of a list the word `of` returns. length, words: of a
-    list or a text, how many entries it has, and what they mean, by `as`. if: an expression,
-    `then` or `else`.
-    """
-
-    form: str
-    fields: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigKey:
-    """One canonical key of a family's config; what its fields mean: docs/extending.md.
-
-    paths: where it may be, likeliest first. defaults: what its absence means, the first that
-    can be computed; none: it must be there. when_null, by_type: the same of a written null, of
-    a model_type.
-    """
-
-    name: str
-    paths: tuple[tuple[str, ...], ...]
-    kind: str
-    defaults: tuple[Any, ...] = ()
-    when_null: tuple[Any, ...] | None = None
-    by_type: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    without: Sequence[str] = ()
-    unless: Mapping[str, Any] = field(default_factory=dict)
-    entries: Mapping[str, str] = field(default_factory=dict)
-    at_most: str | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The keys at the top of a config or its `text_config` that may hold it."""
-        return tuple(path[0] for path in self.paths if len(path) == 1)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Modules:
     """What mlx-lm's classes make of a family's modules, by its names for them, as globs.
@@ -177,8 +136,8 @@ class Architecture:
     roles: all that its names can have; those below `elsewhere` (vision, MTP extras) come with a
     model. names: a name with `#` for each number -> its rule. needs: by slot. layers,
     experts_key, identity_experts, mtp_layers: canonical keys of its counts. architectures,
-    text_model_types: what a config must name for this table, where several are for one
-    model_type; empty: anything.
+    text_model_types, only_where: what a config must name for this table, or give a key as, where
+    several are for one model_type; empty: anything.
     """
 
     family: str
@@ -198,6 +157,7 @@ class Architecture:
     targets: Mapping[str, Mapping[str, Any]] = field(repr=False)
     architectures: Sequence[str] = ()
     text_model_types: Sequence[str] = ()
+    only_where: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     mlx: Modules = field(default_factory=Modules, repr=False)
 
     @property
@@ -251,21 +211,25 @@ def model_types() -> Mapping[str, tuple[str, ...]]:
 
 def family_of(config: Mapping[str, Any]) -> str | None:
     """The family that a config names, None if no table is for it."""
-    kind, text = config.get("model_type"), config.get("text_config")
+    kind = config.get("model_type")
+    found = model_types().get(kind, ()) if isinstance(kind, str) else ()
+    return next((family for family in found if _is_named(architecture(family), config)), None)
+
+
+def _is_named(table: Architecture, config: Mapping[str, Any]) -> bool:
+    """Whether a config of its model_type has what the table asks for besides."""
+    classes, text = config.get("architectures"), config.get("text_config")
     inner = text.get("model_type") if isinstance(text, Mapping) else None
-    classes = config.get("architectures")
-    for family in model_types().get(kind, ()) if isinstance(kind, str) else ():
-        table = architecture(family)
-        wanted = table.architectures, table.text_model_types
-        held = classes if isinstance(classes, list) else (), (inner,)
-        pairs = zip(wanted, held, strict=True)
-        if all(not some or any(one in some for one in has) for some, has in pairs):
-            return family
-    return None
+    held = classes if isinstance(classes, list) else (), (inner,)
+    pairs = zip((table.architectures, table.text_model_types), held, strict=True)
+    is_held = all(not some or any(one in some for one in has) for some, has in pairs)
+    # What is absent is in no list.
+    given = (config.get(key, table) in values for key, values in table.only_where.items())
+    return is_held and all(given)
 
 
 def _is_for_all(family: str) -> bool:
-    return not {"architectures", "text_model_types"} & _table(family).keys()
+    return not {"architectures", "text_model_types", "only_where"} & _table(family).keys()
 
 
 def families_of(target: str) -> Mapping[str, str | None]:
@@ -328,7 +292,7 @@ def _merged(family: str) -> dict[str, Any]:
             before, value = merged.get(key, {}), given
             if key == "config":
                 # Fields that the family does not give stay as in its parts.
-                value = {name: {**before.get(name, {}), **_fields(given[name])} for name in given}
+                value = {name: {**before.get(name, {}), **fields_of(given[name])} for name in given}
             if key == "mlx":
                 value = {name: _joined(before.get(name), given[name]) for name in given}
             merged[key] = {**before, **value} if isinstance(value, Mapping) else value
@@ -339,43 +303,6 @@ def _joined(before: Any, value: Any) -> Any:
     if isinstance(value, Mapping) and isinstance(before, Mapping):
         return {**before, **value}
     return [*before, *value] if isinstance(value, list) and isinstance(before, list) else value
-
-
-def config_keys(entries: Mapping[str, Any]) -> dict[str, ConfigKey]:
-    """The keys that the `config` of a table lists. Raises: TypeError at an unknown field."""
-    return {name: _key(name, dict(_fields(entry))) for name, entry in entries.items()}
-
-
-def _fields(entry: Any) -> Mapping[str, Any]:
-    return entry if isinstance(entry, Mapping) else {"default": entry}
-
-
-def _key(name: str, given: dict[str, Any]) -> ConfigKey:
-    defaults = given.pop("defaults", [given.pop("default")] if "default" in given else [])
-    shown = _KINDS_OF_DEFAULTS.get(type(defaults[0]), "size") if defaults else "size"
-    when_null = (_default(given.pop("when_null")),) if "when_null" in given else None
-    return ConfigKey(
-        name=name,
-        paths=tuple(tuple(path.split(".")) for path in given.pop("keys", [name])),
-        kind=given.pop("kind", shown),
-        defaults=tuple(map(_default, defaults)),
-        when_null=when_null,
-        by_type={type_: (_default(own),) for type_, own in given.pop("by_type", {}).items()},
-        **given,
-    )
-
-
-def _default(written: Any) -> Any:
-    if isinstance(written, str):
-        return Derived("expression", {"text": written})
-    if not isinstance(written, Mapping):
-        return written
-    if "value" in written:
-        return written["value"]
-    for form in ("every", "first", "listed", "period", "each", "length", "words", "if"):
-        if form in written:
-            return Derived(form, written)
-    raise ValueError(f"a default cannot be {written}")
 
 
 def role_of(text: str) -> Role:

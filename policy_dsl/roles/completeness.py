@@ -12,7 +12,13 @@ from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.policy import OUTSIDE_LANGUAGE_MODEL
 from policy_dsl.quantities import first_few
 from policy_dsl.roles.architecture import ANY, TABLES, Need
-from policy_dsl.roles.config_facts import LARGEST_SIZE, ConfigFacts, config_levels, is_whole
+from policy_dsl.roles.config_facts import (
+    LARGEST_SIZE,
+    UNLIMITED,
+    ConfigFacts,
+    config_levels,
+    is_whole,
+)
 from policy_dsl.roles.model import Model, ModelTensor, numbered_key
 
 # Layers of the language model; None is what is outside of its blocks.
@@ -225,6 +231,8 @@ VALUE_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "flag": (lambda value: type(value) is bool, "true or false"),
     "list": (lambda value: isinstance(value, list), "a list"),
     "numbers": (_list_of(_is_number), "a list of numbers"),
+    # A limit may be that there is none.
+    "limits": (_list_of(lambda one: _is_number(one) or one in UNLIMITED), "a list of numbers"),
     "texts": (_list_of(lambda value: isinstance(value, str)), "a list of texts"),
     "mapping": (lambda value: isinstance(value, dict), "an object"),
     "text": (lambda value: isinstance(value, str), "a text"),
@@ -252,7 +260,7 @@ def config_findings(facts: ConfigFacts) -> Iterator[Diagnostic]:
             for name, kind in entry.entries.items() if isinstance(value, Mapping) else ():
                 yield from _kind_findings(facts, f"{place}.{name}", value.get(name), kind)
             # A list is of layers' numbers, or of a word for each layer.
-            reason = _layers_defect(value, facts.n_layers)
+            reason = entry.kind != "limits" and _layers_defect(value, facts.n_layers)
             if reason and not wrong:
                 yield facts.bad_value(place, value, reason)
         most = facts.computed(entry.at_most) if entry.at_most else None

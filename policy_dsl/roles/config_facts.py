@@ -12,7 +12,8 @@ from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
 from policy_dsl.roles import architecture
-from policy_dsl.roles.architecture import Architecture, Clause, ConfigKey, Derived, Need
+from policy_dsl.roles.architecture import Architecture, Clause, Need
+from policy_dsl.roles.config_keys import ConfigKey, Derived
 
 # A config that asks for more layers or experts is not a model, and would only cost memory.
 LARGEST_COUNT = 65536
@@ -22,6 +23,9 @@ LARGEST_SIZE = 2**31 - 1
 TIED = "tie_word_embeddings"
 _LARGEST_OPERAND = 2**53
 _LONGEST_VALUE = 60
+# Numbers that JSON has none for, and how transformers 5 writes them.
+UNLIMITED = (math.inf, -math.inf)
+_FLOATS: Mapping[str, float] = dict(zip(("Infinity", "-Infinity"), UNLIMITED, strict=True))
 _WORD = re.compile(r"\s*([*/+]|up to\b)?\s*([\w.|]+)")
 
 
@@ -83,7 +87,7 @@ class ConfigFacts:
             for level in config_levels(self.config):
                 # What is on the way may be anything.
                 with suppress(KeyError, TypeError):
-                    places.append((".".join(path), reduce(getitem, path, level)))
+                    places.append((".".join(path), _numbers(reduce(getitem, path, level))))
         return places
 
     def _entry(self, key: str) -> ConfigKey:
@@ -95,42 +99,26 @@ class ConfigFacts:
         return next((value for value in values if value is not None), None)
 
     def _default(self, default: Derived) -> Any:
-        fields = default.fields
-        if default.form == "expression":
-            return self.computed(fields["text"])
-        if default.form == "if":
-            return self.computed(fields["then" if self.value(fields["if"]) else "else"])
-        if default.form == "each":
-            # Only what is written: either list may be made of the other.
-            entries, words = self.given(fields["each"]), (fields["else"], fields["then"])
-            known = isinstance(entries, list)
-            return [words[one == fields["is"]] for one in entries] if known else None
-        deciding = fields[default.form]
-        found = self.value(deciding) if isinstance(deciding, str) else deciding
-        if default.form == "period":
-            return _period(found, fields["of"])
-        if default.form in ("length", "words"):
-            is_list = isinstance(found, list | str) and 0 < len(found) <= LARGEST_COUNT
-            read = found if is_list and all(isinstance(word, str) for word in found) else ()
-            meant = [fields.get("as", {}).get(word, word) for word in read]
-            return (len(meant) if default.form == "length" else meant) or None
-        return self._by_layer(default.form, found, fields)
+        if default.form in _DEFAULTS:
+            return _DEFAULTS[default.form](self, default.fields)
+        return self._by_layer(default.form, default.fields)
 
-    def _by_layer(self, form: str, found: Any, fields: Mapping[str, Any]) -> list[Any] | None:
+    def _by_layer(self, form: str, fields: Mapping[str, Any]) -> list[Any] | None:
         """A word for each layer: one for those chosen, and another for the rest."""
-        layers, numbers = self.value(self.table.layers), [found]
-        first = self.value(fields["at"]) if form == "every" and "at" in fields else 0
-        if form == "listed":
-            numbers = found if isinstance(found, list) else [None]
+        sides = (fields[form], fields.get("at", 0), self.table.layers)
+        given, first, layers = (self.value(one) if isinstance(one, str) else one for one in sides)
+        # Numbers of layers, or one number: the first layers, or each of so many; none of zero.
+        numbers = given if form == "listed" and isinstance(given, list) else [given]
         if not all(map(is_whole, (*numbers, first, layers))) or layers > LARGEST_COUNT:
             return None
-        # The first layers, or each of so many; none of zero.
-        chosen: Collection[int] = range(numbers[0] if form == "first" else 0)
-        if form == "listed":
-            chosen = {number - fields.get("from", 0) for number in numbers}
-        elif form == "every" and found:
-            chosen = range(first if "at" in fields else found - 1, layers, found)
-        return [fields["is" if layer in chosen else "else"] for layer in range(layers)]
+        first = first if "at" in fields else max(given - 1, 0) if form == "every" else 0
+        chosen: Mapping[str, Callable[[], Collection[int]]] = {
+            "listed": lambda: {number - fields.get("from", 0) for number in numbers},
+            "first": lambda: range(given),
+            "every": lambda: range(first, layers if given else 0, given or 1),
+        }
+        those = chosen[form]()
+        return [fields["is" if layer in those else "else"] for layer in range(layers)]
 
     def computed(self, expression: str) -> float | int | None:
         """Sums of numbers and keys multiplied and divided from left to right; None if unknown.
@@ -314,6 +302,13 @@ def config_levels(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     return (config, text) if isinstance(text, Mapping) else (config,)
 
 
+def _numbers(value: Any) -> Any:
+    """A value, or a list, with the numbers that transformers 5 writes as `{"__float__": …}`."""
+    if isinstance(value, list):
+        return [_numbers(one) for one in value]
+    return _FLOATS.get(str(value.get("__float__")), value) if isinstance(value, Mapping) else value
+
+
 def _period(words: Any, word: str) -> int | None:
     """After how many entries the word returns, again and again; None if it does not."""
     if not isinstance(words, list) or word not in words:
@@ -321,6 +316,38 @@ def _period(words: Any, word: str) -> int | None:
     period = words.index(word) + 1
     regular = all((one == word) == (at % period == 0) for at, one in enumerate(words, 1))
     return period if regular else None
+
+
+def _words(value: Any, meant: Mapping[str, str]) -> list[str]:
+    """The entries of a list, or the letters of a text, in other words; empty if they are not."""
+    is_list = isinstance(value, list | str) and len(value) <= LARGEST_COUNT
+    given = value if is_list and all(isinstance(word, str) for word in value) else ()
+    return [meant.get(word, word) for word in given]
+
+
+def _places(words: Any, word: str, first: int) -> list[int]:
+    """The numbers of a word in a list, which are counted from `first`."""
+    listed = words if isinstance(words, list) else []
+    return [number for number, one in enumerate(listed, first) if one == word]
+
+
+def _each(entries: Any, one: Mapping[str, Any]) -> list[Any] | None:
+    known, words = isinstance(entries, list), (one["else"], one["then"])
+    return [words[entry == one["is"]] for entry in entries] if known else None
+
+
+# Form of a default -> what it is in a config, by its fields; the others are lists by layer.
+_DEFAULTS: Mapping[str, Callable[[ConfigFacts, Mapping[str, Any]], Any]] = {
+    "expression": lambda facts, one: facts.computed(one["text"]),
+    "if": lambda facts, one: facts.computed(one["then" if facts.value(one["if"]) else "else"]),
+    "keys": lambda facts, one: {name: facts.value(key) for name, key in one["keys"].items()},
+    "period": lambda facts, one: _period(facts.value(one["period"]), one["of"]),
+    # Only what is written: either list may be made of the other.
+    "each": lambda facts, one: _each(facts.given(one["each"]), one),
+    "length": lambda facts, one: len(_words(facts.value(one["length"]), {})) or None,
+    "words": lambda facts, one: _words(facts.value(one["words"]), one["as"]) or None,
+    "numbers": lambda facts, one: _places(facts.value(one["numbers"]), one["of"], one["from"]),
+}
 
 
 def _is_operand(value: Any) -> bool:

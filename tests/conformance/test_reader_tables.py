@@ -8,7 +8,8 @@ from importlib import import_module
 import pytest
 
 from policy_dsl.reader_config import reader_kind, reader_kinds
-from policy_dsl.roles.architecture import Derived, architecture, families_of
+from policy_dsl.roles.architecture import architecture, families_of
+from policy_dsl.roles.config_keys import Derived
 
 GPTQ_FAMILIES = families_of("gptq")
 HFQ_FAMILIES = families_of("hipfire_hfq")

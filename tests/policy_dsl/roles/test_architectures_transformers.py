@@ -56,7 +56,9 @@ def role_by_module(model, name):
     attribute = path.rpartition(".")[2]
 
     def within(*words):
-        return any(word in each for word in words for each in classes[1:])
+        # Jamba names the layer after what is in it, beside other blocks.
+        own = [each for each in classes[1:] if "DecoderLayer" not in each]
+        return any(word in each for word in words for each in own)
 
     if within(*VISION):
         return "vision"
@@ -88,7 +90,9 @@ def linear_role(attribute, modules, within):
         return f"linear_attention.{attribute}"
     if within("Attention"):
         return f"attention.{'o_proj' if attribute == 'out_proj' else attribute}"
-    beside_experts = any(hasattr(modules[-3], word) for word in ("experts", "block_sparse_moe"))
+    beside_experts = any(
+        getattr(modules[-3], word, None) for word in ("experts", "block_sparse_moe")
+    )
     return f"{'shared_experts' if beside_experts else 'mlp'}.{WORDS.get(attribute, attribute)}"
 
 

@@ -24,7 +24,7 @@ MEANT = {
     **{"gate_up_proj": "gate_proj", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"},
     **{"gate": "router", "embed_tokens": "embed", "conv1d": "conv", "A_log": "ssm"},
     **{"e_score_correction_bias": "router_bias", "bias": "router_bias"},
-    **{"input_linear": "gate_proj", "output_linear": "down_proj"},
+    **{"input_linear": "gate_", "output_linear": "down_proj", "embeddings": "embed"},
     **{"out_proj": "o_proj", "expert_bias": "router_bias"},
 }
 TOWERS = ("vision", "visual", "multi_modal_projector", "mm_projector")
@@ -97,7 +97,10 @@ def _sizes(config):
     return {
         key: value
         for key, value in {**text, **config}.items()
-        if type(value) is int and not key.endswith(("_token_id", "_tok")) and key not in _FREE
+        if type(value) is int
+        and value
+        and not key.endswith(("_token_id", "_tok"))
+        and key not in _FREE
     }
 
 
@@ -121,6 +124,8 @@ def test_a_size_that_the_tensors_have_not_is_refused(model, other):
     sizes = _sizes(model.config)
     unused = {"num_key_value_heads"} if "kv_lora_rank" in sizes else set()
     if model.config["model_type"].startswith(("qwen3_5_moe", "solar_open")):
+        unused = {"intermediate_size"}
+    if sizes.get("shared_intermediate_size") and "num_local_experts" not in sizes:
         unused = {"intermediate_size"}
     for key, size in sizes.items():
         if key not in unused:

@@ -48,9 +48,12 @@ TYPES = {
     "mistral4": "mistral4",
     "muse_glimmer": "muse_glimmer",
     "granitemoe": "granitemoe",
+    "granitemoehybrid": "granitemoehybrid",
+    "jamba": "jamba",
     "lfm2": "lfm2",
     "lfm2_moe": "lfm2_moe",
     "mellum": "mellum",
+    "nemotron_h": "nemotron_h",
     "phimoe": "phimoe",
     "gemma4": "gemma4",
     "gemma4_text": "gemma4",
@@ -103,6 +106,12 @@ ELSEWHERE = {
     "olmo3": {"sliding_window", "layer_types", "rope_local_base_freq", "local_rope_type"},
     "qwen3_5": {"full_attention_interval"},
     "gemma3": {"sliding_window_pattern"},
+    "granitemoehybrid": {"layer_types"},
+    "jamba": {"rope_theta", "rope_scaling", "layers_block_type", "feed_forward_type"},
+    "nemotron_h": {
+        *("rope_theta", "rope_scaling", "num_hidden_layers", "hybrid_override_pattern"),
+        *("block_kinds", "expert_size"),
+    },
     "lfm2": {"mlp_size", "block_dim", "rms_norm_eps"},
     "lfm2_moe": {"full_attn_idxs", "rms_norm_eps"},
     "phimoe": {"original_max_position_embeddings"},
@@ -166,6 +175,8 @@ def test_what_transformers_saves_means_what_it_was_made_of(model_type, tmp_path)
     if "per_layer_config" in own:
         # It may be said for all layers or for each, and not for both.
         del given["head_dim"]
+    if "mamba_n_heads" in given:
+        given |= {"mamba_n_heads": given["mamba_expand"], "mamba_d_head": given["hidden_size"]}
     if "n_routed_experts" in given:
         given["n_routed_experts"] = given.get("n_group", 1) * 4
     nested = hasattr(transformers.CONFIG_MAPPING[model_type](), "text_config")

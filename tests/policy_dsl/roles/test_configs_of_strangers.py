@@ -27,6 +27,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "flag": (0, 1, 1.5, "true", [], {}),
     "list": (True, 1, 1.5, "0", {}),
     "numbers": (1, "0", {}, ["0"], [NAN], [HUGE], [True]),
+    "limits": (1, "0", {}, ["0"], [NAN], [HUGE], [True]),
     "texts": (1, "x", {}, [1], [None], [[]]),
     "mapping": (True, 1, 1.5, NAN, "x", [], [{}]),
     "text": (True, 1, 1.5, HUGE, [], {}),
