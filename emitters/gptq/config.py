@@ -35,7 +35,12 @@ _IN_LAYER = re.compile(r"(.+\.layers)\.(\d+)\.(.+)")
 # The block of experts and router has one name in checkpoints and the other in readers.
 _EXPERT_BLOCKS = ("mlp", "block_sparse_moe")
 # vLLM's name -> what it joins.
-_JOINED = {"qkv_proj": {"q_proj", "k_proj", "v_proj"}, "gate_up_proj": {"gate_proj", "up_proj"}}
+_JOINED = {
+    "qkv_proj": {"q_proj", "k_proj", "v_proj"},
+    "gate_up_proj": {"gate_proj", "up_proj"},
+    "in_proj_qkvz": {"in_proj_qkv", "in_proj_z"},
+    "in_proj_ba": {"in_proj_b", "in_proj_a"},
+}
 
 
 def metadata(plan: Plan) -> dict[str, bytes]:

@@ -7,9 +7,8 @@ gptqmodel 7.7.0, and with optimum 2.3.0, all run on a CPU with bundles of tiny m
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 
-from emitters.checkpoints import QKV, covering_most, omission, uneven
+from emitters.checkpoints import QKV, covering_most, omission, uneven, unfit
 from emitters.gptq import spec
 from emitters.gptq.config import exact_rules
 from emitters.gptq.spec import GPTQ, Width, dialect_of, width_of
@@ -30,12 +29,14 @@ _NOT_LINEAR = {
     "embed": "no reader looks rows up in packed words",
     "router": "no reader packs routers: they choose experts, and stay in 16 bits or more",
     "shared_expert_gate": "no reader packs gates of shared experts",
+    "vision": "no reader has packed vision towers",
 }
 # Projections that vLLM holds as one matrix.
 _JOINED = (
     ("q, k and v", QKV),
     ("gate and up", ("mlp.gate_proj", "mlp.up_proj")),
     ("gate and up of shared experts", ("shared_experts.gate_proj", "shared_experts.up_proj")),
+    ("in_proj_qkv and in_proj_z", ("linear_attention.in_proj_qkv", "linear_attention.in_proj_z")),
 )
 # The widths that Marlin kernels have, and what they want of experts: multiples of the model's
 # width and of the experts' own.
@@ -46,8 +47,10 @@ _HIDDEN_STEP, _INNER_STEP = 128, 64
 def _held(tensor: ModelTensor, model: Model, stored: Stored) -> str | None:
     if not isinstance(stored, Coded):
         return None
-    if tensor.namesake in _NOT_LINEAR:
-        return _NOT_LINEAR[tensor.namesake]
+    names = tensor.namesake, tensor.component or ""
+    reasons = (_NOT_LINEAR[name] for name in names if name in _NOT_LINEAR)
+    if reason := unfit(tensor, model, stored, "gptq") or next(reasons, None):
+        return reason
     if stored.method in spec.SEARCHES and not stored.symmetric:
         return "AutoRound searches no scales for asymmetric groups: use rtn, or sym"
     uneven = [size for size in tensor.shape if size % _STEP]
@@ -79,7 +82,13 @@ def _bundle(draft: Draft) -> Iterator[Refusal]:
             yield from refused(draft, reader, runtime)
 
 
-REVIEW = Review(left_out=partial(omission, reasons=_LEFT_OUT), held=_held, bundle=_bundle)
+def _left_out(tensor: ModelTensor, model: Model) -> str | None:
+    if tensor.component in model.architecture.facts("gptq").get("kept", ()):
+        return None
+    return omission(tensor, model, _LEFT_OUT)
+
+
+REVIEW = Review(left_out=_left_out, held=_held, bundle=_bundle)
 
 
 def _of_vllm(draft: Draft, default: Width | None) -> Iterator[str | None]:

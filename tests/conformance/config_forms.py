@@ -75,14 +75,13 @@ _LATENT = {
 }
 # These classes have none.
 _NO_HEAD_DIM = {"head_dim": None}
-_WINDOWED = {"rope_type": "default", "rope_theta": 4e5}
 _OLMO3 = {
     **_NO_HEAD_DIM,
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
     "sliding_window": 8,
     "rope_parameters": {
-        "full_attention": {**_YARN, "rope_theta": 4e5, "attention_factor": 1.2079441541679836},
-        "sliding_attention": _WINDOWED,
+        "full_attention": {**_YARN, "rope_theta": 5e5, "attention_factor": 1.2079441541679836},
+        "sliding_attention": _BASE,
     },
 }
 _DELTA = {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 Array = NDArray[Any]
 
@@ -57,7 +57,12 @@ def written_by(model: Any, prompt: Sequence[int], count: int) -> list[int]:
 
 
 def _loaded(model: Path, dtype: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    found = AutoModelForCausalLM.from_pretrained(
-        model, dtype=getattr(torch, dtype), output_loading_info=True, **options
-    )
+    options |= {"dtype": getattr(torch, dtype), "output_loading_info": True}
+    try:
+        found = AutoModelForCausalLM.from_pretrained(model, **options)
+    except ValueError as error:
+        # Some classes have the language model only below a vision model.
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        found = AutoModelForImageTextToText.from_pretrained(model, **options)
     return found[0].eval(), found[1]

@@ -157,9 +157,9 @@ def published_config(config: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
             text.pop(key)
         del found["tie_word_embeddings"]
     elif kind.family.startswith("qwen3_vl"):
-        found["text_config"] = _flat_rope(found["text_config"])
-        # Without scaling, the sections of positions are still said.
-        found["text_config"]["rope_scaling"] = {"rope_type": "default", "mrope_interleaved": True}
+        text = dict(found["text_config"])
+        rope = dict(text.pop("rope_parameters"))
+        found["text_config"] = {**text, "rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
     elif kind.config_class not in _NESTED_ROPE and kind.family != "qwen3_5":
         found = _flat_rope(found)
     if kind.family == "qwen3_vl_moe":

@@ -21,7 +21,11 @@ FARTHEST = ("published", "bare")
 
 # How close the logits must be: nothing but the order of sums, and the loss of 8 bits.
 CLOSE = {"all: keep": 0.999999, "all: 8bit g32": 0.999}
-PACKED = "all: 8bit g32\nembed, lm_head, norm, bias, router, router_bias: keep optional"
+PACKED = """all: 8bit g32
+embed, lm_head, norm, bias, router, router_bias, shared_expert_gate: keep optional
+conv, ssm, vision: keep optional
+linear_attention.in_proj_a, linear_attention.in_proj_b, linear_attention.in_proj_ba: keep optional
+"""
 # A source's experts at 4 bits, the rest at 8.
 CODED = """
 experts: 4bit
@@ -65,7 +69,25 @@ def test_transformers_reads_every_form_as_the_source(name, forms, gptq):
 
 @pytest.mark.parametrize("form", FARTHEST)
 @pytest.mark.parametrize(
-    "name", ["llama", "llama_linear", "qwen2", "qwen3", "qwen3_moe", "glm4_moe"]
+    "name",
+    [
+        "llama",
+        "llama_linear",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "glm4_moe",
+        "olmo2",
+        "olmo3",
+        "olmoe",
+        "qwen2_moe",
+        "qwen3_next",
+        "qwen3_5",
+        "qwen3_5_text",
+        "qwen3_5_moe",
+        "qwen3_vl",
+        "qwen3_vl_moe",
+    ],
 )
 def test_auto_round_in_transformers_answers_as_transformers(name, form, forms, gptq, auto_round):
     made = forms(name)

@@ -8,6 +8,7 @@ from tiny_models import planned, tiny
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory, TensorInfo, tensor_nbytes
 from policy_dsl.plan import Plan
+from policy_dsl.treatments import Coded
 
 OTHERS = ("auto-round", "gptqmodel", "transformers")
 GPTQ = "metadata dialect gptq"
@@ -64,6 +65,8 @@ def test_everybody_reads_a_dense_model(family):
         ("qwen3", "mlp.up_proj: 8bit", "gate and up of a layer"),
         ("glm4_moe", "shared_experts.up_proj: 8bit", "gate and up of shared experts"),
         ("qwen2", "o_proj: 4bit asym", "no zero points"),
+        ("qwen3_5", "linear_attention.in_proj_z: 8bit", "in_proj_qkv and in_proj_z of a layer"),
+        ("qwen2_moe", "shared_experts.up_proj: 8bit", "gate and up of shared experts"),
     ],
 )
 def test_what_vllm_joins_must_be_alike(family, rules, reason, head):
@@ -72,6 +75,27 @@ def test_what_vllm_joins_must_be_alike(family, rules, reason, head):
     assert all((one.severity == "fatal") == (one.reader == "vllm") for one in plan.refusals)
     with pytest.raises(PolicyError, match="vllm cannot hold this"):
         planned(tiny(family), rules, head=f"{head}\nruntime vllm")
+
+
+@pytest.mark.parametrize(
+    ("family", "rules", "reason"),
+    [
+        ("qwen3_5_text", "linear_attention.in_proj_a: 4bit", "few rows"),
+        ("qwen3_next", "linear_attention.in_proj_ba: 4bit", "few rows"),
+        ("qwen2_moe", "shared_expert_gate: 4bit", "gates of shared experts"),
+        ("qwen3_vl", "vision: 4bit", "packed vision towers"),
+    ],
+)
+def test_what_has_no_packed_form_is_an_error(family, rules, reason):
+    with pytest.raises(PolicyError, match=reason):
+        planned(tiny(family), rules)
+
+
+def test_a_vision_tower_stays_where_readers_have_one():
+    """vLLM's classes have the whole model, also where only its text is asked for."""
+    kept = [one for one in planned(tiny("qwen3_vl"), "").modules if one.role.startswith("vision.")]
+    assert {one.name.split(".")[1] for one in kept} == {"visual"}
+    assert not any(isinstance(one.treatment, Coded) for one in kept)
 
 
 def test_layers_are_counted_where_they_differ():

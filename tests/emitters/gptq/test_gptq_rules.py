@@ -18,7 +18,7 @@ from policy_dsl.treatments import Coded
 
 QKV = ("q_proj", "k_proj", "v_proj")
 GATE_UP = ("gate_proj", "up_proj")
-MOE = frozenset({"mixtral", "minimax_m2", "qwen3_moe", "glm4_moe"})
+MOE = frozenset({"mixtral", "minimax_m2", "qwen3_moe", "glm4_moe", "olmoe"})
 # Rules after `all: 4bit`, for any family and for those with experts.
 MIXED = {
     "uniform": "",

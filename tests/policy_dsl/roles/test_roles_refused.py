@@ -120,7 +120,7 @@ def test_fused_experts_have_the_shape_of_the_config(shape, tensor, recorded, cod
 def test_experts_stored_in_two_ways_are_not_guessed_at(recorded, message):
     source, _ = recorded("qwen3_vl_moe")
     tensors = {
-        name: one._replace(shape=(4, 24, 64)) if name.endswith("1.mlp.experts.down_proj") else one
+        name: one._replace(shape=(4, 96, 64)) if name.endswith("1.mlp.experts.down_proj") else one
         for name, one in source.tensors.items()
     }
     assert "[experts, in, out]" in message(replace(source, tensors=tensors))
