@@ -146,8 +146,9 @@ class _Search:
 
     def _look_up(self, need: Need, layer: int | None, names: _Names) -> bool:
         """Take the modules of the first of these names that the bundle has, if it has one."""
+        wanted = self.facts.shape(self.facts.sizes(need, layer))
         for key, rule in names:
-            whole = _tensor(need, layer, key, rule, self.facts.shapes[need])
+            whole = _tensor(need, layer, key, rule, wanted)
             format = self.bundle.format
             made = format.spec.parts(whole, self.model)
             parts = [one for one in made if format.review.left_out(one, self.model) is None]
@@ -168,7 +169,7 @@ class _Search:
         self, need: Need, layer: int | None, module: BundleModule, part: ModelTensor, *, stack: bool
     ) -> None:
         shape, added, count = module.shape, module.added, self.model.n_experts
-        wanted = self.facts.shapes[need]
+        wanted = self.facts.shape(self.facts.sizes(need, layer))
         if stack and shape:
             if shape[0] - added not in (count, count - added):
                 self.wrong += wrong_experts(need.slot, layer, range(shape[0]), count)

@@ -49,7 +49,8 @@ _CLAUSE = re.compile(
 class Need:
     """A tensor that a model has once, or in each layer where `when` holds, and in no other.
 
-    slot: its role, or its name below the block. shape: numbers and keys of the config, or `any`.
+    slot: its role, or its name below the block. shape: numbers and keys of the config, `any`, or
+    `one if condition else other`.
     """
 
     slot: str
@@ -57,6 +58,11 @@ class Need:
     shape: tuple[str, ...]
     when: str = ""
     optional: bool = False
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether a size depends on the layer."""
+        return any(" else " in size for size in self.shape)
 
     @property
     def shown(self) -> str:
@@ -351,6 +357,9 @@ def _patterns(table: Mapping[str, Any]) -> Iterator[tuple[str, NameRule]]:
         given = entry if isinstance(entry, Mapping) else {"shape": entry}
         fields = {**given, "shape": tuple(map(str, given["shape"]))}
         clauses(given.get("when", ""))
+        for one in map(choices, fields["shape"]):
+            for _, condition in one:
+                clauses(condition)
         for slot, _ in _spelled(pattern):
             if slot not in slots:
                 raise ValueError(f"needs: {slot} is neither a role nor a name")
@@ -401,6 +410,13 @@ def _spelled(pattern: str) -> Iterator[tuple[str, str]]:
     parts = enumerate(_CHOICE.split(pattern))
     for words in product(*(part.split(",") if at % 2 else [part] for at, part in parts)):
         yield "".join(words), words[-2] if len(words) > 1 else ""
+
+
+@cache
+def choices(size: str) -> tuple[tuple[str, str], ...]:
+    """A size of a need and the condition of each of its words, in order; the last has none."""
+    parted = (choice.partition(" if ") for choice in size.split(" else "))
+    return tuple((word, condition) for word, _, condition in parted)
 
 
 @cache

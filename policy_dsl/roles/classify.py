@@ -86,7 +86,7 @@ def _ways_by_shape(facts: ConfigFacts, inventory: Inventory) -> Iterator[bool]:
     for tensor in inventory.tensors.values() if by_shape else ():
         rule = by_shape.get(numbered_key(tensor.name)[0])
         if rule and (need := rule.needs[0]):
-            out, into = facts.shapes[need] or (0, 0)
+            out, into = facts.shape(need.shape) or (0, 0)
             usual = out * len(rule.roles), into
             if len(set(usual)) == 2 and tensor.shape[1:] in (usual, usual[::-1]):
                 yield tensor.shape[1:] != usual

@@ -28,34 +28,36 @@ _Because = dict[tuple[str, _Layers], list[str]]
 
 
 class Misfit(NamedTuple):
-    """A tensor of another shape than its need has."""
+    """A tensor of another shape than its need has. sizes: those of the need in the layer."""
 
     need: Need
     layer: int | None
     name: str
     shape: tuple[int, ...]
+    sizes: tuple[str, ...]
 
 
 @dataclass
 class Presence:
     """Which needs of a family the tensors of a checkpoint fulfil, and which they contradict.
 
-    seen: need -> layer -> the first of its tensors there. fitting: of which a shape is right.
+    seen: need -> layer -> the first of its tensors there. right: sizes of shapes that fit.
     """
 
     facts: ConfigFacts
     seen: dict[Need, dict[int | None, str]] = field(default_factory=dict)
-    fitting: set[Need] = field(default_factory=set)
+    right: set[tuple[str, ...]] = field(default_factory=set)
     misfits: list[Misfit] = field(default_factory=list)
 
     def add(self, need: Need, layer: int | None, name: str, shape: tuple[int, ...] | None) -> None:
         """Take a tensor, or a matrix of a fused one; shape: None if it is not compared."""
         self.seen.setdefault(need, {}).setdefault(layer, name)
-        wanted = self.facts.shapes[need]
+        sizes = self.facts.sizes(need, layer)
+        wanted = self.facts.shape(sizes)
         if shape is not None and wanted is not None and _fits(shape, wanted):
-            self.fitting.add(need)
+            self.right.add(sizes)
         elif shape is not None:
-            self.misfits.append(Misfit(need, layer, name, shape))
+            self.misfits.append(Misfit(need, layer, name, shape, sizes))
 
     def shape_findings(self) -> Iterator[Diagnostic]:
         """Shapes that the config does not mean: a finding for each size that differs."""
@@ -65,7 +67,7 @@ class Presence:
             if one.need.optional or self.facts.holds(one.need, one.layer):
                 groups[self._differing(one)].append(one)
         # Of these sizes the config is right.
-        right = {size for need in self.fitting for size in need.shape}
+        right = {size for sizes in self.right for size in sizes}
         for size, alike in groups.items():
             # The embedding is what readers start from.
             first = min(alike, key=lambda one: one.need.slot != "embed")
@@ -74,15 +76,15 @@ class Presence:
 
     def _differing(self, one: Misfit) -> str:
         """The first size that differs or is unknown; of other axes altogether, the slot."""
-        if len(one.shape) != len(one.need.shape):
+        if len(one.shape) != len(one.sizes):
             return one.need.slot
-        axes = zip(one.need.shape, one.shape, strict=True)
+        axes = zip(one.sizes, one.shape, strict=True)
         return next(size for size, n in axes if size != ANY and self.facts.computed(size) != n)
 
     def _config_finding(self, size: str, first: Misfit, alike: list[Misfit]) -> Diagnostic | None:
         """That the config is wrong: all tensors with this size have the same other one."""
-        same_axes = all(len(one.shape) == len(one.need.shape) for one in alike)
-        held = {one.shape[one.need.shape.index(size)] for one in alike} if same_axes else set()
+        same_axes = all(len(one.shape) == len(one.sizes) for one in alike)
+        held = {one.shape[one.sizes.index(size)] for one in alike} if same_axes else set()
         if len(held) != 1:
             return None
         facts, value = self.facts, self.facts.computed(size)
@@ -100,7 +102,7 @@ class Presence:
         return facts.bad_value(size, None if is_null else value, reason)
 
     def _shape_finding(self, first: Misfit, alike: list[Misfit]) -> Diagnostic:
-        sizes = ((size, self.facts.computed(size)) for size in first.need.shape)
+        sizes = ((size, self.facts.computed(size)) for size in first.sizes)
         axes = ", ".join(
             size if size.isdecimal() or size == ANY else f"{size} = {n}" for size, n in sizes
         )
@@ -132,7 +134,7 @@ class Presence:
     def _unlike(self, layers: Sequence[int], *, wanted: bool) -> _Because:
         """What layers should have and have not, or the other way round."""
         because: _Because = defaultdict(list)
-        for need in self.facts.shapes:
+        for need in self.facts.table.needs.values():
             reasons: dict[str, list[int | None]] = defaultdict(list)
             places: Sequence[int | None] = layers if need.in_layers else [None]
             seen: Collection[int | None] = self.seen.get(need, ())

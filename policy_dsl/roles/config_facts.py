@@ -141,19 +141,26 @@ class ConfigFacts:
         return int(total) if total == int(total) else total
 
     @cached_property
-    def shapes(self) -> Mapping[Need, tuple[int, ...] | None]:
-        """Needs of the family -> the shape of their tensors; None if a size is not known.
+    def _shapes(self) -> dict[tuple[str, ...], tuple[int, ...] | None]:
+        return {}
 
-        A size that may be any, because layers differ, is 0.
-        """
-        sizes = {
-            need: [0 if size == architecture.ANY else self.computed(size) for size in need.shape]
-            for need in self.table.needs.values()
-        }
-        return {
-            need: tuple(int(size or 0) for size in shape) if all(map(is_whole, shape)) else None
-            for need, shape in sizes.items()
-        }
+    def sizes(self, need: Need, layer: int | None) -> tuple[str, ...]:
+        """The sizes of what fulfils a need in a layer, as the family's table writes them."""
+        if not need.by_layer:
+            return need.shape
+        found = (architecture.choices(size) for size in need.shape)
+        return tuple(
+            next(word for word, condition in one if self.satisfies(condition, layer))
+            for one in found
+        )
+
+    def shape(self, sizes: tuple[str, ...]) -> tuple[int, ...] | None:
+        """What these sizes are; None if one is not known. One that may be any is 0."""
+        if sizes not in self._shapes:
+            shape = [0 if size == architecture.ANY else self.computed(size) for size in sizes]
+            is_known = all(map(is_whole, shape))
+            self._shapes[sizes] = tuple(int(size or 0) for size in shape) if is_known else None
+        return self._shapes[sizes]
 
     def holds(self, need: Need, layer: int | None) -> bool:
         """Whether the config says that a layer has it."""

@@ -26,6 +26,7 @@ MEANT = {
     **{"e_score_correction_bias": "router_bias", "bias": "router_bias"},
     **{"input_linear": "gate_", "output_linear": "down_proj", "embeddings": "embed"},
     **{"out_proj": "o_proj", "expert_bias": "router_bias"},
+    **{"attention_sink_bias": "sinks"},
 }
 TOWERS = ("vision", "visual", "multi_modal_projector", "mm_projector")
 
