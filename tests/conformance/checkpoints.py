@@ -38,6 +38,7 @@ def make_checkpoint(name: str, folder: Path) -> Checkpoint:
 def _random_model(kind: Kind) -> Any:
     torch.manual_seed(7)
     sizes = {**SIZES, **kind.options}
+    sizes = {key: value for key, value in sizes.items() if value is not None}
     if kind.config_class == "Gemma3Config":
         vision = {
             "hidden_size": 64,

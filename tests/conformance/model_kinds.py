@@ -83,6 +83,20 @@ _GLM = {
 # Blocks of 128 do not divide 192: the last one of a row is partial.
 _PARTIAL = {"intermediate_size": 192, "moe_intermediate_size": 192}
 _TIED = {"tie_word_embeddings": True}
+# These classes have none.
+_NO_HEAD_DIM = {"head_dim": None}
+_FOUR_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+_QWEN_SHARED = {
+    **_FOUR_EXPERTS,
+    "moe_intermediate_size": 128,
+    "shared_expert_intermediate_size": 128,
+}
+_DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+}
 
 KINDS: Mapping[str, Kind] = {
     "llama": Kind("llama", "LlamaConfig", {"num_hidden_layers": 9}),
@@ -106,6 +120,14 @@ KINDS: Mapping[str, Kind] = {
     "minimax_m2_fused": Kind("minimax_m2", "MiniMaxM2Config", _MINIMAX, storage="fused"),
     "glm4_moe": Kind("glm4_moe", "Glm4MoeConfig", _GLM),
     "glm4_moe_fused": Kind("glm4_moe", "Glm4MoeConfig", _GLM, storage="fused"),
+    "olmo2": Kind("olmo3", "Olmo2Config", _NO_HEAD_DIM),
+    "olmo3": Kind("olmo3", "Olmo3Config", _NO_HEAD_DIM),
+    "olmoe": Kind("olmoe", "OlmoeConfig", {**_NO_HEAD_DIM, **_FOUR_EXPERTS}),
+    "qwen2_moe": Kind("qwen2_moe", "Qwen2MoeConfig", {**_NO_HEAD_DIM, **_QWEN_SHARED}),
+    "qwen3_next": Kind("qwen3_next", "Qwen3NextConfig", {**_QWEN_SHARED, **_DELTA}),
+    "qwen3_next_fp8": Kind(
+        "qwen3_next", "Qwen3NextConfig", {**_QWEN_SHARED, **_DELTA}, storage="fp8"
+    ),
     "gemma3_text": Kind("gemma3", "Gemma3TextConfig", _TIED, shards=1),
     "gemma3": Kind("gemma3", "Gemma3Config", _TIED),
 }

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"
 WITH_EXPERTS = [name for name, kind in KINDS.items() if kind.has_experts]
 WITHOUT = [name for name, kind in KINDS.items() if not kind.has_experts]
-ROUTER = re.compile(r"\.(block_sparse_moe|mlp)\.gate$")
+ROUTER = re.compile(r"\.(block_sparse_moe|mlp)\.(shared_expert_)?gate$")
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 # Config-I's shape for families without experts.
