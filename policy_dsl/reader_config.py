@@ -332,18 +332,21 @@ class _Reading:
         named = self.kind.biases
         if named is None:
             return
+        inside = [module for module in self.plan.modules if module.layer is not None]
         held = Counter(
             module.name.removesuffix(".bias").rpartition(".")[2]
-            for module in self.plan.modules
-            if module.role == "bias" and module.layer is not None
+            for module in inside
+            if module.role == "bias"
         )
+        # A model may have none of the linears that the reader wants biases of.
+        there = {module.name.removesuffix(".weight").rpartition(".")[2] for module in inside}
         wanted = {word for word, by in named.items() if by is True or self.value(str(by)) is True}
         if spare := {word: count for word, count in held.items() if word not in wanted}:
             what = f"{counted(sum(spare.values()), 'bias', 'biases')} of {', '.join(spare)}"
             keys = sorted({str(named[word]) for word in spare if word in named})
             unless = f" unless config.json says `{keys[0]}: true`" if keys else ""
             yield f"it has no place for {what}{unless}"
-        if missing := sorted(wanted - set(held)):
+        if missing := sorted((wanted & there) - set(held)):
             yield f"it needs biases of {', '.join(missing)}, and the model has none"
 
     def nearly(self) -> str | None:

@@ -168,7 +168,7 @@ class ConfigFacts:
 
     def satisfies(self, condition: str, layer: int | None) -> bool:
         """Whether a condition of the table is true of a layer, or outside of them."""
-        return self._all(condition, -1 if layer is None else layer)
+        return self.all_hold(condition, -1 if layer is None else layer)
 
     def reason(self, need: Need, layer: int | None) -> str:
         """What the config says that decides whether a layer has it; empty if nothing does."""
@@ -193,12 +193,13 @@ class ConfigFacts:
     def _derived(self, key: str) -> list[Derived]:
         return [one for one in self._entry(key).defaults if isinstance(one, Derived)]
 
-    def _all(self, condition: str, layer: int) -> bool:
+    def all_hold(self, condition: str, layer: int = -1) -> bool:
+        """Whether all clauses of a condition hold, in a layer or in none."""
         return all(self._is(one, layer) != one.negated for one in architecture.clauses(condition))
 
     def _is(self, clause: Clause, layer: int) -> bool:
         if clause.key in self.table.where:
-            return self._all(self.table.where[clause.key], layer)
+            return self.all_hold(self.table.where[clause.key], layer)
         value, form = self.value(clause.key), clause.form
         count = value if is_whole(value) else 0
         match form:
@@ -332,10 +333,15 @@ def _words(value: Any, meant: Mapping[str, str]) -> list[str]:
     return [meant.get(word, word) for word in given]
 
 
-def _places(words: Any, word: str, first: int) -> list[int]:
-    """The numbers of a word in a list, which are counted from `first`."""
-    listed = words if isinstance(words, list) else []
-    return [number for number, one in enumerate(listed, first) if one == word]
+def _places(words: Any, word: str, first: int) -> list[int] | None:
+    """The numbers of a word in a list, which are counted from `first`; None if there is none."""
+    if not isinstance(words, list):
+        return None
+    return [number for number, one in enumerate(words, first) if one == word]
+
+
+def _length(value: Any) -> int | None:
+    return len(value) if isinstance(value, list | str) else None
 
 
 def _each(entries: Any, one: Mapping[str, Any]) -> list[Any] | None:
@@ -346,12 +352,12 @@ def _each(entries: Any, one: Mapping[str, Any]) -> list[Any] | None:
 # Form of a default -> what it is in a config, by its fields; the others are lists by layer.
 _DEFAULTS: Mapping[str, Callable[[ConfigFacts, Mapping[str, Any]], Any]] = {
     "expression": lambda facts, one: facts.computed(one["text"]),
-    "if": lambda facts, one: facts.computed(one["then" if facts.value(one["if"]) else "else"]),
+    "if": lambda facts, one: facts.computed(one["then" if facts.all_hold(one["if"]) else "else"]),
     "keys": lambda facts, one: {name: facts.value(key) for name, key in one["keys"].items()},
     "period": lambda facts, one: _period(facts.value(one["period"]), one["of"]),
     # Only what is written: either list may be made of the other.
     "each": lambda facts, one: _each(facts.given(one["each"]), one),
-    "length": lambda facts, one: len(_words(facts.value(one["length"]), {})) or None,
+    "length": lambda facts, one: _length(facts.value(one["length"])),
     "words": lambda facts, one: _words(facts.value(one["words"]), one["as"]) or None,
     "numbers": lambda facts, one: _places(facts.value(one["numbers"]), one["of"], one["from"]),
 }

@@ -94,6 +94,50 @@ _DELTA = {
 }
 _MROPE = {**_BASE, "mrope_section": [8, 4, 4]}
 _INDEXER = {"index_n_heads": 2, "index_head_dim": 32, "index_topk": 64}
+_GRANITE = {
+    **_NO_HEAD_DIM,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.3,
+    "logits_scaling": 6.0,
+}
+_GRANITE_4 = {
+    **_GRANITE,
+    "layer_types": ["mamba", "attention", "mamba"],
+    "shared_intermediate_size": 96,
+    "mamba_n_heads": 8,
+    "mamba_d_state": 16,
+}
+# mlx-lm gives the chosen experts weights of 1 in sum. These are all, so that they have it anyway.
+_JAMBA = {
+    **_NO_HEAD_DIM,
+    "num_experts_per_tok": 4,
+    "attn_layer_period": 3,
+    "attn_layer_offset": 1,
+    "mamba_dt_rank": 32,
+    "mamba_d_state": 16,
+}
+_CONV = {
+    **_NO_HEAD_DIM,
+    **_TIED,
+    "layer_types": ["conv", "full_attention", "conv"],
+    "conv_bias": True,
+    "rope_parameters": _BASE,
+}
+_NEMOTRON = {
+    **_EXPERTS,
+    "num_hidden_layers": None,
+    "layers_block_type": ["mamba", "moe", "attention", "mlp", "mamba"],
+    "n_routed_experts": 8,
+    "moe_shared_expert_intermediate_size": 96,
+    "routed_scaling_factor": 2.5,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 16,
+    "n_groups": 2,
+    "ssm_state_size": 16,
+}
 # Of these, LongCat's class has none, or by other names.
 _NOT_LONGCAT = ("n_group", "topk_group", "first_k_dense_replace", *_EXPERTS)
 # Models of which transformers has no class; they are like those of another.
@@ -225,6 +269,59 @@ MODELS: Mapping[str, Kind] = {
             "full_attention": {**_BASE, "partial_rotary_factor": 0.334},
             "sliding_attention": {**_BASE, "rope_theta": 3e4, "partial_rotary_factor": 0.334},
         },
+    ),
+    "granitemoe": _kind("granitemoe", "GraniteMoeConfig", rope_parameters=_BASE, **_GRANITE),
+    "granitemoehybrid": _kind("granitemoehybrid", "GraniteMoeHybridConfig", **_GRANITE_4),
+    "granitemoehybrid_dense": _kind(
+        "granitemoehybrid_dense",
+        "GraniteMoeHybridConfig",
+        **{**_GRANITE_4, "num_local_experts": 0, "layer_types": ["attention"] * 3},
+        rope_parameters=_BASE,
+        position_embedding_type="rope",
+    ),
+    "jamba": _kind("jamba", "JambaConfig", num_experts=4, **_JAMBA),
+    "jamba_dense": _kind("jamba", "JambaConfig", num_experts=1, **_JAMBA),
+    "kimi_linear": _kind(
+        "kimi_linear",
+        "KimiLinearConfig",
+        **_EXPERTS,
+        num_experts=8,
+        num_hidden_layers=4,
+        layer_types=["linear_attention", "full_attention", "full_attention", "linear_attention"],
+        mlp_layer_types=["dense", "dense", "sparse", "sparse"],
+        linear_head_dim=32,
+        linear_num_heads=2,
+        kv_lora_rank=64,
+        qk_nope_head_dim=64,
+        qk_rope_head_dim=32,
+        v_head_dim=96,
+        head_dim=None,
+        pad_token_id=0,
+    ),
+    "lfm2": _kind("lfm2", "Lfm2Config", **_CONV, block_multiple_of=32, intermediate_size=144),
+    "lfm2_moe": _kind(
+        "lfm2_moe", "Lfm2MoeConfig", **_CONV, **_EXPERTS, num_experts=4, num_dense_layers=1
+    ),
+    "mellum": _kind(
+        "mellum",
+        "MellumConfig",
+        **_EXPERTS,
+        num_experts=4,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+        sliding_window=8,
+        rope_parameters={"full_attention": _YARN, "sliding_attention": _BASE},
+    ),
+    "nemotron_h": _kind("nemotron_h", "NemotronHConfig", **_NEMOTRON),
+    "nemotron_h_latent": _kind("nemotron_h", "NemotronHConfig", **_NEMOTRON, moe_latent_size=64),
+    "phimoe": _kind(
+        "phimoe",
+        "PhimoeConfig",
+        rope_parameters=_BASE,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        attention_bias=True,
+        lm_head_bias=True,
+        **_NO_HEAD_DIM,
     ),
     # Built like Qwen2; transformers has no class for it.
     "mimo": _kind("mimo", "Qwen2Config", rope_parameters=_BASE),

@@ -166,7 +166,7 @@ JANG_KINDS: Mapping[str, Kind] = {
 
 
 # Of these, publishers write what is theirs further below.
-_NESTED_ROPE = ("Kimi_K25Config", "MiMoV2FlashConfig")
+_NESTED_ROPE = ("Kimi_K25Config", "MellumConfig", "MiMoV2FlashConfig")
 
 
 def published_config(config: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
@@ -252,6 +252,51 @@ def _mimo_v2_flash(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _granite_4(config: dict[str, Any]) -> dict[str, Any]:
+    """Kinds of layers in other words, and no limits of time steps."""
+    found = {key: value for key, value in config.items() if key != "time_step_limit"}
+    words = {"linear_attention": "mamba", "full_attention": "attention"}
+    found["layer_types"] = [words[kind] for kind in config["layer_types"]]
+    return found | {"position_embedding_type": config["position_embedding_type"] or "nope"}
+
+
+def _kimi_linear(config: dict[str, Any]) -> dict[str, Any]:
+    """Layers listed by their kind, counted from 1, and dense ones by their count."""
+    listed = ("layer_types", "mlp_layer_types")
+    found = {key: value for key, value in config.items() if key not in listed}
+    kinds = list(enumerate(config["layer_types"], 1))
+    words = {"kda_layers": "linear_attention", "full_attn_layers": "full_attention"}
+    found["linear_attn_config"] = {
+        **{key: [at for at, kind in kinds if kind == word] for key, word in words.items()},
+        "num_heads": found.pop("linear_num_heads"),
+        "head_dim": found.pop("linear_head_dim"),
+        "short_conv_kernel_size": found.pop("linear_conv_kernel_dim"),
+    }
+    dense = config["mlp_layer_types"].count("dense")
+    return found | {"first_k_dense_replace": dense, "rope_theta": 10000.0, "moe_layer_freq": 1}
+
+
+def _lfm2(config: dict[str, Any]) -> dict[str, Any]:
+    """Layers that attend by their numbers, and the older names of sizes."""
+    found = dict(config)
+    kinds = enumerate(found.pop("layer_types"))
+    return found | {
+        "full_attn_idxs": [at for at, kind in kinds if kind == "full_attention"],
+        "block_ff_dim": found.pop("intermediate_size"),
+        "block_dim": found["hidden_size"],
+        "tie_embedding": found.pop("tie_word_embeddings"),
+    }
+
+
+def _nemotron_h(config: dict[str, Any]) -> dict[str, Any]:
+    """Kinds of layers by letters, and no limits of time steps."""
+    found = {key: value for key, value in config.items() if key != "time_step_limit"}
+    letters = {"linear_attention": "M", "moe": "E", "full_attention": "*", "mlp": "-"}
+    kinds = found.pop("layers_block_type")
+    pattern = "".join(letters[kind] for kind in kinds)
+    return found | {"hybrid_override_pattern": pattern, "num_hidden_layers": len(kinds)}
+
+
 _ROUTING = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 # Class of a config -> what publishers write otherwise, positions apart.
 _OF_PUBLISHERS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -261,12 +306,19 @@ _OF_PUBLISHERS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "Glm4MoeLiteConfig": _counted,
     "LongcatFlashConfig": _longcat,
     "MiMoV2FlashConfig": _mimo_v2_flash,
+    "GraniteMoeHybridConfig": _granite_4,
+    "KimiLinearConfig": _kimi_linear,
+    "Lfm2Config": _lfm2,
+    "NemotronHConfig": _nemotron_h,
 }
 
 
 def _flat_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(config)
-    rope = dict(found.pop("rope_parameters"))
+    # Some have no positions.
+    if (given := found.pop("rope_parameters", None)) is None:
+        return found
+    rope = dict(given)
     if "full_attention" not in rope:
         return found | _split_rope(rope)
     if "_sliding_window_pattern" not in found:

@@ -50,6 +50,7 @@ TYPES = {
     "granitemoe": "granitemoe",
     "granitemoehybrid": "granitemoehybrid",
     "jamba": "jamba",
+    "kimi_linear": "kimi_linear",
     "lfm2": "lfm2",
     "lfm2_moe": "lfm2_moe",
     "mellum": "mellum",
@@ -107,7 +108,19 @@ ELSEWHERE = {
     "qwen3_5": {"full_attention_interval"},
     "gemma3": {"sliding_window_pattern"},
     "granitemoehybrid": {"layer_types"},
-    "jamba": {"rope_theta", "rope_scaling", "layers_block_type", "feed_forward_type"},
+    "kimi_linear": {
+        *("rope_theta", "rope_scaling", "moe_layer_freq", "first_k_dense_replace"),
+        *("dense_layers", "written_kinds", "kda_layers", "full_attn_layers"),
+        *("linear_attn_config", "model_max_length", "num_expert_group"),
+        *("num_experts_per_token", "num_shared_experts"),
+    },
+    "jamba": {
+        "rope_theta",
+        "rope_scaling",
+        "layers_block_type",
+        "feed_forward_type",
+        "norm_topk_prob",
+    },
     "nemotron_h": {
         *("rope_theta", "rope_scaling", "num_hidden_layers", "hybrid_override_pattern"),
         *("block_kinds", "expert_size"),

@@ -26,6 +26,8 @@ CASES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 
 # Built like a family that is recorded; transformers has no class of theirs.
 WITHOUT_CLASS = {"mimo", "mistral3_4"}
+# transformers joins its convolutions in memory, which no one stores so.
+OTHER_IN_MEMORY = {"kimi_linear"}
 
 
 def by_name(model):
@@ -89,7 +91,7 @@ def test_every_family_is_recorded():
     published = (GOLDEN.parent / "families").glob("*/config.json")
     configs += [json.loads(path.read_text()) for path in published]
     recorded = {family_of(config) for config in configs}
-    assert {*families()} - recorded == WITHOUT_CLASS
+    assert {*families()} - recorded == WITHOUT_CLASS | OTHER_IN_MEMORY
 
 
 @pytest.mark.parametrize("family", families())
