@@ -67,8 +67,9 @@ def _auto_round(plan: Plan, default: Width) -> dict[str, Any]:
     coded = [coded for _, coded in coded_modules(plan.modules)]
     methods, version = {one.method for one in coded}, spec.STORAGE[coded[0].scheme].version
     oldest = any(spec.SEARCHES.get(method) == _OLDEST for method in methods)
-    places = (_IN_LAYER.fullmatch(one.name) for one in plan.modules if not _is_expert(one.name))
-    rules = {**exact_rules(plan.modules, default), **_expert_rules(plan.modules, default)}
+    modules, _ = _apart(plan)
+    places = (_IN_LAYER.fullmatch(one.name) for one in modules if not _is_expert(one.name))
+    rules = {**exact_rules(plan.modules, default), **_expert_rules(modules, default)}
     return {
         "quant_method": spec.AUTO_ROUND,
         "packing_format": next(word for word, of in PACKING_FORMATS.items() if of == version),
@@ -94,7 +95,8 @@ def _extra(width: Width | None, default: Width) -> dict[str, Any]:
 def _gptq(plan: Plan, default: Width) -> dict[str, Any]:
     """What its readers look up, and nothing about how it was made."""
     coded = list(coded_modules(plan.modules))
-    rules = {**_layer_rules(plan.modules, default), **_expert_rules(plan.modules, default)}
+    modules, beside = _apart(plan)
+    rules = {**beside, **_layer_rules(modules, default), **_expert_rules(modules, default)}
     dynamic = {
         f"-:{pattern}" if width is None else f"+:{pattern}": width._asdict() if width else {}
         for pattern, width in rules.items()
@@ -110,6 +112,20 @@ def _gptq(plan: Plan, default: Width) -> dict[str, Any]:
         "pack_dtype": "int32",
         **({"dynamic": dynamic} if dynamic else {}),
     }
+
+
+def _apart(plan: Plan) -> tuple[list[Module], _Rules]:
+    """The modules of the language model; rules for what is beside it and not quantized.
+
+    Prediction blocks have numbers of layers too, and vLLM asks about towers as about all linears.
+    """
+    modules, rules = list(plan.modules), _Rules()
+    for prefix in plan.model.architecture.elsewhere:
+        inside = [one for one in modules if one.name.startswith(prefix)]
+        if inside and not any(map(width_of, inside)):
+            rules[rf".*{prefix[:-1].rpartition('.')[2]}\..*"] = None
+            modules = [one for one in modules if not one.name.startswith(prefix)]
+    return modules, rules
 
 
 def exact_rules(modules: Iterable[Module], default: Width) -> _Rules:

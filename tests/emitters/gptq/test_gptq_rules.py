@@ -6,6 +6,8 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +15,12 @@ from reader_lookups import Width, by_auto_round, by_gptqmodel, by_vllm, by_vllm_
 from tiny_models import FAMILIES, planned, tiny
 
 from emitters import FORMATS
+from policy_dsl.language.load import parse_policy
 from policy_dsl.plan import Module, Plan
+from policy_dsl.planning.resolve import resolve
 from policy_dsl.treatments import Coded
 
+ROOT = Path(__file__).parents[3]
 QKV = ("q_proj", "k_proj", "v_proj")
 GATE_UP = ("gate_proj", "up_proj")
 MOE = frozenset({"mixtral", "minimax_m2", "qwen3_moe", "glm4_moe", "olmoe"})
@@ -154,3 +159,48 @@ def test_shared_experts_are_no_experts():
     shared = [name for name, one in found.items() if one.role.startswith("shared_experts")]
     assert shared
     assert {by_auto_round(config, name, found) for name in shared} == {(4, 32, True)}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_prediction_blocks_are_not_layers_of_the_model(packed):
+    """Their first block is number 0 too, and stays plain: the model's own experts do not."""
+    source, block = tiny("qwen3_5_moe"), "model.language_model.layers.0."
+    alike = [one for one in source.tensors.values() if one.name.startswith(block)]
+    named = [one._replace(name=one.name.replace(block, "mtp.layers.0.")) for one in alike]
+    tensors = {**source.tensors, **{one.name: one for one in named}}
+    source = replace(source, tensors=tensors)
+    mtp = "mtp: 4bit\nmtp.shared_expert_gate, mtp.conv, mtp.in_proj_a, mtp.in_proj_b: keep optional"
+    rules = mtp if packed else "mtp: keep"
+    wanted = {f"{block}mlp.experts": (4, 32, True), "mtp.layers.0.mlp.experts": None}
+    if packed:
+        wanted["mtp.layers.0.mlp.experts"] = (4, 32, True)
+    plan = planned(source, rules)
+    config = config_of(plan)
+    assert {name: by_vllm(config, name, joined(plan)) for name in wanted} == wanted
+    plan = planned(source, rules, head="metadata dialect gptq")
+    config = config_of(plan)
+    assert {name: by_vllm_gptq(config, name, joined(plan), ()) for name in wanted} == wanted
+
+
+def test_the_layout_of_the_publishers_of_qwen3_5():
+    """Of their GPTQ-Int4 releases: routed experts, or the blocks of a dense model, alone."""
+    text = (ROOT / "policies" / "qwen3_5_gptq_int4.yaml").read_text().replace("g128", "g32")
+    policy, _ = parse_policy(text, "p.yaml")
+    for family, words in (("qwen3_5_moe", ".mlp.experts."), ("qwen3_5", ".mlp.")):
+        plan = resolve(policy, tiny(family), FORMATS)
+        packed = {name for name, module in linears(plan).items() if width(module)}
+        assert packed == {
+            one.name
+            for one in plan.modules
+            if words in one.name and one.role.endswith("_proj") and "visual" not in one.name
+        }
+        config = config_of(plan)
+        assert {key: config[key] for key in ("quant_method", "bits", "sym", "desc_act")} == {
+            "quant_method": "gptq",
+            "bits": 4,
+            "sym": True,
+            "desc_act": False,
+        }
+        parts = {tensor.name for one in plan.modules for tensor in one.tensors}
+        assert all(f"{name}.g_idx" in parts for name in packed)
+        assert [one for one in plan.refusals if one.reader == "vllm"] == []
