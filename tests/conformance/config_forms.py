@@ -7,6 +7,7 @@ without every key that has the class's default.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,7 @@ _OF_OTHERS = ("kimi_k2", "joyai_llm_flash", "mimo")
 # What a config says also where it is the default: publishers' code takes something else for
 # silence about the last.
 _ALWAYS = ("model_type", "architectures", "attention_value_scale")
+_DENSE = re.compile(r"\.block_sparse_moe\.((?:gate|up|down)_proj\.)")
 
 
 def _kind(family: str, config_class: str, **options: Any) -> Kind:
@@ -385,7 +387,11 @@ def make_forms(name: str, folder: Path) -> Forms:
     own = {"model_type": name} if name in _OF_OTHERS else {}
     configs = {"published": published_config(config, kind) | own, "saved": config | own}
     configs["bare"] = _bare(configs["saved"], kind.config_class)
-    folders = {form: write_folder(folder / form, tensors, configs[form], 1) for form in FORMS}
+    held = dict.fromkeys(FORMS, tensors)
+    if kind.family == "kimi_linear":
+        # Its publisher's dense layers have a name of their own.
+        held["published"] = {_DENSE.sub(r".mlp.\1", name): one for name, one in tensors.items()}
+    folders = {form: write_folder(folder / form, held[form], configs[form], 1) for form in FORMS}
     return Forms(folders, logits)
 
 

@@ -288,6 +288,10 @@ def _lfm2(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _mellum(config: dict[str, Any]) -> dict[str, Any]:
+    return {**config, "num_experts": config["num_local_experts"]}
+
+
 def _nemotron_h(config: dict[str, Any]) -> dict[str, Any]:
     """Kinds of layers by letters, and no limits of time steps."""
     found = {key: value for key, value in config.items() if key != "time_step_limit"}
@@ -309,6 +313,7 @@ _OF_PUBLISHERS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "GraniteMoeHybridConfig": _granite_4,
     "KimiLinearConfig": _kimi_linear,
     "Lfm2Config": _lfm2,
+    "MellumConfig": _mellum,
     "NemotronHConfig": _nemotron_h,
 }
 
