@@ -110,10 +110,14 @@ def omission(tensor: ModelTensor, model: Model, reasons: Mapping[str, str]) -> s
 
 def unfit(tensor: ModelTensor, model: Model, stored: Stored, target: str) -> str | None:
     """Why the table of the family does not let readers have a role in this scheme, else None."""
+    is_mtp = tensor.component == "mtp"
     for only in model.architecture.facts(target).get("only", ()):
+        # MTP blocks are built like the model's own.
+        words = [role.rpartition(".")[2] for role in only["roles"]] if is_mtp else []
         is_met = model.facts.satisfies(only.get("when", ""), tensor.layer)
         is_other = scheme_of(stored) not in only["schemes"]
-        if tensor.namesake in only["roles"] and is_other and is_met:
+        is_meant = tensor.namesake in only["roles"] or tensor.projection in words
+        if is_meant and is_other and is_met:
             return str(only["reason"])
     return None
 

@@ -40,6 +40,7 @@ _JOINED = {
     "gate_up_proj": {"gate_proj", "up_proj"},
     "in_proj_qkvz": {"in_proj_qkv", "in_proj_z"},
     "in_proj_ba": {"in_proj_b", "in_proj_a"},
+    "fused_qkv_a_proj": {"q_a_proj", "kv_a_proj_with_mqa"},
 }
 
 

@@ -36,6 +36,7 @@ _JOINED = (
     ("q, k and v", QKV),
     ("gate and up", ("mlp.gate_proj", "mlp.up_proj")),
     ("gate and up of shared experts", ("shared_experts.gate_proj", "shared_experts.up_proj")),
+    ("q_a_proj and kv_a_proj_with_mqa", ("attention.q_a_proj", "attention.kv_a_proj_with_mqa")),
     ("in_proj_qkv and in_proj_z", ("linear_attention.in_proj_qkv", "linear_attention.in_proj_z")),
 )
 # The widths that Marlin kernels have, and what they want of experts: multiples of the model's

@@ -72,6 +72,7 @@ _LATENT = {
     "qk_rope_head_dim": 32,
     "qk_nope_head_dim": 64,
     "v_head_dim": 64,
+    "num_nextn_predict_layers": 0,
     "rope_parameters": _BASE,
 }
 # These classes have none.
@@ -140,9 +141,15 @@ _NEMOTRON = {
     "ssm_state_size": 16,
 }
 # Of these, LongCat's class has none, or by other names.
-_NOT_LONGCAT = ("n_group", "topk_group", "first_k_dense_replace", *_EXPERTS)
+_NOT_LONGCAT = (
+    "n_group",
+    "topk_group",
+    "first_k_dense_replace",
+    "num_nextn_predict_layers",
+    *_EXPERTS,
+)
 # Models of which transformers has no class; they are like those of another.
-_OF_OTHERS = ("kimi_k2", "joyai_llm_flash", "mimo")
+OF_OTHERS = ("kimi_k2", "joyai_llm_flash", "mimo")
 # What a config says also where it is the default: publishers' code takes something else for
 # silence about the last.
 _ALWAYS = ("model_type", "architectures", "attention_value_scale")
@@ -384,7 +391,7 @@ def make_forms(name: str, folder: Path) -> Forms:
     tensors, config = saved(model, folder / "transformers", per_expert=True)
     # Nobody publishes Kimi-K2.5 with this name for its layers.
     tensors = {name.replace(".model.blocks.", ".model.layers."): t for name, t in tensors.items()}
-    own = {"model_type": name} if name in _OF_OTHERS else {}
+    own = {"model_type": name} if name in OF_OTHERS else {}
     configs = {"published": published_config(config, kind) | own, "saved": config | own}
     configs["bare"] = _bare(configs["saved"], kind.config_class)
     held = dict.fromkeys(FORMS, tensors)

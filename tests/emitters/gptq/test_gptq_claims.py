@@ -64,7 +64,7 @@ def test_other_tools_configurations_explain_their_tensors(path: Path):
         "lm_head: 8bit optional\nattention in layers 1: 8bit g64",
         "o_proj: keep\ndown_proj in layers 2: 3bit",
         "all: 2bit g-1 asym\nembed, lm_head: keep optional",
-        "all: 4bit int-gidx\nembed, lm_head: keep optional\nq_proj: 8bit int",
+        "all: 4bit int-gidx\nembed, lm_head: keep optional\no_proj: 8bit int",
         "all: 4bit int-v2-gidx asym\nembed, lm_head: keep optional\no_proj: 8bit int-v2",
     ],
 )

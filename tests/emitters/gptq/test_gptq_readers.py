@@ -67,6 +67,7 @@ def test_everybody_reads_a_dense_model(family):
         ("qwen2", "o_proj: 4bit asym", "no zero points"),
         ("qwen3_5", "linear_attention.in_proj_z: 8bit", "in_proj_qkv and in_proj_z of a layer"),
         ("qwen2_moe", "shared_experts.up_proj: 8bit", "gate and up of shared experts"),
+        ("glm4_moe_lite", "attention.q_a_proj: 8bit", "q_a_proj and kv_a_proj_with_mqa of a layer"),
     ],
 )
 def test_what_vllm_joins_must_be_alike(family, rules, reason, head):
@@ -84,6 +85,8 @@ def test_what_vllm_joins_must_be_alike(family, rules, reason, head):
         ("qwen3_next", "linear_attention.in_proj_ba: 4bit", "few rows"),
         ("qwen2_moe", "shared_expert_gate: 4bit", "gates of shared experts"),
         ("qwen3_vl", "vision: 4bit", "packed vision towers"),
+        ("glm_moe_dsa", "attention.wk: 4bit", "projections of the indexer"),
+        ("glm_moe_dsa", "attention.weights_proj: 4bit", "projections of the indexer"),
     ],
 )
 def test_what_has_no_packed_form_is_an_error(family, rules, reason):

@@ -23,7 +23,8 @@ from policy_dsl.treatments import Coded
 ROOT = Path(__file__).parents[3]
 QKV = ("q_proj", "k_proj", "v_proj")
 GATE_UP = ("gate_proj", "up_proj")
-MOE = frozenset({"mixtral", "minimax_m2", "qwen3_moe", "glm4_moe", "olmoe"})
+LOW_RANK = ("q_a_proj", "kv_a_proj_with_mqa")
+MOE = frozenset({"mixtral", "minimax_m2", "qwen3_moe", "glm4_moe", "olmoe", "glm4_moe_lite"})
 # Rules after `all: 4bit`, for any family and for those with experts.
 MIXED = {
     "uniform": "",
@@ -71,6 +72,8 @@ def joined(plan: Plan) -> Mapping[str, tuple[str, ...]]:
     """What vLLM's class of the family joins, by the name that it gives it."""
     if plan.model.architecture.family in ("mixtral", "minimax_m2"):
         return {"qkv_proj": QKV}
+    if plan.model.architecture.family == "glm4_moe_lite":
+        return {"fused_qkv_a_proj": LOW_RANK, "gate_up_proj": GATE_UP}
     return {"qkv_proj": QKV, "gate_up_proj": GATE_UP}
 
 

@@ -18,13 +18,14 @@ from policy_dsl.treatments import Coded
 GOLDEN = Path(__file__).parents[2] / "golden"
 FAMILIES = (
     *("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "minimax_m2", "glm4_moe"),
-    *("olmo2", "olmo3", "olmoe"),
+    *("olmo2", "olmo3", "olmoe", "glm4_moe_lite"),
 )
 # What no reader packs, and a head that is not tied.
 KEPT = """
 embed, lm_head, norm, bias, router, router_bias, shared_expert_gate, conv, ssm: keep optional
 linear_attention.in_proj_a, linear_attention.in_proj_b: keep optional
 linear_attention.in_proj_ba, vision: keep optional
+attention.wk, attention.weights_proj: keep optional
 """
 
 

@@ -85,6 +85,9 @@ ELSEWHERE = {
     },
     "dots1": {"moe_layer_freq"},
     "mimo_v2_flash": {
+        "flat_rope_theta",
+        "flat_swa_rope_theta",
+        "flat_partial_rotary_factor",
         "moe_layer_freq",
         "hybrid_layer_pattern",
         "layernorm_epsilon",
