@@ -16,6 +16,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 Tensors = dict[str, torch.Tensor]
 
 _FP8_BLOCK = 128
+_FP8_METHOD = {
+    "quant_method": "fp8",
+    "fmt": "e4m3",
+    "activation_scheme": "dynamic",
+    "weight_block_size": [_FP8_BLOCK, _FP8_BLOCK],
+}
 
 
 def make_checkpoint(name: str, folder: Path) -> Checkpoint:
@@ -120,18 +126,31 @@ def _write_fp8(folder: Path, tensors: Tensors, kind: Kind, config: dict[str, Any
         else:
             router = wide and name.endswith(".gate.weight")
             stored[name] = plain[name] = tensor.float() if router else tensor
-    method = {
-        "quant_method": "fp8",
-        "fmt": "e4m3",
-        "activation_scheme": "dynamic",
-        "weight_block_size": [_FP8_BLOCK, _FP8_BLOCK],
-    }
     published = write_folder(
-        folder / "published", stored, {**config, "quantization_config": method}
+        folder / "published", stored, {**config, "quantization_config": _FP8_METHOD}
     )
     # mlx-lm reads the FP8 form of MiniMax-M2 itself, and of no other family here.
     readable = published if wide else write_folder(folder / "dequantized", plain, config)
     return Checkpoint(published, readable)
+
+
+def as_fp8(source: Path, out: Path) -> tuple[Path, Path]:
+    """A checkpoint with its blocks' linears in FP8, and the same values in bfloat16."""
+    stored: Tensors = {}
+    plain: Tensors = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if "_proj" in name and ".layers." in name and tensor.ndim == 2:
+            codes, scales = _to_fp8(tensor, torch.bfloat16)
+            stored |= {name: codes, f"{name}_scale_inv": scales}
+            plain[name] = _from_fp8(codes, scales)
+        else:
+            stored[name] = plain[name] = tensor
+    config = json.loads((source / "config.json").read_text())
+    method = {"quantization_config": _FP8_METHOD}
+    return (
+        write_folder(out / "fp8", stored, {**config, **method}, 1),
+        write_folder(out / "plain", plain, config, 1),
+    )
 
 
 def _to_fp8(weight: torch.Tensor, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

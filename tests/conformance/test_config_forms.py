@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from bundles import widths
@@ -18,6 +20,7 @@ MLX_FAMILIES = families_of("mlx_affine")
 pytestmark = pytest.mark.slow
 transformers = pytest.importorskip("transformers")
 config_forms = pytest.importorskip("config_forms")
+checkpoints = pytest.importorskip("checkpoints")
 FORMS, MODELS = config_forms.FORMS, config_forms.MODELS
 # The two that have least in common, for readers that take long to start.
 FARTHEST = ("published", "bare")
@@ -92,6 +95,21 @@ def treatments(bundle):
     keys = ("bits", "group_size", "mode")
     found = widths(bundle).items()
     return {name: dict(zip(keys, width, strict=True)) if width else False for name, width in found}
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
+def test_mlx_lm_reads_what_it_does_not_convert_itself(name, forms, build, stock, tmp_path):
+    """FP8 and experts one by one: stock leaves scales over, and takes fused experts only."""
+    published, plain = checkpoints.as_fp8(forms(name).folders["published"], tmp_path)
+    with pytest.raises(ValueError, match="parameters not in model"):
+        stock.convert(published, tmp_path / "stock")
+    found = []
+    for folder in (published, plain):
+        bundle = build("target mlx_affine\nall: keep\n", folder)
+        found.append(stock.logits(bundle, config_forms.PROMPT))
+        shutil.rmtree(bundle)
+    assert np.isfinite(found[0]).all()
+    assert np.array_equal(*found)
 
 
 # transformers has no class for some, and takes positions of the last from other keys.
