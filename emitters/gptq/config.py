@@ -181,16 +181,19 @@ def _expert_rules(modules: Iterable[Module], default: Width) -> _Rules:
     # The experts of a layer are alike: one of each projection is enough.
     examples = {(one.role, one.layer): one for one in modules if _is_expert(one.name)}
     layers: dict[int, dict[str, Width | None]] = defaultdict(dict)
+    parents: set[str] = set()
     for module in examples.values():
         if place := _IN_LAYER.fullmatch(module.name):
             layers[int(place[2])][place[3].rpartition(".")[2]] = width_of(module)
+            parents.add(place[3].partition(".experts.")[0])
     alike: dict[tuple[str, Width | None], list[int]] = defaultdict(list)
     for layer, widths in layers.items():
         together = len(set(widths.values())) == 1
         named = {"": next(iter(widths.values()))} if together else widths
         for projection, width in named.items():
             alike[projection, width].append(layer)
-    block = rf"{_one_of(_EXPERT_BLOCKS)}\.experts"
+    known = _EXPERT_BLOCKS if parents & {*_EXPERT_BLOCKS} else ()
+    block = rf"{_one_of([*known, *map(re.escape, sorted(parents - {*known}))])}\.experts"
     return {
         rf".*layers\.{_one_of(layers)}\.{block}"
         + (rf"\.\d+\.{projection}$" if projection else ".*"): width

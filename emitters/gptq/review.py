@@ -5,7 +5,7 @@ read, and what looks up names was run; transformers 5.23.0 with auto-round 0.16.
 gptqmodel 7.7.0, and with optimum 2.3.0, all run on a CPU with bundles of tiny models.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from emitters.checkpoints import QKV, covering_most, omission, uneven, unfit
@@ -100,7 +100,8 @@ def _of_vllm(draft: Draft, default: Width | None) -> Iterator[str | None]:
         " width, group size and symmetry, or all stay as they are"
     )
     yield uneven(reason, experts, width_of)
-    for called, roles in _JOINED:
+    own: Mapping[str, Sequence[str]] = draft.model.architecture.facts("gptq").get("joined", {})
+    for called, roles in (*_JOINED, *own.items()):
         joined = (module for module in draft.modules if module.role in roles)
         reason = f"it joins {called} of a layer: they must be stored alike"
         if fault := uneven(reason, joined, width_of):
@@ -149,6 +150,8 @@ def _slow_experts(experts: Iterable[Module], default: Width, *, in_gptq: bool) -
 def _of_others(draft: Draft, default: Width | None) -> Iterator[tuple[tuple[str, ...], str | None]]:
     """Readers, and why they do not read the bundle."""
     table, coded = draft.model.architecture, list(coded_modules(draft.modules))
+    if (only_vllm := table.facts("gptq").get("only_vllm")) is not None:
+        yield ("auto-round", "gptqmodel", "transformers"), only_vllm
     roles = {module.role.partition(".")[0] + "." for module, _ in coded}
     packs_experts = "experts." in roles
     if packs_experts and table.renames_experts:

@@ -128,6 +128,9 @@ class Model:
 def published_name(tensor: ModelTensor, model: Model) -> str:
     """A tensor's name, also of a source that transformers saved."""
     block, _ = model.architecture.published_experts
+    # Dense blocks beside those with experts keep their name.
+    if tensor.component == "mlp":
+        return tensor.source.name
     # transformers 5 calls the blocks of all families so.
     return tensor.source.name.replace(".mlp.", f".{block}.", 1)
 

@@ -135,8 +135,8 @@ _NEMOTRON = {
     "n_routed_experts": 8,
     "moe_shared_expert_intermediate_size": 96,
     "routed_scaling_factor": 2.5,
-    "mamba_num_heads": 8,
-    "mamba_head_dim": 16,
+    "mamba_num_heads": 32,
+    "mamba_head_dim": 4,
     "n_groups": 2,
     "ssm_state_size": 16,
 }

@@ -156,6 +156,11 @@ def test_rules_for_many_experts_are_few():
     assert told[pattern] == {"bits": 16, "data_type": "float"}
 
 
+def test_rules_for_experts_name_the_block_that_holds_them():
+    plan = planned(tiny("jamba"), "experts in layers 3: keep; linear_attention: keep")
+    assert r".*layers\.3\.feed_forward\.experts.*" in config_of(plan)["extra_config"]
+
+
 def test_shared_experts_are_no_experts():
     plan = planned(tiny("glm4_moe"), "experts in layers 1: 8bit")
     config, found = config_of(plan), linears(plan)
