@@ -184,6 +184,9 @@ def published_config(config: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
         found["text_config"] = {**text, "rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
     elif kind.config_class not in _NESTED_ROPE and kind.family != "qwen3_5":
         found = _flat_rope(found)
+    if kind.family in ("qwen3_5", "qwen3_next"):
+        text = found.get("text_config", found)
+        text["full_attention_interval"] = 1 + text["layer_types"].index("full_attention")
     if kind.family == "qwen3_vl_moe":
         found["text_config"]["num_experts"] = found["text_config"].pop("num_local_experts")
     if kind.family == "minimax_m2":

@@ -65,11 +65,11 @@ def test_mlx_lm_answers_as_transformers(name, form, rules, forms, build, stock):
     assert config_forms.cosine(found, made.logits) > CLOSE[rules]
 
 
-# Models whose published form stock mlx-lm does not convert. It takes other layers for those with
-# attention, wants experts in one tensor, counts those that are the identity, does not know the
-# type, or needs a key, a name or a size that other publishers write.
+# Models whose published form stock mlx-lm does not convert. It wants experts in one tensor, counts
+# those that are the identity, does not know the type, or needs a key, a name or a size that other
+# publishers write.
 STOCK_REFUSES = {
-    *("qwen3_next", "qwen3_5", "qwen3_5_tied", "qwen3_5_text", "qwen3_5_moe", "qwen3_vl_moe"),
+    *("qwen3_5_tied", "qwen3_5_text", "qwen3_5_moe", "qwen3_vl_moe"),
     *("kimi_k25", "longcat_flash", "granitemoehybrid_dense"),
 }
 

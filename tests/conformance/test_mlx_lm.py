@@ -111,9 +111,10 @@ def config_i(path: str, n_layers: int, experts: str = ".switch_mlp.") -> Width |
     return 4, 64, "affine"
 
 
-def test_every_family_that_is_not_refused_is_here():
+def test_every_family_here_is_one_that_is_not_refused():
+    """The others are in `test_config_forms.py`."""
     supported = {family for family, reason in FAMILIES.items() if reason is None}
-    assert {kind.family for kind in KINDS.values()} == supported
+    assert {kind.family for kind in KINDS.values()} <= supported
 
 
 @pytest.mark.parametrize("name", KINDS)
