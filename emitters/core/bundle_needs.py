@@ -20,6 +20,8 @@ from policy_dsl.treatments import Coded
 
 # Names that a need may have, as a family's table spells them.
 _Names = list[tuple[str, NameRule]]
+# A layer, and the other number of a name.
+_Place = tuple[int | None, int]
 _PLAIN = frozenset({"BF16", "F16", "F32"})
 
 
@@ -76,7 +78,7 @@ class _Search:
         left_out: dict[tuple[int | None, ...], list[str]] = defaultdict(list)
         for need, names in named.items():
             places: Iterable[int | None] = layers if need.in_layers else (None,)
-            lacking = [layer for layer in places if not self._look_up(need, layer, names)]
+            lacking = [layer for layer in places if not self._is_whole(need, layer, names)]
             dropped = [layer for layer in lacking if (need, layer) in omitted]
             # What the policy dropped is not missing, but readers may look for it.
             if dropped:
@@ -100,7 +102,7 @@ class _Search:
         """The layers of the config that the bundle has, after a comparison of the two."""
         # What precedes the number of a layer in the names of the format's modules.
         blocks = {
-            numbered_key(self._path(_tensor(need, 0, *name, ())))[0].partition("#")[0]
+            numbered_key(self._path(_tensor(need, (0, 0), *name, ())))[0].partition("#")[0]
             for need, names in named.items()
             if need.in_layers
             for name in names
@@ -144,11 +146,21 @@ class _Search:
     def _path(self, tensor: ModelTensor) -> str:
         return self.bundle.format.spec.module_path(tensor, self.model)
 
-    def _look_up(self, need: Need, layer: int | None, names: _Names) -> bool:
+    def _is_whole(self, need: Need, layer: int | None, names: _Names) -> bool:
+        """Whether the bundle has it, also under each number that its names have."""
+        numbers = range(self.facts.table.numbers)
+        if all(self._look_up(need, (layer, number), names) for number in numbers):
+            return True
+        # One of several is none.
+        self.presence.seen.get(need, {}).pop(layer, None)
+        return False
+
+    def _look_up(self, need: Need, place: _Place, names: _Names) -> bool:
         """Take the modules of the first of these names that the bundle has, if it has one."""
+        layer, _ = place
         wanted = self.facts.shape(self.facts.sizes(need, layer))
         for key, rule in names:
-            whole = _tensor(need, layer, key, rule, wanted)
+            whole = _tensor(need, place, key, rule, wanted)
             format = self.bundle.format
             made = format.spec.parts(whole, self.model)
             parts = [one for one in made if format.review.left_out(one, self.model) is None]
@@ -246,15 +258,17 @@ class _Search:
 
 
 def _tensor(
-    need: Need, layer: int | None, key: str, rule: NameRule, shape: tuple[int, ...] | None
+    need: Need, place: _Place, key: str, rule: NameRule, shape: tuple[int, ...] | None
 ) -> ModelTensor:
     """A tensor as a source may call it, of expert 0 if there are several. shape: if known."""
     role, name = rule.roles[rule.needs.index(need)], key
+    layer, number = place
+    known = {rule.arranged.number_at if rule.arranged else None: number, rule.layer_at: layer}
     for at in range(key.count("#")):
-        name = name.replace("#", str(layer if at == rule.layer_at else 0), 1)
-    source, place = TensorInfo(name, "BF16", (), 0), (role.name, role.component, role.projection)
+        name = name.replace("#", str(known.get(at, 0)), 1)
+    source, words = TensorInfo(name, "BF16", (), 0), (role.name, role.component, role.projection)
     expert = None if rule.expert_at is None and rule.fusion is None else 0
-    return ModelTensor(source, *place, layer, expert, shape or (), bool(role.is_matrix))
+    return ModelTensor(source, *words, layer, expert, shape or (), bool(role.is_matrix))
 
 
 def _ranges(numbers: Iterable[int]) -> str:

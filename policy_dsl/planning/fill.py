@@ -233,5 +233,7 @@ class Filling:
         if not held:
             keep = ": `keep` it" if self._refusal(tensor, self._kept(tensor)) is None else ""
             cure = f"no group size of {coded.scheme} does{keep}"
+        if tensor.whole:
+            cure += f", also in a rule for {tensor.role} alone"
         facts: dict[str, Any] = {"group_size": coded.group_size, "columns": columns}
         return diagnostic("group-does-not-divide", suggestion=cure, **facts)

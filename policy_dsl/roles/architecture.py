@@ -141,9 +141,9 @@ class Architecture:
 
     roles: all that its names can have; those below `elsewhere` (vision, MTP extras) come with a
     model. names: a name with `#` for each number -> its rule. needs: by slot. layers,
-    experts_key, identity_experts, mtp_layers: canonical keys of its counts. architectures,
-    text_model_types, only_where: what a config must name for this table, or give a key as, where
-    several are for one model_type; empty: anything.
+    experts_key, identity_experts, mtp_layers: canonical keys of its counts. numbers: how many there
+    are of `{n}`. architectures, text_model_types, only_where: what a config must name for this
+    table, or give a key as, where several are for one model_type; empty: anything.
     """
 
     family: str
@@ -159,6 +159,7 @@ class Architecture:
     experts_key: str | None = field(default=None, repr=False)
     identity_experts: str | None = field(default=None, repr=False)
     mtp_layers: str | None = field(default=None, repr=False)
+    numbers: int = field(default=1, repr=False)
     elsewhere: Mapping[str, str] = field(default_factory=dict, repr=False)
     targets: Mapping[str, Mapping[str, Any]] = field(repr=False)
     architectures: Sequence[str] = ()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from policy_dsl import packaged_table
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.policy import OUTSIDE_LANGUAGE_MODEL
-from policy_dsl.quantities import first_few
+from policy_dsl.quantities import counted, first_few
 from policy_dsl.roles.architecture import ANY, TABLES, Need
 from policy_dsl.roles.config_facts import (
     LARGEST_SIZE,
@@ -175,6 +175,7 @@ def review(model: Model, presence: Presence) -> Iterator[Diagnostic]:
         # Norms and biases share a role, so only matrices can be there twice.
         elif tensor.is_matrix and tensor.component not in OUTSIDE_LANGUAGE_MODEL:
             places[tensor.layer, tensor.role].append(tensor)
+    yield from _numbered(model)
     if not model.tied and (None, "lm_head") not in places:
         yield diagnostic("missing-tensor", model=model.id, what="lm_head", why="")
     for (layer, role), tensors in (*places.items(), *in_mtp.items()):
@@ -188,6 +189,26 @@ def review(model: Model, presence: Presence) -> Iterator[Diagnostic]:
                 break
         if numbers := [tensor.expert for tensor in tensors if tensor.expert is not None]:
             yield from wrong_experts(role, layer, numbers, model.n_experts)
+
+
+def _numbered(model: Model) -> Iterator[Diagnostic]:
+    """Tensors of a layer that are missing under one of the numbers of their names, or beyond."""
+    table, held = model.architecture, defaultdict[tuple[str, int | None], set[int]](set)
+    wanted = set(range(table.numbers))
+    for tensor in model.tensors if table.numbers > 1 else ():
+        key, numbers = numbered_key(tensor.source.name)
+        rule = table.names.get(key)
+        if rule and rule.arranged and rule.arranged.number_at is not None:
+            held[key, tensor.layer].add(numbers[rule.arranged.number_at])
+    for (key, layer), found in held.items():
+        name = key.replace("#", str(layer), 1)
+        shown = [name.replace("#", str(number), 1) for number in sorted(wanted ^ found)]
+        if wanted - found:
+            yield diagnostic("missing-tensor", model=model.id, what=shown[0], why="")
+        elif shown:
+            names, tensors = first_few(shown), counted(len(shown), "tensor")
+            about: dict[str, Any] = {"family": table.family, "names": names, "tensors": tensors}
+            yield diagnostic("tensor-without-role", **about)
 
 
 def wrong_experts(

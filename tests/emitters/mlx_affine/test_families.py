@@ -16,8 +16,10 @@ from family_cases import CASES, GOLDEN, TIED, expected, planned, rules_for
 
 from emitters.core.build import build
 from emitters.core.verify import verify_bundle
+from policy_dsl.diagnostics import PolicyError
 from policy_dsl.roles.architecture import architecture, family_of
 from policy_dsl.sources.reference import open_source
+from policy_dsl.treatments import Coded
 
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
@@ -33,6 +35,38 @@ def digests(folder: Path) -> dict[str, dict[str, Any]]:
                 form = {"dtype": entry["dtype"], "shape": entry["shape"]}
                 found[name] = {**form, "sha256": digest}
     return found
+
+
+def test_a_group_that_does_not_divide_a_part_is_refused_with_the_role_of_the_part() -> None:
+    source = open_source(str(GOLDEN / "glm_moe_dsa_fp8"))
+    rules = "all: keep; attention.kv_b_proj: 4bit g64"
+    with pytest.raises(PolicyError) as caught:
+        planned(source, rules)
+    (finding,) = caught.value.diagnostics
+    assert finding.message == "groups of 64 do not divide the 96 columns"
+    assert finding.suggestion == "g32 would, also in a rule for attention.embed_q alone"
+    plan = planned(source, f"{rules}; attention.embed_q: keep")
+    coded = {one.role for one in plan.modules if isinstance(one.treatment, Coded)}
+    assert coded == {"attention.unembed_out"}
+
+
+def test_a_bundle_without_the_second_attention_of_a_layer_is_refused(tmp_path: Path) -> None:
+    source = open_source(str(GOLDEN / "longcat_flash"))
+    plan = planned(source, "all: keep; mlp.gate_proj: 4bit g32")
+    build(plan, source, out=tmp_path / "out", jobs=1)
+    assert not missing(tmp_path / "out")
+    for path in (tmp_path / "out").glob("model*"):
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"self_attn.1.o_proj", b"self_attn.2.o_proj"))
+    # What made it is not known any more.
+    (tmp_path / "out" / "policyc.json").unlink()
+    assert missing(tmp_path / "out") == ["out has no attention.o_proj in layer 0"]
+
+
+def missing(folder: Path) -> list[str]:
+    """What a bundle's readers look for and do not find."""
+    findings = verify_bundle(folder, None, jobs=1).findings
+    return [one.message for one in findings if one.code == "missing-tensor"]
 
 
 @pytest.mark.parametrize("case", CASES)

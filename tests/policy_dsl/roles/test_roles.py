@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +179,19 @@ def test_experts_of_longcat_that_are_the_identity_are_ignored(tensor):
     beyond = {name.format(6): tensor(name.format(6), [32, 64])}
     with pytest.raises(PolicyError, match="experts 6; the config says 4"):
         classify(replace(published, tensors={**published.tensors, **beyond}))
+
+
+@pytest.mark.parametrize("ending", ["self_attn.1.q_b_proj", "mlps.0.up_proj", "input_layernorm.1"])
+def test_each_of_two_attentions_in_a_layer_must_be_whole(tensor, ending):
+    published = open_source(str(GOLDEN.parent / "families" / "longcat_flash"))
+    (name,) = (name for name in published.tensors if name.endswith(f"{ending}.weight"))
+    rest = {other: one for other, one in published.tensors.items() if other != name}
+    with pytest.raises(PolicyError, match=f"longcat_flash has no {name}"):
+        classify(replace(published, tensors=rest))
+    third = re.sub(r"[01]\.(\w+\.)?weight$", r"2.\1weight", name)
+    added = {**published.tensors, third: tensor(third, list(published.tensors[name].shape))}
+    with pytest.raises(PolicyError, match=f"no role for 1 tensor: {third}"):
+        classify(replace(published, tensors=added))
 
 
 def test_interleaved_mxfp4_experts_of_gpt_oss(packed_gpt_oss):
