@@ -155,6 +155,43 @@ def test_experts_of_renamed_families_load_in_vllm_alone():
         assert plain.refusals == ()
 
 
+def test_only_vllm_finds_what_transformers_joins_on_loading():
+    for family in ("lfm2_moe", "mixtral"):
+        plan = planned(tiny(family), "experts: keep")
+        found = [refused(plan, reader) for reader in OTHERS]
+        assert all("under other names" in said for said in found) == (family == "lfm2_moe")
+
+
+def test_delta_attention_is_one_matrix_in_vllm():
+    inner, hidden = 32 * 32, 64
+    kinds = {"kda_layers": [1], "full_attn_layers": [], "num_heads": 32, "head_dim": 32}
+    shapes = {
+        **{f"self_attn.{word}_proj.weight": (inner, hidden) for word in "qkv"},
+        **{f"self_attn.{word}_conv1d.weight": (inner, 1, 4) for word in "qkv"},
+        **{f"self_attn.{word}_a_proj.weight": (32, hidden) for word in "fg"},
+        **{f"self_attn.{word}_b_proj.weight": (inner, 32) for word in "fg"},
+        "self_attn.b_proj.weight": (32, hidden),
+        "self_attn.o_proj.weight": (hidden, inner),
+        "self_attn.o_norm.weight": (32,),
+        "self_attn.A_log": (1, 1, 32, 1),
+        "self_attn.dt_bias": (inner,),
+        **{f"mlp.{word}_proj.weight": (hidden, hidden) for word in ("gate", "up", "down")},
+        **{f"{word}_layernorm.weight": (hidden,) for word in ("input", "post_attention")},
+    }
+    shapes = {f"model.layers.0.{name}": shape for name, shape in shapes.items()}
+    shapes |= {f"{name}.weight": (32, hidden) for name in ("model.embed_tokens", "lm_head")}
+    shapes["model.norm.weight"] = (hidden,)
+    tensors = {
+        name: TensorInfo(name, "BF16", shape, tensor_nbytes("BF16", shape))
+        for name, shape in shapes.items()
+    }
+    sizes = {"vocab_size": 32, "hidden_size": hidden, "intermediate_size": hidden}
+    config = {"model_type": "kimi_linear", "num_hidden_layers": 1, "linear_attn_config": kinds}
+    source = Inventory("tiny", config | sizes, tensors)
+    assert refused(planned(source, "")) == ""
+    assert "it joins q, k, v, b and f_a" in refused(planned(source, "attention.b_proj: keep"))
+
+
 def test_what_transformers_does_by_itself_it_does_with_stacks():
     for family in ("qwen3_moe", "glm4_moe"):
         assert planned(tiny(family), "").refusals == ()
