@@ -142,8 +142,9 @@ class Architecture:
     roles: all that its names can have; those below `elsewhere` (vision, MTP extras) come with a
     model. names: a name with `#` for each number -> its rule. needs: by slot. layers,
     experts_key, identity_experts, mtp_layers: canonical keys of its counts. numbers: how many there
-    are of `{n}`. architectures, text_model_types, only_where: what a config must name for this
-    table, or give a key as, where several are for one model_type; empty: anything.
+    are of `{n}`. renamed: prefixes that transformers saves -> those of publishers. architectures,
+    text_model_types, only_where: what a config must name for this table, or give a key as, where
+    several are for one model_type; empty: anything.
     """
 
     family: str
@@ -161,6 +162,7 @@ class Architecture:
     mtp_layers: str | None = field(default=None, repr=False)
     numbers: int = field(default=1, repr=False)
     elsewhere: Mapping[str, str] = field(default_factory=dict, repr=False)
+    renamed: Mapping[str, str] = field(default_factory=dict, repr=False)
     targets: Mapping[str, Mapping[str, Any]] = field(repr=False)
     architectures: Sequence[str] = ()
     text_model_types: Sequence[str] = ()
@@ -340,6 +342,9 @@ def _name_rules(table: Mapping[str, Any]) -> dict[str, NameRule]:
             arranged = placed(rule.arranged, pattern, model) if rule.arranged else None
             found = replace(rule, layer_at=at.get("{layer}"), expert_at=at.get("{expert}"))
             rules[key] = replace(found, arranged=arranged)
+    for saved, published in table.get("renamed", {}).items():
+        alike = [key for key in rules if key.startswith(published)]
+        rules |= {saved + key.removeprefix(published): rules[key] for key in alike}
     return rules
 
 

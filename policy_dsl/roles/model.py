@@ -127,12 +127,11 @@ class Model:
 
 def published_name(tensor: ModelTensor, model: Model) -> str:
     """A tensor's name, also of a source that transformers saved."""
-    block, _ = model.architecture.published_experts
-    # Dense blocks beside those with experts keep their name.
-    if tensor.component == "mlp":
-        return tensor.source.name
-    # transformers 5 calls the blocks of all families so.
-    return tensor.source.name.replace(".mlp.", f".{block}.", 1)
+    name, (block, _) = tensor.source.name, model.architecture.published_experts
+    for saved, published in model.architecture.renamed.items():
+        name = published + name.removeprefix(saved) if name.startswith(saved) else name
+    # transformers 5 calls the blocks of all families so. Dense ones keep their name.
+    return name if tensor.component == "mlp" else name.replace(".mlp.", f".{block}.", 1)
 
 
 def stacked_path(tensor: ModelTensor, model: Model, block: str = "switch_mlp") -> str:

@@ -389,12 +389,14 @@ def make_forms(name: str, folder: Path) -> Forms:
     with torch.inference_mode():
         logits = np.asarray(model(input_ids=torch.tensor([PROMPT])).logits[0].float())
     tensors, config = saved(model, folder / "transformers", per_expert=True)
-    # Nobody publishes Kimi-K2.5 with this name for its layers.
-    tensors = {name.replace(".model.blocks.", ".model.layers."): t for name, t in tensors.items()}
     own = {"model_type": name} if name in OF_OTHERS else {}
     configs = {"published": published_config(config, kind) | own, "saved": config | own}
     configs["bare"] = _bare(configs["saved"], kind.config_class)
     held = dict.fromkeys(FORMS, tensors)
+    if name == "kimi_k25":
+        # Nobody publishes it with this name for its layers.
+        renamed = {key.replace(".model.blocks.", ".model.layers."): key for key in tensors}
+        held["published"] = {key: tensors[saved_as] for key, saved_as in renamed.items()}
     if kind.family == "kimi_linear":
         # Its publisher's dense layers have a name of their own.
         held["published"] = {_DENSE.sub(r".mlp.\1", name): one for name, one in tensors.items()}

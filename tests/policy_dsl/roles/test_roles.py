@@ -18,6 +18,7 @@ from policy_dsl.diagnostics import PolicyError
 from policy_dsl.policy import COMPONENTS, SINGLE_ROLES
 from policy_dsl.roles.architecture import architecture, families, family_of
 from policy_dsl.roles.classify import classify
+from policy_dsl.roles.model import module_name, published_name
 from policy_dsl.sources.reference import open_source
 from policy_dsl.views import Alternate, Expert, Transposed
 from tests.models import minimax
@@ -179,6 +180,28 @@ def test_experts_of_longcat_that_are_the_identity_are_ignored(tensor):
     beyond = {name.format(6): tensor(name.format(6), [32, 64])}
     with pytest.raises(PolicyError, match="experts 6; the config says 4"):
         classify(replace(published, tensors={**published.tensors, **beyond}))
+
+
+def test_kimi_k25_is_saved_by_transformers_with_another_name_for_its_layers(inventory, recorded):
+    source, _ = recorded("kimi_k25")
+    before, after = "model.language_model.layers.", "language_model.model"
+    stored = {
+        word: [
+            each._replace(name=each.name.replace(before, f"{after}.{word}."))
+            for each in source.tensors.values()
+        ]
+        for word in ("layers", "blocks")
+    }
+    models = {word: classify(inventory(source.config, *held)) for word, held in stored.items()}
+    names = {
+        word: sorted(published_name(each, model) for each in model.tensors)
+        for word, model in models.items()
+    }
+    assert names["blocks"] == names["layers"]
+    modules = {
+        word: {module_name(each, model) for each in model.tensors} for word, model in models.items()
+    }
+    assert modules["blocks"] == modules["layers"]
 
 
 @pytest.mark.parametrize("ending", ["self_attn.1.q_b_proj", "mlps.0.up_proj", "input_layernorm.1"])
