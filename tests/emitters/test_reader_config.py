@@ -246,6 +246,18 @@ def test_a_window_that_a_reader_ignores_is_told_and_no_error():
     assert plan("mlx_affine", source("qwen2", sliding_window=32)).refusals == ()
 
 
+def test_a_window_that_a_reader_counts_otherwise_is_a_warning(recorded):
+    mimo, _ = recorded("mimo_v2_flash")
+    saved = {**mimo.config, "sliding_window": 9}
+    published = {**saved, "sliding_window": 8, "sliding_window_size": 8}
+    plans = {
+        size: plan("mlx_affine", replace(mimo, config=config), "all: keep")
+        for size, config in {9: saved, 8: published}.items()
+    }
+    found = {size: {one.reason for one in made.refusals} for size, made in plans.items()}
+    assert found == {9: set(), 8: {"it computes with `window` 8, and this model has 9"}}
+
+
 def test_layers_that_take_the_keys_of_another_indexer_are_a_warning(recorded):
     glm, rope = recorded("glm_moe_dsa")[0], {"rope_parameters": {"rope_theta": 1e6}}
     found = {

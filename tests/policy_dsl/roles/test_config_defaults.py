@@ -86,6 +86,8 @@ ELSEWHERE = {
     "dots1": {"moe_layer_freq"},
     "mimo_v2_flash": {
         "flat_rope_theta",
+        "written_window",
+        "window",
         "flat_swa_rope_theta",
         "flat_partial_rotary_factor",
         "moe_layer_freq",
