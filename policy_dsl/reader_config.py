@@ -14,7 +14,7 @@ from policy_dsl import packaged_table
 from policy_dsl.plan import Draft, Refusal
 from policy_dsl.quantities import counted
 from policy_dsl.roles.config_facts import TIED, is_whole, rewritten
-from policy_dsl.roles.config_keys import ConfigKey, config_keys
+from policy_dsl.roles.table_entries import ConfigKey, config_keys
 
 TABLES = Path(__file__).parent / "readers"
 _ROPE, _POSITIONS = "rope_scaling", "rope_parameters"

@@ -17,15 +17,17 @@ from policy_dsl import packaged_table
 from policy_dsl.diagnostics import did_you_mean, fail
 from policy_dsl.inventory import Inventory
 from policy_dsl.policy import COMPONENTS, SINGLE_ROLES
-from policy_dsl.roles.arrangements import (
+from policy_dsl.roles.table_entries import (
     Arrangement,
+    ConfigKey,
     Part,
     Spelled,
     arrangement,
+    config_keys,
+    fields_of,
     part_roles,
     placed,
 )
-from policy_dsl.roles.config_keys import ConfigKey, config_keys, fields_of
 
 TABLES = Path(__file__).parent.parent / "architectures"
 # Keys of `mlx` that are read into names.

@@ -13,7 +13,7 @@ from typing import Any
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
 from policy_dsl.roles import architecture
 from policy_dsl.roles.architecture import Architecture, Clause, Need
-from policy_dsl.roles.config_keys import ConfigKey, Derived
+from policy_dsl.roles.table_entries import ConfigKey, Derived
 
 # A config that asks for more layers or experts is not a model, and would only cost memory.
 LARGEST_COUNT = 65536

@@ -13,9 +13,9 @@ from policy_dsl.diagnostics import fail
 from policy_dsl.inventory import EXPERT_NAME, TensorInfo
 from policy_dsl.policy import OUTSIDE_LANGUAGE_MODEL, namesake
 from policy_dsl.roles.architecture import TABLES, Architecture
-from policy_dsl.roles.arrangements import Arrangement, Part
 from policy_dsl.roles.config_facts import ConfigFacts
 from policy_dsl.roles.name_index import NameIndex
+from policy_dsl.roles.table_entries import Arrangement, Part
 from policy_dsl.views import Alternate, Columns, Cut, Operation, Reshaped, Slice, View
 
 # Roles with an entry for every expert along their first axis.

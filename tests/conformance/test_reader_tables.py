@@ -9,7 +9,7 @@ import pytest
 
 from policy_dsl.reader_config import reader_kind, reader_kinds
 from policy_dsl.roles.architecture import architecture, families_of
-from policy_dsl.roles.config_keys import Derived
+from policy_dsl.roles.table_entries import Derived
 
 GPTQ_FAMILIES = families_of("gptq")
 HFQ_FAMILIES = families_of("hipfire_hfq")
