@@ -162,6 +162,13 @@ def _of_others(draft: Draft, default: Width | None) -> Iterator[tuple[tuple[str,
             " or with modeling code that has experts as linears (trust_remote_code)"
         )
         yield ("auto-round", "gptqmodel", "transformers"), reason
+    kept = any(module.role.startswith("experts.") for module in draft.modules) and coded
+    if kept and not packs_experts and table.renames_experts and dialect_of(draft) != GPTQ:
+        reason = (
+            f"it looks for packed experts of {table.family} where they are plain, too: these are"
+            " left out, and experts stay random; load it with vLLM"
+        )
+        yield ("auto-round", "transformers"), reason
     older = [(module, one) for module, one in coded if _is_first_version(one)]
     if dialect_of(draft) != GPTQ:
         reason = "AutoRound's own kernels read {0.name} only as int-v2, or sym"

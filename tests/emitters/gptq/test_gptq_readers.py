@@ -152,7 +152,9 @@ def test_experts_of_renamed_families_load_in_vllm_alone():
             assert refused(plan) == ""
             assert all("experts stay random" in refused(plan, other) for other in OTHERS)
         plain = planned(tiny(family), "experts: keep")
-        assert plain.refusals == ()
+        assert refused(plain) == refused(plain, "gptqmodel") == ""
+        said = [refused(plain, reader) for reader in ("auto-round", "transformers")]
+        assert all("where they are plain" in one for one in said)
 
 
 def test_only_vllm_finds_what_transformers_joins_on_loading():
