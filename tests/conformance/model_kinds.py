@@ -166,7 +166,7 @@ JANG_KINDS: Mapping[str, Kind] = {
 
 
 # Of these, publishers write what is theirs further below.
-_NESTED_ROPE = ("Kimi_K25Config", "MellumConfig", "MiMoV2FlashConfig")
+_NESTED_ROPE = ("Kimi_K25Config", "LagunaConfig", "MellumConfig", "MiMoV2FlashConfig")
 
 
 def published_config(config: Mapping[str, Any], kind: Kind) -> dict[str, Any]:

@@ -73,7 +73,10 @@ def role_by_module(model, name):
     if "Experts" in classes[-1]:
         fused = {"gate_up_proj": "experts.gate_proj+experts.up_proj"}
         return "bias" if leaf.endswith("_bias") else fused.get(leaf, f"experts.{leaf}")
-    if "Router" in classes[-1] or leaf in ("e_score_correction_bias", "expert_bias"):
+    if any("Router" in one for one in classes[-2:]) or leaf in (
+        "e_score_correction_bias",
+        "expert_bias",
+    ):
         return "router" if leaf == "weight" else "router_bias"
     if isinstance(owner, torch.nn.Linear):
         if leaf == "bias":

@@ -58,6 +58,8 @@ TYPES = {
     "phimoe": "phimoe",
     "gemma4": "gemma4",
     "gemma4_text": "gemma4",
+    "afmoe": "afmoe",
+    "laguna": "laguna",
 }
 # Keys of publishers' own code and of other readers; transformers has no attribute for them.
 ELSEWHERE = {
@@ -107,6 +109,8 @@ ELSEWHERE = {
     "exaone_moe": {"moe_layer_freq", "is_moe_layer", "n_routed_experts", "n_shared_experts"},
     "solar_open": {"moe_layer_freq", "first_k_dense_replace", "intermediate_size"},
     "qwen3_next": {"full_attention_interval"},
+    "afmoe": {"route_norm", "score_func", "n_group", "topk_group", "n_shared_experts"},
+    "laguna": {"qkv_bias", "moe_router_score_func"},
     "qwen3_vl_moe": {"norm_topk_prob"},
     # Its second type has no windows.
     "olmo3": {"sliding_window", "layer_types", "rope_local_base_freq", "local_rope_type"},
@@ -139,7 +143,10 @@ ELSEWHERE = {
 OTHERWISE = {"num_nextn_predict_layers"}
 # It always writes these. Configs without them are for code that takes no scale, and has lists of
 # its own.
-WRITTEN = {"mimo_v2_flash": {"attention_value_scale", "layer_types"}}
+WRITTEN = {
+    "mimo_v2_flash": {"attention_value_scale", "layer_types"},
+    "laguna": {"num_attention_heads_per_layer"},
+}
 # Its text config has another default, which the model does not look at.
 TIED_AT_THE_TOP = {"qwen3_vl_moe"}
 # Keys that some of its models look for and whose classes do not declare them.
