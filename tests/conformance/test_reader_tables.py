@@ -66,6 +66,7 @@ INNER = {
     "gemma4": ("gemma4_text", "ModelArgs"),
     "kimi_k25": ("deepseek_v3", "ModelArgs"),
     "llama4": ("llama4", "TextArgs"),
+    "minimax_m3_vl": ("minimax_m3_vl", "TextArgs"),
     "muse_glimmer": ("muse_glimmer", "ModelArgs"),
     "qwen3_5": ("qwen3_5", "TextModelArgs"),
     "qwen3_5_moe": ("qwen3_5", "TextModelArgs"),
