@@ -42,7 +42,7 @@ def write_checkpoint(folder: Path, sizes: Sizes) -> int:
     for number, entries in enumerate(shards.values(), 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         with (folder / name).open("wb") as opened:
-            _write_shard(opened, entries)
+            write_shard(opened, entries)
         weight_map.update({entry[0]: name for entry in entries})
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -103,7 +103,8 @@ def _nbytes(entry: Entry) -> int:
     return prod(entry[2]) * NBYTES[entry[1]]
 
 
-def _write_shard(opened: BinaryIO, entries: list[Entry]) -> None:
+def write_shard(opened: BinaryIO, entries: list[Entry], *, hole: bool = False) -> None:
+    """Header and values of a file of tensors. hole: nothing is written where values are."""
     header, at = {}, 0
     for name, dtype, shape in entries:
         end = at + _nbytes((name, dtype, shape))
@@ -111,6 +112,9 @@ def _write_shard(opened: BinaryIO, entries: list[Entry]) -> None:
         at = end
     text = json.dumps(header).encode()
     opened.write(len(text).to_bytes(8, "little") + text)
+    if hole:
+        opened.truncate(opened.tell() + at)
+        return
     for number, entry in enumerate(entries):
         for piece in _content(entry, number):
             opened.write(piece)

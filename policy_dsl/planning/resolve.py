@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from policy_dsl.bounded_json import uncollected
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, fail
 from policy_dsl.formats import Format, FormatSpec
 from policy_dsl.inventory import Inventory, source_digest
@@ -32,6 +33,7 @@ _SOURCES = {
 }
 
 
+@uncollected()
 def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     policy: Policy,
     inventory: Inventory,

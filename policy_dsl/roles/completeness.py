@@ -54,7 +54,7 @@ class Presence:
         self.seen.setdefault(need, {}).setdefault(layer, name)
         sizes = self.facts.sizes(need, layer)
         wanted = self.facts.shape(sizes)
-        if shape is not None and wanted is not None and _fits(shape, wanted):
+        if shape is not None and wanted is not None and (shape == wanted or _fits(shape, wanted)):
             self.right.add(sizes)
         elif shape is not None:
             self.misfits.append(Misfit(need, layer, name, shape, sizes))
