@@ -360,6 +360,27 @@ MODELS: Mapping[str, Kind] = {
     ),
     # Built like Qwen2; transformers has no class for it.
     "mimo": _kind("mimo", "Qwen2Config", rope_parameters=_BASE),
+    "seed_oss": _kind("seed_oss", "SeedOssConfig", rope_parameters=_BASE),
+    "ministral3": _kind("ministral3", "Ministral3Config"),
+    "solar_open": _kind(
+        "solar_open",
+        "SolarOpenConfig",
+        rope_parameters=_BASE,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        **_EXPERTS,
+    ),
+    "hunyuan_v1_dense": _kind("hunyuan_v1_dense", "HunYuanDenseV1Config", rope_parameters=_BASE),
+    "ernie4_5_moe": _kind(
+        "ernie4_5_moe",
+        "Ernie4_5_MoeConfig",
+        rope_parameters=_BASE,
+        moe_num_experts=4,
+        moe_k=2,
+        moe_intermediate_size=64,
+        moe_num_shared_experts=1,
+        moe_layer_end_index=2,
+    ),
 }
 
 _SIGLIP = {
