@@ -182,7 +182,7 @@ def published_config(config: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
         text = dict(found["text_config"])
         rope = dict(text.pop("rope_parameters"))
         found["text_config"] = {**text, "rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
-    elif kind.config_class not in _NESTED_ROPE and kind.family != "qwen3_5":
+    elif kind.config_class not in _NESTED_ROPE and kind.family not in ("qwen3_5", "ministral3"):
         found = _flat_rope(found)
     if kind.family in ("qwen3_5", "qwen3_next"):
         text = found.get("text_config", found)
