@@ -27,7 +27,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "architectures"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 
 # Built like a family that is recorded; transformers has no class of theirs.
-WITHOUT_CLASS = {"mimo", "mistral3_4"}
+WITHOUT_CLASS = {"laguna", "mimo", "minimax_m3_vl", "mistral3_4"}
 # transformers joins its convolutions in memory, which no one stores so.
 OTHER_IN_MEMORY = {"kimi_linear"}
 
