@@ -26,7 +26,7 @@ from tests.models import minimax
 GOLDEN = Path(__file__).parents[2] / "golden" / "architectures"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 
-# Built like a family that is recorded; transformers has no class of theirs.
+# Built like a family that is recorded, or with sizes of their own in every layer.
 WITHOUT_CLASS = {"laguna", "mimo", "minimax_m3_vl", "mistral3_4"}
 # transformers joins its convolutions in memory, which no one stores so.
 OTHER_IN_MEMORY = {"kimi_linear"}
