@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from policy_dsl.roles.architecture import architecture
+
 MLA = {"self_attn.kv_b_proj.weight": ("BF16", [512, 64])}
 GATED_DELTA = {
     "linear_attn.A_log": ("F32", [4]),
@@ -24,14 +26,15 @@ MODELS = {
         MXFP4,
         {"num_local_experts": 2, "quantization_config": {"quant_method": "mxfp4"}},
     ),
-    "gemma3": ("model", {}, {"model_type": "gemma3_text"}),
+    "gemma3": ("model", {}, {}),
     **dict.fromkeys(("llama", "mistral", "mixtral", "qwen2", "qwen3"), ("model", {}, {})),
 }
 
 
 def recorded(family: str) -> str:
     """Recorded headers of a model of one layer."""
-    prefix, block, counts = MODELS[family]
+    table = architecture(family)
+    prefix, block, counts = MODELS.get(family, (table.models[0], {}, {"num_local_experts": 2}))
     tensors = {
         "lm_head.weight": ("BF16", [256, 128]),
         f"{prefix}.embed_tokens.weight": ("BF16", [256, 128]),
@@ -45,7 +48,11 @@ def recorded(family: str) -> str:
         for length in shape:
             size *= length
         nbytes += size
-    config = {"model_type": family, "num_hidden_layers": 1, "tie_word_embeddings": False}
+    config = {"model_type": table.model_types[0], "num_hidden_layers": 1}
+    config |= {"tie_word_embeddings": False, "architectures": [*table.architectures]}
+    if table.text_model_types:
+        config["text_config"] = {"model_type": table.text_model_types[0]}
+    config |= {key: values[0] for key, values in table.only_where.items()}
     config |= {"hidden_size": 128, "vocab_size": 256}
     groups = [
         {"dtype": dtype, "shape": shape, "names": [name]}
@@ -54,7 +61,7 @@ def recorded(family: str) -> str:
     document = {
         "policyc_headers": 1,
         "id": f"a small {family}",
-        "config": config | counts,
+        "config": counts | config,
         "side_files": None,
         "totals": {"tensors": len(tensors), "nbytes": nbytes},
         "files": [{"file": None, "nbytes": None, "tensors": groups}],
