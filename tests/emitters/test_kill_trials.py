@@ -12,13 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-SLOW = [("jangtq_prestack", 2), ("hipfire_hfq", 3), ("gptq", 4)]
+TRIALS = [("mlx_affine", 1), ("jangtq_prestack", 2), ("hipfire_hfq", 3), ("gptq", 4)]
 
 
-@pytest.mark.parametrize(
-    ("target", "seed"),
-    [("mlx_affine", 1), *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "seed"), TRIALS)
 def test_killed_builds_end_with_the_same_bytes(target: str, seed: int) -> None:
     # A program of its own: it copies itself, which only one without threads may do.
     command = [sys.executable, "benchmarks/kill_trials.py", "--target", target]

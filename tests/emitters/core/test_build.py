@@ -31,7 +31,14 @@ POLICIES = sorted(path.stem for path in room("policies").glob("*.*"))
 NEEDED_VALUES = {"reap_w4a16": {"experts": "6"}}
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+# The like of each of these is fast.
+SLOW = {"hipfire_mq2", "hipfire_mq2_lloyd", "hipfire_mq3", "jangtq_2", "jangtq_3", "jangtq_4"}
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [pytest.param(one, marks=[pytest.mark.slow] if one in SLOW else []) for one in POLICIES],
+)
 def test_planned_and_recorded_bytes_are_built_bytes(
     demo, imatrix, saliency, planned, tmp_path, policy
 ):

@@ -36,7 +36,10 @@ def cases(vectors: dict[str, Array]) -> dict[str, Array]:
     return {key.removesuffix(".in"): value.reshape(-1) for key, value in found.items()}
 
 
-@pytest.mark.parametrize("code", CODES)
+# The width between two others takes a minute to compile.
+@pytest.mark.parametrize(
+    "code", [pytest.param(one, marks=[pytest.mark.slow] if one == 30 else []) for one in CODES]
+)
 def test_bytes(code: int, golden: Golden, same_groups: SameGroups) -> None:
     vectors = golden("hipfire/blocks/blocks")
     nbytes = QUANT_CODES[code].nbytes or 0

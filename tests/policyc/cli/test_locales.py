@@ -27,7 +27,7 @@ PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 LOCALES = {"ascii": PLAIN, "latin-1 streams": {**PLAIN, "PYTHONIOENCODING": "latin-1"}}
 
 
-@pytest.fixture(params=LOCALES)
+@pytest.fixture(params=["ascii", pytest.param("latin-1 streams", marks=pytest.mark.slow)])
 def policyc(request: pytest.FixtureRequest, tmp_path: Path):
     """Runs the program in a locale, in a folder with a policy é.yaml; its two outputs."""
     (tmp_path / "é.yaml").write_text(POLICY, encoding="utf-8")
