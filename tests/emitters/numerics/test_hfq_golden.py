@@ -36,7 +36,7 @@ def cases(vectors: dict[str, Array]) -> dict[str, Array]:
     return {key.removesuffix(".in"): value.reshape(-1) for key, value in found.items()}
 
 
-# The width between two others takes a minute to compile.
+# Of all codes this one takes longest to compile.
 @pytest.mark.parametrize(
     "code", [pytest.param(one, marks=[pytest.mark.slow] if one == 30 else []) for one in CODES]
 )
