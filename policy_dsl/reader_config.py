@@ -125,11 +125,9 @@ def reader_kind(reader: str, config: Mapping[str, Any]) -> ReaderKind | None:
     text, kinds = config.get("text_config"), reader_kinds(reader).values()
     inner = text.get("model_type") if isinstance(text, Mapping) else None
     classes = config.get("architectures")
-    named = (
-        {inner, *(one for one in classes if isinstance(one, str))}
-        if isinstance(classes, list)
-        else {inner}
-    )
+    # A stranger's config may hold anything there.
+    words = [inner, *(classes if isinstance(classes, list) else ())]
+    named = {word for word in words if isinstance(word, str)}
     alike = [kind for kind in kinds if config.get("model_type") in kind.model_types]
     own = [kind for kind in alike if named & {*kind.text_model_types, *kind.architectures}]
     others = [kind for kind in alike if not (kind.text_model_types or kind.architectures)]

@@ -16,6 +16,7 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import parse_policy
 from policy_dsl.plan import Plan
 from policy_dsl.planning.resolve import resolve
+from policy_dsl.reader_config import reader_kind
 from policy_dsl.roles.config_facts import TIED
 from policy_dsl.sources.reference import open_source
 
@@ -332,3 +333,12 @@ def test_a_factor_that_yarn_has_anyway_is_no_other():
     assert plan("mlx_affine", usual).refusals == ()
     other = source("llama", rope_scaling={**scaled, "attention_factor": 1.3})
     assert any("attention_factor" in one for one in refused("mlx_affine", other))
+
+
+@pytest.mark.parametrize("word", [[], {}, 7, None], ids=str)
+def test_types_and_classes_that_are_not_words_are_no_kind_of_a_family(word: Any) -> None:
+    """A list where a word belongs has no hash: it is passed over."""
+    config = {"text_config": {"model_type": word}, "architectures": [word]}
+    plain = reader_kind("mlx_lm", {"model_type": "mistral3"})
+    assert reader_kind("mlx_lm", {"model_type": "mistral3", **config}) == plain
+    assert reader_kind("mlx_lm", {"model_type": word, **config}) is None
