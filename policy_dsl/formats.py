@@ -238,12 +238,6 @@ class FormatSpec:
             return table.refusal(self.name)
         return self.families.get(table.family, "its tensor names in this format are not known")
 
-    def all_families(self) -> Mapping[str, str | None]:
-        """Every family -> None if the format takes it, else why not."""
-        from policy_dsl.roles.architecture import families_of  # noqa: PLC0415
-
-        return families_of(self.name) if self.families is None else self.families
-
 
 class Claim(NamedTuple):
     """What a bundle says to readers about a quantized module.

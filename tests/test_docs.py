@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from emitters import FORMATS
 from policy_dsl.diagnostics import catalogue
 from policyc.cli import main
+from policyc.reports import render_markdown
+from policyc.reports.formats_report import models_blocks
 
 COMMANDS = Path(__file__).parent.parent / "docs" / "commands.md"
 ERRORS = Path(__file__).parent.parent / "docs" / "errors.md"
+FAMILIES = Path(__file__).parent.parent / "docs" / "families.md"
 HEAD = """\
 # Errors and warnings
 
@@ -35,6 +39,14 @@ the others and names a few.
 Words in braces are filled in.
 """
 
+FAMILIES_HEAD = """\
+# Families of models, and what each target makes of them
+
+What `policyc models` prints, without its catalog. A family is one file in
+`policy_dsl/architectures`; [extending.md](extending.md) says how to add yours.
+
+"""
+
 
 def page() -> str:
     """What docs/errors.md must hold: every code with its message, cause and fix."""
@@ -53,6 +65,14 @@ def test_every_code_is_documented_as_it_is() -> None:
     if os.environ.get("UPDATE_SNAPSHOTS"):
         ERRORS.write_text(page(), encoding="utf-8")
     assert ERRORS.read_text(encoding="utf-8") == page()
+
+
+def test_every_family_is_documented_with_what_targets_make_of_it() -> None:
+    _catalog, *families = models_blocks({}, list(FORMATS.values()))
+    page = FAMILIES_HEAD + render_markdown(families)
+    if os.environ.get("UPDATE_SNAPSHOTS"):
+        FAMILIES.write_text(page, encoding="utf-8")
+    assert FAMILIES.read_text(encoding="utf-8") == page
 
 
 def test_every_command_and_option_is_documented(capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,8 +150,8 @@ def _slow_experts(experts: Iterable[Module], default: Width, *, in_gptq: bool) -
 def _of_others(draft: Draft, default: Width | None) -> Iterator[tuple[tuple[str, ...], str | None]]:
     """Readers, and why they do not read the bundle."""
     table, coded = draft.model.architecture, list(coded_modules(draft.modules))
-    if (only_vllm := table.facts("gptq").get("only_vllm")) is not None:
-        yield ("auto-round", "gptqmodel", "transformers"), only_vllm
+    if (unread := table.facts("gptq").get("unread")) is not None:
+        yield tuple(unread["by"]), unread["reason"]
     roles = {module.role.partition(".")[0] + "." for module, _ in coded}
     packs_experts = "experts." in roles
     if packs_experts and table.renames_experts:

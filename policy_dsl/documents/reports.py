@@ -212,11 +212,14 @@ class MethodEntry(TypedDict):
 
 
 class FamilyEntry(TypedDict):
-    """Whether a target takes a family, and why not."""
+    """What a target makes of a family; `readers`: those that no fact of the family rules out."""
 
     family: str
+    model_types: list[str]
+    target: str
     supported: bool
     reason: str | None
+    readers: list[str]
 
 
 class FormatEntry(TypedDict):
@@ -329,6 +332,7 @@ class ModelsDocument(Document):
 
     kind: Literal["models"]
     models: list[CatalogEntry]
+    families: list[FamilyEntry]
 
 
 class CheckEntry(TypedDict):

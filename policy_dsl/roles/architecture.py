@@ -196,7 +196,7 @@ class Architecture:
     def refusal(self, target: str) -> str | None:
         """Why a format cannot take the family, or None if it can."""
         if target not in self.targets:
-            return f"the table of {self.family} does not name it"
+            return "none of its bundles has been loaded in a reader yet"
         return self.targets[target].get("refused")
 
     def facts(self, target: str) -> Mapping[str, Any]:
@@ -287,7 +287,12 @@ def architecture_of(inventory: Inventory) -> Architecture:
         raise fail("missing-config-key", model=model, key="model_type", why=why)
     if (family := family_of(inventory.config)) is not None:
         return architecture(family)
-    fix, notes = did_you_mean(kind, model_types()), [f"known families: {', '.join(families())}"]
+    notes = [f"known families: {', '.join(families())}"]
+    if kind in (others := _table("_others")):
+        # No other family is meant.
+        notes, fix = [others[kind], *notes], None
+    else:
+        fix = did_you_mean(kind, model_types())
     raise fail("unknown-architecture", suggestion=fix, notes=notes, model=model, model_type=kind)
 
 

@@ -64,14 +64,20 @@ def formats(target: str | None, format: str) -> None:
 
 @options.any_report
 def models(format: str) -> None:
-    """List the catalog: models that are planned at once, without a download."""
+    """List known models and families, and what each target makes of a family.
+
+    Models of the catalog are planned at once, without a download. What readers take of one
+    policy's bundle, a plan says.
+    """
+    import emitters
     from policy_dsl.sources.reference import catalog_names, open_catalog
     from policyc.reports.formats_report import models_blocks, models_document
 
     # Opened rather than listed: a broken entry must show here, not in a plan.
     opened = {name: open_catalog(name) for name in catalog_names()}
     known = {name: inventory for name, inventory in opened.items() if inventory is not None}
-    console.write_report(format, models_document, models_blocks, known)
+    formats = list(emitters.FORMATS.values())
+    console.write_report(format, models_document, models_blocks, known, formats)
 
 
 def _show_version(_: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -110,7 +116,7 @@ for command, summary in (
     (policies.fmt, "Policy files in their usual form; YAML to DSL and back."),
     (schema, "JSON Schema of policies and documents."),
     (formats, "What each target can hold."),
-    (models, "The catalog of known models."),
+    (models, "Known models and families, and which targets build them."),
 ):
     app.command(command.__name__, short_help=summary)(console.guarded(command))
 

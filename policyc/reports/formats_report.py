@@ -9,8 +9,9 @@ from policy_dsl.formats import Format, FormatSpec, MetadataValues, SchemeSpec, S
 from policy_dsl.inventory import Inventory
 from policy_dsl.planning.lint import used_settings, values_text
 from policy_dsl.quantities import both_units
+from policy_dsl.roles.architecture import Architecture, architecture, families
 from policy_dsl.treatments import PLAIN_WORDS, WHOLE_ROW
-from policyc.reports import Block, Facts, Items, Table
+from policyc.reports import Block, Facts, Items, Table, by_key
 
 _FIRST = "the first is the default"
 _ROW = {WHOLE_ROW: f"{WHOLE_ROW} (a row)"}
@@ -27,8 +28,10 @@ def formats_blocks(formats: Sequence[Format]) -> list[Block]:
     return [block for each in formats for block in _blocks(each.spec, _entry(each))]
 
 
-def models_document(models: Mapping[str, Inventory]) -> documents.ModelsDocument:
-    """The models of a catalog, by name, as JSON values."""
+def models_document(
+    models: Mapping[str, Inventory], formats: Sequence[Format]
+) -> documents.ModelsDocument:
+    """The models of a catalog, by name, and what targets make of each family, as JSON values."""
     entries = [
         entry_of(
             documents.CatalogEntry,
@@ -39,16 +42,58 @@ def models_document(models: Mapping[str, Inventory]) -> documents.ModelsDocument
         )
         for name, inventory in models.items()
     ]
-    return {"schema_version": 1, "kind": "models", "models": entries}
+    known = [_family(each.spec, architecture(family)) for family in families() for each in formats]
+    return {"schema_version": 1, "kind": "models", "models": entries, "families": known}
 
 
-def models_blocks(models: Mapping[str, Inventory]) -> list[Block]:
-    """The models of a catalog for people."""
-    rows = []
-    for model in models_document(models)["models"]:
+def models_blocks(models: Mapping[str, Inventory], formats: Sequence[Format]) -> list[Block]:
+    """The models of a catalog, and what targets make of each family, for people."""
+    document, rows = models_document(models, formats), []
+    for model in document["models"]:
         sizes = f"{model['tensors']:,}", both_units(model["nbytes"])
         rows.append((model["name"], model["id"], str(model["model_type"]), *sizes))
-    return [Table(("name", "model", "type", "tensors", "size"), rows, right=("tensors",))]
+    columns = "name", "model", "type", "tensors", "size"
+    catalog = Table(columns, rows, "Models that are planned at once", right=("tensors",))
+    return [catalog, *_families(document["families"])]
+
+
+def _family(spec: FormatSpec, table: Architecture) -> documents.FamilyEntry:
+    reason = spec.refusal(table)
+    ruled_out = table.facts(spec.name).get("unread", {}).get("by", ())
+    return {
+        "family": table.family,
+        "model_types": list(table.model_types),
+        "target": spec.name,
+        "supported": reason is None,
+        "reason": reason,
+        "readers": [] if reason else [name for name in spec.runtimes if name not in ruled_out],
+    }
+
+
+def _families(entries: Sequence[documents.FamilyEntry]) -> Iterator[Block]:
+    rows = []
+    for family, by_target in by_key(entries, lambda entry: entry["family"]).items():
+        cells = ["yes" if entry["supported"] else "no" for entry in by_target]
+        rows.append((family, ", ".join(by_target[0]["model_types"]), *cells))
+    targets = by_key(entries, lambda entry: entry["target"])
+    title = "Families, and the targets that build bundles of them"
+    yield Table(("family", "types", *targets), rows, title, leaving=("types",))
+    for target, of_target in targets.items():
+        refused = by_key(of_target, lambda entry: entry["reason"])
+        built = by_key(of_target, lambda entry: ", ".join(entry["readers"]))
+        lines = {
+            f"{target} does not build, and why": _with_families(refused),
+            f"{target}: readers, if a policy suits": _with_families(built),
+        }
+        yield from (Items(items, title) for title, items in lines.items() if items)
+
+
+def _with_families(groups: Mapping[Any, Sequence[documents.FamilyEntry]]) -> list[str]:
+    return [
+        f"{said}: {', '.join(entry['family'] for entry in entries)}"
+        for said, entries in groups.items()
+        if said
+    ]
 
 
 def _entry(format: Format) -> documents.FormatEntry:
@@ -57,17 +102,13 @@ def _entry(format: Format) -> documents.FormatEntry:
         {"name": name, "statistics": by.needs or by.uses or None, "needed": bool(by.needs)}
         for name, by in format.methods.items()
     ]
-    families = [
-        {"family": name, "supported": reason is None, "reason": reason}
-        for name, reason in spec.all_families().items()
-    ]
     return entry_of(
         documents.FormatEntry,
         spec,
         schemes=list(map(_scheme, spec.schemes)),
         fill=[dict(zip(("tensors", "bits", "scheme"), row, strict=True)) for row in spec.fill],
         methods=methods,
-        families=families,
+        families=[_family(spec, architecture(family)) for family in families()],
         runtimes=dict(spec.runtimes),
         shard_nbytes=spec.tensor_files.nbytes if isinstance(spec.tensor_files, Shards) else None,
         layouts=list(spec.layouts),

@@ -157,7 +157,7 @@ def test_experts_of_renamed_families_load_in_vllm_alone():
         assert all("where they are plain" in one for one in said)
 
 
-def test_only_vllm_finds_what_transformers_joins_on_loading():
+def test_vllm_alone_finds_what_transformers_joins_on_loading():
     for family in ("lfm2_moe", "mixtral"):
         plan = planned(tiny(family), "experts: keep")
         found = [refused(plan, reader) for reader in OTHERS]

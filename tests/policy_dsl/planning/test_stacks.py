@@ -15,6 +15,7 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import parse_policy
 from policy_dsl.plan import Plan
 from policy_dsl.planning.resolve import resolve
+from policy_dsl.roles.architecture import families_of
 from tests.models import tiny
 
 BLOCK = "model.layers.3.block_sparse_moe"
@@ -27,7 +28,7 @@ def path_apart(path: str, expert: int) -> str:
 # The embedded model has 8 experts: 4 are added.
 PADDED = replace(SPEC, padding={"minimax_m2": ExpertPadding(12, -100.0)})
 APART = replace(PADDED, layouts={"apart": ExpertsApart(path_apart, ("affine",))})
-ANY_FAMILY = replace(SPEC, families={**SPEC.all_families(), "gpt_oss": None})
+ANY_FAMILY = replace(SPEC, families={**families_of(SPEC.name), "gpt_oss": None})
 
 
 def planned(text: str, spec: FormatSpec = SPEC, inventory: Inventory | None = None) -> Plan:

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from policy_dsl.roles.architecture import architecture, facts_of, families, model_types
+from policy_dsl.roles.architecture import (
+    TABLES,
+    architecture,
+    facts_of,
+    families,
+    model_types,
+    packaged_table,
+)
 from policy_dsl.roles.completeness import VALUE_KINDS
 
 ROOT = Path(__file__).parents[3]
@@ -18,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 def test_a_format_that_a_table_does_not_name_does_not_take_the_family() -> None:
     refusal = architecture("llama").refusal("gguf")
 
-    assert refusal == "the table of llama does not name it"
+    assert refusal == "none of its bundles has been loaded in a reader yet"
     assert architecture("llama").facts("gguf") == {}
 
 
@@ -28,6 +35,25 @@ def test_the_entry_of_a_family_replaces_that_of_its_parts() -> None:
     assert table.refusal("jangtq_prestack") is None
     assert replace(table, targets={}).refusal("jangtq_prestack") is not None
     assert architecture("mixtral").refusal("jangtq_prestack") is not None
+
+
+def test_a_refusal_for_want_of_experts_is_true() -> None:
+    of_roles = {
+        family: any(role.startswith("experts.") for role in architecture(family).roles)
+        for family in families()
+    }
+    reasons = {
+        family: architecture(family).refusal("jangtq_prestack") or "" for family in families()
+    }
+
+    assert [one for one, has in of_roles.items() if has and "no experts" in reasons[one]] == []
+    assert [one for one, has in of_roles.items() if not has and not reasons[one]] == []
+
+
+def test_a_type_with_a_reason_for_having_no_table_has_none() -> None:
+    others = packaged_table(TABLES / "_others.yaml")
+
+    assert others.keys() & model_types().keys() == set()
 
 
 def test_facts_of_a_name_come_by_family() -> None:

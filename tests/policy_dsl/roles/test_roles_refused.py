@@ -19,6 +19,23 @@ def test_an_unknown_model_type_lists_the_families(changed, message):
     assert all(family in text for family in families())
 
 
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("falcon_h1", "multiplies its weights by numbers of the config"),
+        ("baichuan_m1", "divides each row of its head"),
+        ("qwen4_exp", "no class of mlx-lm"),
+    ],
+)
+def test_a_model_type_that_no_table_can_take_says_why(kind, reason, changed, message):
+    text = message(changed("llama", config={"model_type": kind}))
+    assert (
+        f'error[unknown-architecture]: no architecture table knows the model_type "{kind}"' in text
+    )
+    assert reason in text
+    assert "did you mean" not in text
+
+
 @pytest.mark.parametrize("value", [None, 7, ["llama"]])
 def test_a_config_without_a_model_type(value, changed, codes):
     assert codes(changed("llama", config={"model_type": value})) == ["missing-config-key"]

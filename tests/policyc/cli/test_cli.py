@@ -470,6 +470,19 @@ class TestCatalogs:
     def test_refused_families_say_why(self, run: Any) -> None:
         assert re.search(r"gpt_oss: its experts", run("formats", "gptq").out)
 
+    def test_models_say_which_targets_build_a_family(self, run: Any) -> None:
+        families = run("models", "--format", "json").document["families"]
+        targets = {one["target"]: one for one in families if one["family"] == "kimi_linear"}
+        assert targets["mlx_affine"]["model_types"] == ["kimi_linear"]
+        assert targets["mlx_affine"]["readers"] == ["mlx-lm", "mlx-swift-lm"]
+        assert targets["gptq"]["readers"] == ["vllm"]
+        refused = targets["jangtq_prestack"]
+        assert (refused["supported"], refused["readers"]) == (False, [])
+        assert "JANG has no profile" in refused["reason"]
+        shown = run("models").out
+        assert re.search(r"^ +kimi_linear +kimi_linear +yes +no +no +yes$", shown, re.M)
+        assert re.search(r"its experts are stored as interleaved rows.*: gpt_oss$", shown, re.M)
+
     def test_schemas_are_schemas(self, run: Any) -> None:
         for path in (ROOT / "policy_dsl" / "document_schemas").glob("*.json"):
             schema = run("schema", path.stem).document
