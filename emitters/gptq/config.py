@@ -34,14 +34,6 @@ _Rules = dict[str, Width | None]
 _IN_LAYER = re.compile(r"(.+\.layers)\.(\d+)\.(.+)")
 # The block of experts and router has one name in checkpoints and the other in readers.
 _EXPERT_BLOCKS = ("mlp", "block_sparse_moe")
-# vLLM's name -> what it joins.
-_JOINED = {
-    "qkv_proj": {"q_proj", "k_proj", "v_proj"},
-    "gate_up_proj": {"gate_proj", "up_proj"},
-    "in_proj_qkvz": {"in_proj_qkv", "in_proj_z"},
-    "in_proj_ba": {"in_proj_b", "in_proj_a"},
-    "fused_qkv_a_proj": {"q_a_proj", "kv_a_proj_with_mqa"},
-}
 
 
 def metadata(plan: Plan) -> dict[str, bytes]:
@@ -97,7 +89,11 @@ def _gptq(plan: Plan, default: Width) -> dict[str, Any]:
     """What its readers look up, and nothing about how it was made."""
     coded = list(coded_modules(plan.modules))
     modules, beside = _apart(plan)
-    rules = {**beside, **_layer_rules(modules, default), **_expert_rules(modules, default)}
+    rules = {
+        **beside,
+        **_layer_rules(modules, default, _joined(plan)),
+        **_expert_rules(modules, default),
+    }
     dynamic = {
         f"-:{pattern}" if width is None else f"+:{pattern}": width._asdict() if width else {}
         for pattern, width in rules.items()
@@ -146,7 +142,18 @@ def exact_rules(modules: Iterable[Module], default: Width) -> _Rules:
     }
 
 
-def _layer_rules(modules: Iterable[Module], default: Width) -> _Rules:
+def _joined(plan: Plan) -> dict[str, set[str]]:
+    """vLLM's name for projections that it holds as one matrix -> their own names."""
+    joined = plan.model.architecture.facts(plan.target).get("joined", {})
+    words: dict[str, set[str]] = {}
+    for name, roles in joined.items():
+        words[name.rpartition(".")[2]] = {role.rpartition(".")[2] for role in roles}
+    return words
+
+
+def _layer_rules(
+    modules: Iterable[Module], default: Width, fused: Mapping[str, set[str]]
+) -> _Rules:
     """The same linears, those in blocks by patterns for all layers where they are alike.
 
     Nothing is said of what is outside the blocks and not quantized: nobody expects it.
@@ -167,7 +174,7 @@ def _layer_rules(modules: Iterable[Module], default: Width) -> _Rules:
         block = _one_of(_EXPERT_BLOCKS) if parent in _EXPERT_BLOCKS else re.escape(parent)
         path = rf"{block}\." if parent else ""
         for held, numbers in by_words.items():
-            joined = (name for name, members in _JOINED.items() if members <= set(held))
+            joined = (name for name, members in fused.items() if members <= set(held))
             last = _one_of((*held, *joined))
             rules[rf".*layers\.{_one_of(numbers)}\.{path}{last}$"] = width
     return rules

@@ -5,10 +5,10 @@ read, and what looks up names was run; transformers 5.23.0 with auto-round 0.16.
 gptqmodel 7.7.0, and with optimum 2.3.0, all run on a CPU with bundles of tiny models.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from emitters.checkpoints import QKV, covering_most, omission, uneven, unfit
+from emitters.checkpoints import covering_most, omission, uneven, unfit
 from emitters.gptq import spec
 from emitters.gptq.config import exact_rules
 from emitters.gptq.spec import GPTQ, Width, dialect_of, width_of
@@ -31,14 +31,6 @@ _NOT_LINEAR = {
     "shared_expert_gate": "no reader packs gates of shared experts",
     "vision": "no reader has packed vision towers",
 }
-# Projections that vLLM holds as one matrix.
-_JOINED = (
-    ("q, k and v", QKV),
-    ("gate and up", ("mlp.gate_proj", "mlp.up_proj")),
-    ("gate and up of shared experts", ("shared_experts.gate_proj", "shared_experts.up_proj")),
-    ("q_a_proj and kv_a_proj_with_mqa", ("attention.q_a_proj", "attention.kv_a_proj_with_mqa")),
-    ("in_proj_qkv and in_proj_z", ("linear_attention.in_proj_qkv", "linear_attention.in_proj_z")),
-)
 # The widths that Marlin kernels have, and what they want of experts: multiples of the model's
 # width and of the experts' own.
 _MARLIN_WIDTHS = (4, 8)
@@ -100,10 +92,9 @@ def _of_vllm(draft: Draft, default: Width | None) -> Iterator[str | None]:
         " width, group size and symmetry, or all stay as they are"
     )
     yield uneven(reason, experts, width_of)
-    own: Mapping[str, Sequence[str]] = draft.model.architecture.facts("gptq").get("joined", {})
-    for called, roles in (*_JOINED, *own.items()):
+    for name, roles in draft.model.architecture.facts("gptq").get("joined", {}).items():
         joined = (module for module in draft.modules if module.role in roles)
-        reason = f"it joins {called} of a layer: they must be stored alike"
+        reason = f"it joins {', '.join(roles)} of a layer as {name}: they must be stored alike"
         if fault := uneven(reason, joined, width_of):
             yield fault
             break

@@ -311,8 +311,21 @@ def _merged(family: str) -> dict[str, Any]:
                 value = {name: {**before.get(name, {}), **fields_of(given[name])} for name in given}
             if key == "mlx":
                 value = {name: _joined(before.get(name), given[name]) for name in given}
+            if key == "targets":
+                value = {name: _known(before.get(name, {}), given[name]) for name in given}
             merged[key] = {**before, **value} if isinstance(value, Mapping) else value
+    # Parts know facts for formats that take the family: whether one does, the family says.
+    taken, named = merged["targets"], own.get("targets", {})
+    merged["targets"] = {
+        name: taken[name] for name in taken if name in named or "refused" in taken[name]
+    }
     return merged
+
+
+def _known(before: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a format knows of a family, and what another entry adds; it may end a refusal."""
+    kept = {key: value for key, value in before.items() if key != "refused"}
+    return {**kept, **{key: _joined(kept.get(key), facts[key]) for key in facts}}
 
 
 def _joined(before: Any, value: Any) -> Any:

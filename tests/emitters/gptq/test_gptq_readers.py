@@ -60,14 +60,14 @@ def test_everybody_reads_a_dense_model(family):
         ("minimax_m2", "experts.down_proj in layers 1: 8bit", "one module"),
         ("minimax_m2", "w1 in layers 0, 2: keep", "one module"),
         ("mixtral", "experts.gate_proj: 4bit g-1", "one module"),
-        ("qwen3_moe", "k_proj in layers 2: 8bit", "q, k and v of a layer"),
-        ("llama", "v_proj: keep", "q, k and v of a layer"),
-        ("qwen3", "mlp.up_proj: 8bit", "gate and up of a layer"),
-        ("glm4_moe", "shared_experts.up_proj: 8bit", "gate and up of shared experts"),
+        ("qwen3_moe", "k_proj in layers 2: 8bit", "as attention.qkv_proj"),
+        ("llama", "v_proj: keep", "as attention.qkv_proj"),
+        ("qwen3", "mlp.up_proj: 8bit", "as mlp.gate_up_proj"),
+        ("glm4_moe", "shared_experts.up_proj: 8bit", "as shared_experts.gate_up_proj"),
         ("qwen2", "o_proj: 4bit asym", "no zero points"),
-        ("qwen3_5", "linear_attention.in_proj_z: 8bit", "in_proj_qkv and in_proj_z of a layer"),
-        ("qwen2_moe", "shared_experts.up_proj: 8bit", "gate and up of shared experts"),
-        ("glm4_moe_lite", "attention.q_a_proj: 8bit", "q_a_proj and kv_a_proj_with_mqa of a layer"),
+        ("qwen3_5", "linear_attention.in_proj_z: 8bit", "as linear_attention.in_proj_qkvz"),
+        ("qwen2_moe", "shared_experts.up_proj: 8bit", "as shared_experts.gate_up_proj"),
+        ("glm4_moe_lite", "attention.q_a_proj: 8bit", "as attention.fused_qkv_a_proj"),
     ],
 )
 def test_what_vllm_joins_must_be_alike(family, rules, reason, head):
@@ -191,7 +191,7 @@ def test_delta_attention_is_one_matrix_in_vllm():
     config = {"model_type": "kimi_linear", "num_hidden_layers": 1, "linear_attn_config": kinds}
     source = Inventory("tiny", config | sizes, tensors)
     assert refused(planned(source, "")) == ""
-    assert "it joins q, k, v, b and f_a" in refused(planned(source, "attention.b_proj: keep"))
+    assert "as attention.in_proj_qkvgfab" in refused(planned(source, "attention.b_proj: keep"))
 
 
 def test_what_transformers_does_by_itself_it_does_with_stacks():
