@@ -28,8 +28,8 @@ def expected(case: str) -> dict[str, Any]:
     return found
 
 
-def planned(source: Inventory, rules: str) -> Plan:
-    policy, _ = parse_policy(rules, "p.qpol")
+def planned(source: Inventory, rules: str, file: str = "p.qpol") -> Plan:
+    policy, _ = parse_policy(rules, file)
     return resolve(policy, source, FORMATS, target="mlx_affine")
 
 

@@ -17,6 +17,7 @@ from family_cases import CASES, GOLDEN, TIED, expected, planned, rules_for
 from emitters.core.build import build
 from emitters.core.verify import verify_bundle
 from policy_dsl.diagnostics import PolicyError
+from policy_dsl.plan import coded_modules
 from policy_dsl.roles.architecture import architecture, family_of
 from policy_dsl.sources.reference import open_source
 from policy_dsl.treatments import Coded
@@ -35,6 +36,29 @@ def digests(folder: Path) -> dict[str, dict[str, Any]]:
                 form = {"dtype": entry["dtype"], "shape": entry["shape"]}
                 found[name] = {**form, "sha256": digest}
     return found
+
+
+# Small models have no groups of 64.
+POLICY = (
+    (Path(__file__).parents[3] / "policies" / "mlx_4bit.yaml")
+    .read_text(encoding="utf-8")
+    .replace("group_size: 64", "group_size: 32")
+)
+# Of one role with those in other layers, which are coded.
+OF_LATENT_LAYERS = {"model.layers.3.attention.g_proj"}
+
+
+@pytest.mark.parametrize("case", [one for one in CASES if one != TIED])
+def test_the_bundled_policy_has_the_widths_of_stocks_default(case: str) -> None:
+    source, stock = open_source(str(GOLDEN / case)), expected(case)
+    family = family_of(source.config)
+    if family is None or architecture(family).refusal("mlx_affine") or not stock["bundle"]:
+        pytest.skip("one of the two does not take it")
+    coded = coded_modules(planned(source, POLICY, "p.yaml").modules)
+    widths = {module.name: one.bits for module, one in coded}
+    forms = stock["quantization"].items()
+    wanted = {name: form["bits"] for name, form in forms if isinstance(form, dict)}
+    assert {name: widths[name] for name in widths.keys() - OF_LATENT_LAYERS} == wanted
 
 
 def test_a_group_that_does_not_divide_a_part_is_refused_with_the_role_of_the_part() -> None:
