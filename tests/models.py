@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 from policy_dsl.inventory import Inventory
+from policy_dsl.roles.architecture import architecture, families
 from policy_dsl.sources.reference import open_source
 
 ROOT = Path(__file__).parents[1]
@@ -25,3 +27,8 @@ def tiny() -> Inventory:
 def minimax() -> Inventory:
     """MiniMax-M2.7 by its recorded headers: 62 layers of 256 experts."""
     return open_source("MiniMax-M2.7")
+
+
+def families_of(target: str) -> Mapping[str, str | None]:
+    """Every family -> None if a format takes it, else the reason why not."""
+    return {family: architecture(family).refusal(target) for family in families()}

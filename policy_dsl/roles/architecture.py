@@ -224,28 +224,30 @@ def family_of(config: Mapping[str, Any]) -> str | None:
     """The family that a config names, None if no table is for it."""
     kind = config.get("model_type")
     found = model_types().get(kind, ()) if isinstance(kind, str) else ()
-    return next((family for family in found if _is_named(architecture(family), config)), None)
+    return next((family for family in found if _is_meant(architecture(family), config)), None)
 
 
-def _is_named(table: Architecture, config: Mapping[str, Any]) -> bool:
+def _is_meant(table: Architecture, config: Mapping[str, Any]) -> bool:
     """Whether a config of its model_type has what the table asks for besides."""
-    classes, text = config.get("architectures"), config.get("text_config")
-    inner = text.get("model_type") if isinstance(text, Mapping) else None
-    held = classes if isinstance(classes, list) else (), (inner,)
-    pairs = zip((table.architectures, table.text_model_types), held, strict=True)
-    is_held = all(not some or any(one in some for one in has) for some, has in pairs)
     # What is absent is in no list.
     given = (config.get(key, table) in values for key, values in table.only_where.items())
-    return is_held and all(given)
+    return names_one_of(config, table.architectures, table.text_model_types) and all(given)
+
+
+def names_one_of(
+    config: Mapping[str, Any], architectures: Sequence[str], text_model_types: Sequence[str]
+) -> bool:
+    """Whether a config names one of these classes and of these text models; empty: any."""
+    classes, text = config.get("architectures"), config.get("text_config")
+    inner = text.get("model_type") if isinstance(text, Mapping) else None
+    # A stranger's config may hold anything there.
+    held = classes if isinstance(classes, list) else (), (inner,)
+    pairs = zip((architectures, text_model_types), held, strict=True)
+    return all(not some or any(one in some for one in has) for some, has in pairs)
 
 
 def _is_for_all(family: str) -> bool:
     return not {"architectures", "text_model_types", "only_where"} & _table(family).keys()
-
-
-def families_of(target: str) -> Mapping[str, str | None]:
-    """Every family -> None if a format takes it, else the reason why not."""
-    return {family: architecture(family).refusal(target) for family in families()}
 
 
 def facts_of(target: str, fact: str) -> Mapping[str, Any]:

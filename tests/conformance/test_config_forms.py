@@ -10,9 +10,10 @@ import pytest
 from bundles import widths
 from family_cases import CASES, GOLDEN, rules_for
 
-from policy_dsl.roles.architecture import families_of, family_of
+from policy_dsl.roles.architecture import family_of
 from policy_dsl.sources.reference import open_source
 from policyc.cli import main
+from tests.models import families_of
 
 GPTQ_FAMILIES = families_of("gptq")
 JANG_FAMILIES = families_of("jangtq_prestack")

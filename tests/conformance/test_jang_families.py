@@ -6,7 +6,7 @@ import pytest
 from bundles import tensors
 from jang_bundles import assert_held, coded, modules, parameters, ran, read
 
-from policy_dsl.roles.architecture import families_of
+from tests.models import families_of
 
 FAMILIES = families_of("jangtq_prestack")
 

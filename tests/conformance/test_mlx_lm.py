@@ -13,7 +13,7 @@ import pytest
 from bundles import Width
 from model_kinds import KINDS
 
-from policy_dsl.roles.architecture import families_of
+from tests.models import families_of
 
 FAMILIES = families_of("mlx_affine")
 

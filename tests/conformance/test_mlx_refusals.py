@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from one_layer_models import recorded
 
-from policy_dsl.roles.architecture import families_of
 from policyc.cli import main
+from tests.models import families_of
 
 FAMILIES = families_of("mlx_affine")
 

@@ -8,8 +8,9 @@ from importlib import import_module
 import pytest
 
 from policy_dsl.reader_config import reader_kind, reader_kinds
-from policy_dsl.roles.architecture import architecture, families_of
+from policy_dsl.roles.architecture import architecture
 from policy_dsl.roles.table_entries import Derived
+from tests.models import families_of
 
 GPTQ_FAMILIES = families_of("gptq")
 HFQ_FAMILIES = families_of("hipfire_hfq")

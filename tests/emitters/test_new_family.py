@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from policy_dsl.roles import architecture
 from policyc.cli import main
+from tests.emitters import new_families
 
 TABLE = """
 include: [decoder, attention]
@@ -55,21 +54,10 @@ CONFIG = {
 
 
 @pytest.fixture
-def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A checkpoint of the family, whose table is in a folder beside those of all others."""
-    tables = tmp_path / "architectures"
-    shutil.copytree(architecture.TABLES, tables)
-    (tables / "novel.yaml").write_text(TABLE)
-    monkeypatch.setattr(architecture, "TABLES", tables)
-    cached = (architecture.families, architecture.model_types, architecture.architecture)
-    for table in cached:
-        table.cache_clear()
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "config.json").write_text(json.dumps(CONFIG))
-    save_file(tensors(), tmp_path / "source" / "model.safetensors")
-    yield tmp_path / "source"
-    for table in cached:
-        table.cache_clear()
+def source(tmp_path: Path) -> Iterator[Path]:
+    """A checkpoint of the family."""
+    with new_families.known(tmp_path, "novel", TABLE, CONFIG, tensors()) as folder:
+        yield folder
 
 
 def tensors() -> dict[str, np.ndarray]:
@@ -94,11 +82,7 @@ def tensors() -> dict[str, np.ndarray]:
 
 
 def built(source: Path, target: str, rules: str) -> dict[str, np.ndarray]:
-    policy, out = source.parent / "policy.qpol", source.parent / target
-    policy.write_text(f"target {target}\ndefault group_size 32\n{rules}\n")
-    assert main(["plan", str(policy), "--model", str(source)]) == 0
-    assert main(["build", str(policy), "--model", str(source), "-o", str(out), "-q"]) == 0
-    assert main(["verify", str(out), "--source", str(source), "-q"]) == 0
+    out = new_families.built(source, target, rules)
     return {
         name: array for file in out.glob("*.safetensors") for name, array in load_file(file).items()
     }

@@ -8,7 +8,6 @@ source means.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from policy_dsl.roles import architecture
 from policyc.cli import main
+from tests.emitters.new_families import built, known
 
 TABLE = """
 include: [decoder, centred_norms]
@@ -97,21 +96,10 @@ Tensors = Mapping[str, np.ndarray]
 
 
 @pytest.fixture
-def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A checkpoint of the family, whose table is in a folder beside those of all others."""
-    tables = tmp_path / "architectures"
-    shutil.copytree(architecture.TABLES, tables)
-    (tables / "novel_hybrid.yaml").write_text(TABLE)
-    monkeypatch.setattr(architecture, "TABLES", tables)
-    cached = (architecture.families, architecture.model_types, architecture.architecture)
-    for table in cached:
-        table.cache_clear()
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "config.json").write_text(json.dumps(CONFIG))
-    save_file(dict(tensors()), tmp_path / "source" / "model.safetensors")
-    yield tmp_path / "source"
-    for table in cached:
-        table.cache_clear()
+def source(tmp_path: Path) -> Iterator[Path]:
+    """A checkpoint of the family."""
+    with known(tmp_path, "novel_hybrid", TABLE, CONFIG, tensors()) as folder:
+        yield folder
 
 
 def tensors() -> Tensors:
@@ -192,18 +180,9 @@ def _decoded(
     return values.reshape(numbers.shape)
 
 
-def built(source: Path, rules: str) -> Path:
-    policy, out = source.parent / "policy.qpol", source.parent / "out"
-    policy.write_text(f"target mlx_affine\ndefault group_size 32\n{rules}\n")
-    assert main(["plan", str(policy), "--model", str(source)]) == 0
-    assert main(["build", str(policy), "--model", str(source), "-o", str(out), "-q"]) == 0
-    assert main(["verify", str(out), "--source", str(source), "-q"]) == 0
-    return out
-
-
 def test_plain_values_are_those_that_the_source_means(source: Path) -> None:
     wanted = meant(tensors())
-    found = Reader(built(source, "all: keep"), {*wanted}).tensors
+    found = Reader(built(source, "mlx_affine", "all: keep"), {*wanted}).tensors
     assert {name: one.shape for name, one in found.items()} == {
         name: one.shape for name, one in wanted.items()
     }
@@ -214,7 +193,7 @@ def test_plain_values_are_those_that_the_source_means(source: Path) -> None:
 def test_coded_values_are_near_and_parts_have_rules_of_their_own(source: Path) -> None:
     wanted = meant(tensors())
     rules = "all: 8bit\nattention.kv_b_proj: 6bit\nattention.unembed_out in layers 1: 4bit"
-    out = built(source, rules)
+    out = built(source, "mlx_affine", rules)
     found = Reader(out, {*wanted}).tensors
     for name, values in wanted.items():
         error = np.linalg.norm(found[name] - values) / np.linalg.norm(values)
@@ -247,7 +226,7 @@ def test_joined_tensors_have_one_treatment(
 def test_a_damaged_part_is_found_in_the_source_s_own_places(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = built(source, "all: keep")
+    out = built(source, "mlx_affine", "all: keep")
     path = out / "model.safetensors"
     held = load_file(path)
     name = "language_model.layers.1.self_attn.embed_q.weight"

@@ -15,8 +15,7 @@ from policy_dsl.inventory import Inventory
 from policy_dsl.language.load import parse_policy
 from policy_dsl.plan import Plan
 from policy_dsl.planning.resolve import resolve
-from policy_dsl.roles.architecture import families_of
-from tests.models import tiny
+from tests.models import families_of, tiny
 
 BLOCK = "model.layers.3.block_sparse_moe"
 
