@@ -13,6 +13,7 @@ from typing import Any
 from policy_dsl import packaged_table
 from policy_dsl.plan import Draft, Refusal
 from policy_dsl.quantities import counted
+from policy_dsl.roles.architecture import names_one_of
 from policy_dsl.roles.config_facts import TIED, is_whole, rewritten
 from policy_dsl.roles.table_entries import ConfigKey, config_keys
 
@@ -122,16 +123,14 @@ def reader_kinds(reader: str) -> Mapping[str, ReaderKind]:
 
 def reader_kind(reader: str, config: Mapping[str, Any]) -> ReaderKind | None:
     """What a reader has for models of such a config; None if its table does not say."""
-    text, kinds = config.get("text_config"), reader_kinds(reader).values()
-    inner = text.get("model_type") if isinstance(text, Mapping) else None
-    classes = config.get("architectures")
-    # A stranger's config may hold anything there.
-    words = [inner, *(classes if isinstance(classes, list) else ())]
-    named = {word for word in words if isinstance(word, str)}
+    kinds = reader_kinds(reader).values()
     alike = [kind for kind in kinds if config.get("model_type") in kind.model_types]
-    own = [kind for kind in alike if named & {*kind.text_model_types, *kind.architectures}]
-    others = [kind for kind in alike if not (kind.text_model_types or kind.architectures)]
-    return next(iter(own or others), None)
+    # Those that ask for more first.
+    alike.sort(key=lambda kind: not (kind.architectures or kind.text_model_types))
+    fitting = (
+        kind for kind in alike if names_one_of(config, kind.architectures, kind.text_model_types)
+    )
+    return next(fitting, None)
 
 
 def written_config(plan: Draft, *readers: str) -> dict[str, Any]:
@@ -203,18 +202,16 @@ class _Reading:
     def completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config with what the reader needs; what cannot be known is in `unmet`."""
         written, inside = self._level(config, self.kind.top), self.kind.inside
-        if inside is None:
-            written = self._with_positions(written)
         if (name := self.kind.called.get(str(config.get("model_type")))) is not None:
             written["model_type"] = name
-        if inside is not None:
-            text = written.get(inside)
-            if isinstance(text, Mapping):
-                written[inside] = self._with_positions(self._level(text, self.kind.nested))
-            elif self.kind.flat:
-                written = self._with_positions(self._level(written, self.kind.nested))
-            else:
-                self.unmet.append(f"it needs `{inside}` in config.json")
+        if inside is None:
+            return self._with_positions(written)
+        if isinstance(text := written.get(inside), Mapping):
+            written[inside] = self._with_positions(self._level(text, self.kind.nested))
+        elif self.kind.flat:
+            return self._with_positions(self._level(written, self.kind.nested))
+        else:
+            self.unmet.append(f"it needs `{inside}` in config.json")
         return written
 
     def _level(self, config: Mapping[str, Any], level: Level) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
 from math import prod
+from operator import attrgetter
 from typing import NamedTuple
 
 from emitters.core.bundle_reading import Bundle
@@ -35,7 +36,7 @@ def match(bundle: Bundle, model: Model) -> dict[str, tuple[ModelTensor, ...]]:
             stacks[spec.module_path(tensor, model)].append(tensor)
     found: dict[str, tuple[ModelTensor, ...]] = {}
     for path, stack in stacks.items():
-        stack.sort(key=lambda tensor: tensor.expert or tensor.place or 0)
+        stack.sort(key=attrgetter("order"))
         # In the bundle each expert may be a module.
         whole = stack[0].expert is None or path in names
         apart = None if whole else next((at for at in layouts if at(path, 0) in names), None)

@@ -145,10 +145,10 @@ def exact_rules(modules: Iterable[Module], default: Width) -> _Rules:
 def _joined(plan: Plan) -> dict[str, set[str]]:
     """vLLM's name for projections that it holds as one matrix -> their own names."""
     joined = plan.model.architecture.facts(plan.target).get("joined", {})
-    words: dict[str, set[str]] = {}
-    for name, roles in joined.items():
-        words[name.rpartition(".")[2]] = {role.rpartition(".")[2] for role in roles}
-    return words
+    return {
+        name.rpartition(".")[2]: {role.rpartition(".")[2] for role in roles}
+        for name, roles in joined.items()
+    }
 
 
 def _layer_rules(

@@ -118,7 +118,7 @@ class _Stacking:
     def modules(self, path: str, stack: _Stack) -> Sequence[Module] | Diagnostic:
         """The modules of a stack or a single tensor, not placed yet; or what is wrong."""
         # Expert 10 comes before expert 2 in files that sort their names.
-        stack = sorted(stack, key=lambda one: one[0].tensor.expert or one[0].tensor.place or 0)
+        stack = sorted(stack, key=lambda one: one[0].tensor.order)
         tensor, treatment = stack[0][0].tensor, stack[0][1].treatment
         if tensor.place is not None:
             return self._joined(path, stack)

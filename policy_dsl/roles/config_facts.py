@@ -111,13 +111,11 @@ class ConfigFacts:
         numbers = given if form == "listed" and isinstance(given, list) else [given]
         if not all(map(is_whole, (*numbers, first, layers))) or layers > LARGEST_COUNT:
             return None
-        first = first if "at" in fields else max(given - 1, 0) if form == "every" else 0
-        chosen: Mapping[str, Callable[[], Collection[int]]] = {
-            "listed": lambda: {number - fields.get("from", 0) for number in numbers},
-            "first": lambda: range(given),
-            "every": lambda: range(first, layers if given else 0, given or 1),
-        }
-        those = chosen[form]()
+        those: Collection[int] = range(given) if form == "first" else ()
+        if form == "listed":
+            those = {number - fields.get("from", 0) for number in numbers}
+        elif form == "every" and given:
+            those = range(first if "at" in fields else given - 1, layers, given)
         return [fields["is" if layer in those else "else"] for layer in range(layers)]
 
     def computed(self, expression: str) -> float | int | None:
@@ -166,9 +164,10 @@ class ConfigFacts:
         """Whether the config says that a layer has it."""
         return self.satisfies(need.when, layer)
 
-    def satisfies(self, condition: str, layer: int | None) -> bool:
-        """Whether a condition of the table is true of a layer, or outside of them."""
-        return self.all_hold(condition, -1 if layer is None else layer)
+    def satisfies(self, condition: str, layer: int | None = None) -> bool:
+        """Whether all clauses of a condition of the table hold, in a layer or in none."""
+        at = -1 if layer is None else layer
+        return all(self._is(one, at) != one.negated for one in architecture.clauses(condition))
 
     def reason(self, need: Need, layer: int | None) -> str:
         """What the config says that decides whether a layer has it; empty if nothing does."""
@@ -193,13 +192,9 @@ class ConfigFacts:
     def _derived(self, key: str) -> list[Derived]:
         return [one for one in self._entry(key).defaults if isinstance(one, Derived)]
 
-    def all_hold(self, condition: str, layer: int = -1) -> bool:
-        """Whether all clauses of a condition hold, in a layer or in none."""
-        return all(self._is(one, layer) != one.negated for one in architecture.clauses(condition))
-
     def _is(self, clause: Clause, layer: int) -> bool:
         if clause.key in self.table.where:
-            return self.all_hold(self.table.where[clause.key], layer)
+            return self.satisfies(self.table.where[clause.key], layer)
         value, form = self.value(clause.key), clause.form
         count = value if is_whole(value) else 0
         match form:
@@ -352,7 +347,7 @@ def _each(entries: Any, one: Mapping[str, Any]) -> list[Any] | None:
 # Form of a default -> what it is in a config, by its fields; the others are lists by layer.
 _DEFAULTS: Mapping[str, Callable[[ConfigFacts, Mapping[str, Any]], Any]] = {
     "expression": lambda facts, one: facts.computed(one["text"]),
-    "if": lambda facts, one: facts.computed(one["then" if facts.all_hold(one["if"]) else "else"]),
+    "if": lambda facts, one: facts.computed(one["then" if facts.satisfies(one["if"]) else "else"]),
     "keys": lambda facts, one: {name: facts.value(key) for name, key in one["keys"].items()},
     "period": lambda facts, one: _period(facts.value(one["period"]), one["of"]),
     # Only what is written: either list may be made of the other.

@@ -70,6 +70,11 @@ class ModelTensor:
         return tuple(self.cut.views(self.view)) if self.cut else (self.view,)
 
     @property
+    def order(self) -> int:
+        """Its place in a module of several: its expert, or its number among those joined."""
+        return self.expert or self.place or 0
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """Its role, and that of the tensor that it is a part of."""
         return (self.role, self.whole) if self.whole else (self.role,)
@@ -274,7 +279,7 @@ def _split(tensor: ModelTensor, rule: Arrangement, at: int, facts: ConfigFacts) 
     axis, n_parts = 0 if rule.along == "first" else -1, len(rule.parts)
     length, step = tensor.shape[axis], n_parts if rule.split == "alternate" else 1
     equal = [length // n_parts] * n_parts
-    sizes = equal if isinstance(rule.split, str) else _sizes(rule, facts)
+    sizes = equal if isinstance(rule.split, str) else [_size(word, facts) for word in rule.split]
     period = sum(sizes)
     if not period or length % period or min(sizes) < 1 or (axis == -1 and length != period):
         raise _wrong(tensor, f"rows in {n_parts} parts of {sizes}")
@@ -295,10 +300,10 @@ def _then(tensor: ModelTensor, operation: Operation, shape: tuple[int, ...]) -> 
     return replace(tensor, shape=shape, operations=(*tensor.operations, operation))
 
 
-def _sizes(rule: Arrangement, facts: ConfigFacts) -> list[int]:
-    named = facts.table.mlx.sizes
-    found = [facts.computed(named.get(size, size)) for size in rule.split]
-    return [size if isinstance(size, int) else 0 for size in found]
+def _size(word: str, facts: ConfigFacts) -> int:
+    """A size by its name in the table or as an expression; 0 if it is not known."""
+    size = facts.computed(facts.table.mlx.sizes.get(word, word))
+    return size if isinstance(size, int) else 0
 
 
 def _reshaped(tensor: ModelTensor, rule: Arrangement, facts: ConfigFacts) -> ModelTensor:
@@ -309,10 +314,9 @@ def _reshaped(tensor: ModelTensor, rule: Arrangement, facts: ConfigFacts) -> Mod
             raise _wrong(tensor, f"{len(rule.axes)} axes, of which those that move have one entry")
         shape = tuple(shape[at] for at in rule.axes)
     if rule.shape:
-        named = facts.table.mlx.sizes
-        sizes = [-1 if one == "-1" else facts.computed(named.get(one, one)) for one in rule.shape]
-        known = prod(int(size) for size in sizes if size and size > 0)
-        shape = tuple(total // max(1, known) if size == -1 else int(size or 0) for size in sizes)
+        sizes = [-1 if one == "-1" else _size(one, facts) for one in rule.shape]
+        known = prod(size for size in sizes if size > 0)
+        shape = tuple(total // known if size == -1 else size for size in sizes)
         if prod(shape) != total:
             raise _wrong(tensor, f"{list(rule.shape)}")
     if rule.take:
