@@ -296,7 +296,7 @@ def config_findings(facts: ConfigFacts) -> Iterator[Diagnostic]:
 def _layers_defect(value: Any, n_layers: int) -> str:
     if not isinstance(value, list) or all(map(is_whole, value)):
         return ""
-    if not all(isinstance(word, str) for word in value):
+    if not all(isinstance(word, str | bool) for word in value):
         return "its entries must be numbers of layers"
     count = len(value)
     return f"it has {count} entries, and there are {n_layers} layers" if count != n_layers else ""

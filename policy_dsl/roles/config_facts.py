@@ -328,6 +328,10 @@ def _words(value: Any, meant: Mapping[str, str]) -> list[str]:
     return [meant.get(word, word) for word in given]
 
 
+def _letters(words: list[str]) -> str | None:
+    return "".join(words) if len(set(words)) > 1 else None
+
+
 def _places(words: Any, word: str, first: int) -> list[int] | None:
     """The numbers of a word in a list, which are counted from `first`; None if there is none."""
     if not isinstance(words, list):
@@ -354,6 +358,7 @@ _DEFAULTS: Mapping[str, Callable[[ConfigFacts, Mapping[str, Any]], Any]] = {
     "each": lambda facts, one: _each(facts.given(one["each"]), one),
     "length": lambda facts, one: _length(facts.value(one["length"])),
     "words": lambda facts, one: _words(facts.value(one["words"]), one["as"]) or None,
+    "letters": lambda facts, one: _letters(_words(facts.value(one["letters"]), one["as"])),
     "numbers": lambda facts, one: _places(facts.value(one["numbers"]), one["of"], one["from"]),
 }
 

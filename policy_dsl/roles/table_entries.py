@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 # Of a default, by the type that shows it; others than these are given, or sizes.
 _KINDS_OF_DEFAULTS: Mapping[type, str] = {bool: "flag", float: "number", list: "list"}
 # Defaults that other keys decide: what `Derived` says of them.
-_FORMS = ("every", "first", "listed", "period", "each", "length", "words", "numbers", "keys", "if")
+_FORMS = (
+    *("every", "first", "listed", "period", "each", "length"),
+    *("words", "letters", "numbers", "keys", "if"),
+)
 
 
 class Derived(NamedTuple):
@@ -18,7 +21,8 @@ class Derived(NamedTuple):
     expression: numbers and keys multiplied and divided. every, first, listed: a list with a word
     a layer, `is` or `else`. each: a list with `then` for each entry of another that `is`, or
     `else`. period: after how many entries of a list the word `of` returns. length, words: of a
-    list or a text, how many entries it has, and what they mean, by `as`. numbers: those of the
+    list or a text, how many entries it has, and what they mean, by `as`. letters: a text of what
+    they mean, if they are not all alike. numbers: those of the
     layers with the word `of` in a list, counted `from`. keys: a mapping to the values of these.
     if: an expression, `then` or `else`.
     """

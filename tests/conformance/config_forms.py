@@ -157,7 +157,9 @@ _DENSE = re.compile(r"\.block_sparse_moe\.((?:gate|up|down)_proj\.)")
 
 
 def _kind(family: str, config_class: str, **options: Any) -> Kind:
-    given = {key: value for key, value in {**_SMALL, **options}.items() if value is not None}
+    # A null takes out what classes do not have, and is the value of other keys.
+    sizes = {key: value for key, value in _SMALL.items() if options.get(key, value) is not None}
+    given = {**sizes, **{key: options[key] for key in options if key in sizes or key not in _SMALL}}
     return Kind(family, config_class, given, dtype="float32", shards=1)
 
 
@@ -362,6 +364,49 @@ MODELS: Mapping[str, Kind] = {
     "mimo": _kind("mimo", "Qwen2Config", rope_parameters=_BASE),
     "seed_oss": _kind("seed_oss", "SeedOssConfig", rope_parameters=_BASE),
     "ministral3": _kind("ministral3", "Ministral3Config"),
+    "exaone4": _kind(
+        "exaone4",
+        "Exaone4Config",
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        sliding_window=8,
+        rope_parameters=_LLAMA3,
+    ),
+    "exaone4_full": _kind(
+        "exaone4",
+        "Exaone4Config",
+        layer_types=["full_attention"] * 3,
+        sliding_window=None,
+        rope_parameters=_BASE,
+        **_TIED,
+    ),
+    "exaone_moe": _kind(
+        "exaone_moe",
+        "ExaoneMoeConfig",
+        **_EXPERTS,
+        num_experts=8,
+        num_shared_experts=2,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        mlp_layer_types=["dense", "sparse", "sparse"],
+        sliding_window=8,
+        rope_parameters=_BASE,
+    ),
+    "minimax_m3_vl": _kind(
+        "minimax_m3_vl",
+        "MiniMaxM3VLConfig",
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        intermediate_size=64,
+        dense_intermediate_size=96,
+        shared_intermediate_size=32,
+        rotary_dim=16,
+        rope_parameters={**_BASE, "partial_rotary_factor": 0.5},
+        index_n_heads=2,
+        index_head_dim=32,
+        index_block_size=4,
+        index_topk_blocks=2,
+        layer_types=["full_attention", "minimax_m3_sparse", "full_attention"],
+        mlp_layer_types=["dense", "sparse", "sparse"],
+    ),
     "solar_open": _kind(
         "solar_open",
         "SolarOpenConfig",
@@ -414,6 +459,7 @@ _KIMI_VISION = {
 VISION: Mapping[str, Mapping[str, Any]] = {
     "Gemma3Config": _SIGLIP,
     "Kimi_K25Config": _KIMI_VISION,
+    "MiniMaxM3VLConfig": _SIGLIP,
     "Qwen3_5Config": _QWEN_VISION,
     "Qwen3_5MoeConfig": _QWEN_VISION,
     "Qwen3VLConfig": {**_QWEN_VISION, "deepstack_visual_indexes": [0]},

@@ -304,6 +304,37 @@ def _nemotron_h(config: dict[str, Any]) -> dict[str, Any]:
     return found | {"hybrid_override_pattern": pattern, "num_hidden_layers": len(kinds)}
 
 
+def _exaone4(config: dict[str, Any]) -> dict[str, Any]:
+    """Windows by letters that are repeated."""
+    is_mixed = config["sliding_window"] is not None
+    return config | {"sliding_window_pattern": "LG" if is_mixed else None}
+
+
+def _exaone_moe(config: dict[str, Any]) -> dict[str, Any]:
+    """Layers with experts by a list of true and false."""
+    found = dict(config)
+    sparse = [kind == "sparse" for kind in found.pop("mlp_layer_types")]
+    return found | {"is_moe_layer": sparse, "sliding_window_pattern": "LG", **_ROUTING}
+
+
+def _minimax_m3(config: dict[str, Any]) -> dict[str, Any]:
+    """Kinds of layers in lists of 0 and 1, and settings of the indexer in a mapping."""
+    text = _flat_rope(config["text_config"])
+    sparse = [int(kind != "full_attention") for kind in text.pop("layer_types")]
+    text["moe_layer_freq"] = [int(kind == "sparse") for kind in text.pop("mlp_layer_types")]
+    names = {
+        "sparse_num_index_heads": "index_n_heads",
+        "sparse_index_dim": "index_head_dim",
+        "sparse_block_size": "index_block_size",
+        "sparse_topk_blocks": "index_topk_blocks",
+        "sparse_local_block": "index_local_blocks",
+    }
+    indexer = {key: text.pop(name) for key, name in names.items()}
+    text["sparse_attention_config"] = {**indexer, "sparse_attention_freq": sparse}
+    own = {"hidden_act": "swigluoai", "use_qk_norm": True, "use_gemma_norm": True}
+    return {**config, "text_config": {**text, **own}}
+
+
 _ROUTING = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 # Class of a config -> what publishers write otherwise, positions apart.
 _OF_PUBLISHERS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -311,7 +342,10 @@ _OF_PUBLISHERS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "GlmMoeDsaConfig": _glm_moe_dsa,
     "DeepseekV32Config": _counted,
     "Glm4MoeLiteConfig": _counted,
+    "Exaone4Config": _exaone4,
+    "ExaoneMoeConfig": _exaone_moe,
     "LongcatFlashConfig": _longcat,
+    "MiniMaxM3VLConfig": _minimax_m3,
     "MiMoV2FlashConfig": _mimo_v2_flash,
     "GraniteMoeHybridConfig": _granite_4,
     "KimiLinearConfig": _kimi_linear,
