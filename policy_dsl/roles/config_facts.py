@@ -26,7 +26,7 @@ _LONGEST_VALUE = 60
 # Numbers that JSON has none for, and how transformers 5 writes them.
 UNLIMITED = (math.inf, -math.inf)
 _FLOATS: Mapping[str, float] = dict(zip(("Infinity", "-Infinity"), UNLIMITED, strict=True))
-_WORD = re.compile(r"\s*([*/+]|up to\b)?\s*([\w.|]+)")
+_WORD = re.compile(r"\s*([*/+]|(?:up|down) to\b)?\s*([\w.|]+)")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ class ConfigFacts:
     def computed(self, expression: str) -> float | int | None:
         """Sums of numbers and keys multiplied and divided from left to right; None if unknown.
 
-        `a up to b` is the next multiple of b, `a|b` the first of several keys that is a number.
+        `a up to b` and `a down to b` are multiples of b: the next one, and the one before.
+        `a|b` is the first of several keys that is a number.
         """
         total: float | int = 0
         for product in expression.split(" + "):
@@ -129,10 +130,12 @@ class ConfigFacts:
             for sign, words in _WORD.findall(product):
                 values = (int(w) if w.isdecimal() else self.value(w) for w in words.split("|"))
                 operand = next(filter(_is_operand, values), None)
-                if operand is None or (sign in ("/", "up to") and not operand):
+                if operand is None or (sign in ("/", "up to", "down to") and not operand):
                     return None
                 if sign == "up to":
                     result = math.ceil(result / operand) * operand
+                elif sign == "down to":
+                    result = result // operand * operand
                 else:
                     result = result / operand if sign == "/" else result * operand
             total += result
