@@ -167,7 +167,8 @@ class _Search:
             paths, by_expert = [self._path(one) for one in parts], whole.expert is not None
             if not parts and any(one.left_out for one in made):
                 # The reader's own class does without it, where the model has it.
-                self.presence.seen.setdefault(need, {}).setdefault(layer, "")
+                if self.facts.holds(need, layer):
+                    self.presence.seen.setdefault(need, {}).setdefault(layer, "")
                 return True
             if parts and self.modules.keys() >= {*paths}:
                 for part, path in zip(parts, paths, strict=True):

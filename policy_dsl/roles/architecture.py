@@ -407,12 +407,14 @@ def _arrangements(
     table: Mapping[str, Any], rules: Mapping[str, NameRule]
 ) -> dict[str, Arrangement]:
     """What mlx-lm makes of the tensors of these names; those without a rule stay as they are."""
-    found = {name: Arrangement(_unchanged(name, rule)) for name, rule in rules.items()}
-    prefixes = {"names": "", "block": table.get("block_of", _BLOCK)}
-    for place, prefix in prefixes.items():
+    block = table.get("block_of", _BLOCK)
+    # The reader's blocks are in its model, also where those of the source are in none.
+    called = {name: name.replace(block, _BLOCK, 1) for name in rules}
+    found = {name: Arrangement(_unchanged(called[name], rule)) for name, rule in rules.items()}
+    for place, before, prefix in (("names", "", ""), ("block", block, _BLOCK)):
         for pattern, meaning in table.get("mlx", {}).get(place, {}).items():
             for at, (below, met) in enumerate(_spelled(pattern)):
-                name = prefix + below
+                name = before + below
                 roles = [role.name for role in rules[name].roles] if name in rules else [""]
                 found[name] = arrangement(Spelled(prefix, below, met, at), meaning, roles)
     return found

@@ -56,7 +56,7 @@ class Presence:
         wanted = self.facts.shape(sizes)
         if shape is not None and wanted is not None and (shape == wanted or _fits(shape, wanted)):
             self.right.add(sizes)
-        elif shape is not None:
+        elif shape is not None and sizes:
             self.misfits.append(Misfit(need, layer, name, shape, sizes))
 
     def shape_findings(self) -> Iterator[Diagnostic]:

@@ -189,7 +189,9 @@ class ConfigFacts:
             if key and not key.isdecimal() and not self.is_given(key):
                 sizes = [default.fields.get("text", "") for default in self._derived(key)]
                 deciding = [one for size in sizes for one in self.absent_keys(size)]
-                absent |= dict.fromkeys(deciding or [key])
+                # What is only computed is in no config.
+                own = [key] if self._entry(key).paths else []
+                absent |= dict.fromkeys(deciding or own)
         return tuple(absent)
 
     def _derived(self, key: str) -> list[Derived]:

@@ -36,10 +36,11 @@ _ENDINGS = {
     ".absmax": "bitsandbytes",
     ".SCB": "bitsandbytes",
     ".trellis": "exllamav3",
-    ".q_weight": "exllamav2",
     ".W_q": "HQQ",
     ".codebooks": "AQLM",
 }
+# Weights of queries may be called so too.
+_CODES = {("I32", ".q_weight"): "exllamav2"}
 # Codes in files of their own dtype; E4M3 counts as FP8 only with its scales.
 _DTYPES = {
     **{"F4": "4-bit floats", "F6_E2M3": "6-bit floats", "F6_E3M2": "6-bit floats", FP8: "FP8"},
@@ -156,7 +157,8 @@ def _form(tensor: TensorInfo, tensors: Mapping[str, TensorInfo]) -> str | None:
     # Packed words; a lone U32 tensor could be anything, its scales decide.
     elif dtype == "U32" and name.removesuffix("weight") + "scales" in tensors:
         return "MLX"
-    return _ENDINGS.get(name[name.rfind(".") :])
+    ending = name[name.rfind(".") :]
+    return _ENDINGS.get(ending) or _CODES.get((dtype, ending))
 
 
 @dataclass(frozen=True)

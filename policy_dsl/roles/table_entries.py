@@ -110,11 +110,13 @@ class Part(NamedTuple):
 class Arrangement:
     """What becomes of a tensor. What its fields mean: docs/extending.md.
 
-    model: how the source calls the model. number_at: the place of `{n}` among the numbers of its
-    name. place: among the tensors that are joined, by number; None if it is not.
+    published: the name without the rule. model: how the source calls the model. number_at: the
+    place of `{n}` among the numbers of its name. place: among the tensors that are joined, by
+    number; None if it is not.
     """
 
     parts: tuple[Part, ...]
+    published: str = ""
     model: str = ""
     number_at: int | None = None
     split: str | tuple[str, ...] = ""
@@ -132,7 +134,7 @@ class Arrangement:
     @property
     def as_published(self) -> Arrangement:
         """The tensor with only the reader's word for the model, where the rule does not hold."""
-        return Arrangement(self.parts[-1:], self.model, self.number_at)
+        return Arrangement((Part(self.published),), self.published, self.model, self.number_at)
 
 
 class Spelled(NamedTuple):
@@ -165,7 +167,8 @@ def arrangement(name: Spelled, rule: Any, roles: Sequence[str]) -> Arrangement:
     fields |= {key: tuple(map(str, fields[key])) for key in ("shape",) if key in fields}
     fields |= {key: tuple(fields[key]) for key in ("axes",) if key in fields}
     fields["split"] = split if isinstance(split, str) else tuple(map(str, split))
-    return Arrangement(tuple(parts), place=name.at if joined else None, **fields)
+    place = name.at if joined else None
+    return Arrangement(tuple(parts), name.prefix + name.below, place=place, **fields)
 
 
 def _named(given: str | Mapping[str, Any]) -> tuple[str, bool]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from family_cases import CASES, GOLDEN, TIED, expected, rules_for
+from family_cases import CASES, GOLDEN, TIED, expected, rules_for, source_of
 
 from policy_dsl.roles.architecture import architecture, family_of
 from policy_dsl.sources.reference import open_source
@@ -42,7 +42,7 @@ def test_a_text_model_below_another_answers_as_alone(build, stock, tmp_path):
 
 @pytest.mark.parametrize("case", CASES)
 def test_stock_answers_alike(case, build, stock, tmp_path):
-    source = Path(shutil.copytree(GOLDEN / case, tmp_path / "source"))
+    source = Path(shutil.copytree(source_of(case, tmp_path), tmp_path / "source"))
     inventory = open_source(str(source))
     family = family_of(inventory.config)
     if family is None or architecture(family).refusal("mlx_affine") is not None:

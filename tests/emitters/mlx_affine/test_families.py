@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from family_cases import CASES, GOLDEN, TIED, expected, planned, rules_for
+from family_cases import CASES, GOLDEN, TIED, expected, planned, rules_for, source_of
 
 from emitters.core.build import build
 from emitters.core.verify import verify_bundle
 from policy_dsl.diagnostics import PolicyError
+from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import coded_modules
 from policy_dsl.roles.architecture import architecture, family_of
 from policy_dsl.sources.reference import open_source
@@ -49,8 +51,8 @@ OF_LATENT_LAYERS = {"model.layers.3.attention.g_proj"}
 
 
 @pytest.mark.parametrize("case", [one for one in CASES if one != TIED])
-def test_the_bundled_policy_has_the_widths_of_stocks_default(case: str) -> None:
-    source, stock = open_source(str(GOLDEN / case)), expected(case)
+def test_the_bundled_policy_has_the_widths_of_stocks_default(case: str, tmp_path: Path) -> None:
+    source, stock = open_source(str(source_of(case, tmp_path))), expected(case)
     family = family_of(source.config)
     if family is None or architecture(family).refusal("mlx_affine") or not stock["bundle"]:
         pytest.skip("one of the two does not take it")
@@ -87,6 +89,23 @@ def test_a_bundle_without_the_second_attention_of_a_layer_is_refused(tmp_path: P
     assert missing(tmp_path / "out") == ["out has no attention.o_proj in layer 0"]
 
 
+def test_tables_of_n_grams_are_refused_by_the_key_that_announces_them(tmp_path: Path) -> None:
+    folder = source_of("deepseek_v41", tmp_path)
+    config = json.loads((folder / "config.json").read_text()) | {"engram_layer_ids": [1]}
+    source = open_source(str(folder))
+    shapes = {"embed": (512, 32), "wkv": (192, 96), "q_weight": (2, 64), "k_weight": (2, 64)}
+    tensors = {}
+    for word, shape in shapes.items():
+        name = f"layers.1.engram.{word}" + ".weight" * ("_" not in word)
+        tensors[name] = TensorInfo(name, "BF16", shape, 2 * shape[0] * shape[1])
+    source = replace(source, config=config, tensors={**source.tensors, **tensors})
+    with pytest.raises(PolicyError) as caught:
+        planned(source, "all: keep")
+    (finding,) = caught.value.diagnostics
+    assert finding.code == "no-reader"
+    assert "it computes with `engram_layer_ids` [], and this model has [1]" in finding.message
+
+
 def missing(folder: Path) -> list[str]:
     """What a bundle's readers look for and do not find."""
     findings = verify_bundle(folder, None, jobs=1).findings
@@ -95,7 +114,7 @@ def missing(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_bundles_are_those_of_stock_mlx_lm(case: str, tmp_path: Path) -> None:
-    source = open_source(str(GOLDEN / case))
+    source = open_source(str(source_of(case, tmp_path)))
     family = family_of(source.config)
     if family is None or architecture(family).refusal("mlx_affine") is not None:
         pytest.skip("not taken")

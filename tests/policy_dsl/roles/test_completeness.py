@@ -7,10 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
+from family_cases import source_of
 
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import Inventory, TensorInfo
+from policy_dsl.roles.architecture import architecture, family_of
 from policy_dsl.roles.classify import classify
+from policy_dsl.roles.model import numbered_key
+from policy_dsl.sources.reference import open_source
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "architectures"
 CASES = sorted(
@@ -19,6 +23,12 @@ CASES = sorted(
     for form in ("saved", "memory")
     if form in json.loads(path.read_text())
 )
+# Families that transformers has no class for, as published.
+CASES += [
+    f"{case} published" for case in ("bailing_hybrid", "bailing_moe_v3", "deepseek_v41", "kimi_k3")
+]
+# Tables say nothing of its shape, or that it may be missing.
+ANY_SHAPE, MAYBE = {"kimi_k3": "A_log"}, "bias_vl"
 # The last word of a name -> the role by which messages name its tensor.
 MEANT = {
     **{"gate_up_proj": "gate_proj", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"},
@@ -26,7 +36,10 @@ MEANT = {
     **{"e_score_correction_bias": "router_bias", "bias": "router_bias"},
     **{"input_linear": "gate_", "output_linear": "down_proj", "embeddings": "embed"},
     **{"out_proj": "o_proj", "expert_bias": "router_bias"},
-    **{"attention_sink_bias": "sinks"},
+    **{"attention_sink_bias": "sinks", "word_embeddings": "embed", "attn_sink": "sinks"},
+    **{"query_key_value": "qkv_proj", "dense": "o_proj", "head": "lm_head"},
+    **{"wq_a": "q_a_proj", "wq_b": "q_b_proj", "wkv": "kv", "wgate": "compressor_gate"},
+    **{"wo_a": "o_a_proj", "wo_b": "o_b_proj"},
 }
 TOWERS = ("vision", "visual", "multi_modal_projector", "mm_projector")
 
@@ -35,11 +48,26 @@ TOWERS = ("vision", "visual", "multi_modal_projector", "mm_projector")
 def model(request, recorded):
     """A whole tiny model of a family, as saved by transformers and as it is in memory."""
     case, form = request.param.split()
+    if form == "published":
+        return _published(case, request.getfixturevalue("tmp_path"))
     found, _ = recorded(case, form)
     has_head = any("lm_head" in name for name in found.tensors)
     # Whether a head may be missing depends on this key alone.
     config = {**found.config, "tie_word_embeddings": not has_head}
     return Inventory("tiny", config, found.tensors)
+
+
+def _published(case, folder):
+    """The language model of a golden case, without blocks that predict tokens."""
+    found = open_source(str(source_of(case, folder)))
+    rule = architecture(family_of(found.config)).names.get
+    beyond = f"model.layers.{found.config.get('num_hidden_layers')}."
+    tensors = {
+        name: tensor
+        for name, tensor in found.tensors.items()
+        if rule(numbered_key(name)[0]) and not name.startswith(beyond)
+    }
+    return Inventory("tiny", {**found.config, "tie_word_embeddings": False}, tensors)
 
 
 def _language(model):
@@ -67,14 +95,15 @@ def _last_words(name):
 
 def test_a_checkpoint_without_any_one_tensor_is_refused(model):
     classify(model)
-    for name in _language(model):
+    for name in [one for one in _language(model) if MAYBE not in one]:
         rest = {other: each for other, each in model.tensors.items() if other != name}
         said = _refusal(model, rest)
         assert any(word in said for word in _last_words(name)), (name, said)
 
 
 def test_a_tensor_of_any_other_shape_is_refused_by_name(model):
-    for name in _one_of_each(model):
+    unsaid = ANY_SHAPE.get(model.config["model_type"])
+    for name in [one for one in _one_of_each(model) if unsaid is None or unsaid not in one]:
         shape = model.tensors[name].shape
         others = [(*shape[:axis], size + 2, *shape[axis + 1 :]) for axis, size in enumerate(shape)]
         for other in (*others, (), (0,), (*shape, 1)):
@@ -87,6 +116,9 @@ def test_a_tensor_of_any_other_shape_is_refused_by_name(model):
 @pytest.mark.parametrize("dtype", ["I64", "I32", "BOOL", "F64", "U8", "F8_E4M3", "F8_E5M2"])
 def test_a_tensor_of_a_dtype_that_no_weight_has_is_refused_by_name(model, dtype):
     for name in _one_of_each(model):
+        if dtype == "F8_E4M3" and name.endswith("_scale"):
+            # It may be of codes of another format.
+            continue
         changed = model.tensors[name]._replace(dtype=dtype)
         said = _refusal(model, {**model.tensors, name: changed})
         assert name in said
@@ -100,7 +132,7 @@ def _sizes(config):
         for key, value in {**text, **config}.items()
         if type(value) is int
         and value
-        and not key.endswith(("_token_id", "_tok"))
+        and not key.endswith(("_token_id", "_tok", "_per_token"))
         and key not in _FREE
     }
 
@@ -108,7 +140,8 @@ def _sizes(config):
 # Numbers that no tensor shows.
 _FREE = {
     *("max_position_embeddings", "n_group", "topk_group", "rotary_dim", "index_topk"),
-    *("mm_tokens_per_image",),
+    *("mm_tokens_per_image", "group_norm_size", "attn_res_block_size", "sliding_window"),
+    *("num_nextn_predict_layers", "candidate_source_layer_id"),
 }
 
 
@@ -124,6 +157,7 @@ def _with(config, key, value):
 def test_a_size_that_the_tensors_have_not_is_refused(model, other):
     sizes = _sizes(model.config)
     unused = {"num_key_value_heads"} if "kv_lora_rank" in sizes else set()
+    unused |= {"qk_rope_head_dim"} if "o_lora_rank" in sizes else set()
     if model.config["model_type"].startswith(("qwen3_5_moe", "solar_open")):
         unused = {"intermediate_size"}
     if sizes.get("shared_intermediate_size") and "num_local_experts" not in sizes:
