@@ -59,8 +59,8 @@ class ReaderKind:
     values that it computes with, whatever the config says, or a default that other keys decide.
     near: the same of keys that change the results a little.
     flat: whether the keys inside may be at the top. rope_parameters: the keys that it looks for
-    in this mapping alone, with those of scaled positions. called: model_type -> how it must be
-    called. reworded: keys that it takes only in the words that the family's table gives them.
+    in this mapping alone, with those of scaled positions. called: model_type, or class -> how it
+    must be called. reworded: keys that it takes only in the words of the family's table.
     ropes: ways to scale positions that it knows; None: all. ropes_only: parameters that it does
     not read -> values that change nothing. ropes_near: those whose value changes little.
     biases: the last word of a linear -> the key that
@@ -204,6 +204,9 @@ class _Reading:
         written, inside = self._level(config, self.kind.top), self.kind.inside
         if (name := self.kind.called.get(str(config.get("model_type")))) is not None:
             written["model_type"] = name
+        if isinstance(classes := config.get("architectures"), list):
+            called = self.kind.called
+            written["architectures"] = [called.get(str(one), one) for one in classes]
         if inside is None:
             return self._with_positions(written)
         if isinstance(text := written.get(inside), Mapping):

@@ -281,6 +281,25 @@ MODELS: Mapping[str, Kind] = {
             "sliding_attention": {**_BASE, "rope_theta": 3e4, "partial_rotary_factor": 0.334},
         },
     ),
+    "bailing_hybrid": _kind(
+        "bailing_moe_v3",
+        "BailingHybridConfig",
+        **_EXPERTS,
+        layer_group_size=3,
+        first_k_dense_replace=1,
+        num_local_experts=8,
+        n_group=2,
+        topk_group=1,
+        num_mtp_layers=0,
+        num_key_value_heads=4,
+        kv_lora_rank=64,
+        q_lora_rank=64,
+        # transformers saves it as the size of heads, which are of 32 in delta attention.
+        qk_rope_head_dim=48,
+        qk_nope_head_dim=64,
+        v_head_dim=96,
+        pad_token_id=0,
+    ),
     "granitemoe": _kind("granitemoe", "GraniteMoeConfig", rope_parameters=_BASE, **_GRANITE),
     "granitemoehybrid": _kind("granitemoehybrid", "GraniteMoeHybridConfig", **_GRANITE_4),
     "granitemoehybrid_dense": _kind(
@@ -490,6 +509,11 @@ def make_forms(name: str, folder: Path) -> Forms:
         # Nobody publishes it with this name for its layers.
         renamed = {key.replace(".model.blocks.", ".model.layers."): key for key in tensors}
         held["published"] = {key: tensors[saved_as] for key, saved_as in renamed.items()}
+    if kind.family == "bailing_moe_v3":
+        # Its publisher calls the last projection of delta attention otherwise.
+        name = "model.layers.{}.attention.{}.weight".format
+        renamed = {name(layer, "dense"): name(layer, "o_proj") for layer in (0, 1)}
+        held["published"] = {renamed.get(name, name): one for name, one in tensors.items()}
     if kind.family == "kimi_linear":
         # Its publisher's dense layers have a name of their own.
         held["published"] = {_DENSE.sub(r".mlp.\1", name): one for name, one in tensors.items()}

@@ -255,6 +255,23 @@ def _mimo_v2_flash(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _bailing_moe_v3(config: dict[str, Any]) -> dict[str, Any]:
+    """Other names of sizes, and how often attention is full."""
+    names = {
+        "num_expert_group": "n_group",
+        "num_experts_per_token": "num_experts_per_tok",
+        "moe_renormalize": "norm_topk_prob",
+        "model_max_length": "max_position_embeddings",
+        "linear_head_dim": "head_dim",
+    }
+    listed = ("layer_types", "mlp_layer_types", "linear_num_heads", "linear_conv_kernel_dim")
+    found = {key: value for key, value in config.items() if key not in (*listed, *names)}
+    found |= {name: config[key] for key, name in names.items()}
+    size = config["moe_intermediate_size"]
+    classes = ["BailingMoeV3ForCausalLM"]
+    return found | {"architectures": classes, "moe_shared_expert_intermediate_size": size}
+
+
 def _granite_4(config: dict[str, Any]) -> dict[str, Any]:
     """Kinds of layers in other words, and no limits of time steps."""
     found = {key: value for key, value in config.items() if key != "time_step_limit"}
@@ -338,6 +355,7 @@ def _minimax_m3(config: dict[str, Any]) -> dict[str, Any]:
 _ROUTING = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 # Class of a config -> what publishers write otherwise, positions apart.
 _OF_PUBLISHERS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "BailingHybridConfig": _bailing_moe_v3,
     "Kimi_K25Config": _kimi_k25,
     "GlmMoeDsaConfig": _glm_moe_dsa,
     "DeepseekV32Config": _counted,
