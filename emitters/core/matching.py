@@ -169,7 +169,7 @@ def tensors_in_stretches(*tensors: ModelTensor) -> tuple[ModelTensor, ...]:
         return tensors
     sizes = [(prod(one.shape), 1) for one in tensors]
     return tuple(
-        replace(one, shape=shape, operations=(*one.operations, Reshaped(shape)))
+        one._replace(shape=shape, operations=(*one.operations, Reshaped(shape)))
         for one, shape in zip(tensors, sizes, strict=True)
     )
 

@@ -113,7 +113,7 @@ def pruned(model: Model, pruning: Pruning | None) -> tuple[Model, tuple[Omission
         elif tensor.expert is None:
             tensors.append(_picked(tensor, tuple(numbers), pruning.before))
         elif tensor.expert in numbers:
-            tensors.append(replace(tensor, expert=numbers[tensor.expert]))
+            tensors.append(tensor._replace(expert=numbers[tensor.expert]))
         else:
             # Of a fused source, gate and up of an expert are one stretch of it.
             key = tensor.source.name, tensor.expert
@@ -135,7 +135,7 @@ def _picked(tensor: ModelTensor, numbers: tuple[int, ...], before: int) -> Model
     # Behind the experts are those that are the identity.
     numbers = (*numbers, *range(before, tensor.shape[-1 if alone else 0]))
     operations = (*tensor.operations, Picked(numbers))
-    return replace(tensor, shape=(*lead, len(numbers), *rest), operations=operations)
+    return tensor._replace(shape=(*lead, len(numbers), *rest), operations=operations)
 
 
 def _omission(tensor: ModelTensor, expert: int, pruning: Pruning) -> Omission:

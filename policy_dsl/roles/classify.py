@@ -69,7 +69,7 @@ def classify_hfq(inventory: Inventory) -> Model:
     ignored = ((tensor.name, reason) for tensor, reason in model.ignored)
     return replace(
         model,
-        tensors=tuple(replace(known, source=tensors[known.source.name]) for known in model.tensors),
+        tensors=tuple(known._replace(source=tensors[known.source.name]) for known in model.tensors),
         ignored=tuple((tensors[name], reason) for name, reason in (*ignored, *added.items())),
     )
 

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from policy_dsl import packaged_table
 from policy_dsl.diagnostics import fail
@@ -26,8 +26,7 @@ _LLAMA_CPP = TABLES / "_llama_cpp.yaml"
 _EXPERT = re.compile(r"\.experts\.(?:\d+\.)?\w+(?:\.weight)?$")
 
 
-@dataclass(frozen=True, slots=True)
-class ModelTensor:
+class ModelTensor(NamedTuple):
     """One logical tensor of a model: a whole source tensor, or one matrix of a fused one.
 
     role: `component.projection` or a single role, with projection None. layer: the language
@@ -198,7 +197,7 @@ def rearranged(tensor: ModelTensor, model: Model) -> tuple[ModelTensor, ...]:
     rule, layer = _in_layer(rule, tensor, model.facts), tensor.layer
     number = None if rule.number_at is None else numbers[rule.number_at]
     if rule.drop:
-        tensor = replace(tensor, left_out=rule.drop)
+        tensor = tensor._replace(left_out=rule.drop)
     prefix, facts, found = _prefix(rule, model), model.facts, []
     # Of a tensor without a shape, only what it is called is asked.
     is_known = bool(tensor.shape)
@@ -257,21 +256,16 @@ def _as_part(one: ModelTensor, part: Part, name: str, rule: Arrangement) -> Mode
     if one.cut is not None and part.transposed:
         count, rows, columns = one.shape
         cut = one.cut._replace(transposed=True)
-        one = replace(one, cut=cut, shape=(count, columns, rows))
+        one = one._replace(cut=cut, shape=(count, columns, rows))
     role, whole = (one.role, one.component, one.projection), ""
     if part.role and part.role != one.role:
         (component, _, projection), whole = part.role.rpartition("."), one.role
         role = part.role, component, projection
     place = (*role, one.layer, one.expert, one.shape)
     stored = one.is_matrix, one.scale, one.operations, one.mxfp4
-    # Not by `replace`: a hundred thousand tensors would take twice as long.
-    return ModelTensor(
-        *(one.source, *place, *stored, name, whole),
-        cut=one.cut,
-        left_out=one.left_out,
-        added=rule.add,
-        place=rule.place,
-    )
+    # Not by `_replace`: a hundred thousand tensors would take twice as long.
+    apart = one.cut, one.left_out
+    return ModelTensor(one.source, *place, *stored, name, whole, *apart, rule.add, rule.place)
 
 
 def _split(tensor: ModelTensor, rule: Arrangement, at: int, facts: ConfigFacts) -> ModelTensor:
@@ -293,11 +287,11 @@ def _split(tensor: ModelTensor, rule: Arrangement, at: int, facts: ConfigFacts) 
     if count == 1 and not rule.stack:
         return _then(tensor, Slice(first, size), (size, *rest))
     shape = (count, size, *rest) if rule.stack else (count * size, *rest)
-    return replace(tensor, shape=shape, cut=Cut(first, size, period, count))
+    return tensor._replace(shape=shape, cut=Cut(first, size, period, count))
 
 
 def _then(tensor: ModelTensor, operation: Operation, shape: tuple[int, ...]) -> ModelTensor:
-    return replace(tensor, shape=shape, operations=(*tensor.operations, operation))
+    return tensor._replace(shape=shape, operations=(*tensor.operations, operation))
 
 
 def _size(word: str, facts: ConfigFacts) -> int:
