@@ -305,7 +305,8 @@ def print_selector(selector: Selector) -> str:
         case model.Except(base, excluded):
             text = f"{_within(base, model.Except)} except {_within(excluded, model.Except)}"
         case model.Or(parts):
-            text = ", ".join(map(_alternative, parts))
+            # `a, b in layers 0-1` would be refused.
+            text = ", ".join(_within(part, _LOOSE) for part in parts)
         case model.And(parts):
             text = "".join(_conditions(parts))
         case model.Layers(ranges, boundary):
@@ -327,13 +328,6 @@ def print_ranges(ranges: Iterable[model.LayerRange]) -> str:
         str(start) if start == stop else f"{start}{'..' if min(start, stop) < 0 else '-'}{stop}"
         for start, stop in pairs
     )
-
-
-def _alternative(part: Selector) -> str:
-    # `a, b in layers 0-1` would be refused, so a bound alternative has parentheses.
-    rest = part.parts[1:] if isinstance(part, model.And) else ()
-    bound = any(isinstance(leaf, model.LayerSet) for leaf in rest)
-    return _within(part, _LOOSE if bound else model.Or | model.Except)
 
 
 def _conditions(parts: tuple[Selector, ...]) -> Iterator[str]:

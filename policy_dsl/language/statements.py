@@ -186,14 +186,15 @@ class StatementReader:
 
     def _union(self, tree: Syntax) -> Selector:
         terms = children(tree)
-        words = [next((word for word in tokens(term) if word.type == "IN"), None) for term in terms]
+        words = [next(iter(tokens(term)), None) for term in terms]
         for before, word, term in zip(words, words[1:], terms[1:], strict=False):
             # `a, b in layers 0-1` binds to b alone, which is rarely meant: asked, not guessed.
             if word is not None and before is None:
                 text, split = self.text.text, word.start_pos or 0
                 start, stop = terms[0].meta.start_pos, term.meta.end_pos
                 cure = f'write "({text[start:split].strip()}) {text[split:stop]}"'
-                self.report("ambiguous-in", self.text.place(start, stop), cure=cure)
+                place = self.text.place(start, stop)
+                self.report("ambiguous-in", place, cure=cure, word=str(word))
                 break
         return any_of(*(all_of(*map(self._item, children(term))) for term in terms))
 
