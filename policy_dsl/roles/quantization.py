@@ -196,6 +196,12 @@ def find_scales(inventory: Inventory) -> Scales:
     return Scales(of_weight, consumed, orphans, list(_scale_findings(inventory, of_weight)))
 
 
+def _is_of_codes(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether it scales codes of a format whose scales are FP8 themselves, such as NVFP4."""
+    codes = name.removesuffix(_PLAIN_SUFFIX)
+    return codes != name and (codes in tensors or f"{codes}_packed" in tensors)
+
+
 def _weight_name(name: str, tensors: Mapping[str, TensorInfo]) -> str | None:
     """The weight that a tensor of this name would scale; None if it does not scale any."""
     if name.endswith(_FP8_SUFFIX):
@@ -278,8 +284,7 @@ def _scale_findings(
     tensors, blocks = inventory.tensors, Blocks(inventory.config)
     block_of = cache(blocks.of)
     bare = [name for name in tensors if name not in of_weight]
-    # What ends in `_scale` and has no scales scales the codes of another format.
-    fp8 = [one for one in bare if tensors[one].dtype == FP8 and not one.endswith(_PLAIN_SUFFIX)]
+    fp8 = [one for one in bare if tensors[one].dtype == FP8 and not _is_of_codes(one, tensors)]
     for names in filter(None, (fp8, [name for name in bare if name.endswith(_MXFP4_BLOCKS)])):
         count, shown = counted(len(names), "tensor"), first_few(sorted(names))
         yield diagnostic("missing-scale", tensors=count, names=shown)
