@@ -391,6 +391,10 @@ class Method:
 Judge = Callable[[str, "int | None", "Stored"], "Refusal | None"]
 
 
+def _as_others(_module: Module, _model: Model) -> int | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Review:
     """What readers of a format would not take.
@@ -398,11 +402,14 @@ class Review:
     left_out(tensor, model): why none of them has a place for a tensor, else None.
     held(tensor, model, stored): why none of them can take it stored like that, else None.
     bundle(draft): what they cannot load, or load and then compute wrongly.
+    usual(module, model): the bits that their own conversion gives it, 16 for none, or None: as to
+    all others.
     """
 
     left_out: Callable[[ModelTensor, Model], str | None]
     held: Callable[[ModelTensor, Model, Stored], str | None]
     bundle: Callable[[Draft], Iterator[Refusal]]
+    usual: Callable[[Module, Model], int | None] = _as_others
 
     def __call__(self, draft: Draft) -> Iterator[Refusal]:
         """All that readers have against a bundle."""

@@ -199,13 +199,13 @@ class Refusal:
 
     subject: the tensor or module, empty for the bundle as a whole. reader: empty for all of them.
     severity: error (there is no plan), fatal (no plan for a policy that names this reader),
-    warning, or omitted (the bundle does without the tensor).
+    warning, omitted (the bundle does without the tensor), or inexact (its answers differ).
     """
 
     subject: str
     reader: str
     reason: str
-    severity: Literal["error", "fatal", "warning", "omitted"] = "warning"
+    severity: Literal["error", "fatal", "warning", "omitted", "inexact"] = "warning"
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +286,11 @@ class Plan(Draft):
     linked_files: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     findings: tuple[Diagnostic, ...] = field(default=(), compare=False)
     inventory: Inventory | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def not_loaded(self) -> tuple[Refusal, ...]:
+        """Why readers cannot load the bundle, without those whose answers only differ."""
+        return tuple(one for one in self.refusals if one.severity != "inexact")
 
     @cached_property
     def forms(self) -> Forms:

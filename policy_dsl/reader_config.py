@@ -161,7 +161,7 @@ def refused(plan: Draft, reader: str, runtime: str) -> Iterator[Refusal]:
         yield Refusal("", runtime, reason, "fatal")
     nearly = reading.window(), reading.nearly(), *reading.limits(kind.near)
     for near in filter(None, nearly):
-        yield Refusal("", runtime, near)
+        yield Refusal("", runtime, near, "inexact")
 
 
 def _following(plan: Draft) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from emitters.checkpoints import CONFIG, omission, unfit
 from policy_dsl.formats import FormatSpec, PartShape, Review, SchemeSpec, Shards
-from policy_dsl.plan import Draft, Refusal
+from policy_dsl.plan import Draft, Module, Refusal
 from policy_dsl.reader_config import refused
 from policy_dsl.roles.classify import Model, ModelTensor
 from policy_dsl.roles.model import is_one_of, module_name, rearranged
@@ -19,6 +19,7 @@ from policy_dsl.treatments import Coded, Plain, Stored
 
 AFFINE, AFFINE_PARTS = "affine", ("weight", "scales", "biases")
 _WIDTHS = (2, 3, 4, 5, 6, 8)
+_PLAIN_BITS = 16
 # What mlx-lm refuses is refused for mlx-swift-lm, whose classes follow it and were not run.
 READER = "mlx_lm"
 RUNTIMES = {"mlx-lm": "Python, any Mac or CPU", "mlx-swift-lm": "Swift on Apple devices"}
@@ -73,11 +74,23 @@ def _held(tensor: ModelTensor, model: Model, stored: Stored) -> str | None:
 
 
 def _bundle(draft: Draft) -> Iterator[Refusal]:
+    rules = (rule.arranged for rule in draft.model.architecture.names.values())
+    missed = {rule.misses for rule in rules if rule and rule.misses}
+    missed &= {tensor.left_out for tensor in draft.model.tensors}
     for runtime in RUNTIMES:
         yield from refused(draft, READER, runtime)
+        yield from (Refusal("", runtime, reason, "inexact") for reason in sorted(missed))
 
 
-REVIEW = Review(left_out=partial(omission, reasons=_LEFT_OUT), held=_held, bundle=_bundle)
+def _usual(module: Module, model: Model) -> int | None:
+    mlx = model.architecture.mlx
+    given = {**mlx.bits, **dict.fromkeys(mlx.plain, _PLAIN_BITS)}
+    return next((given[pattern] for pattern in given if is_one_of(module.name, (pattern,))), None)
+
+
+REVIEW = Review(
+    left_out=partial(omission, reasons=_LEFT_OUT), held=_held, bundle=_bundle, usual=_usual
+)
 SPEC = FormatSpec(
     name="mlx_affine",
     about="MLX bundles for stock mlx-lm and mlx-swift-lm on Apple silicon",

@@ -1,6 +1,6 @@
 """What the words of a selector mean: names and their roles, numbers, boundaries.
 
-A guarded tensor (`router`, `router_bias`, `norm`, anything that is not a matrix) is touched
+A guarded tensor (`router`, `shared_expert_gate`, `norm`, what is not a matrix …) is touched
 only by a rule that names it.
 """
 
@@ -20,7 +20,9 @@ from policy_dsl.roles.architecture import Architecture, architecture, families
 if TYPE_CHECKING:
     from policy_dsl.roles.model import ModelTensor
 
-_GUARDED_ROLES = frozenset({"router", "router_bias", "norm"})
+# They choose experts, or weigh them.
+CHOOSERS = frozenset({"router", "shared_expert_gate"})
+_GUARDED_ROLES = CHOOSERS | {"router_bias", "norm"}
 _WORDS = selectors.COMPONENTS | selectors.SINGLE_ROLES
 
 

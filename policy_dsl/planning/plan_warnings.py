@@ -11,7 +11,7 @@ from policy_dsl.formats import Format
 from policy_dsl.inventory import DTYPE_BITS
 from policy_dsl.plan import Module, Plan, coded_modules
 from policy_dsl.planning.decisions import Decision, Decisions
-from policy_dsl.planning.matching import is_guarded, walk
+from policy_dsl.planning.matching import CHOOSERS, is_guarded, walk
 from policy_dsl.planning.outline import bits_of
 from policy_dsl.planning.reach import Reach
 from policy_dsl.policy import OUTSIDE_LANGUAGE_MODEL, Glob, Name, Regex, Rule, namesake
@@ -31,6 +31,7 @@ def plan_warnings(plan: Plan, decisions: Decisions, format: Format) -> Iterator[
     yield from _grown(plan)
     yield from _padded(plan, format)
     yield from _refused(plan, format)
+    yield from _differing(plan)
 
 
 def _span(plan: Plan, rule: int | None) -> Span | None:
@@ -136,11 +137,19 @@ def _routers(plan: Plan, made: Sequence[Decision], format: Format) -> Iterator[D
         plain = Plain(format.spec.plain_dtype(router, model))
         if format.review.held(router, model, plain) is not None:
             return
-    coded = (one for one, _ in coded_modules(plan.modules) if namesake(one.role) == "router")
     # One warning for each rule, where the author can act on it.
-    for rule, count in Counter(one.decided_by for one in coded).items():
-        routers = counted(count, "router")
-        yield diagnostic("router-quantized", _span(plan, rule), routers=routers)
+    found = Counter(
+        (one.decided_by, namesake(one.role), treatment.bits, format.review.usual(one, model))
+        for one, treatment in coded_modules(plan.modules)
+    )
+    for (rule, role, bits, own), count in found.items():
+        span = _span(plan, rule)
+        if own is None and role in CHOOSERS:
+            routers = counted(count, role.replace("_", " "))
+            yield diagnostic("router-quantized", span, routers=routers)
+        elif own is not None and bits < own:
+            facts: dict[str, Any] = {"role": role, "bits": bits, "usual": own}
+            yield diagnostic("below-usual-width", span, count=counted(count, "module"), **facts)
 
 
 def _grown(plan: Plan) -> Iterator[Diagnostic]:
@@ -192,13 +201,21 @@ def _refused(plan: Plan, format: Format) -> Iterator[Diagnostic]:
     if (nothing := _no_reader(plan, readers)) is not None:
         yield nothing
         return
-    nobody = readers <= {one.reader for one in plan.refusals}
-    for one in plan.refusals:
+    nobody = readers <= {one.reader for one in plan.not_loaded}
+    for one in plan.not_loaded:
         if nobody or one.reader in named:
             cannot = one.severity == "fatal" and one.reader in named
             code = "runtime-cannot" if cannot else "runtime-refuses"
             span = plan.policy.key_spans.get(f"runtimes.{one.reader}")
             yield diagnostic(code, span, runtime=one.reader, reason=one.reason)
+
+
+def _differing(plan: Plan) -> Iterator[Diagnostic]:
+    alike: dict[str, list[str]] = defaultdict(list)
+    for one in (one for one in plan.refusals if one.severity == "inexact"):
+        alike[one.reason].append(one.reader)
+    for reason, names in alike.items():
+        yield diagnostic("answers-differ", readers=", ".join(names), reason=reason)
 
 
 def _no_reader(plan: Plan, readers: Collection[str]) -> Diagnostic | None:

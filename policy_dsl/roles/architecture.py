@@ -123,13 +123,12 @@ class NameRule:
 class Modules:
     """What mlx-lm's classes make of a family's modules, by its names for them, as globs.
 
-    model: what it calls `{model}`, also by model_type; empty: as published. model_types: those
-    that it has, empty for all. sizes: names for sizes. bare: without a quantized form. plain,
-    bits: what its own conversion leaves as it is, or gives more bits. keep_dtype: never cast.
+    model: what it calls `{model}`, also by model_type; empty: as published. sizes: names for
+    sizes. bare: without a quantized form. plain, bits: what its own conversion leaves as it is,
+    or gives more bits. keep_dtype: never cast.
     """
 
     model: str | Mapping[str, str] = ""
-    model_types: Sequence[str] = ()
     sizes: Mapping[str, str] = field(default_factory=dict)
     bare: Sequence[str] = ()
     plain: Sequence[str] = ()

@@ -196,8 +196,8 @@ def rearranged(tensor: ModelTensor, model: Model) -> tuple[ModelTensor, ...]:
         return (tensor,)
     rule, layer = _in_layer(rule, tensor, model.facts), tensor.layer
     number = None if rule.number_at is None else numbers[rule.number_at]
-    if rule.drop:
-        tensor = tensor._replace(left_out=rule.drop)
+    if reason := rule.drop or rule.misses:
+        tensor = tensor._replace(left_out=reason)
     prefix, facts, found = _prefix(rule, model), model.facts, []
     # Of a tensor without a shape, only what it is called is asked.
     is_known = bool(tensor.shape)

@@ -127,6 +127,7 @@ class Arrangement:
     take: str = ""
     add: float = 0.0
     drop: str = ""
+    misses: str = ""
     last: str = ""
     layers: str = ""
     place: int | None = None

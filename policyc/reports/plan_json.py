@@ -68,7 +68,7 @@ def plan_document(
         linked_files=dict(plan.linked_files),
         fp8_rule=plan.fp8_rule or None,
         statistics={file.name: file.path for file in plan.statistics},
-        refusals=entries_of(documents.RefusalEntry, plan.refusals, runtime="reader"),
+        refusals=entries_of(documents.RefusalEntry, plan.not_loaded, runtime="reader"),
         tests=entries_of(documents.TestEntry, tests, test="text"),
         findings=list(map(finding_json, plan.findings)),
     )

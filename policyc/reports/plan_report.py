@@ -126,7 +126,7 @@ def _known_nbytes(files: Sequence[PlannedFile]) -> int:
 
 def _lists(plan: Plan, tests: Sequence[TestResult]) -> dict[str, Sequence[str]]:
     # Readers that are built on each other refuse for one reason.
-    refusals = by_key(plan.refusals, lambda refusal: refusal.reason)
+    refusals = by_key(plan.not_loaded, lambda refusal: refusal.reason)
     return {
         "Left out": list(_left_out(plan)),
         "Linked files": [f"{file} -> {target}" for file, target in plan.linked_files],

@@ -22,6 +22,14 @@ CASES = sorted(path.name for path in GOLDEN.iterdir())
 TIED = "llama4_text"
 # Published in low bits, which no source of a plan may be yet: shown with the values of their codes.
 PACKED = frozenset({"deepseek_v41", "kimi_k3"})
+# Of a role whose others are coded: stock leaves them plain in layers with latent attention.
+OF_LATENT_LAYERS = {"model.layers.2.attention.g_proj", "model.layers.3.attention.g_proj"}
+# Small models have no groups of 64.
+MLX_4BIT = (
+    (Path(__file__).parents[2] / "policies" / "mlx_4bit.yaml")
+    .read_text(encoding="utf-8")
+    .replace("group_size: 64", "group_size: 32")
+)
 
 
 def source_of(case: str, folder: Path) -> Path:

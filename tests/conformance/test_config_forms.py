@@ -8,8 +8,9 @@ import shutil
 import numpy as np
 import pytest
 from bundles import widths
-from family_cases import CASES, GOLDEN, rules_for
+from family_cases import CASES, GOLDEN, MLX_4BIT, OF_LATENT_LAYERS, planned, rules_for
 
+from policy_dsl.plan import coded_modules
 from policy_dsl.roles.architecture import family_of
 from policy_dsl.sources.reference import open_source
 from policyc.cli import main
@@ -91,7 +92,15 @@ def test_bundles_are_stock_mlx_lm_s_own(name, forms, build, stock, tmp_path):
             stock.convert(source, tmp_path / "stock", **options)
     else:
         theirs = stock.convert(source, tmp_path / "stock", **options)
-        rules = rules_for(open_source(str(source)), treatments(theirs)).replace("; ", "\n")
+        inventory = open_source(str(source))
+        rules = rules_for(inventory, treatments(theirs)).replace("; ", "\n")
+        # The bundled policy says the same, by hand.
+        bundled = coded_modules(planned(inventory, MLX_4BIT, "p.yaml").modules)
+        bits = {module.name: one.bits for module, one in bundled}
+        wanted = {name: width[0] for name, width in widths(theirs).items() if width}
+        differing = {name for name in bits if bits[name] != wanted.get(name)}
+        assert differing <= OF_LATENT_LAYERS
+        assert not wanted.keys() - bits.keys()
     ours = build(f"target mlx_affine\n{rules}\n", source)
     if theirs is not None:
         stock.assert_equal_bundles(ours, theirs, config_forms.PROMPT)

@@ -271,7 +271,7 @@ def test_layers_that_take_the_keys_of_another_indexer_are_a_warning(recorded):
     }
     assert found[1] == ()
     assert {(one.reason, one.severity) for one in found[4]} == {
-        ("it computes with `index_topk_freq` 1, and this model has 4", "warning")
+        ("it computes with `index_topk_freq` 1, and this model has 4", "inexact")
     }
 
 

@@ -39,7 +39,7 @@ def test_rules_of_one_line_are_told_apart_by_their_column() -> None:
 
 
 def test_a_warning_points_at_the_rule_that_decided() -> None:
-    (router,) = found("all: 4bit; router: 8bit", "router-quantized")
+    (router,) = found("all: 4bit; router: 6bit", "below-usual-width")
     assert router.span is not None
     assert router.span.location == "p.qpol:1:12"
 
@@ -151,7 +151,7 @@ def namesakes(tmp_path: Path) -> tuple[Path, str]:
     )
     child = tmp_path / "b" / "base.qpol"
     child.write_text(
-        'extends "../a/base.qpol"\nlm_head: keep\nrouter: 8bit\nattention: drop\n', encoding="utf-8"
+        'extends "../a/base.qpol"\nlm_head: keep\nrouter: 6bit\nattention: drop\n', encoding="utf-8"
     )
     return child, str(tmp_path)
 
@@ -159,7 +159,7 @@ def namesakes(tmp_path: Path) -> tuple[Path, str]:
 @pytest.mark.parametrize(
     ("code", "place"),
     [
-        ("router-quantized", "b/base.qpol:3:1"),
+        ("below-usual-width", "b/base.qpol:3:1"),
         ("dropped-tensors", "b/base.qpol:4:1"),
         ("larger-than-source", "a/base.qpol:4:1"),
     ],

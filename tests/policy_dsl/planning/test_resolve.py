@@ -173,7 +173,7 @@ def test_group_sizes_that_would_do_are_named(recorded, changed, tensor) -> None:
     [
         ("all: 4bit; all: 3bit", "shadowed-rule"),
         ("experts: 4bit", "unreached-matrices"),
-        ("all: 4bit; router: 8bit", "router-quantized"),
+        ("all: 4bit; router: 6bit", "below-usual-width"),
         ("all: 8bit; attention: bf16", "larger-than-source"),
         ("all: 4bit; embed: drop", "dropped-tensors"),
         ('metadata licence "mit"; all: 4bit', "unused-setting"),
