@@ -391,10 +391,6 @@ class Method:
 Judge = Callable[[str, "int | None", "Stored"], "Refusal | None"]
 
 
-def _as_others(_module: Module, _model: Model) -> int | None:
-    return None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Review:
     """What readers of a format would not take.
@@ -409,7 +405,7 @@ class Review:
     left_out: Callable[[ModelTensor, Model], str | None]
     held: Callable[[ModelTensor, Model, Stored], str | None]
     bundle: Callable[[Draft], Iterator[Refusal]]
-    usual: Callable[[Module, Model], int | None] = _as_others
+    usual: Callable[[Module, Model], int | None] | None = None
 
     def __call__(self, draft: Draft) -> Iterator[Refusal]:
         """All that readers have against a bundle."""

@@ -1,5 +1,6 @@
 """config.json for its reader: what a source's config means, in the keys the reader looks for."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from policy_dsl import packaged_table
 from policy_dsl.plan import Draft, Refusal
 from policy_dsl.quantities import counted
 from policy_dsl.roles.architecture import names_one_of
-from policy_dsl.roles.config_facts import TIED, is_whole, rewritten
+from policy_dsl.roles.config_facts import TIED, rewritten
 from policy_dsl.roles.table_entries import ConfigKey, config_keys
 
 TABLES = Path(__file__).parent / "readers"
@@ -27,6 +28,7 @@ _ROPE_TYPES = ("rope_type", "type")
 # What transformers takes for a parameter of scaled positions that is absent.
 _ROPE_DEFAULTS = {"original_max_position_embeddings": "max_position_embeddings"}
 _LONGEST_VALUE = 60
+_KEY = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,10 @@ class ReaderKind:
     in this mapping alone, with those of scaled positions. called: model_type, or class -> how it
     must be called. reworded: keys that it takes only in the words of the family's table.
     ropes: ways to scale positions that it knows; None: all. ropes_only: parameters that it does
-    not read -> values that change nothing. ropes_near: those whose value changes little.
-    biases: the last word of a linear -> the key that
-    announces its bias, or True; None: not looked at. window: `ignored`, or empty. unused: what
-    it reads and no config here sets.
+    not read -> values that change nothing. biases: the last word of a linear -> the key that
+    announces its bias, or True; None: not looked at. cannot, differs: condition on the config ->
+    why no model of it runs, or in what its answers differ. unused: what it reads and no config
+    here sets.
     """
 
     model_types: Sequence[str]
@@ -87,9 +89,9 @@ class ReaderKind:
     ropes: Sequence[str] | None = None
     all_ropes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ropes_only: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    ropes_near: Mapping[str, Any] = field(default_factory=dict)
     biases: Mapping[str, str | bool] | None = None
-    window: str = ""
+    cannot: Mapping[str, str] = field(default_factory=dict)
+    differs: Mapping[str, str] = field(default_factory=dict)
     unused: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -156,11 +158,11 @@ def refused(plan: Draft, reader: str, runtime: str) -> Iterator[Refusal]:
     reading = _Reading(plan, kind)
     reading.completed(_following(plan))
     reasons = [*reading.unmet, *reading.ropes(), *reading.limits(kind.only), *reading.biases()]
+    reasons += reading.said(kind.cannot)
     # The same key may be looked for in several places.
     for reason in dict.fromkeys(reasons):
         yield Refusal("", runtime, reason, "fatal")
-    nearly = reading.window(), reading.nearly(), *reading.limits(kind.near)
-    for near in filter(None, nearly):
+    for near in (*reading.said(kind.differs), *reading.limits(kind.near)):
         yield Refusal("", runtime, near, "inexact")
 
 
@@ -347,18 +349,8 @@ class _Reading:
         if missing := sorted((wanted & there) - set(held)):
             yield f"it needs biases of {', '.join(missing)}, and the model has none"
 
-    def nearly(self) -> str | None:
-        """That positions come out a little differently, where a parameter is not read."""
-        near = self.kind.ropes_near.items()
-        keys = [f"`{key}`" for key, value in near if self._rope.get(key, self) == value]
-        shown = " and ".join(keys)
-        return f"it does not read {shown} of positions: they differ a little" if keys else None
-
-    def window(self) -> str | None:
-        """That longer texts come out differently, where windows are meant and ignored."""
-        size, most = self.value("sliding_window"), self.value("max_position_embeddings")
-        if self.kind.window != "ignored" or self.value("use_sliding_window") is False:
-            return None
-        if not (is_whole(size) and is_whole(most)) or not 0 < size < most:
-            return None
-        return f"it ignores `sliding_window`: texts of more than {size} tokens come out differently"
+    def said(self, reasons: Mapping[str, str]) -> Iterator[str]:
+        """What is said of the conditions that hold, with values for keys in braces."""
+        for condition, reason in reasons.items():
+            if self._facts.satisfies(condition):
+                yield _KEY.sub(lambda key: str(self.value(key[1])), reason)

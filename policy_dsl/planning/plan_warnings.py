@@ -131,15 +131,16 @@ def _stores_by_name(rule: Rule, place: int, left_out: frozenset[str], reach: Rea
 
 
 def _routers(plan: Plan, made: Sequence[Decision], format: Format) -> Iterator[Diagnostic]:
-    model = plan.model
+    model, review, dtype_of = plan.model, format.review, format.spec.plain_dtype
     # Where readers would not take a plain one, quantizing it is not a choice.
-    for router in (one.tensor for one in made if one.tensor.namesake == "router"):
-        plain = Plain(format.spec.plain_dtype(router, model))
-        if format.review.held(router, model, plain) is not None:
+    for tensor, *_ in made:
+        is_router = tensor.namesake == "router"
+        if is_router and review.held(tensor, model, Plain(dtype_of(tensor, model))) is not None:
             return
     # One warning for each rule, where the author can act on it.
+    usual = review.usual
     found = Counter(
-        (one.decided_by, namesake(one.role), treatment.bits, format.review.usual(one, model))
+        (one.decided_by, namesake(one.role), treatment.bits, usual(one, model) if usual else None)
         for one, treatment in coded_modules(plan.modules)
     )
     for (rule, role, bits, own), count in found.items():
@@ -147,7 +148,7 @@ def _routers(plan: Plan, made: Sequence[Decision], format: Format) -> Iterator[D
         if own is None and role in CHOOSERS:
             routers = counted(count, role.replace("_", " "))
             yield diagnostic("router-quantized", span, routers=routers)
-        elif own is not None and bits < own:
+        elif bits < (own or 0):
             facts: dict[str, Any] = {"role": role, "bits": bits, "usual": own}
             yield diagnostic("below-usual-width", span, count=counted(count, "module"), **facts)
 

@@ -43,7 +43,7 @@ _BLOCK = "{model}.layers.{layer}."
 ANY = "any"
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _CLAUSE = re.compile(
-    r"(not )?(?:(?:layer )?(in|from|every|at|listed|several) )?(\w+)(?: (is) (\w+))?"
+    r"(not )?(?:(?:layer )?(in|from|every|at|listed|several) )?(\w+)(?: (is|has|below) (\w+))?"
 )
 
 
@@ -52,7 +52,7 @@ class Need:
     """A tensor that a model has once, or in each layer where `when` holds, and in no other.
 
     slot: its role, or its name below the block. shape: numbers and keys of the config, `any`, or
-    `one if condition else other`.
+    `one if condition else other`. because: condition -> the reason why a layer must have it.
     """
 
     slot: str
@@ -60,6 +60,7 @@ class Need:
     shape: tuple[str, ...]
     when: str = ""
     optional: bool = False
+    because: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def by_layer(self) -> bool:
@@ -123,13 +124,12 @@ class NameRule:
 class Modules:
     """What mlx-lm's classes make of a family's modules, by its names for them, as globs.
 
-    model: what it calls `{model}`, also by model_type; empty: as published. sizes: names for
-    sizes. bare: without a quantized form. plain, bits: what its own conversion leaves as it is,
-    or gives more bits. keep_dtype: never cast.
+    model: what it calls `{model}`, also by model_type; empty: as published. bare: without a
+    quantized form. plain, bits: what its own conversion leaves as it is, or gives more bits.
+    keep_dtype: never cast.
     """
 
     model: str | Mapping[str, str] = ""
-    sizes: Mapping[str, str] = field(default_factory=dict)
     bare: Sequence[str] = ()
     plain: Sequence[str] = ()
     bits: Mapping[str, int] = field(default_factory=dict)
@@ -453,6 +453,7 @@ def clauses(text: str) -> tuple[Clause, ...]:
     """The clauses of a condition, joined by `and`.
 
     `key`: true, or a number other than 0. `key is word`; of a list: its entry for the layer.
+    `key has word`: a list does. `key below other`: both are numbers from 1, the first smaller.
     `several key`: a number above 1. `layer in key`, `layer from key`: it is listed, or not before
     it. `layer listed key`: in a text of numbers; all but the first without one. `layer every key`,
     `layer at key`: each key-th one, counted from 1 or from 0. Raises: ValueError.

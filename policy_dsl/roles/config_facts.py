@@ -174,6 +174,9 @@ class ConfigFacts:
 
     def reason(self, need: Need, layer: int | None) -> str:
         """What the config says that decides whether a layer has it; empty if nothing does."""
+        for condition, why in need.because.items():
+            if self.satisfies(condition, layer):
+                return why
         at = -1 if layer is None else layer
         said = list(self._deciding(need.when, at))
         # Of `experts, and from this layer on`, the layer explains what one layer lacks; and
@@ -187,8 +190,8 @@ class ConfigFacts:
         absent: dict[str, None] = {}
         for key in "|".join(words for _, words in _WORD.findall(expression)).split("|"):
             if key and not key.isdecimal() and not self.is_given(key):
-                sizes = [default.fields.get("text", "") for default in self._derived(key)]
-                deciding = [one for size in sizes for one in self.absent_keys(size)]
+                derived = self._derived(key)
+                deciding = [w for d in derived for w in self.absent_keys(d.fields.get("text", ""))]
                 # What is only computed is in no config.
                 own = [key] if self._entry(key).paths else []
                 absent |= dict.fromkeys(deciding or own)
@@ -205,6 +208,11 @@ class ConfigFacts:
         match form:
             case "is":
                 held = str(self._at(value, layer)) == clause.word
+            case "has":
+                held = isinstance(value, list) and clause.word in map(str, value)
+            case "below":
+                most = self.value(clause.word)
+                held = is_whole(most) and 0 < count < most
             case "in":
                 held = isinstance(value, list) and layer in value
             case "listed":
@@ -333,10 +341,6 @@ def _words(value: Any, meant: Mapping[str, str]) -> list[str]:
     return [meant.get(word, word) for word in given]
 
 
-def _letters(words: list[str]) -> str | None:
-    return "".join(words) if len(set(words)) > 1 else None
-
-
 def _places(words: Any, word: str, first: int) -> list[int] | None:
     """The numbers of a word in a list, which are counted from `first`; None if there is none."""
     if not isinstance(words, list):
@@ -363,7 +367,9 @@ _DEFAULTS: Mapping[str, Callable[[ConfigFacts, Mapping[str, Any]], Any]] = {
     "each": lambda facts, one: _each(facts.given(one["each"]), one),
     "length": lambda facts, one: _length(facts.value(one["length"])),
     "words": lambda facts, one: _words(facts.value(one["words"]), one["as"]) or None,
-    "letters": lambda facts, one: _letters(_words(facts.value(one["letters"]), one["as"])),
+    "letters": lambda facts, one: (
+        "".join(w) if len({*(w := _words(facts.value(one["letters"]), one["as"]))}) > 1 else ""
+    ),
     "numbers": lambda facts, one: _places(facts.value(one["numbers"]), one["of"], one["from"]),
 }
 

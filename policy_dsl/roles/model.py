@@ -295,8 +295,8 @@ def _then(tensor: ModelTensor, operation: Operation, shape: tuple[int, ...]) -> 
 
 
 def _size(word: str, facts: ConfigFacts) -> int:
-    """A size by its name in the table or as an expression; 0 if it is not known."""
-    size = facts.computed(facts.table.mlx.sizes.get(word, word))
+    """A size as an expression; 0 if it is not known."""
+    size = facts.computed(word)
     return size if isinstance(size, int) else 0
 
 

@@ -107,6 +107,42 @@ def test_bundles_are_stock_mlx_lm_s_own(name, forms, build, stock, tmp_path):
     assert main(["verify", str(ours), "--source", str(source)]) == 0
 
 
+FULL, SLIDING = ({"layer_types": [kind] * 3} for kind in ("full_attention", "sliding_attention"))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("olmo3", FULL),
+        ("olmo3", SLIDING),
+        ("afmoe", SLIDING),
+        ("laguna", SLIDING),
+        ("mellum", SLIDING),
+        ("exaone4", {**FULL, "sliding_window_pattern": "G"}),
+        ("exaone4", {**SLIDING, "sliding_window_pattern": "L"}),
+    ],
+)
+def test_layers_of_one_kind_are_refused_where_mlx_lm_raises(name, changes, forms, stock, tmp_path):
+    source = shutil.copytree(forms(name).folders["published"], tmp_path / "source")
+    config = json.loads((source / "config.json").read_text()) | changes
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises((StopIteration, ValueError)):
+        stock.convert(source, tmp_path / "stock", q_group_size=32)
+    (tmp_path / "p.qpol").write_text("target mlx_affine\nall: keep\n")
+    assert main(["plan", str(tmp_path / "p.qpol"), "--model", str(source)]) == 2
+
+
+def test_a_tied_embedding_stays_plain_where_mlx_lm_multiplies_by_it(forms, stock, tmp_path):
+    source = shutil.copytree(forms("seed_oss").folders["published"], tmp_path / "source")
+    config = json.loads((source / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (source / "config.json").write_text(json.dumps(config))
+    theirs = stock.convert(source, tmp_path / "stock", q_group_size=32)
+    with pytest.raises(ValueError, match="matmul"):
+        stock.logits(theirs, config_forms.PROMPT)
+    (tmp_path / "p.qpol").write_text("target mlx_affine\nall: 4bit g32\n")
+    assert main(["plan", str(tmp_path / "p.qpol"), "--model", str(source)]) == 2
+
+
 def treatments(bundle):
     """Module -> its bits and group size, as a config may say them."""
     keys = ("bits", "group_size", "mode")

@@ -260,19 +260,82 @@ def test_a_window_that_a_reader_counts_otherwise_is_a_warning(recorded):
 
 
 def test_layers_that_take_the_keys_of_another_indexer_are_a_warning(recorded):
-    glm, rope = recorded("glm_moe_dsa")[0], {"rope_parameters": {"rope_theta": 1e6}}
-    found = {
-        freq: plan(
-            "mlx_affine",
-            replace(glm, config={**glm.config, **rope, "index_topk_freq": freq}),
-            "all: keep",
-        ).refusals
-        for freq in (1, 4)
+    glm = recorded("glm_moe_dsa")[0]
+    longest = glm.config["max_position_embeddings"]
+
+    def reasons(**changes):
+        given = {"rope_parameters": {"rope_theta": 1e6}, "index_topk": longest, **changes}
+        found = plan("mlx_affine", replace(glm, config={**glm.config, **given}), "all: keep")
+        assert {one.severity for one in found.refusals} <= {"inexact"}
+        return {one.reason for one in found.refusals}
+
+    assert reasons(index_topk_freq=1) == set()
+    assert reasons(index_topk_freq=4) == {
+        "it computes with `index_topk_freq` 1, and this model has 4"
     }
-    assert found[1] == ()
-    assert {(one.reason, one.severity) for one in found[4]} == {
-        ("it computes with `index_topk_freq` 1, and this model has 4", "inexact")
+    assert reasons(index_topk=32) == {
+        "texts of more than 32 tokens come out differently: it chooses other keys"
     }
+
+
+def test_an_indexer_that_transformers_did_not_save_is_missing_for_that_reason(recorded):
+    glm = recorded("glm_moe_dsa")[0]
+    kinds = ["full", *["shared"] * (glm.config["num_hidden_layers"] - 1)]
+    kept = {
+        name: one
+        for name, one in glm.tensors.items()
+        if ".indexer." not in name or ".layers.0." in name
+    }
+    saved = replace(glm, tensors=kept, config={**glm.config, "indexer_types": kinds})
+    with pytest.raises(PolicyError) as caught:
+        plan("mlx_affine", saved, "all: keep")
+    (error,) = caught.value.diagnostics
+    assert error.code == "missing-tensor"
+    assert "attention.wk" in error.message
+    assert error.message.endswith(
+        "; transformers saves none where one is shared, and readers want one in every layer"
+    )
+
+
+ALL_TOKENS, WINDOW = "it needs a layer that attends to all tokens", "it needs a layer with a window"
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "why"),
+    [
+        ("olmo3", "full_attention", WINDOW),
+        ("olmo3", "sliding_attention", ALL_TOKENS),
+        ("exaone4", "full_attention", WINDOW),
+        ("exaone4", "sliding_attention", ALL_TOKENS),
+        ("exaone_moe", "full_attention", "without layers with a window it gives positions to all"),
+        ("afmoe", "sliding_attention", ALL_TOKENS),
+        ("mellum", "sliding_attention", ALL_TOKENS),
+        ("gpt_oss", "full_attention", WINDOW),
+        ("gemma3_text", "sliding_attention", "it looks at layer 6, and this model has"),
+    ],
+)
+def test_layers_of_one_kind_are_refused_where_the_reader_wants_both(case, kind, why, recorded):
+    found = recorded(case)[0]
+    kinds = {"layer_types": [kind] * found.config["num_hidden_layers"], "sliding_window": 8}
+    changed = replace(found, config={**found.config, **kinds})
+    assert any(why in one for one in refused("mlx_affine", changed))
+
+
+def test_the_head_of_a_tied_model_cannot_be_divided():
+    found = open_source(str(GOLDEN / "bailing_moe"))
+    tied = replace(found, config={**found.config, "norm_head": True, TIED: True})
+    assert any("it divides the columns of a head" in one for one in refused("mlx_affine", tied))
+
+
+@pytest.mark.parametrize("family", ["llama4_text", "seed_oss"])
+def test_an_embedding_that_the_reader_multiplies_by_is_not_quantized(family, recorded):
+    golden = GOLDEN / family
+    found = open_source(str(golden)) if golden.exists() else recorded(family)[0]
+    tied = replace(found, config={**found.config, TIED: True})
+    with pytest.raises(PolicyError) as caught:
+        plan("mlx_affine", without(tied, "lm_head.weight"), "all: 4bit g32")
+    (error,) = caught.value.diagnostics
+    assert "mlx-lm cannot run a tied embedding that is quantized" in error.message
 
 
 def test_blocks_that_predict_are_counted_as_the_bundle_has_them():

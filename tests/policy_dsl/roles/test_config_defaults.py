@@ -107,6 +107,7 @@ ELSEWHERE = {
         "scoring_func",
     },
     "exaone4": {"sliding_window_pattern"},
+    "gpt_oss": {"truncate", "written_scaling"},
     "exaone_moe": {"moe_layer_freq", "is_moe_layer", "n_routed_experts", "n_shared_experts"},
     "solar_open": {"moe_layer_freq", "first_k_dense_replace", "intermediate_size"},
     "qwen3_next": {"full_attention_interval"},
