@@ -254,13 +254,11 @@ class _Reading:
         is_required, takes_null = key in level.required, level.takes_null(key)
         # A null in the config is no absence for a reader that does not take it for one.
         is_needed = is_required or (key in written and not takes_null)
-        if value is not None:
-            if is_needed or self._assumed(level, key) != value:
-                written[key] = value
-        elif is_required and takes_null:
-            written.setdefault(key, None)
-        elif is_needed:
-            self.unmet.append(f"it needs `{key}` in config.json, and nothing says what it is")
+        if value is None and not takes_null:
+            if is_needed:
+                self.unmet.append(f"it needs `{key}` in config.json, and nothing says what it is")
+        elif is_needed or self._assumed(level, key) != value:
+            written[key] = value
 
     def _assumed(self, level: Level, key: str) -> Any:
         return self._facts.first(level.assumes[key].defaults) if key in level.assumes else None

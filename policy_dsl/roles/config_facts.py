@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
-from operator import getitem
 from typing import Any
 
 from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, fail
@@ -27,6 +26,14 @@ _LONGEST_VALUE = 60
 UNLIMITED = (math.inf, -math.inf)
 _FLOATS: Mapping[str, float] = dict(zip(("Infinity", "-Infinity"), UNLIMITED, strict=True))
 _WORD = re.compile(r"\s*([*/+]|(?:up|down) to\b)?\s*([\w.|]+)")
+
+
+def _inside(place: Any, key: str) -> Any:
+    """What is under a key of a mapping; under `*`, what all its entries have alike."""
+    if key != "*":
+        return place[key]
+    first, *others = place.values()
+    return {word: one for word, one in first.items() if all(each[word] == one for each in others)}
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,8 @@ class ConfigFacts:
         for path in self._entry(key).paths:
             for level in config_levels(self.config):
                 # What is on the way may be anything.
-                with suppress(KeyError, TypeError):
-                    places.append((".".join(path), _numbers(reduce(getitem, path, level))))
+                with suppress(AttributeError, KeyError, TypeError, ValueError):
+                    places.append((".".join(path), _numbers(reduce(_inside, path, level))))
         return places
 
     def _entry(self, key: str) -> ConfigKey:

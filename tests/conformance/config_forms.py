@@ -140,6 +140,39 @@ _NEMOTRON = {
     "n_groups": 2,
     "ssm_state_size": 16,
 }
+_GEMMA_4 = {
+    **_GEMMA,
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "global_head_dim": 64,
+    "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 32,
+    "vocab_size_per_layer_input": _SMALL["vocab_size"],
+    "rope_parameters": {
+        "full_attention": {
+            "rope_type": "proportional",
+            "rope_theta": 1e6,
+            "partial_rotary_factor": 0.25,
+        },
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
+_MISTRAL_4 = {
+    **_YARN,
+    "factor": 64.0,
+    "original_max_position_embeddings": 8,
+    "llama_4_scaling_beta": 0.1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "partial_rotary_factor": 1 / 3,
+}
+_LLAMA_4 = {
+    "interleave_moe_layer_step": 2,
+    "intermediate_size_mlp": 192,
+    "num_hidden_layers": 4,
+    "attention_chunk_size": 8,
+    "rope_parameters": _BASE,
+}
 # Of these, LongCat's class has none, or by other names.
 _NOT_LONGCAT = (
     "n_group",
@@ -426,6 +459,52 @@ MODELS: Mapping[str, Kind] = {
         layer_types=["full_attention", "minimax_m3_sparse", "full_attention"],
         mlp_layer_types=["dense", "sparse", "sparse"],
     ),
+    "gemma4_text": _kind("gemma4", "Gemma4TextConfig", **_GEMMA_4),
+    "gemma4": _kind(
+        "gemma4",
+        "Gemma4Config",
+        **{**_GEMMA_4, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
+        final_logit_softcapping=30.0,
+        num_global_key_value_heads=1,
+        attention_k_eq_v=True,
+        enable_moe_block=True,
+        num_experts=4,
+        top_k_experts=2,
+        moe_intermediate_size=64,
+    ),
+    "gemma4_unified": _kind(
+        "gemma4",
+        "Gemma4UnifiedConfig",
+        **{key: value for key, value in _GEMMA_4.items() if "per_layer" not in key},
+    ),
+    "gpt_oss": _kind(
+        "gpt_oss",
+        "GptOssConfig",
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        sliding_window=8,
+        rope_parameters=_YARN,
+    ),
+    "llama4": _kind("llama4", "Llama4Config", **_LLAMA_4, num_local_experts=4),
+    "llama4_text": _kind(
+        "llama4_text",
+        "Llama4TextConfig",
+        **{**_LLAMA_4, "attention_chunk_size": 512},
+        no_rope_layers=[1] * 4,
+        moe_layers=[],
+    ),
+    "mistral3": _kind("mistral3", "Mistral3Config", rope_parameters=_BASE),
+    "mistral4": _kind(
+        "mistral4", "Mistral4Config", **{**_LATENT, **_NO_HEAD_DIM, "rope_parameters": _MISTRAL_4}
+    ),
+    "muse_glimmer": _kind(
+        "muse_glimmer",
+        "MuseGlimmerConfig",
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        sliding_window=8,
+        rope_parameters=_BASE,
+    ),
     "solar_open": _kind(
         "solar_open",
         "SolarOpenConfig",
@@ -477,6 +556,16 @@ _KIMI_VISION = {
 # Config class -> a small vision model above the language model.
 VISION: Mapping[str, Mapping[str, Any]] = {
     "Gemma3Config": _SIGLIP,
+    "Gemma4Config": {**_SIGLIP, "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4},
+    "Gemma4UnifiedConfig": {"mm_embed_dim": 32, "mm_posemb_size": 16, "output_proj_dims": 32},
+    "Llama4Config": {
+        **_SIGLIP,
+        "vision_output_dim": 32,
+        "projector_input_dim": 32,
+        "projector_output_dim": 32,
+    },
+    "Mistral3Config": _SIGLIP,
+    "MuseGlimmerConfig": {**_KIMI_VISION, "layer_types": ["full_attention"]},
     "Kimi_K25Config": _KIMI_VISION,
     "MiniMaxM3VLConfig": _SIGLIP,
     "Qwen3_5Config": _QWEN_VISION,
@@ -484,6 +573,8 @@ VISION: Mapping[str, Mapping[str, Any]] = {
     "Qwen3VLConfig": {**_QWEN_VISION, "deepstack_visual_indexes": [0]},
     "Qwen3VLMoeConfig": {**_QWEN_VISION, "deepstack_visual_indexes": [0]},
 }
+# And what else is above them.
+_BETWEEN = {"MuseGlimmerConfig": {"out_hidden_size": 128, "projector_hidden_size": 32}}
 
 
 @dataclass(frozen=True)
@@ -498,8 +589,10 @@ def make_forms(name: str, folder: Path) -> Forms:
     """The checkpoint of a model of MODELS, written below `folder`."""
     kind = MODELS[name]
     model = _model(kind)
+    # The whole model of Llama 4 raises where there are no images.
+    decoder = model.language_model if name == "llama4" else model
     with torch.inference_mode():
-        logits = np.asarray(model(input_ids=torch.tensor([PROMPT])).logits[0].float())
+        logits = np.asarray(decoder(input_ids=torch.tensor([PROMPT])).logits[0].float())
     tensors, config = saved(model, folder / "transformers", per_expert=True)
     own = {"model_type": name} if name in OF_OTHERS else {}
     configs = {"published": published_config(config, kind) | own, "saved": config | own}
@@ -539,12 +632,20 @@ def _model(kind: Kind) -> Any:
     if kind.config_class in VISION:
         inner = {"text_config": sizes, "vision_config": VISION[kind.config_class]}
         sizes = {**inner, "tie_word_embeddings": sizes["tie_word_embeddings"]}
+        sizes |= _BETWEEN.get(kind.config_class, {})
+    if kind.config_class in (*VISION, "Mistral4Config"):
         auto = transformers.AutoModelForImageTextToText
     config = getattr(transformers, kind.config_class)(**sizes)
     model = auto.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for path, tensor in model.state_dict().items():
             _make_it_matter(path.split("."), tensor)
+            if kind.family == "gemma4" and path.endswith("q_norm.weight"):
+                # Nothing else keeps its scores small.
+                tensor.mul_(0.1)
+            elif kind.family == "gemma4" and path.endswith("router.proj.weight"):
+                # Close calls between experts would turn at the loss of 8 bits.
+                tensor.mul_(200)
     return model
 
 
@@ -567,7 +668,7 @@ def _bare(config: Mapping[str, Any], config_class: str) -> dict[str, Any]:
     kept = {}
     for key, value in config.items():
         own = default.get(key, ...)
-        if key in ("text_config", "vision_config"):
+        if key in ("text_config", "vision_config") and own:
             kept[key] = {name: one for name, one in value.items() if own.get(name, ...) != one}
             kept[key]["model_type"] = own["model_type"]
         elif key in _ALWAYS or own != value:

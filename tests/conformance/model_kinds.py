@@ -166,7 +166,17 @@ JANG_KINDS: Mapping[str, Kind] = {
 
 
 # Of these, publishers write what is theirs further below.
-_NESTED_ROPE = ("Kimi_K25Config", "LagunaConfig", "MellumConfig", "MiMoV2FlashConfig")
+_NESTED_ROPE = (
+    "Gemma4Config",
+    "Gemma4TextConfig",
+    "Gemma4UnifiedConfig",
+    "GptOssConfig",
+    "Kimi_K25Config",
+    "LagunaConfig",
+    "MellumConfig",
+    "MiMoV2FlashConfig",
+    "Mistral4Config",
+)
 
 
 def published_config(config: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
@@ -352,16 +362,35 @@ def _minimax_m3(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "text_config": {**text, **own}}
 
 
+def _gemma4(config: dict[str, Any]) -> dict[str, Any]:
+    """What layers with full attention have of their own under keys for all of them."""
+    if "text_config" in config:
+        text = _gemma4(config["text_config"])
+        return {**config, "text_config": text, "vocab_size": text["vocab_size"]}
+    found = dict(config)
+    own = next(iter(found.pop("per_layer_config").values()))
+    heads = own.get("num_key_value_heads")
+    return found | {"global_head_dim": own["head_dim"], "num_global_key_value_heads": heads}
+
+
+def _flat_text(config: dict[str, Any]) -> dict[str, Any]:
+    return {**config, "text_config": _flat_rope(config["text_config"])}
+
+
 _ROUTING = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 # Class of a config -> what publishers write otherwise, positions apart.
 _OF_PUBLISHERS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "BailingHybridConfig": _bailing_moe_v3,
     "Kimi_K25Config": _kimi_k25,
+    "Gemma4Config": _gemma4,
+    "Gemma4TextConfig": _gemma4,
+    "Gemma4UnifiedConfig": _gemma4,
     "GlmMoeDsaConfig": _glm_moe_dsa,
     "DeepseekV32Config": _counted,
     "Glm4MoeLiteConfig": _counted,
     "Exaone4Config": _exaone4,
     "ExaoneMoeConfig": _exaone_moe,
+    "Llama4Config": _flat_text,
     "LongcatFlashConfig": _longcat,
     "MiniMaxM3VLConfig": _minimax_m3,
     "MiMoV2FlashConfig": _mimo_v2_flash,
@@ -369,6 +398,7 @@ _OF_PUBLISHERS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "KimiLinearConfig": _kimi_linear,
     "Lfm2Config": _lfm2,
     "MellumConfig": _mellum,
+    "Mistral3Config": _flat_text,
     "NemotronHConfig": _nemotron_h,
 }
 

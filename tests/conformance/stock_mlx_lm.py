@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,16 @@ import mlx_lm
 import numpy as np
 from bundles import Width, tensors, widths
 from mlx_lm.generate import generate_step
-from mlx_lm.utils import load_model
+from mlx_lm.utils import MODEL_REMAPPING, load_model
 from numpy.typing import NDArray
 
 PROMPT = (1, 5, 17, 200, 33, 3, 83, 255, 93, 23)
+
+
+def knows(model_type: str) -> bool:
+    """Whether it has a class for models of this type."""
+    name = MODEL_REMAPPING.get(model_type, model_type)
+    return find_spec(f"mlx_lm.models.{name}") is not None
 
 
 def convert(source: Path, out: Path, **options: Any) -> Path:

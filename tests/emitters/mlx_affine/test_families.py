@@ -31,6 +31,7 @@ from emitters.mlx_affine import FORMAT
 from policy_dsl.diagnostics import PolicyError
 from policy_dsl.inventory import TensorInfo
 from policy_dsl.plan import coded_modules
+from policy_dsl.reader_config import written_config
 from policy_dsl.roles.architecture import architecture, family_of
 from policy_dsl.roles.model import is_one_of
 from policy_dsl.sources.reference import open_source
@@ -170,6 +171,16 @@ def test_tables_of_n_grams_are_refused_by_the_key_that_announces_them(tmp_path: 
     (finding,) = caught.value.diagnostics
     assert finding.code == "no-reader"
     assert "it computes with `engram_layer_ids` [], and this model has [1]" in finding.message
+
+
+def test_sizes_of_layers_by_number_reach_the_reader() -> None:
+    source = open_source(str(GOLDEN / "gemma4"))
+    text = dict(source.config["text_config"])
+    size = text.pop("global_head_dim")
+    text["per_layer_config"] = {"1": {"head_dim": size}, "3": {"head_dim": size}}
+    source = replace(source, config={**source.config, "text_config": text})
+    written = written_config(planned(source, "all: keep"), "mlx_lm")
+    assert written["text_config"]["global_head_dim"] == size
 
 
 def missing(folder: Path) -> list[str]:
