@@ -39,11 +39,10 @@ _MATRIX_ROLES = frozenset({"router", "shared_expert_gate", "embed", "embed_per_l
 _MODEL = "{model}"
 _NUMBERS = ("{layer}", "{expert}", "{n}")
 _BLOCK = "{model}.layers.{layer}."
-# A size of a need that differs from layer to layer.
-ANY = "any"
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _CLAUSE = re.compile(
-    r"(not )?(?:(?:layer )?(in|from|every|at|listed|several) )?(\w+)(?: (is|has|below) (\w+))?"
+    r"(not )?(?:(?:layer )?(in|from|last|every|at|listed|several) )?"
+    r"(\w+)(?: (is|has|below) ([\w-]+))?"
 )
 
 
@@ -51,21 +50,22 @@ _CLAUSE = re.compile(
 class Need:
     """A tensor that a model has once, or in each layer where `when` holds, and in no other.
 
-    slot: its role, or its name below the block. shape: numbers and keys of the config, `any`, or
-    `one if condition else other`. because: condition -> the reason why a layer must have it.
+    slot: its role, or its name below the block. shape: numbers and keys of the config, or `one if
+    condition else other`; `key[layer]` is an entry of a list. Empty: not compared. because:
+    condition -> why a layer must have it.
     """
 
     slot: str
     in_layers: bool
     shape: tuple[str, ...]
     when: str = ""
-    optional: bool = False
+    optional: bool | str = False
     because: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def by_layer(self) -> bool:
         """Whether a size depends on the layer."""
-        return any(" else " in size for size in self.shape)
+        return any(" else " in size or "[layer]" in size for size in self.shape)
 
     @property
     def shown(self) -> str:
@@ -455,8 +455,9 @@ def clauses(text: str) -> tuple[Clause, ...]:
     `key`: true, or a number other than 0. `key is word`; of a list: its entry for the layer.
     `key has word`: a list does. `key below other`: both are numbers from 1, the first smaller.
     `several key`: a number above 1. `layer in key`, `layer from key`: it is listed, or not before
-    it. `layer listed key`: in a text of numbers; all but the first without one. `layer every key`,
-    `layer at key`: each key-th one, counted from 1 or from 0. Raises: ValueError.
+    it. `layer last key`: it is one of so many last ones. `layer listed key`: in a text of numbers;
+    all but the first without one. `layer every key`, `layer at key`: each key-th one, counted from
+    1 or from 0. Raises: ValueError.
     """
     parsed = []
     for part in filter(None, text.split(" and ")):

@@ -11,7 +11,7 @@ from policy_dsl import packaged_table
 from policy_dsl.diagnostics import Diagnostic, diagnostic
 from policy_dsl.policy import OUTSIDE_LANGUAGE_MODEL
 from policy_dsl.quantities import counted, first_few
-from policy_dsl.roles.architecture import ANY, TABLES, Need
+from policy_dsl.roles.architecture import TABLES, Need
 from policy_dsl.roles.config_facts import (
     LARGEST_SIZE,
     UNLIMITED,
@@ -54,7 +54,7 @@ class Presence:
         self.seen.setdefault(need, {}).setdefault(layer, name)
         sizes = self.facts.sizes(need, layer)
         wanted = self.facts.shape(sizes)
-        if shape is not None and wanted is not None and (shape == wanted or _fits(shape, wanted)):
+        if shape is not None and shape == wanted:
             self.right.add(sizes)
         elif shape is not None and sizes:
             self.misfits.append(Misfit(need, layer, name, shape, sizes))
@@ -64,7 +64,7 @@ class Presence:
         groups: dict[str, list[Misfit]] = defaultdict(list)
         for one in self.misfits:
             # What the config denies is reported as that, of whatever shape it is.
-            if one.need.optional or self.facts.holds(one.need, one.layer):
+            if self.facts.may_lack(one.need, one.layer) or self.facts.holds(one.need, one.layer):
                 groups[self._differing(one)].append(one)
         # Of these sizes the config is right.
         right = {size for sizes in self.right for size in sizes}
@@ -79,7 +79,7 @@ class Presence:
         if len(one.shape) != len(one.sizes):
             return one.need.slot
         axes = zip(one.sizes, one.shape, strict=True)
-        return next(size for size, n in axes if size != ANY and self.facts.computed(size) != n)
+        return next(size for size, n in axes if self.facts.computed(size) != n)
 
     def _config_finding(self, size: str, first: Misfit, alike: list[Misfit]) -> Diagnostic | None:
         """That the config is wrong: all tensors with this size have the same other one."""
@@ -103,9 +103,7 @@ class Presence:
 
     def _shape_finding(self, first: Misfit, alike: list[Misfit]) -> Diagnostic:
         sizes = ((size, self.facts.computed(size)) for size in first.sizes)
-        axes = ", ".join(
-            size if size.isdecimal() or size == ANY else f"{size} = {n}" for size, n in sizes
-        )
+        axes = ", ".join(size if size.isdecimal() else f"{size} = {n}" for size, n in sizes)
         wanted, shape = f"[{axes}] as the config says", list(first.shape)
         finding = diagnostic("wrong-shape", name=first.name, shape=shape, wanted=wanted)
         names = tuple(dict.fromkeys([first.name, *(one.name for one in alike)]))
@@ -138,18 +136,13 @@ class Presence:
             reasons: dict[str, list[int | None]] = defaultdict(list)
             places: Sequence[int | None] = layers if need.in_layers else [None]
             seen: Collection[int | None] = self.seen.get(need, ())
-            for layer in () if need.optional else places:
-                if (layer in seen) != wanted and self.facts.holds(need, layer) == wanted:
+            for layer in places:
+                is_odd = (layer in seen) != wanted and self.facts.holds(need, layer) == wanted
+                if is_odd and not self.facts.may_lack(need, layer):
                     reasons[self.facts.reason(need, layer)].append(layer)
             for reason, where in reasons.items():
                 because[reason, tuple(where)].append(need.shown)
         return because
-
-
-def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    return len(shape) == len(wanted) and all(
-        size in (0, n) for size, n in zip(wanted, shape, strict=True)
-    )
 
 
 def _where(layers: _Layers) -> str:
@@ -245,15 +238,20 @@ def _list_of(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(map(is_one, value))
 
 
+_counts = _list_of(lambda value: is_whole(value) and value <= LARGEST_SIZE)
 # kind -> (whether a value is of it, what the value must be)
 VALUE_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "size": (lambda value: is_whole(value) and 1 <= value <= LARGEST_SIZE, "a whole number from 1"),
-    "count": (lambda value: is_whole(value) and value <= LARGEST_SIZE, "a whole number from 0"),
+    "count": (lambda value: _counts([value]), "a whole number from 0"),
     "number": (_is_number, "a number"),
     "positive": (lambda value: _is_number(value) and value > 0, "a number above 0"),
     "flag": (lambda value: type(value) is bool, "true or false"),
     "list": (lambda value: isinstance(value, list), "a list"),
     "numbers": (_list_of(_is_number), "a list of numbers"),
+    "by layer": (
+        lambda value: _counts(value if isinstance(value, list) else [value]),
+        "a whole number from 0, or a list of them",
+    ),
     # A limit may be that there is none.
     "limits": (_list_of(lambda one: _is_number(one) or one in UNLIMITED), "a list of numbers"),
     "texts": (_list_of(lambda value: isinstance(value, str)), "a list of texts"),
@@ -283,7 +281,7 @@ def config_findings(facts: ConfigFacts) -> Iterator[Diagnostic]:
             for name, kind in entry.entries.items() if isinstance(value, Mapping) else ():
                 yield from _kind_findings(facts, f"{place}.{name}", value.get(name), kind)
             # A list is of layers' numbers, or of a word for each layer.
-            reason = entry.kind != "limits" and _layers_defect(value, facts.n_layers)
+            reason = entry.kind != "limits" and _layers_defect(value, facts)
             if reason and not wrong:
                 yield facts.bad_value(place, value, reason)
         most = facts.computed(entry.at_most) if entry.at_most else None
@@ -293,13 +291,15 @@ def config_findings(facts: ConfigFacts) -> Iterator[Diagnostic]:
             yield facts.bad_value(entry.name, value, f"it must be at most {most}")
 
 
-def _layers_defect(value: Any, n_layers: int) -> str:
+def _layers_defect(value: Any, facts: ConfigFacts) -> str:
     if not isinstance(value, list) or all(map(is_whole, value)):
         return ""
     if not all(isinstance(word, str | bool) for word in value):
         return "its entries must be numbers of layers"
-    count = len(value)
-    return f"it has {count} entries, and there are {n_layers} layers" if count != n_layers else ""
+    count, layers = len(value), facts.n_layers
+    # Blocks that predict tokens may have entries too.
+    fits = count in (layers, layers + facts.n_mtp_blocks)
+    return "" if fits else f"it has {count} entries, and there are {layers} layers"
 
 
 def _kind_findings(facts: ConfigFacts, place: str, value: Any, kind: str) -> Iterator[Diagnostic]:

@@ -25,6 +25,7 @@ _LONGEST_VALUE = 60
 # Numbers that JSON has none for, and how transformers 5 writes them.
 UNLIMITED = (math.inf, -math.inf)
 _FLOATS: Mapping[str, float] = dict(zip(("Infinity", "-Infinity"), UNLIMITED, strict=True))
+_ENTRY = re.compile(r"(\w+)\[layer\]")
 _WORD = re.compile(r"\s*([*/+]|(?:up|down) to\b)?\s*([\w.|]+)")
 
 
@@ -157,15 +158,17 @@ class ConfigFacts:
         if not need.by_layer:
             return need.shape
         found = (architecture.choices(size) for size in need.shape)
+        sizes = (next(word for word, when in one if self.satisfies(when, layer)) for one in found)
+        at = -1 if layer is None else layer
+        # One value may be for all layers.
         return tuple(
-            next(word for word, condition in one if self.satisfies(condition, layer))
-            for one in found
+            _ENTRY.sub(lambda key: str(self._at(self.value(key[1]), at)), size) for size in sizes
         )
 
     def shape(self, sizes: tuple[str, ...]) -> tuple[int, ...] | None:
-        """What these sizes are; None if one is not known. One that may be any is 0."""
+        """What these sizes are; None if one is not known."""
         if sizes not in self._shapes:
-            shape = [0 if size == architecture.ANY else self.computed(size) for size in sizes]
+            shape = [self.computed(size) for size in sizes]
             is_known = all(map(is_whole, shape))
             self._shapes[sizes] = tuple(int(size or 0) for size in shape) if is_known else None
         return self._shapes[sizes]
@@ -173,6 +176,10 @@ class ConfigFacts:
     def holds(self, need: Need, layer: int | None) -> bool:
         """Whether the config says that a layer has it."""
         return self.satisfies(need.when, layer)
+
+    def may_lack(self, need: Need, layer: int | None) -> bool:
+        """Whether a layer may have it or not."""
+        return need.optional is True or bool(need.optional and self.satisfies(need.optional, layer))
 
     def satisfies(self, condition: str, layer: int | None = None) -> bool:
         """Whether all clauses of a condition of the table hold, in a layer or in none."""
@@ -230,6 +237,8 @@ class ConfigFacts:
                 held = count > 1
             case "from":
                 held = is_whole(value) and layer >= value
+            case "last":
+                held = layer >= self.n_layers - count
             case "every" | "at":
                 held = count > 0 and (layer + (form == "every")) % count == 0
             case _:

@@ -194,7 +194,9 @@ def rearranged(tensor: ModelTensor, model: Model) -> tuple[ModelTensor, ...]:
     # Towers and blocks of other models keep their names.
     if rule is None or tensor.component in OUTSIDE_LANGUAGE_MODEL:
         return (tensor,)
-    rule, layer = _in_layer(rule, tensor, model.facts), tensor.layer
+    layer = tensor.layer
+    if rule.when and not model.facts.satisfies(rule.when, layer):
+        rule = rule.as_published
     number = None if rule.number_at is None else numbers[rule.number_at]
     if reason := rule.drop or rule.misses:
         tensor = tensor._replace(left_out=reason)
@@ -222,21 +224,6 @@ def module_name(tensor: ModelTensor, model: Model) -> str:
 def is_one_of(name: str, patterns: Iterable[str]) -> bool:
     """Whether a module's name is like one of these globs."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _in_layer(rule: Arrangement, tensor: ModelTensor, facts: ConfigFacts) -> Arrangement:
-    """The rule, or none where it is for other layers only."""
-    layer = tensor.layer
-    if rule.layers:
-        numbers = facts.value(rule.layers)
-        # They are counted from 1.
-        if not isinstance(numbers, list) or layer is None or layer + 1 not in numbers:
-            return rule.as_published
-    if rule.last:
-        count = facts.value(rule.last)
-        if not isinstance(count, int) or layer is None or layer < facts.n_layers - count:
-            return rule.as_published
-    return rule
 
 
 def _prefix(rule: Arrangement, model: Model) -> str:

@@ -128,8 +128,7 @@ class Arrangement:
     add: float = 0.0
     drop: str = ""
     misses: str = ""
-    last: str = ""
-    layers: str = ""
+    when: str = ""
     place: int | None = None
 
     @property

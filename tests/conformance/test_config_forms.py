@@ -125,6 +125,18 @@ def test_bundles_are_stock_mlx_lm_s_own(name, forms, build, stock, tmp_path):
     assert main(["verify", str(ours), "--source", str(source)]) == 0
 
 
+def test_heads_of_another_number_than_a_layer_has_are_an_error(forms, tmp_path, capsys):
+    source = shutil.copytree(forms("laguna").folders["saved"], tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    config["num_attention_heads_per_layer"] = [4, 4, 4]
+    (source / "config.json").write_text(json.dumps(config))
+    (tmp_path / "p.qpol").write_text("target mlx_affine\nall: keep\n")
+    assert main(["plan", str(tmp_path / "p.qpol"), "--model", str(source)]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "layers.1.self_attn.g_proj.weight has shape [6, 128]" in error
+    assert "not [4, hidden_size = 128] as the config says" in error
+
+
 FULL, SLIDING = ({"layer_types": [kind] * 3} for kind in ("full_attention", "sliding_attention"))
 
 
