@@ -311,6 +311,7 @@ ALL_TOKENS, WINDOW = "it needs a layer that attends to all tokens", "it needs a 
         ("afmoe", "sliding_attention", ALL_TOKENS),
         ("mellum", "sliding_attention", ALL_TOKENS),
         ("gpt_oss", "full_attention", WINDOW),
+        ("gemma3_text", "sliding_attention", "it looks at layer 6, and this model has"),
     ],
 )
 def test_layers_of_one_kind_are_refused_where_the_reader_wants_both(case, kind, why, recorded):
