@@ -27,6 +27,7 @@ _LEFT_OUT = {"lm_head": "readers use", "vision": _LANGUAGE_ONLY, "audio": _LANGU
 _STEP = 32
 _NOT_LINEAR = {
     "embed": "no reader looks rows up in packed words",
+    "embed_per_layer": "no reader looks rows up in packed words",
     "router": "no reader packs routers: they choose experts, and stay in 16 bits or more",
     "shared_expert_gate": "no reader packs gates of shared experts",
     "vision": "no reader has packed vision towers",
@@ -141,7 +142,9 @@ def _slow_experts(experts: Iterable[Module], default: Width, *, in_gptq: bool) -
 def _of_others(draft: Draft, default: Width | None) -> Iterator[tuple[tuple[str, ...], str | None]]:
     """Readers, and why they do not read the bundle."""
     table, coded = draft.model.architecture, list(coded_modules(draft.modules))
-    if (unread := table.facts("gptq").get("unread")) is not None:
+    held = {module.role.partition(".")[0] for module in draft.modules}
+    unread = table.facts("gptq").get("unread")
+    if unread and ("with" not in unread or unread["with"] in held):
         yield tuple(unread["by"]), unread["reason"]
     roles = {module.role.partition(".")[0] + "." for module, _ in coded}
     packs_experts = "experts." in roles

@@ -152,7 +152,10 @@ def apart_path(tensor: ModelTensor, model: Model) -> str:
     if tensor.expert is None:
         return name.removesuffix(".weight")
     (_, words), projection = model.architecture.published_experts, tensor.projection or ""
-    return _EXPERT.sub(f".experts.*.{words.get(projection, projection)}", name)
+    apart = f".experts.*.{words.get(projection, projection)}"
+    found, is_apart = _EXPERT.subn(apart, name)
+    # Stacks that are not called so have their experts below them.
+    return found if is_apart else name.removesuffix(".weight").rpartition(".")[0] + apart
 
 
 def expert_path(path: str, expert: int) -> str:

@@ -6,6 +6,7 @@ what it replaces, is decided by what else is imported there.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ def written(
 
 def logits_of(model: Any, prompt: Sequence[int]) -> NDArray[np.float32]:
     """Logits [tokens, vocabulary] of a loaded model."""
+    if type(model).__name__ == "Llama4ForConditionalGeneration":
+        # The whole model raises where there are no images.
+        model = model.language_model
     with torch.inference_mode():
         return np.asarray(model(torch.tensor([prompt])).logits[0].float())
 
@@ -58,11 +62,10 @@ def written_by(model: Any, prompt: Sequence[int], count: int) -> list[int]:
 
 def _loaded(model: Path, dtype: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     options |= {"dtype": getattr(torch, dtype), "output_loading_info": True}
-    try:
-        found = AutoModelForCausalLM.from_pretrained(model, **options)
-    except ValueError as error:
-        # Some classes have the language model only below a vision model.
-        if "Unrecognized configuration class" not in str(error):
-            raise
-        found = AutoModelForImageTextToText.from_pretrained(model, **options)
+    (saved,) = json.loads((Path(model) / "config.json").read_text())["architectures"]
+    auto = AutoModelForCausalLM
+    # Some classes have the language model only below a vision model.
+    if saved.endswith("ForConditionalGeneration") or saved == "Mistral4ForCausalLM":
+        auto = AutoModelForImageTextToText
+    found = auto.from_pretrained(model, **options)
     return found[0].eval(), found[1]

@@ -10,7 +10,10 @@ import pytest
 from bundles import widths
 from family_cases import CASES, GOLDEN, MLX_4BIT, OF_LATENT_LAYERS, planned, rules_for
 
+from emitters import FORMATS as TARGETS
+from policy_dsl.language.load import parse_policy
 from policy_dsl.plan import coded_modules
+from policy_dsl.planning.resolve import resolve
 from policy_dsl.roles.architecture import architecture, family_of
 from policy_dsl.sources.reference import open_source
 from policyc.cli import main
@@ -32,11 +35,11 @@ FARTHEST = ("published", "bare")
 CLOSE = {"all: keep": 0.999999, "all: 8bit g32": 0.999}
 PACKED = """
 all: 8bit g32
-embed, lm_head, norm, bias, router, router_bias, shared_expert_gate: keep optional
+embed, embed_per_layer, lm_head, norm, bias, router, router_bias, shared_expert_gate: keep optional
 conv, ssm, vision: keep optional
 linear_attention.in_proj_a, linear_attention.in_proj_b, linear_attention.in_proj_ba: keep optional
 attention.wk, attention.weights_proj: keep optional
-linear_attention.x_proj, attention.b_proj: keep optional
+linear_attention.x_proj, attention.b_proj, attention.g_proj: keep optional
 """
 # A source's experts at 4 bits, the rest at 8.
 CODED = """
@@ -195,8 +198,9 @@ def test_mlx_lm_reads_what_it_does_not_convert_itself(name, forms, build, stock,
     assert np.array_equal(*found)
 
 
-# transformers has no class for some, and takes positions of the last from other keys.
-UNREAD = {*config_forms.OF_OTHERS, "mimo_v2_flash"}
+# transformers has no class for some, takes positions of one from other keys, and does not read
+# the last two.
+UNREAD = {*config_forms.OF_OTHERS, "mimo_v2_flash", "minimax_m3_vl", "mistral3"}
 
 
 @pytest.mark.parametrize("name", [one for one in taken(GPTQ_FAMILIES) if one not in UNREAD])
@@ -207,8 +211,9 @@ def test_transformers_reads_every_form_as_the_source(name, forms, gptq):
         bundle = gptq(made.folders[form], PACKED)
         found = transformers.AutoConfig.from_pretrained(bundle).to_dict()
         differing = {key for key in expected if found[key] != expected[key]}
-        # LFM2's publisher says twice which layers attend.
-        assert differing <= {"_name_or_path", "full_attn_idxs"}, form
+        # LFM2's publisher says twice which layers attend, and EXAONE's which have windows.
+        twice = {"full_attn_idxs", "sliding_window_pattern"}
+        assert differing <= {"_name_or_path", *twice}, form
 
 
 @pytest.mark.parametrize("form", FARTHEST)
@@ -242,6 +247,22 @@ def test_transformers_reads_every_form_as_the_source(name, forms, gptq):
         "mellum",
         "nemotron_h",
         "nemotron_h_latent",
+        "afmoe",
+        "dots1",
+        "ernie4_5_moe",
+        "exaone4",
+        "exaone_moe",
+        "gemma4_text",
+        "gemma4_unified",
+        "hunyuan_v1_dense",
+        "laguna",
+        "llama4",
+        "llama4_text",
+        "ministral3",
+        "mistral4",
+        "muse_glimmer",
+        "seed_oss",
+        "solar_open",
     ],
 )
 def test_auto_round_in_transformers_answers_as_transformers(name, form, forms, gptq, auto_round):
@@ -254,14 +275,33 @@ def test_auto_round_in_transformers_answers_as_transformers(name, form, forms, g
 
 
 @pytest.mark.parametrize("form", FARTHEST)
-def test_auto_round_loads_the_language_model_of_kimi_k25(form, forms, gptq, auto_round):
-    made = forms("kimi_k25")
+@pytest.mark.parametrize("name", ["kimi_k25", "gemma4"])
+def test_auto_round_finds_the_language_model_but_not_all_of_the_tower(
+    name, form, forms, gptq, auto_round
+):
+    made = forms(name)
     bundle = gptq(made.folders[form], PACKED)
     # With packed weights, transformers does not take published names of the tower apart.
     missing = auto_round("missing", bundle, "float32")
-    assert {name.split(".layers.")[0] for name in missing} == {"model.vision_tower"}
+    assert {".".join(name.split(".")[:2]) for name in missing} == {"model.vision_tower"}
+    assert unread_by(made.folders[form]) == {"auto-round", "gptqmodel", "transformers"}
     found = auto_round("logits", bundle, config_forms.PROMPT, "float32")
     assert config_forms.cosine(found, made.logits) > 0.998
+
+
+def unread_by(folder):
+    """Readers that cannot load a packed bundle of a source, as its plan says."""
+    policy, _ = parse_policy(f"target gptq\n{PACKED}", "p.qpol")
+    plan = resolve(policy, open_source(str(folder)), TARGETS)
+    return {one.reader for one in plan.not_loaded}
+
+
+@pytest.mark.parametrize("name", ["mistral3", "minimax_m3_vl", "phimoe"])
+def test_auto_round_does_not_find_what_transformers_calls_otherwise(name, forms, gptq, auto_round):
+    folder = forms(name).folders["published"]
+    missing = auto_round("missing", gptq(folder, PACKED), "float32")
+    assert any("vision" not in one for one in missing)
+    assert unread_by(folder) >= {"auto-round", "gptqmodel", "transformers"}
 
 
 def test_auto_round_loads_all_of_mimo_v2_flash(forms, gptq, auto_round):
