@@ -407,10 +407,6 @@ class Review:
     bundle: Callable[[Draft], Iterator[Refusal]]
     usual: Callable[[Module, Model], int | None] | None = None
 
-    def __call__(self, draft: Draft) -> Iterator[Refusal]:
-        """All that readers have against a bundle."""
-        return self.bundle(draft)
-
     def tensor(self, tensor: ModelTensor, model: Model, stored: Stored) -> Refusal | None:
         """What all readers have against one tensor stored like that."""
         from policy_dsl.plan import Refusal  # noqa: PLC0415

@@ -66,7 +66,7 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     own = with_own_head(model, decisions)
     lowered, omitted, defects = lower(decisions.made, own, policy, format)
     draft = Draft(policy=policy, model=own, modules=tuple(lowered))
-    refusals = tuple(format.review(draft))
+    refusals = tuple(format.review.bundle(draft))
     findings += setting_findings(policy, spec, formats)
     findings += [*decisions.findings, *defects]
     conflicts = [one.reason for one in refusals if one.severity == "error"]
