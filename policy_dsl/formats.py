@@ -398,8 +398,7 @@ class Review:
     left_out(tensor, model): why none of them has a place for a tensor, else None.
     held(tensor, model, stored): why none of them can take it stored like that, else None.
     bundle(draft): what they cannot load, or load and then compute wrongly.
-    usual(module, model): the bits that their own conversion gives it, 16 for none, or None: as to
-    all others.
+    usual(module, model): its bits by their own conversion, 16 if plain; None: as all others.
     """
 
     left_out: Callable[[ModelTensor, Model], str | None]

@@ -19,7 +19,6 @@ from policy_dsl.treatments import Coded, Plain, Stored
 
 AFFINE, AFFINE_PARTS = "affine", ("weight", "scales", "biases")
 _WIDTHS = (2, 3, 4, 5, 6, 8)
-_PLAIN_BITS = 16
 # What mlx-lm refuses is refused for mlx-swift-lm, whose classes follow it and were not run.
 READER = "mlx_lm"
 RUNTIMES = {"mlx-lm": "Python, any Mac or CPU", "mlx-swift-lm": "Swift on Apple devices"}
@@ -84,7 +83,7 @@ def _bundle(draft: Draft) -> Iterator[Refusal]:
 
 def _usual(module: Module, model: Model) -> int | None:
     mlx = model.architecture.mlx
-    given = {**mlx.bits, **dict.fromkeys(mlx.plain, _PLAIN_BITS)}
+    given = {**mlx.bits, **dict.fromkeys(mlx.plain, 16)}
     return next((given[pattern] for pattern in given if is_one_of(module.name, (pattern,))), None)
 
 
