@@ -17,6 +17,8 @@ from policy_dsl.plan import Plan
 from policy_dsl.planning.resolve import resolve
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "families"
+# What golden sources have not, and readers want beside weights.
+TOKENIZER = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"
 CASES = sorted(path.name for path in GOLDEN.iterdir())
 # Stock mlx-lm converts it, and cannot run it: the embedding must not be quantized there.
 TIED = "llama4_text"

@@ -8,7 +8,16 @@ import shutil
 import numpy as np
 import pytest
 from bundles import widths
-from family_cases import CASES, GOLDEN, MLX_4BIT, OF_LATENT_LAYERS, planned, rules_for
+from family_cases import (
+    CASES,
+    GOLDEN,
+    MLX_4BIT,
+    OF_LATENT_LAYERS,
+    TOKENIZER,
+    planned,
+    rules_for,
+    source_of,
+)
 
 from emitters import FORMATS as TARGETS
 from policy_dsl.language.load import parse_policy
@@ -43,11 +52,13 @@ linear_attention.x_proj, attention.b_proj, attention.g_proj: keep optional
 """
 # A source's experts at 4 bits, the rest at 8.
 CODED = """
-experts: 4bit
-attention, shared_experts, mlp: 8bit optional
-attention.v_proj: 8bit g32 optional
+experts: 4bit optional
+attention, shared_experts, mlp: 8bit g32 optional
+attention.v_proj: 8bit optional
 embed, lm_head: 8bit
 """
+# What JANG's loader takes only as it is.
+NOT_CODED = {"lfm2_moe": "mlp: keep\n"}
 
 
 def taken(families):
@@ -315,7 +326,8 @@ def test_auto_round_loads_all_of_mimo_v2_flash(forms, gptq, auto_round):
 @pytest.mark.parametrize("name", taken(JANG_FAMILIES))
 def test_jang_answers_alike_for_every_form(name, forms, jang, tmp_path, capsys):
     made, found = forms(name), {}
-    (tmp_path / "p.qpol").write_text(f"target jangtq_prestack\n{CODED}")
+    rules = CODED + NOT_CODED.get(name, "")
+    (tmp_path / "p.qpol").write_text(f"target jangtq_prestack\n{rules}")
     for form in FARTHEST:
         out = tmp_path / form
         words = ["build", str(tmp_path / "p.qpol"), "--model", str(made.folders[form])]
@@ -324,3 +336,18 @@ def test_jang_answers_alike_for_every_form(name, forms, jang, tmp_path, capsys):
     assert np.array_equal(found["bare"], found["published"])
     # Experts at 4 bits lose more than 8-bit bundles may.
     assert config_forms.cosine(found["bare"], made.logits) > 0.97
+
+
+@pytest.mark.parametrize("case", ["bailing_hybrid", "bailing_moe"])
+def test_jang_answers_like_stock_for_what_transformers_does_not_have(
+    case, build, stock, jang, tmp_path
+):
+    folder = shutil.copytree(source_of(case, tmp_path), tmp_path / "source")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TOKENIZER / name, folder)
+    prompt = (1, 5, 17, 33, 3, 83, 55, 93, 23)
+    whole = build("target mlx_affine\nall: keep\n", folder)
+    expected = stock.logits(whole, prompt, dtype="float32")
+    shutil.rmtree(whole)
+    coded = build("target jangtq_prestack\nall: keep\nexperts: 4bit\n", folder)
+    assert config_forms.cosine(jang("logits", coded, prompt), expected) > 0.97

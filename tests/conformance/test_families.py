@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from family_cases import CASES, GOLDEN, TIED, expected, rules_for, source_of
+from family_cases import CASES, GOLDEN, TIED, TOKENIZER, expected, rules_for, source_of
 
 from policy_dsl.roles.architecture import architecture, family_of
 from policy_dsl.sources.reference import open_source
 
 pytestmark = pytest.mark.slow
 
-TOKENIZER = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"
 PROMPT = (1, 5, 17, 33, 3, 83, 55, 93, 23)
 
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from family_cases import source_of
+from family_cases import TOKENIZER, source_of
 from small_checkpoints import bf16, stored, write_folder
 
 pytestmark = pytest.mark.slow
 
-TOKENIZER = Path(__file__).parents[2] / "examples" / "tiny-minimax-m2"
 PROMPT = (1, 5, 17, 33, 3, 83, 55, 93, 23)
 TYPES = {"BF16": np.uint16, "F32": np.float32}
 Arrays = dict[str, tuple[str, np.ndarray]]

@@ -1,4 +1,4 @@
-"""Families that JANG has no profile for, and those without experts, are refused by name."""
+"""Families whose experts JANG does not load, and those without experts, are refused by name."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def test_the_entry_of_a_family_replaces_that_of_its_parts() -> None:
 
     assert table.refusal("jangtq_prestack") is None
     assert replace(table, targets={}).refusal("jangtq_prestack") is not None
-    assert architecture("mixtral").refusal("jangtq_prestack") is not None
+    assert architecture("llama").refusal("jangtq_prestack") is not None
 
 
 def test_a_refusal_for_want_of_experts_is_true() -> None:
