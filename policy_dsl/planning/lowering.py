@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from math import prod
 
 from policy_dsl.diagnostics import Diagnostic, diagnostic
@@ -63,7 +64,16 @@ def lower(
     # Sorted, so that the bundle does not depend on the order of the source's shards.
     modules.sort(key=lambda module: list(map(_ordered, _DIGITS.split(module.name))))
     findings = [_finding(of, among, policy) for (_, of), among in defects.items()]
+    findings += _namesakes(modules, format.spec.name)
     return modules, omitted, findings
+
+
+def _namesakes(modules: Sequence[Module], target: str) -> Iterator[Diagnostic]:
+    """Modules, in order, that a table of a family gives one name."""
+    for one, after in pairwise(modules):
+        if one.name == after.name:
+            reason = f"two modules would be called {one.name}"
+            yield diagnostic("conflict", target=target, reason=reason, of=one.name)
 
 
 @cache
@@ -122,6 +132,8 @@ class _Stacking:
         tensor, treatment = stack[0][0].tensor, stack[0][1].treatment
         if tensor.place is not None:
             return self._joined(path, stack)
+        if tensor.expert is None and len(stack) > 1:
+            return self._alike(path, stack)
         if tensor.expert is None:
             added = self._added if tensor.role in BY_EXPERT else 0
             return [self._module(path, stack, tensor.shape, added)]
@@ -132,6 +144,11 @@ class _Stacking:
             # A stack of one expert has the expert axis too: readers index it.
             return [self._module(path, stack, (self._count, *tensor.shape), self._added)]
         return list(self._each(self._apart.path, path, stack))
+
+    def _alike(self, path: str, stack: _Stack) -> Diagnostic:
+        names = " and ".join(one.tensor.source.name for one, _ in stack[:2])
+        reason = f"{names} would both be called {path}"
+        return diagnostic("conflict", target=self._spec.name, reason=reason)
 
     def _joined(self, path: str, stack: _Stack) -> Sequence[Module] | Diagnostic:
         """The module that holds the rows of all, one tensor below the other."""

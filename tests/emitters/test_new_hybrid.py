@@ -237,3 +237,20 @@ def test_a_damaged_part_is_found_in_the_source_s_own_places(
     said = " ".join("".join(capsys.readouterr()).split())
     # Head 2 begins at row 2 * (32 + 64); its column 7 is row 7, its row 5 is column 5.
     assert "model.layers.1.self_attn.kv_b_proj.weight[199, 5]" in said
+
+
+def test_a_table_that_calls_two_tensors_alike_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = TABLE.replace(
+        '  block:\n    "self_attn.kv',
+        ('  block:\n    "self_attn.q_proj.weight": self_attn.o_proj.weight\n    "self_attn.kv'),
+    )
+    (tmp_path / "p.qpol").write_text("target mlx_affine\nall: keep\n")
+    with known(tmp_path, "novel_hybrid", table, CONFIG, tensors()) as source:
+        code = main(["plan", str(tmp_path / "p.qpol"), "--model", str(source)])
+    assert code == 2
+    said = capsys.readouterr().err
+    names = (f"model.layers.0.self_attn.{word}_proj.weight" for word in "oq")
+    path = "language_model.layers.0.self_attn.o_proj"
+    assert f"error[conflict]: mlx_affine: {' and '.join(names)} would both be called {path}" in said

@@ -18,6 +18,7 @@ from policy_dsl.roles.architecture import (
     packaged_table,
 )
 from policy_dsl.roles.completeness import VALUE_KINDS
+from policy_dsl.roles.model import llama_cpp_names, llama_cpp_roles
 
 ROOT = Path(__file__).parents[3]
 
@@ -117,3 +118,17 @@ def test_code_names_no_family(room: str) -> None:
     paths = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / room).rglob("*.py")}
     named = {name: named_families(path) - SPELLED.get(name, set()) for name, path in paths.items()}
     assert {name: words for name, words in named.items() if words} == {}
+
+
+def test_statistics_of_a_tensor_never_reach_what_readers_make_of_its_columns() -> None:
+    """Columns of `embed_q` are rows of `kv_b_proj`: an importance matrix says nothing of them."""
+    turned = {
+        part.role
+        for family in families()
+        for rule in architecture(family).names.values()
+        for part in (rule.arranged.parts if rule.arranged else ())
+        if part.transposed
+    }
+    assert turned == {"attention.embed_q"}
+    assert not turned & set(llama_cpp_roles())
+    assert llama_cpp_names("attention.embed_q", 0) == ()
