@@ -196,11 +196,9 @@ def _described(treatment: Stored) -> dict[str, Any]:
 
 def _capabilities(plan: Plan, modality: str, flags: Mapping[str, bool]) -> dict[str, Any]:
     """What JANG's engines take from a bundle instead of guessing, in twelve keys."""
-    facts, model_type = plan.model.architecture.facts(NAME), plan.model.config.get("model_type")
     said = {
         **{"supports_tools": True, "supports_thinking": True},
-        **facts["capabilities"],
-        **facts.get("capabilities_of", {}).get(model_type, {}),
+        **plan.model.architecture.facts(NAME)["capabilities"],
         **dict(plan.policy.metadata),
         "modality": modality,
         "modalities": {"text": True, **{sense: sense == modality for sense in SENSES}},

@@ -20,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 from bundles import Tensor
 from jang_tools.calibrate import _load_bf16_tensor
+from jang_tools.capabilities import verify_directory
 from jang_tools.convert_zaya_common import tq_quantize_weight_rowwise
 from jang_tools.fp8 import load_fp8_tensor
 from jang_tools.load_jangtq import load_jangtq_model
@@ -105,6 +106,11 @@ def load_error(bundle: Path) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def stamp(bundle: Path) -> tuple[bool, str]:
+    """Whether the capabilities of a bundle pass JANG's check, and what it says."""
+    return verify_directory(bundle)
 
 
 def logits(bundle: Path, prompt: Sequence[int]) -> Array:

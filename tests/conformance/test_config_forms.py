@@ -333,6 +333,8 @@ def test_jang_answers_alike_for_every_form(name, forms, jang, tmp_path, capsys):
         words = ["build", str(tmp_path / "p.qpol"), "--model", str(made.folders[form])]
         assert main([*words, "-o", str(out), "-q"]) == 0, capsys.readouterr().err
         found[form] = jang("logits", out, config_forms.PROMPT)
+        passed, said = jang("stamp", out)
+        assert passed, said
     assert np.array_equal(found["bare"], found["published"])
     # Experts at 4 bits lose more than 8-bit bundles may.
     assert config_forms.cosine(found["bare"], made.logits) > 0.97
@@ -351,3 +353,5 @@ def test_jang_answers_like_stock_for_what_transformers_does_not_have(
     shutil.rmtree(whole)
     coded = build("target jangtq_prestack\nall: keep\nexperts: 4bit\n", folder)
     assert config_forms.cosine(jang("logits", coded, prompt), expected) > 0.97
+    passed, said = jang("stamp", coded)
+    assert passed, said
