@@ -59,7 +59,9 @@ def models_blocks(models: Mapping[str, Inventory], formats: Sequence[Format]) ->
 
 def _family(spec: FormatSpec, table: Architecture) -> documents.FamilyEntry:
     reason = spec.refusal(table)
-    ruled_out = table.facts(spec.name).get("unread", {}).get("by", ())
+    unread = table.facts(spec.name).get("unread", {})
+    # Bundles without that component are read.
+    ruled_out = () if "with" in unread else unread.get("by", ())
     return {
         "family": table.family,
         "model_types": list(table.model_types),
