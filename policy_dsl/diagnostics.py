@@ -11,13 +11,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from policy_dsl import packaged_table
 from policy_dsl.escaping import LONGEST_VALUE, columns, escaped, escaped_json, replaced
+from policy_dsl.quantities import counted
 
-Severity = Literal["error", "warning"]
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 FINDINGS = Path(__file__).with_name("findings")
 # What differs between messages about one kind of defect: quoted text, shapes, names, numbers.
 # A name is only looked for where it begins, and a shape up to the next, in linear time.
@@ -46,6 +49,12 @@ def catalogue() -> dict[str, Code]:
     """Every code of every area."""
     tables = map(packaged_table, sorted(FINDINGS.glob("*.yaml")))
     return {name: Code(**entry) for table in tables for name, entry in table.items()}
+
+
+@cache
+def codes_of(*areas: str) -> frozenset[str]:
+    """The codes of these areas, which are files of findings."""
+    return frozenset(chain(*(packaged_table(FINDINGS / f"{area}.yaml") for area in areas)))
 
 
 def json_text(value: object, *, indent: int | None = None) -> str:
@@ -112,7 +121,7 @@ class Diagnostic:
 
     @property
     def severity(self) -> Severity:
-        """`error` or `warning`, a property of the code."""
+        """`error`, `warning` or `note`, a property of the code."""
         return catalogue()[self.code].severity
 
 
@@ -221,9 +230,9 @@ def errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
 
 
 def count_text(findings: Sequence[Diagnostic]) -> str:
-    """`2 errors, 1 warning`, `no findings`."""
+    """`2 errors, 1 warning, 1 note`, `no findings`."""
     counts = Counter(finding.severity for finding in findings)
-    parts = [f"{n} {word}{'s' if n != 1 else ''}" for word, n in sorted(counts.items())]
+    parts = [counted(counts[word], word) for word in SEVERITIES if counts[word]]
     return ", ".join(parts) or "no findings"
 
 

@@ -306,6 +306,7 @@ class Policy:
     fp8_dequant: str | None = None
     metadata: tuple[tuple[str, Any], ...] = ()
     runtimes: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
     tests: tuple[Assertion, ...] = ()
     cleared: tuple[str, ...] = ()
     comments: tuple[Comment, ...] = field(default=(), compare=False, repr=False)
@@ -344,6 +345,7 @@ KEYS = (
     Key("fp8_dequant", "text", "fp8_dequant", "last"),
     Key("metadata", "mapping", "metadata", "join"),
     Key("runtimes", "words", "runtime", "last"),
+    Key("allow", "words", "allow", "all"),
     Key("tests", "statements", "test ", "all"),
 )
 SECTIONS: Mapping[str, type[Defaults | Calibration | Output]] = {

@@ -51,15 +51,24 @@ def plan(
 
 
 def open_model(
-    policy: Policy, model: str | Path | Inventory | None = None, *, links: bool = True
+    policy: Policy,
+    model: str | Path | Inventory | None = None,
+    *,
+    links: bool = True,
+    online: bool = True,
 ) -> Inventory:
-    """The inventory of a model, else of the policy's own. Raises: PolicyError."""
+    """The inventory of a model, else of the policy's own. online: the hub may be asked.
+
+    Raises: PolicyError, of the code `needs-the-hub` where only the hub has it.
+    """
     from policy_dsl.sources.reference import open_source
 
     reference = model or policy.model
     if reference is None:
         raise fail("no-model", policy=policy.name)
-    return open_source(reference, links=links) if isinstance(reference, str | Path) else reference
+    if not isinstance(reference, str | Path):
+        return reference
+    return open_source(reference, links=links, online=online)
 
 
 def plan_for(

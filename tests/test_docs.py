@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emitters import FORMATS
-from policy_dsl.diagnostics import catalogue
+from policy_dsl.diagnostics import SEVERITIES, catalogue
 from policyc.cli import main
 from policyc.reports import render_markdown
 from policyc.reports.formats_report import models_blocks
@@ -18,11 +18,12 @@ COMMANDS = Path(__file__).parent.parent / "docs" / "commands.md"
 ERRORS = Path(__file__).parent.parent / "docs" / "errors.md"
 FAMILIES = Path(__file__).parent.parent / "docs" / "families.md"
 HEAD = """\
-# Errors and warnings
+# Errors, warnings and notes
 
 Every finding has a code that names the defect, a message, the place in your text where there is
 one, and where possible a suggestion. All findings of a stage are reported at once. Errors stop the
-command; warnings do not, unless `--fail-on-warn` is given.
+command; warnings do not, unless `--fail-on-warn` is given; notes never do. A policy can
+[accept](language.md#accepted-findings) warnings and notes.
 
 ```
 error[unknown-role]: architecture qwen3_moe has no role "experts.dwon_proj"
@@ -35,7 +36,7 @@ A defect of many tensors, modules or files is one finding about the first of the
 the others and names a few.
 
 `--format json` gives every finding as an object with `code`, `severity`, `message`, `file`,
-`line`, `column`, `suggestion` and `notes`; `policyc check` has `github` and `sarif` too.
+`line`, `column`, `suggestion` and `notes`; `policyc check` has other forms too.
 Words in braces are filled in.
 """
 
@@ -51,7 +52,7 @@ What `policyc models` prints, without its catalog. A family is one file in
 def page() -> str:
     """What docs/errors.md must hold: every code with its message, cause and fix."""
     parts = [HEAD]
-    for severity in ("error", "warning"):
+    for severity in SEVERITIES:
         parts.append(f"\n## {severity.capitalize()}s\n")
         for name in sorted(catalogue()):
             code = catalogue()[name]

@@ -65,7 +65,7 @@ class FindingEntry(TypedDict):
     """One finding; file, line and column are null without a place."""
 
     code: str
-    severity: Literal["error", "warning"]
+    severity: Literal["error", "warning", "note"]
     message: str
     file: str | None
     line: Count | None

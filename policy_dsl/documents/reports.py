@@ -4,8 +4,6 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from policy_dsl.documents import Count, Document, FindingEntry, Layer, Limits, RuleAt, saved
 
-_ADDED = "experts at the end of the first axis that only pad"
-
 
 class NamedReason(TypedDict):
     """Something that is left out, and why."""
@@ -27,6 +25,7 @@ class CheckedPolicy(TypedDict):
     policy: str
     name: str | None
     against: list[AgainstEntry]
+    alone: str
     findings: list[FindingEntry]
 
 
@@ -37,6 +36,8 @@ class CheckDocument(Document):
     policies: list[CheckedPolicy]
     errors: Count
     warnings: Count
+    notes: Count
+    other_files: Count
 
 
 class FindingsDocument(Document):
@@ -137,7 +138,7 @@ class ExplainDocument(Document):
     parameters: Count
     bpw: float | None
     sources: Count
-    added: Annotated[int, Limits(minimum=0, about=_ADDED)]
+    added: Annotated[int, Limits(minimum=0, about="experts that only pad the first axis")]
 
 
 class SideEntry(TypedDict):

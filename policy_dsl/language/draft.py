@@ -96,7 +96,7 @@ class Draft:
         return key
 
     def word(self, key: str, value: Fragment) -> str:
-        """Takes one more item of extends, targets or runtimes."""
+        """Takes one more item of extends, targets, runtimes or allow."""
         path = f"{key}[{len(self._lists[key])}]"
         if key == "extends" and _has_variable(value.text):
             self.report("variable-in-extends", value.span)

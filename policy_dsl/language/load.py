@@ -24,7 +24,7 @@ _READERS = {"yaml": read_yaml, "dsl": read_dsl}
 _MAX_BASES = 200
 _SUFFIX_CURE = "rename it to .yaml or .yml for YAML, or .qpol for DSL"
 _NAME_CURE = "give a .yaml or .qpol file, or a bundled policy such as config_i"
-_NAME_CURES = {"-": "standard input is /dev/stdin here"}
+_STDIN = {"-": "/dev/stdin"}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
@@ -127,7 +127,7 @@ def _chain(
 
 def _find(reference: str | Path, *, folder: Path | None = None, span: Span | None = None) -> Path:
     """The file that a reference means. folder: of the policy that extends it."""
-    path = Path(reference)
+    path = Path(_STDIN.get(str(reference), reference) if folder is None else reference)
     # A bundled name wins over a file of that name without suffix, so that it means the same
     # in every folder.
     if isinstance(reference, str) and path.name == reference and path.suffix not in _FORMS:
@@ -137,8 +137,7 @@ def _find(reference: str | Path, *, folder: Path | None = None, span: Span | Non
             here = _with_suffix((folder or Path()) / reference)
             cure = f'did you mean "{here.name}"?' if here else None
             cure = cure or did_you_mean(reference, bundled_names())
-            cure = cure or _NAME_CURES.get(reference, _NAME_CURE)
-            raise fail("unknown-policy", span, suggestion=cure, name=reference)
+            raise fail("unknown-policy", span, suggestion=cure or _NAME_CURE, name=reference)
     path = (folder or Path()) / path
     cure, reason = None, None
     if not os.path.exists(path):

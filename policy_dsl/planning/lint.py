@@ -1,17 +1,32 @@
 """What is wrong with a policy whatever the model, and with its settings for a target."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import starmap
 from typing import Any
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_mean, fail
+from policy_dsl.diagnostics import (
+    Diagnostic,
+    PolicyError,
+    SourceText,
+    Span,
+    catalogue,
+    codes_of,
+    diagnostic,
+    did_you_mean,
+    fail,
+)
 from policy_dsl.escaping import name_defect as file_name_defect
 from policy_dsl.formats import Format, FormatSpec, MetadataValues
 from policy_dsl.planning.fill import fill
 from policy_dsl.planning.matching import family_defect, name_defect, nodes
 from policy_dsl.policy import WORDS, Family, Name, Policy, Rule, given
 
+_COMMENT = re.compile(r"#\s*policyc:\s*allow\s+([\w-]+(?:\s*,\s*[\w-]+)*)\s*$", re.MULTILINE)
+_CODE = re.compile(r"[\w-]+")
 _CLASSES = ("matrix", "experts", "embed")
 # Readers take files with such endings for something else.
 _TAKEN_ENDINGS = (".safetensors", ".json", ".py")
@@ -23,6 +38,9 @@ def lint(
 ) -> tuple[Diagnostic, ...]:
     """Findings that need no model: names, families; treatments and settings by target."""
     found = [finding for rule in policy.rules for finding in _name_findings(rule)]
+    found += filter(
+        None, starmap(_not_allowable, (*_Comments(policy), *_accepted_anywhere(policy)))
+    )
     for wanted in (target,) if target else policy.targets:
         try:
             spec = formats[choose_target(policy, formats, wanted)].spec
@@ -183,3 +201,77 @@ def _meant(value: object, allowed: MetadataValues) -> str | None:
         unknown = [str(key) for key in value if key not in allowed]
         return did_you_mean(unknown[0], allowed) if unknown else None
     return did_you_mean(str(value), allowed) if isinstance(allowed, tuple) else None
+
+
+def _not_allowable(code: str, span: Span | None) -> Diagnostic | None:
+    """What is wrong with accepting the findings of this code; None if nothing is."""
+    known = catalogue()
+    if code not in known:
+        cure = did_you_mean(code, [one for one in known if known[one].severity != "error"])
+        return diagnostic("unknown-code", span, suggestion=cure, allowed=code)
+    is_error = known[code].severity == "error"
+    return diagnostic("error-allowed", span, allowed=code) if is_error else None
+
+
+def without_allowed(findings: Sequence[Diagnostic], policy: Policy) -> tuple[Diagnostic, ...]:
+    """The findings of a plan that its policy does not accept, and what it accepts in vain.
+
+    Raises: PolicyError if a comment would accept what cannot be.
+    """
+    beside = _Comments(policy)
+    found = [(one, beside.accepting(one) or _by_key(one, policy)) for one in findings]
+    used = {accepted for _, accepted in found}
+    every = [*beside, *_accepted_anywhere(policy)]
+    if defects := [*filter(None, starmap(_not_allowable, every))]:
+        raise PolicyError(defects)
+    # Of other codes, a plan does not know whether somebody has them.
+    unused = [one for one in every if one not in used and one[0] in codes_of("planning")]
+    return (
+        *(finding for finding, accepted in found if not accepted),
+        *(diagnostic("unused-allow", span, allowed=code) for code, span in unused),
+    )
+
+
+def _accepted_anywhere(policy: Policy) -> list[tuple[str, Span | None]]:
+    return [(code, policy.key_spans.get(f"allow.{code}")) for code in policy.allow]
+
+
+def _by_key(finding: Diagnostic, policy: Policy) -> tuple[str, Span | None] | None:
+    span = policy.key_spans.get(f"allow.{finding.code}")
+    return (finding.code, span) if finding.code in policy.allow else None
+
+
+class _Comments:
+    """The comments of a policy's texts that accept findings of one line each."""
+
+    def __init__(self, policy: Policy) -> None:
+        spans = [*(rule.span for rule in policy.rules), *policy.key_spans.values()]
+        texts = {span.source.name: span.source for span in spans if span}
+        # File and line -> what is accepted there.
+        self._at: dict[tuple[str, int], list[tuple[str, Span]]] = defaultdict(list)
+        for text in texts.values():
+            for line, found in _accepted(text):
+                self._at[text.name, line].append(found)
+
+    def __iter__(self) -> Iterator[tuple[str, Span]]:
+        for found in self._at.values():
+            yield from found
+
+    def accepting(self, finding: Diagnostic) -> tuple[str, Span] | None:
+        """What accepts a finding, by its code and place."""
+        if finding.span is None:
+            return None
+        file, line, _ = finding.span.place
+        return next((one for one in self._at[file, line] if one[0] == finding.code), None)
+
+
+def _accepted(text: SourceText) -> Iterable[tuple[int, tuple[str, Span]]]:
+    """Each code that a comment accepts, and the line that it is about."""
+    for comment in _COMMENT.finditer(text.text):
+        line, column = text.position(comment.start())
+        # A comment that has the line to itself is about the next one.
+        is_alone = not text.line(line)[: column - 1].strip()
+        for code in _CODE.finditer(comment[1]):
+            start = comment.start(1) + code.start()
+            span = Span(text, start, start + len(code[0]))
+            yield line + is_alone, (code[0], span)

@@ -29,6 +29,7 @@ def plan_warnings(plan: Plan, decisions: Decisions, format: Format) -> Iterator[
     yield from _without_effect(plan, decisions, format)
     yield from _routers(plan, decisions.made, format)
     yield from _grown(plan)
+    yield from _unpinned(plan)
     yield from _padded(plan, format)
     yield from _refused(plan, format)
     yield from _differing(plan)
@@ -151,6 +152,15 @@ def _routers(plan: Plan, made: Sequence[Decision], format: Format) -> Iterator[D
         elif bits < (own or 0):
             facts: dict[str, Any] = {"role": role, "bits": bits, "usual": own}
             yield diagnostic("below-usual-width", span, count=counted(count, "module"), **facts)
+
+
+def _unpinned(plan: Plan) -> Iterator[Diagnostic]:
+    named = plan.policy.model
+    # Folders and catalog entries have no commit.
+    if plan.source_commit and named == plan.model.id and "@" not in named:
+        cure = f"write {named}@{plan.source_commit}"
+        span = plan.policy.key_spans.get("model")
+        yield diagnostic("unpinned-revision", span, suggestion=cure, model=named)
 
 
 def _grown(plan: Plan) -> Iterator[Diagnostic]:

@@ -12,7 +12,7 @@ from policy_dsl.language.print_policy import policy_digest
 from policy_dsl.plan import Draft, Module, Omission, Plan, StatisticsFile, coded_modules
 from policy_dsl.planning.bundle_files import placed, with_files
 from policy_dsl.planning.decisions import decide
-from policy_dsl.planning.lint import choose_target, setting_findings
+from policy_dsl.planning.lint import choose_target, setting_findings, without_allowed
 from policy_dsl.planning.lowering import lower
 from policy_dsl.planning.plan_warnings import plan_warnings, with_own_head
 from policy_dsl.planning.pruning import ensure_all_pruned, pruned, pruning_of
@@ -104,7 +104,7 @@ def resolve(  # noqa: PLR0913 - a policy, its checkpoint, and options by keyword
     findings += plan_warnings(plan, decisions, format)
     _raise_errors(findings)
     # Warnings about the source belong to the plan that rests on it.
-    plan = replace(plan, findings=(*inventory.findings, *findings))
+    plan = replace(plan, findings=without_allowed([*inventory.findings, *findings], policy))
     return with_files(plan, inventory, format) if files else plan
 
 

@@ -25,11 +25,12 @@ _HUB_ID = re.compile(
 )
 
 
-def open_source(reference: str | Path, *, links: bool = True) -> Inventory:
+def open_source(reference: str | Path, *, links: bool = True, online: bool = True) -> Inventory:
     """The inventory of a source, from headers alone.
 
     What exists on disk comes first; for a hub id the hub's cache, then the catalog unless it pins
     a revision, then the hub. links: whether weights may be links that lead out of their folder.
+    online: whether the hub may be asked.
     Raises: PolicyError with every defect of the source.
     """
     reference = str(reference)
@@ -43,7 +44,7 @@ def open_source(reference: str | Path, *, links: bool = True) -> Inventory:
     if exists or is_path or reference.endswith((checkpoint.SUFFIX, ".json", ".json.gz")):
         return _open_path(path, links=links)
     if _HUB_ID.fullmatch(reference):
-        return _open_hub_id(reference, links=links)
+        return _open_hub_id(reference, links=links, online=online)
     if model := open_catalog(reference):
         return model
     cure = did_you_mean(_loose(reference), map(_loose, catalog_names()))
@@ -102,12 +103,14 @@ def _open_path(path: Path, *, links: bool) -> Inventory:
     return read_recorded(path)
 
 
-def _open_hub_id(reference: str, *, links: bool) -> Inventory:
+def _open_hub_id(reference: str, *, links: bool, online: bool) -> Inventory:
     repository, _, revision = reference.partition("@")
     model = _open_cached(repository, revision or None, links=links)
     model = model or (None if revision else open_catalog(repository))
     if model is not None:
         return model
+    if not online:
+        raise fail("needs-the-hub", what=reference)
     # Not at the top: its HTTP takes a quarter of a second to import.
     with _settings_of_the_hub():
         from policy_dsl.sources.hub import open_hub  # noqa: PLC0415

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TextIO, TypeVar
 
 import click
 
-from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, errors, json_text, render
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, json_text, render
 from policy_dsl.escaping import LONGEST_VALUE, decoded, escaped, escaped_lines
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ READER_GONE = 141
 # On every system: with the ends of lines of Windows, `fmt --check` would find what fmt wrote.
 END_OF_LINE = "\n"
 
-_COLOURS = {"error": "\x1b[31m", "warning": "\x1b[33m"}
-_SEVERITY = re.compile(r"^(error|warning)(?=\[)", re.MULTILINE)
+_COLOURS = {"error": "\x1b[31m", "warning": "\x1b[33m", "note": "\x1b[36m"}
+_SEVERITY = re.compile(r"^(error|warning|note)(?=\[)", re.MULTILINE)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -217,7 +217,8 @@ def stop_if(failed: bool, code: int = FAILED) -> None:
 
 def is_failure(findings: Sequence[Diagnostic], *, fail_on_warn: bool) -> bool:
     """Whether findings are errors, or warnings that the user wants to count as errors."""
-    return bool(errors(findings)) or (fail_on_warn and bool(findings))
+    failing = ("error", "warning") if fail_on_warn else ("error",)
+    return any(finding.severity in failing for finding in findings)
 
 
 def save_text(path: Path, text: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -50,6 +50,22 @@ text_option = partial(click.option, type=given_text)
 path_option = partial(click.option, type=given_path, metavar="FILE")
 flag = partial(click.option, is_flag=True)
 
+
+def codes(name: str, *, help: str) -> Callable[..., Any]:
+    """An option that takes codes of findings, several times."""
+    return text_option(name, metavar="CODE", multiple=True, callback=_known_codes, help=help)
+
+
+def _known_codes(_: click.Context, _option: click.Parameter, given: Sequence[str]) -> Sequence[str]:
+    from policy_dsl.diagnostics import catalogue, did_you_mean
+
+    for code in given:
+        if code not in catalogue():
+            cure = did_you_mean(code, catalogue()) or "docs/errors.md lists them"
+            raise click.BadParameter(f'there is no code "{code}"; {cure}')
+    return given
+
+
 any_report = choice("--format", "text", "json", "markdown")
 fail_on_warn = flag("--fail-on-warn", help="Treat warnings as errors.")
 no_links = flag("--no-links", help="Refuse weights that are links out of the model's folder.")
@@ -83,9 +99,10 @@ class Request:
         """The policy with its overrides."""
         return policyc.load(self.policy, parse_overrides(self.overrides))
 
-    def open_model(self, policy: Policy) -> Inventory:
+    def open_model(self, policy: Policy, *, online: bool = True) -> Inventory:
         """The inventory of the model that is asked for, or else of the policy's own."""
-        inventory = workflow.open_model(policy, self.model, links=not self.no_links)
+        links = not self.no_links
+        inventory = workflow.open_model(policy, self.model, links=links, online=online)
         if self.verbose:
             for line in (f"source {inventory.id}", *inventory.notes):
                 note(f"note: {escaped(line)}")

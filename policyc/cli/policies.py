@@ -4,106 +4,135 @@ from __future__ import annotations
 
 import sys
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 import policyc
-from policy_dsl.diagnostics import (
-    Diagnostic,
-    PolicyError,
-    count_text,
-    diagnostic,
-    did_you_mean,
-    errors,
-    fail,
-    render,
-)
+from policy_dsl.diagnostics import Diagnostic, PolicyError, diagnostic, did_you_mean, fail
 from policy_dsl.escaping import escaped
 from policyc import workflow
 from policyc.cli import console, options
 from policyc.cli.options import Request
 
 if TYPE_CHECKING:
-    from policy_dsl.documents.reports import AgainstEntry, CheckDocument
+    from policy_dsl.inventory import Inventory
     from policy_dsl.policy import Policy
+    from policyc.reports.check_report import Checked
 
 STDIN = "-"
-
-
-@dataclass(frozen=True)
-class Checked:
-    """The findings about one policy; `against` are the models and targets they are about."""
-
-    policy: str
-    name: str | None
-    against: Sequence[AgainstEntry]
-    findings: tuple[Diagnostic, ...]
+_FORMS = ("text", "json", "github", "gitlab", "sarif", "junit")
 
 
 @options.requesting("policy", "allow_requantize", "imatrix")
-@options.words("policies", metavar="POLICY...", help="Policy files, or names of bundled policies.")
-@options.choice("--format", "text", "json", "github", "sarif", help="Form of the findings.")
+@options.words(
+    "paths",
+    metavar="[PATH]...",
+    required=False,
+    help="Policy files, folders of them, names of bundled policies; - is stdin.",
+)
+@options.choice("--format", *_FORMS, help="Form of the findings.")
+@options.flag("--alone", help="Look only at the text, not at the policy's own model.")
+@options.flag("--online", help="Fetch headers from the hub where the model is not here.")
+@options.codes("--allow", help="Accept findings of this code. Repeatable.")
+@options.codes("--select", help="Report only findings of this code. Repeatable.")
 @options.fail_on_warn
-def check(request: Request, *, policies: Sequence[str], format: str, fail_on_warn: bool) -> None:
+def check(
+    request: Request,
+    *,
+    paths: Sequence[str],
+    format: str,
+    alone: bool,
+    online: bool,
+    allow: Sequence[str],
+    select: Sequence[str],
+    fail_on_warn: bool,
+) -> None:
     """Find what is wrong with policies, all at once.
 
-    With --model, against that model too, tests of the policy included. Exit code 1 if there
-    are errors.
+    Each policy is planned for each of its targets, on its own model where that needs no network
+    or on --model, and its tests are run. Without a PATH, the policies of the current folder are
+    checked. Exit code 1 if there are errors.
 
     \b
     Examples:
-      policyc check policies/*.yaml
+      policyc check
+      policyc check policies/ --fail-on-warn
       policyc check mine.qpol --model ./my-checkpoint --target mlx_affine
       policyc check policies/*.yaml --format github
     """
-    checked = [_checked(replace(request, policy=policy)) for policy in policies]
+    from policyc.cli.policy_files import policies_in
+
+    found = policies_in(paths or ["."])
+    checked = []
+    for policy in found.policies:
+        one = _checked(replace(request, policy=policy), alone=alone, online=online)
+        one.findings = tuple(
+            finding
+            for finding in one.findings
+            if finding.severity == "error" or finding.code not in allow
+            if not select or finding.code in select
+        )
+        checked.append(one)
     findings = [finding for each in checked for finding in each.findings]
-    if format == "text":
-        console.write("".join(_text(checked)))
-    elif format == "json":
-        console.write_json(_document(checked, findings))
-    elif format == "github":
-        # Only what the chosen form needs is imported: `check` has to start at once.
-        from policyc.reports.findings import github_line
-
-        lines = "".join(f"{github_line(finding)}\n" for finding in findings)
-        console.write(lines, commands=True)
-    else:
-        from policy_dsl import version
-        from policyc.reports.findings import sarif
-
-        console.write_json(sarif(findings, version=version()))
+    _write(format, checked, found.n_others)
     console.stop_if(console.is_failure(findings, fail_on_warn=fail_on_warn))
 
 
-def _checked(request: Request) -> Checked:
+def _checked(request: Request, *, alone: bool, online: bool) -> Checked:
     """All findings about one policy: its text, then each of its targets on the model."""
+    from policyc.reports.check_report import Checked
+
+    found = Checked(request.policy)
+    try:
+        policy = request.read_policy()
+        found.name = policy.name
+        if alone or not (request.model or policy.model):
+            found.alone = "as asked for" if alone else "it names no model"
+            found.findings = _of_text(request, policy)
+        else:
+            found.findings = _on_model(request, policy, found, online=online)
+    except PolicyError as error:
+        # One broken policy must not hide what is wrong with the others.
+        found.findings = error.diagnostics
+    return found
+
+
+def _of_text(request: Request, policy: Policy) -> tuple[Diagnostic, ...]:
     import emitters
     from policy_dsl.planning.lint import lint
 
+    return lint(policy, emitters.FORMATS, target=request.target)
+
+
+def _on_model(
+    request: Request, policy: Policy, found: Checked, *, online: bool
+) -> tuple[Diagnostic, ...]:
     try:
-        policy = request.read_policy()
+        inventory = request.open_model(policy, online=online)
     except PolicyError as error:
-        # One broken policy must not hide what is wrong with the others.
-        return Checked(request.policy, None, (), error.diagnostics)
-    findings: list[Diagnostic] = []
-    against: list[AgainstEntry] = []
-    if request.model:
-        # Each target has schemes of its own, so a policy for several is checked for each.
-        for target in (request.target,) if request.target else policy.targets or (None,):
-            findings += _against_model(request, policy, target, against)
-    else:
-        findings += lint(policy, emitters.FORMATS, target=request.target)
-    # Two targets may have the same defect; nobody wants to read it twice.
-    return Checked(request.policy, policy.name, against, tuple(dict.fromkeys(findings)))
+        if [one.code for one in error.diagnostics] != ["needs-the-hub"]:
+            raise
+        found.alone = f"{request.model or policy.model} is not here; --online asks the hub"
+        return _of_text(request, policy)
+    # Each target has schemes of its own, so a policy for several is checked for each.
+    targets = (request.target,) if request.target else policy.targets or (None,)
+    among: dict[Diagnostic, list[str]] = {}
+    for target in targets:
+        for finding in _for_target(request, policy, inventory, target, found):
+            among.setdefault(finding, []).append(target or "")
+    # What several targets have alike is read once.
+    return tuple(
+        replace(one, notes=(*one.notes, f"for {', '.join(names)}")) if len(targets) > 1 else one
+        for one, names in among.items()
+    )
 
 
-def _against_model(
-    request: Request, policy: Policy, target: str | None, against: list[AgainstEntry]
+def _for_target(
+    request: Request, policy: Policy, inventory: Inventory, target: str | None, found: Checked
 ) -> Sequence[Diagnostic]:
     import emitters
     from policy_dsl.planning.assertions import findings_of_tests
@@ -111,10 +140,9 @@ def _against_model(
     from policy_dsl.planning.lint import choose_target
 
     try:
-        inventory = request.open_model(policy)
         chosen = choose_target(policy, emitters.FORMATS, target)
         # Before the plan, which may fail: what was tried is reported either way.
-        against.append({"model": inventory.id, "target": chosen})
+        found.against.append({"model": inventory.id, "target": chosen})
         plan = workflow.plan_for(policy, inventory, chosen, request.statistics, files=False)
         beside = source_findings(plan, inventory, emitters.FORMATS[chosen].spec)
         return [*plan.findings, *beside, *findings_of_tests(plan)]
@@ -122,31 +150,34 @@ def _against_model(
         return error.diagnostics
 
 
-def _text(checked: Iterable[Checked]) -> Iterable[str]:
-    for each in checked:
-        if each.findings:
-            yield render(each.findings) + "\n\n"
-        shown = " and ".join(f"{escaped(at['model'])} as {at['target']}" for at in each.against)
-        place = f" (against {shown})" if shown else " (alone; --model checks it against one)"
-        yield f"{escaped(each.policy)}: {count_text(each.findings)}{place}\n"
+def _write(form: str, checked: Sequence[Checked], n_others: int) -> None:
+    # Only what the chosen form needs is imported: `check` has to start at once.
+    from policyc.reports.check_report import check_document, check_text, summary
 
+    findings = [finding for each in checked for finding in each.findings]
+    if form == "text":
+        console.write(check_text(checked, n_others))
+    elif form == "json":
+        console.write_json(check_document(checked, n_others))
+    elif form == "github":
+        from policyc.reports.findings import github_line
 
-def _document(checked: Iterable[Checked], findings: Sequence[Diagnostic]) -> CheckDocument:
-    from policy_dsl.documents import entry_of
-    from policy_dsl.documents.reports import CheckedPolicy
-    from policyc.reports import finding_json
+        lines = "".join(f"{github_line(finding)}\n" for finding in findings)
+        console.write(f"{lines}{summary(checked, n_others)}\n", commands=True)
+    elif form == "gitlab":
+        from policyc.reports.findings import gitlab
 
-    n_errors = len(errors(findings))
-    return {
-        "schema_version": 1,
-        "kind": "check",
-        "policies": [
-            entry_of(CheckedPolicy, each, findings=list(map(finding_json, each.findings)))
-            for each in checked
-        ],
-        "errors": n_errors,
-        "warnings": len(findings) - n_errors,
-    }
+        entries = ((each.policy, each.findings) for each in checked)
+        console.write_json(gitlab(entries))
+    elif form == "junit":
+        from policyc.reports.findings import junit
+
+        console.write(junit((each.policy, each.findings) for each in checked))
+    else:
+        from policy_dsl import version
+        from policyc.reports.findings import sarif
+
+        console.write_json(sarif(findings, version=version()))
 
 
 @options.requesting()

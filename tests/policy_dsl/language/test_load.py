@@ -386,7 +386,6 @@ def test_what_is_cleared_can_be_given_again_later(write) -> None:
 
 def test_names_that_are_not_policies_get_a_cure(tmp_path: Path):
     assert "a bundled policy such as config_i" in error_of("quite_other")[1]
-    assert "standard input is /dev/stdin" in error_of("-")[1]
     text = tmp_path / "policy.txt"
     text.write_text("all: 4bit")
     assert "rename it to .yaml" in error_of(text)[1]

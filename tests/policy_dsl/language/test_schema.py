@@ -37,6 +37,7 @@ output: {shard_size: 5GiB, file_name: model.hfq, layout: flat}
 fp8_dequant: f32
 metadata: {licence: mit, card: {a: [1, null, true]}}
 runtimes: mlx-lm
+allow: [router-quantized]
 tests: [bpw <= 3.3]
 """
 

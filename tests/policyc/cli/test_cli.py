@@ -109,7 +109,7 @@ class TestHelp:
             (["plan", "config_i", "--target", ""], "--target"),
             (["plan", "config_i", "--save", ""], "--save"),
             (["build", "config_i", "-o", "", "--force"], "--output"),
-            (["check", ""], "POLICY"),
+            (["check", ""], "PATH"),
             (["explain", "config_i", ""], "TENSOR"),
             (["verify", ""], "BUNDLE"),
             (["verify", "bundle", "--source", ""], "--source"),
